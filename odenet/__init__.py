@@ -1,0 +1,79 @@
+"""Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
+
+from odenet._backend import Backend, BackendEntry, Evaluation, Gradients, Measurement
+from odenet._depth import Depth
+from odenet._errors import (
+    BackendUnavailableError,
+    DepthError,
+    DeviceUnavailableError,
+    DtypeError,
+    FileError,
+    GradientError,
+    GridError,
+    InputError,
+    NonFiniteError,
+    OdenetError,
+    StateError,
+    TableauError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from odenet._gradients import GRADIENTS, Backprop, ContinuousAdjoint, Cost, DiscreteAdjoint, Gradient, gradient
+from odenet._grid import Grid
+from odenet._nets import NetSpec
+from odenet._problem import Problem
+from odenet._registry import available, backend, known
+from odenet._solution import Result, Solution, Stats
+from odenet._solve import solve, value_and_grad
+from odenet._solvers import SOLVERS, Solver, solver
+from odenet._tableau import Tableau
+from odenet._weights import load_weights, save_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRADIENTS",
+    "SOLVERS",
+    "Backend",
+    "BackendEntry",
+    "BackendUnavailableError",
+    "Backprop",
+    "ContinuousAdjoint",
+    "Cost",
+    "Depth",
+    "DepthError",
+    "DeviceUnavailableError",
+    "DiscreteAdjoint",
+    "DtypeError",
+    "Evaluation",
+    "FileError",
+    "GradientError",
+    "Gradient",
+    "Gradients",
+    "Grid",
+    "GridError",
+    "InputError",
+    "Measurement",
+    "NetSpec",
+    "NonFiniteError",
+    "OdenetError",
+    "Problem",
+    "Result",
+    "Solution",
+    "Solver",
+    "StateError",
+    "Stats",
+    "Tableau",
+    "TableauError",
+    "UnknownNameError",
+    "UnsupportedError",
+    "available",
+    "backend",
+    "gradient",
+    "known",
+    "load_weights",
+    "save_weights",
+    "solve",
+    "solver",
+    "value_and_grad",
+]

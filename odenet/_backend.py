@@ -1,0 +1,177 @@
+"""The seam. A backend is asked for what the user wants done, never for array operations."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from odenet._errors import BackendUnavailableError, UnsupportedError
+from odenet._gradients import GRADIENTS, Gradient
+from odenet._solution import Solution
+from odenet._solvers import SOLVERS, Solver
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from odenet._nets import NetSpec
+    from odenet._problem import Problem
+
+Arrays = Mapping[str, "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of a loss of a solution.
+
+    Args:
+        y0: a tree like y0.
+        weights: a tree like the weights (that of `Depth.tree` where a Depth was given); None without weights.
+    """
+
+    y0: Any
+    weights: Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One forward and backward pass of a network on a batch, as NumPy.
+
+    Args:
+        loss: mean cross-entropy over the batch (half the mean squared error for a network without classes).
+        outputs: logits or final states, shape (batch, ...).
+        gradients: by name of weight.
+        certificate: the reconstruction residual, where the gradient method has one.
+    """
+
+    loss: float
+    outputs: np.ndarray
+    gradients: dict[str, np.ndarray]
+    certificate: float | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a forward and a backward pass take, on this machine.
+
+    Args:
+        forward_seconds: median seconds of the loss alone.
+        step_seconds: median seconds of loss and gradient.
+        compile_seconds: compilation of both, 0 where nothing is compiled.
+        peak_bytes: most bytes alive at once for loss and gradient, beyond weights and batch.
+        peak_bytes_method: how that was counted.
+        f_forward, f_backward, vjp: field evaluations and VJPs as counted while it ran, as in `Cost`.
+    """
+
+    forward_seconds: float
+    step_seconds: float
+    compile_seconds: float
+    peak_bytes: int
+    peak_bytes_method: str
+    f_forward: int
+    f_backward: int
+    vjp: int
+
+
+class Backend(ABC):
+    """What a framework has to do for odenet. One instance serves a process; it holds no state."""
+
+    @abstractmethod
+    def solve(self, problem: Problem) -> Solution:
+        """The solution, differentiable by the framework's own means with the problem's gradient method."""
+
+    @abstractmethod
+    def value_and_grad(self, loss: Callable[[Solution], Any], problem: Problem) -> tuple[Any, Gradients, Solution]:
+        """A scalar loss of the solution, its gradients, and the solution with its certificate."""
+
+    @abstractmethod
+    def build(
+        self,
+        spec: NetSpec,
+        weights: Arrays,
+        *,
+        solver: Solver,
+        gradient: Gradient,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> Any:
+        """The network of a spec with these weights: a callable of the framework, batch of inputs to outputs."""
+
+    @abstractmethod
+    def read(self, model: Any) -> dict[str, np.ndarray]:
+        """The weights of a network that `build` made, by name."""
+
+    @abstractmethod
+    def evaluate(self, model: Any, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
+        """Loss, outputs and gradients of a network on a batch."""
+
+    @abstractmethod
+    def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
+        """Time, memory and counts of loss and gradient on a batch, after a warm-up."""
+
+    @abstractmethod
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices that the framework sees, `cpu` first."""
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """A backend before it is loaded: plain data, so that knowing it costs no import of its framework.
+
+    Args:
+        name: what a user calls it.
+        framework: import name of the framework.
+        install: the command that makes it available.
+        implementation: "module:Class" of its `Backend`.
+        array_modules: top-level modules whose array types it owns; this is how `solve` finds it from y0.
+        solvers: names of the solvers it offers; None for every explicit Runge-Kutta method, yours included.
+        gradients: names of the gradient methods it offers.
+    """
+
+    name: str
+    framework: str
+    install: str
+    implementation: str
+    array_modules: tuple[str, ...]
+    solvers: tuple[str, ...] | None = None
+    gradients: tuple[str, ...] = tuple(GRADIENTS)
+
+    @property
+    def available(self) -> bool:
+        """Whether the framework is installed. It is looked for, not imported."""
+        return importlib.util.find_spec(self.framework) is not None
+
+    def owns(self, leaf: Any) -> bool:
+        """Whether an array is of this backend's framework."""
+        return any(kind.__module__.partition(".")[0] in self.array_modules for kind in type(leaf).__mro__)
+
+    def offers(self, solver: Solver, gradient: Gradient) -> bool:
+        """Whether this pair can be solved here."""
+        return gradient.name in self.gradients and (self.solvers is None or solver.name in self.solvers)
+
+    def require(self, solver: Solver, gradient: Gradient) -> None:
+        """Raises UnsupportedError with what is offered, unless the pair is."""
+        if not self.offers(solver, gradient):
+            raise UnsupportedError(
+                f"backend {self.name} does not offer solver {solver.name} with gradient {gradient.name}",
+                f"solvers {', '.join(self.solvers or SOLVERS)}; gradients {', '.join(self.gradients)}",
+                "choose one of these, or another backend (`odenet list backends`)",
+            )
+
+    def load(self) -> Backend:
+        """The backend itself; imports the framework.
+
+        Raises:
+            BackendUnavailableError: the framework is not installed.
+        """
+        if not self.available:
+            raise BackendUnavailableError(
+                f"backend {self.name} is known but not available: {self.framework} is not installed",
+                "an installed framework",
+                self.install,
+            )
+        module, _, name = self.implementation.partition(":")
+        return getattr(importlib.import_module(module), name)()

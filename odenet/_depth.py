@@ -1,0 +1,201 @@
+"""Weights along depth: what turns one field f(t, y, w) into a network of layers."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from odenet import _tree
+from odenet._errors import DepthError
+from odenet._names import lookup
+
+Kind = Literal["shared", "piecewise", "linear"]
+_KINDS: dict[str, Kind] = {"shared": "shared", "piecewise": "piecewise", "linear": "linear"}
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A tree of weights as a function of depth.
+
+    - `Depth(tree)`: the same weights at all depths (a tied network).
+    - `Depth(tree, "piecewise")`: leaves have a leading axis of L layers; layer n holds from step n to step n+1. A ResNet
+      of N blocks is Euler's method with N of them.
+    - `Depth(tree, "linear")`: leaves have a leading axis of L nodes with straight lines between them: L-1 intervals.
+      HeunNet reads w[n] and w[n+1] in step n, so N blocks are N-1 steps.
+    - `Depth.each(layers, kind)`: a list of trees, one a layer, instead of stacked leaves. The same tree may stand at
+      several places (tied layers).
+
+    Leaves without a shape (functions, numbers) are the same at all depths.
+
+    Args:
+        tree: the weights.
+        kind: "shared", "piecewise" or "linear".
+        stacked: whether leaves have a leading axis; False where `tree` is a tuple with one tree a layer.
+
+    Raises:
+        DepthError: leaves that do not agree on the number of layers, or too few of them.
+    """
+
+    tree: Any
+    kind: Kind = "shared"
+    stacked: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", lookup("kind of depth", self.kind, _KINDS))
+        if self.kind == "shared":
+            return
+        sizes = {_length(path, leaf) for path, leaf in _tree.paths(self.tree) if _is_array(leaf)}
+        if not self.stacked:
+            sizes = {len(self.tree)}
+            if any(not _tree.same_shape(self.tree[0], layer) for layer in self.tree[1:]):
+                raise DepthError("the layers are trees of different containers or keys", "one tree of weights a layer")
+        if len(sizes) != 1:
+            found = ", ".join(f"{p}: {tuple(x.shape)}" for p, x in _tree.paths(self.tree) if _is_array(x))
+            raise DepthError(
+                f"the leaves do not agree on the number of layers ({found or 'there are none'})",
+                "leaves with the same leading axis, one entry a layer",
+            )
+        least = 2 if self.kind == "linear" else 1
+        if self.layers < least:
+            raise DepthError(f"{self.kind} weights with {self.layers} layers", f"at least {least}")
+
+    @classmethod
+    def each(cls, layers: Sequence[Any], kind: Kind = "piecewise") -> Depth:
+        """Weights given as a list with one tree a layer."""
+        if len(layers) == 0:
+            raise DepthError("an empty list of layers", "at least one layer")
+        return cls(tuple(layers), kind, stacked=False)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers (piecewise) or nodes (linear); 1 for shared weights."""
+        if self.kind == "shared":
+            return 1
+        if not self.stacked:
+            return len(self.tree)
+        return next(int(leaf.shape[0]) for leaf in _tree.leaves(self.tree) if _is_array(leaf))
+
+    @property
+    def intervals(self) -> int | None:
+        """The natural number of steps; None for shared weights, which fit any."""
+        return {"shared": None, "piecewise": self.layers, "linear": self.layers - 1}[self.kind]
+
+    def at(self, n: int) -> Any:
+        """The tree of weights of layer (or node) n, counted from 0."""
+        if self.kind == "shared":
+            return self.tree
+        if not 0 <= operator.index(n) < self.layers:
+            raise DepthError(f"layer {n} of {self.layers}", f"0 to {self.layers - 1}")
+        if not self.stacked:
+            return self.tree[n]
+        return self._arrays(lambda leaf: leaf[n])
+
+    def between(self, n: int, position: float) -> Any:
+        """The tree of weights at `position` in [0, 1] within step n."""
+        if self.kind != "linear" or position == 0:
+            return self.at(n)
+        return blend(self.at(n), self.at(n + 1), position)
+
+    def refine(self, factor: int) -> Depth:
+        """Each layer or interval cut into `factor`: the same function of depth, for a network `factor` times as deep.
+
+        Piecewise layers are repeated, linear ones interpolated. This starts a deep network from a shallow one.
+        """
+        k = _factor(factor)
+        if self.kind == "shared" or k == 1:
+            return self
+        if not self.stacked:
+            return Depth(tuple(self._refined_layers(k)), self.kind, stacked=False)
+        if self.kind == "piecewise":
+            places = [n for n in range(self.layers) for _ in range(k)]
+            return self._with(lambda leaf: leaf[_index(places)])
+        # node m k + j is the mean of k picks: k - j of node m and j of node m + 1
+        count = (self.layers - 1) * k + 1
+        picks = [[i // k + (r >= k - i % k) for i in range(count)] for r in range(k)]
+        return self._with(lambda leaf: _mean([leaf[_index(places)] for places in picks]))
+
+    def coarsen(self, factor: int) -> Depth:
+        """The inverse of `refine`: the mean of each `factor` piecewise layers, or every `factor`-th linear node."""
+        k = _factor(factor)
+        if self.kind == "shared" or k == 1:
+            return self
+        if (self.intervals or 0) % k:
+            raise DepthError(f"{self.intervals} intervals cannot be coarsened by {k}", f"divisors of {self.intervals}")
+        if not self.stacked:
+            groups = [self.tree[n : n + k] for n in range(0, self.layers, k)]
+            means = [_tree.map(lambda *each: _mean(each), *group) for group in groups if len(group) == k]
+            return Depth(self.tree[::k] if self.kind == "linear" else tuple(means), self.kind, stacked=False)
+        if self.kind == "linear":
+            return self._with(lambda leaf: leaf[::k])
+        return self._with(lambda leaf: _mean([leaf[r::k] for r in range(k)]))
+
+    def factor(self, steps: int) -> int:
+        """How many of `steps` equal steps each layer or interval spans; 1 for shared weights.
+
+        Raises:
+            DepthError: `steps` is no multiple of the layers or intervals.
+        """
+        if self.intervals is None:
+            return 1
+        if steps % self.intervals:
+            what = "layers" if self.kind == "piecewise" else f"intervals ({self.layers} nodes)"
+            raise DepthError(
+                f"steps={steps} with {self.kind} weights of {self.intervals} {what}",
+                f"steps that are a multiple of {self.intervals}",
+                f"leave steps out to take {self.intervals}, or refine/coarsen the weights",
+            )
+        return steps // self.intervals
+
+    def fit(self, steps: int) -> Depth:
+        """Refined to `steps` steps (see `factor`)."""
+        return self.refine(self.factor(steps))
+
+    def _refined_layers(self, k: int) -> list[Any]:
+        if self.kind == "piecewise":
+            return [layer for layer in self.tree for _ in range(k)]
+        inner = [self.between(n, j / k) for n in range(self.layers - 1) for j in range(k)]
+        return [*inner, self.tree[-1]]
+
+    def _arrays(self, function: Callable[[Any], Any]) -> Any:
+        return _tree.map(lambda leaf: function(leaf) if _is_array(leaf) else leaf, self.tree)
+
+    def _with(self, function: Callable[[Any], Any]) -> Depth:
+        return Depth(self._arrays(function), self.kind)
+
+
+def blend(one: Any, other: Any, position: float) -> Any:
+    """`(1 - position) one + position other`, leaf by leaf; exactly an end where position is 0 or 1."""
+    if position == 0:
+        return one
+    if position == 1:
+        return other
+    return _tree.map(lambda a, b: (1 - position) * a + position * b if _is_array(a) else a, one, other)
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape")
+
+
+def _length(path: str, leaf: Any) -> int:
+    if len(leaf.shape) == 0:
+        raise DepthError(f"the weight {path} is a scalar without an axis of layers", "leaves with a leading layer axis")
+    return int(leaf.shape[0])
+
+
+def _factor(factor: Any) -> int:
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise DepthError(f"a factor of {factor!r}", "a whole number, at least 1")
+    return factor
+
+
+def _index(places: list[int]) -> Any:
+    import numpy as np  # an integer array is what every framework indexes with
+
+    return np.asarray(places)
+
+
+def _mean(each: Sequence[Any]) -> Any:
+    return functools.reduce(operator.add, each) * (1 / len(each)) if _is_array(each[0]) else each[0]

@@ -1,0 +1,100 @@
+"""Every exception that odenet raises on purpose.
+
+    OdenetError
+    ├── InputError (ValueError)              an argument cannot be used
+    │   ├── UnknownNameError                 no solver, gradient, backend, problem ... of that name
+    │   ├── GridError                        times and steps: t0, t1, steps, ts
+    │   ├── DepthError                       weights along depth: kind, number of layers, refinement
+    │   ├── StateError                       y0, or what the field returned for it
+    │   ├── DtypeError                       a number type that would be changed in silence
+    │   ├── NonFiniteError                   NaN or infinity in the input
+    │   └── TableauError                     Runge-Kutta coefficients that fail their own checks
+    ├── UnsupportedError (NotImplementedError)   a known combination that is not offered
+    ├── GradientError (RuntimeError)         a gradient that could not be given truthfully
+    ├── BackendUnavailableError (ImportError)    a known backend whose framework is not installed
+    ├── DeviceUnavailableError (RuntimeError)    a device that the framework does not see
+    └── FileError (OSError)                  a file that cannot be read, written or trusted
+
+Each says what was given, what is allowed and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class OdenetError(Exception):
+    """Base of all exceptions of this library.
+
+    Args:
+        given: what was given, as a sentence without a full stop.
+        allowed: what would have been accepted.
+        remedy: what to do next.
+    """
+
+    def __init__(self, given: str, allowed: str = "", remedy: str = "") -> None:
+        self.given = given
+        self.allowed = allowed
+        self.remedy = remedy
+        parts = [given + "."]
+        if allowed:
+            parts.append(f"Allowed: {allowed}.")
+        if remedy:
+            parts.append(f"What to do: {remedy}.")
+        super().__init__(" ".join(parts))
+
+    def __reduce__(self) -> tuple[type[OdenetError], tuple[str, str, str]]:
+        return type(self), (self.given, self.allowed, self.remedy)
+
+
+class InputError(OdenetError, ValueError):
+    """An argument cannot be used."""
+
+
+class UnknownNameError(InputError):
+    """No solver, gradient method, backend, problem ... has that name."""
+
+
+class GridError(InputError):
+    """Times or steps that make no grid."""
+
+
+class DepthError(InputError):
+    """Weights along depth that do not fit the steps, or each other."""
+
+
+class StateError(InputError):
+    """A state that cannot be solved for, or a field that does not return the state's own shape."""
+
+
+class DtypeError(InputError):
+    """A number type that would have to be changed in silence."""
+
+
+class NonFiniteError(InputError):
+    """NaN or infinity where a finite number is needed."""
+
+
+class TableauError(InputError):
+    """Runge-Kutta coefficients that fail their own checks."""
+
+
+class UnsupportedError(OdenetError, NotImplementedError):
+    """A known combination that is not offered."""
+
+
+class GradientError(OdenetError, RuntimeError):
+    """A gradient that could not be given truthfully."""
+
+
+class BackendUnavailableError(OdenetError, ImportError):
+    """A known backend whose framework is not installed."""
+
+
+class DeviceUnavailableError(OdenetError, RuntimeError):
+    """A device that the framework does not see."""
+
+
+class FileError(OdenetError, OSError):
+    """A file that cannot be read, written or trusted."""
+
+    def __str__(self) -> str:  # OSError formats two arguments as an errno
+        return str(self.args[0])

@@ -1,0 +1,57 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from odenet._errors import FileError
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
+    """Call `write` with a temporary file beside `path`, then rename it: a reader sees the old file or the new one.
+
+    Raises:
+        FileError: the folder cannot be made or written to.
+    """
+    target = Path(path)
+    temporary: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        _forget(temporary)
+        raise FileError(
+            f"{target} cannot be written ({error.strerror or error})",
+            "a folder you may write to",
+            "choose another path, or free space",
+        ) from error
+    except BaseException:
+        _forget(temporary)
+        raise
+    return target
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """`write_atomically` for text in UTF-8."""
+    return write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _forget(temporary: str | None) -> None:
+    if temporary is not None:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,129 @@
+"""The flags that several commands share. Choices are read from the registries, so a new solver is a choice at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from odenet._errors import InputError, OdenetError
+from odenet._gradients import GRADIENTS, Gradient, gradient
+from odenet._registry import entry, known
+from odenet._solvers import ALIASES, SOLVERS, Solver, solver
+
+
+class Names(click.ParamType):
+    """Names separated by commas, each read by `read`; `all` stands for every one."""
+
+    def __init__(self, kind: str, choices: Callable[[], Sequence[str]], read: Callable[[str], Any]) -> None:
+        self.name = kind
+        self.choices = choices
+        self.read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """The things named, in order, without repeats."""
+        if not isinstance(value, str):
+            return tuple(value)
+        texts = [text.strip() for text in value.split(",") if text.strip()]
+        if not texts:
+            self.fail(f"no {self.name} was named; allowed: {', '.join(self.choices())}", param, ctx)
+        if "all" in texts:
+            texts = list(self.choices())
+        try:
+            return tuple(dict.fromkeys(self.read(text) for text in texts))
+        except OdenetError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names that go on from what was typed after the last comma."""
+        done, comma, start = incomplete.rpartition(",")
+        return [CompletionItem(f"{done}{comma}{name}") for name in self.choices() if name.startswith(start)]
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`4,8,16` or a doubling range `4..64` as whole numbers of at least 1."""
+    try:
+        first, dots, last = text.partition("..")
+        if not dots:
+            numbers = [int(text)]
+        else:
+            numbers = [int(first)]
+            while numbers[0] > 0 and numbers[-1] * 2 <= int(last):
+                numbers.append(numbers[-1] * 2)
+    except ValueError:
+        raise InputError(f"{text!r} is no depth", "whole numbers, or a doubling range such as 4..64") from None
+    if min(numbers) < 1 or (dots and int(last) < numbers[0]):
+        raise InputError(f"{text!r} as depths", "whole numbers of at least 1, ranges that go up")
+    return tuple(numbers)
+
+
+class Depths(Names):
+    """Depths separated by commas; `4..64` doubles."""
+
+    def __init__(self) -> None:
+        super().__init__("depth", lambda: ("4", "8", "16", "32", "64", "4..64"), whole_numbers)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Sorted, without repeats."""
+        if not isinstance(value, str):
+            return tuple(value)
+        return tuple(sorted({number for group in super().convert(value, param, ctx) for number in group}))
+
+
+def _joined(ctx: click.Context, param: click.Parameter, values: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(value for group in values for value in group))
+
+
+def _several(flag: str, kind: Names, default: str, text: str) -> Callable[[Any], Any]:
+    return click.option(
+        flag, type=kind, multiple=True, default=(default,), show_default=default, callback=_joined, help=text
+    )
+
+
+BACKENDS = Names("backend", lambda: tuple(known()), lambda text: entry(text).name)
+SOLVER_NAMES = Names("solver", lambda: (*SOLVERS, *ALIASES), solver)
+GRADIENT_NAMES = Names(
+    "gradient", lambda: (*GRADIENTS, "discrete-adjoint:correct=no", "discrete-adjoint:iterations=2"), gradient
+)
+
+
+def backends(default: str) -> Callable[[Any], Any]:
+    """`--backend`, to names of known backends."""
+    return _several("--backend", BACKENDS, default, f"Backends, repeatable or with commas: {', '.join(known())}.")
+
+
+def solvers(default: str) -> Callable[[Any], Any]:
+    """`--solver`, to `Solver` records."""
+    return _several("--solver", SOLVER_NAMES, default, f"Solvers: {', '.join((*SOLVERS, *ALIASES))}, or all.")
+
+
+def gradients(default: str) -> Callable[[Any], Any]:
+    """`--gradient`, to `Gradient` records."""
+    text = f"Gradient methods, with options behind colons: {', '.join(GRADIENT_NAMES.choices())}, or all."
+    return _several("--gradient", GRADIENT_NAMES, default, text)
+
+
+def depths(default: str) -> Callable[[Any], Any]:
+    """`--depth`, to whole numbers."""
+    return _several("--depth", Depths(), default, "Depths (steps): numbers with commas, or a doubling range 4..64.")
+
+
+def dtype(default: str) -> Callable[[Any], Any]:
+    """`--dtype`."""
+    kinds = click.Choice(["float32", "float64"])
+    return click.option("--dtype", type=kinds, default=default, show_default=True, help="Number type of the state.")
+
+
+def device() -> Callable[[Any], Any]:
+    """`--device`."""
+    return click.option("--device", default="cpu", show_default=True, help="Device, as `odenet list backends` names it.")
+
+
+def seed() -> Callable[[Any], Any]:
+    """`--seed`."""
+    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and data.")
+
+
+__all__ = ["Gradient", "Solver", "backends", "depths", "device", "dtype", "gradients", "seed", "solvers"]

@@ -1,0 +1,127 @@
+"""Equal steps in time, counted in integers: `steps=N` is exactly N steps, for every N."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from odenet._errors import GridError
+
+_CLOSE = 1e-6  # of a step: how far a time in `ts` may lie from its grid point (float32 times are this coarse)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`t[n] = t0 + (t1 - t0) n / steps`, and which of these times are kept.
+
+    Args:
+        t0: first time. `t1 < t0` solves backward in time; `t1 == t0` is the identity.
+        t1: last time.
+        steps: how many steps, at least one.
+        saved: the indices n that are kept, in the order asked for.
+    """
+
+    t0: float
+    t1: float
+    steps: int
+    saved: tuple[int, ...]
+
+    @property
+    def h(self) -> float:
+        """Step size, signed."""
+        return (self.t1 - self.t0) / self.steps
+
+    @property
+    def final_only(self) -> bool:
+        """Whether nothing but y(t1) is kept."""
+        return self.saved == (self.steps,)
+
+    def time(self, n: Any, position: float = 0.0) -> Any:
+        """Time at `position` in [0, 1] within step n; n may be an int or a backend's integer."""
+        return self.t0 + (self.t1 - self.t0) * ((n + position) / self.steps)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The times that are kept."""
+        return tuple(self.time(n) for n in self.saved)
+
+
+def grid(t0: Any, t1: Any, steps: Any, ts: Any = None) -> Grid:
+    """A checked grid.
+
+    Args:
+        t0, t1: finite numbers.
+        steps: a whole number, at least 1.
+        ts: None keeps y(t1) alone; "all" keeps every step, t0 included; else times on the grid, in the direction of
+            time, repeats allowed.
+
+    Raises:
+        GridError: saying which of these does not hold.
+    """
+    first, last = _time("t0", t0), _time("t1", t1)
+    try:
+        count = operator.index(steps)
+        if isinstance(steps, bool):
+            raise TypeError
+    except TypeError:
+        raise GridError(f"steps={steps!r} is a {type(steps).__name__}", "a whole number of steps, at least 1") from None
+    if count < 1:
+        raise GridError(
+            f"steps={count}", "at least 1", "to solve backward in time give t1 < t0 and a positive number of steps"
+        )
+    if ts is None:
+        return Grid(first, last, count, (count,))
+    if isinstance(ts, str):
+        if ts != "all":
+            raise GridError(f"ts={ts!r}", "None, 'all', or a list of times on the grid")
+        return Grid(first, last, count, tuple(range(count + 1)))
+    whole = Grid(first, last, count, (count,))
+    return Grid(first, last, count, _saved(whole, ts))
+
+
+def _time(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:  # a traced JAX value is a TypeError, too
+        raise GridError(
+            f"{name}={value!r} is no number", "a finite number known before the solve", "pass a Python float"
+        ) from error
+    if not math.isfinite(number):
+        raise GridError(f"{name}={number}", "a finite number")
+    return number
+
+
+def _saved(whole: Grid, ts: Any) -> tuple[int, ...]:
+    if not isinstance(ts, Iterable):
+        ts = [ts]
+    try:
+        times = [_time("ts", t) for t in ts]
+    except TypeError as error:  # a 0-dimensional array claims to be iterable
+        raise GridError(f"ts={ts!r} is no list of times", "a list or 1-d array of times") from error
+    if not times:
+        raise GridError("ts is empty", "at least one time", "leave ts out to keep y(t1) alone")
+    saved = [_index(whole, t) for t in times]
+    if any(late < early for early, late in zip(saved, saved[1:], strict=False)):
+        raise GridError(f"ts={times} does not run from t0={whole.t0} to t1={whole.t1}", "times in the order of the solve")
+    return tuple(saved)
+
+
+def _index(whole: Grid, t: float) -> int:
+    if whole.h == 0:
+        if t != whole.t0:
+            raise GridError(f"ts holds {t} but t0 == t1 == {whole.t0}", "t0 itself")
+        return whole.steps
+    place = (t - whole.t0) / (whole.t1 - whole.t0) * whole.steps
+    n = round(place)
+    if not 0 <= n <= whole.steps:
+        raise GridError(f"ts holds {t}, outside [{whole.t0}, {whole.t1}]", "times between t0 and t1")
+    if abs(place - n) > _CLOSE:
+        raise GridError(
+            f"ts holds {t}, which no step of a fixed grid of {whole.steps} steps ends at",
+            f"the grid's times, here {whole.time(n - 1) if n else whole.t0}, {whole.time(n)} and so on",
+            "choose steps so that each time is a multiple of (t1 - t0) / steps",
+        )
+    return n

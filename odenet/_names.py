@@ -1,0 +1,39 @@
+"""Looking a thing up by its name, with a suggestion where there is none."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+from odenet._errors import InputError, UnknownNameError
+
+Thing = TypeVar("Thing")
+
+
+def lookup(kind: str, name: object, table: Mapping[str, Thing], aliases: Mapping[str, str] | None = None) -> Thing:
+    """The entry of `table` called `name` (or an alias of it); case and `_` for `-` are forgiven.
+
+    Raises:
+        UnknownNameError: naming the nearest spellings and everything that is allowed.
+    """
+    aliases = aliases or {}
+    if not isinstance(name, str):
+        raise InputError(f"a {kind} was given as {name!r}, a {type(name).__name__}", f"a name ({', '.join(table)})")
+    plain = name.strip().lower().replace("_", "-")
+    plain = aliases.get(plain, plain)
+    if plain in table:
+        return table[plain]
+    near = difflib.get_close_matches(plain, [*table, *aliases], n=3, cutoff=0.5)
+    remedy = f"did you mean {' or '.join(near)}?".rstrip("?") if near else f"see `odenet list` for every {kind}"
+    raise UnknownNameError(f"there is no {kind} called {name!r}", ", ".join([*table, *aliases]), remedy)
+
+
+def boolean(text: str) -> bool:
+    """`true/yes/on/1` or `false/no/off/0`; anything else is an error (a bare `bool("False")` is True)."""
+    plain = text.strip().lower()
+    if plain in ("true", "yes", "on", "1"):
+        return True
+    if plain in ("false", "no", "off", "0"):
+        return False
+    raise InputError(f"{text!r} is neither true nor false", "true, yes, on, 1, false, no, off, 0")

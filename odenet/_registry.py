@@ -1,0 +1,93 @@
+"""Which backends are known, which are available, and loading one by name.
+
+Known: announced in the entry-point group `odenet.backends`, by this distribution or anybody else's.
+Available: known, and its framework is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from odenet import _tree
+from odenet._backend import Backend, BackendEntry
+from odenet._errors import BackendUnavailableError, InputError
+from odenet._names import lookup
+
+GROUP = "odenet.backends"
+
+
+@cache
+def known() -> dict[str, BackendEntry]:
+    """Every announced backend by name. Looking costs no framework import."""
+    return {point.name: _entry(point) for point in sorted(entry_points(group=GROUP), key=_ours_first)}
+
+
+def available() -> dict[str, BackendEntry]:
+    """The known backends whose framework is installed."""
+    return {name: found for name, found in known().items() if found.available}
+
+
+def entry(name: str) -> BackendEntry:
+    """The entry of a known backend.
+
+    Raises:
+        UnknownNameError: nobody announced that name.
+    """
+    return lookup("backend", name, known())
+
+
+@cache
+def _loaded(name: str) -> Backend:
+    return known()[name].load()
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name, loaded.
+
+    Raises:
+        UnknownNameError: nobody announced that name.
+        BackendUnavailableError: its framework is not installed; the message says what to install.
+    """
+    return _loaded(entry(name).name)
+
+
+def entry_for(trees: Iterable[Any]) -> BackendEntry:
+    """The backend that owns the arrays in these trees.
+
+    Raises:
+        InputError: arrays of no backend, or of two.
+    """
+    leaves = [leaf for tree in trees for leaf in _tree.leaves(tree)]
+    owners = [found for found in known().values() if any(found.owns(leaf) for leaf in leaves)]
+    if len(owners) == 1:
+        return owners[0]
+    names = ", ".join(found.name for found in owners) or "none"
+    kinds = ", ".join(sorted({type(leaf).__module__ + "." + type(leaf).__qualname__ for leaf in leaves}))
+    raise InputError(
+        f"the arrays ({kinds}) belong to {names} of the known backends",
+        f"arrays of one of {', '.join(known())}",
+        "convert them to one framework, or name it: backend='torch'",
+    )
+
+
+def _ours_first(point: Any) -> tuple[bool, str]:
+    return not point.value.startswith("odenet_"), point.name
+
+
+def _entry(point: Any) -> BackendEntry:
+    try:
+        found = point.load()
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"the entry point {point.name} = {point.value} could not be imported ({error})",
+            "a module whose import needs no framework",
+            f"repair or uninstall the package that announces {point.name}",
+        ) from error
+    if not isinstance(found, BackendEntry):
+        raise InputError(
+            f"the entry point {point.name} = {point.value} is a {type(found).__name__}", "an odenet.BackendEntry"
+        )
+    return found

@@ -1,0 +1,73 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from odenet import _tree
+
+
+class Result(Enum):
+    """How a solve ended; the value is the message."""
+
+    SUCCESS = "success"
+    NONFINITE = (
+        "the solution is not finite: the field grew beyond the number type, or the step is too large for it; "
+        "take more steps, or look at the field near the first time that is not finite"
+    )
+
+
+@dataclass
+class Stats:
+    """What a solve did.
+
+    Args:
+        backend, solver, gradient: by name, as used.
+        steps: of the forward solve.
+        f_evaluations: of the field in the forward solve.
+        residual: set by a backward pass that rebuilds states; see `certificate`.
+    """
+
+    backend: str
+    solver: str
+    gradient: str
+    steps: int
+    f_evaluations: int
+    residual: Any = None
+
+    @property
+    def certificate(self) -> float | None:
+        """The reconstruction residual: over all steps, the largest `|y[n+1] - z - D(z)| / |y[n+1]|`.
+
+        It says by how much a rebuilt state fails to step forward to the state it was rebuilt from. None before a
+        backward pass, or for a gradient method that rebuilds nothing.
+        """
+        return None if self.residual is None else float(self.residual)
+
+
+@dataclass
+class Solution:
+    """The solution of a solve.
+
+    Args:
+        ts: times kept, shape (T,), in the state's real number type (float32 for half precision).
+        ys: the state's tree, each leaf with a leading time axis of length T.
+        stats: what it took.
+    """
+
+    ts: Any
+    ys: Any
+    stats: Stats
+
+    @property
+    def y1(self) -> Any:
+        """The state at the last time kept."""
+        return _tree.map(lambda leaf: leaf[-1], self.ys)
+
+    @property
+    def result(self) -> Result:
+        """Whether the solution is finite. Looked up when asked, since it reads the numbers on the host."""
+        finite = all(bool((leaf - leaf == 0).all()) for leaf in _tree.leaves(self.ys))
+        return Result.SUCCESS if finite else Result.NONFINITE

@@ -1,0 +1,88 @@
+"""`odenet.solve`: checks, picks the backend, calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from odenet._backend import Backend, Gradients
+from odenet._depth import Depth
+from odenet._gradients import Gradient
+from odenet._problem import Problem, problem
+from odenet._registry import backend as load
+from odenet._registry import entry, entry_for
+from odenet._solution import Solution
+from odenet._solvers import Solver
+
+
+def solve(
+    field: Callable[..., Any],
+    y0: Any,
+    weights: Any = None,
+    *,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    steps: int | None = None,
+    ts: Any = None,
+    solver: str | Solver = "euler",
+    gradient: str | Gradient = "backprop",
+    backend: str | None = None,
+) -> Solution:
+    """Solve `y' = field(t, y, w)` from y(t0) = y0 to t1 in `steps` equal steps.
+
+    Args:
+        field: `field(t, y, w)` with a scalar time, the state and the weights at that depth; it returns a tree like y.
+            Without weights `field(t, y)`: in torch an nn.Module or a closure over its parameters, in JAX a closure.
+        y0: the state at t0: an array of any shape or a tree of them (tuple, list, dict). float32, float64, complex; a
+            half-precision state is carried in float32 between field evaluations and returned as it came.
+        weights: a tree, the same at all depths, or a `Depth`.
+        t0, t1: times; `t1 < t0` solves backward.
+        steps: whole number; left out it is that of the layers (or intervals) of `weights`.
+        ts: which times to keep: None for t1 alone, "all", or times on the grid.
+        solver: a name or alias (`odenet list solvers`) or a `Solver`.
+        gradient: a name with options (`odenet list gradients`) or a record such as `DiscreteAdjoint(correct=False)`.
+        backend: "torch" or "jax"; left out it follows from the arrays in y0 (or in the weights, if y0 is numbers).
+
+    Returns:
+        Solution with `ts`, time-major `ys`, `y1`, `stats` and `result`.
+
+    Raises:
+        InputError: an argument cannot be used (see `odenet._errors` for the classes).
+        UnsupportedError: the backend does not offer this solver with this gradient.
+        BackendUnavailableError: the backend's framework is not installed.
+    """
+    made = problem(field, y0, weights, t0=t0, t1=t1, steps=steps, ts=ts, solver=solver, gradient=gradient)
+    return _backend(made, backend).solve(made)
+
+
+def value_and_grad(
+    loss: Callable[[Solution], Any],
+    field: Callable[..., Any],
+    y0: Any,
+    weights: Any = None,
+    *,
+    backend: str | None = None,
+    **choices: Any,
+) -> tuple[Any, Gradients, Solution]:
+    """A scalar loss of a solution and its gradients, the same way in every backend.
+
+    Args:
+        loss: `loss(solution)`, a real scalar of the framework.
+        field, y0, weights, backend, choices: as in `solve`.
+
+    Returns:
+        The loss, `Gradients(y0, weights)` and the solution, whose `stats.certificate` says how far the gradient
+        method's rebuilt states are off.
+
+    Raises:
+        As `solve`; GradientError where a gradient could not be given truthfully.
+    """
+    made = problem(field, y0, weights, **choices)
+    return _backend(made, backend).value_and_grad(loss, made)
+
+
+def _backend(made: Problem, name: str | None) -> Backend:
+    tree = made.weights.tree if isinstance(made.weights, Depth) else None
+    found = entry(name) if name is not None else entry_for([made.y0, tree])
+    found.require(made.solver, made.gradient)
+    return load(found.name)

@@ -1,0 +1,50 @@
+"""One explicit Runge-Kutta step, written once.
+
+Only `+` and `*` on leaves and Python floats: the same lines run in a torch loop, under `jit(scan)` and on NumPy arrays.
+A state here is the tuple of the leaves of whatever tree the user has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from odenet._tableau import Tableau
+
+Leaves = tuple[Any, ...]
+Stage = Callable[[int, Leaves], Leaves]
+"""`stage(i, y)` evaluates the field at the time and with the weights of stage i."""
+
+
+def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
+    """`D(y) = h sum_i b[i] k[i]`, so that the step is `y + D(y)`.
+
+    Args:
+        tableau: the method.
+        stage: the field at stage i.
+        y: leaves of the state.
+        h: step size; negative to step back in time.
+    """
+    slopes: list[Leaves] = []
+    for i in range(tableau.step_stages):
+        at = y
+        for weight, slope in zip(tableau.a[i], slopes, strict=True):
+            if weight:
+                at = tuple(leaf + (h * weight) * k for leaf, k in zip(at, slope, strict=True))
+        slopes.append(stage(i, at))
+    weighed = [(h * weight, slope) for weight, slope in zip(tableau.b, slopes, strict=False) if weight]
+    (first, slope), *rest = weighed
+    total = tuple(first * k for k in slope)
+    for weight, slope in rest:
+        total = tuple(d + weight * k for d, k in zip(total, slope, strict=True))
+    return total
+
+
+def add(y: Leaves, d: Leaves) -> Leaves:
+    """`y + d`, leaf by leaf."""
+    return tuple(leaf + change for leaf, change in zip(y, d, strict=True))
+
+
+def subtract(y: Leaves, d: Leaves) -> Leaves:
+    """`y - d`, leaf by leaf."""
+    return tuple(leaf - change for leaf, change in zip(y, d, strict=True))

@@ -1,0 +1,160 @@
+"""The Butcher tableau of an explicit Runge-Kutta method, which checks itself when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from itertools import combinations_with_replacement
+from operator import mul
+
+from odenet._errors import TableauError
+
+Number = int | float | Fraction
+Tree = tuple["Tree", ...]  # a rooted tree is the sorted tuple of its branches
+_Memo = dict[Tree, list[Number]]  # of branches, shared by the trees they hang on
+
+_TOLERANCE = 1e-12  # for coefficients that are published as decimals (tsit5) or rounded ratios (dopri8)
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Coefficients of `k[i] = f(t + c[i] h, y + h sum_j a[i][j] k[j])`, `y' = y + h sum_i b[i] k[i]`.
+
+    Give Fractions (or ints) and every check is exact; they are kept as floats, ready to multiply tensors by.
+
+    Args:
+        a: strictly lower triangle, one row a stage; row i has i entries (the first row is empty).
+        b: weights of the solution, one a stage.
+        c: nodes, one a stage, each the sum of its row of `a`.
+        order: the claimed order of `b`. All order conditions up to it are checked (Butcher 1963, rooted trees).
+        b_low: weights of the embedded solution for error estimates, if there is one.
+        order_low: its order.
+
+    Raises:
+        TableauError: shapes, row sums or order conditions do not hold.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    order: int
+    b_low: tuple[float, ...] | None = None
+    order_low: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_shapes()
+        for row, node in zip(self.a, self.c, strict=True):
+            if not _close(sum(row), node):
+                raise TableauError(f"a row of a sums to {sum(row)} where its node c is {node}", "rows that sum to c")
+        _check_order(self.a, self.b, self.order, "b")
+        if self.b_low is not None and self.order_low is not None:
+            _check_order(self.a, self.b_low, self.order_low, "b_low")
+        object.__setattr__(self, "a", tuple(tuple(float(entry) for entry in row) for row in self.a))
+        for name in ("b", "c", "b_low"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(float(entry) for entry in values))
+
+    def _check_shapes(self) -> None:
+        stages = len(self.b)
+        if stages == 0 or len(self.a) != stages or len(self.c) != stages:
+            raise TableauError(
+                f"a has {len(self.a)} rows, b {stages} and c {len(self.c)} entries", "one of each a stage, at least one"
+            )
+        if any(len(row) != i for i, row in enumerate(self.a)):
+            raise TableauError(
+                f"the rows of a have lengths {[len(row) for row in self.a]}",
+                f"{list(range(stages))}: explicit methods only, without the zeros on and above the diagonal",
+            )
+        if (self.b_low is None) != (self.order_low is None):
+            raise TableauError("only one of b_low and order_low was given", "both or neither")
+        if self.b_low is not None and len(self.b_low) != stages:
+            raise TableauError(f"b_low has {len(self.b_low)} entries", f"{stages}, one a stage")
+
+    @property
+    def stages(self) -> int:
+        """Stages of the whole tableau, those that only the error estimate reads included."""
+        return len(self.b)
+
+    @property
+    def step_stages(self) -> int:
+        """Field evaluations of one fixed step: trailing stages that `b` does not weigh are never evaluated."""
+        return max(i for i, weight in enumerate(self.b) if weight != 0) + 1
+
+    @property
+    def fsal(self) -> bool:
+        """First same as last: the last stage is evaluated at the new state, so the next step can reuse it."""
+        return self.stages > 1 and self.b[-1] == 0 and self.c[-1] == 1 and self.a[-1] == self.b[:-1]
+
+
+def order_defect(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int) -> Number:
+    """Largest `|sum_i b[i] Phi_i(tree) - 1 / gamma(tree)|` over all rooted trees of exactly `order` nodes.
+
+    It is zero for every order up to that of the method (Hairer, Norsett, Wanner I, theorem II.2.13).
+    """
+    return _order_defect(a, b, order, {})
+
+
+def _order_defect(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int, memo: _Memo) -> Number:
+    def inner(branch: Tree) -> list[Number]:
+        """sum_j a[i][j] Phi_j(branch), for each stage i."""
+        if branch not in memo:
+            phi = stage_values(branch)
+            memo[branch] = [sum(map(mul, row, phi)) for row in a]
+        return memo[branch]
+
+    def stage_values(node: Tree) -> list[Number]:
+        values: list[Number] = [1] * len(a)
+        for branch in node:
+            values = list(map(mul, values, inner(branch)))
+        return values
+
+    return max(abs(sum(map(mul, b, stage_values(tree))) - Fraction(1, _density(tree))) for tree in trees(order))
+
+
+def _check_order(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int, name: str) -> None:
+    memo: _Memo = {}
+    for p in range(1, order + 1):
+        defect = _order_defect(a, b, p, memo)
+        exact = isinstance(defect, (int, Fraction))
+        if defect != 0 if exact else not defect <= _TOLERANCE:
+            raise TableauError(
+                f"{name} claims order {order} but misses an order condition of order {p} by {float(defect):.3g}",
+                f"order {p - 1} is what these coefficients reach",
+                "look for a typing error in a or b, or claim the lower order",
+            )
+
+
+@cache
+def trees(nodes: int) -> tuple[Tree, ...]:
+    """All rooted trees with that many nodes: 1, 1, 2, 4, 9, 20, 48, 115 for 1 to 8."""
+
+    def forests(total: int, largest: int) -> set[Tree]:
+        if total == 0:
+            return {()}
+        found: set[Tree] = set()
+        for size in range(1, min(total, largest) + 1):
+            for count in range(1, total // size + 1):
+                for rest in forests(total - size * count, size - 1):
+                    found |= {tuple(sorted((*some, *rest))) for some in combinations_with_replacement(trees(size), count)}
+        return found
+
+    return tuple(sorted(forests(nodes - 1, nodes - 1)))
+
+
+def _size(tree: Tree) -> int:
+    return 1 + sum(_size(branch) for branch in tree)
+
+
+def _density(tree: Tree) -> int:
+    """gamma(tree) = nodes of the tree times the densities of its branches."""
+    product = _size(tree)
+    for branch in tree:
+        product *= _density(branch)
+    return product
+
+
+def _close(one: Number, other: Number) -> bool:
+    difference = abs(one - other)
+    return difference == 0 if isinstance(difference, (int, Fraction)) else difference <= _TOLERANCE
