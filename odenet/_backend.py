@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,19 @@ class Backend(ABC):
     @abstractmethod
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """Time, memory and counts of loss and gradient on a batch, after a warm-up."""
+
+    @abstractmethod
+    def to_numpy(self, leaf: Any) -> np.ndarray:
+        """One of the framework's arrays as NumPy, on the host (half precision as float32)."""
+
+    @abstractmethod
+    def prepare(self, dtype: str, device: str) -> AbstractContextManager[None]:
+        """A context in which arrays of that number type can be made, and are made on that device.
+
+        Raises:
+            DtypeError: a number type that the framework does not have.
+            DeviceUnavailableError: a device that it does not see.
+        """
 
     @abstractmethod
     def devices(self) -> tuple[str, ...]:

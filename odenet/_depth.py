@@ -149,6 +149,11 @@ class Depth:
             )
         return steps // self.intervals
 
+    def place(self, n: int, steps: int) -> tuple[int, float, float]:
+        """Step n of `steps`: its layer or interval, where in it the step starts, and how much of it the step spans."""
+        k = self.factor(steps)
+        return (0, 0.0, 1.0) if self.kind == "shared" else (n // k, (n % k) / k, 1 / k)
+
     def fit(self, steps: int) -> Depth:
         """Refined to `steps` steps (see `factor`)."""
         return self.refine(self.factor(steps))

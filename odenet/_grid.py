@@ -44,6 +44,17 @@ class Grid:
         return self.t0 + (self.t1 - self.t0) * ((n + position) / self.steps)
 
     @property
+    def kept(self) -> tuple[int, ...]:
+        """The saved indices once each, in increasing order."""
+        return tuple(sorted(set(self.saved)))
+
+    @property
+    def spread(self) -> tuple[int, ...] | None:
+        """Where each saved time stands in `kept`; None where they are the same."""
+        kept = self.kept
+        return None if kept == self.saved else tuple(kept.index(n) for n in self.saved)
+
+    @property
     def times(self) -> tuple[float, ...]:
         """The times that are kept."""
         return tuple(self.time(n) for n in self.saved)

@@ -13,16 +13,33 @@ from typing import Any
 
 from odenet import _tree
 from odenet._backend import Backend, BackendEntry
-from odenet._errors import BackendUnavailableError, InputError
+from odenet._errors import BackendUnavailableError, InputError, OdenetError
 from odenet._names import lookup
 
 GROUP = "odenet.backends"
 
 
 @cache
+def _scan() -> tuple[dict[str, BackendEntry], dict[str, OdenetError]]:
+    """The entries that could be read, and what is wrong with the others: one broken package must not stop the rest."""
+    found: dict[str, BackendEntry] = {}
+    broken: dict[str, OdenetError] = {}
+    for point in sorted(entry_points(group=GROUP), key=_ours_first):
+        try:
+            found[point.name] = _entry(point)
+        except OdenetError as error:
+            broken[point.name] = error
+    return found, broken
+
+
 def known() -> dict[str, BackendEntry]:
     """Every announced backend by name. Looking costs no framework import."""
-    return {point.name: _entry(point) for point in sorted(entry_points(group=GROUP), key=_ours_first)}
+    return _scan()[0]
+
+
+def broken() -> dict[str, OdenetError]:
+    """What is wrong with the announcements that could not be read, by name; asking for one of them raises it."""
+    return _scan()[1]
 
 
 def available() -> dict[str, BackendEntry]:
@@ -35,7 +52,10 @@ def entry(name: str) -> BackendEntry:
 
     Raises:
         UnknownNameError: nobody announced that name.
+        OdenetError: it was announced by a package that cannot be imported.
     """
+    if name in broken():
+        raise broken()[name]
     return lookup("backend", name, known())
 
 
@@ -80,7 +100,7 @@ def _ours_first(point: Any) -> tuple[bool, str]:
 def _entry(point: Any) -> BackendEntry:
     try:
         found = point.load()
-    except ImportError as error:
+    except Exception as error:  # somebody else's module may fail in any way
         raise BackendUnavailableError(
             f"the entry point {point.name} = {point.value} could not be imported ({error})",
             "a module whose import needs no framework",

@@ -40,6 +40,16 @@ def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
     return total
 
 
+def positions(tableau: Tableau, reverse: bool = False) -> tuple[float, ...]:
+    """Where in the step, from 0 (its start) to 1 (its end), each stage reads time and weights.
+
+    A step of size -h from y[n+1] reads the same step's weights at mirrored places. Euler's only stage stays where it
+    is: the reversed residual block is `y - h f(t[n], y, w[n])` with its own layer (Sander et al. 2022, section 4.1).
+    """
+    nodes = tableau.c[: tableau.step_stages]
+    return tuple(1 - node for node in nodes) if reverse and len(nodes) > 1 else nodes
+
+
 def add(y: Leaves, d: Leaves) -> Leaves:
     """`y + d`, leaf by leaf."""
     return tuple(leaf + change for leaf, change in zip(y, d, strict=True))

@@ -1,0 +1,30 @@
+"""odenet on JAX. Importing this loads no framework; jax and equinox are imported with the first name that needs them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from odenet import BackendEntry
+
+if TYPE_CHECKING:
+    from odenet_jax._nets import NeuralODE, OdeNet, ResidualStack
+    from odenet_jax._solve import solve
+
+backend = BackendEntry(
+    name="jax",
+    framework="jax",
+    install="pip install 'odenet[jax]'",
+    implementation="odenet_jax._backend:JaxBackend",
+    array_modules=("jax", "jaxlib"),
+)
+
+_HOMES = {"NeuralODE": "_nets", "OdeNet": "_nets", "ResidualStack": "_nets", "solve": "_solve"}
+
+__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "solve"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

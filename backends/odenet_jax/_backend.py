@@ -1,0 +1,240 @@
+"""The verbs of the JAX backend."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from odenet import (
+    Backend,
+    Depth,
+    DeviceUnavailableError,
+    DtypeError,
+    Evaluation,
+    Gradient,
+    Gradients,
+    InputError,
+    Measurement,
+    NetSpec,
+    Problem,
+    Solution,
+    Solver,
+)
+from odenet._backend import Arrays
+from odenet_jax._measure import Counter, counted, peak_bytes, seconds
+from odenet_jax._nets import OdeNet
+from odenet_jax._solve import solve_problem
+from odenet_jax._state import as_array
+
+try:
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+except ImportError:  # jax >= 0.9 has it at the top
+    from jax import enable_x64
+
+_DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
+
+
+class JaxBackend(Backend):
+    """odenet's verbs on JAX."""
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Backend`."""
+        return solve_problem(problem)
+
+    def value_and_grad(self, loss: Callable[[Solution], Any], problem: Problem) -> tuple[Any, Gradients, Solution]:
+        """See `Backend`. Leaves that cannot have a gradient (integers) have None."""
+        depth = problem.weights
+        trees = (_arrays(problem.y0), None if depth is None else _arrays(depth.tree))
+        inexact, rest = eqx.partition(trees, eqx.is_inexact_array)
+        made: list[Solution] = []
+
+        def scalar(inexact: Any, probe: Array) -> tuple[Array, tuple[Any, Any]]:
+            y0, tree = eqx.combine(inexact, rest)
+            weights = None if depth is None else Depth(tree, depth.kind, depth.stacked)
+            again = Problem(problem.field, y0, weights, problem.grid, problem.solver, problem.gradient)
+            solution = solve_problem(again, probe)
+            made.append(solution)
+            value = loss(solution)
+            if not isinstance(value, jax.Array) or value.shape != () or jnp.iscomplexobj(value):
+                raise InputError(f"the loss returned {value!r}", "a real scalar array")
+            return value, (solution.ts, solution.ys)
+
+        probe = jnp.zeros((), _time(inexact[0]))
+        (value, (ts, ys)), (found, residual) = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(inexact, probe)
+        stats = made[-1].stats
+        if problem.gradient.name == "discrete-adjoint":
+            stats.residual = residual
+        # JAX's gradient of a real loss by a complex number is the conjugate of the direction of steepest ascent
+        found = jax.tree.map(jnp.conj, found)
+        return value, Gradients(*found), Solution(ts, ys, stats)
+
+    def build(
+        self,
+        spec: NetSpec,
+        weights: Arrays,
+        *,
+        solver: Solver,
+        gradient: Gradient,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> OdeNet:
+        """See `Backend`."""
+        with self.prepare(dtype, device):
+            return OdeNet(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype))
+
+    def read(self, model: OdeNet) -> dict[str, np.ndarray]:
+        """See `Backend`."""
+        return {name: self.to_numpy(leaf) for name, leaf in model.weights.items()}
+
+    def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
+        """See `Backend`."""
+        with _like(model):
+            x, y = _batch(model, inputs, targets)
+            step = _compiled(model, x, y)[1]
+            (loss, outputs), (gradients, residual) = step(model.weights, _probe(model), x, y)
+            return Evaluation(
+                float(loss),
+                self.to_numpy(outputs),
+                {name: self.to_numpy(g) for name, g in gradients.items()},
+                float(residual) if model.gradient.name == "discrete-adjoint" else None,
+            )
+
+    def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
+        """See `Backend`."""
+        with _like(model):
+            x, y = _batch(model, inputs, targets)
+            forward, step, compile_seconds = _compiled(model, x, y)
+            arguments = (model.weights, _probe(model), x, y)
+            forward_seconds, step_seconds = seconds([lambda: forward(*arguments), lambda: step(*arguments)], repeats)
+            peak, method = peak_bytes(step)
+            f_forward, f_backward, vjp = _count(model, x, y)
+        return Measurement(
+            forward_seconds, step_seconds, compile_seconds, peak, method, f_forward, f_backward, vjp
+        )
+
+    def to_numpy(self, leaf: Any) -> np.ndarray:
+        """See `Backend`."""
+        array = np.asarray(leaf)
+        return array.astype(np.float32) if array.dtype in (jnp.bfloat16, np.float16) else array
+
+    @contextlib.contextmanager
+    def prepare(self, dtype: str, device: str) -> Iterator[None]:
+        """See `Backend`."""
+        wide = _dtype(dtype) in (np.dtype("float64"), np.dtype("complex128"))
+        with enable_x64(wide or bool(jax.config.jax_enable_x64)), jax.default_device(self._device(device)):  # pyright: ignore[reportAttributeAccessIssue]
+            yield
+
+    def devices(self) -> tuple[str, ...]:
+        """See `Backend`."""
+        return tuple(dict.fromkeys(("cpu", *self._by_name())))
+
+    def _device(self, name: str) -> Any:
+        found = self._by_name()
+        if name not in found:
+            raise DeviceUnavailableError(
+                f"jax sees no device {name!r}", ", ".join(self.devices()), "see `odenet list backends`"
+            )
+        return found[name]
+
+    @staticmethod
+    def _by_name() -> dict[str, Any]:
+        """The devices as torch names them: cpu, cuda, cuda:0, ..."""
+        found = {"cpu": jax.devices("cpu")[0]}
+        for device in jax.devices():
+            platform = "cuda" if device.platform in ("gpu", "cuda") else device.platform
+            if platform != "cpu":
+                found.setdefault(platform, device)
+                found[f"{platform}:{device.id}"] = device
+        return found
+
+
+def _dtype(name: str) -> Any:
+    if name not in _DTYPES:
+        raise DtypeError(f"dtype {name!r}", ", ".join(_DTYPES))
+    return _DTYPES[name]
+
+
+def _arrays(tree: Any) -> Any:
+    """NumPy arrays and numbers as JAX arrays; other leaves as they are."""
+    return jax.tree.map(lambda x: as_array("a leaf", x) if isinstance(x, (np.ndarray, float, complex)) else x, tree)
+
+
+def _time(y0: Any) -> Any:
+    kinds = [leaf.dtype for leaf in jax.tree.leaves(y0)]
+    return jnp.float64 if any(kind in (jnp.float64, jnp.complex128) for kind in kinds) else jnp.float32
+
+
+def _probe(model: OdeNet) -> Array:
+    return jnp.zeros((), _time(model.weights))
+
+
+@contextlib.contextmanager
+def _like(model: OdeNet) -> Iterator[None]:
+    """The number types and the device of a model's weights."""
+    example = next(iter(model.weights.values()))
+    with enable_x64(_time(model.weights) == jnp.float64), jax.default_device(next(iter(example.devices()))):
+        yield
+
+
+def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Array, Array]:
+    if tuple(inputs.shape[1:]) != model.spec.inputs or len(inputs) != len(targets):
+        raise InputError(
+            f"a batch of inputs {inputs.shape} and targets {targets.shape}",
+            f"inputs (batch, {', '.join(map(str, model.spec.inputs))}) and as many targets",
+        )
+    kind = next(iter(model.weights.values())).dtype
+    return jnp.asarray(inputs, kind), jnp.asarray(targets, jnp.int32 if model.spec.classes is not None else kind)
+
+
+def _loss(model: OdeNet, weights: dict[str, Array], probe: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    outputs = eqx.tree_at(lambda m: m.weights, model, weights)(x, probe)
+    if model.spec.classes is None:
+        return 0.5 * ((outputs - y) ** 2).mean(), outputs
+    return -jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], axis=1).mean(), outputs
+
+
+def _compiled(model: OdeNet, x: Array, y: Array) -> tuple[Any, Any, float]:
+    """The programs for loss and gradient, and the seconds of compiling them. Kept for the next call of the same kind."""
+    kinds = (x.dtype.name, y.dtype.name)
+    device = next(iter(x.devices()))
+    return _programs(model.spec, model.solver, model.gradient, kinds, x.shape, y.shape, device)
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(
+    spec: NetSpec, solver: Solver, gradient: Gradient, kinds: Any, x_shape: Any, y_shape: Any, device: Any
+) -> tuple[Any, Any, float]:
+    zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
+    model = OdeNet(spec, zeros, solver=solver, gradient=gradient, dtype=kinds[0])
+    x, y = (jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip((x_shape, y_shape), kinds, strict=True))
+    loss, arguments = functools.partial(_loss, model), (model.weights, _probe(model), x, y)
+    start = time.perf_counter()
+    forward = jax.jit(loss).lower(*arguments).compile()
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)).lower(*arguments).compile()
+    return forward, step, time.perf_counter() - start
+
+
+def _count(model: OdeNet, x: Array, y: Array) -> tuple[int, int, int]:
+    """Evaluations forward and backward, and VJPs, counted in a run of their own."""
+    counter = Counter()
+    counting = dataclasses.replace(model, function=counted(model.function, counter))
+    loss = functools.partial(_loss, counting)
+    # one sequence: what XLA may run at once it may also not run at all
+    jax.block_until_ready(jax.jit(loss)(model.weights, _probe(model), x, y))
+    jax.effects_barrier()
+    f_forward = counter.f
+    counter.f = 0
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    jax.block_until_ready(step(model.weights, _probe(model), x, y))
+    jax.effects_barrier()
+    return f_forward, counter.f - f_forward, counter.vjp

@@ -1,0 +1,119 @@
+"""The field along depth, and the arrays that its gradient goes to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from odenet import Depth
+from odenet._depth import Kind, blend
+from odenet_jax._state import as_array
+
+Arrays = list[Array]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The arrays of a tree of weights: those that a gradient goes to, and the others (integers, booleans)."""
+
+    inexact: Arrays
+    other: Arrays
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one step reads of weights that change with depth: at its start and, if linear, at its end."""
+
+    start: Arrays
+    end: Arrays | None
+    other: Arrays
+
+
+jax.tree_util.register_dataclass(Weights, ["inexact", "other"], [])
+jax.tree_util.register_dataclass(Slot, ["start", "end", "other"], [])
+
+
+@dataclass(frozen=True)
+class Field:
+    """`f(t, y, w)` as a pure function of every array that a gradient goes to.
+
+    Args:
+        function: `function(t, y, weights, *closed)`.
+        kind: of the weights along depth.
+        intervals: layers or intervals; 1 for shared weights.
+    """
+
+    function: Callable[..., Any]
+    kind: Kind
+    intervals: int
+
+    def slots(self, weights: Weights, steps: int) -> Slot | None:
+        """The weights of all steps, stacked to be scanned over; None if shared. O(steps), and so is its gradient."""
+        if self.kind == "shared":
+            return None
+        fitted, k = weights.inexact, steps // self.intervals
+        if k > 1 and fitted:
+            fitted = Depth(fitted, self.kind).refine(k).tree
+        other = [jnp.repeat(leaf[: self.intervals], k, axis=0) if k > 1 else leaf[:steps] for leaf in weights.other]
+        if self.kind == "piecewise":
+            return Slot(fitted, None, other)
+        return Slot([leaf[:-1] for leaf in fitted], [leaf[1:] for leaf in fitted], other)
+
+    def __call__(self, t: Any, y: Any, position: float, slot: Slot | None, shared: Weights, closed: Any) -> Any:
+        """The slope at `position` in [0, 1] of the step that reads `slot`, or `shared` weights where there is none."""
+        if slot is None:
+            return self.function(t, y, shared, *closed)
+        inexact = slot.start if slot.end is None else blend(slot.start, slot.end, position)
+        return self.function(t, y, Weights(inexact, slot.other), *closed)
+
+    def hoist(self, weights: Weights, t: Any, y: Any) -> tuple[Field, Any]:
+        """The field with the differentiable values that it closes over made arguments, and these values.
+
+        A gradient of our own must see them; JAX would otherwise give them none.
+        """
+        slot = self.slots(weights, self.intervals)
+        example = weights
+        if slot is not None:
+            example = Weights(*jax.tree.map(lambda leaf: leaf[0], (slot.start, slot.other)))
+        function = self.function  # in a lambda, since JAX remembers conversions by function
+        converted, closed = jax.closure_convert(lambda t, y, w: function(t, y, w), t, y, example)
+        return dataclasses.replace(self, function=converted), closed
+
+
+def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Weights]:
+    """A field and its weights, a list of layers stacked.
+
+    Raises:
+        DtypeError: float64 NumPy weights while JAX has 64-bit numbers switched off.
+    """
+    if depth is None:
+        return Field(lambda t, y, weights: function(t, y), "shared", 1), Weights([], [])
+    leaves, structure = jax.tree.flatten(depth.tree if depth.kind == "shared" or depth.stacked else depth.tree[0])
+    if not (depth.kind == "shared" or depth.stacked):
+        columns = zip(*(jax.tree.leaves(layer) for layer in depth.tree), strict=True)
+        leaves = [jnp.stack([as_array("weight", x) for x in c]) if _is_array(c[0]) else c[0] for c in columns]
+    arrays = [as_array("weight", leaf) if _is_array(leaf) else leaf for leaf in leaves]
+    inexact = [_is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in arrays]
+
+    def whole(weights: Weights) -> Any:
+        first, second = iter(weights.inexact), iter(weights.other)
+        picked = [
+            next(first) if grad else next(second) if _is_array(leaf) else leaf
+            for leaf, grad in zip(arrays, inexact, strict=True)
+        ]
+        return jax.tree.unflatten(structure, picked)
+
+    made = Field(lambda t, y, weights: function(t, y, whole(weights)), depth.kind, depth.intervals or 1)
+    others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]
+    return made, Weights([leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad], others)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray))

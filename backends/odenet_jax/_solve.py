@@ -1,0 +1,54 @@
+"""`solve` on JAX: from a problem to the file that holds its gradient method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from odenet import Backprop, ContinuousAdjoint, DiscreteAdjoint, Problem, Solution, Stats, UnsupportedError
+from odenet._problem import problem
+from odenet_jax._field import field as field_along
+from odenet_jax._fixed import Run, Solve
+from odenet_jax._state import layout
+from odenet_jax.gradients import backprop
+from odenet_jax.gradients.continuous_adjoint import Costate
+from odenet_jax.gradients.discrete_adjoint import Reversal
+
+
+def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = None, **choices: Any) -> Solution:
+    """`odenet.solve` without asking which backend: see there for the arguments.
+
+    Args:
+        field, y0, weights, choices: as in `odenet.solve`.
+        probe: a real zero of shape () and of the times' number type. With gradient="discrete-adjoint" the derivative
+            with respect to it is the reconstruction residual (`Stats.certificate`): the way to have it under `jax.grad`.
+    """
+    return solve_problem(problem(field, y0, weights, **choices), probe)
+
+
+def solve_problem(made: Problem, probe: Array | None = None) -> Solution:
+    """The solution of a problem; for `probe` see `solve`."""
+    given, leaves = layout(made.y0)
+    field, weights = field_along(made.field, made.weights)
+    run = Run(field, given, made.grid, made.solver.tableau)
+    stats = Stats("jax", made.solver.name, made.gradient.label, made.grid.steps, made.grid.steps * made.solver.stages)
+    ys = _method(made)(run, leaves, weights, jnp.zeros((), given.time) if probe is None else probe)
+    if made.grid.spread is not None:
+        picks = jnp.asarray(made.grid.spread)
+        ys = tuple(leaf[picks] for leaf in ys)
+    ys = [given.returned(leaf, i) for i, leaf in enumerate(ys)]
+    return Solution(jnp.asarray(made.grid.times, given.time), given.unflatten(ys), stats)
+
+
+def _method(made: Problem) -> Solve:
+    match made.gradient:
+        case Backprop():
+            return backprop.solve
+        case DiscreteAdjoint() as method:
+            return Reversal(method).solve
+        case ContinuousAdjoint() as method:
+            return Costate(method, made.solver).solve
+        case other:
+            raise UnsupportedError(f"gradient {other.label} on backend jax", "backprop and both adjoints")

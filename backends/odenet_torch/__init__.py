@@ -1,0 +1,30 @@
+"""odenet on PyTorch. Importing this loads no framework; torch is imported with the first name that needs it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from odenet import BackendEntry
+
+if TYPE_CHECKING:
+    from odenet_torch._nets import NeuralODE, OdeNet, ResidualStack
+    from odenet_torch._solve import solve
+
+backend = BackendEntry(
+    name="torch",
+    framework="torch",
+    install="pip install 'odenet[torch]'",
+    implementation="odenet_torch._backend:TorchBackend",
+    array_modules=("torch",),
+)
+
+_HOMES = {"NeuralODE": "_nets", "OdeNet": "_nets", "ResidualStack": "_nets", "solve": "_solve"}
+
+__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "solve"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

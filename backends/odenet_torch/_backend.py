@@ -1,0 +1,196 @@
+"""The verbs of the torch backend."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from odenet import (
+    Backend,
+    Depth,
+    DeviceUnavailableError,
+    DtypeError,
+    Evaluation,
+    Gradient,
+    Gradients,
+    InputError,
+    Measurement,
+    NetSpec,
+    Problem,
+    Solution,
+    Solver,
+    _tree,
+)
+from odenet._backend import Arrays
+from odenet_torch._measure import Counter, counted, peak_bytes, seconds
+from odenet_torch._nets import OdeNet
+from odenet_torch._solve import solve_problem
+
+_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
+
+
+class TorchBackend(Backend):
+    """odenet's verbs on PyTorch."""
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Backend`."""
+        return solve_problem(problem)
+
+    def value_and_grad(self, loss: Callable[[Solution], Any], problem: Problem) -> tuple[Any, Gradients, Solution]:
+        """See `Backend`. Leaves that cannot have a gradient (integers) have None."""
+        y0, y_leaves = _fresh(problem.y0)
+        depth = problem.weights
+        weights, w_leaves = _fresh(None if depth is None else depth.tree)
+        given = None if depth is None else Depth(weights, depth.kind, depth.stacked)
+        with torch.enable_grad():
+            made = Problem(problem.field, y0, given, problem.grid, problem.solver, problem.gradient)
+            solution = solve_problem(made)
+            value = loss(solution)
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+            raise InputError(f"the loss returned {value!r}", "a real scalar tensor")
+        wanted = [leaf for leaf in (*y_leaves, *w_leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        found: dict[int, Tensor | None] = {}
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True)
+            found = {id(leaf): g for leaf, g in zip(wanted, gradients, strict=True)}
+
+        def gradient(leaf: Any) -> Tensor | None:
+            if not (isinstance(leaf, Tensor) and leaf.requires_grad):
+                return None
+            g = found.get(id(leaf))
+            return torch.zeros_like(leaf) if g is None else g
+
+        plain = Solution(solution.ts, _tree.map(torch.Tensor.detach, solution.ys), solution.stats)
+        return value.detach(), Gradients(_tree.map(gradient, y0), _tree.map(gradient, weights)), plain
+
+    def build(
+        self,
+        spec: NetSpec,
+        weights: Arrays,
+        *,
+        solver: Solver,
+        gradient: Gradient,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> OdeNet:
+        """See `Backend`."""
+        self._check_device(device)
+        return OdeNet(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype), device=device)
+
+    def read(self, model: OdeNet) -> dict[str, np.ndarray]:
+        """See `Backend`."""
+        return {name: self.to_numpy(p) for name, p in model.named_parameters()}
+
+    def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
+        """See `Backend`."""
+        x, y = _batch(model, inputs, targets)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        outputs = model(x)
+        loss = _loss(model, outputs, y)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return Evaluation(
+            loss.item(),
+            self.to_numpy(outputs),
+            {
+                name: self.to_numpy(torch.zeros_like(p) if g is None else g)
+                for name, p, g in zip(names, parameters, gradients, strict=True)
+            },
+            model.certificate,
+        )
+
+    def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
+        """See `Backend`."""
+        x, y = _batch(model, inputs, targets)
+        parameters = list(model.parameters())
+
+        def forward() -> Tensor:
+            return _loss(model, model(x), y)
+
+        def step() -> object:
+            return torch.autograd.grad(forward(), parameters, allow_unused=True)
+
+        forward_seconds, step_seconds = seconds([forward, step], repeats, x.device)
+        peak, method = peak_bytes(step, x.device)
+        counter, function = Counter(), model.function
+        try:
+            model.function = counted(function, counter)
+            loss = forward()
+            f_forward = counter.f
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+        finally:
+            model.function = function
+        f_backward = counter.f - f_forward
+        return Measurement(forward_seconds, step_seconds, 0.0, peak, method, f_forward, f_backward, counter.vjp)
+
+    def to_numpy(self, leaf: Any) -> np.ndarray:
+        """See `Backend`."""
+        tensor = leaf.detach().cpu()
+        return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
+
+    @contextlib.contextmanager
+    def prepare(self, dtype: str, device: str) -> Iterator[None]:
+        """See `Backend`."""
+        _dtype(dtype)
+        self._check_device(device)
+        with torch.device(device):
+            yield
+
+    def devices(self) -> tuple[str, ...]:
+        """See `Backend`."""
+        found = ["cpu"]
+        if torch.cuda.is_available():
+            found += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            found.append("mps")
+        return tuple(found)
+
+    def _check_device(self, device: str) -> None:
+        if device not in self.devices():
+            raise DeviceUnavailableError(
+                f"torch sees no device {device!r}", ", ".join(self.devices()), "see `odenet list backends`"
+            )
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise DtypeError(f"dtype {name!r}", ", ".join(_DTYPES))
+    return _DTYPES[name]
+
+
+def _fresh(tree: Any) -> tuple[Any, list[Any]]:
+    """The tree with tensors cut from their history and needing gradients, and its leaves. Tied leaves stay tied."""
+    made: dict[int, Any] = {}
+
+    def leaf(given: Any) -> Any:
+        if isinstance(given, (np.ndarray, float, complex)):
+            given = torch.as_tensor(given, device=torch.get_default_device())
+        if not isinstance(given, Tensor) or not (given.is_floating_point() or given.is_complex()):
+            return given
+        return given.detach().requires_grad_()
+
+    fresh = _tree.map(lambda given: made.setdefault(id(given), leaf(given)), tree)
+    return fresh, list({id(x): x for x in _tree.leaves(fresh)}.values())
+
+
+def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+    example = next(model.parameters())
+    if tuple(inputs.shape[1:]) != model.spec.inputs or len(inputs) != len(targets):
+        raise InputError(
+            f"a batch of inputs {inputs.shape} and targets {targets.shape}",
+            f"inputs (batch, {', '.join(map(str, model.spec.inputs))}) and as many targets",
+        )
+    x = torch.tensor(inputs, dtype=example.dtype, device=example.device)
+    kind = torch.int64 if model.spec.classes is not None else example.dtype
+    return x, torch.tensor(targets, dtype=kind, device=example.device)
+
+
+def _loss(model: OdeNet, outputs: Tensor, targets: Tensor) -> Tensor:
+    if model.spec.classes is not None:
+        return F.cross_entropy(outputs, targets)
+    return 0.5 * ((outputs - targets) ** 2).mean()

@@ -1,0 +1,162 @@
+"""The field along depth, and the tensors that its gradient goes to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import Depth, GradientError, _tree
+from odenet._depth import blend
+
+Stand = Mapping[int, Tensor]
+"""Tensors that stand in for explicit weights, by `id` of the weight: fresh leaves to take a VJP with respect to."""
+
+
+class Field(ABC):
+    """`f(t, y, w)` with the weights of a place in depth.
+
+    Explicit tensors are handed to f and can be replaced by stand-ins; captured tensors are leaves that f reads by
+    itself (parameters of modules, closures).
+    """
+
+    depth: Depth | None
+    captured: tuple[Tensor, ...] = ()
+
+    @abstractmethod
+    def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        """The slope at `position` in [0, 1] of step n of `steps`."""
+
+    def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        """The differentiable tensors handed to f in step n, once each."""
+        return ()
+
+    def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        """The captured leaves that f may read in step n, once each."""
+        return self.captured
+
+    def everything(self, steps: int) -> tuple[Tensor, ...]:
+        """All explicit and captured tensors of all steps, once each."""
+        return unique(
+            tensor for n in range(steps) for tensors in (self.explicit(n, steps), self.read(n, steps)) for tensor in tensors
+        )
+
+    def layers(self, n: int, steps: int) -> tuple[int, ...]:
+        """The layers (or both nodes of the interval) that step n reads."""
+        if self.depth is None:
+            return ()
+        layer, _, _ = self.depth.place(n, steps)
+        return (layer, layer + 1) if self.depth.kind == "linear" else (layer,)
+
+
+class FunctionField(Field):
+    """A function `field(t, y, w)`, or `field(t, y)` without weights."""
+
+    def __init__(self, function: Callable[..., Any], depth: Depth | None) -> None:
+        self.function = function
+        self.depth = depth
+        self.trees = _unstack(depth)
+        if isinstance(function, nn.Module):
+            self.captured = tuple(p for p in function.parameters() if p.requires_grad)
+
+    def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        if self.depth is None:
+            return self.function(t, y)
+        layer, start, span = self.depth.place(n, steps)
+        if self.depth.kind != "linear":
+            return self.function(t, y, self._weights(layer, stand))
+        local = start + span * position
+        one = self._weights(layer, stand)
+        return self.function(t, y, blend(one, self._weights(layer + 1, stand), local) if local else one)
+
+    def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        return unique(
+            leaf for layer in self.layers(n, steps) for leaf in _tree.leaves(self.trees[layer]) if _differentiable(leaf)
+        )
+
+    def _weights(self, layer: int, stand: Stand | None) -> Any:
+        tree = self.trees[layer]
+        return tree if stand is None else _tree.map(lambda leaf: stand.get(id(leaf), leaf), tree)
+
+
+class BlockField(Field):
+    """A list of modules `x -> f(x)`, one a layer; linear in depth, their parameters are interpolated."""
+
+    def __init__(self, blocks: Sequence[nn.Module], kind: str) -> None:
+        self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
+
+    def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        assert self.depth is not None
+        layer, start, span = self.depth.place(n, steps)
+        local = start + span * position if self.depth.kind == "linear" else 0.0
+        if local in (0, 1):
+            return self.depth.tree[layer + int(local)](y)
+        one, other = self.depth.tree[layer], self.depth.tree[layer + 1]
+        mixed = blend(dict(one.named_parameters()), dict(other.named_parameters()), local)
+        return torch.func.functional_call(one, mixed, (y,))
+
+    def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        assert self.depth is not None
+        modules = [self.depth.tree[layer] for layer in self.layers(n, steps)]
+        return unique((*self.captured, *(p for module in modules for p in module.parameters() if p.requires_grad)))
+
+
+def unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Each tensor once, by identity, in order."""
+    return tuple({id(tensor): tensor for tensor in tensors}.values())
+
+
+def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
+    """The leaves, beside `known`, that a graph recorded after `since` (see `now`) ends at.
+
+    Raises:
+        GradientError: the graph goes on into one that was recorded before, so that f reads a tensor that was computed
+            elsewhere: recomputing f alone could not give that computation its gradient.
+    """
+    expected = {id(tensor) for tensor in known}
+    found: dict[int, Tensor] = {}
+    stack: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        leaf = getattr(node, "variable", None)  # only AccumulateGrad, the end of a graph, has one
+        if leaf is not None:
+            if id(leaf) not in expected:
+                found[id(leaf)] = leaf
+        elif node._sequence_nr() < since:
+            raise GradientError(
+                f"the field reads a tensor that was computed outside of it (by {node.name()}) and needs a gradient",
+                "tensors handed over as weights, and parameters",
+                "pass that tensor in weights, compute it inside the field, or take gradient='backprop'",
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return tuple(found.values())
+
+
+def now() -> int:
+    """A mark in the order in which this thread records operations."""
+    with torch.enable_grad():
+        mark = torch.zeros((), requires_grad=True).neg().grad_fn
+    assert mark is not None
+    return mark._sequence_nr()
+
+
+def _differentiable(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _unstack(depth: Depth | None) -> list[Any]:
+    """One tree of weights a layer. `unbind` costs its backward one stack; indexing would cost it N."""
+    if depth is None:
+        return []
+    if depth.kind == "shared" or not depth.stacked:
+        return [depth.at(n) for n in range(depth.layers)]
+    leaves, unflatten = _tree.flatten(depth.tree)
+    columns = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * depth.layers for leaf in leaves]
+    return [unflatten(row) for row in zip(*columns, strict=True)]

@@ -1,0 +1,120 @@
+"""Counting and timing: seconds, bytes, field evaluations and VJPs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from odenet import _tree
+
+
+@dataclass
+class Counter:
+    """Field evaluations and VJPs."""
+
+    f: int = 0
+    vjp: int = 0
+
+
+class _Tick(torch.autograd.Function):
+    """The identity, which counts each time a cotangent flows back through it."""
+
+    @staticmethod
+    def forward(ctx: Any, counter: Counter, x: Tensor) -> Tensor:
+        ctx.counter = counter
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        ctx.counter.vjp += 1
+        return None, gradients[0]
+
+
+def counted(field: Callable[..., Any], counter: Counter) -> Callable[..., Any]:
+    """The same field, counting its evaluations and VJPs."""
+
+    def wrapped(*arguments: Any) -> Any:
+        counter.f += 1
+        leaves, unflatten = _tree.flatten(field(*arguments))
+        return unflatten([_Tick.apply(counter, leaves[0]), *leaves[1:]])
+
+    return wrapped
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operations make while this is entered: `peak` is the most alive at one time.
+
+    Exact and the same on every machine: storages are counted when they appear and when they are freed. What kernels
+    allocate and free inside one operation is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and see what it made."""
+        given = {id(x.untyped_storage()) for x in _tensors((args, kwargs or {}))}
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            if id(storage) not in given and id(storage) not in self._known:
+                self._count(storage)
+        return out
+
+    def _count(self, storage: Any) -> None:
+        size, key = storage.nbytes(), id(storage)
+
+        def freed(_: object) -> None:
+            self.live -= size
+            self._known.pop(key, None)
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def peak_bytes(function: Callable[[], object], device: torch.device) -> tuple[int, str]:
+    """Most bytes alive at once while `function` runs, beyond those before it, and how they were counted."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before, "torch.cuda allocator"
+    with LiveBytes() as mode:
+        function()
+    return mode.peak, "live tensor storages"
+
+
+def seconds(functions: list[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Median seconds of each function, run in turn after one warm-up of each."""
+    taken: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for function, times in zip(functions, taken, strict=True):
+            _synchronise(device)
+            start = time.perf_counter()
+            function()
+            _synchronise(device)
+            if repeat:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in taken]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _tree.leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,0 +1,223 @@
+"""Networks: residual stacks of any modules, neural ODEs, and the networks of a `NetSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odenet import Depth, Gradient, InputError, NetSpec, Solver, Stats
+from odenet._gradients import gradient as gradient_named
+from odenet._nets import GROUPS, NORM_EPSILON
+from odenet._problem import problem
+from odenet._solvers import solver as solver_named
+from odenet_torch._field import BlockField
+from odenet_torch._solve import solve_problem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Weights = Mapping[str, Tensor]
+_ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh}
+
+
+class _Solved(nn.Module):
+    """A module whose forward pass is a solve, and which remembers what that took."""
+
+    def __init__(self, solver: str | Solver, gradient: str | Gradient, t0: float, t1: float) -> None:
+        super().__init__()
+        self.solver = solver_named(solver)
+        self.gradient = gradient_named(gradient)
+        self.t0, self.t1 = t0, t1
+        self.stats: Stats | None = None
+
+    @property
+    def certificate(self) -> float | None:
+        """The reconstruction residual of the last backward pass; None where there was none (see `Stats`)."""
+        return None if self.stats is None else self.stats.certificate
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"solver={self.solver.name}, gradient={self.gradient.label}, t0={self.t0}, t1={self.t1}"
+
+
+class ResidualStack(_Solved):
+    """Residual blocks `x -> f(x)` as the layers of a solver: with Euler, `x <- x + h f_n(x)`, h = (t1 - t0) / steps.
+
+    Args:
+        blocks: modules that keep the shape of their input. A module may stand at several places.
+        solver: a name or record. Euler gives a ResNet, Heun a HeunNet.
+        gradient: a name or record.
+        along: "piecewise": N blocks are N steps. "linear": parameters are interpolated between blocks, so that N blocks
+            are N-1 steps; step n of Heun reads blocks n and n+1. None takes "piecewise" for Euler, else "linear".
+        t0, t1: times; the default scales each of N steps by 1/N. `t1=len(blocks)` is the plain ResNet, h = 1.
+
+    Shapes: any tensor in, the same shape out.
+
+    Raises:
+        InputError: no blocks, or something that is no module.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        *,
+        solver: str | Solver = "euler",
+        gradient: str | Gradient = "backprop",
+        along: str | None = None,
+        t0: float = 0.0,
+        t1: float = 1.0,
+    ) -> None:
+        super().__init__(solver, gradient, t0, t1)
+        if not all(isinstance(block, nn.Module) for block in blocks):
+            raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
+        self.along = along or ("piecewise" if self.solver.stages == 1 else "linear")
+        self.blocks = nn.ModuleList(blocks)
+        Depth.each(list(blocks), self.along)  # pyright: ignore[reportArgumentType]  # checks the kind and the number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state after the last block."""
+        field = BlockField(list(self.blocks), self.along)
+        made = problem(
+            _unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=self.gradient
+        )
+        solution = solve_problem(made, field)
+        self.stats = solution.stats
+        return solution.ys[0]
+
+
+class NeuralODE(_Solved):
+    """`y(t1)` of `y' = field(t, y)` from y(t0) = x.
+
+    Args:
+        field: a module `field(t, y)`.
+        steps: of the solver.
+        solver, gradient: names or records.
+        t0, t1: times.
+
+    Shapes: any tensor in, the same shape out.
+    """
+
+    def __init__(
+        self,
+        field: nn.Module,
+        *,
+        steps: int,
+        solver: str | Solver = "rk4",
+        gradient: str | Gradient = "backprop",
+        t0: float = 0.0,
+        t1: float = 1.0,
+    ) -> None:
+        super().__init__(solver, gradient, t0, t1)
+        self.field = field
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state at t1."""
+        choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
+        solution = solve_problem(problem(self.field, x, steps=self.steps, **choices))
+        self.stats = solution.stats
+        return solution.ys[0]
+
+
+class OdeNet(_Solved):
+    """The network of a `NetSpec`; its `state_dict` has the spec's names.
+
+    Args:
+        spec: what to build.
+        weights: by name, as NumPy arrays.
+        solver, gradient: names or records.
+        dtype, device: of the parameters.
+
+    Shapes: (batch, *spec.inputs) to (batch, classes), or to the state's shape without classes.
+    """
+
+    def __init__(
+        self,
+        spec: NetSpec,
+        weights: Mapping[str, np.ndarray],
+        *,
+        solver: str | Solver = "euler",
+        gradient: str | Gradient = "backprop",
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(solver, gradient, 0.0, spec.horizon)
+        spec.check(weights)
+        self.spec = spec
+        self.function: Callable[[Tensor, Tensor, Weights], Tensor] = field(spec)
+        for name in spec.shapes():
+            tensor = torch.tensor(weights[name], dtype=dtype, device=device)
+            _register(self, name.split("."), nn.Parameter(tensor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, or final states."""
+        spec, weights = self.spec, dict(self.named_parameters())
+        y = x if spec.block == "conv" else x.flatten(1)
+        if spec.classes is not None:
+            y = self._stem(y, weights)
+        inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
+        if spec.along == "shared":
+            inner = {name: w[0] for name, w in inner.items()}
+        made = problem(
+            self.function,
+            y,
+            Depth(inner, spec.along),
+            steps=spec.depth,
+            t1=spec.horizon,
+            solver=self.solver,
+            gradient=self.gradient,
+        )
+        solution = solve_problem(made)
+        self.stats = solution.stats
+        y = solution.ys[0]
+        if spec.classes is None:
+            return y
+        pooled = y.mean((2, 3)) if spec.block == "conv" else y
+        return F.linear(pooled, weights["head.weight"], weights["head.bias"])
+
+    def _stem(self, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        if self.spec.block != "conv":
+            return F.linear(x, weights["stem.weight"], weights["stem.bias"])
+        _, stride, padding = self.spec.stem
+        return F.conv2d(x, weights["stem.weight"], weights["stem.bias"], stride=stride, padding=padding)
+
+
+def field(spec: NetSpec) -> Callable[[Tensor, Tensor, Weights], Tensor]:
+    """The field f(t, y, w) of a spec's blocks."""
+    activation = _ACTIVATIONS[spec.activation]
+
+    def linear(t: Tensor, y: Tensor, w: Weights) -> Tensor:
+        return F.linear(y, w["weight"])
+
+    def mlp(t: Tensor, y: Tensor, w: Weights) -> Tensor:
+        hidden = activation(F.linear(y, w["linear1.weight"], w["linear1.bias"]))
+        return F.linear(hidden, w["linear2.weight"], w["linear2.bias"])
+
+    def half(y: Tensor, w: Weights, i: int) -> Tensor:
+        y = F.conv2d(y, w[f"conv{i}.weight"], w.get(f"conv{i}.bias"), padding=1)
+        if spec.norm == "none":
+            return y
+        return F.group_norm(y, GROUPS, w[f"norm{i}.weight"], w[f"norm{i}.bias"], NORM_EPSILON)
+
+    def conv(t: Tensor, y: Tensor, w: Weights) -> Tensor:
+        return half(activation(half(y, w, 1)), w, 2)
+
+    return {"linear": linear, "mlp": mlp, "conv": conv}[spec.block]
+
+
+def _register(module: nn.Module, path: list[str], parameter: nn.Parameter) -> None:
+    """A parameter under nested plain modules, so that its name is the dotted path."""
+    *inner, last = path
+    for name in inner:
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        module = module.get_submodule(name)
+    module.register_parameter(last, parameter)
+
+
+def _unused(t: Tensor, y: Any, w: Any) -> Any:
+    raise AssertionError("a ResidualStack reads its blocks by itself")

@@ -1,0 +1,51 @@
+"""`solve` on torch: from a problem to the file that holds its gradient method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from odenet import Backprop, ContinuousAdjoint, DiscreteAdjoint, Problem, Solution, Stats, UnsupportedError
+from odenet._problem import problem
+from odenet_torch._field import Field, FunctionField
+from odenet_torch._fixed import Run, Solve
+from odenet_torch._state import layout
+from odenet_torch.gradients import backprop
+from odenet_torch.gradients.continuous_adjoint import Costate
+from odenet_torch.gradients.discrete_adjoint import Reversal
+
+
+def solve(field: Any, y0: Any, weights: Any = None, **choices: Any) -> Solution:
+    """`odenet.solve` without asking which backend: see there for the arguments."""
+    return solve_problem(problem(field, y0, weights, **choices))
+
+
+def solve_problem(made: Problem, field: Field | None = None) -> Solution:
+    """The solution of a problem.
+
+    Args:
+        made: the problem.
+        field: stands for the problem's own field and weights, where a module knows better how to read its layers.
+    """
+    given, leaves = layout(made.y0)
+    run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver.tableau)
+    stats = Stats("torch", made.solver.name, made.gradient.label, made.grid.steps, made.grid.steps * made.solver.stages)
+    ys = _method(made, stats)(run, leaves)
+    if made.grid.spread is not None:
+        picks = torch.tensor(made.grid.spread, device=given.device)
+        ys = tuple(leaf[picks] for leaf in ys)
+    ts = torch.tensor(made.grid.times, dtype=given.time, device=given.device)
+    return Solution(ts, given.unflatten(ys), stats)
+
+
+def _method(made: Problem, stats: Stats) -> Solve:
+    match made.gradient:
+        case Backprop():
+            return backprop.solve
+        case DiscreteAdjoint() as method:
+            return Reversal(method, stats).solve
+        case ContinuousAdjoint() as method:
+            return Costate(method, made.solver, stats).solve
+        case other:
+            raise UnsupportedError(f"gradient {other.label} on backend torch", "backprop and both adjoints")

@@ -1,0 +1,137 @@
+"""The state as a tuple of tensors: what it is carried as, and what it is called with and returned as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import DtypeError, NonFiniteError, StateError, _tree
+
+Leaves = tuple[Tensor, ...]
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tree of tensors becomes the tuple that the steps work on, and back.
+
+    Half-precision leaves are carried in float32: increments of size h would be lost in bfloat16, and with them the
+    way back. The field still sees, and the solution is returned in, the number type of y0.
+
+    Args:
+        unflatten: the tree from its leaves.
+        single: whether the tree is one tensor, the common case.
+        given: number types of y0's leaves.
+        carried: number types between field evaluations.
+        time: number type of times.
+        device: of all leaves.
+    """
+
+    unflatten: _tree.Rebuild
+    single: bool
+    given: tuple[torch.dtype, ...]
+    carried: tuple[torch.dtype, ...]
+    time: torch.dtype
+    device: torch.device
+
+    def call(self, leaves: Leaves) -> Any:
+        """The tree that the field is called with."""
+        if self.given != self.carried:
+            leaves = tuple(leaf.to(kind) for leaf, kind in zip(leaves, self.given, strict=True))
+        return leaves[0] if self.single else self.unflatten(leaves)
+
+    def slope(self, value: Any, like: Leaves) -> Leaves:
+        """What the field returned as leaves to add to `like`.
+
+        Raises:
+            StateError: another tree or other shapes than the state's.
+            DtypeError: a number type that would widen the state's.
+        """
+        leaves: Sequence[Any] = (value,) if self.single and isinstance(value, Tensor) else self._leaves(value, like)
+        if any(k.shape != y.shape for k, y in zip(leaves, like, strict=True)):
+            raise StateError(
+                f"the field returned shapes {[tuple(k.shape) for k in leaves]} for a state of shapes "
+                f"{[tuple(y.shape) for y in like]}",
+                "a slope of the state's own shape",
+            )
+        return tuple(
+            k if k.dtype is kind else _narrow(k, kind, given)
+            for k, kind, given in zip(leaves, self.carried, self.given, strict=True)
+        )
+
+    def _leaves(self, value: Any, like: Leaves) -> list[Tensor]:
+        if not _tree.same_shape(self.unflatten(like), value):
+            raise StateError(
+                f"the field returned {_describe(value)} for a state that is {_describe(self.unflatten(like))}",
+                "a tree like the state's",
+            )
+        leaves = _tree.leaves(value)
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise StateError(f"the field returned a {type(leaf).__name__}", "tensors", "use torch.zeros_like for 0")
+        return leaves
+
+    def returned(self, leaf: Tensor, index: int) -> Tensor:
+        """A carried leaf in the number type of y0."""
+        return leaf if self.given == self.carried else leaf.to(self.given[index])
+
+
+def layout(y0: Any) -> tuple[Layout, Leaves]:
+    """The layout of a state and its leaves as carried.
+
+    NumPy arrays and numbers become tensors of their own number type (numbers: torch's default) on torch's default device.
+
+    Raises:
+        DtypeError: integers or booleans. StateError: several devices. NonFiniteError: NaN in NumPy arrays or numbers.
+    """
+    leaves, unflatten = _tree.flatten(y0)
+    tensors = [_tensor(path, leaf) for path, leaf in _tree.paths(y0)]
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        raise StateError(f"y0 lies on {', '.join(sorted(map(str, devices)))}", "leaves on one device")
+    given = tuple(tensor.dtype for tensor in tensors)
+    carried = tuple(torch.float32 if kind in _HALF else kind for kind in given)
+    real = [torch.zeros((), dtype=kind).real.dtype for kind in carried]
+    time = torch.float64 if torch.float64 in real else torch.float32
+    found = Layout(unflatten, leaves[0] is y0, given, carried, time, devices.pop())
+    return found, tuple(tensor.to(kind) for tensor, kind in zip(tensors, carried, strict=True))
+
+
+def _tensor(path: str, leaf: Any) -> Tensor:
+    tensor = leaf
+    if not isinstance(leaf, Tensor):
+        try:
+            tensor = torch.tensor(float(leaf) if type(leaf) is int else leaf, device=torch.get_default_device())
+        except TypeError as error:
+            raise DtypeError(f"y0 {path} cannot become a tensor ({error})", "numbers, NumPy arrays or tensors") from error
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise DtypeError(
+            f"y0 {path} is {str(tensor.dtype).removeprefix('torch.')}",
+            "float32, float64, bfloat16, float16, complex64, complex128",
+            "convert it, as in y0.to(torch.float32)",
+        )
+    if not isinstance(leaf, Tensor) and not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(f"y0 {path} holds NaN or infinity", "finite numbers")
+    return tensor
+
+
+def _narrow(k: Tensor, kind: torch.dtype, given: torch.dtype) -> Tensor:
+    if torch.promote_types(k.dtype, kind) is not kind:
+        raise DtypeError(
+            f"the field returned {k.dtype} for a state of {given}, which would be promoted in silence",
+            f"{given}, or what it holds",
+            "give the weights (or y0) the number type you want, as in weights.to(y0.dtype)",
+        )
+    return k.to(kind)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "a tensor"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(str, value))}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")

@@ -1,0 +1,1 @@
+"""The gradient methods, one file each."""

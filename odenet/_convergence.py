@@ -1,0 +1,116 @@
+"""Runs of one problem at several step counts, and the orders of convergence that they show."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from odenet._reference import Reference
+from odenet._test_problem import TestProblem
+
+_ROUNDING = {"float32": 2.0**-23, "float64": 2.0**-52}
+_COARSE = 0.5  # relative error above which nothing of the solution was found
+
+
+@dataclass(frozen=True)
+class Run:
+    """One solve of a test problem. The fields are the columns of a results file.
+
+    Args:
+        problem, backend, solver, dtype, device: by name.
+        order: that the solver promises.
+        steps: equal steps.
+        f_evaluations: of the field.
+        relative_error: at t1, see `_reference.relative_error`; NaN where the state is not finite.
+        seconds: wall time of this one solve, compilation included.
+        result: "success", or what went wrong.
+    """
+
+    problem: str
+    backend: str
+    solver: str
+    order: int
+    dtype: str
+    device: str
+    steps: int
+    f_evaluations: int
+    relative_error: float
+    seconds: float
+    result: str
+
+
+def floor(run: Run, uncertainty: float) -> float:
+    """Relative error under which rounding, or the reference's own uncertainty, is what one sees.
+
+    Rounding is counted as one unit in the last place a step, all with the same sign.
+    """
+    return max(_ROUNDING[run.dtype] * max(run.steps, 16), 10 * uncertainty)
+
+
+def observed_order(coarse: Run, fine: Run) -> float | None:
+    """`log(error ratio) / log(step ratio)` of two runs; None where an error is zero or not finite."""
+    errors = coarse.relative_error, fine.relative_error
+    if coarse.steps == fine.steps or not all(math.isfinite(error) and error > 0 for error in errors):
+        return None
+    return math.log(errors[0] / errors[1]) / math.log(fine.steps / coarse.steps)
+
+
+def fitted_order(runs: Sequence[Run], uncertainty: float = 0.0) -> float | None:
+    """The slope of log(error) against log(1 / steps) by least squares.
+
+    Runs outside `floor < error < 1/2` are left out: they show rounding, or nothing. None with fewer than two runs left.
+    """
+    used = [run for run in runs if floor(run, uncertainty) < run.relative_error < _COARSE]
+    xs = [-math.log(run.steps) for run in used]
+    ys = [math.log(run.relative_error) for run in used]
+    if len(set(xs)) < 2:
+        return None
+    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
+    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
+    return covariance / sum((x - x_mean) ** 2 for x in xs)
+
+
+def series(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """The runs of each backend and solver, from few steps to many."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.steps):
+        found.setdefault((run.backend, run.solver), []).append(run)
+    order = dict.fromkeys((run.backend, run.solver) for run in runs)
+    return {key: found[key] for key in order}
+
+
+def as_csv(runs: Sequence[Run]) -> str:
+    """One row a run, with the fields of `Run` for columns; `nan` where an error is not finite."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Run)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(run) for run in runs)
+    return text.getvalue()
+
+
+def as_json(problem: TestProblem, runs: Sequence[Run], truth: Reference) -> str:
+    """The runs, the fitted orders and what they are relative to; null where an error is not finite."""
+
+    def plain(run: Run) -> dict[str, Any]:
+        error = run.relative_error if math.isfinite(run.relative_error) else None
+        return {**dataclasses.asdict(run), "relative_error": error}
+
+    whole = {
+        "problem": problem.name,
+        "t0": problem.t0,
+        "t1": problem.t1,
+        "reference": truth.method,
+        "reference_uncertainty": truth.uncertainty,
+        "orders": [
+            {"backend": backend, "solver": solver, "fitted_order": fitted_order(found, truth.uncertainty)}
+            for (backend, solver), found in series(runs).items()
+        ],
+        "runs": [plain(run) for run in runs],
+    }
+    return json.dumps(whole, indent=2, allow_nan=False) + "\n"

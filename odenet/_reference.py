@@ -1,0 +1,110 @@
+"""What a run of a test problem is held to: its closed form, or SciPy's solution to tight tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from odenet import _tree
+from odenet._test_problem import TestProblem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RTOL, ATOL = 1e-13, 1e-14  # SciPy's DOP853 takes no rtol under 2.3e-14
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The solution of a test problem at one time.
+
+    Args:
+        state: a tree like y0 with float64 or complex128 arrays.
+        uncertainty: how far it may be off, relative as in `relative_error`; 0 where it is a closed form.
+        method: where it comes from, for captions.
+    """
+
+    state: Any
+    uncertainty: float
+    method: str
+
+
+def arrays(tree: Any, dtype: str = "float64") -> Any:
+    """A problem's state (`TestProblem.y0`, or its `solution(t)`) with NumPy arrays for leaves.
+
+    Args:
+        tree: tuples and dicts of numbers and of lists of numbers.
+        dtype: "float32" or "float64"; a complex leaf gets the complex type with this real part.
+    """
+    import numpy as np
+
+    if isinstance(tree, tuple):
+        return tuple(arrays(child, dtype) for child in tree)
+    if isinstance(tree, dict):
+        return {key: arrays(child, dtype) for key, child in tree.items()}
+    leaf = np.asarray(tree)
+    return leaf.astype(np.result_type(dtype, np.complex64) if np.iscomplexobj(leaf) else dtype)
+
+
+def reference(problem: TestProblem, t: float | None = None) -> Reference:
+    """The solution at time t (t1 if left out): the closed form if there is one, else `numerical`.
+
+    The uncertainty of the latter is the distance to a solution with ten times the tolerances, which is mostly the error
+    of that one and so no less than the error of this.
+    """
+    last = problem.t1 if t is None else t
+    if problem.solution is not None:
+        return Reference(arrays(problem.solution(last)), 0.0, "closed form")
+    (state,) = numerical(problem, [last])
+    (coarse,) = numerical(problem, [last], 10 * RTOL, 10 * ATOL)
+    return Reference(state, relative_error(coarse, state), f"SciPy's DOP853, rtol {RTOL:g}, atol {ATOL:g}")
+
+
+def numerical(problem: TestProblem, ts: Sequence[float], rtol: float = RTOL, atol: float = ATOL) -> list[Any]:
+    """The states at the times ts by SciPy's DOP853, Hairer's code with adaptive steps; nothing of it is ours.
+
+    Args:
+        problem: any test problem.
+        ts: times between t0 and t1, going from t0 towards t1.
+        rtol, atol: tolerances of a step.
+    """
+    import numpy as np
+    from scipy.integrate import solve_ivp
+
+    first, unflatten = _tree.flatten(arrays(problem.y0))
+    cuts = np.cumsum([leaf.size for leaf in first])[:-1]
+
+    def vector(tree: Any) -> np.ndarray:
+        return np.concatenate([np.ravel(leaf) for leaf in _tree.leaves(tree)])
+
+    def tree(flat: np.ndarray) -> Any:
+        parts = np.split(flat, cuts)
+        return unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, first, strict=True)])
+
+    found = solve_ivp(
+        lambda t, flat: vector(problem.field(t, tree(flat))),
+        (problem.t0, ts[-1]),
+        vector(unflatten(first)),
+        method="DOP853",
+        t_eval=ts,
+        rtol=rtol,
+        atol=atol,
+    )
+    return [tree(column) for column in found.y.T]
+
+
+def relative_error(state: Any, truth: Any) -> float:
+    """`max |state - truth| / max |truth|`, both over all entries of all leaves; NaN where the state is not finite.
+
+    One scale serves the whole state, so that a component that passes through zero does not count as wrong.
+    """
+    import numpy as np
+
+    pairs = list(zip(_tree.leaves(state), _tree.leaves(truth), strict=True))
+    if not all(np.isfinite(leaf).all() for leaf, _ in pairs):
+        return float("nan")
+    scale = max(float(np.max(np.abs(leaf))) for _, leaf in pairs)
+    wide = np.result_type(np.float64, *(leaf for _, leaf in pairs))
+    distance = max(float(np.max(np.abs(np.asarray(one, wide) - other))) for one, other in pairs)
+    return distance / scale

@@ -1,0 +1,58 @@
+"""On what the numbers were measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from odenet import __version__, _registry
+
+
+def machine(backends: Iterable[str]) -> dict[str, str]:
+    """The machine and the versions that matter for times, as names and readable values."""
+    found = {
+        "cpu": _cpu(),
+        "cores": _cores(),
+        "memory": _memory(),
+        "platform": platform.platform(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "odenet": __version__,
+        "numpy": metadata.version("numpy"),
+    }
+    for name in backends:
+        entry = _registry.entry(name)
+        found[entry.framework] = _version(entry.framework) if entry.available else "not installed"
+    return found
+
+
+def _version(framework: str) -> str:
+    try:
+        return metadata.version(framework)
+    except metadata.PackageNotFoundError:  # the import name need not be the distribution's
+        return "installed, version unknown"
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # no Linux
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine() or "unknown"
+
+
+def _cores() -> str:
+    try:
+        return str(len(os.sched_getaffinity(0)))  # those that this process may use
+    except AttributeError:  # not on every system
+        return str(os.cpu_count() or "unknown")
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    except (ValueError, OSError, AttributeError):  # no such question on this system
+        return "unknown"

@@ -1,0 +1,159 @@
+"""Running the cells of a comparison, one row each."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from odenet import _registry
+from odenet._backend import Backend, Evaluation, Measurement
+from odenet._errors import OdenetError, UnsupportedError
+from odenet._gradients import Backprop, Gradient
+from odenet._nets import NetSpec
+from odenet._solvers import Solver
+from odenet.compare.difference import cosine_distance, flat, largest, relative
+from odenet.compare.grid import Cell, Plan
+from odenet.compare.row import NOT_AVAILABLE, NOT_OFFERED, OK, Row
+from odenet.data.digits import batch
+
+
+def measure(plan: Plan, cells: Iterable[Cell]) -> Iterator[Row]:
+    """One row for each of these cells, as soon as it is done.
+
+    A cell that cannot be run still has its row, whose status says why: `not offered` (the backend has no such pair),
+    `not available` (its framework is not installed), or the error. Errors of a framework's own (out of memory, say)
+    are RuntimeErrors and recorded, too; anything else is a mistake in a program and ends the run.
+
+    Raises:
+        FileError: the digits cannot be loaded.
+        InputError: a batch larger than the data.
+    """
+    inputs, labels = batch(plan.batch, plan.seed)
+    references = _References(plan, inputs, labels)
+    for cell in cells:
+        start = time.perf_counter()
+        row = _blank(plan, cell)
+        try:
+            row = _run(plan, cell, row, references)
+        except (OdenetError, RuntimeError, MemoryError) as error:
+            own = isinstance(error, OdenetError)
+            row = replace(row, status=str(error) if own else f"{type(error).__name__}: {error}")
+        yield replace(row, cell_seconds=time.perf_counter() - start)
+
+
+class _References:
+    """The exact float64 evaluation of each solver and depth, made when it is first needed."""
+
+    def __init__(self, plan: Plan, inputs: np.ndarray, labels: np.ndarray) -> None:
+        self.plan, self.inputs, self.labels = plan, inputs, labels
+        self.found: dict[tuple[str, int], Evaluation] = {}
+
+    def of(self, cell: Cell) -> Evaluation:
+        place = cell.solver.name, cell.depth
+        if place not in self.found:
+            name = self.plan.reference(cell.solver)
+            if name is None:
+                raise UnsupportedError(
+                    f"no backend of this comparison can give the exact gradient of {cell.solver.name}",
+                    "a backend that is installed and offers it with backprop, as first of --backend",
+                )
+            spec = self.plan.spec(cell.solver, cell.depth)
+            weights = spec.init(self.plan.seed, self.plan.start)
+            found = exact(name, spec, weights, cell.solver, self.plan.device, self.inputs, self.labels)
+            self.found[place] = found
+        return self.found[place]
+
+
+def exact(
+    backend: str,
+    spec: NetSpec,
+    weights: dict[str, np.ndarray],
+    solver: Solver,
+    device: str,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+) -> Evaluation:
+    """Loss, outputs and gradients by backprop in float64: what others are compared with."""
+    loaded = _registry.backend(backend)
+    with loaded.prepare("float64", device):
+        model = loaded.build(spec, weights, solver=solver, gradient=Backprop(), dtype="float64", device=device)
+        return loaded.evaluate(model, inputs, labels)
+
+
+def _blank(plan: Plan, cell: Cell) -> Row:
+    return Row(
+        backend=cell.backend,
+        device=plan.device,
+        dtype=plan.dtype,
+        solver=cell.solver.name,
+        gradient=cell.gradient.label,
+        depth=cell.depth,
+        along=plan.spec(cell.solver, cell.depth).along,
+    )
+
+
+def _run(plan: Plan, cell: Cell, row: Row, references: _References) -> Row:
+    entry = _registry.entry(cell.backend)
+    if not entry.offers(cell.solver, cell.gradient):
+        return replace(row, status=f"{NOT_OFFERED} by {cell.backend}")
+    if not entry.available:
+        return replace(row, status=f"{NOT_AVAILABLE}: {entry.framework} is not installed; {entry.install}")
+    reference = references.of(cell)
+    spec = plan.spec(cell.solver, cell.depth)
+    weights = spec.init(plan.seed, plan.start)
+    backend: Backend = _registry.backend(cell.backend)
+    with backend.prepare(plan.dtype, plan.device):
+        model: Any = backend.build(
+            spec, weights, solver=cell.solver, gradient=cell.gradient, dtype=plan.dtype, device=plan.device
+        )
+        evaluation = backend.evaluate(model, references.inputs, references.labels)
+        gc.collect()  # now, rather than while the clock runs
+        measurement = backend.measure(model, references.inputs, references.labels, plan.repeats)
+    row = _compared(row, evaluation, reference)
+    return _with_costs(row, measurement, cell.gradient, cell.solver, cell.depth)
+
+
+def _compared(row: Row, evaluation: Evaluation, reference: Evaluation) -> Row:
+    gradient, exact_gradient = flat(evaluation.gradients), flat(reference.gradients)
+    bad = [
+        what
+        for what, values in (("the loss", evaluation.loss), ("outputs", evaluation.outputs), ("the gradient", gradient))
+        if not np.isfinite(values).all()
+    ]
+    cosine = cosine_distance(gradient, exact_gradient)
+    return replace(
+        row,
+        status=f"not finite: {', '.join(bad)}; take more steps, or smaller weights" if bad else OK,
+        loss=float(evaluation.loss),
+        forward_difference=largest(np.asarray(evaluation.outputs, np.float64), reference.outputs),
+        gradient_error=relative(gradient, exact_gradient),
+        cosine_distance=None if math.isnan(cosine) else cosine,
+        certificate=evaluation.certificate,
+    )
+
+
+def _with_costs(row: Row, measured: Measurement, gradient: Gradient, solver: Solver, depth: int) -> Row:
+    expected = gradient.cost(solver, depth)
+    counts = measured.f_forward, measured.f_backward, measured.vjp
+    return replace(
+        row,
+        forward_seconds=measured.forward_seconds,
+        backward_seconds=measured.step_seconds - measured.forward_seconds,
+        step_seconds=measured.step_seconds,
+        compile_seconds=measured.compile_seconds,
+        peak_bytes=measured.peak_bytes,
+        peak_bytes_method=measured.peak_bytes_method,
+        f_forward=measured.f_forward,
+        f_forward_expected=expected.f_forward,
+        f_backward=measured.f_backward,
+        f_backward_expected=expected.f_backward,
+        vjp=measured.vjp,
+        vjp_expected=expected.vjp,
+        counts_match=counts == (expected.f_forward, expected.f_backward, expected.vjp),
+    )

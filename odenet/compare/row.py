@@ -1,0 +1,100 @@
+"""One row of the results: what was measured in one cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from odenet._errors import FileError
+from odenet.compare.grid import Key
+
+OK = "ok"
+NOT_OFFERED = "not offered"
+NOT_AVAILABLE = "not available"
+
+
+def _column(meaning: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one cell gave; the fields are the columns of results.csv. None stands where nothing was measured."""
+
+    backend: str = _column("framework that ran the cell", "")
+    device: str = _column("device it ran on", "")
+    dtype: str = _column("number type of the cell; the reference is float64 always", "")
+    solver: str = _column("one step of the solver is one layer of the network", "")
+    gradient: str = _column("gradient method, spelled as --gradient takes it", "")
+    depth: int = _column("number of steps N", 0)
+    along: str = _column("weights along depth: piecewise = N layers (ResNet), linear = N+1 nodes (HeunNet)", "")
+    status: str = _column("ok; not offered or not available; or the error that the cell ended with", "")
+    loss: float | None = _column("mean cross-entropy over the batch")
+    forward_difference: float | None = _column("outputs against the reference: max |difference| / max |reference|")
+    gradient_error: float | None = _column(
+        "whole gradient g against the reference r (exact backprop, float64, same depth): ||g - r|| / ||r||"
+    )
+    cosine_distance: float | None = _column("1 - cos of the angle between g and r, computed without cancellation")
+    certificate: float | None = _column(
+        "reconstruction residual, known without a reference: largest |y[n+1] - z - D(z)| / |y[n+1]| over the steps"
+    )
+    forward_seconds: float | None = _column("median seconds of the loss alone, compiled and warm")
+    backward_seconds: float | None = _column(
+        "step_seconds - forward_seconds, as it comes: two medians, so noise can make it small or negative"
+    )
+    step_seconds: float | None = _column("median seconds of loss and gradient, compiled and warm")
+    compile_seconds: float | None = _column("seconds to compile both; 0 where nothing is compiled")
+    peak_bytes: int | None = _column("most bytes alive at once for loss and gradient, beyond weights and batch")
+    peak_bytes_method: str | None = _column("how the backend counted them: compare within a backend only")
+    f_forward: int | None = _column("field evaluations of the forward pass, counted")
+    f_forward_expected: int | None = _column("the same by the cost model of the gradient method")
+    f_backward: int | None = _column("further field evaluations of the backward pass, counted")
+    f_backward_expected: int | None = _column("the same by the cost model")
+    vjp: int | None = _column("vector-Jacobian products of the field, counted")
+    vjp_expected: int | None = _column("the same by the cost model")
+    counts_match: bool | None = _column("whether all three counts are those of the cost model")
+    cell_seconds: float | None = _column("seconds that the whole cell took: build, evaluate, compile, repeats")
+
+    @property
+    def key(self) -> Key:
+        """The cell that the row belongs to."""
+        return self.backend, self.solver, self.gradient, self.depth
+
+    @property
+    def ok(self) -> bool:
+        """Whether the cell was measured."""
+        return self.status == OK
+
+    @property
+    def failed(self) -> bool:
+        """Whether the cell was tried and ended with an error."""
+        return not self.ok and not self.status.startswith((NOT_OFFERED, NOT_AVAILABLE))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; infinity and NaN, which JSON has not, as the strings "inf", "-inf" and "nan"."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Row:
+        """The row that `to_json` wrote.
+
+        Raises:
+            FileError: other columns than this version writes.
+        """
+        if set(plain) != set(COLUMNS):
+            raise FileError(
+                f"a row with the columns {', '.join(sorted(plain))}", f"the columns {', '.join(COLUMNS)}"
+            )
+        numbers = {f.name for f in dataclasses.fields(cls) if str(f.type).startswith("float")}
+        return cls(**{n: float(v) if n in numbers and isinstance(v, str) else v for n, v in plain.items()})
+
+
+COLUMNS: dict[str, str] = {each.name: each.metadata["meaning"] for each in dataclasses.fields(Row)}
+"""Each column and what it means."""
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,259 @@
+"""`odenet list`: what can be chosen by name, read from the registries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import click
+from rich.table import Table
+
+from odenet._backend import BackendEntry
+from odenet._gradients import ALIASES as GRADIENT_ALIASES
+from odenet._gradients import GRADIENTS
+from odenet._problems import PROBLEMS
+from odenet._registry import backend, broken, known
+from odenet._solvers import SOLVERS
+from odenet._tables import console, table
+
+Row = dict[str, Any]
+
+_COST = (
+    "For N steps of a solver with s field evaluations a step; m iterations of the discrete adjoint; the continuous "
+    "adjoint takes M steps of s' evaluations backwards, by default N and s. f forward, f backward: field evaluations, "
+    "those inside VJPs left out. VJP: vector-Jacobian products of the field. states: copies of the state kept between "
+    "the two passes."
+)
+
+
+def solvers() -> list[Row]:
+    """A row for each solver, with plain values."""
+    return [
+        {
+            "name": solver.name,
+            "aliases": list(solver.aliases),
+            "order": solver.order,
+            "stages": solver.stages,
+            "tableau_stages": solver.tableau.stages,
+            "fsal": solver.tableau.fsal,
+            "embedded_order": solver.tableau.order_low,
+            "summary": solver.summary,
+            "source": solver.source,
+        }
+        for solver in SOLVERS.values()
+    ]
+
+
+def gradients() -> list[Row]:
+    """A row for each gradient method, with plain values; `cost` is the cost model's formulas as text."""
+    return [
+        {
+            "name": kind.name,
+            "aliases": [alias for alias, name in GRADIENT_ALIASES.items() if name == kind.name],
+            "options": {field.name: field.default for field in dataclasses.fields(kind)},
+            "exactness": kind.exactness,
+            "cost": dict(zip(("f_forward", "f_backward", "vjp", "states"), kind.formula, strict=True)),
+            "summary": kind.summary,
+        }
+        for kind in GRADIENTS.values()
+    ]
+
+
+def problems() -> list[Row]:
+    """A row for each test problem, with plain values."""
+    return [
+        {
+            "name": problem.name,
+            "t0": problem.t0,
+            "t1": problem.t1,
+            "steps": problem.steps,
+            "closed_form": problem.solution is not None,
+            "autonomous": problem.autonomous,
+            "period": problem.period,
+            "summary": problem.summary,
+            "source": problem.source,
+        }
+        for problem in PROBLEMS.values()
+    ]
+
+
+def backends() -> list[Row]:
+    """A row for each announced backend, with plain values. Those available are loaded, to ask them for devices.
+
+    `trouble` says why one that should be available cannot be used.
+    """
+    unreadable = [
+        _row(name, "", available=False, solvers=[], gradients=[], install="", trouble=str(error))
+        for name, error in broken().items()
+    ]
+    return [_backend(entry) for entry in known().values()] + unreadable
+
+
+def _row(name: str, framework: str, **rest: Any) -> Row:
+    row = {"name": name, "framework": framework, "available": False, "version": None, "devices": [], "trouble": None}
+    return {**row, **rest}
+
+
+def _backend(entry: BackendEntry) -> Row:
+    row = _row(
+        entry.name,
+        entry.framework,
+        available=entry.available,
+        version=_version(entry.framework) if entry.available else None,
+        solvers="any explicit Runge-Kutta" if entry.solvers is None else list(entry.solvers),
+        gradients=list(entry.gradients),
+        install=entry.install,
+    )
+    if entry.available:
+        try:
+            row["devices"] = list(backend(entry.name).devices())
+        except Exception as error:  # a broken installation is what one runs this command to find
+            row["trouble"] = f"{type(error).__name__}: {error}"
+    return row
+
+
+def _version(framework: str) -> str | None:
+    """From the metadata of what is installed, without an import."""
+    names = [framework, *metadata.packages_distributions().get(framework, ())]
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _backend_table(rows: Sequence[Row]) -> Table:
+    def state(row: Row) -> str:
+        if row["trouble"] is not None:
+            return f"cannot be loaded: {row['trouble']}"
+        return "available" if row["available"] else f"known, not available: {row['install']}"
+
+    def joined(names: str | list[str]) -> str:
+        return names if isinstance(names, str) else ", ".join(names)
+
+    columns = ("name", "framework", "version", "state", "devices", "solvers", "gradients")
+    cells = [
+        (
+            row["name"],
+            row["framework"],
+            row["version"] or "",
+            state(row),
+            ", ".join(row["devices"]),
+            joined(row["solvers"]),
+            joined(row["gradients"]),
+        )
+        for row in rows
+    ]
+    return table("Backends", columns, cells)
+
+
+def _solver_table(rows: Sequence[Row]) -> Table:
+    columns = ("name", "aliases", ">order", ">stages", ">tableau", "fsal", ">embedded", "summary", "source")
+    cells = [
+        (
+            row["name"],
+            ", ".join(row["aliases"]),
+            row["order"],
+            row["stages"],
+            row["tableau_stages"],
+            _yes(row["fsal"]),
+            row["embedded_order"] or "",
+            row["summary"],
+            row["source"],
+        )
+        for row in rows
+    ]
+    legend = (
+        "stages: field evaluations of a fixed step. tableau: those of the whole tableau, its error estimate included. "
+        "fsal: the last stage is the first of the next step. "
+        "embedded: order of the second solution, which estimates the error."
+    )
+    return table("Solvers", columns, cells, legend)
+
+
+def _gradient_table(rows: Sequence[Row]) -> Table:
+    columns = ("name", "options", "exactness", ">f forward", ">f backward", ">VJP", ">states", "summary")
+    cells = [
+        (
+            row["name"],
+            "\n".join(f"{name}={_default(value)}" for name, value in row["options"].items()),
+            row["exactness"],
+            *row["cost"].values(),
+            row["summary"],
+        )
+        for row in rows
+    ]
+    return table("Gradient methods", columns, cells, f"{_COST} A flag spells options as discrete-adjoint:correct=no.")
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "(that of the forward solve)"
+    return _yes(value) if isinstance(value, bool) else str(value)
+
+
+def _problem_table(rows: Sequence[Row]) -> Table:
+    columns = ("name", ">t0", ">t1", ">steps", "solution", "autonomous", "summary", "source")
+    cells = [
+        (
+            row["name"],
+            f"{row['t0']:g}",
+            f"{row['t1']:.5g}",
+            row["steps"],
+            "closed form" if row["closed_form"] else "DOP853",
+            _yes(row["autonomous"]),
+            row["summary"],
+            row["source"],
+        )
+        for row in rows
+    ]
+    legend = (
+        "steps: a sensible number for rk4. solution: what errors are relative to, DOP853 being SciPy's at rtol 1e-13."
+    )
+    return table("Problems", columns, cells, legend)
+
+
+@dataclass(frozen=True)
+class _Section:
+    rows: Callable[[], list[Row]]
+    table: Callable[[Sequence[Row]], Table]
+
+
+SECTIONS = {
+    "backends": _Section(backends, _backend_table),
+    "solvers": _Section(solvers, _solver_table),
+    "gradients": _Section(gradients, _gradient_table),
+    "problems": _Section(problems, _problem_table),
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("what", type=click.Choice(list(SECTIONS)), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object with a list for each section.")
+def command(what: str | None, as_json: bool) -> None:
+    """List what can be chosen by name: backends, solvers, gradients and problems, or one of these.
+
+    Backends that are installed are loaded, to ask them for their devices; this takes seconds.
+
+    \b
+    Examples:
+      odenet list
+      odenet list solvers
+      odenet list backends --json
+    """
+    chosen = [what] if what is not None else list(SECTIONS)
+    if as_json:
+        click.echo(json.dumps({name: SECTIONS[name].rows() for name in chosen}, indent=2))
+        return
+    screen = console()
+    for name in chosen:
+        screen.print(SECTIONS[name].table(SECTIONS[name].rows()))
