@@ -188,4 +188,11 @@ class BackendEntry:
                 self.install,
             )
         module, _, name = self.implementation.partition(":")
-        return getattr(importlib.import_module(module), name)()
+        try:
+            return getattr(importlib.import_module(module), name)()
+        except Exception as error:  # a framework that is installed but broken may fail in any way
+            raise BackendUnavailableError(
+                f"backend {self.name} is installed but {self.implementation} cannot be loaded ({error})",
+                "a framework that imports",
+                f"try `python -c 'import {self.framework}'`, and {self.install}",
+            ) from error

@@ -21,7 +21,7 @@ class Depth:
     """A tree of weights as a function of depth.
 
     - `Depth(tree)`: the same weights at all depths (a tied network).
-    - `Depth(tree, "piecewise")`: leaves have a leading axis of L layers; layer n holds from step n to step n+1. A ResNet
+    - `Depth(tree, "piecewise")`: leaves have a leading axis of L layers; layer n holds from step n to n+1. A ResNet
       of N blocks is Euler's method with N of them.
     - `Depth(tree, "linear")`: leaves have a leading axis of L nodes with straight lines between them: L-1 intervals.
       HeunNet reads w[n] and w[n+1] in step n, so N blocks are N-1 steps.

@@ -118,7 +118,9 @@ def dtype(default: str) -> Callable[[Any], Any]:
 
 def device() -> Callable[[Any], Any]:
     """`--device`."""
-    return click.option("--device", default="cpu", show_default=True, help="Device, as `odenet list backends` names it.")
+    return click.option(
+        "--device", default="cpu", show_default=True, help="Device, as `odenet list backends` names it."
+    )
 
 
 def seed() -> Callable[[Any], Any]:

@@ -1,4 +1,6 @@
-"""Gradient methods as data: their options, what they cost and what they give. The backends hold the code, one file each.
+"""Gradient methods as data: their options, what they cost and what they give.
+
+The backends hold the code, one file each.
 
 A flag spells options behind colons: `discrete-adjoint:correct=no:iterations=2`.
 """

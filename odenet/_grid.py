@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Iterable
@@ -115,8 +116,10 @@ def _saved(whole: Grid, ts: Any) -> tuple[int, ...]:
     if not times:
         raise GridError("ts is empty", "at least one time", "leave ts out to keep y(t1) alone")
     saved = [_index(whole, t) for t in times]
-    if any(late < early for early, late in zip(saved, saved[1:], strict=False)):
-        raise GridError(f"ts={times} does not run from t0={whole.t0} to t1={whole.t1}", "times in the order of the solve")
+    if any(late < early for early, late in itertools.pairwise(saved)):
+        raise GridError(
+            f"ts={times} does not run from t0={whole.t0} to t1={whole.t1}", "times in the order of the solve"
+        )
     return tuple(saved)
 
 

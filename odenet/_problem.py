@@ -53,7 +53,9 @@ def problem(
         InputError: or a class of it, saying which argument cannot be used.
     """
     if not callable(field):
-        raise InputError(f"field is a {type(field).__name__}", "a callable field(t, y, w), or field(t, y) without weights")
+        raise InputError(
+            f"field is a {type(field).__name__}", "a callable field(t, y, w), or field(t, y) without weights"
+        )
     for path, leaf in _checked_leaves(y0):
         if 0 in getattr(leaf, "shape", ()):
             raise StateError(f"y0 {path} has shape {tuple(leaf.shape)}, which holds no number", "at least one entry")

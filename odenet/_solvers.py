@@ -101,12 +101,8 @@ BOSH3 = Solver(
     "Bogacki and Shampine's 3(2) pair",
     "Bogacki, Shampine 1989",
 )
-RK4 = Solver(
-    "rk4", _tableau(4, ["1/2", "0 1/2", "0 0 1"], "1/6 1/3 1/3 1/6"), "the classical method", "Kutta 1901"
-)
-RK38 = Solver(
-    "rk38", _tableau(4, ["1/3", "-1/3 1", "1 -1 1"], "1/8 3/8 3/8 1/8"), "the 3/8 rule", "Kutta 1901"
-)
+RK4 = Solver("rk4", _tableau(4, ["1/2", "0 1/2", "0 0 1"], "1/6 1/3 1/3 1/6"), "the classical method", "Kutta 1901")
+RK38 = Solver("rk38", _tableau(4, ["1/3", "-1/3 1", "1 -1 1"], "1/8 3/8 3/8 1/8"), "the 3/8 rule", "Kutta 1901")
 DOPRI5 = Solver(
     "dopri5",
     _tableau(

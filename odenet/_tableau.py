@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import combinations_with_replacement
-from operator import mul
 
 from odenet._errors import TableauError
 
@@ -101,16 +100,20 @@ def _order_defect(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int
         """sum_j a[i][j] Phi_j(branch), for each stage i."""
         if branch not in memo:
             phi = stage_values(branch)
-            memo[branch] = [sum(map(mul, row, phi)) for row in a]
+            memo[branch] = [sum(map(_times, row, phi)) for row in a]
         return memo[branch]
 
     def stage_values(node: Tree) -> list[Number]:
         values: list[Number] = [1] * len(a)
         for branch in node:
-            values = list(map(mul, values, inner(branch)))
+            values = list(map(_times, values, inner(branch)))
         return values
 
-    return max(abs(sum(map(mul, b, stage_values(tree))) - Fraction(1, _density(tree))) for tree in trees(order))
+    return max(abs(sum(map(_times, b, stage_values(tree))) - Fraction(1, _density(tree))) for tree in trees(order))
+
+
+def _times(one: Number, other: Number) -> Number:
+    return one * other
 
 
 def _check_order(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int, name: str) -> None:
@@ -137,7 +140,9 @@ def trees(nodes: int) -> tuple[Tree, ...]:
         for size in range(1, min(total, largest) + 1):
             for count in range(1, total // size + 1):
                 for rest in forests(total - size * count, size - 1):
-                    found |= {tuple(sorted((*some, *rest))) for some in combinations_with_replacement(trees(size), count)}
+                    found |= {
+                        tuple(sorted((*some, *rest))) for some in combinations_with_replacement(trees(size), count)
+                    }
         return found
 
     return tuple(sorted(forests(nodes - 1, nodes - 1)))

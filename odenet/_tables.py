@@ -24,14 +24,21 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
     Args:
         title: above it.
-        columns: headings; one that begins with ">" is aligned to the right.
+        columns: headings; one that begins with ">" is of numbers, to the right. Numbers and the first column, which is
+            of names, are never broken.
         rows: a cell for each column, of any type with a `str`.
         caption: below it.
     """
-    made = Table(title=Text(title, "bold"), caption=Text(caption), box=SIMPLE_HEAD, title_justify="left")
-    made.caption_justify = "left"
-    for column in columns:
-        made.add_column(Text(column.removeprefix(">")), justify="right" if column.startswith(">") else "left")
+    made = Table(title=Text(title, "bold"), caption=Text(caption), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made.title_justify = made.caption_justify = "left"
+    for index, column in enumerate(columns):
+        number = column.startswith(">")
+        made.add_column(
+            Text(column.removeprefix(">")),
+            justify="right" if number else "left",
+            no_wrap=number or index == 0,
+            overflow="fold",
+        )
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))
     return made

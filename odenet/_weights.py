@@ -51,7 +51,9 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise FileError(f"there is no file {path}", _SUFFIXES) from error
     except ImportError as error:
-        raise FileError(f"{path} needs safetensors, which is not installed", ".npz", "pip install safetensors") from error
+        raise FileError(
+            f"{path} needs safetensors, which is not installed", ".npz", "pip install safetensors"
+        ) from error
     except Exception as error:  # each format has its own ways to be broken
         raise FileError(f"{path} is no {suffix} file of plain arrays ({error})", _SUFFIXES) from error
 

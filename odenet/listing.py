@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 _COST = (
     "For N steps of a solver with s field evaluations a step; m iterations of the discrete adjoint; the continuous "
-    "adjoint takes M steps of s' evaluations backwards, by default N and s. f forward, f backward: field evaluations, "
+    "adjoint takes M steps of s' evaluations backwards, by default N and s. f forward, f back: field evaluations, "
     "those inside VJPs left out. VJP: vector-Jacobian products of the field. states: copies of the state kept between "
     "the two passes."
 )
@@ -84,7 +84,8 @@ def problems() -> list[Row]:
 def backends() -> list[Row]:
     """A row for each announced backend, with plain values. Those available are loaded, to ask them for devices.
 
-    `trouble` says why one that should be available cannot be used.
+    `solvers` is None where any explicit Runge-Kutta method is offered. `trouble` says why a backend that should be
+    available cannot be used.
     """
     unreadable = [
         _row(name, "", available=False, solvers=[], gradients=[], install="", trouble=str(error))
@@ -104,7 +105,7 @@ def _backend(entry: BackendEntry) -> Row:
         entry.framework,
         available=entry.available,
         version=_version(entry.framework) if entry.available else None,
-        solvers="any explicit Runge-Kutta" if entry.solvers is None else list(entry.solvers),
+        solvers=None if entry.solvers is None else list(entry.solvers),
         gradients=list(entry.gradients),
         install=entry.install,
     )
@@ -118,13 +119,11 @@ def _backend(entry: BackendEntry) -> Row:
 
 def _version(framework: str) -> str | None:
     """From the metadata of what is installed, without an import."""
-    names = [framework, *metadata.packages_distributions().get(framework, ())]
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    try:
+        return metadata.version(framework)
+    except metadata.PackageNotFoundError:
+        names = metadata.packages_distributions().get(framework)  # slow, for a distribution of another name
+        return metadata.version(names[0]) if names else None
 
 
 def _yes(value: bool) -> str:
@@ -137,9 +136,6 @@ def _backend_table(rows: Sequence[Row]) -> Table:
             return f"cannot be loaded: {row['trouble']}"
         return "available" if row["available"] else f"known, not available: {row['install']}"
 
-    def joined(names: str | list[str]) -> str:
-        return names if isinstance(names, str) else ", ".join(names)
-
     columns = ("name", "framework", "version", "state", "devices", "solvers", "gradients")
     cells = [
         (
@@ -148,8 +144,8 @@ def _backend_table(rows: Sequence[Row]) -> Table:
             row["version"] or "",
             state(row),
             ", ".join(row["devices"]),
-            joined(row["solvers"]),
-            joined(row["gradients"]),
+            "all" if row["solvers"] is None else "\n".join(row["solvers"]),
+            "\n".join(row["gradients"]),
         )
         for row in rows
     ]
@@ -181,14 +177,12 @@ def _solver_table(rows: Sequence[Row]) -> Table:
 
 
 def _gradient_table(rows: Sequence[Row]) -> Table:
-    columns = ("name", "options", "exactness", ">f forward", ">f backward", ">VJP", ">states", "summary")
+    columns = ("name, options", ">f forward", ">f back", ">VJP", ">states", "exactness; summary")
     cells = [
         (
-            row["name"],
-            "\n".join(f"{name}={_default(value)}" for name, value in row["options"].items()),
-            row["exactness"],
+            "\n".join([row["name"], *(f"  {name}={_default(value)}" for name, value in row["options"].items())]),
             *row["cost"].values(),
-            row["summary"],
+            f"{row['exactness']}; {row['summary']}",
         )
         for row in rows
     ]
@@ -197,7 +191,7 @@ def _gradient_table(rows: Sequence[Row]) -> Table:
 
 def _default(value: Any) -> str:
     if value is None:
-        return "(that of the forward solve)"
+        return "forward's"
     return _yes(value) if isinstance(value, bool) else str(value)
 
 

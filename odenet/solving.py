@@ -208,11 +208,12 @@ def _report(problem: TestProblem, runs: Sequence[Run], truth: Reference) -> None
                     run.result,
                 )
             )
-    columns = "backend|solver (order)|>steps|>f|>error|>order|>fitted|>seconds|result".split("|")
+    columns = "backend|solver|>steps|>f|>error|>order|>fitted|>seconds|result".split("|")
     exact = f"relative to {truth.uncertainty:.0e}" if truth.uncertainty else "exact"
     caption = (
+        "solver: with its order. "
         f"error: relative, max norm, at t = {problem.t1:.6g}, against {truth.method} ({exact}). "
-        f"order: from the row above. fitted: over rows with errors between rounding and 0.5. "
+        "order: from the row above. fitted: over rows with errors between rounding and 0.5. "
         "seconds: one call, compilation included; `odenet compare` measures with a warm-up."
     )
     console().print(table(f"{problem.name}: {problem.summary}", columns, rows, caption))

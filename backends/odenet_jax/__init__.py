@@ -1,4 +1,4 @@
-"""odenet on JAX. Importing this loads no framework; jax and equinox are imported with the first name that needs them."""
+"""odenet on JAX. Importing this loads no framework; jax is imported with the first name that needs it."""
 
 from __future__ import annotations
 

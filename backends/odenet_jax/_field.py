@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from odenet import Depth
 from odenet._depth import Kind, blend
@@ -29,15 +29,37 @@ class Weights:
 
 @dataclass(frozen=True)
 class Slot:
-    """What one step reads of weights that change with depth: at its start and, if linear, at its end."""
+    """What one step reads of weights that change with depth.
+
+    Args:
+        start: at the start of its layer or interval.
+        end: at the end of its interval, for weights that are linear in depth.
+        other: integers and booleans.
+        part: which part of its interval the step is, counted from 0.
+        parts: how many steps the interval is cut into.
+    """
 
     start: Arrays
     end: Arrays | None
     other: Arrays
+    part: Any = 0
+    parts: int = 1
+
+    def at(self, position: float) -> Weights:
+        """The weights at `position` in [0, 1] of the step."""
+        if self.end is None:
+            return Weights(self.start, self.other)
+        if self.parts == 1:
+            return Weights(blend(self.start, self.end, position), self.other)
+        mixed = []
+        for a, b in zip(self.start, self.end, strict=True):
+            local = (jnp.asarray(self.part, a.real.dtype) + position) / self.parts
+            mixed.append((1 - local) * a + local * b)
+        return Weights(mixed, self.other)
 
 
 jax.tree_util.register_dataclass(Weights, ["inexact", "other"], [])
-jax.tree_util.register_dataclass(Slot, ["start", "end", "other"], [])
+jax.tree_util.register_dataclass(Slot, ["start", "end", "other"], ["part", "parts"])
 
 
 @dataclass(frozen=True)
@@ -55,7 +77,10 @@ class Field:
     intervals: int
 
     def slots(self, weights: Weights, steps: int) -> Slot | None:
-        """The weights of all steps, stacked to be scanned over; None if shared. O(steps), and so is its gradient."""
+        """The weights of all steps, stacked to be scanned over and differentiated by JAX in O(steps); None if shared.
+
+        Indexing inside the scan would cost a derivative O(steps^2): a zero array of all layers at every step.
+        """
         if self.kind == "shared":
             return None
         fitted, k = weights.inexact, steps // self.intervals
@@ -66,12 +91,35 @@ class Field:
             return Slot(fitted, None, other)
         return Slot([leaf[:-1] for leaf in fitted], [leaf[1:] for leaf in fitted], other)
 
+    def slot(self, weights: Weights, n: Any, steps: int) -> Slot | None:
+        """The weights of step n, read in place, no copy of the rest: for loops that JAX does not differentiate."""
+        if self.kind == "shared":
+            return None
+        k = steps // self.intervals
+        m = n // k
+
+        def row(leaf: Array, index: Any) -> Array:
+            return lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+
+        start = [row(leaf, m) for leaf in weights.inexact]
+        other = [row(leaf, m) for leaf in weights.other]
+        if self.kind == "piecewise":
+            return Slot(start, None, other)
+        end = [row(leaf, m + 1) for leaf in weights.inexact]
+        return Slot(start, end, other, n % k, k)
+
+    def add(self, sums: Arrays, n: Any, steps: int, found: Any) -> Arrays:
+        """The gradients `sums` of all weights with that of step n's `(start, end)` (or of shared weights) added."""
+        if self.kind == "shared":
+            return [total + part for total, part in zip(sums, found, strict=True)]
+        m = n // (steps // self.intervals)
+        start, end = found
+        sums = [total.at[m].add(part) for total, part in zip(sums, start, strict=True)]
+        return sums if end is None else [total.at[m + 1].add(part) for total, part in zip(sums, end, strict=True)]
+
     def __call__(self, t: Any, y: Any, position: float, slot: Slot | None, shared: Weights, closed: Any) -> Any:
         """The slope at `position` in [0, 1] of the step that reads `slot`, or `shared` weights where there is none."""
-        if slot is None:
-            return self.function(t, y, shared, *closed)
-        inexact = slot.start if slot.end is None else blend(slot.start, slot.end, position)
-        return self.function(t, y, Weights(inexact, slot.other), *closed)
+        return self.function(t, y, shared if slot is None else slot.at(position), *closed)
 
     def hoist(self, weights: Weights, t: Any, y: Any) -> tuple[Field, Any]:
         """The field with the differentiable values that it closes over made arguments, and these values.

@@ -66,26 +66,25 @@ def loop(run: Run, y0: Leaves, weights: Weights, closed: Any) -> Leaves:
 
 
 def loop_in_place(run: Run, y0: Leaves, weights: Weights, closed: Any) -> tuple[Leaves, Leaves]:
-    """The same without a derivative: the kept leaves fill a buffer, so that memory is that of what is kept.
+    """The same without a derivative: weights are read and kept states written in place, so that no memory grows with N.
 
     Returns:
         The leaves at `grid.kept` and the state at t1.
     """
-    if run.grid.final_only:
-        ys = loop(run, y0, weights, closed)
-        return ys, tuple(leaf[0] for leaf in ys)
-    rows = kept_rows(run.grid, run.grid.steps)
+    steps = run.grid.steps
+    rows = None if run.grid.final_only else kept_rows(run.grid, steps)
 
-    def body(carry: tuple[Any, Leaves, Leaves], slot: Slot | None) -> tuple[tuple[Any, Leaves, Leaves], None]:
+    def body(carry: tuple[Any, Leaves, Leaves], _: None) -> tuple[tuple[Any, Leaves, Leaves], None]:
         n, y, kept = carry
-        y = add(y, run.increment(n, y, slot, weights, closed))
-        return (n + 1, y, _write(kept, rows[n + 1], y)), None
+        y = add(y, run.increment(n, y, run.field.slot(weights, n, steps), weights, closed))
+        return (n + 1, y, kept if rows is None else _write(kept, rows[n + 1], y)), None
 
-    empty = tuple(jnp.zeros((len(run.grid.kept) + 1, *leaf.shape), leaf.dtype) for leaf in y0)
-    start = (jnp.int32(0), y0, _write(empty, rows[0], y0))
-    slots = run.field.slots(weights, run.grid.steps)
-    (_, last, kept), _ = lax.scan(body, start, slots, length=run.grid.steps)
-    return tuple(leaf[:-1] for leaf in kept), last
+    kept: Leaves = ()
+    if rows is not None:
+        empty = tuple(jnp.zeros((len(run.grid.kept) + 1, *leaf.shape), leaf.dtype) for leaf in y0)
+        kept = _write(empty, rows[0], y0)
+    (_, last, kept), _ = lax.scan(body, (jnp.int32(0), y0, kept), None, length=steps)
+    return tuple(leaf[None] for leaf in last) if rows is None else tuple(leaf[:-1] for leaf in kept), last
 
 
 def kept_rows(grid: Grid, steps: int) -> Array:
@@ -106,4 +105,3 @@ Solve = Callable[[Run, Leaves, Weights, Array], Leaves]
 The last argument is the probe: a real zero whose "gradient" is the reconstruction residual, for the methods that have
 one. It is how a value that is known in the backward pass alone gets out of it.
 """
-

@@ -23,7 +23,7 @@ def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = Non
     Args:
         field, y0, weights, choices: as in `odenet.solve`.
         probe: a real zero of shape () and of the times' number type. With gradient="discrete-adjoint" the derivative
-            with respect to it is the reconstruction residual (`Stats.certificate`): the way to have it under `jax.grad`.
+            with respect to it is the reconstruction residual (`Stats.certificate`), also under `jax.grad`.
     """
     return solve_problem(problem(field, y0, weights, **choices), probe)
 

@@ -95,7 +95,9 @@ def _array(path: str, leaf: Any) -> Array:
     try:
         array = as_array(f"y0 {path}", float(leaf) if type(leaf) is int else leaf)
     except TypeError as error:
-        raise DtypeError(f"y0 {path} cannot become an array ({error})", "numbers, NumPy arrays or JAX arrays") from error
+        raise DtypeError(
+            f"y0 {path} cannot become an array ({error})", "numbers, NumPy arrays or JAX arrays"
+        ) from error
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise DtypeError(
             f"y0 {path} is {array.dtype}",

@@ -32,7 +32,9 @@ from odenet_torch._measure import Counter, counted, peak_bytes, seconds
 from odenet_torch._nets import OdeNet
 from odenet_torch._solve import solve_problem
 
-_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
+_DTYPES = {
+    name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
+}
 
 
 class TorchBackend(Backend):

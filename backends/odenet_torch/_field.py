@@ -41,7 +41,10 @@ class Field(ABC):
     def everything(self, steps: int) -> tuple[Tensor, ...]:
         """All explicit and captured tensors of all steps, once each."""
         return unique(
-            tensor for n in range(steps) for tensors in (self.explicit(n, steps), self.read(n, steps)) for tensor in tensors
+            tensor
+            for n in range(steps)
+            for tensors in (self.explicit(n, steps), self.read(n, steps))
+            for tensor in tensors
         )
 
     def layers(self, n: int, steps: int) -> tuple[int, ...]:

@@ -81,9 +81,7 @@ class ResidualStack(_Solved):
     def forward(self, x: Tensor) -> Tensor:
         """The state after the last block."""
         field = BlockField(list(self.blocks), self.along)
-        made = problem(
-            _unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=self.gradient
-        )
+        made = problem(_unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=self.gradient)
         solution = solve_problem(made, field)
         self.stats = solution.stats
         return solution.ys[0]

@@ -83,7 +83,7 @@ class Layout:
 def layout(y0: Any) -> tuple[Layout, Leaves]:
     """The layout of a state and its leaves as carried.
 
-    NumPy arrays and numbers become tensors of their own number type (numbers: torch's default) on torch's default device.
+    NumPy arrays and numbers become tensors of their own number type (numbers: torch's default) on the default device.
 
     Raises:
         DtypeError: integers or booleans. StateError: several devices. NonFiniteError: NaN in NumPy arrays or numbers.
@@ -107,7 +107,9 @@ def _tensor(path: str, leaf: Any) -> Tensor:
         try:
             tensor = torch.tensor(float(leaf) if type(leaf) is int else leaf, device=torch.get_default_device())
         except TypeError as error:
-            raise DtypeError(f"y0 {path} cannot become a tensor ({error})", "numbers, NumPy arrays or tensors") from error
+            raise DtypeError(
+                f"y0 {path} cannot become a tensor ({error})", "numbers, NumPy arrays or tensors"
+            ) from error
     if not (tensor.is_floating_point() or tensor.is_complex()):
         raise DtypeError(
             f"y0 {path} is {str(tensor.dtype).removeprefix('torch.')}",

@@ -150,12 +150,15 @@ class Plan:
             FileError: data that is no plan of this version of odenet.
         """
         try:
-            options = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
+            options: dict[str, Any] = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
             options["solvers"] = tuple(solver(name) for name in plain["solvers"])
             options["gradients"] = tuple(gradient(label) for label in plain["gradients"])
-            return cls(**{name: tuple(value) if name in _GRID else value for name, value in options.items()})
+            options |= {name: tuple(options[name]) for name in _GRID}
+            return cls(**options)
         except (KeyError, TypeError, InputError) as error:
-            raise FileError(f"the plan in these results cannot be read ({error})", "a plan that odenet wrote") from error
+            raise FileError(
+                f"the plan in these results cannot be read ({error})", "a plan that odenet wrote"
+            ) from error
 
     def continued_from(self, old: Plan) -> Plan:
         """This plan with the grid of an earlier one added, for a run that goes on where the earlier one stopped.

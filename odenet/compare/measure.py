@@ -14,7 +14,7 @@ import numpy as np
 from odenet import _registry
 from odenet._backend import Backend, Evaluation, Measurement
 from odenet._errors import OdenetError, UnsupportedError
-from odenet._gradients import Backprop, Gradient
+from odenet._gradients import Backprop, Cost
 from odenet._nets import NetSpec
 from odenet._solvers import Solver
 from odenet.compare.difference import cosine_distance, flat, largest, relative
@@ -116,7 +116,7 @@ def _run(plan: Plan, cell: Cell, row: Row, references: _References) -> Row:
         gc.collect()  # now, rather than while the clock runs
         measurement = backend.measure(model, references.inputs, references.labels, plan.repeats)
     row = _compared(row, evaluation, reference)
-    return _with_costs(row, measurement, cell.gradient, cell.solver, cell.depth)
+    return _with_costs(row, measurement, spec, cell.gradient.cost(cell.solver, cell.depth))
 
 
 def _compared(row: Row, evaluation: Evaluation, reference: Evaluation) -> Row:
@@ -138,8 +138,7 @@ def _compared(row: Row, evaluation: Evaluation, reference: Evaluation) -> Row:
     )
 
 
-def _with_costs(row: Row, measured: Measurement, gradient: Gradient, solver: Solver, depth: int) -> Row:
-    expected = gradient.cost(solver, depth)
+def _with_costs(row: Row, measured: Measurement, spec: NetSpec, expected: Cost) -> Row:
     counts = measured.f_forward, measured.f_backward, measured.vjp
     return replace(
         row,
@@ -148,6 +147,7 @@ def _with_costs(row: Row, measured: Measurement, gradient: Gradient, solver: Sol
         step_seconds=measured.step_seconds,
         compile_seconds=measured.compile_seconds,
         peak_bytes=measured.peak_bytes,
+        gradient_bytes=sum(math.prod(shape) for shape in spec.shapes().values()) * np.dtype(row.dtype).itemsize,
         peak_bytes_method=measured.peak_bytes_method,
         f_forward=measured.f_forward,
         f_forward_expected=expected.f_forward,

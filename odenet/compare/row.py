@@ -48,6 +48,7 @@ class Row:
     step_seconds: float | None = _column("median seconds of loss and gradient, compiled and warm")
     compile_seconds: float | None = _column("seconds to compile both; 0 where nothing is compiled")
     peak_bytes: int | None = _column("most bytes alive at once for loss and gradient, beyond weights and batch")
+    gradient_bytes: int | None = _column("bytes of the gradient itself, as large as the weights; part of peak_bytes")
     peak_bytes_method: str | None = _column("how the backend counted them: compare within a backend only")
     f_forward: int | None = _column("field evaluations of the forward pass, counted")
     f_forward_expected: int | None = _column("the same by the cost model of the gradient method")
@@ -85,11 +86,12 @@ class Row:
             FileError: other columns than this version writes.
         """
         if set(plain) != set(COLUMNS):
-            raise FileError(
-                f"a row with the columns {', '.join(sorted(plain))}", f"the columns {', '.join(COLUMNS)}"
-            )
-        numbers = {f.name for f in dataclasses.fields(cls) if str(f.type).startswith("float")}
-        return cls(**{n: float(v) if n in numbers and isinstance(v, str) else v for n, v in plain.items()})
+            raise FileError(f"a row with the columns {', '.join(sorted(plain))}", f"the columns {', '.join(COLUMNS)}")
+        values = dict(plain)
+        for each in dataclasses.fields(cls):
+            if str(each.type).startswith("float") and isinstance(values[each.name], str):
+                values[each.name] = float(values[each.name])
+        return cls(**values)
 
 
 COLUMNS: dict[str, str] = {each.name: each.metadata["meaning"] for each in dataclasses.fields(Row)}

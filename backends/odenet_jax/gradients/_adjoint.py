@@ -18,7 +18,7 @@ from odenet_jax._fixed import Run, kept_rows, loop_in_place
 from odenet_jax._state import Leaves
 
 Carry = tuple[Leaves, Leaves, Any, Array]
-"""State, its gradient, gradients of what all steps read (shared weights, closures), residual."""
+"""State, its gradient, gradients of weights and closures so far, residual."""
 
 
 class Adjoint(ABC):
@@ -29,8 +29,8 @@ class Adjoint(ABC):
         return run
 
     @abstractmethod
-    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> tuple[Carry, Any]:
-        """From the end of step n to its start: the new carry and the gradient of `slot`."""
+    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> Carry:
+        """From the end of step n to its start."""
 
     def solve(self, run: Run, y0: Leaves, weights: Weights, probe: Array) -> Leaves:
         """The leaves at the kept times, with this way back."""
@@ -47,7 +47,8 @@ class Adjoint(ABC):
             return ys, (None if run.grid.final_only else ys, last, weights, closed)
 
         def backward(kept: Any, gradients: Leaves) -> tuple[Any, Any, Any, Array]:
-            return self.back(run, *kept, gradients)
+            ys, last, weights, closed = kept
+            return self.back(run, ys, last, weights, closed, gradients)
 
         network.defvjp(forward, backward)
         return network(y0, weights, closed, probe)
@@ -66,48 +67,34 @@ class Adjoint(ABC):
         """
         backward = self.backward(run)
         steps = backward.grid.steps
-
-        def ends(inexact: Any) -> Any:
-            slots = backward.field.slots(Weights(inexact, weights.other), steps)
-            return None if slots is None else (slots.start, slots.end)
-
-        slots = backward.field.slots(weights, steps)
-        _, pull = jax.vjp(ends, weights.inexact)
         meet = _nothing if ys is None else _meeting(kept_rows(run.grid, steps), ys, gradients)
-        fixed = jax.tree.map(jnp.zeros_like, (weights.inexact if slots is None else [], closed))
 
-        def body(carry: tuple[Any, Carry], slot: Slot | None) -> tuple[tuple[Any, Carry], Any]:
-            n, inner = carry
-            (y, g, sums, residual), found = self.step(backward, n, inner, slot, weights, closed)
+        def body(state: tuple[Any, Carry], _: None) -> tuple[tuple[Any, Carry], None]:
+            n, carry = state
+            slot = backward.field.slot(weights, n, steps)
+            y, g, sums, residual = self.step(backward, n, carry, slot, weights, closed)
             y, g = meet(n, y, g)
-            return (n - 1, (y, g, sums, residual)), found
+            return (n - 1, (y, g, sums, residual)), None
 
         g = tuple(leaf[-1] for leaf in gradients) if run.grid.kept[-1] == run.grid.steps else _zeros(last)
-        start = (jnp.int32(steps - 1), (last, g, fixed, jnp.zeros((), run.layout.time)))
-        (_, (_, g, (shared, of_closed), residual)), found = lax.scan(body, start, slots, length=steps, reverse=True)
-        inexact = shared if slots is None else pull(found)[0]
-        return g, Weights(inexact, [_none(leaf) for leaf in weights.other]), of_closed, residual
+        sums = jax.tree.map(jnp.zeros_like, (weights.inexact, closed))
+        start = (jnp.int32(steps - 1), (last, g, sums, jnp.zeros((), run.layout.time)))
+        (_, (_, g, (inexact, of_closed), residual)), _ = lax.scan(body, start, None, length=steps)
+        none: Any = [np.zeros(leaf.shape, jax.dtypes.float0) for leaf in weights.other]  # JAX's tangent of an integer
+        return g, Weights(inexact, none), of_closed, residual
 
 
 def differentiable(slot: Slot | None, shared: Weights) -> tuple[Any, Callable[[Any], tuple[Slot | None, Weights]]]:
     """What of a step's weights a gradient goes to, and the way from other values for it to what the field reads."""
     if slot is None:
         return shared.inexact, lambda inexact: (None, Weights(inexact, shared.other))
-    return (slot.start, slot.end), lambda ends: (Slot(*ends, slot.other), shared)
+    return (slot.start, slot.end), lambda ends: (dataclasses.replace(slot, start=ends[0], end=ends[1]), shared)
 
 
-def collect(slot: Slot | None, sums: Any, found: Any, of_closed: Any) -> tuple[Any, Any]:
-    """The new sums over steps, and the gradient of the start and end of this step's own slot."""
-    shared, closed = sums
-    closed = jax.tree.map(jnp.add, closed, of_closed)
-    if slot is None:
-        return (jax.tree.map(jnp.add, shared, found), closed), None
-    return (shared, closed), found
-
-
-def _none(leaf: Array) -> Any:
-    """The tangent of an integer: JAX's own zero of type float0."""
-    return np.zeros(leaf.shape, jax.dtypes.float0)
+def collect(run: Run, n: Any, sums: Any, found: Any, of_closed: Any) -> Any:
+    """The sums with the gradients of step n's weights and of closures added."""
+    inexact, closed = sums
+    return run.field.add(inexact, n, run.grid.steps, found), jax.tree.map(jnp.add, closed, of_closed)
 
 
 def _zeros(y: Leaves) -> Leaves:

@@ -30,7 +30,7 @@ class Costate(Adjoint):
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         return dataclasses.replace(run, tableau=solver.tableau, grid=dataclasses.replace(run.grid, steps=steps))
 
-    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> tuple[Carry, Any]:
+    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> Carry:
         """See `Adjoint.step`. The quadrature touches only the layers that step n reads."""
         y, a, sums, residual = carry
         tableau, size, count = run.tableau, run.grid.h, len(y)
@@ -50,5 +50,5 @@ class Costate(Adjoint):
 
         both = add((*y, *a), increment(tableau, stage, (*y, *a), -size))
         found, of_closed = jax.tree.map(lambda *each: sum(each), *quadrature)
-        sums, own = collect(slot, sums, found, of_closed)
-        return (both[:count], both[count:], sums, residual), own
+        sums = collect(run, n, sums, found, of_closed)
+        return both[:count], both[count:], sums, residual

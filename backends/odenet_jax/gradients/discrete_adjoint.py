@@ -26,17 +26,17 @@ class Reversal(Adjoint):
     def __init__(self, method: DiscreteAdjoint) -> None:
         self.method = method
 
-    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> tuple[Carry, Any]:
+    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> Carry:
         """See `Adjoint.step`."""
         y, g, sums, residual = carry
         z = self.predict(run, n, y, slot, shared, closed)
         weights, read = differentiable(slot, shared)
         d, pull = jax.vjp(lambda z, w, closed: run.increment(n, z, *read(w), closed), z, weights, closed)
         part, found, of_closed = pull(g)
-        sums, own = collect(slot, sums, found, of_closed)
+        sums = collect(run, n, sums, found, of_closed)
         before = subtract(y, d)
         residual = jnp.maximum(residual, _relative(subtract(before, z), y).astype(residual.dtype))
-        return (before if self.method.correct else z, add(g, part), sums, residual), own
+        return before if self.method.correct else z, add(g, part), sums, residual
 
     def predict(self, run: Run, n: Any, y: Leaves, slot: Slot | None, shared: Weights, closed: Any) -> Leaves:
         """z, near the y[n] with `y[n] + D_n(y[n]) = y`."""

@@ -1,0 +1,77 @@
+"""Every test problem's field runs unchanged in every backend, and gives what the core's own step gives on NumPy."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import odenet
+from odenet import _tree
+from odenet._problems import PROBLEMS
+from odenet._reference import arrays, relative_error
+from odenet._step import add, increment
+from odenet.solving import command
+
+STEPS = 8
+BACKENDS = ["torch", "jax"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Its name; a framework that is missing is a failure here, not a skip."""
+    odenet.backend(request.param)
+    return request.param
+
+
+def by_numpy(problem, t1, dtype):
+    tableau, h = odenet.solver("heun").tableau, (t1 - problem.t0) / STEPS
+    leaves, build = _tree.flatten(arrays(problem.y0, dtype))
+    y = tuple(leaves)
+    for n in range(STEPS):
+
+        def stage(i, at, n=n):
+            time = np.asarray(problem.t0 + (n + tableau.c[i]) * h, dtype)
+            return tuple(_tree.leaves(problem.field(time, build(at))))
+
+        y = add(y, increment(tableau, stage, y, h))
+    return build(y)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_field_gives_the_same_in_every_backend(backend, name):
+    problem, dtype = PROBLEMS[name], "float64"
+    t1 = problem.t0 + (problem.t1 - problem.t0) * STEPS / problem.steps  # steps small enough for all of them
+    framework = odenet.backend(backend)
+    with framework.prepare(dtype, "cpu"):
+        y0 = arrays(problem.y0, dtype)
+        found = odenet.solve(problem.field, y0, t1=t1, steps=STEPS, solver="heun", backend=backend)
+        state = _tree.map(framework.to_numpy, found.y1)
+    expected = by_numpy(problem, t1, dtype)
+    assert relative_error(state, expected) < 1e-14
+    assert [leaf.dtype for leaf in _tree.leaves(state)] == [np.asarray(leaf).dtype for leaf in _tree.leaves(expected)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_solve_command_runs_by_it(backend, dtype, tmp_path):
+    path = tmp_path / "runs.json"
+    arguments = ["rotation", "--backend", backend, "--depth", "16,32", "--dtype", dtype]
+    result = CliRunner().invoke(
+        command, [*arguments, "--json", str(path), "--plot", str(tmp_path / "a.png")], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    whole = json.loads(path.read_text())
+    assert whole["orders"][0]["fitted_order"] == pytest.approx(4, abs=0.1)
+    assert [run["dtype"] for run in whole["runs"]] == [dtype, dtype]
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_the_list_command_names_its_devices(backend):
+    from odenet.listing import backends
+
+    (row,) = [row for row in backends() if row["name"] == backend]
+    assert row["devices"][0] == "cpu"
+    assert row["version"]
+    assert row["trouble"] is None

@@ -1,0 +1,152 @@
+"""`odenet list` shows what the registries hold."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+
+import pytest
+from click.testing import CliRunner
+
+from odenet import GRADIENTS, SOLVERS, Backend, BackendEntry, _registry
+from odenet._gradients import gradient
+from odenet._problems import PROBLEMS
+from odenet.listing import SECTIONS, command
+
+
+class Devices(Backend):
+    """A backend that can be asked for its devices, and for nothing else."""
+
+    def devices(self):
+        return "cpu", "toy:0"
+
+
+Devices.__abstractmethods__ = frozenset()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Broken(Devices):
+    """A backend whose installation is broken."""
+
+    def __init__(self):
+        raise OSError("libtoy.so: cannot open shared object file [x]")
+
+
+def _entry(name, framework, kind):
+    return BackendEntry(name, framework, f"pip install {name}", f"{__name__}:{kind}", ("nothing",))
+
+
+WORKS = _entry("works", "numpy", "Devices")
+BROKEN = _entry("breaks", "numpy", "Broken")
+MISSING = _entry("lacks", "no_such_framework", "Devices")
+
+
+@pytest.fixture
+def announced(monkeypatch):
+    """Three backends of ours instead of those installed, and a package that cannot be imported."""
+    points = [
+        EntryPoint("works", f"{__name__}:WORKS", _registry.GROUP),
+        EntryPoint("breaks", f"{__name__}:BROKEN", _registry.GROUP),
+        EntryPoint("lacks", f"{__name__}:MISSING", _registry.GROUP),
+        EntryPoint("ruined", "no_such_package:backend", _registry.GROUP),
+    ]
+    monkeypatch.setattr(_registry, "entry_points", lambda group: points)
+    for cached in (_registry._scan, _registry._loaded):
+        cached.cache_clear()
+    yield
+    for cached in (_registry._scan, _registry._loaded):
+        cached.cache_clear()
+
+
+def listed(*arguments):
+    result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def rows(what):
+    return json.loads(listed(what, "--json"))[what]
+
+
+@pytest.mark.parametrize(("what", "names"), [("solvers", SOLVERS), ("gradients", GRADIENTS), ("problems", PROBLEMS)])
+def test_every_record_is_listed_as_text_and_as_json(what, names):
+    text = listed(what)
+    assert [row["name"] for row in rows(what)] == list(names)
+    assert all(f" {name} " in text for name in names)
+
+
+@pytest.mark.usefixtures("announced")
+def test_without_an_argument_all_four_are_listed():
+    text = listed()
+    assert all(title in text for title in ("Backends", "Solvers", "Gradient methods", "Problems"))
+    assert set(json.loads(listed("--json"))) == set(SECTIONS) == {"backends", "solvers", "gradients", "problems"}
+
+
+def test_a_solver_is_described():
+    found = {row["name"]: row for row in rows("solvers")}
+    dopri5 = found["dopri5"]
+    assert (dopri5["order"], dopri5["stages"], dopri5["tableau_stages"]) == (5, 6, 7)
+    assert (dopri5["fsal"], dopri5["embedded_order"]) == (True, 4)
+    assert found["rk4"]["embedded_order"] is None
+    assert found["heun"]["aliases"] == ["heunnet"]
+
+
+def test_the_options_listed_make_the_default_gradient():
+    """Spelling each listed option at its listed default gives the method without options."""
+    for row in rows("gradients"):
+        given = [f"{name}={value}" for name, value in row["options"].items() if value is not None]
+        assert gradient(":".join([row["name"], *given])) == gradient(row["name"])
+
+
+def test_the_costs_listed_are_those_of_the_cost_model():
+    """Each formula, evaluated with numbers for its letters, is what `cost` says."""
+    solver, steps, iterations = SOLVERS["rk4"], 7, 1
+    letters = {"N": steps, "s": solver.stages, "M": steps, "r": solver.stages, "m": iterations}
+    for row in rows("gradients"):
+        cost = gradient(row["name"]).cost(solver, steps)
+        for name, formula in row["cost"].items():
+            text = formula.replace("s'", "r").replace(" ", "*").replace("*+*", "+")
+            assert eval(text, {}, letters) == getattr(cost, name), (row["name"], name)
+
+
+def test_every_letter_of_the_costs_is_explained():
+    text = listed("gradients")
+    for words in ("N steps", "s field evaluations", "m iterations", "M steps", "s' evaluations", "copies of the state"):
+        assert words in " ".join(text.split())
+
+
+@pytest.mark.usefixtures("announced")
+def test_known_available_and_broken_backends_are_told_apart():
+    found = {row["name"]: row for row in rows("backends")}
+    assert list(found) == ["breaks", "lacks", "works", "ruined"]
+    assert found["works"]["available"]
+    assert found["works"]["devices"] == ["cpu", "toy:0"]
+    assert found["works"]["version"]
+    assert not found["lacks"]["available"]
+    assert found["lacks"]["install"] == "pip install lacks"
+    assert "libtoy.so" in found["breaks"]["trouble"]
+    assert "no_such_package" in found["ruined"]["trouble"]
+
+
+@pytest.mark.usefixtures("announced")
+def test_the_table_of_backends_says_what_to_install_and_what_is_broken():
+    text = " ".join(listed("backends").split())
+    assert "known, not available: pip install lacks" in text
+    assert "cannot be loaded: OSError: libtoy.so" in text
+    assert "cpu, toy:0" in text
+
+
+def test_an_unknown_section_is_a_usage_error():
+    result = CliRunner().invoke(command, ["sovlers"])
+    assert result.exit_code == 2
+    assert "solvers" in result.stderr
+
+
+def test_help_shows_examples():
+    text = listed("--help")
+    assert "Examples:\n" in text
+    assert "  odenet list solvers\n" in text
+
+
+def test_output_into_a_pipe_is_not_broken_at_80_columns():
+    lines = listed("solvers").splitlines()
+    assert any("Heun 1900; Sander, Ablin, Peyre 2022, section 4" in line for line in lines)
