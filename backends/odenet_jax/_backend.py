@@ -117,7 +117,7 @@ class JaxBackend(Backend):
             arguments = (model.weights, _probe(model), x, y)
             forward_seconds, step_seconds = seconds([lambda: forward(*arguments), lambda: step(*arguments)], repeats)
             peak, method = peak_bytes(step)
-            f_forward, f_backward, vjp = _count(model, x, y)
+            f_forward, f_backward, vjp = _count(model.spec, model.solver, model.gradient)
         return Measurement(forward_seconds, step_seconds, compile_seconds, peak, method, f_forward, f_backward, vjp)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
@@ -185,11 +185,7 @@ def _like(model: OdeNet) -> Iterator[None]:
 
 
 def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Array, Array]:
-    if tuple(inputs.shape[1:]) != model.spec.inputs or len(inputs) != len(targets):
-        raise InputError(
-            f"a batch of inputs {inputs.shape} and targets {targets.shape}",
-            f"inputs (batch, {', '.join(map(str, model.spec.inputs))}) and as many targets",
-        )
+    model.spec.check_batch(inputs, targets)
     kind = next(iter(model.weights.values())).dtype
     return jnp.asarray(inputs, kind), jnp.asarray(targets, jnp.int32 if model.spec.classes is not None else kind)
 
@@ -222,17 +218,21 @@ def _programs(
     return forward, step, time.perf_counter() - start
 
 
-def _count(model: OdeNet, x: Array, y: Array) -> tuple[int, int, int]:
-    """Evaluations forward and backward, and VJPs, counted in a run of their own."""
-    counter = Counter()
-    counting = copy.copy(model)
+def _count(spec: NetSpec, solver: Solver, gradient: Gradient) -> tuple[int, int, int]:
+    """Evaluations forward and backward, and VJPs, counted while compiled programs run.
+
+    They run on a small network of the same depth: the counts are those of solver, gradient and depth, whatever the
+    field is, and a second program with a large field would take as long to compile as the first.
+    """
+    small = NetSpec("mlp", spec.depth, 2, 2, (2,), None, along=spec.along, horizon=spec.horizon)
+    model = OdeNet(small, small.init(), solver=solver, gradient=gradient)
+    counter, counting = Counter(), copy.copy(model)
     object.__setattr__(counting, "function", counted(model.function, counter))  # a frozen module's own copy
-    loss = functools.partial(_loss, counting)
-    jax.block_until_ready(jax.jit(loss)(model.weights, _probe(model), x, y))
+    loss, x = functools.partial(_loss, counting), jnp.ones((1, 2))
+    jax.block_until_ready(jax.jit(loss)(model.weights, _probe(model), x, x))
     jax.effects_barrier()
-    f_forward = counter.f
-    counter.f = 0
+    f_forward, counter.f = counter.f, 0
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    jax.block_until_ready(step(model.weights, _probe(model), x, y))
+    jax.block_until_ready(step(model.weights, _probe(model), x, x))
     jax.effects_barrier()
     return f_forward, counter.f - f_forward, counter.vjp

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array, lax
 
 from odenet import Depth
-from odenet._depth import Kind, blend
+from odenet._depth import Kind, blend, check_alike
 from odenet_jax._state import as_array
 
 Arrays = list[Array]
@@ -140,11 +140,13 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
 
     Raises:
         DtypeError: float64 NumPy weights while JAX has 64-bit numbers switched off.
+        DepthError: layers that cannot be stacked.
     """
     if depth is None:
         return Field(lambda t, y, weights: function(t, y), "shared", 1), Weights([], [])
     leaves, structure = jax.tree.flatten(depth.tree if depth.kind == "shared" or depth.stacked else depth.tree[0])
     if not (depth.kind == "shared" or depth.stacked):
+        check_alike(depth.tree)
         columns = zip(*(jax.tree.leaves(layer) for layer in depth.tree), strict=True)
         leaves = [jnp.stack([as_array("weight", x) for x in c]) if _is_array(c[0]) else c[0] for c in columns]
     arrays = [as_array("weight", leaf) if _is_array(leaf) else leaf for leaf in leaves]

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from jax import Array
 
+BUDGET = 1.0
+
 
 @dataclass
 class Counter:
@@ -60,9 +62,15 @@ def peak_bytes(compiled: Any) -> tuple[int, str]:
 
 
 def seconds(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each function, run in turn after one warm-up of each."""
+    """Median seconds of each function, run in turn after one warm-up of each.
+
+    Functions that take long are repeated less: after `BUDGET` seconds no further round begins, though one always ends.
+    """
     taken: list[list[float]] = [[] for _ in functions]
+    began = time.perf_counter()
     for repeat in range(repeats + 1):
+        if repeat > 1 and time.perf_counter() - began > BUDGET:
+            break
         for function, times in zip(functions, taken, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(function())

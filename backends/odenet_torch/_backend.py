@@ -182,11 +182,7 @@ def _fresh(tree: Any) -> tuple[Any, list[Any]]:
 
 def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
     example = next(model.parameters())
-    if tuple(inputs.shape[1:]) != model.spec.inputs or len(inputs) != len(targets):
-        raise InputError(
-            f"a batch of inputs {inputs.shape} and targets {targets.shape}",
-            f"inputs (batch, {', '.join(map(str, model.spec.inputs))}) and as many targets",
-        )
+    model.spec.check_batch(inputs, targets)
     x = torch.tensor(inputs, dtype=example.dtype, device=example.device)
     kind = torch.int64 if model.spec.classes is not None else example.dtype
     return x, torch.tensor(targets, dtype=kind, device=example.device)

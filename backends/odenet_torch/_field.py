@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from odenet import Depth, GradientError, _tree
-from odenet._depth import blend
+from odenet._depth import blend, check_alike
+from odenet_torch._state import as_tensor
 
 Stand = Mapping[int, Tensor]
 """Tensors that stand in for explicit weights, by `id` of the weight: fresh leaves to take a VJP with respect to."""
@@ -56,9 +57,15 @@ class Field(ABC):
 
 
 class FunctionField(Field):
-    """A function `field(t, y, w)`, or `field(t, y)` without weights."""
+    """A function `field(t, y, w)`, or `field(t, y)` without weights.
+
+    Raises:
+        DepthError: layers that cannot be interpolated.
+    """
 
     def __init__(self, function: Callable[..., Any], depth: Depth | None) -> None:
+        if depth is not None and depth.kind == "linear" and not depth.stacked:
+            check_alike(depth.tree)
         self.function = function
         self.depth = depth
         self.trees = _unstack(depth)
@@ -158,6 +165,7 @@ def _unstack(depth: Depth | None) -> list[Any]:
     """One tree of weights a layer. `unbind` costs its backward one stack; indexing would cost it N."""
     if depth is None:
         return []
+    depth = Depth(_tree.map(as_tensor, depth.tree), depth.kind, depth.stacked)
     if depth.kind == "shared" or not depth.stacked:
         return [depth.at(n) for n in range(depth.layers)]
     leaves, unflatten = _tree.flatten(depth.tree)

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import _tree
 
+BUDGET = 1.0
+
 
 @dataclass
 class Counter:
@@ -98,9 +100,15 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> tuple[in
 
 
 def seconds(functions: list[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each function, run in turn after one warm-up of each."""
+    """Median seconds of each function, run in turn after one warm-up of each.
+
+    Functions that take long are repeated less: after `BUDGET` seconds no further round begins, though one always ends.
+    """
     taken: list[list[float]] = [[] for _ in functions]
+    began = time.perf_counter()
     for repeat in range(repeats + 1):
+        if repeat > 1 and time.perf_counter() - began > BUDGET:
+            break
         for function, times in zip(functions, taken, strict=True):
             _synchronise(device)
             start = time.perf_counter()

@@ -58,7 +58,7 @@ class ResidualStack(_Solved):
     Shapes: any tensor in, the same shape out.
 
     Raises:
-        InputError: no blocks, or something that is no module.
+        InputError: no blocks, something that is no module, or different blocks to be interpolated.
     """
 
     def __init__(
@@ -76,7 +76,14 @@ class ResidualStack(_Solved):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
         self.along = along or ("piecewise" if self.solver.stages == 1 else "linear")
         self.blocks = nn.ModuleList(blocks)
-        Depth.each(list(blocks), self.along)  # pyright: ignore[reportArgumentType]  # checks the kind and the number
+        depth = Depth.each(list(blocks), self.along)  # pyright: ignore[reportArgumentType]  # checks kind and number
+        structures = [(type(block), [(n, p.shape) for n, p in block.named_parameters()]) for block in blocks]
+        if depth.kind == "linear" and any(structure != structures[0] for structure in structures):
+            raise InputError(
+                f"{len(blocks)} blocks of different structures, to be interpolated",
+                "blocks of one class whose parameters have the same names and shapes",
+                "take along='piecewise'",
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """The state after the last block."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,6 +120,11 @@ def _tensor(path: str, leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor) and not bool(torch.isfinite(tensor).all()):
         raise NonFiniteError(f"y0 {path} holds NaN or infinity", "finite numbers")
     return tensor
+
+
+def as_tensor(leaf: Any) -> Any:
+    """A NumPy array as a tensor of the same number type on the default device; anything else as it is."""
+    return torch.tensor(leaf, device=torch.get_default_device()) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _narrow(k: Tensor, kind: torch.dtype, given: torch.dtype) -> Tensor:
