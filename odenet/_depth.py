@@ -16,6 +16,18 @@ Kind = Literal["shared", "piecewise", "linear"]
 _KINDS: dict[str, Kind] = {"shared": "shared", "piecewise": "piecewise", "linear": "linear"}
 
 
+def kind_of_blocks(along: str | None, stages: int) -> Kind:
+    """How a list of residual blocks lies along depth: "piecewise" or "linear".
+
+    Args:
+        along: the kind; None takes "piecewise" for a solver of one stage (ResNet) and "linear" for others (HeunNet).
+        stages: of the solver.
+    """
+    if along is None:
+        return "piecewise" if stages == 1 else "linear"
+    return lookup("kind of blocks along depth", along, {name: _KINDS[name] for name in ("piecewise", "linear")})
+
+
 @dataclass(frozen=True)
 class Depth:
     """A tree of weights as a function of depth.
@@ -47,8 +59,9 @@ class Depth:
         object.__setattr__(self, "kind", lookup("kind of depth", self.kind, _KINDS))
         if self.kind == "shared":
             return
-        sizes = {_length(path, leaf) for path, leaf in _tree.paths(self.tree) if _is_array(leaf)}
-        if not self.stacked:
+        if self.stacked:
+            sizes = {_length(path, leaf) for path, leaf in _tree.paths(self.tree) if _is_array(leaf)}
+        else:
             sizes = {len(self.tree)}
             if any(not _tree.same_shape(self.tree[0], layer) for layer in self.tree[1:]):
                 raise DepthError("the layers are trees of different containers or keys", "one tree of weights a layer")
@@ -178,6 +191,23 @@ def blend(one: Any, other: Any, position: float) -> Any:
     if position == 1:
         return other
     return _tree.map(lambda a, b: (1 - position) * a + position * b if _is_array(a) else a, one, other)
+
+
+def check_alike(layers: Sequence[Any]) -> None:
+    """Layers can be mixed or stacked: arrays have the same shape in all, and what has no shape is the same in all.
+
+    Raises:
+        DepthError: naming the first weight that differs.
+    """
+    for n, layer in enumerate(layers):
+        for (path, one), other in zip(_tree.paths(layers[0]), _tree.leaves(layer), strict=True):
+            kinds = [f"an array of shape {tuple(x.shape)}" if _is_array(x) else repr(x) for x in (one, other)]
+            if kinds[0] != kinds[1] if _is_array(one) or _is_array(other) else not (one is other or one == other):
+                raise DepthError(
+                    f"the weight {path} is {kinds[0]} in layer 0 and {kinds[1]} in layer {n}",
+                    "arrays of the same shape in all layers; what is no array, the same in all",
+                    "make numbers that change with depth arrays; piecewise layers in torch may differ",
+                )
 
 
 def _is_array(leaf: Any) -> bool:

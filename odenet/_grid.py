@@ -11,7 +11,8 @@ from typing import Any
 
 from odenet._errors import GridError
 
-_CLOSE = 1e-6  # of a step: how far a time in `ts` may lie from its grid point (float32 times are this coarse)
+_CLOSE = 2.0**-22  # of the largest time: how far a time in `ts` may lie from its grid point, a few roundings of float32
+_WITHIN = 1e-6, 1e-2  # of a step: that much is always allowed, and more than that never
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def grid(t0: Any, t1: Any, steps: Any, ts: Any = None) -> Grid:
 
 def _time(name: str, value: Any) -> float:
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError) as error:  # a traced JAX value is a TypeError, too
         raise GridError(
@@ -129,10 +132,12 @@ def _index(whole: Grid, t: float) -> int:
             raise GridError(f"ts holds {t} but t0 == t1 == {whole.t0}", "t0 itself")
         return whole.steps
     place = (t - whole.t0) / (whole.t1 - whole.t0) * whole.steps
+    least, most = _WITHIN
+    close = min(most, max(least, _CLOSE * max(abs(whole.t0), abs(whole.t1)) / abs(whole.h)))
     n = round(place)
     if not 0 <= n <= whole.steps:
         raise GridError(f"ts holds {t}, outside [{whole.t0}, {whole.t1}]", "times between t0 and t1")
-    if abs(place - n) > _CLOSE:
+    if abs(place - n) > close:
         raise GridError(
             f"ts holds {t}, which no step of a fixed grid of {whole.steps} steps ends at",
             f"the grid's times, here {whole.time(n - 1) if n else whole.t0}, {whole.time(n)} and so on",

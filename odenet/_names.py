@@ -25,7 +25,7 @@ def lookup(kind: str, name: object, table: Mapping[str, Thing], aliases: Mapping
     if plain in table:
         return table[plain]
     near = difflib.get_close_matches(plain, [*table, *aliases], n=3, cutoff=0.5)
-    remedy = f"did you mean {' or '.join(near)}?".rstrip("?") if near else f"see `odenet list` for every {kind}"
+    remedy = f"take {' or '.join(near)}, if that is what you meant" if near else f"see `odenet list` for every {kind}"
     raise UnknownNameError(f"there is no {kind} called {name!r}", ", ".join([*table, *aliases]), remedy)
 
 

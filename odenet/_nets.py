@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -70,6 +71,8 @@ class NetSpec:
             ("kind of weights along depth", self.along, _ALONG),
         ):
             lookup(kind, name, table)
+        if not isinstance(self.inputs, Iterable):
+            raise InputError(f"inputs={self.inputs!r} of a network", "the shape of one input, as in (1, 8, 8)")
         object.__setattr__(self, "inputs", tuple(self.inputs))
         sizes = {"depth": self.depth, "width": self.width, "hidden": self.hidden}
         sizes |= {f"inputs[{i}]": size for i, size in enumerate(self.inputs)}
@@ -78,8 +81,8 @@ class NetSpec:
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise InputError(f"{name}={size!r} of a network", "a whole number, at least 1")
-        if not math.isfinite(self.horizon):
-            raise InputError(f"horizon={self.horizon}", "a finite number")
+        if not isinstance(self.horizon, (int, float)) or not math.isfinite(self.horizon):
+            raise InputError(f"horizon={self.horizon!r} of a network", "a finite number")
         if self.block == "conv" and len(self.inputs) != 3:
             raise InputError(f"inputs={self.inputs} for a conv network", "(channels, height, width)")
         if self.block == "conv" and self.norm == "group" and self.width % GROUPS:
@@ -156,6 +159,8 @@ class NetSpec:
         import numpy as np
 
         lookup("start", start, _STARTS)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise InputError(f"seed={seed!r}", "a whole number, at least 0")
         generator = np.random.default_rng(seed)
         steps = np.arange(self.layers) / self.depth  # depth of each layer, in [0, 1]
         weights: dict[str, np.ndarray] = {}
@@ -191,10 +196,30 @@ class NetSpec:
         if extra := sorted(weights.keys() - shapes.keys()):
             raise InputError(f"weights with {', '.join(extra)}", ", ".join(shapes))
         for name, shape in shapes.items():
-            if tuple(weights[name].shape) != shape:
-                raise InputError(f"weight {name} of shape {tuple(weights[name].shape)}", f"{shape} for this network")
+            if np.shape(weights[name]) != shape:
+                raise InputError(f"weight {name} of shape {np.shape(weights[name])}", f"{shape} for this network")
             if not np.isfinite(weights[name]).all():
                 raise NonFiniteError(f"weight {name} holds NaN or infinity", "finite numbers")
+
+    def check_batch(self, inputs: np.ndarray, targets: np.ndarray) -> None:
+        """Raises InputError or NonFiniteError unless a batch fits; its targets are class numbers, or states."""
+        import numpy as np
+
+        found, targeted = np.shape(inputs), np.shape(targets)
+        one = () if self.classes is not None else self.state_shape
+        if found[1:] != self.inputs or targeted != (*found[:1], *one) or found[0] == 0:
+            expected = [", ".join(map(str, ("batch", *shape))) for shape in (self.inputs, one)]
+            raise InputError(
+                f"a batch of inputs {found} and targets {targeted}",
+                f"inputs ({expected[0]}) and as many targets ({expected[1]}), at least one",
+            )
+        if self.classes is not None and not np.isin(targets, np.arange(self.classes)).all():
+            raise InputError(
+                f"targets from {np.min(targets)} to {np.max(targets)}", f"whole numbers from 0 to {self.classes - 1}"
+            )
+        for name, array in (("inputs", inputs), ("targets", targets)):
+            if not np.isfinite(array).all():
+                raise NonFiniteError(f"the {name} of a batch hold NaN or infinity", "finite numbers")
 
 
 def _law(name: str, shape: tuple[int, ...], activation: str) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,7 @@ def problem(
     for path, leaf in _checked_leaves(y0):
         if 0 in getattr(leaf, "shape", ()):
             raise StateError(f"y0 {path} has shape {tuple(leaf.shape)}, which holds no number", "at least one entry")
+    _check_arguments(field, weights is None)
     depth = weights if isinstance(weights, Depth) or weights is None else Depth(weights)
     if steps is None:
         steps = depth.intervals if depth is not None else None
@@ -90,6 +92,18 @@ def _check_backward(made: Problem, method: ContinuousAdjoint) -> None:
 
 
 _solver, _gradient = solver, gradient  # the arguments of `problem` have these names
+
+
+def _check_arguments(field: Callable[..., Any], alone: bool) -> None:
+    try:
+        signature = inspect.signature(field)
+    except (TypeError, ValueError):  # callables of an extension module may have none
+        return
+    try:
+        signature.bind(*("t", "y", "w")[: 2 if alone else 3])
+    except TypeError as error:
+        what = "field(t, y), since there are no weights" if alone else "field(t, y, w), since there are weights"
+        raise InputError(f"field takes {signature} ({error})", f"a field that can be called as {what}") from None
 
 
 def _checked_leaves(y0: Any) -> list[tuple[str, Any]]:

@@ -93,6 +93,13 @@ def entry_for(trees: Iterable[Any]) -> BackendEntry:
     )
 
 
+def owner(leaf: Any, besides: BackendEntry) -> BackendEntry | None:
+    """Another backend whose array this is. NumPy's arrays are everybody's."""
+    if besides.owns(leaf) or type(leaf).__module__ == "numpy":
+        return None
+    return next((found for found in known().values() if found.owns(leaf)), None)
+
+
 def _ours_first(point: Any) -> tuple[bool, str]:
     return not point.value.startswith("odenet_"), point.name
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from odenet import _tree
 from odenet._backend import Backend, Gradients
 from odenet._depth import Depth
+from odenet._errors import InputError
 from odenet._gradients import Gradient
 from odenet._problem import Problem, problem
 from odenet._registry import backend as load
-from odenet._registry import entry, entry_for
+from odenet._registry import entry, entry_for, owner
 from odenet._solution import Solution
 from odenet._solvers import Solver
 
@@ -75,14 +77,25 @@ def value_and_grad(
         method's rebuilt states are off.
 
     Raises:
-        As `solve`; GradientError where a gradient could not be given truthfully.
+        OdenetError: as `solve` does.
+        GradientError: a gradient could not be given truthfully.
     """
+    if not callable(loss):
+        raise InputError(f"loss is a {type(loss).__name__}", "a callable loss(solution) that returns a real scalar")
     made = problem(field, y0, weights, **choices)
     return _backend(made, backend).value_and_grad(loss, made)
 
 
 def _backend(made: Problem, name: str | None) -> Backend:
-    tree = made.weights.tree if isinstance(made.weights, Depth) else None
-    found = entry(name) if name is not None else entry_for([made.y0, tree])
+    trees = {"y0": made.y0, "weights": made.weights.tree if isinstance(made.weights, Depth) else None}
+    found = entry(name) if name is not None else entry_for(trees.values())
     found.require(made.solver, made.gradient)
+    for argument, tree in trees.items():
+        for path, leaf in _tree.paths(tree):
+            if other := owner(leaf, besides=found):
+                raise InputError(
+                    f"{argument} {path} is an array of {other.framework}, and the backend is {found.name}",
+                    f"arrays of {found.framework} or NumPy, and numbers",
+                    f"convert it, or take backend={other.name!r}",
+                )
     return load(found.name)

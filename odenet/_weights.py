@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from odenet._errors import FileError
 from odenet._files import write_atomically
@@ -20,16 +21,26 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]
     """Write named arrays, atomically, in the format of the path's suffix.
 
     Raises:
-        FileError: another suffix, or a path that cannot be written.
+        FileError: another suffix, arrays that the format cannot hold, or a path that cannot be written.
     """
     import numpy as np
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
-    if _suffix(path) == ".npz":
-        return write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
-    from safetensors.numpy import save
+    suffix = _suffix(path)
+    arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
+    try:
+        if suffix == ".npz":
+            return write_atomically(path, lambda file: _write_npz(file, arrays))
+        from safetensors.numpy import save
 
-    return write_atomically(path, lambda file: file.write(save(arrays)))
+        content = save(arrays)
+    except ImportError as error:
+        raise _needs_safetensors(path) from error
+    except FileError:
+        raise
+    except Exception as error:  # each format has its own ways to refuse a number type
+        kinds = ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
+        raise FileError(f"weights of {kinds} cannot be written to {path} ({error})", "arrays of numbers") from error
+    return write_atomically(path, lambda file: file.write(content))
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -43,19 +54,34 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     suffix = _suffix(path)
     try:
         if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"it holds {', '.join(strange)}")
+            return arrays
         from safetensors.numpy import load_file
 
         return dict(load_file(path))
     except FileNotFoundError as error:
         raise FileError(f"there is no file {path}", _SUFFIXES) from error
     except ImportError as error:
-        raise FileError(
-            f"{path} needs safetensors, which is not installed", ".npz", "pip install safetensors"
-        ) from error
+        raise _needs_safetensors(path) from error
     except Exception as error:  # each format has its own ways to be broken
         raise FileError(f"{path} is no {suffix} file of plain arrays ({error})", _SUFFIXES) from error
+
+
+def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """`np.savez` for weights of any name (it takes `file=` and `allow_pickle=` for its own arguments)."""
+    import numpy as np
+
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def _needs_safetensors(path: object) -> FileError:
+    return FileError(f"{path} needs safetensors, which is not installed", ".npz", "pip install safetensors")
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Depth, Gradient, InputError, NetSpec, Solver
-from odenet._depth import Kind
+from odenet._depth import Kind, kind_of_blocks
 from odenet._gradients import gradient as gradient_named
 from odenet._nets import GROUPS, NORM_EPSILON
 from odenet._problem import problem
@@ -57,13 +57,13 @@ class ResidualStack(eqx.Module):
         *,
         solver: str | Solver = "euler",
         gradient: str | Gradient = "backprop",
-        along: Kind | None = None,
+        along: str | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
     ) -> None:
         self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
         self.t0, self.t1 = t0, t1
-        self.along = along or ("piecewise" if self.solver.stages == 1 else "linear")
+        self.along = kind_of_blocks(along, self.solver.stages)
         single = {id(block): block for block in blocks}
         places = {key: i for i, key in enumerate(single)}
         self.order = tuple(places[id(block)] for block in blocks)

@@ -24,6 +24,7 @@ def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = Non
         field, y0, weights, choices: as in `odenet.solve`.
         probe: a real zero of shape () and of the times' number type. With gradient="discrete-adjoint" the derivative
             with respect to it is the reconstruction residual (`Stats.certificate`), also under `jax.grad`.
+            Derivatives add up: under `jax.vmap` give each row a probe of its own.
     """
     return solve_problem(problem(field, y0, weights, **choices), probe)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odenet import Depth, Gradient, InputError, NetSpec, Solver, Stats
+from odenet._depth import kind_of_blocks
 from odenet._gradients import gradient as gradient_named
 from odenet._nets import GROUPS, NORM_EPSILON
 from odenet._problem import problem
@@ -74,9 +75,9 @@ class ResidualStack(_Solved):
         super().__init__(solver, gradient, t0, t1)
         if not all(isinstance(block, nn.Module) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
-        self.along = along or ("piecewise" if self.solver.stages == 1 else "linear")
+        self.along = kind_of_blocks(along, self.solver.stages)
         self.blocks = nn.ModuleList(blocks)
-        depth = Depth.each(list(blocks), self.along)  # pyright: ignore[reportArgumentType]  # checks kind and number
+        depth = Depth.each(list(blocks), self.along)  # checks their number
         structures = [(type(block), [(n, p.shape) for n, p in block.named_parameters()]) for block in blocks]
         if depth.kind == "linear" and any(structure != structures[0] for structure in structures):
             raise InputError(

@@ -8,10 +8,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from odenet import _flags, _registry
-from odenet._errors import BackendUnavailableError
 from odenet._tables import console
 from odenet.compare.findings import findings
+from odenet.compare.flags import grid_flags, network_flags, number, plan_of
 from odenet.compare.grid import Plan
 from odenet.compare.machine import machine
 from odenet.compare.measure import measure
@@ -19,37 +18,11 @@ from odenet.compare.progress import watch
 from odenet.compare.results import Results, read, require_writable, set_aside
 from odenet.compare.table import tables
 
-_DEFAULT = Plan.__dataclass_fields__
-_DEPTHS = ",".join(str(depth) for depth in _DEFAULT["depths"].default)
-_LABELS = ",".join(each.label for each in _DEFAULT["gradients"].default)
-
-
-def _choice(flag: str, names: tuple[str, ...], text: str) -> Any:
-    default = _DEFAULT[flag.removeprefix("--")].default
-    return click.option(flag, type=click.Choice(names), default=default, show_default=True, help=text)
-
-
-def _number(flag: str, text: str) -> Any:
-    default = _DEFAULT[flag.removeprefix("--")].default
-    return click.option(flag, type=click.IntRange(min=1), default=default, show_default=True, help=text)
-
 
 @click.command("compare")
-@_flags.backends("torch,jax")
-@_flags.solvers("euler,heun,rk4")
-@_flags.gradients(_LABELS)
-@_flags.depths(_DEPTHS)
-@_flags.dtype("float64")
-@_flags.device()
-@_flags.seed()
-@_number("--batch", "Images in the batch, 1 to 1797.")
-@_number("--repeats", "Times that each cell is timed; the median counts.")
-@_choice("--block", ("conv", "mlp", "linear"), "Kind of block.")
-@_number("--width", "Channels (conv) or features.")
-@_choice("--norm", ("group", "none"), "Normalisation of conv blocks.")
-@_choice("--activation", ("relu", "tanh"), "Activation. Smooth ones show the methods' orders most clearly.")
-@_choice("--start", ("smooth", "independent", "zero"), "Weights: one smooth function of depth, or layer by layer.")
-@_choice("--along", ("auto", "piecewise", "linear", "shared"), "Weights along depth; auto: piecewise for euler.")
+@grid_flags(depth=",".join(str(depth) for depth in Plan().depths))
+@network_flags
+@number("--repeats", "Times that each cell is timed; the median counts.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -71,9 +44,7 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
       odenet compare --backend torch --solver heun --depth 8..128 --activation tanh --out results/heun
       odenet compare --resume --gradient discrete-adjoint:iterations=2
     """
-    plural = {name: f"{name}s" for name in ("backend", "solver", "gradient", "depth")}
-    plan = Plan(**{plural.get(name, name): value for name, value in options.items()})
-    context.exit(compare(plan, out, resume, console(), console(stderr=True)))
+    context.exit(compare(plan_of(options), out, resume, console(), console(stderr=True)))
 
 
 def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
@@ -94,7 +65,7 @@ def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Cons
         InputError: the results there have other settings.
         BackendUnavailableError: none of the backends is installed.
     """
-    _require_a_backend(plan)
+    plan.require_a_backend()
     require_writable(out)
     results = _begin(plan, out, resume, messages)
     interrupted = False
@@ -112,7 +83,7 @@ def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Cons
         messages.print(f"interrupted: {results.missing()} cells are left; writing the report of the rest")
     from odenet.compare.report import write_report  # matplotlib takes a second: not before cells are timed
 
-    for made in tables(results.rows, screen.width):
+    for made in tables(results.rows, screen):
         screen.print(made)
     for finding in findings(results):
         screen.print(f"• {finding}", markup=False)
@@ -122,16 +93,6 @@ def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Cons
         messages.print("go on with: the same command and --resume", markup=False)
         return 130
     return 1 if any(row.failed for row in results.rows) else 0
-
-
-def _require_a_backend(plan: Plan) -> None:
-    entries = [_registry.entry(name) for name in plan.backends]
-    if not any(entry.available for entry in entries):
-        raise BackendUnavailableError(
-            f"none of the backends {', '.join(plan.backends)} is available",
-            "at least one that is installed",
-            " or ".join(entry.install for entry in entries),
-        )
 
 
 def _begin(plan: Plan, out: Path, resume: bool, messages: Console) -> Results:

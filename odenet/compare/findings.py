@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from odenet.compare.fit import STRAIGHT
 from odenet.compare.grid import Plan
 from odenet.compare.results import Results
 from odenet.compare.row import Row
@@ -81,14 +82,14 @@ def _orders(found: Sequence[Curve]) -> list[Finding]:
                 f"{error(last.gradient_error)} at N={last.depth})"
             )
         if parts:
-            made.append(Finding(gradient, f"the gradient error falls as N grows: {'; '.join(parts)}."))
+            made.append(Finding(gradient, f"gradient error: {'; '.join(parts)}."))
     if rough:
         made.append(
             Finding(
                 "Orders marked ~",
-                "the errors do not lie on a straight line in the logarithms (R squared under 0.95), so that the slope "
-                "is no order. Where the field has kinks, as with ReLU, a rebuilt state on the other side of a kink "
-                "changes the gradient by a jump; --activation tanh shows the order of the methods themselves.",
+                f"the errors do not lie on a straight line in the logarithms (R squared under {STRAIGHT}), so that the "
+                "slope is no order. Where the field has kinks, as with ReLU, a rebuilt state on the other side of a "
+                "kink changes the gradient by a jump; --activation tanh shows the order of the methods themselves.",
             )
         )
     return made
@@ -112,7 +113,7 @@ def _certificate(rows: Iterable[Row]) -> list[str]:
         return []
     return [
         "known without a reference. It is no bound, but tells how far the rebuilt states of a "
-        f"method are off: here the gradient error was {min(ratios):.2g} to {max(ratios):.2g} times the certificate."
+        f"method are off: here the gradient error was {min(ratios):.3g} to {max(ratios):.3g} times the certificate."
     ]
 
 

@@ -10,6 +10,9 @@ import numpy as np
 ROUNDING = {"float32": 100 * 2.0**-23, "float64": 100 * 2.0**-52}
 """Errors below this are rounding and say nothing about a method's order."""
 
+STRAIGHT = 0.98
+"""R squared above which a slope is called an order."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -28,7 +31,7 @@ class Fit:
     straightness: float
 
     def __str__(self) -> str:
-        return f"{self.order:.2f}" if self.straightness > 0.95 else f"~{self.order:.1f}"
+        return f"{self.order:.2f}" if self.straightness > STRAIGHT else f"~{self.order:.1f}"
 
 
 def fit(depths: Sequence[int], errors: Iterable[float], rounding: float) -> Fit | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from odenet import _registry
-from odenet._errors import FileError, InputError
+from odenet._errors import BackendUnavailableError, FileError, InputError
 from odenet._gradients import Backprop, Gradient, gradient
 from odenet._names import lookup
 from odenet._nets import NetSpec
@@ -131,6 +131,16 @@ class Plan:
             if entry.available and entry.offers(solver, Backprop()):
                 return name
         return None
+
+    def require_a_backend(self) -> None:
+        """Raises BackendUnavailableError if none of the backends is installed."""
+        entries = [_registry.entry(name) for name in self.backends]
+        if not any(entry.available for entry in entries):
+            raise BackendUnavailableError(
+                f"none of the backends {', '.join(self.backends)} is available",
+                "at least one that is installed",
+                " or ".join(entry.install for entry in entries),
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: names instead of records, and the reference backend of each solver."""

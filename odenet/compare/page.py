@@ -11,7 +11,7 @@ from odenet.compare.results import Results
 from odenet.compare.row import COLUMNS, Row
 from odenet.compare.style import INK, colours, name
 from odenet.compare.summary import curves
-from odenet.compare.table import columns, line, title
+from odenet.compare.table import columns, depths_of, line, title
 from odenet.compare.units import error, seconds, size
 
 _CAPTIONS = {
@@ -84,14 +84,14 @@ def _summary(rows: Sequence[Row]) -> str:
     parts = []
     for solver in dict.fromkeys(curve.solver for curve in found):
         mine = [curve for curve in found if curve.solver == solver]
-        depths = sorted({depth for curve in mine for depth in curve.rows})
+        depths, ends = depths_of(mine)
         body = []
         for curve in mine:
-            first, *others = line(curve, depths)
+            first, *others = line(curve, depths, ends)
             dot = f'<span class="dot" style="background:{colour[curve.gradient].replace(INK, "currentColor")}"></span>'
             cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
             body.append(f'<tr><td title="{escape(name(curve.gradient))}">{dot}{escape(first)}</td>{cells}</tr>')
-        head = "".join(_heading(heading) for heading in columns(depths))
+        head = "".join(_heading(heading) for heading in columns(depths, ends))
         parts.append(
             f'<h3>{escape(title(mine))}</h3><div class="wide"><table><thead><tr>{head}</tr></thead>'
             f"<tbody>{''.join(body)}</tbody></table></div>"

@@ -32,6 +32,7 @@ RC: dict[str, Any] = {
     "axes.labelsize": 11,
     "legend.fontsize": 9.5,
     "axes.edgecolor": GREY,
+    "axes.facecolor": "none",
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
     "text.color": INK,

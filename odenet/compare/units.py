@@ -35,8 +35,8 @@ def size(value: float | None) -> str:
 
 
 def factor(value: float | None) -> str:
-    """`x 3.2`."""
-    return "–" if value is None else f"× {_three(value)}"
+    """`×3.20`."""
+    return "–" if value is None else f"×{_three(value)}"
 
 
 def _three(value: float) -> str:

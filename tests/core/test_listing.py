@@ -131,7 +131,8 @@ def test_known_available_and_broken_backends_are_told_apart():
 def test_the_table_of_backends_says_what_to_install_and_what_is_broken():
     text = " ".join(listed("backends").split())
     assert "known, not available: pip install lacks" in text
-    assert "cannot be loaded: OSError: libtoy.so" in text
+    assert "cannot be loaded: BackendUnavailableError: backend breaks is installed but" in text
+    assert "libtoy.so: cannot open shared object file [x]" in text
     assert "cpu, toy:0" in text
 
 

@@ -1,0 +1,59 @@
+# Everything happens in .venv, which these targets make by themselves. Needs Python 3.11 or newer, make and pip.
+#
+#   make compare    the main job: every backend, solver and gradient method on real data, to results/compare/
+#   make test       ruff, basedpyright and pytest, as CI runs them
+#
+# PYTHON=python3.12 chooses the interpreter, PIP_ARGS="..." adds options of pip, ARGS="..." those of the command.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+BIN := .venv/bin
+# one thread a worker: two workers share two cores
+SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help compare test test-slow lint docs bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("odenet needs Python 3.11 or newer, and $(PYTHON) is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt 'pip>=25.1'
+	@touch $@
+
+.venv/.run: .venv/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all]'
+	@touch $@
+
+.venv/.test: .venv/.run
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --group test --group lint
+	@touch $@
+
+.venv/.docs: .venv/.run
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --group docs
+	@touch $@
+
+compare: .venv/.run
+	$(BIN)/odenet compare $(ARGS)
+
+test: lint
+	$(SINGLE) $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: .venv/.test
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict
+
+bench: .venv/.test
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis site

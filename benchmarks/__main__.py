@@ -1,0 +1,49 @@
+"""Run benchmarks by name and write each table to benchmarks/results/NAME.md and .json."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from odenet._files import write_text
+from odenet.compare.machine import machine
+
+NAMES = ("gradient_order", "memory", "overhead")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(names: list[str]) -> None:
+    """Each benchmark is a module with `TITLE` and `rows()`; a row is a flat dict."""
+    jax.config.update("jax_enable_x64", True)
+    for name in names or NAMES:
+        if name not in NAMES:
+            sys.exit(f"no benchmark {name!r}; allowed: {', '.join(NAMES)}")
+        module = importlib.import_module(f"benchmarks.{name}")
+        rows = list(module.rows())
+        where = machine(("torch", "jax"))
+        text = f"# {module.TITLE}\n\n{module.__doc__}\n\n{table(rows)}\n\n"
+        text += "Machine: " + "; ".join(f"{key} {value}" for key, value in where.items()) + ".\n"
+        write_text(RESULTS / f"{name}.md", text)
+        write_text(RESULTS / f"{name}.json", json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+        print(text)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table."""
+    heads = list(rows[0])
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(_text(row[head]) for head in heads) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

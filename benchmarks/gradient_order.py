@@ -1,0 +1,62 @@
+"""Relative error |g - g_backprop| / |g_backprop| of the whole gradient (y0 and all weights) of |y(1)|^2 / 2.
+
+The network: f = tanh(y A(t)^T + b(t)), width 16, batch 8, float64; A and b are a cos(1.5 pi t) + b sin(1.5 pi t) with
+entries drawn from N(0, (3/4)^2) and N(0, 1/4), read at the layers. Euler has N piecewise layers, the others N linear
+intervals. `order` is the slope of a log-log regression over N.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import odenet
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "conformance"))
+import cases  # the network of the conformance suite
+
+TITLE = "Order of the gradient error in depth"
+DEPTHS = (16, 32, 64, 128)
+METHODS = {
+    "euler": (
+        "discrete-adjoint:correct=no",
+        "discrete-adjoint",
+        "discrete-adjoint:iterations=2",
+        "continuous-adjoint",
+    ),
+    "heun": ("discrete-adjoint:correct=no", "discrete-adjoint", "continuous-adjoint"),
+    "rk4": ("discrete-adjoint:correct=no", "discrete-adjoint", "continuous-adjoint"),
+}
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """One row a backend, solver and method."""
+    for backend in ("torch", "jax"):
+        for solver, methods in METHODS.items():
+            exact = {n: gradient(backend, solver, "backprop", n) for n in DEPTHS}
+            for method in methods:
+                errors = [cases.relative(gradient(backend, solver, method, n), exact[n]) for n in DEPTHS]
+                order = -np.polyfit(np.log(DEPTHS), np.log(errors), 1)[0]
+                found = {f"N={n}": error for n, error in zip(DEPTHS, errors, strict=True)}
+                yield {"backend": backend, "solver": solver, "gradient": method, **found, "order": float(order)}
+
+
+def gradient(backend: str, solver: str, method: str, steps: int) -> np.ndarray:
+    """The whole gradient as one vector."""
+    nonlinearity = cases.tanh(backend)
+    kind, nodes = ("piecewise", steps) if solver == "euler" else ("linear", steps + 1)
+    weights, y0 = cases.smooth_network(steps, nodes)
+    _, found, _ = odenet.value_and_grad(
+        lambda s: (s.y1 * s.y1).sum() * 0.5,
+        lambda t, y, w: nonlinearity(y @ w["a"].T + w["b"]),
+        y0,
+        odenet.Depth(weights, kind),  # pyright: ignore[reportArgumentType]
+        solver=solver,
+        gradient=method,
+        backend=backend,
+    )
+    return cases.flat(backend, (found.y0, found.weights))

@@ -1,0 +1,100 @@
+"""The two native backends are written alike: same files, same public names, same nouns and verbs inside."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+
+from odenet import Backend
+
+ONE, OTHER = "odenet_torch", "odenet_jax"
+ALONE = {ONE: set(), OTHER: {"_trees.py"}}  # registers JAX's pytrees; torch has none
+IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
+    "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
+    "_field.py": ({"BlockField", "FunctionField", "now", "outside", "unique"}, {"Slot", "Weights", "field"}),
+    "_fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place"}),
+    "_measure.py": ({"LiveBytes"}, set()),
+    "_state.py": ({"as_tensor"}, {"as_array"}),
+    "gradients/_adjoint.py": ({"Sums", "standing", "vjp"}, {"collect", "differentiable"}),
+}
+
+
+def folder(package):
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def files(package):
+    root = folder(package)
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.suffix in (".py", ".typed")}
+
+
+SHARED = sorted(name for name in files(ONE) & files(OTHER) if name.endswith(".py"))
+
+
+def outline(package, name):
+    """The public functions and classes of a file, and the methods of each class."""
+    found = {}
+    for node in ast.parse((folder(package) / name).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            inner = node.body if isinstance(node, ast.ClassDef) else ()
+            found[node.name] = {
+                method.name
+                for method in inner
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_")
+            }
+    return found
+
+
+def test_the_files_are_the_same():
+    assert files(ONE) - ALONE[ONE] == files(OTHER) - ALONE[OTHER]
+
+
+def test_the_public_names_are_the_same_and_are_there():
+    one, other = importlib.import_module(ONE), importlib.import_module(OTHER)
+    assert one.__all__ == other.__all__
+    for package in (one, other):
+        assert all(getattr(package, name) is not None for name in package.__all__)
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = package.nothing
+
+
+@pytest.mark.parametrize("name", ["ResidualStack", "NeuralODE", "OdeNet"])
+def test_modules_take_the_same_arguments_with_the_same_defaults(name):
+    one, other = (
+        inspect.signature(getattr(importlib.import_module(package), name).__init__).parameters
+        for package in (ONE, OTHER)
+    )
+    different = {"device"} if name == "OdeNet" else set()  # JAX places arrays by context
+    assert one.keys() - different == other.keys() - different
+    for key in one.keys() & other.keys():
+        assert one[key].kind == other[key].kind
+        if key != "dtype":
+            assert one[key].default == other[key].default, key
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_public_nouns_and_verbs_of_a_file_are_the_same_but_for_each_framework_s_idiom(name):
+    one, other = outline(ONE, name).keys(), outline(OTHER, name).keys()
+    assert (one - other, other - one) == IDIOM.get(name, (set(), set()))
+    assert one & other or name.endswith(("__init__.py", "_backend.py"))
+
+
+@pytest.mark.parametrize("package", [ONE, OTHER])
+def test_the_verbs_are_those_of_the_seam_and_no_others(package):
+    (backend,) = [noun for noun in outline(package, "_backend.py") if noun.endswith("Backend")]
+    assert outline(package, "_backend.py")[backend] == set(Backend.__abstractmethods__)
+
+
+def test_both_announce_the_same_capabilities():
+    one, other = (importlib.import_module(package).backend for package in (ONE, OTHER))
+    assert (one.solvers, one.gradients) == (other.solvers, other.gradients)
+    for entry in (one, other):
+        assert entry.implementation.partition(":")[0] == f"odenet_{entry.name}._backend"
