@@ -154,7 +154,7 @@ def shown(layers: int) -> list[int]:
     return sorted({round(k * (layers - 1) / max(count - 1, 1)) for k in range(count)})
 
 
-@click.command("check")
+@click.command("check", context_settings={"help_option_names": ["-h", "--help"]})
 @grid_flags(depth="16", solver="euler")
 @network_flags
 @click.option(

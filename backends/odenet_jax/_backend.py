@@ -17,6 +17,7 @@ from jax import Array
 
 from odenet import (
     Backend,
+    Backprop,
     Depth,
     DeviceUnavailableError,
     DtypeError,
@@ -100,7 +101,7 @@ class JaxBackend(Backend):
         """See `Backend`."""
         with _like(model):
             x, y = _batch(model, inputs, targets)
-            step = _compiled(model, x, y)[1]
+            step, _ = _compiled(model, x, y, model.gradient)
             (loss, outputs), (gradients, residual) = step(model.weights, _probe(model), x, y)
             return Evaluation(
                 float(loss),
@@ -113,7 +114,9 @@ class JaxBackend(Backend):
         """See `Backend`."""
         with _like(model):
             x, y = _batch(model, inputs, targets)
-            forward, step, compile_seconds = _compiled(model, x, y)
+            forward, forward_compile = _compiled(model, x, y, None)
+            step, step_compile = _compiled(model, x, y, model.gradient)
+            compile_seconds = forward_compile + step_compile
             arguments = (model.weights, _probe(model), x, y)
             forward_seconds, step_seconds = seconds([lambda: forward(*arguments), lambda: step(*arguments)], repeats)
             peak, method = peak_bytes(step)
@@ -197,25 +200,25 @@ def _loss(model: OdeNet, weights: dict[str, Array], probe: Array, x: Array, y: A
     return -jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], axis=1).mean(), outputs
 
 
-def _compiled(model: OdeNet, x: Array, y: Array) -> tuple[Any, Any, float]:
-    """The programs for loss and gradient, and the seconds of compiling them; kept for the next call of the kind."""
+def _compiled(model: OdeNet, x: Array, y: Array, gradient: Gradient | None) -> tuple[Any, float]:
+    """The program for loss and gradient, or for the loss alone, and the seconds of compiling it."""
     kinds = (x.dtype.name, y.dtype.name)
-    device = next(iter(x.devices()))
-    return _programs(model.spec, model.solver, model.gradient, kinds, x.shape, y.shape, device)
+    return _program(model.spec, model.solver, gradient, kinds, x.shape, y.shape, next(iter(x.devices())))
 
 
-@functools.lru_cache(maxsize=4)
-def _programs(
-    spec: NetSpec, solver: Solver, gradient: Gradient, kinds: Any, x_shape: Any, y_shape: Any, device: Any
-) -> tuple[Any, Any, float]:
+@functools.lru_cache(maxsize=16)
+def _program(
+    spec: NetSpec, solver: Solver, gradient: Gradient | None, kinds: Any, x_shape: Any, y_shape: Any, device: Any
+) -> tuple[Any, float]:
+    """Kept for the next call of the same kind: the loss alone is the same program for every gradient method."""
     zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
-    model = OdeNet(spec, zeros, solver=solver, gradient=gradient, dtype=kinds[0])
+    model = OdeNet(spec, zeros, solver=solver, gradient=gradient or Backprop(), dtype=kinds[0])
     x, y = (jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip((x_shape, y_shape), kinds, strict=True))
-    loss, arguments = functools.partial(_loss, model), (model.weights, _probe(model), x, y)
+    loss = functools.partial(_loss, model)
     start = time.perf_counter()
-    forward = jax.jit(loss).lower(*arguments).compile()
-    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)).lower(*arguments).compile()
-    return forward, step, time.perf_counter() - start
+    traced = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True) if gradient is not None else loss
+    program = jax.jit(traced).lower(model.weights, _probe(model), x, y).compile()
+    return program, time.perf_counter() - start
 
 
 def _count(spec: NetSpec, solver: Solver, gradient: Gradient) -> tuple[int, int, int]:
@@ -224,11 +227,11 @@ def _count(spec: NetSpec, solver: Solver, gradient: Gradient) -> tuple[int, int,
     They run on a small network of the same depth: the counts are those of solver, gradient and depth, whatever the
     field is, and a second program with a large field would take as long to compile as the first.
     """
-    small = NetSpec("mlp", spec.depth, 2, 2, (2,), None, along=spec.along, horizon=spec.horizon)
+    small = NetSpec("linear", spec.depth, 1, inputs=(1,), classes=None, along=spec.along, horizon=spec.horizon)
     model = OdeNet(small, small.init(), solver=solver, gradient=gradient)
     counter, counting = Counter(), copy.copy(model)
     object.__setattr__(counting, "function", counted(model.function, counter))  # a frozen module's own copy
-    loss, x = functools.partial(_loss, counting), jnp.ones((1, 2))
+    loss, x = functools.partial(_loss, counting), jnp.ones((1, 1))
     jax.block_until_ready(jax.jit(loss)(model.weights, _probe(model), x, x))
     jax.effects_barrier()
     f_forward, counter.f = counter.f, 0

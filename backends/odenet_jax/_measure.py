@@ -62,18 +62,18 @@ def peak_bytes(compiled: Any) -> tuple[int, str]:
 
 
 def seconds(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each function, run in turn after one warm-up of each.
+    """Median seconds of each function, run in turn.
 
-    Functions that take long are repeated less: after `BUDGET` seconds no further round begins, though one always ends.
+    The first round is a warm-up and counts only where it is the only one: after `BUDGET` seconds no further round
+    begins, since what takes long is little disturbed.
     """
     taken: list[list[float]] = [[] for _ in functions]
     began = time.perf_counter()
-    for repeat in range(repeats + 1):
-        if repeat > 1 and time.perf_counter() - began > BUDGET:
+    for done in range(repeats + 1):
+        if done and time.perf_counter() - began > BUDGET:
             break
         for function, times in zip(functions, taken, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(function())
-            if repeat:
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in taken]
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times[1:] or times) for times in taken]

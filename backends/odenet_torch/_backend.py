@@ -138,14 +138,10 @@ class TorchBackend(Backend):
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:
         """See `Backend`."""
+        _dtype(dtype)
         self._check_device(device)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64 if _dtype(dtype) in (torch.float64, torch.complex128) else torch.float32)
-        try:
-            with torch.device(device):
-                yield
-        finally:
-            torch.set_default_dtype(before)
+        with torch.device(device):
+            yield
 
     def devices(self) -> tuple[str, ...]:
         """See `Backend`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from odenet.compare.results import Results, read, require_writable, set_aside
 from odenet.compare.table import tables
 
 
-@click.command("compare")
+@click.command("compare", context_settings={"help_option_names": ["-h", "--help"]})
 @grid_flags(depth=",".join(str(depth) for depth in Plan().depths))
 @network_flags
 @number("--repeats", "Times that each cell is timed; the median counts.")
@@ -36,7 +37,7 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
     """Compare solvers, gradient methods and backends on one network and real data (handwritten digits).
 
     Every cell is compared with exact backprop in float64 at the same depth. Ctrl-C keeps what is done. Exit status: 0,
-    1 if a cell failed, 130 after Ctrl-C.
+    1 if a cell failed, 130 after Ctrl-C. Set OMP_NUM_THREADS to time torch with more than one thread.
 
     \b
     Examples:
@@ -44,6 +45,8 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
       odenet compare --backend torch --solver heun --depth 8..128 --activation tanh --out results/heun
       odenet compare --resume --gradient discrete-adjoint:iterations=2
     """
+    # read by OpenMP when a framework is loaded: two threads that spin on two busy cores time each other's waiting
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context.exit(compare(plan_of(options), out, resume, console(), console(stderr=True)))
 
 

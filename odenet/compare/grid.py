@@ -67,11 +67,11 @@ class Plan:
         gradient(label)
         for label in ("backprop", "discrete-adjoint", "discrete-adjoint:correct=no", "continuous-adjoint")
     )
-    depths: tuple[int, ...] = (4, 8, 16, 32, 64)
+    depths: tuple[int, ...] = (4, 16, 64)
     dtype: Literal["float32", "float64"] = "float64"
     device: str = "cpu"
     seed: int = 0
-    batch: int = 16
+    batch: int = 10
     block: Literal["conv", "mlp", "linear"] = "conv"
     width: int = 16
     norm: Literal["group", "none"] = "group"

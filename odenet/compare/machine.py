@@ -17,6 +17,7 @@ def machine(backends: Iterable[str]) -> dict[str, str]:
     found = {
         "cpu": _cpu(),
         "cores": _cores(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "memory": _memory(),
         "platform": platform.platform(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",

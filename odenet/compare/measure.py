@@ -6,8 +6,9 @@ import gc
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,29 @@ def measure(plan: Plan, cells: Iterable[Cell]) -> Iterator[Row]:
     """
     inputs, labels = batch(plan.batch, plan.seed)
     references = _References(plan, inputs, labels)
-    for cell in cells:
-        start = time.perf_counter()
-        row = _blank(plan, cell)
-        try:
-            row = _run(plan, cell, row, references)
-        except (OdenetError, RuntimeError, MemoryError) as error:
-            own = isinstance(error, OdenetError)
-            row = replace(row, status=str(error) if own else f"{type(error).__name__}: {error}")
-        yield replace(row, cell_seconds=time.perf_counter() - start)
+    waiting = list(cells)
+    with ThreadPoolExecutor(ABREAST) as pool:
+        for first in range(0, len(waiting), ABREAST):
+            started = [pool.submit(_evaluated, plan, cell, references) for cell in waiting[first : first + ABREAST]]
+            wait(started)  # nothing else runs while a cell is timed
+            for done in started:
+                yield _timed(plan, done.result(), references)
+
+
+ABREAST = 2  # cells that are compiled and evaluated at once; they are timed one after the other
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A cell's row as far as its evaluation goes, and the network to be timed if that went well."""
+
+    cell: Cell
+    row: Row
+    model: Any
+    seconds: float
+
+
+_FAILURES = (OdenetError, RuntimeError, MemoryError)
 
 
 class _References:
@@ -54,8 +69,13 @@ class _References:
     def __init__(self, plan: Plan, inputs: np.ndarray, labels: np.ndarray) -> None:
         self.plan, self.inputs, self.labels = plan, inputs, labels
         self.found: dict[tuple[str, int], Evaluation] = {}
+        self.alone = Lock()
 
     def of(self, cell: Cell) -> Evaluation:
+        with self.alone:
+            return self._of(cell)
+
+    def _of(self, cell: Cell) -> Evaluation:
         place = cell.solver.name, cell.depth
         if place not in self.found:
             name = self.plan.reference(cell.solver)
@@ -99,37 +119,58 @@ def _blank(plan: Plan, cell: Cell) -> Row:
     )
 
 
-def _run(plan: Plan, cell: Cell, row: Row, references: _References) -> Row:
+def _evaluated(plan: Plan, cell: Cell, references: _References) -> _Evaluated:
+    start = time.perf_counter()
+    row, model = _blank(plan, cell), None
     entry = _registry.entry(cell.backend)
     if not entry.offers(cell.solver, cell.gradient):
-        return replace(row, status=f"{NOT_OFFERED} by {cell.backend}")
-    if not entry.available:
-        return replace(row, status=f"{NOT_AVAILABLE}: {entry.framework} is not installed; {entry.install}")
+        row = replace(row, status=f"{NOT_OFFERED} by {cell.backend}")
+    elif not entry.available:
+        row = replace(row, status=f"{NOT_AVAILABLE}: {entry.framework} is not installed; {entry.install}")
+    else:
+        try:
+            row, model = _evaluate(plan, cell, row, references)
+        except _FAILURES as error:
+            row = _failed(row, error)
+    return _Evaluated(cell, row, model, time.perf_counter() - start)
+
+
+def _evaluate(plan: Plan, cell: Cell, row: Row, references: _References) -> tuple[Row, Any]:
     reference = references.of(cell)
     spec = plan.spec(cell.solver, cell.depth)
-    weights = spec.init(plan.seed, plan.start)
     backend: Backend = _registry.backend(cell.backend)
     with backend.prepare(plan.dtype, plan.device):
-        model: Any = backend.build(
-            spec, weights, solver=cell.solver, gradient=cell.gradient, dtype=plan.dtype, device=plan.device
+        model = backend.build(
+            spec,
+            spec.init(plan.seed, plan.start),
+            solver=cell.solver,
+            gradient=cell.gradient,
+            dtype=plan.dtype,
+            device=plan.device,
         )
         evaluation = backend.evaluate(model, references.inputs, references.labels)
-        with _no_collection():
-            measurement = backend.measure(model, references.inputs, references.labels, plan.repeats)
-    row = _compared(row, evaluation, reference)
-    return _with_costs(row, measurement, spec, cell.gradient.cost(cell.solver, cell.depth))
+    return _compared(row, evaluation, reference), model
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's garbage collector takes a tenth of a second with two frameworks loaded: not while the clock runs."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
+def _timed(plan: Plan, done: _Evaluated, references: _References) -> Row:
+    start, row, cell = time.perf_counter(), done.row, done.cell
+    if done.model is not None:
+        backend = _registry.backend(cell.backend)
+        gc.collect()  # now, rather than while the clock runs
+        try:
+            with backend.prepare(plan.dtype, plan.device):
+                measured = backend.measure(done.model, references.inputs, references.labels, plan.repeats)
+            row = _with_costs(
+                row, measured, plan.spec(cell.solver, cell.depth), cell.gradient.cost(cell.solver, cell.depth)
+            )
+        except _FAILURES as error:
+            row = _failed(row, error)
+    return replace(row, cell_seconds=done.seconds + time.perf_counter() - start)
+
+
+def _failed(row: Row, error: Exception) -> Row:
+    own = isinstance(error, OdenetError)
+    return replace(row, status=str(error) if own else f"{type(error).__name__}: {error}")
 
 
 def _compared(row: Row, evaluation: Evaluation, reference: Evaluation) -> Row:

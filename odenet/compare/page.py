@@ -106,7 +106,8 @@ def _heading(heading: str) -> str:
 
 def _cells(rows: Sequence[Row]) -> str:
     """All rows; `data-v` carries the number that a column is sorted by."""
-    shown = [column for column in COLUMNS if not column.endswith(("_expected", "_method"))]
+    same = {column for column in ("device", "dtype") if len({getattr(row, column) for row in rows}) == 1}
+    shown = [column for column in COLUMNS if column not in same and not column.endswith(("_expected", "_method"))]
     head = "".join(
         f'<th aria-sort="none"><button type="button" title="{escape(COLUMNS[column])}">{escape(_label(column))}'
         "</button></th>"

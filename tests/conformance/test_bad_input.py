@@ -110,20 +110,20 @@ NAMES: dict[str, Case] = {
     "unknown solver": (
         lambda fw: fw.solve(solver="eulr"),
         UnknownNameError,
-        r"no solver called 'eulr'.*Allowed: euler, heun.*did you mean euler",
+        r"no solver called 'eulr'.*Allowed: euler, heun.*take euler",
     ),
     "solver of another type": (lambda fw: fw.solve(solver=4), InputError, r"solver was given as 4, a int.*euler"),
     "unknown gradient": (
         lambda fw: fw.solve(gradient="discret-adjoint"),
         UnknownNameError,
-        r"'discret-adjoint'.*Allowed: backprop.*did you mean discrete-adjoint",
+        r"'discret-adjoint'.*Allowed: backprop.*take discrete-adjoint",
     ),
     "gradient of another type": (lambda fw: fw.solve(gradient=None), InputError, r"gradient=None.*backprop"),
     "gradient as a class": (lambda fw: fw.solve(gradient=DiscreteAdjoint), InputError, r"DiscreteAdjoint.*a record"),
     "unknown option": (
         lambda fw: fw.solve(gradient="discrete-adjoint:itertions=2"),
         UnknownNameError,
-        r"option of discrete-adjoint called 'itertions'.*did you mean iterations",
+        r"option of discrete-adjoint called 'itertions'.*take iterations",
     ),
     "option without a value": (
         lambda fw: fw.solve(gradient="discrete-adjoint:correct"),
@@ -148,22 +148,22 @@ NAMES: dict[str, Case] = {
     "unknown predictor": (
         lambda fw: fw.solve(gradient="discrete-adjoint:predictor=reversed"),
         UnknownNameError,
-        r"predictor called 'reversed'.*did you mean reverse",
+        r"predictor called 'reversed'.*take reverse",
     ),
     "unknown solver of the adjoint": (
         lambda fw: fw.solve(gradient=ContinuousAdjoint(solver="rk44")),
         UnknownNameError,
-        r"'rk44'.*did you mean rk4",
+        r"'rk44'.*take rk4",
     ),
     "unknown backend": (
         lambda fw: fw.solve(backend=fw.name + "x"),
         UnknownNameError,
-        r"backend called '(torch|jax)x'.*Allowed:.*did you mean",
+        r"backend called '(torch|jax)x'.*Allowed:.*take",
     ),
     "unknown kind of depth": (
         lambda fw: fw.solve(weights=layers(fw, 4, "peicewise")),
         UnknownNameError,
-        r"'peicewise'.*did you mean piecewise",
+        r"'peicewise'.*take piecewise",
     ),
 }
 
@@ -571,7 +571,7 @@ ALONE: dict[str, Case] = {
     "command: unknown solver": (
         lambda fw: command("decay", "--solver", "euler,rk5"),
         InputError,
-        r"--solver.*'rk5'.*Allowed: euler.*did you mean rk",
+        r"--solver.*'rk5'.*Allowed: euler.*take rk",
     ),
     "command: unknown backend": (
         lambda fw: command("decay", "--backend", "tensorflow"),

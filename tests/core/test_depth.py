@@ -138,7 +138,7 @@ def test_the_kind_may_be_spelled_freely():
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda: Depth({"w": np.ones((2, 1))}, "linaer"), UnknownNameError, "did you mean linear"),
+        (lambda: Depth({"w": np.ones((2, 1))}, "linaer"), UnknownNameError, "take linear"),
         (lambda: Depth({"a": np.ones((2, 1)), "b": np.ones((3, 1))}, "piecewise"), DepthError, r"b: \(3, 1\)"),
         (lambda: Depth({"a": np.tanh}, "piecewise"), DepthError, "there are none"),
         (lambda: Depth({"a": np.ones(())}, "piecewise"), DepthError, "weight a is a scalar"),

@@ -109,10 +109,10 @@ def test_convolutions_have_a_bias_exactly_where_there_is_no_normalisation():
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ({"block": "conf"}, UnknownNameError, "did you mean conv"),
+        ({"block": "conf"}, UnknownNameError, "take conv"),
         ({"norm": "batch"}, UnknownNameError, "no norm called 'batch'.*group, none"),
         ({"activation": "gelu"}, UnknownNameError, "relu, tanh"),
-        ({"along": "piecwise"}, UnknownNameError, "did you mean piecewise"),
+        ({"along": "piecwise"}, UnknownNameError, "take piecewise"),
         ({"depth": 0}, InputError, "depth=0.*at least 1"),
         ({"depth": 2.0}, InputError, "depth=2.0"),
         ({"width": True}, InputError, "width=True"),
@@ -131,7 +131,7 @@ def test_what_makes_no_network(given, error, match):
 
 
 def test_an_unknown_start_is_named():
-    with pytest.raises(UnknownNameError, match="did you mean smooth"):
+    with pytest.raises(UnknownNameError, match="take smooth"):
         NetSpec().init(0, "smoth")
 
 

@@ -48,7 +48,7 @@ def test_a_name_is_forgiven_its_case_and_underscores():
 
 
 def test_an_unknown_name_is_answered_with_a_near_one():
-    with pytest.raises(UnknownNameError, match="did you mean kepler"):
+    with pytest.raises(UnknownNameError, match="take kepler"):
         problem_named("keplr")
 
 

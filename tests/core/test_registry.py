@@ -221,7 +221,7 @@ def test_a_backend_of_somebody_else_is_found_and_solves_and_broken_ones_stop_nob
 
 
 def test_an_unknown_backend_is_answered_with_a_near_one():
-    with pytest.raises(UnknownNameError, match=r"backend called 'toch'.*did you mean torch"):
+    with pytest.raises(UnknownNameError, match=r"backend called 'toch'.*take torch"):
         odenet.backend("toch")
 
 

@@ -179,12 +179,12 @@ def test_components_are_named_after_their_place():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["keplr"], "did you mean kepler"),
+        (["keplr"], "take kepler"),
         ([], "Missing argument 'PROBLEM'"),
-        (["decay", "--backend", "tou"], "did you mean toy"),
+        (["decay", "--backend", "tou"], "take toy"),
         (["decay", "--backend", "absent"], "pip install absent"),
         (["decay", "--backend", "toy,picky", "--solver", "euler,rk4"], "picky does not offer solver rk4"),
-        (["decay", "--solver", "rk5"], "did you mean"),
+        (["decay", "--solver", "rk5"], "take rk"),
         (["decay", "--depth", "0"], "at least 1"),
         (["decay", "--depth", "64..16"], "ranges that go up"),
         (["decay", "--depth", "many"], "doubling range"),

@@ -33,7 +33,7 @@ def same(one, other):
 
 
 @FORMATS
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(weights=contents)
 def test_weights_come_back_bit_for_bit(tmp_path, suffix, weights):
     path = tmp_path / f"weights{suffix}"

@@ -118,6 +118,14 @@ def test_the_adjoint_of_a_stack_is_close_to_backprop_and_the_certificate_says_so
     assert distance(gradients(model, x), exact) < 2 * model.certificate
 
 
+def test_the_correction_brings_the_gradient_closer(x):
+    exact = gradients(stack("backprop"), x)
+    paper, corrected = (
+        distance(gradients(stack(f"discrete-adjoint:correct={correct}"), x), exact) for correct in ("no", "yes")
+    )
+    assert corrected < 0.6 * paper
+
+
 @EVERY
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_tied_blocks_get_the_sum_of_the_gradients_of_their_places(x, gradient, solver):
