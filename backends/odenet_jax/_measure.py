@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax import Array
 
-BUDGET = 1.0
+BUDGET = 0.3
 
 
 @dataclass

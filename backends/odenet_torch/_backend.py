@@ -118,13 +118,18 @@ class TorchBackend(Backend):
             return torch.autograd.grad(forward(), parameters, allow_unused=True)
 
         forward_seconds, step_seconds = seconds([forward, step], repeats, x.device)
-        peak, method = peak_bytes(step, x.device)
         counter, function = Counter(), model.function
-        try:
-            model.function = counted(function, counter)
+        f_forward = 0
+
+        def counted_step() -> object:
+            nonlocal f_forward
             loss = forward()
             f_forward = counter.f
-            torch.autograd.grad(loss, parameters, allow_unused=True)
+            return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        try:
+            model.function = counted(function, counter)
+            peak, method = peak_bytes(counted_step, x.device)
         finally:
             model.function = function
         f_backward = counter.f - f_forward

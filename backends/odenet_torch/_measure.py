@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import _tree
 
-BUDGET = 1.0
+BUDGET = 0.3
 
 
 @dataclass
@@ -65,12 +65,12 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and see what it made."""
-        given = {id(x.untyped_storage()) for x in _tensors((args, kwargs or {}))}
         out = func(*args, **(kwargs or {}))
-        for tensor in _tensors(out):
-            storage = tensor.untyped_storage()
-            if id(storage) not in given and id(storage) not in self._known:
-                self._count(storage)
+        made = {id(s): s for s in (x.untyped_storage() for x in _tensors(out)) if id(s) not in self._known}
+        if made:  # views and in-place operations give back what they were given
+            given = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
+            for key in made.keys() - given:
+                self._count(made[key])
         return out
 
     def _count(self, storage: Any) -> None:

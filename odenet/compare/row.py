@@ -46,7 +46,9 @@ class Row:
         "step_seconds - forward_seconds, as it comes: two medians, so noise can make it small or negative"
     )
     step_seconds: float | None = _column("median seconds of loss and gradient, compiled and warm")
-    compile_seconds: float | None = _column("seconds to compile both; 0 where nothing is compiled")
+    compile_seconds: float | None = _column(
+        "seconds of compiling both, beside another cell that compiles; 0 where nothing is compiled"
+    )
     peak_bytes: int | None = _column("most bytes alive at once for loss and gradient, beyond weights and batch")
     gradient_bytes: int | None = _column("bytes of the gradient itself, as large as the weights; part of peak_bytes")
     peak_bytes_method: str | None = _column("how the backend counted them: compare within a backend only")
