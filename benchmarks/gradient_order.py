@@ -1,8 +1,8 @@
 """Relative error |g - g_backprop| / |g_backprop| of the whole gradient (y0 and all weights) of |y(1)|^2 / 2.
 
 The network: f = tanh(y A(t)^T + b(t)), width 16, batch 8, float64; A and b are a cos(1.5 pi t) + b sin(1.5 pi t) with
-entries drawn from N(0, (3/4)^2) and N(0, 1/4), read at the layers. Euler has N piecewise layers, the others N linear
-intervals. `order` is the slope of a log-log regression over N.
+entries drawn from N(0, (3/4)^2) and N(0, 1/4), read at the layers; for `independent` each layer is drawn on its own.
+Euler has N piecewise layers, the others N linear intervals. `order` is the slope of a log-log regression over N.
 """
 
 from __future__ import annotations
@@ -37,19 +37,21 @@ def rows() -> Iterator[dict[str, Any]]:
     """One row a backend, solver and method."""
     for backend in ("torch", "jax"):
         for solver, methods in METHODS.items():
-            exact = {n: gradient(backend, solver, "backprop", n) for n in DEPTHS}
-            for method in methods:
-                errors = [cases.relative(gradient(backend, solver, method, n), exact[n]) for n in DEPTHS]
-                order = -np.polyfit(np.log(DEPTHS), np.log(errors), 1)[0]
-                found = {f"N={n}": error for n, error in zip(DEPTHS, errors, strict=True)}
-                yield {"backend": backend, "solver": solver, "gradient": method, **found, "order": float(order)}
+            for weights in ("smooth", "independent") if solver == "euler" else ("smooth",):
+                exact = {n: gradient(backend, solver, "backprop", n, weights) for n in DEPTHS}
+                for method in methods:
+                    errors = [cases.relative(gradient(backend, solver, method, n, weights), exact[n]) for n in DEPTHS]
+                    order = -np.polyfit(np.log(DEPTHS), np.log(errors), 1)[0]
+                    found = {f"N={n}": error for n, error in zip(DEPTHS, errors, strict=True)}
+                    head = {"backend": backend, "weights": weights, "solver": solver, "gradient": method}
+                    yield {**head, **found, "order": float(order)}
 
 
-def gradient(backend: str, solver: str, method: str, steps: int) -> np.ndarray:
+def gradient(backend: str, solver: str, method: str, steps: int, start: str) -> np.ndarray:
     """The whole gradient as one vector."""
     nonlinearity = cases.tanh(backend)
     kind, nodes = ("piecewise", steps) if solver == "euler" else ("linear", steps + 1)
-    weights, y0 = cases.smooth_network(steps, nodes)
+    weights, y0 = cases.smooth_network(steps, nodes) if start == "smooth" else cases.independent_network(nodes)
     _, found, _ = odenet.value_and_grad(
         lambda s: (s.y1 * s.y1).sum() * 0.5,
         lambda t, y, w: nonlinearity(y @ w["a"].T + w["b"]),

@@ -3,7 +3,7 @@
 float64, width 16, batch 32.
 
 jax: XLA's planned temporaries (`memory_analysis().temp_size_in_bytes`). torch: the most bytes of live tensor storages,
-less those of the gradient that is returned, and the bytes that autograd saves (`saved_tensors_hooks`).
+less those of the gradient that is returned, and the bytes alive between the forward and the backward pass.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def rows() -> Iterator[dict[str, Any]]:
             for method in METHODS:
                 found = [jax_bytes(kind, solver, method, n) for n in DEPTHS]
                 yield row("jax", "XLA temporaries", kind, solver, method, found)
-                live, saved = zip(*(torch_bytes(kind, solver, method, n) for n in DEPTHS), strict=True)
-                yield row("torch", "live, less the gradient", kind, solver, method, live)
-                yield row("torch", "saved by autograd, less the weights", kind, solver, method, saved)
+                live, kept = zip(*(torch_bytes(kind, solver, method, n) for n in DEPTHS), strict=True)
+                yield row("torch", "most alive, less the gradient", kind, solver, method, live)
+                yield row("torch", "kept from forward to backward", kind, solver, method, kept)
 
 
 def row(backend: str, what: str, kind: str, solver: str, method: str, found: Any) -> dict[str, Any]:
@@ -62,22 +62,14 @@ def jax_bytes(kind: str, solver: str, method: str, steps: int) -> int:
 
 
 def torch_bytes(kind: str, solver: str, method: str, steps: int) -> tuple[int, int]:
-    """Peak of live bytes beside the gradient, and bytes saved beside the weights."""
+    """Peak of live bytes beside the gradient, and bytes kept from the forward to the backward pass."""
     w = {name: torch.tensor(array, requires_grad=True) for name, array in weights(kind, steps).items()}
     y0 = torch.ones(32, 16, dtype=torch.float64, requires_grad=True)
-    own = {leaf.untyped_storage().data_ptr() for leaf in w.values()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     depth = odenet.Depth(w, kind)  # pyright: ignore[reportArgumentType]
-    with LiveBytes() as live, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with LiveBytes() as live:
         field = lambda t, y, w: torch.tanh(y @ w["a"] + w["b"])  # noqa: E731
         y1 = odenet.solve(field, y0, depth, steps=steps, solver=solver, gradient=method).y1
+        kept = live.live
         torch.autograd.grad((y1**2).sum(), [y0, *w.values()])
     gradient = sum(leaf.nbytes for leaf in w.values())
-    return live.peak - (gradient if kind != "shared" else 0), sum(saved.values())
+    return live.peak - (gradient if kind != "shared" else 0), kept

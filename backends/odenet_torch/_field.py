@@ -26,6 +26,8 @@ class Field(ABC):
 
     depth: Depth | None
     captured: tuple[Tensor, ...] = ()
+    homes: Mapping[int, tuple[Tensor, int]] = {}
+    """Where the gradient of a row of a stacked weight goes, by `id` of the row: the stack and the index."""
 
     @abstractmethod
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
@@ -40,13 +42,21 @@ class Field(ABC):
         return self.captured
 
     def everything(self, steps: int) -> tuple[Tensor, ...]:
-        """All explicit and captured tensors of all steps, once each."""
+        """All tensors that a gradient goes to in some step, once each: stacks instead of their rows."""
         return unique(
-            tensor
+            self.home(tensor)[0]
             for n in range(steps)
             for tensors in (self.explicit(n, steps), self.read(n, steps))
             for tensor in tensors
         )
+
+    def home(self, tensor: Tensor) -> tuple[Tensor, int | None]:
+        """The tensor that a gradient goes to, and the row of it where that is a stack."""
+        return self.homes.get(id(tensor), (tensor, None))
+
+    def apart(self) -> Field:
+        """The same field for a backward pass of our own, which needs no autograd between a stack and its rows."""
+        return self
 
     def layers(self, n: int, steps: int) -> tuple[int, ...]:
         """The layers (or both nodes of the interval) that step n reads."""
@@ -83,9 +93,22 @@ class FunctionField(Field):
         return self.function(t, y, blend(one, self._weights(layer + 1, stand), local) if local else one)
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
-        return unique(
-            leaf for layer in self.layers(n, steps) for leaf in _tree.leaves(self.trees[layer]) if _differentiable(leaf)
-        )
+        leaves = (leaf for layer in self.layers(n, steps) for leaf in _tree.leaves(self.trees[layer]))
+        return unique(leaf for leaf in leaves if id(leaf) in self.homes or _differentiable(leaf))
+
+    def apart(self) -> FunctionField:
+        if self.depth is None or self.depth.kind == "shared" or not self.depth.stacked:
+            return self
+        stacks, unflatten = _tree.flatten(self.depth.tree)
+        cut = Depth(unflatten([x.detach() if isinstance(x, Tensor) else x for x in stacks]), self.depth.kind)
+        alone = FunctionField(self.function, cut)
+        alone.homes = {
+            id(row): (stack, layer)
+            for layer, tree in enumerate(alone.trees)
+            for row, stack in zip(_tree.leaves(tree), stacks, strict=True)
+            if _differentiable(stack)
+        }
+        return alone
 
     def _weights(self, layer: int, stand: Stand | None) -> Any:
         tree = self.trees[layer]

@@ -98,6 +98,13 @@ def mixed_field(t: Any, y: Any, w: Any) -> Any:
 # the tanh network of docs/mathematics.md, whose weights are one smooth function of depth
 
 
+def independent_network(nodes: int) -> tuple[Any, np.ndarray]:
+    """The same laws with every layer drawn on its own: weights that are not smooth in depth."""
+    rng = np.random.default_rng(0)
+    weights = {"a": rng.standard_normal((nodes, 16, 16)) * 3 / 4, "b": rng.standard_normal((nodes, 16)) / 2}
+    return weights, rng.standard_normal((8, 16))
+
+
 def smooth_network(steps: int, nodes: int) -> tuple[Any, np.ndarray]:
     """Weights at `nodes` depths n / steps, and a batch of states; width 16, batch 8, seed 0."""
     rng = np.random.default_rng(0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,25 +12,32 @@ from torch import Tensor
 
 from odenet import GradientError, Stats, UnsupportedError
 from odenet._step import Leaves as AnyLeaves
-from odenet_torch._field import now, outside, unique
+from odenet_torch._field import Field, now, outside, unique
 from odenet_torch._fixed import Run, loop, stacked
 from odenet_torch._state import Leaves
 
 
-@dataclass
 class Sums:
-    """Gradients of weights as they add up, by identity of the tensor; None is zero."""
+    """Gradients of weights as they add up; those of a stack's rows in place, so that there is no second copy."""
 
-    by_tensor: dict[int, Tensor] = field(default_factory=dict)
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.by_tensor: dict[int, Tensor] = {}
 
     def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0) -> None:
-        """Add `factor` times each gradient that is there."""
+        """Add `factor` times each gradient that is there; None is zero."""
         for tensor, gradient in zip(tensors, gradients, strict=True):
             if gradient is None:
                 continue
-            part = gradient if factor == 1 else factor * gradient
-            before = self.by_tensor.get(id(tensor))
-            self.by_tensor[id(tensor)] = part if before is None else before + part
+            home, row = self.field.home(tensor)
+            before = self.by_tensor.get(id(home))
+            if row is None:
+                part = gradient if factor == 1 else factor * gradient
+                self.by_tensor[id(home)] = part if before is None else before + part
+            else:
+                stack = torch.zeros_like(home) if before is None else before
+                stack[row].add_(gradient, alpha=factor)
+                self.by_tensor[id(home)] = stack
 
 
 class Adjoint(ABC):
@@ -55,6 +62,7 @@ class Adjoint(ABC):
         """The leaves at the kept times, with this way back."""
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
+        run = dataclasses.replace(run, field=run.field.apart())
         first = self._discover(run, y0)
         weights = run.field.everything(run.grid.steps)
         return _Solve.apply(run, self, len(y0), first, *y0, *weights)
@@ -134,7 +142,7 @@ class _Solve(torch.autograd.Function):
         states = [tuple(flat[i * count : (i + 1) * count]) for i in range(ctx.states)]
         last = states[-1] if ctx.ends else tuple(flat[ctx.states * count : (ctx.states + 1) * count])
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
-        sums = Sums()
+        sums = Sums(run.field)
         g = ctx.adjoint.back(run, states, last, list(zip(*carried, strict=True)), sums)
         wanted = zip(ctx.weights, ctx.needs_input_grad[4 + count :], strict=True)
         return (None, None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))
