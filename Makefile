@@ -50,7 +50,7 @@ lint: .venv/.test
 	$(BIN)/basedpyright
 
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/.test
 	$(BIN)/python -m benchmarks $(ARGS)
