@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-import odenet
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "conformance"))
 import cases  # the network of the conformance suite
 
@@ -38,27 +36,11 @@ def rows() -> Iterator[dict[str, Any]]:
     for backend in ("torch", "jax"):
         for solver, methods in METHODS.items():
             for weights in ("smooth", "independent") if solver == "euler" else ("smooth",):
-                exact = {n: gradient(backend, solver, "backprop", n, weights) for n in DEPTHS}
+                exact = {n: cases.network_gradient(backend, solver, "backprop", n, weights)[0] for n in DEPTHS}
                 for method in methods:
-                    errors = [cases.relative(gradient(backend, solver, method, n, weights), exact[n]) for n in DEPTHS]
+                    found = [cases.network_gradient(backend, solver, method, n, weights)[0] for n in DEPTHS]
+                    errors = [cases.relative(g, exact[n]) for g, n in zip(found, DEPTHS, strict=True)]
                     order = -np.polyfit(np.log(DEPTHS), np.log(errors), 1)[0]
-                    found = {f"N={n}": error for n, error in zip(DEPTHS, errors, strict=True)}
+                    columns = {f"N={n}": error for n, error in zip(DEPTHS, errors, strict=True)}
                     head = {"backend": backend, "weights": weights, "solver": solver, "gradient": method}
-                    yield {**head, **found, "order": float(order)}
-
-
-def gradient(backend: str, solver: str, method: str, steps: int, start: str) -> np.ndarray:
-    """The whole gradient as one vector."""
-    nonlinearity = cases.tanh(backend)
-    kind, nodes = ("piecewise", steps) if solver == "euler" else ("linear", steps + 1)
-    weights, y0 = cases.smooth_network(steps, nodes) if start == "smooth" else cases.independent_network(nodes)
-    _, found, _ = odenet.value_and_grad(
-        lambda s: (s.y1 * s.y1).sum() * 0.5,
-        lambda t, y, w: nonlinearity(y @ w["a"].T + w["b"]),
-        y0,
-        odenet.Depth(weights, kind),  # pyright: ignore[reportArgumentType]
-        solver=solver,
-        gradient=method,
-        backend=backend,
-    )
-    return cases.flat(backend, (found.y0, found.weights))
+                    yield {**head, **columns, "order": float(order)}

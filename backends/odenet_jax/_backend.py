@@ -32,7 +32,8 @@ from odenet import (
     Solver,
 )
 from odenet._backend import Arrays
-from odenet_jax._measure import Counter, counted, peak_bytes, seconds
+from odenet._timing import seconds
+from odenet_jax._measure import Counter, counted, finished, peak_bytes
 from odenet_jax._nets import OdeNet
 from odenet_jax._solve import solve_problem
 from odenet_jax._state import as_array
@@ -118,7 +119,8 @@ class JaxBackend(Backend):
             step, step_compile = _compiled(model, x, y, model.gradient)
             compile_seconds = forward_compile + step_compile
             arguments = (model.weights, _probe(model), x, y)
-            forward_seconds, step_seconds = seconds([lambda: forward(*arguments), lambda: step(*arguments)], repeats)
+            timed = [finished(lambda: forward(*arguments)), finished(lambda: step(*arguments))]
+            forward_seconds, step_seconds = seconds(timed, repeats)
             peak, method = peak_bytes(step)
             f_forward, f_backward, vjp = _count(model.spec, model.solver, model.gradient)
         return Measurement(forward_seconds, step_seconds, compile_seconds, peak, method, f_forward, f_backward, vjp)

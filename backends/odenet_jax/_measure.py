@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax import Array
-
-BUDGET = 0.3
 
 
 @dataclass
@@ -61,19 +57,10 @@ def peak_bytes(compiled: Any) -> tuple[int, str]:
     return memory.temp_size_in_bytes + memory.output_size_in_bytes, "XLA temporaries and outputs"
 
 
-def seconds(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each function, run in turn.
+def finished(function: Callable[[], object]) -> Callable[[], None]:
+    """The function, returning when the device has done its work."""
 
-    The first round is a warm-up and counts only where it is the only one: after `BUDGET` seconds no further round
-    begins, since what takes long is little disturbed.
-    """
-    taken: list[list[float]] = [[] for _ in functions]
-    began = time.perf_counter()
-    for done in range(repeats + 1):
-        if done and time.perf_counter() - began > BUDGET:
-            break
-        for function, times in zip(functions, taken, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            times.append(time.perf_counter() - start)
-    return [statistics.median(times[1:] or times) for times in taken]
+    def wait() -> None:
+        jax.block_until_ready(function())
+
+    return wait

@@ -28,7 +28,8 @@ from odenet import (
     _tree,
 )
 from odenet._backend import Arrays
-from odenet_torch._measure import Counter, counted, peak_bytes, seconds
+from odenet._timing import seconds
+from odenet_torch._measure import Counter, counted, finished, peak_bytes
 from odenet_torch._nets import OdeNet
 from odenet_torch._solve import solve_problem
 
@@ -117,7 +118,7 @@ class TorchBackend(Backend):
         def step() -> object:
             return torch.autograd.grad(forward(), parameters, allow_unused=True)
 
-        forward_seconds, step_seconds = seconds([forward, step], repeats, x.device)
+        forward_seconds, step_seconds = seconds([finished(forward, x.device), finished(step, x.device)], repeats)
         counter, function = Counter(), model.function
         f_forward = 0
 

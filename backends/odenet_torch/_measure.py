@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import _tree
-
-BUDGET = 0.3
 
 
 @dataclass
@@ -99,24 +95,14 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> tuple[in
     return mode.peak, "live tensor storages"
 
 
-def seconds(functions: list[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each function, run in turn.
+def finished(function: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """The function, returning when the device has done its work."""
 
-    The first round is a warm-up and counts only where it is the only one: after `BUDGET` seconds no further round
-    begins, since what takes long is little disturbed.
-    """
-    taken: list[list[float]] = [[] for _ in functions]
-    began = time.perf_counter()
-    for done in range(repeats + 1):
-        if done and time.perf_counter() - began > BUDGET:
-            break
-        for function, times in zip(functions, taken, strict=True):
-            _synchronise(device)
-            start = time.perf_counter()
-            function()
-            _synchronise(device)
-            times.append(time.perf_counter() - start)
-    return [statistics.median(times[1:] or times) for times in taken]
+    def wait() -> None:
+        function()
+        _synchronise(device)
+
+    return wait
 
 
 def _synchronise(device: torch.device) -> None:

@@ -117,3 +117,22 @@ def smooth_network(steps: int, nodes: int) -> tuple[Any, np.ndarray]:
         "b": c[:, None] * biases[0] + s[:, None] * biases[1],
     }
     return weights, rng.standard_normal((8, 16))
+
+
+def network_gradient(
+    backend: str, solver: str, method: str, steps: int, start: str = "smooth"
+) -> tuple[np.ndarray, odenet.Stats]:
+    """Gradient of |y(1)|^2 / 2 by y0 and all weights of the tanh network; Euler has piecewise layers, others linear."""
+    nonlinearity = tanh(backend)
+    kind, nodes = ("piecewise", steps) if solver == "euler" else ("linear", steps + 1)
+    weights, y0 = smooth_network(steps, nodes) if start == "smooth" else independent_network(nodes)
+    _, found, solution = odenet.value_and_grad(
+        lambda s: (s.y1 * s.y1).sum() * 0.5,
+        lambda t, y, w: nonlinearity(y @ w["a"].T + w["b"]),
+        y0,
+        odenet.Depth(weights, kind),  # pyright: ignore[reportArgumentType]
+        solver=solver,
+        gradient=method,
+        backend=backend,
+    )
+    return flat(backend, (found.y0, found.weights)), solution.stats

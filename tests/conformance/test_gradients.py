@@ -34,21 +34,7 @@ ORDERS = {
 }
 
 
-def gradient(backend: str, solver: str, method: str, steps: int) -> tuple[np.ndarray, odenet.Stats]:
-    """Gradient of |y(1)|^2 / 2 by y0 and all weights of the smooth network."""
-    nonlinearity = cases.tanh(backend)
-    kind, nodes = ("piecewise", steps) if solver == "euler" else ("linear", steps + 1)
-    weights, y0 = cases.smooth_network(steps, nodes)
-    _, found, solution = odenet.value_and_grad(
-        lambda s: (s.y1 * s.y1).sum() * 0.5,
-        lambda t, y, w: nonlinearity(y @ w["a"].T + w["b"]),
-        y0,
-        odenet.Depth(weights, kind),  # pyright: ignore[reportArgumentType]
-        solver=solver,
-        gradient=method,
-        backend=backend,
-    )
-    return cases.flat(backend, (found.y0, found.weights)), solution.stats
+gradient = cases.network_gradient
 
 
 @cache
