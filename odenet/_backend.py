@@ -64,8 +64,8 @@ class Measurement:
         compile_seconds: compilation of both, 0 where nothing is compiled.
         peak_bytes: most bytes alive at once for loss and gradient, beyond weights and batch.
         peak_bytes_method: how that was counted.
-        f_forward, f_backward, vjp: field evaluations and VJPs, as in `Cost`, counted in a run of the same solver, gradient
-            method and depth.
+        f_forward, f_backward, vjp: field evaluations and VJPs, as in `Cost`, counted in a run of the same solver,
+            gradient method and depth.
     """
 
     forward_seconds: float
