@@ -212,7 +212,7 @@ def _compiled(model: OdeNet, x: Array, y: Array, gradient: Gradient | None) -> t
 def _program(
     spec: NetSpec, solver: Solver, gradient: Gradient | None, kinds: Any, x_shape: Any, y_shape: Any, device: Any
 ) -> tuple[Any, float]:
-    """Kept for the next call of the same kind: the loss alone is the same program for every gradient method."""
+    """Kept for the next call of the same kind. The loss alone is that of backprop's loop, for every gradient method."""
     zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
     model = OdeNet(spec, zeros, solver=solver, gradient=gradient or Backprop(), dtype=kinds[0])
     x, y = (jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip((x_shape, y_shape), kinds, strict=True))

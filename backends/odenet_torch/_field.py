@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -78,9 +79,13 @@ class FunctionField(Field):
             check_alike(depth.tree)
         self.function = function
         self.depth = depth
-        self.trees = _unstack(depth)
         if isinstance(function, nn.Module):
             self.captured = tuple(p for p in function.parameters() if p.requires_grad)
+
+    @functools.cached_property
+    def trees(self) -> list[Any]:
+        """The weights, one tree a layer; made when they are first read, since an adjoint reads those of `apart`."""
+        return _unstack(self.depth)
 
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         if self.depth is None:
