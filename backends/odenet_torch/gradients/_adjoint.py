@@ -12,7 +12,7 @@ from torch import Tensor
 
 from odenet import GradientError, Stats, UnsupportedError
 from odenet._step import Leaves as AnyLeaves
-from odenet_torch._field import Field, now, outside, unique
+from odenet_torch._field import Field, Stand, now, outside, unique
 from odenet_torch._fixed import Run, loop, stacked
 from odenet_torch._state import Leaves
 
@@ -71,23 +71,30 @@ class Adjoint(ABC):
     def _discover(run: Run, y0: Leaves) -> Leaves:
         """Step 0 with its graph: what it ends at, beside the weights handed over, are the tensors that f captured."""
         since = now()
-        y, stand, fresh = standing(run, 0, y0)
+        y, _, stand = standing(run, 0, y0)
         with torch.enable_grad():
             first = run.increment(0, y, stand=stand)
-        known = (*y, *fresh, *run.field.read(0, run.grid.steps))
+        known = (*y, *stand.values(), *run.field.read(0, run.grid.steps))
         run.field.captured = unique((*run.field.captured, *outside(first, known, since)))
         return tuple(d.detach() for d in first)
 
 
-def standing(run: Run, n: int, y: Leaves) -> tuple[Leaves, dict[int, Tensor], tuple[Tensor, ...]]:
-    """Fresh leaves for the state and the explicit weights of step n: the state, stand-ins by identity, their list."""
-    fresh_y = tuple(leaf.detach().requires_grad_() for leaf in y)
-    stand = {id(w): w.detach().requires_grad_() for w in run.field.explicit(n, run.grid.steps)}
-    return fresh_y, stand, tuple(stand.values())
+def standing(run: Run, n: int, y: Leaves) -> tuple[Leaves, tuple[Tensor, ...], dict[int, Tensor]]:
+    """Fresh leaves for the state, the explicit weights of step n, and fresh leaves that stand in for these."""
+    explicit = run.field.explicit(n, run.grid.steps)
+    stand = {id(weight): weight.detach().requires_grad_() for weight in explicit}
+    return tuple(leaf.detach().requires_grad_() for leaf in y), explicit, stand
 
 
 def vjp(
-    run: Run, n: int, outputs: Leaves, y: Leaves, fresh: tuple[Tensor, ...], cotangent: AnyLeaves, since: int
+    run: Run,
+    n: int,
+    outputs: Leaves,
+    y: Leaves,
+    explicit: tuple[Tensor, ...],
+    stand: Stand,
+    cotangent: AnyLeaves,
+    since: int,
 ) -> tuple[Leaves, Sequence[Tensor], Sequence[Tensor | None]]:
     """The one VJP of a piece of step n.
 
@@ -98,7 +105,7 @@ def vjp(
         GradientError: f reads a tensor here that it did not read in step 0.
     """
     captured = run.field.read(n, run.grid.steps)
-    weights = (*run.field.explicit(n, run.grid.steps), *captured)
+    fresh = tuple(stand.values())
     pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
     if not pairs:  # f depends on nothing that has a gradient
         return tuple(torch.zeros_like(leaf) for leaf in y), (), ()
@@ -113,7 +120,7 @@ def vjp(
         [d for d, _ in pairs], [*y, *fresh, *captured], [g for _, g in pairs], allow_unused=True
     )
     part = tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(y, found[: len(y)], strict=True))
-    return part, weights, found[len(y) :]
+    return part, (*explicit, *captured), found[len(y) :]
 
 
 class _Solve(torch.autograd.Function):

@@ -47,10 +47,10 @@ class Costate(Adjoint):
 
         def stage(i: int, both: AnyLeaves) -> AnyLeaves:
             since = now()
-            at, stand, fresh = standing(run, n, both[:count])
+            at, explicit, stand = standing(run, n, both[:count])
             with torch.enable_grad():
                 slope = run.slope(n, places[i], at, stand)
-            part, weights, found = vjp(run, n, slope, at, fresh, both[count:], since)
+            part, weights, found = vjp(run, n, slope, at, explicit, stand, both[count:], since)
             if tableau.b[i]:
                 sums.add(weights, found, factor=size * tableau.b[i])
             return (*(k.detach() for k in slope), *(-p for p in part))

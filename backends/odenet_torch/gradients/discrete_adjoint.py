@@ -34,10 +34,10 @@ class Reversal(Adjoint):
         for n in reversed(range(run.grid.steps)):
             z = self.predict(run, n, y)
             since = now()
-            at, stand, fresh = standing(run, n, z)
+            at, explicit, stand = standing(run, n, z)
             with torch.enable_grad():
                 d = run.increment(n, at, stand=stand)
-            part, weights, found = vjp(run, n, d, at, fresh, g, since)
+            part, weights, found = vjp(run, n, d, at, explicit, stand, g, since)
             sums.add(weights, found)
             g = add(g, part)
             before = subtract(y, tuple(leaf.detach() for leaf in d))
