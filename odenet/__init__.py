@@ -18,14 +18,26 @@ from odenet._errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from odenet._gradients import GRADIENTS, Backprop, ContinuousAdjoint, Cost, DiscreteAdjoint, Gradient, gradient
+from odenet._gradients import (
+    GRADIENTS,
+    Backprop,
+    Checkpoint,
+    ContinuousAdjoint,
+    Cost,
+    DiscreteAdjoint,
+    Gradient,
+    Reversible,
+    gradient,
+)
 from odenet._grid import Grid
 from odenet._nets import NetSpec
 from odenet._problem import Problem
 from odenet._registry import available, backend, known
+from odenet._reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
 from odenet._solution import Result, Solution, Stats
 from odenet._solve import solve, value_and_grad
-from odenet._solvers import SOLVERS, Solver, solver
+from odenet._solver import solver
+from odenet._solvers import SOLVERS, Solver
 from odenet._tableau import Tableau
 from odenet._weights import load_weights, save_weights
 
@@ -34,12 +46,15 @@ __version__ = "0.1.0"
 __all__ = [
     "GRADIENTS",
     "SOLVERS",
+    "AsynchronousLeapfrog",
     "Backend",
     "BackendEntry",
     "BackendUnavailableError",
     "Backprop",
+    "Checkpoint",
     "ContinuousAdjoint",
     "Cost",
+    "Coupled",
     "Depth",
     "DepthError",
     "DeviceUnavailableError",
@@ -59,6 +74,9 @@ __all__ = [
     "OdenetError",
     "Problem",
     "Result",
+    "Reversible",
+    "ReversibleHeun",
+    "ReversibleSolver",
     "Solution",
     "Solver",
     "StateError",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from odenet._errors import BackendUnavailableError, UnsupportedError
 from odenet._gradients import GRADIENTS, Gradient
 from odenet._solution import Solution
-from odenet._solvers import SOLVERS, Solver
+from odenet._solver import SOLVER_NAMES, AnySolver
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,7 @@ class Backend(ABC):
         spec: NetSpec,
         weights: Arrays,
         *,
-        solver: Solver,
+        solver: AnySolver,
         gradient: Gradient,
         dtype: str = "float32",
         device: str = "cpu",
@@ -163,16 +163,18 @@ class BackendEntry:
         """Whether an array is of this backend's framework."""
         return any(kind.__module__.partition(".")[0] in self.array_modules for kind in type(leaf).__mro__)
 
-    def offers(self, solver: Solver, gradient: Gradient) -> bool:
+    def offers(self, solver: AnySolver, gradient: Gradient) -> bool:
         """Whether this pair can be solved here."""
-        return gradient.name in self.gradients and (self.solvers is None or solver.name in self.solvers)
+        offered = gradient.name in self.gradients and (self.solvers is None or solver.name in self.solvers)
+        return offered and gradient.offered(solver)
 
-    def require(self, solver: Solver, gradient: Gradient) -> None:
+    def require(self, solver: AnySolver, gradient: Gradient) -> None:
         """Raises UnsupportedError with what is offered, unless the pair is."""
         if not self.offers(solver, gradient):
             raise UnsupportedError(
-                f"backend {self.name} does not offer solver {solver.name} with gradient {gradient.name}",
-                f"solvers {', '.join(self.solvers or SOLVERS)}; gradients {', '.join(self.gradients)}",
+                f"backend {self.name} does not offer solver {solver.label} with gradient {gradient.name}",
+                f"solvers {', '.join(self.solvers or SOLVER_NAMES)}; gradients {', '.join(self.gradients)} "
+                "(reversible with a reversible solver, the others but backprop with a Runge-Kutta method)",
                 "choose one of these, or another backend (`odenet list backends`)",
             )
 

@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 from odenet._errors import InputError, OdenetError
 from odenet._gradients import GRADIENTS, Gradient, gradient
 from odenet._registry import entry, known
-from odenet._solvers import ALIASES, SOLVERS, Solver, solver
+from odenet._solver import SOLVER_ALIASES, SOLVER_NAMES, AnySolver, solver
 
 
 class Names(click.ParamType):
@@ -83,7 +83,7 @@ def _several(flag: str, kind: Names, default: str, text: str) -> Callable[[Any],
 
 
 BACKENDS = Names("backend", lambda: tuple(known()), lambda text: entry(text).name)
-SOLVER_NAMES = Names("solver", lambda: (*SOLVERS, *ALIASES), solver)
+SOLVERS = Names("solver", lambda: (*SOLVER_NAMES, *SOLVER_ALIASES), solver)
 GRADIENT_NAMES = Names(
     "gradient", lambda: (*GRADIENTS, "discrete-adjoint:correct=no", "discrete-adjoint:iterations=2"), gradient
 )
@@ -95,8 +95,8 @@ def backends(default: str) -> Callable[[Any], Any]:
 
 
 def solvers(default: str) -> Callable[[Any], Any]:
-    """`--solver`, to `Solver` records."""
-    return _several("--solver", SOLVER_NAMES, default, f"Solvers: {', '.join((*SOLVERS, *ALIASES))}, or all.")
+    """`--solver`, to solver records."""
+    return _several("--solver", SOLVERS, default, f"Solvers: {', '.join(SOLVERS.choices())}, or all.")
 
 
 def gradients(default: str) -> Callable[[Any], Any]:
@@ -128,4 +128,4 @@ def seed() -> Callable[[Any], Any]:
     return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and data.")
 
 
-__all__ = ["Gradient", "Solver", "backends", "depths", "device", "dtype", "gradients", "seed", "solvers"]
+__all__ = ["AnySolver", "Gradient", "backends", "depths", "device", "dtype", "gradients", "seed", "solvers"]

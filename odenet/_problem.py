@@ -9,10 +9,10 @@ from typing import Any
 
 from odenet import _tree
 from odenet._depth import Depth
-from odenet._errors import GridError, InputError, StateError
-from odenet._gradients import ContinuousAdjoint, Gradient, gradient
+from odenet._errors import GridError, InputError, StateError, UnsupportedError
+from odenet._gradients import GRADIENTS, ContinuousAdjoint, Gradient, gradient
 from odenet._grid import Grid, grid
-from odenet._solvers import Solver, solver
+from odenet._solver import AnySolver, solver
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Problem:
     y0: Any
     weights: Depth | None
     grid: Grid
-    solver: Solver
+    solver: AnySolver
     gradient: Gradient
 
 
@@ -45,7 +45,7 @@ def problem(
     t1: float = 1.0,
     steps: int | None = None,
     ts: Any = None,
-    solver: str | Solver = "euler",
+    solver: str | AnySolver = "euler",
     gradient: str | Gradient = "backprop",
 ) -> Problem:
     """A checked `Problem`; the arguments are those of `odenet.solve`.
@@ -71,6 +71,7 @@ def problem(
             )
     checked = grid(t0, t1, steps, ts)
     made = Problem(field, y0, depth, checked, _solver(solver), _gradient(gradient))
+    require_pair(made.solver, made.gradient)
     if depth is not None:
         depth.factor(checked.steps)
     if isinstance(made.gradient, ContinuousAdjoint):
@@ -78,9 +79,28 @@ def problem(
     return made
 
 
+def require_pair(solver: AnySolver, gradient: Gradient) -> None:
+    """Raises UnsupportedError unless the method can differentiate a solve by that solver."""
+    if gradient.offered(solver):
+        return
+    offered = [kind for kind in GRADIENTS.values() if kind().offered(solver)]
+    remedy = "reversible:euler or another of the reversible solvers (reversible-heun, alf)"
+    raise UnsupportedError(
+        f"gradient {gradient.label!r} with solver {solver.label!r}",
+        f"{', '.join(kind.name for kind in offered)} with this solver",
+        f"take solver={remedy}" if not solver.reversible else "take gradient='reversible', which is exact",
+    )
+
+
 def _check_backward(made: Problem, method: ContinuousAdjoint) -> None:
     """The backward grid must meet every layer boundary and every kept time."""
     _, steps = method.backward(made.solver, made.grid.steps)
+    if method.interpolate and steps != made.grid.steps:
+        raise GridError(
+            f"an interpolated continuous adjoint of {steps} steps for a solve of {made.grid.steps}",
+            "the same steps",
+            "leave out steps= of the continuous adjoint, or interpolate",
+        )
     if made.weights is not None:
         made.weights.factor(steps)
     if any(n * steps % made.grid.steps for n in made.grid.saved):

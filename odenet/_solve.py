@@ -14,7 +14,7 @@ from odenet._problem import Problem, problem
 from odenet._registry import backend as load
 from odenet._registry import entry, entry_for, owner
 from odenet._solution import Solution
-from odenet._solvers import Solver
+from odenet._solver import AnySolver
 
 
 def solve(
@@ -26,7 +26,7 @@ def solve(
     t1: float = 1.0,
     steps: int | None = None,
     ts: Any = None,
-    solver: str | Solver = "euler",
+    solver: str | AnySolver = "euler",
     gradient: str | Gradient = "backprop",
     backend: str | None = None,
 ) -> Solution:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from odenet._names import lookup
 from odenet._tableau import Number, Tableau
 
 
@@ -30,9 +29,23 @@ class Solver:
     aliases: tuple[str, ...] = ()
 
     @property
+    def label(self) -> str:
+        """The spelling that a flag takes."""
+        return self.name
+
+    @property
+    def reversible(self) -> bool:
+        """Whether steps can be undone exactly (see `odenet._reversible`): no Runge-Kutta method's can."""
+        return False
+
+    @property
     def order(self) -> int:
         """Order of convergence of the solution."""
         return self.tableau.order
+
+    def evaluations(self, steps: int) -> int:
+        """Field evaluations of a solve."""
+        return steps * self.stages
 
     @property
     def stages(self) -> int:
@@ -181,12 +194,3 @@ DOPRI8 = Solver(
 
 SOLVERS: dict[str, Solver] = {found.name: found for found in list(globals().values()) if isinstance(found, Solver)}
 ALIASES: dict[str, str] = {alias: found.name for found in SOLVERS.values() for alias in found.aliases}
-
-
-def solver(name: str | Solver) -> Solver:
-    """The solver of that name or alias; a `Solver` of your own is returned as it is.
-
-    Raises:
-        UnknownNameError: with the nearest names.
-    """
-    return name if isinstance(name, Solver) else lookup("solver", name, SOLVERS, ALIASES)

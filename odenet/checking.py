@@ -88,7 +88,7 @@ def checks(plan: Plan, weights: Mapping[str, np.ndarray] | None = None) -> Itera
         spec = plan.spec(cell.solver, cell.depth)
         named = dict(weights) if weights is not None else spec.init(plan.seed, plan.start)
         spec.check(named)
-        place = cell.solver.name, cell.depth
+        place = cell.solver.label, cell.depth
         if place not in references:
             references[place] = exact(name, spec, named, cell.solver, plan.device, inputs, labels)
         found = _evaluate(cell, plan, named, inputs, labels)

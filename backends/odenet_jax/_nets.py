@@ -15,7 +15,8 @@ from odenet._depth import Kind, kind_of_blocks
 from odenet._gradients import gradient as gradient_named
 from odenet._nets import GROUPS, NORM_EPSILON
 from odenet._problem import problem
-from odenet._solvers import solver as solver_named
+from odenet._solver import AnySolver
+from odenet._solver import solver as solver_named
 from odenet_jax._solve import solve_problem
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ResidualStack(eqx.Module):
         self,
         blocks: Sequence[Callable[[Array], Array]],
         *,
-        solver: str | Solver = "euler",
+        solver: str | AnySolver = "euler",
         gradient: str | Gradient = "backprop",
         along: str | None = None,
         t0: float = 0.0,
@@ -110,7 +111,7 @@ class NeuralODE(eqx.Module):
         field: Callable[[Array, Array], Array],
         *,
         steps: int,
-        solver: str | Solver = "rk4",
+        solver: str | AnySolver = "rk4",
         gradient: str | Gradient = "backprop",
         t0: float = 0.0,
         t1: float = 1.0,
@@ -149,7 +150,7 @@ class OdeNet(eqx.Module):
         spec: NetSpec,
         weights: Mapping[str, np.ndarray],
         *,
-        solver: str | Solver = "euler",
+        solver: str | AnySolver = "euler",
         gradient: str | Gradient = "backprop",
         dtype: Any = jnp.float32,
     ) -> None:

@@ -24,10 +24,10 @@ from odenet import (
     NetSpec,
     Problem,
     Solution,
-    Solver,
     _tree,
 )
 from odenet._backend import Arrays
+from odenet._solver import AnySolver
 from odenet._timing import seconds
 from odenet_torch._measure import Counter, counted, finished, peak_bytes
 from odenet_torch._nets import OdeNet
@@ -77,7 +77,7 @@ class TorchBackend(Backend):
         spec: NetSpec,
         weights: Arrays,
         *,
-        solver: Solver,
+        solver: AnySolver,
         gradient: Gradient,
         dtype: str = "float32",
         device: str = "cpu",

@@ -59,6 +59,14 @@ class Field(ABC):
         """The same field for a backward pass of our own, which needs no autograd between a stack and its rows."""
         return self
 
+    def modules(self, n: int, steps: int) -> Sequence[tuple[str, nn.Module]]:
+        """The modules that f is known to call in step n, with names for messages."""
+        return ()
+
+    def settle(self) -> None:
+        """Called before the way back."""
+        return
+
     def layers(self, n: int, steps: int) -> tuple[int, ...]:
         """The layers (or both nodes of the interval) that step n reads."""
         if self.depth is None:
@@ -81,6 +89,10 @@ class FunctionField(Field):
         self.depth = depth
         if isinstance(function, nn.Module):
             self.captured = tuple(p for p in function.parameters() if p.requires_grad)
+
+    def modules(self, n: int, steps: int) -> Sequence[tuple[str, nn.Module]]:
+        function = self.function
+        return [(type(function).__name__, function)] if isinstance(function, nn.Module) else ()
 
     @functools.cached_property
     def trees(self) -> list[Any]:
@@ -121,25 +133,63 @@ class FunctionField(Field):
 
 
 class BlockField(Field):
-    """A list of modules `x -> f(x)`, one a layer; linear in depth, their parameters are interpolated."""
+    """A list of modules `x -> f(x)`, one a layer; linear in depth, their parameters are interpolated.
 
-    def __init__(self, blocks: Sequence[nn.Module], kind: str) -> None:
+    Args:
+        blocks: one a layer.
+        kind: "piecewise" or "linear".
+        extra: positional and keyword arguments of every block beside x. Tensors among them are weights, too.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], kind: str, extra: tuple[Any, Any] = ((), {})) -> None:
         self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
+        self.extra = extra
+        self.given = unique(leaf for leaf in _tree.leaves(extra) if _differentiable(leaf))
+        # what the blocks hold now: inside functional_call or FSDP they hold something else when they run again
+        self.held = {id(block): dict(block.named_parameters()) for block in blocks}
+        self.moved = False
 
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         assert self.depth is not None
         layer, start, span = self.depth.place(n, steps)
         local = start + span * position if self.depth.kind == "linear" else 0.0
+        arguments, named = self.extra
+        if stand and self.given:
+            arguments, named = _tree.map(lambda leaf: stand.get(id(leaf), leaf), self.extra)
         if local in (0, 1):
-            return self.depth.tree[layer + int(local)](y)
+            block = self.depth.tree[layer + int(local)]
+            if not self.moved:
+                return block(y, *arguments, **named)
+            return torch.func.functional_call(block, self.held[id(block)], (y, *arguments), named)
         one, other = self.depth.tree[layer], self.depth.tree[layer + 1]
-        mixed = blend(dict(one.named_parameters()), dict(other.named_parameters()), local)
-        return torch.func.functional_call(one, mixed, (y,))
+        mixed = blend(self.held[id(one)], self.held[id(other)], local)
+        return torch.func.functional_call(one, mixed, (y, *arguments), named)
+
+    def settle(self) -> None:
+        """Before the way back: whether the blocks still hold the parameters of the forward pass."""
+        self.moved = any(
+            len(now) != len(held) or any(now[name] is not held[name] for name in held)
+            for block in self.blocks
+            for now, held in [(dict(block.named_parameters()), self.held[id(block)])]
+        )
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Each once."""
+        return list({id(block): block for block in self.depth.tree}.values()) if self.depth else []
+
+    def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        return self.given
 
     def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
         assert self.depth is not None
-        modules = [self.depth.tree[layer] for layer in self.layers(n, steps)]
-        return unique((*self.captured, *(p for module in modules for p in module.parameters() if p.requires_grad)))
+        held = (self.held[id(self.depth.tree[layer])] for layer in self.layers(n, steps))
+        return unique((*self.captured, *(p for each in held for p in each.values() if p.requires_grad)))
+
+    def modules(self, n: int, steps: int) -> Sequence[tuple[str, nn.Module]]:
+        assert self.depth is not None
+        found = [(layer, self.depth.tree[layer]) for layer in self.layers(n, steps)]
+        return [(f"block {layer} ({type(block).__name__})", block) for layer, block in found]
 
 
 def unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from odenet import Grid, Tableau
+from odenet import Grid, ReversibleSolver
+from odenet._solver import AnySolver
 from odenet._step import add, increment, positions
 from odenet_torch._field import Field, Stand
+from odenet_torch._replay import Replay
 from odenet_torch._state import Layout, Leaves
 
 
@@ -22,54 +25,95 @@ class Run:
         field: with its weights.
         layout: of the state.
         grid: times and steps.
-        tableau: the method.
+        solver: the method.
+        replay: for methods that evaluate f again; None where nothing is.
+        again: whether this is the way back, which runs evaluations of the forward pass again.
+        ready: evaluations made already, the next one last.
     """
 
     field: Field
     layout: Layout
     grid: Grid
-    tableau: Tableau
+    solver: AnySolver
+    replay: Replay | None = None
+    again: bool = False
+    ready: list[Leaves] = dataclasses.field(default_factory=list)
 
     def increment(self, n: int, y: Leaves, *, reverse: bool = False, stand: Stand | None = None) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
-        places = positions(self.tableau, reverse)
+        tableau = self.solver.tableau
+        places = positions(tableau, reverse)
 
         def stage(i: int, at: Leaves) -> Leaves:
-            return self.slope(n, places[i], at, stand)
+            return self.slope(n, places[i], at, stand, reverse=reverse, rank=i)
 
-        return increment(self.tableau, stage, y, -self.grid.h if reverse else self.grid.h)
+        return increment(tableau, stage, y, -self.grid.h if reverse else self.grid.h)
 
-    def slope(self, n: int, position: float, y: Leaves, stand: Stand | None = None) -> Leaves:
-        """The field at `position` of step n."""
+    def slope(
+        self,
+        n: int,
+        position: float,
+        y: Leaves,
+        stand: Stand | None = None,
+        *,
+        reverse: bool = False,
+        rank: int | None = None,
+    ) -> Leaves:
+        """The field at `position` of step n.
+
+        Args:
+            n, position, y: where.
+            stand: tensors in the place of weights.
+            reverse: whether in a reversed step.
+            rank: which of the step's evaluations it is, where the position does not tell.
+        """
+        if self.ready:
+            return self.ready.pop()
         layout = self.layout
-        # filled on the device: no copy from the host
-        t = torch.full((), self.grid.time(n, position), dtype=layout.time, device=layout.device)
-        return layout.slope(self.field(t, layout.call(y), n, position, self.grid.steps, stand), y)
+
+        def evaluate() -> Leaves:
+            # filled on the device: no copy from the host
+            t = torch.full((), self.grid.time(n, position), dtype=layout.time, device=layout.device)
+            return layout.slope(self.field(t, layout.call(y), n, position, self.grid.steps, stand), y)
+
+        if self.replay is None:
+            return evaluate()
+        key = (n, reverse, position if rank is None else rank)
+        return self.replay.again(key, self.solver.tableau.step_stages, evaluate) if self.again else self.replay.first(
+            key, evaluate
+        )
 
 
-def loop(run: Run, y: Leaves, first: Leaves | None = None) -> tuple[list[Leaves], Leaves]:
+def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
     """All steps from y.
 
     Args:
         run: what to solve.
         y: the state at t0.
-        first: the increment of step 0, where it is known already.
+        also: further indices whose states are wanted.
 
     Returns:
-        The states at `grid.kept` and the state at t1.
+        The states at `grid.kept` and at these, by index, and what a reversible solver needs for the way back.
     """
-    kept = set(run.grid.kept)
-    states = [y] if 0 in kept else []
-    for n in range(run.grid.steps):
-        y = add(y, run.increment(n, y) if n or first is None else first)
-        if n + 1 in kept:
-            states.append(y)
-    return states, y
+    wanted, grid, solver = {*run.grid.kept, *also}, run.grid, run.solver
+    states = {0: y} if 0 in wanted else {}
+    if isinstance(solver, ReversibleSolver):
+        pair = solver.start(run, y)
+        for n in range(grid.steps):
+            pair = solver.step(run, n, grid.h, grid.steps, pair)
+            if n + 1 in wanted:
+                states[n + 1] = pair[0]
+        return states, solver.kept(grid.h, pair)
+    for n in range(grid.steps):
+        y = add(y, run.increment(n, y))
+        if n + 1 in wanted:
+            states[n + 1] = y
+    return states, ()
 
 
-def stacked(run: Run, states: list[Leaves]) -> Leaves:
-    """Leaves with a leading time axis, in the number type of y0."""
-    columns = zip(*states, strict=True)
+def stacked(run: Run, states: dict[int, Leaves]) -> Leaves:
+    """The kept states' leaves with a leading time axis, in the number type of y0."""
+    columns = zip(*(states[n] for n in run.grid.kept), strict=True)
     return tuple(run.layout.returned(_stack(column), i) for i, column in enumerate(columns))
 
 

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odenet import Depth, Gradient, InputError, NetSpec, Solver, Stats
+from odenet import Depth, Gradient, InputError, NetSpec, Stats
 from odenet._depth import kind_of_blocks
 from odenet._gradients import gradient as gradient_named
 from odenet._nets import GROUPS, NORM_EPSILON
 from odenet._problem import problem
-from odenet._solvers import solver as solver_named
+from odenet._solver import AnySolver
+from odenet._solver import solver as solver_named
 from odenet_torch._field import BlockField
 from odenet_torch._solve import solve_problem
 
@@ -28,7 +29,7 @@ _ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh}
 class _Solved(nn.Module):
     """A module whose forward pass is a solve, and which remembers what that took."""
 
-    def __init__(self, solver: str | Solver, gradient: str | Gradient, t0: float, t1: float) -> None:
+    def __init__(self, solver: str | AnySolver, gradient: str | Gradient, t0: float, t1: float) -> None:
         super().__init__()
         self.solver = solver_named(solver)
         self.gradient = gradient_named(gradient)
@@ -42,7 +43,7 @@ class _Solved(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by print."""
-        return f"solver={self.solver.name}, gradient={self.gradient.label}, t0={self.t0}, t1={self.t1}"
+        return f"solver={self.solver.label}, gradient={self.gradient.label}, t0={self.t0}, t1={self.t1}"
 
 
 class ResidualStack(_Solved):
@@ -56,7 +57,8 @@ class ResidualStack(_Solved):
             are N-1 steps; step n of Heun reads blocks n and n+1. None takes "piecewise" for Euler, else "linear".
         t0, t1: times; the default scales each of N steps by 1/N. `t1=len(blocks)` is the plain ResNet, h = 1.
 
-    Shapes: any tensor in, the same shape out.
+    Shapes: any tensor (or tree of tensors) in, the same shapes out. Further arguments go to every block; tensors
+    among them get their gradients.
 
     Raises:
         InputError: no blocks, something that is no module, or different blocks to be interpolated.
@@ -66,7 +68,7 @@ class ResidualStack(_Solved):
         self,
         blocks: Sequence[nn.Module],
         *,
-        solver: str | Solver = "euler",
+        solver: str | AnySolver = "euler",
         gradient: str | Gradient = "backprop",
         along: str | None = None,
         t0: float = 0.0,
@@ -86,13 +88,13 @@ class ResidualStack(_Solved):
                 "take along='piecewise'",
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
         """The state after the last block."""
-        field = BlockField(list(self.blocks), self.along)
+        field = BlockField(list(self.blocks), self.along, (arguments, named))
         made = problem(_unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=self.gradient)
         solution = solve_problem(made, field)
         self.stats = solution.stats
-        return solution.ys[0]
+        return solution.y1
 
 
 class NeuralODE(_Solved):
@@ -112,7 +114,7 @@ class NeuralODE(_Solved):
         field: nn.Module,
         *,
         steps: int,
-        solver: str | Solver = "rk4",
+        solver: str | AnySolver = "rk4",
         gradient: str | Gradient = "backprop",
         t0: float = 0.0,
         t1: float = 1.0,
@@ -146,7 +148,7 @@ class OdeNet(_Solved):
         spec: NetSpec,
         weights: Mapping[str, np.ndarray],
         *,
-        solver: str | Solver = "euler",
+        solver: str | AnySolver = "euler",
         gradient: str | Gradient = "backprop",
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",

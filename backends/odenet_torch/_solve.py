@@ -6,14 +6,27 @@ from typing import Any
 
 import torch
 
-from odenet import Backprop, ContinuousAdjoint, DiscreteAdjoint, Problem, Solution, Stats, UnsupportedError
+from odenet import (
+    GRADIENTS,
+    Backprop,
+    Checkpoint,
+    ContinuousAdjoint,
+    DiscreteAdjoint,
+    Problem,
+    Reversible,
+    Solution,
+    Stats,
+    UnsupportedError,
+)
 from odenet._problem import problem
 from odenet_torch._field import Field, FunctionField
 from odenet_torch._fixed import Run, Solve
 from odenet_torch._state import layout
 from odenet_torch.gradients import backprop
+from odenet_torch.gradients.checkpoint import Recomputation
 from odenet_torch.gradients.continuous_adjoint import Costate
 from odenet_torch.gradients.discrete_adjoint import Reversal
+from odenet_torch.gradients.reversible import Retrace
 
 
 def solve(field: Any, y0: Any, weights: Any = None, **choices: Any) -> Solution:
@@ -29,8 +42,9 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
         field: stands for the problem's own field and weights, where a module knows better how to read its layers.
     """
     given, leaves = layout(made.y0)
-    run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver.tableau)
-    stats = Stats("torch", made.solver.name, made.gradient.label, made.grid.steps, made.grid.steps * made.solver.stages)
+    run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver)
+    steps = made.grid.steps
+    stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
     ys = _method(made, stats)(run, leaves)
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
@@ -43,9 +57,13 @@ def _method(made: Problem, stats: Stats) -> Solve:
     match made.gradient:
         case Backprop():
             return backprop.solve
+        case Checkpoint() as method:
+            return Recomputation(method, stats).solve
         case DiscreteAdjoint() as method:
             return Reversal(method, stats).solve
         case ContinuousAdjoint() as method:
             return Costate(method, made.solver, stats).solve
+        case Reversible():
+            return Retrace(stats).solve
         case other:
-            raise UnsupportedError(f"gradient {other.label} on backend torch", "backprop and both adjoints")
+            raise UnsupportedError(f"gradient {other.label} on backend torch", ", ".join(GRADIENTS))

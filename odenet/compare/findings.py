@@ -96,7 +96,7 @@ def _orders(found: Sequence[Curve]) -> list[Finding]:
 
 
 def _agreement(plan: Plan, rows: Iterable[Row]) -> list[str]:
-    references = {solver.name: plan.reference(solver) for solver in plan.solvers}
+    references = {solver.label: plan.reference(solver) for solver in plan.solvers}
     others = [row for row in rows if row.ok and row.backend != references.get(row.solver)]
     if not others:
         return []

@@ -12,7 +12,7 @@ from odenet._errors import BackendUnavailableError, FileError, InputError
 from odenet._gradients import Backprop, Gradient, gradient
 from odenet._names import lookup
 from odenet._nets import NetSpec
-from odenet._solvers import Solver, solver
+from odenet._solver import AnySolver, solver
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
 Key = tuple[str, str, str, int]
@@ -25,17 +25,17 @@ class Cell:
     """One entry of the grid: this network depth, solved and differentiated in this way by this backend."""
 
     backend: str
-    solver: Solver
+    solver: AnySolver
     gradient: Gradient
     depth: int
 
     @property
     def key(self) -> Key:
         """The cell as names, which is how a row on disk is recognised."""
-        return self.backend, self.solver.name, self.gradient.label, self.depth
+        return self.backend, self.solver.label, self.gradient.label, self.depth
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.solver.name} {self.gradient.label} N={self.depth}"
+        return f"{self.backend} {self.solver.label} {self.gradient.label} N={self.depth}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Plan:
     """
 
     backends: tuple[str, ...] = ("torch", "jax")
-    solvers: tuple[Solver, ...] = tuple(solver(name) for name in ("euler", "heun", "rk4"))
+    solvers: tuple[AnySolver, ...] = tuple(solver(name) for name in ("euler", "heun", "rk4"))
     gradients: tuple[Gradient, ...] = tuple(
         gradient(label)
         for label in ("backprop", "discrete-adjoint", "discrete-adjoint:correct=no", "continuous-adjoint")
@@ -95,7 +95,7 @@ class Plan:
         for depth in self.depths:
             self.spec(self.solvers[0], depth)
 
-    def spec(self, solver: Solver, depth: int) -> NetSpec:
+    def spec(self, solver: AnySolver, depth: int) -> NetSpec:
         """The network of a cell. It does not depend on backend or gradient method, so that these can be compared."""
         along = self.along
         if along == "auto":
@@ -124,7 +124,7 @@ class Plan:
             for gradient in self.gradients
         )
 
-    def reference(self, solver: Solver) -> str | None:
+    def reference(self, solver: AnySolver) -> str | None:
         """The backend whose exact float64 gradient the others are compared with; None if none can give it."""
         for name in self.backends:
             entry = _registry.entry(name)
@@ -146,10 +146,10 @@ class Plan:
         """Plain data: names instead of records, and the reference backend of each solver."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain["backends"] = list(self.backends)
-        plain["solvers"] = [each.name for each in self.solvers]
+        plain["solvers"] = [each.label for each in self.solvers]
         plain["gradients"] = [each.label for each in self.gradients]
         plain["depths"] = list(self.depths)
-        plain["reference"] = {each.name: self.reference(each) for each in self.solvers}
+        plain["reference"] = {each.label: self.reference(each) for each in self.solvers}
         return plain
 
     @classmethod

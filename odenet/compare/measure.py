@@ -18,7 +18,7 @@ from odenet._backend import Backend, Evaluation, Measurement
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients import Backprop, Cost
 from odenet._nets import NetSpec
-from odenet._solvers import Solver
+from odenet._solver import AnySolver
 from odenet.compare.difference import cosine_distance, flat, largest, relative
 from odenet.compare.grid import Cell, Plan
 from odenet.compare.row import NOT_AVAILABLE, NOT_OFFERED, OK, Row
@@ -76,12 +76,12 @@ class _References:
             return self._of(cell)
 
     def _of(self, cell: Cell) -> Evaluation:
-        place = cell.solver.name, cell.depth
+        place = cell.solver.label, cell.depth
         if place not in self.found:
             name = self.plan.reference(cell.solver)
             if name is None:
                 raise UnsupportedError(
-                    f"no backend of this comparison can give the exact gradient of {cell.solver.name}",
+                    f"no backend of this comparison can give the exact gradient of {cell.solver.label}",
                     "a backend that is installed and offers it with backprop, as first of --backend",
                 )
             spec = self.plan.spec(cell.solver, cell.depth)
@@ -95,7 +95,7 @@ def exact(
     backend: str,
     spec: NetSpec,
     weights: dict[str, np.ndarray],
-    solver: Solver,
+    solver: AnySolver,
     device: str,
     inputs: np.ndarray,
     labels: np.ndarray,
@@ -112,7 +112,7 @@ def _blank(plan: Plan, cell: Cell) -> Row:
         backend=cell.backend,
         device=plan.device,
         dtype=plan.dtype,
-        solver=cell.solver.name,
+        solver=cell.solver.label,
         gradient=cell.gradient.label,
         depth=cell.depth,
         along=plan.spec(cell.solver, cell.depth).along,

@@ -1,10 +1,11 @@
-"""What both adjoints share: a forward pass that keeps one state, and a backward pass that goes back step by step."""
+"""What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from odenet import GradientError, Stats, UnsupportedError
 from odenet._step import Leaves as AnyLeaves
 from odenet_torch._field import Field, Stand, now, outside, unique
 from odenet_torch._fixed import Run, loop, stacked
+from odenet_torch._replay import Replay
 from odenet_torch._state import Leaves
 
 
@@ -39,6 +41,20 @@ class Sums:
                 stack[row].add_(gradient, alpha=factor)
                 self.by_tensor[id(home)] = stack
 
+    def total(self, tensor: Tensor) -> Tensor | None:
+        """What was added up for a tensor so far."""
+        home, row = self.field.home(tensor)
+        total = self.by_tensor.get(id(home))
+        return total if total is None or row is None else total[row]
+
+    def put(self, tensor: Tensor, total: Tensor) -> None:
+        """Another total."""
+        home, row = self.field.home(tensor)
+        if row is None:
+            self.by_tensor[id(home)] = total
+        else:
+            self.by_tensor.setdefault(id(home), torch.zeros_like(home))[row] = total
+
 
 class Adjoint(ABC):
     """A way back from the last state."""
@@ -46,15 +62,18 @@ class Adjoint(ABC):
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
 
+    def keeps(self, run: Run) -> Iterable[int]:
+        """The indices of the states that the way back is to be given, beside those that the user keeps."""
+        return (run.grid.steps,)
+
     @abstractmethod
-    def back(self, run: Run, kept: list[Leaves], last: Leaves, gradients: list[AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """Gradient with respect to y0; those of weights go to `sums`.
 
         Args:
             run: the forward solve.
-            kept: the states at `grid.kept`, known exactly.
-            last: the state at t1.
-            gradients: of the loss with respect to `kept`.
+            kept: what the forward pass kept.
+            gradients: of the loss with respect to the states at `grid.kept`, by index.
             sums: for gradients of explicit and captured tensors.
         """
 
@@ -62,21 +81,42 @@ class Adjoint(ABC):
         """The leaves at the kept times, with this way back."""
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
-        run = dataclasses.replace(run, field=run.field.apart())
-        first = self._discover(run, y0)
-        weights = run.field.everything(run.grid.steps)
-        return _Solve.apply(run, self, len(y0), first, *y0, *weights)
+        _refuse_transforms(self.stats.gradient)
+        field = run.field.apart()
+        replay = Replay(run.layout.device, lambda n: field.modules(n, run.grid.steps))
+        run = dataclasses.replace(run, field=field, replay=replay)
+        with replay.forth():
+            run.ready.append(self.discover(run, y0))
+            return _Solve.apply(run, self, len(y0), *y0, *field.everything(run.grid.steps))
 
-    @staticmethod
-    def _discover(run: Run, y0: Leaves) -> Leaves:
-        """Step 0 with its graph: what it ends at, beside the weights handed over, are the tensors that f captured."""
+    def discover(self, run: Run, y0: Leaves) -> Leaves:
+        """The first evaluation with its graph: what it ends at, beside what is handed over, are tensors f captured."""
+        assert run.replay is not None
         since = now()
         y, _, stand = standing(run, 0, y0)
-        with torch.enable_grad():
-            first = run.increment(0, y, stand=stand)
+        with torch.enable_grad(), run.replay.notice():
+            first = run.slope(0, 0.0, y, stand, rank=0)
         known = (*y, *stand.values(), *run.field.read(0, run.grid.steps))
         run.field.captured = unique((*run.field.captured, *outside(first, known, since)))
         return tuple(d.detach() for d in first)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a forward pass kept.
+
+    Args:
+        states: by index, exactly as they were.
+        pair: what a reversible solver needs for the way back.
+    """
+
+    states: dict[int, Leaves]
+    pair: tuple[Leaves, ...]
+
+
+def zeros(y: AnyLeaves) -> Leaves:
+    """Zero leaves like y."""
+    return tuple(torch.zeros_like(leaf) for leaf in y)
 
 
 def standing(run: Run, n: int, y: Leaves) -> tuple[Leaves, tuple[Tensor, ...], dict[int, Tensor]]:
@@ -108,14 +148,8 @@ def vjp(
     fresh = tuple(stand.values())
     pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
     if not pairs:  # f depends on nothing that has a gradient
-        return tuple(torch.zeros_like(leaf) for leaf in y), (), ()
-    if unknown := outside([d for d, _ in pairs], (*y, *fresh, *captured), since):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in unknown)
-        raise GradientError(
-            f"in step {n} the field reads tensors (of shape {shapes}) that need a gradient and were not read in step 0",
-            "fields that read the same closed-over tensors at every step",
-            "pass them as weights, make the field an nn.Module, or take gradient='backprop'",
-        )
+        return zeros(y), (), ()
+    require_known(run, n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
     found = torch.autograd.grad(
         [d for d, _ in pairs], [*y, *fresh, *captured], [g for _, g in pairs], allow_unused=True
     )
@@ -123,17 +157,37 @@ def vjp(
     return part, (*explicit, *captured), found[len(y) :]
 
 
+def _refuse_transforms(gradient: str) -> None:
+    if torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            f"gradient={gradient!r} inside a transform of torch.func",
+            "gradient='backprop' there; every method with loss.backward() and torch.autograd.grad",
+            "take gradient='backprop' under torch.func.grad, vjp and jvp; under vmap, torch.no_grad() or a batch axis",
+        )
+
+
+def require_known(run: Run, n: int, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> None:
+    """Raises GradientError if f reads a tensor from step n on that it did not read in its first evaluation."""
+    if unknown := outside(outputs, known, since):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in unknown)
+        raise GradientError(
+            f"in step {n} the field reads tensors (of shape {shapes}) that need a gradient and were not read in step 0",
+            "fields that read the same closed-over tensors at every step",
+            "pass them as weights, make the field an nn.Module, or take gradient='backprop'",
+        )
+
+
 class _Solve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, first: Leaves, *tensors: Tensor) -> Leaves:
-        states, last = loop(run, tensors[:count], first)
+    def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, *tensors: Tensor) -> Leaves:
+        states, pair = loop(run, tensors[:count], adjoint.keeps(run))
         ctx.run, ctx.adjoint, ctx.count = run, adjoint, count
-        ctx.states = len(states)
+        # a reversible solver's y(t1) is in its pair
+        wanted = [n for n in states if n in {*adjoint.keeps(run)}]
+        ctx.states = wanted
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])  # the field keeps the tensors alive
-        # the last state is saved apart only where it is not among the kept ones
-        ctx.ends = run.grid.kept[-1] == run.grid.steps
-        flat = [leaf for state in states for leaf in state]
-        ctx.save_for_backward(*flat, *(() if ctx.ends else last), *tensors[count:])
+        flat = [leaf for leaves in (*(states[n] for n in wanted), *pair) for leaf in leaves]
+        ctx.save_for_backward(*flat, *tensors[count:])
         return stacked(run, states)
 
     @staticmethod
@@ -144,12 +198,15 @@ class _Solve(torch.autograd.Function):
                 "first derivatives (create_graph=False)",
                 "take gradient='backprop', which can be differentiated again",
             )
-        run: Run = ctx.run
-        flat, count = ctx.saved_tensors, ctx.count
-        states = [tuple(flat[i * count : (i + 1) * count]) for i in range(ctx.states)]
-        last = states[-1] if ctx.ends else tuple(flat[ctx.states * count : (ctx.states + 1) * count])
+        run, count = dataclasses.replace(ctx.run, again=True), ctx.count
+        saved = ctx.saved_tensors[: len(ctx.saved_tensors) - len(ctx.weights)]
+        groups = [tuple(saved[i : i + count]) for i in range(0, len(saved), count)]
+        kept = Kept(dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]))
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
+        by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
         sums = Sums(run.field)
-        g = ctx.adjoint.back(run, states, last, list(zip(*carried, strict=True)), sums)
-        wanted = zip(ctx.weights, ctx.needs_input_grad[4 + count :], strict=True)
-        return (None, None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))
+        run.field.settle()
+        with run.replay.back():
+            g = ctx.adjoint.back(run, kept, by_index, sums)
+        wanted = zip(ctx.weights, ctx.needs_input_grad[3 + count :], strict=True)
+        return (None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))

@@ -8,5 +8,4 @@ from odenet_torch._state import Leaves
 
 def solve(run: Run, y0: Leaves) -> Leaves:
     """The leaves at the kept times."""
-    states, _ = loop(run, y0)
-    return stacked(run, states)
+    return stacked(run, loop(run, y0)[0])

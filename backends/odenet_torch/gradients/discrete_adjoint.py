@@ -6,17 +6,18 @@ Sander, Ablin, Peyre 2022, section 4.1; the correction is this library's (docs/m
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from odenet import DiscreteAdjoint, Stats
+from odenet import DiscreteAdjoint, GradientError, Stats
 from odenet._step import Leaves as AnyLeaves
-from odenet._step import add, subtract
+from odenet._step import add, combine, subtract
 from odenet_torch._field import now
 from odenet_torch._fixed import Run
 from odenet_torch._state import Leaves
-from odenet_torch.gradients._adjoint import Adjoint, Sums, standing, vjp
+from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
 
 
 class Reversal(Adjoint):
@@ -26,13 +27,18 @@ class Reversal(Adjoint):
         super().__init__(stats)
         self.method = method
 
-    def back(self, run: Run, kept: list[Leaves], last: Leaves, gradients: list[AnyLeaves], sums: Sums) -> Leaves:
+    def keeps(self, run: Run) -> Iterable[int]:
+        """See `Adjoint.keeps`."""
+        return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
+
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """See `Adjoint.back`."""
-        place = {n: k for k, n in enumerate(run.grid.kept)}
-        y, residual = last, torch.zeros((), dtype=run.layout.time, device=run.layout.device)
-        g = gradients[-1] if run.grid.steps in place else tuple(torch.zeros_like(leaf) for leaf in y)
-        for n in reversed(range(run.grid.steps)):
-            z = self.predict(run, n, y)
+        steps, method = run.grid.steps, self.method
+        y, residual = kept.states[steps], torch.zeros((), dtype=run.layout.time, device=run.layout.device)
+        g: AnyLeaves = gradients.get(steps) or zeros(y)
+        seen: list[Leaves] = []  # increments, the latest first
+        for n in reversed(range(steps)):
+            z = self.predict(run, n, y, seen)
             since = now()
             at, explicit, stand = standing(run, n, z)
             with torch.enable_grad():
@@ -40,27 +46,58 @@ class Reversal(Adjoint):
             part, weights, found = vjp(run, n, d, at, explicit, stand, g, since)
             sums.add(weights, found)
             g = add(g, part)
-            before = subtract(y, tuple(leaf.detach() for leaf in d))
-            residual = torch.maximum(residual, _relative(subtract(before, z), y))
-            y = before if self.method.correct else z
-            if n in place:
-                y, g = kept[place[n]], add(g, gradients[place[n]])
+            d = tuple(leaf.detach() for leaf in d)
+            before = subtract(y, d)
+            residual = torch.maximum(residual, relative(subtract(before, z), y))
+            y = before if method.correct else z
+            if n in kept.states:
+                y = kept.states[n]
+            if n in gradients:
+                g = add(g, gradients[n])
+            if method.extrapolates:
+                seen = [d, *seen[: method.order - 1]]
         self.stats.residual = residual
         return g
 
-    def predict(self, run: Run, n: int, y: Leaves) -> Leaves:
+    def predict(self, run: Run, n: int, y: Leaves, seen: list[Leaves]) -> Leaves:
         """z, near the y[n] with `y[n] + D_n(y[n]) = y`."""
-        z = add(y, run.increment(n, y, reverse=True))
-        for _ in range(self.method.iterations - 1):
+        method = self.method
+        if method.extrapolates and len(seen) == method.order:
+            z = subtract(y, combine(*zip(method.continued, seen, strict=True)))
+            more = method.iterations - 1
+        else:
+            z = add(y, run.increment(n, y, reverse=True))
+            more = (method.startup if method.extrapolates else method.iterations) - 1
+        for _ in range(more):
             z = subtract(y, run.increment(n, z))
-        return z
+        return z if method.tolerance is None else self.settle(run, n, y, z, method.tolerance)
+
+    def settle(self, run: Run, n: int, y: Leaves, z: Leaves, tolerance: float) -> Leaves:
+        """z with a residual of at most `tolerance`.
+
+        Raises:
+            GradientError: it is not reached.
+        """
+        residuals = []
+        for _ in range(self.method.limit):
+            after = subtract(y, run.increment(n, z))
+            residuals.append(float(relative(subtract(after, z), y)))
+            z = after
+            if residuals[-1] <= tolerance:
+                return z
+        raise GradientError(
+            f"step {n} cannot be undone to tolerance={tolerance}: after {self.method.limit} evaluations the residual "
+            f"went from {residuals[0]:.1e} to {residuals[-1]:.1e}",
+            "steps with h Lip(f) < 1, which are undone by repetition",
+            "take gradient='checkpoint', which undoes nothing; or smaller steps, a larger limit or tolerance",
+        )
 
 
-def _relative(defect: Leaves, y: Leaves) -> Tensor:
+def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
     """|defect| / |y|, Euclidean over all leaves."""
     size = _norm(y)
     return _norm(defect) / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def _norm(leaves: Leaves) -> Tensor:
+def _norm(leaves: AnyLeaves) -> Tensor:
     return functools.reduce(torch.hypot, (torch.linalg.vector_norm(leaf) for leaf in leaves))

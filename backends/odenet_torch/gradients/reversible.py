@@ -1,0 +1,73 @@
+"""Reversible solvers: undo each step, and take the VJPs where undoing it evaluates f anyway.
+
+The solvers, and how they are undone, are `odenet._reversible`; here is only what evaluates f and takes its VJP.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from odenet import ReversibleSolver
+from odenet._step import Leaves as AnyLeaves
+from odenet._step import add
+from odenet_torch._field import Stand, now
+from odenet_torch._fixed import Run
+from odenet_torch._state import Leaves
+from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.gradients.discrete_adjoint import relative
+
+
+class Retrace(Adjoint):
+    """Back from what the solver carries at t1."""
+
+    def keeps(self, run: Run) -> Iterable[int]:
+        """See `Adjoint.keeps`."""
+        return ()
+
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+        """See `Adjoint.back`."""
+        solver, h, steps, pair = run.solver, run.grid.h, run.grid.steps, kept.pair
+        assert isinstance(solver, ReversibleSolver)
+        zero = zeros(pair[0])
+        pull = Pull(run, sums)
+        g = solver.cotangents(gradients.get(steps, zero), zero)
+        for n in reversed(range(steps)):
+            pair, g = solver.back(pull, n, h, steps, pair, g)
+            if n in gradients:
+                g = (add(g[0], gradients[n]), *g[1:])
+        y, defect, gradient = solver.origin(pull, h, pair, g)
+        self.stats.residual = relative(defect, y).to(run.layout.time)
+        return gradient
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Evaluations with their VJPs (`odenet._reversible.Back`)."""
+
+    run: Run
+    sums: Sums
+
+    def slope(self, n: int, position: float, y: Leaves, cotangent: AnyLeaves) -> tuple[Leaves, Leaves]:
+        """See `Back`."""
+        return self._pull(n, y, cotangent, functools.partial(self.run.slope, n, position))
+
+    def increment(
+        self, n: int, y: Leaves, cotangent: AnyLeaves, *, reverse: bool = False
+    ) -> tuple[Leaves, Leaves]:
+        """See `Back`."""
+        return self._pull(n, y, cotangent, functools.partial(self.run.increment, n, reverse=reverse))
+
+    def _pull(
+        self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]
+    ) -> tuple[Leaves, Leaves]:
+        since = now()
+        at, explicit, stand = standing(self.run, n, y)
+        with torch.enable_grad():
+            value = evaluate(at, stand=stand)
+        part, weights, found = vjp(self.run, n, value, at, explicit, stand, cotangent, since)
+        self.sums.add(weights, found)
+        return tuple(leaf.detach() for leaf in value), part

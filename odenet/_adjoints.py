@@ -1,0 +1,141 @@
+"""The adjoints: gradient methods that go back in depth from the last state and rebuild the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from odenet._errors import InputError
+from odenet._gradient import Cost, Gradient, whole, yes_or_no
+from odenet._names import lookup
+from odenet._solver import AnySolver, solver
+from odenet._solvers import Solver
+
+_PREDICTORS = {name: name for name in ("reverse", "extrapolate")}
+
+
+@dataclass(frozen=True)
+class DiscreteAdjoint(Gradient):
+    """Run the network backwards: rebuild y[n] from y[n+1], and take the exact VJP of step n at the rebuilt point.
+
+    Sander, Ablin and Peyre 2022, section 4.1, and beyond: the VJP's own forward pass at the predicted point z gives
+    D(z), and `y[n] = y[n+1] - D(z)` is one order closer to the true state than z was, at no cost.
+
+    Args:
+        correct: take that correction (the default); False is the paper's method.
+        iterations: evaluations of the increment that predict z: one reversed step, then `iterations - 1` times
+            `z <- y[n+1] - D(z)`. Each gains an order while h Lip(f) < 1.
+        predictor: "reverse", the reversed step of the paper; or "extrapolate": z = y[n+1] minus the increment that
+            continues those of the steps after n, which evaluates f not at all. The first `order` steps of the way
+            back, which have too few to continue, are reversed, with `order - 1` iterations.
+        order: of the extrapolation, 1 to 4: how many increments it continues. It gains where weights are smooth in
+            depth: O(N^-(order+1)) there, O(1/N) where they are not.
+        anchors: keep every K-th state exactly, and go on from it. None keeps none.
+        tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| is at
+            most this; a GradientError if `limit` evaluations do not reach it. Reads a number on the host in torch.
+        limit: of evaluations a step, with `tolerance`.
+    """
+
+    correct: bool = True
+    iterations: int = 1
+    predictor: str = "reverse"
+    order: int = 2
+    anchors: int | None = None
+    tolerance: float | None = None
+    limit: int = 32
+
+    name = "discrete-adjoint"
+    summary = "rebuild each state from the next by running the solver backwards; memory independent of depth"
+    exactness = "O(h^p), one order better corrected"
+    formula = ("N s", "(m+1) N s", "N s", "1")
+
+    def __post_init__(self) -> None:
+        yes_or_no("correct", self.correct)
+        whole("iterations", self.iterations)
+        object.__setattr__(self, "predictor", lookup("predictor", self.predictor, _PREDICTORS))
+        whole("order", self.order, 1, 4)
+        if self.anchors is not None:
+            whole("anchors", self.anchors)
+        whole("limit", self.limit)
+        number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
+        if self.tolerance is not None and not (number and 0 < self.tolerance < 1):
+            raise InputError(f"tolerance={self.tolerance!r}", "a number between 0 and 1, or None")
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether increments are continued, rather than steps reversed."""
+        return self.predictor == "extrapolate"
+
+    @property
+    def continued(self) -> tuple[float, ...]:
+        """Weights of D[n+1], D[n+2], ... in the extrapolated D[n]: a polynomial through them (Newton, Gregory)."""
+        return {1: (1.0,), 2: (2.0, -1.0), 3: (3.0, -3.0, 1.0), 4: (4.0, -6.0, 4.0, -1.0)}[self.order]
+
+    @property
+    def startup(self) -> int:
+        """Evaluations of the increment that predict z in each of the first `order` steps of an extrapolated way back."""
+        return max(1, self.order - 1, self.iterations)
+
+    def anchored(self, steps: int) -> tuple[int, ...]:
+        """The indices of the states kept as anchors."""
+        return () if self.anchors is None else tuple(range(self.anchors, steps, self.anchors))
+
+    def cost(self, solver: AnySolver, steps: int) -> Cost:
+        """See `Cost`. With `tolerance`, `f_backward` is the most it can be."""
+        evaluations, predicted = solver.evaluations(steps), self.iterations * steps
+        if self.extrapolates:
+            early = min(self.order, steps)
+            predicted = (self.iterations - 1) * (steps - early) + self.startup * early
+        if self.tolerance is not None:
+            predicted = max(predicted, self.limit * steps)
+        return Cost(evaluations, (predicted + steps) * solver.stages, evaluations, 1 + len(self.anchored(steps)))
+
+
+@dataclass(frozen=True)
+class ContinuousAdjoint(Gradient):
+    """Solve the adjoint ODE `a' = -(df/dy)^T a` backwards together with y: the gradient of the limit, not the network.
+
+    Pontryagin 1962; Chen et al. 2018, appendix B. It is O(h^p) away from the network's own gradient, which is a
+    result to look at and not an error of the implementation.
+
+    Args:
+        solver: of the backward solve, a Runge-Kutta method; None takes that of the forward solve.
+        steps: of the backward solve; None takes as many as the forward solve.
+        interpolate: read y from the kept forward states (between them, the cubic Hermite interpolant) instead of
+            integrating it back: stable where y' = f is not stable backwards. The backward solve then has the forward
+            solve's steps.
+    """
+
+    solver: str | Solver | None = None
+    steps: int | None = None
+    interpolate: bool = False
+
+    name = "continuous-adjoint"
+    summary = "solve the adjoint ODE backwards; the gradient of the limit ODE"
+    exactness = "of the ODE: O(h^p) from the network's"
+    formula = ("N s", "M s'", "M s'", "1")
+
+    def __post_init__(self) -> None:
+        if self.solver is not None and not isinstance(solver(self.solver), Solver):
+            raise InputError(f"solver={self.solver!r} of the continuous adjoint", "an explicit Runge-Kutta method")
+        if self.steps is not None:
+            whole("steps of the continuous adjoint", self.steps)
+        yes_or_no("interpolate", self.interpolate)
+
+    def backward(self, forward: AnySolver, steps: int) -> tuple[Solver, int]:
+        """Solver and step count of the backward solve."""
+        found = solver(self.solver) if self.solver is not None else forward
+        assert isinstance(found, Solver)  # a pair that is offered
+        return found, self.steps or steps
+
+    def between(self, forward: AnySolver) -> bool:
+        """Whether a backward step reads y between two kept states."""
+        back, _ = self.backward(forward, 1)
+        return self.interpolate and any(0 < node < 1 for node in back.tableau.c[: back.stages])
+
+    def cost(self, solver: AnySolver, steps: int) -> Cost:
+        """See `Cost`."""
+        back, backward_steps = self.backward(solver, steps)
+        evaluations = backward_steps * back.stages
+        slopes = backward_steps if self.between(solver) else 0  # at the start of each step
+        states = steps + 1 if self.interpolate else 1
+        return Cost(solver.evaluations(steps), evaluations + slopes, evaluations, states)

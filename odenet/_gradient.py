@@ -1,0 +1,76 @@
+"""What a gradient method is: its options, its name as a flag spells it, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from odenet._errors import InputError
+from odenet._solver import AnySolver
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one gradient costs, for N steps of a solver of s stages.
+
+    Args:
+        f_forward: field evaluations of the forward pass.
+        f_backward: field evaluations of the backward pass beside those that the VJPs contain in backprop.
+        vjp: vector-Jacobian products of the field.
+        states: states of the size of y kept between forward and backward pass.
+    """
+
+    f_forward: int
+    f_backward: int
+    vjp: int
+    states: int
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient method. Its fields are its options; `label` is the spelling that a flag takes."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    exactness: ClassVar[str]
+    formula: ClassVar[tuple[str, str, str, str]]
+    """f forward, f backward, VJPs and states kept, as text for tables."""
+
+    @property
+    def label(self) -> str:
+        """The name and the options that are not at their default."""
+        changed = [
+            f"{field.name}={_spell(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return ":".join([self.name, *changed])
+
+    def offered(self, solver: AnySolver) -> bool:
+        """Whether this method can differentiate a solve by that solver."""
+        return not solver.reversible
+
+    def cost(self, solver: AnySolver, steps: int) -> Cost:
+        """The closed form that the conformance tests hold the counters to."""
+        raise NotImplementedError
+
+
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raises InputError unless the value is an int within the bounds."""
+    inside = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not inside or (most is not None and value > most):
+        allowed = f"at least {least}" if most is None else f"{least} to {most}"
+        raise InputError(f"{name}={value!r}", f"a whole number, {allowed}")
+
+
+def yes_or_no(name: str, value: Any) -> None:
+    """Raises InputError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}", "True or False")
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else getattr(value, "label", str(value))

@@ -1,0 +1,290 @@
+"""Reversible solvers: each step can be undone exactly, from the state alone, up to rounding.
+
+They carry more than y, and change the forward map. Written once for every backend, the way back included: a backend
+supplies the evaluation of f on the way there, and evaluation and VJP in one on the way back (see `Forth`, `Back`).
+Cotangents of what is carried are leaves like the state's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from odenet._errors import InputError
+from odenet._solvers import EULER, HEUN, Solver
+from odenet._step import Leaves, add, combine
+from odenet._tableau import Tableau
+
+Pair = tuple[Leaves, ...]
+"""What a solver carries; y first."""
+
+
+class Forth(Protocol):
+    """Evaluations on the way there."""
+
+    def slope(self, n: int, position: float, y: Leaves, /) -> Leaves:
+        """f at `position` in [0, 1] of step n."""
+        ...
+
+    def increment(self, n: int, y: Leaves, /, *, reverse: bool = False) -> Leaves:
+        """The base solver's increment of step n, or that of one step of size -h from the end of step n."""
+        ...
+
+
+class Back(Protocol):
+    """The same with a VJP: the value, and the cotangent of y. Those of weights are added up by the backend."""
+
+    def slope(self, n: int, position: float, y: Leaves, cotangent: Leaves, /) -> tuple[Leaves, Leaves]:
+        """See `Forth`."""
+        ...
+
+    def increment(
+        self, n: int, y: Leaves, cotangent: Leaves, /, *, reverse: bool = False
+    ) -> tuple[Leaves, Leaves]:
+        """See `Forth`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReversibleSolver(ABC):
+    """A solver whose steps can be undone. Its fields are its options."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    reversible: ClassVar[bool] = True
+    evaluations_at_start: ClassVar[int] = 1
+
+    @property
+    def label(self) -> str:
+        """The name with its options, as a flag spells it."""
+        return self.name
+
+    @property
+    def order(self) -> int:
+        """Order of convergence of the solution."""
+        return 2
+
+    @property
+    def stages(self) -> int:
+        """Field evaluations of one step."""
+        return 1
+
+    @property
+    def tableau(self) -> Tableau:
+        """Of the Runge-Kutta method whose increments it reads."""
+        return EULER.tableau  # none: the two-state methods read slopes
+
+    def evaluations(self, steps: int) -> int:
+        """Field evaluations of a solve."""
+        return steps * self.stages + self.evaluations_at_start
+
+    @abstractmethod
+    def start(self, f: Forth, y0: Leaves) -> Pair:
+        """What is carried at t0."""
+
+    @abstractmethod
+    def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
+        """Step n of `steps`."""
+
+    @abstractmethod
+    def kept(self, h: float, pair: Pair) -> Pair:
+        """What the way back starts from: two leaves of the state's size."""
+
+    def cotangents(self, g: Leaves, zero: Leaves) -> Pair:
+        """Those of what is carried at t1, from that of y(t1)."""
+        return (g, zero)
+
+    @abstractmethod
+    def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
+        """Undo step n: what is kept, and the cotangents, at its start."""
+
+    @abstractmethod
+    def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
+        """At t0: y as recovered, what in it should be zero (the certificate's defect), and the cotangent of y0."""
+
+
+@dataclass(frozen=True)
+class ReversibleHeun(ReversibleSolver):
+    """`z' = 2 y - z + h f(z)`, `y' = y + h/2 (f(z) + f(z'))`, one evaluation a step.
+
+    Step n reads its own weights at its end; its start is the evaluation before. Kidger, Foster, Li, Lyons 2021,
+    "Efficient and accurate gradients for neural SDEs", algorithm 1.
+    """
+
+    name = "reversible-heun"
+    summary = "reversible Heun: two coupled states, one evaluation a step"
+    source = "Kidger, Foster, Li, Lyons 2021"
+    aliases = ("revheun",)
+
+    def start(self, f: Forth, y0: Leaves) -> Pair:
+        """(y, z, f(z))."""
+        return y0, y0, f.slope(0, 0.0, y0)
+
+    def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
+        """See `ReversibleSolver`."""
+        y, z, k = pair
+        z = combine((2.0, y), (-1.0, z), (h, k))
+        after = f.slope(n, 1.0, z)
+        return combine((1.0, y), (h / 2, k), (h / 2, after)), z, after
+
+    def kept(self, h: float, pair: Pair) -> Pair:
+        """(y + h/2 f(z), z): the slope is evaluated again where its VJP is taken, and then y is known."""
+        y, z, k = pair
+        return combine((1.0, y), (h / 2, k)), z
+
+    def cotangents(self, g: Leaves, zero: Leaves) -> Pair:
+        """Of y, z and f(z)."""
+        return g, zero, zero
+
+    def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
+        """See `ReversibleSolver`."""
+        (half, z), (gy, gz, gk) = kept, g
+        k, part = f.slope(n, 1.0, z, combine((1.0, gk), (h / 2, gy)))
+        y = combine((1.0, half), (-h / 2, k))
+        gz = add(gz, part)
+        before = combine((1.0, y), (-h / 2, k)), combine((2.0, y), (-1.0, z), (-h, k))
+        return before, (combine((1.0, gy), (2.0, gz)), combine((-1.0, gz)), combine((h / 2, gy), (h, gz)))
+
+    def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
+        """y and z start equal."""
+        (half, z), (gy, gz, gk) = kept, g
+        k, part = f.slope(0, 0.0, z, gk)
+        y = combine((1.0, half), (-h / 2, k))
+        return y, combine((1.0, y), (-1.0, z)), combine((1.0, gy), (1.0, gz), (1.0, part))
+
+
+@dataclass(frozen=True)
+class AsynchronousLeapfrog(ReversibleSolver):
+    """State and slope leap over each other: `p = y + h/2 v`, `v' = 2 f(p) - v`, `y' = p + h/2 v'`.
+
+    Mutze 2013; Zhuang et al. 2021, "MALI: a memory efficient and reverse accurate integrator for neural ODEs".
+    """
+
+    name = "alf"
+    summary = "asynchronous leapfrog (MALI): state and slope, one evaluation a step"
+    source = "Mutze 2013; Zhuang et al. 2021"
+    aliases = ("asynchronous-leapfrog", "mali")
+
+    def start(self, f: Forth, y0: Leaves) -> Pair:
+        """(y, v) with v = f(y0)."""
+        return y0, f.slope(0, 0.0, y0)
+
+    def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
+        """See `ReversibleSolver`."""
+        y, v = pair
+        p = combine((1.0, y), (h / 2, v))
+        v = combine((2.0, f.slope(n, 0.5, p)), (-1.0, v))
+        return combine((1.0, p), (h / 2, v)), v
+
+    def kept(self, h: float, pair: Pair) -> Pair:
+        """(y, v)."""
+        return pair
+
+    def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
+        """See `ReversibleSolver`."""
+        (y, v), (gy, gv) = kept, g
+        p = combine((1.0, y), (-h / 2, v))
+        gv = combine((1.0, gv), (h / 2, gy))
+        u, part = f.slope(n, 0.5, p, combine((2.0, gv)))
+        v = combine((2.0, u), (-1.0, v))
+        gy = add(gy, part)
+        return (combine((1.0, p), (-h / 2, v)), v), (gy, combine((-1.0, gv), (h / 2, gy)))
+
+    def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
+        """v starts as f(y0)."""
+        (y, v), (gy, gv) = kept, g
+        k, part = f.slope(0, 0.0, y, gv)
+        return y, combine((h, v), (-h, k)), add(gy, part)
+
+
+@dataclass(frozen=True)
+class Coupled(ReversibleSolver):
+    """Any explicit Runge-Kutta method made reversible: with its increment Psi and the coupling l,
+
+    `y' = l y + (1 - l) z + Psi_h(z)`, `z' = z - Psi_-h(y')`.
+
+    McCallum and Foster 2024, "Efficient, accurate and stable gradients for neural ODEs", definition 3.1. The way back
+    divides by l at every step, so that rounding errors grow by l^-N. The default ties l to N.
+
+    Args:
+        solver: the method.
+        coupling: l in (0, 1]; None is 1 - 1/N (at least 1/2), so that rounding errors grow by about e over the whole
+            way, whatever N.
+
+    Raises:
+        InputError: another coupling.
+    """
+
+    solver: Solver = HEUN
+    coupling: float | None = None
+
+    name = "reversible"
+    summary = "a Runge-Kutta method made reversible, as in reversible:rk4 or reversible:heun:coupling=0.99"
+    source = "McCallum, Foster 2024"
+    evaluations_at_start = 0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.coupling, (int, float)) and not isinstance(self.coupling, bool)
+        if self.coupling is not None and not (number and 0 < self.coupling <= 1):
+            raise InputError(f"coupling={self.coupling!r} of a reversible solver", "a number in (0, 1], or None")
+
+    @property
+    def label(self) -> str:
+        """The name with its options, as a flag spells it."""
+        coupling = "" if self.coupling is None else f":coupling={self.coupling}"
+        return f"{self.name}:{self.solver.name}{coupling}"
+
+    @property
+    def order(self) -> int:
+        """That of the method."""
+        return self.solver.order
+
+    @property
+    def stages(self) -> int:
+        """Two increments a step."""
+        return 2 * self.solver.stages
+
+    @property
+    def tableau(self) -> Tableau:
+        """Of the method."""
+        return self.solver.tableau
+
+    def coupled(self, steps: int) -> float:
+        """l for that many steps."""
+        return self.coupling if self.coupling is not None else max(0.5, 1 - 1 / steps)
+
+    def start(self, f: Forth, y0: Leaves) -> Pair:
+        """(y, z), equal."""
+        return y0, y0
+
+    def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
+        """See `ReversibleSolver`."""
+        (y, z), c = pair, self.coupled(steps)
+        y = add(combine((c, y), (1 - c, z)), f.increment(n, z))
+        return y, combine((1.0, z), (-1.0, f.increment(n, y, reverse=True)))
+
+    def kept(self, h: float, pair: Pair) -> Pair:
+        """(y, z)."""
+        return pair
+
+    def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
+        """See `ReversibleSolver`."""
+        (y, z), (gy, gz), c = kept, g, self.coupled(steps)
+        d, part = f.increment(n, y, combine((-1.0, gz)), reverse=True)
+        z, gy = add(z, d), add(gy, part)
+        d, part = f.increment(n, z, gy)
+        y = combine((1 / c, y), (-(1 - c) / c, z), (-1 / c, d))
+        return (y, z), (combine((c, gy)), combine((1.0, gz), (1 - c, gy), (1.0, part)))
+
+    def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
+        """y and z start equal."""
+        (y, z), (gy, gz) = kept, g
+        return y, combine((1.0, y), (-1.0, z)), add(gy, gz)
+
+
+REVERSIBLE_SOLVERS: dict[str, ReversibleSolver] = {
+    found.name: found for found in (ReversibleHeun(), AsynchronousLeapfrog(), Coupled())
+}
