@@ -82,7 +82,7 @@ class ReversibleSolver(ABC):
         return steps * self.stages + self.evaluations_at_start
 
     @abstractmethod
-    def start(self, f: Forth, y0: Leaves) -> Pair:
+    def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
         """What is carried at t0."""
 
     @abstractmethod
@@ -90,7 +90,7 @@ class ReversibleSolver(ABC):
         """Step n of `steps`."""
 
     @abstractmethod
-    def kept(self, h: float, pair: Pair) -> Pair:
+    def kept(self, pair: Pair) -> Pair:
         """What the way back starts from: two leaves of the state's size."""
 
     def cotangents(self, g: Leaves, zero: Leaves) -> Pair:
@@ -119,34 +119,36 @@ class ReversibleHeun(ReversibleSolver):
     source = "Kidger, Foster, Li, Lyons 2021"
     aliases = ("revheun",)
 
-    def start(self, f: Forth, y0: Leaves) -> Pair:
-        """(y, z, f(z))."""
-        return y0, y0, f.slope(0, 0.0, y0)
+    def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
+        """(y, z, h/2 f(z))."""
+        return y0, y0, combine((h / 2, f.slope(0, 0.0, y0)))
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
         """See `ReversibleSolver`."""
         y, z, k = pair
-        z = combine((2.0, y), (-1.0, z), (h, k))
-        after = f.slope(n, 1.0, z)
-        return combine((1.0, y), (h / 2, k), (h / 2, after)), z, after
+        half = add(y, k)
+        z = combine((2.0, half), (-1.0, z))
+        k = combine((h / 2, f.slope(n, 1.0, z)))
+        return add(half, k), z, k
 
-    def kept(self, h: float, pair: Pair) -> Pair:
+    def kept(self, pair: Pair) -> Pair:
         """(y + h/2 f(z), z): the slope is evaluated again where its VJP is taken, and then y is known."""
         y, z, k = pair
-        return combine((1.0, y), (h / 2, k)), z
+        return add(y, k), z
 
     def cotangents(self, g: Leaves, zero: Leaves) -> Pair:
-        """Of y, z and f(z)."""
+        """Of y and z, and of the slope as the start of the step after."""
         return g, zero, zero
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
         """See `ReversibleSolver`."""
         (half, z), (gy, gz, gk) = kept, g
-        k, part = f.slope(n, 1.0, z, combine((1.0, gk), (h / 2, gy)))
-        y = combine((1.0, half), (-h / 2, k))
+        slope, part = f.slope(n, 1.0, z, combine((1.0, gk), (h / 2, gy)))
+        k = combine((h / 2, slope))
+        half = combine((1.0, half), (-2.0, k))
         gz = add(gz, part)
-        before = combine((1.0, y), (-h / 2, k)), combine((2.0, y), (-1.0, z), (-h, k))
-        return before, (combine((1.0, gy), (2.0, gz)), combine((-1.0, gz)), combine((h / 2, gy), (h, gz)))
+        gy = combine((1.0, gy), (2.0, gz))
+        return (half, combine((2.0, half), (-1.0, z))), (gy, combine((-1.0, gz)), combine((h / 2, gy)))
 
     def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
         """y and z start equal."""
@@ -168,36 +170,36 @@ class AsynchronousLeapfrog(ReversibleSolver):
     source = "Mutze 2013; Zhuang et al. 2021"
     aliases = ("asynchronous-leapfrog", "mali")
 
-    def start(self, f: Forth, y0: Leaves) -> Pair:
-        """(y, v) with v = f(y0)."""
-        return y0, f.slope(0, 0.0, y0)
+    def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
+        """(y, h/2 v) with v = f(y0)."""
+        return y0, combine((h / 2, f.slope(0, 0.0, y0)))
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
         """See `ReversibleSolver`."""
         y, v = pair
-        p = combine((1.0, y), (h / 2, v))
-        v = combine((2.0, f.slope(n, 0.5, p)), (-1.0, v))
-        return combine((1.0, p), (h / 2, v)), v
+        p = add(y, v)
+        v = combine((h, f.slope(n, 0.5, p)), (-1.0, v))
+        return add(p, v), v
 
-    def kept(self, h: float, pair: Pair) -> Pair:
-        """(y, v)."""
+    def kept(self, pair: Pair) -> Pair:
+        """(y, h/2 v)."""
         return pair
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
         """See `ReversibleSolver`."""
         (y, v), (gy, gv) = kept, g
-        p = combine((1.0, y), (-h / 2, v))
-        gv = combine((1.0, gv), (h / 2, gy))
-        u, part = f.slope(n, 0.5, p, combine((2.0, gv)))
-        v = combine((2.0, u), (-1.0, v))
+        p = combine((1.0, y), (-1.0, v))
+        gv = add(gv, gy)
+        u, part = f.slope(n, 0.5, p, combine((h, gv)))
+        v = combine((h, u), (-1.0, v))
         gy = add(gy, part)
-        return (combine((1.0, p), (-h / 2, v)), v), (gy, combine((-1.0, gv), (h / 2, gy)))
+        return (combine((1.0, p), (-1.0, v)), v), (gy, combine((1.0, gy), (-1.0, gv)))
 
     def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
         """v starts as f(y0)."""
         (y, v), (gy, gv) = kept, g
-        k, part = f.slope(0, 0.0, y, gv)
-        return y, combine((h, v), (-h, k)), add(gy, part)
+        k, part = f.slope(0, 0.0, y, combine((h / 2, gv)))
+        return y, combine((1.0, v), (-h / 2, k)), add(gy, part)
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ class Coupled(ReversibleSolver):
         """l for that many steps."""
         return self.coupling if self.coupling is not None else max(0.5, 1 - 1 / steps)
 
-    def start(self, f: Forth, y0: Leaves) -> Pair:
+    def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
         """(y, z), equal."""
         return y0, y0
 
@@ -266,7 +268,7 @@ class Coupled(ReversibleSolver):
         y = add(combine((c, y), (1 - c, z)), f.increment(n, z))
         return y, combine((1.0, z), (-1.0, f.increment(n, y, reverse=True)))
 
-    def kept(self, h: float, pair: Pair) -> Pair:
+    def kept(self, pair: Pair) -> Pair:
         """(y, z)."""
         return pair
 

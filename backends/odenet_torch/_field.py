@@ -59,12 +59,16 @@ class Field(ABC):
         """The same field for a backward pass of our own, which needs no autograd between a stack and its rows."""
         return self
 
-    def modules(self, n: int, steps: int) -> Sequence[tuple[str, nn.Module]]:
-        """The modules that f is known to call in step n, with names for messages."""
+    def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
+        """The modules that f is known to call at `position` of step n, with names for messages."""
         return ()
 
-    def settle(self) -> None:
-        """Called before the way back."""
+    def constants(self) -> Iterable[Tensor]:
+        """The tensors handed to f that have no gradient."""
+        return ()
+
+    def settle(self, ns: Iterable[int], steps: int) -> None:
+        """Called before steps run again."""
         return
 
     def layers(self, n: int, steps: int) -> tuple[int, ...]:
@@ -87,12 +91,21 @@ class FunctionField(Field):
             check_alike(depth.tree)
         self.function = function
         self.depth = depth
-        if isinstance(function, nn.Module):
-            self.captured = tuple(p for p in function.parameters() if p.requires_grad)
+        # as in BlockField
+        self.held = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+        self.moved = False
+        self.captured = tuple(p for p in self.held.values() if p.requires_grad)
 
-    def modules(self, n: int, steps: int) -> Sequence[tuple[str, nn.Module]]:
+    def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         function = self.function
         return [(type(function).__name__, function)] if isinstance(function, nn.Module) else ()
+
+    def constants(self) -> Iterable[Tensor]:
+        leaves = _tree.leaves(self.depth.tree) if self.depth is not None else ()
+        return (leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.requires_grad)
+
+    def settle(self, ns: Iterable[int], steps: int) -> None:
+        self.moved = isinstance(self.function, nn.Module) and _moved(self.function, self.held)
 
     @functools.cached_property
     def trees(self) -> list[Any]:
@@ -101,13 +114,18 @@ class FunctionField(Field):
 
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         if self.depth is None:
-            return self.function(t, y)
+            return self._call(t, y)
         layer, start, span = self.depth.place(n, steps)
         if self.depth.kind != "linear":
-            return self.function(t, y, self._weights(layer, stand))
+            return self._call(t, y, self._weights(layer, stand))
         local = start + span * position
         one = self._weights(layer, stand)
-        return self.function(t, y, blend(one, self._weights(layer + 1, stand), local) if local else one)
+        return self._call(t, y, blend(one, self._weights(layer + 1, stand), local) if local else one)
+
+    def _call(self, *arguments: Any) -> Any:
+        if self.moved and isinstance(self.function, nn.Module):
+            return torch.func.functional_call(self.function, self.held, arguments)
+        return self.function(*arguments)
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
         leaves = (leaf for layer in self.layers(n, steps) for leaf in _tree.leaves(self.trees[layer]))
@@ -165,18 +183,13 @@ class BlockField(Field):
         mixed = blend(self.held[id(one)], self.held[id(other)], local)
         return torch.func.functional_call(one, mixed, (y, *arguments), named)
 
-    def settle(self) -> None:
-        """Before the way back: whether the blocks still hold the parameters of the forward pass."""
+    def settle(self, ns: Iterable[int], steps: int) -> None:
+        """Looks whether the blocks still hold the parameters of the forward pass."""
+        assert self.depth is not None
+        blocks = {layer: self.depth.tree[layer] for n in ns for layer in self.layers(n, steps)}
         self.moved = any(
-            len(now) != len(held) or any(now[name] is not held[name] for name in held)
-            for block in self.blocks
-            for now, held in [(dict(block.named_parameters()), self.held[id(block)])]
+            _moved(block, self.held[id(block)]) for block in {id(block): block for block in blocks.values()}.values()
         )
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """Each once."""
-        return list({id(block): block for block in self.depth.tree}.values()) if self.depth else []
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
         return self.given
@@ -186,10 +199,15 @@ class BlockField(Field):
         held = (self.held[id(self.depth.tree[layer])] for layer in self.layers(n, steps))
         return unique((*self.captured, *(p for each in held for p in each.values() if p.requires_grad)))
 
-    def modules(self, n: int, steps: int) -> Sequence[tuple[str, nn.Module]]:
+    def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         assert self.depth is not None
-        found = [(layer, self.depth.tree[layer]) for layer in self.layers(n, steps)]
-        return [(f"block {layer} ({type(block).__name__})", block) for layer, block in found]
+        layer, start, span = self.depth.place(n, steps)
+        layer += self.depth.kind == "linear" and start + span * position == 1  # between two blocks it is the first
+        block = self.depth.tree[layer]
+        return [(f"block {layer} ({type(block).__name__})", block)]
+
+    def constants(self) -> Iterable[Tensor]:
+        return (leaf for leaf in _tree.leaves(self.extra) if isinstance(leaf, Tensor) and not leaf.requires_grad)
 
 
 def unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -233,6 +251,12 @@ def now() -> int:
         mark = torch.zeros((), requires_grad=True).neg().grad_fn
     assert mark is not None
     return mark._sequence_nr()
+
+
+def _moved(module: nn.Module, held: Mapping[str, Tensor]) -> bool:
+    """Whether a module holds other parameters than these now."""
+    now = dict(module.named_parameters())
+    return now.keys() != held.keys() or any(now[name] is not held[name] for name in held)
 
 
 def _differentiable(leaf: Any) -> bool:

@@ -78,10 +78,10 @@ class Run:
 
         if self.replay is None:
             return evaluate()
-        key = (n, reverse, position if rank is None else rank)
-        return self.replay.again(key, self.solver.tableau.step_stages, evaluate) if self.again else self.replay.first(
-            key, evaluate
-        )
+        key, place = (n, reverse, position if rank is None else rank), (n, position, self.grid.steps)
+        if self.again:
+            return self.replay.again(key, place, self.solver.tableau.step_stages, evaluate)
+        return self.replay.first(key, place, evaluate)
 
 
 def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
@@ -98,12 +98,12 @@ def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leave
     wanted, grid, solver = {*run.grid.kept, *also}, run.grid, run.solver
     states = {0: y} if 0 in wanted else {}
     if isinstance(solver, ReversibleSolver):
-        pair = solver.start(run, y)
+        pair = solver.start(run, grid.h, y)
         for n in range(grid.steps):
             pair = solver.step(run, n, grid.h, grid.steps, pair)
             if n + 1 in wanted:
                 states[n + 1] = pair[0]
-        return states, solver.kept(grid.h, pair)
+        return states, solver.kept(pair)
     for n in range(grid.steps):
         y = add(y, run.increment(n, y))
         if n + 1 in wanted:

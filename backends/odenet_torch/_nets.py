@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,24 @@ class ResidualStack(_Solved):
 
     def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
         """The state after the last block."""
+        return self._solved(x, arguments, named, torch.compiler.is_compiling())
+
+    def compile(self, *arguments: Any, **choices: Any) -> None:
+        """Compile the blocks, each on its own, in place; arguments as in `torch.compile`.
+
+        Equal blocks share what is compiled: one graph with and one without gradients, for any number of them. The loop
+        and the way back stay Python, so that compilation takes no longer for a deeper network.
+        """
+        for block in {id(block): block for block in self.blocks}.values():
+            block.compile(*arguments, **choices)
+
+    @torch.compiler.disable
+    def _solved(self, x: Any, arguments: Any, named: Any, compiling: bool) -> Any:
+        if compiling and not any(block._compiled_call_impl for block in self.blocks):
+            warnings.warn(
+                "torch.compile does not look into a ResidualStack: call compile() of the stack, which compiles its blocks",
+                stacklevel=2,
+            )
         field = BlockField(list(self.blocks), self.along, (arguments, named))
         made = problem(_unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=self.gradient)
         solution = solve_problem(made, field)
@@ -125,6 +144,14 @@ class NeuralODE(_Solved):
 
     def forward(self, x: Tensor) -> Tensor:
         """The state at t1."""
+        return self._solved(x)
+
+    def compile(self, *arguments: Any, **choices: Any) -> None:
+        """Compile the field, in place; arguments as in `torch.compile`. The loop stays Python."""
+        self.field.compile(*arguments, **choices)
+
+    @torch.compiler.disable
+    def _solved(self, x: Tensor) -> Tensor:
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
         solution = solve_problem(problem(self.field, x, steps=self.steps, **choices))
         self.stats = solution.stats

@@ -56,9 +56,12 @@ class Replay:
     @contextlib.contextmanager
     def notice(self) -> Iterator[None]:
         """Modules that are called while this is entered belong to f: a closure may call some."""
+        if self.modules(0):  # f is made of modules itself
+            yield
+            return
 
         def seen(module: nn.Module, inputs: Any) -> None:
-            if not any(module is inner for _, outer in self._called(0) for inner in outer.modules()):
+            if not any(module is inner for _, outer in self.noticed for inner in outer.modules()):
                 self.noticed.append((type(module).__name__, module))
 
         handle = nn.modules.module.register_module_forward_pre_hook(seen)
@@ -117,6 +120,8 @@ class Replay:
         state = _random_state(self.device)
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
+                if not enabled and not torch.is_autocast_enabled(kind):
+                    continue
                 # no cache: a cast made without a graph would be found again where one is needed
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             try:
@@ -127,11 +132,10 @@ class Replay:
     @contextlib.contextmanager
     def forth(self) -> Iterator[None]:
         """The forward pass, which casts weights without a graph: these must not be cached, either."""
-        if not any(enabled for _, enabled, _ in self.autocast):
-            yield
-            return
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
+                if not enabled:
+                    continue
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield
 
@@ -193,7 +197,7 @@ class Replay:
         with torch.no_grad():
             again = self.again(key, 1, evaluate)
         _set_random_state(self.device, state)
-        for one, other in zip(out, again, strict=True):
+        for one, other in zip((leaf.detach() for leaf in out), again, strict=True):
             apart = torch.linalg.vector_norm((one - other).flatten())
             size = torch.linalg.vector_norm(one.flatten())
             if bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size):

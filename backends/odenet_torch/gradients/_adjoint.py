@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,10 +82,9 @@ class Adjoint(ABC):
         """The leaves at the kept times, with this way back."""
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
-        _refuse_transforms(self.stats.gradient)
+        refuse_transforms(self.stats.gradient)
         field = run.field.apart()
-        replay = Replay(run.layout.device, lambda n: field.modules(n, run.grid.steps))
-        run = dataclasses.replace(run, field=field, replay=replay)
+        run = dataclasses.replace(run, field=field, replay=(replay := Replay.of(field, run.layout, run.grid)))
         with replay.forth():
             run.ready.append(self.discover(run, y0))
             return _Solve.apply(run, self, len(y0), *y0, *field.everything(run.grid.steps))
@@ -157,7 +157,8 @@ def vjp(
     return part, (*explicit, *captured), found[len(y) :]
 
 
-def _refuse_transforms(gradient: str) -> None:
+def refuse_transforms(gradient: str) -> None:
+    """Raises UnsupportedError inside a transform of torch.func."""
     if torch._C._are_functorch_transforms_active():
         raise UnsupportedError(
             f"gradient={gradient!r} inside a transform of torch.func",
@@ -175,6 +176,19 @@ def require_known(run: Run, n: int, outputs: Sequence[Tensor], known: Sequence[T
             "fields that read the same closed-over tensors at every step",
             "pass them as weights, make the field an nn.Module, or take gradient='backprop'",
         )
+
+
+@contextlib.contextmanager
+def _unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Without hooks on tensors: they are for the whole gradient, and would be run on each step's part of it, too."""
+    hooked = [(tensor._backward_hooks, dict(tensor._backward_hooks)) for tensor in tensors if tensor._backward_hooks]
+    for hooks, _ in hooked:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, found in hooked:
+            hooks.update(found)
 
 
 class _Solve(torch.autograd.Function):
@@ -199,14 +213,15 @@ class _Solve(torch.autograd.Function):
                 "take gradient='backprop', which can be differentiated again",
             )
         run, count = dataclasses.replace(ctx.run, again=True), ctx.count
-        saved = ctx.saved_tensors[: len(ctx.saved_tensors) - len(ctx.weights)]
+        count_saved = len(ctx.saved_tensors) - len(ctx.weights)
+        saved = [leaf.detach() for leaf in ctx.saved_tensors[:count_saved]]  # y0 among them may need a gradient
         groups = [tuple(saved[i : i + count]) for i in range(0, len(saved), count)]
         kept = Kept(dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]))
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
         sums = Sums(run.field)
-        run.field.settle()
-        with run.replay.back():
+        run.field.settle(range(run.grid.steps), run.grid.steps)
+        with run.replay.back(), _unhooked(run.field.everything(run.grid.steps)):
             g = ctx.adjoint.back(run, kept, by_index, sums)
         wanted = zip(ctx.weights, ctx.needs_input_grad[3 + count :], strict=True)
         return (None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))

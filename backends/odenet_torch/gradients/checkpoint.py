@@ -1,25 +1,28 @@
 """Checkpointing: some states are kept, and what lies between them is computed again.
 
-Chen et al. 2016 (segments); Griewank and Walther 2000 (the optimal schedule, `odenet._revolve`).
+Chen et al. 2016 (segments, run again by `torch.utils.checkpoint`); Griewank and Walther 2000 (the optimal schedule,
+`odenet._revolve`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from odenet import Checkpoint, Stats
 from odenet._revolve import schedule
 from odenet._step import Leaves as AnyLeaves
-from odenet._step import add, subtract
-from odenet_torch._field import now, unique
-from odenet_torch._fixed import Run
+from odenet._step import add
+from odenet_torch._field import now
+from odenet_torch._fixed import Run, loop, stacked
+from odenet_torch._replay import Replay
 from odenet_torch._state import Leaves
-from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, require_known, standing, zeros
-from odenet_torch.gradients.discrete_adjoint import relative
+from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
 
 
 class Recomputation(Adjoint):
@@ -29,12 +32,25 @@ class Recomputation(Adjoint):
         super().__init__(stats)
         self.method = method
 
+    def solve(self, run: Run, y0: Leaves) -> Leaves:
+        """See `Adjoint.solve`."""
+        if self.method.states is not None or self.method.memory is not None:
+            return super().solve(run, y0)
+        if not torch.is_grad_enabled():
+            return stacked(run, loop(run, y0)[0])
+        refuse_transforms(self.stats.gradient)
+        run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid)))
+        states, y = {0: y0}, y0
+        with replay.forth(), replay.notice():
+            for first, end in self.method.parts(run.grid.steps):
+                states |= Part(run, replay, first, end)(y)
+                y = states[end]
+        return stacked(run, states)
+
     def keeps(self, run: Run) -> Iterable[int]:
         """See `Adjoint.keeps`."""
-        steps = run.grid.steps
-        if self.method.states is not None:
-            return schedule(steps, self.method.states).forward
-        return [first for first, _ in self.method.parts(steps)]
+        assert self.method.states is not None
+        return schedule(run.grid.steps, self.method.states).forward
 
     def discover(self, run: Run, y0: Leaves) -> Leaves:
         """See `Adjoint.discover`. What the first evaluation saves tells how many states fit in `memory`."""
@@ -57,67 +73,81 @@ class Recomputation(Adjoint):
 
     def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """See `Adjoint.back`."""
-        steps, known = run.grid.steps, dict(kept.states)
-        self.stats.residual = torch.zeros((), dtype=run.layout.time, device=run.layout.device)
-        later: Leaves | None = None  # the state at the end of the segment, as it was before
-        g = gradients.get(steps) or zeros(known[0])
-        for turn in self.turns(steps):
+        assert self.method.states is not None
+        known = dict(kept.states)
+        g = gradients.get(run.grid.steps) or zeros(known[0])
+        for turn in schedule(run.grid.steps, self.method.states).turns:
             y = known[turn.origin]
             for n in range(turn.origin, turn.step):
                 y = add(y, run.increment(n, y))
                 if n + 1 in turn.keep:
                     known[n + 1] = y
-            g, end = self.segment(run, turn.step, turn.end, y, g, gradients, sums)
-            if later is not None:
-                self.stats.residual = torch.maximum(self.stats.residual, relative(subtract(end, later), later))
-            later = y
+            g = self.step(run, turn.step, y, g, gradients.get(turn.step), sums)
             known.pop(turn.step, None)
         return g
 
-    def turns(self, steps: int) -> Iterable[Segment]:
-        """The pieces in the order of the way back."""
-        if self.method.states is None:
-            return [Segment(first, end, first, ()) for first, end in reversed(self.method.parts(steps))]
-        return [Segment(t.step, t.step + 1, t.origin, t.keep) for t in schedule(steps, self.method.states).turns]
-
     @staticmethod
-    def segment(
-        run: Run, first: int, end: int, y: Leaves, g: AnyLeaves, gradients: dict[int, AnyLeaves], sums: Sums
-    ) -> tuple[Leaves, Leaves]:
-        """The cotangent at the start of steps first..end-1, and the state at their end.
+    def step(run: Run, n: int, y: Leaves, g: AnyLeaves, met: AnyLeaves | None, sums: Sums) -> Leaves:
+        """The cotangent at the start of step n, the gradient `met` of the loss by y[n] itself included.
 
-        Each step is `y + D(y)` as in the forward pass, and what was added up so far enters as cotangents of the
+        The step is `y + D(y)` as in the forward pass, and what was added up so far enters as cotangents of y and of the
         weights themselves: autograd then adds in the order of backprop, to the last bit.
         """
         since = now()
-        at, _, stand = standing(run, first, y)
-        explicit = unique(tensor for n in range(first, end) for tensor in run.field.explicit(n, run.grid.steps))
-        stand |= {id(weight): weight.detach().requires_grad_() for weight in explicit if id(weight) not in stand}
-        captured = unique(tensor for n in range(first, end) for tensor in run.field.read(n, run.grid.steps))
-        met: list[tuple[Tensor, Tensor]] = []
+        at, explicit, stand = standing(run, n, y)
         with torch.enable_grad():
-            z = at
-            for n in range(first, end):
-                if n in gradients:
-                    met += zip(z, gradients[n], strict=True)
-                z = add(z, run.increment(n, z, stand=stand))
-        weights = (*explicit, *captured)
-        reads = (*(stand[id(weight)] for weight in explicit), *captured)
-        require_known(run, first, z, (*at, *reads), since)
+            z = add(at, run.increment(n, at, stand=stand))
+        captured = run.field.read(n, run.grid.steps)
+        reads, weights = (*stand.values(), *captured), (*explicit, *captured)
+        require_known(run, n, z, (*at, *reads), since)
         so_far = [(leaf, total) for leaf, w in zip(reads, weights, strict=True) if (total := sums.total(w)) is not None]
-        outputs, cotangents = zip(*zip(z, g, strict=True), *met, *so_far, strict=True)
+        pairs = [*zip(z, g, strict=True), *(zip(at, met, strict=True) if met is not None else ()), *so_far]
+        outputs, cotangents = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
         for weight, total in zip(weights, found[len(at) :], strict=True):
             if total is not None:
                 sums.put(weight, total)
-        return found[: len(at)], tuple(leaf.detach() for leaf in z)
+        return found[: len(at)]
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Steps step..end-1, whose VJP is taken as one, from the kept state `origin`; see `odenet._revolve.Turn`."""
+@dataclasses.dataclass
+class Part:
+    """Steps first..end-1, of which torch keeps nothing but the first state, and runs again on the way back."""
 
-    step: int
+    run: Run
+    replay: Replay
+    first: int
     end: int
-    origin: int
-    keep: tuple[int, ...]
+
+    def __call__(self, y: Leaves) -> dict[int, Leaves]:
+        """The states after these steps that are wanted, and the last."""
+        wanted = [n for n in range(self.first + 1, self.end + 1) if n == self.end or n in self.run.grid.kept]
+
+        def steps(*y: Tensor) -> list[Tensor]:
+            found = []
+            for n in range(self.first, self.end):
+                y = add(y, self.run.increment(n, y))
+                if n + 1 in wanted:
+                    found += y
+            return found
+
+        found = checkpoint(
+            steps,
+            *y,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(), self.again()),
+        )
+        return {n: tuple(found[i * len(y) : (i + 1) * len(y)]) for i, n in enumerate(wanted)}
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """While the steps run again."""
+        forward = self.run
+        self.run = dataclasses.replace(forward, again=True)
+        forward.field.settle(range(self.first, self.end), forward.grid.steps)
+        try:
+            with self.replay.back(range(self.first, self.end)):
+                yield
+        finally:
+            self.run = forward

@@ -1,0 +1,160 @@
+"""A model called on an example: what its layers are called with and return, and whether two models give the same."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import InputError, _tree
+from odenet_torch._layer import Arguments, arguments_of, coarse, difference
+from odenet_torch._sums import version
+
+_REMEDY = (
+    "convert a part of the model with where=, call it with arguments as in the example, or allow more with tolerance= "
+    "where this is rounding"
+)
+
+
+@dataclass
+class Call:
+    """One call of a layer.
+
+    Args:
+        x: its state, the first argument.
+        arguments: the others.
+        written: how often x had been written on when the layer was called.
+        output: what it returned.
+        left: how often x, and the new state, had been written on when it returned.
+    """
+
+    x: Any
+    arguments: Arguments
+    written: int
+    output: Any = None
+    left: tuple[int, int] = (0, 0)
+
+    @property
+    def state(self) -> Any:
+        """The new state: what was returned, or the first of a tuple."""
+        return self.output[0] if isinstance(self.output, tuple) and self.output else self.output
+
+    @property
+    def tail(self) -> tuple[Any, ...] | None:
+        """What was returned after it; None where it was returned alone."""
+        return self.output[1:] if isinstance(self.output, tuple) else None
+
+
+def calls(model: nn.Module, modules: Iterable[nn.Module], example: Any) -> dict[int, list[Call]]:
+    """The calls of some modules while the model runs on an example, by `id` of the module, in order."""
+    found: dict[int, list[Call]] = {id(module): [] for module in modules}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x, arguments = arguments_of(module, args, kwargs)
+        found[id(module)].append(Call(x, arguments, _version(x)))
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = found[id(module)][-1]
+        call.output = output
+        call.left = (_version(call.x), _version(call.state))
+
+    with contextlib.ExitStack() as stack:
+        for module in {id(module): module for module in modules}.values():
+            stack.enter_context(_removed(module.register_forward_pre_hook(before, with_kwargs=True)))
+            stack.enter_context(_removed(module.register_forward_hook(after, with_kwargs=True)))
+        outputs(model, example, training=False)
+    return found
+
+
+@contextlib.contextmanager
+def _removed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _version(value: Any) -> int:
+    return version(value) if isinstance(value, Tensor) else 0
+
+
+def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
+    """The tensors that a model returns for an example, with random numbers that are the same in every call.
+
+    Buffers are put back; modules stay in the mode asked for.
+
+    Args:
+        model: any module.
+        example: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        training: the mode.
+
+    Raises:
+        InputError: an example that is none of these, or no tensor in the output.
+    """
+    if not isinstance(example, (Tensor, tuple, Mapping)):
+        raise InputError(
+            f"an example that is a {type(example).__name__}",
+            "what to call the model with: a tensor, a tuple of positional arguments, a mapping of keyword arguments",
+        )
+    model.train(training)
+    with leaving_no_trace([model]):
+        torch.manual_seed(0)
+        if isinstance(example, Mapping):
+            out = model(**example)
+        else:
+            out = model(*example) if isinstance(example, tuple) else model(example)
+    found = [leaf.detach().clone() for leaf in _tree.leaves(out) if isinstance(leaf, Tensor)]
+    if not found:
+        raise InputError(
+            f"a model that returns a {type(out).__name__} without tensors",
+            "models that return a tensor, or a tuple, list or dict of tensors",
+            "wrap it in a module that does",
+        )
+    return found
+
+
+@contextlib.contextmanager
+def leaving_no_trace(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, nothing is recorded for gradients; afterwards random state and buffers are what they were."""
+    inner = {id(module): module for outer in modules for module in outer.modules()}.values()
+    buffers = [(module, key, held) for module in inner for key, held in module._buffers.items() if held is not None]
+    values = [held.clone() for _, _, held in buffers]
+    devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            for (module, key, held), value in zip(buffers, values, strict=True):
+                module._buffers[key] = held.copy_(value)
+
+
+def check_unchanged(expected: Sequence[Tensor], found: Sequence[Tensor], what: str, tolerance: float) -> float:
+    """The largest relative difference of outputs.
+
+    Args:
+        expected: of the model as it was.
+        found: as it is converted.
+        what: whose outputs, for the message.
+        tolerance: see `convert`.
+
+    Raises:
+        InputError: another number of outputs, other shapes, or a larger difference.
+    """
+    if len(expected) != len(found):
+        raise InputError(
+            f"converted, {what} gives {len(found)} tensors instead of {len(expected)}", "the same", _REMEDY
+        )
+    largest = 0.0
+    for one, other in zip(expected, found, strict=True):
+        largest = max(largest, off := difference(one, other))
+        if off > (allowed := coarse(tolerance, one)):
+            raise InputError(
+                f"converted, {what} gives an output that is off by {off:.1e}",
+                f"at most {allowed:.1e} of its largest entry",
+                _REMEDY,
+            )
+    return largest

@@ -1,0 +1,191 @@
+"""What stands in a converted model: the first layer of a run computes all of it, the others hand it on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from odenet import Backprop, InputError, _tree
+from odenet_torch._calls import check_unchanged, leaving_no_trace
+from odenet_torch._layer import Arguments, Layer, arguments_of, marks, same, written_to
+from odenet_torch._nets import ResidualStack
+
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
+
+
+class Step(nn.Module):
+    """A branch of a layer as a block `x -> f(x)` of a `ResidualStack`. It holds what the branch reads of the layer."""
+
+    def __init__(self, layer: Layer, index: int, arguments: Arguments) -> None:
+        super().__init__()
+        self.layer, self.index = layer, index
+        self.count = len(layer.branches(*arguments))
+        self.bind(arguments)
+
+    def bind(self, arguments: Arguments) -> None:
+        """Take what the layer holds now: a child, parameter or buffer may have been replaced.
+
+        Raises:
+            InputError: called like this, the layer has more or fewer branches than when it was converted.
+        """
+        found, module = self.layer.branches(*arguments), self.layer.module
+        if len(found) != self.count:
+            raise InputError(
+                f"{type(module).__name__} has {len(found)} residual branches when it is called like this, and had "
+                f"{self.count} when it was converted",
+                f"calls with {self.count}",
+                "convert the model with an example that has these arguments",
+            )
+        names = found[self.index].names
+        for registry in _REGISTRIES:
+            vars(self)[registry].update({n: held for n, held in vars(module)[registry].items() if n in names})
+        self.training = module.training
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The branch's value at x."""
+        return self.layer.branches(args, kwargs)[self.index].function(self, x, _tree.leaves((args, kwargs)))
+
+
+class _Entry(nn.Module):
+    """In the place of a layer: with the layer's children, parameters, buffers and attributes under their names."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+        for registry in (*_REGISTRIES, "_non_persistent_buffers_set"):
+            vars(self)[registry] = vars(layer.module)[registry]  # the same dictionaries: what changes one changes both
+        self.training = layer.module.training
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`."""
+        self.layer.module.training = mode
+        return super().train(mode)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or "layer" not in vars(self):  # while it is copied or unpickled
+                raise
+            return getattr(self.layer.module, name)
+
+
+class FirstOfRun(_Entry):
+    """The first layer of a converted run, which computes all of it.
+
+    `stack` is the `ResidualStack` of the run's branches, with h = 1; its `stats` and `certificate` tell about the last
+    pass. It is no submodule, so that every parameter keeps its one name.
+
+    Args:
+        layers: of the run.
+        arguments: of a call of any of them, beside the state.
+        tolerance: see `convert`; layers that are called in a new way are compared with their branches before.
+        choices: `solver`, `gradient` and `along` of the stack.
+
+    Shapes: as the layer's.
+
+    Raises:
+        InputError: an object that a branch may write to, such as a cache of keys and values, where branches are
+            evaluated more than once; layers that, called in this way, are not the sum of their branches.
+    """
+
+    stack: ResidualStack
+
+    def __init__(self, layers: Sequence[Layer], arguments: Arguments, tolerance: float, **choices: Any) -> None:
+        super().__init__(layers[0])
+        self.run = tuple(layers)
+        self.tolerance = tolerance
+        self.handed: tuple[weakref.ref[Tensor], list[Any]] | None = None
+        self.steps = [
+            Step(layer, index, arguments) for layer in layers for index in range(len(layer.branches(*arguments)))
+        ]
+        stack = ResidualStack(self.steps, **choices)
+        stack.t1 = float(len(self.steps) - (stack.along == "linear"))
+        vars(self)["stack"] = stack  # not registered
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the last layer of the run would return."""
+        x, arguments = arguments_of(self.layer.module, args, kwargs)
+        written = written_to(arguments)
+        once = isinstance(self.stack.gradient, Backprop) or not torch.is_grad_enabled()
+        if written and not (once and self.stack.solver.label == "euler"):
+            raise InputError(
+                f"layers called with a {written}, which they may write to, while solver={self.stack.solver.label!r} "
+                f"and gradient={self.stack.gradient.label!r} evaluate a layer more than once",
+                "tensors, numbers, strings, None, and containers of these",
+                "train without a cache (in transformers: use_cache=False); under torch.no_grad() a cache works",
+            )
+        for step in self.steps:
+            step.bind(arguments)
+        if not written and any(layer.fresh for layer in self.run):
+            self._check(x, arguments)
+        self.stack.training = self.training
+        state = self.stack(x, *arguments[0], **arguments[1])
+        self.handed = (weakref.ref(state), marks(arguments))
+        return self.layer.returned(state)
+
+    def _check(self, x: Tensor, arguments: Arguments) -> None:
+        """The layers and the sums of their branches give the same for a call like this."""
+        modules = [layer.module for layer in self.run]
+        expected, found = x, x
+        with leaving_no_trace(modules):
+            for layer in self.run:
+                expected = layer.state(layer.module(expected, *arguments[0], **arguments[1]))
+        with leaving_no_trace(modules):
+            for step in self.steps:
+                found = found + step(found, *arguments[0], **arguments[1])
+        check_unchanged([expected], [found], f"{len(modules)} {type(modules[0]).__name__}", self.tolerance)
+        for layer in self.run:
+            layer.fresh = False
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"computes {len(self.run)} layers in {len(self.steps)} blocks, {self.stack.extra_repr()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "handed": None}
+
+
+class RestOfRun(_Entry):
+    """A later layer of a converted run: hands on the state that the first one has computed.
+
+    Args:
+        layer: in whose place it stands.
+        first: of the run.
+        last: whether no other follows.
+
+    Shapes: as the layer's.
+
+    Raises:
+        InputError: called with another state or other arguments than the run before it.
+    """
+
+    first: FirstOfRun
+
+    def __init__(self, layer: Layer, first: FirstOfRun, *, last: bool) -> None:
+        super().__init__(layer)
+        self.last = last
+        vars(self)["first"] = first  # not registered: it has its own place
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What it was called with."""
+        x, arguments = arguments_of(self.layer.module, args, kwargs)
+        handed = self.first.handed
+        if handed is None or handed[0]() is not x or not same(handed[1], marks(arguments)):
+            raise InputError(
+                f"a {type(self.layer.module).__name__} of a converted run was called with another state or other "
+                "arguments than the layer before it returned and got",
+                "layers called one after the other, as in the example of the conversion",
+                "convert the parts of the model between which it does something else, or leave it as it is",
+            )
+        if self.last:
+            self.first.handed = None
+        return self.layer.returned(x)
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return "computed by the first layer of its run"

@@ -1,0 +1,162 @@
+"""A layer that somebody else wrote, and how it is called."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import _tree
+from odenet_torch._branches import PLAIN, Branch, traced, whole
+from odenet_torch._sums import added, in_place, version
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Of a layer, beside its state."""
+_REMEMBERED = 16  # ways of calling a layer
+_READ_ONLY = (*PLAIN, Tensor, torch.dtype, torch.device)
+
+
+def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Arguments]:
+    """The state that a layer is called with, its first argument, and the other arguments."""
+    if args:
+        return args[0], (args[1:], dict(kwargs))
+    name = next(iter(inspect.signature(module.forward).parameters), "")
+    return kwargs.get(name), ((), {key: value for key, value in kwargs.items() if key != name})
+
+
+class Layer:
+    """A layer of somebody else's, and its residual branches for each way in which it is called.
+
+    Args:
+        module: the layer.
+        x: its state in a call, in evaluation.
+        arguments: the others of that call.
+        state: its new state in that call.
+        tail: what it returned after its new state; None where it returned the state alone.
+        tolerance: how far the sum of its branches may be from `state`, relative to the largest entry.
+
+    Raises:
+        InputError: it returns something else than its input plus something: the reason.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        arguments: Arguments,
+        state: Tensor,
+        tail: tuple[Any, ...] | None,
+        tolerance: float,
+    ) -> None:
+        self.module = module
+        self.tail = tail
+        self.known: dict[Any, tuple[Branch, ...]] = {}
+        self.fresh = True
+        ways = [self._traced(mode, arguments) for mode in (False, True)]
+        # where it cannot be traced, or goes another way in training, all of it is one branch
+        self.whole = None in ways or len(set(map(len, filter(None, ways)))) > 1
+        if written_to(arguments):  # it cannot run again
+            return
+        if not self.whole:
+            self.whole = difference(state, _sum(module, ways[0] or (), x, arguments)) > coarse(tolerance, state)
+        if self.whole:
+            added(module, x, *arguments[0], **arguments[1])
+
+    def _traced(self, mode: bool, arguments: Arguments) -> tuple[Branch, ...] | None:
+        before = self.module.training
+        self.module.training = mode
+        try:
+            return traced(self.module, *arguments)
+        finally:
+            self.module.training = before
+
+    def branches(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Branch, ...]:
+        """The branches for a call with these other arguments; `fresh` is set where it was not called so before.
+
+        Raises:
+            InputError: called in this way, the layer is no sum of its input and something.
+        """
+        key = (_kind(args), _kind(kwargs))
+        if not self.whole:  # what a trace depends on
+            own = vars(self.module)
+            plain = tuple((name, value) for name, value in own.items() if type(value) in PLAIN)
+            key = (*key, plain, tuple(map(id, own["_modules"].values())))
+        if key not in self.known:
+            found = None if self.whole else traced(self.module, args, kwargs)
+            while len(self.known) >= _REMEMBERED:
+                del self.known[next(iter(self.known))]
+            self.known[key] = whole(self.module, args, kwargs) if found is None else found
+            self.fresh = True
+        return self.known[key]
+
+    def returned(self, state: Tensor) -> Any:
+        """What the layer returns with this new state."""
+        return state if self.tail is None else (state, *self.tail)
+
+    def state(self, output: Any) -> Tensor:
+        """The new state in what the layer returned."""
+        return output if self.tail is None else output[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "known": {}, "fresh": True}  # made code, which cannot be pickled and is made again
+
+
+def written_to(arguments: Arguments) -> str | None:
+    """The class of an argument that the layer may write to, such as a cache of keys and values."""
+    return next((type(leaf).__name__ for leaf in _tree.leaves(arguments) if not isinstance(leaf, _READ_ONLY)), None)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """The largest difference of two tensors, relative to the first one's largest entry; infinite for other shapes."""
+    if expected.shape != found.shape:
+        return float("inf")
+    if torch.equal(expected, found) or not expected.numel():
+        return 0.0
+    wide = torch.promote_types(expected.dtype, torch.float64)
+    one, other = expected.to(wide), found.to(wide)
+    off = float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
+    return off if off == off else float("inf")
+
+
+def coarse(tolerance: float, tensor: Tensor) -> float:
+    """A tolerance, or 8 roundings of a number type that is coarser than float32."""
+    half = tensor.is_floating_point() and tensor.element_size() < 4
+    return max(tolerance, 8 * torch.finfo(tensor.dtype).eps) if half else tolerance
+
+
+def _sum(module: nn.Module, branches: Sequence[Branch], x: Tensor, arguments: Arguments) -> Tensor:
+    """The layer's new state as its branches make it."""
+    for branch in branches:
+        before = version(x)
+        more = branch.function(module, x, _tree.leaves(arguments))
+        if version(x) != before:
+            raise in_place(type(module).__name__)
+        x = x + more
+    return x
+
+
+def marks(arguments: Arguments) -> list[Any]:
+    """What tells arguments from others (see `same`), without keeping tensors alive: a tensor has one such reference."""
+    return [weakref.ref(leaf) if isinstance(leaf, Tensor) else leaf for leaf in _tree.leaves(arguments)]
+
+
+def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two calls had the same arguments: the same objects, or equal numbers and strings."""
+    return len(one) == len(other) and all(
+        a is b or (type(a) in PLAIN and type(a) is type(b) and a == b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _kind(value: Any) -> Any:
+    """What a trace depends on: plain values and containers; of anything else its class."""
+    if value is None or type(value) in PLAIN:
+        return type(value), value
+    if isinstance(value, Mapping):
+        return type(value), tuple((key, _kind(item)) for key, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_kind, value))
+    return Tensor if isinstance(value, Tensor) else type(value)

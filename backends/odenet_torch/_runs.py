@@ -1,0 +1,154 @@
+"""Runs of residual layers in a row, found in the containers of a model while it runs on an example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from odenet import InputError
+from odenet_torch._branches import PLAIN
+from odenet_torch._calls import Call, calls
+from odenet_torch._converted import FirstOfRun, RestOfRun
+from odenet_torch._layer import Layer, marks, same
+from odenet_torch._sums import in_place
+
+_LISTED = 4
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands."""
+
+    container: nn.Module
+    key: str
+    name: str
+
+    def put(self, module: nn.Module) -> None:
+        """Let a module stand here."""
+        self.container.register_module(self.key, module)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A layer: where it stands, and the call that it was seen in."""
+
+    place: Place
+    layer: Layer
+    call: Call
+
+
+Run = list[Member]
+
+
+def runs_of(model: nn.Module, where: str | None, example: Any, tolerance: float) -> list[Run]:
+    """Runs of two or more layers, outermost first.
+
+    Args:
+        model, where, example, tolerance: as for `convert`.
+
+    Raises:
+        InputError: no such submodule, or no run: the reasons.
+    """
+    containers = [
+        (name, module)
+        for name, module in _submodule(model, where).named_modules(prefix=where or "")
+        if isinstance(module, _CONTAINERS) and len(module) > 1
+    ]
+    seen = calls(model, [child for _, container in containers for child in container], example)
+    runs: list[Run] = []
+    reasons: list[str] = []
+    inside: set[int] = set()
+    for name, container in containers:
+        if id(container) in inside:
+            continue
+        for run in _in_a_row(_members(name, container, seen, reasons, tolerance), reasons):
+            runs.append(run)
+            inside |= {id(module) for member in run for module in member.layer.module.modules()}
+    if not runs:
+        listed = "; ".join(reasons[:_LISTED]) + (f"; and {len(reasons) - _LISTED} more" if reasons[_LISTED:] else "")
+        raise InputError(
+            f"no two residual layers in a row in {where or 'the model'} ({listed or 'it has no container of layers'})",
+            "an nn.Sequential or nn.ModuleList with layers x -> x + f(x) one after the other, which keep the shape and "
+            "end with the addition",
+            "name another submodule with where=, or write the layers pre-activation (pre-norm)",
+        )
+    return runs
+
+
+def _submodule(model: nn.Module, where: str | None) -> nn.Module:
+    try:
+        return model.get_submodule(where or "")
+    except AttributeError:
+        known = [name for name, module in model.named_modules() if isinstance(module, _CONTAINERS) and name]
+        raise InputError(
+            f"where={where!r}, which the model does not have",
+            f"names of submodules; its containers are {', '.join(known[:12]) or '(none)'}",
+        ) from None
+
+
+def _members(
+    name: str, container: nn.Module, seen: dict[int, list[Call]], reasons: list[str], tolerance: float
+) -> Iterator[Member | None]:
+    """The layers of a container in order; None for one that is not residual."""
+    times = [id(child) for child in container._modules.values()]
+    for index, (key, child) in enumerate(container._modules.items()):
+        if child is None:
+            continue
+        place, found = Place(container, key, f"{name}.{key}" if name else key), seen[id(child)]
+        try:
+            if len(found) != times.count(id(child)):
+                raise InputError(f"the model calls it {len(found)} times on the example")
+            call = found[times[:index].count(id(child))]
+            _check(child, call)
+            yield Member(place, Layer(child, call.x, call.arguments, call.state, call.tail, tolerance), call)
+        except InputError as error:
+            reasons.append(f"{place.name}: {error.given}")
+            yield None
+
+
+def _check(module: nn.Module, call: Call) -> None:
+    """What a layer of a run must be, beside a sum.
+
+    Raises:
+        InputError: the reason why it is not.
+    """
+    x, state, name = call.x, call.state, type(module).__name__
+    if isinstance(module, FirstOfRun | RestOfRun):
+        raise InputError("it is converted already")
+    if not isinstance(x, Tensor) or not isinstance(state, Tensor) or not x.is_floating_point():
+        raise InputError(f"{name} takes a {type(x).__name__} and returns a {type(call.output).__name__}, not a state")
+    if x.shape != state.shape or x.dtype != state.dtype:
+        raise InputError(
+            f"{name} makes {state.dtype} of shape {tuple(state.shape)} of {x.dtype} of shape {tuple(x.shape)}"
+        )
+    if any(value is not None and type(value) not in PLAIN for value in call.tail or ()):
+        raise InputError(f"{name} returns more than its state")
+    if call.left[0] != call.written:
+        raise in_place(name)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks):
+        raise InputError(f"{name} has hooks, which would not be called any more")
+
+
+def _in_a_row(members: Iterator[Member | None], reasons: list[str]) -> list[Run]:
+    """The members in runs, cut where the model does something between two; only runs of two or more."""
+    runs: list[Run] = [[]]
+    for member in members:
+        if member is None:
+            runs.append([])
+            continue
+        if runs[-1]:
+            before = runs[-1][-1].call
+            if member.call.x is not before.state or member.call.written != before.left[1]:
+                reasons.append(f"{member.place.name}: the model does something to the state before it")
+                runs.append([])
+            elif not same(marks(before.arguments), marks(member.call.arguments)):
+                reasons.append(f"{member.place.name}: it is called with other arguments than the layer before it")
+                runs.append([])
+        runs[-1].append(member)
+    reasons += [f"{run[0].place.name}: residual, but no layer next to it is" for run in runs if len(run) == 1]
+    return [run for run in runs if len(run) > 1]
