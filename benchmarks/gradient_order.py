@@ -24,10 +24,20 @@ METHODS = {
         "discrete-adjoint:correct=no",
         "discrete-adjoint",
         "discrete-adjoint:iterations=2",
+        "discrete-adjoint:predictor=extrapolate:order=1",
+        "discrete-adjoint:predictor=extrapolate",
+        "discrete-adjoint:predictor=extrapolate:order=3",
+        "discrete-adjoint:predictor=extrapolate:order=4",
+        "continuous-adjoint:interpolate=yes",
         "continuous-adjoint",
     ),
     "heun": ("discrete-adjoint:correct=no", "discrete-adjoint", "continuous-adjoint"),
-    "rk4": ("discrete-adjoint:correct=no", "discrete-adjoint", "continuous-adjoint"),
+    "rk4": (
+        "discrete-adjoint:correct=no",
+        "discrete-adjoint",
+        "continuous-adjoint",
+        "continuous-adjoint:interpolate=yes",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Bytes that a gradient needs beside its inputs and outputs, at N = 16 and N = 1024 steps.
+"""Bytes that a gradient needs beside its inputs and outputs, at N = 10 and N = 1000 steps.
 
 float64, width 16, batch 32.
 
@@ -20,20 +20,35 @@ import odenet
 from odenet_torch._measure import LiveBytes
 
 TITLE = "Memory in depth"
-DEPTHS = (16, 1024)
-METHODS = ("backprop", "discrete-adjoint", "discrete-adjoint:correct=no", "continuous-adjoint")
+DEPTHS = (10, 1000)
+METHODS = (
+    ("euler", "backprop"),
+    ("euler", "checkpoint"),
+    ("euler", "checkpoint:states=8"),
+    ("euler", "checkpoint:memory=128K"),
+    ("euler", "discrete-adjoint"),
+    ("euler", "discrete-adjoint:correct=no"),
+    ("euler", "discrete-adjoint:predictor=extrapolate"),
+    ("euler", "discrete-adjoint:anchors=100"),
+    ("euler", "continuous-adjoint"),
+    ("heun", "backprop"),
+    ("heun", "discrete-adjoint"),
+    ("heun", "continuous-adjoint"),
+    ("reversible-heun", "reversible"),
+    ("alf", "reversible"),
+    ("reversible:euler", "reversible"),
+)
 
 
 def rows() -> Iterator[dict[str, Any]]:
     """One row a backend, kind of weights, solver and method."""
     for kind in ("shared", "piecewise", "linear"):
-        for solver in ("euler", "heun"):
-            for method in METHODS:
-                found = [jax_bytes(kind, solver, method, n) for n in DEPTHS]
-                yield row("jax", "XLA temporaries", kind, solver, method, found)
-                live, kept = zip(*(torch_bytes(kind, solver, method, n) for n in DEPTHS), strict=True)
-                yield row("torch", "most alive, less the gradient", kind, solver, method, live)
-                yield row("torch", "kept from forward to backward", kind, solver, method, kept)
+        for solver, method in METHODS:
+            found = [jax_bytes(kind, solver, method, n) for n in DEPTHS]
+            yield row("jax", "XLA temporaries", kind, solver, method, found)
+            live, kept = zip(*(torch_bytes(kind, solver, method, n) for n in DEPTHS), strict=True)
+            yield row("torch", "most alive, less the gradient", kind, solver, method, live)
+            yield row("torch", "kept from forward to backward", kind, solver, method, kept)
 
 
 def row(backend: str, what: str, kind: str, solver: str, method: str, found: Any) -> dict[str, Any]:

@@ -34,12 +34,15 @@ from odenet._nets import NetSpec
 from odenet._problem import Problem
 from odenet._registry import available, backend, known
 from odenet._reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
+from odenet._sample import Part, Sample
 from odenet._solution import Result, Solution, Stats
 from odenet._solve import solve, value_and_grad
 from odenet._solver import solver
 from odenet._solvers import SOLVERS, Solver
 from odenet._tableau import Tableau
 from odenet._weights import load_weights, save_weights
+from odenet.doctor.checkup import check_gradients
+from odenet.doctor.diagnosis import Diagnosis, Examination
 
 __version__ = "0.1.0"
 
@@ -58,9 +61,11 @@ __all__ = [
     "Depth",
     "DepthError",
     "DeviceUnavailableError",
+    "Diagnosis",
     "DiscreteAdjoint",
     "DtypeError",
     "Evaluation",
+    "Examination",
     "FileError",
     "Gradient",
     "GradientError",
@@ -72,11 +77,13 @@ __all__ = [
     "NetSpec",
     "NonFiniteError",
     "OdenetError",
+    "Part",
     "Problem",
     "Result",
     "Reversible",
     "ReversibleHeun",
     "ReversibleSolver",
+    "Sample",
     "Solution",
     "Solver",
     "StateError",
@@ -87,6 +94,7 @@ __all__ = [
     "UnsupportedError",
     "available",
     "backend",
+    "check_gradients",
     "gradient",
     "known",
     "load_weights",

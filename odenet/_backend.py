@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from odenet._nets import NetSpec
     from odenet._problem import Problem
+    from odenet._sample import Sample
 
 Arrays = Mapping[str, "np.ndarray"]
 
@@ -109,6 +110,26 @@ class Backend(ABC):
     @abstractmethod
     def evaluate(self, model: Any, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
         """Loss, outputs and gradients of a network on a batch."""
+
+    @abstractmethod
+    def examine(
+        self, model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, *, reversible: bool = False
+    ) -> Sample:
+        """One gradient of a model of the framework's own, with that method in the place of its own.
+
+        The model is left exactly as it was, and so are random states: every method sees the same dropout masks.
+
+        Args:
+            model: a module that is or contains a ResidualStack, a NeuralODE or an OdeNet.
+            batch: its input, or a pair (input, target). NumPy arrays are converted.
+            loss: `loss(outputs, target)`, or `loss(outputs)` where there is no target; None for cross-entropy (class
+                numbers as target), half the mean squared difference, or half the mean square (no target).
+            gradient: the method, of every solve in the model.
+            reversible: solve by `reversible:NAME` in the place of each Runge-Kutta method: another network.
+
+        Raises:
+            InputError: a model without a solve or without parameters, or a loss that is no real scalar.
+        """
 
     @abstractmethod
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:

@@ -28,6 +28,10 @@ class Backprop(Gradient):
         evaluations = solver.evaluations(steps)
         return Cost(evaluations, 0, evaluations, steps)
 
+    def estimate(self, certificate: float | None, steps: int) -> float | None:
+        """0: nothing is rebuilt."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class Checkpoint(Gradient):
@@ -55,6 +59,7 @@ class Checkpoint(Gradient):
     summary = "keep some states and compute the rest again"
     exactness = "exact"
     formula = ("N s", "N s", "N s", "N")
+    certifies = True
 
     def __post_init__(self) -> None:
         given = {key: value for key, value in vars(self).items() if value is not None}
@@ -107,6 +112,10 @@ class Checkpoint(Gradient):
         again = (advances(steps, self.states) - (steps - 1) + steps) * solver.stages
         return Cost(evaluations, again, evaluations, len(schedule(steps, self.states).forward))
 
+    def estimate(self, certificate: float | None, steps: int) -> float | None:
+        """The certificate, which is 0 where every block gives the same for the same; 0 without one."""
+        return certificate or 0.0
+
 
 WORKING = 8
 """States that the way back works on beside those kept: y, its gradient, an increment, and what adding them makes."""
@@ -123,6 +132,7 @@ class Reversible(Gradient):
     summary = "step a reversible solver back, exactly; memory independent of depth"
     exactness = "exact up to rounding, reversible solvers only"
     formula = ("E", "E", "E", "2")
+    certifies = True
 
     def offered(self, solver: AnySolver) -> bool:
         """Solvers that can be stepped back exactly."""
@@ -132,3 +142,7 @@ class Reversible(Gradient):
         """See `Cost`."""
         evaluations = solver.evaluations(steps)
         return Cost(evaluations, evaluations, evaluations, 2)
+
+    def estimate(self, certificate: float | None, steps: int) -> float | None:
+        """The certificate: rounding errors, as they have grown on the way back."""
+        return certificate

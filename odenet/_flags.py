@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from odenet._errors import InputError, OdenetError
-from odenet._gradients import GRADIENTS, Gradient, gradient
+from odenet._gradients import MENU, Gradient, gradient
 from odenet._registry import entry, known
 from odenet._solver import SOLVER_ALIASES, SOLVER_NAMES, AnySolver, solver
 
@@ -84,9 +84,7 @@ def _several(flag: str, kind: Names, default: str, text: str) -> Callable[[Any],
 
 BACKENDS = Names("backend", lambda: tuple(known()), lambda text: entry(text).name)
 SOLVERS = Names("solver", lambda: (*SOLVER_NAMES, *SOLVER_ALIASES), solver)
-GRADIENT_NAMES = Names(
-    "gradient", lambda: (*GRADIENTS, "discrete-adjoint:correct=no", "discrete-adjoint:iterations=2"), gradient
-)
+GRADIENT_NAMES = Names("gradient", lambda: MENU, gradient)
 
 
 def backends(default: str) -> Callable[[Any], Any]:

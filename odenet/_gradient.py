@@ -36,6 +36,8 @@ class Gradient:
     exactness: ClassVar[str]
     formula: ClassVar[tuple[str, str, str, str]]
     """f forward, f backward, VJPs and states kept, as text for tables."""
+    certifies: ClassVar[bool] = False
+    """Whether a backward pass leaves a certificate, see `Stats.certificate`."""
 
     @property
     def label(self) -> str:
@@ -54,6 +56,20 @@ class Gradient:
     def cost(self, solver: AnySolver, steps: int) -> Cost:
         """The closed form that the conformance tests hold the counters to."""
         raise NotImplementedError
+
+    def estimate(self, certificate: float | None, steps: int) -> float | None:
+        """The relative error to expect of the whole gradient, from what a backward pass knows anyway.
+
+        Observed ratios of the true error to it are in docs/how-to/diagnose-gradients.md.
+
+        Args:
+            certificate: the reconstruction residual, see `Stats.certificate`; None before a backward pass.
+            steps: of the solve.
+
+        Returns:
+            The estimate; None where the certificate does not tell.
+        """
+        return None
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:

@@ -18,6 +18,7 @@ from odenet._names import boolean, lookup
 __all__ = [
     "ALIASES",
     "GRADIENTS",
+    "MENU",
     "Backprop",
     "Checkpoint",
     "ContinuousAdjoint",
@@ -29,6 +30,16 @@ __all__ = [
 ]
 
 GRADIENTS: dict[str, type[Gradient]] = {kind.name: kind for kind in Gradient.__subclasses__()}
+_VARIANTS = {
+    "discrete-adjoint": (
+        "discrete-adjoint:correct=no",
+        "discrete-adjoint:iterations=2",
+        "discrete-adjoint:predictor=extrapolate",
+    )
+}
+MENU = tuple(label for name in GRADIENTS for label in (name, *_VARIANTS.get(name, ())))
+"""Every method and the variants worth a look, as `--gradient all` and `odenet.check_gradients` take them."""
+
 ALIASES = {"adjoint": "continuous-adjoint", "backpropagation": "backprop", "checkpointing": "checkpoint"}
 
 

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from odenet import _tree
+from odenet._gradients import gradient
 
 
 class Result(Enum):
@@ -45,6 +46,16 @@ class Stats:
         backward pass, or for a gradient method that rebuilds nothing.
         """
         return None if self.residual is None else float(self.residual)
+
+    @property
+    def gradient_error_estimate(self) -> float | None:
+        """The relative error `||g - g_backprop|| / ||g_backprop||` to expect of the whole gradient.
+
+        It comes from the certificate alone (see `Gradient.estimate`): no bound, but within a factor of about 3 where f
+        is smooth. None where there is no certificate.
+        """
+        certificate = self.certificate
+        return None if certificate is None else gradient(self.gradient).estimate(certificate, self.steps)
 
 
 @dataclass

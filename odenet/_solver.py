@@ -30,6 +30,11 @@ def solver(name: str | AnySolver) -> AnySolver:
     return lookup("solver", name, _ALL, SOLVER_ALIASES)
 
 
+def made_reversible(given: AnySolver) -> AnySolver:
+    """The Runge-Kutta method as `reversible:NAME`; a reversible solver as it is."""
+    return Coupled(given) if isinstance(given, Solver) else given
+
+
 def _coupled(name: str) -> Coupled:
     plain, base, *options = name.split(":")
     if not isinstance(lookup("solver", plain, _ALL, SOLVER_ALIASES), Coupled) or len(options) > 1:

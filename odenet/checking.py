@@ -1,157 +1,137 @@
-"""`odenet check`: every gradient method of a named network against exact backprop, by weight and by layer."""
+"""`odenet check`: every gradient method of a named network against exact backprop, and the doctor's verdict."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from rich.table import Table
 
 from odenet import _registry
-from odenet._backend import Evaluation
+from odenet._backend import Backend
 from odenet._files import write_text
-from odenet._tables import console, table
+from odenet._gradient import Gradient
+from odenet._gradients import Backprop
+from odenet._sample import Sample
+from odenet._solver import AnySolver
+from odenet._tables import console
 from odenet._weights import load_weights
-from odenet.compare.difference import cosine_distance, flat, relative
 from odenet.compare.flags import grid_flags, network_flags, plan_of
-from odenet.compare.grid import Cell, Plan
+from odenet.compare.grid import Plan
 from odenet.compare.machine import machine
-from odenet.compare.measure import exact
 from odenet.compare.results import require_writable
 from odenet.compare.units import error
 from odenet.data.digits import batch
+from odenet.doctor.checkup import diagnose
+from odenet.doctor.diagnosis import Diagnosis, Examination
+from odenet.doctor.tables import OUTSIDE, tables
 
-_MOST = 16  # layers shown in a table; the JSON file has all
+TOLERANCE = 1e-2
+"""Of the recommended method, where none is given."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One gradient method against exact backprop in float64.
+    """The gradient methods of one network, by one backend.
 
     Args:
-        backend, solver, gradient, depth: what was checked.
-        skipped: why it was not: the backend does not offer it, or is not installed; else None.
-        gradient_error: `||g - r|| / ||r||` of the whole gradient.
-        cosine_distance: 1 - cos of the angle between g and r.
-        certificate: the reconstruction residual, where the method has one.
-        by_weight: the relative error of each weight's gradient by name.
-        by_layer: the relative error of the blocks' gradient in each layer (or node) along depth; empty for shared
-            weights.
+        backend, solver, depth: what was checked, by name.
+        gradients: the methods.
+        diagnosis: against exact backprop in float64; None where nothing could be checked.
+        skipped: why not: the backend is not installed, or none can give the reference.
     """
 
     backend: str
-    solver: str
-    gradient: str
+    solver: AnySolver
     depth: int
+    gradients: tuple[Gradient, ...]
+    diagnosis: Diagnosis | None = None
     skipped: str | None = None
-    gradient_error: float | None = None
-    cosine_distance: float | None = None
-    certificate: float | None = None
-    by_weight: Mapping[str, float] | None = None
-    by_layer: Sequence[float] = ()
 
-    def within(self, tolerance: float) -> bool:
-        """Whether the whole gradient's relative error is a number that is not above `tolerance`."""
-        return self.skipped is not None or (self.gradient_error is not None and self.gradient_error <= tolerance)
+    def __str__(self) -> str:
+        return f"{self.backend} {self.solver.label} N={self.depth}"
+
+    @property
+    def examinations(self) -> tuple[Examination, ...]:
+        """One a method, those that were skipped, too."""
+        if self.diagnosis is not None:
+            return self.diagnosis.examinations
+        label = self.solver.label
+        return tuple(Examination(each, label, offered=False, trouble=self.skipped) for each in self.gradients)
 
 
-def checks(plan: Plan, weights: Mapping[str, np.ndarray] | None = None) -> Iterator[Check]:
-    """One check a cell of the plan.
+def checks(
+    plan: Plan, weights: Mapping[str, np.ndarray] | None = None, tolerance: float = TOLERANCE
+) -> Iterator[Check]:
+    """One check a backend, solver and depth of the plan.
 
     Args:
         plan: what to check, and on what network.
         weights: named arrays; None for the plan's own random ones.
+        tolerance: of the recommended method.
 
     Raises:
         InputError: weights that are not those of the plan's network.
-        OdenetError: whatever a backend says about a cell that it offers.
+        OdenetError: exact backprop fails.
     """
-    inputs, labels = batch(plan.batch, plan.seed)
-    references: dict[tuple[str, int], Evaluation] = {}
-    for cell in plan.cells():
-        names: dict[str, Any] = dict(zip(("backend", "solver", "gradient", "depth"), cell.key, strict=True))
-        entry = _registry.entry(cell.backend)
-        name = plan.reference(cell.solver)
-        if not entry.offers(cell.solver, cell.gradient):
-            yield Check(**names, skipped="not offered")
-            continue
-        if not entry.available or name is None:
-            missing = entry if not entry.available else None
-            yield Check(**names, skipped=f"not available: {missing.install}" if missing else "no reference")
-            continue
-        spec = plan.spec(cell.solver, cell.depth)
-        named = dict(weights) if weights is not None else spec.init(plan.seed, plan.start)
-        spec.check(named)
-        place = cell.solver.label, cell.depth
-        if place not in references:
-            references[place] = exact(name, spec, named, cell.solver, plan.device, inputs, labels)
-        found = _evaluate(cell, plan, named, inputs, labels)
-        yield _compare(names, found, references[place], stacked=spec.along != "shared")
+    data = batch(plan.batch, plan.seed)
+    references: dict[tuple[str, int], _Examined] = {}
+    for name in plan.backends:
+        entry = _registry.entry(name)
+        for solver in plan.solvers:
+            for depth in plan.depths:
+                made = functools.partial(Check, name, solver, depth, plan.gradients)
+                reference = plan.reference(solver)
+                if not entry.available or reference is None:
+                    yield made(skipped="no reference" if entry.available else f"not available: {entry.install}")
+                    continue
+                spec = plan.spec(solver, depth)
+                named = dict(weights) if weights is not None else spec.init(plan.seed, plan.start)
+                spec.check(named)
+                examined = functools.partial(_Examined, plan, spec, named, solver, data)
+                if (solver.label, depth) not in references:
+                    references[solver.label, depth] = examined(reference, "float64")
+                diagnosis = diagnose(
+                    examined(name, plan.dtype).see,
+                    plan.gradients,
+                    tolerance=tolerance,
+                    backend=name,
+                    offers=entry.offers,
+                    refer=references[solver.label, depth].see,
+                    reference=f"exact backprop in float64 by {reference}",
+                )
+                yield made(diagnosis=diagnosis)
 
 
-def _evaluate(
-    cell: Cell, plan: Plan, weights: dict[str, np.ndarray], inputs: np.ndarray, labels: np.ndarray
-) -> Evaluation:
-    backend, spec = _registry.backend(cell.backend), plan.spec(cell.solver, cell.depth)
-    choices: dict[str, Any] = {"dtype": plan.dtype, "device": plan.device}
-    with backend.prepare(plan.dtype, plan.device):
-        model = backend.build(spec, weights, solver=cell.solver, gradient=cell.gradient, **choices)
-        return backend.evaluate(model, inputs, labels)
+class _Examined:
+    """A network of the plan in a backend and a number type, and the gradients seen so far."""
 
+    def __init__(
+        self, plan: Plan, spec: Any, weights: dict[str, np.ndarray], solver: AnySolver, data: Any, name: str, dtype: str
+    ) -> None:
+        self.backend: Backend = _registry.backend(name)
+        self.data = data
+        self.choices: dict[str, Any] = {"dtype": dtype, "device": plan.device}
+        with self.backend.prepare(**self.choices):
+            self.model = self.backend.build(spec, weights, solver=solver, gradient=Backprop(), **self.choices)
+        self.seen: dict[tuple[Gradient, bool], Sample] = {}
 
-def _compare(names: dict[str, Any], found: Evaluation, reference: Evaluation, stacked: bool) -> Check:
-    mine, true = found.gradients, reference.gradients
-    blocks = sorted(name for name in true if name.startswith("block.")) if stacked else []
-    layers = len(true[blocks[0]]) if blocks else 0
-    return Check(
-        **names,
-        gradient_error=relative(flat(mine), flat(true)),
-        cosine_distance=cosine_distance(flat(mine), flat(true)),
-        certificate=found.certificate,
-        by_weight={name: relative(np.asarray(mine[name], np.float64), true[name]) for name in true},
-        by_layer=[
-            relative(flat({name: mine[name][n] for name in blocks}), flat({name: true[name][n] for name in blocks}))
-            for n in range(layers)
-        ],
-    )
-
-
-def tables(found: Sequence[Check]) -> list[Table]:
-    """Two tables a backend, solver and depth: by weight, and by layer; gradient methods are the columns."""
-    made = []
-    groups: dict[tuple[str, str, int], list[Check]] = {}
-    for check in found:
-        if check.skipped is None:
-            groups.setdefault((check.backend, check.solver, check.depth), []).append(check)
-    for (backend, solver, depth), mine in groups.items():
-        heads = [f">{check.gradient}" for check in mine]
-        where = f"{backend} {solver} N={depth}"
-        whole = [
-            ("whole gradient", *(error(check.gradient_error) for check in mine)),
-            ("cosine distance", *(error(check.cosine_distance) for check in mine)),
-            ("certificate", *(error(check.certificate) for check in mine)),
-        ]
-        names = mine[0].by_weight or {}
-        weights = [(name, *(error((check.by_weight or {}).get(name)) for check in mine)) for name in names]
-        title = f"{where}: relative error of the gradient against exact backprop in float64, by weight"
-        made.append(table(title, ["weight", *heads], [*whole, *weights]))
-        if layers := len(mine[0].by_layer):
-            rows = [(str(n), *(error(check.by_layer[n]) for check in mine)) for n in shown(layers)]
-            caption = f"{len(rows)} of {layers} layers; --json has all" if len(rows) < layers else ""
-            made.append(table(f"{where}: by layer along depth", [">layer", *heads], rows, caption))
-    return made
-
-
-def shown(layers: int) -> list[int]:
-    """Which layers a table shows: all, or evenly spread ones with the first and the last."""
-    count = min(layers, _MOST)
-    return sorted({round(k * (layers - 1) / max(count - 1, 1)) for k in range(count)})
+    def see(self, method: Gradient, reversible: bool) -> Sample:
+        """See `odenet.doctor.checkup.See`. Exact gradients are kept: several backends are compared with them."""
+        key = (method, reversible)
+        if key not in self.seen:
+            with self.backend.prepare(**self.choices):
+                sample = self.backend.examine(self.model, self.data, None, method, reversible=reversible)
+            if not isinstance(method, Backprop):
+                return sample
+            self.seen[key] = sample
+        return self.seen[key]
 
 
 @click.command("check", context_settings={"help_option_names": ["-h", "--help"]})
@@ -163,14 +143,19 @@ def shown(layers: int) -> list[int]:
     help="Named weights (.safetensors or .npz) of the network; --start and --seed make random ones.",
 )
 @click.option(
-    "--tolerance", type=click.FloatRange(min=0), help="Exit with 1 if a whole gradient's relative error is above this."
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help=f"Exit with 1 if a whole gradient's relative error is above this; the verdict takes {TOLERANCE:g} without it.",
 )
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file.")
 @click.pass_context
 def command(
     context: click.Context, weights: Path | None, tolerance: float | None, target: Path | None, **options: Any
 ) -> None:
-    """Check the gradient methods of a network against exact backprop in float64, by weight and by layer.
+    """Check the gradient methods of a network against exact backprop in float64, by layer and by weight.
+
+    The verdict says which method to take, and why. `reversible` needs a reversible solver: for a Runge-Kutta method it
+    is checked on the network that this becomes as reversible:NAME, against backprop of that network.
 
     \b
     Examples:
@@ -183,19 +168,27 @@ def command(
     named = load_weights(weights) if weights is not None else None
     if target is not None:
         require_writable(target.parent)  # found out now, rather than after the work
-    found = list(checks(plan, named))
     screen, messages = console(), console(stderr=True)
-    for made in tables(found):
-        screen.print(made)
+    found = []
+    for check in checks(plan, named, tolerance or TOLERANCE):
+        found.append(check)
+        for made in tables(check.diagnosis, str(check), weights=True) if check.diagnosis is not None else ():
+            screen.print(made)
     for check in found:
-        if check.skipped is not None:
-            _print(messages, f"{_where(check)}: {check.skipped}")
+        if check.diagnosis is not None:
+            _print(screen, f"{check}: {check.diagnosis.verdict}\n")
+    bad = False
+    for check in found:
+        for each in check.examinations:
+            text = each.trouble
+            if text is None and tolerance is not None and not each.meets(tolerance):
+                text = f"gradient error {error(each.gradient_error)} is above {tolerance}"
+            bad |= text is not None and each.offered
+            if text is not None:
+                _print(messages, f"{check.backend} {check.solver.label} {each.label} N={check.depth}: {text}")
     if target is not None:
         write_text(target, _json(plan, weights, found))
         _print(messages, f"wrote {target}")
-    bad = [check for check in found if tolerance is not None and not check.within(tolerance)]
-    for check in bad:
-        _print(messages, f"{_where(check)}: gradient error {error(check.gradient_error)} is above {tolerance}")
     context.exit(1 if bad else 0)
 
 
@@ -203,19 +196,41 @@ def _print(messages: Any, text: str) -> None:
     messages.print(text, markup=False, soft_wrap=True)
 
 
-def _where(check: Check) -> str:
-    return f"{check.backend} {check.solver} {check.gradient} N={check.depth}"
-
-
-def _json(plan: Plan, weights: Path | None, found: Iterable[Check]) -> str:
+def _json(plan: Plan, weights: Path | None, found: Sequence[Check]) -> str:
     whole = {
         "format": "odenet check 1",
         "plan": plan.to_json(),
         "weights": None if weights is None else str(weights),
         "machine": machine(plan.backends),
-        "checks": [_plain(asdict(check)) for check in found],
+        "checks": [_row(check, each) for check in found for each in check.examinations],
+        "diagnoses": [_diagnosis(check, check.diagnosis) for check in found if check.diagnosis is not None],
     }
-    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+    return json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
+
+
+def _row(check: Check, each: Examination) -> dict[str, Any]:
+    layers = [label for label in each.by_layer if label not in (OUTSIDE, "shared")]
+    plain = each.to_json()
+    return {
+        "backend": check.backend,
+        "solver": check.solver.label,
+        "gradient": each.gradient.label,
+        "depth": check.depth,
+        "examined_on": each.solver,
+        "skipped": None if each.offered else each.trouble,
+        "failed": each.trouble if each.offered else None,
+        **{key: plain[key] for key in ("gradient_error", "cosine_distance", "certificate", "estimate", "cost")},
+        "by_weight": plain["by_weight"] or None,
+        "by_layer": [each.by_layer[label] for label in layers],
+        "cosine_by_layer": [each.cosine_by_layer[label] for label in layers],
+    }
+
+
+def _diagnosis(check: Check, found: Diagnosis) -> dict[str, Any]:
+    plain = found.to_json()
+    kept = ("reference", "dtype", "tolerance", "contraction", "smoothness", "recommended", "verdict")
+    place = {"backend": check.backend, "solver": check.solver.label, "depth": check.depth}
+    return place | {key: plain[key] for key in kept}
 
 
 def _plain(value: Any) -> Any:

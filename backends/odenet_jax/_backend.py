@@ -29,9 +29,9 @@ from odenet import (
     NetSpec,
     Problem,
     Solution,
-    Solver,
 )
 from odenet._backend import Arrays
+from odenet._solver import AnySolver
 from odenet._timing import seconds
 from odenet_jax._measure import Counter, counted, finished, peak_bytes
 from odenet_jax._nets import OdeNet
@@ -74,7 +74,7 @@ class JaxBackend(Backend):
         probe = jnp.zeros((), _time(inexact[0]))
         (value, (ts, ys)), (found, residual) = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(inexact, probe)
         stats = made[-1].stats
-        if problem.gradient.name == "discrete-adjoint":
+        if problem.gradient.certifies:
             stats.residual = residual
         # JAX's gradient of a real loss by a complex number is the conjugate of the direction of steepest ascent
         found = jax.tree.map(jnp.conj, found)
@@ -85,7 +85,7 @@ class JaxBackend(Backend):
         spec: NetSpec,
         weights: Arrays,
         *,
-        solver: Solver,
+        solver: AnySolver,
         gradient: Gradient,
         dtype: str = "float32",
         device: str = "cpu",
@@ -108,7 +108,7 @@ class JaxBackend(Backend):
                 float(loss),
                 self.to_numpy(outputs),
                 {name: self.to_numpy(g) for name, g in gradients.items()},
-                float(residual) if model.gradient.name == "discrete-adjoint" else None,
+                float(residual) if model.gradient.certifies else None,
             )
 
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
@@ -210,7 +210,7 @@ def _compiled(model: OdeNet, x: Array, y: Array, gradient: Gradient | None) -> t
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    spec: NetSpec, solver: Solver, gradient: Gradient | None, kinds: Any, x_shape: Any, y_shape: Any, device: Any
+    spec: NetSpec, solver: AnySolver, gradient: Gradient | None, kinds: Any, x_shape: Any, y_shape: Any, device: Any
 ) -> tuple[Any, float]:
     """Kept for the next call of the same kind. The loss alone is that of backprop's loop, for every gradient method."""
     zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
@@ -223,7 +223,7 @@ def _program(
     return program, time.perf_counter() - start
 
 
-def _count(spec: NetSpec, solver: Solver, gradient: Gradient) -> tuple[int, int, int]:
+def _count(spec: NetSpec, solver: AnySolver, gradient: Gradient) -> tuple[int, int, int]:
     """Evaluations forward and backward, and VJPs, counted while compiled programs run.
 
     They run on a small network of the same depth: the counts are those of solver, gradient and depth, whatever the

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +22,19 @@ Arrays = list[Array]
 
 @dataclass(frozen=True)
 class Weights:
-    """The arrays of a tree of weights: those that a gradient goes to, and the others (integers, booleans)."""
+    """The arrays that a field reads beside time and state.
+
+    Args:
+        inexact: those of the tree of weights that a gradient goes to.
+        other: its others (integers, booleans).
+        closed: what the field closes over and a gradient goes to (see `Field.hoist`).
+        constants: what else it closes over.
+    """
 
     inexact: Arrays
     other: Arrays
+    closed: Arrays = dataclasses.field(default_factory=list)
+    constants: Arrays = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -35,31 +45,31 @@ class Slot:
         start: at the start of its layer or interval.
         end: at the end of its interval, for weights that are linear in depth.
         other: integers and booleans.
-        part: which part of its interval the step is, counted from 0.
+        part: which part of its interval the step is, counted from 0; None where it is not cut.
         parts: how many steps the interval is cut into.
     """
 
     start: Arrays
     end: Arrays | None
     other: Arrays
-    part: Any = 0
+    part: Any = None
     parts: int = 1
 
-    def at(self, position: float) -> Weights:
-        """The weights at `position` in [0, 1] of the step."""
-        if self.end is None:
-            return Weights(self.start, self.other)
-        if self.parts == 1:
-            return Weights(blend(self.start, self.end, position), self.other)
-        mixed = []
-        for a, b in zip(self.start, self.end, strict=True):
-            local = (jnp.asarray(self.part, a.real.dtype) + position) / self.parts
-            mixed.append((1 - local) * a + local * b)
-        return Weights(mixed, self.other)
+    def at(self, position: float, weights: Weights) -> Weights:
+        """Those of all `weights` that hold at `position` in [0, 1] of the step."""
+        mixed = self.start
+        if self.end is not None and self.parts == 1:
+            mixed = blend(self.start, self.end, position)
+        elif self.end is not None:
+            mixed = []
+            for a, b in zip(self.start, self.end, strict=True):
+                local = (jnp.asarray(self.part, a.real.dtype) + position) / self.parts
+                mixed.append((1 - local) * a + local * b)
+        return dataclasses.replace(weights, inexact=mixed, other=self.other)
 
 
-jax.tree_util.register_dataclass(Weights, ["inexact", "other"], [])
-jax.tree_util.register_dataclass(Slot, ["start", "end", "other"], ["part", "parts"])
+jax.tree_util.register_dataclass(Weights, ["inexact", "other", "closed", "constants"], [])
+jax.tree_util.register_dataclass(Slot, ["start", "end", "other", "part"], ["parts"])
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Field:
     """`f(t, y, w)` as a pure function of every array that a gradient goes to.
 
     Args:
-        function: `function(t, y, weights, *closed)`.
+        function: `function(t, y, weights)`, the weights being those of one place.
         kind: of the weights along depth.
         intervals: layers or intervals; 1 for shared weights.
     """
@@ -106,7 +116,11 @@ class Field:
         if self.kind == "piecewise":
             return Slot(start, None, other)
         end = [row(leaf, m + 1) for leaf in weights.inexact]
-        return Slot(start, end, other, n % k, k)
+        return Slot(start, end, other, n % k if k > 1 else None, k)
+
+    def rows(self, weights: Weights, indices: Array, steps: int) -> Slot | None:
+        """The weights of several steps, copied and stacked."""
+        return None if self.kind == "shared" else jax.vmap(lambda n: self.slot(weights, n, steps))(indices)
 
     def add(self, sums: Arrays, n: Any, steps: int, found: Any) -> Arrays:
         """The gradients `sums` of all weights with that of step n's `(start, end)` (or of shared weights) added."""
@@ -117,22 +131,35 @@ class Field:
         sums = [total.at[m].add(part) for total, part in zip(sums, start, strict=True)]
         return sums if end is None else [total.at[m + 1].add(part) for total, part in zip(sums, end, strict=True)]
 
-    def __call__(self, t: Any, y: Any, position: float, slot: Slot | None, shared: Weights, closed: Any) -> Any:
-        """The slope at `position` in [0, 1] of the step that reads `slot`, or `shared` weights where there is none."""
-        return self.function(t, y, shared if slot is None else slot.at(position), *closed)
+    def __call__(self, t: Any, y: Any, position: float, slot: Slot | None, weights: Weights) -> Any:
+        """The slope at `position` in [0, 1] of the step that reads `slot`, or shared weights where there is none."""
+        return self.function(t, y, weights if slot is None else slot.at(position, weights))
 
-    def hoist(self, weights: Weights, t: Any, y: Any) -> tuple[Field, Any]:
-        """The field with the differentiable values that it closes over made arguments, and these values.
+    def hoist(self, weights: Weights, t: Any, y: Any) -> tuple[Field, Weights]:
+        """The field with the traced values that it closes over made weights.
 
-        A gradient of our own must see them; JAX would otherwise give them none.
+        A gradient of our own must see them: JAX would otherwise give them none, or find them gone when it goes back.
         """
-        slot = self.slots(weights, self.intervals)
         example = weights
-        if slot is not None:
-            example = Weights(*jax.tree.map(lambda leaf: leaf[0], (slot.start, slot.other)))
-        function = self.function  # in a lambda, since JAX remembers conversions by function
-        converted, closed = jax.closure_convert(lambda t, y, w: function(t, y, w), t, y, example)
-        return dataclasses.replace(self, function=converted), closed
+        if self.kind != "shared":
+            inexact, other = jax.tree.map(_row, (weights.inexact, weights.other))
+            example = Weights(inexact, other)
+        function = self.function  # in a lambda, since a function without closure would not be looked at
+        converted = eqx.filter_closure_convert(lambda t, y, w: function(t, y, w), t, y, example)
+        leaves, structure = jax.tree.flatten(converted)
+        closed = [leaf for leaf in leaves if _is_traced(leaf) and eqx.is_inexact_array(leaf)]
+        constants = [leaf for leaf in leaves if _is_traced(leaf) and not eqx.is_inexact_array(leaf)]
+
+        def whole(t: Any, y: Any, w: Weights) -> Any:
+            first, second = iter(w.closed), iter(w.constants)
+            found = [
+                leaf if not _is_traced(leaf) else next(first) if eqx.is_inexact_array(leaf) else next(second)
+                for leaf in leaves
+            ]
+            return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other))
+
+        made = dataclasses.replace(self, function=whole)
+        return made, Weights(weights.inexact, weights.other, closed, constants)
 
 
 def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Weights]:
@@ -163,6 +190,14 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
     made = Field(lambda t, y, weights: function(t, y, whole(weights)), depth.kind, depth.intervals or 1)
     others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]
     return made, Weights([leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad], others)
+
+
+def _row(leaf: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+
+def _is_traced(leaf: Any) -> bool:
+    return isinstance(leaf, jax.core.Tracer)
 
 
 def _is_array(leaf: Any) -> bool:

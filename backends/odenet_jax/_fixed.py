@@ -2,106 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from odenet import Grid, Tableau
+from odenet import Grid, ReversibleSolver
+from odenet._solver import AnySolver
 from odenet._step import add, increment, positions
 from odenet_jax._field import Field, Slot, Weights
 from odenet_jax._state import Layout, Leaves
 
+Carried = tuple[Leaves, ...]
+"""What a solver carries from step to step: y alone, or more for a reversible one; y first."""
+
 
 @dataclass(frozen=True)
 class Run:
-    """One solve: the field along depth on a grid by a method. Arrays come as arguments, since gradients go to them.
+    """One solve: the field along depth on a grid by a method.
 
     Args:
         field: without its weights.
         layout: of the state.
         grid: times and steps.
-        tableau: the method.
+        solver: the method.
+        weights: of all depths.
+        slot: those that the present step reads, where weights change with depth (see `at`).
     """
 
     field: Field
     layout: Layout
     grid: Grid
-    tableau: Tableau
+    solver: AnySolver
+    weights: Weights
+    slot: Slot | None = None
 
-    def increment(
-        self, n: Any, y: Leaves, slot: Slot | None, shared: Weights, closed: Any, *, reverse: bool = False
-    ) -> Leaves:
+    def at(self, n: Any) -> Run:
+        """The run at step n, whose weights are read in place: for loops that JAX does not differentiate."""
+        return self.reading(self.field.slot(self.weights, n, self.grid.steps))
+
+    def reading(self, slot: Slot | None) -> Run:
+        """The run at the step that reads this slot."""
+        return dataclasses.replace(self, slot=slot)
+
+    def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
-        places = positions(self.tableau, reverse)
+        tableau = self.solver.tableau
+        places = positions(tableau, reverse)
 
         def stage(i: int, at: Leaves) -> Leaves:
-            return self.slope(n, places[i], at, slot, shared, closed)
+            return self.slope(n, places[i], at)
 
-        return increment(self.tableau, stage, y, -self.grid.h if reverse else self.grid.h)
+        return increment(tableau, stage, y, -self.grid.h if reverse else self.grid.h)
 
-    def slope(self, n: Any, position: float, y: Leaves, slot: Slot | None, shared: Weights, closed: Any) -> Leaves:
+    def slope(self, n: Any, position: float, y: Leaves) -> Leaves:
         """The field at `position` of step n."""
         t = jnp.asarray(self.grid.time(jnp.asarray(n, self.layout.time), position))
-        return self.layout.slope(self.field(t, self.layout.call(y), position, slot, shared, closed), y)
+        return self.layout.slope(self.field(t, self.layout.call(y), position, self.slot, self.weights), y)
 
 
-def loop(run: Run, y0: Leaves, weights: Weights, closed: Any) -> Leaves:
+def loop(run: Run, y0: Leaves) -> Leaves:
     """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`."""
-    final_only = run.grid.final_only
+    grid = run.grid
+    slots = run.field.slots(run.weights, grid.steps)
 
-    def body(carry: tuple[Any, Leaves], slot: Slot | None) -> tuple[tuple[Any, Leaves], Leaves | None]:
-        n, y = carry
-        y = add(y, run.increment(n, y, slot, weights, closed))
-        return (n + 1, y), None if final_only else y
+    def body(state: tuple[Any, Carried], slot: Slot | None) -> tuple[tuple[Any, Carried], Leaves | None]:
+        n, carried = state
+        carried = _step(run.reading(slot), n, carried)
+        return (n + 1, carried), None if grid.final_only else carried[0]
 
-    slots = run.field.slots(weights, run.grid.steps)
-    (_, last), emitted = lax.scan(body, (jnp.int32(0), y0), slots, length=run.grid.steps)
+    carried: Carried = (y0,)
+    if isinstance(run.solver, ReversibleSolver):
+        carried = run.solver.start(run.reading(jax.tree.map(lambda leaf: leaf[0], slots)), grid.h, y0)
+    (_, carried), emitted = lax.scan(body, (jnp.int32(0), carried), slots, length=grid.steps)
     if emitted is None:
-        return tuple(leaf[None] for leaf in last)
-    picks = jnp.asarray(run.grid.kept)
+        return tuple(leaf[None] for leaf in carried[0])
+    picks = jnp.asarray(grid.kept)
     return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True))
 
 
-def loop_in_place(run: Run, y0: Leaves, weights: Weights, closed: Any) -> tuple[Leaves, Leaves]:
-    """The same without a derivative: weights are read and kept states written in place, so that no memory grows with N.
+def loop_in_place(run: Run, y0: Leaves, also: Sequence[int] = ()) -> tuple[Leaves, Leaves, Carried]:
+    """The same without a derivative: weights are read and states written in place, so that no memory grows with N.
+
+    Args:
+        run: what to solve.
+        y0: the state at t0.
+        also: indices below N, in order, of further states that are wanted.
 
     Returns:
-        The leaves at `grid.kept` and the state at t1.
+        The leaves at `grid.kept`, those at `also` (empty where nothing is), and what the way back starts from: y(t1),
+        or what a reversible solver keeps of what it carries.
     """
-    steps = run.grid.steps
-    rows = None if run.grid.final_only else kept_rows(run.grid, steps)
+    grid, solver = run.grid, run.solver
+    rows = None if grid.final_only else kept_rows(grid.kept, grid.steps)
+    also_rows = kept_rows(also, grid.steps)
 
-    def body(carry: tuple[Any, Leaves, Leaves], _: None) -> tuple[tuple[Any, Leaves, Leaves], None]:
-        n, y, kept = carry
-        y = add(y, run.increment(n, y, run.field.slot(weights, n, steps), weights, closed))
-        return (n + 1, y, kept if rows is None else _write(kept, rows[n + 1], y)), None
+    def body(state: Any, _: None) -> tuple[Any, None]:
+        n, carried, ys, states = state
+        states = write(states, also_rows[n], carried[0])
+        carried = _step(run.at(n), n, carried)
+        return (n + 1, carried, ys if rows is None else write(ys, rows[n + 1], carried[0]), states), None
 
-    kept: Leaves = ()
-    if rows is not None:
-        empty = tuple(jnp.zeros((len(run.grid.kept) + 1, *leaf.shape), leaf.dtype) for leaf in y0)
-        kept = _write(empty, rows[0], y0)
-    (_, last, kept), _ = lax.scan(body, (jnp.int32(0), y0, kept), None, length=steps)
-    return tuple(leaf[None] for leaf in last) if rows is None else tuple(leaf[:-1] for leaf in kept), last
+    ys = () if rows is None else write(_empty(y0, len(grid.kept)), rows[0], y0)
+    states = _empty(y0, len(also)) if also else ()
+    carried = solver.start(run.at(jnp.int32(0)), grid.h, y0) if isinstance(solver, ReversibleSolver) else (y0,)
+    (_, carried, ys, states), _ = lax.scan(body, (jnp.int32(0), carried, ys, states), None, length=grid.steps)
+    if rows is None:
+        ys = tuple(leaf[None] for leaf in carried[0])
+    return ys, states, solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
 
 
-def kept_rows(grid: Grid, steps: int) -> Array:
-    """For each index of a grid of `steps` steps, its row among the kept states; one past the last where it is not."""
-    rows = [len(grid.kept)] * (steps + 1)
-    for row, n in enumerate(grid.kept):
-        rows[n * steps // grid.steps] = row
+def kept_rows(kept: Sequence[int], steps: int) -> Array:
+    """For each index of a grid of `steps` steps, its row among the kept ones; one past the last where it is none."""
+    rows = [len(kept)] * (steps + 1)
+    for row, n in enumerate(kept):
+        rows[n] = row
     return jnp.asarray(rows, jnp.int32)
 
 
-def _write(kept: Leaves, row: Any, y: Leaves) -> Leaves:
-    return tuple(lax.dynamic_update_index_in_dim(buffer, leaf, row, 0) for buffer, leaf in zip(kept, y, strict=True))
+def write(buffer: Leaves, row: Any, y: Leaves) -> Leaves:
+    """A buffer of states with row `row` replaced, in place; as it was where there is no such row."""
+
+    def put(kept: Array, leaf: Array) -> Array:
+        before = lax.dynamic_index_in_dim(kept, row, keepdims=False)
+        return lax.dynamic_update_index_in_dim(kept, jnp.where(row < kept.shape[0], leaf, before), row, 0)
+
+    return tuple(put(kept, leaf) for kept, leaf in zip(buffer, y, strict=True)) if buffer else ()
 
 
-Solve = Callable[[Run, Leaves, Weights, Array], Leaves]
+def read(buffer: Leaves, row: Any) -> Leaves:
+    """Row `row` of a buffer of states."""
+    return tuple(lax.dynamic_index_in_dim(kept, row, keepdims=False) for kept in buffer)
+
+
+Solve = Callable[[Run, Leaves, Array], Leaves]
 """A gradient method: from the state at t0 to the leaves at `grid.kept`, differentiable in its way.
 
 The last argument is the probe: a real zero whose "gradient" is the reconstruction residual, for the methods that have
 one. It is how a value that is known in the backward pass alone gets out of it.
 """
+
+
+def _step(run: Run, n: Any, carried: Carried) -> Carried:
+    if isinstance(run.solver, ReversibleSolver):
+        return run.solver.step(run, n, run.grid.h, run.grid.steps, carried)
+    return (add(carried[0], run.increment(n, carried[0])),)
+
+
+def _empty(y: Leaves, count: int) -> Leaves:
+    return tuple(jnp.zeros((count, *leaf.shape), leaf.dtype) for leaf in y)

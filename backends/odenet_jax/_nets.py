@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from odenet import Depth, Gradient, InputError, NetSpec, Solver
+from odenet import Depth, Gradient, InputError, NetSpec
 from odenet._depth import Kind, kind_of_blocks
 from odenet._gradients import gradient as gradient_named
 from odenet._nets import GROUPS, NORM_EPSILON
@@ -46,7 +46,7 @@ class ResidualStack(eqx.Module):
 
     blocks: Any
     order: tuple[int, ...] = eqx.field(static=True)
-    solver: Solver = eqx.field(static=True)
+    solver: AnySolver = eqx.field(static=True)
     gradient: Gradient = eqx.field(static=True)
     along: Kind = eqx.field(static=True)
     t0: float = eqx.field(static=True)
@@ -101,7 +101,7 @@ class NeuralODE(eqx.Module):
 
     field: Any
     steps: int = eqx.field(static=True)
-    solver: Solver = eqx.field(static=True)
+    solver: AnySolver = eqx.field(static=True)
     gradient: Gradient = eqx.field(static=True)
     t0: float = eqx.field(static=True)
     t1: float = eqx.field(static=True)
@@ -142,7 +142,7 @@ class OdeNet(eqx.Module):
     weights: dict[str, Array]
     function: Callable[[Array, Array, Weights], Array] = eqx.field(static=True)
     spec: NetSpec = eqx.field(static=True)
-    solver: Solver = eqx.field(static=True)
+    solver: AnySolver = eqx.field(static=True)
     gradient: Gradient = eqx.field(static=True)
 
     def __init__(

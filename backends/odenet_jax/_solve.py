@@ -7,14 +7,27 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Backprop, ContinuousAdjoint, DiscreteAdjoint, Problem, Solution, Stats, UnsupportedError
+from odenet import (
+    GRADIENTS,
+    Backprop,
+    Checkpoint,
+    ContinuousAdjoint,
+    DiscreteAdjoint,
+    Problem,
+    Reversible,
+    Solution,
+    Stats,
+    UnsupportedError,
+)
 from odenet._problem import problem
 from odenet_jax._field import field as field_along
 from odenet_jax._fixed import Run, Solve
 from odenet_jax._state import layout
 from odenet_jax.gradients import backprop
+from odenet_jax.gradients.checkpoint import Recomputation
 from odenet_jax.gradients.continuous_adjoint import Costate
 from odenet_jax.gradients.discrete_adjoint import Reversal
+from odenet_jax.gradients.reversible import Retrace
 
 
 def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = None, **choices: Any) -> Solution:
@@ -22,8 +35,10 @@ def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = Non
 
     Args:
         field, y0, weights, choices: as in `odenet.solve`.
-        probe: a real zero of shape () and of the times' number type. With gradient="discrete-adjoint" the derivative
-            with respect to it is the reconstruction residual (`Stats.certificate`), also under `jax.grad`.
+        probe: a real zero of shape () and of the times' number type. The derivative with respect to it is the
+            reconstruction residual (`Stats.certificate`), also under `jax.grad`: with gradient="discrete-adjoint" the
+            defect of the predicted states, with "reversible" that of the state at t0, with "checkpoint" the
+            difference between a state computed again and as it was (zero, or a rounding). Zero for the others.
             Derivatives add up: under `jax.vmap` give each row a probe of its own.
     """
     return solve_problem(problem(field, y0, weights, **choices), probe)
@@ -33,9 +48,10 @@ def solve_problem(made: Problem, probe: Array | None = None) -> Solution:
     """The solution of a problem; for `probe` see `solve`."""
     given, leaves = layout(made.y0)
     field, weights = field_along(made.field, made.weights)
-    run = Run(field, given, made.grid, made.solver.tableau)
-    stats = Stats("jax", made.solver.name, made.gradient.label, made.grid.steps, made.grid.steps * made.solver.stages)
-    ys = _method(made)(run, leaves, weights, jnp.zeros((), given.time) if probe is None else probe)
+    run = Run(field, given, made.grid, made.solver, weights)
+    steps = made.grid.steps
+    stats = Stats("jax", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
+    ys = _method(made, stats)(run, leaves, jnp.zeros((), given.time) if probe is None else probe)
     if made.grid.spread is not None:
         picks = jnp.asarray(made.grid.spread)
         ys = tuple(leaf[picks] for leaf in ys)
@@ -43,13 +59,17 @@ def solve_problem(made: Problem, probe: Array | None = None) -> Solution:
     return Solution(jnp.asarray(made.grid.times, given.time), given.unflatten(ys), stats)
 
 
-def _method(made: Problem) -> Solve:
+def _method(made: Problem, stats: Stats) -> Solve:
     match made.gradient:
         case Backprop():
             return backprop.solve
+        case Checkpoint() as method:
+            return Recomputation(method, stats).solve
         case DiscreteAdjoint() as method:
-            return Reversal(method).solve
+            return Reversal(method, stats).solve
         case ContinuousAdjoint() as method:
-            return Costate(method, made.solver).solve
+            return Costate(method, made.solver, stats).solve
+        case Reversible():
+            return Retrace(stats).solve
         case other:
-            raise UnsupportedError(f"gradient {other.label} on backend jax", "backprop and both adjoints")
+            raise UnsupportedError(f"gradient {other.label} on backend jax", ", ".join(GRADIENTS))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from odenet import BackendEntry
 
 if TYPE_CHECKING:
+    from odenet_torch.conversion.convert import convert
     from odenet_torch._nets import NeuralODE, OdeNet, ResidualStack
     from odenet_torch._solve import solve
 
@@ -19,9 +20,15 @@ backend = BackendEntry(
     array_modules=("torch",),
 )
 
-_HOMES = {"NeuralODE": "_nets", "OdeNet": "_nets", "ResidualStack": "_nets", "solve": "_solve"}
+_HOMES = {
+    "NeuralODE": "_nets",
+    "OdeNet": "_nets",
+    "ResidualStack": "_nets",
+    "convert": "conversion.convert",
+    "solve": "_solve",
+}
 
-__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "solve"]
+__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "convert", "solve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenet import (
     Backend,
@@ -23,12 +22,15 @@ from odenet import (
     Measurement,
     NetSpec,
     Problem,
+    Sample,
     Solution,
     _tree,
 )
 from odenet._backend import Arrays
 from odenet._solver import AnySolver
 from odenet._timing import seconds
+from odenet_torch._batch import mean_loss, on
+from odenet_torch._examine import examine
 from odenet_torch._measure import Counter, counted, finished, peak_bytes
 from odenet_torch._nets import OdeNet
 from odenet_torch._solve import solve_problem
@@ -95,7 +97,7 @@ class TorchBackend(Backend):
         x, y = _batch(model, inputs, targets)
         names, parameters = zip(*model.named_parameters(), strict=True)
         outputs = model(x)
-        loss = _loss(model, outputs, y)
+        loss = mean_loss(outputs, y)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return Evaluation(
             loss.item(),
@@ -107,13 +109,25 @@ class TorchBackend(Backend):
             model.certificate,
         )
 
+    def examine(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss: Callable[..., Any] | None,
+        gradient: Gradient,
+        *,
+        reversible: bool = False,
+    ) -> Sample:
+        """See `Backend`. A model in training mode stays in it."""
+        return examine(model, batch, loss, gradient, reversible)
+
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """See `Backend`."""
         x, y = _batch(model, inputs, targets)
         parameters = list(model.parameters())
 
         def forward() -> Tensor:
-            return _loss(model, model(x), y)
+            return mean_loss(model(x), y)
 
         def step() -> object:
             return torch.autograd.grad(forward(), parameters, allow_unused=True)
@@ -187,14 +201,6 @@ def _fresh(tree: Any) -> tuple[Any, list[Any]]:
 
 
 def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
-    example = next(model.parameters())
     model.spec.check_batch(inputs, targets)
-    x = torch.tensor(inputs, dtype=example.dtype, device=example.device)
-    kind = torch.int64 if model.spec.classes is not None else example.dtype
-    return x, torch.tensor(targets, dtype=kind, device=example.device)
-
-
-def _loss(model: OdeNet, outputs: Tensor, targets: Tensor) -> Tensor:
-    if model.spec.classes is not None:
-        return F.cross_entropy(outputs, targets)
-    return 0.5 * ((outputs - targets) ** 2).mean()
+    kind = np.int64 if model.spec.classes is not None else np.float64
+    return on(next(model.parameters()), (np.asarray(inputs, np.float64), np.asarray(targets, kind)))

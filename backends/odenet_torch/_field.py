@@ -92,7 +92,7 @@ class FunctionField(Field):
         self.function = function
         self.depth = depth
         # as in BlockField
-        self.held = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+        self.held: dict[str, Tensor] = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
         self.moved = False
         self.captured = tuple(p for p in self.held.values() if p.requires_grad)
 
@@ -164,7 +164,7 @@ class BlockField(Field):
         self.extra = extra
         self.given = unique(leaf for leaf in _tree.leaves(extra) if _differentiable(leaf))
         # what the blocks hold now: inside functional_call or FSDP they hold something else when they run again
-        self.held = {id(block): dict(block.named_parameters()) for block in blocks}
+        self.held: dict[int, dict[str, Tensor]] = {id(block): dict(block.named_parameters()) for block in blocks}
         self.moved = False
 
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:

@@ -7,24 +7,25 @@ mixed precision must be that of the forward pass. `.training` is never touched.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from odenet import GradientError
-from odenet_torch._state import Leaves
+from odenet import GradientError, Grid
+from odenet_torch import _dice
+from odenet_torch._called import Called, Owned, changed, indifferent, version
+from odenet_torch._field import Field
+from odenet_torch._state import Layout, Leaves
 
 Key = tuple[int, bool, float]
 """An evaluation of the forward pass: step, whether of a reversed step, and which of the step's."""
-Owned = tuple[nn.Module, str]
 Module = tuple[str, nn.Module]
 """A module that f calls, with the name that an error gives it."""
+Place = tuple[int, float, int]
+"""Step, position in it, and the number of steps: what tells which modules f calls."""
 
 # by training flag: modules that did not change their buffers when they ran first, and those that passed the check
 _STEADY: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
@@ -36,33 +37,53 @@ class Replay:
 
     Args:
         device: of the state.
-        modules: the modules that f calls in a step; more may be noticed later (see `notice`).
+        steps: of the forward pass.
+        modules: the modules that f calls at a place; more may be noticed later (see `notice`).
+        constants: tensors handed to f that have no gradient.
     """
 
-    def __init__(self, device: torch.device, modules: Callable[[int], Sequence[Module]]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        steps: int,
+        modules: Callable[[int, float, int], Sequence[Module]],
+        constants: Iterable[Tensor] = (),
+    ) -> None:
         self.device = device
+        self.steps = steps
         self.modules = modules
+        self.constants = [(tensor, version(tensor)) for tensor in constants]
         self.noticed: list[Module] = []
-        self.flags: dict[int, tuple[Module, tuple[bool, ...]]] = {}
+        self.called: dict[int, Called] = {}
+        self.of_step: dict[int, set[int]] = {}
         self.random: dict[Key, list[Tensor]] = {}
-        self.buffers: dict[Key, list[tuple[Owned, Tensor | None]]] = {}
-        self.last = _random_state(device)
+        self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
+        self.moving = False  # whether some module changes its buffers
+        self.before: list[tuple[Owned, Tensor, int, Tensor | None]] = []
+        self.last = _dice.state(device)
         self.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in dict.fromkeys((device.type, "cpu"))
             if kind in ("cpu", "cuda")
         ]
 
+    @classmethod
+    def of(cls, field: Field, layout: Layout, grid: Grid) -> Replay:
+        """That of a forward pass which is about to begin."""
+        return cls(layout.device, grid.steps, field.modules, field.constants())
+
     @contextlib.contextmanager
     def notice(self) -> Iterator[None]:
         """Modules that are called while this is entered belong to f: a closure may call some."""
-        if self.modules(0):  # f is made of modules itself
+        if self.modules(0, 0.0, self.steps):  # f is made of modules itself
             yield
             return
 
         def seen(module: nn.Module, inputs: Any) -> None:
             if not any(module is inner for _, outer in self.noticed for inner in outer.modules()):
-                self.noticed.append((type(module).__name__, module))
+                found = (type(module).__name__, module)
+                self.noticed.append(found)
+                self.before += self._look([found])
 
         handle = nn.modules.module.register_module_forward_pre_hook(seen)
         try:
@@ -70,54 +91,60 @@ class Replay:
         finally:
             handle.remove()
 
-    def first(self, key: Key, evaluate: Callable[[], Leaves]) -> Leaves:
+    def first(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
         """An evaluation of the forward pass."""
-        called = self._called(key[0])
-        before = self._look(called)
+        self.before = self._look(self._calls(place))
         out = evaluate()
-        state = _random_state(self.device)
-        if not _same(state, self.last):
+        state = _dice.state(self.device)
+        if not _dice.same(state, self.last):
             self.random[key], self.last = self.last, state
-        if before:
-            self._keep_changed(key, before)
-        for name, module in called:
-            if id(module) not in self.flags:
-                self.flags[id(module)] = ((name, module), _training(module))
+        if self.before:
+            self._keep_changed(key)
+        for name, module in self._calls(place):
+            if id(module) not in self.called:
+                self.called[id(module)] = Called.now(name, module)
+            self.of_step.setdefault(key[0], set()).add(id(module))
             if module not in _FUNCTIONS[module.training]:
+                self._check(key, place, name, out, evaluate)
                 _FUNCTIONS[module.training].add(module)
-                self._check(key, name, out, evaluate)
         return out
 
-    def again(self, key: Key, stages: int, evaluate: Callable[[], Leaves]) -> Leaves:
-        """An evaluation of the way back, as the forward evaluation at the same place of the step was."""
-        if not (self.random or self.buffers):
+    def again(self, key: Key, place: Place, stages: int, evaluate: Callable[[], Leaves]) -> Leaves:
+        """An evaluation of the way back, as the forward evaluation at the same place of the step was.
+
+        A backward pass of other steps than the forward pass's reads those of the step that holds its own.
+        """
+        if not (self.random or self.moving):
             return evaluate()
         step, reverse, rank = key
-        mirrored = (step, False, stages - 1 - rank)
-        for known in (key, mirrored, (step, False, 0)):
+        step = step * self.steps // place[2]
+        for known in ((step, reverse, rank), (step, False, stages - 1 - rank), (step, False, 0)):
+            key = known
             if known in self.random or known in self.buffers:
-                key = known
                 break
-        with self._swapped(self.buffers.get(key, ())):
+        with self._swapped(self._calls(place), self.buffers.get(key, ())):
             if key in self.random:
-                _set_random_state(self.device, self.random[key])
+                _dice.restore(self.device, self.random[key])
             return evaluate()
 
     @contextlib.contextmanager
-    def back(self) -> Iterator[None]:
+    def back(self, steps: Iterable[int] | None = None) -> Iterator[None]:
         """The way back: under the forward pass's autocast, and leaving the random state as it is.
 
+        Args:
+            steps: those that are to run again; None for all.
+
         Raises:
-            GradientError: a module was switched between training and evaluation since the forward pass.
+            GradientError: what is to run again is not what it was in the forward pass.
         """
-        for (name, module), flags in self.flags.values():
-            if _training(module) != flags:
-                raise GradientError(
-                    f"{name} was switched between train() and eval() after the forward pass, and is to run again",
-                    "the same mode in the forward and the backward pass",
-                    "call backward() first, or take gradient='backprop'",
-                )
-        state = _random_state(self.device)
+        ns = set(range(self.steps) if steps is None else steps)
+        kept = {(id(owner), name) for key, found in self.buffers.items() if key[0] in ns for (owner, name), _ in found}
+        noticed = {id(module) for _, module in self.noticed}
+        for key in {key for n in ns for key in self.of_step.get(n, ())}:
+            self.called[key].require_unchanged(kept, moves=key not in noticed)
+        if any(version(tensor) != before for tensor, before in self.constants):
+            raise changed("a tensor handed to f was modified by an inplace operation")
+        state = _dice.state(self.device)
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
                 if not enabled and not torch.is_autocast_enabled(kind):
@@ -127,7 +154,7 @@ class Replay:
             try:
                 yield
             finally:
-                _set_random_state(self.device, state)
+                _dice.restore(self.device, state)
 
     @contextlib.contextmanager
     def forth(self) -> Iterator[None]:
@@ -139,64 +166,78 @@ class Replay:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield
 
-    def _called(self, step: int) -> list[Module]:
-        return [*self.modules(step), *self.noticed]
+    def _calls(self, place: Place) -> list[Module]:
+        return [*self.modules(*place), *self.noticed]
 
     def _look(self, called: Sequence[Module]) -> list[tuple[Owned, Tensor, int, Tensor | None]]:
-        """The buffers of these modules; a copy where what is in them may matter to f and may change."""
+        """The buffers of these modules; a copy where what is in them matters to f and may change."""
         found = []
         for _, module in called:
             for inner in module.modules():
-                copy = not (_indifferent(inner) or inner in _STEADY[inner.training])
+                if indifferent(inner):
+                    self.moving = self.moving or bool(inner._buffers)
+                    continue
+                copy = inner not in _STEADY[inner.training]
                 for name, buffer in inner._buffers.items():
                     if buffer is not None:
                         value = buffer.detach().clone() if copy else None
-                        found.append(((inner, name), buffer, buffer._version, value))
+                        found.append(((inner, name), buffer, version(buffer), value))
         return found
 
-    def _keep_changed(self, key: Key, before: list[tuple[Owned, Tensor, int, Tensor | None]]) -> None:
-        changed = []
-        for (module, name), buffer, version, value in before:
-            now = module._buffers.get(name)
-            if now is buffer and buffer._version == version:
+    def _keep_changed(self, key: Key) -> None:
+        kept = []
+        for (module, name), buffer, before, value in self.before:
+            if module._buffers.get(name) is buffer and version(buffer) == before:
                 continue
-            if value is None and not _indifferent(module):
+            if value is None:
                 raise GradientError(
                     f"{type(module).__name__} changed its buffer {name!r} now, and did not when it ran first",
                     "modules that change their buffers in every training pass or in none",
                     "take gradient='backprop'",
                 )
-            changed.append(((module, name), value))
-        if changed:
-            self.buffers[key] = changed
-        moving = {id(module) for (module, _), _ in changed}
-        for (module, _), *_ in before:
+            kept.append(((module, name), value))
+        if kept:
+            self.buffers[key], self.moving = kept, True
+        moving = {id(module) for (module, _), _ in kept}
+        for (module, _), *_ in self.before:
             if id(module) not in moving:
                 _STEADY[module.training].add(module)
 
     @contextlib.contextmanager
-    def _swapped(self, changed: Sequence[tuple[Owned, Tensor | None]]) -> Iterator[None]:
+    def _swapped(self, called: Sequence[Module], found: Sequence[tuple[Owned, Tensor]]) -> Iterator[None]:
         """Copies in the place of buffers that f changes: as they were before, so that nothing is counted twice."""
-        originals = [module._buffers[name] for (module, name), _ in changed]
-        for ((module, name), value), original in zip(changed, originals, strict=True):
-            copy = value if value is not None else original
+        kept = {(id(module), name): value for (module, name), value in found}
+        originals = []
+        for _, module in called:
+            for inner in module.modules():
+                if inner._buffers and (indifferent(inner) or inner not in _STEADY[inner.training]):
+                    originals += [((inner, name), buffer) for name, buffer in inner._buffers.items()]
+        for (module, name), original in originals:
+            copy = kept.get((id(module), name), original)
             module._buffers[name] = None if copy is None else copy.detach().clone()
         try:
             yield
         finally:
-            for ((module, name), _), original in zip(changed, originals, strict=True):
+            for (module, name), original in reversed(originals):
                 module._buffers[name] = original
 
-    def _check(self, key: Key, name: str, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
+    def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Once in a module's life: run it again and compare.
 
         Raises:
-            GradientError: something else came out.
+            GradientError: something else came out, or it draws from a generator that is not torch's.
         """
-        state = _random_state(self.device)
-        with torch.no_grad():
-            again = self.again(key, 1, evaluate)
-        _set_random_state(self.device, state)
+        state = _dice.state(self.device)
+        with torch.no_grad(), _dice.others() as drawn:
+            again = self.again(key, place, 1, evaluate)
+            drew = drawn()
+        _dice.restore(self.device, state)
+        if drew:
+            raise GradientError(
+                f"{name} draws random numbers from Python or NumPy, which are not drawn again as they were",
+                "random numbers of torch's own generator",
+                "take torch.rand in its place, or gradient='backprop'",
+            )
         for one, other in zip((leaf.detach() for leaf in out), again, strict=True):
             apart = torch.linalg.vector_norm((one - other).flatten())
             size = torch.linalg.vector_norm(one.flatten())
@@ -208,34 +249,3 @@ class Replay:
                     "look for a counter, a generator of its own, or something it reads from outside; "
                     "or take gradient='backprop', which runs each block once",
                 )
-
-
-def _indifferent(module: nn.Module) -> bool:
-    """Whether the buffers that this module changes do not matter to what it returns."""
-    return isinstance(module, (_BatchNorm, _InstanceNorm)) and module.training
-
-
-def _training(module: nn.Module) -> tuple[bool, ...]:
-    return tuple(inner.training for inner in module.modules())
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    state = [torch.get_rng_state()]
-    if device.type == "cuda":
-        state.append(torch.cuda.get_rng_state(device))
-    return state
-
-
-def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
-
-
-def _same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(_bytes(a) == _bytes(b) for a, b in zip(one, other, strict=True))
-
-
-def _bytes(state: Tensor) -> bytes:
-    """Of a generator's state, without an operation of torch: this is asked at every evaluation."""
-    return ctypes.string_at(state.data_ptr(), state.nbytes)

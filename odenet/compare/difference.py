@@ -8,8 +8,8 @@ import numpy as np
 
 
 def flat(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """All entries in one float64 vector, arrays in the order of their names."""
-    return np.concatenate([np.ravel(arrays[name]).astype(np.float64) for name in sorted(arrays)])
+    """All entries in one float64 vector, arrays in the order of their names; of complex ones both parts."""
+    return np.concatenate([_real(np.ravel(arrays[name])) for name in sorted(arrays)])
 
 
 def relative(value: np.ndarray, reference: np.ndarray) -> float:
@@ -38,6 +38,12 @@ def cosine_distance(value: np.ndarray, reference: np.ndarray) -> float:
     if one == 0 or other == 0:
         return np.nan
     return 0.5 * _norm(value / one - reference / other) ** 2
+
+
+def _real(vector: np.ndarray) -> np.ndarray:
+    if np.iscomplexobj(vector):
+        vector = np.concatenate([vector.real, vector.imag])
+    return vector.astype(np.float64)
 
 
 def _norm(value: np.ndarray) -> float:

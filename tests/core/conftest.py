@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odenet import Backend, BackendEntry, Evaluation, Measurement, _registry
+from odenet import Backend, BackendEntry, Evaluation, Measurement, Part, Sample, _registry
+from odenet._sample import places
+from odenet._solver import made_reversible
 
 ORDERS = {"discrete-adjoint": 2.0, "discrete-adjoint:correct=no": 1.0, "continuous-adjoint": 1.0}
 
@@ -53,6 +55,13 @@ class FakeBackend(Backend):
         gradients = {name: value + size * wrong[name] for name, value in true.items()}
         outputs = self.scale * np.ones((len(inputs), 10))
         return Evaluation(1.5, outputs, gradients, None if order is None else size)
+
+    def examine(self, model: Any, batch: Any, loss: Any, gradient: Any, *, reversible: bool = False) -> Sample:
+        solver = made_reversible(model.solver) if reversible else model.solver
+        found = self.evaluate(SimpleNamespace(**vars(model) | {"gradient": gradient, "solver": solver}), *batch)
+        spec = model.spec
+        part = Part("", solver, spec.depth, spec.along, places(spec), found.certificate)
+        return Sample(found.loss, found.gradients, model.weights, (part,), "float64")
 
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         self.before(model)

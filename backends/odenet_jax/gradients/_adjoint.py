@@ -1,118 +1,205 @@
-"""What both adjoints share: a forward pass that keeps one state, and a backward pass that goes back step by step."""
+"""What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
+from odenet import Grid, Stats, UnsupportedError
 from odenet._step import add
-from odenet_jax._field import Slot, Weights
-from odenet_jax._fixed import Run, kept_rows, loop_in_place
+from odenet_jax._field import Weights
+from odenet_jax._fixed import Carried, Run, kept_rows, loop_in_place, read
 from odenet_jax._state import Leaves
 
-Carry = tuple[Leaves, Leaves, Any, Array]
-"""State, its gradient, gradients of weights and closures so far, residual."""
+Sums = Any
+"""Gradients of weights and of what the field closes over, as they add up; those of a stack's rows in place."""
 
 
 class Adjoint(ABC):
     """A way back from the last state."""
 
-    def backward(self, run: Run) -> Run:
-        """The run to go back along; the forward one unless a method has a grid of its own."""
-        return run
+    from_end = True
+    """Whether the way back starts from the state at t1, which is kept for it."""
+
+    def __init__(self, stats: Stats) -> None:
+        self.stats = stats
+
+    def keeps(self, run: Run) -> Sequence[int]:
+        """The indices below N, in order, of the states that the way back is to be given beside the user's."""
+        return ()
 
     @abstractmethod
-    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> Carry:
-        """From the end of step n to its start."""
-
-    def solve(self, run: Run, y0: Leaves, weights: Weights, probe: Array) -> Leaves:
-        """The leaves at the kept times, with this way back."""
-        t = jnp.asarray(run.grid.t0, run.layout.time)
-        field, closed = run.field.hoist(weights, t, run.layout.call(y0))
-        run = dataclasses.replace(run, field=field)
-
-        @jax.custom_vjp
-        def network(y0: Leaves, weights: Weights, closed: Any, probe: Array) -> Leaves:
-            return loop_in_place(run, y0, weights, closed)[0]
-
-        def forward(y0: Leaves, weights: Weights, closed: Any, probe: Array) -> tuple[Leaves, Any]:
-            ys, last = loop_in_place(run, y0, weights, closed)
-            return ys, (None if run.grid.final_only else ys, last, weights, closed)
-
-        def backward(kept: Any, gradients: Leaves) -> tuple[Any, Any, Any, Array]:
-            ys, last, weights, closed = kept
-            return self.back(run, ys, last, weights, closed, gradients)
-
-        network.defvjp(forward, backward)
-        return network(y0, weights, closed, probe)
-
-    def back(
-        self, run: Run, ys: Leaves | None, last: Leaves, weights: Weights, closed: Any, gradients: Leaves
-    ) -> tuple[Leaves, Weights, Any, Array]:
-        """Gradients with respect to y0, weights and closures, and the residual.
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+        """Gradients with respect to y0 and to weights, and the reconstruction residual.
 
         Args:
             run: the forward solve.
-            ys: the states at `grid.kept`, known exactly; None where that is t1 alone.
-            last: the state at t1.
-            weights, closed: as in the forward pass.
-            gradients: of the loss with respect to the kept states.
+            kept: what the forward pass kept.
+            gradients: of the loss with respect to the states at `grid.kept`.
+            sums: zeros like the gradients of weights.
         """
-        backward = self.backward(run)
-        steps = backward.grid.steps
-        meet = _nothing if ys is None else _meeting(kept_rows(run.grid, steps), ys, gradients)
 
-        def body(state: tuple[Any, Carry], _: None) -> tuple[tuple[Any, Carry], None]:
-            n, carry = state
-            slot = backward.field.slot(weights, n, steps)
-            y, g, sums, residual = self.step(backward, n, carry, slot, weights, closed)
-            y, g = meet(n, y, g)
-            return (n - 1, (y, g, sums, residual)), None
+    def solve(self, run: Run, y0: Leaves, probe: Array) -> Leaves:
+        """The leaves at the kept times, with this way back."""
+        t = jnp.asarray(run.grid.t0, run.layout.time)
+        field, weights = run.field.hoist(run.weights, t, run.layout.call(y0))
 
-        g = tuple(leaf[-1] for leaf in gradients) if run.grid.kept[-1] == run.grid.steps else _zeros(last)
-        sums = jax.tree.map(jnp.zeros_like, (weights.inexact, closed))
-        start = (jnp.int32(steps - 1), (last, g, sums, jnp.zeros((), run.layout.time)))
-        (_, (_, g, (inexact, of_closed), residual)), _ = lax.scan(body, start, None, length=steps)
-        none: Any = [np.zeros(leaf.shape, jax.dtypes.float0) for leaf in weights.other]  # JAX's tangent of an integer
-        return g, Weights(inexact, none), of_closed, residual
+        def bound(of: Any, rest: Any) -> Run:
+            (inexact, closed), (other, constants) = of, rest
+            return dataclasses.replace(run, field=field, weights=Weights(inexact, other, closed, constants))
+
+        @jax.custom_vjp
+        def network(y0: Leaves, of: Any, rest: Any, probe: Array) -> Leaves:
+            return loop_in_place(bound(of, rest), y0)[0]
+
+        def forward(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Leaves, Any]:
+            here = bound(of, rest)
+            ys, states, end = loop_in_place(here, y0, self.keeps(here))
+            kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
+            return ys, (kept, of, rest)
+
+        def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, None, Array]:
+            kept, of, rest = residuals
+            sums = jax.tree.map(jnp.zeros_like, of)
+            found = self.back(bound(of, rest), kept, Joining(run.grid, gradients, run.grid.steps), sums)
+            g, sums, residual = _once(self.stats.gradient, found)
+            return g, sums, None, residual
+
+        network.defvjp(forward, backward)
+        return network(y0, (weights.inexact, weights.closed), (weights.other, weights.constants), probe)
 
 
-def differentiable(slot: Slot | None, shared: Weights) -> tuple[Any, Callable[[Any], tuple[Slot | None, Weights]]]:
-    """What of a step's weights a gradient goes to, and the way from other values for it to what the field reads."""
-    if slot is None:
-        return shared.inexact, lambda inexact: (None, Weights(inexact, shared.other))
-    return (slot.start, slot.end), lambda ends: (dataclasses.replace(slot, start=ends[0], end=ends[1]), shared)
+@dataclass(frozen=True)
+class Kept:
+    """What a forward pass kept.
+
+    Args:
+        states: those that the method asked for, stacked.
+        ys: the states at `grid.kept`, stacked; None where that is t1 alone.
+        end: the state at t1, or what a reversible solver needs for the way back; None where it is not asked for.
+    """
+
+    states: Leaves
+    ys: Leaves | None
+    end: Carried | None
 
 
-def collect(run: Run, n: Any, sums: Any, found: Any, of_closed: Any) -> Any:
-    """The sums with the gradients of step n's weights and of closures added."""
+jax.tree_util.register_dataclass(Kept, ["states", "ys", "end"], [])
+
+
+class Joining:
+    """Gradients of the loss with respect to kept states, which join the way back where it meets them.
+
+    Args:
+        grid: of the forward solve.
+        gradients: at `grid.kept`, stacked.
+        steps: of the way back, whose grid holds every kept time.
+    """
+
+    def __init__(self, grid: Grid, gradients: Leaves, steps: int) -> None:
+        self.grid = grid
+        self.gradients = gradients
+        self.rows = None
+        if not grid.final_only:
+            self.rows = kept_rows([n * steps // grid.steps for n in grid.kept], steps)
+
+    def end(self) -> Leaves:
+        """That at t1; zero where y(t1) is not kept."""
+        last = tuple(leaf[-1] for leaf in self.gradients)
+        return last if self.grid.kept[-1] == self.grid.steps else zeros(last)
+
+    def at(self, n: Any) -> Leaves | None:
+        """That at index n, zero where it is not kept; None where nothing but y(t1) is."""
+        if self.rows is None:
+            return None
+        return _known(self.gradients, self.rows[n], tuple(jnp.zeros_like(leaf[0]) for leaf in self.gradients))
+
+    def join(self, n: Any, g: Leaves) -> Leaves:
+        """g with that at index n, the start of step n, added."""
+        found = self.at(n)
+        return g if found is None else add(g, found)
+
+    def known(self, n: Any, ys: Leaves | None, y: Leaves) -> Leaves:
+        """y at index n as the forward pass had it, where it is kept."""
+        return y if self.rows is None or ys is None else _known(ys, self.rows[n], y)
+
+
+def descend(step: Callable[[Any, Any], Any], steps: int, count: int, carry: Any) -> Any:
+    """`step(n, carry)` for n = steps - 1 and on downward, `count` times."""
+
+    def body(state: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        n, carry = state
+        return (n - 1, step(n, carry)), None
+
+    return lax.scan(body, (jnp.int32(steps - 1), carry), None, length=count)[0][1]
+
+
+def vjp(run: Run, evaluate: Callable[[Run, Leaves], Leaves], y: Leaves) -> tuple[Leaves, Callable[[Leaves], Any]]:
+    """A piece of the step that `run` stands at, and its pullback.
+
+    Returns:
+        `evaluate(run, y)`, and the function from a cotangent to the part of y and, after it, the gradients of what the
+        step reads (see `collect`).
+    """
+    slot, weights = run.slot, run.weights
+    reads = weights.inexact if slot is None else (slot.start, slot.end)
+
+    def call(y: Leaves, reads: Any, closed: Any) -> Leaves:
+        if slot is None:
+            there = dataclasses.replace(run, weights=dataclasses.replace(weights, inexact=reads, closed=closed))
+        else:
+            there = dataclasses.replace(
+                run,
+                weights=dataclasses.replace(weights, closed=closed),
+                slot=dataclasses.replace(slot, start=reads[0], end=reads[1]),
+            )
+        return evaluate(there, y)
+
+    return jax.vjp(call, y, reads, weights.closed)
+
+
+def collect(run: Run, n: Any, sums: Sums, found: Any) -> Sums:
+    """The sums with the gradients of what step n reads added; n may be an array of steps, found stacked like it."""
     inexact, closed = sums
-    return run.field.add(inexact, n, run.grid.steps, found), jax.tree.map(jnp.add, closed, of_closed)
+    reads, of_closed = found
+    return run.field.add(inexact, n, run.grid.steps, reads), jax.tree.map(jnp.add, closed, of_closed)
 
 
-def _zeros(y: Leaves) -> Leaves:
+def zeros(y: Leaves) -> Leaves:
+    """Zero leaves like y."""
     return tuple(jnp.zeros_like(leaf) for leaf in y)
 
 
-def _nothing(n: Any, y: Leaves, g: Leaves) -> tuple[Leaves, Leaves]:
-    return y, g
+def _known(buffer: Leaves, row: Array, otherwise: Leaves) -> Leaves:
+    """A row of a buffer; something else where there is no such row."""
+    known = row < buffer[0].shape[0]
+    return tuple(jnp.where(known, leaf, other) for leaf, other in zip(read(buffer, row), otherwise, strict=True))
 
 
-def _meeting(rows: Array, ys: Leaves, gradients: Leaves) -> Callable[[Any, Leaves, Leaves], tuple[Leaves, Leaves]]:
-    """At a kept time the state is known exactly, and the loss's own gradient joins."""
-    padded = [jnp.concatenate([leaf, jnp.zeros_like(leaf[:1])]) for leaf in gradients]
+def _once(gradient: str, found: Any) -> Any:
+    """Gradients that cannot be differentiated again: JAX would differentiate the way back, which is an approximation.
 
-    def meet(n: Any, y: Leaves, g: Leaves) -> tuple[Leaves, Leaves]:
-        row = rows[n]
-        known = row < ys[0].shape[0]
-        y = tuple(jnp.where(known, kept[row], leaf) for kept, leaf in zip(ys, y, strict=True))
-        return y, add(g, tuple(leaf[row] for leaf in padded))
+    Raises:
+        UnsupportedError: when a derivative of them is asked for.
+    """
 
-    return meet
+    @jax.custom_jvp
+    def identity(found: Any) -> Any:
+        return found
+
+    @identity.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise UnsupportedError(
+            f"a second derivative through gradient={gradient!r}",
+            "first derivatives (create_graph=False)",
+            "take gradient='backprop', which can be differentiated again",
+        )
+
+    return identity(found)

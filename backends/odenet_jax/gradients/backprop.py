@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from jax import Array
 
-from odenet_jax._field import Weights
 from odenet_jax._fixed import Run, loop
 from odenet_jax._state import Leaves
 
 
-def solve(run: Run, y0: Leaves, weights: Weights, probe: Array) -> Leaves:
+def solve(run: Run, y0: Leaves, probe: Array) -> Leaves:
     """The leaves at the kept times."""
-    return loop(run, y0, weights, ())
+    return loop(run, y0)

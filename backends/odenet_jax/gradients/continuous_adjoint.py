@@ -6,49 +6,90 @@ Pontryagin 1962; Chen et al. 2018, appendix B.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 
-from odenet import ContinuousAdjoint, Solver
-from odenet._step import add, increment, positions
-from odenet_jax._field import Slot, Weights
-from odenet_jax._fixed import Run
+from odenet import ContinuousAdjoint, Stats
+from odenet._solver import AnySolver
+from odenet._step import add, combine, increment, positions
+from odenet_jax._fixed import Run, read
 from odenet_jax._state import Leaves
-from odenet_jax.gradients._adjoint import Adjoint, Carry, collect, differentiable
+from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
+
+Between = Callable[[float, Leaves], Leaves]
+"""y at a position of the step, given the slope at its end."""
 
 
 class Costate(Adjoint):
     """The augmented system (y, a), backward from t1, by a solver and a step count of its own."""
 
-    def __init__(self, method: ContinuousAdjoint, solver: Solver) -> None:
+    def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats) -> None:
+        super().__init__(stats)
         self.method = method
         self.solver = solver
 
-    def backward(self, run: Run) -> Run:
-        """See `Adjoint.backward`."""
-        solver, steps = self.method.backward(self.solver, run.grid.steps)
-        return dataclasses.replace(run, tableau=solver.tableau, grid=dataclasses.replace(run.grid, steps=steps))
+    def keeps(self, run: Run) -> Sequence[int]:
+        """See `Adjoint.keeps`."""
+        return range(run.grid.steps) if self.method.interpolate else ()
 
-    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> Carry:
-        """See `Adjoint.step`. The quadrature touches only the layers that step n reads."""
-        y, a, sums, residual = carry
-        tableau, size, count = run.tableau, run.grid.h, len(y)
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+        """See `Adjoint.back`."""
+        assert kept.end is not None
+        solver, steps = self.method.backward(self.solver, run.grid.steps)
+        backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
+        meeting = Joining(run.grid, gradients.gradients, steps)
+
+        def step(n: Any, carry: Any) -> Any:
+            y, a, sums = carry
+            here, start, between = backward.at(n), None, None
+            if self.method.interpolate:
+                start = read(kept.states, n)
+                between = self.between(here, n, start, y)
+            before, a, sums = self.step(here, n, y, a, sums, between)
+            return start or meeting.known(n, kept.ys, before), meeting.join(n, a), sums
+
+        (y,) = kept.end
+        _, a, sums = descend(step, steps, steps, (y, meeting.end(), sums))
+        return a, sums, jnp.zeros((), run.layout.time)
+
+    def between(self, run: Run, n: Any, start: Leaves, end: Leaves) -> Between:
+        """y within step n of the forward solve: the kept states, and the cubic Hermite interpolant between them."""
+        h = run.grid.h
+        first = run.slope(n, 0.0, start) if self.method.between(self.solver) else None
+
+        def at(position: float, last: Leaves) -> Leaves:
+            p = position
+            if first is None or p in (0.0, 1.0):
+                return start if p == 0.0 else end
+            rise = (1 + 2 * p) * (1 - p) ** 2, p * p * (3 - 2 * p)
+            bend = h * p * (1 - p) ** 2, h * p * p * (p - 1)
+            return combine((rise[0], start), (rise[1], end), (bend[0], first), (bend[1], last))
+
+        return at
+
+    @staticmethod
+    def step(
+        run: Run, n: Any, y: Leaves, a: Leaves, sums: Sums, between: Between | None
+    ) -> tuple[Leaves, Leaves, Sums]:
+        """From the end of step n to its start. The quadrature touches only the layers that step n reads."""
+        tableau, size, count = run.solver.tableau, run.grid.h, len(y)
         places = positions(tableau, reverse=True)
-        weights, read = differentiable(slot, shared)
+        ends: list[Leaves] = []  # the slope at the end of the step, which the first stage evaluates
         quadrature: list[Any] = []
 
         def stage(i: int, both: Leaves) -> Leaves:
-            def slope(y: Leaves, w: Any, closed: Any) -> Leaves:
-                return run.slope(n, places[i], y, *read(w), closed)
-
-            k, pull = jax.vjp(slope, both[:count], weights, closed)
+            here = both[:count] if between is None or i == 0 else between(places[i], ends[0])
+            slope, pull = vjp(run, lambda run, y: run.slope(n, places[i], y), here)
             part, *found = pull(both[count:])
             if tableau.b[i]:
                 quadrature.append(jax.tree.map(lambda leaf: size * tableau.b[i] * leaf, found))
-            return (*k, *(-p for p in part))
+            ends.append(slope)
+            return (*slope, *(-p for p in part))
 
         both = add((*y, *a), increment(tableau, stage, (*y, *a), -size))
-        found, of_closed = jax.tree.map(lambda *each: sum(each), *quadrature)
-        sums = collect(run, n, sums, found, of_closed)
-        return both[:count], both[count:], sums, residual
+        found = jax.tree.map(lambda *each: sum(each), *quadrature)
+        return both[:count], both[count:], collect(run, n, sums, found)

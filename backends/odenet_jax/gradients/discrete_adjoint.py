@@ -6,47 +6,129 @@ Sander, Ablin, Peyre 2022, section 4.1; the correction is this library's (docs/m
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from odenet import DiscreteAdjoint
-from odenet._step import add, subtract
-from odenet_jax._field import Slot, Weights
-from odenet_jax._fixed import Run
+from odenet import DiscreteAdjoint, GradientError, Stats
+from odenet._step import add, combine, subtract
+from odenet_jax._fixed import Run, kept_rows, read
 from odenet_jax._state import Leaves
-from odenet_jax.gradients._adjoint import Adjoint, Carry, collect, differentiable
+from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+
+Trouble = tuple[Array, Array, Array]
+"""The step that could not be undone to the tolerance (-1: none), its first residual and its last."""
 
 
 class Reversal(Adjoint):
     """Backward from y[N], a step at a time."""
 
-    def __init__(self, method: DiscreteAdjoint) -> None:
+    def __init__(self, method: DiscreteAdjoint, stats: Stats) -> None:
+        super().__init__(stats)
         self.method = method
 
-    def step(self, run: Run, n: Any, carry: Carry, slot: Slot | None, shared: Weights, closed: Any) -> Carry:
-        """See `Adjoint.step`."""
-        y, g, sums, residual = carry
-        z = self.predict(run, n, y, slot, shared, closed)
-        weights, read = differentiable(slot, shared)
-        d, pull = jax.vjp(lambda z, w, closed: run.increment(n, z, *read(w), closed), z, weights, closed)
-        part, found, of_closed = pull(g)
-        sums = collect(run, n, sums, found, of_closed)
-        before = subtract(y, d)
-        residual = jnp.maximum(residual, _relative(subtract(before, z), y).astype(residual.dtype))
-        return before if self.method.correct else z, add(g, part), sums, residual
+    def keeps(self, run: Run) -> Sequence[int]:
+        """See `Adjoint.keeps`."""
+        return self.method.anchored(run.grid.steps)
 
-    def predict(self, run: Run, n: Any, y: Leaves, slot: Slot | None, shared: Weights, closed: Any) -> Leaves:
-        """z, near the y[n] with `y[n] + D_n(y[n]) = y`."""
-        z = add(y, run.increment(n, y, slot, shared, closed, reverse=True))
-        for _ in range(self.method.iterations - 1):
-            z = subtract(y, run.increment(n, z, slot, shared, closed))
-        return z
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+        """See `Adjoint.back`."""
+        assert kept.end is not None
+        steps, method, (y,) = run.grid.steps, self.method, kept.end
+        anchors = kept_rows(self.keeps(run), steps)
+
+        def step(n: Any, carry: Any, *, early: bool) -> Any:
+            y, g, sums, residual, seen, trouble = carry
+            here = run.at(n)
+            z, trouble = self.predict(here, n, y, seen, trouble, early=early)
+            d, pull = vjp(here, lambda run, z: run.increment(n, z), z)
+            part, *found = pull(g)
+            before = subtract(y, d)
+            defect = relative(subtract(before, z), y)
+            y = gradients.known(n, kept.ys, before if method.correct else z)
+            if kept.states:
+                exact, known = read(kept.states, anchors[n]), anchors[n] < kept.states[0].shape[0]
+                y = tuple(jnp.where(known, *pair) for pair in zip(exact, y, strict=True))
+            g = gradients.join(n, add(g, part))
+            seen = (d, *seen[:-1]) if seen else ()
+            return y, g, collect(here, n, sums, found), _largest(residual, defect), seen, trouble
+
+        zero = jnp.zeros((), run.layout.time)
+        seen = (zeros(y),) * method.order if method.extrapolates else ()
+        carry = (y, gradients.end(), sums, zero, seen, (jnp.int32(-1), zero, zero))
+        early = min(method.order, steps) if method.extrapolates else steps
+        carry = descend(functools.partial(step, early=True), steps, early, carry)
+        if early < steps:
+            carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
+        _, g, sums, residual, _, trouble = carry
+        return self.settled(g, trouble), sums, residual
+
+    def predict(
+        self, run: Run, n: Any, y: Leaves, seen: tuple[Leaves, ...], trouble: Trouble, *, early: bool
+    ) -> tuple[Leaves, Trouble]:
+        """z, near the y[n] with `y[n] + D_n(y[n]) = y`.
+
+        Args:
+            run: at step n.
+            n, y: where the way back is.
+            seen: increments, the latest first.
+            trouble: see `settle`.
+            early: whether too few are seen to continue them.
+        """
+        method = self.method
+        if early:
+            z = add(y, run.increment(n, y, reverse=True))
+            more = (method.startup if method.extrapolates else method.iterations) - 1
+        else:
+            z = subtract(y, combine(*zip(method.continued, seen, strict=True)))
+            more = method.iterations - 1
+        z = lax.fori_loop(0, more, lambda _, z: subtract(y, run.increment(n, z)), z)
+        return (z, trouble) if method.tolerance is None else self.settle(run, n, y, z, trouble)
+
+    def settle(self, run: Run, n: Any, y: Leaves, z: Leaves, trouble: Trouble) -> tuple[Leaves, Trouble]:
+        """z with a residual of at most `tolerance`; where it is not reached, that is the trouble."""
+        limit, tolerance = self.method.limit, self.method.tolerance
+
+        def undone(state: Any) -> Array:
+            i, _, residual, _ = state
+            return (i < limit) & ~(residual <= tolerance)
+
+        def repeat(state: Any) -> Any:
+            i, z, _, first = state
+            after = subtract(y, run.increment(n, z))
+            residual = relative(subtract(after, z), y).astype(first.dtype)
+            return i + 1, after, residual, jnp.where(i == 0, residual, first)
+
+        never = jnp.full((), jnp.inf, run.layout.time)
+        _, z, residual, first = lax.while_loop(undone, repeat, (jnp.int32(0), z, never, never))
+        new = ~(residual <= tolerance) & (trouble[0] < 0)
+        return z, jax.tree.map(lambda now, before: jnp.where(new, now, before), (n, first, residual), trouble)
+
+    def settled(self, g: Leaves, trouble: Trouble) -> Leaves:
+        """The gradient g, if every step was undone to the tolerance.
+
+        Raises:
+            GradientError: it was not; a compiled program raises a RuntimeError of this message when it runs.
+        """
+        method = self.method
+        if method.tolerance is None:
+            return g
+        given = f"cannot be undone to tolerance={method.tolerance}: after {method.limit} evaluations the residual"
+        allowed = "steps with h Lip(f) < 1, which are undone by repetition"
+        remedy = "take gradient='checkpoint', which undoes nothing; or smaller steps, a larger limit or tolerance"
+        if not isinstance(trouble[0], jax.core.Tracer):
+            n, first, last = (leaf.item() for leaf in trouble)
+            if n >= 0:
+                raise GradientError(f"step {n} {given} went from {first:.1e} to {last:.1e}", allowed, remedy)
+            return g
+        return eqx.error_if(g, trouble[0] >= 0, str(GradientError(f"a step {given} is larger", allowed, remedy)))
 
 
-def _relative(defect: Leaves, y: Leaves) -> Array:
+def relative(defect: Leaves, y: Leaves) -> Array:
     """|defect| / |y|, Euclidean over all leaves."""
     size = _norm(y)
     return _norm(defect) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
@@ -54,3 +136,7 @@ def _relative(defect: Leaves, y: Leaves) -> Array:
 
 def _norm(leaves: Leaves) -> Array:
     return functools.reduce(jnp.hypot, (jnp.linalg.norm(leaf.ravel()) for leaf in leaves))
+
+
+def _largest(residual: Array, defect: Array) -> Array:
+    return jnp.maximum(residual, defect.astype(residual.dtype))

@@ -54,7 +54,9 @@ class Sums:
         if row is None:
             self.by_tensor[id(home)] = total
         else:
-            self.by_tensor.setdefault(id(home), torch.zeros_like(home))[row] = total
+            if id(home) not in self.by_tensor:
+                self.by_tensor[id(home)] = torch.zeros_like(home)
+            self.by_tensor[id(home)][row] = total
 
 
 class Adjoint(ABC):
@@ -106,7 +108,7 @@ class Kept:
     """What a forward pass kept.
 
     Args:
-        states: by index, exactly as they were.
+        states: by index, exactly as they were; what is taken out of it is freed.
         pair: what a reversible solver needs for the way back.
     """
 
@@ -191,16 +193,24 @@ def _unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
             hooks.update(found)
 
 
+def _retained() -> bool:
+    """Whether the running backward pass was asked to keep what it needs for another one."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # since torch 2.5, not documented
+    return True if asked is None else asked()
+
+
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, *tensors: Tensor) -> Leaves:
         states, pair = loop(run, tensors[:count], adjoint.keeps(run))
         ctx.run, ctx.adjoint, ctx.count = run, adjoint, count
         # a reversible solver's y(t1) is in its pair
-        wanted = [n for n in states if n in {*adjoint.keeps(run)}]
-        ctx.states = wanted
+        keeps = {*adjoint.keeps(run)}
+        # what the user can see, and so change in place, is saved by torch, which would notice
+        ctx.states = [n for n in states if n in keeps and (n == 0 or n in run.grid.kept)]
+        ctx.inner = {n: leaves for n, leaves in states.items() if n in keeps and n not in ctx.states}
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])  # the field keeps the tensors alive
-        flat = [leaf for leaves in (*(states[n] for n in wanted), *pair) for leaf in leaves]
+        flat = [leaf for leaves in (*(states[n] for n in ctx.states), *pair) for leaf in leaves]
         ctx.save_for_backward(*flat, *tensors[count:])
         return stacked(run, states)
 
@@ -216,7 +226,11 @@ class _Solve(torch.autograd.Function):
         count_saved = len(ctx.saved_tensors) - len(ctx.weights)
         saved = [leaf.detach() for leaf in ctx.saved_tensors[:count_saved]]  # y0 among them may need a gradient
         groups = [tuple(saved[i : i + count]) for i in range(0, len(saved), count)]
-        kept = Kept(dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]))
+        inner = dict(ctx.inner)
+        if not _retained():
+            ctx.inner = {}  # so that a way back can free what it has used
+        kept = Kept(inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]))
+        del inner
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
         sums = Sums(run.field)

@@ -74,7 +74,7 @@ class Recomputation(Adjoint):
     def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """See `Adjoint.back`."""
         assert self.method.states is not None
-        known = dict(kept.states)
+        known = kept.states
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for turn in schedule(run.grid.steps, self.method.states).turns:
             y = known[turn.origin]

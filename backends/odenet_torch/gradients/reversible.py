@@ -14,7 +14,7 @@ import torch
 from odenet import ReversibleSolver
 from odenet._step import Leaves as AnyLeaves
 from odenet._step import add
-from odenet_torch._field import Stand, now
+from odenet_torch._field import now
 from odenet_torch._fixed import Run
 from odenet_torch._state import Leaves
 from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, zeros

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from odenet import InputError
-from odenet_torch._branches import PLAIN
-from odenet_torch._calls import Call, calls
-from odenet_torch._converted import FirstOfRun, RestOfRun
-from odenet_torch._layer import Layer, marks, same
-from odenet_torch._sums import in_place
+from odenet_torch.conversion.branches import PLAIN
+from odenet_torch.conversion.calls import Call, calls
+from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
+from odenet_torch.conversion.layer import Layer, marks, same
+from odenet_torch.conversion.sums import in_place
 
-_LISTED = 4
+_LISTED = 6
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
@@ -60,7 +60,7 @@ def runs_of(model: nn.Module, where: str | None, example: Any, tolerance: float)
     ]
     seen = calls(model, [child for _, container in containers for child in container], example)
     runs: list[Run] = []
-    reasons: list[str] = []
+    reasons: list[InputError] = []
     inside: set[int] = set()
     for name, container in containers:
         if id(container) in inside:
@@ -69,12 +69,14 @@ def runs_of(model: nn.Module, where: str | None, example: Any, tolerance: float)
             runs.append(run)
             inside |= {id(module) for member in run for module in member.layer.module.modules()}
     if not runs:
-        listed = "; ".join(reasons[:_LISTED]) + (f"; and {len(reasons) - _LISTED} more" if reasons[_LISTED:] else "")
+        texts = list(dict.fromkeys(str(reason.given) for reason in reasons))
+        listed = "; ".join(texts[:_LISTED]) + (f"; and {len(texts) - _LISTED} more" if texts[_LISTED:] else "")
+        remedies = [reason.remedy for reason in reasons if reason.remedy]
         raise InputError(
-            f"no two residual layers in a row in {where or 'the model'} ({listed or 'it has no container of layers'})",
+            f"no two residual layers in a row in {where or 'the model'} ({listed or 'no container of two layers'})",
             "an nn.Sequential or nn.ModuleList with layers x -> x + f(x) one after the other, which keep the shape and "
             "end with the addition",
-            "name another submodule with where=, or write the layers pre-activation (pre-norm)",
+            remedies[0] if remedies else "name another submodule with where=",
         )
     return runs
 
@@ -91,7 +93,7 @@ def _submodule(model: nn.Module, where: str | None) -> nn.Module:
 
 
 def _members(
-    name: str, container: nn.Module, seen: dict[int, list[Call]], reasons: list[str], tolerance: float
+    name: str, container: nn.Module, seen: dict[int, list[Call]], reasons: list[InputError], tolerance: float
 ) -> Iterator[Member | None]:
     """The layers of a container in order; None for one that is not residual."""
     times = [id(child) for child in container._modules.values()]
@@ -101,12 +103,12 @@ def _members(
         place, found = Place(container, key, f"{name}.{key}" if name else key), seen[id(child)]
         try:
             if len(found) != times.count(id(child)):
-                raise InputError(f"the model calls it {len(found)} times on the example")
+                raise InputError(f"{type(child).__name__} ({place.name}) is called {len(found)} times on the example")
             call = found[times[:index].count(id(child))]
             _check(child, call)
             yield Member(place, Layer(child, call.x, call.arguments, call.state, call.tail, tolerance), call)
         except InputError as error:
-            reasons.append(f"{place.name}: {error.given}")
+            reasons.append(error)
             yield None
 
 
@@ -118,13 +120,11 @@ def _check(module: nn.Module, call: Call) -> None:
     """
     x, state, name = call.x, call.state, type(module).__name__
     if isinstance(module, FirstOfRun | RestOfRun):
-        raise InputError("it is converted already")
+        raise InputError(f"{type(module.layer.module).__name__} is converted already")
     if not isinstance(x, Tensor) or not isinstance(state, Tensor) or not x.is_floating_point():
         raise InputError(f"{name} takes a {type(x).__name__} and returns a {type(call.output).__name__}, not a state")
     if x.shape != state.shape or x.dtype != state.dtype:
-        raise InputError(
-            f"{name} makes {state.dtype} of shape {tuple(state.shape)} of {x.dtype} of shape {tuple(x.shape)}"
-        )
+        raise InputError(f"{name} changes the state from {_kind(x)} to {_kind(state)}")
     if any(value is not None and type(value) not in PLAIN for value in call.tail or ()):
         raise InputError(f"{name} returns more than its state")
     if call.left[0] != call.written:
@@ -134,21 +134,30 @@ def _check(module: nn.Module, call: Call) -> None:
         raise InputError(f"{name} has hooks, which would not be called any more")
 
 
-def _in_a_row(members: Iterator[Member | None], reasons: list[str]) -> list[Run]:
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _in_a_row(members: Iterator[Member | None], reasons: list[InputError]) -> list[Run]:
     """The members in runs, cut where the model does something between two; only runs of two or more."""
     runs: list[Run] = [[]]
     for member in members:
         if member is None:
             runs.append([])
             continue
-        if runs[-1]:
-            before = runs[-1][-1].call
-            if member.call.x is not before.state or member.call.written != before.left[1]:
-                reasons.append(f"{member.place.name}: the model does something to the state before it")
-                runs.append([])
-            elif not same(marks(before.arguments), marks(member.call.arguments)):
-                reasons.append(f"{member.place.name}: it is called with other arguments than the layer before it")
-                runs.append([])
+        before = runs[-1][-1].call if runs[-1] else None
+        if before is not None and (why := _apart(before, member.call)):
+            reasons.append(InputError(f"{member.place.name} {why}"))
+            runs.append([])
         runs[-1].append(member)
-    reasons += [f"{run[0].place.name}: residual, but no layer next to it is" for run in runs if len(run) == 1]
+    reasons += [InputError(f"{run[0].place.name} is residual, and alone") for run in runs if len(run) == 1]
     return [run for run in runs if len(run) > 1]
+
+
+def _apart(one: Call, other: Call) -> str | None:
+    """Why two calls do not follow each other."""
+    if other.x is not one.state or other.written != one.left[1]:
+        return "gets another state than the layer before it returned"
+    if not same(marks(one.arguments), marks(other.arguments)):
+        return "is called with other arguments than the layer before it"
+    return None

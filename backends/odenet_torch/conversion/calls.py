@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from odenet import InputError, _tree
-from odenet_torch._layer import Arguments, arguments_of, coarse, difference
-from odenet_torch._sums import version
+from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, difference
+from odenet_torch.conversion.sums import version
 
 _REMEDY = (
     "convert a part of the model with where=, call it with arguments as in the example, or allow more with tolerance= "
@@ -83,9 +83,9 @@ def _version(value: Any) -> int:
 
 
 def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
-    """The tensors that a model returns for an example, with random numbers that are the same in every call.
+    """The tensors that a model returns for an example.
 
-    Buffers are put back; modules stay in the mode asked for.
+    Random state (so that the next call draws the same numbers) and buffers are put back; modules stay in the mode.
 
     Args:
         model: any module.
@@ -102,7 +102,6 @@ def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
         )
     model.train(training)
     with leaving_no_trace([model]):
-        torch.manual_seed(0)
         if isinstance(example, Mapping):
             out = model(**example)
         else:

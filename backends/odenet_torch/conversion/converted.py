@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from odenet import Backprop, InputError, _tree
-from odenet_torch._calls import check_unchanged, leaving_no_trace
-from odenet_torch._layer import Arguments, Layer, arguments_of, marks, same, written_to
+from odenet_torch.conversion.calls import check_unchanged, leaving_no_trace
+from odenet_torch.conversion.layer import Arguments, Layer, arguments_of, marks, same, written_to
 from odenet_torch._nets import ResidualStack
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -99,7 +99,8 @@ class FirstOfRun(_Entry):
         super().__init__(layers[0])
         self.run = tuple(layers)
         self.tolerance = tolerance
-        self.handed: tuple[weakref.ref[Tensor], list[Any]] | None = None
+        self.handed: tuple[weakref.ref[Tensor], list[Any]] | None = None  # a state and arguments, to layer `following`
+        self.following = 1
         self.steps = [
             Step(layer, index, arguments) for layer in layers for index in range(len(layer.branches(*arguments)))
         ]
@@ -125,7 +126,7 @@ class FirstOfRun(_Entry):
             self._check(x, arguments)
         self.stack.training = self.training
         state = self.stack(x, *arguments[0], **arguments[1])
-        self.handed = (weakref.ref(state), marks(arguments))
+        self.handed, self.following = (weakref.ref(state), marks(arguments)), 1
         return self.layer.returned(state)
 
     def _check(self, x: Tensor, arguments: Arguments) -> None:
@@ -156,36 +157,38 @@ class RestOfRun(_Entry):
     Args:
         layer: in whose place it stands.
         first: of the run.
-        last: whether no other follows.
+        index: which layer of the run it is; the first is 0.
 
     Shapes: as the layer's.
 
     Raises:
-        InputError: called with another state or other arguments than the run before it.
+        InputError: called with another state or other arguments than the run before it, or out of turn.
     """
 
     first: FirstOfRun
 
-    def __init__(self, layer: Layer, first: FirstOfRun, *, last: bool) -> None:
+    def __init__(self, layer: Layer, first: FirstOfRun, index: int) -> None:
         super().__init__(layer)
-        self.last = last
+        self.index = index
         vars(self)["first"] = first  # not registered: it has its own place
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What it was called with."""
         x, arguments = arguments_of(self.layer.module, args, kwargs)
-        handed = self.first.handed
+        first = self.first
+        handed = first.handed if first.following == self.index else None
         if handed is None or handed[0]() is not x or not same(handed[1], marks(arguments)):
             raise InputError(
-                f"a {type(self.layer.module).__name__} of a converted run was called with another state or other "
-                "arguments than the layer before it returned and got",
-                "layers called one after the other, as in the example of the conversion",
-                "convert the parts of the model between which it does something else, or leave it as it is",
+                f"layer {self.index} of a converted run of {len(first.run)} {type(self.layer.module).__name__} was "
+                "called out of turn, or with another state or other arguments than the layer before it",
+                "all layers of the run, one after the other",
+                "leave a model that skips layers, or that does something between them, as it is",
             )
-        if self.last:
-            self.first.handed = None
+        first.following += 1
+        if first.following == len(first.run):
+            first.handed = None
         return self.layer.returned(x)
 
     def extra_repr(self) -> str:
         """Shown by print."""
-        return "computed by the first layer of its run"
+        return f"computed by the first of {len(self.first.run)} layers"

@@ -12,9 +12,9 @@ from torch import nn
 from odenet import Gradient
 from odenet._solver import AnySolver
 from odenet._solver import solver as solver_named
-from odenet_torch._calls import check_unchanged, outputs
-from odenet_torch._converted import FirstOfRun, RestOfRun
-from odenet_torch._runs import Place, Run, runs_of
+from odenet_torch.conversion.calls import check_unchanged, outputs
+from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
+from odenet_torch.conversion.runs import Place, Run, runs_of
 
 Model = TypeVar("Model", bound=nn.Module)
 _Entries = list[tuple[Place, FirstOfRun | RestOfRun]]
@@ -26,8 +26,8 @@ def convert(
     *,
     example: Any,
     solver: str | AnySolver = "euler",
-    gradient: str | Gradient = "discrete-adjoint",
-    along: str | None = None,
+    gradient: str | Gradient = "checkpoint",
+    along: str = "piecewise",
     tolerance: float = 1e-6,
 ) -> Model:
     """Train a residual network that somebody else wrote by a gradient method of this library; its function stays.
@@ -52,8 +52,8 @@ def convert(
         example: what to call the model with: a tensor, a tuple of positional arguments, or a mapping of keyword
             arguments. A small batch does.
         solver: "euler" is the model itself. Another one makes another network of the same weights.
-        gradient: a name or record. With h = 1 "discrete-adjoint" may be far off, as `stack.certificate` says;
-            "checkpoint" is exact for any layers.
+        gradient: a name or record. The default is exact for any layers. "discrete-adjoint" keeps one state, but with
+            h = 1 may be far off, as `stack.certificate` says.
         along: as for `ResidualStack`.
         tolerance: the largest difference of an output, relative to its largest entry; in number types coarser than
             float32, 8 roundings if that is more.
@@ -97,7 +97,7 @@ def _entries(runs: Sequence[Run], choices: dict[str, Any]) -> _Entries:
     for run in runs:
         first = FirstOfRun([member.layer for member in run], run[0].call.arguments, **choices)
         made.append((run[0].place, first))
-        made += [(member.place, RestOfRun(member.layer, first, last=member is run[-1])) for member in run[1:]]
+        made += [(run[index].place, RestOfRun(run[index].layer, first, index)) for index in range(1, len(run))]
     return made
 
 

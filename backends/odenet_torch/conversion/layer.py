@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from odenet import _tree
-from odenet_torch._branches import PLAIN, Branch, traced, whole
-from odenet_torch._sums import added, in_place, version
+from odenet_torch.conversion.branches import PLAIN, Branch, traced, whole
+from odenet_torch.conversion.sums import added, in_place, version
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a layer, beside its state."""

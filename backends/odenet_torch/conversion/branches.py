@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from odenet import InputError, _tree
-from odenet_torch._sums import added
+from odenet_torch.conversion.sums import added
 
 Function = Callable[[nn.Module, Tensor, Sequence[Any]], Tensor]
 """`g(branch, x, leaves)`: `branch` holds the children and parameters, `leaves` are those of all other arguments."""
@@ -240,4 +240,6 @@ def _describe(node: Any, layer: nn.Module) -> str:
         return f"{type(layer.get_submodule(name)).__name__} ({name})"
     if node.op == "placeholder":
         return "handing on its input"
+    if node.target in _ADDITIONS | _ADDING_METHODS:
+        return "adding something else than a tensor, or a multiple of one"
     return str(getattr(node.target, "__name__", node.target))

@@ -1,0 +1,188 @@
+"""Checkpointing: some states are kept, and what lies between them is computed again.
+
+Chen et al. 2016 (segments); Griewank and Walther 2000 (the optimal schedule, `odenet._revolve`).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from odenet import Checkpoint, Stats
+from odenet._revolve import schedule
+from odenet._step import add, subtract
+from odenet_jax._field import Slot, Weights
+from odenet_jax._fixed import Run, read, write
+from odenet_jax._state import Leaves
+from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.discrete_adjoint import relative
+
+
+class Recomputation(Adjoint):
+    """Back from one kept state to the one before. Programs do not grow with N: loops read the schedule from tables."""
+
+    from_end = False
+
+    def __init__(self, method: Checkpoint, stats: Stats) -> None:
+        super().__init__(stats)
+        self.method = method
+
+    def keeps(self, run: Run) -> Sequence[int]:
+        """See `Adjoint.keeps`."""
+        steps = run.grid.steps
+        if self.method.states is not None:
+            return schedule(steps, self.method.states).forward
+        return [first + i * length for length, first, count in self.parts(steps) for i in range(count)]
+
+    def parts(self, steps: int) -> list[tuple[int, int, int]]:
+        """Those of `Checkpoint.parts` by length, the longer first: each length, the first step of all, and how many.
+
+        One loop runs all segments of one length.
+        """
+        lengths = collections.Counter(end - first for first, end in self.method.parts(steps))
+        found, first = [], 0
+        for length in sorted(lengths, reverse=True):
+            found.append((length, first, lengths[length]))
+            first += length * lengths[length]
+        return found
+
+    def solve(self, run: Run, y0: Leaves, probe: Array) -> Leaves:
+        """See `Adjoint.solve`."""
+        self.method = resolved(self.method, run, y0)
+        return super().solve(run, y0, probe)
+
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+        """See `Adjoint.back`."""
+        g, zero = gradients.end(), jnp.zeros((), run.layout.time)
+        carry = (zeros(g), g, sums, zero)  # the state at the end of the segment, as it was before
+        if self.method.states is not None:
+            carry = self.turn(run, kept.states, gradients, carry)
+        else:
+            parts = self.parts(run.grid.steps)
+            total = sum(count for _, _, count in parts)
+            for length, first, count in reversed(parts):
+                total -= count
+
+                def step(i: Any, carry: Any, length: int = length, start: int = first - total * length) -> Any:
+                    return self.segment(run, start + i * length, length, read(kept.states, i), gradients, carry)
+
+                carry = descend(step, total + count, count, carry)
+        _, g, sums, residual = carry
+        return g, sums, residual
+
+    def turn(self, run: Run, states: Leaves, gradients: Joining, carry: Any) -> Any:
+        """All turns of the optimal schedule, the kept states in a buffer with one row more than states may be kept."""
+        turns, keeps = table(run.grid.steps, self.method.states or 1)
+        index, row = jnp.asarray(keeps.index), jnp.asarray(keeps.row)
+        nowhere = states[0].shape[0]
+
+        def body(state: Any, turn: Turns) -> tuple[Any, None]:
+            states, carry = state
+
+            def forward(n: Any, way: Any) -> Any:
+                y, states, next_kept = way
+                y = add(y, run.at(n).increment(n, y))
+                hit = (next_kept < turn.end) & (index[next_kept] == n + 1)
+                states = write(states, jnp.where(hit, row[next_kept], nowhere), y)
+                return y, states, next_kept + hit.astype(jnp.int32)
+
+            way = (read(states, turn.row), states, turn.begin)
+            y, states, _ = lax.fori_loop(turn.origin, turn.step, forward, way)
+            return (states, self.segment(run, turn.step, 1, y, gradients, carry)), None
+
+        return lax.scan(body, (states, carry), jax.tree.map(jnp.asarray, turns))[0][1]
+
+    def segment(self, run: Run, first: Any, length: int, y: Leaves, gradients: Joining, carry: Any) -> Any:
+        """The way back through steps first, ..., first + length - 1, from the state y at their start."""
+        later, g, sums, residual = carry
+        steps = run.grid.steps
+        if length == 1:
+            here, indices = run.at(first), first
+        else:
+            indices = first + jnp.arange(length, dtype=jnp.int32)
+            here = run.reading(run.field.rows(run.weights, indices, steps))
+        met = gradients.at(first) if length == 1 else jax.vmap(gradients.at)(indices)
+
+        def forward(run: Run, y: Leaves) -> Leaves:
+            def step(y: Leaves, place: tuple[Any, Slot | None]) -> tuple[Leaves, Leaves]:
+                n, slot = place
+                return add(y, run.reading(slot).increment(n, y)), () if met is None else y
+
+            end, starts = step(y, (first, run.slot)) if length == 1 else lax.scan(step, y, (indices, run.slot))
+            return (*end, *starts)
+
+        ends, pull = vjp(here, forward, y)
+        end = ends[: len(y)]
+        g, *found = pull((*g, *(met or ())))
+        defect = jnp.where(first + length < steps, relative(subtract(end, later), later), 0)
+        return y, g, collect(here, indices, sums, found), jnp.maximum(residual, defect.astype(residual.dtype))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """`odenet._revolve.Turn` for all turns: which step, the index and the row of the state to start from, and which of
+    `Keeps` are on the way, from `begin` to before `end`."""
+
+    step: Any
+    origin: Any
+    row: Any
+    begin: Any
+    end: Any
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """States to be kept on the ways of the turns, one after another: their index, and the row they go to."""
+
+    index: Any
+    row: Any
+
+
+jax.tree_util.register_dataclass(Turns, ["step", "origin", "row", "begin", "end"], [])
+
+
+def table(steps: int, states: int) -> tuple[Turns, Keeps]:
+    """The optimal schedule as arrays of integers, O(steps) of them."""
+    found = schedule(steps, states)
+    rows = {n: row for row, n in enumerate(found.forward)}
+    free: list[int] = []
+    turns, keeps = [], []
+    for turn in found.turns:
+        begin = len(keeps)
+        for n in turn.keep:
+            rows[n] = free.pop()
+            keeps.append((n, rows[n]))
+        turns.append((turn.step, turn.origin, rows[turn.origin], begin, len(keeps)))
+        if turn.step in rows:
+            free.append(rows.pop(turn.step))
+    keeps.append((steps + 1, 0))  # never reached: so that there is one to look at
+    return Turns(*np.array(turns, np.int32).T), Keeps(*np.array(keeps, np.int32).T)
+
+
+def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
+    """The method with `memory` turned into how many states fit beside what the VJP of step 0 keeps.
+
+    Under `jax.vmap` both are those of one row.
+    """
+    if method.memory is None:
+        return method
+    here = run.at(jnp.int32(0))
+
+    def recorded(y: Leaves, weights: Weights, slot: Slot | None) -> list[Array]:
+        there = dataclasses.replace(here, weights=weights, slot=slot)
+        return jax.tree.leaves(vjp(there, lambda run, y: run.increment(0, y), y)[1])
+
+    program = jax.make_jaxpr(recorded)(y0, here.weights, here.slot).jaxpr
+    made = {id(out): out.aval for out in program.outvars} if program.eqns else {}
+    for given in program.invars:  # there anyway
+        made.pop(id(given), None)
+    stages = sum(aval.size * aval.dtype.itemsize for aval in made.values())
+    return Checkpoint(states=method.affordable(sum(leaf.nbytes for leaf in y0), stages))

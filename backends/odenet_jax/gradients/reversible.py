@@ -1,0 +1,75 @@
+"""Reversible solvers: undo each step, and take the VJPs where undoing it evaluates f anyway.
+
+The solvers, and how they are undone, are `odenet._reversible`; here is only what evaluates f and takes its VJP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from odenet import ReversibleSolver
+from odenet._step import add
+from odenet_jax._fixed import Run
+from odenet_jax._state import Leaves
+from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.discrete_adjoint import relative
+
+
+class Retrace(Adjoint):
+    """Back from what the solver carries at t1."""
+
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+        """See `Adjoint.back`."""
+        solver, h, steps = run.solver, run.grid.h, run.grid.steps
+        assert isinstance(solver, ReversibleSolver)
+        assert kept.end is not None
+
+        def step(n: Any, carry: Any) -> Any:
+            pair, g, sums = carry
+            pull = Pull(run.at(n))
+            pair, g = solver.back(pull, n, h, steps, pair, g)
+            return pair, (gradients.join(n, g[0]), *g[1:]), pull.collect(n, sums)
+
+        end = gradients.end()
+        carry = (kept.end, solver.cotangents(end, zeros(end)), sums)
+        pair, g, sums = descend(step, steps, steps, carry)
+        pull = Pull(run.at(jnp.int32(0)))
+        y, defect, gradient = solver.origin(pull, h, pair, g)
+        return gradient, pull.collect(jnp.int32(0), sums), relative(defect, y).astype(run.layout.time)
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Evaluations in one step with their VJPs (`odenet._reversible.Back`).
+
+    Args:
+        run: at that step.
+        found: gradients of what the step reads, one for each evaluation.
+    """
+
+    run: Run
+    found: list[Any] = field(default_factory=list)
+
+    def slope(self, n: Any, position: float, y: Leaves, cotangent: Leaves) -> tuple[Leaves, Leaves]:
+        """See `Back`."""
+        return self._pull(y, cotangent, lambda run, y: run.slope(n, position, y))
+
+    def increment(self, n: Any, y: Leaves, cotangent: Leaves, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
+        """See `Back`."""
+        return self._pull(y, cotangent, lambda run, y: run.increment(n, y, reverse=reverse))
+
+    def collect(self, n: Any, sums: Sums) -> Sums:
+        """The sums with what was found added."""
+        return collect(self.run, n, sums, jax.tree.map(lambda *each: sum(each), *self.found)) if self.found else sums
+
+    def _pull(self, y: Leaves, cotangent: Leaves, evaluate: Callable[[Run, Leaves], Leaves]) -> tuple[Leaves, Leaves]:
+        value, pull = vjp(self.run, evaluate, y)
+        part, *found = pull(cotangent)
+        self.found.append(found)
+        return value, part

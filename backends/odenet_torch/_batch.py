@@ -1,0 +1,68 @@
+"""A batch as tensors, and the loss that is taken where a user names none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from odenet import InputError, _tree
+
+
+def on(like: Tensor, batch: Any) -> Any:
+    """The batch with NumPy arrays as tensors on the device of `like`, inexact ones of its number type."""
+
+    def leaf(given: Any) -> Any:
+        if not isinstance(given, np.ndarray):
+            return given
+        made = torch.tensor(given, device=like.device)
+        return made.to(like.dtype) if made.is_floating_point() else made
+
+    return _tree.map(leaf, batch)
+
+
+def mean_loss(outputs: Any, target: Any = None) -> Tensor:
+    """Cross-entropy, half the mean squared difference to a target, or half the mean square where there is none.
+
+    Shapes: outputs (batch, classes) with whole numbers (batch,) as target; outputs and target of one shape; or any
+    tree of outputs.
+
+    Raises:
+        InputError: anything else.
+    """
+    leaves = _tree.leaves(outputs)
+    if leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
+        if target is None:
+            return 0.5 * sum((leaf.abs() ** 2).mean() for leaf in leaves)  # pyright: ignore[reportReturnType]
+        if len(leaves) == 1 and isinstance(target, Tensor):
+            whole = not (target.is_floating_point() or target.is_complex())
+            if whole and outputs.ndim == 2 and target.shape == outputs.shape[:1]:
+                return F.cross_entropy(outputs, target)
+            if not whole and target.shape == leaves[0].shape:
+                return 0.5 * ((leaves[0] - target).abs() ** 2).mean()
+    kinds = " and ".join(_kind(each) for each in (outputs, target))
+    raise InputError(
+        f"outputs and target that are {kinds}, without a loss",
+        "outputs (batch, classes) with class numbers (batch,), or both of one shape, or outputs alone",
+        "give loss=function(outputs, target)",
+    )
+
+
+def scalar(loss: Callable[..., Any] | None, outputs: Any, target: Any) -> Tensor:
+    """The loss, a user's or `mean_loss`; of outputs alone where the target is None.
+
+    Raises:
+        InputError: it is no real scalar.
+    """
+    value = (loss or mean_loss)(*((outputs,) if target is None else (outputs, target)))
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+        raise InputError(f"the loss returned {value!r}", "a real scalar tensor")
+    return value
+
+
+def _kind(given: Any) -> str:
+    return f"a tensor {tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__

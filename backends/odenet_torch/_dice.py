@@ -1,0 +1,52 @@
+"""The state of random number generators: torch's, which is replayed, and others, which are not."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def state(device: torch.device) -> list[Tensor]:
+    """Of torch's generators of the host and of the device."""
+    found = [torch.get_rng_state()]
+    if device.type == "cuda":
+        found.append(torch.cuda.get_rng_state(device))
+    return found
+
+
+def restore(device: torch.device, found: list[Tensor]) -> None:
+    """As they were."""
+    torch.set_rng_state(found[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(found[1], device)
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether nothing was drawn between."""
+    return all(_bytes(a) == _bytes(b) for a, b in zip(one, other, strict=True))
+
+
+@contextlib.contextmanager
+def others() -> Iterator[Callable[[], bool]]:
+    """Python's and NumPy's generators are left as they are; yields whether something was drawn from them."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+
+    def drawn() -> bool:
+        return random.getstate() != python or repr(np.random.get_state(legacy=False)) != repr(numpy)
+
+    try:
+        yield drawn
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _bytes(found: Tensor) -> bytes:
+    """Of a generator's state, without an operation of torch: this is asked at every evaluation."""
+    return ctypes.string_at(found.data_ptr(), found.nbytes)

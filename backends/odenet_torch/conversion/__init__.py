@@ -1,0 +1,1 @@
+"""`convert`: runs of residual layers inside a model that somebody else wrote become residual stacks."""

@@ -1,0 +1,189 @@
+"""Running every gradient method on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from odenet._adjoints import DiscreteAdjoint
+from odenet._errors import InputError, OdenetError
+from odenet._exact import Backprop
+from odenet._gradient import Cost, Gradient
+from odenet._gradients import MENU, gradient
+from odenet._solver import AnySolver, made_reversible
+from odenet.doctor.diagnosis import Diagnosis, Examination
+
+if TYPE_CHECKING:
+    from odenet._sample import Part, Sample
+
+See = Callable[[Gradient, bool], "Sample"]
+"""A gradient of the model by that method; True for the network that its solvers become as reversible ones."""
+
+_FAILURES = (OdenetError, RuntimeError, MemoryError)
+
+
+def check_gradients(
+    model: Any,
+    batch: Any,
+    *,
+    loss: Callable[..., Any] | None = None,
+    gradients: Iterable[str | Gradient] | None = None,
+    tolerance: float = 1e-2,
+    backend: str | None = None,
+) -> Diagnosis:
+    """Compare every gradient method with exact backprop on your model and batch, and say which one to take.
+
+    Each method runs once forward and back on the batch, in the model's number type and on its device. The model is
+    left exactly as it was: its gradient method, parameters and their `.grad`, buffers, training flags, random states.
+
+    Args:
+        model: a torch.nn.Module or an equinox.Module, called with one argument, that is or contains a ResidualStack, a
+            NeuralODE or an OdeNet. All of these in it are given the same method at a time.
+        batch: its input, or a pair (input, target). A small one is enough, and has to fit with backprop.
+        loss: `loss(outputs, target)`, a real scalar of the framework; `loss(outputs)` where the batch is no pair. None
+            for half the mean square of the outputs, or of their difference to a target of the same shape;
+            cross-entropy for outputs (batch, classes) with class numbers (batch,) as target.
+        gradients: names or records; None takes every method and the variants worth a look.
+        tolerance: the relative error of the whole gradient that the recommended method may have.
+        backend: "torch" or "jax"; left out it follows from the model.
+
+    Returns:
+        A `Diagnosis`: one `Examination` a method, `recommended`, `verdict`; print it.
+
+    Raises:
+        InputError: a model without any of these modules, a batch without a loss, a tolerance that is no number.
+        OdenetError: backprop, which all are compared with, fails.
+    """
+    from odenet import _registry
+
+    found = _registry.entry(backend) if backend is not None else _registry.entry_for([model])
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
+        raise InputError(f"tolerance={tolerance!r}", "a relative error above 0, as in 1e-2")
+    if isinstance(gradients, (str, Gradient)):
+        gradients = (gradients,)
+    methods = [gradient(each) for each in (MENU if gradients is None else gradients)]
+    loaded = _registry.backend(found.name)
+
+    def see(method: Gradient, reversible: bool) -> Sample:
+        return loaded.examine(model, batch, loss, method, reversible=reversible)
+
+    return diagnose(see, methods, tolerance=tolerance, backend=found.name, offers=found.offers)
+
+
+def diagnose(
+    see: See,
+    gradients: Iterable[Gradient],
+    *,
+    tolerance: float,
+    backend: str,
+    offers: Callable[[AnySolver, Gradient], bool],
+    refer: See | None = None,
+    reference: str = "",
+) -> Diagnosis:
+    """One examination a method.
+
+    Args:
+        see: runs a method on the model.
+        gradients: the methods.
+        tolerance: see `check_gradients`.
+        backend: by name.
+        offers: whether the backend can differentiate a solver by a method.
+        refer: gives the exact gradient; None takes the model's own by backprop.
+        reference: what that is, in words.
+
+    Raises:
+        OdenetError: the exact gradient cannot be had.
+    """
+    from odenet.doctor.comparison import smoothness
+
+    truth = (refer or see)(Backprop(), False)
+    references = {False: truth}
+    seen: list[Examination] = []
+    samples: dict[Gradient, Sample] = {}
+    dtype = truth.dtype
+    for method in gradients:
+        another = _needs_another(method, truth.parts)
+        solvers = [made_reversible(part.solver) if another else part.solver for part in truth.parts]
+        label = ", ".join(dict.fromkeys(solver.label for solver in solvers))
+        if not all(offers(solver, method) for solver in solvers):
+            seen.append(Examination(method, label, another, offered=False, trouble="not offered"))
+            continue
+        try:
+            if another not in references:
+                references[another] = (refer or see)(Backprop(), another)
+            sample = see(method, another)
+        except _FAILURES as error:
+            text = str(error) if isinstance(error, OdenetError) else f"{type(error).__name__}: {error}"
+            seen.append(Examination(method, label, another, trouble=text))
+            continue
+        dtype = sample.dtype
+        seen.append(_examination(method, label, another, sample, references[another]))
+        if not another:
+            samples[method] = sample
+    return Diagnosis(
+        backend,
+        dtype,
+        reference or f"backprop in {dtype}",
+        truth.parts,
+        tuple(seen),
+        tolerance,
+        _contraction(samples, dtype),
+        smoothness(truth),
+    )
+
+
+def _needs_another(method: Gradient, parts: tuple[Part, ...]) -> bool:
+    """Whether the method can do nothing with the model's solvers, but with what they become as reversible ones."""
+    own = all(method.offered(part.solver) for part in parts)
+    return not own and all(method.offered(made_reversible(part.solver)) for part in parts)
+
+
+def _examination(method: Gradient, solver: str, another: bool, sample: Sample, reference: Sample) -> Examination:
+    from odenet.doctor.comparison import compare
+
+    certificates = [part.certificate for part in sample.parts if part.certificate is not None]
+    estimates = [method.estimate(part.certificate, part.steps) for part in sample.parts]
+    known = [estimate for estimate in estimates if estimate is not None]
+    return Examination(
+        method,
+        solver,
+        another,
+        certificate=max(certificates, default=None),
+        estimate=max(known, default=None) if len(known) == len(estimates) else None,
+        cost=_cost(method, sample.parts),
+        grows=_grows(method, sample.parts),
+        **compare(sample, reference),
+    )
+
+
+def _cost(method: Gradient, parts: tuple[Part, ...], times: int = 1) -> Cost | None:
+    """Of all solves, each with `times` its steps; None where the cost model does not tell."""
+    try:
+        costs = [(method.cost(part.solver, times * part.steps), part.solves) for part in parts]
+    except InputError:  # checkpoint with a budget of memory
+        return None
+    names = ("f_forward", "f_backward", "vjp", "states")
+    return Cost(*(sum(getattr(cost, name) * solves for cost, solves in costs) for name in names))
+
+
+def _grows(method: Gradient, parts: tuple[Part, ...]) -> bool:
+    """Whether twice the steps keep more states."""
+    one, two = _cost(method, parts), _cost(method, parts, times=2)
+    return one is not None and two is not None and two.states > one.states
+
+
+def _contraction(samples: dict[Gradient, Sample], dtype: str) -> float | None:
+    """See `Diagnosis`."""
+    from odenet.doctor.diagnosis import ROUNDING
+
+    one, two = samples.get(DiscreteAdjoint()), samples.get(DiscreteAdjoint(iterations=2))
+    if one is None or two is None:
+        return None
+    factors = [
+        after.certificate / before.certificate
+        for before, after in zip(one.parts, two.parts, strict=True)
+        if before.certificate is not None
+        and after.certificate is not None
+        and before.certificate > 100 * ROUNDING.get(dtype, ROUNDING["float32"])
+    ]
+    return max(factors, default=None)
