@@ -129,7 +129,7 @@ class ContinuousAdjoint(Gradient):
         if self.solver is not None and not isinstance(solver(self.solver), Solver):
             raise InputError(f"solver={self.solver!r} of the continuous adjoint", "an explicit Runge-Kutta method")
         if self.steps is not None:
-            whole("steps of the continuous adjoint", self.steps)
+            whole("steps", self.steps, of="the continuous adjoint")
         yes_or_no("interpolate", self.interpolate)
 
     def backward(self, forward: AnySolver, steps: int) -> tuple[Solver, int]:

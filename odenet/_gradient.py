@@ -72,12 +72,12 @@ class Gradient:
         return None
 
 
-def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raises InputError unless the value is an int within the bounds."""
+def whole(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> None:
+    """Raises InputError unless the value, of that name (of what), is an int within the bounds."""
     inside = isinstance(value, int) and not isinstance(value, bool) and value >= least
     if not inside or (most is not None and value > most):
         allowed = f"at least {least}" if most is None else f"{least} to {most}"
-        raise InputError(f"{name}={value!r}", f"a whole number, {allowed}")
+        raise InputError(f"{name}={value!r}" + (f" of {of}" if of else ""), f"a whole number, {allowed}")
 
 
 def yes_or_no(name: str, value: Any) -> None:

@@ -29,7 +29,11 @@ __all__ = [
     "gradient",
 ]
 
-GRADIENTS: dict[str, type[Gradient]] = {kind.name: kind for kind in Gradient.__subclasses__()}
+GRADIENTS: dict[str, type[Gradient]] = {
+    kind.name: kind
+    for kind in sorted(Gradient.__subclasses__(), key=lambda kind: not kind.exactness.startswith("exact"))
+}
+"""The exact ones first."""
 _VARIANTS = {
     "discrete-adjoint": (
         "discrete-adjoint:correct=no",

@@ -42,7 +42,7 @@ class Schedule:
 
 @cache
 def schedule(steps: int, states: int) -> Schedule:
-    """The schedule with the fewest evaluations for `steps` steps and at most `states` states kept beside the current one.
+    """The schedule with the fewest evaluations for that many steps and states kept beside the current one at most.
 
     The way of the first turn is the forward pass itself.
     """
@@ -64,18 +64,17 @@ def advances(steps: int, states: int) -> int:
 
 def _turns(first: int, end: int, states: int) -> Iterator[Turn]:
     """The turns of steps first..end-1, where state `first` is kept and `states` counts it."""
-    if end - first == 1:
-        yield Turn(first, first, ())
-        return
-    if states == 1:
-        for n in reversed(range(first, end)):
-            yield Turn(n, first, ())
-        return
-    middle = first + _split(end - first, states)
-    head, *rest = _turns(middle, end, states - 1)
-    yield Turn(head.step, first, (middle, *head.keep))
-    yield from rest
-    yield from _turns(first, middle, states)
+    left = [(first, end, states)]  # pieces whose turns are still to come, the next one last
+    while left:
+        first, end, states = left.pop()
+        origin, keep = first, []
+        while end - first > 1 and states > 1:
+            middle = first + _split(end - first, states)
+            left.append((first, middle, states))
+            keep.append(middle)
+            first, states = middle, states - 1
+        yield Turn(end - 1, origin, tuple(keep))
+        yield from (Turn(n, first, ()) for n in reversed(range(first, end - 1)))
 
 
 def _split(steps: int, states: int) -> int:

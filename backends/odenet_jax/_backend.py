@@ -28,20 +28,18 @@ from odenet import (
     Measurement,
     NetSpec,
     Problem,
+    Sample,
     Solution,
 )
 from odenet._backend import Arrays
 from odenet._solver import AnySolver
 from odenet._timing import seconds
+from odenet_jax._batch import enable_x64, like, mean_loss, on
+from odenet_jax._examine import examine
 from odenet_jax._measure import Counter, counted, finished, peak_bytes
 from odenet_jax._nets import OdeNet
 from odenet_jax._solve import solve_problem
 from odenet_jax._state import as_array
-
-try:
-    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-except ImportError:  # jax >= 0.9 has it at the top
-    from jax import enable_x64
 
 _DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
 
@@ -100,7 +98,7 @@ class JaxBackend(Backend):
 
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
         """See `Backend`."""
-        with _like(model):
+        with like(model.weights.values()):
             x, y = _batch(model, inputs, targets)
             step, _ = _compiled(model, x, y, model.gradient)
             (loss, outputs), (gradients, residual) = step(model.weights, _probe(model), x, y)
@@ -111,9 +109,21 @@ class JaxBackend(Backend):
                 float(residual) if model.gradient.certifies else None,
             )
 
+    def examine(
+        self,
+        model: Any,
+        batch: Any,
+        loss: Callable[..., Any] | None,
+        gradient: Gradient,
+        *,
+        reversible: bool = False,
+    ) -> Sample:
+        """See `Backend`. A solve inside of `vmap`, or called several times, has the mean of its certificates."""
+        return examine(model, batch, loss, gradient, reversible)
+
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """See `Backend`."""
-        with _like(model):
+        with like(model.weights.values()):
             x, y = _batch(model, inputs, targets)
             forward, forward_compile = _compiled(model, x, y, None)
             step, step_compile = _compiled(model, x, y, model.gradient)
@@ -181,25 +191,16 @@ def _probe(model: OdeNet) -> Array:
     return jnp.zeros((), _time(model.weights))
 
 
-@contextlib.contextmanager
-def _like(model: OdeNet) -> Iterator[None]:
-    """The number types and the device of a model's weights."""
-    example = next(iter(model.weights.values()))
-    with enable_x64(_time(model.weights) == jnp.float64), jax.default_device(next(iter(example.devices()))):
-        yield
-
-
 def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Array, Array]:
     model.spec.check_batch(inputs, targets)
-    kind = next(iter(model.weights.values())).dtype
-    return jnp.asarray(inputs, kind), jnp.asarray(targets, jnp.int32 if model.spec.classes is not None else kind)
+    kind = np.int32 if model.spec.classes is not None else np.float64
+    example = next(iter(model.weights.values()))
+    return on(example, (np.asarray(inputs, np.float64), np.asarray(targets, kind)))
 
 
 def _loss(model: OdeNet, weights: dict[str, Array], probe: Array, x: Array, y: Array) -> tuple[Array, Array]:
     outputs = eqx.tree_at(lambda m: m.weights, model, weights)(x, probe)
-    if model.spec.classes is None:
-        return 0.5 * ((outputs - y) ** 2).mean(), outputs
-    return -jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], axis=1).mean(), outputs
+    return mean_loss(outputs, y), outputs
 
 
 def _compiled(model: OdeNet, x: Array, y: Array, gradient: Gradient | None) -> tuple[Any, float]:

@@ -42,7 +42,7 @@ def cosine_distance(value: np.ndarray, reference: np.ndarray) -> float:
 
 def _real(vector: np.ndarray) -> np.ndarray:
     if np.iscomplexobj(vector):
-        vector = np.concatenate([vector.real, vector.imag])
+        vector = np.concatenate([np.real(vector), np.imag(vector)])
     return vector.astype(np.float64)
 
 

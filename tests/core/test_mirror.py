@@ -16,11 +16,17 @@ ONE, OTHER = "odenet_torch", "odenet_jax"
 ALONE = {ONE: set(), OTHER: {"_trees.py"}}  # registers JAX's pytrees; torch has none
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
+    "_batch.py": (set(), {"like"}),
+    "_examine.py": ({"unchanged"}, {"Probed"}),
     "_field.py": ({"BlockField", "FunctionField", "now", "outside", "unique"}, {"Slot", "Weights", "field"}),
-    "_fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place"}),
+    "_fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),
     "_measure.py": ({"LiveBytes"}, set()),
     "_state.py": ({"as_tensor"}, {"as_array"}),
-    "gradients/_adjoint.py": ({"Sums", "standing", "vjp"}, {"collect", "differentiable"}),
+    "gradients/_adjoint.py": (
+        {"Sums", "refuse_transforms", "require_known", "standing"},
+        {"Joining", "collect", "descend"},
+    ),
+    "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
 }
 
 

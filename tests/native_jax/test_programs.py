@@ -7,10 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import odenet
 from odenet import Depth
 from odenet_jax import solve
 
-METHODS = ["backprop", "discrete-adjoint", "discrete-adjoint:correct=no", "continuous-adjoint"]
+METHODS = [
+    "backprop",
+    "checkpoint",
+    "checkpoint:segments=3",
+    "checkpoint:states=3",
+    "discrete-adjoint",
+    "discrete-adjoint:correct=no:iterations=3:anchors=3",
+    "discrete-adjoint:predictor=extrapolate:tolerance=0.5",
+    "continuous-adjoint",
+    "continuous-adjoint:interpolate=yes",
+]
+REVERSIBLE = ["reversible:heun", "reversible-heun", "alf"]
 EVERY = pytest.mark.parametrize("gradient", METHODS)
 KINDS = pytest.mark.parametrize("kind", ["shared", "piecewise", "linear"])
 WIDTH = 32
@@ -64,9 +76,20 @@ def test_the_program_of_a_gradient_is_as_long_for_512_steps_as_for_8(gradient, k
     assert counts[0] > 20  # programs inside programs were seen
 
 
-def temporaries(steps, gradient, kind, layers):
-    compiled = jax.jit(derivative(steps, gradient)).lower(jnp.ones((64, WIDTH)), weights(kind, layers)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+@KINDS
+@pytest.mark.parametrize("gradient", ["backprop", "reversible"])
+@pytest.mark.parametrize("solver", REVERSIBLE)
+def test_so_is_that_of_reversible_solvers(solver, gradient, kind):
+    counts = []
+    for steps in (8, 512):
+        program = jax.make_jaxpr(derivative(steps, gradient, solver, "all"))(jnp.ones((1, 2)), weights(kind, steps, 2))
+        counts.append(len(list(programs(program.jaxpr))))
+    assert counts[0] == counts[1]
+
+
+def temporaries(steps, gradient, kind, layers, solver="euler"):
+    program = jax.jit(derivative(steps, gradient, solver)).lower(jnp.ones((64, WIDTH)), weights(kind, layers))
+    return program.compile().memory_analysis().temp_size_in_bytes
 
 
 @KINDS
@@ -74,6 +97,50 @@ def temporaries(steps, gradient, kind, layers):
 def test_memory_of_the_adjoints_does_not_grow_with_depth(gradient, kind):
     few, many = (temporaries(steps, gradient, kind, 16) for steps in (16, 1024))
     assert many == pytest.approx(few, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        "checkpoint:states=4",
+        "discrete-adjoint:iterations=3",
+        "discrete-adjoint:predictor=extrapolate:order=4",
+        "discrete-adjoint:tolerance=1e-3",
+    ],
+)
+def test_nor_does_that_of_their_variants_and_of_few_checkpoints(gradient):
+    few, many = (temporaries(steps, gradient, "piecewise", 16) for steps in (16, 1024))
+    assert many == pytest.approx(few, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["shared", "piecewise"])
+@pytest.mark.parametrize("solver", REVERSIBLE)
+def test_nor_does_that_of_reversible_solvers(solver, kind):
+    few, many = (temporaries(steps, "reversible", kind, 16, solver) for steps in (16, 1024))
+    assert many == pytest.approx(few, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "steps", "kept"),
+    [
+        ("checkpoint", 256, 256),
+        ("checkpoint:states=16", 256, 17),
+        ("discrete-adjoint:anchors=16", 256, 16),
+        ("continuous-adjoint:interpolate=yes", 256, 257),
+    ],
+)
+def test_kept_states_are_as_many_as_the_cost_model_says_beside_a_few_that_are_worked_on(gradient, steps, kept):
+    assert odenet.gradient(gradient).cost(odenet.solver("euler"), steps).states == kept
+    state = 64 * WIDTH * 4
+    assert (kept - 1) * state < temporaries(steps, gradient, "shared", 1) < (kept + 8) * state
+
+
+def test_a_budget_of_memory_is_not_exceeded():
+    """It is for states and stages; weights and their gradients come on top."""
+    for states in (20, 40, 80):
+        budget = states * 64 * WIDTH * 4
+        used = temporaries(1024, odenet.Checkpoint(memory=budget), "shared", 1)
+        assert 0.5 * budget < used < budget + WIDTH * WIDTH * 4 * 4
 
 
 @pytest.mark.parametrize("kind", ["piecewise", "linear"])

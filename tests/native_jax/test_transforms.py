@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import re
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import odenet
-from odenet import Depth, _tree
+from odenet import Depth, GradientError, UnsupportedError, _tree
 from odenet_jax import NeuralODE, ResidualStack, solve
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -172,6 +173,37 @@ def test_the_probe_brings_the_certificate_out_of_grad(iterations):
     assert 1e-8 < residual < 1e-1
 
 
+def test_the_probe_brings_out_the_defect_of_a_reversible_solver_and_of_states_computed_again():
+    def residual(solver, gradient):
+        def scalar(probe):
+            return jnp.sum(solve(field, start(), stacked(), solver=solver, gradient=gradient, probe=probe).y1)
+
+        return jax.jit(jax.grad(scalar))(jnp.zeros(()))
+
+    lossy = odenet.solver("reversible:euler:coupling=0.05")
+    assert 0 < residual("reversible:euler", "reversible") < 1e-12
+    assert residual(lossy, "reversible") > 1e-10
+    for gradient in ("checkpoint", "checkpoint:segments=3", "checkpoint:states=3"):
+        assert residual("euler", gradient) < 1e-15
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_that_cannot_be_undone_is_an_error(compiled):
+    def scalar(y0, tolerance):
+        method = odenet.DiscreteAdjoint(tolerance=tolerance, limit=8)
+        return jnp.sum(solve(lambda t, y: 9 * jnp.sin(5 * y), y0, steps=4, gradient=method).y1)
+
+    found = jax.jit(jax.grad(scalar), static_argnums=1) if compiled else jax.grad(scalar)
+    message = "step 3 cannot be undone to tolerance=1e-06: after 8 evaluations the residual went from"
+    if compiled:
+        message = "a step cannot be undone to tolerance=1e-06: after 8 evaluations the residual is larger"
+    with pytest.raises(RuntimeError if compiled else GradientError, match=message):
+        jax.block_until_ready(found(start(), 1e-6))
+    many = jnp.stack([1e-9 * start(), start()])
+    with pytest.raises(RuntimeError, match="a step cannot be undone"):
+        jax.block_until_ready(jax.vmap(lambda y0: jax.grad(scalar)(y0, 1e-6))(many))
+
+
 @pytest.mark.parametrize("gradient", ["backprop", "continuous-adjoint"])
 def test_the_probe_is_nothing_to_methods_that_rebuild_nothing(gradient):
     def scalar(probe):
@@ -180,19 +212,31 @@ def test_the_probe_is_nothing_to_methods_that_rebuild_nothing(gradient):
     assert jax.grad(scalar)(jnp.zeros(())) == 0
 
 
-def test_second_derivatives_through_the_adjoint_are_those_of_backprop_when_it_has_converged():
-    def final(x, gradient):
-        return jnp.sum(solve(lambda t, y, w: jnp.sin(w * y), x * start(), 0.5 + x, steps=4, gradient=gradient).y1)
-
-    converged = "discrete-adjoint:iterations=8"
-    second = jax.jit(jax.grad(jax.grad(final)), static_argnums=1)
-    exact, reverse = second(0.3, "backprop"), second(0.3, converged)
-    forward = jax.jit(lambda x: jax.jvp(lambda x: jax.grad(final)(x, converged), (x,), (1.0,))[1])(0.3)
-    assert reverse == pytest.approx(float(exact), rel=1e-6)
-    assert forward == pytest.approx(float(exact), rel=1e-6)
+OWN_WAY_BACK = [
+    ("euler", "checkpoint"),
+    ("euler", "checkpoint:segments=3"),
+    ("euler", "checkpoint:states=3"),
+    ("euler", "discrete-adjoint:tolerance=0.001"),
+    ("euler", "continuous-adjoint:interpolate=yes"),
+    ("alf", "reversible"),
+]
 
 
-@pytest.mark.parametrize("gradient", ["discrete-adjoint", "continuous-adjoint"])
+@pytest.mark.parametrize(("solver", "gradient"), OWN_WAY_BACK)
+def test_a_second_derivative_is_refused_in_every_order_of_modes(solver, gradient):
+    def first(x):
+        chosen = {"steps": 4, "solver": solver, "gradient": gradient}
+        return jax.grad(lambda x: jnp.sum(solve(lambda t, y, w: jnp.sin(w * y), x * start(), 0.5 + x, **chosen).y1))(x)
+
+    first(0.3)
+    message = re.escape(f"a second derivative through gradient={gradient!r}")
+    for second in (jax.grad(first), jax.jit(jax.grad(jax.jit(first))), lambda x: jax.jvp(first, (x,), (1.0,))):
+        with pytest.raises(UnsupportedError, match=message):
+            second(0.3)
+    assert jax.grad(lambda x: first(0.3) * x)(1.0) == first(0.3)  # no derivative of it
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "discrete-adjoint", "continuous-adjoint"])
 def test_forward_mode_through_an_adjoint_is_an_error_and_through_backprop_is_right(gradient):
     def final(x, gradient):
         return loss(x * start(), stacked(), gradient)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import ReversibleSolver
-from odenet._step import add
 from odenet_jax._fixed import Run
 from odenet_jax._state import Leaves
 from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
