@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from odenet import BackendEntry
 
 if TYPE_CHECKING:
+    from odenet_jax._certificate import certified_value_and_grad
     from odenet_jax._nets import NeuralODE, OdeNet, ResidualStack
     from odenet_jax._solve import solve
 
@@ -19,9 +20,15 @@ backend = BackendEntry(
     array_modules=("jax", "jaxlib"),
 )
 
-_HOMES = {"NeuralODE": "_nets", "OdeNet": "_nets", "ResidualStack": "_nets", "solve": "_solve"}
+_HOMES = {
+    "NeuralODE": "_nets",
+    "OdeNet": "_nets",
+    "ResidualStack": "_nets",
+    "certified_value_and_grad": "_certificate",
+    "solve": "_solve",
+}
 
-__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "solve"]
+__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "certified_value_and_grad", "solve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,7 @@ from odenet import (
 from odenet._backend import Arrays
 from odenet._solver import AnySolver
 from odenet._timing import seconds
-from odenet_jax._batch import enable_x64, like, mean_loss, on
+from odenet_jax._batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
 from odenet_jax._examine import examine
 from odenet_jax._measure import Counter, counted, finished, peak_bytes
 from odenet_jax._nets import OdeNet

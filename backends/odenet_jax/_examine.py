@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -101,11 +102,15 @@ class Probed(eqx.Module):
     solves: Array
     seen: dict[str, int] = eqx.field(static=True)
 
-    def __call__(self, x: Any) -> Any:
-        """The solve's value."""
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """What the solve returns."""
         self.seen[self.name] += 1
-        (first, *rest), structure = jax.tree.flatten(self.module(x, self.residual))
-        return jax.tree.unflatten(structure, [_tick(first, self.solves), *rest])
+        given = inspect.signature(self.module.__call__).bind_partial(*arguments, **named).arguments
+        probe = {} if "probe" in given else {"probe": self.residual}
+        leaves, structure = jax.tree.flatten(self.module(*arguments, **named, **probe))
+        place = next(i for i, leaf in enumerate(leaves) if eqx.is_inexact_array(leaf))
+        leaves[place] = _tick(leaves[place], self.solves)
+        return jax.tree.unflatten(structure, leaves)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)

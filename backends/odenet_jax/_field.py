@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from odenet import Depth
 from odenet._depth import Kind, blend, check_alike
@@ -77,7 +78,8 @@ class Field:
     """`f(t, y, w)` as a pure function of every array that a gradient goes to.
 
     Args:
-        function: `function(t, y, weights)`, the weights being those of one place.
+        function: `function(t, y, weights)`, the weights being those of one place; `function(t, y, weights, state, key)`
+            to a slope and the new state, where blocks are told these (see `odenet_jax._replay`).
         kind: of the weights along depth.
         intervals: layers or intervals; 1 for shared weights.
     """
@@ -131,32 +133,36 @@ class Field:
         sums = [total.at[m].add(part) for total, part in zip(sums, start, strict=True)]
         return sums if end is None else [total.at[m + 1].add(part) for total, part in zip(sums, end, strict=True)]
 
-    def __call__(self, t: Any, y: Any, position: float, slot: Slot | None, weights: Weights) -> Any:
+    def __call__(self, t: Any, y: Any, position: float, slot: Slot | None, weights: Weights, *told: Any) -> Any:
         """The slope at `position` in [0, 1] of the step that reads `slot`, or shared weights where there is none."""
-        return self.function(t, y, weights if slot is None else slot.at(position, weights))
+        return self.function(t, y, weights if slot is None else slot.at(position, weights), *told)
 
-    def hoist(self, weights: Weights, t: Any, y: Any) -> tuple[Field, Weights]:
+    def hoist(self, weights: Weights, t: Any, y: Any, *told: Any) -> tuple[Field, Weights]:
         """The field with the traced values that it closes over made weights.
 
         A gradient of our own must see them: JAX would otherwise give them none, or find them gone when it goes back.
+
+        Args:
+            weights: of all depths.
+            t, y, told: examples of what it is called with.
         """
         example = weights
         if self.kind != "shared":
             inexact, other = jax.tree.map(_row, (weights.inexact, weights.other))
             example = Weights(inexact, other)
         function = self.function  # in a lambda, since a function without closure would not be looked at
-        converted = eqx.filter_closure_convert(lambda t, y, w: function(t, y, w), t, y, example)
+        converted = eqx.filter_closure_convert(lambda *arguments: function(*arguments), t, y, example, *told)
         leaves, structure = jax.tree.flatten(converted)
         closed = [leaf for leaf in leaves if _is_traced(leaf) and eqx.is_inexact_array(leaf)]
         constants = [leaf for leaf in leaves if _is_traced(leaf) and not eqx.is_inexact_array(leaf)]
 
-        def whole(t: Any, y: Any, w: Weights) -> Any:
+        def whole(t: Any, y: Any, w: Weights, *told: Any) -> Any:
             first, second = iter(w.closed), iter(w.constants)
             found = [
                 leaf if not _is_traced(leaf) else next(first) if eqx.is_inexact_array(leaf) else next(second)
                 for leaf in leaves
             ]
-            return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other))
+            return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
 
         made = dataclasses.replace(self, function=whole)
         return made, Weights(weights.inexact, weights.other, closed, constants)
@@ -187,7 +193,10 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
         ]
         return jax.tree.unflatten(structure, picked)
 
-    made = Field(lambda t, y, weights: function(t, y, whole(weights)), depth.kind, depth.intervals or 1)
+    def along(t: Any, y: Any, weights: Weights, *told: Any) -> Any:
+        return function(t, y, whole(weights), *told)
+
+    made = Field(along, depth.kind, depth.intervals or 1)
     others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]
     return made, Weights([leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad], others)
 
@@ -197,7 +206,7 @@ def _row(leaf: Array) -> jax.ShapeDtypeStruct:
 
 
 def _is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, jax.core.Tracer)
+    return isinstance(leaf, Tracer)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from odenet import Depth, Gradient, InputError, NetSpec
 from odenet._depth import Kind, kind_of_blocks
 from odenet._gradients import gradient as gradient_named
-from odenet._nets import GROUPS, NORM_EPSILON
 from odenet._problem import problem
 from odenet._solver import AnySolver
 from odenet._solver import solver as solver_named
-from odenet_jax._solve import solve_problem
+from odenet_jax._convolution import convolve, convolve_in_loop, group_norm
+from odenet_jax._replay import call, tell
+from odenet_jax._solve import solve_problem, solve_telling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,14 +32,14 @@ class ResidualStack(eqx.Module):
 
     Args:
         blocks: modules of one structure that keep the shape of their input; their arrays are stacked. A module may
-            stand at several places and is kept once.
+            stand at several places and is kept once. For blocks with a state (BatchNorm) see `stateful`.
         solver: a name or record. Euler gives a ResNet, Heun a HeunNet.
         gradient: a name or record.
         along: "piecewise": N blocks are N steps. "linear": parameters are interpolated between blocks, so that N blocks
             are N-1 steps; step n of Heun reads blocks n and n+1. None takes "piecewise" for Euler, else "linear".
         t0, t1: times; the default scales each of N steps by 1/N. `t1=len(blocks)` is the plain ResNet, h = 1.
 
-    Shapes: any array in, the same shape out.
+    Shapes: any array (or tree of arrays) in, the same shapes out.
 
     Raises:
         InputError: no blocks, or blocks of different structures.
@@ -54,7 +55,7 @@ class ResidualStack(eqx.Module):
 
     def __init__(
         self,
-        blocks: Sequence[Callable[[Array], Array]],
+        blocks: Sequence[Callable[..., Any]],
         *,
         solver: str | AnySolver = "euler",
         gradient: str | Gradient = "backprop",
@@ -76,15 +77,66 @@ class ResidualStack(eqx.Module):
             raise InputError(f"{len(parts)} blocks of different structures", "at least one, all of one structure")
         self.blocks = eqx.combine(jax.tree.map(lambda *each: jnp.stack(each), *(a for a, _ in parts)), parts[0][1])
 
-    def __call__(self, x: Array, probe: Array | None = None) -> Array:
-        """The state after the last block; for `probe` see `odenet_jax.solve`."""
+    @classmethod
+    def stateful(cls, make: Callable[[Array], Any], keys: Array, **choices: Any) -> tuple[ResidualStack, eqx.nn.State]:
+        """A stack of blocks with a state, such as BatchNorm's, and that state, whose leaves have an axis of blocks.
+
+        Args:
+            make: from a random key to a block.
+            keys: one for each block, as of `jax.random.split(key, count)`.
+            choices: those of `ResidualStack`.
+        """
+        made, state = eqx.filter_vmap(eqx.nn.make_with_state(make))(keys)
+        arrays, static = eqx.partition(made, eqx.is_array)
+        rows = [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(keys))]
+        return cls([eqx.combine(row, static) for row in rows], **choices), state
+
+    def __call__(
+        self,
+        x: Any,
+        *arguments: Any,
+        state: Any = None,
+        key: Array | None = None,
+        probe: Array | None = None,
+        axis_name: str | None = None,
+        **named: Any,
+    ) -> Any:
+        """The state after the last block.
+
+        Blocks are called as `block(x, *arguments, **named)`. However often an evaluation is repeated on the way back,
+        it draws the same random numbers, reads the same state, and counts once.
+
+        Args:
+            x: what the blocks add to.
+            arguments, named: further ones of every block; arrays among them get their gradients.
+            state: of the blocks, which are called as `block(x, *arguments, state, **named)` and return their value and
+                their new state. It has no gradient.
+            key: blocks are called with `key=` a key of their own, each evaluation with another.
+            probe: see `odenet_jax.solve`.
+            axis_name: blocks are called on single rows, under a `jax.vmap` of this name over the leading axis of x and
+                of arrays among the arguments. With a gradient method other than backprop this takes less memory than a
+                `jax.vmap` of the stack, which holds a gradient of the weights for every row until all are done.
+
+        Returns:
+            As x. Where a state is given, (as x, the new state).
+
+        Raises:
+            StateError: a state that is not that of these blocks.
+        """
         stack = self.blocks
         if self.order != tuple(range(len(self.order))):
             arrays, static = eqx.partition(stack, eqx.is_array)
             stack = eqx.combine(jax.tree.map(lambda leaf: leaf[jnp.asarray(self.order)], arrays), static)
+
+        def field(t: Array, y: Any, block: Any, *told: Any) -> Any:
+            value = call(block, (y, *arguments), named, *told, axis_name=axis_name)
+            return value if told else value[0]
+
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        made = problem(lambda t, y, block: block(y), x, Depth(stack, self.along), **choices)
-        return solve_problem(made, probe).ys[0]
+        made = problem(field, x, Depth(stack, self.along), **choices)
+        told = tell(state, key, self.order, self.along, made)
+        solution, after = solve_telling(made, probe, told)
+        return solution.y1 if state is None else (solution.y1, after)
 
 
 class NeuralODE(eqx.Module):
@@ -120,11 +172,11 @@ class NeuralODE(eqx.Module):
         self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
         self.t0, self.t1 = t0, t1
 
-    def __call__(self, x: Array, probe: Array | None = None) -> Array:
+    def __call__(self, x: Any, probe: Array | None = None) -> Any:
         """The state at t1; for `probe` see `odenet_jax.solve`."""
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
         made = problem(lambda t, y, field: field(t, y), x, self.field, steps=self.steps, **choices)
-        return solve_problem(made, probe).ys[0]
+        return solve_problem(made, probe).y1
 
 
 class OdeNet(eqx.Module):
@@ -189,7 +241,7 @@ class OdeNet(eqx.Module):
         if self.spec.block != "conv":
             return x @ weight.T + bias
         _, stride, padding = self.spec.stem
-        return _convolve(x, weight, stride, padding) + bias[:, None, None]
+        return convolve(x, weight, stride, padding) + bias[:, None, None]
 
 
 def field(spec: NetSpec) -> Callable[[Array, Array, Weights], Array]:
@@ -204,46 +256,12 @@ def field(spec: NetSpec) -> Callable[[Array, Array, Weights], Array]:
         return hidden @ w["linear2.weight"].T + w["linear2.bias"]
 
     def half(y: Array, w: Weights, i: int) -> Array:
-        y = _convolve_in_loop(y, w[f"conv{i}.weight"])
+        y = convolve_in_loop(y, w[f"conv{i}.weight"])
         if spec.norm == "none":
             return y + w[f"conv{i}.bias"][:, None, None]
-        return _group_norm(y, w[f"norm{i}.weight"], w[f"norm{i}.bias"])
+        return group_norm(y, w[f"norm{i}.weight"], w[f"norm{i}.bias"])
 
     def conv(t: Array, y: Array, w: Weights) -> Array:
         return half(activation(half(y, w, 1)), w, 2)
 
     return {"linear": linear, "mlp": mlp, "conv": conv}[spec.block]
-
-
-def _convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
-    return lax.conv_general_dilated(x, weight, (stride, stride), [(padding, padding)] * 2)
-
-
-def _convolve_in_loop(x: Array, weight: Array) -> Array:
-    """A 3x3 convolution that keeps the size, in the blocks."""
-    return _convolve_patches(x, weight) if _on_cpu() else _convolve(x, weight, 1, 1)
-
-
-@jax.checkpoint  # keep x, not its patches, which are 9 times as large
-def _convolve_patches(x: Array, weight: Array) -> Array:
-    """The same as one product of matrices: 3 to 4 times as fast as XLA's own convolution on CPUs within a loop."""
-    height, width = x.shape[2:]
-    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    patches = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return jnp.einsum("bckhw,ock->bohw", jnp.stack(patches, 2), weight.reshape(*weight.shape[:2], 9))
-
-
-def _on_cpu() -> bool:
-    """Whether what is traced now is for a CPU: the default device of the context, or JAX's own."""
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    if device is None:
-        return jax.default_backend() == "cpu"
-    return (device if isinstance(device, str) else device.platform).startswith("cpu")
-
-
-def _group_norm(y: Array, weight: Array, bias: Array) -> Array:
-    grouped = y.reshape(y.shape[0], GROUPS, -1)
-    mean = grouped.mean(-1, keepdims=True)
-    variance = grouped.var(-1, keepdims=True)
-    normal = ((grouped - mean) * lax.rsqrt(variance + NORM_EPSILON)).reshape(y.shape)
-    return normal * weight[:, None, None] + bias[:, None, None]

@@ -22,6 +22,7 @@ from odenet import (
 from odenet._problem import problem
 from odenet_jax._field import field as field_along
 from odenet_jax._fixed import Run, Solve
+from odenet_jax._replay import Replay, Told
 from odenet_jax._state import layout
 from odenet_jax.gradients import backprop
 from odenet_jax.gradients.checkpoint import Recomputation
@@ -46,17 +47,29 @@ def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = Non
 
 def solve_problem(made: Problem, probe: Array | None = None) -> Solution:
     """The solution of a problem; for `probe` see `solve`."""
+    return solve_telling(made, probe)[0]
+
+
+def solve_telling(made: Problem, probe: Array | None = None, told: Told | None = None) -> tuple[Solution, Any]:
+    """The solution of a problem, and the state of its blocks after it.
+
+    Args:
+        made: the problem; its field is `field(t, y, w, state, key)` to (slope, state) where blocks are told something.
+        probe: see `solve`.
+        told: what blocks are told beside their input.
+    """
     given, leaves = layout(made.y0)
     field, weights = field_along(made.field, made.weights)
-    run = Run(field, given, made.grid, made.solver, weights)
+    run = Run(field, given, made.grid, made.solver, weights, replay=None if told is None else Replay(told))
     steps = made.grid.steps
     stats = Stats("jax", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys = _method(made, stats)(run, leaves, jnp.zeros((), given.time) if probe is None else probe)
+    ys, told = _method(made, stats)(run, leaves, jnp.asarray(0 if probe is None else probe, given.time))
     if made.grid.spread is not None:
         picks = jnp.asarray(made.grid.spread)
         ys = tuple(leaf[picks] for leaf in ys)
     ys = [given.returned(leaf, i) for i, leaf in enumerate(ys)]
-    return Solution(jnp.asarray(made.grid.times, given.time), given.unflatten(ys), stats)
+    solution = Solution(jnp.asarray(made.grid.times, given.time), given.unflatten(ys), stats)
+    return solution, None if told is None else told.state
 
 
 def _method(made: Problem, stats: Stats) -> Solve:

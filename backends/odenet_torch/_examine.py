@@ -14,6 +14,7 @@ from odenet._sample import Place, places
 from odenet._solver import made_reversible
 from odenet_torch._batch import on, scalar
 from odenet_torch._nets import NeuralODE, OdeNet, ResidualStack
+from odenet_torch.conversion.converted import FirstOfRun
 
 Solved = ResidualStack | NeuralODE | OdeNet
 SOLVED = (ResidualStack, NeuralODE, OdeNet)
@@ -54,16 +55,22 @@ def examine(
 
 
 def solved(model: nn.Module) -> dict[str, Solved]:
-    """The solves in a model by path; "" for the model itself.
+    """The solves in a model by path; "" for the model itself, "layers.0.stack" for a run of converted layers.
 
     Raises:
         InputError: there are none.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, SOLVED)}
+    found: dict[str, Solved] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FirstOfRun):
+            found[f"{name}.stack" if name else "stack"] = module.stack  # which is no submodule of its own
+        elif isinstance(module, SOLVED):
+            found[name] = module
     if not found:
         raise InputError(
             f"a {type(model).__name__} without a solve in it",
             "a module that is or contains a ResidualStack, NeuralODE or OdeNet of odenet_torch",
+            "build one, or let odenet_torch.convert find the residual layers of a model",
         )
     return found
 
@@ -73,7 +80,7 @@ def unchanged(model: nn.Module, solves: Mapping[str, Solved]) -> Iterator[None]:
     """Afterwards the solves have their solvers, methods and stats again, and buffers and random states their values."""
     choices = [(module, module.solver, module.gradient, module.stats) for module in solves.values()]
     buffers = [
-        (module, name, buffer, buffer._version, buffer.detach().clone())
+        (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
@@ -86,9 +93,9 @@ def unchanged(model: nn.Module, solves: Mapping[str, Solved]) -> Iterator[None]:
             for module, solver, gradient, stats in choices:
                 module.solver, module.gradient, module.stats = solver, gradient, stats
             with torch.no_grad():
-                for module, name, buffer, version, value in buffers:
+                for module, name, buffer, value in buffers:
                     module._buffers[name] = buffer
-                    if buffer._version != version:
+                    if not torch.equal(buffer, value):  # batch_norm changes its statistics and not their version
                         buffer.copy_(value)
 
 

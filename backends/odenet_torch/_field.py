@@ -63,8 +63,8 @@ class Field(ABC):
         """The modules that f is known to call at `position` of step n, with names for messages."""
         return ()
 
-    def constants(self) -> Iterable[Tensor]:
-        """The tensors handed to f that have no gradient."""
+    def handed(self) -> Iterable[Tensor]:
+        """The tensors handed to f beside its state."""
         return ()
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
@@ -100,9 +100,9 @@ class FunctionField(Field):
         function = self.function
         return [(type(function).__name__, function)] if isinstance(function, nn.Module) else ()
 
-    def constants(self) -> Iterable[Tensor]:
+    def handed(self) -> Iterable[Tensor]:
         leaves = _tree.leaves(self.depth.tree) if self.depth is not None else ()
-        return (leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.requires_grad)
+        return (leaf for leaf in leaves if isinstance(leaf, Tensor))
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
         self.moved = isinstance(self.function, nn.Module) and _moved(self.function, self.held)
@@ -206,8 +206,8 @@ class BlockField(Field):
         block = self.depth.tree[layer]
         return [(f"block {layer} ({type(block).__name__})", block)]
 
-    def constants(self) -> Iterable[Tensor]:
-        return (leaf for leaf in _tree.leaves(self.extra) if isinstance(leaf, Tensor) and not leaf.requires_grad)
+    def handed(self) -> Iterable[Tensor]:
+        return (leaf for leaf in _tree.leaves(self.extra) if isinstance(leaf, Tensor))
 
 
 def unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -222,27 +222,42 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
         GradientError: the graph goes on into one that was recorded before, so that f reads a tensor that was computed
             elsewhere: recomputing f alone could not give that computation its gradient.
     """
+    leaves, older = _ends(outputs, since)
+    if older:
+        raise GradientError(
+            f"the field reads a tensor that was computed outside of it (by {older[0].name()}) and needs a gradient",
+            "tensors handed over as weights, and parameters",
+            "pass that tensor in weights, compute it inside the field, or take gradient='backprop'",
+        )
     expected = {id(tensor) for tensor in known}
+    return tuple(leaf for leaf in leaves if id(leaf) not in expected)
+
+
+def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
+    """The leaves that a graph recorded after `since` ends at, whatever it ends at beside them."""
+    return _ends(outputs, since)[0]
+
+
+def _ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], list[Any]]:
+    """Where a graph ends: at leaves, and at nodes that were recorded before."""
     found: dict[int, Tensor] = {}
+    older: list[Any] = []
     stack: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen = set(stack)
     while stack:
         node = stack.pop()
         leaf = getattr(node, "variable", None)  # only AccumulateGrad, the end of a graph, has one
         if leaf is not None:
-            if id(leaf) not in expected:
-                found[id(leaf)] = leaf
-        elif node._sequence_nr() < since:
-            raise GradientError(
-                f"the field reads a tensor that was computed outside of it (by {node.name()}) and needs a gradient",
-                "tensors handed over as weights, and parameters",
-                "pass that tensor in weights, compute it inside the field, or take gradient='backprop'",
-            )
+            found[id(leaf)] = leaf
+            continue
+        if node._sequence_nr() < since:
+            older.append(node)
+            continue
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 stack.append(following)
-    return tuple(found.values())
+    return tuple(found.values()), older
 
 
 def now() -> int:

@@ -39,7 +39,7 @@ class Replay:
         device: of the state.
         steps: of the forward pass.
         modules: the modules that f calls at a place; more may be noticed later (see `notice`).
-        constants: tensors handed to f that have no gradient.
+        handed: tensors handed to f beside its state.
     """
 
     def __init__(
@@ -47,12 +47,13 @@ class Replay:
         device: torch.device,
         steps: int,
         modules: Callable[[int, float, int], Sequence[Module]],
-        constants: Iterable[Tensor] = (),
+        handed: Iterable[Tensor] = (),
     ) -> None:
         self.device = device
         self.steps = steps
         self.modules = modules
-        self.constants = [(tensor, version(tensor)) for tensor in constants]
+        self.read: list[tuple[Tensor, int]] = []
+        self.watch(handed)
         self.noticed: list[Module] = []
         self.called: dict[int, Called] = {}
         self.of_step: dict[int, set[int]] = {}
@@ -70,7 +71,11 @@ class Replay:
     @classmethod
     def of(cls, field: Field, layout: Layout, grid: Grid) -> Replay:
         """That of a forward pass which is about to begin."""
-        return cls(layout.device, grid.steps, field.modules, field.constants())
+        return cls(layout.device, grid.steps, field.modules, field.handed())
+
+    def watch(self, tensors: Iterable[Tensor]) -> None:
+        """Tensors that f reads, and that must not be written on before the way back."""
+        self.read += [(tensor, version(tensor)) for tensor in tensors]
 
     @contextlib.contextmanager
     def notice(self) -> Iterator[None]:
@@ -142,8 +147,8 @@ class Replay:
         noticed = {id(module) for _, module in self.noticed}
         for key in {key for n in ns for key in self.of_step.get(n, ())}:
             self.called[key].require_unchanged(kept, moves=key not in noticed)
-        if any(version(tensor) != before for tensor, before in self.constants):
-            raise changed("a tensor handed to f was modified by an inplace operation")
+        if any(version(tensor) != before for tensor, before in self.read):
+            raise changed("a tensor that the field reads was modified by an inplace operation")
         state = _dice.state(self.device)
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:

@@ -32,10 +32,10 @@ def cosine_distance(value: np.ndarray, reference: np.ndarray) -> float:
     """`1 - cos` of the angle between two vectors, as half the squared distance of their unit vectors.
 
     Written so, it has no cancellation: an angle of 1e-6 gives 5e-13, where `1 - u.v` gives a multiple of 1e-16.
-    Not a number if one of them is zero.
+    Not a number if one of them is zero, or not finite.
     """
     one, other = _norm(value), _norm(reference)
-    if one == 0 or other == 0:
+    if one == 0 or other == 0 or not np.isfinite((one, other)).all():
         return np.nan
     return 0.5 * _norm(value / one - reference / other) ** 2
 

@@ -10,7 +10,9 @@ from odenet.doctor.diagnosis import Diagnosis, Examination
 SMOOTH = 0.25
 """Of |w[n+1] - w[n]| / |w|: weights that change by more from layer to layer are not called smooth in depth."""
 FALLS = 0.9
-"""By how much a second iteration has to lower the gradient's error, to be said to lower it."""
+"""What a second iteration may leave of the gradient's error, to be said to lower it."""
+LOST = 0.3
+"""A relative error of the gradient above which a fall of it says nothing."""
 
 
 def recommended(found: Diagnosis) -> Examination | None:
@@ -66,12 +68,13 @@ def contractive(found: Diagnosis) -> bool | None:
     """Whether repeating the prediction converges; None where that was not examined.
 
     A factor of 1 or more between the certificates of two iterations says no. Where a step is far from contractive the
-    residual may fall once and stay large, so the error must fall as well.
+    residual may fall once and stay large, so the error must fall as well, to one that is no longer of the gradient's
+    own size.
     """
     once, twice = (found.of(DiscreteAdjoint(iterations=m).label) for m in (1, 2))
     if found.contraction is None or once is None or twice is None:
         return None
-    falls = _number(twice.gradient_error) <= FALLS * _number(once.gradient_error)
+    falls = _number(twice.gradient_error) <= min(LOST, FALLS * _number(once.gradient_error))
     return found.contraction < 1 and (falls or twice.meets(found.tolerance))
 
 

@@ -65,6 +65,8 @@ def _why(found: Diagnosis, best: Examination) -> str:
     if extrapolates(best):
         state = "smooth" if smooth(found) else "not smooth"
         return f"It continues increments in depth, and the weights are {state} there: {_size(found)}."
+    if not watched(best):
+        return "It is another gradient, of the ODE, and has no certificate to tell when it is off by more."
     if contractive(found) is None:
         return ""
     if contractive(found):
@@ -145,9 +147,9 @@ def _why_not(found: Diagnosis) -> str:
         return ""
     if not contractive(found):
         return (
-            f"A residual that does not fall means that a step is not contractive: a second iteration brings the "
-            f"certificate {_down(found)} and the error {_errors(found)}, so that no number of iterations helps. "
-            "checkpoint undoes no step."
+            f"Some step is not contractive, or hardly so: a second iteration brings the certificate {_down(found)} and "
+            f"the error {_errors(found)}. Where the residual does not fall no number of iterations helps; checkpoint "
+            "undoes no step."
         )
     more = iterations(found)
     if more is None or more > MANY:

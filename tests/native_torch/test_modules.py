@@ -14,10 +14,25 @@ from odenet import DiscreteAdjoint, GradientError, NetSpec
 from odenet_torch import NeuralODE, OdeNet, ResidualStack, solve
 
 ADJOINTS = pytest.mark.parametrize(
-    "gradient", ["discrete-adjoint", "discrete-adjoint:correct=no", "continuous-adjoint"]
+    "gradient",
+    ["discrete-adjoint", "discrete-adjoint:correct=no", "continuous-adjoint", "checkpoint:states=2"],
 )
 EVERY = pytest.mark.parametrize(
-    "gradient", ["backprop", "discrete-adjoint", "discrete-adjoint:iterations=3", "continuous-adjoint"]
+    "gradient",
+    [
+        "backprop",
+        "checkpoint",
+        "checkpoint:segments=2",
+        "checkpoint:states=2",
+        "checkpoint:memory=1M",
+        "discrete-adjoint",
+        "discrete-adjoint:iterations=3",
+        "discrete-adjoint:predictor=extrapolate:order=1",
+        "discrete-adjoint:anchors=2",
+        "discrete-adjoint:tolerance=1e-10",
+        "continuous-adjoint",
+        "continuous-adjoint:interpolate=yes",
+    ],
 )
 WIDTH = 3
 
@@ -268,11 +283,13 @@ def test_a_graph_that_is_kept_can_be_gone_back_twice(x, gradient):
 
 
 @EVERY
-@pytest.mark.parametrize("kind", ["stack", "module", "weights"])
+@pytest.mark.parametrize("kind", ["stack", "module", "weights", "closure"])
 def test_weights_changed_between_forward_and_backward_are_noticed(x, gradient, kind):
     w = torch.ones(WIDTH, WIDTH, dtype=torch.float64, requires_grad=True)
     if kind == "weights":
         loss = solve(lambda t, y, w: torch.sin(y @ w), x, w, steps=4, gradient=gradient).y1.sum()
+    elif kind == "closure":
+        loss = solve(lambda t, y: torch.sin(y @ w), x, steps=4, gradient=gradient).y1.sum()
     else:
         model = stack(gradient) if kind == "stack" else NeuralODE(Flow(), steps=4, gradient=gradient)
         w = next(p for p in model.parameters() if p.dim() == 2)

@@ -16,6 +16,7 @@ from odenet import Grid, Stats, UnsupportedError
 from odenet._step import add
 from odenet_jax._field import Weights
 from odenet_jax._fixed import Carried, Run, kept_rows, loop_in_place, read
+from odenet_jax._replay import Replay, Told
 from odenet_jax._state import Leaves
 
 Sums = Any
@@ -46,34 +47,42 @@ class Adjoint(ABC):
             sums: zeros like the gradients of weights.
         """
 
-    def solve(self, run: Run, y0: Leaves, probe: Array) -> Leaves:
-        """The leaves at the kept times, with this way back."""
+    def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
+        """The leaves at the kept times, with this way back, and what blocks are told after it."""
         t = jnp.asarray(run.grid.t0, run.layout.time)
-        field, weights = run.field.hoist(run.weights, t, run.layout.call(y0))
+        example = () if run.replay is None else run.replay.told.example()
+        field, weights = run.field.hoist(run.weights, t, run.layout.call(y0), *example)
 
         def bound(of: Any, rest: Any) -> Run:
-            (inexact, closed), (other, constants) = of, rest
-            return dataclasses.replace(run, field=field, weights=Weights(inexact, other, closed, constants))
+            (inexact, closed), (other, constants, told) = of, rest
+            replay = None if told is None else Replay(told)
+            weights = Weights(inexact, other, closed, constants)
+            return dataclasses.replace(run, field=field, weights=weights, replay=replay)
 
         @jax.custom_vjp
-        def network(y0: Leaves, of: Any, rest: Any, probe: Array) -> Leaves:
-            return loop_in_place(bound(of, rest), y0)[0]
+        def network(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Leaves, Any]:
+            ys, _, _, told = loop_in_place(bound(of, rest), y0)
+            return ys, told and told.state
 
-        def forward(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Leaves, Any]:
+        def forward(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Any, Any]:
             here = bound(of, rest)
-            ys, states, end = loop_in_place(here, y0, self.keeps(here))
+            ys, states, end, told = loop_in_place(here, y0, self.keeps(here))
             kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
-            return ys, (kept, of, rest)
+            return (ys, told and told.state), (kept, of, (*rest[:2], told))
 
-        def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, None, Array]:
+        def backward(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
             kept, of, rest = residuals
+            here = dataclasses.replace(bound(of, rest), again=True)
             sums = jax.tree.map(jnp.zeros_like, of)
-            found = self.back(bound(of, rest), kept, Joining(run.grid, gradients, run.grid.steps), sums)
+            found = self.back(here, kept, Joining(run.grid, gradients[0], run.grid.steps), sums)
             g, sums, residual = _once(self.stats.gradient, found)
             return g, sums, None, residual
 
         network.defvjp(forward, backward)
-        return network(y0, (weights.inexact, weights.closed), (weights.other, weights.constants), probe)
+        told = run.replay and run.replay.told
+        rest = (weights.other, weights.constants, told)
+        ys, state = network(y0, (weights.inexact, weights.closed), rest, probe)
+        return ys, told and dataclasses.replace(told, state=lax.stop_gradient(state))
 
 
 @dataclass(frozen=True)

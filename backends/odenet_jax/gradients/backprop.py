@@ -5,9 +5,10 @@ from __future__ import annotations
 from jax import Array
 
 from odenet_jax._fixed import Run, loop
+from odenet_jax._replay import Told
 from odenet_jax._state import Leaves
 
 
-def solve(run: Run, y0: Leaves, probe: Array) -> Leaves:
-    """The leaves at the kept times."""
+def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
+    """The leaves at the kept times, and what blocks are told after it."""
     return loop(run, y0)

@@ -21,6 +21,7 @@ from odenet._revolve import schedule
 from odenet._step import add, subtract
 from odenet_jax._field import Slot, Weights
 from odenet_jax._fixed import Run, read, write
+from odenet_jax._replay import Told
 from odenet_jax._state import Leaves
 from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.discrete_adjoint import relative
@@ -54,7 +55,7 @@ class Recomputation(Adjoint):
             first += length * lengths[length]
         return found
 
-    def solve(self, run: Run, y0: Leaves, probe: Array) -> Leaves:
+    def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
         """See `Adjoint.solve`."""
         self.method = resolved(self.method, run, y0)
         return super().solve(run, y0, probe)
@@ -174,7 +175,7 @@ def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
     """
     if method.memory is None:
         return method
-    here = run.at(jnp.int32(0))
+    here = run.at(jnp.int32(0)).telling(run.replay and run.replay.told.state)
 
     def recorded(y: Leaves, weights: Weights, slot: Slot | None) -> list[Array]:
         there = dataclasses.replace(here, weights=weights, slot=slot)

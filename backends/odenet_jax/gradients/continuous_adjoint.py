@@ -59,7 +59,7 @@ class Costate(Adjoint):
     def between(self, run: Run, n: Any, start: Leaves, end: Leaves) -> Between:
         """y within step n of the forward solve: the kept states, and the cubic Hermite interpolant between them."""
         h = run.grid.h
-        first = run.slope(n, 0.0, start) if self.method.between(self.solver) else None
+        first = run.slope(n, 0.0, start, rank=0) if self.method.between(self.solver) else None
 
         def at(position: float, last: Leaves) -> Leaves:
             p = position
@@ -83,7 +83,7 @@ class Costate(Adjoint):
 
         def stage(i: int, both: Leaves) -> Leaves:
             here = both[:count] if between is None or i == 0 else between(places[i], ends[0])
-            slope, pull = vjp(run, lambda run, y: run.slope(n, places[i], y), here)
+            slope, pull = vjp(run, lambda run, y: run.slope(n, places[i], y, reverse=True, rank=i), here)
             part, *found = pull(both[count:])
             if tableau.b[i]:
                 quadrature.append(jax.tree.map(lambda leaf: size * tableau.b[i] * leaf, found))

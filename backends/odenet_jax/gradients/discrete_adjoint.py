@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 
 from odenet import DiscreteAdjoint, GradientError, Stats
 from odenet._step import add, combine, subtract
@@ -120,7 +121,7 @@ class Reversal(Adjoint):
         given = f"cannot be undone to tolerance={method.tolerance}: after {method.limit} evaluations the residual"
         allowed = "steps with h Lip(f) < 1, which are undone by repetition"
         remedy = "take gradient='checkpoint', which undoes nothing; or smaller steps, a larger limit or tolerance"
-        if not isinstance(trouble[0], jax.core.Tracer):
+        if not isinstance(trouble[0], Tracer):
             n, first, last = (leaf.item() for leaf in trouble)
             if n >= 0:
                 raise GradientError(f"step {n} {given} went from {first:.1e} to {last:.1e}", allowed, remedy)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from odenet import Checkpoint, Stats
 from odenet._revolve import schedule
 from odenet._step import Leaves as AnyLeaves
 from odenet._step import add
-from odenet_torch._field import now
+from odenet_torch._field import leaves, now
 from odenet_torch._fixed import Run, loop, stacked
 from odenet_torch._replay import Replay
 from odenet_torch._state import Leaves
@@ -40,11 +41,13 @@ class Recomputation(Adjoint):
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(self.stats.gradient)
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid)))
-        states, y = {0: y0}, y0
+        states, y, since = {0: y0}, y0, now()
         with replay.forth(), replay.notice():
             for first, end in self.method.parts(run.grid.steps):
                 states |= Part(run, replay, first, end)(y)
                 y = states[end]
+                if first == 0:
+                    replay.watch(leaves(y, since))
         return stacked(run, states)
 
     def keeps(self, run: Run) -> Iterable[int]:
@@ -67,7 +70,8 @@ class Recomputation(Adjoint):
         for tensor in (*y0, *run.field.everything(run.grid.steps)):  # there anyway
             storages.pop(tensor.untyped_storage().data_ptr(), None)
         state = sum(leaf.nbytes for leaf in y0)
-        stages = run.solver.stages * (sum(storages.values()) + state)
+        # of each stage: what f saves, the state it is evaluated at, and the cotangent of its slope
+        stages = run.solver.stages * (sum(storages.values()) + 2 * state)
         self.method = Checkpoint(states=self.method.affordable(state, stages))
         return first
 
@@ -136,18 +140,18 @@ class Part:
             *y,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (contextlib.nullcontext(), self.again()),
+            context_fn=lambda: (contextlib.nullcontext(), self),
         )
         return {n: tuple(found[i * len(y) : (i + 1) * len(y)]) for i, n in enumerate(wanted)}
 
-    @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """While the steps run again."""
-        forward = self.run
-        self.run = dataclasses.replace(forward, again=True)
-        forward.field.settle(range(self.first, self.end), forward.grid.steps)
-        try:
-            with self.replay.back(range(self.first, self.end)):
-                yield
-        finally:
-            self.run = forward
+    def __enter__(self) -> None:
+        """While the steps run again, as often as a graph is gone back through."""
+        self.run = dataclasses.replace(self.run, again=True)
+        self.run.field.settle(range(self.first, self.end), self.run.grid.steps)
+        self.entered = contextlib.ExitStack()
+        self.entered.enter_context(self.replay.back(range(self.first, self.end)))
+
+    def __exit__(self, *raised: Any) -> None:
+        """No longer."""
+        self.run = dataclasses.replace(self.run, again=False)
+        self.entered.__exit__(*raised)

@@ -55,15 +55,11 @@ class Pull:
         """See `Back`."""
         return self._pull(n, y, cotangent, functools.partial(self.run.slope, n, position))
 
-    def increment(
-        self, n: int, y: Leaves, cotangent: AnyLeaves, *, reverse: bool = False
-    ) -> tuple[Leaves, Leaves]:
+    def increment(self, n: int, y: Leaves, cotangent: AnyLeaves, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
         """See `Back`."""
         return self._pull(n, y, cotangent, functools.partial(self.run.increment, n, reverse=reverse))
 
-    def _pull(
-        self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]
-    ) -> tuple[Leaves, Leaves]:
+    def _pull(self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]) -> tuple[Leaves, Leaves]:
         since = now()
         at, explicit, stand = standing(self.run, n, y)
         with torch.enable_grad():

@@ -1,0 +1,45 @@
+"""Convolution and group normalisation, as the networks of a `NetSpec` have them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from odenet._nets import GROUPS, NORM_EPSILON
+
+
+def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
+    """A two-dimensional convolution, (batch, channels, height, width) in and out."""
+    return lax.conv_general_dilated(x, weight, (stride, stride), [(padding, padding)] * 2)
+
+
+def convolve_in_loop(x: Array, weight: Array) -> Array:
+    """A 3x3 convolution that keeps the size, in the blocks."""
+    return _convolve_patches(x, weight) if _on_cpu() else convolve(x, weight, 1, 1)
+
+
+@jax.checkpoint  # keep x, not its patches, which are 9 times as large
+def _convolve_patches(x: Array, weight: Array) -> Array:
+    """The same as one product of matrices: 3 to 4 times as fast as XLA's own convolution on CPUs within a loop."""
+    height, width = x.shape[2:]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    patches = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return jnp.einsum("bckhw,ock->bohw", jnp.stack(patches, 2), weight.reshape(*weight.shape[:2], 9))
+
+
+def _on_cpu() -> bool:
+    """Whether what is traced now is for a CPU: the default device of the context, or JAX's own."""
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if device is None:
+        return jax.default_backend() == "cpu"
+    return (device if isinstance(device, str) else device.platform).startswith("cpu")
+
+
+def group_norm(y: Array, weight: Array, bias: Array) -> Array:
+    """Group normalisation of (batch, channels, height, width)."""
+    grouped = y.reshape(y.shape[0], GROUPS, -1)
+    mean = grouped.mean(-1, keepdims=True)
+    variance = grouped.var(-1, keepdims=True)
+    normal = ((grouped - mean) * lax.rsqrt(variance + NORM_EPSILON)).reshape(y.shape)
+    return normal * weight[:, None, None] + bias[:, None, None]

@@ -1,0 +1,205 @@
+"""Running a block again as it ran before: the same random key, and the state that it read then.
+
+Memory-free gradients evaluate f again. Dropout must draw the same mask, and BatchNorm must not count the batch twice.
+Nothing is hidden in JAX: state and key are arguments, and here is which of them an evaluation gets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from odenet import Problem, ReversibleSolver, StateError
+from odenet._solver import AnySolver
+
+Place = tuple[Any, float, bool, int | None]
+"""An evaluation: step, position in it, whether of a reversed step, and which of the step's, where position leaves it
+open."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the blocks of one forward pass are told beside their input.
+
+    Args:
+        state: of all blocks, leaves with a leading axis of blocks; None where blocks have none.
+        key: of random numbers; evaluation i gets `fold_in(key, i)`. None where blocks draw none.
+        seen: after the forward pass, what each evaluation read of `state`, leaves with a leading axis of evaluations.
+        order: which block stands at each place.
+        linear: whether the end of a step reads the next block.
+        solver: of the forward pass.
+        steps: of the forward pass.
+    """
+
+    state: Any
+    key: Array | None
+    seen: Any
+    order: tuple[int, ...]
+    linear: bool
+    solver: AnySolver
+    steps: int
+
+    def example(self) -> tuple[Any, Array | None]:
+        """State and key as an evaluation gets them."""
+        return _rows(self.state, 0), _key(self, 0)
+
+    def number(self, place: Place) -> Any:
+        """Which evaluation of the forward pass it is, counted from 0; that at t0 beside the steps is the last."""
+        n, position, reverse, rank = place
+        if rank is None:  # a two-state solver, one evaluation a step
+            return jnp.int32(self.steps) if position == 0 else n
+        return n * self.solver.stages + rank + (self.solver.tableau.step_stages if reverse else 0)
+
+    def number_again(self, place: Place, stages: int, steps: int) -> Any:
+        """Which evaluation of the forward pass the way back repeats.
+
+        A reversed step repeats those of its step in reverse order; a way back by another solver, the nearest there is.
+
+        Args:
+            place: on the way back.
+            stages, steps: of the way back.
+        """
+        n, _, reverse, rank = place
+        if rank is None or isinstance(self.solver, ReversibleSolver):
+            return self.number(place)
+        rank = stages - 1 - rank if reverse else rank
+        n = n if steps == self.steps else n * self.steps // steps
+        return n * self.solver.stages + (rank if rank < self.solver.stages else 0)
+
+
+jax.tree_util.register_dataclass(Told, ["state", "key", "seen"], ["order", "linear", "solver", "steps"])
+
+
+class Replay:
+    """The evaluations of a part of the solve. Made anew for each part, whose end takes from it what it left.
+
+    Args:
+        told: of the forward pass.
+        state: of all blocks, at the start of the part.
+    """
+
+    def __init__(self, told: Told, state: Any = None) -> None:
+        self.told = told
+        self.state = state
+        self.read: list[Any] = []
+
+    def first(self, place: Place, evaluate: Callable[[Any, Array | None], tuple[Any, Any]]) -> Any:
+        """An evaluation of the forward pass: it reads and writes the state of its block."""
+        told = self.told
+        if told.state is None:
+            return evaluate(None, _key(told, told.number(place)))[0]
+        n, position, *_ = place
+        row = jnp.asarray(np.array(told.order, np.int32))[n + int(told.linear and position == 1)]
+        before = _rows(self.state, row)
+        value, after = evaluate(before, _key(told, told.number(place)))
+        _check_alike(before, after)
+        after = lax.stop_gradient(after)
+        self.state = jax.tree.map(
+            lambda leaf, new: lax.dynamic_update_index_in_dim(leaf, new, row, 0), self.state, after
+        )
+        self.read.append(before)
+        return value
+
+    def again(
+        self, place: Place, stages: int, steps: int, evaluate: Callable[[Any, Array | None], tuple[Any, Any]]
+    ) -> Any:
+        """An evaluation of the way back: it reads what the forward evaluation at its place did, and writes nothing."""
+        number = self.told.number_again(place, stages, steps)
+        before = None if self.told.seen is None else _rows(self.told.seen, number)
+        return evaluate(before, _key(self.told, number))[0]
+
+
+def tell(state: Any, key: Array | None, order: tuple[int, ...], kind: str, made: Problem) -> Told | None:
+    """What the blocks of a problem are told; None where that is nothing.
+
+    Args:
+        state: of all blocks, leaves with a leading axis of blocks; or None.
+        key: of random numbers, or None.
+        order: which block stands at each place.
+        kind: of the blocks along depth, "piecewise" or "linear".
+        made: the problem.
+
+    Raises:
+        StateError: the state of fewer or more blocks.
+    """
+    if state is None and key is None:
+        return None
+    count = max(order) + 1
+    if any(leaf.shape[:1] != (count,) for leaf in jax.tree.leaves(state)):
+        raise StateError(
+            f"a state with leaves of shapes {[leaf.shape for leaf in jax.tree.leaves(state)]} for {count} blocks",
+            f"leaves with a leading axis of {count}",
+            "make blocks and state with ResidualStack.stateful",
+        )
+    return Told(state, key, None, order, kind == "linear", made.solver, made.grid.steps)
+
+
+def call(
+    block: Any,
+    arguments: tuple[Any, ...],
+    named: Mapping[str, Any],
+    state: Any = None,
+    key: Array | None = None,
+    *,
+    axis_name: str | None = None,
+) -> tuple[Any, Any]:
+    """The value of a block, and its new state (None where it has none); for `axis_name` see `ResidualStack`."""
+    if axis_name is not None:
+        rows = next(leaf.shape[0] for leaf in jax.tree.leaves(arguments[0]))
+        keys = None if key is None else jax.random.split(key, rows)
+        each = eqx.filter_vmap(
+            lambda arguments, named, key: call(block, arguments, named, state, key),
+            out_axes=(eqx.if_array(0), None),
+            axis_name=axis_name,
+        )
+        return each(arguments, dict(named), keys)
+    drawing = {} if key is None else {"key": key}
+    if state is None:
+        return block(*arguments, **named, **drawing), None
+    return block(*arguments, state, **named, **drawing)
+
+
+def after(told: Told, state: Any, at_start: list[Any] | None = None, in_steps: list[Any] | None = None) -> Told:
+    """What is known after a forward pass: the new state, and what was read.
+
+    Args:
+        told: before it.
+        state: of all blocks, as it is now.
+        at_start: what evaluations at t0 beside the steps read.
+        in_steps: what each evaluation of a step read, leaves with a leading axis of steps; None to forget it.
+    """
+    if told.state is None or not in_steps:
+        return dataclasses.replace(told, state=state)
+    count = len(in_steps)
+
+    def together(*each: Array) -> Array:
+        steps = jnp.stack(each[:count], 1)
+        return jnp.concatenate([steps.reshape(-1, *steps.shape[2:]), *(leaf[None] for leaf in each[count:])])
+
+    return dataclasses.replace(told, state=state, seen=jax.tree.map(together, *in_steps, *(at_start or ())))
+
+
+def _key(told: Told, number: Any) -> Array | None:
+    return None if told.key is None else jax.random.fold_in(told.key, number)
+
+
+def _rows(tree: Any, row: Any) -> Any:
+    return lax.stop_gradient(jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), tree))
+
+
+def _check_alike(before: Any, after: Any) -> None:
+    (leaves, structure), (others, other) = jax.tree.flatten(before), jax.tree.flatten(after)
+    kinds = [[f"{leaf.dtype}{list(leaf.shape)}" for leaf in each] for each in (leaves, others)]
+    if structure != other or kinds[0] != kinds[1]:
+        raise StateError(
+            f"a block returned the state {after} for the state {before}",
+            "a state of the same tree, shapes and number types",
+        )

@@ -1,0 +1,294 @@
+"""Blocks with a state, random numbers and further arguments: what the way back must do as the forward pass did."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odenet
+from odenet import StateError
+from odenet_jax import ResidualStack, certified_value_and_grad
+
+pytestmark = pytest.mark.usefixtures("x64")
+N, WIDTH, BATCH = 5, 4, 6
+
+# how far a gradient may be from backprop's, for steps of 0.2 and these small fields
+NEAR = {
+    "backprop": 1e-12,
+    "checkpoint": 1e-12,
+    "checkpoint:segments=2": 1e-12,
+    "checkpoint:states=2": 1e-12,
+    "discrete-adjoint:iterations=4": 1e-4,
+    "discrete-adjoint:tolerance=1e-12": 1e-9,
+    "discrete-adjoint:predictor=extrapolate:iterations=4": 1e-4,
+    "continuous-adjoint": 0.3,
+    "continuous-adjoint:interpolate=yes": 0.3,
+    "reversible": 1e-11,
+}
+WAYS = [("reversible:euler" if method == "reversible" else "euler", method) for method in NEAR]
+WAYS += [("alf", "reversible"), ("reversible-heun", "reversible")]
+HEUN = [("heun", "checkpoint:segments=2"), ("heun", "discrete-adjoint:iterations=4"), ("reversible:heun", "reversible")]
+EVERY = pytest.mark.parametrize(("solver", "gradient"), WAYS + HEUN)
+
+
+class Normed(eqx.Module):
+    """Linear, BatchNorm, tanh, as equinox writes it: for one row, under a vmap that has a name."""
+
+    linear: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self, key, mode):
+        self.linear = eqx.nn.Linear(WIDTH, WIDTH, key=key)
+        self.norm = eqx.nn.BatchNorm(WIDTH, "batch", mode=mode)
+
+    def __call__(self, x, state, *, key=None):
+        x, state = self.norm(self.linear(x), state)
+        return 0.3 * jnp.tanh(x), state
+
+
+class Dropped(eqx.Module):
+    """Linear, dropout, tanh."""
+
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __init__(self, key):
+        self.linear = eqx.nn.Linear(WIDTH, WIDTH, key=key)
+        self.dropout = eqx.nn.Dropout(0.5)
+
+    def __call__(self, x, *, key=None):
+        return 0.3 * jnp.tanh(self.dropout(self.linear(x), key=key))
+
+
+class Attention(eqx.Module):
+    """Pre-norm attention to a memory, with a mask of booleans and dropout; x and memory are (tokens, width)."""
+
+    norm: eqx.nn.LayerNorm
+    group: eqx.nn.GroupNorm
+    attention: eqx.nn.MultiheadAttention
+
+    def __init__(self, key):
+        self.norm = eqx.nn.LayerNorm(WIDTH)
+        self.group = eqx.nn.GroupNorm(2, WIDTH)
+        self.attention = eqx.nn.MultiheadAttention(2, WIDTH, dropout_p=0.2, key=key)
+
+    def __call__(self, x, memory, mask, *, scale=1.0, key=None):
+        query = jax.vmap(self.group)(jax.vmap(self.norm)(x))
+        return 0.3 * scale * self.attention(query, memory, memory, mask, key=key)
+
+
+def batch(seed=0, shape=(BATCH, WIDTH)):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def keys(count=N):
+    return jax.random.split(jax.random.key(1), count)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))])
+
+
+def distance(one, other):
+    return np.linalg.norm(flat(one) - flat(other)) / np.linalg.norm(flat(other))
+
+
+def blocks_of(solver):
+    """As many as make N steps."""
+    return N + (odenet.solver(solver).stages > 1)
+
+
+def normed(mode, solver, gradient):
+    return ResidualStack.stateful(
+        lambda key: Normed(key, mode), keys(blocks_of(solver)), solver=solver, gradient=gradient
+    )
+
+
+@eqx.filter_jit
+def step(stack, x, state, outside):
+    """Loss, new state and gradients, the batch axis within the blocks or outside of the stack."""
+
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss(both):
+        stack, x = both
+        if outside:
+            y, new = jax.vmap(lambda x: stack(x, state=state), axis_name="batch", out_axes=(0, None))(x)
+        else:
+            y, new = stack(x, state=state, axis_name="batch")
+        return jnp.sum(y**2), new
+
+    return loss((stack, x))
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+def test_state_and_value_are_those_of_a_plain_loop_over_blocks(mode, outside):
+    stack, state = normed(mode, "euler", "discrete-adjoint:iterations=4")
+    y, expected, parts = batch(), [], [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(N)]
+    arrays, static = eqx.partition(stack.blocks, eqx.is_array)
+    for i, part in enumerate(parts):
+        block = eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), static)
+        f, new = jax.vmap(block, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(y, part)
+        y, expected = y + f / N, [*expected, new]
+    (value, after), _ = step(stack, batch(), state, outside)
+    np.testing.assert_allclose(value, jnp.sum(y**2), rtol=1e-12)
+    expected = jax.tree.map(lambda *each: jnp.stack(each), *expected)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for found, wanted in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-10)
+
+
+@EVERY
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+def test_gradients_are_backprop_s_and_the_state_counts_each_evaluation_of_the_forward_pass_once(solver, gradient, mode):
+    stack, state = normed(mode, solver, gradient)
+    (value, after), found = step(stack, batch(), state, False)
+    exact_stack, state = normed(mode, solver, "backprop")
+    (expected, exact_after), exact = step(exact_stack, batch(), state, False)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(flat(after), flat(exact_after), rtol=1e-10)
+    assert distance(found, exact) < NEAR[gradient]
+    if mode == "batch":
+        counts = next(leaf for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.integer))
+        assert counts.sum() == odenet.solver(solver).evaluations(N)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint:segments=2", "discrete-adjoint:iterations=4"])
+def test_the_batch_axis_may_be_outside_of_the_stack_too(gradient):
+    stack, state = normed("ema", "euler", gradient)
+    inside, outside = (step(stack, batch(), state, where) for where in (False, True))
+    np.testing.assert_allclose(flat(outside), flat(inside), rtol=1e-9, atol=1e-12)
+
+
+def test_a_vmap_of_the_blocks_takes_no_gradient_of_the_weights_for_each_row():
+    wide, rows = 64, 32
+    blocks = [eqx.nn.Linear(wide, wide, key=key) for key in jax.random.split(jax.random.key(0), 8)]
+    stack = ResidualStack(blocks, gradient="discrete-adjoint")
+    x = batch(0, (rows, wide))
+
+    def temporaries(call):
+        program = eqx.filter_jit(eqx.filter_grad(lambda stack, x: jnp.sum(call(stack, x)))).lower(stack, x).compile()
+        return program.compiled.memory_analysis().temp_size_in_bytes
+
+    outside = temporaries(lambda stack, x: jax.vmap(stack)(x))
+    inside = temporaries(lambda stack, x: stack(x, axis_name="rows"))
+    weights = 8 * wide * wide * 8
+    assert outside > rows * weights
+    assert inside < weights
+
+
+@eqx.filter_jit
+@eqx.filter_value_and_grad
+def drawn(both, key):
+    return jnp.sum(both[0](both[1], key=key, axis_name="batch") ** 2)
+
+
+@EVERY
+def test_dropout_draws_the_same_mask_again(solver, gradient):
+    blocks = [Dropped(key) for key in keys(blocks_of(solver))]
+    stack, exact = (ResidualStack(blocks, solver=solver, gradient=method) for method in (gradient, "backprop"))
+    for seed in (0, 1):
+        found, expected = (drawn((each, batch()), jax.random.key(seed)) for each in (stack, exact))
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+        assert distance(found[1], expected[1]) < NEAR[gradient]
+    assert found[0] != drawn((stack, batch()), jax.random.key(0))[0]
+    quiet = eqx.nn.inference_mode(stack)
+    assert drawn((quiet, batch()), jax.random.key(0))[0] == drawn((quiet, batch()), None)[0]
+
+
+def test_each_evaluation_of_dropout_draws_a_mask_of_its_own():
+    """With as many blocks of ones as steps, the sum over depth of the masks is no multiple of one of them."""
+
+    def block(x, *, key):
+        return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), 1.0, 0.0)
+
+    class Ones(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x, *, key):
+            return self.weight * block(x, key=key)
+
+    y = ResidualStack([Ones(jnp.ones(())) for _ in range(16)])(jnp.zeros(1000), key=jax.random.key(0))
+    assert 0.1 < jnp.std(y) < 0.15  # a binomial's: 1 / 8
+    rows = ResidualStack([Ones(jnp.ones(()))])(jnp.zeros((2, 100)), key=jax.random.key(0), axis_name="rows")
+    assert (rows[0] != rows[1]).any()
+
+
+@pytest.mark.parametrize(("solver", "gradient"), [WAYS[1], WAYS[2], WAYS[3], WAYS[4], WAYS[9], HEUN[1]])
+@pytest.mark.parametrize("outside", [False, True])
+def test_further_arguments_get_their_gradients(solver, gradient, outside):
+    blocks = [Attention(key) for key in keys(blocks_of(solver))]
+    tokens, memory = batch(0, (2, 3, WIDTH)), batch(1, (2, 7, WIDTH))
+    mask = jax.random.bernoulli(jax.random.key(2), 0.7, (2, 3, 7)).at[:, :, 0].set(True)
+
+    @eqx.filter_jit
+    def gradients(stack):
+        def loss(given, mask):
+            stack, x, memory, scale = given
+            if outside:  # memory and mask are traced by the vmap and closed over by the field
+                each = lambda x, memory, mask: stack(x, memory, mask, key=jax.random.key(0), scale=scale)  # noqa: E731
+                y = jax.vmap(each)(x, memory, mask)
+            else:
+                y = stack(x, memory, mask, key=jax.random.key(0), axis_name="batch", scale=jnp.stack([scale, scale]))
+            return jnp.sum(y**2)
+
+        return eqx.filter_grad(loss)((stack, tokens, memory, jnp.array(1.5)), mask)
+
+    found, exact = (gradients(ResidualStack(blocks, solver=solver, gradient=each)) for each in (gradient, "backprop"))
+    for one, other in zip(found, exact, strict=True):
+        assert distance(one, other) < 3 * NEAR[gradient]
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint:states=2", "discrete-adjoint:iterations=4"])
+def test_a_state_may_be_a_tree_and_a_block_s_own_state_any_tree(gradient):
+    class Mixed(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x, state):
+            new = {"calls": state["calls"] + 1, "mean": 0.9 * state["mean"] + 0.1 * x["q"].mean()}
+            return {"q": jnp.sin(self.weight * x["p"]), "p": -jnp.tanh(x["q"] * self.weight) * state["mean"]}, new
+
+    blocks = [Mixed(jnp.array(0.1 * i)) for i in range(N)]
+    x = {"q": batch(3), "p": batch(4)}
+    state = {"calls": jnp.zeros(N, jnp.int32), "mean": jnp.linspace(0.5, 1, N)}
+
+    def scalar(stack):
+        y, new = stack(x, state=state)
+        return jnp.sum(y["q"] * y["p"]), new
+
+    found, exact = (
+        eqx.filter_grad(scalar, has_aux=True)(ResidualStack(blocks, gradient=each)) for each in (gradient, "backprop")
+    )
+    assert distance(found[0], exact[0]) < NEAR[gradient]
+    np.testing.assert_allclose(flat(found[1]), flat(exact[1]), rtol=1e-12)
+    assert (found[1]["calls"] == 1).all()
+    tied = ResidualStack([blocks[0], blocks[1], blocks[0]], gradient=gradient)
+    _, new = tied(x, state=jax.tree.map(lambda leaf: leaf[:2], state))
+    np.testing.assert_array_equal(new["calls"], [2, 1])
+    with pytest.raises(StateError, match=r"for 5 blocks.*stateful"):
+        ResidualStack(blocks)(x, state=jax.tree.map(lambda leaf: leaf[:2], state))
+    with pytest.raises(StateError, match="a block returned the state"):
+        ResidualStack(blocks)(x, state=jax.tree.map(lambda leaf: leaf[:, None], state))
+
+
+@pytest.mark.parametrize("rows", [None, BATCH])
+def test_the_certificate_comes_out_of_a_training_step(rows):
+    stack = ResidualStack([Dropped(key) for key in keys()], gradient="discrete-adjoint")
+
+    def loss(stack, probe, x, key):
+        if rows is None:
+            return jnp.sum(stack(x, key=key, probe=probe, axis_name="batch") ** 2)
+        each = jax.vmap(lambda x, probe, key: stack(x, key=key, probe=probe))
+        return jnp.sum(each(x, probe, jax.random.split(key, BATCH)) ** 2)
+
+    found = eqx.filter_jit(certified_value_and_grad(loss, rows=rows))(stack, batch(), jax.random.key(0))
+    value, gradients, certificate = found
+    plain = eqx.filter_value_and_grad(lambda s: loss(s, jnp.zeros(rows or ()), batch(), jax.random.key(0)))(stack)
+    assert value == pytest.approx(plain[0], rel=1e-12)
+    assert distance(gradients, plain[1]) < 1e-12
+    assert 1e-6 < certificate < 1e-1
+    paired = certified_value_and_grad(lambda *given: (loss(*given), "aux"), has_aux=True, rows=rows)
+    assert paired(stack, batch(), jax.random.key(0))[0][1] == "aux"
