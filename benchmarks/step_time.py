@@ -1,10 +1,11 @@
 """Seconds of a training step (loss and gradient) over those of plain backprop, medians of ratios of interleaved runs.
 
-float32, one thread. torch: residual blocks conv3x3-ReLU-conv3x3 of 64 channels on 16 images of 16 x 16, 24 blocks, against
-a hand-written loop `x = x + block(x) / N`; peers on the same blocks: `torch.utils.checkpoint` around each step, and
-memcnn's `InvertibleModuleWrapper` around each step with the reversed step as its inverse (the paper's method; memcnn
-1.5.2, which is measured where it can be imported: `pip install --no-deps memcnn`). jax: blocks `tanh(y a + b) c` of width
-384 on a batch of 256, 24 layers, against `lax.scan` written by hand; peer: `jax.checkpoint` around its body.
+float32, one thread. torch: residual blocks conv3x3-ReLU-conv3x3 of 64 channels on 16 images of 16 x 16, 24 blocks,
+against a hand-written loop `x = x + block(x) / N`; peers on the same blocks: `torch.utils.checkpoint` around each step,
+and memcnn's `InvertibleModuleWrapper` around each step with the reversed step as its inverse (the paper's method;
+memcnn 1.5.2, which is measured where it can be imported: `pip install --no-deps memcnn`). jax: blocks
+`tanh(y a + b) c` of width 384 on a batch of 256, 24 layers, against `lax.scan` written by hand; peer: `jax.checkpoint`
+around its body.
 
 arithmetic: by the cost model alone, where a VJP costs two evaluations of f beside the one that it contains.
 """

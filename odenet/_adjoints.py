@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from odenet._errors import InputError
 from odenet._gradient import Cost, Gradient, whole, yes_or_no
@@ -47,6 +48,11 @@ class DiscreteAdjoint(Gradient):
     summary = "rebuild each state from the next by running the solver backwards; memory independent of depth"
     exactness = "O(h^p), one order better corrected"
     formula = ("N s", "(m+1) N s", "N s", "1")
+    variants: ClassVar = {
+        "predictor=extrapolate": ("N s", "(N+k max(1,k-1)) s", "N s", "1"),
+        "anchors=K": ("N s", "(m+1) N s", "N s", "1+(N-1)//K"),
+        "tolerance=T": ("N s", "(L+1) N s", "N s", "1"),
+    }
     certifies = True
 
     def __post_init__(self) -> None:
@@ -73,7 +79,7 @@ class DiscreteAdjoint(Gradient):
 
     @property
     def startup(self) -> int:
-        """Evaluations of the increment that predict z in each of the first `order` steps of an extrapolated way back."""
+        """Evaluations of the increment that predict z in each of the first `order` steps, extrapolating."""
         return max(1, self.order - 1, self.iterations)
 
     def anchored(self, steps: int) -> tuple[int, ...]:
@@ -124,6 +130,7 @@ class ContinuousAdjoint(Gradient):
     summary = "solve the adjoint ODE backwards; the gradient of the limit ODE"
     exactness = "of the ODE: O(h^p) from the network's"
     formula = ("N s", "M s'", "M s'", "1")
+    variants: ClassVar = {"interpolate=yes": ("N s", "N (s'+i)", "N s'", "N+1")}
 
     def __post_init__(self) -> None:
         if self.solver is not None and not isinstance(solver(self.solver), Solver):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 from odenet._errors import InputError
 from odenet._gradient import Cost, Gradient, whole
@@ -59,7 +61,7 @@ class Checkpoint(Gradient):
     summary = "keep some states and compute the rest again"
     exactness = "exact"
     formula = ("N s", "N s", "N s", "N")
-    certifies = True
+    variants: ClassVar = {"segments=K": ("N s", "N s", "N s", "K"), "states=K": ("N s", "(A+1) s", "N s", "K+1")}
 
     def __post_init__(self) -> None:
         given = {key: value for key, value in vars(self).items() if value is not None}
@@ -73,7 +75,7 @@ class Checkpoint(Gradient):
         """The segments as (first step, last step + 1), of lengths that differ by at most one; every step if none."""
         count = min(self.segments or steps, steps)
         bounds = [n * steps // count for n in range(count + 1)]
-        return list(zip(bounds[:-1], bounds[1:], strict=True))
+        return list(itertools.pairwise(bounds))
 
     def affordable(self, state: int, stages: int) -> int:
         """How many states the budget holds.
@@ -90,7 +92,7 @@ class Checkpoint(Gradient):
         count = (self.memory - working) // state
         if count < 1:
             raise InputError(
-                f"memory={self.memory} bytes of checkpoint, where one state takes {state} and one step's stages {stages}",
+                f"memory={self.memory} bytes of checkpoint; one state takes {state} and one step's stages {stages}",
                 f"at least {working + state} bytes",
                 "give more, take a smaller batch, or gradient='discrete-adjoint', which keeps one state",
             )
@@ -113,8 +115,8 @@ class Checkpoint(Gradient):
         return Cost(evaluations, again, evaluations, len(schedule(steps, self.states).forward))
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """The certificate, which is 0 where every block gives the same for the same; 0 without one."""
-        return certificate or 0.0
+        """0: what is computed again is what was there; a block that gives something else is found at once."""
+        return 0.0
 
 
 WORKING = 8
@@ -131,7 +133,7 @@ class Reversible(Gradient):
     name = "reversible"
     summary = "step a reversible solver back, exactly; memory independent of depth"
     exactness = "exact up to rounding, reversible solvers only"
-    formula = ("E", "E", "E", "2")
+    formula = ("N s + e", "N s + e", "N s + e", "2")
     certifies = True
 
     def offered(self, solver: AnySolver) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,6 +37,8 @@ class Gradient:
     exactness: ClassVar[str]
     formula: ClassVar[tuple[str, str, str, str]]
     """f forward, f backward, VJPs and states kept, as text for tables."""
+    variants: ClassVar[Mapping[str, tuple[str, str, str, str]]] = {}
+    """The same with an option, by how a flag spells it."""
     certifies: ClassVar[bool] = False
     """Whether a backward pass leaves a certificate, see `Stats.certificate`."""
 

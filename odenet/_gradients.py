@@ -71,7 +71,10 @@ def gradient(name: str | Gradient) -> Gradient:
         if not equals:
             raise InputError(f"{text!r} in gradient {name!r}", "option=value", f"options are {', '.join(readers)}")
         reader = lookup(f"option of {kind.name}", key.replace("_", "-"), readers)
-        options[key.strip().lower().replace("-", "_")] = reader(value)
+        option = key.strip().lower().replace("-", "_")
+        if option in options:
+            raise InputError(f"{option} twice in gradient {name!r}", "each option once")
+        options[option] = reader(value)
     return kind(**options)
 
 

@@ -29,8 +29,8 @@ from odenet.compare.results import require_writable
 from odenet.compare.units import error
 from odenet.data.digits import batch
 from odenet.doctor.checkup import diagnose
-from odenet.doctor.diagnosis import Diagnosis, Examination
-from odenet.doctor.tables import OUTSIDE, tables
+from odenet.doctor.diagnosis import OUTSIDE, Diagnosis, Examination
+from odenet.doctor.tables import tables
 
 TOLERANCE = 1e-2
 """Of the recommended method, where none is given."""

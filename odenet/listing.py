@@ -14,49 +14,59 @@ from rich.table import Table
 
 from odenet._backend import BackendEntry
 from odenet._gradients import ALIASES as GRADIENT_ALIASES
-from odenet._gradients import GRADIENTS
+from odenet._gradients import GRADIENTS, ContinuousAdjoint
 from odenet._problems import PROBLEMS
 from odenet._registry import backend, broken, known
-from odenet._solvers import SOLVERS
+from odenet._solver import SOLVER_NAMES, solver
+from odenet._solvers import Solver
 from odenet._tables import console, table
 
 Row = dict[str, Any]
 
+_PARTS = ("f_forward", "f_backward", "vjp", "states")
 _COST = (
-    "For N steps of a solver with s field evaluations a step; m iterations of the discrete adjoint; the continuous "
-    "adjoint takes M steps of s' evaluations backwards, by default N and s. f forward, f back: field evaluations, "
+    "For N steps of a solver with s field evaluations a step, and e before the first (1 for reversible-heun and alf, "
+    "else 0). m iterations of the discrete adjoint, k the order of its extrapolation, at most L evaluations a step "
+    "for a tolerance. Of checkpoint with K < N states, A = r N - C(K+r, r-1) for the least r with C(K+r, r) >= N; "
+    "memory is as states=K for the K that fit. The continuous adjoint takes M steps of s' evaluations backwards, by "
+    "default N and s; i is 1 where one of them lies inside the step, else 0. f forward, f back: field evaluations, "
     "those inside VJPs left out. VJP: vector-Jacobian products of the field. states: copies of the state kept between "
     "the two passes."
 )
 
 
 def solvers() -> list[Row]:
-    """A row for each solver, with plain values."""
+    """A row for each solver, with plain values. What is of a tableau is None for a reversible solver."""
     return [
         {
-            "name": solver.name,
-            "aliases": list(solver.aliases),
-            "order": solver.order,
-            "stages": solver.stages,
-            "tableau_stages": solver.tableau.stages,
-            "fsal": solver.tableau.fsal,
-            "embedded_order": solver.tableau.order_low,
-            "summary": solver.summary,
-            "source": solver.source,
+            "name": found.name,
+            "aliases": list(found.aliases),
+            "order": found.order,
+            "stages": found.stages,
+            "tableau_stages": found.tableau.stages if isinstance(found, Solver) else None,
+            "fsal": found.tableau.fsal if isinstance(found, Solver) else None,
+            "embedded_order": found.tableau.order_low if isinstance(found, Solver) else None,
+            "reversible": found.reversible,
+            "summary": found.summary,
+            "source": found.source,
         }
-        for solver in SOLVERS.values()
+        for found in map(solver, SOLVER_NAMES)
     ]
 
 
 def gradients() -> list[Row]:
-    """A row for each gradient method, with plain values; `cost` is the cost model's formulas as text."""
+    """A row for each gradient method, with plain values.
+
+    `cost` is the cost model's formulas as text, `variants` the same with an option.
+    """
     return [
         {
             "name": kind.name,
             "aliases": [alias for alias, name in GRADIENT_ALIASES.items() if name == kind.name],
             "options": {field.name: field.default for field in dataclasses.fields(kind)},
             "exactness": kind.exactness,
-            "cost": dict(zip(("f_forward", "f_backward", "vjp", "states"), kind.formula, strict=True)),
+            "cost": dict(zip(_PARTS, kind.formula, strict=True)),
+            "variants": {label: dict(zip(_PARTS, each, strict=True)) for label, each in kind.variants.items()},
             "summary": kind.summary,
         }
         for kind in GRADIENTS.values()
@@ -153,16 +163,17 @@ def _backend_table(rows: Sequence[Row]) -> Table:
 
 
 def _solver_table(rows: Sequence[Row]) -> Table:
-    columns = ("name", "aliases", ">order", ">stages", ">tableau", "fsal", ">embedded", "summary", "source")
+    columns = "name aliases >order >stages >tableau fsal >embedded reversible summary source".split()
     cells = [
         (
             row["name"],
             ", ".join(row["aliases"]),
             row["order"],
             row["stages"],
-            row["tableau_stages"],
-            _yes(row["fsal"]),
+            row["tableau_stages"] or "",
+            "" if row["fsal"] is None else _yes(row["fsal"]),
             row["embedded_order"] or "",
+            _yes(row["reversible"]),
             row["summary"],
             row["source"],
         )
@@ -171,27 +182,33 @@ def _solver_table(rows: Sequence[Row]) -> Table:
     legend = (
         "stages: field evaluations of a fixed step. tableau: those of the whole tableau, its error estimate included. "
         "fsal: the last stage is the first of the next step. "
-        "embedded: order of the second solution, which estimates the error."
+        "embedded: order of the second solution, which estimates the error. "
+        "reversible: what gradient=reversible needs; order and stages are those of reversible:heun."
     )
     return table("Solvers", columns, cells, legend)
 
 
 def _gradient_table(rows: Sequence[Row]) -> Table:
     columns = ("name, options", ">f forward", ">f back", ">VJP", ">states", "exactness; summary")
-    cells = [
-        (
-            "\n".join([row["name"], *(f"  {name}={_default(value)}" for name, value in row["options"].items())]),
-            *row["cost"].values(),
-            f"{row['exactness']}; {row['summary']}",
-        )
-        for row in rows
-    ]
-    return table("Gradient methods", columns, cells, f"{_COST} A flag spells options as discrete-adjoint:correct=no.")
+    cells = []
+    for row in rows:
+        lines = [(row["name"], *row["cost"].values())]
+        for name, value in row["options"].items():
+            default = _default(row["name"], value)
+            found = [(label, cost) for label, cost in row["variants"].items() if label.partition("=")[0] == name]
+            lines += [(f"  {label} ({default})", *cost.values()) for label, cost in found]
+            lines += [] if found else [(f"  {name}={default}", "", "", "", "")]
+        columns_of_lines = ("\n".join(column) for column in zip(*lines, strict=True))
+        cells.append((*columns_of_lines, f"{row['exactness']}; {row['summary']}"))
+    flags = (
+        "A flag spells options as discrete-adjoint:correct=no; the default of one whose cost is shown is in brackets."
+    )
+    return table("Gradient methods", columns, cells, f"{_COST} {flags}")
 
 
-def _default(value: Any) -> str:
+def _default(method: str, value: Any) -> str:
     if value is None:
-        return "forward's"
+        return "forward's" if method == ContinuousAdjoint.name else "none"
     return _yes(value) if isinstance(value, bool) else str(value)
 
 

@@ -22,6 +22,7 @@ from odenet._problems import PROBLEMS, problem_named
 from odenet._reference import Reference, arrays, numerical, reference, relative_error
 from odenet._registry import available, entry
 from odenet._solution import Result, Solution
+from odenet._solver import AnySolver
 from odenet._tables import console, table
 from odenet._test_problem import TestProblem
 
@@ -73,7 +74,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 def command(
     problem: TestProblem,
     backend: tuple[str, ...],
-    solver: tuple[odenet.Solver, ...],
+    solver: tuple[AnySolver, ...],
     depths: tuple[tuple[int, ...], ...],
     dtype: str,
     device: str,
@@ -131,7 +132,7 @@ def command(
             click.echo(f"wrote {path}", err=True)
 
 
-def _solve(problem: TestProblem, backend: str, solver: odenet.Solver, steps: int, dtype: str, ts: Any) -> Solution:
+def _solve(problem: TestProblem, backend: str, solver: AnySolver, steps: int, dtype: str, ts: Any) -> Solution:
     return odenet.solve(
         problem.field,
         arrays(problem.y0, dtype),
@@ -145,7 +146,7 @@ def _solve(problem: TestProblem, backend: str, solver: odenet.Solver, steps: int
 
 
 def _run(
-    problem: TestProblem, name: str, solver: odenet.Solver, steps: int, dtype: str, device: str, truth: Any
+    problem: TestProblem, name: str, solver: AnySolver, steps: int, dtype: str, device: str, truth: Any
 ) -> Run:
     backend = odenet.backend(name)
     with backend.prepare(dtype, device):

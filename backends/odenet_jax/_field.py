@@ -82,11 +82,13 @@ class Field:
             to a slope and the new state, where blocks are told these (see `odenet_jax._replay`).
         kind: of the weights along depth.
         intervals: layers or intervals; 1 for shared weights.
+        collective: whether it reads other rows of a `jax.vmap`, by the name of its axis (known once it is hoisted).
     """
 
     function: Callable[..., Any]
     kind: Kind
     intervals: int
+    collective: bool = False
 
     def slots(self, weights: Weights, steps: int) -> Slot | None:
         """The weights of all steps, stacked to be scanned over and differentiated by JAX in O(steps); None if shared.
@@ -164,7 +166,8 @@ class Field:
             ]
             return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
 
-        made = dataclasses.replace(self, function=whole)
+        effects = {type(effect).__name__ for effect in getattr(converted, "jaxpr").effects}  # noqa: B009
+        made = dataclasses.replace(self, function=whole, collective="NamedAxisEffect" in effects)
         return made, Weights(weights.inexact, weights.other, closed, constants)
 
 

@@ -99,9 +99,9 @@ class Replay:
         n, position, *_ = place
         row = jnp.asarray(np.array(told.order, np.int32))[n + int(told.linear and position == 1)]
         before = _rows(self.state, row)
-        value, after = evaluate(before, _key(told, told.number(place)))
+        value, after = evaluate(_copy(before), _key(told, told.number(place)))
+        after = lax.stop_gradient(jax.tree.map(jnp.asarray, after))
         _check_alike(before, after)
-        after = lax.stop_gradient(after)
         self.state = jax.tree.map(
             lambda leaf, new: lax.dynamic_update_index_in_dim(leaf, new, row, 0), self.state, after
         )
@@ -193,6 +193,11 @@ def _key(told: Told, number: Any) -> Array | None:
 
 def _rows(tree: Any, row: Any) -> Any:
     return lax.stop_gradient(jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), tree))
+
+
+def _copy(tree: Any) -> Any:
+    """Another tree of the same leaves: an equinox State that a block has written to is void."""
+    return jax.tree.map(lambda leaf: leaf, tree)
 
 
 def _check_alike(before: Any, after: Any) -> None:

@@ -38,8 +38,7 @@ def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = Non
         field, y0, weights, choices: as in `odenet.solve`.
         probe: a real zero of shape () and of the times' number type. The derivative with respect to it is the
             reconstruction residual (`Stats.certificate`), also under `jax.grad`: with gradient="discrete-adjoint" the
-            defect of the predicted states, with "reversible" that of the state at t0, with "checkpoint" the
-            difference between a state computed again and as it was (zero, or a rounding). Zero for the others.
+            defect of the predicted states, with "reversible" that of the state at t0. Zero for the others.
             Derivatives add up: under `jax.vmap` give each row a probe of its own.
     """
     return solve_problem(problem(field, y0, weights, **choices), probe)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from odenet import BackendEntry
 
 if TYPE_CHECKING:
-    from odenet_torch.conversion.convert import convert
     from odenet_torch._nets import NeuralODE, OdeNet, ResidualStack
     from odenet_torch._solve import solve
+    from odenet_torch.conversion.convert import convert
 
 backend = BackendEntry(
     name="torch",

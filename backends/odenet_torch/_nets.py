@@ -27,6 +27,13 @@ Weights = Mapping[str, Tensor]
 _ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh}
 
 
+def _call(method: Callable[..., Any], *arguments: Any) -> Any:
+    return method(*arguments)
+
+
+_uncompiled: Callable[..., Any] = torch.compiler.disable(_call)
+
+
 class _Solved(nn.Module):
     """A module whose forward pass is a solve, and which remembers what that took."""
 
@@ -91,7 +98,7 @@ class ResidualStack(_Solved):
 
     def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
         """The state after the last block."""
-        return self._solved(x, arguments, named, torch.compiler.is_compiling())
+        return _uncompiled(self._solved, x, arguments, named, torch.compiler.is_compiling())
 
     def compile(self, *arguments: Any, **choices: Any) -> None:
         """Compile the blocks, each on its own, in place; arguments as in `torch.compile`.
@@ -102,11 +109,11 @@ class ResidualStack(_Solved):
         for block in {id(block): block for block in self.blocks}.values():
             block.compile(*arguments, **choices)
 
-    @torch.compiler.disable
     def _solved(self, x: Any, arguments: Any, named: Any, compiling: bool) -> Any:
         if compiling and not any(block._compiled_call_impl for block in self.blocks):
             warnings.warn(
-                "torch.compile does not look into a ResidualStack: call compile() of the stack, which compiles its blocks",
+                "torch.compile does not look into a ResidualStack: call compile() of the stack, which compiles its "
+                "blocks",
                 stacklevel=2,
             )
         field = BlockField(list(self.blocks), self.along, (arguments, named))
@@ -144,13 +151,12 @@ class NeuralODE(_Solved):
 
     def forward(self, x: Tensor) -> Tensor:
         """The state at t1."""
-        return self._solved(x)
+        return _uncompiled(self._solved, x)
 
     def compile(self, *arguments: Any, **choices: Any) -> None:
         """Compile the field, in place; arguments as in `torch.compile`. The loop stays Python."""
         self.field.compile(*arguments, **choices)
 
-    @torch.compiler.disable
     def _solved(self, x: Tensor) -> Tensor:
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
         solution = solve_problem(problem(self.field, x, steps=self.steps, **choices))

@@ -11,7 +11,7 @@ from odenet._exact import Backprop
 from odenet._gradient import Cost, Gradient
 from odenet._gradients import MENU, gradient
 from odenet._solver import AnySolver, made_reversible
-from odenet.doctor.diagnosis import Diagnosis, Examination
+from odenet.doctor.diagnosis import ROUNDING, Diagnosis, Examination
 
 if TYPE_CHECKING:
     from odenet._sample import Part, Sample
@@ -99,7 +99,7 @@ def diagnose(
     truth = (refer or see)(Backprop(), False)
     references = {False: truth}
     seen: list[Examination] = []
-    samples: dict[Gradient, Sample] = {}
+    solved: dict[Gradient, tuple[Part, ...]] = {}
     dtype = truth.dtype
     for method in gradients:
         another = _needs_another(method, truth.parts)
@@ -119,7 +119,7 @@ def diagnose(
         dtype = sample.dtype
         seen.append(_examination(method, label, another, sample, references[another]))
         if not another:
-            samples[method] = sample
+            solved[method] = sample.parts
     return Diagnosis(
         backend,
         dtype,
@@ -127,7 +127,7 @@ def diagnose(
         truth.parts,
         tuple(seen),
         tolerance,
-        _contraction(samples, dtype),
+        _contraction(solved, dtype),
         smoothness(truth),
     )
 
@@ -172,16 +172,14 @@ def _grows(method: Gradient, parts: tuple[Part, ...]) -> bool:
     return one is not None and two is not None and two.states > one.states
 
 
-def _contraction(samples: dict[Gradient, Sample], dtype: str) -> float | None:
+def _contraction(solved: dict[Gradient, tuple[Part, ...]], dtype: str) -> float | None:
     """See `Diagnosis`."""
-    from odenet.doctor.diagnosis import ROUNDING
-
-    one, two = samples.get(DiscreteAdjoint()), samples.get(DiscreteAdjoint(iterations=2))
+    one, two = solved.get(DiscreteAdjoint()), solved.get(DiscreteAdjoint(iterations=2))
     if one is None or two is None:
         return None
     factors = [
         after.certificate / before.certificate
-        for before, after in zip(one.parts, two.parts, strict=True)
+        for before, after in zip(one, two, strict=True)
         if before.certificate is not None
         and after.certificate is not None
         and before.certificate > 100 * ROUNDING.get(dtype, ROUNDING["float32"])

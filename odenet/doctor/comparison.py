@@ -10,9 +10,7 @@ import numpy as np
 
 from odenet._sample import Part, Place, Sample
 from odenet.compare.difference import cosine_distance, flat, relative
-
-OUTSIDE = "outside"
-"""The group of the parameters that belong to no solve."""
+from odenet.doctor.diagnosis import OUTSIDE
 
 
 def groups(parts: tuple[Part, ...], names: Mapping[str, np.ndarray]) -> dict[str, tuple[Place, ...]]:

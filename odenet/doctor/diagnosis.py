@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+OUTSIDE = "outside"
+"""The group of the parameters that belong to no solve."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from odenet.compare.units import error
-from odenet.doctor.diagnosis import Diagnosis, Examination
+from odenet.doctor.diagnosis import OUTSIDE, Diagnosis, Examination
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +20,6 @@ LEGEND = (
     "error: relative, of the whole gradient, by norm. estimate: of it, from the certificate alone. f, VJP, states: by "
     "the cost model."
 )
-OUTSIDE = "outside"
 
 
 def tables(found: Diagnosis, where: str = "", *, weights: bool = False) -> list[Table]:

@@ -100,7 +100,7 @@ def _remarks(found: Diagnosis, best: Examination) -> list[str]:
         return [f"What is left is rounding in {found.dtype}."]
     if expected is None or best.certificate is None:
         return []
-    made = [f"Watch its certificate in training: it estimates the error as {error(expected)} now."]
+    made = [f"Watch the certificate of {best.label} in training: it estimates the error as {error(expected)} now."]
     if size > KINKS * expected:
         made.append(f"The error is {size / expected:.0f} times that: expect it where f has kinks, as with ReLU.")
     return made

@@ -14,6 +14,15 @@ from odenet import _tree
 
 STEPS = 6
 GRADIENTS = ("backprop", "discrete-adjoint", "discrete-adjoint:correct=no:iterations=2", "continuous-adjoint:steps=12")
+MENU = {  # the others: solver and kind of weights, so that each kind is seen
+    "checkpoint": ("heun", "piecewise"),
+    "checkpoint:segments=2": ("kutta3", "linear"),
+    "checkpoint:states=2": ("rk4", "linear"),
+    "discrete-adjoint:predictor=extrapolate": ("euler", "piecewise"),
+    "discrete-adjoint:anchors=2": ("ralston", "linear"),
+    "discrete-adjoint:tolerance=1e-4": ("euler", "shared"),
+    "continuous-adjoint:interpolate=yes": ("rk38", "linear"),
+}
 
 
 def loss(solution: odenet.Solution) -> Any:
@@ -63,6 +72,27 @@ def test_adjoints_agree(gradient: str, kind: str) -> None:
     found = [_gradients(name, kind, layers, "heun", gradient, ts=[0.5, 0.5, 1.0]) for name in BACKENDS]
     for other in found[1:]:
         assert cases.relative(np.concatenate(found[0], axis=None), np.concatenate(other, axis=None)) <= 1e-10
+
+
+@pytest.mark.parametrize("gradient", MENU)
+def test_the_menu_agrees(gradient: str) -> None:
+    """Leaf by leaf; approximate methods are off by the same."""
+    solver, kind = MENU[gradient]
+    layers = {"shared": 1, "piecewise": 3, "linear": 4}[kind]
+    first, *rest = (_gradients(name, kind, layers, solver, gradient, ts=[0.5, 0.5, 1.0]) for name in BACKENDS)
+    for other in rest:
+        for one, two in zip(first, other, strict=True):
+            assert cases.relative(one, two) <= 1e-10
+
+
+@pytest.mark.parametrize("solver", ["reversible-heun", "alf", "reversible:rk4", "reversible:euler:coupling=0.9"])
+def test_reversible_solvers_agree(solver: str) -> None:
+    """In the solution and, leaf by leaf, in the gradient, which is that of backprop."""
+    first, *rest = (_gradients(name, "linear", 4, solver, "reversible", ts=[0.5, 1.0]) for name in BACKENDS)
+    exact = _gradients(BACKENDS[0], "linear", 4, solver, "backprop", ts=[0.5, 1.0])
+    for other in (*rest, exact):
+        for one, two in zip(first, other, strict=True):
+            assert cases.relative(one, two) <= 1e-10
 
 
 def _gradients(backend: str, kind: str, layers: int, solver: str, gradient: str, ts: Any = None) -> list[np.ndarray]:

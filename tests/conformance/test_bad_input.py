@@ -155,6 +155,105 @@ NAMES: dict[str, Case] = {
         UnknownNameError,
         r"'rk44'.*take rk4",
     ),
+    "an option twice": (
+        lambda fw: fw.solve(gradient="discrete-adjoint:correct=no:correct=yes"),
+        InputError,
+        r"correct twice in gradient.*each option once",
+    ),
+    "no segments": (lambda fw: fw.solve(gradient="checkpoint:segments=0"), InputError, r"segments=0.*at least 1"),
+    "a fraction of a state": (lambda fw: fw.solve(gradient="checkpoint:states=1.5"), InputError, r"'1\.5' is no whole"),
+    "memory in words": (
+        lambda fw: fw.solve(gradient="checkpoint:memory=lots"),
+        InputError,
+        r"'lots' is no amount of memory.*512K, 64M, 1\.5G",
+    ),
+    "no memory": (lambda fw: fw.solve(gradient="checkpoint:memory=0"), InputError, r"memory=0.*at least 1"),
+    "segments and states": (
+        lambda fw: fw.solve(gradient="checkpoint:segments=2:states=2"),
+        InputError,
+        r"segments=2 and states=2 of checkpoint.*one of segments, states and memory",
+    ),
+    "an order of extrapolation that is too high": (
+        lambda fw: fw.solve(gradient="discrete-adjoint:predictor=extrapolate:order=5"),
+        InputError,
+        r"order=5.*1 to 4",
+    ),
+    "no anchors": (lambda fw: fw.solve(gradient="discrete-adjoint:anchors=0"), InputError, r"anchors=0.*at least 1"),
+    "a tolerance in words": (
+        lambda fw: fw.solve(gradient="discrete-adjoint:tolerance=tight"),
+        InputError,
+        r"'tight' is no number.*1e-6",
+    ),
+    "a tolerance above one": (
+        lambda fw: fw.solve(gradient="discrete-adjoint:tolerance=2"),
+        InputError,
+        r"tolerance=2\.0.*between 0 and 1",
+    ),
+    "a tolerance of NaN": (
+        lambda fw: fw.solve(gradient=DiscreteAdjoint(tolerance=float("nan"))),
+        InputError,
+        r"tolerance=nan.*between 0 and 1",
+    ),
+    "a limit of nothing": (
+        lambda fw: fw.solve(gradient="discrete-adjoint:limit=0"),
+        InputError,
+        r"limit=0.*at least 1",
+    ),
+    "a backward solve by a reversible solver": (
+        lambda fw: fw.solve(gradient="continuous-adjoint:solver=alf"),
+        InputError,
+        r"solver='alf' of the continuous adjoint.*Runge-Kutta",
+    ),
+    "an option of a method without options": (
+        lambda fw: fw.solve(solver="alf", gradient="reversible:steps=2"),
+        UnknownNameError,
+        r"no option of reversible called 'steps'",
+    ),
+    "an unknown solver made reversible": (
+        lambda fw: fw.solve(solver="reversible:rk5"),
+        UnknownNameError,
+        r"to be made reversible called 'rk5'.*take rk4",
+    ),
+    "a reversible solver made reversible": (
+        lambda fw: fw.solve(solver="reversible:alf"),
+        UnknownNameError,
+        r"to be made reversible called 'alf'.*Allowed: euler",
+    ),
+    "options of another solver": (
+        lambda fw: fw.solve(solver="alf:heun"),
+        InputError,
+        r"solver 'alf:heun'.*reversible:SOLVER:coupling=NUMBER",
+    ),
+    "a coupling of nothing": (
+        lambda fw: fw.solve(solver="reversible:heun:coupling=0"),
+        InputError,
+        r"coupling=0\.0 of a reversible solver.*\(0, 1\]",
+    ),
+    "a coupling in words": (
+        lambda fw: fw.solve(solver="reversible:heun:coupling=loose"),
+        InputError,
+        r"option 'coupling=loose'.*coupling=0\.99",
+    ),
+    "a reversible gradient of a solver that is not": (
+        lambda fw: fw.solve(solver="euler", gradient="reversible"),
+        UnsupportedError,
+        r"'reversible' with solver 'euler'.*backprop, checkpoint.*take solver=reversible:euler",
+    ),
+    "an adjoint of a reversible solver": (
+        lambda fw: fw.solve(solver="alf", gradient="discrete-adjoint"),
+        UnsupportedError,
+        r"'discrete-adjoint' with solver 'alf'.*backprop, reversible with this solver.*gradient='reversible'",
+    ),
+    "a continuous adjoint of a reversible solver": (
+        lambda fw: fw.solve(solver="reversible-heun", gradient="adjoint"),
+        UnsupportedError,
+        r"'continuous-adjoint' with solver 'reversible-heun'.*gradient='reversible'",
+    ),
+    "a checkpoint of a reversible solver": (
+        lambda fw: fw.solve(solver="reversible:rk4", gradient="checkpoint"),
+        UnsupportedError,
+        r"'checkpoint' with solver 'reversible:rk4'.*gradient='reversible'",
+    ),
     "unknown backend": (
         lambda fw: fw.solve(backend=fw.name + "x"),
         UnknownNameError,
@@ -349,6 +448,11 @@ DEPTHS: dict[str, Case] = {
         DepthError,
         r"steps=6.*4 layers.*multiple of 4",
     ),
+    "an interpolated adjoint of other steps": (
+        lambda fw: fw.solve(gradient="continuous-adjoint:interpolate=yes:steps=8"),
+        GridError,
+        r"interpolated continuous adjoint of 8 steps for a solve of 4.*leave out steps=",
+    ),
     "adjoint steps that miss a kept time": (
         lambda fw: fw.solve(ts="all", gradient=ContinuousAdjoint(steps=6)),
         GridError,
@@ -370,6 +474,16 @@ GRADIENTS: dict[str, Case] = {
     ),
     "a loss of nothing": (lambda fw: fw.gradient(lambda s: None), InputError, r"the loss returned None.*real scalar"),
     "a loss that is no function": (lambda fw: fw.gradient(loss="sum"), InputError, r"loss is a str.*loss\(solution\)"),
+    "memory for not even one state": (
+        lambda fw: fw.gradient(gradient="checkpoint:memory=20"),
+        InputError,
+        r"memory=20 bytes of checkpoint, where one state takes 8.*at least \d+ bytes.*discrete-adjoint",
+    ),
+    "a tolerance that is not reached": (
+        lambda fw: fw.gradient(gradient="discrete-adjoint:tolerance=1e-6:limit=6", t1=400.0),
+        GradientError,
+        r"step \d cannot be undone to tolerance=1e-06: after 6 evaluations.*h Lip\(f\) < 1.*checkpoint",
+    ),
     "gradients of an integer state": (
         lambda fw: fw.gradient(y0=fw.array([1, 2])),
         DtypeError,
@@ -460,6 +574,23 @@ ALONE: dict[str, Case] = {
         lambda fw: _second_derivative_torch("continuous-adjoint"),
         UnsupportedError,
         r"second derivative through gradient='continuous-adjoint'.*create_graph=False.*backprop",
+    ),
+    "torch: a second derivative through a checkpoint of some states": (
+        lambda fw: _second_derivative_torch("checkpoint:states=1"),
+        UnsupportedError,
+        r"second derivative through gradient='checkpoint:states=1'.*backprop",
+    ),
+    "torch: a second derivative through a reversible solver": (
+        lambda fw: _second_derivative_torch("reversible", "alf"),
+        UnsupportedError,
+        r"second derivative through gradient='reversible'.*backprop",
+    ),
+    "torch: a transform of torch.func through an adjoint": (
+        lambda fw: torch.func.grad(
+            lambda y: odenet.solve(lambda t, y: -y, y, steps=2, gradient="discrete-adjoint").y1.sum()
+        )(torch.ones(2)),
+        UnsupportedError,
+        r"gradient='discrete-adjoint' inside a transform of torch\.func.*backprop",
     ),
     "torch: blocks that are no modules": (
         lambda fw: __import__("odenet_torch").ResidualStack([torch.tanh]),
@@ -612,9 +743,9 @@ def _through_closure(gradient):
     return odenet.solve(lambda t, y: w * y, torch.ones(2), steps=2, gradient=gradient)
 
 
-def _second_derivative_torch(gradient):
+def _second_derivative_torch(gradient, solver="euler"):
     y0 = torch.ones(2, requires_grad=True)
-    y1 = odenet.solve(lambda t, y: torch.sin(y), y0, steps=2, gradient=gradient).y1
+    y1 = odenet.solve(lambda t, y: torch.sin(y), y0, steps=2, solver=solver, gradient=gradient).y1
     (first,) = torch.autograd.grad(y1.sum(), y0, create_graph=True)
     return torch.autograd.grad(first.sum(), y0)
 

@@ -278,7 +278,7 @@ def test_stats_estimate_the_error_of_the_gradient():
 
 def test_methods_that_leave_a_certificate_say_so():
     certified = {name for name, kind in odenet.GRADIENTS.items() if kind.certifies}
-    assert certified == {"discrete-adjoint", "checkpoint", "reversible"}
+    assert certified == {"discrete-adjoint", "reversible"}
     assert set(odenet.GRADIENTS) <= set(MENU)
     assert {gradient(label).label for label in MENU} == set(MENU)
 

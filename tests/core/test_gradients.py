@@ -12,23 +12,49 @@ from odenet import (
     GRADIENTS,
     SOLVERS,
     Backprop,
+    Checkpoint,
     ContinuousAdjoint,
     Cost,
     DiscreteAdjoint,
     InputError,
+    Reversible,
     UnknownNameError,
     gradient,
+    solver,
 )
+from odenet._exact import WORKING
+from odenet._reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun
 
 counts = st.integers(1, 10**6)
 records = st.one_of(
     st.just(Backprop()),
-    st.builds(DiscreteAdjoint, correct=st.booleans(), iterations=counts),
+    st.builds(Checkpoint),
+    st.builds(Checkpoint, segments=counts),
+    st.builds(Checkpoint, states=st.integers(1, 300)),
+    st.builds(Checkpoint, memory=counts),
+    st.just(Reversible()),
     st.builds(
-        ContinuousAdjoint, solver=st.none() | st.sampled_from(list(SOLVERS)), steps=st.none() | st.integers(1, 512)
+        DiscreteAdjoint,
+        correct=st.booleans(),
+        iterations=st.integers(1, 50),
+        predictor=st.sampled_from(["reverse", "extrapolate"]),
+        order=st.integers(1, 4),
+        anchors=st.none() | counts,
+        tolerance=st.none() | st.floats(1e-16, 1, exclude_max=True),
+        limit=counts,
+    ),
+    st.builds(
+        ContinuousAdjoint,
+        solver=st.none() | st.sampled_from(list(SOLVERS)),
+        steps=st.none() | st.integers(1, 512),
+        interpolate=st.booleans(),
     ),
 )
 solvers = st.sampled_from(list(SOLVERS.values()))
+reversible = st.one_of(
+    st.sampled_from([ReversibleHeun(), AsynchronousLeapfrog()]),
+    st.builds(Coupled, solvers, st.none() | st.floats(1e-3, 1)),
+)
 
 
 @given(records)
@@ -59,10 +85,37 @@ def test_yes_in_every_spelling_is_true(text):
     assert gradient(f"discrete-adjoint:correct={text}").correct is True
 
 
+@pytest.mark.parametrize(
+    ("text", "bytes"), [("4096", 4096), ("512K", 2**19), ("64M", 2**26), ("1.5G", 3 * 2**29), ("2kib", 2048), ("8b", 8)]
+)
+def test_memory_is_spelt_in_bytes_and_powers_of_1024(text, bytes):
+    assert gradient(f"checkpoint:memory={text}") == Checkpoint(memory=bytes)
+
+
 def test_spelling_is_forgiven_and_aliases_are_known():
     assert gradient("Discrete_Adjoint:Iterations=2") == DiscreteAdjoint(iterations=2)
+    assert gradient("checkpointing:Segments=4") == Checkpoint(segments=4)
+    assert solver("MALI") == solver("asynchronous_leapfrog") == AsynchronousLeapfrog()
+    assert solver("revheun") == ReversibleHeun()
+    assert solver("reversible:heunnet:Coupling=0.5") == Coupled(SOLVERS["heun"], 0.5)
     assert gradient("adjoint") == ContinuousAdjoint()
     assert gradient("continuous-adjoint:solver=heunnet:steps=8") == ContinuousAdjoint("heunnet", 8)
+
+
+@given(reversible)
+def test_a_label_spells_its_reversible_solver(record):
+    assert solver(record.label) == record
+    assert solver(record) is record
+    assert record.reversible
+    assert Reversible().offered(record)
+    assert Backprop().offered(record)
+    assert not any(kind().offered(record) for kind in (Checkpoint, DiscreteAdjoint, ContinuousAdjoint))
+
+
+@given(solvers)
+def test_a_runge_kutta_method_is_not_reversible(record):
+    assert not Reversible().offered(record)
+    assert all(kind().offered(record) for kind in GRADIENTS.values() if kind is not Reversible)
 
 
 def test_a_record_with_a_solver_of_its_own_can_be_labelled():
@@ -88,6 +141,28 @@ def test_a_record_with_a_solver_of_its_own_can_be_labelled():
         (lambda: ContinuousAdjoint(steps=0), InputError, "steps=0 of the continuous adjoint"),
         (lambda: ContinuousAdjoint(steps=2.0), InputError, r"steps=2\.0"),
         (lambda: ContinuousAdjoint(solver=4), InputError, "a solver was given as 4"),
+        (lambda: ContinuousAdjoint(solver="alf"), InputError, "solver='alf' of the continuous adjoint.*Runge-Kutta"),
+        (lambda: ContinuousAdjoint(interpolate=1), InputError, "interpolate=1.*True or False"),
+        (lambda: Checkpoint(segments=0), InputError, "segments=0.*at least 1"),
+        (lambda: Checkpoint(states=2.0), InputError, r"states=2\.0"),
+        (lambda: Checkpoint(memory=True), InputError, "memory=True"),
+        (lambda: Checkpoint(2, 3, 4), InputError, "segments=2 and states=3 and memory=4.*one of"),
+        (lambda: gradient("checkpoint:memory=many"), InputError, "'many' is no amount of memory.*512K"),
+        (lambda: gradient("checkpoint:memory=1e999G"), InputError, "'1e999G' is no amount of memory"),
+        (lambda: Checkpoint(memory=1000).cost(SOLVERS["euler"], 4), InputError, "memory=1000.*segments=K or states=K"),
+        (lambda: Checkpoint(memory=1000).affordable(200, 100), InputError, "memory=1000 bytes.*at least 1900 bytes"),
+        (lambda: DiscreteAdjoint(order=5), InputError, "order=5.*1 to 4"),
+        (lambda: DiscreteAdjoint(anchors=0), InputError, "anchors=0.*at least 1"),
+        (lambda: DiscreteAdjoint(tolerance=1), InputError, "tolerance=1.*between 0 and 1"),
+        (lambda: DiscreteAdjoint(tolerance="1e-3"), InputError, "tolerance='1e-3'"),
+        (lambda: DiscreteAdjoint(limit=0), InputError, "limit=0"),
+        (lambda: gradient("discrete-adjoint:correct=no:Correct=no"), InputError, "correct twice"),
+        (lambda: solver("reversible:rk5"), UnknownNameError, "to be made reversible called 'rk5'.*take rk4"),
+        (lambda: solver("reversible:reversible"), UnknownNameError, "to be made reversible called 'reversible'"),
+        (lambda: solver("reversible:heun:coupling=1.5"), InputError, r"coupling=1\.5.*\(0, 1\]"),
+        (lambda: solver("reversible:heun:coupling"), InputError, "option 'coupling'.*coupling=0.99"),
+        (lambda: solver("heun:coupling=0.9"), InputError, "solver 'heun:coupling=0.9'.*reversible:SOLVER"),
+        (lambda: Coupled(coupling=True), InputError, "coupling=True"),
     ],
 )
 def test_what_makes_no_gradient_method(make, error, match):
@@ -95,15 +170,77 @@ def test_what_makes_no_gradient_method(make, error, match):
         make()
 
 
-@given(records, solvers, st.integers(1, 500), st.integers(1, 4))
+@given(records, solvers, st.integers(1, 200), st.integers(1, 4))
 def test_cost_grows_as_the_steps_do(record, solver, steps, factor):
-    """Evaluations and VJPs are proportional to the steps; the adjoints keep one state whatever the depth."""
+    """Evaluations and VJPs are proportional to the steps, and the states kept, too, or they are a given number."""
+    if isinstance(record, Reversible) or getattr(record, "memory", None) is not None:
+        return
     if isinstance(record, ContinuousAdjoint):
         record = dataclasses.replace(record, steps=None)
     one, other = record.cost(solver, steps), record.cost(solver, factor * steps)
     assert other.f_forward == factor * one.f_forward == factor * steps * solver.stages
-    assert (other.f_backward, other.vjp) == (factor * one.f_backward, factor * one.vjp)
-    assert other.states == (factor * one.states if isinstance(record, Backprop) else 1)
+    assert other.vjp == factor * one.vjp
+    match record:
+        case Checkpoint(states=int() as states):
+            assert one.states <= states + 1
+            assert other.f_backward >= factor * one.f_backward
+        case Checkpoint():
+            assert (other.f_backward, other.states) == (
+                factor * one.f_backward,
+                min(record.segments or 10**9, factor * steps),
+            )
+        case DiscreteAdjoint():
+            assert other.f_backward <= factor * one.f_backward  # the first steps of an extrapolated way are reversed
+            assert record.extrapolates or other.f_backward == factor * one.f_backward
+            assert one.states == 1 + (0 if record.anchors is None else (steps - 1) // record.anchors)
+        case ContinuousAdjoint():
+            assert other.f_backward == factor * one.f_backward
+            assert other.states == (factor * steps + 1 if record.interpolate else 1)
+        case _:
+            assert (other.f_backward, other.states) == (0, factor * one.states)
+
+
+@given(solvers, st.integers(1, 60))
+def test_fewer_states_cost_more_evaluations(solver, steps):
+    """From one evaluation of each step again, with a state for each, to the triangle of them with one state."""
+    again = [Checkpoint(states=states).cost(solver, steps).f_backward for states in range(1, steps + 2)]
+    assert again == sorted(again, reverse=True)
+    assert again[-1] == Checkpoint().cost(solver, steps).f_backward == steps * solver.stages
+    assert again[0] == (steps * (steps - 1) // 2 - (steps - 1) + steps) * solver.stages
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(0, 10**6))
+def test_as_many_states_as_a_budget_holds(count, state, stages):
+    """One byte less holds one state less."""
+    budget = stages + (WORKING + count) * state
+    assert Checkpoint(memory=budget).affordable(state, stages) == count
+    assert Checkpoint(memory=budget + state - 1).affordable(state, stages) == count
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000))
+def test_segments_cover_the_steps_and_are_of_one_length_or_two(segments, steps):
+    parts = Checkpoint(segments=segments).parts(steps)
+    assert [n for first, end in parts for n in range(first, end)] == list(range(steps))
+    lengths = {end - first for first, end in parts}
+    assert len(parts) == min(segments, steps)
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_extrapolation_continues_polynomials(order):
+    """Through k increments goes one polynomial of degree k - 1, and it is continued exactly."""
+    weights = DiscreteAdjoint(order=order).continued
+    for degree in range(order):
+        assert sum(w * (n + 1) ** degree for n, w in enumerate(weights)) == 0**degree
+    assert sum(w * (n + 1) ** order for n, w in enumerate(weights)) != 0
+
+
+@given(reversible, st.integers(1, 50))
+def test_the_way_back_of_a_reversible_solver_costs_what_the_way_there_does(solver, steps):
+    cost = Reversible().cost(solver, steps)
+    assert cost.f_forward == cost.f_backward == cost.vjp == solver.evaluations(steps)
+    assert cost.states == 2
+    assert solver.evaluations(steps) == steps * solver.stages + (not isinstance(solver, Coupled))
 
 
 @given(solvers, st.integers(1, 100))

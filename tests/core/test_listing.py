@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import EntryPoint
+from math import comb
 
 import pytest
 from click.testing import CliRunner
 
-from odenet import GRADIENTS, SOLVERS, Backend, BackendEntry, _registry
+from odenet import GRADIENTS, SOLVERS, Backend, BackendEntry, _registry, solver
 from odenet._gradients import gradient
 from odenet._problems import PROBLEMS
+from odenet._reversible import REVERSIBLE_SOLVERS
 from odenet.listing import SECTIONS, command
 
 
@@ -67,7 +69,10 @@ def rows(what):
     return json.loads(listed(what, "--json"))[what]
 
 
-@pytest.mark.parametrize(("what", "names"), [("solvers", SOLVERS), ("gradients", GRADIENTS), ("problems", PROBLEMS)])
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [("solvers", (*SOLVERS, *REVERSIBLE_SOLVERS)), ("gradients", GRADIENTS), ("problems", PROBLEMS)],
+)
 def test_every_record_is_listed_as_text_and_as_json(what, names):
     text = listed(what)
     assert [row["name"] for row in rows(what)] == list(names)
@@ -88,6 +93,17 @@ def test_a_solver_is_described():
     assert (dopri5["fsal"], dopri5["embedded_order"]) == (True, 4)
     assert found["rk4"]["embedded_order"] is None
     assert found["heun"]["aliases"] == ["heunnet"]
+    assert not found["rk4"]["reversible"]
+
+
+def test_a_reversible_solver_is_described_without_a_tableau():
+    found = {row["name"]: row for row in rows("solvers")}
+    for name, record in REVERSIBLE_SOLVERS.items():
+        row = found[name]
+        assert (row["order"], row["stages"], row["reversible"]) == (record.order, record.stages, True)
+        assert row["tableau_stages"] is row["fsal"] is row["embedded_order"] is None
+        assert row["source"]
+    assert found["alf"]["aliases"] == ["asynchronous-leapfrog", "mali"]
 
 
 def test_the_options_listed_make_the_default_gradient():
@@ -97,21 +113,90 @@ def test_the_options_listed_make_the_default_gradient():
         assert gradient(":".join([row["name"], *given])) == gradient(row["name"])
 
 
-def test_the_costs_listed_are_those_of_the_cost_model():
-    """Each formula, evaluated with numbers for its letters, is what `cost` says."""
-    solver, steps, iterations = SOLVERS["rk4"], 7, 1
-    letters = {"N": steps, "s": solver.stages, "M": steps, "r": solver.stages, "m": iterations}
+LETTERS = {  # of the variants: what their options are, and the letters that are not the default's
+    "segments=K": [("segments=3", {"K": 3}), ("segments=5", {"K": 5})],
+    "states=K": [("states=1", {"K": 1}), ("states=2", {"K": 2}), ("states=4", {"K": 4})],
+    "predictor=extrapolate": [
+        ("predictor=extrapolate", {"k": 2}),
+        ("predictor=extrapolate:order=1", {"k": 1}),
+        ("predictor=extrapolate:order=4", {"k": 4}),
+    ],
+    "anchors=K": [("anchors=2", {"K": 2}), ("anchors=50:iterations=3", {"K": 50, "m": 3})],
+    "tolerance=T": [("tolerance=1e-3", {"L": 32}), ("tolerance=1e-3:limit=5:iterations=2", {"L": 5, "m": 2})],
+    "interpolate=yes": [
+        ("interpolate=yes", {"i": 1}),
+        ("interpolate=yes:solver=heun", {"i": 0, "r": 2}),
+        ("interpolate=yes:solver=euler", {"i": 0, "r": 1}),
+    ],
+}
+
+
+def check_formulas(formulas, cost, letters):
+    for name, formula in formulas.items():
+        text = formula.replace("s'", "r").replace(" ", "*").replace("*+*", "+")
+        assert eval(text, {}, letters) == getattr(cost, name), (formula, name)
+
+
+def letters_of(found, steps):
+    base = {"N": steps, "s": found.stages, "M": steps, "r": found.stages, "m": 1, "max": max}
+    return base | {"e": int(found.name in ("reversible-heun", "alf"))}
+
+
+@pytest.mark.parametrize("steps", [7, 30])
+@pytest.mark.parametrize("name", ["euler", "rk4", "dopri5"])
+def test_the_costs_listed_are_those_of_the_cost_model(name, steps):
+    """Each formula, evaluated with numbers for its letters, is what `cost` says; so with each option."""
+    found, seen = solver(name), set()
     for row in rows("gradients"):
-        cost = gradient(row["name"]).cost(solver, steps)
-        for name, formula in row["cost"].items():
-            text = formula.replace("s'", "r").replace(" ", "*").replace("*+*", "+")
-            assert eval(text, {}, letters) == getattr(cost, name), (row["name"], name)
+        if not gradient(row["name"]).offered(found):
+            continue
+        letters = letters_of(found, steps)
+        check_formulas(row["cost"], gradient(row["name"]).cost(found, steps), letters)
+        for label, formulas in row["variants"].items():
+            for options, more in LETTERS[label]:
+                if name != "rk4" and options == "interpolate=yes":
+                    more = {"i": int(name == "dopri5")}
+                given = letters | more
+                if "K" in given:
+                    r = next(r for r in range(steps) if comb(given["K"] + r, r) >= steps)
+                    given["A"] = r * steps - comb(given["K"] + r, r - 1)
+                check_formulas(formulas, gradient(f"{row['name']}:{options}").cost(found, steps), given)
+            seen.add(label)
+    assert seen == set(LETTERS)
+
+
+@pytest.mark.parametrize("name", ["reversible-heun", "alf", "reversible", "reversible:dopri5"])
+def test_the_costs_listed_of_the_reversible_method_are_those_of_the_cost_model(name):
+    (row,) = (row for row in rows("gradients") if row["name"] == "reversible")
+    check_formulas(row["cost"], gradient("reversible").cost(solver(name), 7), letters_of(solver(name), 7))
 
 
 def test_every_letter_of_the_costs_is_explained():
+    text = " ".join(listed("gradients").split())
+    for words in (
+        *(
+            "N steps",
+            "s field evaluations",
+            "e before the first",
+            "m iterations",
+            "k the order",
+            "at most L evaluations",
+        ),
+        *("K < N states, A = r N - C(K+r, r-1)", "M steps", "s' evaluations", "i is 1 where", "copies of the state"),
+    ):
+        assert words in text
+
+
+def test_options_are_listed_with_their_defaults_and_what_they_cost():
     text = listed("gradients")
-    for words in ("N steps", "s field evaluations", "m iterations", "M steps", "s' evaluations", "copies of the state"):
-        assert words in " ".join(text.split())
+    for words in (
+        "segments=K (none)",
+        "memory=none",
+        "solver=forward's",
+        "predictor=extrapolate (reverse)",
+        "limit=32",
+    ):
+        assert words in text
 
 
 @pytest.mark.usefixtures("announced")

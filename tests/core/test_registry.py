@@ -181,7 +181,7 @@ def site(tmp_path):
                 stats = Stats("lists", problem.solver.name, "backprop", grid.steps, 0)
                 return Solution(np.array([grid.t1]), np.array([y[0]]), stats)
             def build(self, *a, **k): raise NotImplementedError
-            value_and_grad = read = evaluate = measure = to_numpy = prepare = devices = build
+            value_and_grad = read = evaluate = examine = measure = to_numpy = prepare = devices = build
 
         backend = BackendEntry("lists", "json", "nothing", "odenet_lists:Lists", ("odenet_lists",), None, ("backprop",))
         """,

@@ -89,7 +89,7 @@ def keys(count=N):
 
 
 def flat(tree):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))])
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array_like))])
 
 
 def distance(one, other):
@@ -156,11 +156,18 @@ def test_gradients_are_backprop_s_and_the_state_counts_each_evaluation_of_the_fo
         assert counts.sum() == odenet.solver(solver).evaluations(N)
 
 
-@pytest.mark.parametrize("gradient", ["checkpoint:segments=2", "discrete-adjoint:iterations=4"])
+@pytest.mark.parametrize("gradient", ["checkpoint:states=2", "discrete-adjoint:tolerance=1e-8"])
 def test_the_batch_axis_may_be_outside_of_the_stack_too(gradient):
+    """Also where JAX goes back after it has left the vmap, and knows the name of its axis no more."""
     stack, state = normed("ema", "euler", gradient)
     inside, outside = (step(stack, batch(), state, where) for where in (False, True))
-    np.testing.assert_allclose(flat(outside), flat(inside), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(flat(outside), flat(inside), rtol=1e-6, atol=1e-7)
+
+    @eqx.filter_jit
+    def total(stack, x):
+        return jnp.sum(jax.vmap(lambda x: stack(x, state=state)[0], axis_name="batch")(x) ** 2)
+
+    np.testing.assert_allclose(flat(eqx.filter_grad(total)(stack, batch())), flat(inside[1][0]), rtol=1e-6, atol=1e-7)
 
 
 def test_a_vmap_of_the_blocks_takes_no_gradient_of_the_weights_for_each_row():
@@ -270,8 +277,17 @@ def test_a_state_may_be_a_tree_and_a_block_s_own_state_any_tree(gradient):
     np.testing.assert_array_equal(new["calls"], [2, 1])
     with pytest.raises(StateError, match=r"for 5 blocks.*stateful"):
         ResidualStack(blocks)(x, state=jax.tree.map(lambda leaf: leaf[:2], state))
+
+
+def test_a_block_must_return_a_state_like_the_one_it_was_given():
+    class Growing(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x, state):
+            return self.weight * x, jnp.append(state, 0.0)
+
     with pytest.raises(StateError, match="a block returned the state"):
-        ResidualStack(blocks)(x, state=jax.tree.map(lambda leaf: leaf[:, None], state))
+        ResidualStack([Growing(jnp.ones(()))])(batch(), state=jnp.ones((1, 2)))
 
 
 @pytest.mark.parametrize("rows", [None, BATCH])
@@ -287,7 +303,7 @@ def test_the_certificate_comes_out_of_a_training_step(rows):
     found = eqx.filter_jit(certified_value_and_grad(loss, rows=rows))(stack, batch(), jax.random.key(0))
     value, gradients, certificate = found
     plain = eqx.filter_value_and_grad(lambda s: loss(s, jnp.zeros(rows or ()), batch(), jax.random.key(0)))(stack)
-    assert value == pytest.approx(plain[0], rel=1e-12)
+    np.testing.assert_allclose(value, plain[0], rtol=1e-12)
     assert distance(gradients, plain[1]) < 1e-12
     assert 1e-6 < certificate < 1e-1
     paired = certified_value_and_grad(lambda *given: (loss(*given), "aux"), has_aux=True, rows=rows)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -59,8 +60,7 @@ class Adjoint(ABC):
             weights = Weights(inexact, other, closed, constants)
             return dataclasses.replace(run, field=field, weights=weights, replay=replay)
 
-        @jax.custom_vjp
-        def network(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Leaves, Any]:
+        def primal(y0: Leaves, of: Any, rest: Any, probe: Array) -> Any:
             ys, _, _, told = loop_in_place(bound(of, rest), y0)
             return ys, told and told.state
 
@@ -70,18 +70,27 @@ class Adjoint(ABC):
             kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
             return (ys, told and told.state), (kept, of, (*rest[:2], told))
 
-        def backward(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
+        def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array]:
             kept, of, rest = residuals
             here = dataclasses.replace(bound(of, rest), again=True)
             sums = jax.tree.map(jnp.zeros_like, of)
-            found = self.back(here, kept, Joining(run.grid, gradients[0], run.grid.steps), sums)
-            g, sums, residual = _once(self.stats.gradient, found)
+            return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
+
+        told = run.replay and run.replay.told
+        arguments = (y0, (weights.inexact, weights.closed), (weights.other, weights.constants, told), probe)
+        if field.collective:  # traced here, where named axes are known: JAX will call them where these are not
+            (ys, _), residuals = eqx.filter_eval_shape(forward, *arguments)
+            backward = eqx.filter_closure_convert(backward, residuals, ys)
+            forward = eqx.filter_closure_convert(forward, *arguments)
+
+        network = jax.custom_vjp(primal)
+
+        def back(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
+            g, sums, residual = _once(self.stats.gradient, backward(residuals, gradients[0]))
             return g, sums, None, residual
 
-        network.defvjp(forward, backward)
-        told = run.replay and run.replay.told
-        rest = (weights.other, weights.constants, told)
-        ys, state = network(y0, (weights.inexact, weights.closed), rest, probe)
+        network.defvjp(forward, back)
+        ys, state = network(*arguments)
         return ys, told and dataclasses.replace(told, state=lax.stop_gradient(state))
 
 

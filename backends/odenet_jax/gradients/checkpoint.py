@@ -18,13 +18,12 @@ from jax import Array, lax
 
 from odenet import Checkpoint, Stats
 from odenet._revolve import schedule
-from odenet._step import add, subtract
+from odenet._step import add
 from odenet_jax._field import Slot, Weights
 from odenet_jax._fixed import Run, read, write
 from odenet_jax._replay import Told
 from odenet_jax._state import Leaves
-from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
-from odenet_jax.gradients.discrete_adjoint import relative
+from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
 
 
 class Recomputation(Adjoint):
@@ -62,8 +61,7 @@ class Recomputation(Adjoint):
 
     def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
         """See `Adjoint.back`."""
-        g, zero = gradients.end(), jnp.zeros((), run.layout.time)
-        carry = (zeros(g), g, sums, zero)  # the state at the end of the segment, as it was before
+        carry = (gradients.end(), sums)
         if self.method.states is not None:
             carry = self.turn(run, kept.states, gradients, carry)
         else:
@@ -76,8 +74,7 @@ class Recomputation(Adjoint):
                     return self.segment(run, start + i * length, length, read(kept.states, i), gradients, carry)
 
                 carry = descend(step, total + count, count, carry)
-        _, g, sums, residual = carry
-        return g, sums, residual
+        return *carry, jnp.zeros((), run.layout.time)
 
     def turn(self, run: Run, states: Leaves, gradients: Joining, carry: Any) -> Any:
         """All turns of the optimal schedule, the kept states in a buffer with one row more than states may be kept."""
@@ -103,7 +100,7 @@ class Recomputation(Adjoint):
 
     def segment(self, run: Run, first: Any, length: int, y: Leaves, gradients: Joining, carry: Any) -> Any:
         """The way back through steps first, ..., first + length - 1, from the state y at their start."""
-        later, g, sums, residual = carry
+        g, sums = carry
         steps = run.grid.steps
         if length == 1:
             here, indices = run.at(first), first
@@ -120,11 +117,9 @@ class Recomputation(Adjoint):
             end, starts = step(y, (first, run.slot)) if length == 1 else lax.scan(step, y, (indices, run.slot))
             return (*end, *starts)
 
-        ends, pull = vjp(here, forward, y)
-        end = ends[: len(y)]
+        _, pull = vjp(here, forward, y)
         g, *found = pull((*g, *(met or ())))
-        defect = jnp.where(first + length < steps, relative(subtract(end, later), later), 0)
-        return y, g, collect(here, indices, sums, found), jnp.maximum(residual, defect.astype(residual.dtype))
+        return g, collect(here, indices, sums, found)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, Stats, UnsupportedError
 from odenet._step import Leaves as AnyLeaves
@@ -195,7 +196,7 @@ def _unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 def _retained() -> bool:
     """Whether the running backward pass was asked to keep what it needs for another one."""
-    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # since torch 2.5, not documented
+    asked = getattr(_autograd, "_get_current_graph_task_keep_graph", None)  # since torch 2.5, not documented
     return True if asked is None else asked()
 
 
