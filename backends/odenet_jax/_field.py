@@ -150,7 +150,9 @@ class Field:
         """
         example = weights
         if self.kind != "shared":
-            inexact, other = jax.tree.map(_row, (weights.inexact, weights.other))
+            inexact, other = jax.eval_shape(
+                lambda: jax.tree.map(lambda leaf: leaf[0], (weights.inexact, weights.other))
+            )
             example = Weights(inexact, other)
         function = self.function  # in a lambda, since a function without closure would not be looked at
         converted = eqx.filter_closure_convert(lambda *arguments: function(*arguments), t, y, example, *told)
@@ -204,8 +206,8 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
     return made, Weights([leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad], others)
 
 
-def _row(leaf: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+def _first(leaf: Array) -> Array:
+    return leaf[0]
 
 
 def _is_traced(leaf: Any) -> bool:

@@ -200,4 +200,4 @@ def _step(run: Run, walk: Walk) -> tuple[Walk, list[Any]]:
 
 
 def _empty(y: Leaves, count: int) -> Leaves:
-    return tuple(jnp.zeros((count, *leaf.shape), leaf.dtype) for leaf in y)
+    return tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y)  # sharded like y

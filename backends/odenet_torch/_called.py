@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from odenet import GradientError
+from odenet_torch._state import Leaves
 
 Owned = tuple[nn.Module, str]
 
@@ -68,6 +70,25 @@ class Called:
             same = owner._buffers.get(key) is tensor and version(tensor) == before
             if not same and (id(owner), key) not in kept:
                 raise changed(f"the buffer {key} of {self.name} was changed")
+
+
+def require_same(name: str, out: Leaves, again: Leaves) -> None:
+    """Looks whether a module gave the same when it ran again.
+
+    Raises:
+        GradientError: it did not.
+    """
+    for one, other in ((one.detach(), other.detach()) for one, other in zip(out, again, strict=True)):
+        apart = torch.linalg.vector_norm((one - other).flatten())
+        size = torch.linalg.vector_norm(one.flatten())
+        if bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size):
+            raise GradientError(
+                f"{name} is not a function of its inputs: run again on the same ones, with the same random state "
+                f"and buffers, it is off by {float(apart / size):.1e} of its output",
+                "blocks that give the same for the same",
+                "look for a counter, a generator of its own, or something it reads from outside; "
+                "or take gradient='backprop', which runs each block once",
+            )
 
 
 def changed(what: str, allowed: str = "the same") -> GradientError:

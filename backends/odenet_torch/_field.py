@@ -63,8 +63,8 @@ class Field(ABC):
         """The modules that f is known to call at `position` of step n, with names for messages."""
         return ()
 
-    def handed(self) -> Iterable[Tensor]:
-        """The tensors handed to f beside its state."""
+    def handed(self, n: int, steps: int) -> Iterable[Tensor]:
+        """The tensors handed to f in step n, beside its state."""
         return ()
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
@@ -100,9 +100,12 @@ class FunctionField(Field):
         function = self.function
         return [(type(function).__name__, function)] if isinstance(function, nn.Module) else ()
 
-    def handed(self) -> Iterable[Tensor]:
-        leaves = _tree.leaves(self.depth.tree) if self.depth is not None else ()
-        return (leaf for leaf in leaves if isinstance(leaf, Tensor))
+    def handed(self, n: int, steps: int) -> Iterable[Tensor]:
+        if self.depth is None:
+            return ()
+        whole = self.depth.stacked or self.depth.kind == "shared"
+        trees = [self.depth.tree] if whole else [self.depth.tree[layer] for layer in self.layers(n, steps)]
+        return (leaf for leaf in _tree.leaves(trees) if isinstance(leaf, Tensor))
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
         self.moved = isinstance(self.function, nn.Module) and _moved(self.function, self.held)
@@ -206,7 +209,7 @@ class BlockField(Field):
         block = self.depth.tree[layer]
         return [(f"block {layer} ({type(block).__name__})", block)]
 
-    def handed(self) -> Iterable[Tensor]:
+    def handed(self, n: int, steps: int) -> Iterable[Tensor]:
         return (leaf for leaf in _tree.leaves(self.extra) if isinstance(leaf, Tensor))
 
 

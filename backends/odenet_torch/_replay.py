@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from odenet import GradientError, Grid
 from odenet_torch import _dice
-from odenet_torch._called import Called, Owned, changed, indifferent, version
+from odenet_torch._called import Called, Owned, changed, indifferent, require_same, version
 from odenet_torch._field import Field
 from odenet_torch._state import Layout, Leaves
 
@@ -27,6 +27,7 @@ Module = tuple[str, nn.Module]
 Place = tuple[int, float, int]
 """Step, position in it, and the number of steps: what tells which modules f calls."""
 
+_EVERY = -1  # in the place of a step
 # by training flag: modules that did not change their buffers when they ran first, and those that passed the check
 _STEADY: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
 _FUNCTIONS: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
@@ -39,7 +40,7 @@ class Replay:
         device: of the state.
         steps: of the forward pass.
         modules: the modules that f calls at a place; more may be noticed later (see `notice`).
-        handed: tensors handed to f beside its state.
+        handed: the tensors handed to f in a step, beside its state.
     """
 
     def __init__(
@@ -47,13 +48,13 @@ class Replay:
         device: torch.device,
         steps: int,
         modules: Callable[[int, float, int], Sequence[Module]],
-        handed: Iterable[Tensor] = (),
+        handed: Callable[[int, int], Iterable[Tensor]],
     ) -> None:
         self.device = device
         self.steps = steps
         self.modules = modules
-        self.read: list[tuple[Tensor, int]] = []
-        self.watch(handed)
+        self.handed = handed
+        self.read: dict[int, list[tuple[Tensor, int]]] = {}
         self.noticed: list[Module] = []
         self.called: dict[int, Called] = {}
         self.of_step: dict[int, set[int]] = {}
@@ -71,11 +72,11 @@ class Replay:
     @classmethod
     def of(cls, field: Field, layout: Layout, grid: Grid) -> Replay:
         """That of a forward pass which is about to begin."""
-        return cls(layout.device, grid.steps, field.modules, field.handed())
+        return cls(layout.device, grid.steps, field.modules, field.handed)
 
-    def watch(self, tensors: Iterable[Tensor]) -> None:
-        """Tensors that f reads, and that must not be written on before the way back."""
-        self.read += [(tensor, version(tensor)) for tensor in tensors]
+    def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
+        """Tensors that f reads in a step, and that must not be written on before the way back."""
+        self.read[step] = [(tensor, version(tensor)) for tensor in tensors]
 
     @contextlib.contextmanager
     def notice(self) -> Iterator[None]:
@@ -105,6 +106,8 @@ class Replay:
             self.random[key], self.last = self.last, state
         if self.before:
             self._keep_changed(key)
+        if key[0] not in self.read:
+            self.watch(self.handed(key[0], self.steps), key[0])
         for name, module in self._calls(place):
             if id(module) not in self.called:
                 self.called[id(module)] = Called.now(name, module)
@@ -147,15 +150,11 @@ class Replay:
         noticed = {id(module) for _, module in self.noticed}
         for key in {key for n in ns for key in self.of_step.get(n, ())}:
             self.called[key].require_unchanged(kept, moves=key not in noticed)
-        if any(version(tensor) != before for tensor, before in self.read):
+        if any(version(tensor) != before for n in (*ns, _EVERY) for tensor, before in self.read.get(n, ())):
             raise changed("a tensor that the field reads was modified by an inplace operation")
         state = _dice.state(self.device)
         with contextlib.ExitStack() as stack:
-            for kind, enabled, dtype in self.autocast:
-                if not enabled and not torch.is_autocast_enabled(kind):
-                    continue
-                # no cache: a cast made without a graph would be found again where one is needed
-                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+            stack.enter_context(self.forth())
             try:
                 yield
             finally:
@@ -163,12 +162,14 @@ class Replay:
 
     @contextlib.contextmanager
     def forth(self) -> Iterator[None]:
-        """The forward pass, which casts weights without a graph: these must not be cached, either."""
+        """Under the forward pass's autocast, without its cache.
+
+        A cast of weights that is made without a graph would be found again where a graph is needed.
+        """
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
-                if not enabled:
-                    continue
-                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield
 
     def _calls(self, place: Place) -> list[Module]:
@@ -233,7 +234,9 @@ class Replay:
             GradientError: something else came out, or it draws from a generator that is not torch's.
         """
         state = _dice.state(self.device)
-        with torch.no_grad(), _dice.others() as drawn:
+        # hooks of our own: those of torch's checkpoint would count what f saves here, if it takes gradients inside
+        unseen = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+        with torch.no_grad(), unseen, _dice.others() as drawn:
             again = self.again(key, place, 1, evaluate)
             drew = drawn()
         _dice.restore(self.device, state)
@@ -243,14 +246,4 @@ class Replay:
                 "random numbers of torch's own generator",
                 "take torch.rand in its place, or gradient='backprop'",
             )
-        for one, other in zip((leaf.detach() for leaf in out), again, strict=True):
-            apart = torch.linalg.vector_norm((one - other).flatten())
-            size = torch.linalg.vector_norm(one.flatten())
-            if bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size):
-                raise GradientError(
-                    f"{name} is not a function of its inputs: run again on the same ones, with the same random state "
-                    f"and buffers, it is off by {float(apart / size):.1e} of its output",
-                    "blocks that give the same for the same",
-                    "look for a counter, a generator of its own, or something it reads from outside; "
-                    "or take gradient='backprop', which runs each block once",
-                )
+        require_same(name, out, again)

@@ -189,6 +189,29 @@ ROWS: dict[str, Row] = {
             solve(lambda t, y, w: found["scale"] * field(t, y, w), found["y0"], Depth(weights(found), "piecewise"))
         ),
     ),
+    "read in two ways": Row(  # handed over, and closed over
+        lambda: apart(2),
+        ("y0", "a0", "b0"),
+        lambda found, solve: square(
+            solve(lambda t, y, w: sigmoid(y @ w["a"] + found["b0"]) @ found["a0"], found["y0"], single(found, 0))
+        ),
+    ),
+    "under two names": Row(
+        lambda: arrays(4),
+        ("y0", "a"),
+        lambda found, solve: square(
+            solve(
+                lambda t, y, w: sigmoid(y @ w["one"]) - sigmoid(y @ w["two"].T),
+                found["y0"],
+                Depth({"one": found["a"], "two": found["a"]}, "piecewise"),
+            )
+        ),
+    ),
+    "state and weight": Row(
+        lambda: {"y0": arrays()["a"]},
+        ("y0",),
+        lambda found, solve: square(solve(lambda t, y, w: sigmoid(y @ w), found["y0"], found["y0"])),
+    ),
     "nothing but an extra argument": Row(
         arrays,
         ("scale",),

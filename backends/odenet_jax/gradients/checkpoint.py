@@ -74,7 +74,8 @@ class Recomputation(Adjoint):
                     return self.segment(run, start + i * length, length, read(kept.states, i), gradients, carry)
 
                 carry = descend(step, total + count, count, carry)
-        return *carry, jnp.zeros((), run.layout.time)
+        g, sums = carry
+        return g, sums, jnp.zeros((), run.layout.time)
 
     def turn(self, run: Run, states: Leaves, gradients: Joining, carry: Any) -> Any:
         """All turns of the optimal schedule, the kept states in a buffer with one row more than states may be kept."""

@@ -126,7 +126,10 @@ class Reversal(Adjoint):
             if n >= 0:
                 raise GradientError(f"step {n} {given} went from {first:.1e} to {last:.1e}", allowed, remedy)
             return g
-        return eqx.error_if(g, trouble[0] >= 0, str(GradientError(f"a step {given} is larger", allowed, remedy)))
+        message = str(GradientError(f"a step {given} is larger", allowed, remedy))
+        # by way of a number: what passes through error_if itself loses its sharding over devices
+        zero = eqx.error_if(jnp.zeros(()), trouble[0] >= 0, message)
+        return tuple(leaf + zero.astype(leaf.dtype) for leaf in g)
 
 
 def relative(defect: Leaves, y: Leaves) -> Array:

@@ -43,6 +43,11 @@ class Sums:
                 stack[row].add_(gradient, alpha=factor)
                 self.by_tensor[id(home)] = stack
 
+    def place(self, tensor: Tensor) -> tuple[int, int | None]:
+        """Where the gradient of a tensor is added up."""
+        home, row = self.field.home(tensor)
+        return id(home), row
+
     def total(self, tensor: Tensor) -> Tensor | None:
         """What was added up for a tensor so far."""
         home, row = self.field.home(tensor)

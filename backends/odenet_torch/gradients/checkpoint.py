@@ -104,13 +104,19 @@ class Recomputation(Adjoint):
         captured = run.field.read(n, run.grid.steps)
         reads, weights = (*stand.values(), *captured), (*explicit, *captured)
         require_known(run, n, z, (*at, *reads), since)
-        so_far = [(leaf, total) for leaf, w in zip(reads, weights, strict=True) if (total := sums.total(w)) is not None]
+        # one tensor may be read in several ways: what was added up so far enters once
+        once = {sums.place(weight): (leaf, weight) for leaf, weight in zip(reads, weights, strict=True)}
+        so_far = [(leaf, total) for leaf, weight in once.values() if (total := sums.total(weight)) is not None]
         pairs = [*zip(z, g, strict=True), *(zip(at, met, strict=True) if met is not None else ()), *so_far]
         outputs, cotangents = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
-        for weight, total in zip(weights, found[len(at) :], strict=True):
-            if total is not None:
-                sums.put(weight, total)
+        totals: dict[Any, tuple[Tensor, Tensor]] = {}
+        for weight, part in zip(weights, found[len(at) :], strict=True):
+            if part is not None:
+                _, before = totals.get(place := sums.place(weight), (weight, None))
+                totals[place] = weight, part if before is None else before + part
+        for weight, total in totals.values():
+            sums.put(weight, total)
         return found[: len(at)]
 
 

@@ -1,0 +1,56 @@
+"""What is kept between the passes on JAX: the residuals of the VJP, whose shapes are known without running anything."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import odenet
+from odenet_jax import solve
+
+STATE = (64, 16)
+METHODS = (
+    "checkpoint",
+    "checkpoint:segments=4",
+    "checkpoint:states=1",
+    "checkpoint:states=3",
+    "checkpoint:states=40",
+    "discrete-adjoint",
+    "discrete-adjoint:iterations=3",
+    "discrete-adjoint:predictor=extrapolate:order=3",
+    "discrete-adjoint:anchors=6",
+    "discrete-adjoint:anchors=1",
+    "continuous-adjoint",
+    "continuous-adjoint:steps=40",
+    "continuous-adjoint:interpolate=yes",
+)
+REVERSIBLE = ("reversible-heun", "alf", "reversible:euler", "reversible:dopri5")
+
+
+def kept(solver, gradient, steps=20):
+    """Residuals of the size of the state; stacked ones have a leading axis."""
+
+    def final(y0, w):
+        return solve(lambda t, y, w: jnp.tanh(y * w), y0, w, steps=steps, solver=solver, gradient=gradient).y1
+
+    shapes = jax.eval_shape(lambda y0, w: jax.vjp(final, y0, w)[1], jnp.ones(STATE), jnp.ones(STATE[1]))
+    return sum(math.prod(leaf.shape[:-2]) for leaf in jax.tree.leaves(shapes) if leaf.shape[-2:] == STATE)
+
+
+@pytest.mark.parametrize(
+    ("solver", "gradient"),
+    [
+        *((solver, gradient) for solver in odenet.SOLVERS for gradient in METHODS),
+        *((solver, "reversible") for solver in REVERSIBLE),
+    ],
+)
+def test_the_states_kept_between_the_passes_are_those_of_the_cost_model(solver, gradient):
+    assert kept(solver, gradient) == odenet.gradient(gradient).cost(odenet.solver(solver), 20).states
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4", "dopri5"])
+def test_backprop_keeps_every_stage(solver):
+    assert kept(solver, "backprop") >= 20 * odenet.SOLVERS[solver].stages

@@ -1,0 +1,84 @@
+"""One of two processes of a run on Gloo: `python _rank.py RANK FILE`. Rank 0 prints what it found, as JSON.
+
+Run by test_transforms. Each entry is the largest difference of a parameter's gradient, relative to that of one process
+with the whole batch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from odenet_torch import ResidualStack
+
+METHODS = {
+    "backprop": "euler",
+    "checkpoint": "euler",
+    "checkpoint:states=2": "euler",
+    "discrete-adjoint": "euler",
+    "continuous-adjoint": "heun",
+    "reversible": "alf",
+}
+
+
+class Block(nn.Module):
+    """Two layers, and a parameter that is never read."""
+
+    def __init__(self, unused: bool) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 5), nn.Linear(5, 3)
+        if unused:
+            self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(x)))
+
+
+def model(gradient: str, unused: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    blocks = [Block(unused) for _ in range(4)]
+    stack = ResidualStack(blocks, solver=METHODS[gradient], gradient=gradient, along="piecewise")
+    return nn.Sequential(nn.Linear(4, 3), stack, nn.Linear(3, 2)).double()
+
+
+def step(of: nn.Module, x: torch.Tensor) -> list[torch.Tensor | None]:
+    """Gradients of the second of two training steps."""
+    for _ in range(2):
+        of.zero_grad()
+        of(x).square().mean().backward()
+    return [p.grad for p in of.parameters()]
+
+
+def apart(found, expected) -> float:
+    pairs = [(g.full_tensor() if hasattr(g, "full_tensor") else g, e) for g, e in zip(found, expected, strict=True)]
+    return max(float((g - e).norm() / e.norm()) for g, e in pairs if e is not None)
+
+
+def main(rank: int, path: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    whole = torch.randn(8, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mine, mesh, found = whole[4 * rank : 4 * rank + 4], init_device_mesh("cpu", (2,)), {}
+    for gradient in METHODS:
+        expected = step(model(gradient), whole)
+        found[f"DDP {gradient}"] = apart(step(DistributedDataParallel(model(gradient)), mine), expected)
+        sharded = model(gradient)
+        fully_shard(sharded, mesh=mesh)
+        found[f"FSDP {gradient}"] = apart(step(sharded, mine), expected)
+        if gradient in ("checkpoint", "discrete-adjoint"):
+            kept = DistributedDataParallel(model(gradient, unused=True), find_unused_parameters=True)
+            found[f"unused {gradient}"] = apart(step(kept, mine), step(model(gradient, unused=True), whole))
+    if rank == 0:
+        print(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
