@@ -39,9 +39,7 @@ class Back(Protocol):
         """See `Forth`."""
         ...
 
-    def increment(
-        self, n: int, y: Leaves, cotangent: Leaves, /, *, reverse: bool = False
-    ) -> tuple[Leaves, Leaves]:
+    def increment(self, n: int, y: Leaves, cotangent: Leaves, /, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
         """See `Forth`."""
         ...
 

@@ -145,9 +145,7 @@ def _solve(problem: TestProblem, backend: str, solver: AnySolver, steps: int, dt
     )
 
 
-def _run(
-    problem: TestProblem, name: str, solver: AnySolver, steps: int, dtype: str, device: str, truth: Any
-) -> Run:
+def _run(problem: TestProblem, name: str, solver: AnySolver, steps: int, dtype: str, device: str, truth: Any) -> Run:
     backend = odenet.backend(name)
     with backend.prepare(dtype, device):
         start = time.perf_counter()
