@@ -18,6 +18,7 @@ from jax import Array
 from odenet import (
     Backend,
     Backprop,
+    Checkpoint,
     Depth,
     DeviceUnavailableError,
     DtypeError,
@@ -132,7 +133,7 @@ class JaxBackend(Backend):
             timed = [finished(lambda: forward(*arguments)), finished(lambda: step(*arguments))]
             forward_seconds, step_seconds = seconds(timed, repeats)
             peak, method = peak_bytes(step)
-            f_forward, f_backward, vjp = _count(model.spec, model.solver, model.gradient)
+            f_forward, f_backward, vjp = _count(model, x, y)
         return Measurement(forward_seconds, step_seconds, compile_seconds, peak, method, f_forward, f_backward, vjp)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
@@ -224,21 +225,25 @@ def _program(
     return program, time.perf_counter() - start
 
 
-def _count(spec: NetSpec, solver: AnySolver, gradient: Gradient) -> tuple[int, int, int]:
+def _count(model: OdeNet, x: Array, y: Array) -> tuple[int, int, int]:
     """Evaluations forward and backward, and VJPs, counted while compiled programs run.
 
     They run on a small network of the same depth: the counts are those of solver, gradient and depth, whatever the
-    field is, and a second program with a large field would take as long to compile as the first.
+    field is, and a second program with a large field would take as long to compile as the first. Where the size of the
+    state decides how often f is evaluated, they run on the network itself.
     """
-    small = NetSpec("linear", spec.depth, 1, inputs=(1,), classes=None, along=spec.along, horizon=spec.horizon)
-    model = OdeNet(small, small.init(), solver=solver, gradient=gradient)
+    spec, gradient = model.spec, model.gradient
+    if not (isinstance(gradient, Checkpoint) and gradient.memory is not None):
+        small = NetSpec("linear", spec.depth, 1, inputs=(1,), classes=None, along=spec.along, horizon=spec.horizon)
+        model, x = OdeNet(small, small.init(), solver=model.solver, gradient=gradient), jnp.ones((1, 1))
+        y = x
     counter, counting = Counter(), copy.copy(model)
     object.__setattr__(counting, "function", counted(model.function, counter))  # a frozen module's own copy
-    loss, x = functools.partial(_loss, counting), jnp.ones((1, 1))
-    jax.block_until_ready(jax.jit(loss)(model.weights, _probe(model), x, x))
+    loss = functools.partial(_loss, counting)
+    jax.block_until_ready(jax.jit(loss)(model.weights, _probe(model), x, y))
     jax.effects_barrier()
     f_forward, counter.f = counter.f, 0
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    jax.block_until_ready(step(model.weights, _probe(model), x, x))
+    jax.block_until_ready(step(model.weights, _probe(model), x, y))
     jax.effects_barrier()
     return f_forward, counter.f - f_forward, counter.vjp

@@ -477,7 +477,7 @@ GRADIENTS: dict[str, Case] = {
     "memory for not even one state": (
         lambda fw: fw.gradient(gradient="checkpoint:memory=20"),
         InputError,
-        r"memory=20 bytes of checkpoint, where one state takes 8.*at least \d+ bytes.*discrete-adjoint",
+        r"memory=20 bytes of checkpoint[,;].*one state takes 8.*at least \d+ bytes.*discrete-adjoint",
     ),
     "a tolerance that is not reached": (
         lambda fw: fw.gradient(gradient="discrete-adjoint:tolerance=1e-6:limit=6", t1=400.0),

@@ -74,6 +74,22 @@ def test_jit_of_grad_is_close_to_backprop_of_the_same(gradient, kind):
     assert plain[1].kind == kind
 
 
+def test_checkpoints_give_backprop_s_gradient_to_the_last_bit():
+    """Where each step has weights of its own; gradients are added in the same order, those at kept times too."""
+
+    @jax.jit
+    def found(y0, weights):
+        def total(y0, weights, gradient):
+            return jnp.sum(solve(field, y0, weights, solver="heun", gradient=gradient, ts="all").ys ** 2)
+
+        methods = ("backprop", "checkpoint", "checkpoint:segments=3", "checkpoint:states=2")
+        return [jax.grad(total, (0, 1))(y0, weights, gradient) for gradient in methods]
+
+    exact, *others = map(flat, found(start(), stacked("linear")))
+    for other in others:
+        np.testing.assert_array_equal(other, exact)
+
+
 @EVERY
 def test_vmap_over_states_is_a_loop_over_them(gradient):
     many = jnp.stack([start(), 2 * start(), -start()])

@@ -319,6 +319,15 @@ class NumpyDice(nn.Module):
         return x if np.random.random() > 0.1 else 2 * x
 
 
+class Renormalised(nn.BatchNorm1d):
+    """By its class a BatchNorm; in training, too, it reads the statistics that it changes."""
+
+    def forward(self, x):
+        out = x - self.running_mean
+        super().forward(x)
+        return out
+
+
 CALLS = [0]
 
 
@@ -335,6 +344,7 @@ class Global(nn.Module):
         (Counter, "is not a function of its inputs"),
         (OwnDice, "is not a function of its inputs"),
         (Global, "is not a function of its inputs"),
+        (lambda: Renormalised(WIDTH, affine=False), "is not a function of its inputs"),
         (PythonDice, "draws random numbers from Python or NumPy"),
         (NumpyDice, "draws random numbers from Python or NumPy"),
     ],

@@ -37,6 +37,10 @@ class Adjoint(ABC):
         """The indices below N, in order, of the states that the way back is to be given beside the user's."""
         return ()
 
+    def discover(self, run: Run, y0: Leaves) -> None:
+        """Called before a forward pass that is to be differentiated."""
+        return
+
     @abstractmethod
     def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
         """Gradients with respect to y0 and to weights, and the reconstruction residual.
@@ -66,6 +70,7 @@ class Adjoint(ABC):
 
         def forward(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Any, Any]:
             here = bound(of, rest)
+            self.discover(here, y0)
             ys, states, end, told = loop_in_place(here, y0, self.keeps(here))
             kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
             return (ys, told and told.state), (kept, of, (*rest[:2], told))

@@ -21,7 +21,6 @@ from odenet._revolve import schedule
 from odenet._step import add
 from odenet_jax._field import Slot, Weights
 from odenet_jax._fixed import Run, read, write
-from odenet_jax._replay import Told
 from odenet_jax._state import Leaves
 from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
 
@@ -54,10 +53,9 @@ class Recomputation(Adjoint):
             first += length * lengths[length]
         return found
 
-    def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
-        """See `Adjoint.solve`."""
+    def discover(self, run: Run, y0: Leaves) -> None:
+        """See `Adjoint.discover`."""
         self.method = resolved(self.method, run, y0)
-        return super().solve(run, y0, probe)
 
     def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
         """See `Adjoint.back`."""
@@ -100,27 +98,31 @@ class Recomputation(Adjoint):
         return lax.scan(body, (states, carry), jax.tree.map(jnp.asarray, turns))[0][1]
 
     def segment(self, run: Run, first: Any, length: int, y: Leaves, gradients: Joining, carry: Any) -> Any:
-        """The way back through steps first, ..., first + length - 1, from the state y at their start."""
+        """The way back through steps first, ..., first + length - 1, from the state y at their start.
+
+        Gradients are added in the order of backprop.
+        """
         g, sums = carry
-        steps = run.grid.steps
         if length == 1:
-            here, indices = run.at(first), first
+            here, indices, met = run.at(first), first, None
         else:
             indices = first + jnp.arange(length, dtype=jnp.int32)
-            here = run.reading(run.field.rows(run.weights, indices, steps))
-        met = gradients.at(first) if length == 1 else jax.vmap(gradients.at)(indices)
+            here = run.reading(run.field.rows(run.weights, indices, run.grid.steps))
+            met = jax.vmap(gradients.at)(indices + 1)
+            met = met and tuple(leaf.at[-1].set(0) for leaf in met)  # at the end it has been met
 
         def forward(run: Run, y: Leaves) -> Leaves:
             def step(y: Leaves, place: tuple[Any, Slot | None]) -> tuple[Leaves, Leaves]:
                 n, slot = place
-                return add(y, run.reading(slot).increment(n, y)), () if met is None else y
+                y = add(y, run.reading(slot).increment(n, y))
+                return y, () if met is None else y
 
-            end, starts = step(y, (first, run.slot)) if length == 1 else lax.scan(step, y, (indices, run.slot))
-            return (*end, *starts)
+            end, ys = step(y, (first, run.slot)) if length == 1 else lax.scan(step, y, (indices, run.slot))
+            return (*end, *ys)
 
         _, pull = vjp(here, forward, y)
         g, *found = pull((*g, *(met or ())))
-        return g, collect(here, indices, sums, found)
+        return gradients.join(first, g), collect(here, indices, sums, found)
 
 
 @dataclass(frozen=True)
