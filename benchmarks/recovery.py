@@ -1,8 +1,8 @@
 """Largest relative error of a state recovered on the way back, over all steps, against the forward pass.
 
 Tanh network of width 16, batch 8, weights smooth in depth (tests/conformance/cases.py), torch. float32: state and
-blocks. bfloat16 blocks: the state is carried in float32, as every gradient method here does; bfloat16 throughout: the same
-recursion with the state itself in bfloat16, which no method of this library does.
+blocks. bfloat16 blocks: the state is carried in float32, as every gradient method here does; bfloat16 throughout: the
+same recursion with the state itself in bfloat16, which no method of this library does.
 
 The reversible wrapper is that of McCallum and Foster around Euler, with its coupling; 1-1/N is this library's default.
 """

@@ -45,8 +45,8 @@ def exact(backend: str, solver: str, steps: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("solver", "method"), ORDERS)
-def test_order_in_depth(backend: str, solver: str, method: str) -> None:
-    errors = [cases.relative(gradient(backend, solver, method, n)[0], exact(backend, solver, n)) for n in DEPTHS]
+def test_order_in_depth(thorough: str, solver: str, method: str) -> None:
+    errors = [cases.relative(gradient(thorough, solver, method, n)[0], exact(thorough, solver, n)) for n in DEPTHS]
     fitted = -np.polyfit(np.log(DEPTHS), np.log(errors), 1)[0]
     low, high = ORDERS[solver, method]
     assert low <= fitted <= high, errors
@@ -73,9 +73,9 @@ def test_extrapolation_is_first_order_where_weights_are_not_smooth_in_depth(thor
     assert 0.5 < -np.polyfit(np.log(depths), np.log(errors), 1)[0] < 1.5, errors
 
 
-def test_continuous_adjoint_is_first_order_away_from_eulers_network(backend: str) -> None:
+def test_continuous_adjoint_is_first_order_away_from_eulers_network(thorough: str) -> None:
     errors = [
-        cases.relative(gradient(backend, "euler", "continuous-adjoint", n)[0], exact(backend, "euler", n))
+        cases.relative(gradient(thorough, "euler", "continuous-adjoint", n)[0], exact(thorough, "euler", n))
         for n in DEPTHS
     ]
     assert -np.polyfit(np.log(DEPTHS), np.log(errors), 1)[0] == pytest.approx(1, abs=0.25)
@@ -186,11 +186,11 @@ def test_a_coupling_near_one_loses_nothing_and_one_far_from_it_loses_everything(
 
 
 @pytest.mark.parametrize("solver", odenet.SOLVERS)
-def test_every_solver_has_every_method(backend: str, solver: str) -> None:
+def test_every_solver_has_every_method(thorough: str, solver: str) -> None:
     """Corrected is nearer to backprop than the paper's method, which is nearer than the continuous adjoint."""
-    reference = exact(backend, solver, 12)
+    reference = exact(thorough, solver, 12)
     corrected, paper, continuous = (
-        cases.relative(gradient(backend, solver, method, 12)[0], reference)
+        cases.relative(gradient(thorough, solver, method, 12)[0], reference)
         for method in ("discrete-adjoint", "discrete-adjoint:correct=no", "continuous-adjoint")
     )
     assert corrected < paper < continuous < 0.3
@@ -198,12 +198,12 @@ def test_every_solver_has_every_method(backend: str, solver: str) -> None:
 
 
 @pytest.mark.parametrize("correct", ["yes", "no"])
-def test_iterations_converge_to_backprop(backend: str, correct: str) -> None:
+def test_iterations_converge_to_backprop(thorough: str, correct: str) -> None:
     """Each iteration contracts by h Lip(f): the limit is the exact gradient."""
     errors = [
         cases.relative(
-            gradient(backend, "euler", f"discrete-adjoint:correct={correct}:iterations={m}", 32)[0],
-            exact(backend, "euler", 32),
+            gradient(thorough, "euler", f"discrete-adjoint:correct={correct}:iterations={m}", 32)[0],
+            exact(thorough, "euler", 32),
         )
         for m in (1, 2, 4, 16)
     ]
@@ -212,13 +212,13 @@ def test_iterations_converge_to_backprop(backend: str, correct: str) -> None:
     assert errors[3] < 1e-12
 
 
-def test_certificate_follows_the_error(backend: str) -> None:
+def test_certificate_follows_the_error(thorough: str) -> None:
     """The residual is of the order of what the prediction is off by, and falls as it does."""
-    residuals = [gradient(backend, "euler", "discrete-adjoint", n)[1].certificate for n in (16, 32, 64)]
-    iterated = gradient(backend, "euler", "discrete-adjoint:iterations=3", 64)[1].certificate
+    residuals = [gradient(thorough, "euler", "discrete-adjoint", n)[1].certificate for n in (16, 32, 64)]
+    iterated = gradient(thorough, "euler", "discrete-adjoint:iterations=3", 64)[1].certificate
     assert all(later < 0.4 * earlier for earlier, later in pairwise(residuals))
     assert iterated < 1e-3 * residuals[-1]
-    assert gradient(backend, "euler", "backprop", 16)[1].certificate is None
+    assert gradient(thorough, "euler", "backprop", 16)[1].certificate is None
 
 
 def test_certificate_shows_a_map_that_is_no_contraction(backend: str) -> None:
@@ -237,11 +237,11 @@ def test_certificate_shows_a_map_that_is_no_contraction(backend: str) -> None:
     assert solution.stats.certificate > 0.1
 
 
-def test_continuous_adjoint_with_its_own_solver_and_steps(backend: str) -> None:
+def test_continuous_adjoint_with_its_own_solver_and_steps(thorough: str) -> None:
     """With a fine backward solve, what is left of the error is that of the forward network alone."""
-    coarse = gradient(backend, "euler", "continuous-adjoint", 16)[0]
-    fine = gradient(backend, "euler", "continuous-adjoint:solver=rk4:steps=64", 16)[0]
-    reference = exact(backend, "euler", 16)
+    coarse = gradient(thorough, "euler", "continuous-adjoint", 16)[0]
+    fine = gradient(thorough, "euler", "continuous-adjoint:solver=rk4:steps=64", 16)[0]
+    reference = exact(thorough, "euler", 16)
     assert cases.relative(fine, coarse) > 1e-3
     # for a linear constant field the costate is exact: a(0) = exp(1) a(1)
     _, found, _ = odenet.value_and_grad(
@@ -250,9 +250,9 @@ def test_continuous_adjoint_with_its_own_solver_and_steps(backend: str) -> None:
         np.ones(3),
         steps=4,
         gradient="continuous-adjoint:solver=dopri5:steps=16",
-        backend=backend,
+        backend=thorough,
     )
-    assert cases.flat(backend, found.y0) == pytest.approx(np.full(3, np.e), rel=1e-9)
+    assert cases.flat(thorough, found.y0) == pytest.approx(np.full(3, np.e), rel=1e-9)
     assert cases.relative(fine, reference) < 0.5
 
 
@@ -278,13 +278,13 @@ PAIRS = [
     ("reversible-heun", "backprop"),
     ("alf", "backprop"),
 ]
-# each method and each reversible solver once: on JAX an entry is four programs to be compiled
+# each method and each reversible solver once, every third of them on JAX, where an entry is four programs to compile
 FEW = [(("euler", "bosh3", "heun")[i % 3], method) for i, method in enumerate(METHODS)] + [
     (solver, "reversible") for solver in ("reversible-heun", "alf", "reversible:bosh3")
 ]
 COUNTED = [
-    pytest.param(backend, *pair, marks=() if backend == "torch" or pair in FEW else pytest.mark.slow)
-    for backend in cases.BACKENDS
+    pytest.param(thorough, *pair, marks=() if thorough == "torch" or pair in FEW else pytest.mark.slow)
+    for thorough in cases.BACKENDS
     for pair in PAIRS
 ]
 

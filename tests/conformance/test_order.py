@@ -60,7 +60,7 @@ REVERSIBLE = (
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("solver", [*odenet.SOLVERS, *REVERSIBLE])
-def test_order(backend: str, solver: str, field: str) -> None:
+def test_order(thorough: str, solver: str, field: str) -> None:
     """Of a reversible solver as of the method that it is made from; of the two-state methods two."""
     order = odenet.solver(solver).order
     t1, *ranges = RANGES[order]
@@ -68,7 +68,7 @@ def test_order(backend: str, solver: str, field: str) -> None:
     errors = [
         np.abs(
             cases.flat(
-                backend, odenet.solve(FIELDS[field], Y0[field], t1=t1, steps=n, solver=solver, backend=backend).y1
+                thorough, odenet.solve(FIELDS[field], Y0[field], t1=t1, steps=n, solver=solver, backend=thorough).y1
             )
             - exact(field, t1)
         ).max()
