@@ -31,7 +31,7 @@ from odenet_torch import ResidualStack
 
 TITLE = "Time of a training step"
 LAYERS = 24
-ROUNDS = 9
+ROUNDS = 5
 METHODS = (
     ("euler", "backprop"),
     ("euler", "checkpoint"),

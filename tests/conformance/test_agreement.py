@@ -53,7 +53,10 @@ def test_forward_is_that_of_a_numpy_loop(backend: str, solver: str) -> None:
         assert np.abs(leaf - expected).max() <= 1e-12 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("solver", odenet.SOLVERS)
+@pytest.mark.parametrize(
+    "solver",  # many stages take JAX seconds to compile
+    [pytest.param(name, marks=pytest.mark.slow if found.stages > 4 else ()) for name, found in odenet.SOLVERS.items()],
+)
 def test_backprop_gradients_agree(solver: str) -> None:
     kind, layers = kind_for(solver)
     found = {name: _gradients(name, kind, layers, solver, "backprop") for name in BACKENDS}
