@@ -1,6 +1,7 @@
 """Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
 
 from odenet._backend import Backend, BackendEntry, Evaluation, Gradients, Measurement
+from odenet._controller import PIDController
 from odenet._depth import Depth
 from odenet._errors import (
     BackendUnavailableError,
@@ -13,11 +14,13 @@ from odenet._errors import (
     InputError,
     NonFiniteError,
     OdenetError,
+    SolveError,
     StateError,
     TableauError,
     UnknownNameError,
     UnsupportedError,
 )
+from odenet._event import Event
 from odenet._gradients import (
     GRADIENTS,
     Backprop,
@@ -39,6 +42,7 @@ from odenet._solution import Result, Solution, Stats
 from odenet._solve import solve, value_and_grad
 from odenet._solver import solver
 from odenet._solvers import SOLVERS, Solver
+from odenet._span import Span
 from odenet._tableau import Tableau
 from odenet._weights import load_weights, save_weights
 from odenet.doctor.checkup import check_gradients
@@ -65,6 +69,7 @@ __all__ = [
     "DiscreteAdjoint",
     "DtypeError",
     "Evaluation",
+    "Event",
     "Examination",
     "FileError",
     "Gradient",
@@ -77,6 +82,7 @@ __all__ = [
     "NetSpec",
     "NonFiniteError",
     "OdenetError",
+    "PIDController",
     "Part",
     "Problem",
     "Result",
@@ -85,7 +91,9 @@ __all__ = [
     "ReversibleSolver",
     "Sample",
     "Solution",
+    "SolveError",
     "Solver",
+    "Span",
     "StateError",
     "Stats",
     "Tableau",

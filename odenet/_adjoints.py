@@ -119,12 +119,19 @@ class ContinuousAdjoint(Gradient):
         steps: of the backward solve; None takes as many as the forward solve.
         interpolate: read y from the kept forward states (between them, the cubic Hermite interpolant) instead of
             integrating it back: stable where y' = f is not stable backwards. The backward solve then has the forward
-            solve's steps.
+            solve's steps. Not for adaptive solves.
+        rtol, atol: tolerances of the backward solve of an adaptive solve, for y and its adjoint; None takes those of
+            the forward solve.
+        seminorm: leave the gradient of the weights out of the error that the backward steps follow: it is a
+            quadrature, whose errors do not spread (Kidger, Chen, Lyons 2021). False includes it.
     """
 
     solver: str | Solver | None = None
     steps: int | None = None
     interpolate: bool = False
+    rtol: float | None = None
+    atol: float | None = None
+    seminorm: bool = True
 
     name = "continuous-adjoint"
     summary = "solve the adjoint ODE backwards; the gradient of the limit ODE"
@@ -138,6 +145,11 @@ class ContinuousAdjoint(Gradient):
         if self.steps is not None:
             whole("steps", self.steps, of="the continuous adjoint")
         yes_or_no("interpolate", self.interpolate)
+        yes_or_no("seminorm", self.seminorm)
+        for key in ("rtol", "atol"):
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+                raise InputError(f"{key}={value!r} of the continuous adjoint", "a number of at least 0, or None")
 
     def backward(self, forward: AnySolver, steps: int) -> tuple[Solver, int]:
         """Solver and step count of the backward solve."""

@@ -11,6 +11,7 @@
     │   └── TableauError                     Runge-Kutta coefficients that fail their own checks
     ├── UnsupportedError (NotImplementedError)   a known combination that is not offered
     ├── GradientError (RuntimeError)         a gradient that could not be given truthfully
+    ├── SolveError (RuntimeError)            an adaptive solve that could not go on
     ├── BackendUnavailableError (ImportError)    a known backend whose framework is not installed
     ├── DeviceUnavailableError (RuntimeError)    a device that the framework does not see
     └── FileError (OSError)                  a file that cannot be read, written or trusted
@@ -83,6 +84,10 @@ class UnsupportedError(OdenetError, NotImplementedError):
 
 class GradientError(OdenetError, RuntimeError):
     """A gradient that could not be given truthfully."""
+
+
+class SolveError(OdenetError, RuntimeError):
+    """An adaptive solve that could not go on: see `odenet.Result`."""
 
 
 class BackendUnavailableError(OdenetError, ImportError):

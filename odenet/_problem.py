@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from odenet import _tree
+from odenet._controller import PIDController
 from odenet._depth import Depth
 from odenet._errors import GridError, InputError, StateError, UnsupportedError
-from odenet._gradients import GRADIENTS, ContinuousAdjoint, Gradient, gradient
+from odenet._event import Event
+from odenet._gradients import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
 from odenet._grid import Grid, grid
 from odenet._solver import AnySolver, solver
+from odenet._solvers import SOLVERS, Solver
+from odenet._span import Span, span
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Problem:
         field: `field(t, y, w)`, or `field(t, y)` where `weights` is None.
         y0: the initial state, an array or a tree of them.
         weights: along depth, dividing the grid; None for a field without explicit weights.
-        grid: times and steps.
+        grid: times and steps; a `Span` where the steps are the solver's choice.
         solver: the method.
         gradient: the gradient method.
     """
@@ -31,7 +36,7 @@ class Problem:
     field: Callable[..., Any]
     y0: Any
     weights: Depth | None
-    grid: Grid
+    grid: Grid | Span
     solver: AnySolver
     gradient: Gradient
 
@@ -41,12 +46,17 @@ def problem(
     y0: Any,
     weights: Any = None,
     *,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
     steps: int | None = None,
     ts: Any = None,
-    solver: str | AnySolver = "euler",
+    solver: str | AnySolver | None = None,
     gradient: str | Gradient = "backprop",
+    rtol: Any = None,
+    atol: Any = None,
+    control: PIDController | None = None,
+    event: Event | Callable[[Any, Any], Any] | None = None,
+    dense: bool = False,
 ) -> Problem:
     """A checked `Problem`; the arguments are those of `odenet.solve`.
 
@@ -62,21 +72,83 @@ def problem(
             raise StateError(f"y0 {path} has shape {tuple(leaf.shape)}, which holds no number", "at least one entry")
     _check_arguments(field, weights is None)
     depth = weights if isinstance(weights, Depth) or weights is None else Depth(weights)
+    adaptive = not (rtol is None and atol is None and control is None)
+    method, differentiated = _solver(solver or ("dopri5" if adaptive else "euler")), _gradient(gradient)
+    require_pair(method, differentiated)
+    if adaptive:
+        if steps is not None:
+            raise InputError(
+                f"steps={steps} together with rtol, atol or control",
+                "one of them",
+                "leave steps out to solve adaptively",
+            )
+        whole = span(t0, t1, ts, _control(control, rtol, atol), _event(event), dense)
+        made = Problem(field, y0, depth, whole, method, differentiated)
+        _check_adaptive(made)
+        return made
+    for name, value in (("event", event), ("dense", dense or None)):
+        if value is not None:
+            raise InputError(
+                f"{name} with equal steps", "an adaptive solve", "give rtol and atol in the place of steps"
+            )
     if steps is None:
         steps = depth.intervals if depth is not None else None
         if steps is None:
             raise InputError(
                 "steps was left out and the weights do not say how many layers there are",
-                "steps=N, or weights as Depth(tree, 'piecewise' | 'linear')",
+                "steps=N; weights as Depth(tree, 'piecewise' | 'linear'); or rtol and atol for an adaptive solve",
             )
     checked = grid(t0, t1, steps, ts)
-    made = Problem(field, y0, depth, checked, _solver(solver), _gradient(gradient))
-    require_pair(made.solver, made.gradient)
+    made = Problem(field, y0, depth, checked, method, differentiated)
     if depth is not None:
         depth.factor(checked.steps)
     if isinstance(made.gradient, ContinuousAdjoint):
-        _check_backward(made, made.gradient)
+        _check_backward(made, checked, made.gradient)
     return made
+
+
+def _control(control: PIDController | None, rtol: Any, atol: Any) -> PIDController:
+    """The controller with these tolerances."""
+    if control is not None and not isinstance(control, PIDController):
+        raise InputError(f"control={control!r}", "an odenet.PIDController")
+    given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    return dataclasses.replace(control or PIDController(), **given)
+
+
+def _event(event: Event | Callable[[Any, Any], Any] | None) -> Event | None:
+    return event if event is None or isinstance(event, Event) else Event(event)
+
+
+def adaptive_solvers() -> tuple[str, ...]:
+    """The solvers that estimate their error."""
+    return tuple(name for name, found in SOLVERS.items() if found.tableau.b_low is not None)
+
+
+def _check_adaptive(made: Problem) -> None:
+    """Raises UnsupportedError for what needs equal steps, or an error estimate that is not there."""
+    found = [("solver", made.solver)]
+    method = made.gradient
+    if isinstance(method, ContinuousAdjoint):
+        if method.solver is not None:
+            found.append(("backward solver", solver(method.solver)))
+        if method.steps is not None or method.interpolate:
+            raise UnsupportedError(
+                f"gradient {method.label!r} of an adaptive solve",
+                "continuous-adjoint with rtol and atol of its own",
+                "leave out steps and interpolate; gradient='checkpoint' keeps the forward states",
+            )
+    if isinstance(method, DiscreteAdjoint) and method.extrapolates:
+        raise UnsupportedError(
+            f"gradient {method.label!r} of an adaptive solve, whose increments belong to steps of different sizes",
+            "predictor=reverse",
+        )
+    for what, each in found:
+        if not isinstance(each, Solver) or each.tableau.b_low is None:
+            raise UnsupportedError(
+                f"{what} {each.label!r} with tolerances: it estimates no error",
+                ", ".join(adaptive_solvers()),
+                "take one of these, or steps=N",
+            )
 
 
 def require_pair(solver: AnySolver, gradient: Gradient) -> None:
@@ -92,22 +164,25 @@ def require_pair(solver: AnySolver, gradient: Gradient) -> None:
     )
 
 
-def _check_backward(made: Problem, method: ContinuousAdjoint) -> None:
+def _check_backward(made: Problem, grid: Grid, method: ContinuousAdjoint) -> None:
     """The backward grid must meet every layer boundary and every kept time."""
-    _, steps = method.backward(made.solver, made.grid.steps)
-    if method.interpolate and steps != made.grid.steps:
+    for name in ("rtol", "atol"):
+        if getattr(method, name) is not None:
+            raise InputError(f"{name} of the continuous adjoint of a solve in equal steps", "steps=N, or neither")
+    _, steps = method.backward(made.solver, grid.steps)
+    if method.interpolate and steps != grid.steps:
         raise GridError(
-            f"an interpolated continuous adjoint of {steps} steps for a solve of {made.grid.steps}",
+            f"an interpolated continuous adjoint of {steps} steps for a solve of {grid.steps}",
             "the same steps",
             "leave out steps= of the continuous adjoint, or interpolate",
         )
     if made.weights is not None:
         made.weights.factor(steps)
-    if any(n * steps % made.grid.steps for n in made.grid.saved):
+    if any(n * steps % grid.steps for n in grid.saved):
         raise GridError(
-            f"a continuous adjoint of {steps} steps jumps over a time in ts, on a grid of {made.grid.steps} steps",
+            f"a continuous adjoint of {steps} steps jumps over a time in ts, on a grid of {grid.steps} steps",
             "backward steps whose grid holds every time in ts",
-            f"take a multiple of {made.grid.steps} steps for the continuous adjoint",
+            f"take a multiple of {grid.steps} steps for the continuous adjoint",
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from odenet import _tree
+from odenet._errors import InputError
 from odenet._gradients import gradient
 
 
@@ -14,9 +16,19 @@ class Result(Enum):
     """How a solve ended; the value is the message."""
 
     SUCCESS = "success"
+    EVENT = "an event ended the solve before t1: Solution.event_t is its time, and y1 the state then"
     NONFINITE = (
         "the solution is not finite: the field grew beyond the number type, or the step is too large for it; "
         "take more steps, or look at the field near the first time that is not finite"
+    )
+    MAX_STEPS = (
+        "max_steps were tried without reaching t1: give PIDController a larger max_steps, or looser tolerances; "
+        "a field that needs ever smaller steps is stiff, and wants an implicit solver "
+        "(backend diffrax, solver kvaerno5)"
+    )
+    STEP_TOO_SMALL = (
+        "the step size vanished beside t: the field has a jump or a singularity there (name jumps with jump_t), or "
+        "the tolerances are below the rounding of the number type"
     )
 
 
@@ -28,15 +40,22 @@ class Stats:
         backend, solver, gradient: by name, as used.
         steps: of the forward solve.
         f_evaluations: of the field in the forward solve.
+        rejected: steps of an adaptive solve that were tried again with a smaller size; `steps` are those accepted.
         residual: set by a backward pass that rebuilds states; see `certificate`.
     """
 
     backend: str
     solver: str
     gradient: str
-    steps: int
-    f_evaluations: int
+    steps: Any
+    f_evaluations: Any
     residual: Any = None
+    rejected: Any = 0
+
+    @property
+    def accepted(self) -> Any:
+        """The steps that were accepted: all of them, unless the solve is adaptive."""
+        return self.steps
 
     @property
     def certificate(self) -> float | None:
@@ -67,11 +86,17 @@ class Solution:
         ts: times kept, shape (T,), in the state's real number type (float32 for half precision).
         ys: the state's tree, each leaf with a leading time axis of length T.
         stats: what it took.
+        outcome: of an adaptive solve, the place of its result in `Result` (an array of them for several solves).
+        event_t: when an event ended the solve, a scalar like `ts`; None without an event that was asked for.
+        interpolant: what `at` evaluates, with dense=True.
     """
 
     ts: Any
     ys: Any
     stats: Stats
+    outcome: Any = None
+    event_t: Any = None
+    interpolant: Callable[[Any], Any] | None = None
 
     @property
     def y1(self) -> Any:
@@ -80,6 +105,25 @@ class Solution:
 
     @property
     def result(self) -> Result:
-        """Whether the solution is finite. Looked up when asked, since it reads the numbers on the host."""
+        """How the solve ended (the worst of several). Looked up when asked, since it reads numbers on the host."""
+        codes = list(Result)
+        ended = Result.SUCCESS
+        if self.outcome is not None:
+            ended = codes[int(self.outcome.max()) if hasattr(self.outcome, "max") else int(self.outcome)]
+        if ended not in (Result.SUCCESS, Result.EVENT):
+            return ended
         finite = all(bool((leaf - leaf == 0).all()) for leaf in _tree.leaves(self.ys))
-        return Result.SUCCESS if finite else Result.NONFINITE
+        return ended if finite else Result.NONFINITE
+
+    def at(self, t: Any) -> Any:
+        """The state at any time of an adaptive solve with dense=True.
+
+        Args:
+            t: a number, or an array of times of any shape, which becomes the leading shape of the leaves.
+
+        Raises:
+            InputError: a solve without dense=True, or a time that it does not hold.
+        """
+        if self.interpolant is None:
+            raise InputError("Solution.at of a solve without dense output", "an adaptive solve with dense=True")
+        return self.interpolant(t)

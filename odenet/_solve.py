@@ -7,8 +7,10 @@ from typing import Any
 
 from odenet import _tree
 from odenet._backend import Backend, Gradients
+from odenet._controller import PIDController
 from odenet._depth import Depth
 from odenet._errors import InputError
+from odenet._event import Event
 from odenet._gradients import Gradient
 from odenet._problem import Problem, problem
 from odenet._registry import backend as load
@@ -22,15 +24,20 @@ def solve(
     y0: Any,
     weights: Any = None,
     *,
-    t0: float = 0.0,
-    t1: float = 1.0,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
     steps: int | None = None,
     ts: Any = None,
-    solver: str | AnySolver = "euler",
+    solver: str | AnySolver | None = None,
     gradient: str | Gradient = "backprop",
     backend: str | None = None,
+    rtol: Any = None,
+    atol: Any = None,
+    control: PIDController | None = None,
+    event: Event | Callable[[Any, Any], Any] | None = None,
+    dense: bool = False,
 ) -> Solution:
-    """Solve `y' = field(t, y, w)` from y(t0) = y0 to t1 in `steps` equal steps.
+    """Solve `y' = field(t, y, w)` from y(t0) = y0 to t1: in `steps` equal steps, or to a tolerance.
 
     Args:
         field: `field(t, y, w)` with a scalar time, the state and the weights at that depth; it returns a tree like y.
@@ -38,12 +45,19 @@ def solve(
         y0: the state at t0: an array of any shape or a tree of them (tuple, list, dict). float32, float64, complex; a
             half-precision state is carried in float32 between field evaluations and returned as it came.
         weights: a tree, the same at all depths, or a `Depth`.
-        t0, t1: times; `t1 < t0` solves backward.
+        t0, t1: times; `t1 < t0` solves backward. With tolerances they (and `ts`) may be scalars of the framework that
+            need a gradient, which is that of the ODE: `dL/dt1 = dL/dy(t1) f(t1, y(t1))`.
         steps: whole number; left out it is that of the layers (or intervals) of `weights`.
-        ts: which times to keep: None for t1 alone, "all", or times on the grid.
-        solver: a name or alias (`odenet list solvers`) or a `Solver`.
+        ts: which times to keep: None for t1 alone, "all", or times: on the grid with equal steps, anywhere between t0
+            and t1 with tolerances.
+        solver: a name or alias (`odenet list solvers`) or a `Solver`; left out it is euler, with tolerances dopri5.
         gradient: a name with options (`odenet list gradients`) or a record such as `DiscreteAdjoint(correct=False)`.
         backend: "torch" or "jax"; left out it follows from the arrays in y0 (or in the weights, if y0 is numbers).
+        rtol, atol: tolerances: one of them, or `control`, makes the solve adaptive. The other defaults to that of
+            `PIDController`.
+        control: everything else about step sizes.
+        event: an `Event`, or its condition(t, y), that ends an adaptive solve where it changes sign.
+        dense: keep what `Solution.at(t)` needs to evaluate the solution at any time. Adaptive solves only.
 
     Returns:
         Solution with `ts`, time-major `ys`, `y1`, `stats` and `result`.
@@ -52,8 +66,24 @@ def solve(
         InputError: an argument cannot be used (see `odenet._errors` for the classes).
         UnsupportedError: the backend does not offer this solver with this gradient.
         BackendUnavailableError: the backend's framework is not installed.
+        SolveError: an adaptive solve could not go on; `PIDController(throw=False)` returns what there is.
     """
-    made = problem(field, y0, weights, t0=t0, t1=t1, steps=steps, ts=ts, solver=solver, gradient=gradient)
+    made = problem(
+        field,
+        y0,
+        weights,
+        t0=t0,
+        t1=t1,
+        steps=steps,
+        ts=ts,
+        solver=solver,
+        gradient=gradient,
+        rtol=rtol,
+        atol=atol,
+        control=control,
+        event=event,
+        dense=dense,
+    )
     return _backend(made, backend).solve(made)
 
 

@@ -6,7 +6,8 @@ A state here is the tuple of the leaves of whatever tree the user has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from odenet._tableau import Tableau
@@ -14,6 +15,8 @@ from odenet._tableau import Tableau
 Leaves = tuple[Any, ...]
 Stage = Callable[[int, Leaves], Leaves]
 """`stage(i, y)` evaluates the field at the time and with the weights of stage i."""
+Weigh = Callable[["Leaves | None", Any, Sequence[Any], Sequence[Leaves]], Leaves]
+"""`weigh(y, h, weights, slopes)` is y + h sum_i weights[i] slopes[i], without y where that is None."""
 
 
 def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
@@ -38,6 +41,53 @@ def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
     for weight, slope in rest:
         total = tuple(d + weight * k for d, k in zip(total, slope, strict=True))
     return total
+
+
+def weigh(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
+    """See `Weigh`. A backend may have a faster one."""
+    terms = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if not _zero(weight)]
+    if y is None:
+        return combine(*terms)
+    return combine((1, y), *terms)
+
+
+def _zero(weight: Any) -> bool:
+    return weight is None or (isinstance(weight, (int, float)) and weight == 0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step of a method with an error estimate, before it is accepted.
+
+    Args:
+        y1: the state at its end.
+        error: the estimated error of y1.
+        slopes: of all stages; the last is the slope at y1 where the method is first-same-as-last.
+    """
+
+    y1: Leaves
+    error: Leaves
+    slopes: tuple[Leaves, ...]
+
+
+def trial(tableau: Tableau, stage: Stage, y: Leaves, h: Any, first: Leaves, weigh: Weigh = weigh) -> Trial:
+    """A step with its error estimate.
+
+    Args:
+        tableau: the method; it has `b_low`.
+        stage: the field at stage i.
+        y: the state at the start.
+        h: step size, signed; a number, or a traced one.
+        first: the slope at y, evaluated already.
+        weigh: see `Weigh`.
+    """
+    slopes, at = [first], y
+    for i in range(1, tableau.stages):
+        at = weigh(y, h, tableau.a[i], slopes)
+        slopes.append(stage(i, at))
+    y1 = at if tableau.fsal else weigh(y, h, tableau.b, slopes)
+    assert tableau.error_weights is not None
+    return Trial(y1, weigh(None, h, tableau.error_weights, slopes), tuple(slopes))
 
 
 def positions(tableau: Tableau, reverse: bool = False) -> tuple[float, ...]:

@@ -82,6 +82,16 @@ class Tableau:
         return max(i for i, weight in enumerate(self.b) if weight != 0) + 1
 
     @property
+    def error_weights(self) -> tuple[float, ...] | None:
+        """Weights of the error estimate, `b - b_low`; None for a method without one."""
+        return None if self.b_low is None else tuple(b - low for b, low in zip(self.b, self.b_low, strict=True))
+
+    @property
+    def error_order(self) -> int:
+        """k with an error estimate of O(h^k) in one step: step sizes follow its k-th root."""
+        return min(self.order, self.order_low or 0) + 1
+
+    @property
     def fsal(self) -> bool:
         """First same as last: the last stage is evaluated at the new state, so the next step can reuse it."""
         return self.stages > 1 and self.b[-1] == 0 and self.c[-1] == 1 and self.a[-1] == self.b[:-1]
@@ -96,12 +106,28 @@ def order_defect(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int)
 
 
 def _order_defect(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int, memo: _Memo) -> Number:
+    found = elementary_weights(a, order, memo)
+    return max(abs(sum(map(_times, b, phi)) - Fraction(1, gamma)) for phi, gamma in found)
+
+
+def elementary_weights(
+    a: Sequence[Sequence[Number]], order: int, memo: _Memo | None = None
+) -> list[tuple[list[Number], int]]:
+    """`Phi_i(tree)` of each stage i, and gamma(tree), for each of `trees(order)`.
+
+    Args:
+        a: the triangle of a tableau.
+        order: nodes of the trees.
+        memo: of branches, for calls with the same `a`.
+    """
+    known: _Memo = {} if memo is None else memo
+
     def inner(branch: Tree) -> list[Number]:
         """sum_j a[i][j] Phi_j(branch), for each stage i."""
-        if branch not in memo:
+        if branch not in known:
             phi = stage_values(branch)
-            memo[branch] = [sum(map(_times, row, phi)) for row in a]
-        return memo[branch]
+            known[branch] = [sum(map(_times, row, phi)) for row in a]
+        return known[branch]
 
     def stage_values(node: Tree) -> list[Number]:
         values: list[Number] = [1] * len(a)
@@ -109,7 +135,7 @@ def _order_defect(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int
             values = list(map(_times, values, inner(branch)))
         return values
 
-    return max(abs(sum(map(_times, b, stage_values(tree))) - Fraction(1, _density(tree))) for tree in trees(order))
+    return [(stage_values(tree), density(tree)) for tree in trees(order)]
 
 
 def _times(one: Number, other: Number) -> Number:
@@ -152,11 +178,11 @@ def _size(tree: Tree) -> int:
     return 1 + sum(_size(branch) for branch in tree)
 
 
-def _density(tree: Tree) -> int:
+def density(tree: Tree) -> int:
     """gamma(tree) = nodes of the tree times the densities of its branches."""
     product = _size(tree)
     for branch in tree:
-        product *= _density(branch)
+        product *= density(branch)
     return product
 
 

@@ -1,0 +1,191 @@
+"""Step sizes of adaptive solves: PID control of the estimated error, written once.
+
+Only `+ * / **` and the three operations of an `Arithmetic`: the same lines decide about Python floats (torch, one host
+read a step), about a tensor of step sizes (one a sample) and about traced numbers (JAX's while loop).
+
+Soderlind 2003, "Digital filters in adaptive time-stepping"; Hairer, Norsett, Wanner I, section II.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from odenet import _tree
+from odenet._errors import GridError, InputError
+from odenet._gradient import whole, yes_or_no
+
+NORMS = ("rms", "mixed", "max")
+_FLOOR = 1e-10  # of the error ratio: what is smaller says no more than that the step may grow as far as it is let
+
+
+class Arithmetic(NamedTuple):
+    """What a controller needs beside `+ * / **`."""
+
+    least: Callable[[Any, Any], Any]
+    most: Callable[[Any, Any], Any]
+    where: Callable[[Any, Any, Any], Any]
+
+
+FLOATS = Arithmetic(min, max, lambda condition, one, other: one if condition else other)
+
+Past = tuple[Any, Any]
+"""Inverse error ratios of the last two accepted steps, the latest first."""
+
+
+@dataclass(frozen=True)
+class PIDController:
+    """How an adaptive solve chooses its steps: the error of a step, over `atol + rtol max(|y|, |y'|)`, is held at 1.
+
+    With e the ratio of a step and k the order of the error estimate, the next step is larger by
+    `safety e[n]^-(p+i+d)/k e[n-1]^(p+2d)/k e[n-2]^-d/k`, within the factors. A step with e > 1 is rejected.
+
+    Args:
+        rtol, atol: numbers, or trees like the state of numbers or arrays that broadcast to its leaves.
+        norm: of the scaled error: "rms" over all entries, "mixed" (the largest rms of a leaf), "max" (of an entry), or
+            a function of a tree like the state to a scalar.
+        pcoeff, icoeff, dcoeff: proportional, integral and derivative part. The default, integral alone, is that of
+            torchdiffeq and diffrax; 0.4, 0.3, 0 is gentler where stability limits the steps.
+        safety: factor on every new step.
+        factor_min, factor_max: the most that a step may shrink after a rejection, or grow.
+        first_step: size of the first step; None estimates it with one more evaluation (Hairer, Norsett, Wanner I,
+            p. 169).
+        min_step: no step is smaller, and one of this size is accepted whatever its error. None: a step that would
+            vanish beside t ends the solve (`Result.STEP_TOO_SMALL`).
+        max_step: no step is larger.
+        max_steps: steps tried before the solve is given up (`Result.MAX_STEPS`).
+        step_t: times that steps end at.
+        jump_t: times where the field jumps: steps end there, and the field is evaluated anew on the other side.
+        per_sample: each row of the state's leading axis has its own steps. The field is called with times of shape
+            (batch, 1, ...). torch only; in JAX that is `jax.vmap` of the solve.
+        throw: raise a SolveError where the solve cannot go on. False returns what there is, NaN for times that were
+            not reached, with `Solution.result` saying why.
+
+    Raises:
+        InputError: naming what cannot be used (GridError for times).
+    """
+
+    rtol: Any = 1e-6
+    atol: Any = 1e-9
+    norm: str | Callable[[Any], Any] = "rms"
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
+    safety: float = 0.9
+    factor_min: float = 0.2
+    factor_max: float = 10.0
+    first_step: float | None = None
+    min_step: float | None = None
+    max_step: float | None = None
+    max_steps: int = 4096
+    step_t: Any = field(default=())
+    jump_t: Any = field(default=())
+    per_sample: bool = False
+    throw: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            _check_tolerance(name, getattr(self, name))
+        if not callable(self.norm) and self.norm not in NORMS:
+            raise InputError(f"norm={self.norm!r}", f"{', '.join(NORMS)}, or a function of a tree to a scalar")
+        for name in ("pcoeff", "icoeff", "dcoeff"):
+            _number(name, getattr(self, name), 0.0)
+        _number("safety", self.safety, 0.0, 1.0)
+        _number("factor_min", self.factor_min, 0.0, 1.0)
+        _number("factor_max", self.factor_max, 1.0)
+        for name in ("first_step", "min_step", "max_step"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), 0.0)
+        if self.min_step is not None and self.max_step is not None and self.min_step > self.max_step:
+            raise InputError(f"min_step={self.min_step} and max_step={self.max_step}", "a min_step that is smaller")
+        whole("max_steps", self.max_steps)
+        yes_or_no("per_sample", self.per_sample)
+        yes_or_no("throw", self.throw)
+        for name in ("step_t", "jump_t"):
+            object.__setattr__(self, name, _times(name, getattr(self, name)))
+
+    def judge(self, order: int, error: Any, past: Past, of: Arithmetic = FLOATS) -> tuple[Any, Any, Past]:
+        """What follows from the error ratio of a step.
+
+        Args:
+            order: k, that of the error estimate.
+            error: the ratio; NaN or infinite where the step went astray.
+            past: see `Past`; (1, 1) at the start.
+            of: operations on numbers of this kind.
+
+        Returns:
+            Whether the step is accepted, the factor on its size, and the past for the next step.
+        """
+        proportional, integral, derivative = (c / order for c in (self.pcoeff, self.icoeff, self.dcoeff))
+        accepted = error <= 1.0
+        inverse = 1.0 / of.most(error, _FLOOR)
+        factor = self.safety * inverse ** (proportional + integral + derivative)
+        if proportional or derivative:
+            factor = factor * past[0] ** -(proportional + 2 * derivative) * past[1] ** derivative
+        # an accepted step is followed by one that is no smaller, a rejected one by one that is
+        least = of.where(accepted, 1.0, self.factor_min)
+        most = of.where(accepted, self.factor_max, self.safety)
+        factor = of.where(error == error, of.least(of.most(factor, least), most), self.factor_min)
+        past = of.where(accepted, inverse, past[0]), of.where(accepted, past[0], past[1])
+        return accepted, factor, past
+
+    def bounded(self, size: Any, of: Arithmetic = FLOATS) -> Any:
+        """A step size (positive) within `min_step` and `max_step`."""
+        if self.max_step is not None:
+            size = of.least(size, self.max_step)
+        return size if self.min_step is None else of.most(size, self.min_step)
+
+    def trial(self, d0: Any, d1: Any, of: Arithmetic = FLOATS) -> Any:
+        """The size of an explicit Euler step to estimate the second derivative by.
+
+        Args:
+            d0, d1: scaled norms of y(t0) and of f there.
+            of: operations on numbers of this kind.
+        """
+        small = of.where(d0 < 1e-5, True, d1 < 1e-5)
+        return of.where(small, 1e-6, 0.01 * d0 / of.most(d1, 1e-15))
+
+    def first(self, order: int, size: Any, d1: Any, d2: Any, of: Arithmetic = FLOATS) -> Any:
+        """The size of the first step.
+
+        Args:
+            order: k, that of the error estimate.
+            size: of the trial step.
+            d1, d2: scaled norms of f, and of its change over the trial step divided by its size.
+            of: operations on numbers of this kind.
+        """
+        steepest = of.most(d1, d2)
+        flat = of.most(1e-6, size * 1e-3)
+        curved = (0.01 / of.most(steepest, 1e-15)) ** (1.0 / order)
+        return of.least(100 * size, of.where(steepest <= 1e-15, flat, curved))
+
+
+def _check_tolerance(name: str, value: Any) -> None:
+    leaves = _tree.leaves(value)
+    if not leaves:
+        raise InputError(f"{name}={value!r}", "a number, or a tree like the state of numbers or arrays")
+    for leaf in leaves:
+        if hasattr(leaf, "shape"):
+            continue  # arrays are the backend's
+        if isinstance(leaf, bool) or not isinstance(leaf, (int, float)) or not 0 <= leaf < math.inf:
+            raise InputError(f"{name}={value!r}", "numbers of at least 0, or arrays of them")
+
+
+def _number(name: str, value: Any, above: float, most: float = math.inf) -> None:
+    inside = isinstance(value, (int, float)) and not isinstance(value, bool)
+    least = value >= above if name.endswith("coeff") else inside and value > above
+    if not (inside and least and value <= most and not (math.isinf(value) and name != "max_step")):
+        raise InputError(f"{name}={value!r} of a PIDController", f"a number in [{above}, {most}]")
+
+
+def _times(name: str, values: Any) -> tuple[float, ...]:
+    """Times of `step_t` or `jump_t` as floats, sorted."""
+    try:
+        found = tuple(sorted(float(t) for t in values))
+    except TypeError as error:
+        raise GridError(f"{name}={values!r}", "a list or 1-d array of times known before the solve") from error
+    if not all(map(math.isfinite, found)):
+        raise GridError(f"{name}={found}", "finite times")
+    return found

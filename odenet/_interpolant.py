@@ -1,0 +1,122 @@
+"""Dense output: the best interpolant that the stages of a step allow, found from the tableau.
+
+`y(t[n] + p h) = y[n] + h sum_i b_i(p) k_i` with polynomials b_i, the slope at the end of the step among the k_i. They
+meet the order conditions `sum_i b_i(p) Phi_i(tree) = p^|tree| / gamma(tree)` for all p, as far as that is possible, and
+join the steps with their slopes; what freedom remains makes the defect of the next order small. Hairer, Norsett, Wanner
+I, section II.6. A method of yours has its interpolant at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from odenet._tableau import Tableau, density, elementary_weights, trees
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_EXACT = 1e-9
+
+
+@dataclass(frozen=True)
+class Interpolant:
+    """Dense output of a method.
+
+    Args:
+        coefficients: b_i(p) = p (c[i][0] + c[i][1] p + ...), one row a slope: the tableau's stages, then the slope at
+            the end of the step unless that is the last stage.
+        order: uniform order p: y(t) is off by O(h^p) (locally h^(p+1)) at all times.
+    """
+
+    coefficients: tuple[tuple[float, ...], ...]
+    order: int
+
+    def weights(self, position: Any) -> list[Any]:
+        """b_i at a position in [0, 1] of the step; None for those that are zero everywhere."""
+        found = []
+        for row in self.coefficients:
+            value: Any = 0.0
+            for coefficient in reversed(row):
+                value = (value + coefficient) * position
+            found.append(value if any(row) else None)
+        return found
+
+
+@cache
+def interpolant(tableau: Tableau) -> Interpolant:
+    """That of a method."""
+    import numpy as np
+
+    a, b = _extended(tableau)
+    slopes = len(b)
+    best: tuple[int, Any, Any] | None = None
+    for order in range(1, tableau.order + 1):
+        degree = max(order + 1, 3)
+        conditions, values = _conditions(a, b, order, degree)
+        found = np.linalg.lstsq(conditions, values, rcond=1e-12)[0]
+        if np.abs(conditions @ found - values).max() > _EXACT:
+            break
+        best = order, found, _free(conditions)
+    assert best is not None  # a cubic through two states and two slopes is there for every consistent method
+    order, found, free = best
+    if free.shape[1]:
+        degree = len(found) // slopes
+        phis = np.array([phi for phi, _ in elementary_weights(a, order + 1)])
+        targets = np.zeros((len(phis), degree))
+        if degree > order:
+            targets[:, order] = [1 / density(tree) for tree in trees(order + 1)]
+
+        def defects(x: np.ndarray) -> np.ndarray:
+            return (phis @ x.reshape(slopes, degree)).ravel()
+
+        change = np.array([defects(direction) for direction in free.T]).T
+        wanted = targets.ravel() - defects(found)
+        found = found + free @ np.linalg.lstsq(change, wanted, rcond=1e-8)[0]
+    rows = found.reshape(slopes, -1)
+    rows[np.abs(rows) < 1e-12 * np.abs(rows).max()] = 0
+    return Interpolant(tuple(tuple(row) for row in rows.tolist()), order)
+
+
+def _extended(tableau: Tableau) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
+    """The stages with the slope at the end of the step among them."""
+    if tableau.fsal:
+        return tableau.a, tableau.b
+    return (*tableau.a, tableau.b), (*tableau.b, 0.0)
+
+
+def _conditions(a: Any, b: Any, order: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
+    """Linear conditions on the coefficients: order, y and y' at both ends of the step."""
+    import numpy as np
+
+    slopes, rows, values = len(b), [], []
+
+    def condition(matrix: np.ndarray, value: float) -> None:
+        rows.append(matrix.ravel())
+        values.append(value)
+
+    for p in range(1, order + 1):
+        for phi, gamma in elementary_weights(a, p):
+            for power in range(degree):
+                matrix = np.zeros((slopes, degree))
+                matrix[:, power] = phi
+                condition(matrix, 1 / gamma if power + 1 == p else 0.0)
+    for i in range(slopes):
+        for entries, value in (
+            (np.ones(degree), b[i]),
+            (np.eye(degree)[0], float(i == 0)),
+            (np.arange(1, degree + 1), float(i == slopes - 1)),
+        ):
+            matrix = np.zeros((slopes, degree))
+            matrix[i] = entries
+            condition(matrix, value)
+    return np.array(rows), np.array(values)
+
+
+def _free(conditions: np.ndarray) -> np.ndarray:
+    """Directions that change no condition, one a column."""
+    import numpy as np
+
+    _, sizes, directions = np.linalg.svd(conditions, full_matrices=conditions.shape[0] < conditions.shape[1])
+    return directions[int((sizes > 1e-10 * sizes[0]).sum()) :].T

@@ -1,0 +1,113 @@
+"""The times of an adaptive solve: from t0 to t1, the steps being the solver's own choice."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from odenet._controller import PIDController
+from odenet._errors import GridError
+from odenet._event import Event
+
+
+@dataclass(frozen=True)
+class Span:
+    """From t0 to t1 with steps that follow the error.
+
+    Times may be numbers, or scalars of the framework: then they can need a gradient, and in JAX be traced.
+
+    Args:
+        t0, t1: first and last time; t1 < t0 solves backward.
+        ts: times that are kept, in the order of the solve, repeats allowed; None for t1 alone, "all" for every step.
+        control: of step sizes.
+        event: that ends the solve before t1.
+        dense: whether the solution can be evaluated at any time (`Solution.at`).
+    """
+
+    t0: Any
+    t1: Any
+    ts: Any
+    control: PIDController
+    event: Event | None = None
+    dense: bool = False
+
+    @property
+    def final_only(self) -> bool:
+        """Whether nothing but y(t1) is kept."""
+        return self.ts is None
+
+    @property
+    def every(self) -> bool:
+        """Whether the state after every step is kept."""
+        return isinstance(self.ts, str)
+
+    @property
+    def stops(self) -> tuple[float, ...]:
+        """`step_t` and `jump_t` together, sorted."""
+        return tuple(sorted({*self.control.step_t, *self.control.jump_t}))
+
+
+def span(t0: Any, t1: Any, ts: Any, control: PIDController, event: Event | None = None, dense: bool = False) -> Span:
+    """A checked span.
+
+    Raises:
+        GridError: times that cannot be used.
+    """
+    first, last = number("t0", t0), number("t1", t1)
+    if isinstance(ts, str):
+        if ts != "all":
+            raise GridError(f"ts={ts!r}", "None, 'all', or a list of times")
+    elif ts is not None:
+        ts = _checked(first, last, ts)
+    return Span(t0, t1, ts, control, event, dense)
+
+
+def number(name: str, value: Any) -> float | None:
+    """A time as a float; None for one that is traced, and so not known yet.
+
+    Raises:
+        GridError: what is no finite number.
+    """
+    refused = GridError(f"{name}={value!r} is no number", "a finite number, or a scalar of the framework")
+    if isinstance(value, (str, bytes)) or getattr(value, "shape", ()) != ():
+        raise refused
+    try:
+        found = float(value.tolist() if hasattr(value, "shape") else value)
+    except (TypeError, ValueError) as error:
+        if hasattr(value, "shape"):  # a scalar of the framework whose value is not known yet
+            return None
+        raise refused from error
+    if not math.isfinite(found):
+        raise GridError(f"{name}={found}", "a finite number")
+    return found
+
+
+def _checked(first: float | None, last: float | None, ts: Any) -> Any:
+    """Times in the order of the solve and between its ends, as given."""
+    if hasattr(ts, "shape"):
+        if len(ts.shape) > 1:
+            raise GridError(f"ts has shape {tuple(ts.shape)}", "a list or 1-d array of times")
+        ts = ts if len(ts.shape) == 1 else ts.reshape(1)
+        try:
+            known = ts.tolist()
+        except TypeError:  # traced
+            return ts
+        times = [number("ts", t) for t in known]
+    else:
+        ts = list(ts) if isinstance(ts, Iterable) else [ts]
+        times = [number("ts", t) for t in ts]
+    if not times:
+        raise GridError("ts is empty", "at least one time", "leave ts out to keep y(t1) alone")
+    if first is None or last is None or None in times:
+        return ts
+    reached = [t for t in times if t is not None]
+    sign = 1 if last >= first else -1
+    slack = 2.0**-22 * max(abs(first), abs(last))  # a few roundings of float32
+    if any(sign * (late - early) < 0 for early, late in itertools.pairwise(reached)):
+        raise GridError(f"ts={reached} does not run from t0={first} to t1={last}", "times in the order of the solve")
+    if sign * (reached[0] - first) < -slack or sign * (reached[-1] - last) > slack:
+        raise GridError(f"ts={reached} leaves [{first}, {last}]", "times between t0 and t1")
+    return ts
