@@ -1,5 +1,5 @@
 """Named initial value problems with known solutions. A new one is one more `TestProblem` below: `odenet list`, `odenet
-solve` and the tests have it at once."""
+solve` and the tests have it at once. DETEST is in `_detest.py`, what is stiff in `_stiff.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import cmath
 import math
 from typing import Any
 
+from odenet._detest import DETEST
 from odenet._names import lookup
+from odenet._stiff import STIFF
 from odenet._test_problem import TestProblem
 
 DECAY = TestProblem(
@@ -252,7 +254,9 @@ ARENSTORF = TestProblem(
 )
 
 PROBLEMS: dict[str, TestProblem] = {
-    found.name: found for found in list(globals().values()) if isinstance(found, TestProblem)
+    **{found.name: found for found in list(globals().values()) if isinstance(found, TestProblem)},
+    **DETEST,
+    **STIFF,
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from odenet import _tree
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RTOL, ATOL = 1e-13, 1e-14  # SciPy's DOP853 takes no rtol under 2.3e-14
+STIFF_RTOL, STIFF_ATOL = 1e-9, 1e-13  # Radau has order 5: two more digits would take ten seconds
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ def arrays(tree: Any, dtype: str = "float64") -> Any:
     """A problem's state (`TestProblem.y0`, or its `solution(t)`) with NumPy arrays for leaves.
 
     Args:
-        tree: tuples and dicts of numbers and of lists of numbers.
+        tree: tuples and dicts of numbers and of lists of numbers; None is an empty tree.
         dtype: "float32" or "float64"; a complex leaf gets the complex type with this real part.
     """
     import numpy as np
 
+    if tree is None:
+        return None
     if isinstance(tree, tuple):
         return tuple(arrays(child, dtype) for child in tree)
     if isinstance(tree, dict):
@@ -47,6 +51,15 @@ def arrays(tree: Any, dtype: str = "float64") -> Any:
     return leaf.astype(np.result_type(dtype, np.complex64) if np.iscomplexobj(leaf) else dtype)
 
 
+def field_of(problem: TestProblem, dtype: str = "float64") -> Callable[[Any, Any], Any]:
+    """`field(t, y)` on NumPy arrays of a number type, whether or not the problem has weights."""
+    if problem.weights is None:
+        return problem.field
+    weights = arrays(problem.weights, dtype)
+    return lambda t, y: problem.field(t, y, weights)
+
+
+@cache
 def reference(problem: TestProblem, t: float | None = None) -> Reference:
     """The solution at time t (t1 if left out): the closed form if there is one, else `numerical`.
 
@@ -56,24 +69,56 @@ def reference(problem: TestProblem, t: float | None = None) -> Reference:
     last = problem.t1 if t is None else t
     if problem.solution is not None:
         return Reference(arrays(problem.solution(last)), 0.0, "closed form")
+    method, rtol, atol = _integrator(problem)
     (state,) = numerical(problem, [last])
-    (coarse,) = numerical(problem, [last], 10 * RTOL, 10 * ATOL)
-    return Reference(state, relative_error(coarse, state), f"SciPy's DOP853, rtol {RTOL:g}, atol {ATOL:g}")
+    (coarse,) = numerical(problem, [last], 10 * rtol, 10 * atol)
+    return Reference(state, relative_error(coarse, state), f"SciPy's {method}, rtol {rtol:g}, atol {atol:g}")
 
 
-def numerical(problem: TestProblem, ts: Sequence[float], rtol: float = RTOL, atol: float = ATOL) -> list[Any]:
-    """The states at the times ts by SciPy's DOP853, Hairer's code with adaptive steps; nothing of it is ours.
+def _integrator(problem: TestProblem) -> tuple[str, float, float]:
+    return ("Radau", STIFF_RTOL, STIFF_ATOL) if problem.stiff else ("DOP853", RTOL, ATOL)
+
+
+def numerical(
+    problem: TestProblem, ts: Sequence[float], rtol: float | None = None, atol: float | None = None
+) -> list[Any]:
+    """The states at the times ts by SciPy's codes with adaptive steps, which share nothing with ours: DOP853 by Hairer,
+    or Radau where the problem is stiff.
 
     Args:
         problem: any test problem.
         ts: times between t0 and t1, going from t0 towards t1.
-        rtol, atol: tolerances of a step.
+        rtol, atol: tolerances of a step; left out, those of `reference`.
+    """
+    from scipy.integrate import solve_ivp
+
+    method, tight_rtol, tight_atol = _integrator(problem)
+    field, start, tree = flattened(problem)
+    found = solve_ivp(
+        field,
+        (problem.t0, ts[-1]),
+        start,
+        method=method,
+        t_eval=ts,
+        rtol=tight_rtol if rtol is None else rtol,
+        atol=tight_atol if atol is None else atol,
+    )
+    return [tree(column) for column in found.y.T]
+
+
+def flattened(
+    problem: TestProblem,
+) -> tuple[Callable[[float, np.ndarray], np.ndarray], np.ndarray, Callable[[np.ndarray], Any]]:
+    """A problem as SciPy wants it.
+
+    Returns:
+        the field on vectors (d,), the vector y0, and the function that makes a vector a tree like y0 again.
     """
     import numpy as np
-    from scipy.integrate import solve_ivp
 
     first, unflatten = _tree.flatten(arrays(problem.y0))
     cuts = np.cumsum([leaf.size for leaf in first])[:-1]
+    field = field_of(problem)
 
     def vector(tree: Any) -> np.ndarray:
         return np.concatenate([np.ravel(leaf) for leaf in _tree.leaves(tree)])
@@ -82,16 +127,7 @@ def numerical(problem: TestProblem, ts: Sequence[float], rtol: float = RTOL, ato
         parts = np.split(flat, cuts)
         return unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, first, strict=True)])
 
-    found = solve_ivp(
-        lambda t, flat: vector(problem.field(t, tree(flat))),
-        (problem.t0, ts[-1]),
-        vector(unflatten(first)),
-        method="DOP853",
-        t_eval=ts,
-        rtol=rtol,
-        atol=atol,
-    )
-    return [tree(column) for column in found.y.T]
+    return lambda t, flat: vector(field(t, tree(flat))), vector(unflatten(first)), tree
 
 
 def relative_error(state: Any, truth: Any) -> float:

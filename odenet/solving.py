@@ -136,6 +136,7 @@ def _solve(problem: TestProblem, backend: str, solver: AnySolver, steps: int, dt
     return odenet.solve(
         problem.field,
         arrays(problem.y0, dtype),
+        arrays(problem.weights, dtype),
         t0=problem.t0,
         t1=problem.t1,
         steps=steps,

@@ -1,4 +1,5 @@
-"""The test problems: each field, its solution and its invariants are held to one another."""
+"""The test problems: each field, its solution and its invariants are held to one another. What DETEST and the stiff
+problems are held to beside that is in test_detest.py."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ import pytest
 
 from odenet import SOLVERS, UnknownNameError, _tree
 from odenet._problems import ARENSTORF, PROBLEMS, problem_named
-from odenet._reference import arrays, numerical, reference, relative_error
+from odenet._reference import arrays, field_of, numerical, reference, relative_error
 from odenet._step import add, increment
 
 EVERY = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+QUICK = {name: problem for name, problem in PROBLEMS.items() if not problem.stiff}
 CLOSED = {name: problem for name, problem in PROBLEMS.items() if problem.solution is not None}
 CLOSED_FORM = pytest.mark.parametrize("problem", CLOSED.values(), ids=CLOSED)
 PERIODIC = {name: problem for name, problem in PROBLEMS.items() if problem.period is not None}
@@ -22,14 +24,20 @@ PERIODIC = {name: problem for name, problem in PROBLEMS.items() if problem.perio
 def run(problem, solver, steps, y0=None):
     """The core's own step in a plain loop."""
     leaves, build = _tree.flatten(arrays(problem.y0) if y0 is None else y0)
+    field = field_of(problem)
     y, h, tableau = tuple(leaves), (problem.t1 - problem.t0) / steps, SOLVERS[solver].tableau
     for n in range(steps):
 
         def stage(i, at, t=problem.t0 + n * h):
-            return tuple(_tree.leaves(problem.field(t + tableau.c[i] * h, build(at))))
+            return tuple(_tree.leaves(field(t + tableau.c[i] * h, build(at))))
 
         y = add(y, increment(tableau, stage, y, h))
     return build(y)
+
+
+def worst(one, other):
+    """The largest difference of two arrays, relative where they are larger than 1."""
+    return float(np.max(np.abs(one - other) / (1 + np.abs(other))))
 
 
 def times(problem, count=5):
@@ -64,28 +72,30 @@ def test_a_record_is_complete(problem):
 
 @CLOSED_FORM
 def test_the_closed_form_starts_at_y0(problem):
-    for one, other in zip(_tree.leaves(problem.solution(problem.t0)), _tree.leaves(problem.y0), strict=True):
+    start, y0 = arrays(problem.solution(problem.t0)), arrays(problem.y0)
+    assert _tree.same_shape(start, y0)
+    for one, other in zip(_tree.leaves(start), _tree.leaves(y0), strict=True):
         assert one == pytest.approx(other, abs=1e-14)
-    assert _tree.same_shape(arrays(problem.solution(problem.t0)), arrays(problem.y0))
 
 
 @CLOSED_FORM
 def test_the_closed_form_solves_the_equation(problem):
     """Its derivative, by a difference of fourth order, is the field."""
-    d = 1e-3
+    d, field = 2e-4, field_of(problem)
     for t in times(problem):
         at = {k: arrays(problem.solution(t + k * d)) for k in (-2, -1, 0, 1, 2)}
         slope = _tree.map(lambda a, b, c, e: (a - 8 * b + 8 * c - e) / (12 * d), at[-2], at[-1], at[1], at[2])
-        assert relative_error(slope, problem.field(t, at[0])) < 1e-8
+        assert max(map(worst, _tree.leaves(slope), _tree.leaves(field(t, at[0])))) < 1e-9
 
 
 @CLOSED_FORM
 def test_the_closed_form_is_what_scipy_finds(problem):
     for t, state in zip(times(problem, 3), numerical(problem, times(problem, 3)), strict=True):
-        assert relative_error(state, arrays(problem.solution(t))) < 1e-11
+        exact = arrays(problem.solution(t))  # beside which a solution that dies out keeps the absolute tolerance
+        assert max(map(worst, _tree.leaves(state), _tree.leaves(exact))) < 3e-11
 
 
-@EVERY
+@pytest.mark.parametrize("problem", QUICK.values(), ids=QUICK)
 def test_the_reference_says_how_good_it_is(problem):
     found = reference(problem)
     assert (found.uncertainty == 0) == (problem.solution is not None)
@@ -93,7 +103,7 @@ def test_the_reference_says_how_good_it_is(problem):
     assert _tree.same_shape(found.state, arrays(problem.y0))
 
 
-@pytest.mark.parametrize("name", [name for name in PROBLEMS if name != "arenstorf"])
+@pytest.mark.parametrize("name", [name for name in QUICK if name not in ("arenstorf", "detest-d5")])
 def test_the_core_step_converges_to_the_reference(name):
     """rk4 and SciPy's code share nothing: order 4 towards its solution proves both and the field."""
     problem = PROBLEMS[name]
@@ -155,7 +165,8 @@ def test_the_chain_loses_energy():
 @EVERY
 def test_autonomous_means_that_time_does_not_matter(problem):
     y = arrays(problem.y0)
-    same = relative_error(problem.field(problem.t0, y), problem.field(problem.t0 + 0.7, y)) == 0
+    field = field_of(problem)
+    same = relative_error(field(problem.t0, y), field(problem.t0 + 0.7, y)) == 0
     assert same == problem.autonomous
 
 
@@ -163,7 +174,7 @@ def test_autonomous_means_that_time_does_not_matter(problem):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_field_keeps_tree_shapes_and_number_types(problem, dtype):
     y = arrays(problem.y0, dtype)
-    slope = problem.field(np.asarray(0.5, dtype), y)
+    slope = field_of(problem, dtype)(np.asarray(0.5, dtype), y)
     assert _tree.same_shape(slope, y)
     for leaf, like in zip(_tree.leaves(slope), _tree.leaves(y), strict=True):
         assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
@@ -171,7 +182,7 @@ def test_the_field_keeps_tree_shapes_and_number_types(problem, dtype):
 
 
 class Counted:
-    """A number that knows `+ - * / **` and nothing else: what every framework's arrays know."""
+    """An array that knows `+ - * / ** @`, indices, `.real` and `.imag`: what every framework's arrays know."""
 
     def __init__(self, value):
         self.value = value
@@ -182,6 +193,20 @@ class Counted:
     def __pow__(self, exponent):
         return Counted(self.value**exponent)
 
+    def __rpow__(self, base):
+        return Counted(base**self.value)
+
+    def __getitem__(self, index):
+        return Counted(self.value[index])
+
+    @property
+    def real(self):
+        return Counted(self.value.real)
+
+    @property
+    def imag(self):
+        return Counted(self.value.imag)
+
 
 def _binary(name):
     def operate(self, other):
@@ -191,15 +216,16 @@ def _binary(name):
     return operate
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"):
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul"):
     setattr(Counted, f"__{_name}__", _binary(f"__{_name}__"))
 
 
 @EVERY
 def test_the_field_uses_arithmetic_alone(problem):
     y = arrays(problem.y0)
-    plain = problem.field(0.5, y)
-    counted = problem.field(Counted(np.asarray(0.5)), _tree.map(Counted, y))
+    weights = () if problem.weights is None else (arrays(problem.weights),)
+    plain = problem.field(0.5, y, *weights)
+    counted = problem.field(Counted(np.asarray(0.5)), _tree.map(Counted, y), *_tree.map(Counted, weights))
     assert relative_error(_tree.map(lambda leaf: leaf.value, counted), plain) == 0
 
 
