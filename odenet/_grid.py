@@ -36,6 +36,10 @@ class Grid:
         """Step size, signed."""
         return (self.t1 - self.t0) / self.steps
 
+    def size(self, n: Any) -> float:
+        """Size of step n, signed: the same for all."""
+        return self.h
+
     @property
     def final_only(self) -> bool:
         """Whether nothing but y(t1) is kept."""

@@ -28,19 +28,25 @@ def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
         y: leaves of the state.
         h: step size; negative to step back in time.
     """
-    slopes: list[Leaves] = []
-    for i in range(tableau.step_stages):
-        at = y
-        for weight, slope in zip(tableau.a[i], slopes, strict=True):
-            if weight:
-                at = tuple(leaf + (h * weight) * k for leaf, k in zip(at, slope, strict=True))
-        slopes.append(stage(i, at))
-    weighed = [(h * weight, slope) for weight, slope in zip(tableau.b, slopes, strict=False) if weight]
+    found = slopes(tableau, stage, y, h)
+    weighed = [(h * weight, slope) for weight, slope in zip(tableau.b, found, strict=False) if weight]
     (first, slope), *rest = weighed
     total = tuple(first * k for k in slope)
     for weight, slope in rest:
         total = tuple(d + weight * k for d, k in zip(total, slope, strict=True))
     return total
+
+
+def slopes(tableau: Tableau, stage: Stage, y: Leaves, h: float, count: int | None = None) -> list[Leaves]:
+    """Those of the first `count` stages, or of the stages that the step weighs; the rest is as in `increment`."""
+    found: list[Leaves] = []
+    for i in range(count or tableau.step_stages):
+        at = y
+        for weight, slope in zip(tableau.a[i], found, strict=True):
+            if weight:
+                at = tuple(leaf + (h * weight) * k for leaf, k in zip(at, slope, strict=True))
+        found.append(stage(i, at))
+    return found
 
 
 def weigh(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:

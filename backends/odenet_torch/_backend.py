@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,7 +55,7 @@ class TorchBackend(Backend):
         weights, w_leaves = _fresh(None if depth is None else depth.tree)
         given = None if depth is None else Depth(weights, depth.kind, depth.stacked)
         with torch.enable_grad():
-            made = Problem(problem.field, y0, given, problem.grid, problem.solver, problem.gradient)
+            made = dataclasses.replace(problem, y0=y0, weights=given)
             solution = solve_problem(made)
             value = loss(solution)
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
@@ -71,7 +72,7 @@ class TorchBackend(Backend):
             g = found.get(id(leaf))
             return torch.zeros_like(leaf) if g is None else g
 
-        plain = Solution(solution.ts, _tree.map(torch.Tensor.detach, solution.ys), solution.stats)
+        plain = dataclasses.replace(solution, ys=_tree.map(torch.Tensor.detach, solution.ys))
         return value.detach(), Gradients(_tree.map(gradient, y0), _tree.map(gradient, weights)), plain
 
     def build(

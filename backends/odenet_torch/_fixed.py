@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from odenet import Grid, ReversibleSolver
+from odenet._interpolant import interpolant
 from odenet._solver import AnySolver
-from odenet._step import add, increment, positions
+from odenet._step import Leaves as AnyLeaves
+from odenet._step import Stage, add, increment, positions, slopes
+from odenet_torch._accepted import Accepted
 from odenet_torch._field import Field, Stand
 from odenet_torch._replay import Replay
 from odenet_torch._state import Layout, Leaves
+from odenet_torch._weigh import weigh_leaves
 
 
 @dataclass(frozen=True)
@@ -29,25 +33,47 @@ class Run:
         replay: for methods that evaluate f again; None where nothing is.
         again: whether this is the way back, which runs evaluations of the forward pass again.
         ready: evaluations made already, the next one last.
+        inside: outputs inside of steps, by step: positions, and the gradients of the loss with respect to them.
     """
 
     field: Field
     layout: Layout
-    grid: Grid
+    grid: Grid | Accepted
     solver: AnySolver
     replay: Replay | None = None
     again: bool = False
     ready: list[Leaves] = dataclasses.field(default_factory=list)
+    inside: Mapping[int, Sequence[tuple[float, AnyLeaves]]] = dataclasses.field(default_factory=dict)
 
     def increment(self, n: int, y: Leaves, *, reverse: bool = False, stand: Stand | None = None) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
+        size = self.grid.size(n)
+        return increment(self.solver.tableau, self._stage(n, reverse, stand), y, -size if reverse else size)
+
+    def piece(self, n: int, y: Leaves, stand: Stand, g: AnyLeaves) -> tuple[Leaves, Leaves, AnyLeaves]:
+        """`D_n(y)`, and what the loss reads of step n: `D_n(y)` with cotangent g, and outputs inside with theirs."""
+        if n not in self.inside:
+            d = self.increment(n, y, stand=stand)
+            return d, d, g
+        tableau, h = self.solver.tableau, self.grid.size(n)
+        found = slopes(tableau, self._stage(n, False, stand), y, h, tableau.stages)
+        d = weigh_leaves(None, h, tableau.b, found)
+        if not tableau.fsal:
+            found.append(self.slope(n, 1.0, add(y, d), stand, rank=tableau.stages))
+        outputs, cotangents = d, (*g,)
+        for position, cotangent in self.inside[n]:
+            outputs += weigh_leaves(y, h, interpolant(tableau).weights(position), found)
+            cotangents += (*cotangent,)
+        return d, outputs, cotangents
+
+    def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
         tableau = self.solver.tableau
-        places = positions(tableau, reverse)
+        places = positions(tableau, reverse) if reverse else tableau.c
 
         def stage(i: int, at: Leaves) -> Leaves:
             return self.slope(n, places[i], at, stand, reverse=reverse, rank=i)
 
-        return increment(tableau, stage, y, -self.grid.h if reverse else self.grid.h)
+        return stage
 
     def slope(
         self,

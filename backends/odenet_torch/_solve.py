@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,16 +16,20 @@ from odenet import (
     Problem,
     Reversible,
     Solution,
+    Solver,
+    Span,
     Stats,
     UnsupportedError,
 )
 from odenet._problem import problem
+from odenet_torch._adaptive import Back, solve_adaptive
 from odenet_torch._field import Field, FunctionField
 from odenet_torch._fixed import Run, Solve
 from odenet_torch._state import layout
+from odenet_torch.gradients import _accepted as accepted
 from odenet_torch.gradients import backprop
 from odenet_torch.gradients.checkpoint import Recomputation
-from odenet_torch.gradients.continuous_adjoint import Costate
+from odenet_torch.gradients.continuous_adjoint import AdaptiveCostate, Costate
 from odenet_torch.gradients.discrete_adjoint import Reversal
 from odenet_torch.gradients.reversible import Retrace
 
@@ -41,6 +46,8 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
         made: the problem.
         field: stands for the problem's own field and weights, where a module knows better how to read its layers.
     """
+    if isinstance(made.grid, Span):
+        return solve_adaptive(made, lambda stats: _back(made, stats), field)
     given, leaves = layout(made.y0)
     run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver)
     steps = made.grid.steps
@@ -67,3 +74,21 @@ def _method(made: Problem, stats: Stats) -> Solve:
             return Retrace(stats).solve
         case other:
             raise UnsupportedError(f"gradient {other.label} on backend torch", ", ".join(GRADIENTS))
+
+
+def _back(made: Problem, stats: Stats) -> Back:
+    """The same for the steps that an adaptive solve accepts."""
+    assert isinstance(made.solver, Solver)
+    match made.gradient:
+        case Backprop():
+            return accepted.plain
+        case Checkpoint() as method:
+            return functools.partial(accepted.solve, Recomputation(method, stats))
+        case DiscreteAdjoint() as method:
+            return functools.partial(accepted.solve, Reversal(method, stats))
+        case ContinuousAdjoint() as method:
+            return functools.partial(accepted.solve, AdaptiveCostate(method, made.solver, stats))
+        case other:
+            raise UnsupportedError(
+                f"gradient {other.label} of an adaptive solve on backend torch", ", ".join(GRADIENTS)
+            )

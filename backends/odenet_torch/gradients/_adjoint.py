@@ -75,6 +75,13 @@ class Adjoint(ABC):
         """The indices of the states that the way back is to be given, beside those that the user keeps."""
         return (run.grid.steps,)
 
+    reads_outputs = False
+    """Whether the way back of an adaptive solve starts anew from each output."""
+
+    def keeps_accepted(self, n: int) -> bool:
+        """Whether an adaptive solve is to keep the state before its step n."""
+        return False
+
     @abstractmethod
     def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """Gradient with respect to y0; those of weights go to `sums`.
@@ -152,12 +159,25 @@ def vjp(
     Raises:
         GradientError: f reads a tensor here that it did not read in step 0.
     """
-    captured = run.field.read(n, run.grid.steps)
+    return vjp_of(run.field.read(n, run.grid.steps), n, outputs, y, explicit, stand, cotangent, since)
+
+
+def vjp_of(
+    captured: tuple[Tensor, ...],
+    n: int,
+    outputs: Leaves,
+    y: Leaves,
+    explicit: tuple[Tensor, ...],
+    stand: Stand,
+    cotangent: AnyLeaves,
+    since: int,
+) -> tuple[Leaves, Sequence[Tensor], Sequence[Tensor | None]]:
+    """The same for what may be read beside `explicit` in step n."""
     fresh = tuple(stand.values())
     pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
     if not pairs:  # f depends on nothing that has a gradient
         return zeros(y), (), ()
-    require_known(run, n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
+    require_known(n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
     found = torch.autograd.grad(
         [d for d, _ in pairs], [*y, *fresh, *captured], [g for _, g in pairs], allow_unused=True
     )
@@ -175,7 +195,7 @@ def refuse_transforms(gradient: str) -> None:
         )
 
 
-def require_known(run: Run, n: int, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> None:
+def require_known(n: int, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> None:
     """Raises GradientError if f reads a tensor from step n on that it did not read in its first evaluation."""
     if unknown := outside(outputs, known, since):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in unknown)
@@ -187,7 +207,7 @@ def require_known(run: Run, n: int, outputs: Sequence[Tensor], known: Sequence[T
 
 
 @contextlib.contextmanager
-def _unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
+def unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Without hooks on tensors: they are for the whole gradient, and would be run on each step's part of it, too."""
     hooked = [(tensor._backward_hooks, dict(tensor._backward_hooks)) for tensor in tensors if tensor._backward_hooks]
     for hooks, _ in hooked:
@@ -241,7 +261,7 @@ class _Solve(torch.autograd.Function):
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
         sums = Sums(run.field)
         run.field.settle(range(run.grid.steps), run.grid.steps)
-        with run.replay.back(), _unhooked(run.field.everything(run.grid.steps)):
+        with run.replay.back(), unhooked(run.field.everything(run.grid.steps)):
             g = ctx.adjoint.back(run, kept, by_index, sums)
         wanted = zip(ctx.weights, ctx.needs_input_grad[3 + count :], strict=True)
         return (None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))

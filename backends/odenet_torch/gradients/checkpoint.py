@@ -19,6 +19,7 @@ from odenet import Checkpoint, Stats
 from odenet._revolve import schedule
 from odenet._step import Leaves as AnyLeaves
 from odenet._step import add
+from odenet_torch._accepted import Accepted
 from odenet_torch._field import leaves, now
 from odenet_torch._fixed import Run, loop, stacked
 from odenet_torch._replay import Replay
@@ -75,10 +76,20 @@ class Recomputation(Adjoint):
         self.method = Checkpoint(states=self.method.affordable(state, stages))
         return first
 
+    def keeps_accepted(self, n: int) -> bool:
+        """See `Adjoint.keeps_accepted`. A schedule needs to know how many steps there are: then they run once more."""
+        return self.method == Checkpoint()
+
     def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """See `Adjoint.back`."""
-        assert self.method.states is not None
         known = kept.states
+        if isinstance(run.grid, Accepted):
+            if self.method == Checkpoint():
+                return self.each(run, known, gradients, sums)
+            count = min(self.method.states or self.method.segments or 1, run.grid.steps)
+            self.method = Checkpoint(states=max(count, 1))
+            known = self.again(run, known[0])
+        assert self.method.states is not None
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for turn in schedule(run.grid.steps, self.method.states).turns:
             y = known[turn.origin]
@@ -90,6 +101,25 @@ class Recomputation(Adjoint):
             known.pop(turn.step, None)
         return g
 
+    def each(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+        """Back from state to state, all of which are known."""
+        g = gradients.get(run.grid.steps) or zeros(known[0])
+        for n in reversed(range(run.grid.steps)):
+            known.pop(n + 1)
+            g = self.step(run, n, known[n], g, gradients.get(n), sums)
+        return g
+
+    def again(self, run: Run, y: Leaves) -> dict[int, Leaves]:
+        """The states that the schedule keeps on the first way through the accepted steps."""
+        assert self.method.states is not None
+        keep = schedule(run.grid.steps, self.method.states).forward
+        known = {0: y}
+        for n in range(max(keep)):
+            y = add(y, run.increment(n, y))
+            if n + 1 in keep:
+                known[n + 1] = y
+        return known
+
     @staticmethod
     def step(run: Run, n: int, y: Leaves, g: AnyLeaves, met: AnyLeaves | None, sums: Sums) -> Leaves:
         """The cotangent at the start of step n, the gradient `met` of the loss by y[n] itself included.
@@ -100,14 +130,16 @@ class Recomputation(Adjoint):
         since = now()
         at, explicit, stand = standing(run, n, y)
         with torch.enable_grad():
-            z = add(at, run.increment(n, at, stand=stand))
+            d, outputs, cotangents = run.piece(n, at, stand, g)
+            z = add(at, d)
         captured = run.field.read(n, run.grid.steps)
         reads, weights = (*stand.values(), *captured), (*explicit, *captured)
-        require_known(run, n, z, (*at, *reads), since)
+        require_known(n, z, (*at, *reads), since)
         # one tensor may be read in several ways: what was added up so far enters once
         once = {sums.place(weight): (leaf, weight) for leaf, weight in zip(reads, weights, strict=True)}
         so_far = [(leaf, total) for leaf, weight in once.values() if (total := sums.total(weight)) is not None]
-        pairs = [*zip(z, g, strict=True), *(zip(at, met, strict=True) if met is not None else ()), *so_far]
+        inside = zip(outputs[len(d) :], cotangents[len(d) :], strict=True)
+        pairs = [*zip(z, g, strict=True), *inside, *(zip(at, met, strict=True) if met is not None else ()), *so_far]
         outputs, cotangents = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
         totals: dict[Any, tuple[Tensor, Tensor]] = {}

@@ -6,18 +6,23 @@ Pontryagin 1962; Chen et al. 2018, appendix B.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
-from odenet import ContinuousAdjoint, Stats
+from odenet import ContinuousAdjoint, GradientError, PIDController, Stats
 from odenet._solver import AnySolver
 from odenet._step import Leaves as AnyLeaves
 from odenet._step import add, combine, increment, positions
+from odenet_torch._accepted import Along
+from odenet_torch._adaptive import Forward
 from odenet_torch._field import now
 from odenet_torch._fixed import Run
-from odenet_torch._state import Leaves
-from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch._state import Layout, Leaves
+from odenet_torch._tolerance import Tolerance
+from odenet_torch._walk import Step, Walk
+from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, vjp_of, zeros
 
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""
@@ -89,3 +94,149 @@ class Costate(Adjoint):
 
         both = add((*y, *a), increment(tableau, stage, (*y, *a), -size))
         return both[:count], both[count:]
+
+
+class AdaptiveCostate(Costate):
+    """The same with steps of its own that follow the error, anew from each output.
+
+    The gradient of the weights is a quadrature: it is added up where a step is accepted, and no part of the state.
+    """
+
+    reads_outputs = True
+
+    def back_accepted(
+        self, found: Forward, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
+    ) -> Leaves:
+        """Gradient with respect to y0, from the outputs and the gradients of the loss with respect to them."""
+        y, t = states[found.grid.steps], found.grid.nodes[-1]
+        a: AnyLeaves = zeros(y)
+        for time, output, row in reversed(list(zip(found.ts, outputs, rows, strict=True))):
+            if not all(bool(torch.isfinite(leaf).all()) for leaf in output):
+                continue
+            if time != t and any(bool(leaf.any()) for leaf in a):
+                _, a = self.between_outputs(found, t, time, y, a, sums)
+            y, t, a = output, time, add(a, row)
+        return self.between_outputs(found, t, found.t0, y, a, sums)[1]
+
+    def between_outputs(
+        self, found: Forward, t: float, end: float, y: Leaves, a: AnyLeaves, sums: Sums
+    ) -> tuple[Leaves, AnyLeaves]:
+        """From time t back to an earlier one."""
+        if t == end:
+            return y, a
+        method, count = self.method, len(y)
+        solver, _ = method.backward(self.solver, 1)
+        given = {name: getattr(method, name) for name in ("rtol", "atol") if getattr(method, name) is not None}
+        control = dataclasses.replace(found.span.control, first_step=None, **given)
+        sign = 1 if end >= t else -1
+        stops = sorted((s for s in found.walk.stops if sign * t < sign * s < sign * end), key=lambda s: sign * s)
+        quadrature = Quadrature(dataclasses.replace(found.run, again=True), count, sums)
+        tolerance = Doubled(control, found.run.layout, y)
+        if not method.seminorm:
+            tolerance.also = quadrature.error
+        layout = found.run.layout
+        walk = Walk(
+            quadrature.evaluate,
+            solver.tableau,
+            control,
+            tolerance,
+            layout.device,
+            layout.time,
+            [*stops, end],
+            found.walk.jumps,
+        )
+        quadrature.walk = walk
+        both: AnyLeaves = (*y, *a)
+        with torch.no_grad():
+            for step in walk.steps(t, both):
+                quadrature.accept(step)
+                both = step.y1
+        if walk.failed is not None:
+            text, _, remedy = walk.failed.value.partition(": ")
+            raise GradientError(
+                f"the continuous adjoint stopped after {walk.n} steps back from t={t:.8g}: {text}",
+                "backward solves that reach t0",
+                f"{remedy}; or take gradient='checkpoint', which is exact and integrates nothing back",
+            )
+        return both[:count], both[count:]
+
+
+class Doubled(Tolerance):
+    """Of a state and its adjoint, each with the tolerances of the state."""
+
+    also: Callable[[], Tensor | None] | None = None
+
+    def __init__(self, control: PIDController, layout: Layout, y: Leaves) -> None:
+        super().__init__(control, layout, y)
+        of = self.norm
+        count, self.rtol, self.atol, self.plain = len(y), self.rtol * 2, self.atol * 2, False
+        self.norm = lambda leaves: torch.maximum(of(leaves[:count]), of(leaves[count:]))
+
+    def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
+        """See `Tolerance`."""
+        found = super().ratio(error, y, y1)
+        more = None if self.also is None else self.also()
+        return found if more is None else torch.maximum(found, more.to(found))
+
+
+class Quadrature:
+    """The augmented field, and the gradient of the weights that each step adds.
+
+    Args:
+        run: the forward solve.
+        count: leaves of the state.
+        sums: where gradients are added up.
+    """
+
+    def __init__(self, run: Run, count: int, sums: Sums) -> None:
+        self.run, self.count, self.sums = run, count, sums
+        self.parts: dict[int, tuple[Sequence[Tensor], Sequence[Tensor | None]]] = {}
+        self.kept: list[AnyLeaves] = []  # slopes since the last accepted step, so that none takes another's id
+        self.walk: Walk | None = None
+
+    def evaluate(self, t: Tensor, rank: int, time: float, both: AnyLeaves) -> AnyLeaves:
+        """The slope of y and of its adjoint; the weights' is remembered by it."""
+        run, field, count = self.run, self.run.field, self.count
+        assert isinstance(field, Along)
+        layer = field.grid.place(time)[0]
+        since = now()
+        explicit = field.field.explicit(layer, field.count)
+        stand = {id(weight): weight.detach().requires_grad_() for weight in explicit}
+        at = tuple(leaf.detach().requires_grad_() for leaf in both[:count])
+        with torch.enable_grad():
+            slope = run.layout.slope(field.at(t, time, run.layout.call(at), stand), at)
+        captured = field.field.read(layer, field.count)
+        part, weights, found = vjp_of(captured, 0, slope, at, explicit, stand, both[count:], since)
+        made = (*(k.detach() for k in slope), *(-p for p in part))
+        self.parts[id(made)] = weights, found
+        self.kept.append(made)
+        return made
+
+    def accept(self, step: Step) -> None:
+        """Add what the step adds: -h sum_i b_i times that of stage i, h being negative."""
+        for weight, slope in zip(step.walk.tableau.b, step.slopes, strict=True):
+            if weight:
+                self.sums.add(*self.parts[id(slope)], factor=-step.h * weight)
+        last = step.ends[-1] if step.walk.tableau.fsal else None
+        self.parts = {} if last is None else {id(last): self.parts[id(last)]}
+        self.kept[:] = [] if last is None else [last]
+
+    def error(self) -> Tensor | None:
+        """That of the quadrature in the step that is tried, over what is allowed; None with tolerances by leaf."""
+        walk = self.walk
+        assert walk is not None
+        assert walk.trial is not None
+        tableau, control, h = walk.tableau, walk.control, walk.size
+        if not (isinstance(control.rtol, (int, float)) and isinstance(control.atol, (int, float))):
+            return None
+        totals: dict[int, tuple[Tensor, Tensor]] = {}
+        for weight, low, slope in zip(tableau.b, tableau.error_weights or (), walk.trial.slopes, strict=True):
+            for tensor, part in zip(*self.parts[id(slope)], strict=True):
+                if part is not None:
+                    error, size = totals.get(id(tensor), (torch.zeros_like(part), torch.zeros_like(part)))
+                    totals[id(tensor)] = error + h * low * part, size + h * weight * part
+        if not totals:
+            return None
+        scaled = [error.abs() / (control.atol + control.rtol * size.abs()) for error, size in totals.values()]
+        squares = torch.stack([leaf.square().sum().double() for leaf in scaled]).sum()
+        return squares.div(sum(leaf.numel() for leaf in scaled)).sqrt()

@@ -42,8 +42,8 @@ class Reversal(Adjoint):
             since = now()
             at, explicit, stand = standing(run, n, z)
             with torch.enable_grad():
-                d = run.increment(n, at, stand=stand)
-            part, weights, found = vjp(run, n, d, at, explicit, stand, g, since)
+                d, outputs, cotangents = run.piece(n, at, stand, g)
+            part, weights, found = vjp(run, n, outputs, at, explicit, stand, cotangents, since)
             sums.add(weights, found)
             g = add(g, part)
             d = tuple(leaf.detach() for leaf in d)
@@ -58,6 +58,10 @@ class Reversal(Adjoint):
                 seen = [d, *seen[: method.order - 1]]
         self.stats.residual = residual
         return g
+
+    def keeps_accepted(self, n: int) -> bool:
+        """See `Adjoint.keeps_accepted`."""
+        return self.method.anchors is not None and n > 0 and n % self.method.anchors == 0
 
     def predict(self, run: Run, n: int, y: Leaves, seen: list[Leaves]) -> Leaves:
         """z, near the y[n] with `y[n] + D_n(y[n]) = y`."""
