@@ -72,6 +72,34 @@ class Depths(Names):
         return tuple(sorted({number for group in super().convert(value, param, ctx) for number in group}))
 
 
+def tolerance_list(text: str) -> tuple[float, ...]:
+    """`1e-3,1e-6` or a range of decades `1e-3..1e-9` as tolerances between 0 and 1."""
+    first, dots, last = text.partition("..")
+    try:
+        numbers = [float(first)]
+        while dots and numbers[-1] > 1.5 * float(last) > 0:
+            numbers.append(float(f"{numbers[-1] / 10:.6g}"))
+    except ValueError:
+        raise InputError(f"{text!r} is no tolerance", "numbers, or decades downwards such as 1e-3..1e-9") from None
+    if not all(0 < number < 1 for number in numbers) or (dots and not 0 < float(last) <= numbers[0]):
+        raise InputError(f"{text!r} as tolerances", "numbers between 0 and 1, ranges that go down as 1e-3..1e-9")
+    return tuple(numbers)
+
+
+class Tolerances(Names):
+    """Tolerances separated by commas; `1e-3..1e-9` goes down by decades."""
+
+    def __init__(self) -> None:
+        super().__init__("tolerance", lambda: ("1e-3", "1e-6", "1e-9", "1e-3..1e-9"), tolerance_list)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """From loose to tight, without repeats."""
+        if not isinstance(value, str):
+            return tuple(value)
+        found = {number for group in super().convert(value, param, ctx) for number in group}
+        return tuple(sorted(found, reverse=True))
+
+
 def _joined(ctx: click.Context, param: click.Parameter, values: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(value for group in values for value in group))
 
@@ -80,6 +108,18 @@ def _several(flag: str, kind: Names, default: str, text: str) -> Callable[[Any],
     return click.option(
         flag, type=kind, multiple=True, default=(default,), show_default=default, callback=_joined, help=text
     )
+
+
+def _problem_names() -> Sequence[str]:
+    from odenet._problems import PROBLEMS  # not every command that has flags has problems
+
+    return tuple(PROBLEMS)
+
+
+def _problem(text: str) -> Any:
+    from odenet._problems import problem_named
+
+    return problem_named(text)
 
 
 BACKENDS = Names("backend", lambda: tuple(known()), lambda text: entry(text).name)
@@ -108,6 +148,22 @@ def depths(default: str) -> Callable[[Any], Any]:
     return _several("--depth", Depths(), default, "Depths (steps): numbers with commas, or a doubling range 4..64.")
 
 
+def atol() -> Callable[[Any], Any]:
+    """`--atol`, one number for all of `--rtol`."""
+    return click.option(
+        "--atol",
+        type=click.FloatRange(0.0, 1.0),
+        show_default="as rtol",
+        help="Absolute tolerance of a step, one number.",
+    )
+
+
+def problems(default: str) -> Callable[[Any], Any]:
+    """`--problem`, to test problems."""
+    kind = Names("problem", _problem_names, _problem)
+    return _several("--problem", kind, default, "Test problems of `odenet list problems`, with commas, or all.")
+
+
 def dtype(default: str) -> Callable[[Any], Any]:
     """`--dtype`."""
     kinds = click.Choice(["float32", "float64"])
@@ -126,4 +182,16 @@ def seed() -> Callable[[Any], Any]:
     return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and data.")
 
 
-__all__ = ["AnySolver", "Gradient", "backends", "depths", "device", "dtype", "gradients", "seed", "solvers"]
+__all__ = [
+    "AnySolver",
+    "Gradient",
+    "atol",
+    "backends",
+    "depths",
+    "device",
+    "dtype",
+    "gradients",
+    "problems",
+    "seed",
+    "solvers",
+]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from typing import Any
 
 from odenet._errors import FileError, InputError
 from odenet._files import write_text
+from odenet._rows import as_csv
 from odenet.compare.grid import Cell, Plan
 from odenet.compare.row import COLUMNS, Row
 
@@ -88,7 +87,7 @@ class Results:
             "rows": [row.to_json() for row in self.rows],
         }
         write_text(folder / JSON, json.dumps(plain, indent=1, allow_nan=False) + "\n")
-        write_text(folder / CSV, _csv(self.rows))
+        write_text(folder / CSV, as_csv(Row, self.rows))
 
 
 def read(folder: Path) -> Results | None:
@@ -141,11 +140,3 @@ def require_writable(folder: Path) -> None:
     """Raises FileError before any work is done, if the folder cannot be made or written to."""
     probe = write_text(folder / ".writable", "")
     probe.unlink()
-
-
-def _csv(rows: tuple[Row, ...]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.to_json() for row in rows)
-    return text.getvalue()

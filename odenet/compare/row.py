@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from odenet._errors import FileError
+from odenet import _rows
+from odenet._rows import column as _column
 from odenet.compare.grid import Key
 
 OK = "ok"
 NOT_OFFERED = "not offered"
 NOT_AVAILABLE = "not available"
-
-
-def _column(meaning: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"meaning": meaning})
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; infinity and NaN, which JSON has not, as the strings "inf", "-inf" and "nan"."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        return _rows.to_json(self)
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Row:
@@ -87,18 +82,8 @@ class Row:
         Raises:
             FileError: other columns than this version writes.
         """
-        if set(plain) != set(COLUMNS):
-            raise FileError(f"a row with the columns {', '.join(sorted(plain))}", f"the columns {', '.join(COLUMNS)}")
-        values = dict(plain)
-        for each in dataclasses.fields(cls):
-            if str(each.type).startswith("float") and isinstance(values[each.name], str):
-                values[each.name] = float(values[each.name])
-        return cls(**values)
+        return _rows.from_json(cls, plain)
 
 
-COLUMNS: dict[str, str] = {each.name: each.metadata["meaning"] for each in dataclasses.fields(Row)}
+COLUMNS: dict[str, str] = _rows.columns(Row)
 """Each column and what it means."""
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

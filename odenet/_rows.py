@@ -1,0 +1,58 @@
+"""Rows of results: frozen dataclasses whose fields are the columns, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from odenet._errors import FileError
+
+Kind = TypeVar("Kind")
+
+
+def column(meaning: str, default: Any = None) -> Any:
+    """A field with what it means."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
+def columns(kind: Any) -> dict[str, str]:
+    """Each column of a row type and what it means."""
+    return {each.name: each.metadata["meaning"] for each in dataclasses.fields(kind)}
+
+
+def to_json(row: Any) -> dict[str, Any]:
+    """Plain data; infinity and NaN, which JSON has not, as the strings "inf", "-inf" and "nan"."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(row).items()}
+
+
+def from_json(kind: type[Kind], plain: Mapping[str, Any]) -> Kind:
+    """The row that `to_json` wrote.
+
+    Raises:
+        FileError: other columns than this version writes.
+    """
+    known = columns(kind)
+    if set(plain) != set(known):
+        raise FileError(f"a row with the columns {', '.join(sorted(plain))}", f"the columns {', '.join(known)}")
+    values = dict(plain)
+    for each in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        if str(each.type).startswith("float") and isinstance(values[each.name], str):
+            values[each.name] = float(values[each.name])
+    return kind(**values)
+
+
+def as_csv(kind: Any, rows: Iterable[Any]) -> str:
+    """A table with a heading; nothing stands for None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns(kind)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(to_json(row) for row in rows)
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
