@@ -232,7 +232,7 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     assert t1 is not None
     depth = made.weights
     count = 1 if depth is None or depth.kind == "shared" else depth.intervals or 1
-    layers = tuple(t0 + (t1 - t0) * m / count for m in range(count)) + (t1,)
+    layers = (*(t0 + (t1 - t0) * m / count for m in range(count)), t1)
     stops, jumps = stops_of(span, t0, t1, layers, depth is not None and depth.kind == "piecewise")
     grid = Accepted(layers, jumps, given.time, [t0])
     along = Along(field, grid)
@@ -247,12 +247,24 @@ def _evaluate(run: Run) -> Evaluate:
     """The field in the forward pass, with nothing between it and the loop that need not be there."""
     given, field = run.layout, run.field
     assert isinstance(field, Along)
-    at, call, slope = field.at, given.call, given.slope
+    at, call, slope, direct = field.at, given.call, given.slope, field.field.direct()
 
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
         return slope(at(t, time, call(y)), y)
 
-    return evaluate
+    if direct is None:
+        return evaluate
+    if not (given.single and given.given == given.carried):
+        return lambda t, rank, time, y: slope(direct(t, call(y)), y)
+
+    def evaluate_one(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+        (leaf,) = y
+        value = direct(t, leaf)
+        if type(value) is Tensor and value.shape == leaf.shape and value.dtype is leaf.dtype:
+            return (value,)
+        return slope(value, y)
+
+    return evaluate_one
 
 
 def times_of(span: Span) -> list[float]:

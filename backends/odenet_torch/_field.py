@@ -59,6 +59,10 @@ class Field(ABC):
         """The same field for a backward pass of our own, which needs no autograd between a stack and its rows."""
         return self
 
+    def direct(self) -> Callable[[Tensor, Any], Any] | None:
+        """f of time and state, where it is the same at all places; None where it is not."""
+        return None
+
     def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         """The modules that f is known to call at `position` of step n, with names for messages."""
         return ()
@@ -106,6 +110,15 @@ class FunctionField(Field):
         whole = self.depth.stacked or self.depth.kind == "shared"
         trees = [self.depth.tree] if whole else [self.depth.tree[layer] for layer in self.layers(n, steps)]
         return (leaf for leaf in _tree.leaves(trees) if isinstance(leaf, Tensor))
+
+    def direct(self) -> Callable[[Tensor, Any], Any] | None:
+        function = self.function
+        if self.depth is None:
+            return function
+        if self.depth.kind != "shared":
+            return None
+        weights = self.trees[0]
+        return lambda t, y: function(t, y, weights)
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
         self.moved = isinstance(self.function, nn.Module) and _moved(self.function, self.held)

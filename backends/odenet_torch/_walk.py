@@ -12,7 +12,7 @@ from torch import Tensor
 
 from odenet import PIDController, Result
 from odenet._controller import Past
-from odenet._step import Trial, trial
+from odenet._step import Stage, Trial, trial
 from odenet._tableau import Tableau
 from odenet_torch._state import Leaves
 from odenet_torch._tolerance import Tolerance
@@ -129,7 +129,7 @@ class Walk:
             size = control.first_step or self._first_size(t, y, first, direction, stop)
         size = control.bounded(min(size, abs(self.stops[-1] - t)))
         past: Past = (1.0, 1.0)
-        fast = Buffered(tableau, y[0]) if Buffered.fits(y) else None
+        fast = Buffered(tableau, self.tolerance, y[0]) if Buffered.fits(self.tolerance, y) else None
         while True:
             if self.tried >= control.max_steps:
                 self.failed = Result.MAX_STEPS
@@ -146,9 +146,13 @@ class Walk:
                 if not all(bool(torch.isfinite(leaf).all()) for leaf in (*y, *first)):
                     self.failed = Result.NONFINITE
                 return
-            self.trial = made = self._trial(t, t1, h, y, first, fast)
             self.size = h
-            ratio = float(self.tolerance.ratio(made.error, y, made.y1))  # the step's one host read
+            stage = self._stage(t, t1, h)
+            if fast is not None:
+                made, ratio = fast.trial(stage, y, h, first)
+            else:
+                self.trial = made = trial(tableau, stage, y, h, first, weigh_leaves)
+                ratio = float(self.tolerance.ratio(made.error, y, made.y1))  # the step's one host read
             accepted, factor, past = control.judge(order, ratio, past)
             smallest = control.min_step is not None and abs(h) <= control.min_step * (1 + 1e-10)
             if not accepted and smallest and math.isfinite(ratio):
@@ -173,7 +177,8 @@ class Walk:
                 self.failed = Result.NONFINITE
                 return
 
-    def _trial(self, t: float, t1: float, h: float, y: Leaves, first: Leaves, fast: Buffered | None) -> Trial:
+    def _stage(self, t: float, t1: float, h: float) -> Stage:
+        """The field at the stages of a step."""
         tableau, evaluate = self.tableau, self.evaluate
         self.evaluations += tableau.stages - 1
         values = [t + h * node for node in tableau.c]
@@ -182,14 +187,12 @@ class Walk:
             values = [self._beside(t1 if end else value, t, t1) for end, value in at_end]
             times: Sequence[Tensor] = torch.tensor(values, dtype=self.time, device=self.device).unbind(0)
         else:
-            times = torch.add(self.nodes * h, t).unbind(0)
+            times = (self.nodes * h).add_(t).unbind(0)
 
         def stage(i: int, at: Leaves) -> Leaves:
             return evaluate(times[i], i, values[i], at)
 
-        if fast is not None:
-            return fast.trial(stage, y, h, first)
-        return trial(tableau, stage, y, h, first, weigh_leaves)
+        return stage
 
     def _first_size(self, t: float, y: Leaves, first: Leaves, direction: float, stop: float) -> float:
         """Hairer, Norsett, Wanner I, p. 169: two host reads and one evaluation."""

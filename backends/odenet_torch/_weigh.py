@@ -5,6 +5,7 @@ Small states are bound by the number of operations, so that what autograd does n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from odenet._step import Trial, weigh
 from odenet._tableau import Tableau
 from odenet_torch._state import Leaves
+from odenet_torch._tolerance import Tolerance
 
 _SMALL = 1 << 15  # entries: beyond, the products are bound by memory and sums of two are as fast
 
@@ -43,47 +45,63 @@ class Buffered:
 
     Args:
         tableau: the method.
-        like: the state.
+        tolerance: that of the error, the root mean square of all entries.
+        y: the state.
     """
 
-    def __init__(self, tableau: Tableau, like: Tensor) -> None:
-        self.tableau = tableau
-        self.shape = like.shape
-        stages = tableau.stages
-        self.rows = like.new_empty(stages, like.numel())
-        self.row = self.rows.unbind(0)
-        self.before = [self.rows[:i].t() for i in range(stages + 1)]
-
-        def weights(values: Sequence[float]) -> Tensor:
-            return like.new_tensor(values)
-
-        assert tableau.error_weights is not None
-        self.a = [weights(row) for row in tableau.a]
-        self.b, self.error = weights(tableau.b), weights(tableau.error_weights)
+    def __init__(self, tableau: Tableau, tolerance: Tolerance, y: Tensor) -> None:
+        stages, entries = tableau.stages, y.numel()
+        self.tableau, self.shape = tableau, y.shape
+        self.inner = stages - 1 - tableau.fsal
+        """Stages after the first that are not at the end of the step."""
+        slopes = y.new_empty(stages, entries)
+        self.slopes = slopes.view(stages, *y.shape).unbind(0)
+        self.before = [slopes[:i].t() for i in range(stages + 1)]
+        self.a = [y.new_tensor(row) for row in tableau.a]
+        self.last = self.a[-1] if tableau.fsal else y.new_tensor(tableau.b)
+        self.error = y.new_tensor(tableau.error_weights)
+        (self.rtol,), (self.atol,) = tolerance.rtol, tolerance.atol
+        self.scale = entries**-0.5
+        self.sizes: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def fits(y: Leaves) -> bool:
+    def fits(tolerance: Tolerance, y: Leaves) -> bool:
         """Whether a state is one of these."""
         return (
-            len(y) == 1
+            tolerance.plain
             and not torch.is_grad_enabled()
             and y[0].is_floating_point()
-            and y[0].numel() <= _SMALL
+            and 0 < y[0].numel() <= _SMALL
             and type(y[0]) is Tensor
+            and all(isinstance(each, float) for each in (*tolerance.rtol, *tolerance.atol))
         )
 
-    def trial(self, stage: Any, y: Leaves, h: float, first: Leaves) -> Trial:
-        """See `odenet._step.trial`."""
-        shape, a, before, row, product = self.shape, self.a, self.before, self.row, torch.addmv
-        flat = y[0].reshape(-1)
-        slopes, at = [first], y
-        row[0].copy_(first[0].reshape(-1))
-        for i in range(1, len(row)):
-            at = (product(flat, before[i], a[i], alpha=h).view(shape),)
-            slope = stage(i, at)
+    def trial(self, stage: Any, y: Leaves, h: float, first: Leaves) -> tuple[Trial, float]:
+        """The step (see `odenet._step.trial`), without its error, and the error's ratio to what is allowed."""
+        a, before, into, product = self.a, self.before, self.slopes, torch.addmv
+        flat, slopes = y[0].reshape(-1), [first]
+        into[0].copy_(first[0])
+        i = 0
+        if self.inner:
+            # new memory in each step: the field may keep what it is given
+            block = flat.new_empty(self.inner, flat.numel())
+            for row, at in zip(block.unbind(0), block.view(self.inner, *self.shape).unbind(0), strict=True):
+                i += 1
+                product(flat, before[i], a[i], alpha=h, out=row)
+                slope = stage(i, (at,))
+                slopes.append(slope)
+                into[i].copy_(slope[0])
+        flat1 = product(flat, before[len(slopes)], self.last, alpha=h)
+        y1 = (flat1.view(self.shape),)
+        if self.tableau.fsal:
+            slope = stage(i + 1, y1)
             slopes.append(slope)
-            row[i].copy_(slope[0].reshape(-1))
-        if not self.tableau.fsal:
-            at = (product(flat, before[-1], self.b, alpha=h).view(shape),)
-        error = torch.mv(before[-1], self.error).mul_(h).view(shape)
-        return Trial(at, (error,), tuple(slopes))
+            into[i + 1].copy_(slope[0])
+        sizes = self.sizes
+        size = sizes[1] if sizes is not None and sizes[0] is y[0] else flat.abs()
+        size1 = flat1.abs()
+        self.sizes = y1[0], size1
+        allowed = torch.maximum(size, size1).mul_(self.rtol).add_(self.atol)
+        error = torch.mv(before[-1], self.error).div_(allowed)
+        ratio = abs(h) * self.scale * math.sqrt(torch.dot(error, error).item())  # the step's one host read
+        return Trial(y1, (), tuple(slopes)), ratio
