@@ -135,6 +135,10 @@ class Backend(ABC):
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """Time, memory and counts of loss and gradient on a batch, after a warm-up."""
 
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of trees of arrays to such trees, as the framework runs it fastest when it is called often."""
+        return function
+
     @abstractmethod
     def to_numpy(self, leaf: Any) -> np.ndarray:
         """One of the framework's arrays as NumPy, on the host (half precision as float32)."""

@@ -1,4 +1,4 @@
-"""The command line: `odenet list | solve | compare | check`. Each job is imported only when it is asked for."""
+"""The command line: `odenet list | solve | compare | check | benchmark`. Jobs are imported when they are asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "solve": "odenet.solving",
     "compare": "odenet.compare.command",
     "check": "odenet.checking",
+    "benchmark": "odenet.benchmarking",
 }
 
 
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
           odenet solve lotka-volterra --solver rk4 --depth 16..256 --plot orbit.png
           odenet compare --backend torch,jax --solver euler,heun --depth 4..64
           odenet check --depth 64 --gradient all
+          odenet benchmark work-precision --problem kepler --solver dopri5,tsit5
 
         \b
         Shell completion (bash): eval "$(_ODENET_COMPLETE=bash_source odenet)"

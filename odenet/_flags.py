@@ -148,6 +148,13 @@ def depths(default: str) -> Callable[[Any], Any]:
     return _several("--depth", Depths(), default, "Depths (steps): numbers with commas, or a doubling range 4..64.")
 
 
+def tolerances(default: str) -> Callable[[Any], Any]:
+    """`--rtol`, to numbers from loose to tight."""
+    return _several(
+        "--rtol", Tolerances(), default, "Tolerances of a step: numbers with commas, or decades 1e-3..1e-9."
+    )
+
+
 def atol() -> Callable[[Any], Any]:
     """`--atol`, one number for all of `--rtol`."""
     return click.option(
@@ -194,4 +201,5 @@ __all__ = [
     "problems",
     "seed",
     "solvers",
+    "tolerances",
 ]

@@ -144,3 +144,16 @@ def relative_error(state: Any, truth: Any) -> float:
     wide = np.result_type(np.float64, *(leaf for _, leaf in pairs))
     distance = max(float(np.max(np.abs(np.asarray(one, wide) - other))) for one, other in pairs)
     return distance / scale
+
+
+def mixed_error(state: Any, truth: Any) -> float:
+    """`max |state - truth| / (1 + |truth|)` over all entries, which is what rtol = atol is meant to bound.
+
+    NaN where the state is not finite.
+    """
+    import numpy as np
+
+    pairs = list(zip(_tree.leaves(state), _tree.leaves(truth), strict=True))
+    if not all(np.isfinite(leaf).all() for leaf, _ in pairs):
+        return float("nan")
+    return max(float(np.max(np.abs(one - other) / (1 + np.abs(other)))) for one, other in pairs)

@@ -21,7 +21,8 @@ from odenet.compare.summary import Curve, curves
 from odenet.compare.units import seconds, size
 
 
-def _rc() -> Any:
+def rc() -> Any:
+    """The settings of every figure."""
     return RC  # matplotlib's type for this is a private literal
 
 
@@ -34,7 +35,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     found = curves(rows)
     if not found:
         return {}
-    with matplotlib.rc_context(_rc()):
+    with matplotlib.rc_context(rc()):
         return {
             "gradient_error": _by_solver(found, _error_panel, "Gradient error against exact backprop"),
             "memory": _by_solver(found, _memory_panel, "Peak memory of loss and gradient"),
@@ -47,7 +48,7 @@ def render(figure: Figure, kind: str, dpi: int = 160) -> bytes:
     """A figure as "png" or "svg"."""
     file = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context(_rc()):
+    with matplotlib.rc_context(rc()):
         figure.savefig(file, format=kind, dpi=dpi, metadata=metadata, facecolor="white" if kind == "png" else "none")
     return file.getvalue()
 

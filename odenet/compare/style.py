@@ -18,7 +18,7 @@ _COLOURS = {
     "discrete-adjoint:correct=no": "#D55E00",
     "continuous-adjoint": "#009E73",
 }
-_SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#A6761D", "#7570B3", "#B8A800")
+SPARE = ("#CC79A7", "#E69F00", "#56B4E9", "#A6761D", "#7570B3", "#B8A800")
 _MARKERS: tuple[dict[str, Any], ...] = (
     {"marker": "o", "markersize": 9.5, "fillstyle": "none", "markeredgewidth": 1.7, "linestyle": "-", "linewidth": 1.7},
     {"marker": "x", "markersize": 5.5, "markeredgewidth": 1.9, "linestyle": "--", "linewidth": 1.0},
@@ -53,7 +53,7 @@ def colours(gradients: Iterable[str]) -> dict[str, str]:
     """A colour for each gradient label; well-known ones have theirs in every figure."""
     names = list(dict.fromkeys(gradients))
     others = [name for name in names if name not in _COLOURS]
-    return {name: _COLOURS.get(name) or _SPARE[others.index(name) % len(_SPARE)] for name in names}
+    return {name: _COLOURS.get(name) or SPARE[others.index(name) % len(SPARE)] for name in names}
 
 
 def markers(backends: Sequence[str]) -> dict[str, dict[str, Any]]:
