@@ -82,14 +82,8 @@ class Along(Field):
         self.count = len(grid.layers) - 1
         self.depth = field.depth
 
-    @property
-    def captured(self) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the field."""
-        return self.field.captured
-
-    @captured.setter
-    def captured(self, tensors: tuple[Tensor, ...]) -> None:
-        self.field.captured = tensors
+    def capture(self, tensors: Iterable[Tensor]) -> None:
+        self.field.capture(tensors)
 
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         return self.field(t, y, *self.grid.place(self.grid.time(n, position)), self.count, stand)

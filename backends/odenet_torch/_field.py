@@ -51,6 +51,10 @@ class Field(ABC):
             for tensor in tensors
         )
 
+    def capture(self, tensors: Iterable[Tensor]) -> None:
+        """These are captured, too."""
+        self.captured = unique((*self.captured, *tensors))
+
     def home(self, tensor: Tensor) -> tuple[Tensor, int | None]:
         """The tensor that a gradient goes to, and the row of it where that is a stack."""
         return self.homes.get(id(tensor), (tensor, None))

@@ -124,9 +124,9 @@ def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leave
     wanted, grid, solver = {*run.grid.kept, *also}, run.grid, run.solver
     states = {0: y} if 0 in wanted else {}
     if isinstance(solver, ReversibleSolver):
-        pair = solver.start(run, grid.h, y)
+        pair = solver.start(run, grid.size(0), y)
         for n in range(grid.steps):
-            pair = solver.step(run, n, grid.h, grid.steps, pair)
+            pair = solver.step(run, n, grid.size(n), grid.steps, pair)
             if n + 1 in wanted:
                 states[n + 1] = pair[0]
         return states, solver.kept(pair)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import GradientError, Grid
+from odenet import GradientError
 from odenet_torch import _dice
 from odenet_torch._called import Called, Owned, changed, indifferent, require_same, version
 from odenet_torch._field import Field
@@ -70,9 +70,9 @@ class Replay:
         ]
 
     @classmethod
-    def of(cls, field: Field, layout: Layout, grid: Grid) -> Replay:
+    def of(cls, field: Field, layout: Layout, steps: int) -> Replay:
         """That of a forward pass which is about to begin."""
-        return cls(layout.device, grid.steps, field.modules, field.handed)
+        return cls(layout.device, steps, field.modules, field.handed)
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
         """Tensors that f reads in a step, and that must not be written on before the way back."""

@@ -72,7 +72,7 @@ def at_event(found: Forward, ys: Leaves) -> tuple[Leaves, Tensor | None]:
         return ys, time
     slope = slope_at(run, t, y)
     still = tuple(leaf.detach() for leaf in y)
-    _, rates = torch.func.jvp(watch.value, (time, still), (torch.ones_like(time), slope))
+    rates = torch.func.jvp(watch.value, (time, still), (torch.ones_like(time), slope))[1]
     # the entry that changed its sign is the one that is nearest to zero, for its rate
     entry = int((value.detach() / torch.where(rates == 0, torch.inf, rates)).abs().argmin())
     moved = -(value[entry] - value[entry].detach()) / rates[entry]

@@ -107,13 +107,12 @@ class Walk:
             return beside(t, end, self.time)
         return beside(t, start, self.time) if t == end and end in self.jumps else t
 
-    def steps(self, t: float, y: Leaves, first: Leaves | None = None, size: float | None = None) -> Iterator[Step]:
+    def steps(self, t: float, y: Leaves, first: Leaves | None = None) -> Iterator[Step]:
         """Accepted steps from t to the last stop, in the direction of the stops.
 
         Args:
             t, y: where to begin.
             first: the slope there, if it is known.
-            size: of the first step, if it is known.
         """
         control, tableau, order = self.control, self.tableau, self.tableau.error_order
         if t == self.stops[-1]:
@@ -125,8 +124,7 @@ class Walk:
         stop = self.stops[place]
         if first is None:
             first = self.slope(t, y, 0, t, stop)
-        if size is None:
-            size = control.first_step or self._first_size(t, y, first, direction, stop)
+        size = control.first_step or self._first_size(t, y, first, direction, stop)
         size = control.bounded(min(size, abs(self.stops[-1] - t)))
         past: Past = (1.0, 1.0)
         fast = Buffered(tableau, self.tolerance, y[0]) if Buffered.fits(self.tolerance, y) else None

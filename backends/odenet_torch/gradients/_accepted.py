@@ -30,7 +30,7 @@ def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
         return plain(found, y0)
     refuse_transforms(adjoint.stats.gradient)
     field = found.run.field.apart()
-    replay = Replay(found.run.layout.device, 1, field.modules, field.handed)
+    replay = Replay.of(field, found.run.layout, 1)
     run = dataclasses.replace(found.run, field=field, replay=replay)
     found.run = run
     with replay.forth():

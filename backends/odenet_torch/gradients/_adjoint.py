@@ -15,7 +15,7 @@ from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, Stats, UnsupportedError
 from odenet._step import Leaves as AnyLeaves
-from odenet_torch._field import Field, Stand, now, outside, unique
+from odenet_torch._field import Field, Stand, now, outside
 from odenet_torch._fixed import Run, loop, stacked
 from odenet_torch._replay import Replay
 from odenet_torch._state import Leaves
@@ -99,7 +99,7 @@ class Adjoint(ABC):
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(self.stats.gradient)
         field = run.field.apart()
-        run = dataclasses.replace(run, field=field, replay=(replay := Replay.of(field, run.layout, run.grid)))
+        run = dataclasses.replace(run, field=field, replay=(replay := Replay.of(field, run.layout, run.grid.steps)))
         with replay.forth():
             run.ready.append(self.discover(run, y0))
             return _Solve.apply(run, self, len(y0), *y0, *field.everything(run.grid.steps))
@@ -112,7 +112,7 @@ class Adjoint(ABC):
         with torch.enable_grad(), run.replay.notice():
             first = run.slope(0, 0.0, y, stand, rank=0)
         known = (*y, *stand.values(), *run.field.read(0, run.grid.steps))
-        run.field.captured = unique((*run.field.captured, *outside(first, known, since)))
+        run.field.capture(outside(first, known, since))
         return tuple(d.detach() for d in first)
 
 

@@ -41,7 +41,7 @@ class Recomputation(Adjoint):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(self.stats.gradient)
-        run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid)))
+        run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
         states, y, since = {0: y0}, y0, now()
         with replay.forth(), replay.notice():
             for first, end in self.method.parts(run.grid.steps):

@@ -58,7 +58,7 @@ class Costate(Adjoint):
 
     def between(self, run: Run, n: int, states: dict[int, Leaves]) -> Between:
         """y within step n of the forward solve: the kept states, and the cubic Hermite interpolant between them."""
-        start, end, h = states[n], states[n + 1], run.grid.h
+        start, end, h = states[n], states[n + 1], run.grid.size(n)
         first = run.slope(n, 0.0, start, rank=0) if self.method.between(self.solver) else None
 
         def at(position: float, last: Leaves) -> Leaves:
@@ -76,7 +76,7 @@ class Costate(Adjoint):
         run: Run, n: int, y: Leaves, a: AnyLeaves, sums: Sums, between: Between | None
     ) -> tuple[Leaves, AnyLeaves]:
         """From the end of step n to its start. The quadrature touches only the layers that step n reads."""
-        tableau, size, count = run.solver.tableau, run.grid.h, len(y)
+        tableau, size, count = run.solver.tableau, run.grid.size(n), len(y)
         places = positions(tableau, reverse=True)
         ends: list[Leaves] = []  # the slope at the end of the step, which the first stage evaluates
 

@@ -30,7 +30,7 @@ class Retrace(Adjoint):
 
     def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """See `Adjoint.back`."""
-        solver, h, steps, pair = run.solver, run.grid.h, run.grid.steps, kept.pair
+        solver, h, steps, pair = run.solver, run.grid.size(0), run.grid.steps, kept.pair
         assert isinstance(solver, ReversibleSolver)
         zero = zeros(pair[0])
         pull = Pull(run, sums)
