@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odenet import Depth, Gradient, InputError, NetSpec, Stats
+from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Stats
 from odenet._depth import kind_of_blocks
 from odenet._gradients import gradient as gradient_named
 from odenet._nets import GROUPS, NORM_EPSILON
-from odenet._problem import problem
+from odenet._problem import problem, require_one_grid
 from odenet._solver import AnySolver
 from odenet._solver import solver as solver_named
 from odenet_torch._field import BlockField
@@ -128,24 +128,34 @@ class NeuralODE(_Solved):
 
     Args:
         field: a module `field(t, y)`.
-        steps: of the solver.
-        solver, gradient: names or records.
+        steps: of the solver; None for an adaptive solve.
+        solver, gradient: names or records; the default solver is rk4, of an adaptive solve dopri5.
         t0, t1: times.
+        rtol, atol, control: of an adaptive solve, as in `odenet.solve`.
 
     Shapes: any tensor in, the same shape out.
+
+    Raises:
+        InputError: both steps and tolerances, or neither.
     """
 
     def __init__(
         self,
         field: nn.Module,
         *,
-        steps: int,
-        solver: str | AnySolver = "rk4",
+        steps: int | None = None,
+        solver: str | AnySolver | None = None,
         gradient: str | Gradient = "backprop",
         t0: float = 0.0,
         t1: float = 1.0,
+        rtol: Any = None,
+        atol: Any = None,
+        control: PIDController | None = None,
     ) -> None:
-        super().__init__(solver, gradient, t0, t1)
+        tolerances = {"rtol": rtol, "atol": atol, "control": control}
+        require_one_grid(steps, tolerances)
+        super().__init__(solver or ("rk4" if steps is not None else "dopri5"), gradient, t0, t1)
+        self.tolerances = tolerances
         self.field = field
         self.steps = steps
 
@@ -159,7 +169,7 @@ class NeuralODE(_Solved):
 
     def _solved(self, x: Tensor) -> Tensor:
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        solution = solve_problem(problem(self.field, x, steps=self.steps, **choices))
+        solution = solve_problem(problem(self.field, x, steps=self.steps, **choices, **self.tolerances))
         self.stats = solution.stats
         return solution.ys[0]
 
