@@ -104,10 +104,9 @@ def _joined(ctx: click.Context, param: click.Parameter, values: tuple[tuple[Any,
     return tuple(dict.fromkeys(value for group in values for value in group))
 
 
-def _several(flag: str, kind: Names, default: str, text: str) -> Callable[[Any], Any]:
-    return click.option(
-        flag, type=kind, multiple=True, default=(default,), show_default=default, callback=_joined, help=text
-    )
+def _several(flag: str, kind: Names, default: str | None, text: str) -> Callable[[Any], Any]:
+    given = {"default": (default,), "show_default": default} if default is not None else {}
+    return click.option(flag, type=kind, multiple=True, callback=_joined, help=text, **given)
 
 
 def _problem_names() -> Sequence[str]:
@@ -148,7 +147,7 @@ def depths(default: str) -> Callable[[Any], Any]:
     return _several("--depth", Depths(), default, "Depths (steps): numbers with commas, or a doubling range 4..64.")
 
 
-def tolerances(default: str) -> Callable[[Any], Any]:
+def tolerances(default: str | None = None) -> Callable[[Any], Any]:
     """`--rtol`, to numbers from loose to tight."""
     return _several(
         "--rtol", Tolerances(), default, "Tolerances of a step: numbers with commas, or decades 1e-3..1e-9."

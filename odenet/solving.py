@@ -1,4 +1,4 @@
-"""`odenet solve`: one test problem, by every chosen backend and solver, at several numbers of steps."""
+"""`odenet solve`: one test problem, by every chosen backend and solver, at several numbers of steps or tolerances."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 from rich.progress import Progress
 
@@ -25,6 +26,8 @@ from odenet._solution import Result, Solution
 from odenet._solver import AnySolver
 from odenet._tables import console, table
 from odenet._test_problem import TestProblem
+from odenet.work_precision.once import once
+from odenet.work_precision.plan import Plan
 
 _DRAWN = 400  # points of the reference curve
 
@@ -66,26 +69,33 @@ _file = click.Path(dir_okay=False, path_type=Path)
     show_default="five, up to the problem's own",
     help="Numbers of steps, repeatable or with commas, or a doubling range 16..256.",
 )
+@_flags.tolerances()
+@_flags.atol()
 @_flags.dtype("float64")
 @_flags.device()
-@click.option("--plot", type=_file, help="Write a figure here: error against steps, and the solution.")
+@click.option("--plot", type=_file, help="Write a figure here: error against steps, and the solution; against work.")
 @click.option("--csv", "csv_path", type=_file, help="Write the table here, one row a run.")
 @click.option("--json", "json_path", type=_file, help="Write the table here, with the orders of convergence.")
+@click.pass_context
 def command(
+    context: click.Context,
     problem: TestProblem,
     backend: tuple[str, ...],
     solver: tuple[AnySolver, ...],
     depths: tuple[tuple[int, ...], ...],
-    dtype: str,
+    rtol: tuple[float, ...],
+    atol: float | None,
+    dtype: Literal["float32", "float64"],
     device: str,
     plot: Path | None,
     csv_path: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Solve a test problem at several numbers of steps, and show the errors and the orders of convergence.
+    """Solve a test problem at several numbers of steps, and show the errors and the orders of convergence; or, with
+    --rtol, with steps that follow the error, at several tolerances.
 
     PROBLEM is one that `odenet list problems` names. The error is that of the state at t1, relative, in the maximum
-    norm.
+    norm. --solver is then dopri5 by default, and --atol as --rtol.
 
     \b
     Examples:
@@ -93,13 +103,21 @@ def command(
       odenet solve kepler --solver euler,heun,rk4,dopri8 --depth 64..1024
       odenet solve rotation --backend torch,jax --dtype float32
       odenet solve arenstorf --solver dopri8 --plot orbit.png --csv orbit.csv
+      odenet solve kepler --solver dopri5,tsit5 --rtol 1e-3..1e-9
     """
     from odenet._convergence_figure import draw, figure_format
 
+    if (depths or atol is not None) and bool(depths) == bool(rtol):
+        raise click.UsageError("take --depth, or --rtol with or without --atol")
     steps = tuple(sorted({count for group in depths for count in group})) or problem.depths
     for path in (plot, csv_path, json_path):
         _check_writable(path)
     kind = figure_format(plot) if plot is not None else ""
+    if rtol:
+        if context.get_parameter_source("solver") is ParameterSource.DEFAULT:
+            solver = (odenet.solver("dopri5"),)
+        plan = Plan((problem,), backend, solver, rtol, atol, dtype, device, repeats=0)
+        return once(plan, None if plot is None else (plot, kind), csv_path, json_path)
     for name in backend:  # all that can be wrong with the choices is said before the first run
         for chosen in solver:
             entry(name).require(chosen, odenet.gradient("backprop"))

@@ -16,7 +16,7 @@ from odenet._gradients import Backprop
 from odenet._reference import arrays, mixed_error, reference, relative_error
 from odenet._solution import Result, Solution, Stats
 from odenet._timing import seconds
-from odenet.work_precision.plan import Cell, Plan, groups
+from odenet.work_precision.plan import Cell, Plan, estimates, groups
 from odenet.work_precision.row import NOT_AVAILABLE, NOT_OFFERED, OK, Row
 
 _FAILURES = (OdenetError, RuntimeError, MemoryError)
@@ -91,6 +91,8 @@ def _first(plan: Plan, cell: Cell, programs: _Programs) -> tuple[Row, Callable[[
         device=plan.device,
     )
     entry = _registry.entry(cell.backend)
+    if not estimates(cell.solver):
+        return replace(row, status=f"{NOT_OFFERED}: {cell.solver.label} estimates no error"), None
     if not entry.offers(cell.solver, Backprop(), adaptive=True):
         return replace(row, status=f"{NOT_OFFERED} by {cell.backend}"), None
     if not entry.available:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from odenet import _registry
+from odenet._delegated import DelegatedSolver
 from odenet._errors import BackendUnavailableError, FileError, InputError
 from odenet._names import lookup
 from odenet._problems import problem_named
 from odenet._solver import AnySolver, solver
+from odenet._solvers import Solver
 from odenet._test_problem import TestProblem
 
 Key = tuple[str, str, str, float]
@@ -144,6 +146,11 @@ class Plan:
             )
         grown = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(old, name)))) for name in _GRID}
         return dataclasses.replace(self, **grown | {"tolerances": tuple(sorted(grown["tolerances"], reverse=True))})
+
+
+def estimates(solver: AnySolver) -> bool:
+    """Whether a solver estimates its error, without which it cannot follow a tolerance."""
+    return isinstance(solver, DelegatedSolver) or (isinstance(solver, Solver) and solver.tableau.b_low is not None)
 
 
 def groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:

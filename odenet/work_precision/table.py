@@ -12,7 +12,7 @@ from odenet._tables import table
 from odenet.compare.units import error, seconds
 from odenet.work_precision.row import OK, Row
 
-_COLUMNS = "backend|solver|>rtol|>error|>error/rtol|>relative|>f|>accepted|>rejected|>seconds|>first call|result"
+_COLUMNS = "backend|solver|>rtol|>error|>error/rtol|>relative|>f|>accepted|>rejected|>first call|>time|result"
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -28,12 +28,15 @@ def _table(problem: str, rows: Sequence[Row]) -> Table:
     exact = f"good to {truth.uncertainty:.0e}" if truth.uncertainty else "exact"
     caption = (
         f"error: largest |y - r| / (1 + |r|) at t1 against r by {truth.method} ({exact}); relative: max norms. "
-        "f: field evaluations. seconds: median, warm and compiled; first call: with compilation."
+        "f: field evaluations. first call: with compilation."
     )
-    return table(f"{problem}: {PROBLEMS[problem].summary}", _COLUMNS.split("|"), map(_cells, rows), caption)
+    timed = any(row.solve_seconds is not None for row in rows)
+    columns = [column for column in _COLUMNS.split("|") if timed or column != ">time"]
+    caption += " time: median of further calls." if timed else ""
+    return table(f"{problem}: {PROBLEMS[problem].summary}", columns, (_cells(row, timed) for row in rows), caption)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, timed: bool) -> tuple[str, ...]:
     counts = (row.f_evaluations, row.accepted, row.rejected)
     return (
         row.backend,
@@ -43,7 +46,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "–" if row.error is None else f"{row.error / row.rtol:.3g}",
         error(row.relative_error),
         *("–" if count is None else str(count) for count in counts),
-        seconds(row.solve_seconds),
         seconds(row.first_seconds),
+        *([seconds(row.solve_seconds)] if timed else []),
         row.result if row.status == OK else row.status,
     )
