@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -57,27 +58,23 @@ class JaxBackend(Backend):
         depth = problem.weights
         trees = (_arrays(problem.y0), None if depth is None else _arrays(depth.tree))
         inexact, rest = eqx.partition(trees, eqx.is_inexact_array)
-        made: list[Solution] = []
 
-        def scalar(inexact: Any, probe: Array) -> tuple[Array, tuple[Any, Any]]:
+        def scalar(inexact: Any, probe: Array) -> tuple[Array, Solution]:
             y0, tree = eqx.combine(inexact, rest)
             weights = None if depth is None else Depth(tree, depth.kind, depth.stacked)
-            again = Problem(problem.field, y0, weights, problem.grid, problem.solver, problem.gradient)
-            solution = solve_problem(again, probe)
-            made.append(solution)
+            solution = solve_problem(dataclasses.replace(problem, y0=y0, weights=weights), probe)
             value = loss(solution)
             if not isinstance(value, jax.Array) or value.shape != () or jnp.iscomplexobj(value):
                 raise InputError(f"the loss returned {value!r}", "a real scalar array")
-            return value, (solution.ts, solution.ys)
+            return value, solution
 
         probe = jnp.zeros((), _time(inexact[0]))
-        (value, (ts, ys)), (found, residual) = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(inexact, probe)
-        stats = made[-1].stats
+        (value, solution), (found, residual) = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(inexact, probe)
         if problem.gradient.certifies:
-            stats.residual = residual
+            solution.stats.residual = residual
         # JAX's gradient of a real loss by a complex number is the conjugate of the direction of steepest ascent
         found = jax.tree.map(jnp.conj, found)
-        return value, Gradients(*found), Solution(ts, ys, stats)
+        return value, Gradients(*found), solution
 
     def build(
         self,

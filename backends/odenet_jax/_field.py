@@ -56,10 +56,14 @@ class Slot:
     part: Any = None
     parts: int = 1
 
-    def at(self, position: float, weights: Weights) -> Weights:
+    def at(self, position: Any, weights: Weights) -> Weights:
         """Those of all `weights` that hold at `position` in [0, 1] of the step."""
         mixed = self.start
-        if self.end is not None and self.parts == 1:
+        if self.end is not None and isinstance(position, Array):  # of an adaptive solve, whose steps are its own choice
+            places = [position.astype(leaf.real.dtype) for leaf in self.start]
+            pairs = zip(places, self.start, self.end, strict=True)
+            mixed = [(1 - place) * a + place * b for place, a, b in pairs]
+        elif self.end is not None and self.parts == 1:
             mixed = blend(self.start, self.end, position)
         elif self.end is not None:
             mixed = []
@@ -135,7 +139,7 @@ class Field:
         sums = [total.at[m].add(part) for total, part in zip(sums, start, strict=True)]
         return sums if end is None else [total.at[m + 1].add(part) for total, part in zip(sums, end, strict=True)]
 
-    def __call__(self, t: Any, y: Any, position: float, slot: Slot | None, weights: Weights, *told: Any) -> Any:
+    def __call__(self, t: Any, y: Any, position: Any, slot: Slot | None, weights: Weights, *told: Any) -> Any:
         """The slope at `position` in [0, 1] of the step that reads `slot`, or shared weights where there is none."""
         return self.function(t, y, weights if slot is None else slot.at(position, weights), *told)
 

@@ -16,6 +16,7 @@ from odenet import (
     Problem,
     Reversible,
     Solution,
+    Span,
     Stats,
     UnsupportedError,
 )
@@ -23,6 +24,7 @@ from odenet._problem import problem
 from odenet_jax._field import field as field_along
 from odenet_jax._fixed import Run, Solve
 from odenet_jax._replay import Replay, Told
+from odenet_jax._span import solve_span
 from odenet_jax._state import layout
 from odenet_jax.gradients import backprop
 from odenet_jax.gradients.checkpoint import Recomputation
@@ -57,6 +59,8 @@ def solve_telling(made: Problem, probe: Array | None = None, told: Told | None =
         probe: see `solve`.
         told: what blocks are told beside their input.
     """
+    if isinstance(made.grid, Span):
+        return solve_span(made, probe), None
     given, leaves = layout(made.y0)
     field, weights = field_along(made.field, made.weights)
     run = Run(field, given, made.grid, made.solver, weights, replay=None if told is None else Replay(told))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,9 +28,25 @@ def _depth(aux: tuple[Any, bool], children: Sequence[Any]) -> Depth:
 
 _tree.RULES.append(_rule)
 jax.tree_util.register_pytree_node(Depth, lambda d: ((d.tree,), (d.kind, d.stacked)), _depth)
-jax.tree_util.register_pytree_node(
-    Solution, lambda s: ((s.ts, s.ys), _Static(s.stats)), lambda aux, children: Solution(*children, aux.stats)
-)
+
+
+_COUNTS = ("steps", "f_evaluations", "rejected")
+
+
+def _parts(solution: Solution) -> tuple[tuple[Any, ...], Any]:
+    """The arrays of a solution, and the rest; counts of an adaptive solve inside of a compiled function are arrays."""
+    counts = {name: getattr(solution.stats, name) for name in _COUNTS}
+    arrays = {name: count for name, count in counts.items() if isinstance(count, jax.Array)}
+    data = (solution.ts, solution.ys, solution.outcome, solution.event_t, solution.interpolant, arrays)
+    return data, _Static(solution.stats)
+
+
+def _solution(aux: _Static, children: Sequence[Any]) -> Solution:
+    *data, counts = children
+    stats = aux.stats
+    if isinstance(counts, dict) and counts:
+        stats = dataclasses.replace(stats, **counts)
+    return Solution(data[0], data[1], stats, *data[2:])
 
 
 class _Static:
@@ -43,3 +60,6 @@ class _Static:
 
     def __hash__(self) -> int:
         return hash(_Static)
+
+
+jax.tree_util.register_pytree_node(Solution, _parts, _solution)

@@ -91,7 +91,7 @@ class Adjoint(ABC):
         network = jax.custom_vjp(primal)
 
         def back(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
-            g, sums, residual = _once(self.stats.gradient, backward(residuals, gradients[0]))
+            g, sums, residual = once(self.stats.gradient, backward(residuals, gradients[0]))
             return g, sums, None, residual
 
         network.defvjp(forward, back)
@@ -206,7 +206,7 @@ def _known(buffer: Leaves, row: Array, otherwise: Leaves) -> Leaves:
     return tuple(jnp.where(known, leaf, other) for leaf, other in zip(read(buffer, row), otherwise, strict=True))
 
 
-def _once(gradient: str, found: Any) -> Any:
+def once(gradient: str, found: Any) -> Any:
     """Gradients that cannot be differentiated again: JAX would differentiate the way back, which is an approximation.
 
     Raises:

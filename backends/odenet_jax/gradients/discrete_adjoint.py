@@ -17,8 +17,14 @@ from jax.core import Tracer
 
 from odenet import DiscreteAdjoint, GradientError, Stats
 from odenet._step import add, combine, subtract
+from odenet_jax._accepted import Along
+from odenet_jax._adaptive import Keep, Walked
 from odenet_jax._fixed import Run, kept_rows, read
 from odenet_jax._state import Leaves
+from odenet_jax._tolerance import Tolerance
+from odenet_jax._walk import repeat
+from odenet_jax._weigh import choose
+from odenet_jax.gradients._accepted import Cotangents, Stretch, WayBack
 from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
 
 Trouble = tuple[Array, Array, Array]
@@ -130,6 +136,48 @@ class Reversal(Adjoint):
         # by way of a number: what passes through error_if itself loses its sharding over devices
         zero = eqx.error_if(jnp.zeros(()), trouble[0] >= 0, message)
         return tuple(leaf + zero.astype(leaf.dtype) for leaf in g)
+
+
+class AdaptiveReversal(WayBack):
+    """The same over the steps that an adaptive solve accepted."""
+
+    def __init__(self, method: DiscreteAdjoint, stats: Stats) -> None:
+        self.method = method
+        self.fixed = Reversal(method, stats)
+
+    def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
+        """See `WayBack.keep`."""
+        anchors = self.method.anchors
+        return Keep(nodes=True) if anchors is None else Keep(True, max(1, max_steps // anchors), anchors)
+
+    def back(
+        self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
+    ) -> tuple[Leaves, Sums, Array]:
+        """See `WayBack.back`."""
+        stretch, anchors, method = Stretch(run, walked, gradients), walked.record.states, self.method
+
+        def alive(state: Any) -> Array:
+            return state[0] >= 0
+
+        def step(state: Any) -> Any:
+            n, y, g, output, sums, residual, trouble = state
+            go, place = alive(state), jnp.maximum(n, 0)
+            z, found = self.fixed.predict(run.at(place), place, y, (), trouble, early=True)
+            d, g, output, sums = stretch.step(place, go, z, g, output, sums)
+            before = subtract(y, d)
+            residual = jnp.where(go, _largest(residual, relative(subtract(before, z), y)), residual)
+            y = choose(go, before if method.correct else z, y)
+            if anchors is not None:
+                row = place // (method.anchors or 1) - 1
+                known = go & (place > 0) & (place % (method.anchors or 1) == 0) & (row < anchors.index.shape[0])
+                y = choose(known, read(anchors.rows, jnp.maximum(row, 0)), y)
+            return n - go, y, g, output, sums, residual, choose(go, found, trouble)
+
+        g, output = stretch.start()
+        zero = jnp.zeros((), run.layout.time)
+        state = (walked.pace.accepted - 1, walked.last, g, output, sums, zero, (jnp.int32(-1), zero, zero))
+        _, _, g, output, sums, residual, trouble = repeat(alive, step, state)
+        return self.fixed.settled(stretch.finish(g, output), trouble), sums, residual
 
 
 def relative(defect: Leaves, y: Leaves) -> Array:
