@@ -51,16 +51,17 @@ def interpolant(tableau: Tableau) -> Interpolant:
 
     a, b = _extended(tableau)
     slopes = len(b)
-    best: tuple[int, Any, Any] | None = None
+    best: tuple[int, Any, Any, Any] | None = None
     for order in range(1, tableau.order + 1):
         degree = max(order + 1, 3)
         conditions, values = _conditions(a, b, order, degree)
         found = np.linalg.lstsq(conditions, values, rcond=1e-12)[0]
         if np.abs(conditions @ found - values).max() > _EXACT:
             break
-        best = order, found, _free(conditions)
+        best = order, found, conditions, values
     assert best is not None  # a cubic through two states and two slopes is there for every consistent method
-    order, found, free = best
+    order, found, conditions, values = best
+    free = _free(conditions)
     if free.shape[1]:
         degree = len(found) // slopes
         phis = np.array([phi for phi, _ in elementary_weights(a, order + 1)])
@@ -74,8 +75,9 @@ def interpolant(tableau: Tableau) -> Interpolant:
         change = np.array([defects(direction) for direction in free.T]).T
         wanted = targets.ravel() - defects(found)
         found = found + free @ np.linalg.lstsq(change, wanted, rcond=1e-8)[0]
+        found = found - np.linalg.lstsq(conditions, conditions @ found - values, rcond=1e-12)[0]  # rounding
     rows = found.reshape(slopes, -1)
-    rows[np.abs(rows) < 1e-12 * np.abs(rows).max()] = 0
+    rows[np.abs(rows).max(axis=1) < 1e-9 * np.abs(rows).max()] = 0  # slopes that are not read
     return Interpolant(tuple(tuple(row) for row in rows.tolist()), order)
 
 
