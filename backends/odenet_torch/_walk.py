@@ -22,6 +22,20 @@ Evaluate = Callable[[Tensor, int, float, Leaves], Leaves]
 """`evaluate(t, rank, time, y)`: the field at a time (as a tensor, and as a float), for stage `rank` of the step."""
 
 
+@dataclass(frozen=True)
+class On:
+    """What is told of a walk's steps: each is called with the step's time, its state, and its signed size.
+
+    Args:
+        tried: before the step.
+        accepted, rejected: after it.
+    """
+
+    tried: Callable[[float, Leaves, float], None]
+    accepted: Callable[[float, Leaves, float], None]
+    rejected: Callable[[float, Leaves, float], None]
+
+
 @dataclass
 class Step:
     """An accepted step.
@@ -75,6 +89,7 @@ class Walk:
         n, tried, evaluations: steps accepted, steps tried, and evaluations of the field so far.
         failed: why the solve could not go on.
         trial, size: the step that is tried, and its signed size.
+        on: who is told of steps; None in all but the drop-in for torchdiffeq, whose users may watch them.
     """
 
     evaluate: Evaluate
@@ -91,6 +106,7 @@ class Walk:
     failed: Result | None = None
     trial: Trial | None = None
     size: float = 0.0
+    on: On | None = None
 
     def __post_init__(self) -> None:
         self.nodes = torch.tensor(self.tableau.c, dtype=self.time, device=self.device)
@@ -145,6 +161,8 @@ class Walk:
                     self.failed = Result.NONFINITE
                 return
             self.size = h
+            if self.on is not None:
+                self.on.tried(t, y, h)
             stage = self._stage(t, t1, h)
             if fast is not None:
                 made, ratio = fast.trial(stage, y, h, first)
@@ -156,6 +174,8 @@ class Walk:
             if not accepted and smallest and math.isfinite(ratio):
                 accepted = True
             size = control.bounded(abs(h) * factor)
+            if self.on is not None:
+                (self.on.accepted if accepted else self.on.rejected)(t, y, h)
             if accepted:
                 step = Step(self.n, t, t1, y, made.y1, made.slopes, self, None, t1 == self.stops[-1])
                 self.n += 1
