@@ -83,6 +83,7 @@ class Forward:
         walk: the loop.
         dense: dense output, where that is wanted.
         event: the time of the event that ended the solve.
+        entry: the entry of its condition that changed its sign.
     """
 
     run: Run
@@ -93,6 +94,7 @@ class Forward:
     walk: Walk
     dense: Dense | None
     event: float | None = None
+    entry: int = 0
 
     @property
     def grid(self) -> Accepted:
@@ -127,6 +129,8 @@ class Forward:
         wanted = self._wanted()
         for _ in range(wanted.count_before(self.t0)):
             put(0, 0.0, y)
+        if self.t0 == self.t1 and wanted.last:
+            put(0, 0.0, y)
         for step, last in self._steps(y, first):
             n, end = step.n, 1.0 if last is None else last
             grid.nodes.append(step.t1)
@@ -160,6 +164,7 @@ class Forward:
             if watch is not None and watch.happened(step.t1, step.y1):
                 last = self._locate(watch, step)
                 self.event = step.t + last * step.h
+                self.entry = watch.happened(self.event, self._between(step, last))[0]
                 yield step, last
                 return
             if watch is not None:

@@ -80,6 +80,12 @@ class Dense:
         return between(self.tableau, max(position, 0.0), y, nodes[n + 1] - nodes[n], slopes)
 
 
+def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
+    """The entries of an event's condition."""
+    time = torch.as_tensor(t, dtype=layout.time, device=layout.device)
+    return torch.as_tensor(event.condition(time, layout.call(y))).reshape(-1)
+
+
 class Watch:
     """Looks for the first change of sign of a condition.
 
@@ -94,15 +100,10 @@ class Watch:
         self.layout = layout
         self.before = self.signs(t, y)
 
-    def value(self, t: Any, y: Leaves) -> Tensor:
-        """The condition."""
-        time = torch.as_tensor(t, dtype=self.layout.time, device=self.layout.device)
-        return torch.as_tensor(self.event.condition(time, self.layout.call(y))).reshape(-1)
-
     def signs(self, t: float, y: Leaves) -> list[float]:
         """Of the condition's entries: one host read."""
         with torch.no_grad():
-            found = self.value(t, y)
+            found = condition(self.event, self.layout, t, y)
         if found.is_complex() or not found.numel():
             raise InputError(f"an event's condition that is {found}", "real numbers")
         return found.sign().tolist()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from odenet import Span, UnsupportedError
+from odenet import Event, Span, UnsupportedError
 from odenet_torch._accepted import Along
-from odenet_torch._dense import Watch, shifted
+from odenet_torch._dense import condition, shifted
 from odenet_torch._fixed import Run
-from odenet_torch._state import Leaves
+from odenet_torch._state import Layout, Leaves
 
 if TYPE_CHECKING:
     from odenet_torch._adaptive import Forward
@@ -66,19 +66,25 @@ def at_event(found: Forward, ys: Leaves) -> tuple[Leaves, Tensor | None]:
     if t is None or (span.ts is not None and not span.every) or not torch.is_grad_enabled():
         return ys, time
     y = tuple(leaf[-1] for leaf in ys)
-    watch = Watch(span.event, run.layout, found.t0, tuple(leaf.detach() for leaf in y))
-    value = watch.value(time, y)
+    value = condition(span.event, run.layout, time, y)[found.entry]
     if not value.requires_grad:
         return ys, time
     slope = slope_at(run, t, y)
-    still = tuple(leaf.detach() for leaf in y)
-    rates = torch.func.jvp(watch.value, (time, still), (torch.ones_like(time), slope))[1]
-    # the entry that changed its sign is the one that is nearest to zero, for its rate
-    entry = int((value.detach() / torch.where(rates == 0, torch.inf, rates)).abs().argmin())
-    moved = -(value[entry] - value[entry].detach()) / rates[entry]
+    moved = -(value - value.detach()) / _rate(span.event, run.layout, found.entry, time, y, slope)
     y = shifted(y, moved, slope)
     ys = tuple(torch.cat([leaf[:-1], last.unsqueeze(0)]) for leaf, last in zip(ys, y, strict=True))
     return ys, time + moved.to(time.dtype)
+
+
+def _rate(event: Event, layout: Layout, entry: int, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:
+    """How fast an entry of the condition changes along the solution."""
+    at = (time.detach().requires_grad_(), *(leaf.detach().requires_grad_() for leaf in y))
+    along = (torch.ones_like(time), *slope)
+    with torch.enable_grad():
+        value = condition(event, layout, at[0], at[1:])[entry]
+    parts = torch.autograd.grad(value, at, allow_unused=True)
+    terms = [(g.conj() * k).real.sum() for g, k in zip(parts, along, strict=True) if g is not None]
+    return torch.stack([term.to(value.dtype) for term in terms]).sum()
 
 
 def slope_at(run: Run, t: float, y: Leaves) -> Leaves:

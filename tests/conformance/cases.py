@@ -12,7 +12,7 @@ import odenet
 from odenet import _tree
 from odenet._step import add, increment
 
-BACKENDS = tuple(odenet.known())
+BACKENDS = tuple(name for name, found in odenet.known().items() if found.array_modules)  # the native ones
 TANH = {"torch": "torch", "jax": "jax.numpy"}
 
 

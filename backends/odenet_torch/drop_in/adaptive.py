@@ -1,0 +1,57 @@
+"""Adaptive methods: odenet's own loop, its times those of torchdiffeq's call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import Backprop, Event, PIDController, Problem, Solver, Span
+from odenet_torch._adaptive import Forward, begin
+from odenet_torch._field import FunctionField
+from odenet_torch._state import Leaves, layout
+from odenet_torch._times import from_start, to_outputs
+from odenet_torch._walk import On
+from odenet_torch.drop_in.flow import Flow
+from odenet_torch.gradients._accepted import plain
+
+_FAR = 1e300  # an event ends a solve wherever it is: the second time tells the direction only
+
+
+def solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> tuple[Tensor | None, Tensor]:
+    """The time of the event (None without one), and the state at the times (with one: at t0 and there).
+
+    Raises:
+        SolveError: it could not go on.
+    """
+    if flow.event_fn is None:
+        found, leaves = forward(flow, solver, control, on)
+        ys = to_outputs(found, plain(found, leaves), None)
+        return None, found.run.layout.returned(ys[0], 0)
+    if 0.0 in flow.signs(flow.times[0], flow.y0):
+        return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
+    found, leaves = forward(flow, solver, control, on)
+    (last,) = plain(found, leaves)
+    assert found.event is not None
+    event_t = torch.tensor(found.event, dtype=flow.t.dtype, device=flow.t.device)
+    return event_t, torch.stack([flow.y0, found.run.layout.returned(last[-1], 0)])
+
+
+def forward(
+    flow: Flow, solver: Solver, control: PIDController, on: On | None = None, *, dense: bool = False
+) -> tuple[Forward, Leaves]:
+    """A pass that is about to run, and where it begins."""
+    moving = flow.t.requires_grad and torch.is_grad_enabled()
+    ts: Any = flow.t.unbind(0) if moving else flow.times
+    if flow.event_fn is None:
+        span = Span(ts[0], ts[-1], ts, control, dense=dense)
+    else:
+        found = [each for each in torch.as_tensor(control.atol).reshape(-1).tolist() if each > 0]
+        event = Event(flow.event, tolerance=min(found, default=None))
+        span = Span(ts[0], flow.direction * _FAR, None, control, event)
+    made = Problem(flow.f, flow.y0, None, span, solver, Backprop())
+    given, leaves = layout(flow.y0)
+    run = begin(made, given, leaves, FunctionField(flow.f, None))
+    run.walk.on = on
+    return run, from_start(span, run.run, leaves)

@@ -1,0 +1,224 @@
+"""torchdiffeq's adjoint: the state and its adjoint backward from time to time, and what they add to parameters.
+
+Where torchdiffeq packs the parameters' gradients into the state, and copies them at every stage, they are quadratures
+here, added up where a step is accepted. Only what is named as a parameter has a gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import GradientError, PIDController, UnsupportedError
+from odenet._step import Leaves as AnyLeaves
+from odenet_torch._state import Leaves, layout
+from odenet_torch._walk import On, Walk
+from odenet_torch.drop_in import fixed
+from odenet_torch.drop_in.error import Reach
+from odenet_torch.drop_in.flow import Flow
+from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
+from odenet_torch.drop_in.options import Spacing
+from odenet_torch.gradients._adjoint import unhooked
+
+
+@dataclass(frozen=True)
+class Way:
+    """Forth and back.
+
+    Args:
+        flow: the problem.
+        forth: the forward solve: the time of the event, and the states.
+        method: of the way back.
+        choice: its controller or spacing.
+        reach: how large its error is; None for a method without an estimate.
+        watch: who is told of its steps, once it is known how to show them the state.
+    """
+
+    flow: Flow
+    forth: Callable[[], tuple[Tensor | None, Tensor]]
+    method: str
+    choice: PIDController | Spacing
+    reach: Reach | None
+    watch: Callable[[Callable[..., Any]], On | None]
+
+
+def solve(way: Way, params: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
+    """The time of the event and the states, differentiable by t, y0 and the parameters."""
+    event_t, ys = _Solve.apply(way, way.flow.t, way.flow.y0, *params)
+    return event_t, ys
+
+
+class Slope(tuple[Tensor, ...]):
+    """A slope of the state and of its adjoint, and those of the quadratures."""
+
+    parts: tuple[Tensor | None, ...] = ()
+
+
+class Back:
+    """The way back, from time to time.
+
+    Args:
+        way: which.
+        params: that have a gradient.
+        timed: whether the times have one.
+    """
+
+    def __init__(self, way: Way, params: Sequence[Tensor], timed: bool) -> None:
+        self.way, self.params, self.timed = way, params, timed
+        self.given, _ = layout(way.flow.y0)
+        self.sums = [torch.zeros_like(p) for p in params]
+        self.moved = torch.zeros((), dtype=self.given.time, device=self.given.device)
+        """What the adjoint adds to the gradient by t0 through the field's own dependence on time."""
+        self.on = way.watch(lambda y, a: (self.moved, y, a, *self.sums))
+
+    def field(self, t: Tensor, both: AnyLeaves) -> Slope:
+        """The slopes at a time."""
+        y, a = both
+        given = self.given
+        time, at = t.detach().requires_grad_(self.timed), y.detach().requires_grad_()
+        with torch.enable_grad():
+            (value,) = given.slope(self.way.flow.f(time, given.call((at,))), (at,))
+        wanted = (at, *((time,) if self.timed else ()), *self.params)
+        found: Sequence[Tensor | None] = (None,) * len(wanted)
+        if value.requires_grad:
+            # what f reads of a graph from outside is gone through again at the next stage
+            found = torch.autograd.grad(value, wanted, a, allow_unused=True, retain_graph=True)
+        part, *rest = found
+        made = Slope((value.detach(), torch.zeros_like(y) if part is None else -part))
+        made.parts = tuple(rest if self.timed else [None, *rest])
+        return made
+
+    def between(self, start: float, end: float, y: Tensor, a: Tensor) -> Tensor:
+        """The adjoint at an earlier time of the solve.
+
+        Raises:
+            GradientError: the way back could not go on.
+        """
+        if not a.any():
+            return a
+        choice, method = self.way.choice, self.way.method
+        both: AnyLeaves = (y, a)
+        if isinstance(choice, Spacing):
+            ends = torch.tensor([start, end], dtype=self.way.flow.t.dtype, device=y.device)
+            grid = fixed.nodes(self.way.flow, choice, y, ends)
+            tableau = FIXED[method].tableau
+            for step in fixed.steps(self.field, tableau, both, grid, self.given.time, choice.perturb, self.on):
+                self.accept(weighed(step.slopes, tableau.b, -step.h))
+                both = step.y1
+            return both[1]
+        walk = self._walk(choice, start, end)
+        for step in walk.steps(start, both):
+            self.accept(weighed(step.slopes, walk.tableau.b, -step.h))
+            both = step.y1
+        if walk.failed is not None:
+            text, _, remedy = walk.failed.value.partition(": ")
+            raise GradientError(
+                f"the adjoint stopped after {walk.n} steps back from t={start:.8g}: {text}",
+                "backward solves that reach the time before",
+                f"{remedy}; or take odeint, whose gradient integrates nothing back",
+            )
+        return both[1]
+
+    def _walk(self, control: PIDController, start: float, end: float) -> Walk:
+        assert self.way.reach is not None
+        sign = 1 if end >= start else -1
+        inner = {t for t in (*control.step_t, *control.jump_t) if sign * start < sign * t < sign * end}
+        stops, jumps = [*sorted(inner, reverse=sign < 0), end], frozenset(control.jump_t)
+        tableau = ADAPTIVE[self.way.method].tableau
+        reach = self.way.reach.of((self.moved, *self.sums))
+        walk = Walk(
+            lambda t, rank, time, both: self.field(t, both),
+            tableau,
+            control,
+            reach,
+            self.given.device,
+            self.given.time,
+            stops,
+            jumps,
+            on=self.on,
+        )
+
+        def tried() -> list[tuple[Tensor | None, Tensor | None]]:
+            """The error of each quadrature in the step that is tried, and what the step adds to it."""
+            assert walk.trial is not None
+            assert tableau.error_weights is not None
+            of, h = walk.trial.slopes, -walk.size
+            return list(zip(weighed(of, tableau.error_weights, h), weighed(of, tableau.b, h), strict=True))
+
+        reach.tried = tried
+        return walk
+
+    def accept(self, parts: Sequence[Tensor | None]) -> None:
+        """Add what a step adds."""
+        moved, *rest = parts
+        if moved is not None:
+            self.moved = self.moved + moved
+        for total, part in zip(self.sums, rest, strict=True):
+            if part is not None:
+                total.add_(part)
+
+
+def weighed(slopes: Sequence[AnyLeaves], weights: Sequence[float], h: float) -> list[Tensor | None]:
+    """`h sum_i weights[i] parts[i]` of each quadrature; None where it is zero."""
+    totals: list[Tensor | None] = []
+    for slope, weight in zip(slopes, weights, strict=False):
+        assert isinstance(slope, Slope)
+        totals = totals or [None] * len(slope.parts)
+        if not weight:
+            continue
+        for i, part in enumerate(slope.parts):
+            if part is not None:
+                before = totals[i]
+                totals[i] = (h * weight) * part if before is None else before.add_(part, alpha=h * weight)
+    return totals
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, way: Way, t: Tensor, y0: Tensor, *params: Tensor) -> tuple[Tensor | None, Tensor]:
+        event_t, ys = way.forth()
+        kinds = dict.fromkeys((y0.device.type, "cpu"))
+        ctx.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+        ctx.way = way
+        ctx.end = None if event_t is None else event_t.item()
+        ctx.save_for_backward(ys, *params)
+        if event_t is not None:
+            ctx.mark_non_differentiable(event_t)
+        return event_t, ys
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise UnsupportedError(
+                "a second derivative through odeint_adjoint",
+                "first derivatives (create_graph=False)",
+                "take odeint, which can be differentiated again",
+            )
+        way, (ys, *params) = ctx.way, ctx.saved_tensors
+        flow, timed, (_, grads) = way.flow, ctx.needs_input_grad[1], gradients
+        times = flow.times if ctx.end is None else (flow.times[0], ctx.end)
+        back = Back(way, params, timed)
+        (kind,) = back.given.carried
+        rates: list[Tensor] = []
+        with contextlib.ExitStack() as stack:
+            for device, enabled, of in ctx.autocast:
+                stack.enter_context(torch.autocast(device, dtype=of, enabled=enabled))
+            stack.enter_context(unhooked(params))
+            a = torch.zeros_like(ys[-1], dtype=kind)
+            for i in reversed(range(1, len(times))):
+                if timed:
+                    time = torch.full((), times[i], dtype=back.given.time, device=ys.device)
+                    rates.append((flow.f(time, ys[i]) * grads[i].conj()).sum().real)
+                a = back.between(times[i], times[i - 1], ys[i].to(kind), a + grads[i])
+            a = a + grads[0]
+        g = None
+        if timed:
+            first = back.moved - sum(rates)
+            rest = reversed(rates) if ctx.end is None else [torch.zeros_like(first)] * (len(flow.times) - 1)
+            g = torch.stack([first, *rest]).to(flow.t.dtype)
+        return (None, g, a.to(flow.y0.dtype), *back.sums)

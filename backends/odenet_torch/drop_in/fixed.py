@@ -1,0 +1,195 @@
+"""Methods without an error estimate: steps from time to time, or over a grid of the user's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import GridError, InputError, SolveError, Solver
+from odenet._step import slopes
+from odenet._tableau import Tableau
+from odenet_torch._state import Layout, Leaves, layout
+from odenet_torch._walk import On
+from odenet_torch._weigh import weigh_leaves
+from odenet_torch.drop_in.flow import Flow
+from odenet_torch.drop_in.options import Spacing
+
+_EVENT_STEPS = 20000  # as there: then it is given up
+_ROUNDING = 1e-6  # of a step: what is smaller is no step of its own
+
+Evaluate = Callable[[Tensor, Leaves], Leaves]
+
+
+@dataclass
+class FixedStep:
+    """A step.
+
+    Args:
+        n: its index.
+        t, t1: its ends.
+        h: its signed size, differentiable where the times are.
+        y, y1: the states there.
+        slopes: of its stages.
+    """
+
+    n: int
+    t: float
+    t1: float
+    h: Any
+    y: Leaves
+    y1: Leaves
+    slopes: Sequence[Leaves]
+
+
+def solve(flow: Flow, solver: Solver, spacing: Spacing, on: On | None) -> tuple[Tensor | None, Tensor]:
+    """See `odenet_torch.drop_in.adaptive.solve`."""
+    given, y0 = layout(flow.y0)
+
+    def evaluate(t: Tensor, y: Leaves) -> Leaves:
+        return given.slope(flow.f(t, given.call(y)), y)
+
+    if flow.event_fn is not None:
+        return _until_event(flow, solver.tableau, spacing, on, (given, y0, evaluate))
+    if len(flow.times) == 1:
+        return None, flow.y0.unsqueeze(0)
+    grid, outputs, direction = nodes(flow, spacing, flow.y0, flow.t), [y0[0]], flow.direction
+    moving = flow.t.requires_grad and torch.is_grad_enabled()
+    for step in steps(evaluate, solver.tableau, y0, grid, given.time, spacing.perturb, on):
+        while len(outputs) < len(flow.times) and direction * step.t1 >= direction * (t := flow.times[len(outputs)]):
+            if t == step.t1 and not (moving and spacing.interp == "cubic"):
+                outputs.append(step.y1[0])
+                continue
+            wanted = flow.t[len(outputs)] - grid[step.n] if moving else t - step.t
+            outputs.append(_between(step, wanted / step.h, spacing.interp, evaluate, given))
+    return None, given.returned(torch.stack(outputs), 0)
+
+
+def nodes(flow: Flow, spacing: Spacing, y0: Tensor, t: Tensor) -> Tensor:
+    """The ends of all steps.
+
+    Args:
+        flow: with the function.
+        spacing: of steps.
+        y0: the state.
+        t: first and last time, and those between them that are wanted.
+
+    Raises:
+        GridError: a grid that does not go from the first of the times to the last.
+    """
+    if spacing.grid_constructor is not None:
+        grid = spacing.grid_constructor(flow.func if flow.shapes is None else flow.f, y0, t)
+        ends, wanted = [grid[0].item(), grid[-1].item()], [t[0].item(), t[-1].item()]
+        if ends != wanted:
+            raise GridError(f"grid_constructor made a grid from {ends[0]} to {ends[1]}", f"{wanted[0]} to {wanted[1]}")
+        return grid
+    if spacing.step_size is None:
+        return t
+    whole = (t[-1] - t[0]).item() / spacing.step_size
+    # a last step of nothing but rounding is none
+    count = max(1, math.ceil(abs(whole) - _ROUNDING))
+    places = torch.arange(count, dtype=t.dtype, device=t.device) * math.copysign(spacing.step_size, whole)
+    return torch.cat([places + t[0], t[-1:]])
+
+
+def steps(
+    evaluate: Evaluate, tableau: Tableau, y: Leaves, grid: Tensor, time: torch.dtype, perturb: bool, on: On | None
+) -> Iterator[FixedStep]:
+    """Those from the first node of a grid to the last; nothing is read from the device but the grid, and that once.
+
+    Args:
+        evaluate: the field.
+        tableau: the method.
+        y: the state at the first node.
+        grid: the nodes.
+        time: number type of the times that the field is called with.
+        perturb: see `Spacing`.
+        on: who is told of steps.
+    """
+    ends = grid.tolist()
+    found = grid.to(torch.promote_types(grid.dtype, time))
+    size = found[1:] - found[:-1]
+    moving = size.requires_grad and torch.is_grad_enabled()
+    sizes: Sequence[Any] = size.unbind(0) if moving else size.tolist()
+    times = _stage_times(found, size, tableau, time, perturb)
+    for n, (h, row) in enumerate(zip(sizes, times.unbind(0), strict=True)):
+        if on is not None:
+            on.tried(ends[n], y, float(h))
+        at = row.unbind(0)
+        made = slopes(tableau, lambda i, state, at=at: evaluate(at[i], state), y, h)
+        y1 = _weighed(y, h, tableau.b, made) if moving else weigh_leaves(y, h, tableau.b, made)
+        yield FixedStep(n, ends[n], ends[n + 1], h, y, y1, made)
+        y = y1
+
+
+def _weighed(y: Leaves, h: Tensor, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves:
+    """`y + h sum_i weights[i] slopes[i]` with a derivative by h."""
+    for weight, slope in zip(weights, slopes, strict=False):
+        if weight:
+            y = tuple(leaf + (h * weight) * k for leaf, k in zip(y, slope, strict=True))
+    return y
+
+
+def _stage_times(grid: Tensor, size: Tensor, tableau: Tableau, time: torch.dtype, perturb: bool) -> Tensor:
+    """Of all stages, one row a step."""
+    c = torch.tensor(tableau.c[: tableau.step_stages], dtype=grid.dtype, device=grid.device)
+    times = torch.where(c == 1, grid[1:, None], grid[:-1, None] + size[:, None] * c).to(time)
+    if not perturb:
+        return times
+    with torch.no_grad():
+        ahead = (size[:, None].sign() * math.inf).to(time)
+        beside = torch.where(c == 1, torch.nextafter(times, -ahead), times)
+        beside[:, :1] = torch.nextafter(times[:, :1], ahead)
+        move = beside - times
+    return times + move
+
+
+def _between(step: FixedStep, position: Any, interp: str, evaluate: Evaluate, given: Layout) -> Tensor:
+    """The state within a step, on a line or on a cubic (Hermite) that has the slopes of its ends."""
+    p, (y,), (y1,) = position, step.y, step.y1
+    if interp == "linear":
+        return y + p * (y1 - y)
+    (first,) = step.slopes[0]
+    (last,) = evaluate(torch.full((), step.t1, dtype=given.time, device=given.device), step.y1)
+    bend = (1 - p) * first - p * last
+    return y + p * p * (3 - 2 * p) * (y1 - y) + step.h * p * (1 - p) * bend
+
+
+def _until_event(
+    flow: Flow, tableau: Tableau, spacing: Spacing, on: On | None, start: tuple[Layout, Leaves, Evaluate]
+) -> tuple[Tensor, Tensor]:
+    given, y, evaluate = start
+    if spacing.step_size is None:
+        raise InputError("an event with a method of fixed steps and no step_size", "options={'step_size': h}")
+    before = flow.signs(flow.times[0], flow.y0)
+    if 0.0 in before:
+        return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
+    h = flow.direction * spacing.step_size
+    for n in range(_EVENT_STEPS):
+        ends = flow.t[0] + torch.arange(n, n + 2, dtype=flow.t.dtype, device=flow.t.device) * h
+        (step,) = steps(evaluate, tableau, y, ends, given.time, spacing.perturb, on)
+        y = step.y1
+        if flow.signs(step.t1, given.call(y)) != before:
+            break
+    else:
+        raise SolveError(
+            f"no event within {_EVENT_STEPS} steps of step_size={spacing.step_size}",
+            remedy="take a larger step_size, or look at the signs of event_fn",
+        )
+
+    def at(position: Any) -> Tensor:
+        return given.returned(_between(step, position, spacing.interp, evaluate, given), 0)
+
+    low, high = 0.0, 1.0
+    with torch.no_grad():
+        while high - low > max(spacing.precision / abs(h), 2.0**-52):
+            middle = (low + high) / 2
+            happened = flow.signs(step.t + middle * h, at(middle)) != before
+            low, high = (low, middle) if happened else (middle, high)
+    event_t = torch.tensor(step.t + high * h, dtype=flow.t.dtype, device=flow.t.device)
+    place = (step.t + high * h - ends[0]) / h if ends.requires_grad else high
+    return event_t, torch.stack([flow.y0, at(place)])

@@ -1,0 +1,149 @@
+"""An initial value problem as torchdiffeq states it: the state is one tensor, of tuples the leaves in a row."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import DtypeError, GridError, InputError, StateError
+
+Norm = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """`y' = f(t, y)`, `y(t[0]) = y0`.
+
+    Args:
+        func: `func(t, y)`, of a tensor or a tuple of tensors.
+        shapes: of the tuple's entries; None for a state that is one tensor.
+        y0: the state, flat where it is a tuple.
+        t: times, on the device of y0.
+        times: the same as floats.
+        event_fn: `event_fn(t, y)`, whose change of sign ends the solve.
+    """
+
+    func: Callable[[Tensor, Any], Any]
+    shapes: tuple[torch.Size, ...] | None
+    y0: Tensor
+    t: Tensor
+    times: tuple[float, ...]
+    event_fn: Callable[[Tensor, Any], Tensor] | None
+
+    @property
+    def direction(self) -> float:
+        """Of time: 1 or -1."""
+        return -1.0 if self.times[-1] < self.times[0] else 1.0
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope, in the shape and number type of y."""
+        kind = y.dtype
+        if t.dtype is not kind and t.dtype is not (kind := y.real.dtype):
+            t = t.to(kind)
+        if self.shapes is None:
+            value = self.func(t, y)
+        else:
+            value = torch.cat([part.reshape(-1) for part in self.func(t, self.given(y))])
+        if value.dtype is not y.dtype and (y.is_complex() or not value.is_complex()):
+            value = value.to(y.dtype)  # torchdiffeq widens and narrows in silence
+        return value if value.shape == y.shape else value.expand_as(y)
+
+    def event(self, t: Any, y: Tensor) -> Tensor:
+        """The conditions on time and state, in a row."""
+        assert self.event_fn is not None
+        time = torch.as_tensor(t, device=y.device).to(y.real.dtype)
+        return torch.as_tensor(self.event_fn(time, self.given(y))).reshape(-1)
+
+    def signs(self, t: float, y: Tensor) -> list[float]:
+        """Of the conditions."""
+        with torch.no_grad():
+            return self.event(t, y).sign().tolist()
+
+    def given(self, y: Tensor) -> Any:
+        """A state as it was given: the tensor, or the tuple; with the leading axes that y has."""
+        if self.shapes is None:
+            return y
+        sizes = [shape.numel() for shape in self.shapes]
+        parts = zip(y.split(sizes, dim=-1), self.shapes, strict=True)
+        return tuple(part.reshape(*y.shape[:-1], *shape) for part, shape in parts)
+
+
+def flow(
+    func: Callable[[Tensor, Any], Any], y0: Any, t: Any, event_fn: Callable[[Tensor, Any], Tensor] | None = None
+) -> Flow:
+    """A checked flow.
+
+    Raises:
+        StateError: y0 is neither a tensor nor a tuple of tensors.
+        GridError, DtypeError: times that are no one-dimensional tensor of floats, or neither increase nor decrease.
+    """
+    shapes = None
+    if not isinstance(y0, Tensor):
+        if not isinstance(y0, tuple) or not y0 or not all(isinstance(leaf, Tensor) for leaf in y0):
+            raise StateError(f"y0 is a {type(y0).__name__}", "a tensor, or a tuple of tensors")
+        shapes = tuple(leaf.shape for leaf in y0)
+        y0 = torch.cat([leaf.reshape(-1) for leaf in y0])
+    if not isinstance(t, Tensor):
+        raise GridError(f"t is a {type(t).__name__}", "a one-dimensional tensor of times")
+    if not t.is_floating_point():
+        raise DtypeError(f"t is {t.dtype}", "a tensor of floats", "t.to(torch.float32)")
+    if t.ndim != 1 or not len(t):
+        raise GridError(f"t has shape {tuple(t.shape)}", "a one-dimensional tensor of times")
+    times = tuple(t.tolist())
+    ahead = {late > early for early, late in itertools.pairwise(times)}
+    if len(ahead) > 1 or any(early == late for early, late in itertools.pairwise(times)):
+        raise GridError(f"t={list(times)}", "times that strictly increase, or strictly decrease")
+    if event_fn is not None and len(times) != 2:
+        raise GridError(f"{len(times)} times with event_fn", "t0, and a second time that tells the direction")
+    if t.device != y0.device:
+        warnings.warn("t is not on the same device as y0. Coercing to y0.device.", stacklevel=3)
+        t = t.to(y0.device)
+    return Flow(func, shapes, y0, t, times, event_fn)
+
+
+def tolerance(name: str, given: Any, flow: Flow) -> float | Tensor:
+    """A tolerance as a number, or as one number an entry of the state.
+
+    Raises:
+        InputError: it needs a gradient, or has not one entry for each of the state's.
+    """
+    if isinstance(given, Tensor) and given.requires_grad:
+        raise InputError(f"{name} needs a gradient", "a tolerance that needs none", f"{name}.detach()")
+    if isinstance(given, Iterable) and flow.shapes is not None and getattr(given, "ndim", 1):
+        each = list(given)
+        if len(each) != len(flow.shapes):
+            raise InputError(f"{name} has {len(each)} entries for {len(flow.shapes)} of y0", "one for each")
+        return spread(each, [shape.numel() for shape in flow.shapes], flow.y0)
+    found = torch.as_tensor(given).detach()
+    return found.item() if found.ndim == 0 else found.to(flow.y0.device)
+
+
+def spread(values: Sequence[Any], sizes: Sequence[int], like: Tensor) -> Tensor:
+    """Each value as often as its size, in a row."""
+    kind = {"dtype": like.real.dtype, "device": like.device}
+    return torch.cat([torch.as_tensor(v, **kind).expand(n) for v, n in zip(values, sizes, strict=True)])
+
+
+def state_norm(given: Norm | None, flow: Flow) -> str | Norm:
+    """That of scaled errors: the root mean square; of tuples the largest of their entries."""
+    if flow.shapes is None:
+        return given or "rms"
+    if given is None:
+        return lambda y: mixed(flow.given(y))
+    return lambda y: given(flow.given(y))
+
+
+def mixed(leaves: Sequence[Tensor]) -> Tensor:
+    """The largest root mean square of a leaf."""
+    return torch.stack([rms(leaf) for leaf in leaves]).amax()
+
+
+def rms(leaf: Tensor) -> Tensor:
+    """The root mean square."""
+    return torch.linalg.vector_norm(leaf) / max(leaf.numel(), 1) ** 0.5

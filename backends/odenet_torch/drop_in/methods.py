@@ -1,0 +1,58 @@
+"""torchdiffeq's method names, and which steps of ours they are."""
+
+from __future__ import annotations
+
+import importlib
+from fractions import Fraction
+from types import ModuleType
+
+from odenet import BackendUnavailableError, Solver, UnknownNameError
+from odenet._solvers import BOSH3, DOPRI5, DOPRI8, EULER, FEHLBERG2, HEUN, MIDPOINT, RK38, TSIT5
+from odenet._tableau import Tableau
+
+_THIRD = Fraction(1, 3)
+HEUN3 = Solver(
+    "heun3",
+    Tableau(((), (_THIRD,), (0, 2 * _THIRD)), (Fraction(1, 4), 0, Fraction(3, 4)), (0, _THIRD, 2 * _THIRD), 3),  # pyright: ignore[reportArgumentType]
+    "Heun's third-order method",
+    "Heun 1900",
+)
+ADAPTIVE: dict[str, Solver] = {
+    "dopri8": DOPRI8,
+    "dopri5": DOPRI5,
+    "bosh3": BOSH3,
+    "fehlberg2": FEHLBERG2,
+    "adaptive_heun": HEUN,
+    "tsit5": TSIT5,
+}
+FIXED: dict[str, Solver] = {"euler": EULER, "midpoint": MIDPOINT, "heun2": HEUN, "heun3": HEUN3, "rk4": RK38}
+"""`rk4` is Kutta's 3/8 rule there."""
+DELEGATED = ("explicit_adams", "implicit_adams", "fixed_adams", "scipy_solver")
+
+
+def delegated(*names: str | None) -> bool:
+    """Whether one of these methods is left to torchdiffeq itself.
+
+    Raises:
+        UnknownNameError: of a method.
+    """
+    for name in names:
+        if name is not None and name not in (*ADAPTIVE, *FIXED, *DELEGATED):
+            raise UnknownNameError(f"there is no method called {name!r}", ", ".join((*ADAPTIVE, *FIXED, *DELEGATED)))
+    return any(name in DELEGATED for name in names)
+
+
+def torchdiffeq() -> ModuleType:
+    """The package.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    try:
+        return importlib.import_module("torchdiffeq")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"the methods {', '.join(DELEGATED)} are torchdiffeq's own, which cannot be imported ({error})",
+            f"{', '.join((*ADAPTIVE, *FIXED))} without it",
+            "pip install torchdiffeq",
+        ) from error
