@@ -13,7 +13,7 @@ import jax
 from odenet._files import write_text
 from odenet.compare.machine import machine
 
-NAMES = ("certificate", "gradient_order", "memory", "overhead", "recovery", "step_time")
+NAMES = ("certificate", "detest", "equal_error", "gradient_order", "memory", "overhead", "recovery", "step_time")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -74,15 +74,15 @@ class Depths(Names):
 
 def tolerance_list(text: str) -> tuple[float, ...]:
     """`1e-3,1e-6` or a range of decades `1e-3..1e-9` as tolerances between 0 and 1."""
-    first, dots, last = text.partition("..")
     try:
-        numbers = [float(first)]
-        while dots and numbers[-1] > 1.5 * float(last) > 0:
-            numbers.append(float(f"{numbers[-1] / 10:.6g}"))
+        ends = [float(part) for part in text.split("..")]
     except ValueError:
         raise InputError(f"{text!r} is no tolerance", "numbers, or decades downwards such as 1e-3..1e-9") from None
-    if not all(0 < number < 1 for number in numbers) or (dots and not 0 < float(last) <= numbers[0]):
+    if not all(0 < end < 1 for end in ends) or len(ends) > 2 or ends[-1] > ends[0]:
         raise InputError(f"{text!r} as tolerances", "numbers between 0 and 1, ranges that go down as 1e-3..1e-9")
+    numbers = ends[:1]
+    while numbers[-1] / 9.99 > ends[-1]:
+        numbers.append(float(f"{numbers[-1] / 10:.6g}"))
     return tuple(numbers)
 
 
