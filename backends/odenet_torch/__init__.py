@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from odenet import BackendEntry
 
 if TYPE_CHECKING:
+    from odenet_torch._drop_in import odeint, odeint_adjoint, odeint_dense, odeint_event
     from odenet_torch._nets import NeuralODE, OdeNet, ResidualStack
     from odenet_torch._solve import solve
     from odenet_torch.conversion.convert import convert
@@ -25,10 +26,25 @@ _HOMES = {
     "OdeNet": "_nets",
     "ResidualStack": "_nets",
     "convert": "conversion.convert",
+    "odeint": "_drop_in",
+    "odeint_adjoint": "_drop_in",
+    "odeint_dense": "_drop_in",
+    "odeint_event": "_drop_in",
     "solve": "_solve",
 }
 
-__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "convert", "solve"]
+__all__ = [
+    "NeuralODE",
+    "OdeNet",
+    "ResidualStack",
+    "backend",
+    "convert",
+    "odeint",
+    "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
+    "solve",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,13 +14,23 @@ from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
 CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "layer", "runs", "sums"}
+DROP_IN = {"__init__", "adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options"}
 ALONE = {
-    # modules that change as they run, torch's random state; models that somebody wrote with them
-    ONE: {"_called.py", "_dice.py", *(f"conversion/{name}.py" for name in CONVERSION)},
+    # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
+    ONE: {
+        "_called.py",
+        "_dice.py",
+        *(f"conversion/{name}.py" for name in CONVERSION),
+        "_drop_in.py",
+        *(f"drop_in/{name}.py" for name in DROP_IN),
+    },
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at
     OTHER: {"_trees.py", "_certificate.py", "_convolution.py"},
 }
-NAMES = {ONE: {"convert"}, OTHER: {"certified_value_and_grad"}}
+NAMES = {
+    ONE: {"convert", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event"},
+    OTHER: {"certified_value_and_grad"},
+}
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     "_batch.py": (set(), {"like"}),

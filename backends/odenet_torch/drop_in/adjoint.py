@@ -16,7 +16,7 @@ from torch import Tensor
 
 from odenet import GradientError, PIDController, UnsupportedError
 from odenet._step import Leaves as AnyLeaves
-from odenet_torch._state import Leaves, layout
+from odenet_torch._state import layout
 from odenet_torch._walk import On, Walk
 from odenet_torch.drop_in import fixed
 from odenet_torch.drop_in.error import Reach
@@ -130,27 +130,24 @@ class Back:
         inner = {t for t in (*control.step_t, *control.jump_t) if sign * start < sign * t < sign * end}
         stops, jumps = [*sorted(inner, reverse=sign < 0), end], frozenset(control.jump_t)
         tableau = ADAPTIVE[self.way.method].tableau
-        reach = self.way.reach.of((self.moved, *self.sums))
+
+        def tried() -> list[tuple[Tensor | None, Tensor | None]]:
+            assert walk.trial is not None
+            assert tableau.error_weights is not None
+            of, h = walk.trial.slopes, -walk.size
+            return list(zip(weighed(of, tableau.error_weights, h), weighed(of, tableau.b, h), strict=True))
+
         walk = Walk(
             lambda t, rank, time, both: self.field(t, both),
             tableau,
             control,
-            reach,
+            self.way.reach.of(lambda: (self.moved, *self.sums), tried),
             self.given.device,
             self.given.time,
             stops,
             jumps,
             on=self.on,
         )
-
-        def tried() -> list[tuple[Tensor | None, Tensor | None]]:
-            """The error of each quadrature in the step that is tried, and what the step adds to it."""
-            assert walk.trial is not None
-            assert tableau.error_weights is not None
-            of, h = walk.trial.slopes, -walk.size
-            return list(zip(weighed(of, tableau.error_weights, h), weighed(of, tableau.b, h), strict=True))
-
-        reach.tried = tried
         return walk
 
     def accept(self, parts: Sequence[Tensor | None]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor
 from odenet import InputError
 from odenet_torch._state import Leaves
 from odenet_torch._tolerance import Tolerance
-from odenet_torch.drop_in.flow import Flow, Norm, mixed, rms, spread, tolerance
+from odenet_torch.drop_in.flow import Flow, Norm, mixed, rms, state_norm, tolerance
 
-Each = "float | Tensor"
+Totals = Callable[[], Sequence[Tensor]]
+Tried = Callable[[], Sequence[tuple[Tensor | None, Tensor | None]]]
 
 
 class Reach(Tolerance):
@@ -25,9 +25,80 @@ class Reach(Tolerance):
         flow: the problem.
         rtol, atol: numbers; one for each of a tuple's entries; or for time, state, adjoint and each of the parameters.
         norm: None for all of these, "seminorm" without the parameters, or a function of a tuple of all.
-        state: norm of a state.
+        forward: norm of the state, None for the default.
         count: of parameters.
 
     Raises:
         InputError: tolerances or a norm that cannot be used.
     """
+
+    def __init__(self, flow: Flow, rtol: Any, atol: Any, norm: str | Norm | None, forward: Norm | None, count: int):
+        self.flow, self.of_all = flow, norm
+        if isinstance(norm, str) and norm != "seminorm":
+            raise InputError(f"norm={norm!r} of adjoint_options", "'seminorm', or a function of a tuple")
+        self.rtol, self.rtol_beside = _parted("adjoint_rtol", rtol, flow, count)
+        self.atol, self.atol_beside = _parted("adjoint_atol", atol, flow, count)
+        state = state_norm(forward, flow)
+        self.state = state if callable(state) else rms
+        self.rows = self.plain = False
+        self.totals: Totals = tuple
+        self.tried: Tried = tuple
+
+    def of(self, totals: Totals, tried: Tried) -> Reach:
+        """The same for one solve.
+
+        Args:
+            totals: the quadratures so far: by time, and by each parameter.
+            tried: the error of each in the step that is tried, and what the step adds to it; None for none.
+        """
+        found = copy.copy(self)
+        found.totals, found.tried = totals, tried
+        return found
+
+    def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
+        """See `Tolerance`."""
+        with torch.no_grad():
+            sizes = (torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y1, strict=True))
+            beside = [] if self.of_all == "seminorm" else self._beside()
+            return self._whole(self._scaled(error, sizes), beside)
+
+    def size(self, value: Leaves, y: Leaves) -> Tensor:
+        """See `Tolerance`."""
+        with torch.no_grad():
+            return self._whole(self._scaled(value, (leaf.abs() for leaf in y)), [None] * len(self.totals()))
+
+    def _beside(self) -> list[Tensor | None]:
+        """The errors of the quadratures over what is allowed."""
+        found: list[Tensor | None] = []
+        allowed = zip(self.totals(), self.tried(), self.rtol_beside, self.atol_beside, strict=True)
+        for total, (error, step), rtol, atol in allowed:
+            if error is None or step is None:
+                found.append(None)
+                continue
+            size = torch.maximum(total.abs(), (total + step).abs())
+            found.append(error.abs() / (atol + rtol * size))
+        return found
+
+    def _whole(self, both: Leaves, beside: list[Tensor | None]) -> Tensor:
+        y, a = both
+        if callable(self.of_all):
+            t, *params = (
+                torch.zeros_like(total) if each is None else each
+                for each, total in zip(beside, self.totals(), strict=True)
+            )
+            shown = [leaf if isinstance(leaf, tuple) else (leaf,) for leaf in map(self.flow.given, both)]
+            return torch.as_tensor(self.of_all((t, *shown[0], *shown[1], *params)))
+        parts = [torch.as_tensor(self.state(leaf), device=y.device).double() for leaf in (y, a)]
+        others = [each for each in beside if each is not None]
+        return torch.stack([*parts, *((mixed(others).double(),) if others else ())]).amax()
+
+
+def _parted(name: str, given: Any, flow: Flow, count: int) -> tuple[tuple[Any, Any], list[Any]]:
+    """A tolerance of the state and of its adjoint, and of what is beside them: time and parameters."""
+    if isinstance(given, Iterable) and getattr(given, "ndim", 1) and len(each := list(given)) == 3 + count:
+        if flow.shapes is None or len(flow.shapes) != 3 + count:
+            t, y, a, *params = (torch.as_tensor(value).detach() for value in each)
+            return (y, a), [t, *params]
+    found = tolerance(name, given, flow)
+    least = found if isinstance(found, float) else torch.as_tensor(found).min().item()
+    return (found, found), [least] * (1 + count)

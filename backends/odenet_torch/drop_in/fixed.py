@@ -115,8 +115,9 @@ def steps(
     size = found[1:] - found[:-1]
     moving = size.requires_grad and torch.is_grad_enabled()
     sizes: Sequence[Any] = size.unbind(0) if moving else size.tolist()
-    times = _stage_times(found, size, tableau, time, perturb)
-    for n, (h, row) in enumerate(zip(sizes, times.unbind(0), strict=True)):
+    times = _stage_times(found, size, tableau, time, perturb).unbind(0)
+    h: Any
+    for n, (h, row) in enumerate(zip(sizes, times, strict=True)):
         if on is not None:
             on.tried(ends[n], y, float(h))
         at = row.unbind(0)

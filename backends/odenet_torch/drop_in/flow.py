@@ -141,7 +141,7 @@ def state_norm(given: Norm | None, flow: Flow) -> str | Norm:
 
 def mixed(leaves: Sequence[Tensor]) -> Tensor:
     """The largest root mean square of a leaf."""
-    return torch.stack([rms(leaf) for leaf in leaves]).amax()
+    return torch.stack([rms(leaf).double() for leaf in leaves]).amax()
 
 
 def rms(leaf: Tensor) -> Tensor:
