@@ -39,7 +39,11 @@ def solve(backend, *, y0=START, weights=MIX, **choices):
     return odenet.solve(rational, y0, weights, t1=1.6, backend=backend, **choices)
 
 
-@pytest.mark.parametrize("solver", PAIRS)
+COMPILED = [name if name in ("dopri5", "heun") else pytest.param(name, marks=pytest.mark.slow) for name in PAIRS]
+"""Those whose programs are compiled in the quick suite."""
+
+
+@pytest.mark.parametrize("solver", COMPILED)
 def test_backends_accept_the_same_steps(solver):
     found = {}
     for name in BACKENDS:
@@ -54,18 +58,20 @@ def test_backends_accept_the_same_steps(solver):
             )
             assert solution.result is odenet.Result.SUCCESS
     one, other = found.values()
-    assert one[:3] == other[:3]
+    assert one[:2] == other[:2]
+    # a program of JAX's evaluates the slope at t1 whether or not an output reads it
+    assert abs(one[2] - other[2]) <= (not SOLVERS[solver].tableau.fsal)
     np.testing.assert_allclose(one[3], other[3], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", PAIRS)
-def test_the_error_follows_the_tolerance(backend, solver):
-    exact = flat(backend, solve(backend, solver="dopri8", rtol=1e-12, atol=1e-13, ts=TIMES).ys)
+def test_the_error_follows_the_tolerance(thorough, solver):
+    exact = flat(thorough, solve(thorough, solver="dopri8", rtol=1e-12, atol=1e-13, ts=TIMES).ys)
     loose, tight = (1e-3, 1e-5) if SOLVERS[solver].order < 5 else (1e-4, 1e-8)
     errors = {}
     for tolerance in (loose, tight):
-        found = solve(backend, solver=solver, rtol=tolerance, atol=tolerance, ts=TIMES)
-        errors[tolerance] = np.abs(flat(backend, found.ys) - exact).max()
+        found = solve(thorough, solver=solver, rtol=tolerance, atol=tolerance, ts=TIMES)
+        errors[tolerance] = np.abs(flat(thorough, found.ys) - exact).max()
         # Fehlberg's 1(2) pair estimates the error of a first-order solution that is nearly one of second order
         assert errors[tolerance] < (1000 if solver == "fehlberg2" else 30) * tolerance
     assert errors[tight] < 0.1 * errors[loose]
@@ -87,11 +93,11 @@ def test_ts_may_be_every_step_and_the_solution_can_be_evaluated_anywhere(backend
         solve(backend, rtol=1e-3).at(0.5)
 
 
-def test_backward_in_time_undoes_forward(backend):
-    there = solve(backend, rtol=1e-10, atol=1e-12)
-    (y1,) = numpy_leaves(backend, there.y1)
-    back = odenet.solve(rational, y1, MIX, t0=1.6, t1=0.0, backend=backend, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(flat(backend, back.y1), START.ravel(), atol=1e-8)
+def test_backward_in_time_undoes_forward(thorough):
+    there = solve(thorough, rtol=1e-10, atol=1e-12)
+    (y1,) = numpy_leaves(thorough, there.y1)
+    back = odenet.solve(rational, y1, MIX, t0=1.6, t1=0.0, backend=thorough, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(flat(thorough, back.y1), START.ravel(), atol=1e-8)
 
 
 def test_no_time_is_no_step(backend):
@@ -100,14 +106,14 @@ def test_no_time_is_no_step(backend):
     assert int(found.stats.steps) == 0
 
 
-def test_tolerances_are_by_leaf_and_by_entry(backend):
+def test_tolerances_are_by_leaf_and_by_entry(thorough):
     y0 = {"fast": np.ones(2), "slow": np.ones(3)}
 
     def field(t, y):
         return {"fast": -30 * y["fast"], "slow": -0.1 * y["slow"]}
 
     def steps(rtol, atol=1e-8):
-        return int(odenet.solve(field, y0, t1=1.0, backend=backend, rtol=rtol, atol=atol).stats.steps)
+        return int(odenet.solve(field, y0, t1=1.0, backend=thorough, rtol=rtol, atol=atol).stats.steps)
 
     strict = steps(1e-8)
     assert steps({"fast": 1e-1, "slow": 1e-8}, {"fast": 1.0, "slow": 1e-8}) < strict
@@ -119,33 +125,33 @@ def test_tolerances_are_by_leaf_and_by_entry(backend):
 
 
 @pytest.mark.parametrize("norm", ["rms", "mixed", "max", lambda tree: abs(tree).max()])
-def test_norms(backend, norm):
-    found = solve(backend, rtol=1e-7, control=PIDController(norm=norm))
-    exact = solve(backend, solver="dopri8", rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(flat(backend, found.y1), flat(backend, exact.y1), atol=1e-5)
-    largest = solve(backend, rtol=1e-7, control=PIDController(norm="max"))
+def test_norms(thorough, norm):
+    found = solve(thorough, rtol=1e-7, control=PIDController(norm=norm))
+    exact = solve(thorough, solver="dopri8", rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(flat(thorough, found.y1), flat(thorough, exact.y1), atol=1e-5)
+    largest = solve(thorough, rtol=1e-7, control=PIDController(norm="max"))
     assert int(found.stats.steps) <= int(largest.stats.steps)
 
 
-def test_steps_end_where_they_are_told_and_sizes_stay_within_bounds(backend):
+def test_steps_end_where_they_are_told_and_sizes_stay_within_bounds(thorough):
     control = PIDController(step_t=[0.4, 1.0], max_step=0.3, first_step=0.05)
-    found = solve(backend, rtol=1e-3, ts="all", control=control)
-    times = odenet.backend(backend).to_numpy(found.ts)
+    found = solve(thorough, rtol=1e-3, ts="all", control=control)
+    times = odenet.backend(thorough).to_numpy(found.ts)
     assert {0.4, 1.0} <= set(times.tolist())
     assert times[1] == pytest.approx(0.05)
     assert np.diff(times).max() <= 0.3 + 1e-12
-    forced = solve(backend, rtol=1e-12, atol=1e-12, ts="all", control=PIDController(min_step=0.1))
-    assert np.diff(odenet.backend(backend).to_numpy(forced.ts))[:-1].min() >= 0.1 - 1e-12
+    forced = solve(thorough, rtol=1e-12, atol=1e-12, ts="all", control=PIDController(min_step=0.1))
+    assert np.diff(odenet.backend(thorough).to_numpy(forced.ts))[:-1].min() >= 0.1 - 1e-12
 
 
-def test_a_jump_that_is_named_costs_no_accuracy(backend):
+def test_a_jump_that_is_named_costs_no_accuracy(thorough):
     def field(t, y):
         return (1.0 - 4.0 * (t >= 0.5)) * y
 
     for jumps in ((), (0.5,)):
         control = PIDController(jump_t=jumps)
-        found = odenet.solve(field, np.ones(2), backend=backend, rtol=1e-8, atol=1e-10, control=control)
-        error = abs(flat(backend, found.y1)[0] - np.exp(0.5 - 1.5))
+        found = odenet.solve(field, np.ones(2), backend=thorough, rtol=1e-8, atol=1e-10, control=control)
+        error = abs(flat(thorough, found.y1)[0] - np.exp(0.5 - 1.5))
         if jumps:
             assert error < 1e-7
             assert int(found.stats.rejected) < 4
@@ -172,7 +178,7 @@ def test_a_solve_that_cannot_go_on_says_so(backend, field, control, result):
     assert np.isnan(end).all()
 
 
-def test_an_event_ends_the_solve_and_is_differentiable(backend):
+def test_an_event_ends_the_solve_and_is_differentiable(thorough):
     """A ball falls from height h: it lands at sqrt(2 h / g), with speed sqrt(2 h g)."""
 
     def field(t, y, g):
@@ -187,16 +193,16 @@ def test_an_event_ends_the_solve_and_is_differentiable(backend):
             return solution.event_t + 0 * solution.y1[0]
 
         value, gradients, found = odenet.value_and_grad(
-            landed, field, y0, np.array(gravity), t1=5.0, backend=backend, rtol=1e-9, event=event, gradient=method
+            landed, field, y0, np.array(gravity), t1=5.0, backend=thorough, rtol=1e-9, event=event, gradient=method
         )
         assert float(value) == pytest.approx(np.sqrt(2 * height / gravity), abs=1e-9)
         assert found.result is odenet.Result.EVENT
-        np.testing.assert_allclose(flat(backend, found.y1), [0, -np.sqrt(2 * height * gravity)], atol=1e-8)
-        assert flat(backend, gradients.weights)[0] == pytest.approx(-0.5 * np.sqrt(2 * height) * gravity**-1.5)
-        assert flat(backend, gradients.y0)[0] == pytest.approx(0.5 * np.sqrt(2 / height / gravity))
-    assert odenet.solve(field, y0, gravity, t1=0.5, backend=backend, rtol=1e-6, event=event).result.name == "SUCCESS"
+        np.testing.assert_allclose(flat(thorough, found.y1), [0, -np.sqrt(2 * height * gravity)], atol=1e-8)
+        assert flat(thorough, gradients.weights)[0] == pytest.approx(-0.5 * np.sqrt(2 * height) * gravity**-1.5)
+        assert flat(thorough, gradients.y0)[0] == pytest.approx(0.5 * np.sqrt(2 / height / gravity))
+    assert odenet.solve(field, y0, gravity, t1=0.5, backend=thorough, rtol=1e-6, event=event).result.name == "SUCCESS"
     rising = odenet.Event(lambda t, y: y[0] - 5, direction=1)
-    assert odenet.solve(field, y0, gravity, backend=backend, rtol=1e-6, event=rising).result.name == "SUCCESS"
+    assert odenet.solve(field, y0, gravity, backend=thorough, rtol=1e-6, event=rising).result.name == "SUCCESS"
 
 
 def gradient(backend, method, solver="dopri5", weights=MIX, **choices):
@@ -220,11 +226,11 @@ def gradient(backend, method, solver="dopri5", weights=MIX, **choices):
 
 
 @pytest.mark.parametrize("solver", ["dopri5", *(pytest.param(name, marks=pytest.mark.slow) for name in PAIRS)])
-def test_gradient_methods_agree_with_backprop_and_finite_differences(backend, solver):
-    value, exact, _ = gradient(backend, "backprop", solver)
+def test_gradient_methods_agree_with_backprop_and_finite_differences(thorough, solver):
+    value, exact, _ = gradient(thorough, "backprop", solver)
     bounds = {"checkpoint": 1e-10, "checkpoint:states=3": 1e-10}
     for method in METHODS:
-        again, found, _ = gradient(backend, method, solver)
+        again, found, _ = gradient(thorough, method, solver)
         assert again == pytest.approx(value, rel=1e-9)
         bound = bounds.get(method, 2e-7 if SOLVERS[solver].order > 3 else 3e-3)
         assert np.linalg.norm(found - exact) <= bound * np.linalg.norm(exact), method
@@ -232,25 +238,25 @@ def test_gradient_methods_agree_with_backprop_and_finite_differences(backend, so
     size = 1e-4
 
     def along(sign):
-        return gradient(backend, "backprop", solver, weights=MIX + sign * size * way)[0]
+        return gradient(thorough, "backprop", solver, weights=MIX + sign * size * way)[0]
 
     difference = (along(1) - along(-1)) / (2 * size)
     loose = 1e-5 if SOLVERS[solver].order > 3 else 5e-2  # the steps change with the weights
     assert difference == pytest.approx(float(exact[START.size :] @ way.ravel()), rel=loose)
 
 
-def test_the_certificate_of_the_adaptive_discrete_adjoint_bounds_its_error(backend):
-    _, exact, _ = gradient(backend, "backprop")
-    _, found, solution = gradient(backend, "discrete-adjoint")
+def test_the_certificate_of_the_adaptive_discrete_adjoint_bounds_its_error(thorough):
+    _, exact, _ = gradient(thorough, "backprop")
+    _, found, solution = gradient(thorough, "discrete-adjoint")
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     assert solution.stats.certificate is not None
     assert 1e-14 < error < 10 * solution.stats.certificate < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["piecewise", "linear"])
-def test_weights_along_depth_are_read_at_their_time(backend, kind):
+def test_weights_along_depth_are_read_at_their_time(thorough, kind):
     layers = np.random.default_rng(2).normal(size=(4, 3, 3))
-    choices = {"t1": 1.0, "backend": backend}
+    choices = {"t1": 1.0, "backend": thorough}
     loss = lambda solution: (solution.y1 * solution.y1).sum()  # noqa: E731
     fine = odenet.value_and_grad(loss, rational, START, Depth(layers, kind), steps=120, solver="rk4", **choices)
     for method in ("backprop", "checkpoint", "discrete-adjoint:iterations=5", "continuous-adjoint"):
@@ -259,7 +265,7 @@ def test_weights_along_depth_are_read_at_their_time(backend, kind):
         )
         assert float(found[0]) == pytest.approx(float(fine[0]), abs=2e-6)
         np.testing.assert_allclose(
-            flat(backend, found[1].weights), flat(backend, fine[1].weights), atol=2e-6, err_msg=method
+            flat(thorough, found[1].weights), flat(thorough, fine[1].weights), atol=2e-6, err_msg=method
         )
 
 
