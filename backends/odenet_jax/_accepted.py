@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from odenet import Span
 from odenet._step import positions
@@ -139,6 +139,11 @@ class Along(Run):
         assert self.ends is not None
         return self.ends[1] - self.ends[0]
 
+    def moment(self, position: float) -> Array:
+        """The time at a position of the step that it stands at, see `Line.moment`."""
+        assert self.ends is not None
+        return self.line.moment(*self.ends, position)
+
     def at(self, n: Any) -> Along:
         """The run at accepted step n."""
         assert isinstance(self.grid, Accepted)
@@ -165,10 +170,32 @@ class Along(Run):
             found.append(self.slope(0, places[i], weigh_leaves(y, size, tableau.a[i], found) if i else y))
         return found
 
+    def advanced(self, y: Leaves) -> Leaves:
+        """The state at the end of the step, by a loop over its stages: the field is compiled once for all of them."""
+        tableau = self.solver.tableau
+        count = tableau.step_stages
+        moments = jnp.stack([self.moment(node) for node in tableau.c[:count]])
+        rows = [(*row, *(0.0,) * (count - len(row))) for row in (*tableau.a[:count], tableau.b[:count])]
+        weights = jnp.asarray(rows, self.layout.time) * self.size
+
+        def at(i: Any, slopes: Leaves) -> Leaves:
+            return tuple(
+                leaf + jnp.tensordot(weights[i].astype(leaf.real.dtype), k, 1)
+                for leaf, k in zip(y, slopes, strict=True)
+            )
+
+        def stage(i: Any, slopes: Leaves) -> Leaves:
+            found = self.slope_at(moments[i], at(i, slopes))
+            return tuple(
+                lax.dynamic_update_index_in_dim(k, slope, i, 0) for k, slope in zip(slopes, found, strict=True)
+            )
+
+        empty = tuple(jnp.zeros((count, *leaf.shape), leaf.dtype) for leaf in y)
+        return at(count, lax.fori_loop(0, count, stage, empty))
+
     def slope(self, n: Any, position: float, y: Leaves, *, reverse: bool = False, rank: int | None = None) -> Leaves:
         """See `Run.slope`; n is not looked at."""
-        assert self.ends is not None
-        return self.slope_at(self.line.moment(*self.ends, position), y)
+        return self.slope_at(self.moment(position), y)
 
     def slope_at(self, t: Array, y: Leaves) -> Leaves:
         """The field at a time, with the weights of this step's layer."""

@@ -1,318 +1,111 @@
-"""The loop with step-size control."""
+"""An adaptive solve, from a problem to its solution."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.core import Tracer
 
-from odenet import Event, PIDController, Result
-from odenet._step import trial
-from odenet_jax._accepted import Along, Line
-from odenet_jax._dense import Watch, between, slope_between
-from odenet_jax._fixed import write
-from odenet_jax._state import Leaves
-from odenet_jax._tolerance import Tolerance
-from odenet_jax._walk import CODE, Pace, finite, first_size, judge, propose, renewed, repeat, start
-from odenet_jax._weigh import choose, weigh_leaves
+from odenet import InputError, Problem, Result, Solution, SolveError, Span, Stats, UnsupportedError
+from odenet_jax._dense import Dense
+from odenet_jax._network import Whole
+from odenet_jax._record import Keep, Walked
+from odenet_jax._state import Leaves, layout
+from odenet_jax._walk import CODE
+from odenet_jax.gradients._accepted import WayBack
 
 
-@dataclass(frozen=True)
-class Keep:
-    """What the loop keeps for the way back, or for dense output.
+def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Array | None = None) -> Solution:
+    """The solution of an adaptive problem.
 
     Args:
-        nodes: whether the times of the steps.
-        rows: how many states.
-        every: keep every K-th state after y0. None keeps as many as there is room for, evenly: when it is full, every
-            second one goes.
-        dense: of how many steps what dense output reads; 0 for none.
+        made: the problem.
+        methods: its gradient method.
+        probe: see `odenet_jax.solve`.
+
+    Raises:
+        SolveError: it could not go on, and the controller's `throw` is on. Not inside of `jax.jit`.
     """
-
-    nodes: bool = False
-    rows: int = 0
-    every: int | None = None
-    dense: int = 0
-
-
-class States(NamedTuple):
-    """States kept for the way back.
-
-    Args:
-        index: of the step that each row is the start of; -1 where it is empty.
-        stride: of these.
-        rows: the states.
-    """
-
-    index: Array
-    stride: Array
-    rows: Leaves
-
-
-class Record(NamedTuple):
-    """What the loop keeps; see `Keep`."""
-
-    nodes: Array | None
-    states: States | None
-    y: Leaves
-    slopes: tuple[Leaves, ...]
+    span, stats = made.grid, Stats("jax", made.solver.label, made.gradient.label, 0, 0)
+    assert isinstance(span, Span)
+    if span.control.per_sample:
+        raise UnsupportedError("per_sample=True on backend jax", "one state a solve", "jax.vmap the solve over rows")
+    given, leaves = layout(made.y0)
+    whole = Whole(made, span, given, leaves, methods(stats))
+    ts = None if span.ts is None or span.every else jnp.asarray(span.ts, given.time)
+    dense = span.control.max_steps if span.dense else 0
+    if span.every or span.dense:
+        first, _ = whole.solve(leaves, None, Keep(nodes=True), None, differentiable=False)
+        steps = known(first.pace.accepted)
+        if steps is not None:
+            dense = max(steps, 1) if span.dense else 0
+        elif span.every:
+            raise InputError(
+                "ts='all' inside of jax.jit or jax.vmap, where the number of steps is not known",
+                "times",
+                "give the times, or dense=True and evaluate Solution.at",
+            )
+        if span.every:
+            assert first.record.nodes is not None
+            ts = first.record.nodes[:steps]
+    walked, event = whole.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True)
+    return _solution(made, whole, walked, event, ts)
 
 
-class Seen(NamedTuple):
-    """The last accepted step and what an event's condition was at its start."""
-
-    t: Array
-    y: Leaves
-    y1: Leaves
-    slopes: tuple[Leaves, ...]
-    before: Array
-    happened: Array
+def known(number: Array) -> Any:
+    """Its value; None where it is traced."""
+    number = lax.stop_gradient(number)
+    return None if isinstance(number, Tracer) else number.item()
 
 
-class Walked(NamedTuple):
-    """A solve.
-
-    Args:
-        ys: states at the kept times, NaN for those that were not reached.
-        y1: the state where the solve ended.
-        last: the state at the end of the last step; y1, but with an event.
-        end: the time where it ended.
-        pace: where the loop ended.
-        outputs: how many of the kept times were reached.
-        renewals: evaluations beside those of the steps.
-        record: what was kept.
-        position, entry, slope: of an event in the last step, which entry of the condition changed its sign, and the
-            slope of dense output then.
-    """
-
-    ys: Leaves
-    y1: Leaves
-    last: Leaves
-    end: Array
-    pace: Pace
-    outputs: Array
-    renewals: Array
-    record: Record
-    position: Array | None
-    entry: Array | None
-    slope: Leaves
-
-
-class _Carry(NamedTuple):
-    pace: Pace
-    y: Leaves
-    first: Leaves
-    renewals: Array
-    output: Array
-    ys: Leaves
-    record: Record
-    seen: Seen | None
-
-
-@dataclass(frozen=True)
-class Adaptive:
-    """A solve with step-size control.
-
-    Args:
-        run: the field and the method.
-        control, tolerance: of step sizes.
-        event: that ends it.
-        keep: what is kept beside the outputs.
-    """
-
-    run: Along
-    control: PIDController
-    tolerance: Tolerance
-    event: Event | None
-    keep: Keep
-
-    @property
-    def line(self) -> Line:
-        """Its times."""
-        return self.run.line
-
-    def solve(self, y0: Leaves, ts: Array | None) -> Walked:
-        """From y0 to t1, keeping the states at ts."""
-        line, run = self.line, self.run
-        begin = run.between(line.t0, line.stop(line.t0))
-        first = begin.slope(0, 0.0, y0)
-        size = first_size(self.control, run.solver.tableau, self.tolerance, line, begin.slope_at, y0, first)
-        pace = start(line, size, finite(y0, first))
-        record = self._record(y0)
-        nan = () if ts is None else tuple(jnp.full((*ts.shape, *leaf.shape), jnp.nan, leaf.dtype) for leaf in y0)
-        carry = _Carry(pace, y0, first, jnp.int32(0), jnp.int32(0), nan, record, self._unseen(y0))
+def _solution(
+    made: Problem, whole: Whole, walked: Walked, event: tuple[Array, Leaves] | None, ts: Array | None
+) -> Solution:
+    span, given, pace, tableau = whole.span, whole.layout, walked.pace, made.solver.tableau
+    tried = pace.accepted + pace.rejected
+    evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + walked.renewals
+    counts = [
+        number if (found := known(number)) is None else found for number in (pace.accepted, evaluations, pace.rejected)
+    ]
+    stats = Stats("jax", made.solver.label, made.gradient.label, *counts[:2], rejected=counts[2])
+    outcome = known(pace.outcome)
+    if outcome is not None and span.control.throw and outcome > CODE[Result.EVENT]:
+        raise_ended(list(Result)[outcome], pace)
+    end = jnp.asarray(span.t1, given.time) if event is None else jnp.where(jnp.isnan(event[0]), walked.end, event[0])
+    times, ys = ts, walked.ys
+    if ts is None or span.every:
+        times = end[None] if ts is None else jnp.concatenate([ts, end[None]])
+        ys = tuple(leaf[None] for leaf in walked.y1)
         if ts is not None:
-            output, ys = self._early(y0, ts, carry.ys)
-            carry = carry._replace(output=output, ys=ys)
-        carry = repeat(lambda carry: carry.pace.alive, lambda carry: self._step(carry, ts), carry)
-        return self._walked(carry, ts)
-
-    def _step(self, carry: _Carry, ts: Array | None) -> _Carry:
-        pace, y, tableau, line = carry.pace, carry.y, self.run.solver.tableau, self.line
-        step = propose(line, pace)
-        here = self.run.between(pace.t, step.t1)
-        made = trial(tableau, lambda i, at: here.slope(0, tableau.c[i], at), y, here.size, carry.first, weigh_leaves)
-        ratio = self.tolerance.ratio(made.error, y, made.y1)
-        accepted, now = judge(self.control, tableau.error_order, line, pace, step, ratio)
-
-        first, slopes, renewals = made.slopes[-1], made.slopes, carry.renewals
-        if not tableau.fsal:
-            needed = accepted if self._reads_ends(ts) else accepted & now.alive
-            first = renewed_end(here, needed, made.y1, carry.first)
-            slopes, renewals = (*slopes, first), renewals + needed
-        if line.jumps.shape[0]:
-            jumped = accepted & now.alive & line.jumping(step.t1)
-            first = renewed(self.run, jumped, step.t1, made.y1, first)
-            renewals = renewals + jumped
-        seen = carry.seen
-        if seen is not None:
-            now, seen = self._look(now, carry, step.t1, made.y1, slopes, accepted)
-        output, ys = carry.output, carry.ys
-        if ts is not None:
-            passing = accepted if seen is None else accepted & ~seen.happened.any()
-            output, ys = self._emit(ts, output, ys, passing, (pace.t, step.t1), step.t1, y, made.y1, slopes)
-        return _Carry(
-            now,
-            choose(accepted, made.y1, y),
-            choose(accepted, first, carry.first),
-            renewals,
-            output,
-            ys,
-            self._kept(carry.record, accepted, pace.accepted, step.t1, y, slopes),
-            seen,
+            ys = tuple(jnp.concatenate(pair) for pair in zip(walked.ys, ys, strict=True))
+    interpolant = None
+    if span.dense:
+        record = walked.record
+        assert record.nodes is not None
+        interpolant = Dense(
+            record.nodes,
+            pace.accepted,
+            walked.end,
+            record.y,
+            record.slopes,
+            walked.last,
+            tableau,
+            given.structure,
+            given.given,
         )
-
-    def _reads_ends(self, ts: Array | None) -> bool:
-        return ts is not None or self.event is not None or self.keep.dense > 0
-
-    def _record(self, y0: Leaves) -> Record:
-        keep, line = self.keep, self.line
-
-        def rows(count: int) -> Leaves:
-            return tuple(jnp.zeros((count, *leaf.shape), leaf.dtype) for leaf in y0)
-
-        nodes = jnp.zeros(self.control.max_steps + 1, line.t0.dtype).at[0].set(line.t0) if keep.nodes else None
-        states = None
-        if keep.rows:
-            states = States(jnp.full(keep.rows, -1, jnp.int32), jnp.int32(keep.every or 1), rows(keep.rows))
-        tableau = self.run.solver.tableau
-        count = tableau.stages + (not tableau.fsal)
-        slopes = tuple(rows(keep.dense) for _ in range(count)) if keep.dense else ()
-        return Record(nodes, states, rows(keep.dense) if keep.dense else (), slopes)
-
-    def _kept(self, record: Record, accepted: Any, n: Array, t1: Array, y: Leaves, slopes: Any) -> Record:
-        nodes, states = record.nodes, record.states
-        if nodes is not None:
-            (nodes,) = write((nodes,), jnp.where(accepted, n + 1, nodes.shape[0]), (t1,))
-        if states is not None:
-            states = stored(states, accepted, n, y, self.keep.every)
-        if not self.keep.dense:
-            return Record(nodes, states, (), ())
-        row = jnp.where(accepted, n, self.keep.dense)
-        kept = tuple(write(buffer, row, slope) for buffer, slope in zip(record.slopes, slopes, strict=True))
-        return Record(nodes, states, write(record.y, row, y), kept)
-
-    def _early(self, y0: Leaves, ts: Array, ys: Leaves) -> tuple[Array, Leaves]:
-        """The outputs at t0 itself."""
-        early = self.line.sign * (ts - self.line.t0) <= 0
-        ys = tuple(
-            jnp.where(early.reshape(-1, *[1] * leaf.ndim), leaf, kept) for leaf, kept in zip(y0, ys, strict=True)
-        )
-        return jnp.sum(early, dtype=jnp.int32), ys
-
-    def _emit(
-        self,
-        ts: Array,
-        output: Array,
-        ys: Leaves,
-        passing: Any,
-        ends: Any,
-        until: Array,
-        y: Leaves,
-        y1: Leaves,
-        slopes: Any,
-    ) -> tuple[Array, Leaves]:
-        """The outputs within a step, up to a time."""
-        tableau, (a, b), count = self.run.solver.tableau, ends, ts.shape[0]
-
-        def more(state: tuple[Array, Leaves]) -> Array:
-            t = ts[jnp.minimum(state[0], count - 1)]
-            return passing & (state[0] < count) & (self.line.sign * (t - until) <= 0)
-
-        def emit(state: tuple[Array, Leaves]) -> tuple[Array, Leaves]:
-            output, ys = state
-            t, go = ts[jnp.minimum(output, count - 1)], more(state)
-            found = between(tableau, (t - a) / (b - a), y, b - a, slopes)
-            return output + go, write(ys, jnp.where(go, output, count), choose(t == b, y1, found))
-
-        return repeat(more, emit, (output, ys))
-
-    def _unseen(self, y0: Leaves) -> Seen | None:
-        if self.event is None:
-            return None
-        before = Watch(self.event, self.run.layout).signs(self.line.t0, y0)
-        tableau = self.run.solver.tableau
-        slopes = (tuple(jnp.zeros_like(leaf) for leaf in y0),) * (tableau.stages + (not tableau.fsal))
-        return Seen(self.line.t0, y0, y0, slopes, before, jnp.zeros(before.shape, bool))
-
-    def _look(self, pace: Pace, carry: _Carry, t1: Array, y1: Leaves, slopes: Any, accepted: Any) -> tuple[Pace, Seen]:
-        assert self.event is not None
-        assert carry.seen is not None
-        watch = Watch(self.event, self.run.layout)
-        before = carry.seen.before
-        happened = watch.happened(t1, y1, before) & accepted
-        ends = happened.any()
-        after = jnp.where(accepted & ~ends, watch.signs(t1, y1, before), before)
-        last = choose(accepted, (carry.pace.t, carry.y, y1, slopes), tuple(carry.seen[:4]))
-        outcome = jnp.where(ends, CODE[Result.EVENT], pace.outcome).astype(jnp.int32)
-        return pace._replace(alive=pace.alive & ~ends, outcome=outcome), Seen(*last, after, happened)
-
-    def _walked(self, carry: _Carry, ts: Array | None) -> Walked:
-        pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t
-        position, entry, slope = None, None, ()
-        if carry.seen is not None and self.event is not None:
-            seen, watch, tableau = carry.seen, Watch(self.event, self.run.layout), self.run.solver.tableau
-            h, met = pace.t - seen.t, seen.happened.any()
-
-            def at(position: Array) -> Leaves:
-                return between(tableau, position, seen.y, h, seen.slopes)
-
-            position = jnp.where(met, watch.locate(at, seen.t, h, seen.before), 1).astype(h.dtype)
-            inside = met & (position < 1)
-            end = jnp.where(inside, seen.t + position * h, pace.t)
-            y1 = choose(inside, at(position), carry.y)
-            slope = slope_between(tableau, position, seen.slopes)
-            entry = jnp.argmax(watch.happened(end, y1, seen.before))
-            if ts is not None:
-                output, ys = self._emit(ts, output, ys, met, (seen.t, pace.t), end, seen.y, seen.y1, seen.slopes)
-        failed = pace.outcome > CODE[Result.EVENT]
-        y1 = choose(failed, tuple(jnp.full_like(leaf, jnp.nan) for leaf in y1), y1)
-        return Walked(ys, y1, carry.y, end, pace, output, carry.renewals, carry.record, position, entry, slope)
+    ys = given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(ys)])
+    return Solution(times, ys, stats, pace.outcome, None if event is None else event[0], interpolant)
 
 
-def renewed_end(here: Along, needed: Any, y1: Leaves, otherwise: Leaves) -> Leaves:
-    """The slope at the end of a step, where it is needed."""
-    return jax.lax.cond(needed, lambda: here.slope(0, 1.0, y1), lambda: otherwise)
-
-
-def stored(states: States, accepted: Any, n: Array, y: Leaves, every: int | None) -> States:
-    """States with that at the start of step n, where it is to be kept."""
-    index, stride, rows = states
-    count = index.shape[0]
-    if every is not None:
-        due = accepted & (n % every == 0) & (n > 0)
-        row = jnp.where(due, n // every - 1, count)
-    else:
-        full = ~_free(index, stride).any()
-        stride = jnp.where(accepted & full & (n % stride == 0), 2 * stride, stride)
-        free = _free(index, stride)
-        row = jnp.where(accepted & (n % stride == 0) & free.any(), jnp.argmax(free), count)
-    index = jnp.where(jnp.arange(count) == row, n, index)
-    return States(index, stride, write(rows, row, y))
-
-
-def _free(index: Array, stride: Array) -> Array:
-    return (index < 0) | (index % stride != 0)
+def raise_ended(result: Result, pace: Any) -> None:
+    """Raises SolveError with what to do about it."""
+    text, _, remedy = result.value.partition(": ")
+    steps = f"{int(pace.accepted)} steps ({int(pace.rejected)} rejected)"
+    raise SolveError(
+        f"the solve stopped at t={pace.t.item():.8g} after {steps}: {text}",
+        "",
+        f"{remedy}; PIDController(throw=False) returns what there is" if remedy else "",
+    )

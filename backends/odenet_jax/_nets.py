@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Depth, Gradient, InputError, NetSpec
+from odenet import Depth, Gradient, InputError, NetSpec, PIDController
 from odenet._depth import Kind, kind_of_blocks
 from odenet._gradients import gradient as gradient_named
-from odenet._problem import problem
+from odenet._problem import problem, require_one_grid
 from odenet._solver import AnySolver
 from odenet._solver import solver as solver_named
 from odenet_jax._convolution import convolve, convolve_in_loop, group_norm
@@ -144,38 +144,52 @@ class NeuralODE(eqx.Module):
 
     Args:
         field: a module `field(t, y)`.
-        steps: of the solver.
-        solver, gradient: names or records.
+        steps: of the solver; None for an adaptive solve.
+        solver, gradient: names or records; the default solver is rk4, of an adaptive solve dopri5.
         t0, t1: times.
+        rtol, atol, control: of an adaptive solve, as in `odenet.solve`; numbers, or trees of them without arrays.
 
     Shapes: any array in, the same shape out.
+
+    Raises:
+        InputError: both steps and tolerances, or neither.
     """
 
     field: Any
-    steps: int = eqx.field(static=True)
+    steps: int | None = eqx.field(static=True)
     solver: AnySolver = eqx.field(static=True)
     gradient: Gradient = eqx.field(static=True)
     t0: float = eqx.field(static=True)
     t1: float = eqx.field(static=True)
+    rtol: Any = eqx.field(static=True)
+    atol: Any = eqx.field(static=True)
+    control: PIDController | None = eqx.field(static=True)
 
     def __init__(
         self,
         field: Callable[[Array, Array], Array],
         *,
-        steps: int,
-        solver: str | AnySolver = "rk4",
+        steps: int | None = None,
+        solver: str | AnySolver | None = None,
         gradient: str | Gradient = "backprop",
         t0: float = 0.0,
         t1: float = 1.0,
+        rtol: Any = None,
+        atol: Any = None,
+        control: PIDController | None = None,
     ) -> None:
+        self.rtol, self.atol, self.control = rtol, atol, control
+        require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         self.field, self.steps = field, steps
-        self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
+        self.solver = solver_named(solver or ("rk4" if steps is not None else "dopri5"))
+        self.gradient = gradient_named(gradient)
         self.t0, self.t1 = t0, t1
 
     def __call__(self, x: Any, probe: Array | None = None) -> Any:
         """The state at t1; for `probe` see `odenet_jax.solve`."""
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        made = problem(lambda t, y, field: field(t, y), x, self.field, steps=self.steps, **choices)
+        choices |= {"steps": self.steps, "rtol": self.rtol, "atol": self.atol, "control": self.control}
+        made = problem(lambda t, y, field: field(t, y), x, self.field, **choices)
         return solve_problem(made, probe).y1
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from odenet import Problem, ReversibleSolver, StateError
+from odenet import Grid, Problem, ReversibleSolver, StateError
 from odenet._solver import AnySolver
 
 Place = tuple[Any, float, bool, int | None]
@@ -139,6 +139,7 @@ def tell(state: Any, key: Array | None, order: tuple[int, ...], kind: str, made:
             f"leaves with a leading axis of {count}",
             "make blocks and state with ResidualStack.stateful",
         )
+    assert isinstance(made.grid, Grid)
     return Told(state, key, None, order, kind == "linear", made.solver, made.grid.steps)
 
 

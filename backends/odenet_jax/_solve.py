@@ -21,15 +21,17 @@ from odenet import (
     UnsupportedError,
 )
 from odenet._problem import problem
+from odenet_jax._adaptive import solve_adaptive
 from odenet_jax._field import field as field_along
 from odenet_jax._fixed import Run, Solve
 from odenet_jax._replay import Replay, Told
-from odenet_jax._span import solve_span
 from odenet_jax._state import layout
 from odenet_jax.gradients import backprop
-from odenet_jax.gradients.checkpoint import Recomputation
+from odenet_jax.gradients._accepted import ROWS, Again, WayBack
+from odenet_jax.gradients._costate import AdaptiveCostate
+from odenet_jax.gradients.checkpoint import Recomputation, resolved
 from odenet_jax.gradients.continuous_adjoint import Costate
-from odenet_jax.gradients.discrete_adjoint import Reversal
+from odenet_jax.gradients.discrete_adjoint import AdaptiveReversal, Reversal
 from odenet_jax.gradients.reversible import Retrace
 
 
@@ -60,7 +62,7 @@ def solve_telling(made: Problem, probe: Array | None = None, told: Told | None =
         told: what blocks are told beside their input.
     """
     if isinstance(made.grid, Span):
-        return solve_span(made, probe), None
+        return solve_adaptive(made, lambda stats: _back(made, stats), probe), None
     given, leaves = layout(made.y0)
     field, weights = field_along(made.field, made.weights)
     run = Run(field, given, made.grid, made.solver, weights, replay=None if told is None else Replay(told))
@@ -89,3 +91,21 @@ def _method(made: Problem, stats: Stats) -> Solve:
             return Retrace(stats).solve
         case other:
             raise UnsupportedError(f"gradient {other.label} on backend jax", ", ".join(GRADIENTS))
+
+
+def _back(made: Problem, stats: Stats) -> WayBack:
+    """The same for the steps that an adaptive solve accepts."""
+    assert isinstance(made.grid, Span)
+    match made.gradient:
+        case Backprop():
+            return Again()
+        case Checkpoint() as method:
+            if method.memory is not None:
+                return Again(lambda run, y0: resolved(method, run, y0).states or 1)
+            return Again(method.states or method.segments or ROWS)
+        case DiscreteAdjoint() as method:
+            return AdaptiveReversal(method, stats)
+        case ContinuousAdjoint() as method:
+            return AdaptiveCostate(method, made.solver, made.grid.control)
+        case other:
+            raise UnsupportedError(f"gradient {other.label} of an adaptive solve on backend jax", ", ".join(GRADIENTS))

@@ -13,8 +13,8 @@ from jax.custom_derivatives import CustomVJPPrimal
 
 from odenet import UnsupportedError
 from odenet_jax._accepted import Along
-from odenet_jax._adaptive import Walked
 from odenet_jax._field import Field
+from odenet_jax._record import Walked
 from odenet_jax._state import Leaves
 
 

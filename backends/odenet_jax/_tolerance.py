@@ -56,12 +56,12 @@ def tolerance(control: PIDController, layout: Layout, like: Leaves) -> Tolerance
     Raises:
         InputError: a tree of tolerances that is not like the state, or arrays that do not broadcast to its leaves.
     """
-    each = [_each(name, getattr(control, name), layout, like) for name in ("rtol", "atol")]
+    rtol, atol = (_each(name, getattr(control, name), layout, like) for name in ("rtol", "atol"))
     norm = control.norm
     if callable(norm):
         of = norm
-        return Tolerance(*each, lambda leaves: of(layout.unflatten(leaves)), layout.time)
-    return Tolerance(*each, NORMS[norm], layout.time)
+        return Tolerance(rtol, atol, lambda leaves: of(layout.unflatten(leaves)), layout.time)
+    return Tolerance(rtol, atol, NORMS[norm], layout.time)
 
 
 def _each(name: str, given: Any, layout: Layout, like: Leaves) -> tuple[Any, ...]:

@@ -81,9 +81,8 @@ def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Prop
     """
     took, alive = jnp.abs(step.t1 - pace.t), pace.alive
     accepted, factor, past = control.judge(order, ratio, pace.past, TRACED)
-    if control.min_step is not None:
-        smallest = took <= control.min_step * (1 + 1e-10)
-        accepted |= smallest & jnp.isfinite(ratio)
+    smallest = jnp.zeros((), bool) if control.min_step is None else took <= control.min_step * (1 + 1e-10)
+    accepted |= smallest & jnp.isfinite(ratio)
     accepted &= alive
     size = took * factor
     # a step that was shortened to land on a stop says nothing against the size that it would have had
@@ -98,8 +97,7 @@ def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Prop
         pace.outcome,
     )
     now = now._replace(alive=alive & (now.t != line.t1))
-    if control.min_step is not None:
-        now = _ended(now, smallest & ~accepted, Result.NONFINITE)
+    now = _ended(now, smallest & ~accepted, Result.NONFINITE)
     now = _ended(now, _vanished(line, now), Result.STEP_TOO_SMALL)
     return accepted, _ended(now, now.accepted + now.rejected >= control.max_steps, Result.MAX_STEPS)
 

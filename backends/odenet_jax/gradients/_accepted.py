@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from jax import Array
 from odenet._interpolant import interpolant
 from odenet._step import add
 from odenet_jax._accepted import Along
-from odenet_jax._adaptive import Keep, Walked
 from odenet_jax._fixed import read, write
+from odenet_jax._record import Keep, Walked
 from odenet_jax._state import Leaves
 from odenet_jax._tolerance import Tolerance
 from odenet_jax._walk import repeat
@@ -134,7 +135,8 @@ class Stretch:
 
     def _outputs(self, run: Along, n: Any, go: Array, g: Leaves, output: Array, slopes: Any) -> tuple[Any, ...]:
         """Gradients at the end of the step, at its start and of its slopes, of the outputs in it."""
-        of, tableau, (a, b) = self.gradients, run.solver.tableau, run.ends or ()
+        assert run.ends is not None
+        of, tableau, (a, b) = self.gradients, run.solver.tableau, run.ends
         direct, of_slopes = zeros(g), tuple(zeros(g) for _ in slopes)
         if of.slopes:
             met = go & (n < of.y[0].shape[0])
@@ -185,12 +187,12 @@ class Again(WayBack):
         rows: how many the forward pass keeps, given the run and y0.
     """
 
-    def __init__(self, rows: Any = ROWS) -> None:
+    def __init__(self, rows: int | Callable[[Along, Leaves], int] = ROWS) -> None:
         self.rows = rows
 
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
-        rows = self.rows(run, y0) if callable(self.rows) else self.rows
+        rows = self.rows if isinstance(self.rows, int) else self.rows(run, y0)
         return Keep(nodes=True, rows=min(rows, max_steps))
 
     def back(
@@ -205,7 +207,7 @@ class Again(WayBack):
 
         def segment(carry: Any) -> Any:
             end, g, output, sums, between = carry
-            known = jnp.where((states.index >= 0) & (states.index < end), states.index, -1)
+            known = jnp.where((states.starts >= 0) & (states.starts < end), states.starts, -1)
             row = jnp.argmax(known)
             first, alive = known[row], end > 0
             least = jnp.maximum(first, end - room)  # the first step of this turn, whose states fit
@@ -217,7 +219,7 @@ class Again(WayBack):
                 n, y, between = state
                 go = behind(state)
                 between = write(between, jnp.where(go & (n >= least), n - least, room), y)
-                return n + go, choose(go, add(y, run.at(n).increment(0, y)), y), between
+                return n + go, choose(go, run.at(n).advanced(y), y), between
 
             _, y, between = repeat(behind, advance, (jnp.maximum(first, 0), read(states.rows, row), between))
 

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,8 @@ from odenet_jax._fixed import Carried, Run, kept_rows, loop_in_place, read
 from odenet_jax._replay import Replay, Told
 from odenet_jax._state import Leaves
 
+AnyRun = TypeVar("AnyRun", bound=Run)
+Value = TypeVar("Value")
 Sums = Any
 """Gradients of weights and of what the field closes over, as they add up; those of a stack's rows in place."""
 
@@ -164,7 +166,7 @@ def descend(step: Callable[[Any, Any], Any], steps: int, count: int, carry: Any)
     return lax.scan(body, (jnp.int32(steps - 1), carry), None, length=count)[0][1]
 
 
-def vjp(run: Run, evaluate: Callable[[Run, Leaves], Leaves], y: Leaves) -> tuple[Leaves, Callable[[Leaves], Any]]:
+def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> tuple[Value, Callable[[Value], Any]]:
     """A piece of the step that `run` stands at, and its pullback.
 
     Returns:
@@ -174,7 +176,7 @@ def vjp(run: Run, evaluate: Callable[[Run, Leaves], Leaves], y: Leaves) -> tuple
     slot, weights = run.slot, run.weights
     reads = weights.inexact if slot is None else (slot.start, slot.end)
 
-    def call(y: Leaves, reads: Any, closed: Any) -> Leaves:
+    def call(y: Leaves, reads: Any, closed: Any) -> Value:
         if slot is None:
             there = dataclasses.replace(run, weights=dataclasses.replace(weights, inexact=reads, closed=closed))
         else:
@@ -206,7 +208,7 @@ def _known(buffer: Leaves, row: Array, otherwise: Leaves) -> Leaves:
     return tuple(jnp.where(known, leaf, other) for leaf, other in zip(read(buffer, row), otherwise, strict=True))
 
 
-def once(gradient: str, found: Any) -> Any:
+def once(gradient: str, found: Any, remedy: str = "take gradient='backprop', which can be differentiated again") -> Any:
     """Gradients that cannot be differentiated again: JAX would differentiate the way back, which is an approximation.
 
     Raises:
@@ -222,7 +224,7 @@ def once(gradient: str, found: Any) -> Any:
         raise UnsupportedError(
             f"a second derivative through gradient={gradient!r}",
             "first derivatives (create_graph=False)",
-            "take gradient='backprop', which can be differentiated again",
+            remedy,
         )
 
     return identity(found)

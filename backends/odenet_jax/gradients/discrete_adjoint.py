@@ -18,8 +18,8 @@ from jax.core import Tracer
 from odenet import DiscreteAdjoint, GradientError, Stats
 from odenet._step import add, combine, subtract
 from odenet_jax._accepted import Along
-from odenet_jax._adaptive import Keep, Walked
 from odenet_jax._fixed import Run, kept_rows, read
+from odenet_jax._record import Keep, Walked
 from odenet_jax._state import Leaves
 from odenet_jax._tolerance import Tolerance
 from odenet_jax._walk import repeat
@@ -169,7 +169,7 @@ class AdaptiveReversal(WayBack):
             y = choose(go, before if method.correct else z, y)
             if anchors is not None:
                 row = place // (method.anchors or 1) - 1
-                known = go & (place > 0) & (place % (method.anchors or 1) == 0) & (row < anchors.index.shape[0])
+                known = go & (place > 0) & (place % (method.anchors or 1) == 0) & (row < anchors.starts.shape[0])
                 y = choose(known, read(anchors.rows, jnp.maximum(row, 0)), y)
             return n - go, y, g, output, sums, residual, choose(go, found, trouble)
 

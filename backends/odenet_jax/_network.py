@@ -1,4 +1,4 @@
-"""An adaptive solve, from a problem to its solution."""
+"""An adaptive solve as a function of arrays, with a gradient of our own."""
 
 from __future__ import annotations
 
@@ -10,87 +10,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.core import Tracer
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from odenet import (
-    Backprop,
-    Checkpoint,
-    ContinuousAdjoint,
-    DiscreteAdjoint,
-    Event,
-    InputError,
-    Problem,
-    Result,
-    Solution,
-    SolveError,
-    Span,
-    Stats,
-    UnsupportedError,
-)
+from odenet import Event, Problem, Result, Span
 from odenet_jax._accepted import Accepted, Along, line
-from odenet_jax._adaptive import Adaptive, Keep, Walked
-from odenet_jax._dense import Dense, Watch
+from odenet_jax._dense import Watch
 from odenet_jax._field import Weights
 from odenet_jax._field import field as field_along
-from odenet_jax._state import Layout, Leaves, layout
+from odenet_jax._march import March
+from odenet_jax._record import Keep, Walked
+from odenet_jax._state import Layout, Leaves
 from odenet_jax._times import moving, of_times
 from odenet_jax._tolerance import Tolerance, tolerance
 from odenet_jax._walk import CODE
-from odenet_jax.gradients._accepted import Again, Cotangents, WayBack
+from odenet_jax.gradients._accepted import Cotangents, WayBack
 from odenet_jax.gradients._adjoint import once
-from odenet_jax.gradients.checkpoint import resolved
-from odenet_jax.gradients.continuous_adjoint import AdaptiveCostate
-from odenet_jax.gradients.discrete_adjoint import AdaptiveReversal
 
-
-def solve_span(made: Problem, probe: Array | None = None) -> Solution:
-    """The solution of an adaptive problem; for `probe` see `odenet_jax.solve`.
-
-    Raises:
-        SolveError: it could not go on, and the controller's `throw` is on. Not inside of `jax.jit`.
-    """
-    span, stats = made.grid, Stats("jax", made.solver.label, made.gradient.label, 0, 0)
-    assert isinstance(span, Span)
-    if span.control.per_sample:
-        raise UnsupportedError("per_sample=True on backend jax", "one state a solve", "jax.vmap the solve over rows")
-    given, leaves = layout(made.y0)
-    whole = Whole(made, span, given, leaves, way_back(made, stats))
-    ts = None if span.ts is None or span.every else jnp.asarray(span.ts, given.time)
-    dense = span.control.max_steps if span.dense else 0
-    if span.every or span.dense:
-        first, _ = whole.solve(leaves, None, Keep(nodes=True), None, differentiable=False)
-        steps = known(first.pace.accepted)
-        if steps is not None:
-            dense = max(steps, 1) if span.dense else 0
-        elif span.every:
-            raise InputError(
-                "ts='all' inside of jax.jit or jax.vmap, where the number of steps is not known",
-                "times",
-                "give the times, or dense=True and evaluate Solution.at",
-            )
-        if span.every:
-            assert first.record.nodes is not None
-            ts = first.record.nodes[:steps]
-    walked, event = whole.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True)
-    return _solution(made, whole, walked, event, ts)
-
-
-def way_back(made: Problem, stats: Stats) -> WayBack:
-    """The gradient method of a problem."""
-    match made.gradient:
-        case Backprop():
-            return Again()
-        case Checkpoint() as method:
-            if method.memory is not None:
-                return Again(lambda run, y0: resolved(method, run, y0).states)
-            return Again(method.states or method.segments or Again().rows)
-        case DiscreteAdjoint() as method:
-            return AdaptiveReversal(method, stats)
-        case ContinuousAdjoint() as method:
-            return AdaptiveCostate(method, made.solver, made.grid.control)  # pyright: ignore[reportAttributeAccessIssue]
-        case other:
-            raise UnsupportedError(f"gradient {other.label} of an adaptive solve on backend jax", "the others")
+REMEDY = "take equal steps (steps=N) and gradient='backprop', which can be differentiated again"
 
 
 class Out(NamedTuple):
@@ -134,8 +70,6 @@ class Whole:
         Returns:
             The solve, and time and state of an event with their derivatives.
         """
-        if self.field.kind == "shared" and self.made.weights is None and not self.weights.closed:
-            pass
         probe = jnp.asarray(0 if probe is None else probe, self.layout.time)
         arguments = (
             y0,
@@ -169,7 +103,7 @@ class Whole:
 
     def _solve(self, y0: Leaves, of: Any, times: Any, rest: Any, keep: Keep) -> Walked:
         run, allowed, event = self._run(of, times, rest)
-        return Adaptive(run, self.span.control, allowed, event, keep).solve(y0, _between(run, times[2]))
+        return March(run, self.span.control, allowed, event, keep).solve(y0, _between(run, times[2]))
 
     def _network(self, keep: Keep) -> Callable[..., Out]:
         def out(walked: Walked) -> Out:
@@ -209,17 +143,11 @@ class Whole:
             sums = jax.tree.map(jnp.zeros_like, of)
             g, sums, residual = self.way.back(run, walked, meeting, sums, y0, allowed)
             moved = of_times(run, asked, walked, y0, g, y1, ys)
-            return *once(self.made.gradient.label, (g, sums, tuple(moved))), None, residual
+            return *once(self.made.gradient.label, (g, sums, tuple(moved)), REMEDY), None, residual
 
         network = jax.custom_vjp(primal)
         network.defvjp(forward, backward, symbolic_zeros=True)
         return network
-
-
-def known(number: Array) -> Any:
-    """Its value; None where it is traced."""
-    number = lax.stop_gradient(number)
-    return None if isinstance(number, Tracer) else number.item()
 
 
 def _between(run: Along, ts: Array | None) -> Array | None:
@@ -242,53 +170,4 @@ def _is_symbolic(leaf: Any) -> bool:
 
 
 def _filled(leaf: Any) -> Array:
-    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, SymbolicZero) else leaf
-
-
-def _solution(
-    made: Problem, whole: Whole, walked: Walked, event: tuple[Array, Leaves] | None, ts: Array | None
-) -> Solution:
-    span, given, pace, tableau = whole.span, whole.layout, walked.pace, made.solver.tableau
-    tried = pace.accepted + pace.rejected
-    evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + walked.renewals
-    counts = [
-        number if (found := known(number)) is None else found for number in (pace.accepted, evaluations, pace.rejected)
-    ]
-    stats = Stats("jax", made.solver.label, made.gradient.label, *counts[:2], rejected=counts[2])
-    outcome = known(pace.outcome)
-    if outcome is not None and span.control.throw and outcome > CODE[Result.EVENT]:
-        raise_ended(list(Result)[outcome], pace)
-    end = jnp.asarray(span.t1, given.time) if event is None else jnp.where(jnp.isnan(event[0]), walked.end, event[0])
-    times, ys = ts, walked.ys
-    if ts is None or span.every:
-        times = end[None] if ts is None else jnp.concatenate([ts, end[None]])
-        ys = tuple(leaf[None] for leaf in walked.y1)
-        if ts is not None:
-            ys = tuple(jnp.concatenate(pair) for pair in zip(walked.ys, ys, strict=True))
-    interpolant = None
-    if span.dense:
-        record = walked.record
-        assert record.nodes is not None
-        interpolant = Dense(
-            record.nodes,
-            pace.accepted,
-            walked.end,
-            record.y,
-            record.slopes,
-            walked.last,
-            tableau,
-            given.structure,
-            given.given,
-        )
-    ys = given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(ys)])
-    return Solution(times, ys, stats, pace.outcome, None if event is None else event[0], interpolant)
-
-
-def raise_ended(result: Result, pace: Any) -> None:
-    """Raises SolveError with what to do about it."""
-    text, _, remedy = result.value.partition(": ")
-    raise SolveError(
-        f"the solve stopped at t={pace.t.item():.8g} after {int(pace.accepted)} steps ({int(pace.rejected)} rejected): {text}",
-        "",
-        f"{remedy}; PIDController(throw=False) returns what there is" if remedy else "",
-    )
+    return jnp.zeros(leaf.shape, leaf.dtype) if _is_symbolic(leaf) else leaf
