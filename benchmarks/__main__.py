@@ -13,7 +13,27 @@ import jax
 from odenet._files import write_text
 from odenet.compare.machine import machine
 
-NAMES = ("certificate", "detest", "equal_error", "gradient_order", "memory", "overhead", "recovery", "step_time")
+NAMES = (
+    "adaptive_torch",
+    "certificate",
+    "detest",
+    "equal_error",
+    "gradient_order",
+    "memory",
+    "overhead",
+    "recovery",
+    "step_time",
+)
+    "adaptive_torch",
+    "certificate",
+    "detest",
+    "equal_error",
+    "gradient_order",
+    "memory",
+    "overhead",
+    "recovery",
+    "step_time",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

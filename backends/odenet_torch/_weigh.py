@@ -60,7 +60,8 @@ class Buffered:
         self.a = [y.new_tensor(row) for row in tableau.a]
         self.last = self.a[-1] if tableau.fsal else y.new_tensor(tableau.b)
         self.error = y.new_tensor(tableau.error_weights)
-        (self.rtol,), (self.atol,) = tolerance.rtol, tolerance.atol
+        (self.rtol,), (atol,) = tolerance.rtol, tolerance.atol
+        self.atol = y.new_tensor(atol)
         self.scale = entries**-0.5
         self.sizes: tuple[Tensor, Tensor] | None = None
 
@@ -101,7 +102,7 @@ class Buffered:
         size = sizes[1] if sizes is not None and sizes[0] is y[0] else flat.abs()
         size1 = flat1.abs()
         self.sizes = y1[0], size1
-        allowed = torch.maximum(size, size1).mul_(self.rtol).add_(self.atol)
+        allowed = torch.add(self.atol, torch.maximum(size, size1), alpha=self.rtol)
         error = torch.mv(before[-1], self.error).div_(allowed)
         ratio = abs(h) * self.scale * math.sqrt(torch.dot(error, error).item())  # the step's one host read
         return Trial(y1, (), tuple(slopes)), ratio
