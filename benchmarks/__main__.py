@@ -24,16 +24,6 @@ NAMES = (
     "recovery",
     "step_time",
 )
-    "adaptive_torch",
-    "certificate",
-    "detest",
-    "equal_error",
-    "gradient_order",
-    "memory",
-    "overhead",
-    "recovery",
-    "step_time",
-)
 RESULTS = Path(__file__).parent / "results"
 
 
