@@ -2,6 +2,7 @@
 
 from odenet._backend import Backend, BackendEntry, Evaluation, Gradients, Measurement
 from odenet._controller import PIDController
+from odenet._delegated import DelegatedSolver
 from odenet._depth import Depth
 from odenet._errors import (
     BackendUnavailableError,
@@ -62,6 +63,7 @@ __all__ = [
     "ContinuousAdjoint",
     "Cost",
     "Coupled",
+    "DelegatedSolver",
     "Depth",
     "DepthError",
     "DeviceUnavailableError",

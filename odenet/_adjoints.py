@@ -30,7 +30,8 @@ class DiscreteAdjoint(Gradient):
             back, which have too few to continue, are reversed, with `order - 1` iterations.
         order: of the extrapolation, 1 to 4: how many increments it continues. It gains where weights are smooth in
             depth: O(N^-(order+1)) there, O(1/N) where they are not.
-        anchors: keep every K-th state exactly, and go on from it. None keeps none.
+        anchors: keep every K-th state exactly, and go on from it: its step's VJP is exact and needs no prediction. None
+            keeps none.
         tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| is at
             most this; a GradientError if `limit` evaluations do not reach it. Reads a number on the host in torch.
         limit: of evaluations a step, with `tolerance`.
@@ -50,7 +51,7 @@ class DiscreteAdjoint(Gradient):
     formula = ("N s", "(m+1) N s", "N s", "1")
     variants: ClassVar = {
         "predictor=extrapolate": ("N s", "(N+k max(1,k-1)) s", "N s", "1"),
-        "anchors=K": ("N s", "(m+1) N s", "N s", "1+(N-1)//K"),
+        "anchors=K": ("N s", "(N+m (N-(N-1)//K)) s", "N s", "1+(N-1)//K"),
         "tolerance=T": ("N s", "(L+1) N s", "N s", "1"),
     }
     certifies = True
@@ -63,6 +64,12 @@ class DiscreteAdjoint(Gradient):
         if self.anchors is not None:
             whole("anchors", self.anchors)
         whole("limit", self.limit)
+        if self.order != 2 and not self.extrapolates:
+            raise InputError(
+                f"order={self.order} of discrete-adjoint without extrapolation", "predictor=extrapolate with order"
+            )
+        if self.limit != 32 and self.tolerance is None:
+            raise InputError(f"limit={self.limit} of discrete-adjoint without a tolerance", "limit with tolerance=")
         number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
         if self.tolerance is not None and not (number and 0 < self.tolerance < 1):
             raise InputError(f"tolerance={self.tolerance!r}", "a number between 0 and 1, or None")
@@ -82,19 +89,24 @@ class DiscreteAdjoint(Gradient):
         """Evaluations of the increment that predict z in each of the first `order` steps, extrapolating."""
         return max(1, self.order - 1, self.iterations)
 
+    def offered(self, solver: AnySolver) -> bool:
+        """Methods whose increments odenet takes itself."""
+        return isinstance(solver, Solver)
+
     def anchored(self, steps: int) -> tuple[int, ...]:
         """The indices of the states kept as anchors."""
         return () if self.anchors is None else tuple(range(self.anchors, steps, self.anchors))
 
     def cost(self, solver: AnySolver, steps: int) -> Cost:
         """See `Cost`. With `tolerance`, `f_backward` is the most it can be."""
-        evaluations, predicted = solver.evaluations(steps), self.iterations * steps
-        if self.extrapolates:
-            early = min(self.order, steps)
-            predicted = (self.iterations - 1) * (steps - early) + self.startup * early
+        evaluations, anchored = solver.evaluations(steps), self.anchored(steps)
+        early = steps - self.order if self.extrapolates else 0
+        later = self.startup if self.extrapolates else self.iterations
+        known = set(anchored)
+        predicted = sum(later if n >= early else self.iterations - 1 for n in range(steps) if n not in known)
         if self.tolerance is not None:
-            predicted = max(predicted, self.limit * steps)
-        return Cost(evaluations, (predicted + steps) * solver.stages, evaluations, 1 + len(self.anchored(steps)))
+            predicted = max(predicted, self.limit * (steps - len(anchored)))
+        return Cost(evaluations, (predicted + steps) * solver.stages, evaluations, 1 + len(anchored))
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
         """The certificate; half as many times as there are steps to go back without an anchor, where not corrected.

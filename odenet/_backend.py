@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from odenet._delegated import DelegatedSolver, offering
 from odenet._errors import BackendUnavailableError, UnsupportedError
 from odenet._gradients import GRADIENTS, Gradient
 from odenet._solution import Solution
-from odenet._solver import SOLVER_NAMES, AnySolver
+from odenet._solver import AnySolver, own_solvers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,8 +168,13 @@ class BackendEntry:
         install: the command that makes it available.
         implementation: "module:Class" of its `Backend`.
         array_modules: top-level modules whose array types it owns; this is how `solve` finds it from y0.
-        solvers: names of the solvers it offers; None for every explicit Runge-Kutta method, yours included.
+        solvers: names of the solvers it offers with equal steps; None for every explicit Runge-Kutta method, yours
+            included, and every reversible one.
         gradients: names of the gradient methods it offers.
+        adaptive: names of the solvers it offers with tolerances; None for every explicit Runge-Kutta method that
+            estimates its error, () for none.
+        options: of gradient methods, the names of those it has; None for all.
+        base: another backend, whose arrays it takes. Such a backend is used where it is named, and owns no arrays.
     """
 
     name: str
@@ -178,30 +184,49 @@ class BackendEntry:
     array_modules: tuple[str, ...]
     solvers: tuple[str, ...] | None = None
     gradients: tuple[str, ...] = tuple(GRADIENTS)
+    adaptive: tuple[str, ...] | None = None
+    options: tuple[str, ...] | None = None
+    base: str | None = None
 
     @property
     def available(self) -> bool:
-        """Whether the framework is installed. It is looked for, not imported."""
-        return importlib.util.find_spec(self.framework) is not None
+        """Whether the framework is installed, and that of `base`. They are looked for, not imported."""
+        if importlib.util.find_spec(self.framework) is None:
+            return False
+        if self.base is None:
+            return True
+        from odenet._registry import known  # above this module
+
+        return self.base in known() and known()[self.base].available
 
     def owns(self, leaf: Any) -> bool:
         """Whether an array is of this backend's framework."""
         return any(kind.__module__.partition(".")[0] in self.array_modules for kind in type(leaf).__mro__)
 
-    def offers(self, solver: AnySolver, gradient: Gradient) -> bool:
-        """Whether this pair can be solved here."""
-        offered = gradient.name in self.gradients and (self.solvers is None or solver.name in self.solvers)
-        return offered and gradient.offered(solver)
+    def offers(self, solver: AnySolver, gradient: Gradient, *, adaptive: bool = False) -> bool:
+        """Whether this pair can be solved here, with equal steps or with tolerances."""
+        names = self.adaptive if adaptive else self.solvers
+        offered = solver.name in names if names is not None else not isinstance(solver, DelegatedSolver)
+        has = self.options is None or set(gradient.changed) <= set(self.options)
+        return offered and has and gradient.name in self.gradients and gradient.offered(solver)
 
-    def require(self, solver: AnySolver, gradient: Gradient) -> None:
+    def require(self, solver: AnySolver, gradient: Gradient, *, adaptive: bool = False) -> None:
         """Raises UnsupportedError with what is offered, unless the pair is."""
-        if not self.offers(solver, gradient):
-            raise UnsupportedError(
-                f"backend {self.name} does not offer solver {solver.label} with gradient {gradient.name}",
-                f"solvers {', '.join(self.solvers or SOLVER_NAMES)}; gradients {', '.join(self.gradients)} "
-                "(reversible with a reversible solver, the others but backprop with a Runge-Kutta method)",
-                "choose one of these, or another backend (`odenet list backends`)",
-            )
+        if self.offers(solver, gradient, adaptive=adaptive):
+            return
+        names = self.adaptive if adaptive else self.solvers
+        kinds = ", ".join(own_solvers() if names is None else names) or "none"
+        options = "" if self.options is None else f" (options {', '.join(self.options) or 'none'})"
+        elsewhere = isinstance(solver, DelegatedSolver) and ", ".join(offering(solver.name))
+        raise UnsupportedError(
+            f"backend {self.name} does not offer solver {solver.label} with gradient {gradient.label} and "
+            f"{'tolerances' if adaptive else 'equal steps'}",
+            f"solvers {kinds}; gradients {', '.join(self.gradients)}{options} "
+            "(reversible with a reversible solver, the others but backprop with a Runge-Kutta method)",
+            f"take backend={elsewhere}, which has that solver"
+            if elsewhere
+            else "choose one of these, or another backend (`odenet list backends`)",
+        )
 
     def load(self) -> Backend:
         """The backend itself; imports the framework.
@@ -211,7 +236,8 @@ class BackendEntry:
         """
         if not self.available:
             raise BackendUnavailableError(
-                f"backend {self.name} is known but not available: {self.framework} is not installed",
+                f"backend {self.name} is known but not available: {self.framework} "
+                f"{'is' if self.base is None else f'or {self.base}, on which it stands, is'} not installed",
                 "an installed framework",
                 self.install,
             )

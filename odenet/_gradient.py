@@ -45,12 +45,12 @@ class Gradient:
     @property
     def label(self) -> str:
         """The name and the options that are not at their default."""
-        changed = [
-            f"{field.name}={_spell(getattr(self, field.name))}"
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        ]
-        return ":".join([self.name, *changed])
+        return ":".join([self.name, *(f"{name}={_spell(getattr(self, name))}" for name in self.changed)])
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the options that are not at their default."""
+        return tuple(each.name for each in dataclasses.fields(self) if getattr(self, each.name) != each.default)
 
     def offered(self, solver: AnySolver) -> bool:
         """Whether this method can differentiate a solve by that solver."""

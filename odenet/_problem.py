@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from odenet import _tree
 from odenet._controller import PIDController
+from odenet._delegated import DELEGATED_SOLVERS, DelegatedSolver
 from odenet._depth import Depth
 from odenet._errors import GridError, InputError, StateError, UnsupportedError
 from odenet._event import Event
@@ -107,6 +108,14 @@ def problem(
     return made
 
 
+def require_one_grid(steps: int | None, tolerances: Mapping[str, Any]) -> None:
+    """Raises InputError unless either `steps` or one of the tolerances is given."""
+    given = [name for name, value in tolerances.items() if value is not None]
+    if (steps is None) == (not given):
+        found = f"steps={steps} and {', '.join(given)}" if given else "neither steps nor rtol, atol or control"
+        raise InputError(found, "steps=N for equal steps, or tolerances for an adaptive solve")
+
+
 def _control(control: PIDController | None, rtol: Any, atol: Any) -> PIDController:
     """The controller with these tolerances."""
     if control is not None and not isinstance(control, PIDController):
@@ -121,7 +130,7 @@ def _event(event: Event | Callable[[Any, Any], Any] | None) -> Event | None:
 
 def adaptive_solvers() -> tuple[str, ...]:
     """The solvers that estimate their error."""
-    return tuple(name for name, found in SOLVERS.items() if found.tableau.b_low is not None)
+    return (*(name for name, found in SOLVERS.items() if found.tableau.b_low is not None), *DELEGATED_SOLVERS)
 
 
 def _check_adaptive(made: Problem) -> None:
@@ -143,7 +152,7 @@ def _check_adaptive(made: Problem) -> None:
             "predictor=reverse",
         )
     for what, each in found:
-        if not isinstance(each, Solver) or each.tableau.b_low is None:
+        if not (isinstance(each, DelegatedSolver) or (isinstance(each, Solver) and each.tableau.b_low is not None)):
             raise UnsupportedError(
                 f"{what} {each.label!r} with tolerances: it estimates no error",
                 ", ".join(adaptive_solvers()),
@@ -169,7 +178,7 @@ def _check_backward(made: Problem, grid: Grid, method: ContinuousAdjoint) -> Non
     for name in ("rtol", "atol"):
         if getattr(method, name) is not None:
             raise InputError(f"{name} of the continuous adjoint of a solve in equal steps", "steps=N, or neither")
-    _, steps = method.backward(made.solver, grid.steps)
+    steps = method.steps or grid.steps
     if method.interpolate and steps != grid.steps:
         raise GridError(
             f"an interpolated continuous adjoint of {steps} steps for a solve of {grid.steps}",

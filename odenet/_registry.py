@@ -35,7 +35,8 @@ def _scan() -> tuple[dict[str, BackendEntry], dict[str, OdenetError]]:
             found[point.name] = _entry(point)
         except OdenetError as error:
             broken[point.name] = error
-    return found, broken
+    # those that a user gets without asking come first
+    return dict(sorted(found.items(), key=lambda item: not item[1].array_modules)), broken
 
 
 def known() -> dict[str, BackendEntry]:
@@ -103,7 +104,7 @@ def owner(leaf: Any, besides: BackendEntry) -> BackendEntry | None:
     """Another backend whose array this is. NumPy's arrays are everybody's."""
     if besides.owns(leaf) or type(leaf).__module__ == "numpy":
         return None
-    return next((found for found in known().values() if found.owns(leaf)), None)
+    return next((found for found in known().values() if found.owns(leaf) and found.name != besides.base), None)
 
 
 def _ours_first(point: Any) -> tuple[bool, str]:

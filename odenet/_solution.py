@@ -30,6 +30,10 @@ class Result(Enum):
         "the step size vanished beside t: the field has a jump or a singularity there (name jumps with jump_t), or "
         "the tolerances are below the rounding of the number type"
     )
+    IMPLICIT = (
+        "the equations of an implicit step could not be solved: take smaller steps (a smaller first_step or max_step, "
+        "tighter tolerances), or look for a jump in the field"
+    )
 
 
 @dataclass

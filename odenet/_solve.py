@@ -17,6 +17,7 @@ from odenet._registry import backend as load
 from odenet._registry import entry, entry_for, owner
 from odenet._solution import Solution
 from odenet._solver import AnySolver
+from odenet._span import Span
 
 
 def solve(
@@ -52,7 +53,8 @@ def solve(
             and t1 with tolerances.
         solver: a name or alias (`odenet list solvers`) or a `Solver`; left out it is euler, with tolerances dopri5.
         gradient: a name with options (`odenet list gradients`) or a record such as `DiscreteAdjoint(correct=False)`.
-        backend: "torch" or "jax"; left out it follows from the arrays in y0 (or in the weights, if y0 is numbers).
+        backend: "torch", "jax" or another (`odenet list backends`); left out it follows from the arrays in y0 (or in
+            the weights, if y0 is numbers).
         rtol, atol: tolerances: one of them, or `control`, makes the solve adaptive. The other defaults to that of
             `PIDController`.
         control: everything else about step sizes.
@@ -119,7 +121,7 @@ def value_and_grad(
 def _backend(made: Problem, name: str | None) -> Backend:
     trees = {"y0": made.y0, "weights": made.weights.tree if isinstance(made.weights, Depth) else None}
     found = entry(name) if name is not None else entry_for(trees.values())
-    found.require(made.solver, made.gradient)
+    found.require(made.solver, made.gradient, adaptive=isinstance(made.grid, Span))
     for argument, tree in trees.items():
         for path, leaf in _tree.paths(tree):
             if other := owner(leaf, besides=found):

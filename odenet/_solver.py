@@ -1,17 +1,25 @@
-"""Solvers by name: explicit Runge-Kutta methods, and the reversible ones."""
+"""Solvers by name: explicit Runge-Kutta methods, the reversible ones, and those that a backend's package brings."""
 
 from __future__ import annotations
 
+from odenet._delegated import DELEGATED_SOLVERS, DelegatedSolver
 from odenet._errors import InputError
 from odenet._names import lookup
 from odenet._reversible import REVERSIBLE_SOLVERS, Coupled, ReversibleSolver
 from odenet._solvers import ALIASES, SOLVERS, Solver
 
-AnySolver = Solver | ReversibleSolver
+AnySolver = Solver | ReversibleSolver | DelegatedSolver
 
-_ALL: dict[str, AnySolver] = {**SOLVERS, **REVERSIBLE_SOLVERS}
+_ALL: dict[str, AnySolver] = {**SOLVERS, **REVERSIBLE_SOLVERS, **DELEGATED_SOLVERS}
 SOLVER_NAMES = tuple(_ALL)
-SOLVER_ALIASES = {**ALIASES, **{alias: found.name for found in REVERSIBLE_SOLVERS.values() for alias in found.aliases}}
+SOLVER_ALIASES = {
+    **ALIASES,
+    **{
+        alias: found.name
+        for found in (*REVERSIBLE_SOLVERS.values(), *DELEGATED_SOLVERS.values())
+        for alias in found.aliases
+    },
+}
 
 
 def solver(name: str | AnySolver) -> AnySolver:
@@ -23,11 +31,16 @@ def solver(name: str | AnySolver) -> AnySolver:
         UnknownNameError: with the nearest names.
         InputError: an option that cannot be used.
     """
-    if isinstance(name, (Solver, ReversibleSolver)):
+    if isinstance(name, (Solver, ReversibleSolver, DelegatedSolver)):
         return name
     if isinstance(name, str) and ":" in name:
         return _coupled(name)
     return lookup("solver", name, _ALL, SOLVER_ALIASES)
+
+
+def own_solvers() -> tuple[str, ...]:
+    """Names of the solvers whose steps odenet takes itself."""
+    return (*SOLVERS, *REVERSIBLE_SOLVERS)
 
 
 def made_reversible(given: AnySolver) -> AnySolver:

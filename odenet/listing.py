@@ -13,8 +13,9 @@ import click
 from rich.table import Table
 
 from odenet._backend import BackendEntry
+from odenet._delegated import DelegatedSolver
 from odenet._gradients import ALIASES as GRADIENT_ALIASES
-from odenet._gradients import GRADIENTS, ContinuousAdjoint
+from odenet._gradients import GRADIENTS, Backprop, ContinuousAdjoint
 from odenet._problems import PROBLEMS
 from odenet._registry import backend, broken, known
 from odenet._solver import SOLVER_NAMES, solver
@@ -36,17 +37,27 @@ _COST = (
 
 
 def solvers() -> list[Row]:
-    """A row for each solver, with plain values. What is of a tableau is None for a reversible solver."""
+    """A row for each solver, with plain values.
+
+    What is of a tableau is None for a reversible solver; stages, too, for one that a backend brings from its package.
+    `backends` names those that offer it, with equal steps or with tolerances.
+    """
     return [
         {
             "name": found.name,
             "aliases": list(found.aliases),
             "order": found.order,
-            "stages": found.stages,
+            "stages": None if isinstance(found, DelegatedSolver) else found.stages,
             "tableau_stages": found.tableau.stages if isinstance(found, Solver) else None,
             "fsal": found.tableau.fsal if isinstance(found, Solver) else None,
             "embedded_order": found.tableau.order_low if isinstance(found, Solver) else None,
             "reversible": found.reversible,
+            "implicit": isinstance(found, DelegatedSolver) and found.implicit,
+            "backends": [
+                each.name
+                for each in known().values()
+                if any(each.offers(found, Backprop(), adaptive=adaptive) for adaptive in (False, True))
+            ],
             "summary": found.summary,
             "source": found.source,
         }
@@ -94,11 +105,12 @@ def problems() -> list[Row]:
 def backends() -> list[Row]:
     """A row for each announced backend, with plain values. Those available are loaded, to ask them for devices.
 
-    `solvers` is None where any explicit Runge-Kutta method is offered. `trouble` says why a backend that should be
-    available cannot be used.
+    `solvers` (with equal steps) is None where any explicit Runge-Kutta method is offered, `adaptive` (with tolerances)
+    where any that estimates its error is, `options` (of gradient methods) where all are. `trouble` says why a backend
+    that should be available cannot be used.
     """
     unreadable = [
-        _row(name, "", available=False, solvers=[], gradients=[], install="", trouble=str(error))
+        _row(name, "", solvers=[], adaptive=[], gradients=[], options=[], install="", trouble=str(error))
         for name, error in broken().items()
     ]
     return [_backend(entry) for entry in known().values()] + unreadable
@@ -116,7 +128,9 @@ def _backend(entry: BackendEntry) -> Row:
         available=entry.available,
         version=_version(entry.framework) if entry.available else None,
         solvers=None if entry.solvers is None else list(entry.solvers),
+        adaptive=None if entry.adaptive is None else list(entry.adaptive),
         gradients=list(entry.gradients),
+        options=None if entry.options is None else list(entry.options),
         install=entry.install,
     )
     if entry.available:
@@ -146,7 +160,7 @@ def _backend_table(rows: Sequence[Row]) -> Table:
             return f"cannot be loaded: {row['trouble']}"
         return "available" if row["available"] else f"known, not available: {row['install']}"
 
-    columns = ("name", "framework", "version", "state", "devices", "solvers", "gradients")
+    columns = ("name", "framework", "version", "state", "devices", "equal steps", "tolerances", "gradients")
     cells = [
         (
             row["name"],
@@ -155,11 +169,16 @@ def _backend_table(rows: Sequence[Row]) -> Table:
             state(row),
             ", ".join(row["devices"]),
             "all" if row["solvers"] is None else "\n".join(row["solvers"]),
+            "all" if row["adaptive"] is None else "\n".join(row["adaptive"]),
             "\n".join(row["gradients"]),
         )
         for row in rows
     ]
-    return table("Backends", columns, cells)
+    legend = (
+        "equal steps, tolerances: the solvers offered with steps=N and with rtol, atol. all: every explicit "
+        "Runge-Kutta and reversible solver; with tolerances, those with an embedded solution."
+    )
+    return table("Backends", columns, cells, legend)
 
 
 def _solver_table(rows: Sequence[Row]) -> Table:
@@ -169,12 +188,12 @@ def _solver_table(rows: Sequence[Row]) -> Table:
             row["name"],
             ", ".join(row["aliases"]),
             row["order"],
-            row["stages"],
+            row["stages"] or "",
             row["tableau_stages"] or "",
             "" if row["fsal"] is None else _yes(row["fsal"]),
             row["embedded_order"] or "",
             _yes(row["reversible"]),
-            row["summary"],
+            row["summary"] if row["stages"] else f"{row['summary']} (backend {' or '.join(row['backends']) or 'none'})",
             row["source"],
         )
         for row in rows

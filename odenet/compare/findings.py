@@ -165,7 +165,7 @@ def _time(found: Sequence[Curve]) -> list[Finding]:
 
 
 def _counts(rows: Iterable[Row]) -> str:
-    counted = [row for row in rows if row.ok]
+    counted = [row for row in rows if row.ok and row.counts_match is not None]
     wrong = [row for row in counted if not row.counts_match]
     if not wrong:
         return f"field evaluations and VJPs are those of the cost model in all {len(counted)} measured cells."

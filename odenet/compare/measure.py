@@ -15,6 +15,7 @@ import numpy as np
 
 from odenet import _registry
 from odenet._backend import Backend, Evaluation, Measurement
+from odenet._delegated import DelegatedSolver
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients import Backprop, Cost
 from odenet._nets import NetSpec
@@ -160,9 +161,7 @@ def _timed(plan: Plan, done: _Evaluated, references: _References) -> Row:
         try:
             with backend.prepare(plan.dtype, plan.device):
                 measured = backend.measure(done.model, references.inputs, references.labels, plan.repeats)
-            row = _with_costs(
-                row, measured, plan.spec(cell.solver, cell.depth), cell.gradient.cost(cell.solver, cell.depth)
-            )
+            row = _with_costs(row, measured, plan.spec(cell.solver, cell.depth), _expected(cell))
         except _FAILURES as error:
             row = _failed(row, error)
     return replace(row, cell_seconds=done.seconds + time.perf_counter() - start)
@@ -192,7 +191,12 @@ def _compared(row: Row, evaluation: Evaluation, reference: Evaluation) -> Row:
     )
 
 
-def _with_costs(row: Row, measured: Measurement, spec: NetSpec, expected: Cost) -> Row:
+def _expected(cell: Cell) -> Cost | None:
+    """By the cost model; None where nobody knows how often a step evaluates f."""
+    return None if isinstance(cell.solver, DelegatedSolver) else cell.gradient.cost(cell.solver, cell.depth)
+
+
+def _with_costs(row: Row, measured: Measurement, spec: NetSpec, expected: Cost | None) -> Row:
     counts = measured.f_forward, measured.f_backward, measured.vjp
     return replace(
         row,
@@ -204,10 +208,10 @@ def _with_costs(row: Row, measured: Measurement, spec: NetSpec, expected: Cost) 
         gradient_bytes=sum(math.prod(shape) for shape in spec.shapes().values()) * np.dtype(row.dtype).itemsize,
         peak_bytes_method=measured.peak_bytes_method,
         f_forward=measured.f_forward,
-        f_forward_expected=expected.f_forward,
+        f_forward_expected=expected and expected.f_forward,
         f_backward=measured.f_backward,
-        f_backward_expected=expected.f_backward,
+        f_backward_expected=expected and expected.f_backward,
         vjp=measured.vjp,
-        vjp_expected=expected.vjp,
-        counts_match=counts == (expected.f_forward, expected.f_backward, expected.vjp),
+        vjp_expected=expected and expected.vjp,
+        counts_match=expected and counts == (expected.f_forward, expected.f_backward, expected.vjp),
     )

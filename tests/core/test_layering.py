@@ -12,6 +12,13 @@ import odenet
 
 CORE = Path(odenet.__file__).parent
 FRAMEWORKS = {"torch", "torchdiffeq", "jax", "jaxlib", "equinox", "diffrax", "optax", "flax", "lineax", "optimistix"}
+ALLOWED = {  # frameworks, and other backends
+    "odenet_torch": {"torch"},
+    "odenet_jax": {"jax", "jaxlib", "equinox"},
+    "odenet_torchdiffeq": {"torch", "torchdiffeq", "odenet_torch"},
+    "odenet_diffrax": {"jax", "equinox", "diffrax", "optimistix", "odenet_jax"},
+    "odenet_scipy": set(),
+}
 HEAVY = {"numpy", "scipy", "matplotlib", "sklearn", "safetensors", "click", "rich"}
 JOBS = {"_cli.py", "_flags.py", "_tables.py", "_problems.py", "_reference.py", "_convergence.py"}  # of the command line
 PLAIN = [path for path in sorted(CORE.glob("_*.py")) if path.name not in JOBS | {"_convergence_figure.py"}]
@@ -62,11 +69,15 @@ def test_the_plain_core_imports_nothing_heavy_when_it_is_loaded(path):
     assert imported(path, top_only=True) & HEAVY == set()
 
 
-@pytest.mark.parametrize(("package", "other"), [("odenet_torch", "odenet_jax"), ("odenet_jax", "odenet_torch")])
-def test_backends_do_not_import_each_other_or_the_other_framework(package, other):
-    foreign = {"odenet_torch": {"jax", "jaxlib", "equinox"}, "odenet_jax": {"torch"}}[package]
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_backend_imports_its_own_framework_and_the_backend_that_it_stands_on(package):
     for path in folder(package).rglob("*.py"):
-        assert imported(path) & {other, *foreign} == set(), path
+        backends = {name for name in imported(path) if name.startswith("odenet_")}
+        assert (imported(path) & FRAMEWORKS | backends) - {package} <= ALLOWED[package], path
+
+
+def test_every_backend_of_this_distribution_is_held_to_that():
+    assert {entry.implementation.partition(".")[0] for entry in odenet.known().values()} == set(ALLOWED)
 
 
 def test_no_folder_shadows_a_framework():

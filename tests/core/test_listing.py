@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from odenet import GRADIENTS, SOLVERS, Backend, BackendEntry, _registry, solver
+from odenet._delegated import DELEGATED_SOLVERS
 from odenet._gradients import gradient
 from odenet._problems import PROBLEMS
 from odenet._reversible import REVERSIBLE_SOLVERS
@@ -71,7 +72,7 @@ def rows(what):
 
 @pytest.mark.parametrize(
     ("what", "names"),
-    [("solvers", (*SOLVERS, *REVERSIBLE_SOLVERS)), ("gradients", GRADIENTS), ("problems", PROBLEMS)],
+    [("solvers", (*SOLVERS, *REVERSIBLE_SOLVERS, *DELEGATED_SOLVERS)), ("gradients", GRADIENTS), ("problems", PROBLEMS)],
 )
 def test_every_record_is_listed_as_text_and_as_json(what, names):
     text = listed(what)

@@ -11,8 +11,11 @@ import pytest
 
 import odenet
 from odenet import BackendEntry, BackendUnavailableError, InputError, UnknownNameError, UnsupportedError, _registry
+from odenet._solver import SOLVER_NAMES
 
 FRAMEWORKS = {"torch": "torch", "jax": "jax"}
+PEERS = {"torchdiffeq": "torch", "diffrax": "jax", "scipy": None}  # and what they stand on
+KNOWN = {*FRAMEWORKS, *PEERS}
 
 HIDE = """
 import sys
@@ -51,7 +54,7 @@ def test_importing_odenet_loads_the_standard_library_only():
     assert set(fresh(f"import odenet\n{LOADED}")) - before - set(sys.stdlib_module_names) == {"odenet"}
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", sorted(KNOWN))
 def test_importing_a_backend_loads_no_framework(framework):
     loaded = set(fresh(f"import odenet_{framework}\nassert odenet_{framework}.backend.name\n{LOADED}"))
     assert loaded - set(fresh(LOADED)) - set(sys.stdlib_module_names) == {"odenet", f"odenet_{framework}"}
@@ -100,9 +103,10 @@ def test_with_one_framework_everything_of_it_works_and_the_other_is_known(here, 
         )))
         """
     )
-    assert set(found["known"]) == {"torch", "jax"}
-    assert (found["available"], found["loaded"]) == ([here], [here])
-    assert sorted(found["listed"]) == [False, True]
+    assert set(found["known"]) == KNOWN
+    assert set(found["available"]) == {here, "scipy", *(peer for peer, base in PEERS.items() if base == here)}
+    assert found["loaded"] == [here]
+    assert sum(found["listed"]) == len(found["available"])
     assert found["y1"] == pytest.approx(0.3679, abs=1e-4)
     assert found["loss"] > 0
     assert found["gradient"] == pytest.approx(1.5)
@@ -123,9 +127,9 @@ def test_with_no_framework_at_all_the_core_still_works():
             print(json.dumps([list(odenet.available()), list(odenet.known()), len(odenet.SOLVERS), str(error)]))
         """
     )
-    assert found[:2] == [[], ["jax", "torch"]]
+    assert (found[0], set(found[1])) == (["scipy"], KNOWN)
     assert found[2] == len(odenet.SOLVERS)
-    assert "jax, torch" in found[3]
+    assert "jax, torch, diffrax" in found[3]
 
 
 def test_a_framework_that_is_installed_but_broken_is_an_error_that_says_so():
@@ -210,7 +214,7 @@ def test_a_backend_of_somebody_else_is_found_and_solves_and_broken_ones_stop_nob
         path=[site],
     )
     known, available, third, named, ours, errors = found
-    assert known == available == ["jax", "lists", "torch"]
+    assert known == available == sorted({"lists", *KNOWN})
     assert third == pytest.approx(named) == pytest.approx(ours, rel=1e-6)
     assert errors["ruined"][0] == "BackendUnavailableError"
     assert "ruined:backend could not be imported (half installed)" in errors["ruined"][1]
@@ -228,7 +232,7 @@ def test_an_unknown_backend_is_answered_with_a_near_one():
 def test_every_name_of_an_entry_is_one_the_core_knows():
     for entry in odenet.known().values():
         assert set(entry.gradients) <= set(odenet.GRADIENTS)
-        assert set(entry.solvers or ()) <= set(odenet.SOLVERS)
+        assert {*(entry.solvers or ()), *(entry.adaptive or ())} <= set(SOLVER_NAMES)
         assert entry.install.startswith("pip install")
 
 

@@ -1,0 +1,206 @@
+"""From a problem to a call of `diffeqsolve`, with tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import optimistix
+from jax import Array
+from jax.core import Tracer
+
+from odenet import (
+    Checkpoint,
+    ContinuousAdjoint,
+    Event,
+    PIDController,
+    Problem,
+    Result,
+    Solution,
+    Span,
+    Stats,
+    UnsupportedError,
+    _tree,
+)
+from odenet._span import number
+from odenet_diffrax._field import over_span
+from odenet_diffrax._result import coded, gave_up, thrown
+from odenet_diffrax._solvers import evaluations
+from odenet_diffrax._solvers import made as made_solver
+from odenet_jax._field import Field, Weights
+from odenet_jax._state import Layout, Leaves
+
+
+def solve_span(made: Problem, span: Span, field: Field, weights: Weights, given: Layout, leaves: Leaves) -> Solution:
+    """The solution of an adaptive problem.
+
+    Raises:
+        UnsupportedError: what diffrax has not.
+        SolveError: diffrax gave up.
+    """
+    _require(made, span)
+    control = span.control
+    t0, t1 = (jnp.asarray(time, given.time) for time in (span.t0, span.t1))
+    known = number("t0", span.t0), number("t1", span.t1)
+    sign = -1 if (known[1] or 0.0) < (known[0] or 0.0) else 1
+    ends = _layer_ends(field, *known)
+    solver = made_solver(made.solver, given.time, adaptive=True)
+    norm = _norm(control.norm, given)
+    found = diffrax.diffeqsolve(
+        diffrax.ODETerm(over_span(field, given, ends, sign)),
+        solver,
+        t0,
+        t1,
+        None if control.first_step is None else sign * control.first_step,
+        leaves,
+        (t0, t1, weights),
+        saveat=_saved(span, given),
+        stepsize_controller=_controller(control, norm, ends, given),
+        adjoint=_adjoint(made, control, norm, ends, given),
+        event=None if span.event is None else _event(span.event, given, leaves, t0),
+        max_steps=control.max_steps,
+        throw=False,
+    )
+    code, ys, ts = coded(found.result), found.ys, found.ts
+    assert ts is not None
+    count = found.stats["num_accepted_steps"]
+    traced = isinstance(count, Tracer)
+    if span.every and not traced:  # else padded, since nobody knows how many there will be
+        ts, ys = ts[: int(count) + 1], tuple(leaf[: int(count) + 1] for leaf in ys)  # pyright: ignore
+    # what was not reached is marked by infinity, but the last state is there in any case
+    reached = jnp.isfinite(ts) if span.ts is not None else jnp.full(ts.shape, ~gave_up(code))
+    ys = tuple(jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan) for leaf in ys)  # pyright: ignore
+    if control.throw:
+        ys = thrown(code, ys)
+    happened = span.event is not None and (traced or int(code) == list(Result).index(Result.EVENT))
+    event_t = ts[-1] if happened else None
+    if span.ts is not None and not span.every:
+        ts = jnp.stack([jnp.asarray(t, given.time) for t in span.ts])
+    tried = found.stats["num_steps"]
+    stats = Stats("diffrax", made.solver.label, made.gradient.label, count, None, None, tried - count)
+    evaluated = evaluations(solver, tried, 1, len(ends) + len(control.jump_t))
+    stats.f_evaluations = evaluated if evaluated is None else evaluated + 2 * (control.first_step is None)
+    tree = given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(ys)])
+    return Solution(ts, tree, stats, code, event_t, _dense(found, given) if span.dense else None)
+
+
+def _require(made: Problem, span: Span) -> None:
+    """Raises UnsupportedError for what diffrax has not."""
+    control, back = span.control, isinstance(made.gradient, ContinuousAdjoint)
+    missing = {
+        "per_sample=True (jax.vmap of the solve)": control.per_sample,
+        "tolerances that differ between entries": any(
+            len(_tree.leaves(value)) > 1 or getattr(_tree.leaves(value)[0], "shape", ()) != ()
+            for value in (control.rtol, control.atol)
+        ),
+        "an event together with ts": span.event is not None and span.ts is not None,
+        "dense=True, an event or ts='all' with the continuous adjoint": back
+        and (span.dense or span.every or span.event is not None),
+    }
+    for what, asked in missing.items():
+        if asked:
+            raise UnsupportedError(f"{what} on backend diffrax", "the defaults", "take backend='jax'")
+
+
+def _layer_ends(field: Field, t0: float | None, t1: float | None) -> tuple[float, ...]:
+    """Times at which piecewise weights jump."""
+    if field.kind != "piecewise":
+        return ()
+    if t0 is None or t1 is None:
+        raise UnsupportedError("piecewise weights between traced times on backend diffrax", "times that are numbers")
+    return tuple(t0 + (t1 - t0) * (n / field.intervals) for n in range(1, field.intervals))
+
+
+def _saved(span: Span, given: Layout) -> diffrax.SaveAt:
+    if span.every:
+        return diffrax.SaveAt(t0=True, steps=True, dense=span.dense)
+    if span.ts is None:
+        return diffrax.SaveAt(t1=True, dense=span.dense)
+    return diffrax.SaveAt(ts=jnp.stack([jnp.asarray(t, given.time) for t in span.ts]), dense=span.dense)
+
+
+def _controller(
+    control: PIDController, norm: Callable[[Any], Any], ends: tuple[float, ...], given: Layout, **other: Any
+) -> diffrax.AbstractStepSizeController:
+    made = diffrax.PIDController(
+        rtol=other.get("rtol") or _scalar(control.rtol),
+        atol=other.get("atol") or _scalar(control.atol),
+        norm=norm,
+        pcoeff=control.pcoeff,
+        icoeff=control.icoeff,
+        dcoeff=control.dcoeff,
+        dtmin=control.min_step,
+        dtmax=control.max_step,
+        factormin=control.factor_min,
+        factormax=control.factor_max,
+        safety=control.safety,
+    )
+    jumps = sorted({*ends, *control.jump_t})
+    stops = sorted(set(control.step_t) - set(jumps))
+    if not (jumps or stops):
+        return made
+    return diffrax.ClipStepSizeController(
+        made,
+        step_ts=jnp.asarray(stops, given.time) if stops else None,
+        jump_ts=jnp.asarray(jumps, given.time) if jumps else None,
+    )
+
+
+def _adjoint(
+    made: Problem, control: PIDController, norm: Callable[[Any], Any], ends: tuple[float, ...], given: Layout
+) -> diffrax.AbstractAdjoint:
+    match made.gradient:
+        case ContinuousAdjoint() as method:
+            own = {"rtol": method.rtol, "atol": method.atol}
+            both = _semi(norm) if method.seminorm else norm
+            return diffrax.BacksolveAdjoint(stepsize_controller=_controller(control, both, ends, given, **own))
+        case Checkpoint(states=int() as states):
+            return diffrax.RecursiveCheckpointAdjoint(states)
+        case _:
+            return diffrax.RecursiveCheckpointAdjoint()
+
+
+def _event(event: Event, given: Layout, leaves: Leaves, t0: Array) -> diffrax.Event:
+    """Theirs, a function for each entry of the condition, whose root Newton's method finds on the dense output."""
+
+    def entry(i: int) -> Callable[..., Array]:
+        return lambda t, y, args, **_: jnp.ravel(jnp.asarray(event.condition(t, given.call(y)), given.time))[i]
+
+    shape = jax.eval_shape(lambda t, y: jnp.ravel(jnp.asarray(event.condition(t, given.call(y)))), t0, leaves).shape
+    exact = event.tolerance or 64 * float(jnp.finfo(given.time).eps)
+    return diffrax.Event(
+        [entry(i) for i in range(shape[0])],
+        optimistix.Newton(exact, exact),
+        {0: None, 1: True, -1: False}[event.direction],
+    )
+
+
+def _dense(found: diffrax.Solution, given: Layout) -> Callable[[Any], Any]:
+    def at(t: Any) -> Any:
+        times = jnp.asarray(t, given.time)
+        leaves = jax.vmap(found.evaluate)(times.reshape(-1))
+        shaped = [leaf.reshape(*times.shape, *leaf.shape[1:]) for leaf in leaves]  # pyright: ignore
+        return given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(shaped)])
+
+    return at
+
+
+def _scalar(value: Any) -> Any:
+    return _tree.leaves(value)[0]
+
+
+def _semi(norm: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Of y and its adjoint alone (`diffrax.adjoint_rms_seminorm` where the norm is theirs)."""
+    if norm is optimistix.rms_norm:
+        return diffrax.adjoint_rms_seminorm
+    return lambda aug: jnp.maximum(norm(aug[0]), norm(aug[1]))
+
+
+def _norm(norm: Any, given: Layout) -> Callable[[Any], Any]:
+    if callable(norm):
+        return lambda y: norm(given.call(y))
+    kinds: dict[str, Callable[[Any], Any]] = {"rms": optimistix.rms_norm, "max": optimistix.max_norm}
+    return kinds.get(norm, lambda y: jnp.stack([optimistix.rms_norm(leaf) for leaf in jax.tree.leaves(y)]).max())

@@ -1,0 +1,132 @@
+"""From a problem to calls of `diffeqsolve`, with equal steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from odenet import Checkpoint, ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
+from odenet_diffrax._adaptive import solve_span
+from odenet_diffrax._field import Layer, in_layer
+from odenet_diffrax._result import coded
+from odenet_diffrax._solvers import evaluations
+from odenet_diffrax._solvers import made as made_solver
+from odenet_jax._field import Field, Weights
+from odenet_jax._field import field as field_along
+from odenet_jax._state import Layout, Leaves, layout
+
+
+def solve_problem(made: Problem) -> Solution:
+    """The solution of a problem.
+
+    Raises:
+        UnsupportedError: what diffrax has not.
+        SolveError: an adaptive solve could not go on.
+    """
+    given, leaves = layout(made.y0)
+    if any(jnp.issubdtype(kind, jnp.complexfloating) for kind in given.carried):
+        raise UnsupportedError(
+            "a complex state on backend diffrax, which warns that it may solve it incorrectly",
+            "real states",
+            "split it into real and imaginary part, or take backend='jax'",
+        )
+    field, weights = field_along(made.field, made.weights)
+    if isinstance(made.gradient, ContinuousAdjoint):  # theirs sees args alone
+        example = jnp.zeros((), given.time), given.call(leaves)
+        field, weights = field.hoist(weights, *example)
+    if isinstance(made.grid, Span):
+        return solve_span(made, made.grid, field, weights, given, leaves)
+    return _solve_grid(made, made.grid, field, weights, given, leaves)
+
+
+def _solve_grid(made: Problem, grid: Grid, field: Field, weights: Weights, given: Layout, leaves: Leaves) -> Solution:
+    layers, solver = field.intervals, made_solver(made.solver, given.time, adaptive=False)
+    stats = Stats("diffrax", made.solver.label, made.gradient.label, grid.steps, None)
+    stats.f_evaluations = evaluations(solver, grid.steps, layers)
+    times = jnp.asarray(grid.times, given.time)
+    if grid.t0 == grid.t1:
+        ys = [jnp.broadcast_to(leaf, (len(grid.saved), *leaf.shape)) for leaf in leaves]
+        return Solution(times, given.unflatten([given.returned(y, i) for i, y in enumerate(ys)]), stats)
+    count, length = grid.steps // layers, (grid.t1 - grid.t0) / layers
+    term = diffrax.ODETerm(in_layer(field, given, length))
+    adjoint = _adjoint(made, layers, count, length)
+    wanted = (count,) if grid.final_only else tuple(range(1, count + 1))
+    if layers == 1 and not grid.final_only:
+        wanted = tuple(n for n in grid.kept if n) or (count,)
+    marks = None if wanted == (count,) else _marks(wanted, count, length, given)
+    save = diffrax.SubSaveAt(t1=marks is None, ts=marks)
+    carries = isinstance(solver, diffrax.ReversibleHeun) and layers > 1
+
+    def through(carry: tuple[Leaves, Any, Array], at: tuple[Array, Any]) -> tuple[Any, Leaves]:
+        y, state, code = carry
+        n, slot = at
+        start = grid.t0 + (grid.t1 - grid.t0) * (n / layers)
+        found = diffrax.diffeqsolve(
+            term,
+            solver,
+            0.0,
+            length,
+            length / count,
+            y,
+            Layer(start, slot, weights),
+            saveat=diffrax.SaveAt(subs=save, solver_state=carries),
+            stepsize_controller=diffrax.ConstantStepSize(),
+            adjoint=adjoint,
+            max_steps=count,
+            throw=False,
+            solver_state=state,
+        )
+        ys: Any = found.ys
+        last = tuple(leaf[-1] for leaf in ys)
+        return (last, found.solver_state if carries else None, jnp.maximum(code, coded(found.result))), ys
+
+    steps = jnp.arange(layers, dtype=given.time)
+    slots = field.slots(weights, layers)
+    first = jax.tree.map(lambda leaf: leaf[0], slots)
+    zero = jnp.zeros((), given.time)
+    state = solver.init(term, zero, zero, leaves, Layer(grid.t0 + zero, first, weights)) if carries else None
+    begin = leaves, state, jnp.int32(0)
+    if layers == 1:
+        (_, _, code), rows = through(begin, (steps[0], first))
+    else:
+        (last, _, code), rows = lax.scan(through, begin, (steps, slots))
+        rows = tuple(leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows)
+        if grid.final_only:
+            rows = tuple(leaf[None] for leaf in last)
+    met = [0, *(wanted if layers == 1 else range(1, grid.steps + 1))]
+    ys = []
+    for i, (start, leaf) in enumerate(zip(leaves, rows, strict=True)):
+        if not grid.final_only:
+            leaf = jnp.concatenate([start[None], leaf])[jnp.asarray([met.index(n) for n in grid.saved])]
+        ys.append(given.returned(leaf, i))
+    implicit = isinstance(solver, diffrax.AbstractImplicitSolver)  # an explicit one does its steps, whatever they give
+    return Solution(times, given.unflatten(ys), stats, code if implicit else None)
+
+
+def _marks(wanted: tuple[int, ...], count: int, length: float, given: Layout) -> Array:
+    """Ends of steps, rounded as `ConstantStepSize` rounds them."""
+    steps = jnp.asarray(wanted, given.time) / jnp.asarray(count, given.time)
+    return jnp.asarray(length, given.time) * steps
+
+
+def _adjoint(made: Problem, layers: int, count: int, length: float) -> diffrax.AbstractAdjoint:
+    """Theirs, of a layer of `count` steps."""
+    match made.gradient:
+        case ContinuousAdjoint(steps=steps):
+            back = count if steps is None else steps // layers
+            # within diffrax times increase, whatever ours do
+            return diffrax.BacksolveAdjoint(dt0=-abs(length) / back, max_steps=back)
+        case Checkpoint(states=int() as states):
+            if layers > 1:
+                raise UnsupportedError(
+                    f"{made.gradient.label} with weights along depth on backend diffrax: a state of each layer is kept",
+                    "shared weights, or checkpoint without states",
+                    "take backend='jax'",
+                )
+            return diffrax.RecursiveCheckpointAdjoint(min(states, count))
+        case _:
+            return diffrax.RecursiveCheckpointAdjoint(count)

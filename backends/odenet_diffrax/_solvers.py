@@ -1,0 +1,65 @@
+"""diffrax's solver for each of our names, and how often it evaluates f."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffrax
+import jax.numpy as jnp
+import optimistix
+
+from odenet._solver import AnySolver
+
+EXPLICIT: dict[str, type[diffrax.AbstractSolver]] = {
+    "euler": diffrax.Euler,
+    "heun": diffrax.Heun,
+    "midpoint": diffrax.Midpoint,
+    "ralston": diffrax.Ralston,
+    "bosh3": diffrax.Bosh3,
+    "dopri5": diffrax.Dopri5,
+    "tsit5": diffrax.Tsit5,
+    "dopri8": diffrax.Dopri8,
+    "reversible-heun": diffrax.ReversibleHeun,
+}
+IMPLICIT: dict[str, Any] = {
+    "implicit-euler": diffrax.ImplicitEuler,
+    "kvaerno3": diffrax.Kvaerno3,
+    "kvaerno4": diffrax.Kvaerno4,
+    "kvaerno5": diffrax.Kvaerno5,
+}
+
+
+def made(solver: AnySolver, time: Any, *, adaptive: bool) -> diffrax.AbstractSolver:
+    """Their solver.
+
+    Args:
+        solver: ours.
+        time: number type of times.
+        adaptive: whether there is a controller whose tolerances the roots of implicit steps are found to.
+    """
+    if solver.name in EXPLICIT:
+        return EXPLICIT[solver.name]()
+    if adaptive:
+        return IMPLICIT[solver.name]()
+    exact = 1e-10 if time == jnp.float64 else 1e-5
+    return IMPLICIT[solver.name](root_finder=optimistix.Newton(exact, exact))
+
+
+def evaluations(solver: diffrax.AbstractSolver, steps: Any, starts: int, jumps: int = 0) -> Any:
+    """Of f in a solve by an explicit solver; None by an implicit one, whose iterations diffrax does not tell.
+
+    Args:
+        solver: theirs.
+        steps: taken, the rejected ones included.
+        starts: how often a solve is begun.
+        jumps: how many times are jumped over.
+    """
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        return None
+    if isinstance(solver, diffrax.ReversibleHeun):
+        return steps + 1  # its state is handed from layer to layer
+    if not isinstance(solver, diffrax.AbstractERK):
+        return steps
+    tableau: Any = solver.tableau
+    stages = tableau.num_stages
+    return (stages - 1) * steps + starts + jumps if tableau.fsal else stages * steps

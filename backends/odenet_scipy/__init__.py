@@ -1,0 +1,23 @@
+"""SciPy's `solve_ivp` behind odenet's seam, on NumPy arrays: a reference for solutions. Loads nothing.
+
+Tolerances only, and no gradients. RK23 is our bosh3, RK45 our dopri5; DOP853, Radau, BDF and LSODA have names
+of their own. Its `rtol` and `atol` mean what odenet's do. Steps are of its own choice but for `first_step`, `max_step`
+and `min_step` (LSODA alone). `jump_t` and the ends of piecewise layers are where it is started anew.
+"""
+
+from __future__ import annotations
+
+from odenet import BackendEntry
+
+backend = BackendEntry(
+    name="scipy",
+    framework="scipy",
+    install="pip install 'odenet[reference]'",
+    implementation="odenet_scipy._backend:ScipyBackend",
+    array_modules=(),
+    solvers=(),
+    gradients=("backprop",),  # the default of solve; value_and_grad raises
+    adaptive=("bosh3", "dopri5", "dop853", "radau", "bdf", "lsoda"),
+)
+
+__all__ = ["backend"]

@@ -1,0 +1,70 @@
+"""The verbs of the SciPy backend: `solve` alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import numpy as np
+
+from odenet import Backend, DeviceUnavailableError, DtypeError, Problem, Solution, Span, UnsupportedError
+from odenet_scipy import backend
+from odenet_scipy._solve import solve_span
+
+_DTYPES = ("float64", "float32", "complex128", "complex64")
+
+
+class ScipyBackend(Backend):
+    """odenet's `solve` on SciPy."""
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Backend`."""
+        backend.require(problem.solver, problem.gradient, adaptive=isinstance(problem.grid, Span))
+        assert isinstance(problem.grid, Span)
+        return solve_span(problem, problem.grid)
+
+    def to_numpy(self, leaf: Any) -> np.ndarray:
+        """See `Backend`."""
+        return np.asarray(leaf)
+
+    @contextlib.contextmanager
+    def prepare(self, dtype: str, device: str) -> Iterator[None]:
+        """See `Backend`."""
+        if dtype not in _DTYPES:
+            raise DtypeError(f"dtype {dtype!r}", ", ".join(_DTYPES))
+        if device not in self.devices():
+            raise DeviceUnavailableError(f"scipy sees no device {device!r}", "cpu")
+        yield
+
+    def devices(self) -> tuple[str, ...]:
+        """See `Backend`."""
+        return ("cpu",)
+
+    def value_and_grad(self, loss: Any, problem: Problem) -> NoReturn:
+        """Not offered."""
+        raise _solve_alone("gradients")
+
+    def build(self, spec: Any, weights: Any, **choices: Any) -> NoReturn:
+        """Not offered."""
+        raise _solve_alone("networks of a NetSpec")
+
+    def read(self, model: Any) -> NoReturn:
+        """Not offered."""
+        raise _solve_alone("networks of a NetSpec")
+
+    def evaluate(self, model: Any, inputs: Any, targets: Any) -> NoReturn:
+        """Not offered."""
+        raise _solve_alone("networks of a NetSpec")
+
+    def examine(self, model: Any, batch: Any, loss: Any, gradient: Any, *, reversible: bool = False) -> NoReturn:
+        """Not offered."""
+        raise _solve_alone("modules")
+
+    def measure(self, model: Any, inputs: Any, targets: Any, repeats: int = 3) -> NoReturn:
+        """Not offered."""
+        raise _solve_alone("networks of a NetSpec")
+
+
+def _solve_alone(what: str) -> UnsupportedError:
+    return UnsupportedError(f"{what} on backend scipy", "solve", "take backend='torch' or 'jax'")

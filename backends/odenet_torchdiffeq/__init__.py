@@ -1,0 +1,38 @@
+"""torchdiffeq behind odenet's seam: the reference that odenet_torch is compared with. Nothing is loaded here.
+
+What is used of it (release 0.2.5), at its best settings:
+
+- Equal steps by `grid_constructor` with times counted in integers, since `step_size=1/N` in floats takes N+1 steps for
+  some N. Theirs are `euler`, `midpoint`, `heun2` (our heun) and `rk4`, which is the 3/8 rule: our rk38.
+- Tolerances by `adaptive_heun` (our heun), `fehlberg2`, `bosh3`, `dopri5`, `dopri8`; times in float64, as is its
+  default, whatever the state's type is.
+- Steps end at the times that are kept (`step_t`): its default steps over them and interpolates to order 4, which costs
+  dopri8 most of its digits.
+- backprop is `odeint`. continuous-adjoint is `odeint_adjoint` with every tensor that f reads as `adjoint_params`, and
+  with `adjoint_options={"norm": "seminorm"}` (its documentation's advice for speed) unless seminorm=no.
+- Weights along depth are read by step and stage with equal steps, told by `callback_step`, and by time with
+  tolerances, the ends of piecewise layers being `jump_t`. Its backward Euler step reads time and weights where it
+  starts, at t[n+1]; odenet's reads those of the layer, at t[n].
+
+Not offered, since it has none: checkpoint, discrete-adjoint, reversible; dense output (but of dopri5, for one tensor);
+directions and tolerances of events (located to within `atol`); proportional and derivative control; steps of a sample.
+"""
+
+from __future__ import annotations
+
+from odenet import BackendEntry
+
+backend = BackendEntry(
+    name="torchdiffeq",
+    framework="torchdiffeq",
+    install="pip install 'odenet[reference]'",
+    implementation="odenet_torchdiffeq._backend:TorchdiffeqBackend",
+    array_modules=(),
+    solvers=("euler", "heun", "midpoint", "rk38"),
+    gradients=("backprop", "continuous-adjoint"),
+    adaptive=("heun", "fehlberg2", "bosh3", "dopri5", "dopri8"),
+    options=("steps", "rtol", "atol", "seminorm"),
+    base="torch",
+)
+
+__all__ = ["backend"]

@@ -1,0 +1,206 @@
+"""From a problem to a call of torchdiffeq, with tolerances."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from odenet import (
+    ContinuousAdjoint,
+    PIDController,
+    Problem,
+    Result,
+    Solution,
+    SolveError,
+    Span,
+    Stats,
+    UnsupportedError,
+    _tree,
+)
+from odenet_torch._field import FunctionField
+from odenet_torch._state import Layout, Leaves
+from odenet_torchdiffeq._field import OnSpan
+
+ADAPTIVE = {"heun": "adaptive_heun", "fehlberg2": "fehlberg2", "bosh3": "bosh3", "dopri5": "dopri5", "dopri8": "dopri8"}
+"""Their name of each of our solvers."""
+
+_ENDS = {"max_num_steps": Result.MAX_STEPS, "underflow": Result.STEP_TOO_SMALL, "non-finite": Result.NONFINITE}
+"""What their assertions begin with."""
+
+
+def solve_span(made: Problem, span: Span, field: FunctionField, given: Layout, leaves: Leaves) -> Solution:
+    """The solution of an adaptive problem.
+
+    Raises:
+        UnsupportedError: what torchdiffeq has not.
+        SolveError: torchdiffeq gave up.
+    """
+    _require(span)
+    t0, t1 = (float(time.detach() if isinstance(time, Tensor) else time) for time in (span.t0, span.t1))
+    sign, adjoint = (-1 if t1 < t0 else 1), isinstance(made.gradient, ContinuousAdjoint)
+    called = OnSpan(field, given, sign, span, t0, t1, adjoint)
+    wanted = [span.t1] if span.ts is None else list(span.ts)
+    ts = torch.stack([_time(time, given) for time in wanted])
+    start = _time(span.t0, given)
+    known = [sign * float(time) for time in torch.cat([start[None], ts]).detach()]
+    interface = _interface(made, span.control, called, given, leaves, known)
+    y0 = leaves[0] if len(leaves) == 1 else leaves
+    event_t: Tensor | None = None
+    ended, found = Result.SUCCESS, leaves
+    try:
+        if span.event is not None:
+            event_t, found = _until(interface, called, span, y0, sign * start, sign * t1)
+        if event_t is not None:
+            ended, ts = Result.EVENT, (sign * event_t)[None]
+            ys: Leaves = tuple(leaf[-1:] for leaf in called.leaves(found))
+        else:
+            ys = _at(interface, called, y0, sign * start, sign * ts)
+    except AssertionError as error:
+        ended = next((end for word, end in _ENDS.items() if str(error).startswith(word)), None)
+        if ended is None:
+            raise
+        if span.control.throw:
+            raise SolveError(f"the solve ended: {ended.value} (torchdiffeq: {str(error)[:80]})") from error
+        ys = tuple(leaf.detach().expand(len(ts), *leaf.shape) * torch.nan for leaf in leaves)
+    stats = Stats("torchdiffeq", made.solver.label, made.gradient.label, called.accepted, called.evaluations)
+    stats.rejected = called.rejected
+    tree = given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(ys)])
+    event_time = None if event_t is None else sign * event_t
+    return Solution(ts, tree, stats, list(Result).index(ended), event_time)
+
+
+def _require(span: Span) -> None:
+    """Raises UnsupportedError for what torchdiffeq has not."""
+    control, event = span.control, span.event
+    missing = {
+        "dense=True": span.dense,
+        "ts='all'": span.every,
+        "per_sample=True": control.per_sample,
+        "pcoeff, dcoeff or another icoeff": (control.pcoeff, control.icoeff, control.dcoeff) != (0, 1, 0),
+        "an event together with ts": event is not None and span.ts is not None,
+        "the direction of an event": event is not None and event.direction != 0,
+        "the tolerance of an event (which is atol)": event is not None and event.tolerance is not None,
+    }
+    for what, asked in missing.items():
+        if asked:
+            raise UnsupportedError(f"{what} on backend torchdiffeq", "the defaults", "take backend='torch'")
+
+
+def _interface(
+    made: Problem, control: PIDController, called: OnSpan, given: Layout, leaves: Leaves, known: list[float]
+) -> Callable[..., Any]:
+    """`odeint` or `odeint_adjoint` with all their options."""
+    jumps = sorted({*called.ends, *(called.sign * t for t in control.jump_t)})
+    stops = sorted({*known, *(called.sign * t for t in control.step_t)} - set(jumps))
+    options: dict[str, Any] = {
+        "norm": _norm(control.norm, given, len(leaves) == 1),
+        "min_step": control.min_step or 0.0,
+        "max_step": torch.inf if control.max_step is None else control.max_step,
+        "max_num_steps": control.max_steps,
+        "safety": control.safety,
+        "ifactor": control.factor_max,
+        "dfactor": control.factor_min,
+    }
+    for name, times in (("step_t", stops), ("jump_t", jumps)):
+        if times:
+            options[name] = torch.tensor(times, dtype=torch.float64, device=given.device)
+    rtol, atol = (_tolerance(value, leaves) for value in (control.rtol, control.atol))
+    first = {} if control.first_step is None else {"first_step": control.first_step}
+    kinds = {"rtol": rtol, "atol": atol, "method": ADAPTIVE[made.solver.name], "options": options | first}
+    method = made.gradient
+    if not isinstance(method, ContinuousAdjoint):
+        return functools.partial(torchdiffeq.odeint, **kinds)
+    back = {name: value for name, value in options.items() if name != "norm"}
+    return functools.partial(
+        torchdiffeq.odeint_adjoint,
+        **kinds,
+        adjoint_rtol=_scalar(rtol, method.rtol),
+        adjoint_atol=_scalar(atol, method.atol),
+        adjoint_options=back | ({"norm": "seminorm"} if method.seminorm else {}),
+        adjoint_params=called.parameters(_time(known[0], given), leaves, called.intervals),
+    )
+
+
+def _at(interface: Callable[..., Any], called: OnSpan, y0: Any, start: Tensor, taus: Tensor) -> Leaves:
+    """The state at times that may repeat, or be t0, which torchdiffeq allows of none."""
+    known = [float(tau) for tau in torch.cat([start[None], taus]).detach()]
+    order = sorted(set(known))
+    places = [known.index(tau) for tau in order]
+    met = torch.cat([start[None], taus])[places]
+    found = called.leaves(y0) if len(order) == 1 else called.leaves(interface(called, y0, met))
+    if len(order) == 1:
+        found = tuple(leaf[None] for leaf in found)
+    picks = [order.index(tau) for tau in known[1:]]
+    return tuple(leaf[picks] for leaf in found)
+
+
+def _until(
+    interface: Callable[..., Any], called: OnSpan, span: Span, y0: Any, start: Tensor, end: float
+) -> tuple[Tensor | None, Any]:
+    """Time and states of the event; None where there is none before t1.
+
+    torchdiffeq goes on until there is one: t1 is made an event, too.
+    """
+    assert span.event is not None
+    condition = span.event.condition
+
+    def either(tau: Tensor, y: Any) -> Tensor:
+        leaves = called.leaves(y)
+        value = torch.as_tensor(condition(called.sign * tau, called.layout.call(leaves)))
+        return torch.cat([value.reshape(-1).to(leaves[0].abs()), (end - tau).reshape(1).to(leaves[0].abs())])
+
+    event_t, found = torchdiffeq.odeint_event(called, y0, start, event_fn=either, odeint_interface=interface)
+    y1 = tuple(leaf[-1] for leaf in called.leaves(found))
+    beside = either(event_t, y1[0] if isinstance(y0, Tensor) else y1).detach().abs()
+    return (None, None) if beside[-1] <= beside[:-1].min() else (event_t, found)
+
+
+def _time(value: Any, given: Layout) -> Tensor:
+    """A time as a tensor that keeps its gradient."""
+    return torch.as_tensor(value, dtype=given.time, device=given.device)
+
+
+def _tolerance(value: Any, leaves: Leaves) -> Any:
+    """As torchdiffeq takes it: a number, a tensor like the state, or a tuple with one a leaf."""
+    each = _tree.leaves(value)
+    if len(each) == 1 and not isinstance(each[0], (Tensor,)):
+        return each[0]
+    if len(leaves) == 1:
+        return torch.as_tensor(each[0], device=leaves[0].device)
+    if len(each) == 1:
+        each = each * len(leaves)
+    return tuple(
+        torch.as_tensor(tolerance, device=leaf.device).expand(leaf.shape).reshape(-1)
+        for tolerance, leaf in zip(each, leaves, strict=True)
+    )
+
+
+def _scalar(forward: Any, own: float | None) -> Any:
+    """The tolerance of the backward solve, whose state has other shapes."""
+    if own is not None or isinstance(forward, (int, float)):
+        return forward if own is None else own
+    leaves: Sequence[Tensor] = (forward,) if isinstance(forward, Tensor) else forward
+    return min(float(leaf.min()) for leaf in leaves)
+
+
+def _norm(norm: Any, given: Layout, single: bool) -> Callable[[Any], Any]:
+    """Of a tensor, or of a tuple where the state is one."""
+
+    def rms(y: Any) -> Tensor:
+        parts = [leaf.abs().square() for leaf in ((y,) if single else y)]
+        return (sum(part.sum() for part in parts) / sum(part.numel() for part in parts)).sqrt()  # pyright: ignore
+
+    def mixed(y: Any) -> Tensor:
+        return torch.stack([leaf.abs().square().mean().sqrt() for leaf in ((y,) if single else y)]).max()
+
+    def largest(y: Any) -> Tensor:
+        return torch.stack([leaf.abs().max() for leaf in ((y,) if single else y)]).max()
+
+    if callable(norm):
+        return lambda y: norm(given.call((y,) if single else tuple(y)))
+    return {"rms": rms, "mixed": mixed, "max": largest}[norm]

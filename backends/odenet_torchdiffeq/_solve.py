@@ -1,0 +1,82 @@
+"""From a problem to a call of torchdiffeq, with equal steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from odenet import ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
+from odenet_torch._field import FunctionField
+from odenet_torch._state import Layout, Leaves, layout
+from odenet_torchdiffeq._adaptive import solve_span
+from odenet_torchdiffeq._field import OnGrid
+
+FIXED = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk38": "rk4"}
+"""Their name of each of our solvers. Their rk4 is the 3/8 rule."""
+
+
+def solve_problem(made: Problem) -> Solution:
+    """The solution of a problem.
+
+    Raises:
+        UnsupportedError: what torchdiffeq has not.
+        SolveError: an adaptive solve could not go on.
+    """
+    given, leaves = layout(made.y0)
+    if len(set(given.carried)) > 1:
+        raise UnsupportedError(
+            f"a state of several number types ({', '.join(map(str, given.carried))}) on backend torchdiffeq, which "
+            "would promote them",
+            "leaves of one number type",
+        )
+    field = FunctionField(made.field, made.weights)
+    if isinstance(made.grid, Span):
+        return solve_span(made, made.grid, field, given, leaves)
+    return _solve_grid(made, made.grid, field, given, leaves)
+
+
+def _solve_grid(made: Problem, grid: Grid, field: FunctionField, given: Layout, leaves: Leaves) -> Solution:
+    method, sign = made.gradient, -1 if grid.t1 < grid.t0 else 1
+    backward = method.steps or grid.steps if isinstance(method, ContinuousAdjoint) else grid.steps
+    called = OnGrid(field, given, sign, grid, made.solver, backward)
+    met = sorted({0, *grid.saved, grid.steps})
+
+    def times(steps: int) -> Tensor:
+        """The grid of that many steps in tau."""
+        taus = [sign * (grid.t0 + (grid.t1 - grid.t0) * (n / steps)) for n in range(steps + 1)]
+        return torch.tensor(taus, dtype=given.time, device=given.device)
+
+    def between(func: Any, y0: Any, t: Tensor) -> Tensor:
+        """The steps of the backward solve between two times that were met."""
+        whole, start, length = times(backward), sign * grid.t0, abs(grid.t1 - grid.t0)
+        last, first = (round((float(tau) - start) / length * backward) for tau in (t[0], t[-1]))
+        return torch.cat([t[:1], whole[first + 1 : last].flip(0), t[-1:]])
+
+    whole = times(grid.steps)
+    y0 = leaves[0] if len(leaves) == 1 else leaves
+    name = FIXED[made.solver.name]
+    options = {"grid_constructor": lambda func, y0, t: whole}
+    if grid.t0 == grid.t1:  # for which torchdiffeq has no order of times
+        found: Any = tuple(leaf.expand(len(met), *leaf.shape) for leaf in leaves)
+    elif isinstance(method, ContinuousAdjoint):
+        called.callback_step(whole[0], None, whole[1] - whole[0])
+        parameters = called.parameters(whole[0], leaves, grid.steps)
+        found = torchdiffeq.odeint_adjoint(
+            called,
+            y0,
+            whole[met],
+            method=name,
+            options=options,
+            adjoint_params=parameters,
+            adjoint_options={"grid_constructor": between},
+        )
+    else:
+        found = torchdiffeq.odeint(called, y0, whole[met], method=name, options=options)
+    picks = [met.index(n) for n in grid.saved]
+    ys = [given.returned(leaf[picks], i) for i, leaf in enumerate(called.leaves(found))]
+    ts = torch.tensor(grid.times, dtype=given.time, device=given.device)
+    stats = Stats("torchdiffeq", made.solver.label, method.label, grid.steps, called.evaluations)
+    return Solution(ts, given.unflatten(ys), stats)
