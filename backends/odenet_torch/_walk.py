@@ -173,7 +173,8 @@ class Walk:
             smallest = control.min_step is not None and abs(h) <= control.min_step * (1 + 1e-10)
             if not accepted and smallest and math.isfinite(ratio):
                 accepted = True
-            size = control.bounded(abs(h) * factor)
+            # t + size rounds to t1: a size of few roundings of t, multiplied as h, would never become smaller
+            size = control.bounded((abs(h) if accepted else min(abs(h), size)) * factor)
             if self.on is not None:
                 (self.on.accepted if accepted else self.on.rejected)(t, y, h)
             if accepted:

@@ -33,6 +33,7 @@ class FixedStep:
         n: its index.
         t, t1: its ends.
         h: its signed size, differentiable where the times are.
+        end: t1, differentiable as well.
         y, y1: the states there.
         slopes: of its stages.
     """
@@ -41,6 +42,7 @@ class FixedStep:
     t: float
     t1: float
     h: Any
+    end: Tensor
     y: Leaves
     y1: Leaves
     slopes: Sequence[Leaves]
@@ -65,7 +67,7 @@ def solve(flow: Flow, solver: Solver, spacing: Spacing, on: On | None) -> tuple[
                 outputs.append(step.y1[0])
                 continue
             wanted = flow.t[len(outputs)] - grid[step.n] if moving else t - step.t
-            outputs.append(_between(step, wanted / step.h, spacing.interp, evaluate, given))
+            outputs.append(_between(step, wanted / step.h, spacing.interp, evaluate))
     return None, given.returned(torch.stack(outputs), 0)
 
 
@@ -116,14 +118,15 @@ def steps(
     moving = size.requires_grad and torch.is_grad_enabled()
     sizes: Sequence[Any] = size.unbind(0) if moving else size.tolist()
     times = _stage_times(found, size, tableau, time, perturb).unbind(0)
+    lasts = found[1:].to(time).unbind(0)
     h: Any
-    for n, (h, row) in enumerate(zip(sizes, times, strict=True)):
+    for n, (h, row, last) in enumerate(zip(sizes, times, lasts, strict=True)):
         if on is not None:
             on.tried(ends[n], y, float(h))
         at = row.unbind(0)
         made = slopes(tableau, lambda i, state, at=at: evaluate(at[i], state), y, h)
         y1 = _weighed(y, h, tableau.b, made) if moving else weigh_leaves(y, h, tableau.b, made)
-        yield FixedStep(n, ends[n], ends[n + 1], h, y, y1, made)
+        yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, made)
         y = y1
 
 
@@ -149,13 +152,13 @@ def _stage_times(grid: Tensor, size: Tensor, tableau: Tableau, time: torch.dtype
     return times + move
 
 
-def _between(step: FixedStep, position: Any, interp: str, evaluate: Evaluate, given: Layout) -> Tensor:
+def _between(step: FixedStep, position: Any, interp: str, evaluate: Evaluate) -> Tensor:
     """The state within a step, on a line or on a cubic (Hermite) that has the slopes of its ends."""
     p, (y,), (y1,) = position, step.y, step.y1
     if interp == "linear":
         return y + p * (y1 - y)
     (first,) = step.slopes[0]
-    (last,) = evaluate(torch.full((), step.t1, dtype=given.time, device=given.device), step.y1)
+    (last,) = evaluate(step.end, step.y1)
     bend = (1 - p) * first - p * last
     return y + p * p * (3 - 2 * p) * (y1 - y) + step.h * p * (1 - p) * bend
 
@@ -183,7 +186,7 @@ def _until_event(
         )
 
     def at(position: Any) -> Tensor:
-        return given.returned(_between(step, position, spacing.interp, evaluate, given), 0)
+        return given.returned(_between(step, position, spacing.interp, evaluate), 0)
 
     low, high = 0.0, 1.0
     with torch.no_grad():

@@ -71,7 +71,7 @@ class Flow:
             return y
         sizes = [shape.numel() for shape in self.shapes]
         parts = zip(y.split(sizes, dim=-1), self.shapes, strict=True)
-        return tuple(part.reshape(*y.shape[:-1], *shape) for part, shape in parts)
+        return tuple(part.reshape((*y.shape[:-1], *shape)) for part, shape in parts)
 
 
 def flow(
