@@ -15,6 +15,7 @@ from odenet_jax._network import Whole
 from odenet_jax._record import Keep, Walked
 from odenet_jax._state import Leaves, layout
 from odenet_jax._walk import CODE
+from odenet_jax._weigh import choose
 from odenet_jax.gradients._accepted import WayBack
 
 
@@ -50,7 +51,7 @@ def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Ar
             )
         if span.every:
             assert first.record.nodes is not None
-            ts = first.record.nodes[:steps]
+            ts = first.record.nodes[:steps] if steps else None
     walked, event = whole.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True)
     return _solution(made, whole, walked, event, ts)
 
@@ -74,13 +75,19 @@ def _solution(
     outcome = known(pace.outcome)
     if outcome is not None and span.control.throw and outcome > CODE[Result.EVENT]:
         raise_ended(list(Result)[outcome], pace)
-    end = jnp.asarray(span.t1, given.time) if event is None else jnp.where(jnp.isnan(event[0]), walked.end, event[0])
+    failed = pace.outcome > CODE[Result.EVENT]
+    end = jnp.where(failed, walked.end, jnp.asarray(span.t1, given.time))
+    if event is not None:
+        end = jnp.where(jnp.isnan(event[0]), end, event[0])
     times, ys = ts, walked.ys
-    if ts is None or span.every:
+    if span.every:
+        last = choose(failed, walked.last, walked.y1)
         times = end[None] if ts is None else jnp.concatenate([ts, end[None]])
-        ys = tuple(leaf[None] for leaf in walked.y1)
+        ys = tuple(leaf[None] for leaf in last)
         if ts is not None:
             ys = tuple(jnp.concatenate(pair) for pair in zip(walked.ys, ys, strict=True))
+    elif ts is None:
+        times, ys = end[None], tuple(leaf[None] for leaf in walked.y1)
     interpolant = None
     if span.dense:
         record = walked.record

@@ -36,12 +36,14 @@ from odenet import (
 from odenet._backend import Arrays
 from odenet._solver import AnySolver
 from odenet._timing import seconds
+from odenet._trainer import Trainer
 from odenet_jax._batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
 from odenet_jax._examine import examine
 from odenet_jax._measure import Counter, counted, finished, peak_bytes
 from odenet_jax._nets import OdeNet
 from odenet_jax._solve import solve_problem
 from odenet_jax._state import as_array
+from odenet_jax._train import Descent
 
 _DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
 
@@ -132,6 +134,10 @@ class JaxBackend(Backend):
             peak, method = peak_bytes(step)
             f_forward, f_backward, vjp = _count(model, x, y)
         return Measurement(forward_seconds, step_seconds, compile_seconds, peak, method, f_forward, f_backward, vjp)
+
+    def trainer(self, model: OdeNet, *, momentum: float, weight_decay: float) -> Trainer:
+        """See `Backend`."""
+        return Descent(model, momentum, weight_decay)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
         """See `Backend`."""

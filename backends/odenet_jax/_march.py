@@ -89,18 +89,21 @@ class March:
         ratio = self.tolerance.ratio(made.error, y, made.y1)
         accepted, now = judge(self.control, tableau.error_order, line, pace, step, ratio)
 
+        seen, happened = carry.seen, None
+        if seen is not None:
+            now, happened = self._look(now, seen, step.t1, made.y1, accepted)
+        jumped = line.jumping(step.t1) if line.jumps.shape[0] else False
         first, slopes, renewals = made.slopes[-1], made.slopes, carry.renewals
         if not tableau.fsal:
-            needed = accepted if self._reads_ends(ts) else accepted & now.alive
+            needed = accepted & (now.alive & ~jumped | self._reads_end(ts, carry.output, step.t1, happened))
             first = renewed_end(here, needed, made.y1, carry.first)
             slopes, renewals = (*slopes, first), renewals + needed
         if line.jumps.shape[0]:
-            jumped = accepted & now.alive & line.jumping(step.t1)
-            first = renewed(self.run, jumped, step.t1, made.y1, first)
-            renewals = renewals + jumped
-        seen = carry.seen
-        if seen is not None:
-            now, seen = self._look(now, carry, step.t1, made.y1, slopes, accepted)
+            needed = accepted & now.alive & jumped
+            first = renewed(self.run, needed, step.t1, made.y1, first)
+            renewals = renewals + needed
+        if seen is not None and happened is not None:
+            seen = self._seen(seen, carry, step.t1, made.y1, slopes, accepted, happened)
         output, ys = carry.output, carry.ys
         if ts is not None:
             passing = accepted if seen is None else accepted & ~seen.happened.any()
@@ -116,8 +119,15 @@ class March:
             seen,
         )
 
-    def _reads_ends(self, ts: Array | None) -> bool:
-        return ts is not None or self.event is not None or self.keep.dense > 0
+    def _reads_end(self, ts: Array | None, output: Array, t1: Array, happened: Array | None) -> Any:
+        """Whether dense output of the step to t1 is read, and with it the slope there."""
+        if self.keep.dense:
+            return True
+        inside = jnp.zeros((), bool) if happened is None else happened.any()
+        if ts is None:
+            return inside
+        following = ts[jnp.minimum(output, ts.shape[0] - 1)]
+        return inside | (output < ts.shape[0]) & (self.line.sign * (following - t1) < 0)
 
     def _early(self, y0: Leaves, ts: Array, ys: Leaves) -> tuple[Array, Leaves]:
         """The outputs at t0 itself."""
@@ -162,17 +172,22 @@ class March:
         slopes = (tuple(jnp.zeros_like(leaf) for leaf in y0),) * (tableau.stages + (not tableau.fsal))
         return Seen(self.line.t0, y0, y0, slopes, before, jnp.zeros(before.shape, bool))
 
-    def _look(self, pace: Pace, carry: _Carry, t1: Array, y1: Leaves, slopes: Any, accepted: Any) -> tuple[Pace, Seen]:
+    def _look(self, pace: Pace, seen: Seen, t1: Array, y1: Leaves, accepted: Any) -> tuple[Pace, Array]:
+        """Where the loop is if an event may end it, and which entries of its condition changed their sign."""
         assert self.event is not None
-        assert carry.seen is not None
-        watch = Watch(self.event, self.run.layout)
-        before = carry.seen.before
-        happened = watch.happened(t1, y1, before) & accepted
+        happened = Watch(self.event, self.run.layout).happened(t1, y1, seen.before) & accepted
         ends = happened.any()
-        after = jnp.where(accepted & ~ends, watch.signs(t1, y1, before), before)
-        t, y, y1, slopes = choose(accepted, (carry.pace.t, carry.y, y1, slopes), tuple(carry.seen[:4]))
         outcome = jnp.where(ends, CODE[Result.EVENT], pace.outcome).astype(jnp.int32)
-        return pace._replace(alive=pace.alive & ~ends, outcome=outcome), Seen(t, y, y1, slopes, after, happened)
+        return pace._replace(alive=pace.alive & ~ends, outcome=outcome), happened
+
+    def _seen(
+        self, seen: Seen, carry: _Carry, t1: Array, y1: Leaves, slopes: Any, accepted: Any, happened: Array
+    ) -> Seen:
+        assert self.event is not None
+        after = Watch(self.event, self.run.layout).signs(t1, y1, seen.before)
+        after = jnp.where(accepted & ~happened.any(), after, seen.before)
+        t, y, y1, slopes = choose(accepted, (carry.pace.t, carry.y, y1, slopes), tuple(seen[:4]))
+        return Seen(t, y, y1, slopes, after, happened)
 
     def _walked(self, carry: _Carry, ts: Array | None) -> Walked:
         pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t

@@ -46,20 +46,26 @@ class Reversal(Adjoint):
         """See `Adjoint.back`."""
         assert kept.end is not None
         steps, method, (y,) = run.grid.steps, self.method, kept.end
-        anchors = kept_rows(self.keeps(run), steps)
+        buffers = [(kept.states, kept_rows(self.keeps(run), steps))] if kept.states else []
+        if gradients.rows is not None and kept.ys is not None:
+            buffers.append((kept.ys, gradients.rows))
 
         def step(n: Any, carry: Any, *, early: bool) -> Any:
             y, g, sums, residual, seen, trouble = carry
             here = run.at(n)
-            z, trouble = self.predict(here, n, y, seen, trouble, early=early)
+            predict = functools.partial(self.predict, here, n, y, seen, trouble, early=early)
+            known, exact = jnp.array(False), y
+            for buffer, rows in buffers:
+                there = rows[n] < buffer[0].shape[0]
+                exact = tuple(jnp.where(there, *pair) for pair in zip(read(buffer, rows[n]), exact, strict=True))
+                known = known | there
+            z, trouble = lax.cond(known, lambda: (exact, trouble), predict) if buffers else predict()
             d, pull = vjp(here, lambda run, z: run.increment(n, z), z)
             part, *found = pull(g)
             before = subtract(y, d)
-            defect = relative(subtract(before, z), y)
-            y = gradients.known(n, kept.ys, before if method.correct else z)
-            if kept.states:
-                exact, known = read(kept.states, anchors[n]), anchors[n] < kept.states[0].shape[0]
-                y = tuple(jnp.where(known, *pair) for pair in zip(exact, y, strict=True))
+            defect = jnp.where(known, 0.0, relative(subtract(before, z), y))
+            after = before if method.correct else z
+            y = tuple(jnp.where(known, *pair) for pair in zip(z, after, strict=True)) if buffers else after
             g = gradients.join(n, add(g, part))
             seen = (d, *seen[:-1]) if seen else ()
             return y, g, collect(here, n, sums, found), _largest(residual, defect), seen, trouble
