@@ -119,7 +119,7 @@ def test_the_interpolated_adjoint_is_stable_where_the_way_back_is_not(thorough: 
 
 @pytest.mark.parametrize("predictor", ["reverse", "extrapolate"])
 def test_anchors_are_restarted_from(thorough: str, predictor: str) -> None:
-    """With an anchor in each step no error is carried on, so that what is left is that of one step's point."""
+    """A step from an anchor is exact: with one in each step, what is left is the error of the first, of all 64."""
     errors = [
         cases.relative(
             gradient(thorough, "euler", f"discrete-adjoint:correct=no:predictor={predictor}{anchors}", 64)[0],
@@ -128,7 +128,7 @@ def test_anchors_are_restarted_from(thorough: str, predictor: str) -> None:
         for anchors in (":anchors=1", ":anchors=8", "")
     ]
     assert errors[0] < errors[1] < errors[2]
-    assert errors[0] < 0.3 * errors[2]
+    assert errors[0] < 0.03 * errors[2]
 
 
 def test_the_tolerance_is_kept(thorough: str) -> None:

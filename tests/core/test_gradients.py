@@ -33,15 +33,17 @@ records = st.one_of(
     st.builds(Checkpoint, states=st.integers(1, 300)),
     st.builds(Checkpoint, memory=counts),
     st.just(Reversible()),
-    st.builds(
-        DiscreteAdjoint,
-        correct=st.booleans(),
-        iterations=st.integers(1, 50),
-        predictor=st.sampled_from(["reverse", "extrapolate"]),
-        order=st.integers(1, 4),
-        anchors=st.none() | counts,
-        tolerance=st.none() | st.floats(1e-16, 1, exclude_max=True),
-        limit=counts,
+    *(
+        st.builds(
+            DiscreteAdjoint,
+            correct=st.booleans(),
+            iterations=st.integers(1, 50),
+            anchors=st.none() | counts,
+            **extrapolated,
+            **settled,
+        )
+        for extrapolated in ({}, {"predictor": st.just("extrapolate"), "order": st.integers(1, 4)})
+        for settled in ({}, {"tolerance": st.floats(1e-16, 1, exclude_max=True), "limit": counts})
     ),
     st.builds(
         ContinuousAdjoint,
@@ -156,6 +158,8 @@ def test_a_record_with_a_solver_of_its_own_can_be_labelled():
         (lambda: DiscreteAdjoint(tolerance=1), InputError, "tolerance=1.*between 0 and 1"),
         (lambda: DiscreteAdjoint(tolerance="1e-3"), InputError, "tolerance='1e-3'"),
         (lambda: DiscreteAdjoint(limit=0), InputError, "limit=0"),
+        (lambda: DiscreteAdjoint(limit=5), InputError, "limit=5.*without a tolerance"),
+        (lambda: gradient("discrete-adjoint:order=3"), InputError, "order=3.*without extrapolation"),
         (lambda: gradient("discrete-adjoint:correct=no:Correct=no"), InputError, "correct twice"),
         (lambda: solver("reversible:rk5"), UnknownNameError, "to be made reversible called 'rk5'.*take rk4"),
         (lambda: solver("reversible:reversible"), UnknownNameError, "to be made reversible called 'reversible'"),
@@ -191,7 +195,7 @@ def test_cost_grows_as_the_steps_do(record, solver, steps, factor):
             )
         case DiscreteAdjoint():
             assert other.f_backward <= factor * one.f_backward  # the first steps of an extrapolated way are reversed
-            assert record.extrapolates or other.f_backward == factor * one.f_backward
+            assert record.extrapolates or record.anchors or other.f_backward == factor * one.f_backward
             assert one.states == 1 + (0 if record.anchors is None else (steps - 1) // record.anchors)
         case ContinuousAdjoint():
             assert other.f_backward == factor * one.f_backward
@@ -229,7 +233,7 @@ def test_segments_cover_the_steps_and_are_of_one_length_or_two(segments, steps):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_extrapolation_continues_polynomials(order):
     """Through k increments goes one polynomial of degree k - 1, and it is continued exactly."""
-    weights = DiscreteAdjoint(order=order).continued
+    weights = DiscreteAdjoint(predictor="extrapolate", order=order).continued
     for degree in range(order):
         assert sum(w * (n + 1) ** degree for n, w in enumerate(weights)) == 0**degree
     assert sum(w * (n + 1) ** order for n, w in enumerate(weights)) != 0

@@ -38,7 +38,7 @@ class Reversal(Adjoint):
         g: AnyLeaves = gradients.get(steps) or zeros(y)
         seen: list[Leaves] = []  # increments, the latest first
         for n in reversed(range(steps)):
-            z = self.predict(run, n, y, seen)
+            z = kept.states[n] if n in kept.states else self.predict(run, n, y, seen)
             since = now()
             at, explicit, stand = standing(run, n, z)
             with torch.enable_grad():
@@ -48,10 +48,11 @@ class Reversal(Adjoint):
             g = add(g, part)
             d = tuple(leaf.detach() for leaf in d)
             before = subtract(y, d)
-            residual = torch.maximum(residual, relative(subtract(before, z), y))
-            y = before if method.correct else z
             if n in kept.states:
-                y = kept.states[n]
+                y = z
+            else:
+                residual = torch.maximum(residual, relative(subtract(before, z), y))
+                y = before if method.correct else z
             if n in gradients:
                 g = add(g, gradients[n])
             if method.extrapolates:
