@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from odenet._nets import NetSpec
     from odenet._problem import Problem
     from odenet._sample import Sample
+    from odenet._trainer import Trainer
 
 Arrays = Mapping[str, "np.ndarray"]
 
@@ -135,6 +136,16 @@ class Backend(ABC):
     @abstractmethod
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """Time, memory and counts of loss and gradient on a batch, after a warm-up."""
+
+    def trainer(self, model: Any, *, momentum: float, weight_decay: float) -> Trainer:
+        """A network that `build` made, to be trained: see `Trainer`. The model given is not changed.
+
+        Raises:
+            UnsupportedError: this backend solves, and does not train.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} does not train networks", "the backends torch and jax", "take --backend torch"
+        )
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of trees of arrays to such trees, as the framework runs it fastest when it is called often."""

@@ -30,11 +30,13 @@ from odenet import (
 from odenet._backend import Arrays
 from odenet._solver import AnySolver
 from odenet._timing import seconds
+from odenet._trainer import Trainer
 from odenet_torch._batch import mean_loss, on
 from odenet_torch._examine import examine
 from odenet_torch._measure import Counter, counted, finished, peak_bytes
 from odenet_torch._nets import OdeNet
 from odenet_torch._solve import solve_problem
+from odenet_torch._train import Descent
 
 _DTYPES = {
     name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
@@ -150,6 +152,10 @@ class TorchBackend(Backend):
             model.function = function
         f_backward = counter.f - f_forward
         return Measurement(forward_seconds, step_seconds, 0.0, peak, method, f_forward, f_backward, counter.vjp)
+
+    def trainer(self, model: OdeNet, *, momentum: float, weight_decay: float) -> Trainer:
+        """See `Backend`."""
+        return Descent(model, momentum, weight_decay)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
         """See `Backend`."""

@@ -11,8 +11,11 @@ from functools import cache
 import numpy as np
 
 from odenet._errors import FileError, InputError
+from odenet.data.images import ImageSet, in_memory
 
 COUNT = 1797
+TEST = 360  # images that are never trained on, a fifth
+_SPLIT = 12_345  # seed of the split: part of what the set is, and no choice of a user
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +68,30 @@ def batch(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return inputs[chosen], labels[chosen]
 
 
+def digit_set() -> ImageSet:
+    """The digits to train on: 1437 images, and always the same 360 for the test, drawn once.
+
+    Pixels are those of the source, 0 to 16.
+
+    Raises:
+        FileError: scikit-learn is not installed.
+    """
+    pixels, labels = _pixels()
+    order = np.random.default_rng(_SPLIT).permutation(COUNT)
+    train, test = (in_memory(pixels[part], labels[part]) for part in (order[TEST:], order[:TEST]))
+    origin = "the 1797 handwritten digits of 8x8 pixels that scikit-learn carries (Alpaydin and Kaynak, 1998)"
+    return ImageSet("digits", origin, tuple("0123456789"), train, test, mirrored=False)
+
+
 @cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = _pixels()
+    pixels = pixels.astype(np.float64)
+    return (pixels - pixels.mean()) / pixels.std(), labels
+
+
+def _pixels() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels as they are in the source, uint8 (1797, 1, 8, 8), and labels."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -76,5 +101,4 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
             "pip install 'odenet[data]'",
         ) from error
     images, labels = load_digits(return_X_y=True)
-    pixels = np.asarray(images, dtype=np.float64).reshape(-1, 1, 8, 8)
-    return (pixels - pixels.mean()) / pixels.std(), np.asarray(labels, dtype=np.int64)
+    return np.asarray(images).astype(np.uint8).reshape(-1, 1, 8, 8), np.asarray(labels, dtype=np.int64)

@@ -1,0 +1,99 @@
+"""Training a network step by step: what a backend has to do for `odenet train`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from odenet._errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from odenet._nets import NetSpec
+
+WEIGHT, VELOCITY = "weight.", "momentum."  # how the names of a state begin
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of training, on one batch and before the weights were changed by it.
+
+    Args:
+        loss: mean cross-entropy over the batch.
+        correct: how many of the batch have their largest output at their class.
+        certificate: the reconstruction residual, where the gradient method has one.
+    """
+
+    loss: float
+    correct: int
+    certificate: float | None
+
+
+class Trainer(ABC):
+    """A network with what its optimiser remembers: stochastic gradient descent with momentum.
+
+    For each weight w with gradient g of the mean loss, and a velocity v that starts at 0,
+
+        v <- momentum v + g + weight_decay w
+        w <- w - lr v
+
+    as `torch.optim.SGD` without dampening does it. All weights decay. Source: Sutskever et al., "On the importance of
+    initialization and momentum in deep learning", 2013, in the form where the rate multiplies the velocity.
+
+    Two trainers that are in the same state and get the same batches go through the same states, bit for bit, on the
+    same machine with the same versions and number of threads.
+    """
+
+    @abstractmethod
+    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> Step:
+        """Take one step.
+
+        Args:
+            inputs, targets: a batch, as `NetSpec.check_batch` allows; all batches should have one size, since
+                backends that compile do so for each size anew.
+            lr: rate of this step.
+
+        Raises:
+            InputError: a batch that does not fit the network.
+        """
+
+    @abstractmethod
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """Outputs, shape (batch, classes), with the weights as they are."""
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of all weights, as `weight.NAME`, and velocities, as `momentum.NAME`, in their number type."""
+
+    @abstractmethod
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state that `state` gave.
+
+        Raises:
+            InputError: names or shapes of another network.
+        """
+
+    @abstractmethod
+    def peak_bytes(self) -> int | None:
+        """Most bytes alive at once in a step so far, beyond weights and batch, as `Measurement`; None before one."""
+
+
+def checked_state(spec: NetSpec, state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Weights and velocities of a state, each by plain name, by the beginning of their names.
+
+    Raises:
+        InputError: names or shapes that are not those of the spec.
+    """
+    found = {
+        start: {name.removeprefix(start): array for name, array in state.items() if name.startswith(start)}
+        for start in (WEIGHT, VELOCITY)
+    }
+    if strange := sorted(name for name in state if not name.startswith((WEIGHT, VELOCITY))):
+        raise InputError(f"a state of training with {', '.join(strange)}", f"names that begin with {WEIGHT} {VELOCITY}")
+    for arrays in found.values():
+        spec.check(arrays)
+    return found
