@@ -3,7 +3,7 @@
 From the runs in detest.csv (`python -m benchmarks detest`), float64, tolerances 1e-3 to 1e-9. For each of odenet's runs
 the evaluations that a peer needs for that run's error are interpolated between the peer's runs (log against log).
 ratio: odenet's evaluations over those; the mean is geometric, over all problems and tolerances whose error the peer
-reaches, too. torchdiffeq is run where JAX tries at most 1000 steps, diffrax 20 000.
+reaches, too. torchdiffeq is run where JAX tries at most 500 steps, diffrax 20 000.
 """
 
 from __future__ import annotations
