@@ -152,10 +152,11 @@ def _count(model: OdeNet) -> tuple[int, int, int]:
     """Evaluations forward and backward, and VJPs, counted on a small network of the same depth (see odenet_jax)."""
     spec = model.spec
     small = NetSpec("linear", spec.depth, 1, inputs=(1,), classes=None, along=spec.along, horizon=spec.horizon)
-    tiny = DiffraxNet(small, small.init(), solver=model.solver, gradient=model.gradient)
-    x = jnp.ones((1, 1))
+    dtype = next(iter(model.weights.values())).dtype
+    tiny = DiffraxNet(small, small.init(), solver=model.solver, gradient=model.gradient, dtype=dtype)
+    x = jnp.ones((1, 1), dtype)
     counter, counting = Counter(), copy.copy(tiny)
-    object.__setattr__(counting, "function", counted(model.function, counter))  # a frozen module's own copy
+    object.__setattr__(counting, "function", counted(tiny.function, counter))  # a frozen module's own copy
     loss = functools.partial(_loss, counting)
     jax.block_until_ready(jax.jit(loss)(tiny.weights, x, x))
     jax.effects_barrier()

@@ -38,6 +38,13 @@ def solve_problem(made: Problem) -> Solution:
     if isinstance(made.gradient, ContinuousAdjoint):  # theirs sees args alone
         example = jnp.zeros((), given.time), given.call(leaves)
         field, weights = field.hoist(weights, *example)
+        other = {str(leaf.dtype) for leaf in (*weights.inexact, *weights.closed)} - {str(given.time)}
+        if other:
+            raise UnsupportedError(
+                f"weights of {', '.join(other)} for a state of {given.time} with BacksolveAdjoint, which mixes them up",
+                f"weights of {given.time}",
+                "convert them, or take gradient='backprop'",
+            )
     if isinstance(made.grid, Span):
         return solve_span(made, made.grid, field, weights, given, leaves)
     return _solve_grid(made, made.grid, field, weights, given, leaves)

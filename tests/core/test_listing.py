@@ -72,7 +72,11 @@ def rows(what):
 
 @pytest.mark.parametrize(
     ("what", "names"),
-    [("solvers", (*SOLVERS, *REVERSIBLE_SOLVERS, *DELEGATED_SOLVERS)), ("gradients", GRADIENTS), ("problems", PROBLEMS)],
+    [
+        ("solvers", (*SOLVERS, *REVERSIBLE_SOLVERS, *DELEGATED_SOLVERS)),
+        ("gradients", GRADIENTS),
+        ("problems", PROBLEMS),
+    ],
 )
 def test_every_record_is_listed_as_text_and_as_json(what, names):
     text = listed(what)
