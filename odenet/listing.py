@@ -94,6 +94,7 @@ def problems() -> list[Row]:
             "steps": problem.steps,
             "closed_form": problem.solution is not None,
             "autonomous": problem.autonomous,
+            "stiff": problem.stiff,
             "period": problem.period,
             "summary": problem.summary,
             "source": problem.source,
@@ -239,7 +240,7 @@ def _problem_table(rows: Sequence[Row]) -> Table:
             f"{row['t0']:g}",
             f"{row['t1']:.5g}",
             row["steps"],
-            "closed form" if row["closed_form"] else "DOP853",
+            "closed form" if row["closed_form"] else "Radau" if row["stiff"] else "DOP853",
             _yes(row["autonomous"]),
             row["summary"],
             row["source"],
@@ -247,7 +248,8 @@ def _problem_table(rows: Sequence[Row]) -> Table:
         for row in rows
     ]
     legend = (
-        "steps: a sensible number for rk4. solution: what errors are relative to, DOP853 being SciPy's at rtol 1e-13."
+        "steps: a sensible number for rk4. solution: what errors are relative to; DOP853 is SciPy's at rtol 1e-13, "
+        "Radau, for stiff problems, which want an implicit solver, at 1e-9."
     )
     return table("Problems", columns, cells, legend)
 
