@@ -9,6 +9,7 @@ from odenet import BackendEntry
 
 if TYPE_CHECKING:
     from odenet_jax._certificate import certified_value_and_grad
+    from odenet_jax._drop_in import odeint
     from odenet_jax._nets import NeuralODE, OdeNet, ResidualStack
     from odenet_jax._solve import solve
 
@@ -25,10 +26,11 @@ _HOMES = {
     "OdeNet": "_nets",
     "ResidualStack": "_nets",
     "certified_value_and_grad": "_certificate",
+    "odeint": "_drop_in",
     "solve": "_solve",
 }
 
-__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "certified_value_and_grad", "solve"]
+__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "certified_value_and_grad", "odeint", "solve"]
 
 
 def __getattr__(name: str) -> Any:

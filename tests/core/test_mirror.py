@@ -21,19 +21,19 @@ ALONE = {
         "_called.py",
         "_dice.py",
         *(f"conversion/{name}.py" for name in CONVERSION),
-        "_drop_in.py",
         *(f"drop_in/{name}.py" for name in DROP_IN),
     },
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at
     OTHER: {"_trees.py", "_certificate.py", "_convolution.py"},
 }
 NAMES = {
-    ONE: {"convert", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event"},
+    ONE: {"convert", "odeint_adjoint", "odeint_dense", "odeint_event"},
     OTHER: {"certified_value_and_grad"},
 }
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     "_batch.py": (set(), {"like"}),
+    "_drop_in.py": ({"odeint_adjoint", "odeint_dense", "odeint_event"}, set()),  # torchdiffeq's calls, and JAX's one
     "_examine.py": ({"unchanged"}, {"Probed"}),
     "_field.py": ({"BlockField", "FunctionField", "leaves", "now", "outside", "unique"}, {"Slot", "Weights", "field"}),
     "_fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),

@@ -1,0 +1,93 @@
+"""The drop-in for jax.experimental.ode against jax.experimental.ode itself, and closed forms."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import ode
+
+import odenet_jax
+from odenet import InputError, SolveError
+from odenet_jax import odeint
+
+BOTH = (ode, odenet_jax)
+T = np.array([0.1, 0.4, 1.0, 1.7])
+
+
+class Pair(NamedTuple):
+    """A state that is a tree."""
+
+    position: jax.Array
+    speed: jax.Array
+
+
+def spring(y, t, stiffness, friction):
+    return Pair(y.speed, -stiffness * y.position * jnp.cos(t) - friction["a"] * y.speed)
+
+
+START = Pair(np.array([1.0, -0.5]), np.array([0.2, 0.3]))
+ARGS = (2.0, {"a": 0.1})
+
+
+def close(one, other, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), one, other)
+
+
+@pytest.mark.usefixtures("x64")
+def test_solutions_and_gradients_are_theirs():
+    def loss(y0, t, *args, library):
+        ys = library.odeint(spring, y0, t, *args, rtol=1e-9, atol=1e-9)
+        return sum(jnp.sin(leaf).sum() for leaf in ys), ys
+
+    theirs, ours = (
+        jax.jit(jax.value_and_grad(lambda *of, lib=lib: loss(*of, library=lib), (0, 1, 2, 3), has_aux=True))(
+            *jax.tree.map(jnp.asarray, (START, T, *ARGS))
+        )
+        for lib in BOTH
+    )
+    assert isinstance(ours[0][1], Pair)
+    close(ours, theirs, 1e-6)
+
+
+def test_closures_integers_and_the_defaults():
+    def loss(rate):
+        return odeint(lambda y, t, n: -rate * y * n, jnp.ones(3), jnp.asarray(T), 2).sum()
+
+    found, rate, since = jax.grad(loss)(0.7), 0.7, T - T[0]
+    assert float(found) == pytest.approx(-(6 * since * np.exp(-2 * rate * since)).sum(), abs=1e-5)
+
+
+def test_vmap_and_complex_states():
+    rates = np.array([-0.5 + 2j, -1.0 + 0j])
+    found = jax.vmap(lambda rate: odeint(lambda y, t, rate: rate * y, jnp.ones(2) + 0j, jnp.asarray(T), rate))(rates)
+    close(found[..., 0], np.exp(rates[:, None] * (T - T[0])), 1e-5)
+
+
+def test_backward_in_time_and_one_time():
+    ys = odeint(lambda y, t: -y, jnp.ones(1), jnp.asarray(T[::-1]))
+    close(ys[:, 0], np.exp(T[-1] - T[::-1]), 1e-5)
+    close(odeint(lambda y, t: -y, jnp.ones(1), jnp.asarray(T[:1])), jnp.ones((1, 1)), 0)
+
+
+def test_steps_are_bounded():
+    def calls(**options):
+        seen = []
+        field = lambda y, t: jax.debug.callback(lambda t: seen.append(t), t) or -y  # noqa: E731
+        odeint(field, jnp.ones(1), jnp.asarray([0.0, 1.0]), **options).block_until_ready()
+        jax.effects_barrier()
+        return len(seen)
+
+    assert calls(rtol=1e-3, atol=1e-3) < 50 < 6 / 0.05 <= calls(rtol=1e-3, atol=1e-3, hmax=0.05)
+    with pytest.raises(SolveError, match="max_steps"):
+        odeint(lambda y, t: jnp.cos(50 * t) * y, jnp.ones(1), jnp.asarray([0.0, 2.0]), mxstep=5)
+
+
+def test_arguments_that_cannot_be_used():
+    with pytest.raises(InputError, match="floats"):
+        odeint(lambda y, t: -y, jnp.ones(1), jnp.arange(3))
+    with pytest.raises(InputError, match="one-dimensional"):
+        odeint(lambda y, t: -y, jnp.ones(1), jnp.zeros((2, 2)))
