@@ -80,8 +80,8 @@ def _solution(
     if event is not None:
         end = jnp.where(jnp.isnan(event[0]), end, event[0])
     times, ys = ts, walked.ys
+    last = choose(failed, walked.last, walked.y1)
     if span.every:
-        last = choose(failed, walked.last, walked.y1)
         times = end[None] if ts is None else jnp.concatenate([ts, end[None]])
         ys = tuple(leaf[None] for leaf in last)
         if ts is not None:
@@ -98,7 +98,7 @@ def _solution(
             walked.end,
             record.y,
             record.slopes,
-            walked.last,
+            last,
             tableau,
             given.structure,
             given.given,
