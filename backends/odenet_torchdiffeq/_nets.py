@@ -24,7 +24,7 @@ class TorchdiffeqNet(OdeNet):
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
         choices = {"steps": spec.depth, "t1": spec.horizon, "solver": self.solver, "gradient": self.gradient}
-        solution = solve_problem(problem(self.function, y, Depth(inner, spec.along), **choices))
+        solution = solve_problem(problem(self.function, y, Depth(inner, spec.along), **choices), closed=False)
         self.stats = solution.stats
         y = solution.ys[0]
         if spec.classes is None:

@@ -18,8 +18,12 @@ FIXED = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk38": "rk4
 """Their name of each of our solvers. Their rk4 is the 3/8 rule."""
 
 
-def solve_problem(made: Problem) -> Solution:
+def solve_problem(made: Problem, *, closed: bool = True) -> Solution:
     """The solution of a problem.
+
+    Args:
+        made: the problem.
+        closed: whether f may close over tensors, which `odeint_adjoint` must be told: one evaluation finds them.
 
     Raises:
         UnsupportedError: what torchdiffeq has not.
@@ -35,10 +39,12 @@ def solve_problem(made: Problem) -> Solution:
     field = FunctionField(made.field, made.weights)
     if isinstance(made.grid, Span):
         return solve_span(made, made.grid, field, given, leaves)
-    return _solve_grid(made, made.grid, field, given, leaves)
+    return _solve_grid(made, made.grid, field, given, leaves, closed)
 
 
-def _solve_grid(made: Problem, grid: Grid, field: FunctionField, given: Layout, leaves: Leaves) -> Solution:
+def _solve_grid(
+    made: Problem, grid: Grid, field: FunctionField, given: Layout, leaves: Leaves, closed: bool
+) -> Solution:
     method, sign = made.gradient, -1 if grid.t1 < grid.t0 else 1
     backward = method.steps or grid.steps if isinstance(method, ContinuousAdjoint) else grid.steps
     called = OnGrid(field, given, sign, grid, made.solver, backward)
@@ -62,8 +68,10 @@ def _solve_grid(made: Problem, grid: Grid, field: FunctionField, given: Layout, 
     if grid.t0 == grid.t1:  # for which torchdiffeq has no order of times
         found: Any = tuple(leaf.expand(len(met), *leaf.shape) for leaf in leaves)
     elif isinstance(method, ContinuousAdjoint):
-        called.callback_step(whole[0], None, whole[1] - whole[0])
-        parameters = called.parameters(whole[0], leaves, grid.steps)
+        parameters = called.weights(grid.steps)
+        if closed:
+            called.callback_step(whole[0], None, whole[1] - whole[0])
+            parameters = called.parameters(whole[0], leaves, grid.steps)
         found = torchdiffeq.odeint_adjoint(
             called,
             y0,
