@@ -1,4 +1,4 @@
-"""The command line: `odenet list | solve | compare | check | benchmark`. Jobs are imported when they are asked for."""
+"""The command line: `odenet list | solve | compare | check | train | benchmark`. A job is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "solve": "odenet.solving",
     "compare": "odenet.compare.command",
     "check": "odenet.checking",
+    "train": "odenet.training.command",
     "benchmark": "odenet.benchmarking",
 }
 
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
           odenet solve lotka-volterra --solver rk4 --depth 16..256 --plot orbit.png
           odenet compare --backend torch,jax --solver euler,heun --depth 4..64
           odenet check --depth 64 --gradient all
+          odenet train --solver heun --gradient discrete-adjoint --epochs 20
           odenet benchmark work-precision --problem kepler --solver dopri5,tsit5
 
         \b

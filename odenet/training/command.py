@@ -1,0 +1,96 @@
+"""`odenet train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odenet import _flags
+from odenet._tables import console
+from odenet.data.sets import NAMES
+from odenet.training.plan import Plan
+from odenet.training.schedule import SCHEDULES
+
+
+class _One(click.ParamType):
+    """One name of a kind that other commands take several of, with their completion."""
+
+    def __init__(self, names: _flags.Names) -> None:
+        self.names = names
+        self.name = names.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, or the label of a record."""
+        found = self.names.convert(value, param, ctx)
+        if len(found) != 1:
+            self.fail(f"{value!r} names {len(found)}; a run has one {self.name}", param, ctx)
+        return getattr(found[0], "label", found[0])
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Names that begin so."""
+        return self.names.shell_complete(ctx, param, incomplete)
+
+
+def _flag(flag: str, kind: Any, text: str) -> Any:
+    """A flag whose default is the plan's."""
+    default = getattr(Plan, flag.removeprefix("--").replace("-", "_"))
+    shown = default is not None
+    return click.option(flag, type=kind, default=default, show_default=shown, help=text)
+
+
+@click.command("train", context_settings={"help_option_names": ["-h", "--help"]})
+@_flag("--data", click.Choice(NAMES), "Images: embedded digits, CIFAR-10 on disk, or one folder a class.")
+@_flag("--data-dir", click.Path(exists=True, file_okay=False), "Where cifar-10-batches-py, or train and val, are.")
+@_flag("--size", click.IntRange(min=1), "Height and width of the images of a folder.  [default: 32]")
+@_flag("--net", click.Choice(["conv", "mlp", "linear"]), "Kind of block.")
+@_flag("--backend", _One(_flags.BACKENDS), "Backend.")
+@_flag("--solver", _One(_flags.SOLVERS), "Solver, see `odenet list solvers`.")
+@_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method, with options behind colons.")
+@_flag("--depth", click.IntRange(min=1), "Steps N.")
+@_flag("--width", click.IntRange(min=1), "Channels (conv) or features.")
+@_flag("--norm", click.Choice(["group", "none"]), "Normalisation of conv blocks.")
+@_flag("--activation", click.Choice(["relu", "tanh"]), "Activation.")
+@_flag("--along", click.Choice(["auto", "piecewise", "linear", "shared"]), "Weights along depth; auto: by solver.")
+@_flag("--start", click.Choice(["smooth", "independent", "zero"]), "Weights at the beginning, along depth.")
+@_flag("--device", str, "Device, as `odenet list backends` names it.")
+@_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
+@_flag("--epochs", click.IntRange(min=1), "Times that all training images are seen.")
+@_flag("--batch", click.IntRange(min=1), "Images in a batch.")
+@_flag("--lr", float, "Rate at the beginning.")
+@_flag("--momentum", float, "Of gradient descent.")
+@_flag("--weight-decay", float, "Of all weights.")
+@_flag("--schedule", click.Choice(SCHEDULES), "Rate: a tenth after each third (the paper's), cosine, or constant.")
+@_flag("--seed", click.IntRange(min=0), "Of weights, split, order and augmentation.")
+@click.option(
+    "--augment/--no-augment", default=Plan.augment, show_default=True, help="Random crops, and mirror images."
+)
+@_flag("--validation", float, "Part of the training images that chooses the best epoch.")
+@_flag("--limit-train", click.IntRange(min=2), "Use this many training images.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("results/train"),
+    show_default=True,
+    help="Folder of the run.",
+)
+@click.option("--resume", is_flag=True, help="Go on after the last whole epoch of the run in --out, bit for bit.")
+@click.pass_context
+def command(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Train a network on images, with any solver and gradient method.
+
+    After each epoch the run is on disk; killed at any moment it loses no more than the epoch it was in. The best epoch
+    is chosen by validation images that are set aside; the test images are looked at once, at the end. Exit status: 0,
+    or 130 after Ctrl-C.
+
+    \b
+    Examples:
+      odenet train
+      odenet train --backend jax --solver heun --gradient discrete-adjoint --depth 32 --out results/heun
+      odenet train --data cifar10 --data-dir DIR --width 32 --epochs 90 --batch 256 --device cuda
+      odenet train --resume
+    """
+    from odenet.training.job import train
+
+    context.exit(train(Plan(**options), out, resume, console(stderr=True)))
