@@ -1,4 +1,4 @@
-"""The command line: `odenet list | solve | compare | check | train | benchmark`. A job is imported when it is asked for."""
+"""The command line: `odenet list | solve | compare | check | train | benchmark`. A job is imported when it is asked."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def curve(run: Run) -> Figure:
         losses.plot(
             epochs, [row.validation_loss for row in rows], "--s", markersize=3, color=_VALIDATION, label="validation"
         )
-        losses.set_yscale("log")
+        losses.set_ylim(bottom=0.0)
         losses.set_title("Loss (cross-entropy)")
         accuracies.plot(
             epochs, [row.train_accuracy for row in rows], "-o", markersize=3, color=_TRAIN, label="training"
@@ -63,6 +63,7 @@ def curve(run: Run) -> Figure:
             text = f"test: {100 * run.test.accuracy:.1f} %"
             accuracies.plot([run.test.epoch], [run.test.accuracy], "*", markersize=13, color=_TEST, label=text)
         accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
+        accuracies.set_ylim(0.0, 1.02)
         accuracies.set_title("Accuracy")
         if certified:
             found = [(row.epoch, row.certificate) for row in rows if row.certificate]
