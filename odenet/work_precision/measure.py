@@ -105,7 +105,8 @@ def _first(plan: Plan, cell: Cell, programs: _Programs) -> tuple[Row, Callable[[
             given = arrays(cell.problem.y0, plan.dtype), arrays(cell.problem.weights, plan.dtype)
             ts, ys, counts, outcome = programs.of(cell)(*given, cell.rtol, atol)
             ys = _tree.map(backend.to_numpy, ys)  # waits for the device
-            steps, rejected, evaluations = map(int, counts)
+            # None where a peer does not tell: diffrax does not count the evaluations of implicit solvers
+            steps, rejected, evaluations = (None if count is None else int(count) for count in counts)
             stats = Stats(cell.backend, cell.solver.label, "backprop", steps, evaluations, rejected=rejected)
             return Solution(ts, ys, stats, None if outcome is None else int(outcome))
 

@@ -55,7 +55,8 @@ class ScipyBackend(Backend):
         start = np.concatenate([np.ravel(leaf) for leaf in leaves])
         control = problem.grid.control
         found = solve_ivp(field, (problem.grid.t0, problem.grid.t1), start, rtol=control.rtol, atol=control.atol)
-        stats = Stats(self.name, problem.solver.name, "backprop", len(found.t) - 1, found.nfev)
+        evaluations = found.nfev if problem.solver.name != "tsit5" else None
+        stats = Stats(self.name, problem.solver.name, "backprop", len(found.t) - 1, evaluations)
         outcome = Result.MAX_STEPS if len(found.t) > control.max_steps else Result.SUCCESS
         ys = _tree.map(lambda leaf: np.asarray(leaf)[None], tree(found.y[:, -1]))
         return Solution(np.asarray([problem.grid.t1]), ys, stats, OUTCOMES.index(outcome))
@@ -145,6 +146,14 @@ def test_what_cannot_be_run_is_a_row_that_says_why():
         ("other", "dopri5"),
         ("toy", "bosh3"),
     ]
+
+
+def test_evaluations_that_are_not_counted_are_left_out(tmp_path):
+    benchmark(tmp_path, *QUICK[:2], "--backend", "toy", "--solver", "tsit5", "--rtol", "1e-3,1e-4")
+    first, _ = read(tmp_path).rows
+    assert first.ok
+    assert first.f_evaluations is None
+    assert (tmp_path / "work_precision.png").exists()
 
 
 def test_a_framework_s_own_error_is_recorded_and_the_rest_is_run():
