@@ -236,3 +236,28 @@ def test_every_result_says_what_happened_and_what_to_do():
         happened, _, remedy = result.value.partition(": ")
         assert happened
         assert remedy or result is odenet.Result.SUCCESS
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_dense_output_of_a_step_is_off_by_its_order_and_one_more(name):
+    """y' = (y - t)^2 + 1 has the solution t + 1 / (c - t): the error inside of one step, by regression over its size."""
+    tableau, c = SOLVERS[name].tableau, 2.0
+    made = interpolant(tableau)
+
+    def exact(t):
+        return t + 1 / (c - t)
+
+    def error(h):
+        def slope(t, y):
+            return (y[0] - t) ** 2 + 1
+
+        y = (np.array(exact(0.0)),)
+        found = slopes(tableau, lambda i, at: (slope(tableau.c[i] * h, at),), y, h, tableau.stages)
+        if not tableau.fsal:
+            found.append((slope(h, weigh(y, h, tableau.b, found)),))
+        places = np.linspace(0.1, 0.9, 9)
+        return max(abs(weigh(y, h, made.weights(p), found)[0] - exact(p * h)) for p in places)
+
+    sizes = np.array([0.8, 0.4, 0.2]) if made.order > 4 else np.array([0.1, 0.05, 0.025])
+    fitted = np.polyfit(np.log(sizes), np.log([error(h) for h in sizes]), 1)[0]
+    assert fitted > made.order + 0.7
