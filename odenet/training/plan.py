@@ -55,7 +55,7 @@ class Plan:
     device: str = "cpu"
     dtype: Literal["float32", "float64"] = "float32"
     epochs: int = 30
-    batch: int = 128
+    batch: int = 32
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
