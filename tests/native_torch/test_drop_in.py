@@ -224,6 +224,18 @@ def test_the_seminorm_takes_fewer_evaluations_and_is_as_good(exact):
     close(whole, exact[0], 1e-5)
 
 
+def test_many_times_cost_fewer_evaluations_than_there():
+    counts = []
+    for library in BOTH:
+        func, t = Field(), torch.linspace(0, 0.5, 20, dtype=DOUBLE)
+        ys = library.odeint_adjoint(func, start(), t, rtol=1e-6, atol=1e-8)
+        forth = func.calls
+        ys.sin().sum().backward()
+        counts.append((forth, func.calls - forth))
+    assert counts[1][0] <= 1.1 * counts[0][0]
+    assert counts[1][1] <= 0.7 * counts[0][1]  # the size of steps is known from one time to the next
+
+
 @pytest.mark.parametrize("tupled", [False, True])
 def test_norms_of_ones_own_are_given_what_theirs_are(tupled):
     seen = {}

@@ -7,6 +7,7 @@ here, added up where a step is accepted. Only what is named as a parameter has a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,8 @@ class Back:
         self.sums = [torch.zeros_like(p) for p in params]
         self.moved = torch.zeros((), dtype=self.given.time, device=self.given.device)
         """What the adjoint adds to the gradient by t0 through the field's own dependence on time."""
+        self.size: float | None = None
+        """Of the first step: the longest between the times before, which saves an evaluation and small steps."""
         self.on = way.watch(lambda y, a: (self.moved, y, a, *self.sums))
 
     def field(self, t: Tensor, both: AnyLeaves) -> Slope:
@@ -111,10 +114,14 @@ class Back:
                 self.accept(weighed(step.slopes, tableau.b, -step.h))
                 both = step.y1
             return both[1]
-        walk = self._walk(choice, start, end)
+        if choice.first_step is None and self.size is not None:
+            choice = dataclasses.replace(choice, first_step=self.size)
+        walk, longest = self._walk(choice, start, end), 0.0
         for step in walk.steps(start, both):
             self.accept(weighed(step.slopes, walk.tableau.b, -step.h))
-            both = step.y1
+            both, longest = step.y1, max(longest, abs(step.h))
+        # steps that end where the next time is are shorter than they might be
+        self.size = longest * (1 if walk.tried > walk.n else 2) or None
         if walk.failed is not None:
             text, _, remedy = walk.failed.value.partition(": ")
             raise GradientError(

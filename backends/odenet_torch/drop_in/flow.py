@@ -113,6 +113,8 @@ def tolerance(name: str, given: Any, flow: Flow) -> float | Tensor:
     Raises:
         InputError: it needs a gradient, or has not one entry for each of the state's.
     """
+    if isinstance(given, (int, float)):
+        return float(given)
     if isinstance(given, Tensor) and given.requires_grad:
         raise InputError(f"{name} needs a gradient", "a tolerance that needs none", f"{name}.detach()")
     if isinstance(given, Iterable) and flow.shapes is not None and getattr(given, "ndim", 1):
