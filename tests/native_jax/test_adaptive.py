@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,6 @@ import pytest
 import odenet
 from odenet import Depth, Event, GradientError, InputError, PIDController, Result, SolveError, UnsupportedError
 from odenet._interpolant import interpolant
-from odenet._problem import adaptive_solvers
 from odenet._solver import solver as solver_named
 from odenet._step import add, increment
 from odenet_jax import NeuralODE, solve
@@ -47,7 +48,7 @@ def score(ys):
 
 
 class TestSteps:
-    @pytest.mark.parametrize("solver", adaptive_solvers())
+    @pytest.mark.parametrize("solver", ["heun", "bosh3", "fehlberg2", "dopri5", "tsit5", "dopri8"])
     def test_errors_follow_the_tolerance(self, solver):
         exact = np.array([np.cos(2.0), -np.sin(2.0)])
         found = [
@@ -169,7 +170,7 @@ class TestOutputs:
         assert np.polyfit(np.log(counts), -np.log(errors), 1)[0] > order - 0.35
 
     def test_kept_times(self):
-        choices = {"t1": 3.0, "rtol": 1e-6, "atol": 1e-8}
+        choices: dict[str, Any] = {"t1": 3.0, "rtol": 1e-6, "atol": 1e-8}
         found = solve(field, start(), weights(), ts=TIMES, **choices)
         assert found.ys.shape == (len(TIMES), WIDTH)
         assert (found.ys[0] == start()).all()
@@ -273,7 +274,7 @@ class TestGradients:
         for method in ("correct=no", "iterations=1", "iterations=4", "anchors=3", "tolerance=1e-10"):
             _, found, solution = gradients(f"discrete-adjoint:{method}")
             errors.append(distance((found.y0, found.weights), (exact.y0, exact.weights)))
-            assert 0 < solution.stats.certificate < 1e-2
+            assert 0 < (solution.stats.certificate or 0) < 1e-2
         assert errors[1] < errors[0]
         assert errors[2] < errors[1] / 10
         assert errors[3] < 2 * errors[1]
