@@ -168,7 +168,7 @@ class Forward:
                 yield step, last
                 return
             if watch is not None:
-                watch.entered(step.t1, step.y1)
+                watch.passed()
             yield step, None
 
     def _locate(self, watch: Watch, step: Step) -> float:

@@ -98,7 +98,7 @@ class Watch:
     def __init__(self, event: Event, layout: Layout, t: float, y: Leaves) -> None:
         self.event = event
         self.layout = layout
-        self.before = self.signs(t, y)
+        self.before = self.now = self.signs(t, y)
 
     def signs(self, t: float, y: Leaves) -> list[float]:
         """Of the condition's entries: one host read."""
@@ -109,9 +109,9 @@ class Watch:
         return found.sign().tolist()
 
     def happened(self, t: float, y: Leaves) -> list[int]:
-        """The entries that have changed their sign since the solve began."""
-        now = self.signs(t, y)
-        return [i for i, (a, b) in enumerate(zip(self.before, now, strict=True)) if self._changed(a, b)]
+        """The entries that have changed their sign, in the direction that is watched, since the last step."""
+        self.now = self.signs(t, y)
+        return [i for i, (a, b) in enumerate(zip(self.before, self.now, strict=True)) if self._changed(a, b)]
 
     def locate(self, at: Callable[[float], Leaves], t: float, h: float) -> float:
         """The position in the step at which the first entry changes its sign, by bisection on dense output."""
@@ -128,10 +128,9 @@ class Watch:
                 low = middle
         return high
 
-    def entered(self, t: float, y: Leaves) -> None:
-        """Signs that were zero at the start count from the first time that they are not."""
-        if 0 in self.before:
-            self.before = [a or b for a, b in zip(self.before, self.signs(t, y), strict=True)]
+    def passed(self) -> None:
+        """The step was looked at and ended nothing: signs that are not zero count from here on."""
+        self.before = [now or before for before, now in zip(self.before, self.now, strict=True)]
 
     def _changed(self, before: float, now: float) -> bool:
         wanted = self.event.direction

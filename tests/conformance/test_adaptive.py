@@ -201,6 +201,15 @@ def test_an_event_ends_the_solve_and_is_differentiable(thorough):
         assert flat(thorough, gradients.weights)[0] == pytest.approx(-0.5 * np.sqrt(2 * height) * gravity**-1.5)
         assert flat(thorough, gradients.y0)[0] == pytest.approx(0.5 * np.sqrt(2 / height / gravity))
     assert odenet.solve(field, y0, gravity, t1=0.5, backend=thorough, rtol=1e-6, event=event).result.name == "SUCCESS"
+    again = odenet.solve(  # a sine that falls through zero, and rises through it a half turn later
+        lambda t, y: (y[1], -y[0]),
+        (np.array(0.5), np.array(0.0)),
+        t1=6.0,
+        backend=thorough,
+        rtol=1e-8,
+        event=odenet.Event(lambda t, y: y[0], direction=1),
+    )
+    assert float(again.event_t) == pytest.approx(1.5 * np.pi, abs=1e-6)
     rising = odenet.Event(lambda t, y: y[0] - 5, direction=1)
     assert odenet.solve(field, y0, gravity, backend=thorough, rtol=1e-6, event=rising).result.name == "SUCCESS"
 

@@ -240,7 +240,7 @@ def test_every_result_says_what_happened_and_what_to_do():
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_dense_output_of_a_step_is_off_by_its_order_and_one_more(name):
-    """y' = (y - t)^2 + 1 has the solution t + 1 / (c - t): the error inside of one step, by regression over its size."""
+    """y' = (y - t)^2 + 1 has the solution t + 1 / (c - t): the error within one step, by regression over its size."""
     tableau, c = SOLVERS[name].tableau, 2.0
     made = interpolant(tableau)
 
