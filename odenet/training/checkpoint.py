@@ -99,7 +99,7 @@ class Run:
         }
         write_text(folder / RUN, json.dumps(plain, indent=1, allow_nan=False) + "\n")
         write_text(folder / LOG, as_csv(Row, self.rows))
-        self._sweep(folder)
+        self.sweep(folder)
 
     def state(self, folder: Path, epoch: int) -> dict[str, np.ndarray]:
         """Weights and momentum after an epoch, the last or the best.
@@ -109,13 +109,13 @@ class Run:
         """
         return load_weights(folder / state_name(epoch))
 
-    def _sweep(self, folder: Path) -> None:
+    def sweep(self, folder: Path) -> None:
         """Delete states of other epochs, and what a process that was killed left half written."""
         kept = {state_name(self.epoch), state_name(self.best)}
         for path in folder.glob("state-*.npz"):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
-        for name in ("state-*.npz", RUN, LOG, "events.*", "curve.*", "weights.npz"):
+        for name in ("state-*.npz", RUN, LOG, "events.*", "curve.*", "weights.npz", ".writable"):
             for path in folder.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
 

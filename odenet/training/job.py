@@ -97,6 +97,7 @@ def _earlier(plan: Plan, out: Path, resume: bool, messages: Console) -> Run | No
             "give --resume to go on with it, or choose another --out",
         )
     plan.require_same(run.plan)
+    run.sweep(out)
     messages.print(f"going on after epoch {run.epoch} of {plan.epochs}", markup=False)
     return run
 

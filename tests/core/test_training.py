@@ -251,7 +251,7 @@ def test_a_damaged_state_is_found(bench, tmp_path):
 def test_what_a_killed_process_left_half_written_is_swept(bench, tmp_path):
     bench.fails[7] = KeyboardInterrupt()
     train(tmp_path)
-    left = [tmp_path / name for name in (".state-0003.npz.abc", ".run.json.abc", "state-0003.npz")]
+    left = [tmp_path / name for name in ("..writable.abc", ".run.json.abc", "state-0003.npz")]
     for path in left[:2]:
         path.write_bytes(b"half")
     left[2].write_bytes(b"whole, but no run names it")
