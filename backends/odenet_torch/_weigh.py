@@ -102,7 +102,7 @@ class Buffered:
         size = sizes[1] if sizes is not None and sizes[0] is y[0] else flat.abs()
         size1 = flat1.abs()
         self.sizes = y1[0], size1
-        allowed = torch.add(self.atol, torch.maximum(size, size1), alpha=self.rtol)
+        allowed = torch.add(self.atol, torch.maximum(size, size1), alpha=self.rtol)  # pyright: ignore[reportArgumentType]
         error = torch.mv(before[-1], self.error).div_(allowed)
         ratio = abs(h) * self.scale * math.sqrt(torch.dot(error, error).item())  # the step's one host read
         return Trial(y1, (), tuple(slopes)), ratio
