@@ -60,7 +60,7 @@ def _solve_grid(made: Problem, grid: Grid, field: Field, weights: Weights, given
         return Solution(times, given.unflatten([given.returned(y, i) for i, y in enumerate(ys)]), stats)
     count, length = grid.steps // layers, (grid.t1 - grid.t0) / layers
     term = diffrax.ODETerm(in_layer(field, given, length))
-    adjoint = _adjoint(made, layers, count, length)
+    adjoint = _adjoint(made, layers, count, length, given.time)
     wanted = (count,) if grid.final_only else tuple(range(1, count + 1))
     if layers == 1 and not grid.final_only:
         wanted = tuple(n for n in grid.kept if n) or (count,)
@@ -120,13 +120,15 @@ def _marks(wanted: tuple[int, ...], count: int, length: float, given: Layout) ->
     return jnp.asarray(length, given.time) * steps
 
 
-def _adjoint(made: Problem, layers: int, count: int, length: float) -> diffrax.AbstractAdjoint:
+def _adjoint(made: Problem, layers: int, count: int, length: float, time: Any) -> diffrax.AbstractAdjoint:
     """Theirs, of a layer of `count` steps."""
     match made.gradient:
         case ContinuousAdjoint(steps=steps):
             back = count if steps is None else steps // layers
-            # within diffrax times increase, whatever ours do
-            return diffrax.BacksolveAdjoint(dt0=-abs(length) / back, max_steps=back)
+            # within diffrax times increase, whatever ours do; between two kept times, whose difference is rounded, it
+            # would otherwise now and then take a step too many
+            size = abs(length) / back * (1 + 4 * count * float(jnp.finfo(time).eps))
+            return diffrax.BacksolveAdjoint(dt0=-size, max_steps=back)
         case Checkpoint(states=int() as states):
             if layers > 1:
                 raise UnsupportedError(

@@ -101,13 +101,16 @@ def test_diffrax_gradients_of_shared_weights(gradient: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["piecewise", "linear"])
 def test_the_diffrax_adjoint_converges_to_backprop(kind: str) -> None:
-    """It starts anew in each layer, so that it is not ours; its error falls with h^2 by Heun."""
+    """It starts anew in each layer, so that it is not ours; its error falls with h^3 by Heun, as ours does here.
+
+    A step too many between two kept times, of half the size, shows: 24 steps of 1/24 are where rounding tempts it to.
+    """
     errors = [
         off(gradients("diffrax", "heun", "continuous-adjoint", kind, steps=n)[0], exact[0])
         for n in (12, 24)
         for exact in [gradients("torch", "heun", "backprop", kind, steps=n)]
     ]
-    assert 3 < errors[0] / errors[1] < 5.5
+    assert 6 < errors[0] / errors[1] < 10
 
 
 @pytest.mark.parametrize("steps", [1, 7, 49, 98, 103, 199])
