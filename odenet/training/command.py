@@ -42,7 +42,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 
 @click.command("train", context_settings={"help_option_names": ["-h", "--help"]})
 @_flag("--data", click.Choice(NAMES), "Images: embedded digits, CIFAR-10 on disk, or one folder a class.")
-@_flag("--data-dir", click.Path(exists=True, file_okay=False), "Where cifar-10-batches-py, or train and val, are.")
+@_flag("--data-dir", click.Path(file_okay=False), "Where cifar-10-batches-py, or train and val, are.")
 @_flag("--size", click.IntRange(min=1), "Height and width of the images of a folder.  [default: 32]")
 @_flag("--net", click.Choice(["conv", "mlp", "linear"]), "Kind of block.")
 @_flag("--backend", _One(_flags.BACKENDS), "Backend.")
