@@ -18,6 +18,7 @@ from odenet._errors import GridError, InputError
 from odenet._gradient import whole, yes_or_no
 
 NORMS = ("rms", "mixed", "max")
+SAFETY = 0.85
 _FLOOR = 1e-10  # of the error ratio: what is smaller says no more than that the step may grow as far as it is let
 
 
@@ -48,8 +49,10 @@ class PIDController:
             a function of a tree like the state to a scalar.
         pcoeff, icoeff, dcoeff: proportional, integral and derivative part. The default, integral alone, is that of
             torchdiffeq and diffrax; 0.4, 0.3, 0 is gentler where stability limits the steps.
-        safety: factor on every new step.
-        factor_min, factor_max: the most that a step may shrink after a rejection, or grow.
+        safety: factor on every new step; None is 0.85 (a peer behind the seam takes its own, 0.9). With 0.9 and steps
+            that never shrink once accepted, as theirs, DETEST takes 7 % more evaluations at equal error with dopri5 and
+            tsit5.
+        factor_min, factor_max: the most that a step may shrink or grow.
         first_step: size of the first step; None estimates it with one more evaluation (Hairer, Norsett, Wanner I,
             p. 169).
         min_step: no step is smaller, and one of this size is accepted whatever its error. None: a step that would
@@ -73,7 +76,7 @@ class PIDController:
     pcoeff: float = 0.0
     icoeff: float = 1.0
     dcoeff: float = 0.0
-    safety: float = 0.9
+    safety: float | None = None
     factor_min: float = 0.2
     factor_max: float = 10.0
     first_step: float | None = None
@@ -92,7 +95,8 @@ class PIDController:
             raise InputError(f"norm={self.norm!r}", f"{', '.join(NORMS)}, or a function of a tree to a scalar")
         for name in ("pcoeff", "icoeff", "dcoeff"):
             _number(name, getattr(self, name), 0.0)
-        _number("safety", self.safety, 0.0, 1.0)
+        if self.safety is not None:
+            _number("safety", self.safety, 0.0, 1.0)
         _number("factor_min", self.factor_min, 0.0, 1.0)
         _number("factor_max", self.factor_max, 1.0)
         for name in ("first_step", "min_step", "max_step"):
@@ -119,15 +123,13 @@ class PIDController:
             Whether the step is accepted, the factor on its size, and the past for the next step.
         """
         proportional, integral, derivative = (c / order for c in (self.pcoeff, self.icoeff, self.dcoeff))
-        accepted = error <= 1.0
+        accepted, safety = error <= 1.0, SAFETY if self.safety is None else self.safety
         inverse = 1.0 / of.most(error, _FLOOR)
-        factor = self.safety * inverse ** (proportional + integral + derivative)
+        factor = safety * inverse ** (proportional + integral + derivative)
         if proportional or derivative:
             factor = factor * past[0] ** -(proportional + 2 * derivative) * past[1] ** derivative
-        # an accepted step is followed by one that is no smaller, a rejected one by one that is
-        least = of.where(accepted, 1.0, self.factor_min)
-        most = of.where(accepted, self.factor_max, self.safety)
-        factor = of.where(error == error, of.least(of.most(factor, least), most), self.factor_min)
+        most = of.where(accepted, self.factor_max, safety)  # a rejected step is followed by a smaller one
+        factor = of.where(error == error, of.least(of.most(factor, self.factor_min), most), self.factor_min)
         past = of.where(accepted, inverse, past[0]), of.where(accepted, past[0], past[1])
         return accepted, factor, past
 

@@ -136,7 +136,7 @@ def _controller(
         dtmax=control.max_step,
         factormin=control.factor_min,
         factormax=control.factor_max,
-        safety=control.safety,
+        safety=control.safety or 0.9,  # its own
     )
     jumps = sorted({*ends, *control.jump_t})
     stops = sorted(set(control.step_t) - set(jumps))

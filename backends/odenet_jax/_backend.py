@@ -139,6 +139,10 @@ class JaxBackend(Backend):
         """See `Backend`."""
         return Descent(model, momentum, weight_decay)
 
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """See `Backend`."""
+        return jax.jit(function)
+
     def to_numpy(self, leaf: Any) -> np.ndarray:
         """See `Backend`."""
         array = np.asarray(leaf)

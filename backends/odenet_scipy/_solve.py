@@ -76,7 +76,7 @@ def solve_span(made: Problem, span: Span) -> Solution:
         """The state from a vector, whose leading axes it keeps."""
         cuts = np.cumsum([array.size for array in arrays])[:-1]
         parts = np.split(vector, cuts, axis=-1)
-        shaped = (p.reshape(*p.shape[:-1], *a.shape) for p, a in zip(parts, arrays, strict=True))
+        shaped = (p.reshape((*p.shape[:-1], *a.shape)) for p, a in zip(parts, arrays, strict=True))
         return unflatten(
             [
                 p.astype(a.dtype) if np.iscomplexobj(a) else np.real(p).astype(a.dtype)
@@ -165,7 +165,8 @@ def _require(span: Span) -> None:
         "norm": control.norm != "rms",
         "per_sample": control.per_sample,
         "pcoeff, icoeff, dcoeff": (control.pcoeff, control.icoeff, control.dcoeff) != (0, 1, 0),
-        "safety, factor_min, factor_max": (control.safety, control.factor_min, control.factor_max) != (0.9, 0.2, 10.0),
+        "safety, factor_min, factor_max": (control.safety or 0.9, control.factor_min, control.factor_max)
+        != (0.9, 0.2, 10.0),
     }
     for what, asked in missing.items():
         if asked:

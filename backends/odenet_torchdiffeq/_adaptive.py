@@ -102,7 +102,7 @@ def _interface(
         "min_step": control.min_step or 0.0,
         "max_step": torch.inf if control.max_step is None else control.max_step,
         "max_num_steps": control.max_steps,
-        "safety": control.safety,
+        "safety": control.safety or 0.9,  # its own
         "ifactor": control.factor_max,
         "dfactor": control.factor_min,
     }

@@ -20,7 +20,7 @@ from odenet import (
     Span,
     UnsupportedError,
 )
-from odenet._controller import FLOATS, Arithmetic
+from odenet._controller import FLOATS, SAFETY, Arithmetic
 from odenet._interpolant import interpolant
 from odenet._problem import problem
 from odenet._span import number, span
@@ -41,15 +41,16 @@ def test_a_step_is_accepted_by_its_error_and_the_next_is_within_the_factors(erro
     accepted, factor, past = control.judge(order, error, (before, 1.0))
     assert accepted == (error <= 1)
     assert control.factor_min <= factor <= control.factor_max
-    assert factor >= 1 if accepted else factor <= control.safety
+    assert accepted or factor <= SAFETY
     assert past == ((1 / max(error, 1e-10), before) if accepted else (before, 1.0))
 
 
 def test_integral_control_aims_at_an_error_of_one_with_a_margin():
     control = PIDController()
     _, factor, _ = control.judge(5, 0.5, (1.0, 1.0))
-    assert factor == pytest.approx(max(1.0, 0.9 * 0.5 ** (-1 / 5)))
-    assert control.judge(5, 32.0, (1.0, 1.0))[1] == pytest.approx(0.9 / 2)
+    assert factor == pytest.approx(0.85 * 0.5 ** (-1 / 5))
+    assert control.judge(5, 32.0, (1.0, 1.0))[1] == pytest.approx(0.85 / 2)
+    assert control.judge(5, 1.0, (1.0, 1.0))[1] == 0.85  # accepted, and followed by a smaller one
 
 
 def test_a_step_that_went_astray_is_tried_again_much_smaller():
