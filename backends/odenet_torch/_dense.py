@@ -139,6 +139,6 @@ class Watch:
         return wanted == 0 or (now >= 0 and before < 0 if wanted == 1 else now <= 0 and before > 0)
 
 
-def shifted(y: Leaves, by: Any, slope: Leaves) -> Leaves:
+def shifted(y: Leaves, by: Tensor, slope: Leaves) -> Leaves:
     """`y + by slope`: where a time that is off by `by` (zero, with a derivative) moves the state to."""
-    return tuple(leaf + by * k for leaf, k in zip(y, slope, strict=True))
+    return tuple(leaf + by.to(leaf.real.dtype) * k for leaf, k in zip(y, slope, strict=True))

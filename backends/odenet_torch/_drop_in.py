@@ -139,7 +139,10 @@ def odeint_adjoint(
         reach, choice = None, spacing(back, adjoint_options, atol_back)
     forth = _solver(made, method or "dopri5", options, rtol, atol)
     way = Way(made, forth, back, choice, reach, lambda shown: watchers(back, made, shown, "_adjoint"))
-    return _returned(made, adjoint.solve(way, params))
+    event_t, ys = adjoint.solve(way, params)
+    if event_t is not None:
+        event_t, _ = linked(made, event_t, ys[-1])
+    return _returned(made, (event_t, ys))
 
 
 def odeint_event(

@@ -342,6 +342,30 @@ def test_number_types_are_those_of_y0_whatever_the_field_and_the_times_have(meth
         assert float(ys[-1, 0]) == pytest.approx(math.exp(-0.5), rel=0.01)
 
 
+@WAYS
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_scalars_in_float32_with_times_in_float64(way, method):
+    found = []
+    for library in BOTH:
+        rate, y0 = nn.Parameter(torch.tensor(0.5)), torch.tensor(2.0, requires_grad=True)
+        t = torch.linspace(0.1, 2.0, 5, dtype=DOUBLE, requires_grad=True)
+        more = {"adjoint_params": (rate,)} if way == "odeint_adjoint" else {}
+        more |= {"options": {"step_size": 0.1, "interp": "cubic"}} if method == "rk4" else {"rtol": 1e-5}
+        ys = getattr(library, way)(lambda t, y: -rate * y, y0, t, method=method, **more)  # noqa: B023
+        found.append([ys, *torch.autograd.grad(ys.sum(), (y0, t, rate))])
+        assert [leaf.dtype for leaf in found[-1]] == [torch.float32, torch.float32, DOUBLE, torch.float32]
+    close(found[1], found[0], 1e-4)
+
+
+def test_rounding_errors_of_many_steps_in_float32_are_theirs():
+    found = []
+    for library in BOTH:
+        t = torch.tensor([0.0, 1.0])
+        ys = library.odeint(lambda t, y: 0.2 + 0 * y, torch.tensor([3.2]), t, method="rk4", options={"step_size": 1e-2})
+        found.append(abs(ys[-1].item() - 3.4))
+    assert found[1] <= 1.5 * found[0] + 1e-6
+
+
 class Ball(nn.Module):
     """A ball that falls from a height."""
 
@@ -443,6 +467,14 @@ def test_the_condition_s_own_parameters_have_a_gradient():
     event_t, _ = odeint_event(lambda t, y: -y, y0, t0, event_fn=lambda t, y: y - level)
     (found,) = torch.autograd.grad(event_t, level)
     assert found.item() == pytest.approx(-4.0, abs=1e-5)  # t = -log(level)
+
+
+def test_the_time_of_an_event_by_odeint_adjoint_alone_has_its_gradient():
+    ball = Ball()
+    t = torch.tensor([0.0, 1.0], dtype=DOUBLE)
+    event_t, _ = odeint_adjoint(ball, ball.at_start, t, event_fn=lambda t, state: state[0])
+    (found,) = torch.autograd.grad(event_t, ball.height)
+    assert found.item() == pytest.approx(math.sqrt(2 * 3 / 9.8) / 6, abs=1e-5)
 
 
 def test_events_need_two_times_and_a_step_size(monkeypatch):

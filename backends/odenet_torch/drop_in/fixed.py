@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import GridError, InputError, SolveError, Solver
-from odenet._step import slopes
+from odenet._step import add, slopes
 from odenet._tableau import Tableau
 from odenet_torch._state import Layout, Leaves, layout
 from odenet_torch._walk import On
@@ -66,7 +67,7 @@ def solve(flow: Flow, solver: Solver, spacing: Spacing, on: On | None) -> tuple[
             if t == step.t1 and not (moving and spacing.interp == "cubic"):
                 outputs.append(step.y1[0])
                 continue
-            wanted = flow.t[len(outputs)] - grid[step.n] if moving else t - step.t
+            wanted = (flow.t[len(outputs)] - grid[step.n]).to(given.time) if moving else t - step.t
             outputs.append(_between(step, wanted / step.h, spacing.interp, evaluate))
     return None, given.returned(torch.stack(outputs), 0)
 
@@ -116,7 +117,7 @@ def steps(
     found = grid.to(torch.promote_types(grid.dtype, time))
     size = found[1:] - found[:-1]
     moving = size.requires_grad and torch.is_grad_enabled()
-    sizes: Sequence[Any] = size.unbind(0) if moving else size.tolist()
+    sizes: Sequence[Any] = size.to(time).unbind(0) if moving else size.tolist()
     times = _stage_times(found, size, tableau, time, perturb).unbind(0)
     lasts = found[1:].to(time).unbind(0)
     h: Any
@@ -125,17 +126,18 @@ def steps(
             on.tried(ends[n], y, float(h))
         at = row.unbind(0)
         made = slopes(tableau, lambda i, state, at=at: evaluate(at[i], state), y, h)
-        y1 = _weighed(y, h, tableau.b, made) if moving else weigh_leaves(y, h, tableau.b, made)
+        # first the increment: each term on its own added to y would round it once more
+        y1 = add(y, _weighed(h, tableau.b, made) if moving else weigh_leaves(None, h, tableau.b, made))
         yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, made)
         y = y1
 
 
-def _weighed(y: Leaves, h: Tensor, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves:
-    """`y + h sum_i weights[i] slopes[i]` with a derivative by h."""
-    for weight, slope in zip(weights, slopes, strict=False):
-        if weight:
-            y = tuple(leaf + (h * weight) * k for leaf, k in zip(y, slope, strict=True))
-    return y
+def _weighed(h: Tensor, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves:
+    """`h sum_i weights[i] slopes[i]` with a derivative by h."""
+    total, *rest = (
+        tuple((h * weight) * k for k in slope) for weight, slope in zip(weights, slopes, strict=False) if weight
+    )
+    return functools.reduce(add, rest, total)
 
 
 def _stage_times(grid: Tensor, size: Tensor, tableau: Tableau, time: torch.dtype, perturb: bool) -> Tensor:
@@ -195,5 +197,5 @@ def _until_event(
             happened = flow.signs(step.t + middle * h, at(middle)) != before
             low, high = (low, middle) if happened else (middle, high)
     event_t = torch.tensor(step.t + high * h, dtype=flow.t.dtype, device=flow.t.device)
-    place = (step.t + high * h - ends[0]) / h if ends.requires_grad else high
+    place = ((step.t + high * h - ends[0]) / h).to(given.time) if ends.requires_grad else high
     return event_t, torch.stack([flow.y0, at(place)])

@@ -52,7 +52,7 @@ class Spacing:
 def control(method: str, options: Options, flow: Flow, rtol: Any, atol: Any) -> PIDController:
     """That of an adaptive method. Unknown options are warned of."""
     _warn(method, options, _ADAPTIVE)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"safety": 0.9}
     for name, ours in _RENAMED.items():
         value = options.get(name)
         # 0 and infinity bound nothing
