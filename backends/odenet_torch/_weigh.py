@@ -25,19 +25,17 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
     if isinstance(h, Tensor):
         return weigh(y, h, weights, slopes)
     terms = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if weight]
-    watched = torch.is_grad_enabled()
-    if y is None:
-        (weight, slope), *terms = terms
-        y = tuple(weight * leaf for leaf in slope)
-    elif terms and not watched:
-        (weight, slope), *terms = terms
-        y = tuple(torch.add(leaf, k, alpha=weight) for leaf, k in zip(y, slope, strict=True))
+    if y is not None and not terms:
+        return y
+    (weight, slope), *terms = terms
+    total = tuple(weight * leaf for leaf in slope)
     for weight, slope in terms:
-        if watched:
-            y = tuple(torch.add(leaf, k, alpha=weight) for leaf, k in zip(y, slope, strict=True))
+        if torch.is_grad_enabled():
+            total = tuple(torch.add(leaf, k, alpha=weight) for leaf, k in zip(total, slope, strict=True))
         else:
-            y = tuple(leaf.add_(k, alpha=weight) for leaf, k in zip(y, slope, strict=True))
-    return y
+            total = tuple(leaf.add_(k, alpha=weight) for leaf, k in zip(total, slope, strict=True))
+    # the sum is rounded onto y once
+    return total if y is None else tuple(leaf + change for leaf, change in zip(y, total, strict=True))
 
 
 class Buffered:

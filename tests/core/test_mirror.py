@@ -142,7 +142,8 @@ def test_the_public_nouns_and_verbs_of_a_file_are_the_same_but_for_each_framewor
 @pytest.mark.parametrize("package", [ONE, OTHER])
 def test_the_verbs_are_those_of_the_seam_and_no_others(package):
     (backend,) = [noun for noun in outline(package, "_backend.py") if noun.endswith("Backend")]
-    assert outline(package, "_backend.py")[backend] == set(Backend.__abstractmethods__) | {"trainer"}
+    verbs = set(Backend.__abstractmethods__) | {"trainer"}
+    assert verbs <= outline(package, "_backend.py")[backend] <= verbs | {"compiled"}  # what has a default in the seam
 
 
 def test_both_announce_the_same_capabilities():
