@@ -25,6 +25,7 @@ from odenet.training import events
 from odenet.training.batches import Batches, Split, split
 from odenet.training.checkpoint import Outcome, Run, read
 from odenet.training.evaluate import evaluate
+from odenet.training.lock import alone
 from odenet.training.plan import Plan
 from odenet.training.progress import Watch, percent, watch
 from odenet.training.row import Row
@@ -46,13 +47,18 @@ def train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
         the exit status: 0, or 130 if the run was interrupted.
 
     Raises:
-        FileError: images or a checkpoint cannot be read, `out` cannot be written to, or holds a run that was not to be
-            resumed.
+        FileError: images or a checkpoint cannot be read, `out` cannot be written to, is in use by another process, or
+            holds a run that was not to be resumed.
         InputError: the run there has other settings or images.
         UnsupportedError: the backend does not train, or does not offer the solver with the gradient method.
         GradientError: the loss is no finite number any more.
     """
     require_writable(out)
+    with alone(out):
+        return _train(plan, out, resume, messages)
+
+
+def _train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
     run = _earlier(plan, out, resume, messages)
     images = image_set(plan.data, plan.data_dir, plan.size)
     parts = split(images.train, plan.validation, plan.limit_train, plan.seed)

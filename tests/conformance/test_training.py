@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import odenet
@@ -167,6 +170,48 @@ def test_a_run_learns_and_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeyp
         assert job.train(plan, tmp_path / "cut", False, quiet) == 130
     assert job.train(plan, tmp_path / "cut", True, quiet) == 0
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def cifar10(root: Path) -> Path:
+    """A small data set in the layout of CIFAR-10."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        labels = [i % 2 for i in range(10)]
+        pixels = rng.integers(0, 100, (10, 3072), np.uint8) + 120 * np.array(labels, np.uint8)[:, None]
+        (folder / name).write_bytes(pickle.dumps({"labels": labels, "data": pixels}, 2))
+    meta = {"num_cases_per_batch": 10, "label_names": ["dark", "light"], "num_vis": 3072}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta, 2))
+    return root
+
+
+def image_folder(root: Path) -> Path:
+    """A small folder of images."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 30), ("val", 10)):
+        for name, level in (("dark", 0), ("light", 120)):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(level, level + 100, (20, 24, 3), np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(("data", "make"), [("cifar10", cifar10), ("folder", image_folder)])
+def test_image_sets_on_disk_are_trained_on(
+    data: str, make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("odenet.training.curve.write_curve", lambda run, folder: [folder / "curve.png"])
+    root = tmp_path / "data"
+    root.mkdir()
+    size = {"size": 16} if data == "folder" else {}
+    plan = Plan(data=data, data_dir=str(make(root)), depth=1, width=4, epochs=4, batch=5, **size)
+    assert job.train(plan, tmp_path / "out", False, Console(quiet=True)) == 0
+    run = read(tmp_path / "out")
+    assert run is not None
+    assert run.test is not None
+    assert run.test.accuracy > 0.9  # dark from light
 
 
 def kill(folder: Path, times: int) -> str:

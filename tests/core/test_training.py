@@ -23,6 +23,7 @@ from odenet.training.checkpoint import Outcome, Run, read
 from odenet.training.command import command
 from odenet.training.curve import curve, write_curve
 from odenet.training.evaluate import cross_entropy, evaluate
+from odenet.training.lock import alone
 from odenet.training.plan import Plan
 from odenet.training.row import Row, best
 from odenet.training.schedule import rate
@@ -223,6 +224,12 @@ def test_a_run_is_not_written_over_and_not_resumed_as_another(bench, tmp_path):
     bench.images = replace(bench.images, train=striped(32, 5))
     with pytest.raises(InputError, match="of other images"):
         train(tmp_path, resume=True)
+
+
+def test_two_runs_do_not_write_into_one_folder(bench, tmp_path):
+    with alone(tmp_path), pytest.raises(FileError, match="another process is training in"):
+        train(tmp_path)
+    assert train(tmp_path) == 0  # the folder was let go of, here and in every other test that goes on
 
 
 @pytest.mark.parametrize(
