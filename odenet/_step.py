@@ -52,8 +52,11 @@ def slopes(tableau: Tableau, stage: Stage, y: Leaves, h: float, count: int | Non
 def weigh(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
     """See `Weigh`. A backend may have a faster one."""
     terms = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if not _zero(weight)]
-    total = tuple(terms[0][0] * leaf for leaf in terms[0][1])
-    for factor, slope in terms[1:]:
+    if y is not None and not terms:
+        return y
+    (factor, slope), *terms = terms
+    total = tuple(factor * leaf for leaf in slope)
+    for factor, slope in terms:
         total = tuple(leaf + factor * k for leaf, k in zip(total, slope, strict=True))
     return total if y is None else add(y, total)  # the sum is rounded onto y once
 
