@@ -90,7 +90,6 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     return (pixels - pixels.mean()) / pixels.std(), labels
 
 
-@cache
 def _pixels() -> tuple[np.ndarray, np.ndarray]:
     """Pixels as they are in the source, uint8 (1797, 1, 8, 8), and labels."""
     try:
