@@ -89,6 +89,7 @@ class Walk:
         n, tried, evaluations: steps accepted, steps tried, and evaluations of the field so far.
         failed: why the solve could not go on.
         trial, size: the step that is tried, and its signed size.
+        proposed: size of the step after the last one accepted.
         on: who is told of steps; None in all but the drop-in for torchdiffeq, whose users may watch them.
     """
 
@@ -180,6 +181,7 @@ class Walk:
             if accepted:
                 step = Step(self.n, t, t1, y, made.y1, made.slopes, self, None, t1 == self.stops[-1])
                 self.n += 1
+                self.proposed = max(size, whole) if lands else size
                 yield step
                 if lands and place + 1 == len(self.stops):
                     return

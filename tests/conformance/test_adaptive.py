@@ -73,24 +73,24 @@ def test_the_error_follows_the_tolerance(thorough, solver):
         found = solve(thorough, solver=solver, rtol=tolerance, atol=tolerance, ts=TIMES)
         errors[tolerance] = np.abs(flat(thorough, found.ys) - exact).max()
         # Fehlberg's 1(2) pair estimates the error of a first-order solution that is nearly one of second order
-        assert errors[tolerance] < (1000 if solver == "fehlberg2" else 30) * tolerance
+        assert errors[tolerance] < (1000 if solver == "fehlberg2" else 100) * tolerance
     assert errors[tight] < 0.1 * errors[loose]
 
 
-def test_ts_may_be_every_step_and_the_solution_can_be_evaluated_anywhere(backend):
-    whole = solve(backend, rtol=1e-6, ts="all", dense=True)
-    times = odenet.backend(backend).to_numpy(whole.ts)
+def test_ts_may_be_every_step_and_the_solution_can_be_evaluated_anywhere(thorough):
+    whole = solve(thorough, rtol=1e-6, ts="all", dense=True)
+    times = odenet.backend(thorough).to_numpy(whole.ts)
     assert len(times) == int(whole.stats.steps) + 1
     assert times[0] == 0
     assert times[-1] == 1.6
     assert (np.diff(times) > 0).all()
-    np.testing.assert_allclose(flat(backend, whole.at(times)), flat(backend, whole.ys), rtol=1e-12)
-    exact = solve(backend, solver="dopri8", rtol=1e-12, atol=1e-13, ts=[0.7, 1.1])
-    np.testing.assert_allclose(flat(backend, whole.at([0.7, 1.1])), flat(backend, exact.ys), atol=1e-5)
+    np.testing.assert_allclose(flat(thorough, whole.at(times)), flat(thorough, whole.ys), rtol=1e-12)
+    exact = solve(thorough, solver="dopri8", rtol=1e-12, atol=1e-13, ts=[0.7, 1.1])
+    np.testing.assert_allclose(flat(thorough, whole.at([0.7, 1.1])), flat(thorough, exact.ys), atol=1e-5)
     with pytest.raises(odenet.InputError, match="times between"):
         whole.at(2.0)
     with pytest.raises(odenet.InputError, match="dense=True"):
-        solve(backend, rtol=1e-3).at(0.5)
+        solve(thorough, rtol=1e-3).at(0.5)
 
 
 def test_backward_in_time_undoes_forward(thorough):

@@ -19,6 +19,13 @@ from odenet_jax import NeuralODE, solve
 pytestmark = pytest.mark.usefixtures("x64")
 WIDTH = 3
 TIMES = (0.0, 0.3, 0.31, 1.0, 1.0, 2.5, 3.0)
+
+
+def waiting(*cases):
+    """Cases whose programs wait for `make test-slow`."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases]
+
+
 EXACT = ("backprop", "checkpoint", "checkpoint:states=2", "checkpoint:segments=3")
 METHODS = (*EXACT, "discrete-adjoint:iterations=6", "continuous-adjoint:rtol=1e-9:atol=1e-11")
 
@@ -48,7 +55,7 @@ def score(ys):
 
 
 class TestSteps:
-    @pytest.mark.parametrize("solver", ["heun", "bosh3", "fehlberg2", "dopri5", "tsit5", "dopri8"])
+    @pytest.mark.parametrize("solver", ["bosh3", *waiting("heun", "fehlberg2", "dopri5", "tsit5", "dopri8")])
     def test_errors_follow_the_tolerance(self, solver):
         exact = np.array([np.cos(2.0), -np.sin(2.0)])
         found = [
@@ -103,7 +110,7 @@ class TestSteps:
         with pytest.raises(InputError, match="tree of 1 leaves"):
             solve(apart, y0, rtol=[1e-3])
 
-    @pytest.mark.parametrize("norm", ["rms", "mixed", "max", lambda y: jnp.abs(y).max()])
+    @pytest.mark.parametrize("norm", ["mixed", *waiting("rms", "max", lambda y: jnp.abs(y).max())])
     def test_norms(self, norm):
         found = solve(field, start(), weights(), control=PIDController(norm=norm))
         np.testing.assert_allclose(found.y1, solve(field, start(), weights(), rtol=1e-10, atol=1e-12).y1, atol=1e-6)
@@ -157,7 +164,7 @@ class TestEnds:
 
 
 class TestOutputs:
-    @pytest.mark.parametrize("solver", ["heun", "bosh3", "dopri5", "tsit5", "dopri8"])
+    @pytest.mark.parametrize("solver", ["dopri5", *waiting("heun", "bosh3", "tsit5", "dopri8")])
     def test_the_order_of_dense_output(self, solver):
         order = interpolant(solver_named(solver).tableau).order
         y0, errors, counts = jnp.array([1.0, 0.0]), [], (8, 16, 32)
@@ -207,7 +214,7 @@ class TestOutputs:
 
 
 class TestGradients:
-    @pytest.mark.parametrize("solver", ["dopri5", "heun"])
+    @pytest.mark.parametrize("solver", ["dopri5", *waiting("heun")])
     def test_exact_over_the_accepted_steps(self, solver):
         tableau, control = solver_named(solver).tableau, PIDController(1e-4, 1e-6)
         nodes = solve(field, start(), weights(), t1=3.0, ts="all", solver=solver, control=control).ts
@@ -228,8 +235,14 @@ class TestGradients:
 
             assert distance(jax.jit(jax.grad(loss, argnums=(0, 1)))(start(), weights()), truth) < 1e-12
 
-    @pytest.mark.parametrize("kind", ["shared", "piecewise", "linear"])
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        ("method", "kind"),
+        [
+            ("backprop", "linear"),
+            ("discrete-adjoint:iterations=6", "piecewise"),
+            *waiting(*((method, kind) for method in METHODS for kind in ("shared", "piecewise", "linear"))),
+        ],
+    )
     def test_against_finite_differences(self, method, kind):
         tree = weights()
         if kind != "shared":
@@ -249,6 +262,7 @@ class TestGradients:
         expected = (8 * (moved(1e-4) - moved(-1e-4)) - (moved(2e-4) - moved(-2e-4))) / 12e-4
         assert abs(flat(found) @ flat(direction) - expected) < 1e-5 * abs(expected)
 
+    @pytest.mark.slow
     def test_more_steps_than_states_are_kept(self):
         def loss(y0, w, method):
             control = PIDController(1e-6, 1e-8, max_step=0.005)
@@ -280,6 +294,7 @@ class TestGradients:
         assert errors[3] < 2 * errors[1]
         assert errors[4] < 1e-8
 
+    @pytest.mark.slow
     def test_the_continuous_adjoint_follows_its_own_tolerances(self):
         def gradient(method):
             def loss(y0, w):
@@ -294,6 +309,7 @@ class TestGradients:
         assert tight < 1e-4
         assert whole < 1e-4
 
+    @pytest.mark.slow
     def test_what_the_continuous_adjoint_cannot(self):
         def loss(y0, **choices):
             solution = solve(
@@ -306,7 +322,7 @@ class TestGradients:
         with pytest.raises(GradientError, match="max_steps"):
             jax.grad(lambda y0: loss(y0, control=PIDController(1e-5, max_steps=30)))(start())
 
-    @pytest.mark.parametrize("method", ["backprop", "discrete-adjoint", "continuous-adjoint"])
+    @pytest.mark.parametrize("method", ["backprop", *waiting("discrete-adjoint", "continuous-adjoint")])
     def test_times(self, method):
         choices = {"rtol": 1e-10, "atol": 1e-12, "gradient": method}
 
@@ -347,7 +363,7 @@ class TestGradients:
 
 
 class TestEvents:
-    @pytest.mark.parametrize("method", ["backprop", "discrete-adjoint", "continuous-adjoint"])
+    @pytest.mark.parametrize("method", ["backprop", *waiting("discrete-adjoint", "continuous-adjoint")])
     def test_a_falling_ball(self, method):
         def fall(height, gravity):
             def ball(t, y, gravity):
@@ -394,7 +410,9 @@ class TestEvents:
 
 
 class TestTransforms:
-    @pytest.mark.parametrize("method", ["backprop", "checkpoint:states=2", "discrete-adjoint", "continuous-adjoint"])
+    @pytest.mark.parametrize(
+        "method", ["discrete-adjoint", *waiting("backprop", "checkpoint:states=2", "continuous-adjoint")]
+    )
     def test_rows_of_a_batch_have_steps_of_their_own(self, method):
         rows = jax.random.normal(jax.random.key(3), (4, WIDTH)) * jnp.array([1.0, 3.0, 0.1, 10.0])[:, None]
 

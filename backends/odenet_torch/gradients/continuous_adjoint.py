@@ -103,6 +103,7 @@ class AdaptiveCostate(Costate):
     """
 
     reads_outputs = True
+    proposed: float | None = None
 
     def back_accepted(
         self, found: Forward, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
@@ -110,6 +111,7 @@ class AdaptiveCostate(Costate):
         """Gradient with respect to y0, from the outputs and the gradients of the loss with respect to them."""
         y, t = states[found.grid.steps], found.grid.nodes[-1]
         a: AnyLeaves = zeros(y)
+        self.proposed = None
         for time, output, row in reversed(list(zip(found.ts, outputs, rows, strict=True))):
             if not all(bool(torch.isfinite(leaf).all()) for leaf in output):
                 continue
@@ -127,7 +129,8 @@ class AdaptiveCostate(Costate):
         method, count = self.method, len(y)
         solver, _ = method.backward(self.solver, 1)
         given = {name: getattr(method, name) for name in ("rtol", "atol") if getattr(method, name) is not None}
-        control = dataclasses.replace(found.span.control, first_step=None, **given)
+        # steps go on as long as they were before an output
+        control = dataclasses.replace(found.span.control, first_step=self.proposed, **given)
         sign = 1 if end >= t else -1
         stops = sorted((s for s in found.walk.stops if sign * t < sign * s < sign * end), key=lambda s: sign * s)
         quadrature = Quadrature(dataclasses.replace(found.run, again=True), count, sums)
@@ -151,6 +154,7 @@ class AdaptiveCostate(Costate):
             for step in walk.steps(t, both):
                 quadrature.accept(step)
                 both = step.y1
+        self.proposed = walk.proposed
         if walk.failed is not None:
             text, _, remedy = walk.failed.value.partition(": ")
             raise GradientError(
