@@ -122,10 +122,10 @@ class PIDController:
         Returns:
             Whether the step is accepted, the factor on its size, and the past for the next step.
         """
-        proportional, integral, derivative = (c / order for c in (self.pcoeff, self.icoeff, self.dcoeff))
+        proportional, derivative = self.pcoeff / order, self.dcoeff / order
         accepted, safety = error <= 1.0, SAFETY if self.safety is None else self.safety
         inverse = 1.0 / of.most(error, _FLOOR)
-        factor = safety * inverse ** (proportional + integral + derivative)
+        factor = safety * inverse ** (proportional + self.icoeff / order + derivative)
         if proportional or derivative:
             factor = factor * past[0] ** -(proportional + 2 * derivative) * past[1] ** derivative
         most = of.where(accepted, self.factor_max, safety)  # a rejected step is followed by a smaller one

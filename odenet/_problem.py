@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -198,7 +200,22 @@ def _check_backward(made: Problem, grid: Grid, method: ContinuousAdjoint) -> Non
 _solver, _gradient = solver, gradient  # the arguments of `problem` have these names
 
 
+_CHECKED: dict[bool, weakref.WeakSet[Any]] = {alone: weakref.WeakSet() for alone in (False, True)}
+"""Fields whose arguments were looked at: that takes as long as a few steps."""
+
+
 def _check_arguments(field: Callable[..., Any], alone: bool) -> None:
+    try:
+        if field in _CHECKED[alone]:
+            return
+    except TypeError:  # no weak reference to it
+        pass
+    _check_signature(field, alone)
+    with contextlib.suppress(TypeError):
+        _CHECKED[alone].add(field)
+
+
+def _check_signature(field: Callable[..., Any], alone: bool) -> None:
     try:
         signature = inspect.signature(field)
     except (TypeError, ValueError):  # callables of an extension module may have none

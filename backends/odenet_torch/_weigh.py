@@ -5,6 +5,7 @@ Small states are bound by the number of operations, so that what autograd does n
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,14 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
     return total if y is None else tuple(leaf + change for leaf, change in zip(y, total, strict=True))
 
 
+@functools.lru_cache(maxsize=64)
+def _coefficients(tableau: Tableau, kind: torch.dtype, device: torch.device) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The rows of a, the weights of the step, and those of its error."""
+    of = {"dtype": kind, "device": device}
+    a = [torch.tensor(row, **of) for row in tableau.a]
+    return a, a[-1] if tableau.fsal else torch.tensor(tableau.b, **of), torch.tensor(tableau.error_weights, **of)
+
+
 class Buffered:
     """Steps of a state that is one small real tensor, without autograd: slopes are the rows of one buffer.
 
@@ -55,9 +64,7 @@ class Buffered:
         slopes = y.new_empty(stages, entries)
         self.slopes = slopes.view(stages, *y.shape).unbind(0)
         self.before = [slopes[:i].t() for i in range(stages + 1)]
-        self.a = [y.new_tensor(row) for row in tableau.a]
-        self.last = self.a[-1] if tableau.fsal else y.new_tensor(tableau.b)
-        self.error = y.new_tensor(tableau.error_weights)
+        self.a, self.last, self.error = _coefficients(tableau, y.dtype, y.device)
         (self.rtol,), (atol,) = tolerance.rtol, tolerance.atol
         self.atol = y.new_tensor(atol)
         self.scale = entries**-0.5
