@@ -14,6 +14,7 @@ from odenet._files import write_text
 from odenet.compare.machine import machine
 
 NAMES = (
+    "adaptive_jax",
     "adaptive_torch",
     "certificate",
     "detest",
