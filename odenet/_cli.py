@@ -1,4 +1,4 @@
-"""The command line: `odenet list | solve | compare | check | train | benchmark`. A job is imported when it is asked."""
+"""The command line: `odenet list | solve | compare | ...`. A job is imported when it is asked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "compare": "odenet.compare.command",
     "check": "odenet.checking",
     "train": "odenet.training.command",
+    "reproduce": "odenet.paper.command",
     "benchmark": "odenet.benchmarking",
 }
 
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
           odenet compare --backend torch,jax --solver euler,heun --depth 4..64
           odenet check --depth 64 --gradient all
           odenet train --solver heun --gradient discrete-adjoint --epochs 20
+          odenet reproduce all --quick
           odenet benchmark work-precision --problem kepler --solver dopri5,tsit5
 
         \b

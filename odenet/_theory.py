@@ -1,0 +1,86 @@
+"""Tools of the paper's theory (Sander, Ablin and Peyre 2022): recovered states, smoothness in depth."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from odenet import _tree
+from odenet._adjoints import DiscreteAdjoint
+from odenet._depth import Depth
+from odenet._errors import InputError
+from odenet._solvers import Solver
+from odenet._tableau import Tableau
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:
+    """The discrete adjoint's recovery of y[n] from y[n+1], as an explicit Runge-Kutta method.
+
+    One step of it from y[n+1], backward in time, over the same step's weights, is what `method` recovers: the reversed
+    step `z = y - D_n^reversed(y)`, then `z <- y - D_n(z)` for each further iteration, and once more for the
+    correction. Each evaluates the solver's stages at a point that is y plus known multiples of earlier stages, which is
+    what a Runge-Kutta method is. So any backend recovers all states by a solve from t1 to t0, with `reversed_depth`.
+
+    Args:
+        solver: of the forward solve.
+        method: reversed steps only (`predictor="reverse"`), without tolerance and anchors.
+
+    Raises:
+        InputError: a method whose recovery depends on more than y[n+1].
+    """
+    if method.extrapolates or method.tolerance is not None or method.anchors is not None:
+        raise InputError(
+            f"{method.label} as a Runge-Kutta method", "discrete-adjoint with iterations= and correct= alone"
+        )
+    forward = solver.tableau
+    rows = [list(row) for row in forward.a]
+    z = list(forward.b)  # the point reached, as multiples of all stages so far, in steps of size -h
+    for _ in range(method.iterations - 1 + method.correct):
+        start = len(rows)
+        for row in forward.a:  # stage z + h sum a k: forward, hence minus
+            inner = [-entry for entry in row]
+            rows.append([*z, *[0.0] * (start - len(z)), *inner])
+        z = [*[0.0] * start, *forward.b]
+    tableau = Tableau(tuple(map(tuple, rows)), tuple(z), tuple(float(sum(row)) for row in rows), 1)
+    name = f"{solver.name} back by {method.label}"
+    return Solver(name, tableau, "recovered states", "Sander, Ablin and Peyre 2022, section 4.1")
+
+
+def reversed_depth(depth: Depth) -> Depth:
+    """The same weights, met from the end: of a solve from t1 back to t0."""
+    if depth.kind == "shared":
+        return depth
+    if not depth.stacked:
+        return Depth(depth.tree[::-1], depth.kind, stacked=False)
+    import numpy as np
+
+    places = np.arange(depth.layers)[::-1].copy()  # torch has no negative strides
+    return Depth(_tree.map(lambda leaf: leaf[places], depth.tree), depth.kind)
+
+
+def smoothness(depth: Depth) -> float:
+    """`N max_n |w[n+1] - w[n]|`, Frobenius over all leaves (NumPy arrays): bounded over N where weights are smooth in
+    depth, and growing as N where they are not (section 3 of the paper).
+
+    Args:
+        depth: at least two layers; N is their number (piecewise) or that of intervals (linear).
+
+    Raises:
+        InputError: weights that are the same at all depths.
+    """
+    import numpy as np
+
+    if depth.intervals is None or depth.layers < 2:
+        raise InputError("the smoothness of weights of a single layer", "weights of at least two layers")
+    leaves = [_flat(depth, n) for n in range(depth.layers)]
+    jumps = [np.linalg.norm(after - before) for before, after in itertools.pairwise(leaves)]
+    return float(depth.intervals * max(jumps))
+
+
+def _flat(depth: Depth, n: int) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    return np.concatenate([np.ravel(leaf) for leaf in _tree.leaves(depth.at(n))])

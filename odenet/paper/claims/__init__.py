@@ -1,0 +1,1 @@
+"""One file for each figure or statement of the paper; each defines `REPRODUCTION`."""

@@ -1,0 +1,138 @@
+"""`odenet reproduce`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from odenet import _flags, _registry
+from odenet._errors import BackendUnavailableError
+from odenet._names import lookup
+from odenet._tables import console, table
+from odenet.compare.machine import machine
+from odenet.compare.progress import watch
+from odenet.compare.results import require_writable
+from odenet.paper.reproduction import Choices, Reproduction, reproductions
+from odenet.paper.results import Results, read
+
+
+@click.command("reproduce", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, metavar="[NAME... | all]")
+@_flags.backends("torch")
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="How many seeds, from 0.")
+@click.option(
+    "--depth",
+    type=click.IntRange(min=32),
+    show_default="of each",
+    help="Largest depth; each goes up to it by doubling.",
+)
+@click.option("--quick", is_flag=True, help="Fewer depths and shorter training.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("results/reproduce"),
+    show_default=True,
+    help="Folder of the report, with a folder for each name.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the points in --out: only missing cells are run.")
+@click.pass_context
+def command(context: click.Context, names: tuple[str, ...], out: Path, resume: bool, **options: Any) -> None:
+    """Reproduce figures of Sander, Ablin and Peyre (NeurIPS 2022); without a NAME, list them.
+
+    Each has a figure, its points and their quartiles over seeds as CSV, and verdicts: the paper's claims held against
+    the numbers. All of it is in one page, report.html. Ctrl-C keeps what is done. Exit status: 0, 1 if a verdict fails,
+    130 after Ctrl-C.
+
+    \b
+    Examples:
+      odenet reproduce
+      odenet reproduce reconstruction --depth 32768
+      odenet reproduce linear-limit distance --backend torch,jax --seeds 3
+      odenet reproduce all --quick
+    """
+    backends = options.pop("backend")
+    if not names or names == ("list",):
+        rows = [(each.name, each.claim) for each in reproductions().values()]
+        console().print(table("Reproductions", ("name", "what the paper says"), rows))
+        return
+    every = reproductions()
+    chosen = tuple(every.values()) if "all" in names else tuple(lookup("reproduction", name, every) for name in names)
+    choices = Choices(backends, **options)
+    for name in backends:
+        if not _registry.entry(name).available:
+            entry = _registry.entry(name)
+            raise BackendUnavailableError(f"backend {name} is not available", "an installed backend", entry.install)
+    context.exit(reproduce(chosen, choices, out, resume, console(), console(stderr=True)))
+
+
+def reproduce(
+    chosen: tuple[Reproduction, ...], choices: Choices, out: Path, resume: bool, screen: Console, messages: Console
+) -> int:
+    """Run reproductions and show their verdicts.
+
+    Args:
+        chosen: which.
+        choices: how.
+        out: folder of the report.
+        resume: whether to go on from what is there.
+        screen: for the verdicts.
+        messages: for progress and where the files are.
+
+    Returns:
+        the exit status: 0; 1 if a verdict fails; 130 if the run was interrupted.
+
+    Raises:
+        FileError: `out` cannot be written to, or holds points that cannot be resumed.
+        InputError: the points there have other choices.
+    """
+    require_writable(out)
+    here = machine(choices.backends)
+    done: list[tuple[Reproduction, Results]] = []
+    for each in dict.fromkeys(chosen):
+        folder = out / each.name
+        earlier = read(folder) if resume else None
+        results = Results(each.name, choices, here) if earlier is None else earlier.resumed(choices, here)
+        try:
+            for grown in _run(each, results, messages):
+                results = grown
+                results.write(folder)
+        except KeyboardInterrupt:  # no verdict: an order of half the depths is none
+            messages.print("interrupted; go on with: the same command and --resume", markup=False)
+            return 130
+        done.append((each, results))
+        from odenet.paper.report import verdict_table, write_one, write_page  # matplotlib takes a second
+
+        screen.print(verdict_table(each, results))
+        paths = write_one(each, results, folder)
+        page = write_page(done, here, out)  # after each, so that a long run can be read as it goes
+        messages.print(f"wrote {paths[0]}, {page}", markup=False)
+    from odenet.paper.report import judge
+
+    return 0 if all(v.passed for each in done for found in judge(*each).values() for v in found) else 1
+
+
+def _run(reproduction: Reproduction, results: Results, messages: Console) -> Iterator[Results]:
+    """The results after each missing cell."""
+    cells = results.todo(reproduction)
+    with watch(messages, cells, lambda done: done.text) as progress:
+        for cell in cells:
+            start = time.perf_counter()
+            points = reproduction.measure(cell, results.choices)
+            results = results.add(points, time.perf_counter() - start)
+            yield results
+            progress.finished(_Done(f"{points[0].quantity} {points[0].value:.2e}"))
+    yield results
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What `watch` says of a finished cell."""
+
+    text: str
+    ok: bool = True
