@@ -73,7 +73,7 @@ def stays(claim: str, over_seeds: OverSeeds, tolerance: float, least_depth: int 
 
 def below(claim: str, small: OverSeeds, large: OverSeeds, factor: float = 1.0) -> Verdict:
     """`small <= factor * large` for every depth and seed."""
-    expected = f"a ratio of at most {factor:g}, all depths and seeds"
+    expected = f"a ratio of at most {factor:g}, all of them"
     pairs = [pair for depth in small if depth in large for pair in zip(small[depth], large[depth], strict=True)]
     if not pairs:
         return Verdict(claim, expected, "nothing to compare", False)

@@ -27,7 +27,7 @@ METHODS: dict[str, Gradient] = {
 }
 LOSS, ACCURACY, SMOOTHNESS = "loss at the end", "accuracy on what it was trained on", "smoothness"
 _NETS: dict[str, tuple[str, Any]] = {RESNET: ("euler", "piecewise"), HEUNNET: ("heun", "linear")}
-_WIDTH, _BATCH, _RATE, _STEPS, _QUICK_STEPS = 32, 64, 0.1, 200, 50
+_WIDTH, _BATCH, _RATE, _STEPS, _QUICK_STEPS = 32, 64, 0.1, 50, 25
 
 
 def cells(choices: Choices) -> tuple[Cell, ...]:
@@ -95,7 +95,11 @@ def _layers(points: Sequence[Point], curve: str, method: str, depth: int) -> lis
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Who is nearer, and that depth helps."""
-    error = {(curve, method): values(points, curve, method) for curve in _NETS for method in METHODS}
+    error = {  # medians: where a rebuilt state is on the other side of a ReLU's kink, a single gradient jumps
+        (curve, method): {n: [float(np.median(each))] for n, each in values(points, curve, method).items()}
+        for curve in _NETS
+        for method in METHODS
+    }
     return (
         *(_deeper(f"{curve}, {PAPER}: the error falls with depth", error[curve, PAPER]) for curve in _NETS),
         below("HeunNet's error is below ResNet's (paper)", error[HEUNNET, PAPER], error[RESNET, PAPER]),
@@ -108,7 +112,7 @@ def _deeper(claim: str, over_seeds: dict[int, list[float]]) -> Verdict:
     if len(over_seeds) < 2:
         return Verdict(claim, "a ratio of at most 0.5", "fewer than two depths", False)
     first, *_, last = sorted(over_seeds)
-    ratio = float(np.median(over_seeds[last]) / np.median(over_seeds[first]))
+    ratio = over_seeds[last][0] / over_seeds[first][0]
     return Verdict(claim, "a ratio of at most 0.5", f"N={last} has {ratio:.2g} of the error of N={first}", ratio <= 0.5)
 
 
@@ -117,7 +121,7 @@ REPRODUCTION = Reproduction(
     "Figure 3c: on trained networks the relative error of the memory-free gradient falls with depth, and HeunNet's is "
     "far below ResNet's.",
     "A light form: digits in the place of CIFAR-10, and blocks w2 relu(w1 y + b1) + b2 of width 32 in the place of "
-    "convolutions; float64, weights that start smooth in depth, 200 steps (50 in a quick run) of SGD with momentum by "
+    "convolutions; float64, weights that start smooth in depth, 50 steps (25 in a quick run) of SGD with momentum by "
     "backpropagation on batches of 64. Then one gradient of a batch by each method, against backpropagation's. The "
     "correction and the extrapolation are this library's.",
     cells,
