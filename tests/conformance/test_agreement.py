@@ -88,7 +88,14 @@ def test_the_menu_agrees(gradient: str) -> None:
             assert cases.relative(one, two) <= 1e-10
 
 
-@pytest.mark.parametrize("solver", ["reversible-heun", "alf", "reversible:rk4", "reversible:euler:coupling=0.9"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "alf",
+        "reversible:euler:coupling=0.9",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("reversible-heun", "reversible:rk4")),
+    ],
+)
 def test_reversible_solvers_agree(solver: str) -> None:
     """In the solution and, leaf by leaf, in the gradient, which is that of backprop."""
     first, *rest = (_gradients(name, "linear", 4, solver, "reversible", ts=[0.5, 1.0]) for name in BACKENDS)

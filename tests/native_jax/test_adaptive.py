@@ -115,6 +115,7 @@ class TestSteps:
         found = solve(field, start(), weights(), control=PIDController(norm=norm))
         np.testing.assert_allclose(found.y1, solve(field, start(), weights(), rtol=1e-10, atol=1e-12).y1, atol=1e-6)
 
+    @pytest.mark.slow
     def test_number_types(self):
         half = solve(lambda t, y: -y, jnp.ones(2, jnp.bfloat16), rtol=1e-5)
         assert half.ys.dtype == jnp.bfloat16
@@ -192,6 +193,7 @@ class TestOutputs:
         with pytest.raises(InputError, match=r"jax\.jit"):
             jax.jit(lambda y0: solve(field, y0, weights(), ts="all", rtol=1e-5).ys)(start())
 
+    @pytest.mark.slow
     def test_evaluating_a_solution(self):
         control = PIDController(1e-6, 1e-8, max_steps=64)
         times = jnp.array([[0.1, 1.3], [2.0, 3.0]])
@@ -278,6 +280,7 @@ class TestGradients:
         assert distance(found[2], found[0]) < 1e-12
         assert distance(near, found[0]) < 1e-10
 
+    @pytest.mark.slow
     def test_the_discrete_adjoint_and_its_certificate(self):
         def gradients(method):
             choices = {"t1": 3.0, "rtol": 1e-4, "atol": 1e-6, "solver": "bosh3"}
@@ -322,7 +325,7 @@ class TestGradients:
         with pytest.raises(GradientError, match="max_steps"):
             jax.grad(lambda y0: loss(y0, control=PIDController(1e-5, max_steps=30)))(start())
 
-    @pytest.mark.parametrize("method", ["backprop", *waiting("discrete-adjoint", "continuous-adjoint")])
+    @pytest.mark.parametrize("method", waiting("backprop", "discrete-adjoint", "continuous-adjoint"))
     def test_times(self, method):
         choices = {"rtol": 1e-10, "atol": 1e-12, "gradient": method}
 
@@ -348,6 +351,7 @@ class TestGradients:
         with pytest.raises(UnsupportedError, match="t0 or t1"):
             jax.grad(lambda t1: jnp.sum(solve(field, start(), layers, t1=t1, rtol=1e-3).y1))(1.0)
 
+    @pytest.mark.slow
     def test_no_second_derivative(self):
         with pytest.raises(UnsupportedError, match="equal steps"):
             jax.jacrev(jax.grad(lambda y0: jnp.sum(solve(field, y0, weights(), rtol=1e-3).y1)))(start())
@@ -385,6 +389,7 @@ class TestEvents:
             found, expected = (jax.jit(jax.grad(f, argnums=(0, 1)))(*given) for f in (of, truth))
             np.testing.assert_allclose(found, expected, rtol=1e-7)
 
+    @pytest.mark.slow
     def test_the_first_of_several_and_their_direction(self):
         def wave(**choices):
             return solve(lambda t, y: jnp.stack([y[1], -y[0]]), jnp.array([0.0, 1.0]), t1=10.0, rtol=1e-9, **choices)
@@ -401,6 +406,7 @@ class TestEvents:
         assert never.result is Result.SUCCESS
         assert np.isnan(never.event_t)
 
+    @pytest.mark.slow
     def test_a_condition_that_reads_what_needs_a_gradient(self):
         def time(level):
             y0 = jnp.array([0.0])
@@ -411,7 +417,7 @@ class TestEvents:
 
 class TestTransforms:
     @pytest.mark.parametrize(
-        "method", ["discrete-adjoint", *waiting("backprop", "checkpoint:states=2", "continuous-adjoint")]
+        "method", ["backprop", *waiting("discrete-adjoint", "checkpoint:states=2", "continuous-adjoint")]
     )
     def test_rows_of_a_batch_have_steps_of_their_own(self, method):
         rows = jax.random.normal(jax.random.key(3), (4, WIDTH)) * jnp.array([1.0, 3.0, 0.1, 10.0])[:, None]

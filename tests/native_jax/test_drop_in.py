@@ -53,6 +53,7 @@ def test_solutions_and_gradients_are_theirs():
     close(ours, theirs, 1e-6)
 
 
+@pytest.mark.slow
 def test_closures_integers_and_the_defaults():
     def loss(rate):
         return odeint(lambda y, t, n: -rate * y * n, jnp.ones(3), jnp.asarray(T), 2).sum()
@@ -61,6 +62,7 @@ def test_closures_integers_and_the_defaults():
     assert float(found) == pytest.approx(-(6 * since * np.exp(-2 * rate * since)).sum(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_and_complex_states():
     rates = np.array([-0.5 + 2j, -1.0 + 0j])
     found = jax.vmap(lambda rate: odeint(lambda y, t, rate: rate * y, jnp.ones(2) + 0j, jnp.asarray(T), rate))(rates)

@@ -16,6 +16,7 @@ ADAPTIVE = [
     for name in odenet.known()[peer].adaptive or ()
 ]
 PEERS = ["torchdiffeq", "diffrax", "scipy"]
+FEW = ["torchdiffeq", pytest.param("diffrax", marks=pytest.mark.slow), "scipy"]
 
 
 def bell(t: Any, y: Any) -> Any:
@@ -38,7 +39,7 @@ def test_the_error_follows_the_tolerance(peer: str, solver: str) -> None:
     assert max(errors) < 100
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", FEW)
 def test_backward_in_time_a_tree_and_weights_along_depth(peer: str) -> None:
     as_numpy = odenet.backend(peer).to_numpy
     choices: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10, "solver": "dopri5", "backend": peer}
@@ -70,7 +71,7 @@ def test_gradients_of_a_closed_form(peer: str, gradient: str) -> None:
     assert float(found.weights[0]) == pytest.approx(float(value), rel=1e-6)
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", FEW)
 def test_an_event(peer: str) -> None:
     choices: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10, "solver": "dopri5", "backend": peer}
     for t1, expected in ((5.0, 1.25), (1.0, None)):
