@@ -33,7 +33,7 @@ _WIDTH, _BATCH, _RATE, _STEPS, _QUICK_STEPS = 32, 64, 0.1, 50, 25
 
 def cells(choices: Choices) -> tuple[Cell, ...]:
     """N = 4 to 64."""
-    return choices.cells(list(_NETS), choices.depths(4, 64, quick=16))
+    return choices.cells(list(_NETS), choices.depths(4, 64, quick=32))
 
 
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WIDTH = 4
 RATE = 0.1  # of descent, times N: 100 steps are the gradient flow's time 10
-STEPS, QUICK_STEPS = 100, 40
+STEPS, QUICK_STEPS = 100, 80
 SMOOTH, ROUGH = "smooth start", "rough start"
 LOSS, SMOOTHNESS, STATES, WEIGHTS, ENTRY = "loss", "smoothness", "distance of states", "distance of weights", "weight"
 FINAL, LARGEST = "loss at the end", "largest smoothness"  # over training, relative to what it began with
