@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import odenet
 from odenet import Depth, _registry
+from odenet._depth import Kind
 from odenet.paper.network import Weights, field, rough_weights, smooth_weights, states
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import Verdict, below, falls, stays
@@ -33,11 +35,11 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     n = cell.depth
     weights = _WEIGHTS[cell.curve](cell.seed, np.arange(n + 1) / n)
     layers = {name: leaf[:-1] for name, leaf in weights.items()}
-    network = _trajectory(cell, Depth(layers, "piecewise"), "euler", n)
+    network = _trajectory(cell, layers, "piecewise", "euler", n)
     substeps = max(8, 256 // n)
-    ode = _trajectory(cell, Depth(weights, "linear"), "rk4", n * substeps)
+    ode = _trajectory(cell, weights, "linear", "rk4", n * substeps)
     # of order 4, so that half the steps have 16 times the error
-    coarse = _trajectory(cell, Depth(weights, "linear"), "rk4", n * substeps // 2)
+    coarse = _trajectory(cell, weights, "linear", "rk4", n * substeps // 2)
     return (
         cell.point(DISTANCE, _apart(network, ode[::substeps])),
         cell.point(BOUND, bound(weights, ode)),
@@ -68,12 +70,20 @@ def bound(weights: Weights, ode: np.ndarray) -> float:
     return float(np.expm1(lipschitz)) / (2 * n * lipschitz) * largest
 
 
-def _trajectory(cell: Cell, weights: Depth, solver: str, steps: int) -> np.ndarray:
+def _trajectory(cell: Cell, weights: Weights, kind: Kind, solver: str, steps: int) -> np.ndarray:
     backend = _registry.backend(cell.backend)
     with backend.prepare("float64", "cpu"):
-        y0 = states(cell.seed)
-        found = odenet.solve(field, y0, weights, steps=steps, solver=solver, ts="all", backend=cell.backend)
-        return backend.to_numpy(found.ys)
+        return backend.to_numpy(_states(cell.backend, kind, solver, steps)(states(cell.seed), weights))
+
+
+@cache
+def _states(backend: str, kind: Kind, solver: str, steps: int) -> Callable[[Any, Any], Any]:
+    """All states of a solve; compiled once for all seeds."""
+
+    def solve(y0: Any, tree: Any) -> Any:
+        return odenet.solve(field, y0, Depth(tree, kind), steps=steps, solver=solver, ts="all", backend=backend).ys
+
+    return _registry.backend(backend).compiled(solve)
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:

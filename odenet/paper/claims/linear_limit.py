@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,8 +85,22 @@ def _training(cell: Cell, steps: int) -> Iterable[Moment]:
     n = cell.depth
     backend = _registry.backend(cell.backend)
     weights, target = _start(cell)
+    compiled = _gradient(cell.backend)
+    with backend.prepare("float64", "cpu"):
+        for step in range(steps + 1):
+            loss, slopes, states = map(backend.to_numpy, compiled(np.eye(WIDTH), target, weights))
+            if step % (steps // 10) == 0:
+                yield Moment(step, float(loss), weights, states)
+            weights = weights - RATE * n * slopes
 
-    # the target rides along as a state that stands still: the loss sees arrays of the framework alone
+
+@cache
+def _gradient(backend: str) -> Callable[[Any, Any, Any], Any]:
+    """Loss, gradient and states; compiled once for each depth.
+
+    The target rides along as a state that stands still: the loss sees arrays of the framework alone.
+    """
+
     def gradient(unit: Any, aim: Any, w: Any) -> Any:
         loss, slopes, solution = odenet.value_and_grad(
             lambda solution: ((solution.ys[0][-1] - solution.ys[1][-1]) ** 2).sum() / 2,
@@ -96,17 +110,11 @@ def _training(cell: Cell, steps: int) -> Iterable[Moment]:
             solver="euler",
             gradient="backprop",
             ts="all",
-            backend=cell.backend,
+            backend=backend,
         )
         return loss, slopes.weights, solution.ys[0]
 
-    compiled = backend.compiled(gradient)
-    with backend.prepare("float64", "cpu"):
-        for step in range(steps + 1):
-            loss, slopes, states = map(backend.to_numpy, compiled(np.eye(WIDTH), target, weights))
-            if step % (steps // 10) == 0:
-                yield Moment(step, float(loss), weights, states)
-            weights = weights - RATE * n * slopes
+    return _registry.backend(backend).compiled(gradient)
 
 
 def _start(cell: Cell) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,26 +42,30 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
 
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     """All states forward, then all states from the last one back."""
-    solver, kind, method, *_ = METHODS[cell.curve]
+    kind = METHODS[cell.curve][1]
     nodes = np.arange(cell.depth + (kind == "linear")) / cell.depth
-    weights = Depth(smooth_weights(cell.seed, nodes), kind)
     backend = _registry.backend(cell.backend)
     with backend.prepare("float64", "cpu"):
-        there = odenet.solve(field, states(cell.seed), weights, solver=solver, ts="all", backend=cell.backend)
-        ys = backend.to_numpy(there.ys)
-        back = odenet.solve(
-            field,
-            ys[-1],
-            reversed_depth(weights),
-            t0=1.0,
-            t1=0.0,
-            solver=way_back(SOLVERS[solver], method),
-            ts="all",
-            backend=cell.backend,
-        )
-        found = backend.to_numpy(back.ys)[::-1]
+        there, back = _there_and_back(cell.backend, cell.curve)(states(cell.seed), smooth_weights(cell.seed, nodes))
+        ys, found = backend.to_numpy(there), backend.to_numpy(back)[::-1]
     errors = np.linalg.norm(found - ys, axis=(1, 2)) / np.linalg.norm(ys, axis=(1, 2))
     return (cell.point(ERROR, errors.max()),)
+
+
+@cache
+def _there_and_back(backend: str, curve: str) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """All states of both solves; compiled once for the seeds of a depth."""
+    solver, kind, method, *_ = METHODS[curve]
+    reverse = way_back(SOLVERS[solver], method)
+
+    def solves(y0: Any, tree: Any) -> tuple[Any, Any]:
+        weights = Depth(tree, kind)
+        there = odenet.solve(field, y0, weights, solver=solver, ts="all", backend=backend)
+        around = reversed_depth(weights)
+        back = odenet.solve(field, there.y1, around, t0=1.0, t1=0.0, solver=reverse, ts="all", backend=backend)
+        return there.ys, back.ys
+
+    return _registry.backend(backend).compiled(solves)
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
