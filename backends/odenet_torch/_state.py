@@ -106,7 +106,9 @@ def _tensor(path: str, leaf: Any) -> Tensor:
     tensor = leaf
     if not isinstance(leaf, Tensor):
         try:
-            tensor = torch.tensor(float(leaf) if type(leaf) is int else leaf, device=torch.get_default_device())
+            plain = float(leaf) if type(leaf) is int else leaf
+            plain = np.ascontiguousarray(plain) if isinstance(plain, np.ndarray) and plain.ndim else plain
+            tensor = torch.tensor(plain, device=torch.get_default_device())
         except TypeError as error:
             raise DtypeError(
                 f"y0 {path} cannot become a tensor ({error})", "numbers, NumPy arrays or tensors"
@@ -124,7 +126,9 @@ def _tensor(path: str, leaf: Any) -> Tensor:
 
 def as_tensor(leaf: Any) -> Any:
     """A NumPy array as a tensor of the same number type on the default device; anything else as it is."""
-    return torch.tensor(leaf, device=torch.get_default_device()) if isinstance(leaf, np.ndarray) else leaf
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    return torch.tensor(np.ascontiguousarray(leaf), device=torch.get_default_device())  # torch takes no negative strides
 
 
 def _narrow(k: Tensor, kind: torch.dtype, given: torch.dtype) -> Tensor:

@@ -381,3 +381,9 @@ def test_half_precision_is_carried_in_single():
     assert found.ts.dtype == torch.float32
     assert seen == {torch.bfloat16}
     assert found.y1.item() == pytest.approx(2, rel=1e-2)
+
+
+def test_numpy_arrays_may_be_views_that_run_backward():
+    weights, y0 = np.arange(9.0).reshape(3, 3) / 9, np.ones(3)
+    turned = solve(lambda t, y, w: y @ w, y0[::-1], weights[::-1], steps=4).y1
+    torch.testing.assert_close(turned, solve(lambda t, y, w: y @ w, y0, weights[::-1].copy(), steps=4).y1)
