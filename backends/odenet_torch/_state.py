@@ -107,7 +107,7 @@ def _tensor(path: str, leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor):
         try:
             plain = float(leaf) if type(leaf) is int else leaf
-            plain = np.ascontiguousarray(plain) if isinstance(plain, np.ndarray) and plain.ndim else plain
+            plain = np.asarray(plain, order="C") if isinstance(plain, np.ndarray) else plain
             tensor = torch.tensor(plain, device=torch.get_default_device())
         except TypeError as error:
             raise DtypeError(
@@ -128,7 +128,9 @@ def as_tensor(leaf: Any) -> Any:
     """A NumPy array as a tensor of the same number type on the default device; anything else as it is."""
     if not isinstance(leaf, np.ndarray):
         return leaf
-    return torch.tensor(np.ascontiguousarray(leaf), device=torch.get_default_device())  # torch takes no negative strides
+    return torch.tensor(
+        np.asarray(leaf, order="C"), device=torch.get_default_device()
+    )  # torch takes no negative strides
 
 
 def _narrow(k: Tensor, kind: torch.dtype, given: torch.dtype) -> Tensor:
