@@ -128,9 +128,8 @@ def as_tensor(leaf: Any) -> Any:
     """A NumPy array as a tensor of the same number type on the default device; anything else as it is."""
     if not isinstance(leaf, np.ndarray):
         return leaf
-    return torch.tensor(
-        np.asarray(leaf, order="C"), device=torch.get_default_device()
-    )  # torch takes no negative strides
+    plain = np.asarray(leaf, order="C")  # torch takes no negative strides
+    return torch.tensor(plain, device=torch.get_default_device())
 
 
 def _narrow(k: Tensor, kind: torch.dtype, given: torch.dtype) -> Tensor:
