@@ -39,7 +39,7 @@ def solve(backend, *, y0=START, weights=MIX, **choices):
     return odenet.solve(rational, y0, weights, t1=1.6, backend=backend, **choices)
 
 
-COMPILED = [name if name in ("dopri5", "heun") else pytest.param(name, marks=pytest.mark.slow) for name in PAIRS]
+COMPILED = [name if name == "dopri5" else pytest.param(name, marks=pytest.mark.slow) for name in PAIRS]
 """Those whose programs are compiled in the quick suite."""
 
 

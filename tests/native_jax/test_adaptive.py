@@ -240,7 +240,6 @@ class TestGradients:
     @pytest.mark.parametrize(
         ("method", "kind"),
         [
-            ("backprop", "linear"),
             ("discrete-adjoint:iterations=6", "piecewise"),
             *waiting(*((method, kind) for method in METHODS for kind in ("shared", "piecewise", "linear"))),
         ],
@@ -416,9 +415,8 @@ class TestEvents:
 
 
 class TestTransforms:
-    @pytest.mark.parametrize(
-        "method", ["backprop", *waiting("discrete-adjoint", "checkpoint:states=2", "continuous-adjoint")]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("method", ["backprop", "checkpoint:states=2", "discrete-adjoint", "continuous-adjoint"])
     def test_rows_of_a_batch_have_steps_of_their_own(self, method):
         rows = jax.random.normal(jax.random.key(3), (4, WIDTH)) * jnp.array([1.0, 3.0, 0.1, 10.0])[:, None]
 
