@@ -51,6 +51,9 @@ _DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", 
 class JaxBackend(Backend):
     """odenet's verbs on JAX."""
 
+    network: type[OdeNet] = OdeNet
+    """What `build` makes; a backend whose steps are another library's has its own."""
+
     def solve(self, problem: Problem) -> Solution:
         """See `Backend`."""
         return solve_problem(problem)
@@ -64,7 +67,7 @@ class JaxBackend(Backend):
         def scalar(inexact: Any, probe: Array) -> tuple[Array, Solution]:
             y0, tree = eqx.combine(inexact, rest)
             weights = None if depth is None else Depth(tree, depth.kind, depth.stacked)
-            solution = solve_problem(dataclasses.replace(problem, y0=y0, weights=weights), probe)
+            solution = self._probed(dataclasses.replace(problem, y0=y0, weights=weights), probe)
             value = loss(solution)
             if not isinstance(value, jax.Array) or value.shape != () or jnp.iscomplexobj(value):
                 raise InputError(f"the loss returned {value!r}", "a real scalar array")
@@ -78,6 +81,10 @@ class JaxBackend(Backend):
         found = jax.tree.map(jnp.conj, found)
         return value, Gradients(*found), solution
 
+    def _probed(self, problem: Problem, probe: Array) -> Solution:
+        """`solve` with a probe (see `odenet_jax.solve`), for `value_and_grad`."""
+        return solve_problem(problem, probe)
+
     def build(
         self,
         spec: NetSpec,
@@ -90,7 +97,7 @@ class JaxBackend(Backend):
     ) -> OdeNet:
         """See `Backend`."""
         with self.prepare(dtype, device):
-            return OdeNet(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype))
+            return self.network(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype))
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
         """See `Backend`."""
@@ -214,16 +221,23 @@ def _loss(model: OdeNet, weights: dict[str, Array], probe: Array, x: Array, y: A
 def _compiled(model: OdeNet, x: Array, y: Array, gradient: Gradient | None) -> tuple[Any, float]:
     """The program for loss and gradient, or for the loss alone, and the seconds of compiling it."""
     kinds = (x.dtype.name, y.dtype.name)
-    return _program(model.spec, model.solver, gradient, kinds, x.shape, y.shape, next(iter(x.devices())))
+    return _program(type(model), model.spec, model.solver, gradient, kinds, x.shape, y.shape, next(iter(x.devices())))
 
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    spec: NetSpec, solver: AnySolver, gradient: Gradient | None, kinds: Any, x_shape: Any, y_shape: Any, device: Any
+    network: type[OdeNet],
+    spec: NetSpec,
+    solver: AnySolver,
+    gradient: Gradient | None,
+    kinds: Any,
+    x_shape: Any,
+    y_shape: Any,
+    device: Any,
 ) -> tuple[Any, float]:
     """Kept for the next call of the same kind. The loss alone is that of backprop's loop, for every gradient method."""
     zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
-    model = OdeNet(spec, zeros, solver=solver, gradient=gradient or Backprop(), dtype=kinds[0])
+    model = network(spec, zeros, solver=solver, gradient=gradient or Backprop(), dtype=kinds[0])
     x, y = (jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip((x_shape, y_shape), kinds, strict=True))
     loss = functools.partial(_loss, model)
     start = time.perf_counter()
@@ -242,8 +256,9 @@ def _count(model: OdeNet, x: Array, y: Array) -> tuple[int, int, int]:
     spec, gradient = model.spec, model.gradient
     if not (isinstance(gradient, Checkpoint) and gradient.memory is not None):
         small = NetSpec("linear", spec.depth, 1, inputs=(1,), classes=None, along=spec.along, horizon=spec.horizon)
-        model, x = OdeNet(small, small.init(), solver=model.solver, gradient=gradient), jnp.ones((1, 1))
-        y = x
+        dtype = next(iter(model.weights.values())).dtype
+        model = type(model)(small, small.init(), solver=model.solver, gradient=gradient, dtype=dtype)
+        y = x = jnp.ones((1, 1), dtype)
     counter, counting = Counter(), copy.copy(model)
     object.__setattr__(counting, "function", counted(model.function, counter))  # a frozen module's own copy
     loss = functools.partial(_loss, counting)

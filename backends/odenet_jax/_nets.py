@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Depth, Gradient, InputError, NetSpec, PIDController
+from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution
 from odenet._depth import Kind, kind_of_blocks
 from odenet._gradients import gradient as gradient_named
 from odenet._problem import problem, require_one_grid
@@ -244,11 +244,15 @@ class OdeNet(eqx.Module):
             solver=self.solver,
             gradient=self.gradient,
         )
-        y = solve_problem(made, probe).ys[0]
+        y = self.solve(made, probe).ys[0]
         if spec.classes is None:
             return y
         pooled = y.mean((2, 3)) if spec.block == "conv" else y
         return pooled @ weights["head.weight"].T + weights["head.bias"]
+
+    def solve(self, made: Problem, probe: Array | None) -> Solution:
+        """Takes the steps; a network whose steps are another library's has its own."""
+        return solve_problem(made, probe)
 
     def _stem(self, x: Array) -> Array:
         weight, bias = self.weights["stem.weight"], self.weights["stem.bias"]

@@ -46,6 +46,9 @@ _DTYPES = {
 class TorchBackend(Backend):
     """odenet's verbs on PyTorch."""
 
+    network: type[OdeNet] = OdeNet
+    """What `build` makes; a backend whose steps are another library's has its own."""
+
     def solve(self, problem: Problem) -> Solution:
         """See `Backend`."""
         return solve_problem(problem)
@@ -58,7 +61,7 @@ class TorchBackend(Backend):
         given = None if depth is None else Depth(weights, depth.kind, depth.stacked)
         with torch.enable_grad():
             made = dataclasses.replace(problem, y0=y0, weights=given)
-            solution = solve_problem(made)
+            solution = self.solve(made)
             value = loss(solution)
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             raise InputError(f"the loss returned {value!r}", "a real scalar tensor")
@@ -89,7 +92,7 @@ class TorchBackend(Backend):
     ) -> OdeNet:
         """See `Backend`."""
         self._check_device(device)
-        return OdeNet(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype), device=device)
+        return self.network(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype), device=device)
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
         """See `Backend`."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Stats
+from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, Stats
 from odenet._depth import kind_of_blocks
 from odenet._gradients import gradient as gradient_named
 from odenet._nets import GROUPS, NORM_EPSILON
@@ -222,13 +222,17 @@ class OdeNet(_Solved):
             solver=self.solver,
             gradient=self.gradient,
         )
-        solution = solve_problem(made)
+        solution = self.solve(made)
         self.stats = solution.stats
         y = solution.ys[0]
         if spec.classes is None:
             return y
         pooled = y.mean((2, 3)) if spec.block == "conv" else y
         return F.linear(pooled, weights["head.weight"], weights["head.bias"])
+
+    def solve(self, made: Problem) -> Solution:
+        """Takes the steps; a network whose steps are another library's has its own."""
+        return solve_problem(made)
 
     def _stem(self, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         if self.spec.block != "conv":
