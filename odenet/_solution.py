@@ -35,6 +35,16 @@ class Result(Enum):
         "tighter tolerances), or look for a jump in the field"
     )
 
+    @property
+    def happened(self) -> str:
+        """What happened."""
+        return self.value.partition(": ")[0]
+
+    @property
+    def remedy(self) -> str:
+        """What it means and what to do; empty where there is nothing to do."""
+        return self.value.partition(": ")[2]
+
 
 @dataclass
 class Stats:

@@ -109,10 +109,9 @@ def _solution(
 
 def raise_ended(result: Result, pace: Any) -> None:
     """Raises SolveError with what to do about it."""
-    text, _, remedy = result.value.partition(": ")
     steps = f"{int(pace.accepted)} steps ({int(pace.rejected)} rejected)"
     raise SolveError(
-        f"the solve stopped at t={pace.t.item():.8g} after {steps}: {text}",
+        f"the solve stopped at t={pace.t.item():.8g} after {steps}: {result.happened}",
         "",
-        f"{remedy}; PIDController(throw=False) returns what there is" if remedy else "",
+        f"{result.remedy}; PIDController(throw=False) returns what there is" if result.remedy else "",
     )

@@ -189,11 +189,10 @@ class Forward:
         walk = self.walk
         if walk.failed is None or not self.span.control.throw:
             return
-        text, _, remedy = walk.failed.value.partition(": ")
         raise SolveError(
             f"the solve stopped at t={self.grid.nodes[-1]:.8g} after {walk.n} steps "
-            f"({walk.tried - walk.n} rejected): {text}",
-            remedy=f"{remedy}; PIDController(throw=False) returns what there is",
+            f"({walk.tried - walk.n} rejected): {walk.failed.happened}",
+            remedy=f"{walk.failed.remedy}; PIDController(throw=False) returns what there is",
         )
 
 

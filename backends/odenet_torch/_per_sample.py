@@ -187,10 +187,11 @@ def _field(made: Problem, given: Layout) -> Any:
 def _require_ended(span: Span, outcome: Tensor) -> None:
     if span.control.throw and bool((outcome != _SUCCESS).any()):
         failed = outcome.nonzero().flatten().tolist()
-        text, _, remedy = list(Result)[int(outcome.max())].value.partition(": ")
+        worst = list(Result)[int(outcome.max())]
+        named = ", ".join(map(str, failed[:8]))
         raise SolveError(
-            f"{len(failed)} of {len(outcome)} rows could not go on (rows {', '.join(map(str, failed[:8]))}): {text}",
-            remedy=f"{remedy}; PIDController(throw=False) returns what there is",
+            f"{len(failed)} of {len(outcome)} rows could not go on (rows {named}): {worst.happened}",
+            remedy=f"{worst.remedy}; PIDController(throw=False) returns what there is",
         )
 
 

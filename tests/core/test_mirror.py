@@ -66,7 +66,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "_solve.py": (set(), {"solve_telling"}),
     "_state.py": ({"as_tensor"}, {"as_array"}),
     "gradients/_adjoint.py": (
-        {"Sums", "refuse_transforms", "require_known", "standing", "unhooked", "vjp_of"},
+        {"Sums", "refuse_transforms", "require_known", "standing", "unhooked", "refuse_second_derivatives"},
         {"Joining", "collect", "descend", "once"},
     ),
     "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays

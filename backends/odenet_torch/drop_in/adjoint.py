@@ -123,11 +123,10 @@ class Back:
         # steps that end where the next time is are shorter than they might be
         self.size = longest * (1 if walk.tried > walk.n else 2) or None
         if walk.failed is not None:
-            text, _, remedy = walk.failed.value.partition(": ")
             raise GradientError(
-                f"the adjoint stopped after {walk.n} steps back from t={start:.8g}: {text}",
+                f"the adjoint stopped after {walk.n} steps back from t={start:.8g}: {walk.failed.happened}",
                 "backward solves that reach the time before",
-                f"{remedy}; or take odeint, whose gradient integrates nothing back",
+                f"{walk.failed.remedy}; or take odeint, whose gradient integrates nothing back",
             )
         return both[1]
 

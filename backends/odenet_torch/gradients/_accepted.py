@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import GradientError, UnsupportedError
+from odenet import GradientError
 from odenet._step import Leaves as AnyLeaves
 from odenet._step import add
 from odenet_torch._adaptive import Forward
 from odenet_torch._replay import Replay
 from odenet_torch._state import Leaves
-from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, refuse_transforms, unhooked
+from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, refuse_second_derivatives, refuse_transforms, unhooked
 
 
 def plain(found: Forward, y0: Leaves) -> Leaves:
@@ -85,12 +85,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise UnsupportedError(
-                f"a second derivative through gradient={ctx.adjoint.stats.gradient!r}",
-                "first derivatives (create_graph=False)",
-                "take gradient='backprop', which can be differentiated again",
-            )
+        refuse_second_derivatives(ctx.adjoint.stats.gradient)
         found, count = ctx.found, ctx.count
         run = dataclasses.replace(found.run, again=True)
         kept = ctx.saved_tensors[: len(ctx.saved_tensors) - len(ctx.weights)]

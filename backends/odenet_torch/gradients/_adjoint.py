@@ -142,27 +142,6 @@ def standing(run: Run, n: int, y: Leaves) -> tuple[Leaves, tuple[Tensor, ...], d
 
 
 def vjp(
-    run: Run,
-    n: int,
-    outputs: Leaves,
-    y: Leaves,
-    explicit: tuple[Tensor, ...],
-    stand: Stand,
-    cotangent: AnyLeaves,
-    since: int,
-) -> tuple[Leaves, Sequence[Tensor], Sequence[Tensor | None]]:
-    """The one VJP of a piece of step n.
-
-    Returns:
-        The part of y, the tensors that have a gradient, and these gradients.
-
-    Raises:
-        GradientError: f reads a tensor here that it did not read in step 0.
-    """
-    return vjp_of(run.field.read(n, run.grid.steps), n, outputs, y, explicit, stand, cotangent, since)
-
-
-def vjp_of(
     captured: tuple[Tensor, ...],
     n: int,
     outputs: Leaves,
@@ -172,7 +151,14 @@ def vjp_of(
     cotangent: AnyLeaves,
     since: int,
 ) -> tuple[Leaves, Sequence[Tensor], Sequence[Tensor | None]]:
-    """The same for what may be read beside `explicit` in step n."""
+    """The one VJP of a piece of step n, in which f may read the `captured` tensors beside the explicit ones.
+
+    Returns:
+        The part of y, the tensors that have a gradient, and these gradients.
+
+    Raises:
+        GradientError: f reads a tensor here that it did not read in step 0.
+    """
     fresh = tuple(stand.values())
     pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
     if not pairs:  # f depends on nothing that has a gradient
@@ -192,6 +178,16 @@ def refuse_transforms(gradient: str) -> None:
             f"gradient={gradient!r} inside a transform of torch.func",
             "gradient='backprop' there; every method with loss.backward() and torch.autograd.grad",
             "take gradient='backprop' under torch.func.grad, vjp and jvp; under vmap, torch.no_grad() or a batch axis",
+        )
+
+
+def refuse_second_derivatives(gradient: str) -> None:
+    """Raises UnsupportedError in a backward pass that is itself to be differentiated."""
+    if torch.is_grad_enabled():
+        raise UnsupportedError(
+            f"a second derivative through gradient={gradient!r}",
+            "first derivatives (create_graph=False)",
+            "take gradient='backprop', which can be differentiated again",
         )
 
 
@@ -242,12 +238,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise UnsupportedError(
-                f"a second derivative through gradient={ctx.adjoint.stats.gradient!r}",
-                "first derivatives (create_graph=False)",
-                "take gradient='backprop', which can be differentiated again",
-            )
+        refuse_second_derivatives(ctx.adjoint.stats.gradient)
         run, count = dataclasses.replace(ctx.run, again=True), ctx.count
         count_saved = len(ctx.saved_tensors) - len(ctx.weights)
         saved = [leaf.detach() for leaf in ctx.saved_tensors[:count_saved]]  # y0 among them may need a gradient

@@ -22,7 +22,7 @@ from odenet_torch._fixed import Run
 from odenet_torch._state import Layout, Leaves
 from odenet_torch._tolerance import Tolerance
 from odenet_torch._walk import Step, Walk
-from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, vjp_of, zeros
+from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
 
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""
@@ -86,7 +86,9 @@ class Costate(Adjoint):
             at, explicit, stand = standing(run, n, here)
             with torch.enable_grad():
                 slope = run.slope(n, places[i], at, stand, reverse=True, rank=i)
-            part, weights, found = vjp(run, n, slope, at, explicit, stand, both[count:], since)
+            part, weights, found = vjp(
+                run.field.read(n, run.grid.steps), n, slope, at, explicit, stand, both[count:], since
+            )
             if tableau.b[i]:
                 sums.add(weights, found, factor=size * tableau.b[i])
             ends.append(tuple(k.detach() for k in slope))
@@ -156,11 +158,10 @@ class AdaptiveCostate(Costate):
                 both = step.y1
         self.proposed = walk.proposed
         if walk.failed is not None:
-            text, _, remedy = walk.failed.value.partition(": ")
             raise GradientError(
-                f"the continuous adjoint stopped after {walk.n} steps back from t={t:.8g}: {text}",
+                f"the continuous adjoint stopped after {walk.n} steps back from t={t:.8g}: {walk.failed.happened}",
                 "backward solves that reach t0",
-                f"{remedy}; or take gradient='checkpoint', which is exact and integrates nothing back",
+                f"{walk.failed.remedy}; or take gradient='checkpoint', which is exact and integrates nothing back",
             )
         return both[:count], both[count:]
 
@@ -210,7 +211,7 @@ class Quadrature:
         with torch.enable_grad():
             slope = run.layout.slope(field.at(t, time, run.layout.call(at), stand), at)
         captured = field.field.read(layer, field.count)
-        part, weights, found = vjp_of(captured, 0, slope, at, explicit, stand, both[count:], since)
+        part, weights, found = vjp(captured, 0, slope, at, explicit, stand, both[count:], since)
         made = (*(k.detach() for k in slope), *(-p for p in part))
         self.parts[id(made)] = weights, found
         self.kept.append(made)

@@ -43,7 +43,9 @@ class Reversal(Adjoint):
             at, explicit, stand = standing(run, n, z)
             with torch.enable_grad():
                 d, outputs, cotangents = run.piece(n, at, stand, g)
-            part, weights, found = vjp(run, n, outputs, at, explicit, stand, cotangents, since)
+            part, weights, found = vjp(
+                run.field.read(n, run.grid.steps), n, outputs, at, explicit, stand, cotangents, since
+            )
             sums.add(weights, found)
             g = add(g, part)
             d = tuple(leaf.detach() for leaf in d)

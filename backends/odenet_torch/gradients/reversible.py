@@ -64,6 +64,8 @@ class Pull:
         at, explicit, stand = standing(self.run, n, y)
         with torch.enable_grad():
             value = evaluate(at, stand=stand)
-        part, weights, found = vjp(self.run, n, value, at, explicit, stand, cotangent, since)
+        part, weights, found = vjp(
+            self.run.field.read(n, self.run.grid.steps), n, value, at, explicit, stand, cotangent, since
+        )
         self.sums.add(weights, found)
         return tuple(leaf.detach() for leaf in value), part
