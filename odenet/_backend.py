@@ -137,10 +137,19 @@ class Backend(ABC):
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """Time, memory and counts of loss and gradient on a batch, after a warm-up."""
 
-    def trainer(self, model: Any, *, momentum: float, weight_decay: float) -> Trainer:
+    def trainer(
+        self, model: Any, *, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+    ) -> Trainer:
         """A network that `build` made, to be trained: see `Trainer`. The model given is not changed.
 
+        Args:
+            model: what to train a copy of.
+            momentum, weight_decay: of the update.
+            rates: factors of the rate by how the names of weights begin, the longest beginning counts: `{"": 1.0}`
+                by default. Weights whose names begin in no such way stay as they are.
+
         Raises:
+            InputError: no weight is left to be trained, or a factor that is not above 0.
             UnsupportedError: this backend solves, and does not train.
         """
         raise UnsupportedError(

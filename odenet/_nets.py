@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Literal
 
 from odenet._errors import InputError, NonFiniteError
 from odenet._names import lookup
+from odenet._stages import EXPANSION, block_shapes, last, stem_width, units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
 
-_BLOCKS = {name: name for name in ("conv", "mlp", "linear")}
+Block = Literal["conv", "bottleneck", "mlp", "linear"]
+BLOCKS: tuple[Block, ...] = ("conv", "bottleneck", "mlp", "linear")
+_BLOCKS = {name: name for name in BLOCKS}
+_IMAGES = ("conv", "bottleneck")  # blocks whose state is an image
 _NORMS = {name: name for name in ("group", "none")}
 _ACTIVATIONS = {name: name for name in ("relu", "tanh")}
 _ALONG = {name: name for name in ("piecewise", "linear", "shared")}
@@ -33,17 +37,28 @@ class NetSpec:
         - "conv": `f = norm2(conv2(activation(norm1(conv1 y))))`, 3x3 convolutions that keep the size: the small
           residual network of Sander, Ablin and Peyre 2022. Stem: 5x5 with stride 3 (32x32 to 10x10), or 3x3 with
           stride 1 for images of less than 16 pixels. Head: mean over the image, then linear.
+        - "bottleneck": `f = norm3(conv3(activation(norm2(conv2(activation(norm1(conv1 y)))))))`, convolutions of size
+          1, 3 and 1 with a quarter of the channels inside (He 2016). Stem and head as of "conv".
         - "mlp": `f = w2 activation(w1 y + b1) + b2`. Stem and head are linear.
         - "linear": `f = w y` (the paper's theory, section 3). Stem and head are linear.
 
     Args:
         block: which of these.
+        before, after: ordinary residual stages around this deep one, which then is a stage of a larger network: how
+            many blocks each has. A stage has twice the channels and half the height and width of the one before it;
+            its first block sees to that, also in the deep stage, which has one more block then. ResNet-101 is
+            `NetSpec("bottleneck", 22, 1024, before=(3, 4), after=(3,), horizon=22.0)`, but for its normalisation and
+            the ReLU behind each sum. These blocks are not scaled, and always backpropagated. For conv and bottleneck.
+        grid: the head takes means over grid x grid equal parts of the image, and a linear map of all; 1 is one mean.
+            The authors' network for CIFAR-10 has 2. For conv and bottleneck.
+        activated: whether normalisation and activation follow the stem, as in the authors' networks; always with
+            stages before. For conv and bottleneck.
         depth: number of steps N; each is scaled by `horizon / depth`.
-        width: channels (conv) or features.
+        width: channels (conv, bottleneck) or features.
         hidden: features inside an mlp block.
-        inputs: shape of one input: (channels, height, width) for conv; anything else is flattened.
+        inputs: shape of one input: (channels, height, width) for conv and bottleneck; anything else is flattened.
         classes: size of the output; None for no stem and no head (the state itself goes in and comes out).
-        norm: "group" (4 groups) or "none" (convolutions then have a bias); for conv.
+        norm: "group" (4 groups) or "none" (convolutions then have a bias); for conv and bottleneck.
         activation: "relu" or "tanh".
         along: weights along depth, "piecewise" (N layers: ResNet), "linear" (N+1 nodes: HeunNet) or "shared".
         horizon: t1; 1 scales each step by 1/N, `depth` gives the plain ResNet with steps of 1.
@@ -52,7 +67,7 @@ class NetSpec:
         InputError: a size or a name that cannot be built.
     """
 
-    block: Literal["conv", "mlp", "linear"] = "conv"
+    block: Block = "conv"
     depth: int = 8
     width: int = 16
     hidden: int = 16
@@ -62,6 +77,10 @@ class NetSpec:
     activation: Literal["relu", "tanh"] = "relu"
     along: Literal["piecewise", "linear", "shared"] = "piecewise"
     horizon: float = 1.0
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    activated: bool = False
+    grid: int = 1
 
     def __post_init__(self) -> None:
         for kind, name, table in (
@@ -74,7 +93,11 @@ class NetSpec:
         if not isinstance(self.inputs, Iterable):
             raise InputError(f"inputs={self.inputs!r} of a network", "the shape of one input, as in (1, 8, 8)")
         object.__setattr__(self, "inputs", tuple(self.inputs))
-        sizes = {"depth": self.depth, "width": self.width, "hidden": self.hidden}
+        for name in ("before", "after"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        sizes = {"depth": self.depth, "width": self.width, "hidden": self.hidden, "grid": self.grid}
+        sizes |= {f"before[{i}]": count for i, count in enumerate(self.before)}
+        sizes |= {f"after[{i}]": count for i, count in enumerate(self.after)}
         sizes |= {f"inputs[{i}]": size for i, size in enumerate(self.inputs)}
         if self.classes is not None:
             sizes["classes"] = self.classes
@@ -83,14 +106,49 @@ class NetSpec:
                 raise InputError(f"{name}={size!r} of a network", "a whole number, at least 1")
         if not isinstance(self.horizon, (int, float)) or not math.isfinite(self.horizon):
             raise InputError(f"horizon={self.horizon!r} of a network", "a finite number")
-        if self.block == "conv" and len(self.inputs) != 3:
-            raise InputError(f"inputs={self.inputs} for a conv network", "(channels, height, width)")
-        if self.block == "conv" and self.norm == "group" and self.width % GROUPS:
-            raise InputError(f"width={self.width} with group normalisation", f"multiples of {GROUPS}", "or norm='none'")
+        if self.of_images and len(self.inputs) != 3:
+            raise InputError(f"inputs={self.inputs} for a {self.block} network", "(channels, height, width)")
+        self._check_surroundings()
+        narrowest = 2 ** len(self.before) * (EXPANSION if self.block == "bottleneck" else 1)
+        if self.of_images and self.norm == "group":
+            narrowest *= GROUPS
+        if self.width % narrowest:
+            raise InputError(
+                f"width={self.width} with {'group normalisation' if self.norm == 'group' else 'no normalisation'} "
+                f"and before={self.before} of a {self.block} network",
+                f"multiples of {narrowest}",
+                "or norm='none', with which fewer divisors are needed",
+            )
         if self.classes is None and self.state_shape != self._flat_inputs:
             raise InputError(
                 f"inputs={self.inputs} for a network without stem (classes=None)", f"inputs of shape {self.state_shape}"
             )
+
+    def _check_surroundings(self) -> None:
+        extras = {"before": self.before, "after": self.after, "activated": self.activated, "grid": self.grid}
+        for name, value in extras.items():
+            if value not in ((), False, 1) and (not self.of_images or self.classes is None):
+                raise InputError(
+                    f"{name}={value!r} of a {self.block} network with classes={self.classes}",
+                    f"a network of {' or '.join(_IMAGES)} blocks with classes",
+                )
+
+        if self.grid > 1 and any(size % self.grid for size in self._final_size):
+            raise InputError(
+                f"a head with a grid of {self.grid} for final states of {self._final_size[0]} x {self._final_size[1]}",
+                "a divisor of both",
+                "or grid=1",
+            )
+
+    @property
+    def _final_size(self) -> tuple[int, ...]:
+        """Height and width of what the head sees."""
+        return tuple(-(-size // 2 ** len(self.after)) for size in self.state_shape[1:])
+
+    @property
+    def of_images(self) -> bool:
+        """Whether states are images, (channels, height, width)."""
+        return self.block in _IMAGES
 
     @property
     def layers(self) -> int:
@@ -99,34 +157,53 @@ class NetSpec:
 
     @property
     def _flat_inputs(self) -> tuple[int, ...]:
-        return self.inputs if self.block == "conv" else (math.prod(self.inputs),)
+        return self.inputs if self.of_images else (math.prod(self.inputs),)
 
     @property
     def stem(self) -> tuple[int, int, int]:
-        """Kernel, stride and padding of a conv network's stem."""
+        """Kernel, stride and padding of the stem of a network of images. Where it is 7 (as in ResNet-101), the largest
+        of each 3x3 values follows, with stride 2."""
+        if self.before:
+            return (7, 2, 3) if min(self.inputs[1:]) >= 64 else (3, 1, 1)
         return (5, 3, 0) if min(self.inputs[1:]) >= 16 else (3, 1, 1)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
         """Shape of the state of one input."""
-        if self.block != "conv":
+        if not self.of_images:
             return (self.width,)
         if self.classes is None:
             return (self.width, *self.inputs[1:])
         kernel, stride, padding = self.stem
-        return (self.width, *((size + 2 * padding - kernel) // stride + 1 for size in self.inputs[1:]))
+        sizes = [(size + 2 * padding - kernel) // stride + 1 for size in self.inputs[1:]]
+        halvings = sum(unit.stride == 2 for unit in units(self)[0]) + (kernel == 7)
+        for _ in range(halvings):
+            sizes = [(size + 1) // 2 for size in sizes]
+        return (self.width, *sizes)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight by name. Those of the blocks (`block.*`) have a leading axis of `layers`."""
         block = {name: (self.layers, *shape) for name, shape in self._block_shapes().items()}
         if self.classes is None:
             return block
-        if self.block == "conv":
-            stem = (self.width, self.inputs[0], self.stem[0], self.stem[0])
+        first, final = stem_width(self), self.width * 2 ** len(self.after)
+        if self.of_images:
+            stem = (first, self.inputs[0], self.stem[0], self.stem[0])
         else:
-            stem = (self.width, *self._flat_inputs)
-        ends = {"stem.weight": stem, "stem.bias": (self.width,)}
-        return ends | block | {"head.weight": (self.classes, self.width), "head.bias": (self.classes,)}
+            stem = (first, *self._flat_inputs)
+        ends = {"stem.weight": stem, "stem.bias": (first,)}
+        if self.ends_stem and self.norm == "group":
+            ends |= {"stem.norm.weight": (first,), "stem.norm.bias": (first,)}
+        before, after = (
+            {name: shape for unit in some for name, shape in unit.shapes(self).items()} for some in units(self)
+        )
+        head = {"head.weight": (self.classes, final * self.grid**2), "head.bias": (self.classes,)}
+        return ends | before | block | after | head
+
+    @property
+    def ends_stem(self) -> bool:
+        """Whether normalisation and activation follow the stem."""
+        return self.activated or bool(self.before)
 
     def _block_shapes(self) -> dict[str, tuple[int, ...]]:
         if self.block == "linear":
@@ -138,14 +215,7 @@ class NetSpec:
                 "block.linear2.weight": (self.width, self.hidden),
                 "block.linear2.bias": (self.width,),
             }
-        shapes: dict[str, tuple[int, ...]] = {}
-        for i in (1, 2):
-            shapes[f"block.conv{i}.weight"] = (self.width, self.width, 3, 3)
-            if self.norm == "group":
-                shapes |= {f"block.norm{i}.weight": (self.width,), f"block.norm{i}.bias": (self.width,)}
-            else:
-                shapes[f"block.conv{i}.bias"] = (self.width,)
-        return shapes
+        return {f"block.{name}": shape for name, shape in block_shapes(self, self.width, self.width).items()}
 
     def init(self, seed: int = 0, start: Literal["smooth", "independent", "zero"] = "smooth") -> dict[str, np.ndarray]:
         """Random weights in float64.
@@ -167,7 +237,7 @@ class NetSpec:
         for name, shape in self.shapes().items():
             in_block = name.startswith("block.")
             single = shape[1:] if in_block else shape
-            mean, scale = _law(name, single, self.activation)
+            mean, scale = _law(name, single, self.activation, self.block == "bottleneck")
             if in_block and start == "smooth":
                 first, second = (scale * generator.standard_normal(single) for _ in range(2))
                 angle = (np.pi / 2 * steps).reshape(-1, *[1] * len(single))
@@ -183,8 +253,8 @@ class NetSpec:
             return ("block.weight",)
         if self.block == "mlp":
             return ("block.linear2.weight", "block.linear2.bias")
-        last = "norm2" if self.norm == "group" else "conv2"
-        return (f"block.{last}.weight", f"block.{last}.bias")
+        blocks = ("block.", *(unit.name for some in units(self) for unit in some))
+        return tuple(block + name for block in blocks for name in last(self))
 
     def check(self, weights: Mapping[str, np.ndarray]) -> None:
         """Raises InputError or NonFiniteError unless `weights` are those of this spec."""
@@ -222,11 +292,12 @@ class NetSpec:
                 raise NonFiniteError(f"the {name} of a batch hold NaN or infinity", "finite numbers")
 
 
-def _law(name: str, shape: tuple[int, ...], activation: str) -> tuple[float, float]:
+def _law(name: str, shape: tuple[int, ...], activation: str, bottleneck: bool) -> tuple[float, float]:
     """Mean and standard deviation of a weight's start (He 2015 for ReLU, LeCun 1998 for tanh and linear layers)."""
     if ".norm" in name:
         return (1.0 if name.endswith("weight") else 0.0), 0.0
     if name.endswith("bias"):
         return 0.0, 0.1 if name.startswith("block.") else 0.0
-    gain = 2.0 if activation == "relu" and "conv1" in name else 1.0
+    before_activation = ("conv1", "conv2") if bottleneck else ("conv1",)
+    gain = 2.0 if activation == "relu" and any(each in name for each in before_activation) else 1.0
     return 0.0, math.sqrt(gain / math.prod(shape[1:]))

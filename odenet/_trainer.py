@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from odenet._errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
 
@@ -41,8 +42,9 @@ class Trainer(ABC):
         v <- momentum v + g + weight_decay w
         w <- w - lr v
 
-    as `torch.optim.SGD` without dampening does it. All weights decay. Source: Sutskever et al., "On the importance of
-    initialization and momentum in deep learning", 2013, in the form where the rate multiplies the velocity.
+    as `torch.optim.SGD` without dampening does it. All weights that learn decay; some may have a multiple of the rate.
+    Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, in the form
+    where the rate multiplies the velocity.
 
     Two trainers that are in the same state and get the same batches go through the same states, bit for bit, on the
     same machine with the same versions and number of threads.
@@ -80,6 +82,23 @@ class Trainer(ABC):
     @abstractmethod
     def peak_bytes(self) -> int | None:
         """Most bytes alive at once in a step so far, beyond weights and batch, as `Measurement`; None before one."""
+
+
+def learning(names: Iterable[str], rates: Mapping[str, float] | None) -> dict[str, float]:
+    """The weights that are trained, by name, with the factor of the rate of each: see `Backend.trainer`.
+
+    Raises:
+        InputError: none is, or a factor is not a number above 0.
+    """
+    every, factors = tuple(names), {"": 1.0} if rates is None else rates
+    for start, factor in factors.items():
+        if not 0 < factor < math.inf:
+            raise InputError(f"a factor of {factor!r} for the rate of {start}*", "a number above 0")
+    starts = {name: [start for start in factors if name.startswith(start)] for name in every}
+    found = {name: float(factors[max(mine, key=len)]) for name, mine in starts.items() if mine}
+    if not found:
+        raise InputError(f"rates={dict(factors)!r} of a training", f"beginnings of {', '.join(every)}")
+    return found
 
 
 def checked_state(spec: NetSpec, state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:

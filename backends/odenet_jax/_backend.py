@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -142,9 +142,11 @@ class JaxBackend(Backend):
             f_forward, f_backward, vjp = _count(model, x, y)
         return Measurement(forward_seconds, step_seconds, compile_seconds, peak, method, f_forward, f_backward, vjp)
 
-    def trainer(self, model: OdeNet, *, momentum: float, weight_decay: float) -> Trainer:
+    def trainer(
+        self, model: OdeNet, *, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+    ) -> Trainer:
         """See `Backend`."""
-        return Descent(model, momentum, weight_decay)
+        return Descent(model, momentum, weight_decay, rates)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Backend`."""
@@ -224,7 +226,7 @@ def _compiled(model: OdeNet, x: Array, y: Array, gradient: Gradient | None) -> t
     return _program(type(model), model.spec, model.solver, gradient, kinds, x.shape, y.shape, next(iter(x.devices())))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=128)  # a job that goes over solvers, depths and methods, seed by seed, has about 80
 def _program(
     network: type[OdeNet],
     spec: NetSpec,

@@ -15,7 +15,9 @@ def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:
 
 
 def convolve_in_loop(x: Array, weight: Array) -> Array:
-    """A 3x3 convolution that keeps the size, in the blocks."""
+    """A convolution of size 1 or 3 that keeps the size of the image, in the blocks."""
+    if weight.shape[-1] == 1:  # a product of matrices anywhere
+        return jnp.einsum("bchw,oc->bohw", x, weight[:, :, 0, 0])
     return _convolve_patches(x, weight) if _on_cpu() else convolve(x, weight, 1, 1)
 
 
@@ -26,6 +28,12 @@ def _convolve_patches(x: Array, weight: Array) -> Array:
     padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     patches = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return jnp.einsum("bckhw,ock->bohw", jnp.stack(patches, 2), weight.reshape(*weight.shape[:2], 9))
+
+
+def largest(x: Array, size: int, stride: int, padding: int) -> Array:
+    """The largest value in each window of (batch, channels, height, width)."""
+    around = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, size, size), (1, 1, stride, stride), around)
 
 
 def _on_cpu() -> bool:

@@ -16,15 +16,12 @@ from odenet._gradients import gradient as gradient_named
 from odenet._problem import problem, require_one_grid
 from odenet._solver import AnySolver
 from odenet._solver import solver as solver_named
-from odenet_jax._convolution import convolve, convolve_in_loop, group_norm
+from odenet_jax._blocks import Weights, enter, field, leave
 from odenet_jax._replay import call, tell
 from odenet_jax._solve import solve_problem, solve_telling
 
 if TYPE_CHECKING:
     import numpy as np
-
-Weights = Mapping[str, Array]
-_ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
 
 class ResidualStack(eqx.Module):
@@ -91,6 +88,20 @@ class ResidualStack(eqx.Module):
         rows = [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(keys))]
         return cls([eqx.combine(row, static) for row in rows], **choices), state
 
+    @property
+    def depth(self) -> Depth:
+        """The blocks along depth, their arrays stacked, for `odenet.theory`."""
+        stack = self.blocks
+        if self.order != tuple(range(len(self.order))):
+            arrays, static = eqx.partition(stack, eqx.is_array)
+            stack = eqx.combine(jax.tree.map(lambda leaf: leaf[jnp.asarray(self.order)], arrays), static)
+        return Depth(stack, self.along)
+
+    @property
+    def field(self) -> Callable[[Any, Any, Any], Any]:
+        """`f(t, y, w)` of the stack, w being a layer of `depth`: `odenet.solve` of both is what the stack does."""
+        return lambda t, y, block: block(y)
+
     def __call__(
         self,
         x: Any,
@@ -123,17 +134,13 @@ class ResidualStack(eqx.Module):
         Raises:
             StateError: a state that is not that of these blocks.
         """
-        stack = self.blocks
-        if self.order != tuple(range(len(self.order))):
-            arrays, static = eqx.partition(stack, eqx.is_array)
-            stack = eqx.combine(jax.tree.map(lambda leaf: leaf[jnp.asarray(self.order)], arrays), static)
 
         def field(t: Array, y: Any, block: Any, *told: Any) -> Any:
             value = call(block, (y, *arguments), named, *told, axis_name=axis_name)
             return value if told else value[0]
 
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        made = problem(field, x, Depth(stack, self.along), **choices)
+        made = problem(field, x, self.depth, **choices)
         told = tell(state, key, self.order, self.along, made)
         solution, after = solve_telling(made, probe, told)
         return solution.y1 if state is None else (solution.y1, after)
@@ -229,9 +236,9 @@ class OdeNet(eqx.Module):
     def __call__(self, x: Array, probe: Array | None = None) -> Array:
         """Logits, or final states; for `probe` see `odenet_jax.solve`."""
         spec, weights = self.spec, self.weights
-        y = x if spec.block == "conv" else x.reshape(x.shape[0], -1)
+        y = x if spec.of_images else x.reshape(x.shape[0], -1)
         if spec.classes is not None:
-            y = self._stem(y)
+            y = enter(spec, weights, y)
         inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
@@ -245,41 +252,8 @@ class OdeNet(eqx.Module):
             gradient=self.gradient,
         )
         y = self.solve(made, probe).ys[0]
-        if spec.classes is None:
-            return y
-        pooled = y.mean((2, 3)) if spec.block == "conv" else y
-        return pooled @ weights["head.weight"].T + weights["head.bias"]
+        return y if spec.classes is None else leave(spec, weights, y)
 
     def solve(self, made: Problem, probe: Array | None) -> Solution:
         """Takes the steps; a network whose steps are another library's has its own."""
         return solve_problem(made, probe)
-
-    def _stem(self, x: Array) -> Array:
-        weight, bias = self.weights["stem.weight"], self.weights["stem.bias"]
-        if self.spec.block != "conv":
-            return x @ weight.T + bias
-        _, stride, padding = self.spec.stem
-        return convolve(x, weight, stride, padding) + bias[:, None, None]
-
-
-def field(spec: NetSpec) -> Callable[[Array, Array, Weights], Array]:
-    """The field f(t, y, w) of a spec's blocks."""
-    activation = _ACTIVATIONS[spec.activation]
-
-    def linear(t: Array, y: Array, w: Weights) -> Array:
-        return y @ w["weight"].T
-
-    def mlp(t: Array, y: Array, w: Weights) -> Array:
-        hidden = activation(y @ w["linear1.weight"].T + w["linear1.bias"])
-        return hidden @ w["linear2.weight"].T + w["linear2.bias"]
-
-    def half(y: Array, w: Weights, i: int) -> Array:
-        y = convolve_in_loop(y, w[f"conv{i}.weight"])
-        if spec.norm == "none":
-            return y + w[f"conv{i}.bias"][:, None, None]
-        return group_norm(y, w[f"norm{i}.weight"], w[f"norm{i}.bias"])
-
-    def conv(t: Array, y: Array, w: Weights) -> Array:
-        return half(activation(half(y, w, 1)), w, 2)
-
-    return {"linear": linear, "mlp": mlp, "conv": conv}[spec.block]

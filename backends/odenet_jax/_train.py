@@ -14,7 +14,7 @@ from jax import Array
 
 from odenet import Gradient, NetSpec
 from odenet._solver import AnySolver
-from odenet._trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state
+from odenet._trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
 from odenet_jax._batch import like, mean_loss, on
 from odenet_jax._measure import peak_bytes
 from odenet_jax._nets import OdeNet
@@ -26,12 +26,16 @@ class Descent(Trainer):
     Args:
         model: what to train; a copy of it is trained.
         momentum, weight_decay: of the update.
+        rates: factors of the rate by how names of weights begin; None for 1, of all.
     """
 
-    def __init__(self, model: OdeNet, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, model: OdeNet, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+    ) -> None:
         self.model = model
         self.momentum, self.weight_decay = momentum, weight_decay
         self.weights = dict(model.weights)
+        self.factors = tuple(learning(self.weights, rates).items())
         with like(self.weights.values()):
             self.velocities = {name: jnp.zeros_like(weight) for name, weight in self.weights.items()}
         self._peak: int | None = None
@@ -43,7 +47,7 @@ class Descent(Trainer):
             example = next(iter(self.weights.values()))
             x, y = on(example, (inputs, np.asarray(targets, np.int32)))
             rates = jnp.asarray([lr, self.momentum, self.weight_decay], example.dtype)
-            program, peak = _step_program(*self._kind(x), y.shape)
+            program, peak = _step_program(*self._kind(x), y.shape, self.factors)
             self._peak = max(peak, self._peak or 0)
             self.weights, self.velocities, told = program(self.weights, self.velocities, rates, x, y)
             loss, correct, residual = jax.device_get(told)
@@ -99,23 +103,32 @@ def _step_program(
     device: Any,
     shape: Any,
     targets: Any,
+    factors: tuple[tuple[str, float], ...],
 ) -> tuple[Any, int]:
-    """The program of a step, and the bytes that it needs. `device` is where it runs, and makes it another program."""
+    """The program of a step, and the bytes that it needs.
+
+    Args:
+        net, spec, solver, gradient, dtype: of the network.
+        device: where it runs: another one, another program.
+        shape, targets: of a batch.
+        factors: of the rate, by name of the weights that change.
+    """
     model = _empty(net, spec, solver, gradient, dtype)
 
-    def loss(weights: dict[str, Array], probe: Array, x: Array, y: Array) -> tuple[Array, Array]:
-        outputs = eqx.tree_at(lambda m: m.weights, model, weights)(x, probe)
+    def loss(some: dict[str, Array], probe: Array, weights: Any, x: Array, y: Array) -> tuple[Array, Array]:
+        outputs = eqx.tree_at(lambda m: m.weights, model, weights | some)(x, probe)
         return mean_loss(outputs, y), outputs
 
     def step(weights: Any, velocities: Any, rates: Array, x: Array, y: Array) -> Any:
         lr, momentum, decay = rates
         probe = jnp.zeros((), rates.dtype)
+        before = {name: weights[name] for name, _ in factors}
         (value, outputs), (gradients, residual) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-            weights, probe, x, y
+            before, probe, weights, x, y
         )
-        velocities = jax.tree.map(lambda v, g, w: momentum * v + (g + decay * w), velocities, gradients, weights)
-        weights = jax.tree.map(lambda w, v: w - lr * v, weights, velocities)
-        return weights, velocities, (value, (outputs.argmax(1) == y).sum(), residual)
+        pushed = {name: momentum * velocities[name] + (gradients[name] + decay * w) for name, w in before.items()}
+        moved = {name: before[name] - factor * lr * pushed[name] for name, factor in factors}
+        return weights | moved, velocities | pushed, (value, (outputs.argmax(1) == y).sum(), residual)
 
     x, y = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(targets, np.int32)
     rates = jax.ShapeDtypeStruct((3,), dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -156,9 +156,11 @@ class TorchBackend(Backend):
         f_backward = counter.f - f_forward
         return Measurement(forward_seconds, step_seconds, 0.0, peak, method, f_forward, f_backward, counter.vjp)
 
-    def trainer(self, model: OdeNet, *, momentum: float, weight_decay: float) -> Trainer:
+    def trainer(
+        self, model: OdeNet, *, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+    ) -> Trainer:
         """See `Backend`."""
-        return Descent(model, momentum, weight_decay)
+        return Descent(model, momentum, weight_decay, rates)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
         """See `Backend`."""

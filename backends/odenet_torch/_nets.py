@@ -7,24 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, Stats
-from odenet._depth import kind_of_blocks
+from odenet._depth import Kind, kind_of_blocks
 from odenet._gradients import gradient as gradient_named
-from odenet._nets import GROUPS, NORM_EPSILON
 from odenet._problem import problem, require_one_grid
 from odenet._solver import AnySolver
 from odenet._solver import solver as solver_named
+from odenet_torch._blocks import Weights, enter, field, leave
 from odenet_torch._field import BlockField
 from odenet_torch._solve import solve_problem
 
 if TYPE_CHECKING:
     import numpy as np
-
-Weights = Mapping[str, Tensor]
-_ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh}
 
 
 def _call(method: Callable[..., Any], *arguments: Any) -> Any:
@@ -85,7 +81,7 @@ class ResidualStack(_Solved):
         super().__init__(solver, gradient, t0, t1)
         if not all(isinstance(block, nn.Module) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
-        self.along = kind_of_blocks(along, self.solver.stages)
+        self.along: Kind = kind_of_blocks(along, self.solver.stages)
         self.blocks = nn.ModuleList(blocks)
         depth = Depth.each(list(blocks), self.along)  # checks their number
         structures = [(type(block), [(n, p.shape) for n, p in block.named_parameters()]) for block in blocks]
@@ -95,6 +91,27 @@ class ResidualStack(_Solved):
                 "blocks of one class whose parameters have the same names and shapes",
                 "take along='piecewise'",
             )
+
+    @property
+    def depth(self) -> Depth:
+        """The parameters of the blocks along depth, by name and without gradients, for `odenet.theory`."""
+        return Depth.each([{n: p.detach() for n, p in b.named_parameters()} for b in self.blocks], self.along)
+
+    @property
+    def field(self) -> Callable[[Any, Any, Weights], Any]:
+        """`f(t, y, w)` of the stack, w being a layer of `depth`: `odenet.solve` of both is what the stack does.
+
+        Raises:
+            InputError: blocks that differ in more than their parameters, or that have buffers.
+        """
+        first, *others = self.blocks
+        if any(str(block) != str(first) for block in others) or list(self.blocks.buffers()):
+            raise InputError(
+                f"{len(self.blocks)} blocks that differ in more than their parameters",
+                "blocks of one structure, without buffers",
+                "odenet.solve takes any function of a layer as field, and Depth.each of any layers",
+            )
+        return lambda t, y, w: torch.func.functional_call(first, dict(w), (y,))
 
     def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
         """The state after the last block."""
@@ -207,9 +224,9 @@ class OdeNet(_Solved):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, or final states."""
         spec, weights = self.spec, dict(self.named_parameters())
-        y = x if spec.block == "conv" else x.flatten(1)
+        y = x if spec.of_images else x.flatten(1)
         if spec.classes is not None:
-            y = self._stem(y, weights)
+            y = enter(spec, weights, y)
         inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
@@ -225,43 +242,11 @@ class OdeNet(_Solved):
         solution = self.solve(made)
         self.stats = solution.stats
         y = solution.ys[0]
-        if spec.classes is None:
-            return y
-        pooled = y.mean((2, 3)) if spec.block == "conv" else y
-        return F.linear(pooled, weights["head.weight"], weights["head.bias"])
+        return y if spec.classes is None else leave(spec, weights, y)
 
     def solve(self, made: Problem) -> Solution:
         """Takes the steps; a network whose steps are another library's has its own."""
         return solve_problem(made)
-
-    def _stem(self, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        if self.spec.block != "conv":
-            return F.linear(x, weights["stem.weight"], weights["stem.bias"])
-        _, stride, padding = self.spec.stem
-        return F.conv2d(x, weights["stem.weight"], weights["stem.bias"], stride=stride, padding=padding)
-
-
-def field(spec: NetSpec) -> Callable[[Tensor, Tensor, Weights], Tensor]:
-    """The field f(t, y, w) of a spec's blocks."""
-    activation = _ACTIVATIONS[spec.activation]
-
-    def linear(t: Tensor, y: Tensor, w: Weights) -> Tensor:
-        return F.linear(y, w["weight"])
-
-    def mlp(t: Tensor, y: Tensor, w: Weights) -> Tensor:
-        hidden = activation(F.linear(y, w["linear1.weight"], w["linear1.bias"]))
-        return F.linear(hidden, w["linear2.weight"], w["linear2.bias"])
-
-    def half(y: Tensor, w: Weights, i: int) -> Tensor:
-        y = F.conv2d(y, w[f"conv{i}.weight"], w.get(f"conv{i}.bias"), padding=1)
-        if spec.norm == "none":
-            return y
-        return F.group_norm(y, GROUPS, w[f"norm{i}.weight"], w[f"norm{i}.bias"], NORM_EPSILON)
-
-    def conv(t: Tensor, y: Tensor, w: Weights) -> Tensor:
-        return half(activation(half(y, w, 1)), w, 2)
-
-    return {"linear": linear, "mlp": mlp, "conv": conv}[spec.block]
 
 
 def _register(module: nn.Module, path: list[str], parameter: nn.Parameter) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odenet._trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state
+from odenet._trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
 from odenet_torch._batch import mean_loss, on
 from odenet_torch._measure import peak_bytes
 from odenet_torch._nets import OdeNet
@@ -21,12 +21,19 @@ class Descent(Trainer):
     Args:
         model: what to train; a copy of it is trained.
         momentum, weight_decay: of the update.
+        rates: factors of the rate by how names of weights begin; None for 1, of all.
     """
 
-    def __init__(self, model: OdeNet, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, model: OdeNet, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+    ) -> None:
         self.model = copy.deepcopy(model)
         self.momentum, self.weight_decay = momentum, weight_decay
         self.weights = dict(self.model.named_parameters())
+        self.factors = learning(self.weights, rates)
+        self.learning = {name: self.weights[name] for name in self.factors}
+        for name, weight in self.weights.items():
+            weight.requires_grad_(name in self.learning)
         self.velocities = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         self._peak: int | None = None
 
@@ -46,13 +53,13 @@ class Descent(Trainer):
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             outputs = self.model(x)
             loss = mean_loss(outputs, y)
-            gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
+            gradients = torch.autograd.grad(loss, list(self.learning.values()), allow_unused=True)
         with torch.no_grad():
             correct = (outputs.argmax(1) == y).sum()
-            for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
+            for (name, weight), gradient in zip(self.learning.items(), gradients, strict=True):
                 push = weight * self.weight_decay if gradient is None else gradient.add(weight, alpha=self.weight_decay)
                 velocity = self.velocities[name].mul_(self.momentum).add_(push)
-                weight.sub_(velocity, alpha=lr)
+                weight.sub_(velocity, alpha=lr * self.factors[name])
         return Step(loss.item(), int(correct.item()), self.model.certificate)
 
     @torch.no_grad()

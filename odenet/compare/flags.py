@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from odenet import _flags
+from odenet._nets import BLOCKS
 from odenet.compare.grid import Plan
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Plan)}
@@ -37,7 +38,7 @@ def network_flags(command: Any) -> Any:
     """`--batch --block --width --norm --activation --start --along`."""
     flags = (
         number("--batch", "Images in the batch, 1 to 1797."),
-        choice("--block", ("conv", "mlp", "linear"), "Kind of block."),
+        choice("--block", BLOCKS, "Kind of block."),
         number("--width", "Channels (conv) or features."),
         choice("--norm", ("group", "none"), "Normalisation of conv blocks."),
         choice("--activation", ("relu", "tanh"), "Activation; a smooth one shows the order of a method most clearly."),

@@ -11,7 +11,7 @@ from odenet import _registry
 from odenet._errors import BackendUnavailableError, FileError, InputError
 from odenet._gradients import Backprop, Gradient, gradient
 from odenet._names import lookup
-from odenet._nets import NetSpec
+from odenet._nets import Block, NetSpec
 from odenet._solver import AnySolver, solver
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
@@ -72,7 +72,7 @@ class Plan:
     device: str = "cpu"
     seed: int = 0
     batch: int = 10
-    block: Literal["conv", "mlp", "linear"] = "conv"
+    block: Block = "conv"
     width: int = 16
     norm: Literal["group", "none"] = "group"
     activation: Literal["relu", "tanh"] = "relu"

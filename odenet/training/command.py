@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from odenet import _flags
+from odenet._nets import BLOCKS
 from odenet._tables import console
 from odenet.data.sets import NAMES
 from odenet.training.plan import Plan
@@ -44,7 +45,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--data", click.Choice(NAMES), "Images: embedded digits, CIFAR-10 on disk, or one folder a class.")
 @_flag("--data-dir", click.Path(file_okay=False), "Where cifar-10-batches-py, or train and val, are.")
 @_flag("--size", click.IntRange(min=1), "Height and width of the images of a folder.  [default: 32]")
-@_flag("--net", click.Choice(["conv", "mlp", "linear"]), "Kind of block.")
+@_flag("--net", click.Choice(BLOCKS), "Kind of block.")
 @_flag("--backend", _One(_flags.BACKENDS), "Backend.")
 @_flag("--solver", _One(_flags.SOLVERS), "Solver, see `odenet list solvers`.")
 @_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method, with options behind colons.")

@@ -12,7 +12,7 @@ from odenet import _registry
 from odenet._errors import FileError, InputError
 from odenet._gradients import gradient
 from odenet._names import lookup
-from odenet._nets import NetSpec
+from odenet._nets import Block, NetSpec
 from odenet._solver import solver
 from odenet.data.images import ImageSet
 from odenet.data.sets import NAMES
@@ -42,7 +42,7 @@ class Plan:
     data: str = "digits"
     data_dir: str | None = None
     size: int | None = None
-    net: Literal["conv", "mlp", "linear"] = "conv"
+    net: Block = "conv"
     depth: int = 8
     width: int = 16
     norm: Literal["group", "none"] = "group"

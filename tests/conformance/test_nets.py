@@ -17,6 +17,9 @@ SPECS = {
     "conv-none-tanh": odenet.NetSpec("conv", 2, 4, norm="none", activation="tanh", along="linear"),
     "conv-32": odenet.NetSpec("conv", 2, 4, inputs=(3, 32, 32)),
     "conv-shared": odenet.NetSpec("conv", 3, 4, along="shared"),
+    "stages": odenet.NetSpec("bottleneck", 2, 32, inputs=(3, 64, 64), before=(2,), after=(1,), horizon=2.0),
+    "stages-none": odenet.NetSpec("conv", 2, 4, norm="none", before=(1,), after=(2,), grid=2),
+    "activated": odenet.NetSpec("bottleneck", 2, 16, activated=True, along="linear"),
     "mlp": odenet.NetSpec("mlp", 4, 6, 5, (2, 3), 4, activation="tanh"),
     "linear": odenet.NetSpec("linear", 4, 6, inputs=(6,), classes=None, along="linear", horizon=2.0),
 }

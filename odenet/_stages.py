@@ -1,0 +1,104 @@
+"""Convolutional residual blocks, and the ordinary ones in the stages around the deep stage of a `NetSpec`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from odenet._nets import NetSpec
+
+Shapes = dict[str, tuple[int, ...]]
+EXPANSION = 4  # channels of a bottleneck block over those inside it (He 2016)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An ordinary residual block, `p(y) + f(y)`: backpropagated, and with steps of 1.
+
+    Args:
+        name: how the names of its weights begin.
+        channels, width: coming in and going out; where they differ, or the stride is not 1, `p` is a convolution of
+            size 1 with that stride and a normalisation. Else it is the identity.
+        stride: 2 halves the image.
+    """
+
+    name: str
+    channels: int
+    width: int
+    stride: int
+
+    @property
+    def projects(self) -> bool:
+        """Whether `p` is a convolution."""
+        return self.channels != self.width or self.stride != 1
+
+    def shapes(self, spec: NetSpec) -> Shapes:
+        """Of its weights by name."""
+        found = block_shapes(spec, self.channels, self.width)
+        if self.projects:
+            found |= {"project.weight": (self.width, self.channels, 1, 1)} | _norm(spec, "project.", self.width)
+        return {self.name + name: shape for name, shape in found.items()}
+
+
+def units(spec: NetSpec) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
+    """The ordinary blocks before and after the deep stage; those before end with its first block, which gives it its
+    size. A stage has twice the channels and half the height and width of the one before it."""
+    first = len(spec.before)
+    stages: list[list[Unit]] = []
+    channels = stem_width(spec)
+    for place, count in enumerate((*spec.before, 1, *spec.after)):
+        name = {True: f"before{place}", False: f"after{place - first - 1}"}[place < first]
+        width = spec.width * 2**place // 2**first
+        made: list[Unit] = []
+        for number in range(count):
+            unit = "transition." if place == first else f"{name}.{number}."
+            made.append(Unit(unit, channels, width, 2 if place and not number else 1))
+            channels = width
+        stages.append(made)
+    before = stages[: first + 1] if first else []
+    return tuple(chain.from_iterable(before)), tuple(chain.from_iterable(stages[first + 1 :]))
+
+
+def stem_width(spec: NetSpec) -> int:
+    """Channels behind the stem."""
+    if not spec.before:
+        return spec.width
+    narrowest = spec.width // 2 ** len(spec.before)
+    return narrowest // EXPANSION if spec.block == "bottleneck" else narrowest
+
+
+def block_shapes(spec: NetSpec, channels: int, width: int) -> Shapes:
+    """Of the weights of one convolutional residual function f, by name."""
+    if spec.block == "bottleneck":
+        inner = width // EXPANSION
+        kernels = [(inner, channels, 1, 1), (inner, inner, 3, 3), (width, inner, 1, 1)]
+    else:
+        kernels = [(width, channels, 3, 3), (width, width, 3, 3)]
+    shapes: Shapes = {}
+    for i, kernel in enumerate(kernels, 1):
+        shapes[f"conv{i}.weight"] = kernel
+        shapes |= _norm(spec, f"norm{i}.", kernel[0]) if spec.norm == "group" else {f"conv{i}.bias": kernel[:1]}
+    return shapes
+
+
+def last(spec: NetSpec) -> tuple[str, ...]:
+    """Names of the weights of a convolutional f that make it 0 where they are 0."""
+    number = 3 if spec.block == "bottleneck" else 2
+    return (
+        (f"norm{number}.weight", f"norm{number}.bias")
+        if spec.norm == "group"
+        else (
+            f"conv{number}.weight",
+            f"conv{number}.bias",
+        )
+    )
+
+
+def _norm(spec: NetSpec, name: str, width: int) -> Shapes:
+    """A normalisation, or the bias in its place."""
+    if spec.norm == "none":
+        return {f"{name}bias": (width,)}
+    name = name if name.startswith("norm") else f"{name}norm."
+    return {f"{name}weight": (width,), f"{name}bias": (width,)}
