@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from odenet._sample import Part, Place, Sample
 from odenet.compare.difference import cosine_distance, flat, relative
 from odenet.doctor.diagnosis import OUTSIDE
+from odenet.theory import largest_change
 
 
 def groups(parts: tuple[Part, ...], names: Mapping[str, np.ndarray]) -> dict[str, tuple[Place, ...]]:
@@ -53,10 +53,7 @@ def smoothness(sample: Sample) -> float | None:
         shapes = [{key: value.shape for key, value in layer.items()} for layer in layers]
         if len(layers) < 2 or any(shape != shapes[0] for shape in shapes):
             continue
-        vectors = [flat(layer) for layer in layers]
-        size = np.sqrt(np.mean([vector @ vector for vector in vectors]))
-        change = max(np.linalg.norm(after - before) for before, after in itertools.pairwise(vectors))
-        found.append(float(part.steps * change / size) if size else 0.0)
+        found.append(part.steps * largest_change(map(flat, layers), relative=True))
     return max(found, default=None)
 
 

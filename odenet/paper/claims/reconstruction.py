@@ -12,10 +12,10 @@ import odenet
 from odenet import Depth, DiscreteAdjoint, _registry
 from odenet._depth import Kind
 from odenet._solvers import SOLVERS
-from odenet._theory import reversed_depth, way_back
 from odenet.paper.network import field, smooth_weights, states
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import Verdict, falls
+from odenet.theory import reversed_depth, way_back
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

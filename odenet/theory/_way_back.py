@@ -1,19 +1,15 @@
-"""Tools of the paper's theory (Sander, Ablin and Peyre 2022): recovered states, smoothness in depth."""
+"""The discrete adjoint's way back, as a solver of its own."""
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING, Any
+import numpy as np
 
 from odenet import _tree
 from odenet._adjoints import DiscreteAdjoint
-from odenet._depth import Depth
+from odenet._depth import Depth, _is_array
 from odenet._errors import InputError
 from odenet._solvers import Solver
 from odenet._tableau import Tableau
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:
@@ -31,14 +27,11 @@ def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:
     Raises:
         InputError: a method whose recovery depends on more than y[n+1].
     """
-    if method.extrapolates or method.tolerance is not None or method.anchors is not None:
-        raise InputError(
-            f"{method.label} as a Runge-Kutta method", "discrete-adjoint with iterations= and correct= alone"
-        )
+    evaluations = increments(method)
     forward = solver.tableau
     rows = [list(row) for row in forward.a]
     z = list(forward.b)  # the point reached, as multiples of all stages so far, in steps of size -h
-    for _ in range(method.iterations - 1 + method.correct):
+    for _ in range(evaluations - 1):
         start = len(rows)
         for row in forward.a:  # stage z + h sum a k: forward, hence minus
             inner = [-entry for entry in row]
@@ -55,32 +48,18 @@ def reversed_depth(depth: Depth) -> Depth:
         return depth
     if not depth.stacked:
         return Depth(depth.tree[::-1], depth.kind, stacked=False)
-    import numpy as np
-
     places = np.arange(depth.layers)[::-1].copy()  # torch has no negative strides
-    return Depth(_tree.map(lambda leaf: leaf[places], depth.tree), depth.kind)
+    return Depth(_tree.map(lambda leaf: leaf[places] if _is_array(leaf) else leaf, depth.tree), depth.kind)
 
 
-def smoothness(depth: Depth) -> float:
-    """`N max_n |w[n+1] - w[n]|`, Frobenius over all leaves (NumPy arrays): bounded over N where weights are smooth in
-    depth, and growing as N where they are not (section 3 of the paper).
-
-    Args:
-        depth: at least two layers; N is their number (piecewise) or that of intervals (linear).
+def increments(method: DiscreteAdjoint) -> int:
+    """How often `method` evaluates the increment of a step on its way back over it: each gains an order.
 
     Raises:
-        InputError: weights that are the same at all depths.
+        InputError: a method whose recovery depends on more than y[n+1].
     """
-    import numpy as np
-
-    if depth.intervals is None or depth.layers < 2:
-        raise InputError("the smoothness of weights of a single layer", "weights of at least two layers")
-    leaves = [_flat(depth, n) for n in range(depth.layers)]
-    jumps = [np.linalg.norm(after - before) for before, after in itertools.pairwise(leaves)]
-    return float(depth.intervals * max(jumps))
-
-
-def _flat(depth: Depth, n: int) -> np.ndarray[Any, Any]:
-    import numpy as np
-
-    return np.concatenate([np.ravel(leaf) for leaf in _tree.leaves(depth.at(n))])
+    if method.extrapolates or method.tolerance is not None or method.anchors is not None:
+        raise InputError(
+            f"{method.label} as a Runge-Kutta method", "discrete-adjoint with iterations= and correct= alone"
+        )
+    return method.iterations + method.correct

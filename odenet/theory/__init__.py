@@ -1,0 +1,24 @@
+"""The tools of the paper's theory (Sander, Ablin and Peyre 2022), for any network: `from odenet import theory`.
+
+Smoothness of weights in depth, distance to the Neural ODE with what bounds it, the predicted error of recovered states,
+and limits over N. They are computed on the host, and by the backend where the network's own field is asked.
+"""
+
+from odenet.theory._distance import Distance, distance
+from odenet.theory._limit import Limit, limit
+from odenet.theory._reconstruction import Reconstruction, reconstruction
+from odenet.theory._smoothness import largest_change, smoothness
+from odenet.theory._way_back import reversed_depth, way_back
+
+__all__ = [
+    "Distance",
+    "Limit",
+    "Reconstruction",
+    "distance",
+    "largest_change",
+    "limit",
+    "reconstruction",
+    "reversed_depth",
+    "smoothness",
+    "way_back",
+]

@@ -1,0 +1,34 @@
+"""Trees of any framework's arrays as NumPy on the host, where the theory's arithmetic is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from odenet import _registry, _tree
+from odenet._depth import Depth, _is_array
+
+
+def as_numpy(leaf: Any) -> Any:
+    """An array of any known framework as NumPy, without its gradient; what has no shape as it is."""
+    if isinstance(leaf, np.ndarray) or not _is_array(leaf):
+        return leaf
+    owner = next((entry for entry in _registry.known().values() if entry.owns(leaf)), None)
+    return np.asarray(leaf) if owner is None else _registry.backend(owner.name).to_numpy(leaf)
+
+
+def on_host(depth: Depth) -> Depth:
+    """The same weights along depth as NumPy."""
+    return Depth(_tree.map(as_numpy, depth.tree), depth.kind, depth.stacked)
+
+
+def rows(depth: Depth) -> np.ndarray:
+    """All arrays of all layers, shape (layers, entries of one)."""
+    return np.stack([vector(depth.at(n)) for n in range(depth.layers)])
+
+
+def vector(tree: Any) -> np.ndarray:
+    """The arrays of a tree as one vector."""
+    found = [np.ravel(leaf) for leaf in _tree.leaves(tree) if _is_array(leaf)]
+    return np.concatenate(found) if found else np.zeros(0)

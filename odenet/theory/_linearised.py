@@ -1,0 +1,152 @@
+"""A field and its Jacobian at many points of a trajectory at once, through no other verbs than those of the seam."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+import odenet
+from odenet import _registry, _tree
+from odenet._depth import Depth
+from odenet.theory._host import as_numpy
+from odenet.theory._network import Network
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """`f(t[n], y[n], w[n])` and its Jacobian by y at P given points.
+
+    A solve whose state forgets itself in every step evaluates all points in one go: with the slope `(v - s) / h`,
+    Euler's next state is v. The points travel with the weights, as leaves of a layer.
+
+    Args:
+        network: whose field it is.
+        depth: the weights at the points: P piecewise layers, NumPy.
+        states: y[n], shape (P, samples, entries).
+        step: t[n] = t0 + n step.
+    """
+
+    network: Network
+    depth: Depth
+    states: np.ndarray
+    step: float
+
+    def slopes(self) -> np.ndarray:
+        """f, shape (P, samples, entries)."""
+        return self._flat(self._value(*self._given(np.zeros_like(self.states))))
+
+    def push(self, vectors: np.ndarray) -> np.ndarray:
+        """`J v` at every point, by central differences: relative error about eps^(2/3) where f is smooth.
+
+        Args:
+            vectors: shape (P, samples, entries).
+        """
+        size = np.linalg.norm(vectors, axis=2, keepdims=True)
+        reach = nudge(self.states)
+        unit = np.divide(vectors, size, out=np.zeros_like(vectors), where=size > 0)
+        return self._flat(self._difference(*self._given(reach * unit))) * size / (2 * reach)
+
+    def pull(self, vectors: np.ndarray) -> np.ndarray:
+        """`Jᵀ u` at every point, by the backend's own gradient.
+
+        Args:
+            vectors: shape (P, samples, entries).
+        """
+        found = self._transposed(*self._given(vectors))
+        if not self.depth.stacked:
+            found = _tree.map(lambda *leaves: np.stack([as_numpy(leaf) for leaf in leaves]), *found)
+        return self._flat(found) / self.step
+
+    @cached_property
+    def _value(self) -> Callable[..., Any]:
+        return self._visiting(lambda f, leaf: f(leaf["y"]))
+
+    @cached_property
+    def _difference(self) -> Callable[..., Any]:
+        def difference(f: Callable[..., Any], leaf: Any) -> Any:
+            ahead, behind = (_tree.map(op, leaf["y"], leaf["v"]) for op in (operator.add, operator.sub))
+            return _tree.map(operator.sub, f(ahead), f(behind))
+
+        return self._visiting(difference)
+
+    @cached_property
+    def _transposed(self) -> Callable[..., Any]:
+        """The gradient by y of the sum of `h f(y) v`, over points and entries; of single layers a list."""
+
+        def transposed(start: Any, layers: Depth) -> Any:
+            _, gradients, _ = odenet.value_and_grad(
+                lambda solution: sum(leaf[-1].sum() for leaf in _tree.leaves(solution.ys)),
+                lambda t, s, leaf: _tree.map(operator.mul, self.network.field(t, leaf["y"], leaf["w"]), leaf["v"]),
+                start,
+                layers,
+                **self._choices,
+            )
+            return gradients.weights["y"] if layers.stacked else [each["y"] for each in gradients.weights]
+
+        return self._compiled(transposed)
+
+    def _visiting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """All values of `function(f, leaf)`, f being that of the point's time and weights."""
+
+        def visiting(start: Any, layers: Depth) -> Any:
+            def field(t: Any, s: Any, leaf: Any) -> Any:
+                value = function(lambda y: self.network.field(t, y, leaf["w"]), leaf)
+                return _tree.map(lambda new, old: (new - old) / self.step, value, s)
+
+            solution = odenet.solve(field, start, layers, ts="all", **self._choices)
+            return _tree.map(lambda leaf: leaf[1:], solution.ys)
+
+        return self._compiled(visiting)
+
+    @property
+    def _choices(self) -> dict[str, Any]:
+        start = self.network.t0
+        end = start + len(self.states) * self.step  # one step for each, the last one's included
+        return {"t0": start, "t1": end, "solver": "euler", "backend": self.network.backend}
+
+    def _compiled(self, function: Callable[[Any, Depth], Any]) -> Callable[..., Any]:
+        """`function(start, layers)` as one of arrays alone: what else stands in a tree of weights cannot be traced."""
+        leaves, unflatten = _tree.flatten(self._layers(self.states).tree)
+
+        def of_arrays(start: Any, arrays: list[Any]) -> Any:
+            given = iter(arrays)
+            tree = unflatten([next(given) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves])
+            return function(start, Depth(tree, "piecewise", self.depth.stacked))
+
+        compiled = _registry.backend(self.network.backend).compiled(of_arrays)
+
+        def run(start: Any, arrays: list[Any]) -> Any:
+            with self.network.prepared() as backend:
+                return _tree.map(backend.to_numpy, compiled(start, arrays))
+
+        return run
+
+    def _given(self, vectors: np.ndarray) -> tuple[Any, list[Any]]:
+        leaves = _tree.leaves(self._layers(vectors).tree)
+        start = _tree.map(np.zeros_like, self.network.y0)
+        return start, [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
+
+    def _layers(self, vectors: np.ndarray) -> Depth:
+        states, vectors = self.network.tree(self.states), self.network.tree(vectors)
+        if self.depth.stacked:
+            return Depth({"w": self.depth.tree, "y": states, "v": vectors}, "piecewise")
+        return Depth.each([{"w": w, "y": row(states, n), "v": row(vectors, n)} for n, w in enumerate(self.depth.tree)])
+
+    def _flat(self, states: Any) -> np.ndarray:
+        return self.network.flat(states)
+
+
+def row(tree: Any, n: int) -> Any:
+    """The trees of point n, as arrays even where they have no axis left."""
+    return _tree.map(lambda leaf: np.asarray(leaf[n]), tree)
+
+
+def nudge(states: np.ndarray) -> float:
+    """How far a central difference looks: where truncation and rounding are about the same."""
+    scale = max(1.0, float(np.abs(states).max(initial=0.0)))
+    return scale * float(np.finfo(states.dtype).eps) ** (1 / 3)

@@ -1,0 +1,167 @@
+"""A network as the theory sees it: a field with weights along depth, on the host, and its trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import odenet
+from odenet import _registry, _tree
+from odenet._depth import Depth
+from odenet._errors import InputError
+from odenet._solver import AnySolver
+from odenet.theory._host import as_numpy, on_host
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the theory's tools are given.
+
+    Args:
+        field: `field(t, y, w)`.
+        y0: a tree of NumPy arrays.
+        depth: weights along depth, NumPy.
+        steps: N.
+        t0, t1: times.
+        backend: who solves, by name.
+        device: where.
+        batched: whether the first axis of y0 is one of samples, each with a trajectory of its own.
+    """
+
+    field: Callable[..., Any]
+    y0: Any
+    depth: Depth
+    steps: int
+    t0: float
+    t1: float
+    backend: str
+    device: str
+    batched: bool
+
+    @property
+    def step(self) -> float:
+        """h."""
+        return (self.t1 - self.t0) / self.steps
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the state; of several number types the widest."""
+        return np.result_type(*_tree.leaves(self.y0))
+
+    @property
+    def samples(self) -> int:
+        """How many trajectories there are."""
+        return len(_tree.leaves(self.y0)[0]) if self.batched else 1
+
+    @contextmanager
+    def prepared(self) -> Iterator[_registry.Backend]:
+        """The backend, ready for these arrays."""
+        backend = _registry.backend(self.backend)
+        with backend.prepare(self.dtype.name, self.device):
+            yield backend
+
+    def trajectory(self, depth: Depth, solver: str | AnySolver, steps: int) -> np.ndarray:
+        """All states of a solve from y0, as `flat` has them: shape (steps + 1, samples, entries of one)."""
+        with self.prepared() as backend:
+            solution = odenet.solve(
+                self.field,
+                self.y0,
+                depth,
+                t0=self.t0,
+                t1=self.t1,
+                steps=steps,
+                solver=solver,
+                ts="all",
+                backend=self.backend,
+            )
+            return self.flat(_tree.map(backend.to_numpy, solution.ys))
+
+    def flat(self, states: Any) -> np.ndarray:
+        """A tree of states with a leading axis as one array, shape (points, samples, entries of one)."""
+        leaves = _tree.leaves(states)
+        points, samples = len(leaves[0]), self.samples
+        return np.concatenate([np.reshape(leaf, (points, samples, -1)) for leaf in leaves], axis=2)
+
+    def tree(self, flat: np.ndarray) -> Any:
+        """The inverse of `flat`: a tree like y0 whose leaves have a leading axis."""
+        leaves, unflatten = _tree.flatten(self.y0)
+        ends = np.cumsum([leaf.size // self.samples for leaf in leaves])[:-1]
+        parts = np.split(flat, ends, axis=2)
+        return unflatten(
+            [
+                np.reshape(part, (len(flat), *leaf.shape)).astype(leaf.dtype)
+                for part, leaf in zip(parts, leaves, strict=True)
+            ]
+        )
+
+
+def network(
+    field: Callable[..., Any],
+    y0: Any,
+    weights: Any,
+    *,
+    t0: float,
+    t1: float,
+    steps: int | None,
+    backend: str | None,
+    device: str,
+    batched: bool,
+) -> Network:
+    """Checked, and brought to the host."""
+    depth = weights if isinstance(weights, Depth) else Depth(weights)
+    name = backend or _registry.entry_for([y0, depth.tree]).name
+    count = steps or depth.intervals
+    if count is None:
+        raise InputError("weights that are the same at all depths, without steps", "steps=N")
+    if depth.kind == "piecewise" and count != depth.layers:
+        raise InputError(
+            f"steps={count} with {depth.layers} piecewise layers",
+            "one step a layer",
+            "leave steps out; a layer that is met several times is no smooth function of depth",
+        )
+    depth.factor(count)
+    state = _tree.map(lambda leaf: np.asarray(as_numpy(leaf)), y0)
+    if any(leaf.dtype.kind != "f" for leaf in _tree.leaves(state)):
+        raise InputError("a state with numbers that are not real", "real floating-point arrays")
+    sizes = {np.shape(leaf)[:1] for leaf in _tree.leaves(state)}
+    if batched and (len(sizes) != 1 or () in sizes):
+        raise InputError("a batched state whose leaves have no first axis of one length", "one axis of samples first")
+    return Network(field, state, on_host(depth), count, float(t0), float(t1), name, device, batched)
+
+
+def continued(depth: Depth) -> Depth:
+    """The Neural ODE's weights: straight lines between those of the layers, which stand at the starts of steps.
+
+    The last layer's hold to the end: it has no neighbour there, and of what is smooth one step is O(1/N²).
+    """
+    if depth.kind != "piecewise":
+        return depth
+    if not depth.stacked:
+        return Depth((*depth.tree, depth.tree[-1]), "linear", stacked=False)
+    places = np.array([*range(depth.layers), depth.layers - 1])
+    return Depth(_rows(depth.tree, places), "linear")
+
+
+def at_points(depth: Depth, points: int, steps: int) -> Depth:
+    """The weights at the first `points` (steps or steps + 1) ends of `steps` equal steps: a layer for each."""
+    fitted = depth.fit(steps)
+    if fitted.kind == "shared":
+        return Depth.each([fitted.tree] * points)
+    if not fitted.stacked:
+        return Depth(tuple(fitted.tree[:points]), "piecewise", stacked=False)
+    return Depth(_rows(fitted.tree, np.arange(points)), "piecewise")
+
+
+def every(depth: Depth, stride: int) -> Depth:
+    """Of piecewise layers those at 0, stride, 2 stride, ..."""
+    if not depth.stacked:
+        return Depth(tuple(depth.tree[::stride]), "piecewise", stacked=False)
+    return Depth(_rows(depth.tree, np.arange(0, depth.layers, stride)), "piecewise")
+
+
+def _rows(tree: Any, places: np.ndarray) -> Any:
+    return _tree.map(lambda leaf: leaf[places] if isinstance(leaf, np.ndarray) else leaf, tree)
