@@ -12,27 +12,40 @@ import click
 from rich.console import Console
 
 from odenet import _flags, _registry
-from odenet._errors import BackendUnavailableError
+from odenet._errors import BackendUnavailableError, InputError
 from odenet._names import lookup
 from odenet._tables import console, table
 from odenet.compare.machine import machine
 from odenet.compare.progress import watch
 from odenet.compare.results import require_writable
-from odenet.paper.reproduction import Choices, Reproduction, reproductions
+from odenet.paper.reproduction import SCALES, Choices, Reproduction, reproductions
 from odenet.paper.results import Results, read
 
 
 @click.command("reproduce", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, metavar="[NAME... | all]")
 @_flags.backends("torch")
-@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="How many seeds, from 0.")
+@click.option("--seeds", type=click.IntRange(min=1), show_default="of each", help="How many seeds, from 0.")
 @click.option(
     "--depth",
     type=click.IntRange(min=32),
     show_default="of each",
     help="Largest depth; each goes up to it by doubling.",
 )
-@click.option("--quick", is_flag=True, help="Fewer depths and shorter training.")
+@click.option(
+    "--scale",
+    type=click.Choice(SCALES),
+    show_default="reduced on a CPU, paper on other devices",
+    help="How large: for a look, for minutes on a CPU, or as in the paper.",
+)
+@click.option("--quick", is_flag=True, help="The same as --scale quick.")
+@click.option("--device", default="cpu", show_default=True, help="Device, as `odenet list backends` names it.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, exists=True),
+    show_default="embedded digits",
+    help="Images to train on: where cifar-10-batches-py, or train and val, are.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -55,15 +68,21 @@ def command(context: click.Context, names: tuple[str, ...], out: Path, resume: b
       odenet reproduce reconstruction --depth 32768
       odenet reproduce linear-limit distance --backend torch,jax --seeds 3
       odenet reproduce all --quick
+      odenet reproduce depth-accuracy --data DIR --device cuda
     """
     backends = options.pop("backend")
+    scale, quick = options.pop("scale"), options.pop("quick")
+    if quick and scale not in (None, "quick"):
+        raise InputError(f"--quick with --scale {scale}", "one of them")
+    if scale is None:
+        scale = "quick" if quick else "reduced" if options["device"] == "cpu" else "paper"
     if not names or names == ("list",):
         rows = [(each.name, each.claim) for each in reproductions().values()]
         console().print(table("Reproductions", ("name", "what the paper says"), rows))
         return
     every = reproductions()
     chosen = tuple(every.values()) if "all" in names else tuple(lookup("reproduction", name, every) for name in names)
-    choices = Choices(backends, **options)
+    choices = Choices(backends, scale=scale, **options)
     for name in backends:
         if not _registry.entry(name).available:
             entry = _registry.entry(name)

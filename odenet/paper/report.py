@@ -87,13 +87,10 @@ def write_page(done: Sequence[tuple[Reproduction, Results]], machine: Mapping[st
 
 def _body(reproduction: Reproduction, results: Results) -> str:
     svg = render(drawing(reproduction, results), "svg").decode()
-    size = (
-        f"{results.choices.seeds} seeds, {seconds(results.seconds)}{', a quick run' if results.choices.quick else ''}"
-    )
     return "".join(
         (
             f"<p><b>The paper.</b> {escape(reproduction.claim)}</p><p><b>Here.</b> {escape(reproduction.method)}</p>",
-            figure(svg, f"Medians with quartiles: {size}."),
+            figure(svg, f"Medians with quartiles: {_size(results)}."),
             *(f"<h3>{escape(backend)}</h3>{_rows(found)}" for backend, found in judge(reproduction, results).items()),
         )
     )
@@ -111,8 +108,14 @@ def _rows(found: Sequence[Verdict]) -> str:
 def verdict_table(reproduction: Reproduction, results: Results) -> Table:
     """The verdicts for a terminal."""
     rows = [(*_cells(each), backend) for backend, found in judge(reproduction, results).items() for each in found]
-    size = f"{results.choices.seeds} seeds, {seconds(results.seconds)}"
-    return table(f"{reproduction.name} ({size})", (*_HEADINGS, "backend"), rows)
+    return table(f"{reproduction.name} ({_size(results)})", (*_HEADINGS, "backend"), rows)
+
+
+def _size(results: Results) -> str:
+    """What was run, in a few words."""
+    chosen = results.choices
+    many = f"{results.seeds} seed{'s' if results.seeds != 1 else ''}"
+    return f"{many}, scale {chosen.scale}, {chosen.device}, {seconds(results.seconds)}"
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from odenet._errors import InputError
+from odenet._names import lookup
 from odenet._rows import column, columns
 from odenet.paper import claims
 from odenet.paper.verdict import Verdict
@@ -18,43 +19,67 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+Scale = Literal["quick", "reduced", "paper"]
+SCALES: tuple[Scale, ...] = ("quick", "reduced", "paper")
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Choices:
     """What a user chooses of a reproduction.
 
     Args:
         backends: names of native backends; each is measured, and judged, on its own.
-        seeds: how many; seeds 0 to seeds - 1.
+        seeds: how many, seeds 0 to seeds - 1; None takes the reproduction's own.
         depth: the largest depth; None takes the reproduction's own.
-        quick: fewer depths and shorter training, for a look.
+        scale: "quick" for a look, "reduced" for what a CPU does in minutes, "paper" for the paper's size.
+        device: where networks are trained and measured, as `odenet list backends` names it.
+        data: directory of CIFAR-10's official layout, or of an image folder; None trains on the embedded digits.
 
     Raises:
-        InputError: no seed, or a depth that leaves too few points for an order.
+        InputError: no seed, a depth that leaves too few points for an order, or an unknown scale.
     """
 
     backends: tuple[str, ...]
-    seeds: int = 5
+    seeds: int | None = None
     depth: int | None = None
-    quick: bool = False
+    scale: Scale = "reduced"
+    device: str = "cpu"
+    data: str | None = None
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
+        lookup("scale", self.scale, {name: name for name in SCALES})
+        if self.seeds is not None and self.seeds < 1:
             raise InputError(f"seeds={self.seeds} of a reproduction", "at least 1")
         if self.depth is not None and self.depth < 32:
             raise InputError(
                 f"depth={self.depth} of a reproduction", "at least 32", "leave --depth out, or take --quick"
             )
 
+    @property
+    def quick(self) -> bool:
+        """Whether this is for a look only."""
+        return self.scale == "quick"
+
+    def sized(self, quick: T, reduced: T, paper: T) -> T:
+        """The one of these that is for the scale."""
+        return {"quick": quick, "reduced": reduced, "paper": paper}[self.scale]
+
     def depths(self, first: int, last: int, quick: int) -> tuple[int, ...]:
         """Powers of two from `first` to `last`; to `quick` in a quick run, to the depth chosen if there is one."""
         most = self.depth or (quick if self.quick else last)
         return tuple(2**k for k in range(first.bit_length() - 1, most.bit_length()))
 
-    def cells(self, curves: Sequence[str], depths: Sequence[int]) -> tuple[Cell, ...]:
-        """All of them: seed by seed, so that an interrupted run has whole curves."""
+    def cells(self, curves: Sequence[str], depths: Sequence[int], seeds: int = 5) -> tuple[Cell, ...]:
+        """All of them: seed by seed, so that an interrupted run has whole curves.
+
+        Args:
+            curves, depths: of each seed and backend.
+            seeds: how many where the user does not say.
+        """
         return tuple(
             Cell(backend, seed, curve, depth)
-            for seed in range(self.seeds)
+            for seed in range(self.seeds or seeds)
             for backend in self.backends
             for curve in curves
             for depth in depths

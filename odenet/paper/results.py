@@ -15,7 +15,7 @@ from odenet._files import write_text
 from odenet._rows import as_csv, column, from_json, to_json
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction
 
-FORMAT = "odenet reproduce 1"
+FORMAT = "odenet reproduce 2"
 POINTS, SUMMARY, JSON = "points.csv", "summary.csv", "points.json"
 
 
@@ -58,6 +58,11 @@ class Results:
         done = {each.cell for each in self.points}
         return tuple(cell for cell in reproduction.cells(self.choices) if cell not in done)
 
+    @property
+    def seeds(self) -> int:
+        """How many there are points of."""
+        return len({each.seed for each in self.points})
+
     def add(self, points: Iterable[Point], seconds: float) -> Results:
         """With what one more cell found."""
         return replace(self, points=(*self.points, *points), seconds=self.seconds + seconds)
@@ -66,12 +71,21 @@ class Results:
         """These as the beginning of a run with `choices`: more seeds and backends are welcome.
 
         Raises:
-            InputError: other depths or another length, of which the points would not be comparable.
+            InputError: another scale, depth, device or other images, of which the points would not be comparable.
         """
-        if (self.choices.quick, self.choices.depth) != (choices.quick, choices.depth):
-            was, now = (f"quick={each.quick}, depth={each.depth}" for each in (self.choices, choices))
-            raise InputError(f"the {self.name} to resume was run with {was}, and this is {now}", "the same choices")
-        kept = tuple(each for each in self.points if each.seed < choices.seeds and each.backend in choices.backends)
+        for name in ("scale", "depth", "device"):
+            was, now = getattr(self.choices, name), getattr(choices, name)
+            if was != now:
+                raise InputError(
+                    f"the {self.name} to resume was run with {name}={was}, and this has {now}", f"{name}={was}"
+                )
+        if (self.choices.data is None) != (choices.data is None):
+            raise InputError(f"the {self.name} to resume was of other images", "--data, or none, as before")
+        kept = tuple(
+            each
+            for each in self.points
+            if each.backend in choices.backends and (choices.seeds is None or each.seed < choices.seeds)
+        )
         return replace(self, choices=choices, machine={**self.machine, **machine}, points=kept)
 
     def write(self, folder: Path) -> None:

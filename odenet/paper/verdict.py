@@ -82,6 +82,11 @@ def below(claim: str, small: OverSeeds, large: OverSeeds, factor: float = 1.0) -
     return Verdict(claim, expected, observed, all(one <= factor * other for one, other in pairs))
 
 
+def medians(over_seeds: OverSeeds) -> dict[int, list[float]]:
+    """The median over seeds as the only value of each depth: what single seeds may be an exception to."""
+    return {depth: [statistics.median(each)] for depth, each in over_seeds.items()}
+
+
 def _fit(over_seeds: OverSeeds, least_depth: int) -> Fit | None:
     kept = [depth for depth in over_seeds if depth >= least_depth]
     return fit(kept, [statistics.median(over_seeds[depth]) for depth in kept], FLOOR)

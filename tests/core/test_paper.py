@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from odenet import SOLVERS, Depth, DiscreteAdjoint, FileError, InputError, _registry
-from odenet._theory import reversed_depth, smoothness, way_back
-from odenet.paper import claims, verdict
-from odenet.paper.claims import distance, gradient_error, linear_limit, reconstruction
+from odenet import FileError, InputError, _registry
+from odenet.paper import claims, flow, verdict
+from odenet.paper.claims import distance, gradient_error, lighter, linear_limit, memory, nonlinear_limit, reconstruction
 from odenet.paper.command import command
 from odenet.paper.network import field, smooth_weights, states
 from odenet.paper.reproduction import Cell, Choices, Point, reproductions, values
 from odenet.paper.results import POINTS, SUMMARY, Results, quartiles, read
 
 NATIVE = [name for name, entry in _registry.available().items() if entry.array_modules]
-CHOICES = Choices(("torch",), seeds=2, quick=True)
+CHOICES = Choices(("torch",), seeds=2, scale="quick")
 CONSTANTS = {1: 3.0, 2: 2.0}  # of the lines drawn by `made`, by seed
 
 
@@ -51,15 +50,32 @@ def right_distance():
 def right_linear_limit():
     smooth, rough = linear_limit.SMOOTH, linear_limit.ROUGH
     found = {
-        (smooth, linear_limit.FINAL, None): (0, 1e-3),
-        (smooth, linear_limit.LARGEST, None): (0, 0.5),
-        (smooth, linear_limit.SMOOTHNESS, None): (0, 1.0),
-        (rough, linear_limit.SMOOTHNESS, None): (-1, 1.0),
-        (rough, linear_limit.WEIGHTS, None): (0, 1.0),
+        (smooth, flow.FINAL, None): (0, 1e-3),
+        (smooth, flow.LARGEST, None): (0, 0.5),
+        (smooth, flow.SMOOTHNESS, None): (0, 1.0),
+        (rough, flow.SMOOTHNESS, None): (-1, 1.0),
+        (rough, flow.WEIGHTS, None): (0, 1.0),
     }
-    for quantity in (linear_limit.STATES, linear_limit.WEIGHTS):
+    for quantity in (flow.STATES, flow.WEIGHTS):
         for step in (None, 0, 10, 20):
             found[smooth, quantity, step] = (1, 1.0)
+    return found
+
+
+def right_nonlinear_limit():
+    tanh, relu = nonlinear_limit.TANH, nonlinear_limit.RELU
+    found = {
+        (tanh, flow.FINAL, None): (0, 1e-3),
+        (tanh, flow.LARGEST, None): (0, 0.5),
+        (tanh, flow.SMOOTHNESS, None): (0, 1.0),
+        (relu, flow.FINAL, None): (0, 1e-3),
+        (relu, flow.SMOOTHNESS, None): (-0.5, 1.0),
+    }
+    for rough in (nonlinear_limit.ROUGH_TANH, nonlinear_limit.ROUGH_RELU):
+        found |= {(rough, flow.SMOOTHNESS, None): (-1, 1.0), (rough, flow.WEIGHTS, None): (0, 1.0)}
+    for curve, quantity in ((tanh, flow.STATES), (tanh, flow.WEIGHTS), (relu, flow.STATES), (relu, flow.MEAN)):
+        for step in (None, 0, 10, 20):
+            found[curve, quantity, step] = (1, 1.0)
     return found
 
 
@@ -71,11 +87,43 @@ def right_gradient_error():
     return found
 
 
+def right_memory():
+    found = {}
+    for net in memory.NETS:
+        for method, order in ((memory.BACKPROP, -1), (memory.CHECKPOINT, -0.5), (memory.ADJOINT, 0)):
+            found[f"{net}, {method}", memory.TIED, None] = (order, 1e6)
+        found[f"{net}, {memory.ADJOINT}", memory.UNTIED, None] = (0, 1e6)
+    return found
+
+
+def right_lighter():
+    untied, independent = lighter.UNTIED, lighter.INDEPENDENT
+    found = {
+        (f"ResNet: {untied}", lighter.PAPER, None): (1, 1e-2),
+        (f"ResNet: {untied}", lighter.CORRECTED, None): (2, 1e-2),
+        (f"ResNet: {untied}", lighter.SECOND, None): (3, 1e-2),
+        (f"ResNet: {independent}", lighter.PAPER, None): (1, 1e-3),
+        (f"ResNet: {independent}", lighter.FIRST, None): (1, 1e-2),
+        (f"ResNet: {independent}", lighter.SECOND, None): (1, 2e-2),
+        (f"HeunNet: {untied}", lighter.PAPER, None): (3, 1e-2),
+        (f"HeunNet: {untied}", lighter.SECOND, None): (3, 1e-1),
+    }
+    for net in lighter.NETS:
+        cost = f"{net}: {lighter.COST}"
+        found[cost, lighter.TIME, None] = (0, 0.25)
+        found[cost, f"{lighter.PAPER}: {lighter.EVALUATIONS}", None] = (0, 2.0)
+        found[cost, f"{lighter.SECOND}: {lighter.EVALUATIONS}", None] = (0, 1.0)
+    return found
+
+
 RIGHT = {
     "reconstruction": right_reconstruction,
     "distance": right_distance,
     "linear-limit": right_linear_limit,
+    "nonlinear-limit": right_nonlinear_limit,
     "gradient-error": right_gradient_error,
+    "memory": right_memory,
+    "lighter": right_lighter,
 }
 
 
@@ -120,70 +168,6 @@ def test_a_slope_that_is_no_line_is_no_order():
     assert not verdict.below("", {4: [0.5, 0.5]}, {4: [1.0, 0.0]}).passed
 
 
-@pytest.mark.parametrize(("iterations", "correct"), [(1, False), (1, True), (2, True), (3, False)])
-def test_the_way_back_of_euler_is_the_recursion(iterations, correct):
-    """One step of the Runge-Kutta method against `z = y - h f(y)`, `z <- y - h f(z)` written out."""
-    solver = way_back(SOLVERS["euler"], DiscreteAdjoint(iterations=iterations, correct=correct))
-    y, h, slope = 0.7, 0.1, np.tanh
-    stages = []
-    for row in solver.tableau.a:
-        stages.append(slope(y - h * sum(a * k for a, k in zip(row, stages, strict=True))))
-    found = y - h * sum(b * k for b, k in zip(solver.tableau.b, stages, strict=True))
-    z = y
-    for _ in range(iterations + correct):
-        z = y - h * slope(z)
-    assert found == pytest.approx(z, abs=1e-15)
-
-
-def test_the_way_back_of_heun_is_the_recursion():
-    """With a field that depends on time, so that the stages' places within the step count."""
-    back = way_back(SOLVERS["heun"], DiscreteAdjoint()).tableau
-
-    def slope(t, y):
-        return np.tanh(y) + t
-
-    def increment(t, y, h):
-        first = slope(t, y)
-        return h / 2 * (first + slope(t + h, y + h * first))
-
-    t, y, h, stages = 0.4, 0.7, 0.1, []
-    for c, row in zip(back.c, back.a, strict=True):
-        stages.append(slope(t - c * h, y - h * sum(a * k for a, k in zip(row, stages, strict=True))))
-    found = y - h * sum(b * k for b, k in zip(back.b, stages, strict=True))
-    z = y + increment(t, y, -h)
-    assert found == pytest.approx(y - increment(t - h, z, h), abs=1e-15)
-
-
-def test_the_way_back_refuses_what_it_cannot_say():
-    for method in (
-        DiscreteAdjoint(predictor="extrapolate"),
-        DiscreteAdjoint(tolerance=1e-6),
-        DiscreteAdjoint(anchors=2),
-    ):
-        with pytest.raises(InputError, match="Runge-Kutta"):
-            way_back(SOLVERS["euler"], method)
-
-
-def test_smoothness_is_that_of_the_function():
-    """Of w(s) = sin(s) it tends to the largest |w'| = 1; refined weights keep it, independent ones do not."""
-    for n in (64, 256):
-        assert smoothness(Depth({"w": np.sin(np.arange(n) / n)}, "piecewise")) == pytest.approx(1, abs=2 / n)
-    nodes = Depth({"w": np.array([0.0, 1.0, 0.5])}, "linear")
-    assert smoothness(nodes.refine(4)) == pytest.approx(smoothness(nodes))
-    with pytest.raises(InputError, match="single layer"):
-        smoothness(Depth({"w": np.zeros(3)}))
-
-
-def test_reversed_depth_is_its_own_inverse():
-    for depth in (
-        Depth({"w": np.arange(4.0)}, "linear"),
-        Depth.each([{"w": 1.0}, {"w": 2.0}]),
-        Depth({"w": np.ones(2)}),
-    ):
-        again = reversed_depth(reversed_depth(depth))
-        assert all(np.array_equal(again.at(n)["w"], depth.at(n)["w"]) for n in range(depth.layers))
-
-
 @pytest.mark.parametrize("backend", NATIVE)
 def test_reconstruction_is_the_loop_written_here(backend):
     n = 8
@@ -214,10 +198,30 @@ def test_the_bound_of_a_known_field():
     assert distance.bound(rising, np.zeros((5, 1, 2))) == pytest.approx(0.2 / (2 * 2), rel=1e-6)
 
 
+@pytest.mark.skipif("torch" not in NATIVE, reason="counted by torch")
+def test_the_discrete_adjoint_keeps_nothing_of_a_block():
+    """What a block more needs is its gradient, by the discrete adjoint; by backprop, at least its activations, too."""
+    small, deep = 4, 8  # with fewer blocks, most is alive in the head
+    block = 4 * (2 * (8 * 8 * 3 * 3) + 4 * 8)  # bytes: two convolutions, two norms
+    state = 4 * (4 * 8 * 8 * 8)
+    found = {}
+    for method in (memory.BACKPROP, memory.ADJOINT):
+        for n in (small, deep):
+            points = memory.measure(Cell("torch", 0, f"ResNet, {method}", n), CHOICES)
+            found[method, n] = {each.quantity: each.value for each in points}
+    gradients = [found[memory.ADJOINT, n][memory.GRADIENT] for n in (small, deep)]
+    assert gradients[1] - gradients[0] == (deep - small) * block
+    for quantity in (memory.TIED, memory.UNTIED):
+        grown = {method: found[method, deep][quantity] - found[method, small][quantity] for method, _ in found}
+        assert grown[memory.ADJOINT] < state
+        assert grown[memory.BACKPROP] > (deep - small) * state
+    assert found[memory.ADJOINT, deep][memory.EVALUATIONS] == 2
+
+
 def test_backends_train_alike():
     if len(NATIVE) < 2:
         pytest.skip("one backend")
-    ends = [linear_limit.train(Cell(name, 0, linear_limit.SMOOTH, 4), 10)[-1] for name in NATIVE]
+    ends = [flow.train(linear_limit.LINEAR, name, seed=0, depth=4, steps=10)[-1] for name in NATIVE]
     for end in ends[1:]:
         assert end.loss == pytest.approx(ends[0].loss, rel=1e-10)
         assert np.allclose(end.weights, ends[0].weights, rtol=1e-10)
@@ -234,7 +238,7 @@ def test_quartiles_are_over_seeds():
 
 def test_choices():
     assert Choices(("torch",), depth=64).depths(2, 4096, 16) == (2, 4, 8, 16, 32, 64)
-    assert Choices(("torch",), quick=True).depths(4, 4096, 16) == (4, 8, 16)
+    assert Choices(("torch",), scale="quick").depths(4, 4096, 16) == (4, 8, 16)
     assert Choices(("torch",)).depths(4, 64, 16)[-1] == 64
     for wrong in ({"seeds": 0}, {"depth": 16}):
         with pytest.raises(InputError):
@@ -243,15 +247,15 @@ def test_choices():
 
 def test_results_go_on_and_refuse_others(tmp_path):
     each = reproductions()["reconstruction"]
-    choices = Choices(("torch",), seeds=1, quick=True)
+    choices = Choices(("torch",), seeds=1, scale="quick")
     first, *_ = each.cells(choices)
     Results(each.name, choices, {}).add([first.point(reconstruction.ERROR, 0.5)], 1.0).write(tmp_path)
     again = read(tmp_path)
     assert again is not None
     assert again.resumed(replace(choices, seeds=2), {}).todo(each)[0] != first
     assert first not in again.todo(each)
-    with pytest.raises(InputError, match="same choices"):
-        again.resumed(replace(choices, quick=False), {})
+    with pytest.raises(InputError, match="scale=quick"):
+        again.resumed(replace(choices, scale="reduced"), {})
     (tmp_path / "points.json").write_text("{}")
     with pytest.raises(FileError):
         read(tmp_path)

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet import Depth, DiscreteAdjoint, NetSpec, _registry
-from odenet._gradients import Backprop, Gradient
-from odenet._solvers import SOLVERS
-from odenet._theory import smoothness
-from odenet.data.digits import batch
+from odenet import DiscreteAdjoint
+from odenet._gradients import Gradient
+from odenet.paper.gradients import Network
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import Verdict, below
 
@@ -28,7 +26,7 @@ METHODS: dict[str, Gradient] = {
 LOSS, ACCURACY, SMOOTHNESS = "loss at the end", "accuracy on what it was trained on", "smoothness"
 _NETS: dict[str, tuple[str, Any]] = {RESNET: ("euler", "piecewise"), HEUNNET: ("heun", "linear")}
 _DEEP = 8  # with long steps, kinks of ReLU decide which way back is nearer
-_WIDTH, _BATCH, _RATE, _STEPS, _QUICK_STEPS = 32, 64, 0.1, 50, 25
+_STEPS = (25, 50, 50)  # of training: quick, reduced, paper
 
 
 def cells(choices: Choices) -> tuple[Cell, ...]:
@@ -38,38 +36,17 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
 
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     """Train by backpropagation, then take one gradient by each method."""
-    solver, along = _NETS[cell.curve]
-    spec = NetSpec("mlp", cell.depth, width=_WIDTH, hidden=_WIDTH, along=along)
-    backend = _registry.backend(cell.backend)
-
-    def build(weights: Any, gradient: Gradient) -> Any:
-        return backend.build(spec, weights, solver=SOLVERS[solver], gradient=gradient, dtype="float64")
-
-    trainer = backend.trainer(build(spec.init(cell.seed), Backprop()), momentum=0.9, weight_decay=5e-4)
-    loss = correct = float("nan")
-    for step in range(_QUICK_STEPS if choices.quick else _STEPS):
-        done = trainer.step(*batch(_BATCH, 1000 * cell.seed + step), _RATE)
-        loss, correct = done.loss, done.correct
-    weights = {name.removeprefix("weight."): w for name, w in trainer.state().items() if name.startswith("weight.")}
-    seen = batch(_BATCH, 1000 * cell.seed + 999)
-    exact = _by_layer(backend.evaluate(build(weights, Backprop()), *seen).gradients)
-    blocks = Depth({name: w for name, w in weights.items() if name.startswith("block.")}, along)
+    network = Network(cell.backend, choices.device, *_NETS[cell.curve], cell.depth, cell.seed)
+    descended = network.descend(network.spec.init(cell.seed), choices.sized(*_STEPS))
     found = [
-        cell.point(LOSS, loss),
-        cell.point(ACCURACY, correct / _BATCH),
-        cell.point(SMOOTHNESS, smoothness(blocks)),
+        cell.point(LOSS, descended.loss),
+        cell.point(ACCURACY, descended.accuracy),
+        cell.point(SMOOTHNESS, network.smoothness(descended.weights)),
     ]
-    for name, method in METHODS.items():
-        apart = _by_layer(backend.evaluate(build(weights, method), *seen).gradients) - exact
-        found.append(cell.point(name, float(np.linalg.norm(apart) / np.linalg.norm(exact))))
-        norms = np.linalg.norm(apart, axis=1) / np.linalg.norm(exact, axis=1)
-        found += [cell.point(name, error, layer=layer) for layer, error in enumerate(norms)]
+    for name, errors in network.errors(descended.weights, METHODS).items():
+        found.append(cell.point(name, errors.whole))
+        found += [cell.point(name, error, layer=layer) for layer, error in enumerate(errors.by_layer)]
     return tuple(found)
-
-
-def _by_layer(gradients: Any) -> np.ndarray:
-    """All weights of the blocks, shape (layers, weights of one)."""
-    return np.concatenate([g.reshape(len(g), -1) for name, g in gradients.items() if name.startswith("block.")], axis=1)
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:

@@ -1,0 +1,129 @@
+"""Networks trained by backpropagation, and how far the gradients of other methods are from its own, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from odenet import Depth, NetSpec, _registry
+from odenet._gradients import Backprop, Gradient
+from odenet._solvers import SOLVERS
+from odenet._trainer import WEIGHT
+from odenet.data.digits import batch
+from odenet.theory import smoothness
+
+BATCH = 64  # digits
+_WIDTH = 32
+_RATE, _MOMENTUM, _DECAY = 0.1, 0.9, 5e-4
+_SEEDS = 1000  # batches of one seed; the last of them is not trained on
+
+
+@dataclass(frozen=True)
+class Network:
+    """A small network on digits, blocks `w2 relu(w1 y + b1) + b2` of width 32, to be trained and differentiated.
+
+    Args:
+        backend, device: by which, and where; in float64.
+        solver, along: names of the solver and of how weights go along depth.
+        depth: steps.
+        seed: of the batches.
+    """
+
+    backend: str
+    device: str
+    solver: str
+    along: Any
+    depth: int
+    seed: int
+
+    @property
+    def spec(self) -> NetSpec:
+        """For its weights."""
+        return NetSpec("mlp", self.depth, width=_WIDTH, hidden=_WIDTH, along=self.along)
+
+    @property
+    def tied(self) -> Network:
+        """With one block for all depths."""
+        return replace(self, along="shared")
+
+    def untie(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those of the tied network, a copy for each layer of this one."""
+        layers = self.spec.layers
+        return {name: np.repeat(w, layers, axis=0) if _in_blocks(name) else w for name, w in weights.items()}
+
+    def descend(self, weights: Mapping[str, np.ndarray], steps: int) -> Descended:
+        """Train by backpropagation and gradient descent with momentum, each step on a batch of its own.
+
+        Args:
+            weights: to start from.
+            steps: at least one.
+        """
+        trainer = _registry.backend(self.backend).trainer(
+            self._built(weights, Backprop()), momentum=_MOMENTUM, weight_decay=_DECAY
+        )
+        loss = correct = float("nan")
+        for step in range(steps):
+            done = trainer.step(*batch(BATCH, _SEEDS * self.seed + step), _RATE)
+            loss, correct = done.loss, done.correct
+        found = {name.removeprefix(WEIGHT): w for name, w in trainer.state().items() if name.startswith(WEIGHT)}
+        return Descended(found, loss, correct / BATCH)
+
+    def errors(self, weights: Mapping[str, np.ndarray], methods: Mapping[str, Gradient]) -> dict[str, Errors]:
+        """Of each method's gradient of one batch, by name of the method."""
+        exact = self._gradient(weights, Backprop())
+        return {name: _errors(self._gradient(weights, method), exact) for name, method in methods.items()}
+
+    def smoothness(self, weights: Mapping[str, np.ndarray]) -> float:
+        """Of the weights of the blocks, see `odenet._theory.smoothness`."""
+        return smoothness(Depth({name: w for name, w in weights.items() if _in_blocks(name)}, self.along))
+
+    def _gradient(self, weights: Mapping[str, np.ndarray], method: Gradient) -> np.ndarray:
+        """By all weights of the blocks, shape (layers, weights of one)."""
+        seen = batch(BATCH, _SEEDS * self.seed + _SEEDS - 1)
+        found = _registry.backend(self.backend).evaluate(self._built(weights, method), *seen).gradients
+        return np.concatenate([g.reshape(len(g), -1) for name, g in found.items() if _in_blocks(name)], axis=1)
+
+    def _built(self, weights: Mapping[str, np.ndarray], method: Gradient) -> Any:
+        return _registry.backend(self.backend).build(
+            self.spec, weights, solver=SOLVERS[self.solver], gradient=method, dtype="float64", device=self.device
+        )
+
+
+@dataclass(frozen=True)
+class Descended:
+    """Where training went.
+
+    Args:
+        weights: in the end.
+        loss, accuracy: of the last batch, before the step on it.
+    """
+
+    weights: dict[str, np.ndarray]
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a gradient g by the weights of all blocks is from backpropagation's.
+
+    Args:
+        whole: `|g - exact| / |exact|`.
+        by_layer: the same of each layer's part.
+    """
+
+    whole: float
+    by_layer: np.ndarray
+
+
+def _errors(found: np.ndarray, exact: np.ndarray) -> Errors:
+    apart = found - exact
+    whole = float(np.linalg.norm(apart) / np.linalg.norm(exact))
+    return Errors(whole, np.linalg.norm(apart, axis=1) / np.linalg.norm(exact, axis=1))
+
+
+def _in_blocks(name: str) -> bool:
+    return name.startswith("block.")

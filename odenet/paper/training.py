@@ -1,0 +1,177 @@
+"""Training networks on images for the reproductions, with the batches and schedules of `odenet train`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from odenet import _registry
+from odenet._gradients import Gradient
+from odenet._nets import NetSpec
+from odenet._solvers import SOLVERS
+from odenet._trainer import WEIGHT, Trainer
+from odenet.data.cifar import FOLDER
+from odenet.data.images import Images, ImageSet, moments
+from odenet.data.sets import image_set
+from odenet.paper.reproduction import Cell, Choices
+from odenet.training.batches import Batches
+from odenet.training.evaluate import evaluate
+from odenet.training.schedule import rate
+
+DIGITS = (1, 8, 8)  # the shape of an embedded image
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Args:
+        images: of the training set, the first of a fixed random order; None for all.
+        test: of the test set, its first ones; None for all.
+        epochs, batch, lr, schedule: of gradient descent with momentum 0.9, see `odenet.training.schedule.rate`.
+        weight_decay: of all weights that learn.
+        augment: whether training images are moved and mirrored at random.
+    """
+
+    images: int | None
+    test: int | None
+    epochs: int
+    batch: int
+    lr: float
+    schedule: str = "cosine"
+    weight_decay: float = 5e-4
+    augment: bool = True
+
+    def __str__(self) -> str:
+        """In a few words, for a report."""
+        some = "all" if self.images is None else self.images
+        tested = "all" if self.test is None else self.test
+        return (
+            f"{some} training and {tested} test images, {self.epochs} epochs, batches of {self.batch}, "
+            f"rate {self.lr:g} ({self.schedule})"
+        )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the images that are learnt from.
+
+    Args:
+        loss: mean cross-entropy of its batches, each before its step.
+        accuracy: part of the images classified right then.
+        certificate: the largest reconstruction residual, where the gradient method has one.
+    """
+
+    loss: float
+    accuracy: float
+    certificate: float | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network after training.
+
+    Args:
+        trainer: holds its weights.
+        epochs: what was seen on the way; it ends early where the loss is no finite number any more.
+        error: part of the test images that is classified wrong in the end; all but one in as many as there are
+            classes, which is what guessing has, where training broke down.
+    """
+
+    trainer: Trainer
+    epochs: tuple[Epoch, ...]
+    error: float
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """By name."""
+        return {name.removeprefix(WEIGHT): w for name, w in self.trainer.state().items() if name.startswith(WEIGHT)}
+
+
+@lru_cache(maxsize=1)
+def images(data: str | None) -> ImageSet:
+    """The embedded digits, or those in a directory: CIFAR-10's layout or an image folder.
+
+    Raises:
+        FileError: neither is there, or it is damaged.
+    """
+    if data is None:
+        return image_set("digits")
+    return image_set("cifar10" if (Path(data) / FOLDER).is_dir() else "folder", data)
+
+
+def train(
+    cell: Cell,
+    choices: Choices,
+    spec: NetSpec,
+    recipe: Recipe,
+    *,
+    solver: str,
+    gradient: Gradient,
+    weights: Mapping[str, np.ndarray],
+    rates: Mapping[str, float] | None = None,
+    dtype: str = "float32",
+) -> Trained:
+    """Train the network of a cell.
+
+    Args:
+        cell: for the backend and the seed of batches: they are the same for every solver, gradient method and depth.
+        choices: for images and device.
+        spec, solver, gradient, weights, dtype: of the network.
+        recipe: how.
+        rates: see `Backend.trainer`.
+    """
+    every = images(choices.data)
+    learnt = _some(every.train, recipe.images, shuffled=True)
+    mean, deviation = moments(learnt)
+    backend = _registry.backend(cell.backend)
+    with backend.prepare(dtype, choices.device):
+        model = backend.build(
+            spec, weights, solver=SOLVERS[solver], gradient=gradient, dtype=dtype, device=choices.device
+        )
+    trainer = backend.trainer(model, momentum=0.9, weight_decay=recipe.weight_decay, rates=rates)
+    batches, test = (
+        Batches(part, recipe.batch, mean, deviation, dtype, cell.seed, recipe.augment, every.mirrored)
+        for part in (learnt, _some(every.test, recipe.test, shuffled=False))
+    )
+    epochs = tuple(_epochs(trainer, batches, recipe))
+    if not math.isfinite(epochs[-1].loss):
+        return Trained(trainer, epochs, 1 - 1 / len(every.classes))
+    return Trained(trainer, epochs, 1 - evaluate(trainer, test)[1])
+
+
+def sample(choices: Choices, recipe: Recipe, seed: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """A batch to take gradients of: the first training images, as they are, in float64."""
+    every = images(choices.data)
+    learnt = _some(every.train, recipe.images, shuffled=True)
+    batches = Batches(learnt, count, *moments(learnt), "float64", seed)
+    return next(iter(batches.plain()))
+
+
+def _epochs(trainer: Trainer, batches: Batches, recipe: Recipe) -> Iterator[Epoch]:
+    for epoch in range(1, recipe.epochs + 1):
+        lr = rate(recipe.schedule, recipe.lr, epoch, recipe.epochs)
+        steps = []
+        for inputs, labels in batches.shuffled(epoch):
+            steps.append(trainer.step(inputs, labels, lr))
+            if not math.isfinite(steps[-1].loss):
+                yield Epoch(math.nan, 0.0, None)
+                return
+        residuals = [each.certificate for each in steps if each.certificate is not None]
+        yield Epoch(
+            sum(each.loss for each in steps) / len(steps),
+            sum(each.correct for each in steps) / (len(steps) * batches.size),
+            max(residuals, default=None),
+        )
+
+
+def _some(images: Images, count: int | None, shuffled: bool) -> Images:
+    if count is None or count >= len(images):
+        return images
+    order = np.random.default_rng(0).permutation(len(images)) if shuffled else np.arange(len(images))
+    return images.take(order[:count])
