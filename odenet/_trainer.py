@@ -71,6 +71,10 @@ class Trainer(ABC):
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all weights, as `weight.NAME`, and velocities, as `momentum.NAME`, in their number type."""
 
+    def read(self) -> dict[str, np.ndarray]:
+        """Copies of all weights, by name."""
+        return {name.removeprefix(WEIGHT): w for name, w in self.state().items() if name.startswith(WEIGHT)}
+
     @abstractmethod
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a state that `state` gave.

@@ -93,7 +93,7 @@ def _empty(net: type[OdeNet], spec: NetSpec, solver: AnySolver, gradient: Gradie
     return net(spec, zeros, solver=solver, gradient=gradient, dtype=dtype)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _step_program(
     net: type[OdeNet],
     spec: NetSpec,

@@ -112,6 +112,11 @@ def reproduce(
     """
     require_writable(out)
     here = machine(choices.backends)
+    if choices.data is not None:
+        from odenet.paper.training import chosen as chosen_images
+
+        here = {**here, "images": chosen_images(choices).origin}
+        messages.print(f"images: {here['images']}", markup=False)
     done: list[tuple[Reproduction, Results]] = []
     for each in dict.fromkeys(chosen):
         folder = out / each.name

@@ -14,7 +14,7 @@ from odenet import _registry
 from odenet._gradients import Gradient
 from odenet._nets import NetSpec
 from odenet._solvers import SOLVERS
-from odenet._trainer import WEIGHT, Trainer
+from odenet._trainer import Trainer
 from odenet.data.cifar import FOLDER
 from odenet.data.images import Images, ImageSet, moments
 from odenet.data.sets import image_set
@@ -90,19 +90,30 @@ class Trained:
     @property
     def weights(self) -> dict[str, np.ndarray]:
         """By name."""
-        return {name.removeprefix(WEIGHT): w for name, w in self.trainer.state().items() if name.startswith(WEIGHT)}
+        return self.trainer.read()
+
+
+def chosen(choices: Choices) -> ImageSet:
+    """The images that a user chose; those of a folder have 224 pixels each way at the paper's scale, else 32."""
+    return images(choices.data, choices.sized(32, 32, 224))
 
 
 @lru_cache(maxsize=1)
-def images(data: str | None) -> ImageSet:
+def images(data: str | None, size: int = 32) -> ImageSet:
     """The embedded digits, or those in a directory: CIFAR-10's layout or an image folder.
+
+    Args:
+        data: the directory; None for digits.
+        size: height and width of the images of a folder.
 
     Raises:
         FileError: neither is there, or it is damaged.
     """
     if data is None:
         return image_set("digits")
-    return image_set("cifar10" if (Path(data) / FOLDER).is_dir() else "folder", data)
+    if (Path(data) / FOLDER).is_dir() or Path(data).name == FOLDER:
+        return image_set("cifar10", data)
+    return image_set("folder", data, size)
 
 
 def train(
@@ -126,7 +137,7 @@ def train(
         recipe: how.
         rates: see `Backend.trainer`.
     """
-    every = images(choices.data)
+    every = chosen(choices)
     learnt = _some(every.train, recipe.images, shuffled=True)
     mean, deviation = moments(learnt)
     backend = _registry.backend(cell.backend)
@@ -147,7 +158,7 @@ def train(
 
 def sample(choices: Choices, recipe: Recipe, seed: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """A batch to take gradients of: the first training images, as they are, in float64."""
-    every = images(choices.data)
+    every = chosen(choices)
     learnt = _some(every.train, recipe.images, shuffled=True)
     batches = Batches(learnt, count, *moments(learnt), "float64", seed)
     return next(iter(batches.plain()))

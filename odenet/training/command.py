@@ -34,10 +34,23 @@ class _One(click.ParamType):
         return self.names.shell_complete(ctx, param, incomplete)
 
 
+class _Counts(click.ParamType):
+    """Whole numbers between commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """All of them."""
+        try:
+            return value if isinstance(value, tuple) else tuple(int(each) for each in value.split(",") if each)
+        except ValueError:
+            self.fail(f"{value!r} is not whole numbers between commas, as in 3,4", param, ctx)
+
+
 def _flag(flag: str, kind: Any, text: str) -> Any:
     """A flag whose default is the plan's."""
     default = getattr(Plan, flag.removeprefix("--").replace("-", "_"))
-    shown = default is not None
+    shown = default not in (None, ())
     return click.option(flag, type=kind, default=default, show_default=shown, help=text)
 
 
@@ -50,10 +63,20 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--solver", _One(_flags.SOLVERS), "Solver, see `odenet list solvers`.")
 @_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method, with options behind colons.")
 @_flag("--depth", click.IntRange(min=1), "Steps N.")
-@_flag("--width", click.IntRange(min=1), "Channels (conv) or features.")
-@_flag("--norm", click.Choice(["group", "none"]), "Normalisation of conv blocks.")
+@_flag("--width", click.IntRange(min=1), "Channels (conv, bottleneck) or features.")
+@_flag("--norm", click.Choice(["group", "none"]), "Normalisation of conv and bottleneck blocks.")
 @_flag("--activation", click.Choice(["relu", "tanh"]), "Activation.")
 @_flag("--along", click.Choice(["auto", "piecewise", "linear", "shared"]), "Weights along depth; auto: by solver.")
+@_flag("--before", _Counts(), "Ordinary stages before the deep one: blocks of each, as in 3,4.")
+@_flag("--after", _Counts(), "Ordinary stages after it.")
+@click.option(
+    "--activated/--plain-stem",
+    default=Plan.activated,
+    show_default=True,
+    help="Normalisation and activation behind the stem.",
+)
+@_flag("--grid", click.IntRange(min=1), "Parts of the image, each way, that the head takes means of.")
+@click.option("--scaled/--unscaled", default=Plan.scaled, show_default=True, help="Steps of 1/N, or of 1.")
 @_flag("--start", click.Choice(["smooth", "independent", "zero"]), "Weights at the beginning, along depth.")
 @_flag("--device", str, "Device, as `odenet list backends` names it.")
 @_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
@@ -90,6 +113,8 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
       odenet train
       odenet train --backend jax --solver heun --gradient discrete-adjoint --depth 32 --out results/heun
       odenet train --data cifar10 --data-dir DIR --width 32 --epochs 90 --batch 256 --device cuda
+      odenet train --data folder --data-dir ROOT --size 224 --net bottleneck --width 1024 --depth 22 --before 3,4 \\
+          --after 3 --unscaled --device cuda
       odenet train --resume
     """
     from odenet.training.job import train

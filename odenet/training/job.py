@@ -15,7 +15,7 @@ from odenet import _registry
 from odenet._errors import FileError, GradientError, InputError
 from odenet._gradients import gradient
 from odenet._solver import solver
-from odenet._trainer import WEIGHT, Trainer
+from odenet._trainer import Trainer
 from odenet._weights import save_weights
 from odenet.compare.machine import machine
 from odenet.compare.results import require_writable
@@ -151,8 +151,7 @@ def _finish(run: Run, images: ImageSet, learnt: Batches, chosen_by: Batches, out
         state = run.state(out, run.best)
         trainer.load(state)
         loss, accuracy = evaluate(trainer, replace(chosen_by, images=images.test))
-        weights = {name.removeprefix(WEIGHT): array for name, array in state.items() if name.startswith(WEIGHT)}
-        save_weights(out / WEIGHTS, weights)
+        save_weights(out / WEIGHTS, trainer.read())
         run = replace(run, test=Outcome(run.best, loss, accuracy, len(images.test)))
         run.write(out)
     return run

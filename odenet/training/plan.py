@@ -27,6 +27,8 @@ class Plan:
         data, data_dir, size: an image set, see `odenet.data.image_set`.
         net, depth, width, norm, activation: of the network, see `NetSpec`.
         along: weights along depth; "auto" takes "piecewise" for euler and "linear" for every other solver.
+        before, after, activated, grid: of the network around its deep stage, see `NetSpec`.
+        scaled: whether steps are 1/N; False takes steps of 1, as a plain ResNet does.
         start: of the weights, see `NetSpec.init`.
         backend, solver, gradient, device, dtype: how it is solved and differentiated, by name.
         epochs, batch, lr, momentum, weight_decay, schedule: of gradient descent, see `Trainer` and `schedule.rate`.
@@ -48,6 +50,11 @@ class Plan:
     norm: Literal["group", "none"] = "group"
     activation: Literal["relu", "tanh"] = "relu"
     along: str = "auto"
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    activated: bool = False
+    grid: int = 1
+    scaled: bool = True
     start: Literal["smooth", "independent", "zero"] = "smooth"
     backend: str = "torch"
     solver: str = "euler"
@@ -77,6 +84,7 @@ class Plan:
                 "kind of weights along depth", self.along, _same(("auto", "piecewise", "linear", "shared"))
             ),
         }
+        plain |= {name: tuple(getattr(self, name)) for name in ("before", "after")}  # lists, where read from JSON
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         for name, least in (("epochs", 1), ("batch", 1), ("seed", 0)):
@@ -105,6 +113,11 @@ class Plan:
             norm=self.norm,
             activation=self.activation,
             along=along,
+            horizon=1.0 if self.scaled else float(self.depth),
+            before=self.before,
+            after=self.after,
+            activated=self.activated,
+            grid=self.grid,
         )
 
     def to_json(self) -> dict[str, Any]:

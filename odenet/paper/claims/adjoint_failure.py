@@ -10,7 +10,7 @@ from odenet import DiscreteAdjoint, NetSpec
 from odenet._gradients import Backprop, Gradient
 from odenet.paper.errors import errors
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.training import Recipe, images, sample, train
+from odenet.paper.training import Recipe, chosen, sample, train
 from odenet.paper.verdict import Verdict, below
 
 if TYPE_CHECKING:
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSS, LAST_LOSS, ERROR, CERTIFICATE = "training loss", "training loss of the last epoch", "test error", "certificate"
-PAPER, CORRECTED, ITERATED, ANCHORED = "paper", "corrected", "8 iterations", "anchors every 2"
+PAPER, CORRECTED, ITERATED, ANCHORED = "paper", "corrected", "4 iterations", "anchors every 2"
 BACKPROP, SCALED = "backprop", "backprop, scaled by 1/N"
 METHODS: dict[str, Gradient] = {
     PAPER: DiscreteAdjoint(correct=False),
     CORRECTED: DiscreteAdjoint(),
-    ITERATED: DiscreteAdjoint(iterations=8),
+    ITERATED: DiscreteAdjoint(iterations=4),
     ANCHORED: DiscreteAdjoint(anchors=2),
 }
 CURVES: dict[str, Gradient] = {BACKPROP: Backprop(), **METHODS, SCALED: Backprop()}
 BLOCKS = 22  # steps of the third stage: the first of its 23 blocks gives it its size
 _BEFORE, _AFTER = (3, 4), (3,)
-_QUICK = Recipe(images=600, test=None, epochs=10, batch=50, lr=0.03, augment=False)
+_QUICK = Recipe(images=800, test=None, epochs=8, batch=50, lr=0.03, augment=False)
 _REDUCED = Recipe(images=1000, test=None, epochs=15, batch=50, lr=0.03, augment=False)
 _PAPER = Recipe(images=None, test=None, epochs=100, batch=256, lr=0.1, schedule="step", weight_decay=1e-4)
 
@@ -51,7 +51,7 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
 
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     """Train; then, of the networks that backpropagation made, the errors of the other gradients."""
-    every = images(choices.data)
+    every = chosen(choices)
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
     spec = NetSpec(
         "bottleneck",
@@ -121,11 +121,11 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """What fails, what helps, and what says so."""
     exact = values(points, BACKPROP, LAST_LOSS)
     error = {(curve, name): values(points, curve, error_of(name)) for curve in (BACKPROP, SCALED) for name in METHODS}
-    one, first = ({n: [factor] * len(each) for n, each in exact.items()} for factor in (0.1, 1.0))
+    tenth = {n: [0.1] * len(each) for n, each in exact.items()}
     residual, scaled = (values(points, curve, certificate_of(PAPER)) for curve in (BACKPROP, SCALED))
     return (
         below("backpropagation trains it: the loss falls to a tenth", exact, values(points, BACKPROP, LOSS, 1), 0.1),
-        below("paper: the gradient is wrong by a tenth or more, unscaled", one, error[BACKPROP, PAPER]),
+        below("paper: the gradient is wrong by a tenth or more, unscaled", tenth, error[BACKPROP, PAPER]),
         below(
             "paper: training ends at a loss that is higher by a tenth or more, unscaled",
             exact,
@@ -135,10 +135,11 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         below(
             "scaled by 1/N, the same network has a tenth of that gradient error", error[SCALED, PAPER], _of(error), 0.1
         ),
-        below("8 iterations: a quarter of the paper's gradient error", error[BACKPROP, ITERATED], _of(error), 0.25),
-        below("anchors every 2: half of the paper's gradient error", error[BACKPROP, ANCHORED], _of(error), 0.5),
+        below("4 iterations: a quarter of the paper's gradient error", error[BACKPROP, ITERATED], _of(error), 0.25),
+        below(
+            "anchors every 2: three quarters of the paper's gradient error", error[BACKPROP, ANCHORED], _of(error), 0.75
+        ),
         below("the certificate is five times as large, unscaled", scaled, residual, 0.2),
-        below("the gradient error is below 1, whatever the method, scaled", error[SCALED, PAPER], first),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from odenet import DiscreteAdjoint, NetSpec
 from odenet._gradients import Backprop, Gradient
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.training import Recipe, images, train
+from odenet.paper.training import Recipe, chosen, train
 from odenet.paper.verdict import OverSeeds, Verdict, below, medians
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     """Train from the same weights with the same batches, whatever the gradient method."""
     solver, gradient = CURVES[cell.curve]
-    every = images(choices.data)
+    every = chosen(choices)
     spec = NetSpec(
         "conv",
         cell.depth,

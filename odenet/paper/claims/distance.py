@@ -35,11 +35,11 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     n = cell.depth
     weights = _WEIGHTS[cell.curve](cell.seed, np.arange(n + 1) / n)
     layers = {name: leaf[:-1] for name, leaf in weights.items()}
-    network = _trajectory(cell, layers, "piecewise", "euler", n)
+    network = _trajectory(cell, choices, layers, "piecewise", "euler", n)
     substeps = max(8, 256 // n)
-    ode = _trajectory(cell, weights, "linear", "rk4", n * substeps)
+    ode = _trajectory(cell, choices, weights, "linear", "rk4", n * substeps)
     # of order 4, so that half the steps have 16 times the error
-    coarse = _trajectory(cell, weights, "linear", "rk4", n * substeps // 2)
+    coarse = _trajectory(cell, choices, weights, "linear", "rk4", n * substeps // 2)
     return (
         cell.point(DISTANCE, _apart(network, ode[::substeps])),
         cell.point(BOUND, bound(weights, ode)),
@@ -70,9 +70,9 @@ def bound(weights: Weights, ode: np.ndarray) -> float:
     return float(np.expm1(lipschitz)) / (2 * n * lipschitz) * largest
 
 
-def _trajectory(cell: Cell, weights: Weights, kind: Kind, solver: str, steps: int) -> np.ndarray:
+def _trajectory(cell: Cell, choices: Choices, weights: Weights, kind: Kind, solver: str, steps: int) -> np.ndarray:
     backend = _registry.backend(cell.backend)
-    with backend.prepare("float64", "cpu"):
+    with backend.prepare("float64", choices.device):
         return backend.to_numpy(_states(cell.backend, kind, solver, steps)(states(cell.seed), weights))
 
 

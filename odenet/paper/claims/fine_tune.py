@@ -14,7 +14,7 @@ from odenet import DiscreteAdjoint, NetSpec
 from odenet._gradients import Backprop, Gradient
 from odenet.paper.errors import BLOCKS
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.training import Recipe, images, train
+from odenet.paper.training import Recipe, chosen, train
 from odenet.paper.verdict import OverSeeds, Verdict, below
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
 @lru_cache(maxsize=2)
 def _tied(backend: str, seed: int, depth: int, choices: Choices) -> Tied:
     """Train with one block for all steps, by backpropagation."""
-    every = images(choices.data)
+    every = chosen(choices)
     width = choices.sized(16, 32, 256)
     spec = NetSpec(
         "conv",

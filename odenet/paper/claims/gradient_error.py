@@ -9,7 +9,7 @@ import numpy as np
 
 from odenet import DiscreteAdjoint
 from odenet._gradients import Gradient
-from odenet.paper.gradients import Network
+from odenet.paper.digits_network import Network
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import Verdict, below
 

@@ -13,7 +13,7 @@ from odenet._gradients import Gradient
 from odenet._solvers import SOLVERS
 from odenet._timing import seconds
 from odenet.data.digits import batch
-from odenet.paper.gradients import Network
+from odenet.paper.digits_network import Network
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import OverSeeds, Verdict, below
 

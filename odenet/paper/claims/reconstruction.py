@@ -45,7 +45,7 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     kind = METHODS[cell.curve][1]
     nodes = np.arange(cell.depth + (kind == "linear")) / cell.depth
     backend = _registry.backend(cell.backend)
-    with backend.prepare("float64", "cpu"):
+    with backend.prepare("float64", choices.device):
         there, back = _there_and_back(cell.backend, cell.curve)(states(cell.seed), smooth_weights(cell.seed, nodes))
         ys, found = backend.to_numpy(there), backend.to_numpy(back)[::-1]
     errors = np.linalg.norm(found - ys, axis=(1, 2)) / np.linalg.norm(ys, axis=(1, 2))

@@ -10,7 +10,7 @@ from odenet import DiscreteAdjoint, NetSpec
 from odenet._gradients import Backprop, Gradient
 from odenet.paper.errors import errors
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.training import Recipe, images, sample, train
+from odenet.paper.training import Recipe, chosen, sample, train
 from odenet.paper.verdict import OverSeeds, Verdict, below, falls, medians
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
 
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     """Train; of the network that backpropagation made, the errors of other gradients."""
-    every = images(choices.data)
+    every = chosen(choices)
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
     spec = NetSpec(
         "conv",

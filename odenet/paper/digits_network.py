@@ -1,4 +1,4 @@
-"""Networks trained by backpropagation, and how far the gradients of other methods are from its own, layer by layer."""
+"""A small network on digits, trained by backpropagation to take gradients of."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from odenet import Depth, NetSpec, _registry
 from odenet._gradients import Backprop, Gradient
 from odenet._solvers import SOLVERS
-from odenet._trainer import WEIGHT
 from odenet.data.digits import batch
+from odenet.paper.errors import BLOCKS, Errors, errors
 from odenet.theory import smoothness
 
 BATCH = 64  # digits
@@ -52,7 +52,7 @@ class Network:
     def untie(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those of the tied network, a copy for each layer of this one."""
         layers = self.spec.layers
-        return {name: np.repeat(w, layers, axis=0) if _in_blocks(name) else w for name, w in weights.items()}
+        return {name: np.repeat(w, layers, axis=0) if name.startswith(BLOCKS) else w for name, w in weights.items()}
 
     def descend(self, weights: Mapping[str, np.ndarray], steps: int) -> Descended:
         """Train by backpropagation and gradient descent with momentum, each step on a batch of its own.
@@ -68,23 +68,16 @@ class Network:
         for step in range(steps):
             done = trainer.step(*batch(BATCH, _SEEDS * self.seed + step), _RATE)
             loss, correct = done.loss, done.correct
-        found = {name.removeprefix(WEIGHT): w for name, w in trainer.state().items() if name.startswith(WEIGHT)}
-        return Descended(found, loss, correct / BATCH)
+        return Descended(trainer.read(), loss, correct / BATCH)
 
     def errors(self, weights: Mapping[str, np.ndarray], methods: Mapping[str, Gradient]) -> dict[str, Errors]:
         """Of each method's gradient of one batch, by name of the method."""
-        exact = self._gradient(weights, Backprop())
-        return {name: _errors(self._gradient(weights, method), exact) for name, method in methods.items()}
+        seen = batch(BATCH, _SEEDS * self.seed + _SEEDS - 1)
+        return errors(self.backend, self.device, self.spec, weights, self.solver, seen, methods)
 
     def smoothness(self, weights: Mapping[str, np.ndarray]) -> float:
-        """Of the weights of the blocks, see `odenet._theory.smoothness`."""
-        return smoothness(Depth({name: w for name, w in weights.items() if _in_blocks(name)}, self.along))
-
-    def _gradient(self, weights: Mapping[str, np.ndarray], method: Gradient) -> np.ndarray:
-        """By all weights of the blocks, shape (layers, weights of one)."""
-        seen = batch(BATCH, _SEEDS * self.seed + _SEEDS - 1)
-        found = _registry.backend(self.backend).evaluate(self._built(weights, method), *seen).gradients
-        return np.concatenate([g.reshape(len(g), -1) for name, g in found.items() if _in_blocks(name)], axis=1)
+        """Of the weights of the blocks, see `odenet.theory.smoothness`."""
+        return smoothness(Depth({name: w for name, w in weights.items() if name.startswith(BLOCKS)}, self.along))
 
     def _built(self, weights: Mapping[str, np.ndarray], method: Gradient) -> Any:
         return _registry.backend(self.backend).build(
@@ -104,26 +97,3 @@ class Descended:
     weights: dict[str, np.ndarray]
     loss: float
     accuracy: float
-
-
-@dataclass(frozen=True)
-class Errors:
-    """How far a gradient g by the weights of all blocks is from backpropagation's.
-
-    Args:
-        whole: `|g - exact| / |exact|`.
-        by_layer: the same of each layer's part.
-    """
-
-    whole: float
-    by_layer: np.ndarray
-
-
-def _errors(found: np.ndarray, exact: np.ndarray) -> Errors:
-    apart = found - exact
-    whole = float(np.linalg.norm(apart) / np.linalg.norm(exact))
-    return Errors(whole, np.linalg.norm(apart, axis=1) / np.linalg.norm(exact, axis=1))
-
-
-def _in_blocks(name: str) -> bool:
-    return name.startswith("block.")
