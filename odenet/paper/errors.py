@@ -11,6 +11,7 @@ from odenet import NetSpec, _registry
 from odenet._backend import Evaluation
 from odenet._gradients import Backprop, Gradient
 from odenet._solvers import SOLVERS
+from odenet.compare.difference import relative
 
 BLOCKS = "block."  # how names of the weights of the blocks begin
 
@@ -52,9 +53,9 @@ def errors(
 
 
 def _errors(found: Evaluation, exact: np.ndarray) -> Errors:
-    apart = _of_blocks(found) - exact
-    whole = float(np.linalg.norm(apart) / np.linalg.norm(exact))
-    return Errors(whole, np.linalg.norm(apart, axis=1) / np.linalg.norm(exact, axis=1), found.certificate)
+    mine = _of_blocks(found)
+    layers = [relative(one, other) for one, other in zip(mine, exact, strict=True)]
+    return Errors(relative(mine.ravel(), exact.ravel()), np.array(layers), found.certificate)
 
 
 def _of_blocks(found: Evaluation) -> np.ndarray:

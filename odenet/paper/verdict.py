@@ -82,6 +82,43 @@ def below(claim: str, small: OverSeeds, large: OverSeeds, factor: float = 1.0) -
     return Verdict(claim, expected, observed, all(one <= factor * other for one, other in pairs))
 
 
+def as_good(claim: str, errors: OverSeeds, reference: OverSeeds, points: float, least_depth: int = 1) -> Verdict:
+    """Test errors, as parts of one, are those of a reference: in the mean over seeds, at each depth.
+
+    Args:
+        claim: see `Verdict`.
+        errors, reference: by depth, of the same seeds.
+        points: of a hundred that the means may be apart.
+        least_depth: shallower networks are not looked at.
+    """
+    gaps = {n: each for n, each in points_above(errors, reference).items() if n >= least_depth}
+    return Verdict(
+        claim,
+        f"means over seeds within {points:g} points",
+        "; ".join(f"N={n}: {spread(each)}" for n, each in gaps.items()) or "nothing to compare",
+        bool(gaps) and all(abs(statistics.mean(each)) <= points for each in gaps.values()),
+    )
+
+
+def points_above(errors: OverSeeds, reference: OverSeeds) -> dict[int, list[float]]:
+    """By depth, how many points of a hundred an error is above that of the reference, seed by seed."""
+    return {
+        n: [100 * (a - b) for a, b in zip(each, reference[n], strict=True)]
+        for n, each in errors.items()
+        if len(reference.get(n, ())) == len(each)
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range of signed numbers, for a person."""
+    return f"{statistics.mean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f})"
+
+
+def means(over_seeds: OverSeeds) -> dict[int, list[float]]:
+    """The mean over seeds as the only value of each depth."""
+    return {depth: [statistics.mean(each)] for depth, each in over_seeds.items()}
+
+
 def medians(over_seeds: OverSeeds) -> dict[int, list[float]]:
     """The median over seeds as the only value of each depth: what single seeds may be an exception to."""
     return {depth: [statistics.median(each)] for depth, each in over_seeds.items()}

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from odenet import DiscreteAdjoint, NetSpec
+from odenet import DiscreteAdjoint
 from odenet._gradients import Backprop, Gradient
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.training import Recipe, chosen, train
-from odenet.paper.verdict import OverSeeds, Verdict, below, medians
+from odenet.paper.training import Recipe, guessing, small_network, train
+from odenet.paper.verdict import Verdict, as_good, below, medians, points_above
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,17 +48,7 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     """Train from the same weights with the same batches, whatever the gradient method."""
     solver, gradient = CURVES[cell.curve]
-    every = chosen(choices)
-    spec = NetSpec(
-        "conv",
-        cell.depth,
-        width=choices.sized(8, 16, 16),
-        inputs=every.train.shape,
-        classes=len(every.classes),
-        along="piecewise" if solver == "euler" else "linear",
-        activated=True,
-        grid=2,
-    )
+    spec = small_network(choices, cell.depth, "piecewise" if solver == "euler" else "linear")
     done = train(
         cell,
         choices,
@@ -70,8 +60,11 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
         # a block's gradient has a factor of 1/N: with the rate times N all depths learn alike (section 3)
         rates={"": 1.0, "block.": choices.sized(float(cell.depth), float(cell.depth), 1.0)},
     )
-    guessing = 1 - 1 / len(every.classes)
-    found = [cell.point(ERROR, done.error), cell.point(GUESSING, guessing), cell.point(LOSS, done.epochs[-1].loss)]
+    found = [
+        cell.point(ERROR, done.error),
+        cell.point(GUESSING, guessing(choices)),
+        cell.point(LOSS, done.epochs[-1].loss),
+    ]
     residuals = [each.certificate for each in done.epochs if each.certificate is not None]
     return (*found, cell.point(CERTIFICATE, max(residuals))) if residuals else tuple(found)
 
@@ -123,21 +116,25 @@ def _styles() -> list[tuple[str, str, int]]:
 
 def _gaps(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
     """By depth, how many points of test error a method has more than backpropagation, seed by seed."""
-    mine, other = values(points, curve, ERROR), values(points, _REFERENCE[curve], ERROR)
-    return {
-        n: [100 * (a - b) for a, b in zip(mine[n], other[n], strict=True)]
-        for n in mine
-        if len(other.get(n, ())) == len(mine[n])
-    }
+    return points_above(values(points, curve, ERROR), values(points, _REFERENCE[curve], ERROR))
 
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Whether a deep network is as good without stored activations, and what a shallow one loses."""
-    gaps = {curve: _gaps(points, curve) for curve in _REFERENCE}
+    error = {curve: values(points, curve, ERROR) for curve in CURVES}
+    deepest = max(error[RESNET], default=DEEP)
     return (
         *(_learns(points, curve) for curve in (RESNET, HEUNNET)),
-        *(_as_good(curve, gaps[curve]) for curve in (HEUNNET_PAPER, RESNET_CORRECTED)),
-        _deep_succeeds(gaps[RESNET_PAPER]),
+        *(
+            as_good(
+                f"{curve}: from N={least} on the test error is that of backpropagation",
+                error[curve],
+                error[_REFERENCE[curve]],
+                POINTS,
+                least,
+            )
+            for curve, least in ((HEUNNET_PAPER, DEEP), (RESNET_CORRECTED, DEEP), (RESNET_PAPER, deepest))
+        ),
         below(
             "HeunNet needs fewer layers: at each depth its states are recovered better than ResNet's (certificate, "
             "paper)",
@@ -152,32 +149,6 @@ def _learns(points: Sequence[Point], curve: str) -> Verdict:
     return below(
         f"{curve}: every network has learnt", values(points, curve, ERROR), values(points, curve, GUESSING), 0.8
     )
-
-
-def _as_good(curve: str, gaps: OverSeeds) -> Verdict:
-    deep = {n: statistics.mean(each) for n, each in gaps.items() if n >= DEEP}
-    said = [f"N={n}: {_spread(gaps[n])}" for n in deep]
-    return Verdict(
-        f"{curve}: from N={DEEP} on the test error is that of backpropagation",
-        f"means over seeds within {POINTS:g} points",
-        "; ".join(said) or f"no depth from {DEEP} on",
-        bool(deep) and all(abs(each) <= POINTS for each in deep.values()),
-    )
-
-
-def _deep_succeeds(gaps: OverSeeds) -> Verdict:
-    """What is lost in a shallow network is said beside it: how much that is depends on how long was trained."""
-    claim = f"{RESNET_PAPER}: the deepest network loses nothing to backpropagation, whatever the shallowest does"
-    expected = f"a mean over seeds of at most {POINTS:g} points"
-    if len(gaps) < 2:
-        return Verdict(claim, expected, "fewer than two depths", False)
-    first, last = min(gaps), max(gaps)
-    seen = f"N={last}: {_spread(gaps[last])}; N={first}: {_spread(gaps[first])}"
-    return Verdict(claim, expected, seen, statistics.mean(gaps[last]) <= POINTS)
-
-
-def _spread(gaps: Sequence[float]) -> str:
-    return f"{statistics.mean(gaps):+.2f} ({min(gaps):+.2f} to {max(gaps):+.2f})"
 
 
 REPRODUCTION = Reproduction(

@@ -15,7 +15,7 @@ from odenet._gradients import Backprop, Gradient
 from odenet.paper.errors import BLOCKS
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.training import Recipe, chosen, train
-from odenet.paper.verdict import OverSeeds, Verdict, below
+from odenet.paper.verdict import Verdict, as_good, below, means
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,28 +150,22 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         *(
             below(
                 f"{curve}: fine-tuning lowers the test error in the mean",
-                _means(after[curve]),
-                _means(values(points, curve, BEFORE)),
+                means(after[curve]),
+                means(values(points, curve, BEFORE)),
             )
             for curve in _MEMORY_FREE
         ),
-        *(_as_good(curve, after[curve], after[BACKPROP]) for curve in _MEMORY_FREE),
+        *(
+            as_good(
+                f"{curve}: the test error after fine-tuning is that of backpropagation",
+                after[curve],
+                after[BACKPROP],
+                POINTS,
+            )
+            for curve in _MEMORY_FREE
+        ),
         *(below(f"{curve}: in half the memory", values(points, curve, BYTES), exact, 0.5) for curve in _MEMORY_FREE),
     )
-
-
-def _means(over_seeds: OverSeeds) -> dict[int, list[float]]:
-    return {depth: [statistics.mean(each)] for depth, each in over_seeds.items()}
-
-
-def _as_good(curve: str, errors: OverSeeds, exact: OverSeeds) -> Verdict:
-    claim = f"{curve}: the test error after fine-tuning is that of backpropagation"
-    expected = f"a mean over seeds within {POINTS:g} points"
-    gaps = [100 * (a - b) for n in errors if n in exact for a, b in zip(errors[n], exact[n], strict=True)]
-    if not gaps:
-        return Verdict(claim, expected, "nothing to compare", False)
-    mean = statistics.mean(gaps)
-    return Verdict(claim, expected, f"{mean:+.2f} ({min(gaps):+.2f} to {max(gaps):+.2f})", abs(mean) <= POINTS)
 
 
 def _all(points: Sequence[Point], curve: str, quantity: str) -> list[float]:

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from odenet import DiscreteAdjoint, NetSpec
+from odenet import DiscreteAdjoint
 from odenet._gradients import Backprop, Gradient
 from odenet.paper.errors import errors
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.training import Recipe, chosen, sample, train
-from odenet.paper.verdict import OverSeeds, Verdict, below, falls, medians
+from odenet.paper.training import Recipe, guessing, sample, small_network, train
+from odenet.paper.verdict import OverSeeds, Verdict, as_good, below, falls, medians
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,21 +37,11 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
 
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     """Train; of the network that backpropagation made, the errors of other gradients."""
-    every = chosen(choices)
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
-    spec = NetSpec(
-        "conv",
-        cell.depth,
-        width=choices.sized(8, 16, 16),
-        inputs=every.train.shape,
-        classes=len(every.classes),
-        along="shared",
-        activated=True,
-        grid=2,
-    )
+    spec = small_network(choices, cell.depth, "shared")
     method = CURVES[cell.curve]
     done = train(cell, choices, spec, recipe, solver="euler", gradient=method, weights=spec.init(cell.seed))
-    found = [cell.point(ERROR, done.error), cell.point(GUESSING, 1 - 1 / len(every.classes))]
+    found = [cell.point(ERROR, done.error), cell.point(GUESSING, guessing(choices))]
     if cell.curve == BACKPROP:
         batch = sample(choices, recipe, cell.seed)
         apart = errors(cell.backend, choices.device, spec, done.weights, "euler", batch, _METHODS)
@@ -87,7 +77,13 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
             medians(gradients[GRADIENT_CORRECTED]),
             medians(gradients[GRADIENT_PAPER]),
         ),
-        _alike(exact, paper),
+        as_good(
+            "the deepest network is as good when it is trained without stored activations (paper)",
+            paper,
+            exact,
+            POINTS,
+            least_depth=max(exact, default=1),
+        ),
     )
 
 
@@ -99,17 +95,6 @@ def _flat(errors: OverSeeds) -> Verdict:
     first, last = (100 * statistics.mean(errors[n]) for n in (min(errors), max(errors)))
     seen = f"N={min(errors)}: {first:.2f} %, N={max(errors)}: {last:.2f} %"
     return Verdict(claim, expected, seen, last <= first + 2)
-
-
-def _alike(exact: OverSeeds, paper: OverSeeds) -> Verdict:
-    claim = "the deepest network is as good when it is trained without stored activations (paper)"
-    expected = f"a mean test error within {POINTS:g} points"
-    deepest = max(exact, default=0)
-    if len(exact.get(deepest, ())) != len(paper.get(deepest, ())) or not deepest:
-        return Verdict(claim, expected, "nothing to compare", False)
-    gaps = [100 * (b - a) for a, b in zip(exact[deepest], paper[deepest], strict=True)]
-    seen = f"N={deepest}: {statistics.mean(gaps):+.2f} ({min(gaps):+.2f} to {max(gaps):+.2f})"
-    return Verdict(claim, expected, seen, abs(statistics.mean(gaps)) <= POINTS)
 
 
 REPRODUCTION = Reproduction(
