@@ -113,7 +113,7 @@ def _errors_and_certificates(axes: Axes, points: Sequence[Point]) -> None:
             label = f"{name}{', scaled' if curve == SCALED else ''}"
             axes.loglog(residuals, apart, marker, color=COLOURS[index], label=label)
     axes.set(xlabel="certificate", ylabel="relative error of the gradient")
-    axes.set_title("Gradients of the network that backpropagation trained")
+    axes.set_title("After training by backpropagation")
     axes.legend(fontsize="small")
 
 
