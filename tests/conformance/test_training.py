@@ -6,7 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 import odenet
-from odenet._trainer import Trainer
+from odenet._trainer import Trainer, learning
 from odenet.data.images import moments
 from odenet.data.sets import image_set
 from odenet.training import job
@@ -31,10 +31,12 @@ SMALL = Plan(
     net="mlp", depth=2, width=6, solver="heun", epochs=3, batch=16, dtype="float64", gradient="discrete-adjoint"
 )
 SPEC = SMALL.spec(image_set("digits"))  # one for most tests: JAX compiles for each network, batch and number type anew
-CONV = odenet.NetSpec("conv", 3, 4, along="linear")
+CONV = odenet.NetSpec("conv", 3, 8, along="linear", grid=2)  # groups of one channel under one mean: no gradient
 
 
-def trainer(name: str, spec: odenet.NetSpec, gradient: str = "backprop") -> Trainer:
+def trainer(
+    name: str, spec: odenet.NetSpec, gradient: str = "backprop", rates: Mapping[str, float] | None = None
+) -> Trainer:
     """Of a network with the spec's weights of seed 0."""
     backend = odenet.backend(name)
     choices: dict[str, Any] = {
@@ -44,7 +46,7 @@ def trainer(name: str, spec: odenet.NetSpec, gradient: str = "backprop") -> Trai
     }
     with backend.prepare("float64", "cpu"):
         model = backend.build(spec, spec.init(0), **choices)
-        return backend.trainer(model, momentum=0.9, weight_decay=5e-4)
+        return backend.trainer(model, momentum=0.9, weight_decay=5e-4, rates=rates)
 
 
 def batches() -> Batches:
@@ -136,6 +138,72 @@ def test_the_model_that_a_trainer_was_made_of_stays_as_it_is() -> None:
             model = backend.build(SPEC, SPEC.init(0), dtype="float64", **choices)
             backend.trainer(model, momentum=0.9, weight_decay=0.0).step(x, y, 1.0)
             assert all((backend.read(model)[key] == array).all() for key, array in SPEC.init(0).items())
+
+
+FASTER = {"": 1.0, "block.": 3.0}
+ALONE = {"block.": 3.0}
+
+
+def after(name: str, rates: Mapping[str, float] | None, steps: int) -> dict[str, np.ndarray]:
+    """The state some steps from the spec's weights on."""
+    made = trainer(name, SPEC, rates=rates)
+    for (x, y), _ in zip(batches().shuffled(1), range(steps), strict=False):
+        made.step(x, y, 0.1)
+    return made.state()
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_rates_are_those_of_their_weights(name: str) -> None:
+    start, plain, faster = after(name, None, 0), after(name, None, 1), after(name, FASTER, 1)
+    for key, before in start.items():
+        factor = 3 if key.startswith("weight.block.") else 1
+        assert np.abs(faster[key] - before - factor * (plain[key] - before)).max() < 1e-14, key
+        if key.startswith("weight."):
+            assert np.abs(plain[key] - before).max() > 1e-6, key
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_weights_without_a_rate_stay_as_they_are_bit_for_bit(name: str) -> None:
+    """Neither gradient nor decay moves them, and they have no momentum, either."""
+    start, alone, faster = after(name, None, 0), after(name, ALONE, 3), after(name, FASTER, 1)
+    for key, before in start.items():
+        _, inner = key.split(".", 1)
+        assert (alone[key].tobytes() == before.tobytes()) != inner.startswith("block."), key
+    first = after(name, ALONE, 1)
+    for key in start:
+        if ".block." in key:
+            assert np.abs(first[key] - faster[key]).max() < 1e-14, "what stays has no part in the step of the others"
+
+
+@pytest.mark.parametrize("rates", [FASTER, ALONE], ids=["faster", "alone"])
+def test_torch_and_jax_agree_in_steps_of_different_rates(rates: Mapping[str, float]) -> None:
+    one, other = (after(name, rates, 3) for name in NATIVE)
+    for key, array in one.items():
+        assert np.abs(array - other[key]).max() < 1e-12, key
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ({}, r"rates={} of a training.*block\."),
+        ({"blocks.": 1.0}, r"rates={'blocks\.': 1\.0} of a training.*block\."),
+        ({"": 0.0}, r"a factor of 0\.0 .*above 0"),
+        ({"": 1.0, "block.": -1.0}, r"a factor of -1\.0 for the rate of block\."),
+        ({"block.": float("nan")}, "a factor of nan"),
+        ({"": float("inf")}, "a factor of inf"),
+    ],
+)
+def test_rates_that_train_nothing_are_refused(name: str, rates: dict[str, float], said: str) -> None:
+    with pytest.raises(odenet.InputError, match=said):
+        trainer(name, SPEC, rates=rates)
+
+
+def test_the_longest_beginning_of_a_name_counts() -> None:
+    names = ("stem.bias", "block.one", "block.one.more", "head.bias")
+    rates = {"block.": 2.0, "block.one.": 3.0, "head": 4}
+    assert learning(names, rates) == {"block.one": 2.0, "block.one.more": 3.0, "head.bias": 4.0}
+    assert learning(names, None) == dict.fromkeys(names, 1.0)
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:

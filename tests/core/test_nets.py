@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 
 from odenet import InputError, NetSpec, NonFiniteError, UnknownNameError
 
-BLOCKS = pytest.mark.parametrize("block", ["conv", "mlp", "linear"])
-specs = st.builds(
+BLOCKS = pytest.mark.parametrize("block", ["conv", "bottleneck", "mlp", "linear"])
+plain = st.builds(
     NetSpec,
     block=st.sampled_from(["conv", "mlp", "linear"]),
     depth=st.integers(1, 9),
@@ -24,7 +26,23 @@ specs = st.builds(
     activation=st.sampled_from(["relu", "tanh"]),
     along=st.sampled_from(["piecewise", "linear", "shared"]),
 )
+staged = st.builds(
+    NetSpec,
+    block=st.sampled_from(["conv", "bottleneck"]),
+    depth=st.integers(1, 4),
+    width=st.just(64),
+    inputs=st.sampled_from([(1, 8, 8), (3, 64, 64)]),
+    norm=st.sampled_from(["group", "none"]),
+    along=st.sampled_from(["piecewise", "linear", "shared"]),
+    before=st.lists(st.integers(1, 2), max_size=2).map(tuple),
+    after=st.lists(st.integers(1, 2), max_size=1).map(tuple),
+    activated=st.booleans(),
+)
+specs = st.one_of(plain, staged)
 starts = st.sampled_from(["smooth", "independent", "zero"])
+RESNET_101 = NetSpec(
+    "bottleneck", 22, 1024, inputs=(3, 224, 224), classes=1000, before=(3, 4), after=(3,), horizon=22.0
+)
 
 
 @given(specs, starts, st.integers(0, 3))
@@ -80,9 +98,62 @@ def test_every_layer_of_a_start_has_the_same_spread(block):
 def test_a_zero_start_silences_the_last_operation_of_each_block(block, norm):
     weights = NetSpec(block=block, norm=norm).init(0, "zero")
     silent = {name for name, array in weights.items() if name.startswith("block.") and not array.any()}
-    last = {"conv": "norm2" if norm == "group" else "conv2", "mlp": "linear2", "linear": ""}[block]
+    kind = "norm" if norm == "group" else "conv"
+    last = {"conv": f"{kind}2", "bottleneck": f"{kind}3", "mlp": "linear2", "linear": ""}[block]
     expected = [f"block.{last}.weight", f"block.{last}.bias"] if last else ["block.weight"]
     assert silent >= set(expected)
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize(("block", "last"), [("conv", 2), ("bottleneck", 3)])
+def test_a_zero_start_silences_the_ordinary_blocks_too(block, last, norm):
+    spec = NetSpec(block, 2, 64, norm=norm, before=(2, 1), after=(2,))
+    weights = spec.init(0, "zero")
+    stages = ("before0.0.", "before0.1.", "before1.0.", "transition.", "block.", "after0.0.", "after0.1.")
+    assert {name.removesuffix("conv1.weight") for name in weights if name.endswith("conv1.weight")} == set(stages)
+    layer = f"{'norm' if norm == 'group' else 'conv'}{last}"
+    for name in stages:
+        assert not weights[f"{name}{layer}.weight"].any()
+        assert not weights[f"{name}{layer}.bias"].any()
+        assert weights[f"{name}conv1.weight"].all()
+    projections = [w for name, w in weights.items() if name.endswith("project.weight")]
+    assert len(projections) == 3 + (block == "bottleneck")  # where the size changes, and behind a narrow stem
+    assert all(w.all() for w in projections), "the state itself goes on"
+
+
+def weights_of_resnet(blocks, classes):
+    """How many a ResNet of bottleneck blocks has, written out from table 1 of He 2016: its normalisations have an
+    affine map, its convolutions no bias."""
+    total = 7 * 7 * 3 * 64 + 2 * 64
+    channels = 64
+    for inner, count in zip((64, 128, 256, 512), blocks, strict=True):
+        outer = 4 * inner
+        total += channels * outer + 2 * outer  # the projection past the first block
+        for _ in range(count):
+            total += channels * inner + 9 * inner * inner + inner * outer + 2 * (inner + inner + outer)
+            channels = outer
+    return total + channels * classes + classes
+
+
+def test_resnet_101():
+    """All of it but the bias of its stem is what torchvision's has, 44 549 160 numbers."""
+    shapes = RESNET_101.shapes()
+    assert weights_of_resnet((3, 4, 23, 3), 1000) == 44_549_160
+    assert sum(map(math.prod, shapes.values())) == 44_549_160 + 64
+    assert RESNET_101.state_shape == (1024, 14, 14)
+    firsts = [name for name in shapes if name.endswith("conv1.weight")]
+    assert sum(shapes[name][0] if name.startswith("block.") else 1 for name in firsts) == 3 + 4 + 23 + 3
+    weighted = [name for name in shapes if re.search(r"(conv\d|stem|head)\.weight$", name)]
+    assert sum(shapes[name][0] if name.startswith("block.") else 1 for name in weighted) == 101
+
+
+def test_stages_double_the_channels_and_halve_the_image():
+    spec = NetSpec(width=32, inputs=(3, 64, 64), before=(1, 1), after=(1, 1))
+    widths = [shape[-4] for name, shape in spec.shapes().items() if name.endswith("conv2.weight")]
+    assert widths == [8, 16, 32, 32, 64, 128]
+    assert spec.state_shape == (32, 4, 4)  # of 64: the stem and what follows it leave 16
+    assert spec.shapes()["head.weight"] == (10, 128)
+    assert dataclasses.replace(spec, before=(), after=(1,), grid=5).shapes()["head.weight"] == (10, 64 * 5**2)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +193,24 @@ def test_convolutions_have_a_bias_exactly_where_there_is_no_normalisation():
         ({"inputs": (64,)}, InputError, r"\(64,\) for a conv network.*\(channels, height, width\)"),
         ({"width": 6}, InputError, "width=6 with group normalisation.*multiples of 4.*norm='none'"),
         ({"horizon": float("inf")}, InputError, "horizon=inf"),
+        ({"block": "bottleneck", "width": 24}, InputError, "width=24 .*bottleneck network.*multiples of 16"),
+        ({"block": "bottleneck", "width": 18, "norm": "none"}, InputError, "width=18 .*multiples of 4"),
+        ({"width": 20, "before": (1,)}, InputError, r"before=\(1,\).*multiples of 8"),
+        ({"before": (3, 0)}, InputError, r"before\[1\]=0"),
+        ({"after": (1.0,)}, InputError, r"after\[0\]=1\.0"),
+        ({"grid": 0}, InputError, "grid=0"),
+        ({"grid": 3}, InputError, "grid of 3 for final states of 8 x 8.*divisor"),
+        ({"grid": 2, "after": (1, 1, 1)}, InputError, "grid of 2 for final states of 1 x 1"),
+        ({"block": "mlp", "before": (1,)}, InputError, r"before=\(1,\) of a mlp network.*conv or bottleneck"),
+        ({"block": "mlp", "after": (1,)}, InputError, r"after=\(1,\) of a mlp network"),
+        ({"block": "mlp", "grid": 2}, InputError, "grid=2 of a mlp network"),
+        pytest.param(
+            {"block": "linear", "activated": True},
+            InputError,
+            "activated=True of a linear network",
+            marks=pytest.mark.xfail(reason="taken for a grid of 1, which it equals"),
+        ),
+        ({"inputs": (16, 8, 8), "classes": None, "after": (1,)}, InputError, r"after=\(1,\).*classes=None"),
         ({"classes": None}, InputError, r"without stem.*inputs of shape \(16, 8, 8\)"),
     ],
 )
