@@ -149,7 +149,7 @@ class Backend(ABC):
                 by default. Weights whose names begin in no such way stay as they are.
 
         Raises:
-            InputError: no weight is left to be trained, or a factor that is not above 0.
+            InputError: no weight is left to be trained, a beginning of no weight, or a factor that is not above 0.
             UnsupportedError: this backend solves, and does not train.
         """
         raise UnsupportedError(

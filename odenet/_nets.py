@@ -94,7 +94,10 @@ class NetSpec:
             raise InputError(f"inputs={self.inputs!r} of a network", "the shape of one input, as in (1, 8, 8)")
         object.__setattr__(self, "inputs", tuple(self.inputs))
         for name in ("before", "after"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, Iterable):
+                raise InputError(f"{name}={value!r} of a network", "how many blocks each stage has, as in (3, 4)")
+            object.__setattr__(self, name, tuple(value))
         sizes = {"depth": self.depth, "width": self.width, "hidden": self.hidden, "grid": self.grid}
         sizes |= {f"before[{i}]": count for i, count in enumerate(self.before)}
         sizes |= {f"after[{i}]": count for i, count in enumerate(self.after)}
@@ -117,7 +120,7 @@ class NetSpec:
                 f"width={self.width} with {'group normalisation' if self.norm == 'group' else 'no normalisation'} "
                 f"and before={self.before} of a {self.block} network",
                 f"multiples of {narrowest}",
-                "or norm='none', with which fewer divisors are needed",
+                "or norm='none', which divides no channels into groups" if self.norm == "group" else "",
             )
         if self.classes is None and self.state_shape != self._flat_inputs:
             raise InputError(
@@ -125,9 +128,12 @@ class NetSpec:
             )
 
     def _check_surroundings(self) -> None:
-        extras = {"before": self.before, "after": self.after, "activated": self.activated, "grid": self.grid}
-        for name, value in extras.items():
-            if value not in ((), False, 1) and (not self.of_images or self.classes is None):
+        if not isinstance(self.activated, bool):
+            raise InputError(f"activated={self.activated!r} of a network", "True or False")
+        plain: dict[str, object] = {"before": (), "after": (), "activated": False, "grid": 1}
+        for name, default in plain.items():
+            value = getattr(self, name)
+            if value != default and (not self.of_images or self.classes is None):
                 raise InputError(
                     f"{name}={value!r} of a {self.block} network with classes={self.classes}",
                     f"a network of {' or '.join(_IMAGES)} blocks with classes",

@@ -92,16 +92,22 @@ def learning(names: Iterable[str], rates: Mapping[str, float] | None) -> dict[st
     """The weights that are trained, by name, with the factor of the rate of each: see `Backend.trainer`.
 
     Raises:
-        InputError: none is, or a factor is not a number above 0.
+        InputError: none is, a beginning is that of no weight, or a factor is not a number above 0.
     """
     every, factors = tuple(names), {"": 1.0} if rates is None else rates
     for start, factor in factors.items():
+        if not any(name.startswith(start) for name in every):
+            raise InputError(
+                f"a rate of {start}*, the beginning of no weight's name", f"beginnings of {', '.join(every)}"
+            )
         if not 0 < factor < math.inf:
             raise InputError(f"a factor of {factor!r} for the rate of {start}*", "a number above 0")
     starts = {name: [start for start in factors if name.startswith(start)] for name in every}
     found = {name: float(factors[max(mine, key=len)]) for name, mine in starts.items() if mine}
     if not found:
-        raise InputError(f"rates={dict(factors)!r} of a training", f"beginnings of {', '.join(every)}")
+        raise InputError(
+            f"rates={dict(factors)!r} of a training", f"beginnings of {', '.join(every)}, and a factor for each"
+        )
     return found
 
 

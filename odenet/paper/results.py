@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from odenet._errors import FileError, InputError
+from odenet import _resume
+from odenet._errors import InputError
 from odenet._files import write_text
 from odenet._rows import as_csv, column, from_json, to_json
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction
@@ -42,7 +42,7 @@ class Results:
     Args:
         name: of the reproduction.
         choices: what was chosen.
-        machine: as `odenet.compare.machine.machine` tells it.
+        machine: as `odenet._machine.machine` tells it.
         seconds: that the cells took.
         points: of the finished cells, each cell's together.
     """
@@ -73,14 +73,12 @@ class Results:
         Raises:
             InputError: another scale, depth, device or other images, of which the points would not be comparable.
         """
-        for name in ("scale", "depth", "device"):
+        for name in ("scale", "depth", "device", "data"):
             was, now = getattr(self.choices, name), getattr(choices, name)
             if was != now:
                 raise InputError(
                     f"the {self.name} to resume was run with {name}={was}, and this has {now}", f"{name}={was}"
                 )
-        if (self.choices.data is None) != (choices.data is None):
-            raise InputError(f"the {self.name} to resume was of other images", "--data, or none, as before")
         kept = tuple(
             each
             for each in self.points
@@ -95,14 +93,13 @@ class Results:
             FileError: the folder cannot be written to.
         """
         plain = {
-            "format": FORMAT,
             "name": self.name,
             "choices": dataclasses.asdict(self.choices),
             "machine": dict(self.machine),
             "seconds": self.seconds,
             "points": [to_json(each) for each in self.points],
         }
-        write_text(folder / JSON, json.dumps(plain, allow_nan=False) + "\n")
+        _resume.write(folder / JSON, FORMAT, plain, indent=None)
         write_text(folder / POINTS, as_csv(Point, self.points))
         write_text(folder / SUMMARY, as_csv(Quartiles, quartiles(self.points)))
 
@@ -113,25 +110,13 @@ def read(folder: Path) -> Results | None:
     Raises:
         FileError: a points.json that this version of odenet did not write.
     """
-    path = folder / JSON
-    try:
-        plain: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read ({error})", "a points.json that this command wrote") from error
-    try:
-        if plain["format"] != FORMAT:
-            raise ValueError(f"its format is {plain['format']!r}")
-        choices = Choices(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
-        points = tuple(from_json(Point, each) for each in plain["points"])
-        return Results(plain["name"], choices, plain["machine"], float(plain["seconds"]), points)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(
-            f"{path} is not of the format {FORMAT!r} ({error})",
-            "a points.json that this version of odenet reproduce wrote",
-            "leave --resume out, or choose another --out",
-        ) from error
+    return _resume.read(folder / JSON, FORMAT, "odenet reproduce", _built)
+
+
+def _built(plain: Mapping[str, Any]) -> Results:
+    choices = Choices(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
+    points = tuple(from_json(Point, each) for each in plain["points"])
+    return Results(plain["name"], choices, plain["machine"], float(plain["seconds"]), points)
 
 
 def quartiles(points: Sequence[Point]) -> list[Quartiles]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from odenet import _registry
+from odenet._errors import InputError
 from odenet._gradients import Gradient
 from odenet._nets import NetSpec
 from odenet._solvers import SOLVERS
@@ -87,6 +88,11 @@ class Trained:
     error: float
 
     @property
+    def finished(self) -> bool:
+        """Whether the loss was a finite number to the end."""
+        return math.isfinite(self.epochs[-1].loss)
+
+    @property
     def weights(self) -> dict[str, np.ndarray]:
         """By name."""
         return self.trainer.read()
@@ -155,10 +161,15 @@ def train(
         spec, solver, gradient, weights, dtype: of the network.
         recipe: how.
         rates: see `Backend.trainer`.
+
+    Raises:
+        InputError: fewer images than a batch has.
     """
     every = chosen(choices)
     learnt = _some(every.train, recipe.images, shuffled=True)
     mean, deviation = moments(learnt)
+    if len(learnt) < recipe.batch:
+        raise InputError(f"batches of {recipe.batch} from {len(learnt)} training images", "at least that many images")
     backend = _registry.backend(cell.backend)
     with backend.prepare(dtype, choices.device):
         model = backend.build(
@@ -170,16 +181,15 @@ def train(
         for part in (learnt, _some(every.test, recipe.test, shuffled=False))
     )
     epochs = tuple(_epochs(trainer, batches, recipe))
-    if not math.isfinite(epochs[-1].loss):
-        return Trained(trainer, epochs, guessing(choices))
-    return Trained(trainer, epochs, 1 - evaluate(trainer, test)[1])
+    done = Trained(trainer, epochs, guessing(choices))
+    return replace(done, error=1 - evaluate(trainer, test)[1]) if done.finished else done
 
 
 def sample(choices: Choices, recipe: Recipe, seed: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """A batch to take gradients of: the first training images, as they are, in float64."""
     every = chosen(choices)
     learnt = _some(every.train, recipe.images, shuffled=True)
-    batches = Batches(learnt, count, *moments(learnt), "float64", seed)
+    batches = Batches(learnt, min(count, len(learnt)), *moments(learnt), "float64", seed)
     return next(iter(batches.plain()))
 
 

@@ -96,7 +96,9 @@ def as_good(claim: str, errors: OverSeeds, reference: OverSeeds, points: float, 
         claim,
         f"means over seeds within {points:g} points",
         "; ".join(f"N={n}: {spread(each)}" for n, each in gaps.items()) or "nothing to compare",
-        bool(gaps) and all(abs(statistics.mean(each)) <= points for each in gaps.values()),
+        bool(gaps)
+        and gaps.keys() == {n for n in errors if n >= least_depth}
+        and all(abs(statistics.mean(each)) <= points for each in gaps.values()),
     )
 
 

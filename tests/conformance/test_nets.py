@@ -15,8 +15,8 @@ import odenet
 SPECS = {
     "conv": odenet.NetSpec("conv", 3, 8),
     "conv-none-tanh": odenet.NetSpec("conv", 2, 4, norm="none", activation="tanh", along="linear"),
-    "conv-32": odenet.NetSpec("conv", 2, 4, inputs=(3, 32, 32)),
-    "conv-shared": odenet.NetSpec("conv", 3, 4, along="shared"),
+    "conv-32": odenet.NetSpec("conv", 2, 8, inputs=(3, 32, 32), grid=2),
+    "conv-shared": odenet.NetSpec("conv", 3, 8, along="shared", grid=2),
     "stages": odenet.NetSpec("bottleneck", 2, 32, inputs=(3, 64, 64), before=(2,), after=(1,), horizon=2.0),
     "stages-none": odenet.NetSpec("conv", 2, 4, norm="none", before=(1,), after=(2,), grid=2),
     "activated": odenet.NetSpec("bottleneck", 2, 16, activated=True, along="linear"),

@@ -251,7 +251,6 @@ def test_accuracy_is_compared_seed_by_seed_and_from_sixteen_layers_on():
     assert not failed, "a shallow network may lose accuracy"
 
 
-@pytest.mark.xfail(reason="NaN is not higher than any number")
 def test_a_training_that_broke_down_is_a_training_that_failed():
     broken = {(adjoint_failure.PAPER, adjoint_failure.LAST_LOSS, None): (0, math.nan)}
     assert all(each.passed for each in judged("adjoint-failure", broken))

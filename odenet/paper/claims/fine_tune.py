@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,6 +64,8 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
 def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     """Fine-tune the deep stage; all methods start from the same network."""
     start = _tied(cell.backend, cell.seed, cell.depth, choices)
+    if not math.isfinite(start.loss):
+        return tuple(cell.point(name, math.nan) for name in (BEFORE, AFTER, LOSS_BEFORE, LOSS_AFTER, BYTES))
     recipe, epochs = choices.sized(_QUICK, _REDUCED, _PAPER)
     done = train(
         cell,
@@ -80,8 +83,9 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
         AFTER: done.error,
         LOSS_BEFORE: start.loss,
         LOSS_AFTER: done.epochs[-1].loss,
-        BYTES: float(done.trainer.peak_bytes() or 0),
     }
+    if (most := done.trainer.peak_bytes()) is not None:
+        found[BYTES] = float(most)
     if residuals:
         found[CERTIFICATE] = max(residuals)
     return tuple(cell.point(name, value) for name, value in found.items())

@@ -42,7 +42,7 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     method = CURVES[cell.curve]
     done = train(cell, choices, spec, recipe, solver="euler", gradient=method, weights=spec.init(cell.seed))
     found = [cell.point(ERROR, done.error), cell.point(GUESSING, guessing(choices))]
-    if cell.curve == BACKPROP:
+    if cell.curve == BACKPROP and done.finished:
         batch = sample(choices, recipe, cell.seed)
         apart = errors(cell.backend, choices.device, spec, done.weights, "euler", batch, _METHODS)
         found += [cell.point(name, each.whole) for name, each in apart.items()]
