@@ -46,6 +46,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def require_writable(folder: Path) -> None:
+    """Raises FileError before any work is done, if the folder cannot be made or written to."""
+    probe = write_text(folder / ".writable", "")
+    probe.unlink()
+
+
 def _forget(temporary: str | None) -> None:
     if temporary is not None:
         Path(temporary).unlink(missing_ok=True)

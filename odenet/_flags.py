@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -183,6 +184,21 @@ def device() -> Callable[[Any], Any]:
     )
 
 
+def out(
+    default: str, text: str = "Folder of the results. An earlier run's results.* are kept there as results.previous.*."
+) -> Callable[[Any], Any]:
+    """`--out`, the folder of a job."""
+    kind = click.Path(path_type=Path)
+    return click.option("--out", type=kind, default=Path(default), show_default=True, help=text)
+
+
+def resume(
+    text: str = "Go on from the results in --out: only missing and failed cells are run.",
+) -> Callable[[Any], Any]:
+    """`--resume`, to go on from what is in `--out`."""
+    return click.option("--resume", is_flag=True, help=text)
+
+
 def seed() -> Callable[[Any], Any]:
     """`--seed`."""
     return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and data.")
@@ -197,7 +213,9 @@ __all__ = [
     "device",
     "dtype",
     "gradients",
+    "out",
     "problems",
+    "resume",
     "seed",
     "solvers",
     "tolerances",

@@ -15,17 +15,16 @@ import numpy as np
 
 from odenet import _registry
 from odenet._backend import Backend
-from odenet._files import write_text
+from odenet._files import require_writable, write_text
 from odenet._gradient import Gradient
 from odenet._gradients import Backprop
+from odenet._machine import machine
 from odenet._sample import Sample
 from odenet._solver import AnySolver
 from odenet._tables import console
 from odenet._weights import load_weights
 from odenet.compare.flags import grid_flags, network_flags, plan_of
 from odenet.compare.grid import Plan
-from odenet.compare.machine import machine
-from odenet.compare.results import require_writable
 from odenet.compare.units import error
 from odenet.data.digits import batch
 from odenet.doctor.checkup import diagnose

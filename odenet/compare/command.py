@@ -9,29 +9,26 @@ from typing import Any
 import click
 from rich.console import Console
 
+from odenet import _flags
+from odenet._machine import machine
 from odenet._tables import console
+from odenet.cells.run import report, run
 from odenet.compare.findings import findings
 from odenet.compare.flags import grid_flags, network_flags, number, plan_of
 from odenet.compare.grid import Plan
-from odenet.compare.machine import machine
 from odenet.compare.measure import measure
-from odenet.compare.progress import watch
-from odenet.compare.results import Results, read, require_writable, set_aside
+from odenet.compare.results import Results
+from odenet.compare.row import Row
 from odenet.compare.table import tables
+from odenet.compare.units import error, seconds
 
 
 @click.command("compare", context_settings={"help_option_names": ["-h", "--help"]})
 @grid_flags(depth=",".join(str(depth) for depth in Plan().depths))
 @network_flags
 @number("--repeats", "Times that each cell is timed; the median counts.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("results/compare"),
-    show_default=True,
-    help="Folder of the results. An earlier run's results.* are kept there as results.previous.*.",
-)
-@click.option("--resume", is_flag=True, help="Go on from the results in --out: only missing and failed cells are run.")
+@_flags.out("results/compare")
+@_flags.resume()
 @click.pass_context
 def command(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Compare solvers, gradient methods and backends on one network and real data (handwritten digits).
@@ -68,46 +65,16 @@ def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Cons
         InputError: the results there have other settings.
         BackendUnavailableError: none of the backends is installed.
     """
-    plan.require_a_backend()
-    require_writable(out)
-    results = _begin(plan, out, resume, messages)
-    interrupted = False
-    cells = results.todo()
-    try:
-        with watch(messages, cells) as progress:
-            for row in measure(results.plan, cells):
-                if not resume and not results.rows:
-                    _say(messages, "kept the earlier results as", set_aside(out))
-                results = results.add(row)
-                results.write(out)
-                progress.finished(row)
-    except KeyboardInterrupt:
-        interrupted = True
-        messages.print(f"interrupted: {results.missing()} cells are left; writing the report of the rest")
+    results, interrupted = run(Results(plan, machine(plan.backends)), out, resume, measure, _said, messages)
     from odenet.compare.report import write_report  # matplotlib takes a second: not before cells are timed
 
     for made in tables(results.rows, screen):
         screen.print(made)
     for finding in findings(results):
         screen.print(f"• {finding}", markup=False)
-    if results.rows:  # an earlier report is not replaced by an empty one
-        _say(messages, "wrote", [path for path in write_report(results, out) if path.suffix != ".svg"])
-    if interrupted:
-        messages.print("go on with: the same command and --resume", markup=False)
-        return 130
-    return 1 if any(row.failed for row in results.rows) else 0
+    return report(results, out, interrupted, write_report, messages)
 
 
-def _begin(plan: Plan, out: Path, resume: bool, messages: Console) -> Results:
-    here = machine(plan.backends)
-    earlier = read(out) if resume else None
-    if earlier is None:
-        if resume:
-            messages.print(f"there are no results in {out} yet: starting from the beginning", markup=False)
-        return Results(plan, here)
-    return earlier.resumed(plan, here)
-
-
-def _say(messages: Console, what: str, paths: list[Path]) -> None:
-    if paths:
-        messages.print(f"{what} {', '.join(map(str, paths))}", markup=False)
+def _said(row: Row) -> str:
+    how = f"error {error(row.gradient_error)}" if row.ok else row.status
+    return f"{how}, {seconds(row.cell_seconds)}"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from odenet import _registry
-from odenet._errors import BackendUnavailableError, FileError, InputError
+from odenet._errors import InputError
 from odenet._gradients import Backprop, Gradient, gradient
 from odenet._names import lookup
 from odenet._nets import Block, NetSpec
 from odenet._solver import AnySolver, solver
+from odenet.cells.plan import CellPlan
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
 Key = tuple[str, str, str, int]
 _ALONG = {name: name for name in ("auto", "piecewise", "linear", "shared")}
-_GRID = ("backends", "solvers", "gradients", "depths")  # what may grow when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(CellPlan):
     """All options of a comparison.
 
     Args:
@@ -61,6 +60,9 @@ class Plan:
         InputError: an option that cannot be used, here or by `NetSpec`.
     """
 
+    grid: ClassVar = ("backends", "solvers", "gradients", "depths")
+    records: ClassVar = {"solvers": ("label", solver), "gradients": ("label", gradient)}
+
     backends: tuple[str, ...] = ("torch", "jax")
     solvers: tuple[AnySolver, ...] = tuple(solver(name) for name in ("euler", "heun", "rk4"))
     gradients: tuple[Gradient, ...] = tuple(
@@ -81,17 +83,12 @@ class Plan:
     repeats: int = 3
 
     def __post_init__(self) -> None:
-        for name in _GRID:
-            if not getattr(self, name):
-                raise InputError(f"a comparison without {name}", f"at least one of {name}")
+        self.check("a comparison")
         lookup("kind of weights along depth", self.along, _ALONG)
-        lookup("number type", self.dtype, {"float32": 0, "float64": 0})
         for name in ("batch", "repeats"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name}={value!r} of a comparison", "a whole number, at least 1")
-        for name in self.backends:
-            _registry.entry(name)
         for depth in self.depths:
             self.spec(self.solvers[0], depth)
 
@@ -132,66 +129,18 @@ class Plan:
                 return name
         return None
 
-    def require_a_backend(self) -> None:
-        """Raises BackendUnavailableError if none of the backends is installed."""
-        entries = [_registry.entry(name) for name in self.backends]
-        if not any(entry.available for entry in entries):
-            raise BackendUnavailableError(
-                f"none of the backends {', '.join(self.backends)} is available",
-                "at least one that is installed",
-                " or ".join(entry.install for entry in entries),
-            )
-
     def to_json(self) -> dict[str, Any]:
         """Plain data: names instead of records, and the reference backend of each solver."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain["backends"] = list(self.backends)
-        plain["solvers"] = [each.label for each in self.solvers]
-        plain["gradients"] = [each.label for each in self.gradients]
-        plain["depths"] = list(self.depths)
-        plain["reference"] = {each.label: self.reference(each) for each in self.solvers}
-        return plain
+        return super().to_json() | {"reference": {each.label: self.reference(each) for each in self.solvers}}
 
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` wrote.
-
-        Raises:
-            FileError: data that is no plan of this version of odenet.
-        """
-        try:
-            options: dict[str, Any] = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
-            options["solvers"] = tuple(solver(name) for name in plain["solvers"])
-            options["gradients"] = tuple(gradient(label) for label in plain["gradients"])
-            options |= {name: tuple(options[name]) for name in _GRID}
-            return cls(**options)
-        except (KeyError, TypeError, InputError) as error:
-            raise FileError(
-                f"the plan in these results cannot be read ({error})", "a plan that odenet wrote"
-            ) from error
-
-    def continued_from(self, old: Plan) -> Plan:
-        """This plan with the grid of an earlier one added, for a run that goes on where the earlier one stopped.
-
-        Raises:
-            InputError: the earlier run had another network, data, number type or reference: its numbers cannot stand
-                in one table with those of this plan.
-        """
-        changed = [
-            f"{field.name} was {getattr(old, field.name)} and is {getattr(self, field.name)}"
-            for field in dataclasses.fields(self)
-            if field.name not in _GRID and getattr(old, field.name) != getattr(self, field.name)
-        ]
-        changed += [
+    def changed_from(self, old: Plan) -> list[str]:
+        """Another network, data, number type or reference, in words."""
+        return super().changed_from(old) + [
             f"the reference of {each.name} came from {old.reference(each)} and would come from {self.reference(each)}"
             for each in self.solvers
             if each in old.solvers and old.reference(each) != self.reference(each)
         ]
-        if changed:
-            raise InputError(
-                f"the results to resume were measured with other settings: {'; '.join(changed)}",
-                "the same settings; backends, solvers, gradients and depths may be added",
-                "give the earlier settings, leave --resume out, or choose another --out",
-            )
-        grown = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(old, name)))) for name in _GRID}
-        return dataclasses.replace(self, **grown | {"depths": tuple(sorted(grown["depths"]))})
+
+    def in_order(self) -> Self:
+        """With depths that go up."""
+        return dataclasses.replace(self, depths=tuple(sorted(self.depths)))

@@ -20,9 +20,10 @@ from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients import Backprop, Cost
 from odenet._nets import NetSpec
 from odenet._solver import AnySolver
+from odenet.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
 from odenet.compare.difference import cosine_distance, flat, largest, relative
 from odenet.compare.grid import Cell, Plan
-from odenet.compare.row import NOT_AVAILABLE, NOT_OFFERED, OK, Row
+from odenet.compare.row import Row
 from odenet.data.digits import batch
 
 

@@ -8,15 +8,12 @@ from typing import Any
 
 from odenet import _rows
 from odenet._rows import column as _column
+from odenet.cells.row import CellRow
 from odenet.compare.grid import Key
-
-OK = "ok"
-NOT_OFFERED = "not offered"
-NOT_AVAILABLE = "not available"
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(CellRow):
     """What one cell gave; the fields are the columns of results.csv. None stands where nothing was measured."""
 
     backend: str = _column("framework that ran the cell", "")
@@ -60,16 +57,6 @@ class Row:
     def key(self) -> Key:
         """The cell that the row belongs to."""
         return self.backend, self.solver, self.gradient, self.depth
-
-    @property
-    def ok(self) -> bool:
-        """Whether the cell was measured."""
-        return self.status == OK
-
-    @property
-    def failed(self) -> bool:
-        """Whether the cell was tried and ended with an error."""
-        return not self.ok and not self.status.startswith((NOT_OFFERED, NOT_AVAILABLE))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; infinity and NaN, which JSON has not, as the strings "inf", "-inf" and "nan"."""

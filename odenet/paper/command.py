@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from rich.console import Console
 
 from odenet import _flags, _registry
 from odenet._errors import BackendUnavailableError, InputError
+from odenet._files import require_writable
+from odenet._machine import machine
 from odenet._names import lookup
 from odenet._tables import console, table
-from odenet.compare.machine import machine
-from odenet.compare.progress import watch
-from odenet.compare.results import require_writable
+from odenet.cells.progress import watch
+from odenet.cells.run import GO_ON
 from odenet.paper.reproduction import SCALES, Choices, Reproduction, reproductions
 from odenet.paper.results import Results, read
 
@@ -39,21 +39,15 @@ from odenet.paper.results import Results, read
     help="How large: for a look, for minutes on a CPU, or as in the paper.",
 )
 @click.option("--quick", is_flag=True, help="The same as --scale quick.")
-@click.option("--device", default="cpu", show_default=True, help="Device, as `odenet list backends` names it.")
+@_flags.device()
 @click.option(
     "--data",
     type=click.Path(file_okay=False, exists=True),
     show_default="embedded digits",
     help="Images to train on: where cifar-10-batches-py, or train and val, are.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("results/reproduce"),
-    show_default=True,
-    help="Folder of the report, with a folder for each name.",
-)
-@click.option("--resume", is_flag=True, help="Go on from the points in --out: only missing cells are run.")
+@_flags.out("results/reproduce", "Folder of the report, with a folder for each name.")
+@_flags.resume("Go on from the points in --out: only missing cells are run.")
 @click.pass_context
 def command(context: click.Context, names: tuple[str, ...], out: Path, resume: bool, **options: Any) -> None:
     """Reproduce figures of Sander, Ablin and Peyre (NeurIPS 2022); without a NAME, list them.
@@ -127,7 +121,7 @@ def reproduce(
                 results = grown
                 results.write(folder)
         except KeyboardInterrupt:  # no verdict: an order of half the depths is none
-            messages.print("interrupted; go on with: the same command and --resume", markup=False)
+            messages.print(f"interrupted; {GO_ON}", markup=False)
             return 130
         done.append((each, results))
         from odenet.paper.report import verdict_table, write_one, write_page  # matplotlib takes a second
@@ -144,19 +138,11 @@ def reproduce(
 def _run(reproduction: Reproduction, results: Results, messages: Console) -> Iterator[Results]:
     """The results after each missing cell."""
     cells = results.todo(reproduction)
-    with watch(messages, cells, lambda done: done.text) as progress:
+    with watch(messages, cells) as progress:
         for cell in cells:
             start = time.perf_counter()
             points = reproduction.measure(cell, results.choices)
             results = results.add(points, time.perf_counter() - start)
             yield results
-            progress.finished(_Done(f"{points[0].quantity} {points[0].value:.2e}"))
+            progress.finished(f"{points[0].quantity} {points[0].value:.2e}")
     yield results
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What `watch` says of a finished cell."""
-
-    text: str
-    ok: bool = True

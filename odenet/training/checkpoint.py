@@ -10,13 +10,12 @@ longer names is deleted after that. No file is a pickle.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odenet._errors import FileError
+from odenet import _resume
 from odenet._files import write_text
 from odenet._rows import as_csv, from_json, to_json
 from odenet._weights import load_weights, save_weights
@@ -53,7 +52,7 @@ class Run:
     Args:
         plan: its options.
         images: what it learns from, as plain data that would differ for other images.
-        machine: where it began, as `odenet.compare.machine.machine` tells it.
+        machine: where it began, as `odenet._machine.machine` tells it.
         rows: one an epoch.
         test: at the end.
     """
@@ -88,7 +87,6 @@ class Run:
     def write(self, folder: Path) -> None:
         """run.json and log.csv; then files that are no longer needed are deleted."""
         plain = {
-            "format": FORMAT,
             "plan": self.plan.to_json(),
             "images": dict(self.images),
             "machine": dict(self.machine),
@@ -97,7 +95,7 @@ class Run:
             "test": None if self.test is None else vars(self.test),
             "rows": [to_json(row) for row in self.rows],
         }
-        write_text(folder / RUN, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+        _resume.write(folder / RUN, FORMAT, plain)
         write_text(folder / LOG, as_csv(Row, self.rows))
         self.sweep(folder)
 
@@ -131,21 +129,12 @@ def read(folder: Path) -> Run | None:
     Raises:
         FileError: a run.json that this version of odenet did not write.
     """
-    path = folder / RUN
-    try:
-        plain: Any = json.loads(path.read_text(encoding="utf-8"))
-        if plain["format"] != FORMAT:
-            raise ValueError(f"its format is {plain['format']!r}")
-        rows = tuple(from_json(Row, row) for row in plain["rows"])
-        if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
-            raise ValueError("its epochs are not 1, 2, 3, ...")
-        test = None if plain["test"] is None else Outcome(**plain["test"])
-        return Run(Plan.from_json(plain["plan"]), plain["images"], plain["machine"], rows, test)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(
-            f"{path} cannot be read ({error})",
-            "a run.json that this version of odenet train wrote",
-            "choose another --out",
-        ) from error
+    return _resume.read(folder / RUN, FORMAT, "odenet train", _built, "choose another --out")
+
+
+def _built(plain: Mapping[str, Any]) -> Run:
+    rows = tuple(from_json(Row, row) for row in plain["rows"])
+    if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
+        raise ValueError("its epochs are not 1, 2, 3, ...")
+    test = None if plain["test"] is None else Outcome(**plain["test"])
+    return Run(Plan.from_json(plain["plan"]), plain["images"], plain["machine"], rows, test)

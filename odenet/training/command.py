@@ -92,14 +92,8 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 )
 @_flag("--validation", float, "Part of the training images that chooses the best epoch.")
 @_flag("--limit-train", click.IntRange(min=2), "Use this many training images.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("results/train"),
-    show_default=True,
-    help="Folder of the run.",
-)
-@click.option("--resume", is_flag=True, help="Go on after the last whole epoch of the run in --out, bit for bit.")
+@_flags.out("results/train", "Folder of the run.")
+@_flags.resume("Go on after the last whole epoch of the run in --out, bit for bit.")
 @click.pass_context
 def command(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Train a network on images, with any solver and gradient method.

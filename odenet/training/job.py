@@ -13,12 +13,12 @@ from rich.console import Console
 
 from odenet import _registry
 from odenet._errors import FileError, GradientError, InputError
+from odenet._files import require_writable
 from odenet._gradients import gradient
+from odenet._machine import machine
 from odenet._solver import solver
 from odenet._trainer import Trainer
 from odenet._weights import save_weights
-from odenet.compare.machine import machine
-from odenet.compare.results import require_writable
 from odenet.data.images import ImageSet, moments
 from odenet.data.sets import image_set
 from odenet.training import events

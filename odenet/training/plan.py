@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from odenet import _registry
-from odenet._errors import FileError, InputError
+from odenet._errors import InputError
 from odenet._gradients import gradient
 from odenet._names import lookup
 from odenet._nets import Block, NetSpec
+from odenet._resume import changes, reading
 from odenet._solver import solver
 from odenet.data.images import ImageSet
 from odenet.data.sets import NAMES
@@ -131,18 +132,12 @@ class Plan:
         Raises:
             FileError: data that is no plan of this version of odenet.
         """
-        try:
+        with reading("the plan of this run", "a plan that odenet wrote"):
             return cls(**plain)
-        except (TypeError, InputError) as error:
-            raise FileError(f"the plan of this run cannot be read ({error})", "a plan that odenet wrote") from error
 
     def require_same(self, earlier: Plan) -> None:
         """Raises InputError unless a run of that plan can go on with this one; its files may have moved."""
-        changed = [
-            f"{field.name} was {getattr(earlier, field.name)} and is {getattr(self, field.name)}"
-            for field in dataclasses.fields(self)
-            if field.name != "data_dir" and getattr(earlier, field.name) != getattr(self, field.name)
-        ]
+        changed = changes(vars(earlier), vars(self) | {"data_dir": earlier.data_dir})
         if changed:
             raise InputError(
                 f"the run to resume has other settings: {'; '.join(changed)}",

@@ -10,14 +10,13 @@ import click
 from rich.console import Console
 
 from odenet import _flags, _registry
+from odenet._machine import machine
 from odenet._tables import console
-from odenet.compare.machine import machine
-from odenet.compare.progress import watch
-from odenet.compare.results import require_writable, set_aside
+from odenet.cells.run import report, run
 from odenet.compare.units import error, seconds
 from odenet.work_precision.measure import measure
 from odenet.work_precision.plan import Plan
-from odenet.work_precision.results import Results, read
+from odenet.work_precision.results import Results
 from odenet.work_precision.row import Row
 from odenet.work_precision.table import tables
 
@@ -36,14 +35,8 @@ _PLURAL = {"problem": "problems", "backend": "backends", "solver": "solvers", "r
 @click.option(
     "--max-steps", type=click.IntRange(min=1), default=20000, show_default=True, help="Steps tried in a solve."
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("results/work-precision"),
-    show_default=True,
-    help="Folder of the results. An earlier run's results.* are kept there as results.previous.*.",
-)
-@click.option("--resume", is_flag=True, help="Go on from the results in --out: only missing and failed cells are run.")
+@_flags.out("results/work-precision")
+@_flags.resume()
 @click.pass_context
 def command(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
     """Error against field evaluations and against seconds, for all backends in one figure.
@@ -82,44 +75,15 @@ def work_precision(plan: Plan, out: Path, resume: bool, screen: Console, message
         InputError: the results there have other options.
         BackendUnavailableError: none of the backends is installed.
     """
-    plan.require_a_backend()
-    require_writable(out)
-    here = machine(plan.backends)
-    earlier = read(out) if resume else None
-    results = Results(plan, here) if earlier is None else earlier.resumed(plan, here)
-    if resume and earlier is None:
-        messages.print(f"there are no results in {out} yet: starting from the beginning", markup=False)
-    interrupted = False
-    cells = results.todo()
-    try:
-        with watch(messages, cells, _said) as progress:
-            for row in measure(results.plan, cells):
-                if not resume and not results.rows:
-                    _say(messages, "kept the earlier results as", set_aside(out))
-                results = results.add(row)
-                results.write(out)
-                progress.finished(row)
-    except KeyboardInterrupt:
-        interrupted = True
-        messages.print(f"interrupted: {results.missing()} cells are left; writing the report of the rest")
+    results, interrupted = run(Results(plan, machine(plan.backends)), out, resume, measure, _said, messages)
     from odenet.work_precision.report import write_report  # matplotlib takes a second: not before cells are timed
 
     for made in tables([row for row in results.rows if not row.skipped]):
         screen.print(made)
-    if results.rows:  # an earlier report is not replaced by an empty one
-        _say(messages, "wrote", [path for path in write_report(results, out) if path.suffix != ".svg"])
-    if interrupted:
-        messages.print("go on with: the same command and --resume", markup=False)
-        return 130
-    return 1 if any(row.failed for row in results.rows) else 0
+    return report(results, out, interrupted, write_report, messages)
 
 
 def _said(row: Row) -> str:
     if not row.ok:
         return row.result or row.status
     return f"error {error(row.error)}, {row.f_evaluations} f, {seconds(row.solve_seconds)}"
-
-
-def _say(messages: Console, what: str, paths: list[Path]) -> None:
-    if paths:
-        messages.print(f"{what} {', '.join(map(str, paths))}", markup=False)

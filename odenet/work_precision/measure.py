@@ -16,8 +16,9 @@ from odenet._gradients import Backprop
 from odenet._reference import arrays, mixed_error, reference, relative_error
 from odenet._solution import Result, Solution, Stats
 from odenet._timing import seconds
+from odenet.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
 from odenet.work_precision.plan import Cell, Plan, estimates, groups
-from odenet.work_precision.row import NOT_AVAILABLE, NOT_OFFERED, OK, Row
+from odenet.work_precision.row import Row
 
 _FAILURES = (OdenetError, RuntimeError, MemoryError)
 _BUDGET = 2.0  # seconds that the repeats of a group may take

@@ -10,11 +10,11 @@ from rich.progress import Progress
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import write_atomically, write_text
 from odenet._gradients import Backprop
+from odenet._machine import machine
 from odenet._problem import adaptive_solvers
 from odenet._registry import backend, entry
 from odenet._rows import as_csv
 from odenet._tables import console
-from odenet.compare.machine import machine
 from odenet.work_precision.measure import measure
 from odenet.work_precision.plan import Plan, estimates
 from odenet.work_precision.results import Results

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal, Self
 
-from odenet import _registry
 from odenet._delegated import DelegatedSolver
-from odenet._errors import BackendUnavailableError, FileError, InputError
-from odenet._names import lookup
+from odenet._errors import InputError
 from odenet._problems import problem_named
 from odenet._solver import AnySolver, solver
 from odenet._solvers import Solver
 from odenet._test_problem import TestProblem
+from odenet.cells.plan import CellPlan
 
 Key = tuple[str, str, str, float]
-_GRID = ("problems", "backends", "solvers", "tolerances")  # what may grow when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(CellPlan):
     """All options of a diagram.
 
     Args:
@@ -58,6 +56,9 @@ class Plan:
         InputError: an option that cannot be used.
     """
 
+    grid: ClassVar = ("problems", "backends", "solvers", "tolerances")
+    records: ClassVar = {"problems": ("name", problem_named), "solvers": ("label", solver)}
+
     problems: tuple[TestProblem, ...]
     backends: tuple[str, ...]
     solvers: tuple[AnySolver, ...]
@@ -69,12 +70,7 @@ class Plan:
     max_steps: int = 20000
 
     def __post_init__(self) -> None:
-        for name in _GRID:
-            if not getattr(self, name):
-                raise InputError(f"a work-precision diagram without {name}", f"at least one of {name}")
-        lookup("number type", self.dtype, {"float32": 0, "float64": 0})
-        for name in self.backends:
-            _registry.entry(name)
+        self.check("a work-precision diagram")
         if not all(0 < tolerance < 1 for tolerance in self.tolerances):
             raise InputError(f"tolerances {self.tolerances}", "numbers between 0 and 1")
 
@@ -89,63 +85,9 @@ class Plan:
             for backend in self.backends
         )
 
-    def require_a_backend(self) -> None:
-        """Raises BackendUnavailableError if none of the backends is installed."""
-        entries = [_registry.entry(name) for name in self.backends]
-        if not any(entry.available for entry in entries):
-            raise BackendUnavailableError(
-                f"none of the backends {', '.join(self.backends)} is available",
-                "at least one that is installed",
-                " or ".join(entry.install for entry in entries),
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: names instead of records."""
-        return {
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
-            "problems": [each.name for each in self.problems],
-            "backends": list(self.backends),
-            "solvers": [each.label for each in self.solvers],
-            "tolerances": list(self.tolerances),
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` wrote.
-
-        Raises:
-            FileError: data that is no plan of this version of odenet.
-        """
-        try:
-            options: dict[str, Any] = {field.name: plain[field.name] for field in dataclasses.fields(cls)}
-            options["problems"] = tuple(problem_named(name) for name in plain["problems"])
-            options["solvers"] = tuple(solver(name) for name in plain["solvers"])
-            options |= {name: tuple(options[name]) for name in _GRID}
-            return cls(**options)
-        except (KeyError, TypeError, InputError) as error:
-            raise FileError(
-                f"the plan in these results cannot be read ({error})", "a plan that odenet wrote"
-            ) from error
-
-    def continued_from(self, old: Plan) -> Plan:
-        """This plan with the grid of an earlier one added, for a run that goes on where the earlier one stopped.
-
-        Raises:
-            InputError: options beside the grid differ.
-        """
-        changed = [
-            f"{field.name} was {getattr(old, field.name)} and is {getattr(self, field.name)}"
-            for field in dataclasses.fields(self)
-            if field.name not in _GRID and getattr(old, field.name) != getattr(self, field.name)
-        ]
-        if changed:
-            raise InputError(
-                f"the results to resume have other options: {'; '.join(changed)}",
-                f"the same options, but for {', '.join(_GRID)}",
-                "leave --resume out, or choose another --out",
-            )
-        grown = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(old, name)))) for name in _GRID}
-        return dataclasses.replace(self, **grown | {"tolerances": tuple(sorted(grown["tolerances"], reverse=True))})
+    def in_order(self) -> Self:
+        """With tolerances that go down."""
+        return dataclasses.replace(self, tolerances=tuple(sorted(self.tolerances, reverse=True)))
 
 
 def estimates(solver: AnySolver) -> bool:

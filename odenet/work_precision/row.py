@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from odenet._rows import column, columns
+from odenet.cells.row import CellRow
 from odenet.work_precision.plan import Key
-
-OK = "ok"
-NOT_OFFERED = "not offered"
-NOT_AVAILABLE = "not available"
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(CellRow):
     """What one cell gave; the fields are the columns of results.csv. None stands where nothing was measured."""
 
     problem: str = column("test problem, as `odenet list problems` names it", "")
@@ -44,17 +41,7 @@ class Row:
     @property
     def ok(self) -> bool:
         """Whether the cell was solved, to t1."""
-        return self.status == OK and self.result == "success"
-
-    @property
-    def skipped(self) -> bool:
-        """Whether there was nothing to run."""
-        return self.status.startswith((NOT_OFFERED, NOT_AVAILABLE))
-
-    @property
-    def failed(self) -> bool:
-        """Whether the cell was tried and ended with an error (a solve that was given up is no error)."""
-        return self.status != OK and not self.skipped
+        return super().ok and self.result == "success"
 
 
 COLUMNS: dict[str, str] = columns(Row)

@@ -9,8 +9,9 @@ from rich.table import Table
 from odenet._problems import PROBLEMS
 from odenet._reference import reference
 from odenet._tables import table
+from odenet.cells.row import OK
 from odenet.compare.units import error, seconds
-from odenet.work_precision.row import OK, Row
+from odenet.work_precision.row import Row
 
 _COLUMNS = "backend|solver|>rtol|>error|>error/rtol|>relative|>f|>accepted|>rejected|>first call|>time|result"
 

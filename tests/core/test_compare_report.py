@@ -19,7 +19,7 @@ from odenet.compare.grid import Plan
 from odenet.compare.measure import measure
 from odenet.compare.page import page
 from odenet.compare.report import write_report
-from odenet.compare.results import Results, read
+from odenet.compare.results import Results
 from odenet.compare.row import Row
 from odenet.compare.summary import curves
 from odenet.compare.table import tables
@@ -183,7 +183,7 @@ def test_the_results_on_disk_are_whole_at_any_moment(fake, quick, tmp_path):
     seen = []
 
     def look(model):
-        kept = read(tmp_path)
+        kept = Results.read(tmp_path)
         seen.append(len(kept.rows) if kept else 0)
         assert not list(tmp_path.glob(".*"))  # no half-written file
 
@@ -202,7 +202,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(fake, quick, tmp_path):
     assert stopped.exit_code == 130
     assert "--resume" in stopped.stderr
     assert "7 cells are left" in stopped.stderr
-    kept = read(tmp_path)
+    kept = Results.read(tmp_path)
     assert kept is not None
     assert [row.key[1:] for row in kept.rows] == fake.measured
 
@@ -211,7 +211,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(fake, quick, tmp_path):
     assert done.exit_code == 0, done.output
     assert fake.measured[5:] == [cell.key[1:] for cell in kept.plan.cells()[5:]]
     assert fake.measured[:5] == before
-    whole = read(tmp_path)
+    whole = Results.read(tmp_path)
     assert whole is not None
     assert whole.missing() == 0
     assert whole.rows[:5] == kept.rows
@@ -231,7 +231,7 @@ def test_resume_may_add_to_the_grid(fake, quick, tmp_path):
     run(tmp_path)
     assert run(tmp_path, "--resume", "--gradient", "discrete-adjoint:iterations=2").exit_code == 0
     assert fake.measured[CELLS:] == [("euler", "discrete-adjoint:iterations=2", n) for n in (2, 4, 8)]
-    kept = read(tmp_path)
+    kept = Results.read(tmp_path)
     assert kept is not None
     assert len(kept.rows) == CELLS + 3
 
@@ -260,7 +260,16 @@ def test_resume_refuses_other_settings_and_other_machines(fake, quick, tmp_path)
     assert "cpu was an abacus" in str(_error(tmp_path, "--resume", kind=InputError))
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "somebody else\'s"}', '{"format": "odenet compare 1", "rows'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"format": "somebody else\'s"}',
+        '{"format": "odenet compare 1"}',
+        '{"format": "odenet compare 1", "rows',
+    ],
+)
 def test_resume_refuses_what_it_did_not_write(fake, quick, tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     assert "results.json" in str(_error(tmp_path, "--resume", kind=FileError))

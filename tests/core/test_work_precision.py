@@ -21,7 +21,7 @@ from odenet.solving import command as solve_command
 from odenet.work_precision import report
 from odenet.work_precision.measure import measure
 from odenet.work_precision.plan import Plan
-from odenet.work_precision.results import Results, read
+from odenet.work_precision.results import Results
 from odenet.work_precision.row import COLUMNS, Row
 
 calls: list[tuple[str, float]] = []
@@ -150,7 +150,7 @@ def test_what_cannot_be_run_is_a_row_that_says_why():
 
 def test_evaluations_that_are_not_counted_are_left_out(tmp_path):
     benchmark(tmp_path, *QUICK[:2], "--backend", "toy", "--solver", "tsit5", "--rtol", "1e-3,1e-4")
-    first, _ = read(tmp_path).rows
+    first, _ = Results.read(tmp_path).rows
     assert first.ok
     assert first.f_evaluations is None
     assert (tmp_path / "work_precision.png").exists()
@@ -204,7 +204,7 @@ def test_a_plan_and_its_results_survive_the_disk(tmp_path):
     for row in rows(made)[:3]:
         results = results.add(row)
     results.write(tmp_path)
-    again = read(tmp_path)
+    again = Results.read(tmp_path)
     assert again == results
     assert again.missing() == len(made.cells()) - 3
     with (tmp_path / "results.csv").open() as file:
@@ -212,10 +212,10 @@ def test_a_plan_and_its_results_survive_the_disk(tmp_path):
 
 
 def test_results_of_another_format_are_refused(tmp_path):
-    assert read(tmp_path) is None
+    assert Results.read(tmp_path) is None
     (tmp_path / "results.json").write_text('{"format": "odenet compare 1"}')
     with pytest.raises(FileError, match="not in the format"):
-        read(tmp_path)
+        Results.read(tmp_path)
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_a_resumed_run_may_grow_but_not_change(tmp_path):
     with pytest.raises(InputError, match="max_steps was 20000 and is 7"):
         benchmark(tmp_path, *QUICK, "--resume", "--max-steps", "7")
     with pytest.raises(InputError, match="another machine"):
-        read(tmp_path).resumed(read(tmp_path).plan, {"cpu": "another"})
+        Results.read(tmp_path).resumed(Results.read(tmp_path).plan, {"cpu": "another"})
 
 
 @pytest.mark.usefixtures("undrawn")

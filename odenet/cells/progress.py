@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from odenet.compare.row import Row
-from odenet.compare.units import error, seconds
-
 
 class Watch:
     """Says which cell runs, and how each ended: a bar on a terminal, a line a cell anywhere else."""
 
-    def __init__(self, console: Console, cells: Sequence[Any], how: Callable[[Any], str], bar: Progress | None) -> None:
-        self._console, self._cells, self._how, self._bar, self._done = console, cells, how, bar, 0
+    def __init__(self, console: Console, cells: Sequence[Any], bar: Progress | None) -> None:
+        self._console, self._cells, self._bar, self._done = console, cells, bar, 0
         self._task = bar.add_task("", total=len(cells)) if bar is not None else None
         self._announce()
 
-    def finished(self, row: Any) -> None:
-        """The next cell is done."""
+    def finished(self, how: str, ok: bool = True) -> None:
+        """The next cell is done, and this is to be said of it; what is not ok stays on a terminal, too."""
         self._done += 1
         if self._bar is None:
             cell = self._cells[self._done - 1]
-            self._console.print(f"[{self._done}/{len(self._cells)}] {cell}: {self._how(row)}", markup=False)
-        elif not row.ok:
-            self._bar.console.print(f"{self._cells[self._done - 1]}: {self._how(row)}", markup=False, style="red")
+            self._console.print(f"[{self._done}/{len(self._cells)}] {cell}: {how}", markup=False)
+        elif not ok:
+            self._bar.console.print(f"{self._cells[self._done - 1]}: {how}", markup=False, style="red")
         self._announce()
 
     def _announce(self) -> None:
@@ -39,24 +36,17 @@ class Watch:
 
 
 @contextmanager
-def watch(console: Console, cells: Sequence[Any], how: Callable[[Any], str] | None = None) -> Iterator[Watch]:
+def watch(console: Console, cells: Sequence[Any]) -> Iterator[Watch]:
     """A `Watch` over cells. The bar is drawn between cells only: a thread that redraws it would disturb times.
 
     Args:
         console: where it is told.
         cells: with a `str` each.
-        how: what is said of a finished row, which has a property `ok`; left out, it is a row of a comparison.
     """
-    how = _compared if how is None else how
     if not console.is_terminal:
-        yield Watch(console, cells, how, None)
+        yield Watch(console, cells, None)
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     shape = (*columns, TextColumn("{task.description}", markup=False))
     with Progress(*shape, console=console, auto_refresh=False, transient=True, speed_estimate_period=600) as bar:
-        yield Watch(console, cells, how, bar)
-
-
-def _compared(row: Row) -> str:
-    how = f"error {error(row.gradient_error)}" if row.ok else row.status
-    return f"{how}, {seconds(row.cell_seconds)}"
+        yield Watch(console, cells, bar)

@@ -1,0 +1,69 @@
+"""What a job leaves on disk to go on from: a JSON file that names its format, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from odenet._errors import FileError, OdenetError
+from odenet._files import write_text
+
+Kind = TypeVar("Kind")
+START_ANEW = "leave --resume out, or choose another --out"
+
+
+def as_text(form: str, plain: Mapping[str, Any], indent: int | None = 1) -> str:
+    """Plain data as JSON, under the name of its format."""
+    return json.dumps({"format": form, **plain}, indent=indent, allow_nan=False) + "\n"
+
+
+def write(path: Path, form: str, plain: Mapping[str, Any], indent: int | None = 1) -> None:
+    """`as_text`, atomically.
+
+    Raises:
+        FileError: the folder cannot be written to.
+    """
+    write_text(path, as_text(form, plain, indent))
+
+
+def read(
+    path: Path, form: str, command: str, build: Callable[[dict[str, Any]], Kind], remedy: str = START_ANEW
+) -> Kind | None:
+    """What `write` left; None where there is no file.
+
+    Args:
+        path: of the file.
+        form: the format that it names.
+        command: what wrote it, for people.
+        build: makes of the plain data what it stands for.
+        remedy: what to do about a file that is something else.
+
+    Raises:
+        FileError: a file that this version of the command did not write.
+    """
+    with reading(str(path), f"a {path.name} that this version of {command} wrote", remedy):
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        if not isinstance(plain, dict) or plain.get("format") != form:
+            raise ValueError(f"it is not in the format {form!r}")
+        return build(plain)
+
+
+@contextmanager
+def reading(what: str, allowed: str, remedy: str = "") -> Iterator[None]:
+    """Errors that strange data lead to, as a FileError that says of what."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error.given if isinstance(error, OdenetError) else error
+        raise FileError(f"{what} cannot be read ({reason})", allowed, remedy) from error
+
+
+def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`depth was 8 and is 16`, of each name of both whose values differ."""
+    return [f"{name} was {was[name]} and is {value}" for name, value in now.items() if was.get(name, value) != value]
