@@ -78,10 +78,10 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
         over_depth(error, values(points, curve, ERROR), curve, index, line)
     finish(error, "test error", "Test error over depth")
     error.set_yscale("linear")
-    for curve, line, index in _styles():
+    for place, (curve, line, index) in enumerate(_styles()):
         if curve in _REFERENCE:
             gaps = _gaps(points, curve)
-            places = [n * 1.04**index for n in gaps]  # side by side
+            places = [n * 1.05**place for n in gaps]  # side by side
             middle = [statistics.mean(each) for each in gaps.values()]
             ends = [(m - min(each), max(each) - m) for m, each in zip(middle, gaps.values(), strict=True)]
             apart.errorbar(
