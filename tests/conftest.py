@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("odenet", deadline=None)
 settings.load_profile("odenet")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_objects_to_collect() -> None:
+    """What the frameworks and earlier tests hold is not looked through again: jobs collect before each measurement."""
+    gc.collect()
+    gc.freeze()

@@ -42,7 +42,7 @@ from odenet.paper.results import Results, read
 @_flags.device()
 @click.option(
     "--data",
-    type=click.Path(file_okay=False, exists=True),
+    type=click.Path(file_okay=False),
     show_default="embedded digits",
     help="Images to train on: where cifar-10-batches-py, or train and val, are.",
 )

@@ -666,7 +666,11 @@ ALONE: dict[str, Case] = {
         UnsupportedError,
         r"picky does not offer solver rk4.*odenet list backends",
     ),
-    "unknown network block": (lambda fw: NetSpec(block="dense"), UnknownNameError, r"block called 'dense'.*conv, mlp"),
+    "unknown network block": (
+        lambda fw: NetSpec(block="dense"),
+        UnknownNameError,
+        r"block called 'dense'.*conv, bottleneck, mlp",
+    ),
     "a network with one number as its inputs": (
         lambda fw: NetSpec(inputs=64),
         InputError,

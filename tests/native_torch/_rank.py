@@ -7,6 +7,7 @@ with the whole batch.
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import torch
@@ -76,8 +77,10 @@ def main(rank: int, path: str) -> None:
             kept = DistributedDataParallel(model(gradient, unused=True), find_unused_parameters=True)
             found[f"unused {gradient}"] = apart(step(kept, mine), step(model(gradient, unused=True), whole))
     if rank == 0:
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of Gloo that still run would end the interpreter with an abort, now and then
 
 
 if __name__ == "__main__":
