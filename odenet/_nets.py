@@ -262,6 +262,14 @@ class NetSpec:
         blocks = ("block.", *(unit.name for some in units(self) for unit in some))
         return tuple(block + name for block in blocks for name in last(self))
 
+    def untied(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Weights of this network from those of the same network with `along="shared"`: its block for each layer."""
+        import numpy as np
+
+        return {
+            name: np.repeat(w, self.layers, axis=0) if name.startswith("block.") else w for name, w in weights.items()
+        }
+
     def check(self, weights: Mapping[str, np.ndarray]) -> None:
         """Raises InputError or NonFiniteError unless `weights` are those of this spec."""
         import numpy as np

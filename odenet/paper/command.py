@@ -111,7 +111,7 @@ def reproduce(
 
         here = {**here, "images": chosen_images(choices).origin}
         messages.print(f"images: {here['images']}", markup=False)
-    done: list[tuple[Reproduction, Results]] = []
+    done: list[Finished] = []
     for each in dict.fromkeys(chosen):
         folder = out / each.name
         earlier = read(folder) if resume else None
@@ -123,16 +123,14 @@ def reproduce(
         except KeyboardInterrupt:  # no verdict: an order of half the depths is none
             messages.print(f"interrupted; {GO_ON}", markup=False)
             return 130
-        done.append((each, results))
-        from odenet.paper.report import verdict_table, write_one, write_page  # matplotlib takes a second
+        from odenet.paper.report import Finished, verdict_table, write_one, write_page  # matplotlib takes a second
 
-        screen.print(verdict_table(each, results))
-        paths = write_one(each, results, folder)
+        done.append(Finished(each, results))
+        screen.print(verdict_table(done[-1]))
+        paths = write_one(done[-1], folder)
         page = write_page(done, here, out)  # after each, so that a long run can be read as it goes
         messages.print(f"wrote {paths[0]}, {page}", markup=False)
-    from odenet.paper.report import judge
-
-    return 0 if all(v.passed for each in done for found in judge(*each).values() for v in found) else 1
+    return 0 if all(each.passed for each in done) else 1
 
 
 def _run(reproduction: Reproduction, results: Results, messages: Console) -> Iterator[Results]:

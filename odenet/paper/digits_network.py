@@ -49,11 +49,6 @@ class Network:
         """With one block for all depths."""
         return replace(self, along="shared")
 
-    def untie(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Those of the tied network, a copy for each layer of this one."""
-        layers = self.spec.layers
-        return {name: np.repeat(w, layers, axis=0) if name.startswith(BLOCKS) else w for name, w in weights.items()}
-
     def descend(self, weights: Mapping[str, np.ndarray], steps: int) -> Descended:
         """Train by backpropagation and gradient descent with momentum, each step on a batch of its own.
 

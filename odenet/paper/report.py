@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 
@@ -26,25 +28,55 @@ VERDICTS = "verdicts.json"
 _HEADINGS = ("verdict", "claim", "expected", "observed")
 
 
-def judge(reproduction: Reproduction, results: Results) -> dict[str, tuple[Verdict, ...]]:
-    """The verdicts, each backend on its own."""
-    return {
-        backend: reproduction.verdicts([each for each in results.points if each.backend == backend])
-        for backend in results.choices.backends
-    }
+@dataclass(frozen=True)
+class Finished:
+    """A reproduction whose cells are all done; what it says is found, and drawn, once.
+
+    Args:
+        reproduction: what was reproduced.
+        results: its points.
+    """
+
+    reproduction: Reproduction
+    results: Results
+
+    @cached_property
+    def verdicts(self) -> dict[str, tuple[Verdict, ...]]:
+        """Of each backend on its own."""
+        return {
+            backend: self.reproduction.verdicts([each for each in self.results.points if each.backend == backend])
+            for backend in self.results.choices.backends
+        }
+
+    @property
+    def passed(self) -> bool:
+        """Whether all of them hold."""
+        return all(each.passed for found in self.verdicts.values() for each in found)
+
+    @cached_property
+    def figure(self) -> Figure:
+        """Of the first backend: others coincide with it up to rounding, as the verdicts show."""
+        mine = [each for each in self.results.points if each.backend == self.results.choices.backends[0]]
+        with matplotlib.rc_context(rc()):
+            made = Figure(figsize=self.reproduction.size, layout="constrained")
+            FigureCanvasAgg(made)
+            self.reproduction.draw(mine, made)
+        return made
+
+    @cached_property
+    def section(self) -> str:
+        """Its part of the page."""
+        svg = render(self.figure, "svg").decode()
+        claim, method = escape(self.reproduction.claim), escape(self.reproduction.method)
+        parts = (
+            f"<p><b>The paper.</b> {claim}</p><p><b>Here.</b> {method}</p>",
+            figure(svg, f"Medians with quartiles: {_size(self.results)}."),
+            *(f"<h3>{escape(backend)}</h3>{_rows(found)}" for backend, found in self.verdicts.items()),
+        )
+        return section(self.reproduction.name, "".join(parts))
 
 
-def drawing(reproduction: Reproduction, results: Results) -> Figure:
-    """The figure, of the first backend: others coincide with it up to rounding, as the verdicts show."""
-    mine = [each for each in results.points if each.backend == results.choices.backends[0]]
-    with matplotlib.rc_context(rc()):
-        made = Figure(figsize=reproduction.size, layout="constrained")
-        FigureCanvasAgg(made)
-        reproduction.draw(mine, made)
-    return made
-
-
-def write_one(reproduction: Reproduction, results: Results, folder: Path) -> list[Path]:
+def write_one(done: Finished, folder: Path) -> list[Path]:
     """The figure as NAME.png and the verdicts as verdicts.json.
 
     Returns:
@@ -53,47 +85,35 @@ def write_one(reproduction: Reproduction, results: Results, folder: Path) -> lis
     Raises:
         FileError: the folder cannot be written to.
     """
-    png = render(drawing(reproduction, results), "png", 110)
+    png = render(done.figure, "png", 110)
     plain = {
-        "claim": reproduction.claim,
-        "method": reproduction.method,
-        "seconds": results.seconds,
+        "claim": done.reproduction.claim,
+        "method": done.reproduction.method,
+        "seconds": done.results.seconds,
         "verdicts": [
             {"backend": backend, "claim": v.claim, "expected": v.expected, "observed": v.observed, "passed": v.passed}
-            for backend, found in judge(reproduction, results).items()
+            for backend, found in done.verdicts.items()
             for v in found
         ],
     }
     return [
-        write_atomically(folder / f"{reproduction.name}.png", lambda file: file.write(png)),
+        write_atomically(folder / f"{done.reproduction.name}.png", lambda file: file.write(png)),
         write_text(folder / VERDICTS, json.dumps(plain, indent=1, ensure_ascii=False) + "\n"),
     ]
 
 
-def write_page(done: Sequence[tuple[Reproduction, Results]], machine: Mapping[str, str], folder: Path) -> Path:
+def write_page(done: Sequence[Finished], machine: Mapping[str, str], folder: Path) -> Path:
     """One self-contained page with the claims, figures and verdicts.
 
     Raises:
         FileError: the folder cannot be written to.
     """
-    found = [v for each in done for verdicts in judge(*each).values() for v in verdicts]
+    found = [v for each in done for verdicts in each.verdicts.values() for v in verdicts]
     lead = "Sander, Ablin and Peyre, NeurIPS 2022 (arXiv 2205.14612)"
     how_many = f"{sum(v.passed for v in found)} of {len(found)} verdicts hold"
-    parts = [header("odenet reproduce", (lead, how_many))]
-    parts += [section(reproduction.name, _body(reproduction, results)) for reproduction, results in done]
+    parts = [header("odenet reproduce", (lead, how_many)), *(each.section for each in done)]
     parts.append(section("Machine", facts(machine)))
     return write_text(folder / REPORT, document("odenet reproduce", parts))
-
-
-def _body(reproduction: Reproduction, results: Results) -> str:
-    svg = render(drawing(reproduction, results), "svg").decode()
-    return "".join(
-        (
-            f"<p><b>The paper.</b> {escape(reproduction.claim)}</p><p><b>Here.</b> {escape(reproduction.method)}</p>",
-            figure(svg, f"Medians with quartiles: {_size(results)}."),
-            *(f"<h3>{escape(backend)}</h3>{_rows(found)}" for backend, found in judge(reproduction, results).items()),
-        )
-    )
 
 
 def _rows(found: Sequence[Verdict]) -> str:
@@ -105,10 +125,10 @@ def _rows(found: Sequence[Verdict]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def verdict_table(reproduction: Reproduction, results: Results) -> Table:
+def verdict_table(done: Finished) -> Table:
     """The verdicts for a terminal."""
-    rows = [(*_cells(each), backend) for backend, found in judge(reproduction, results).items() for each in found]
-    return table(f"{reproduction.name} ({_size(results)})", (*_HEADINGS, "backend"), rows)
+    rows = [(*_cells(each), backend) for backend, found in done.verdicts.items() for each in found]
+    return table(f"{done.reproduction.name} ({_size(done.results)})", (*_HEADINGS, "backend"), rows)
 
 
 def _size(results: Results) -> str:

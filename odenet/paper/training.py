@@ -100,7 +100,7 @@ class Trained:
 
 def chosen(choices: Choices) -> ImageSet:
     """The images that a user chose; those of a folder have 224 pixels each way at the paper's scale, else 32."""
-    return images(choices.data, choices.sized(32, 32, 224))
+    return images(*_source(choices))
 
 
 @lru_cache(maxsize=1)
@@ -166,8 +166,7 @@ def train(
         InputError: fewer images than a batch has.
     """
     every = chosen(choices)
-    learnt = _some(every.train, recipe.images, shuffled=True)
-    mean, deviation = moments(learnt)
+    learnt, mean, deviation = _learnt(*_source(choices), recipe.images)
     if len(learnt) < recipe.batch:
         raise InputError(f"batches of {recipe.batch} from {len(learnt)} training images", "at least that many images")
     backend = _registry.backend(cell.backend)
@@ -187,9 +186,8 @@ def train(
 
 def sample(choices: Choices, recipe: Recipe, seed: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """A batch to take gradients of: the first training images, as they are, in float64."""
-    every = chosen(choices)
-    learnt = _some(every.train, recipe.images, shuffled=True)
-    batches = Batches(learnt, min(count, len(learnt)), *moments(learnt), "float64", seed)
+    learnt, mean, deviation = _learnt(*_source(choices), recipe.images)
+    batches = Batches(learnt, min(count, len(learnt)), mean, deviation, "float64", seed)
     return next(iter(batches.plain()))
 
 
@@ -208,6 +206,17 @@ def _epochs(trainer: Trainer, batches: Batches, recipe: Recipe) -> Iterator[Epoc
             sum(each.correct for each in steps) / (len(steps) * batches.size),
             max(residuals, default=None),
         )
+
+
+def _source(choices: Choices) -> tuple[str | None, int]:
+    return choices.data, choices.sized(32, 32, 224)
+
+
+@lru_cache(maxsize=1)
+def _learnt(data: str | None, size: int, count: int | None) -> tuple[Images, np.ndarray, np.ndarray]:
+    """The images that are learnt from, with mean and deviation of each channel, for which all of them are read."""
+    some = _some(images(data, size).train, count, shuffled=True)
+    return some, *moments(some)
 
 
 def _some(images: Images, count: int | None, shuffled: bool) -> Images:

@@ -91,13 +91,13 @@ def as_good(claim: str, errors: OverSeeds, reference: OverSeeds, points: float, 
         points: of a hundred that the means may be apart.
         least_depth: shallower networks are not looked at.
     """
-    gaps = {n: each for n, each in points_above(errors, reference).items() if n >= least_depth}
+    gaps = from_depth(points_above(errors, reference), least_depth)
     return Verdict(
         claim,
         f"means over seeds within {points:g} points",
         "; ".join(f"N={n}: {spread(each)}" for n, each in gaps.items()) or "nothing to compare",
         bool(gaps)
-        and gaps.keys() == {n for n in errors if n >= least_depth}
+        and gaps.keys() == from_depth(errors, least_depth).keys()
         and all(abs(statistics.mean(each)) <= points for each in gaps.values()),
     )
 
@@ -119,6 +119,11 @@ def spread(values: Sequence[float]) -> str:
 def means(over_seeds: OverSeeds) -> dict[int, list[float]]:
     """The mean over seeds as the only value of each depth."""
     return {depth: [statistics.mean(each)] for depth, each in over_seeds.items()}
+
+
+def from_depth(over_seeds: OverSeeds, least: int) -> dict[int, Sequence[float]]:
+    """Without shallower networks."""
+    return {depth: each for depth, each in over_seeds.items() if depth >= least}
 
 
 def medians(over_seeds: OverSeeds) -> dict[int, list[float]]:

@@ -123,23 +123,20 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     exact = values(points, BACKPROP, LAST_LOSS)
     error = {(curve, name): values(points, curve, error_of(name)) for curve in (BACKPROP, SCALED) for name in METHODS}
     tenth = {n: [0.1] * len(each) for n, each in exact.items()}
+    paper = error[BACKPROP, PAPER]
     residual, scaled = (values(points, curve, certificate_of(PAPER)) for curve in (BACKPROP, SCALED))
     return (
         below("backpropagation trains it: the loss falls to a tenth", exact, values(points, BACKPROP, LOSS, 1), 0.1),
-        below("paper: the gradient is wrong by a tenth or more, unscaled", tenth, error[BACKPROP, PAPER]),
+        below("paper: the gradient is wrong by a tenth or more, unscaled", tenth, paper),
         below(
             "paper: training ends at a loss that is higher by a tenth or more, unscaled",
             exact,
             _failed_is_infinite(values(points, PAPER, LAST_LOSS)),
             1 / 1.1,
         ),
-        below(
-            "scaled by 1/N, the same network has a fifth of that gradient error", error[SCALED, PAPER], _of(error), 0.2
-        ),
-        below("4 iterations: a quarter of the paper's gradient error", error[BACKPROP, ITERATED], _of(error), 0.25),
-        below(
-            "anchors every 2: three quarters of the paper's gradient error", error[BACKPROP, ANCHORED], _of(error), 0.75
-        ),
+        below("scaled by 1/N, the same network has a fifth of that gradient error", error[SCALED, PAPER], paper, 0.2),
+        below("4 iterations: a quarter of the paper's gradient error", error[BACKPROP, ITERATED], paper, 0.25),
+        below("anchors every 2: three quarters of the paper's gradient error", error[BACKPROP, ANCHORED], paper, 0.75),
         below("the certificate is five times as large, unscaled", scaled, residual, 0.2),
     )
 
@@ -147,10 +144,6 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
 def _failed_is_infinite(losses: dict[int, list[float]]) -> dict[int, list[float]]:
     """A loss that is no number any more is the largest."""
     return {n: [math.inf if math.isnan(each) else each for each in some] for n, some in losses.items()}
-
-
-def _of(error: dict[tuple[str, str], dict[int, list[float]]]) -> dict[int, list[float]]:
-    return error[BACKPROP, PAPER]
 
 
 REPRODUCTION = Reproduction(

@@ -111,8 +111,8 @@ def _tied(backend: str, seed: int, depth: int, choices: Choices) -> Tied:
     cell = Cell(backend, seed, "tied", depth)
     recipe, _ = choices.sized(_QUICK, _REDUCED, _PAPER)
     done = train(cell, choices, spec, recipe, solver="euler", gradient=Backprop(), weights=spec.init(seed))
-    untied = {name: np.repeat(w, depth, axis=0) if name.startswith(BLOCKS) else w for name, w in done.weights.items()}
-    return Tied(replace(spec, along="piecewise"), untied, done.error, done.epochs[-1].loss)
+    untied = replace(spec, along="piecewise")
+    return Tied(untied, untied.untied(done.weights), done.error, done.epochs[-1].loss)
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:

@@ -11,7 +11,7 @@ from odenet import DiscreteAdjoint
 from odenet._gradients import Gradient
 from odenet.paper.digits_network import Network
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.verdict import Verdict, below
+from odenet.paper.verdict import Verdict, below, from_depth, medians
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,24 +74,20 @@ def _layers(points: Sequence[Point], curve: str, method: str, depth: int) -> lis
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Who is nearer, and that depth helps."""
     error = {  # medians: where a rebuilt state is on the other side of a ReLU's kink, a single gradient jumps
-        (curve, method): {n: [float(np.median(each))] for n, each in values(points, curve, method).items()}
-        for curve in _NETS
-        for method in METHODS
+        (curve, method): medians(values(points, curve, method)) for curve in _NETS for method in METHODS
     }
     return (
         *(_deeper(f"{curve}, {PAPER}: the error falls with depth", error[curve, PAPER]) for curve in _NETS),
         below("HeunNet's error is below ResNet's (paper)", error[HEUNNET, PAPER], error[RESNET, PAPER]),
         *(
             below(
-                f"{curve}: the correction helps from N={_DEEP} on", _deep(error[curve, CORRECTED]), error[curve, PAPER]
+                f"{curve}: the correction helps from N={_DEEP} on",
+                from_depth(error[curve, CORRECTED], _DEEP),
+                error[curve, PAPER],
             )
             for curve in _NETS
         ),
     )
-
-
-def _deep(over_seeds: dict[int, list[float]]) -> dict[int, list[float]]:
-    return {n: each for n, each in over_seeds.items() if n >= _DEEP}
 
 
 def _deeper(claim: str, over_seeds: dict[int, list[float]]) -> Verdict:

@@ -15,7 +15,7 @@ from odenet._timing import seconds
 from odenet.data.digits import batch
 from odenet.paper.digits_network import Network
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.verdict import OverSeeds, Verdict, below
+from odenet.paper.verdict import OverSeeds, Verdict, below, from_depth, medians
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ def _errors(cell: Cell, choices: Choices, net: str, start: str) -> tuple[Point, 
     steps = choices.sized(*_STEPS)
     if start == UNTIED:
         tied = network.tied.descend(network.tied.spec.init(cell.seed), steps)
-        first = network.untie(tied.weights)
+        first = network.spec.untied(tied.weights)
     else:
         first = network.spec.init(cell.seed, "independent")
     found = network.descend(first, steps)
@@ -148,11 +148,10 @@ def _relative(some: OverSeeds, others: OverSeeds) -> dict[int, list[float]]:
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Lighter, nearer where weights are smooth in depth, and not where they are not."""
     error = {  # medians: a rebuilt state on the other side of a ReLU's kink makes a single gradient jump
-        (net, start, method): {n: [statistics.median(each)] for n, each in found.items()}
+        (net, start, method): medians(values(points, _curve(net, start), method))
         for net in NETS
         for start in (UNTIED, INDEPENDENT)
         for method in METHODS
-        for found in [values(points, _curve(net, start), method)]
     }
     smooth = {method: error["ResNet", UNTIED, method] for method in METHODS}
     rough = {method: error["ResNet", INDEPENDENT, method] for method in METHODS}
@@ -160,19 +159,29 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     return (
         *(_lighter(points, net) for net in NETS),
         *(_faster(points, net) for net in NETS),
-        below(f"ResNet, {UNTIED}: nearer than the paper's from N={_DEEP} on", _deep(smooth[SECOND]), smooth[PAPER]),
+        below(
+            f"ResNet, {UNTIED}: nearer than the paper's from N={_DEEP} on",
+            from_depth(smooth[SECOND], _DEEP),
+            smooth[PAPER],
+        ),
         below(
             f"ResNet, {UNTIED}: nearer than the corrected, too, from N={_DEEP} on",
-            _deep(smooth[SECOND]),
+            from_depth(smooth[SECOND], _DEEP),
             smooth[CORRECTED],
         ),
-        below(f"ResNet, {INDEPENDENT}: the paper's is nearer from N={_DEEP} on", _deep(rough[PAPER]), rough[SECOND]),
         below(
-            f"ResNet, {INDEPENDENT}: order 2 is no better than order 1, from N={_DEEP} on",
-            _deep(rough[FIRST]),
+            f"ResNet, {INDEPENDENT}: the paper's is nearer from N={_DEEP} on",
+            from_depth(rough[PAPER], _DEEP),
             rough[SECOND],
         ),
-        below(f"HeunNet, {UNTIED}: the paper's is nearer from N={_DEEP} on", _deep(heun[PAPER]), heun[SECOND]),
+        below(
+            f"ResNet, {INDEPENDENT}: order 2 is no better than order 1, from N={_DEEP} on",
+            from_depth(rough[FIRST], _DEEP),
+            rough[SECOND],
+        ),
+        below(
+            f"HeunNet, {UNTIED}: the paper's is nearer from N={_DEEP} on", from_depth(heun[PAPER], _DEEP), heun[SECOND]
+        ),
     )
 
 
@@ -180,7 +189,7 @@ def _lighter(points: Sequence[Point], net: str) -> Verdict:
     found, paper = (values(points, _curve(net, COST), f"{each}: {EVALUATIONS}") for each in (SECOND, PAPER))
     return below(
         f"{net}: N s evaluations of f backward in the place of 2 N s, but for the first steps, from N={_DEEP} on",
-        _deep(found),
+        from_depth(found, _DEEP),
         paper,
         0.6,
     )
@@ -196,10 +205,6 @@ def _faster(points: Sequence[Point], net: str) -> Verdict:
     ratio = statistics.median(every)
     observed = f"{ratio:.3f} ({min(every):.2f} to {max(every):.2f}), N={min(found)}..{max(found)}"
     return Verdict(claim, expected, observed, ratio <= 0.9)
-
-
-def _deep(over_seeds: OverSeeds) -> dict[int, Sequence[float]]:
-    return {n: each for n, each in over_seeds.items() if n >= _DEEP}
 
 
 REPRODUCTION = Reproduction(

@@ -14,7 +14,7 @@ from odenet import DiscreteAdjoint, NetSpec, _registry
 from odenet._gradients import Backprop, Checkpoint, Gradient
 from odenet._solvers import SOLVERS
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet.paper.verdict import OverSeeds, Verdict, below, falls
+from odenet.paper.verdict import OverSeeds, Verdict, below, falls, from_depth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,14 +133,18 @@ def _verdicts(points: Sequence[Point], net: str) -> tuple[Verdict, ...]:
         _constant(f"{net}, discrete adjoint: bytes beyond the gradient do not grow with N (untied)", beyond),
         below(
             f"{net}: at the largest N the discrete adjoint needs at most 8/N of what backprop does (tied)",
-            _deep(adjoint, deepest),
+            from_depth(adjoint, deepest),
             backprop,
             8 / deepest,
         ),
-        below(f"{net}: checkpointing needs less than backprop from N={_DEEP} on (tied)", _deep(checkpoint), backprop),
+        below(
+            f"{net}: checkpointing needs less than backprop from N={_DEEP} on (tied)",
+            from_depth(checkpoint, _DEEP),
+            backprop,
+        ),
         below(
             f"{net}: the discrete adjoint needs less than checkpointing from N={_DEEP} on (tied)",
-            _deep(adjoint),
+            from_depth(adjoint, _DEEP),
             checkpoint,
         ),
     )
@@ -152,10 +156,6 @@ def _added(over_seeds: OverSeeds) -> dict[int, list[float]]:
         n: [after - before for before, after in zip(over_seeds[n], over_seeds[more], strict=True)]
         for n, more in itertools.pairwise(sorted(over_seeds))
     }
-
-
-def _deep(over_seeds: OverSeeds, least: int = _DEEP) -> dict[int, Sequence[float]]:
-    return {n: each for n, each in over_seeds.items() if n >= least}
 
 
 def _constant(claim: str, over_seeds: OverSeeds) -> Verdict:
