@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.detest import RESULTS, SOLVERS, Key, Run, read
-from odenet._detest import DETEST
+from odenet._test_problems.detest import DETEST
 
 TITLE = "Evaluations at equal error"
 PEERS = ("torchdiffeq", "diffrax")

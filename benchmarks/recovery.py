@@ -20,8 +20,8 @@ import torch
 import odenet
 from odenet import Depth, DiscreteAdjoint, ReversibleSolver, Stats
 from odenet._files import write_atomically
-from odenet._grid import grid
-from odenet._step import subtract
+from odenet._problem.grid import grid
+from odenet._solvers.step import subtract
 from odenet_torch._field import FunctionField
 from odenet_torch._fixed import Run, loop
 from odenet_torch._state import Layout, Leaves, layout
@@ -114,11 +114,11 @@ class Blind:
         self.run, self.zero = run, zero
 
     def slope(self, n: int, position: float, y: Leaves, cotangent: Leaves) -> tuple[Leaves, Leaves]:
-        """See `odenet._reversible.Back`."""
+        """See `odenet._solvers.reversible.Back`."""
         return self.run.slope(n, position, y), self.zero
 
     def increment(self, n: int, y: Leaves, cotangent: Leaves, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
-        """See `odenet._reversible.Back`."""
+        """See `odenet._solvers.reversible.Back`."""
         return self.run.increment(n, y, reverse=reverse), self.zero
 
 

@@ -1,9 +1,9 @@
 """Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
 
-from odenet._backend import Backend, BackendEntry, Evaluation, Gradients, Measurement
-from odenet._controller import PIDController
-from odenet._delegated import DelegatedSolver
-from odenet._depth import Depth
+from odenet._backend.registry import available, backend, known
+from odenet._backend.sample import Part, Sample
+from odenet._backend.seam import Backend, BackendEntry, Evaluation, Gradients, Measurement
+from odenet._backend.solve import solve, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
     DepthError,
@@ -21,8 +21,7 @@ from odenet._errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from odenet._event import Event
-from odenet._gradients import (
+from odenet._gradients.names import (
     GRADIENTS,
     Backprop,
     Checkpoint,
@@ -33,19 +32,20 @@ from odenet._gradients import (
     Reversible,
     gradient,
 )
-from odenet._grid import Grid
-from odenet._nets import NetSpec
-from odenet._problem import Problem
-from odenet._registry import available, backend, known
-from odenet._reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
-from odenet._sample import Part, Sample
-from odenet._solution import Result, Solution, Stats
-from odenet._solve import solve, value_and_grad
-from odenet._solver import solver
-from odenet._solvers import SOLVERS, Solver
-from odenet._span import Span
-from odenet._tableau import Tableau
-from odenet._weights import load_weights, save_weights
+from odenet._nets.spec import NetSpec
+from odenet._nets.weights import load_weights, save_weights
+from odenet._problem.depth import Depth
+from odenet._problem.event import Event
+from odenet._problem.grid import Grid
+from odenet._problem.problem import Problem
+from odenet._problem.solution import Result, Solution, Stats
+from odenet._problem.span import Span
+from odenet._solvers.controller import PIDController
+from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.names import solver
+from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
+from odenet._solvers.runge_kutta import SOLVERS, Solver
+from odenet._solvers.tableau import Tableau
 from odenet.doctor.checkup import check_gradients
 from odenet.doctor.diagnosis import Diagnosis, Examination
 

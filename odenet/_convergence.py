@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._reference import Reference
-from odenet._test_problem import TestProblem
+from odenet._test_problems.record import TestProblem
+from odenet._test_problems.reference import Reference
 
 _ROUNDING = {"float32": 2.0**-23, "float64": 2.0**-52}
 _COARSE = 0.5  # relative error above which nothing of the solution was found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from odenet import _tree
 from odenet._convergence import Run, fitted_order, floor, series
 from odenet._errors import FileError
-from odenet._test_problem import TestProblem
+from odenet._test_problems.record import TestProblem
 
 if TYPE_CHECKING:
     import numpy as np

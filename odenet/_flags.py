@@ -9,10 +9,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from odenet._backend.registry import entry, known
 from odenet._errors import InputError, OdenetError
-from odenet._gradients import MENU, Gradient, gradient
-from odenet._registry import entry, known
-from odenet._solver import SOLVER_ALIASES, SOLVER_NAMES, AnySolver, solver
+from odenet._gradients.names import MENU, Gradient, gradient
+from odenet._solvers.names import SOLVER_ALIASES, SOLVER_NAMES, AnySolver, solver
 
 
 class Names(click.ParamType):
@@ -111,13 +111,13 @@ def _several(flag: str, kind: Names, default: str | None, text: str) -> Callable
 
 
 def _problem_names() -> Sequence[str]:
-    from odenet._problems import PROBLEMS  # not every command that has flags has problems
+    from odenet._test_problems.named import PROBLEMS  # not every command that has flags has problems
 
     return tuple(PROBLEMS)
 
 
 def _problem(text: str) -> Any:
-    from odenet._problems import problem_named
+    from odenet._test_problems.named import problem_named
 
     return problem_named(text)
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from odenet import __version__, _registry
+from odenet import __version__
+from odenet._backend import registry as _registry
 
 
 def machine(backends: Iterable[str]) -> dict[str, str]:

@@ -13,16 +13,16 @@ from typing import Any
 import click
 import numpy as np
 
-from odenet import _registry
-from odenet._backend import Backend
+from odenet._backend import registry as _registry
+from odenet._backend.sample import Sample
+from odenet._backend.seam import Backend
 from odenet._files import require_writable, write_text
-from odenet._gradient import Gradient
-from odenet._gradients import Backprop
+from odenet._gradients.names import Backprop
+from odenet._gradients.record import Gradient
 from odenet._machine import machine
-from odenet._sample import Sample
-from odenet._solver import AnySolver
+from odenet._nets.weights import load_weights
+from odenet._solvers.names import AnySolver
 from odenet._tables import console
-from odenet._weights import load_weights
 from odenet.compare.flags import grid_flags, network_flags, plan_of
 from odenet.compare.grid import Plan
 from odenet.compare.units import error

@@ -12,15 +12,15 @@ from typing import Any
 import click
 from rich.table import Table
 
-from odenet._backend import BackendEntry
-from odenet._delegated import DelegatedSolver
-from odenet._gradients import ALIASES as GRADIENT_ALIASES
-from odenet._gradients import GRADIENTS, Backprop, ContinuousAdjoint
-from odenet._problems import PROBLEMS
-from odenet._registry import backend, broken, known
-from odenet._solver import SOLVER_NAMES, solver
-from odenet._solvers import Solver
+from odenet._backend.registry import backend, broken, known
+from odenet._backend.seam import BackendEntry
+from odenet._gradients.names import ALIASES as GRADIENT_ALIASES
+from odenet._gradients.names import GRADIENTS, Backprop, ContinuousAdjoint
+from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.names import SOLVER_NAMES, solver
+from odenet._solvers.runge_kutta import Solver
 from odenet._tables import console, table
+from odenet._test_problems.named import PROBLEMS
 
 Row = dict[str, Any]
 

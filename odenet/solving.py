@@ -16,16 +16,16 @@ from rich.progress import Progress
 
 import odenet
 from odenet import _flags, _tree
+from odenet._backend.registry import available, entry
 from odenet._convergence import Run, as_csv, as_json, fitted_order, observed_order, series
 from odenet._errors import FileError, OdenetError
 from odenet._files import write_atomically, write_text
-from odenet._problems import PROBLEMS, problem_named
-from odenet._reference import Reference, arrays, numerical, reference, relative_error
-from odenet._registry import available, entry
-from odenet._solution import Result, Solution
-from odenet._solver import AnySolver
+from odenet._problem.solution import Result, Solution
+from odenet._solvers.names import AnySolver
 from odenet._tables import console, table
-from odenet._test_problem import TestProblem
+from odenet._test_problems.named import PROBLEMS, problem_named
+from odenet._test_problems.record import TestProblem
+from odenet._test_problems.reference import Reference, arrays, numerical, reference, relative_error
 from odenet.work_precision.once import once
 from odenet.work_precision.plan import Plan
 

@@ -25,7 +25,7 @@ from odenet import (
     UnsupportedError,
     _tree,
 )
-from odenet._span import number
+from odenet._problem.span import number
 from odenet_diffrax._field import over_span
 from odenet_diffrax._result import coded, gave_up, thrown
 from odenet_diffrax._solvers import evaluations

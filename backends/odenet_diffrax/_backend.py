@@ -8,8 +8,8 @@ from typing import Any
 from jax import Array
 
 from odenet import Gradient, NetSpec, Problem, Sample, Solution, UnsupportedError
-from odenet._backend import Arrays
-from odenet._solver import AnySolver
+from odenet._backend.seam import Arrays
+from odenet._solvers.names import AnySolver
 from odenet_diffrax import backend
 from odenet_diffrax._nets import DiffraxNet
 from odenet_diffrax._solve import solve_problem

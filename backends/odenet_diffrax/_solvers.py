@@ -8,7 +8,7 @@ import diffrax
 import jax.numpy as jnp
 import optimistix
 
-from odenet._solver import AnySolver
+from odenet._solvers.names import AnySolver
 
 EXPLICIT: dict[str, type[diffrax.AbstractSolver]] = {
     "euler": diffrax.Euler,

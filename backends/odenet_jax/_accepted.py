@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Span
-from odenet._step import positions
-from odenet._tableau import Tableau
+from odenet._solvers.step import positions
+from odenet._solvers.tableau import Tableau
 from odenet_jax._field import Field
 from odenet_jax._fixed import Run
 from odenet_jax._state import Leaves

@@ -33,10 +33,10 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet._backend import Arrays
-from odenet._solver import AnySolver
-from odenet._timing import seconds
-from odenet._trainer import Trainer
+from odenet._backend.seam import Arrays
+from odenet._backend.timing import seconds
+from odenet._backend.trainer import Trainer
+from odenet._solvers.names import AnySolver
 from odenet_jax._batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
 from odenet_jax._examine import examine
 from odenet_jax._measure import Counter, counted, finished, peak_bytes

@@ -12,8 +12,8 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import Event, InputError
-from odenet._interpolant import interpolant
-from odenet._tableau import Tableau
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.tableau import Tableau
 from odenet_jax._state import Layout, Leaves
 from odenet_jax._weigh import choose, weigh_leaves
 

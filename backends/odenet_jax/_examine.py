@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 
 from odenet import Gradient, InputError, Part, Sample
-from odenet._sample import Place, places
-from odenet._solver import made_reversible
+from odenet._backend.sample import Place, places
+from odenet._solvers.names import made_reversible
 from odenet_jax._batch import like, on, scalar
 from odenet_jax._nets import NeuralODE, OdeNet, ResidualStack
 

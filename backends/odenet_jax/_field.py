@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import Depth
-from odenet._depth import Kind, blend, check_alike
+from odenet._problem.depth import Kind, blend, check_alike
 from odenet_jax._state import as_array
 
 Arrays = list[Array]

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Grid, ReversibleSolver
-from odenet._solver import AnySolver
-from odenet._step import add, increment, positions
+from odenet._solvers.names import AnySolver
+from odenet._solvers.step import add, increment, positions
 from odenet_jax._field import Field, Slot, Weights
 from odenet_jax._replay import Replay, Told, after
 from odenet_jax._state import Layout, Leaves

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Event, PIDController, Result
-from odenet._step import trial
+from odenet._solvers.step import trial
 from odenet_jax._accepted import Along, Line
 from odenet_jax._dense import Watch, between, slope_between
 from odenet_jax._fixed import write

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution
-from odenet._depth import Kind, kind_of_blocks
-from odenet._gradients import gradient as gradient_named
-from odenet._problem import problem, require_one_grid
-from odenet._solver import AnySolver
-from odenet._solver import solver as solver_named
+from odenet._gradients.names import gradient as gradient_named
+from odenet._problem.depth import Kind, kind_of_blocks
+from odenet._problem.problem import problem, require_one_grid
+from odenet._solvers.names import AnySolver
+from odenet._solvers.names import solver as solver_named
 from odenet_jax._blocks import Weights, enter, field, leave
 from odenet_jax._replay import call, tell
 from odenet_jax._solve import solve_problem, solve_telling

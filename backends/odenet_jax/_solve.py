@@ -20,7 +20,7 @@ from odenet import (
     Stats,
     UnsupportedError,
 )
-from odenet._problem import problem
+from odenet._problem.problem import problem
 from odenet_jax._adaptive import solve_adaptive
 from odenet_jax._field import field as field_along
 from odenet_jax._fixed import Run, Solve

@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 
 from odenet import Gradient, NetSpec
-from odenet._solver import AnySolver
-from odenet._trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
+from odenet._backend.trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
+from odenet._solvers.names import AnySolver
 from odenet_jax._batch import like, mean_loss, on
 from odenet_jax._measure import peak_bytes
 from odenet_jax._nets import OdeNet

@@ -14,8 +14,8 @@ from equinox.internal import unvmap_any
 from jax import Array, lax
 
 from odenet import PIDController, Result
-from odenet._controller import Arithmetic
-from odenet._tableau import Tableau
+from odenet._solvers.controller import Arithmetic
+from odenet._solvers.tableau import Tableau
 from odenet_jax._accepted import Along, Line
 from odenet_jax._state import Leaves
 from odenet_jax._tolerance import Tolerance
@@ -31,7 +31,7 @@ class Pace(NamedTuple):
     Args:
         t: the time reached.
         size: of the next step, positive.
-        past: see `odenet._controller.Past`.
+        past: see `odenet._solvers.controller.Past`.
         accepted, rejected: steps so far.
         alive: whether it goes on.
         outcome: how it ended, the place in `Result`.

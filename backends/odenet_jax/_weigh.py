@@ -13,7 +13,7 @@ from odenet_jax._state import Leaves
 
 
 def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
-    """y + h sum_i weights[i] slopes[i], without y where that is None; see `odenet._step.Weigh`.
+    """y + h sum_i weights[i] slopes[i], without y where that is None; see `odenet._solvers.step.Weigh`.
 
     The factors are traced numbers, which would promote leaves of a narrower type than the times'.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, Stats
-from odenet._span import number
+from odenet._problem.span import number
 from odenet_torch._accepted import Accepted, Along, stops_of
 from odenet_torch._dense import Dense, Watch, between
 from odenet_torch._field import Field, FunctionField

@@ -27,10 +27,10 @@ from odenet import (
     Solution,
     _tree,
 )
-from odenet._backend import Arrays
-from odenet._solver import AnySolver
-from odenet._timing import seconds
-from odenet._trainer import Trainer
+from odenet._backend.seam import Arrays
+from odenet._backend.timing import seconds
+from odenet._backend.trainer import Trainer
+from odenet._solvers.names import AnySolver
 from odenet_torch._batch import mean_loss, on
 from odenet_torch._examine import examine
 from odenet_torch._measure import Counter, counted, finished, peak_bytes

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from odenet import Event, InputError
-from odenet._interpolant import interpolant
-from odenet._tableau import Tableau
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.tableau import Tableau
 from odenet_torch._state import Layout, Leaves
 from odenet_torch._weigh import weigh_leaves
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from odenet import Gradient, InputError, Part, Sample, Stats
-from odenet._sample import Place, places
-from odenet._solver import made_reversible
+from odenet._backend.sample import Place, places
+from odenet._solvers.names import made_reversible
 from odenet_torch._batch import on, scalar
 from odenet_torch._nets import NeuralODE, OdeNet, ResidualStack
 from odenet_torch.conversion.converted import FirstOfRun

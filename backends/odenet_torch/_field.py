@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import Depth, GradientError, _tree
-from odenet._depth import blend, check_alike
+from odenet._problem.depth import blend, check_alike
 from odenet_torch._state import as_tensor
 
 Stand = Mapping[int, Tensor]

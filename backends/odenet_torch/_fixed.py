@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from odenet import Grid, ReversibleSolver
-from odenet._interpolant import interpolant
-from odenet._solver import AnySolver
-from odenet._step import Leaves as AnyLeaves
-from odenet._step import Stage, add, increment, positions, slopes
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.names import AnySolver
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet._solvers.step import Stage, add, increment, positions, slopes
 from odenet_torch._accepted import Accepted
 from odenet_torch._field import Field, Stand
 from odenet_torch._replay import Replay

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, Stats
-from odenet._depth import Kind, kind_of_blocks
-from odenet._gradients import gradient as gradient_named
-from odenet._problem import problem, require_one_grid
-from odenet._solver import AnySolver
-from odenet._solver import solver as solver_named
+from odenet._gradients.names import gradient as gradient_named
+from odenet._problem.depth import Kind, kind_of_blocks
+from odenet._problem.problem import problem, require_one_grid
+from odenet._solvers.names import AnySolver
+from odenet._solvers.names import solver as solver_named
 from odenet_torch._blocks import Weights, enter, field, leave
 from odenet_torch._field import BlockField
 from odenet_torch._solve import solve_problem

@@ -23,10 +23,10 @@ from odenet import (
     Stats,
     UnsupportedError,
 )
-from odenet._controller import Arithmetic
-from odenet._interpolant import interpolant
-from odenet._span import number
-from odenet._step import trial
+from odenet._problem.span import number
+from odenet._solvers.controller import Arithmetic
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.step import trial
 from odenet_torch._state import Layout, Leaves
 from odenet_torch._tolerance import Tolerance
 
@@ -201,7 +201,7 @@ def _beside(row: Tensor, like: Tensor) -> Tensor:
 
 
 def _weigh(y: Leaves | None, h: Tensor, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
-    """See `odenet._step.Weigh`, h and weights being numbers, or one a row."""
+    """See `odenet._solvers.step.Weigh`, h and weights being numbers, or one a row."""
     total = y
     for weight, slope in zip(weights, slopes, strict=False):
         if weight is None or (isinstance(weight, float) and not weight):

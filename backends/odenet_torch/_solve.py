@@ -21,7 +21,7 @@ from odenet import (
     Stats,
     UnsupportedError,
 )
-from odenet._problem import problem
+from odenet._problem.problem import problem
 from odenet_torch._adaptive import Back, solve_adaptive
 from odenet_torch._field import Field, FunctionField
 from odenet_torch._fixed import Run, Solve

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odenet._trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
+from odenet._backend.trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
 from odenet_torch._batch import mean_loss, on
 from odenet_torch._measure import peak_bytes
 from odenet_torch._nets import OdeNet

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from odenet import PIDController, Result
-from odenet._controller import Past
-from odenet._step import Stage, Trial, trial
-from odenet._tableau import Tableau
+from odenet._solvers.controller import Past
+from odenet._solvers.step import Stage, Trial, trial
+from odenet._solvers.tableau import Tableau
 from odenet_torch._state import Leaves
 from odenet_torch._tolerance import Tolerance
 from odenet_torch._weigh import Buffered, weigh_leaves

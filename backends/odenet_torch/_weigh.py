@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet._step import Trial, weigh
-from odenet._tableau import Tableau
+from odenet._solvers.step import Trial, weigh
+from odenet._solvers.tableau import Tableau
 from odenet_torch._state import Leaves
 from odenet_torch._tolerance import Tolerance
 
@@ -22,7 +22,7 @@ _SMALL = 1 << 15  # entries: beyond, the products are bound by memory and sums o
 
 
 def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
-    """See `odenet._step.Weigh`: one fused operation a term."""
+    """See `odenet._solvers.step.Weigh`: one fused operation a term."""
     if isinstance(h, Tensor):
         return weigh(y, h, weights, slopes)
     terms = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if weight]
@@ -83,7 +83,7 @@ class Buffered:
         )
 
     def trial(self, stage: Any, y: Leaves, h: float, first: Leaves) -> tuple[Trial, float]:
-        """The step (see `odenet._step.trial`), without its error, and the error's ratio to what is allowed."""
+        """The step (see `odenet._solvers.step.trial`), without its error, and the error's ratio to what is allowed."""
         a, before, into, product = self.a, self.before, self.slopes, torch.addmv
         flat, slopes = y[0].reshape(-1), [first]
         into[0].copy_(first[0])

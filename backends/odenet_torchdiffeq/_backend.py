@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from odenet import Gradient, NetSpec, Problem, Sample, Solution, UnsupportedError
-from odenet._backend import Arrays
-from odenet._solver import AnySolver
+from odenet._backend.seam import Arrays
+from odenet._solvers.names import AnySolver
 from odenet_torch._backend import TorchBackend
 from odenet_torch._nets import OdeNet
 from odenet_torchdiffeq import backend

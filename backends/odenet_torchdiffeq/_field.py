@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet import Grid, Span
-from odenet._solver import AnySolver
+from odenet._solvers.names import AnySolver
 from odenet_torch._field import FunctionField, Stand, now, outside, unique
 from odenet_torch._state import Layout, Leaves
 

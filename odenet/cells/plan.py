@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-from odenet import _registry
+from odenet._backend import registry as _registry
 from odenet._errors import BackendUnavailableError, InputError
 from odenet._names import lookup
 from odenet._resume import START_ANEW, changes, reading

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from odenet import _flags
-from odenet._nets import BLOCKS
+from odenet._nets.spec import BLOCKS
 from odenet.compare.grid import Plan
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Plan)}

@@ -6,12 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from odenet import _registry
+from odenet._backend import registry as _registry
 from odenet._errors import InputError
-from odenet._gradients import Backprop, Gradient, gradient
+from odenet._gradients.names import Backprop, Gradient, gradient
 from odenet._names import lookup
-from odenet._nets import Block, NetSpec
-from odenet._solver import AnySolver, solver
+from odenet._nets.spec import Block, NetSpec
+from odenet._solvers.names import AnySolver, solver
 from odenet.cells.plan import CellPlan
 
 Along = Literal["auto", "piecewise", "linear", "shared"]

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from odenet import _registry
-from odenet._backend import Backend, Evaluation, Measurement
-from odenet._delegated import DelegatedSolver
+from odenet._backend import registry as _registry
+from odenet._backend.seam import Backend, Evaluation, Measurement
 from odenet._errors import OdenetError, UnsupportedError
-from odenet._gradients import Backprop, Cost
-from odenet._nets import NetSpec
-from odenet._solver import AnySolver
+from odenet._gradients.names import Backprop, Cost
+from odenet._nets.spec import NetSpec
+from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.names import AnySolver
 from odenet.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
 from odenet.compare.difference import cosine_distance, flat, largest, relative
 from odenet.compare.grid import Cell, Plan

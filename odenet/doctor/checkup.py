@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from odenet._adjoints import DiscreteAdjoint
 from odenet._errors import InputError, OdenetError
-from odenet._exact import Backprop
-from odenet._gradient import Cost, Gradient
-from odenet._gradients import MENU, gradient
-from odenet._solver import AnySolver, made_reversible
+from odenet._gradients.adjoints import DiscreteAdjoint
+from odenet._gradients.exact import Backprop
+from odenet._gradients.names import MENU, gradient
+from odenet._gradients.record import Cost, Gradient
+from odenet._solvers.names import AnySolver, made_reversible
 from odenet.doctor.diagnosis import ROUNDING, Diagnosis, Examination
 
 if TYPE_CHECKING:
-    from odenet._sample import Part, Sample
+    from odenet._backend.sample import Part, Sample
 
 See = Callable[[Gradient, bool], "Sample"]
 """A gradient of the model by that method; True for the network that its solvers become as reversible ones."""
@@ -54,7 +54,7 @@ def check_gradients(
         InputError: a model without any of these modules, a batch without a loss, a tolerance that is no number.
         OdenetError: backprop, which all are compared with, fails.
     """
-    from odenet import _registry
+    from odenet._backend import registry as _registry
 
     found = _registry.entry(backend) if backend is not None else _registry.entry_for([model])
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:

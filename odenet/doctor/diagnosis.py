@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from odenet._exact import Backprop
-from odenet._gradient import Cost, Gradient
-from odenet._sample import Part
+from odenet._backend.sample import Part
+from odenet._gradients.exact import Backprop
+from odenet._gradients.record import Cost, Gradient
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from odenet._adjoints import DiscreteAdjoint
+from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet.doctor.diagnosis import Diagnosis, Examination
 
 SMOOTH = 0.25

@@ -10,7 +10,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from odenet import _flags, _registry
+from odenet import _flags
+from odenet._backend import registry as _registry
 from odenet._errors import BackendUnavailableError, InputError
 from odenet._files import require_writable
 from odenet._machine import machine

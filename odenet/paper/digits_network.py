@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from odenet import Depth, NetSpec, _registry
-from odenet._gradients import Backprop, Gradient
-from odenet._solvers import SOLVERS
+from odenet import Depth, NetSpec
+from odenet._backend import registry as _registry
+from odenet._gradients.names import Backprop, Gradient
+from odenet._solvers.runge_kutta import SOLVERS
 from odenet.data.digits import batch
 from odenet.paper.errors import BLOCKS, Errors, errors
 from odenet.theory import smoothness

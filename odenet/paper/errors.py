@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from odenet import NetSpec, _registry
-from odenet._backend import Evaluation
-from odenet._gradients import Backprop, Gradient
-from odenet._solvers import SOLVERS
+from odenet import NetSpec
+from odenet._backend import registry as _registry
+from odenet._backend.seam import Evaluation
+from odenet._gradients.names import Backprop, Gradient
+from odenet._solvers.runge_kutta import SOLVERS
 from odenet.compare.difference import relative
 
 BLOCKS = "block."  # how names of the weights of the blocks begin

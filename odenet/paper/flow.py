@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 import odenet
-from odenet import Depth, _registry, theory
+from odenet import Depth, theory
+from odenet._backend import registry as _registry
 from odenet.paper.reproduction import Cell, Point, values
 from odenet.paper.verdict import Verdict, below, falls, falls_throughout, stays
 

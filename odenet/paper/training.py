@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from odenet import _registry
+from odenet._backend import registry as _registry
+from odenet._backend.trainer import Trainer
 from odenet._errors import InputError
-from odenet._gradients import Gradient
-from odenet._nets import NetSpec
-from odenet._solvers import SOLVERS
-from odenet._trainer import Trainer
+from odenet._gradients.names import Gradient
+from odenet._nets.spec import NetSpec
+from odenet._solvers.runge_kutta import SOLVERS
 from odenet.data.cifar import FOLDER
 from odenet.data.images import Images, ImageSet, moments
 from odenet.data.sets import image_set

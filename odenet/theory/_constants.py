@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from odenet._depth import Depth
+from odenet._problem.depth import Depth
 from odenet.theory._linearised import Linearised
 from odenet.theory._network import Network, at_points, continued, every
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from odenet._solver import AnySolver
-from odenet._solver import solver as solver_named
+from odenet._solvers.names import AnySolver
+from odenet._solvers.names import solver as solver_named
 from odenet.theory._constants import growth, second_derivative
 from odenet.theory._constants import lipschitz as estimated
 from odenet.theory._network import Network, continued, network

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from odenet import _registry, _tree
-from odenet._depth import Depth, _is_array
+from odenet import _tree
+from odenet._backend import registry as _registry
+from odenet._problem.depth import Depth, _is_array
 
 
 def as_numpy(leaf: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from odenet._errors import InputError
-from odenet._gradient import whole
+from odenet._gradients.record import whole
 from odenet.theory._host import as_numpy
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 import odenet
-from odenet import _registry, _tree
-from odenet._depth import Depth
+from odenet import _tree
+from odenet._backend import registry as _registry
+from odenet._problem.depth import Depth
 from odenet.theory._host import as_numpy
 from odenet.theory._network import Network
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 import odenet
-from odenet import _registry, _tree
-from odenet._depth import Depth
+from odenet import _tree
+from odenet._backend import registry as _registry
 from odenet._errors import InputError
-from odenet._solver import AnySolver
+from odenet._problem.depth import Depth
+from odenet._solvers.names import AnySolver
 from odenet.theory._host import as_numpy, on_host
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 import odenet
 from odenet import _tree
-from odenet._adjoints import DiscreteAdjoint
-from odenet._depth import Depth
 from odenet._errors import InputError
-from odenet._gradients import gradient
+from odenet._gradients.adjoints import DiscreteAdjoint
+from odenet._gradients.names import gradient
+from odenet._problem.depth import Depth
 from odenet.theory._constants import growth
 from odenet.theory._constants import lipschitz as estimated
 from odenet.theory._linearised import Linearised, nudge, row

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from odenet._depth import Depth, check_alike
 from odenet._errors import InputError
+from odenet._problem.depth import Depth, check_alike
 from odenet.theory._host import on_host, rows
 
 

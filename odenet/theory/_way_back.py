@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from odenet import _tree
-from odenet._adjoints import DiscreteAdjoint
-from odenet._depth import Depth, _is_array
 from odenet._errors import InputError
-from odenet._solvers import Solver
-from odenet._tableau import Tableau
+from odenet._gradients.adjoints import DiscreteAdjoint
+from odenet._problem.depth import Depth, _is_array
+from odenet._solvers.runge_kutta import Solver
+from odenet._solvers.tableau import Tableau
 
 
 def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from odenet import _resume
 from odenet._files import write_text
+from odenet._nets.weights import load_weights, save_weights
 from odenet._rows import as_csv, from_json, to_json
-from odenet._weights import load_weights, save_weights
 from odenet.training.plan import Plan
 from odenet.training.row import Row, best
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from odenet import _flags
-from odenet._nets import BLOCKS
+from odenet._nets.spec import BLOCKS
 from odenet._tables import console
 from odenet.data.sets import NAMES
 from odenet.training.plan import Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from odenet._trainer import Trainer
+from odenet._backend.trainer import Trainer
 from odenet.training.batches import Batches
 
 

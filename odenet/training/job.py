@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from odenet import _registry
+from odenet._backend import registry as _registry
+from odenet._backend.trainer import Trainer
 from odenet._errors import FileError, GradientError, InputError
 from odenet._files import require_writable
-from odenet._gradients import gradient
+from odenet._gradients.names import gradient
 from odenet._machine import machine
-from odenet._solver import solver
-from odenet._trainer import Trainer
-from odenet._weights import save_weights
+from odenet._nets.weights import save_weights
+from odenet._solvers.names import solver
 from odenet.data.images import ImageSet, moments
 from odenet.data.sets import image_set
 from odenet.training import events

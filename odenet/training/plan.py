@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from odenet import _registry
+from odenet._backend import registry as _registry
 from odenet._errors import InputError
-from odenet._gradients import gradient
+from odenet._gradients.names import gradient
 from odenet._names import lookup
-from odenet._nets import Block, NetSpec
+from odenet._nets.spec import Block, NetSpec
 from odenet._resume import changes, reading
-from odenet._solver import solver
+from odenet._solvers.names import solver
 from odenet.data.images import ImageSet
 from odenet.data.sets import NAMES
 from odenet.training.schedule import SCHEDULES

@@ -9,7 +9,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from odenet import _flags, _registry
+from odenet import _flags
+from odenet._backend import registry as _registry
 from odenet._machine import machine
 from odenet._tables import console
 from odenet.cells.run import report, run

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from odenet._problems import PROBLEMS
+from odenet._test_problems.named import PROBLEMS
 from odenet.compare.figures import rc
 from odenet.compare.style import GREY, INK, SPARE, markers
 from odenet.compare.units import seconds

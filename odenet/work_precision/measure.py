@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import odenet
-from odenet import _registry, _tree
-from odenet._controller import PIDController
+from odenet import _tree
+from odenet._backend import registry as _registry
+from odenet._backend.timing import seconds
 from odenet._errors import OdenetError
-from odenet._gradients import Backprop
-from odenet._reference import arrays, mixed_error, reference, relative_error
-from odenet._solution import Result, Solution, Stats
-from odenet._timing import seconds
+from odenet._gradients.names import Backprop
+from odenet._problem.solution import Result, Solution, Stats
+from odenet._solvers.controller import PIDController
+from odenet._test_problems.reference import arrays, mixed_error, reference, relative_error
 from odenet.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
 from odenet.work_precision.plan import Cell, Plan, estimates, groups
 from odenet.work_precision.row import Row

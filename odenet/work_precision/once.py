@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 from rich.progress import Progress
 
+from odenet._backend.registry import backend, entry
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import write_atomically, write_text
-from odenet._gradients import Backprop
+from odenet._gradients.names import Backprop
 from odenet._machine import machine
-from odenet._problem import adaptive_solvers
-from odenet._registry import backend, entry
+from odenet._problem.problem import adaptive_solvers
 from odenet._rows import as_csv
 from odenet._tables import console
 from odenet.work_precision.measure import measure

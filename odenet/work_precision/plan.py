@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from odenet._delegated import DelegatedSolver
 from odenet._errors import InputError
-from odenet._problems import problem_named
-from odenet._solver import AnySolver, solver
-from odenet._solvers import Solver
-from odenet._test_problem import TestProblem
+from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.names import AnySolver, solver
+from odenet._solvers.runge_kutta import Solver
+from odenet._test_problems.named import problem_named
+from odenet._test_problems.record import TestProblem
 from odenet.cells.plan import CellPlan
 
 Key = tuple[str, str, str, float]

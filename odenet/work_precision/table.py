@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from odenet._problems import PROBLEMS
-from odenet._reference import reference
 from odenet._tables import table
+from odenet._test_problems.named import PROBLEMS
+from odenet._test_problems.reference import reference
 from odenet.cells.row import OK
 from odenet.compare.units import error, seconds
 from odenet.work_precision.row import Row

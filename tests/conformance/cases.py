@@ -10,7 +10,7 @@ import numpy as np
 
 import odenet
 from odenet import _tree
-from odenet._step import add, increment
+from odenet._solvers.step import add, increment
 
 BACKENDS = tuple(name for name, found in odenet.known().items() if found.array_modules)  # the native ones
 TANH = {"torch": "torch", "jax": "jax.numpy"}

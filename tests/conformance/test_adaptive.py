@@ -8,7 +8,7 @@ from cases import BACKENDS, flat, numpy_leaves
 
 import odenet
 from odenet import SOLVERS, Depth, PIDController
-from odenet._problem import problem
+from odenet._problem.problem import problem
 
 PAIRS = [name for name, solver in SOLVERS.items() if solver.tableau.b_low is not None]
 METHODS = (

@@ -35,8 +35,8 @@ from odenet import (
     StateError,
     UnknownNameError,
     UnsupportedError,
-    _registry,
 )
+from odenet._backend import registry as _registry
 
 
 @dataclass(frozen=True)

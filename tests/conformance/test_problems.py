@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 import odenet
 from odenet import _tree
-from odenet._problems import PROBLEMS
-from odenet._reference import arrays, field_of, relative_error
-from odenet._step import add, increment
+from odenet._solvers.step import add, increment
+from odenet._test_problems.named import PROBLEMS
+from odenet._test_problems.reference import arrays, field_of, relative_error
 from odenet.solving import command
 
 STEPS = 8

@@ -18,7 +18,7 @@ from cases import BACKENDS, sigmoid
 
 import odenet
 from odenet import Depth, _tree
-from odenet._reversible import REVERSIBLE_SOLVERS
+from odenet._solvers.reversible import REVERSIBLE_SOLVERS
 
 STEPS = 8
 Arrays = Mapping[str, Any]

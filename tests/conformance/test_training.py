@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 import odenet
-from odenet._trainer import Trainer, learning
+from odenet._backend.trainer import Trainer, learning
 from odenet.data.images import moments
 from odenet.data.sets import image_set
 from odenet.training import job

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odenet import Backend, BackendEntry, Evaluation, Measurement, Part, Sample, _registry
-from odenet._sample import places
-from odenet._solver import made_reversible
+from odenet import Backend, BackendEntry, Evaluation, Measurement, Part, Sample
+from odenet._backend import registry as _registry
+from odenet._backend.sample import places
+from odenet._solvers.names import made_reversible
 
 ORDERS = {"discrete-adjoint": 2.0, "discrete-adjoint:correct=no": 1.0, "continuous-adjoint": 1.0}
 

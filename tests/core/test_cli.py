@@ -11,7 +11,7 @@ import pytest
 import odenet
 from odenet import SOLVERS
 from odenet._cli import COMMANDS, main
-from odenet._problems import PROBLEMS
+from odenet._test_problems.named import PROBLEMS
 
 
 def odenet_command(*arguments, **environment):

@@ -20,12 +20,12 @@ from odenet import (
     Span,
     UnsupportedError,
 )
-from odenet._controller import FLOATS, SAFETY, Arithmetic
-from odenet._interpolant import interpolant
-from odenet._problem import problem
-from odenet._span import number, span
-from odenet._step import slopes, trial, weigh
-from odenet._tableau import order_defect
+from odenet._problem.problem import problem
+from odenet._problem.span import number, span
+from odenet._solvers.controller import FLOATS, SAFETY, Arithmetic
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.step import slopes, trial, weigh
+from odenet._solvers.tableau import order_defect
 
 PAIRS = [name for name, solver in SOLVERS.items() if solver.tableau.b_low is not None]
 ARRAYS = Arithmetic(np.minimum, np.maximum, np.where)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odenet._convergence import Run, as_csv, as_json, fitted_order, observed_order, series
-from odenet._problems import PROBLEMS
-from odenet._reference import Reference
+from odenet._test_problems.named import PROBLEMS
+from odenet._test_problems.reference import Reference
 
 
 def run(steps, error, backend="numpy", solver="rk4", dtype="float64"):

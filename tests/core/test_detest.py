@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from odenet import _tree
-from odenet._detest import DETEST
-from odenet._detest_systems import GRAVITY, MASSES, SUN
-from odenet._problems import PROBLEMS
-from odenet._reference import arrays, field_of, flattened, numerical, reference
-from odenet._stiff import STIFF
+from odenet._test_problems.detest import DETEST
+from odenet._test_problems.detest_systems import GRAVITY, MASSES, SUN
+from odenet._test_problems.named import PROBLEMS
+from odenet._test_problems.reference import arrays, field_of, flattened, numerical, reference
+from odenet._test_problems.stiff import STIFF
 
 # at t = 20, from Enright and Pryce 1987 (NSDTST), whose state is ours in a row; of C4 the first ten
 PUBLISHED = {

@@ -22,7 +22,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from odenet import _registry
+from odenet._backend import registry as _registry
 from odenet._cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from odenet import (
     gradient,
     solver,
 )
-from odenet._gradients import MENU
+from odenet._gradients.names import MENU
 from odenet.doctor.checkup import diagnose
 from odenet.doctor.comparison import smoothness
 

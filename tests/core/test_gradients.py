@@ -22,8 +22,8 @@ from odenet import (
     gradient,
     solver,
 )
-from odenet._exact import WORKING
-from odenet._reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun
+from odenet._gradients.exact import WORKING
+from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun
 
 counts = st.integers(1, 10**6)
 records = st.one_of(

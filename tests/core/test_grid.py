@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from odenet import GridError
-from odenet._grid import grid
+from odenet._problem.grid import grid
 
 times = st.floats(-1e3, 1e3, allow_subnormal=False)
 counts = st.integers(1, 300)

@@ -9,11 +9,12 @@ from math import comb
 import pytest
 from click.testing import CliRunner
 
-from odenet import GRADIENTS, SOLVERS, Backend, BackendEntry, _registry, solver
-from odenet._delegated import DELEGATED_SOLVERS
-from odenet._gradients import gradient
-from odenet._problems import PROBLEMS
-from odenet._reversible import REVERSIBLE_SOLVERS
+from odenet import GRADIENTS, SOLVERS, Backend, BackendEntry, solver
+from odenet._backend import registry as _registry
+from odenet._gradients.names import gradient
+from odenet._solvers.delegated import DELEGATED_SOLVERS
+from odenet._solvers.reversible import REVERSIBLE_SOLVERS
+from odenet._test_problems.named import PROBLEMS
 from odenet.listing import SECTIONS, command
 
 

@@ -16,8 +16,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from odenet import FileError, InputError, NetSpec, _registry
+from odenet import FileError, InputError, NetSpec
 from odenet import gradient as gradient_named
+from odenet._backend import registry as _registry
 from odenet.data.cifar import FOLDER
 from odenet.paper import claims, flow, verdict
 from odenet.paper.claims import (

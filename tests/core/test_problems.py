@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from odenet import SOLVERS, UnknownNameError, _tree
-from odenet._problems import ARENSTORF, PROBLEMS, problem_named
-from odenet._reference import arrays, field_of, numerical, reference, relative_error
-from odenet._step import add, increment
+from odenet._solvers.step import add, increment
+from odenet._test_problems.named import ARENSTORF, PROBLEMS, problem_named
+from odenet._test_problems.reference import arrays, field_of, numerical, reference, relative_error
 
 EVERY = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 QUICK = {name: problem for name, problem in PROBLEMS.items() if not problem.stiff}

@@ -10,8 +10,9 @@ import textwrap
 import pytest
 
 import odenet
-from odenet import BackendEntry, BackendUnavailableError, InputError, UnknownNameError, UnsupportedError, _registry
-from odenet._solver import SOLVER_NAMES
+from odenet import BackendEntry, BackendUnavailableError, InputError, UnknownNameError, UnsupportedError
+from odenet._backend import registry as _registry
+from odenet._solvers.names import SOLVER_NAMES
 
 FRAMEWORKS = {"torch": "torch", "jax": "jax"}
 PEERS = {"torchdiffeq": "torch", "diffrax": "jax", "scipy": None}  # and what they stand on
@@ -168,7 +169,7 @@ def site(tmp_path):
         "lists",
         """
         from odenet import Backend, BackendEntry, Solution, Stats
-        from odenet._step import add, increment
+        from odenet._solvers.step import add, increment
 
         class Number(float):
             '''This framework's array.'''

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odenet._revolve import advances, schedule
+from odenet._gradients.revolve import advances, schedule
 
 # What the published program does: src/revolve.cpp by Griewank, Walther and Stumm, as in pyrevolve 2.2.8
 # (github.com/devitocodes/pyrevolve, commit d0b98c5), built and run with revolve_create_offline(steps, states).

@@ -12,12 +12,13 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from odenet import SOLVERS, Backend, BackendEntry, Solution, Stats, _cli, _registry, _tree
+from odenet import SOLVERS, Backend, BackendEntry, Solution, Stats, _cli, _tree
+from odenet._backend import registry as _registry
 from odenet._convergence_figure import components
 from odenet._errors import DeviceUnavailableError
-from odenet._problems import PROBLEMS
-from odenet._reference import arrays
-from odenet._step import add, increment
+from odenet._solvers.step import add, increment
+from odenet._test_problems.named import PROBLEMS
+from odenet._test_problems.reference import arrays
 from odenet.solving import command
 
 calls: list[int] = []

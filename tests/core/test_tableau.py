@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.polynomial import Polynomial
 
 from odenet import SOLVERS, Tableau, TableauError, UnknownNameError, solver
-from odenet._solvers import ALIASES
-from odenet._step import increment, positions
-from odenet._tableau import order_defect, trees
+from odenet._solvers.runge_kutta import ALIASES
+from odenet._solvers.step import increment, positions
+from odenet._solvers.tableau import order_defect, trees
 
 EVERY = pytest.mark.parametrize("name", SOLVERS)
 ROUNDED = {"tsit5", "dopri8"}  # published as decimals or rounded ratios

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import odenet
-from odenet import SOLVERS, Depth, DepthError, DiscreteAdjoint, InputError, _registry, _tree
+from odenet import SOLVERS, Depth, DepthError, DiscreteAdjoint, InputError, _tree
+from odenet._backend import registry as _registry
 from odenet.paper.claims import distance as claim
 from odenet.paper.network import field, smooth_weights, states
 from odenet.paper.reproduction import Cell, Choices

@@ -12,10 +12,22 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from odenet import Backend, BackendEntry, FileError, InputError, Result, Solution, Stats, _cli, _registry, _tree, solver
+from odenet import (
+    Backend,
+    BackendEntry,
+    FileError,
+    InputError,
+    Result,
+    Solution,
+    Stats,
+    _cli,
+    _tree,
+    solver,
+)
+from odenet._backend import registry as _registry
 from odenet._flags import tolerance_list
-from odenet._problems import PROBLEMS
-from odenet._reference import arrays, mixed_error
+from odenet._test_problems.named import PROBLEMS
+from odenet._test_problems.reference import arrays, mixed_error
 from odenet.benchmarking import command
 from odenet.solving import command as solve_command
 from odenet.work_precision import report

@@ -11,9 +11,9 @@ import pytest
 
 import odenet
 from odenet import Depth, Event, GradientError, InputError, PIDController, Result, SolveError, UnsupportedError
-from odenet._interpolant import interpolant
-from odenet._solver import solver as solver_named
-from odenet._step import add, increment
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.names import solver as solver_named
+from odenet._solvers.step import add, increment
 from odenet_jax import NeuralODE, solve
 
 pytestmark = pytest.mark.usefixtures("x64")

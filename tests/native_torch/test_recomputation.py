@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import odenet
-from odenet._revolve import schedule
+from odenet._gradients.revolve import schedule
 from odenet_torch import solve
 from odenet_torch._measure import LiveBytes
 

@@ -9,7 +9,7 @@ import pytest
 
 import odenet
 from odenet import UnsupportedError
-from odenet._gradients import Backprop
+from odenet._gradients.names import Backprop
 
 PEERS = ["torchdiffeq", "diffrax", "scipy"]
 

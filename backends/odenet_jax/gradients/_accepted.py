@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet._interpolant import interpolant
-from odenet._step import add
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.step import add
 from odenet_jax._accepted import Along
 from odenet_jax._fixed import read, write
 from odenet_jax._record import Keep, Walked

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Grid, Stats, UnsupportedError
-from odenet._step import add
+from odenet._solvers.step import add
 from odenet_jax._field import Weights
 from odenet_jax._fixed import Carried, Run, kept_rows, loop_in_place, read
 from odenet_jax._replay import Replay, Told

@@ -12,8 +12,8 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, UnsupportedError
-from odenet._solver import AnySolver
-from odenet._step import add, trial
+from odenet._solvers.names import AnySolver
+from odenet._solvers.step import add, trial
 from odenet_jax._accepted import Accepted, Along, Line
 from odenet_jax._fixed import read
 from odenet_jax._record import Keep, Walked

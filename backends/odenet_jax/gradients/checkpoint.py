@@ -1,6 +1,6 @@
 """Checkpointing: some states are kept, and what lies between them is computed again.
 
-Chen et al. 2016 (segments); Griewank and Walther 2000 (the optimal schedule, `odenet._revolve`).
+Chen et al. 2016 (segments); Griewank and Walther 2000 (the optimal schedule, `odenet._gradients.revolve`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from jax import Array, lax
 
 from odenet import Checkpoint, Stats
-from odenet._revolve import schedule
-from odenet._step import add
+from odenet._gradients.revolve import schedule
+from odenet._solvers.step import add
 from odenet_jax._field import Slot, Weights
 from odenet_jax._fixed import Run, read, write
 from odenet_jax._state import Leaves
@@ -127,8 +127,8 @@ class Recomputation(Adjoint):
 
 @dataclass(frozen=True)
 class Turns:
-    """`odenet._revolve.Turn` for all turns: which step, the index and the row of the state to start from, and which of
-    `Keeps` are on the way, from `begin` to before `end`."""
+    """`odenet._gradients.revolve.Turn` for all turns: which step, the index and the row of the state to start from, and
+    which of `Keeps` are on the way, from `begin` to before `end`."""
 
     step: Any
     origin: Any

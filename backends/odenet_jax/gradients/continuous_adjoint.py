@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import ContinuousAdjoint, Stats
-from odenet._solver import AnySolver
-from odenet._step import add, combine, increment, positions
+from odenet._solvers.names import AnySolver
+from odenet._solvers.step import add, combine, increment, positions
 from odenet_jax._fixed import Run, read
 from odenet_jax._state import Leaves
 from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp

@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import DiscreteAdjoint, GradientError, Stats
-from odenet._step import add, combine, subtract
+from odenet._solvers.step import add, combine, subtract
 from odenet_jax._accepted import Along
 from odenet_jax._fixed import Run, kept_rows, read
 from odenet_jax._record import Keep, Walked

@@ -1,6 +1,6 @@
 """Reversible solvers: undo each step, and take the VJPs where undoing it evaluates f anyway.
 
-The solvers, and how they are undone, are `odenet._reversible`; here is only what evaluates f and takes its VJP.
+The solvers, and how they are undone, are `odenet._solvers.reversible`; here is only what evaluates f and takes its VJP.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Retrace(Adjoint):
 
 @dataclass(frozen=True)
 class Pull:
-    """Evaluations in one step with their VJPs (`odenet._reversible.Back`).
+    """Evaluations in one step with their VJPs (`odenet._solvers.reversible.Back`).
 
     Args:
         run: at that step.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError, PIDController, UnsupportedError
-from odenet._step import Leaves as AnyLeaves
+from odenet._solvers.step import Leaves as AnyLeaves
 from odenet_torch._state import layout
 from odenet_torch._walk import On, Walk
 from odenet_torch.drop_in import fixed

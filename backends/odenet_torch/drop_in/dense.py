@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from odenet import InputError
-from odenet._interpolant import interpolant
-from odenet._step import weigh
-from odenet._tableau import Tableau
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.step import weigh
+from odenet._solvers.tableau import Tableau
 from odenet_torch._state import Layout, Leaves
 
 

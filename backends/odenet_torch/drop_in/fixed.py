@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from odenet import GridError, InputError, SolveError, Solver
-from odenet._step import add, slopes
-from odenet._tableau import Tableau
+from odenet._solvers.step import add, slopes
+from odenet._solvers.tableau import Tableau
 from odenet_torch._state import Layout, Leaves, layout
 from odenet_torch._walk import On
 from odenet_torch._weigh import weigh_leaves

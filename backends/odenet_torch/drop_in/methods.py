@@ -7,8 +7,8 @@ from fractions import Fraction
 from types import ModuleType
 
 from odenet import BackendUnavailableError, Solver, UnknownNameError
-from odenet._solvers import BOSH3, DOPRI5, DOPRI8, EULER, FEHLBERG2, HEUN, MIDPOINT, RK38, TSIT5
-from odenet._tableau import Tableau
+from odenet._solvers.runge_kutta import BOSH3, DOPRI5, DOPRI8, EULER, FEHLBERG2, HEUN, MIDPOINT, RK38, TSIT5
+from odenet._solvers.tableau import Tableau
 
 _THIRD = Fraction(1, 3)
 HEUN3 = Solver(

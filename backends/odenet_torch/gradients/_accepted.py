@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet._step import Leaves as AnyLeaves
-from odenet._step import add
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet._solvers.step import add
 from odenet_torch._adaptive import Forward
 from odenet_torch._replay import Replay
 from odenet_torch._state import Leaves

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, Stats, UnsupportedError
-from odenet._step import Leaves as AnyLeaves
+from odenet._solvers.step import Leaves as AnyLeaves
 from odenet_torch._field import Field, Stand, now, outside
 from odenet_torch._fixed import Run, loop, stacked
 from odenet_torch._replay import Replay

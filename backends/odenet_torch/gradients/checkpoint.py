@@ -1,7 +1,7 @@
 """Checkpointing: some states are kept, and what lies between them is computed again.
 
 Chen et al. 2016 (segments, run again by `torch.utils.checkpoint`); Griewank and Walther 2000 (the optimal schedule,
-`odenet._revolve`).
+`odenet._gradients.revolve`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from odenet import Checkpoint, Stats
-from odenet._revolve import schedule
-from odenet._step import Leaves as AnyLeaves
-from odenet._step import add
+from odenet._gradients.revolve import schedule
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet._solvers.step import add
 from odenet_torch._accepted import Accepted
 from odenet_torch._field import leaves, now
 from odenet_torch._fixed import Run, loop, stacked

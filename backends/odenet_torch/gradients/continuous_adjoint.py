@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Stats
-from odenet._solver import AnySolver
-from odenet._step import Leaves as AnyLeaves
-from odenet._step import add, combine, increment, positions
+from odenet._solvers.names import AnySolver
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet._solvers.step import add, combine, increment, positions
 from odenet_torch._accepted import Along
 from odenet_torch._adaptive import Forward
 from odenet_torch._field import now

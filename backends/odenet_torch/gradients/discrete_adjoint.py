@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from odenet import DiscreteAdjoint, GradientError, Stats
-from odenet._step import Leaves as AnyLeaves
-from odenet._step import add, combine, subtract
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet._solvers.step import add, combine, subtract
 from odenet_torch._field import now
 from odenet_torch._fixed import Run
 from odenet_torch._state import Leaves

@@ -1,6 +1,6 @@
 """Reversible solvers: undo each step, and take the VJPs where undoing it evaluates f anyway.
 
-The solvers, and how they are undone, are `odenet._reversible`; here is only what evaluates f and takes its VJP.
+The solvers, and how they are undone, are `odenet._solvers.reversible`; here is only what evaluates f and takes its VJP.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from odenet import ReversibleSolver
-from odenet._step import Leaves as AnyLeaves
-from odenet._step import add
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet._solvers.step import add
 from odenet_torch._field import now
 from odenet_torch._fixed import Run
 from odenet_torch._state import Leaves
@@ -46,7 +46,7 @@ class Retrace(Adjoint):
 
 @dataclass(frozen=True)
 class Pull:
-    """Evaluations with their VJPs (`odenet._reversible.Back`)."""
+    """Evaluations with their VJPs (`odenet._solvers.reversible.Back`)."""
 
     run: Run
     sums: Sums

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from odenet import DiscreteAdjoint, NetSpec
-from odenet._gradients import Backprop, Gradient
+from odenet._gradients.names import Backprop, Gradient
 from odenet.paper.errors import errors
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.training import Recipe, chosen, sample, train

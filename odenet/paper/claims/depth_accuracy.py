@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from odenet import DiscreteAdjoint
-from odenet._gradients import Backprop, Gradient
+from odenet._gradients.names import Backprop, Gradient
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.training import Recipe, guessing, small_network, train
 from odenet.paper.verdict import Verdict, as_good, below, medians, points_above

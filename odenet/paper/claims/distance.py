@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import odenet
-from odenet import Depth, _registry
-from odenet._depth import Kind
+from odenet import Depth
+from odenet._backend import registry as _registry
+from odenet._problem.depth import Kind
 from odenet.paper.network import Weights, field, rough_weights, smooth_weights, states
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import Verdict, below, falls, stays

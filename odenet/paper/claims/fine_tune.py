@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from odenet import DiscreteAdjoint, NetSpec
-from odenet._gradients import Backprop, Gradient
+from odenet._gradients.names import Backprop, Gradient
 from odenet.paper.errors import BLOCKS
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.training import Recipe, chosen, train

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odenet import DiscreteAdjoint
-from odenet._gradients import Gradient
+from odenet._gradients.names import Gradient
 from odenet.paper.digits_network import Network
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import Verdict, below, from_depth, medians

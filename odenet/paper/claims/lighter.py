@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from odenet import DiscreteAdjoint, NetSpec, _registry
-from odenet._gradients import Gradient
-from odenet._solvers import SOLVERS
-from odenet._timing import seconds
+from odenet import DiscreteAdjoint, NetSpec
+from odenet._backend import registry as _registry
+from odenet._backend.timing import seconds
+from odenet._gradients.names import Gradient
+from odenet._solvers.runge_kutta import SOLVERS
 from odenet.data.digits import batch
 from odenet.paper.digits_network import Network
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet import DiscreteAdjoint, NetSpec, _registry
-from odenet._gradients import Backprop, Checkpoint, Gradient
-from odenet._solvers import SOLVERS
+from odenet import DiscreteAdjoint, NetSpec
+from odenet._backend import registry as _registry
+from odenet._gradients.names import Backprop, Checkpoint, Gradient
+from odenet._solvers.runge_kutta import SOLVERS
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import OverSeeds, Verdict, below, falls, from_depth
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import odenet
-from odenet import Depth, DiscreteAdjoint, _registry
-from odenet._depth import Kind
-from odenet._solvers import SOLVERS
+from odenet import Depth, DiscreteAdjoint
+from odenet._backend import registry as _registry
+from odenet._problem.depth import Kind
+from odenet._solvers.runge_kutta import SOLVERS
 from odenet.paper.network import field, smooth_weights, states
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.verdict import Verdict, falls

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from odenet import DiscreteAdjoint
-from odenet._gradients import Backprop, Gradient
+from odenet._gradients.names import Backprop, Gradient
 from odenet.paper.errors import errors
 from odenet.paper.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet.paper.training import Recipe, guessing, sample, small_network, train

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from odenet._errors import InputError, NonFiniteError
 from odenet._names import lookup
-from odenet._stages import EXPANSION, block_shapes, last, stem_width, units
+from odenet._nets.stages import EXPANSION, block_shapes, last, stem_width, units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from odenet import _tree
-from odenet._backend import Backend, BackendEntry
+from odenet._backend.seam import Backend, BackendEntry
 from odenet._errors import BackendUnavailableError, InputError, OdenetError
 from odenet._names import lookup
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet import _tree
-from odenet._controller import PIDController
-from odenet._delegated import DELEGATED_SOLVERS, DelegatedSolver
-from odenet._depth import Depth
 from odenet._errors import GridError, InputError, StateError, UnsupportedError
-from odenet._event import Event
-from odenet._gradients import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
-from odenet._grid import Grid, grid
-from odenet._solver import AnySolver, solver
-from odenet._solvers import SOLVERS, Solver
-from odenet._span import Span, span
+from odenet._gradients.names import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
+from odenet._problem.depth import Depth
+from odenet._problem.event import Event
+from odenet._problem.grid import Grid, grid
+from odenet._problem.span import Span, span
+from odenet._solvers.controller import PIDController
+from odenet._solvers.delegated import DELEGATED_SOLVERS, DelegatedSolver
+from odenet._solvers.names import AnySolver, solver
+from odenet._solvers.runge_kutta import SOLVERS, Solver
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from odenet._errors import InputError
-from odenet._solvers import EULER, HEUN, Solver
-from odenet._step import Leaves, add, combine
-from odenet._tableau import Tableau
+from odenet._solvers.runge_kutta import EULER, HEUN, Solver
+from odenet._solvers.step import Leaves, add, combine
+from odenet._solvers.tableau import Tableau
 
 Pair = tuple[Leaves, ...]
 """What a solver carries; y first."""

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from odenet._nets import NetSpec
+    from odenet._nets.spec import NetSpec
 
 Shapes = dict[str, tuple[int, ...]]
 EXPANSION = 4  # channels of a bottleneck block over those inside it (He 2016)

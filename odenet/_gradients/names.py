@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from odenet._adjoints import ContinuousAdjoint, DiscreteAdjoint
 from odenet._errors import InputError
-from odenet._exact import Backprop, Checkpoint, Reversible
-from odenet._gradient import Cost, Gradient
+from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
+from odenet._gradients.exact import Backprop, Checkpoint, Reversible
+from odenet._gradients.record import Cost, Gradient
 from odenet._names import boolean, lookup
 
 __all__ = [

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from odenet._nets import NetSpec
+    from odenet._nets.spec import NetSpec
 
 WEIGHT, VELOCITY = "weight.", "momentum."  # how the names of a state begin
 

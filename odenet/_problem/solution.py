@@ -9,7 +9,7 @@ from typing import Any
 
 from odenet import _tree
 from odenet._errors import InputError
-from odenet._gradients import gradient
+from odenet._gradients.names import gradient
 
 
 class Result(Enum):

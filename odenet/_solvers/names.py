@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from odenet._delegated import DELEGATED_SOLVERS, DelegatedSolver
 from odenet._errors import InputError
 from odenet._names import lookup
-from odenet._reversible import REVERSIBLE_SOLVERS, Coupled, ReversibleSolver
-from odenet._solvers import ALIASES, SOLVERS, Solver
+from odenet._solvers.delegated import DELEGATED_SOLVERS, DelegatedSolver
+from odenet._solvers.reversible import REVERSIBLE_SOLVERS, Coupled, ReversibleSolver
+from odenet._solvers.runge_kutta import ALIASES, SOLVERS, Solver
 
 AnySolver = Solver | ReversibleSolver | DelegatedSolver
 

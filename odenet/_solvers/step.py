@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._tableau import Tableau
+from odenet._solvers.tableau import Tableau
 
 Leaves = tuple[Any, ...]
 Stage = Callable[[int, Leaves], Leaves]

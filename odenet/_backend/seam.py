@@ -10,19 +10,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from odenet._delegated import DelegatedSolver, offering
 from odenet._errors import BackendUnavailableError, UnsupportedError
-from odenet._gradients import GRADIENTS, Gradient
-from odenet._solution import Solution
-from odenet._solver import AnySolver, own_solvers
+from odenet._gradients.names import GRADIENTS, Gradient
+from odenet._problem.solution import Solution
+from odenet._solvers.delegated import DelegatedSolver, offering
+from odenet._solvers.names import AnySolver, own_solvers
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from odenet._nets import NetSpec
-    from odenet._problem import Problem
-    from odenet._sample import Sample
-    from odenet._trainer import Trainer
+    from odenet._backend.sample import Sample
+    from odenet._backend.trainer import Trainer
+    from odenet._nets.spec import NetSpec
+    from odenet._problem.problem import Problem
 
 Arrays = Mapping[str, "np.ndarray"]
 
@@ -215,7 +215,7 @@ class BackendEntry:
             return False
         if self.base is None:
             return True
-        from odenet._registry import known  # above this module
+        from odenet._backend.registry import known  # above this module
 
         return self.base in known() and known()[self.base].available
 

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from odenet import _tree
-from odenet._backend import Backend, Gradients
-from odenet._controller import PIDController
-from odenet._depth import Depth
+from odenet._backend.registry import backend as load
+from odenet._backend.registry import entry, entry_for, owner
+from odenet._backend.seam import Backend, Gradients
 from odenet._errors import InputError
-from odenet._event import Event
-from odenet._gradients import Gradient
-from odenet._problem import Problem, problem
-from odenet._registry import backend as load
-from odenet._registry import entry, entry_for, owner
-from odenet._solution import Solution
-from odenet._solver import AnySolver
-from odenet._span import Span
+from odenet._gradients.names import Gradient
+from odenet._problem.depth import Depth
+from odenet._problem.event import Event
+from odenet._problem.problem import Problem, problem
+from odenet._problem.solution import Solution
+from odenet._problem.span import Span
+from odenet._solvers.controller import PIDController
+from odenet._solvers.names import AnySolver
 
 
 def solve(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from odenet._errors import InputError
-from odenet._solver import AnySolver
+from odenet._solvers.names import AnySolver
 
 
 @dataclass(frozen=True)

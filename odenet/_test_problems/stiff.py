@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from odenet._test_problem import TestProblem
+from odenet._test_problems.record import TestProblem
 
 
 def _robertson(t: Any, y: Any) -> Any:

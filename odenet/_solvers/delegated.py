@@ -65,7 +65,7 @@ class DelegatedSolver:
 
 def offering(name: str) -> tuple[str, ...]:
     """The known backends that name a solver."""
-    from odenet._registry import known  # above this module: asked only when there is something to say
+    from odenet._backend.registry import known  # above this module: asked only when there is something to say
 
     return tuple(each.name for each in known().values() if name in (*(each.solvers or ()), *(each.adaptive or ())))
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from odenet._errors import InputError
-from odenet._gradient import Cost, Gradient, whole, yes_or_no
+from odenet._gradients.record import Cost, Gradient, whole, yes_or_no
 from odenet._names import lookup
-from odenet._solver import AnySolver, solver
-from odenet._solvers import Solver
+from odenet._solvers.names import AnySolver, solver
+from odenet._solvers.runge_kutta import Solver
 
 _PREDICTORS = {name: name for name in ("reverse", "extrapolate")}
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from odenet._errors import InputError
-from odenet._gradient import Cost, Gradient, whole
-from odenet._revolve import advances, schedule
-from odenet._solver import AnySolver
+from odenet._gradients.record import Cost, Gradient, whole
+from odenet._gradients.revolve import advances, schedule
+from odenet._solvers.names import AnySolver
 
 
 @dataclass(frozen=True)

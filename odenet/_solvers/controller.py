@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from odenet import _tree
 from odenet._errors import GridError, InputError
-from odenet._gradient import whole, yes_or_no
+from odenet._gradients.record import whole, yes_or_no
 
 NORMS = ("rms", "mixed", "max")
 SAFETY = 0.85

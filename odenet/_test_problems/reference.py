@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from odenet import _tree
-from odenet._test_problem import TestProblem
+from odenet._test_problems.record import TestProblem
 
 if TYPE_CHECKING:
     import numpy as np

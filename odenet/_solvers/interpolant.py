@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from odenet._tableau import Tableau, density, elementary_weights, trees
+from odenet._solvers.tableau import Tableau, density, elementary_weights, trees
 
 if TYPE_CHECKING:
     import numpy as np

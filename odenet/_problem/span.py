@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._controller import PIDController
 from odenet._errors import GridError
-from odenet._event import Event
+from odenet._problem.event import Event
+from odenet._solvers.controller import PIDController
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from odenet._tableau import Number, Tableau
+from odenet._solvers.tableau import Number, Tableau
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Solver:
 
     @property
     def reversible(self) -> bool:
-        """Whether steps can be undone exactly (see `odenet._reversible`): no Runge-Kutta method's can."""
+        """Whether steps can be undone exactly (see `odenet._solvers.reversible`): no Runge-Kutta method's can."""
         return False
 
     @property

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from odenet._depth import Kind
-from odenet._solver import AnySolver
+from odenet._problem.depth import Kind
+from odenet._solvers.names import AnySolver
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from odenet._nets import NetSpec
+    from odenet._nets.spec import NetSpec
 
 Place = tuple[str, int | None]
 """A parameter by name, and the row of it that is meant; None for all of it."""

@@ -7,10 +7,10 @@ import cmath
 import math
 from typing import Any
 
-from odenet._detest import DETEST
 from odenet._names import lookup
-from odenet._stiff import STIFF
-from odenet._test_problem import TestProblem
+from odenet._test_problems.detest import DETEST
+from odenet._test_problems.record import TestProblem
+from odenet._test_problems.stiff import STIFF
 
 DECAY = TestProblem(
     "decay",

@@ -1,0 +1,1 @@
+"""Networks that every backend can build, and their weights by name."""

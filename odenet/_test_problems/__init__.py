@@ -1,0 +1,1 @@
+"""Named initial value problems with known solutions."""
