@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from odenet._files import write_text
-from odenet._machine import machine
+from odenet._report.machine import machine
 
 NAMES = (
     "adaptive_jax",

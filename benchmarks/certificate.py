@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 import odenet
-from odenet.compare.difference import flat, relative
-from odenet.data.digits import batch
+from odenet._jobs.data.digits import batch
+from odenet._report.difference import flat, relative
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "conformance"))
 import cases  # the network of the conformance suite

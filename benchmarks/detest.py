@@ -30,7 +30,7 @@ from scipy.integrate import solve_ivp
 import odenet
 from odenet import PIDController, Result, Solution, Stats, _tree
 from odenet._files import write_text
-from odenet._rows import as_csv, column, from_json
+from odenet._report.rows import as_csv, column, from_json
 from odenet._test_problems.detest import DETEST
 from odenet._test_problems.record import TestProblem
 from odenet._test_problems.reference import arrays, flattened, mixed_error, reference

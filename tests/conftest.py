@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 import pytest
+from fake_backend import fake  # noqa: F401
 from hypothesis import settings
 
 settings.register_profile("odenet", deadline=None)

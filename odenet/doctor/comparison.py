@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from odenet._backend.sample import Part, Place, Sample
-from odenet.compare.difference import cosine_distance, flat, relative
+from odenet._report.difference import cosine_distance, flat, relative
 from odenet.doctor.diagnosis import OUTSIDE
 from odenet.theory import largest_change
 

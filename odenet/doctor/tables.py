@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from odenet.compare.units import error
+from odenet._report.units import error
 from odenet.doctor.diagnosis import OUTSIDE, Diagnosis, Examination
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def tables(found: Diagnosis, where: str = "", *, weights: bool = False) -> list[
         where: in front of the titles.
         weights: whether parameters have a table, too.
     """
-    from odenet._tables import table
+    from odenet._report.terminal import table
 
     where = where or title(found)
     made = [table(f"{where}: gradient methods against {found.reference}", HEADS, rows(found), LEGEND)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from odenet._gradients.exact import Checkpoint
-from odenet.compare.units import error
+from odenet._report.units import error
 from odenet.doctor.diagnosis import Diagnosis, Examination
 from odenet.doctor.recommendation import (
     contractive,

@@ -19,10 +19,10 @@ import numpy as np
 from rich.console import Console
 
 import odenet
-from odenet.data.sets import image_set
-from odenet.training import curve, job
-from odenet.training.checkpoint import read
-from odenet.training.plan import Plan
+from odenet._jobs.data.sets import image_set
+from odenet._jobs.train import curve, job
+from odenet._jobs.train.checkpoint import read
+from odenet._jobs.train.plan import Plan
 
 PLAN = Plan(net="mlp", depth=2, width=4, epochs=3, batch=32, limit_train=72, gradient="discrete-adjoint")
 

@@ -93,7 +93,7 @@ def layers(fw, count, kind="piecewise"):
 
 def command(*arguments):
     """The error that a command ends in."""
-    from odenet.solving import command
+    from odenet._jobs.solve.command import command
 
     raise_from(CliRunner().invoke(command, list(arguments)))
 

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 import odenet
 from odenet import _tree
+from odenet._jobs.solve.command import command
 from odenet._solvers.step import add, increment
 from odenet._test_problems.named import PROBLEMS
 from odenet._test_problems.reference import arrays, field_of, relative_error
-from odenet.solving import command
 
 STEPS = 8
 BACKENDS = ["torch", "jax"]
@@ -71,7 +71,7 @@ def test_the_solve_command_runs_by_it(backend, dtype, tmp_path):
 
 
 def test_the_list_command_names_its_devices(backend):
-    from odenet.listing import backends
+    from odenet._jobs.list.command import backends
 
     (row,) = [row for row in backends() if row["name"] == backend]
     assert row["devices"][0] == "cpu"

@@ -18,12 +18,12 @@ from rich.console import Console
 
 import odenet
 from odenet._backend.trainer import Trainer, learning
-from odenet.data.images import moments
-from odenet.data.sets import image_set
-from odenet.training import job
-from odenet.training.batches import Batches, split
-from odenet.training.checkpoint import Run, read
-from odenet.training.plan import Plan
+from odenet._jobs.data.images import moments
+from odenet._jobs.data.sets import image_set
+from odenet._jobs.descent.batches import Batches, split
+from odenet._jobs.train import job
+from odenet._jobs.train.checkpoint import Run, read
+from odenet._jobs.train.plan import Plan
 
 NATIVE = ("torch", "jax")
 STEPS = 50
@@ -217,7 +217,7 @@ def outcome(folder: Path) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_a_run_learns_and_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("odenet.training.curve.write_curve", lambda run, folder: [folder / "curve.png"])
+    monkeypatch.setattr("odenet._jobs.train.curve.write_curve", lambda run, folder: [folder / "curve.png"])
     plan = replace(SMALL, backend=name)
     quiet = Console(quiet=True)
     assert job.train(plan, tmp_path / "whole", False, quiet) == 0
@@ -270,7 +270,7 @@ def image_folder(root: Path) -> Path:
 def test_image_sets_on_disk_are_trained_on(
     data: str, make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("odenet.training.curve.write_curve", lambda run, folder: [folder / "curve.png"])
+    monkeypatch.setattr("odenet._jobs.train.curve.write_curve", lambda run, folder: [folder / "curve.png"])
     root = tmp_path / "data"
     root.mkdir()
     size = {"size": 16} if data == "folder" else {}

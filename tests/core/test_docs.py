@@ -23,7 +23,7 @@ import pytest
 from click.testing import CliRunner
 
 from odenet._backend import registry as _registry
-from odenet._cli import COMMANDS
+from odenet._jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

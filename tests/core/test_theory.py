@@ -11,9 +11,9 @@ import pytest
 import odenet
 from odenet import SOLVERS, Depth, DepthError, DiscreteAdjoint, InputError, _tree
 from odenet._backend import registry as _registry
-from odenet.paper.claims import distance as claim
-from odenet.paper.network import field, smooth_weights, states
-from odenet.paper.reproduction import Cell, Choices
+from odenet._jobs.reproduce.claims import distance as claim
+from odenet._jobs.reproduce.network import field, smooth_weights, states
+from odenet._jobs.reproduce.reproduction import Cell, Choices
 from odenet.theory import distance, limit, reconstruction, reversed_depth, smoothness, way_back
 
 NATIVE = [name for name, entry in _registry.available().items() if entry.array_modules]

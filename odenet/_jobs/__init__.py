@@ -1,0 +1,1 @@
+"""The command line: a folder a job, and what several jobs share."""

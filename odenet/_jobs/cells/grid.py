@@ -1,0 +1,146 @@
+"""Which cells are compared, and on what network and data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from odenet._backend import registry as _registry
+from odenet._errors import InputError
+from odenet._gradients.names import Backprop, Gradient, gradient
+from odenet._jobs.cells.plan import CellPlan
+from odenet._names import lookup
+from odenet._nets.spec import Block, NetSpec
+from odenet._solvers.names import AnySolver, solver
+
+Along = Literal["auto", "piecewise", "linear", "shared"]
+Key = tuple[str, str, str, int]
+_ALONG = {name: name for name in ("auto", "piecewise", "linear", "shared")}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the grid: this network depth, solved and differentiated in this way by this backend."""
+
+    backend: str
+    solver: AnySolver
+    gradient: Gradient
+    depth: int
+
+    @property
+    def key(self) -> Key:
+        """The cell as names, which is how a row on disk is recognised."""
+        return self.backend, self.solver.label, self.gradient.label, self.depth
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.solver.label} {self.gradient.label} N={self.depth}"
+
+
+@dataclass(frozen=True)
+class Plan(CellPlan):
+    """All options of a comparison.
+
+    Args:
+        backends: names of known backends. The first that offers a solver with backprop, and whose framework is
+            installed, gives the float64 reference of that solver.
+        solvers, gradients: records.
+        depths: numbers of steps N.
+        dtype: "float32" or "float64" of the cells; the reference is float64 always.
+        device: as the backends name it.
+        seed: of the weights and of the batch.
+        batch: number of images.
+        block, width, norm, activation: of the network, see `NetSpec`. An mlp block has `width` hidden features.
+        start: of the weights, see `NetSpec.init`. "smooth" weights have a limit as N grows, so that orders in N exist.
+        along: weights along depth; "auto" takes "piecewise" for euler (a ResNet of N blocks) and "linear" for every
+            other solver (HeunNet reads w[n] and w[n+1]: N steps between N+1 nodes).
+        repeats: how often each cell is timed; the median counts.
+
+    Raises:
+        InputError: an option that cannot be used, here or by `NetSpec`.
+    """
+
+    grid: ClassVar = ("backends", "solvers", "gradients", "depths")
+    records: ClassVar = {"solvers": ("label", solver), "gradients": ("label", gradient)}
+
+    backends: tuple[str, ...] = ("torch", "jax")
+    solvers: tuple[AnySolver, ...] = tuple(solver(name) for name in ("euler", "heun", "rk4"))
+    gradients: tuple[Gradient, ...] = tuple(
+        gradient(label)
+        for label in ("backprop", "discrete-adjoint", "discrete-adjoint:correct=no", "continuous-adjoint")
+    )
+    depths: tuple[int, ...] = (4, 16, 64)
+    dtype: Literal["float32", "float64"] = "float64"
+    device: str = "cpu"
+    seed: int = 0
+    batch: int = 10
+    block: Block = "conv"
+    width: int = 16
+    norm: Literal["group", "none"] = "group"
+    activation: Literal["relu", "tanh"] = "relu"
+    start: Literal["smooth", "independent", "zero"] = "smooth"
+    along: Along = "auto"
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        self.check("a comparison")
+        lookup("kind of weights along depth", self.along, _ALONG)
+        for name in ("batch", "repeats"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name}={value!r} of a comparison", "a whole number, at least 1")
+        for depth in self.depths:
+            self.spec(self.solvers[0], depth)
+
+    def spec(self, solver: AnySolver, depth: int) -> NetSpec:
+        """The network of a cell. It does not depend on backend or gradient method, so that these can be compared."""
+        along = self.along
+        if along == "auto":
+            along = "piecewise" if solver.name == "euler" else "linear"
+        return NetSpec(
+            block=self.block,
+            depth=depth,
+            width=self.width,
+            hidden=self.width,
+            norm=self.norm,
+            activation=self.activation,
+            along=along,
+        )
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell, in the order in which they are run.
+
+        One backend after the other: the threads of two frameworks do not disturb each other's times, and the first is
+        timed before the second is even imported. Within a backend the cells that share a reference follow each other.
+        """
+        return tuple(
+            Cell(backend, solver, gradient, depth)
+            for backend in self.backends
+            for solver in self.solvers
+            for depth in self.depths
+            for gradient in self.gradients
+        )
+
+    def reference(self, solver: AnySolver) -> str | None:
+        """The backend whose exact float64 gradient the others are compared with; None if none can give it."""
+        for name in self.backends:
+            entry = _registry.entry(name)
+            if entry.available and entry.offers(solver, Backprop()):
+                return name
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: names instead of records, and the reference backend of each solver."""
+        return super().to_json() | {"reference": {each.label: self.reference(each) for each in self.solvers}}
+
+    def changed_from(self, old: Plan) -> list[str]:
+        """Another network, data, number type or reference, in words."""
+        return super().changed_from(old) + [
+            f"the reference of {each.name} came from {old.reference(each)} and would come from {self.reference(each)}"
+            for each in self.solvers
+            if each in old.solvers and old.reference(each) != self.reference(each)
+        ]
+
+    def in_order(self) -> Self:
+        """With depths that go up."""
+        return dataclasses.replace(self, depths=tuple(sorted(self.depths)))

@@ -1,0 +1,102 @@
+"""What the plans of all jobs over cells can do: be checked, be kept as JSON, and grow when a run is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+from odenet._backend import registry as _registry
+from odenet._errors import BackendUnavailableError, InputError
+from odenet._jobs.cells.resume import START_ANEW, changes, reading
+from odenet._names import lookup
+
+
+class Cell(Protocol):
+    """What is measured in one go; its `str` is what people are told."""
+
+    @property
+    def key(self) -> Hashable:
+        """The cell as names, which is how a row on disk is recognised."""
+        ...
+
+
+class CellPlan(ABC):
+    """All options of a job over cells. Each job has its own, a frozen dataclass."""
+
+    grid: ClassVar[tuple[str, ...]]
+    """The fields that span the cells: these may grow when a run is resumed, the others may not change."""
+    records: ClassVar[Mapping[str, tuple[str, Callable[[str], Any]]]]
+    """The fields of the grid that hold records: the attribute that names one on disk, and what reads the name."""
+    backends: tuple[str, ...]
+    dtype: Literal["float32", "float64"]
+
+    @abstractmethod
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell, in the order in which they are run."""
+
+    @abstractmethod
+    def in_order(self) -> Self:
+        """This plan with its numbers sorted, as those that a user gives are."""
+
+    def check(self, job: str) -> None:
+        """Raises InputError for a grid without cells, an unknown number type or an unknown backend."""
+        for name in self.grid:
+            if not getattr(self, name):
+                raise InputError(f"{job} without {name}", f"at least one of {name}")
+        lookup("number type", self.dtype, {"float32": 0, "float64": 0})
+        for name in self.backends:
+            _registry.entry(name)
+
+    def require_a_backend(self) -> None:
+        """Raises BackendUnavailableError if none of the backends is installed."""
+        entries = [_registry.entry(name) for name in self.backends]
+        if not any(entry.available for entry in entries):
+            raise BackendUnavailableError(
+                f"none of the backends {', '.join(self.backends)} is available",
+                "at least one that is installed",
+                " or ".join(entry.install for entry in entries),
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: names instead of records."""
+        plain = vars(self) | {name: list(getattr(self, name)) for name in self.grid}
+        for name, (attribute, _) in self.records.items():
+            plain[name] = [getattr(record, attribute) for record in plain[name]]
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            FileError: data that is no plan of this version of odenet.
+        """
+        with reading("the plan in these results", "a plan that odenet wrote"):
+            options = {each.name: plain[each.name] for each in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+            options |= {name: tuple(plain[name]) for name in cls.grid}
+            for name, (_, record) in cls.records.items():
+                options[name] = tuple(map(record, options[name]))
+            return cls(**options)
+
+    def changed_from(self, old: Any) -> list[str]:
+        """Why results of that plan of the same job are none of this one, in words."""
+        return changes(vars(old), {name: value for name, value in vars(self).items() if name not in self.grid})
+
+    def continued_from(self, old: Self) -> Self:
+        """This plan with the grid of an earlier one added, for a run that goes on where the earlier one stopped.
+
+        Raises:
+            InputError: options beside the grid differ, so that the numbers cannot stand in one table.
+        """
+        changed = self.changed_from(old)
+        if changed:
+            *most, last = self.grid
+            raise InputError(
+                f"the results to resume were measured with other settings: {'; '.join(changed)}",
+                f"the same settings; {', '.join(most)} and {last} may be added",
+                f"give the earlier settings, {START_ANEW}",
+            )
+        grown = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(old, name)))) for name in self.grid}
+        return type(self)(**vars(self) | grown).in_order()

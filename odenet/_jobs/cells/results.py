@@ -1,0 +1,138 @@
+"""The results of a job over cells on disk: results.csv for people and spreadsheets, results.json to go on from."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from odenet._errors import FileError, InputError
+from odenet._files import write_text
+from odenet._jobs.cells import resume as _resume
+from odenet._jobs.cells.plan import Cell, CellPlan
+from odenet._jobs.cells.row import CellRow
+from odenet._report.rows import as_csv, columns, from_json, to_json
+
+CSV, JSON = "results.csv", "results.json"
+AnyPlan = TypeVar("AnyPlan", bound=CellPlan)
+AnyRow = TypeVar("AnyRow", bound=CellRow)
+
+
+@dataclass(frozen=True)
+class CellResults(ABC, Generic[AnyPlan, AnyRow]):
+    """What is done of a plan. Each job has its own, which says what its plan and rows are.
+
+    Args:
+        plan: what is to be done.
+        machine: as `odenet._report.machine.machine` tells it.
+        rows: one a finished cell.
+    """
+
+    plan: AnyPlan
+    machine: Mapping[str, str]
+    rows: tuple[AnyRow, ...] = ()
+
+    form: ClassVar[str]
+    """The format, as results.json names it."""
+    command: ClassVar[str]
+    """What writes it."""
+    plan_kind: ClassVar[type[CellPlan]]
+    row_kind: ClassVar[type[CellRow]]
+    compared: ClassVar[str] = "times"
+    """What depends on the machine."""
+
+    def todo(self) -> tuple[Cell, ...]:
+        """Cells without a row, and those that failed, in the plan's order."""
+        done = {row.key for row in self.rows if not row.failed}
+        return tuple(cell for cell in self.plan.cells() if cell.key not in done)
+
+    def missing(self) -> int:
+        """How many cells of the plan have no row yet."""
+        done = {row.key for row in self.rows}
+        return sum(cell.key not in done for cell in self.plan.cells())
+
+    def add(self, row: AnyRow) -> Self:
+        """With this row in its place in the plan's order."""
+        by_key = {each.key: each for each in self.rows} | {row.key: row}
+        return replace(self, rows=tuple(by_key[cell.key] for cell in self.plan.cells() if cell.key in by_key))
+
+    def resumed(self, plan: AnyPlan, machine: Mapping[str, str]) -> Self:
+        """These results as the beginning of `plan` on `machine`.
+
+        Raises:
+            InputError: other settings, or another machine, whose times cannot stand beside these.
+        """
+        grown = plan.continued_from(self.plan)
+        changed = _resume.changes(self.machine, machine)
+        if changed:
+            raise InputError(
+                f"the results to resume were measured on another machine or with other versions: {'; '.join(changed)}",
+                f"the same machine and versions, since {self.compared} are compared",
+                _resume.START_ANEW,
+            )
+        return replace(self, plan=grown, machine={**self.machine, **machine})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, but for the format."""
+        return {
+            "complete": self.missing() == 0,
+            "plan": self.plan.to_json(),
+            "machine": dict(self.machine),
+            "columns": columns(self.row_kind),
+            "rows": [to_json(row) for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """The results that `to_json` wrote."""
+        rows: Any = tuple(from_json(cls.row_kind, row) for row in plain["rows"])
+        plan: Any = cls.plan_kind.from_json(plain["plan"])
+        return cls(plan, plain["machine"], rows)
+
+    def text(self) -> str:
+        """All of it as JSON."""
+        return _resume.as_text(self.form, self.to_json())
+
+    def write(self, folder: Path) -> None:
+        """Both files, each atomically.
+
+        Raises:
+            FileError: the folder cannot be written to.
+        """
+        write_text(folder / JSON, self.text())
+        write_text(folder / CSV, as_csv(self.row_kind, self.rows))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The results in a folder; None where there are none.
+
+        Raises:
+            FileError: a results.json that this version of odenet did not write.
+        """
+        return _resume.read(folder / JSON, cls.form, cls.command, cls.from_json)
+
+
+def set_aside(folder: Path) -> list[Path]:
+    """Rename earlier results to results.previous.*, so that a new run cannot destroy one that took hours.
+
+    Returns:
+        the new paths; one generation is kept.
+
+    Raises:
+        FileError: they cannot be renamed.
+    """
+    moved = []
+    for name in (CSV, JSON):
+        path = folder / name
+        target = path.with_name(f"{path.stem}.previous{path.suffix}")
+        try:
+            os.replace(path, target)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise FileError(f"{path} cannot be renamed ({error})", "a folder you may write to") from error
+        moved.append(target)
+    return moved

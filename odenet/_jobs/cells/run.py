@@ -1,0 +1,94 @@
+"""Running the cells that are left, on disk as they come, until all are done or Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from odenet._files import require_writable
+from odenet._jobs.cells.progress import watch
+from odenet._jobs.cells.results import CellResults, set_aside
+
+GO_ON = "go on with: the same command and --resume"
+AnyResults = TypeVar("AnyResults", bound=CellResults[Any, Any])
+
+
+def run(
+    fresh: AnyResults,
+    out: Path,
+    resume: bool,
+    measure: Callable[[Any, Any], Iterator[Any]],
+    said: Callable[[Any], str],
+    messages: Console,
+) -> tuple[AnyResults, bool]:
+    """Measure the cells of a plan; each row is on disk before the next is measured.
+
+    Args:
+        fresh: results without rows: the plan, and the machine it is run on.
+        out: folder of the results.
+        resume: whether to go on from what is there.
+        measure: `measure(plan, cells)`, a row for each of the cells.
+        said: a row in words.
+        messages: for progress.
+
+    Returns:
+        the results, and whether the run was interrupted.
+
+    Raises:
+        FileError: `out` cannot be written to, or holds results that cannot be resumed.
+        InputError: the results there have other settings, or are of another machine.
+        BackendUnavailableError: none of the backends is installed.
+    """
+    fresh.plan.require_a_backend()
+    require_writable(out)
+    earlier = fresh.read(out) if resume else None
+    results = fresh if earlier is None else earlier.resumed(fresh.plan, fresh.machine)
+    if resume and earlier is None:
+        messages.print(f"there are no results in {out} yet: starting from the beginning", markup=False)
+    cells = results.todo()
+    try:
+        with watch(messages, cells) as progress:
+            for row in measure(results.plan, cells):
+                if not resume and not results.rows:
+                    _say(messages, "kept the earlier results as", set_aside(out))
+                results = results.add(row)
+                results.write(out)
+                progress.finished(said(row), row.ok)
+    except KeyboardInterrupt:
+        messages.print(f"interrupted: {results.missing()} cells are left; writing the report of the rest")
+        return results, True
+    return results, False
+
+
+def report(
+    results: AnyResults,
+    out: Path,
+    interrupted: bool,
+    write: Callable[[AnyResults, Path], list[Path]],
+    messages: Console,
+) -> int:
+    """Write the report of a run that is over.
+
+    Args:
+        results, interrupted: as `run` gave them.
+        out: folder of the results.
+        write: writes the report and says what it wrote.
+        messages: for where the files are.
+
+    Returns:
+        the exit status: 0; 1 if a cell failed; 130 if the run was interrupted.
+    """
+    if results.rows:  # an earlier report is not replaced by an empty one
+        _say(messages, "wrote", [path for path in write(results, out) if path.suffix != ".svg"])
+    if interrupted:
+        messages.print(GO_ON, markup=False)
+        return 130
+    return 1 if any(row.failed for row in results.rows) else 0
+
+
+def _say(messages: Console, what: str, paths: list[Path]) -> None:
+    if paths:
+        messages.print(f"{what} {', '.join(map(str, paths))}", markup=False)

@@ -1,0 +1,1 @@
+"""`odenet check`."""

@@ -1,0 +1,80 @@
+"""`odenet compare`: the main job."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from odenet._jobs import flags as _flags
+from odenet._jobs.cells.flags import grid_flags, network_flags, number, plan_of
+from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.run import report, run
+from odenet._jobs.compare.findings import findings
+from odenet._jobs.compare.measure import measure
+from odenet._jobs.compare.results import Results
+from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.table import tables
+from odenet._report.machine import machine
+from odenet._report.terminal import console
+from odenet._report.units import error, seconds
+
+
+@click.command("compare", context_settings={"help_option_names": ["-h", "--help"]})
+@grid_flags(depth=",".join(str(depth) for depth in Plan().depths))
+@network_flags
+@number("--repeats", "Times that each cell is timed; the median counts.")
+@_flags.out("results/compare")
+@_flags.resume()
+@click.pass_context
+def command(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Compare solvers, gradient methods and backends on one network and real data (handwritten digits).
+
+    Every cell is compared with exact backprop in float64 at the same depth. Ctrl-C keeps what is done. Exit status: 0,
+    1 if a cell failed, 130 after Ctrl-C. Set OMP_NUM_THREADS to time torch with more than one thread.
+
+    \b
+    Examples:
+      odenet compare
+      odenet compare --backend torch --solver heun --depth 8..128 --activation tanh --out results/heun
+      odenet compare --resume --gradient discrete-adjoint:iterations=2
+    """
+    # read by OpenMP when a framework is loaded: two threads that spin on two busy cores time each other's waiting
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context.exit(compare(plan_of(options), out, resume, console(), console(stderr=True)))
+
+
+def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
+    """Run a plan and show it.
+
+    Args:
+        plan: what to compare.
+        out: folder of the results.
+        resume: whether to go on from what is there.
+        screen: for the tables and what they say.
+        messages: for progress and where the files are.
+
+    Returns:
+        the exit status: 0; 1 if a cell failed; 130 if the run was interrupted.
+
+    Raises:
+        FileError: `out` cannot be written to, or holds results that cannot be resumed.
+        InputError: the results there have other settings.
+        BackendUnavailableError: none of the backends is installed.
+    """
+    results, interrupted = run(Results(plan, machine(plan.backends)), out, resume, measure, _said, messages)
+    from odenet._jobs.compare.report import write_report  # matplotlib takes a second: not before cells are timed
+
+    for made in tables(results.rows, screen):
+        screen.print(made)
+    for finding in findings(results):
+        screen.print(f"• {finding}", markup=False)
+    return report(results, out, interrupted, write_report, messages)
+
+
+def _said(row: Row) -> str:
+    how = f"error {error(row.gradient_error)}" if row.ok else row.status
+    return f"{how}, {seconds(row.cell_seconds)}"

@@ -1,0 +1,195 @@
+"""What the numbers say, in sentences made from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from odenet._jobs.cells.grid import Plan
+from odenet._jobs.compare.results import Results
+from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.summary import Curve, curves
+from odenet._report.fit import STRAIGHT
+from odenet._report.units import error, factor, seconds
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence or two about one topic; each says what was measured and no more than that."""
+
+    topic: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.topic}: {self.text}"
+
+
+def findings(results: Results) -> list[Finding]:
+    """What a reader should know, most important first."""
+    found = curves(results.rows)
+    if not found:
+        return [Finding("Nothing measured", "there is no cell to read from yet."), *_not_run(results)]
+    return [
+        Finding("Reference", _reference(results.plan, found)),
+        *(Finding("Exact", text) for text in _exact(found)),
+        *_orders(found),
+        *(Finding("Agreement", text) for text in _agreement(results.plan, results.rows)),
+        *(Finding("Certificate", text) for text in _certificate(results.rows)),
+        *_memory(found),
+        *_time(found),
+        Finding("Counts", _counts(results.rows)),
+        *_not_run(results),
+    ]
+
+
+def _reference(plan: Plan, found: Sequence[Curve]) -> str:
+    names = list(dict.fromkeys(plan.reference(solver) or "none" for solver in plan.solvers))
+    text = (
+        f"every gradient is compared with exact backprop in float64 by {' and '.join(names)}, on the same weights and "
+        f"the same {plan.batch} images at the same depth."
+    )
+    if plan.dtype == "float64" and any(curve.gradient == "backprop" and curve.backend in names for curve in found):
+        text += f" The backprop rows of {' and '.join(names)} compare the reference with itself: 0 means repeatable."
+    return text
+
+
+def _exact(found: Sequence[Curve]) -> list[str]:
+    sentences = []
+    for gradient in _names(found, "gradient"):
+        mine = [curve for curve in found if curve.gradient == gradient]
+        if all(curve.exact for curve in mine):
+            worst = max(row.gradient_error or 0.0 for curve in mine for row in curve.rows.values())
+            sentences.append(f"{gradient} is exact up to rounding: its largest error anywhere is {error(worst)}.")
+    return sentences
+
+
+def _orders(found: Sequence[Curve]) -> list[Finding]:
+    made, rough = [], False
+    for gradient in _names(found, "gradient"):
+        parts = []
+        for solver in _names(found, "solver"):
+            mine = [c for c in found if (c.solver, c.gradient) == (solver, gradient) and c.fit is not None]
+            if not mine:
+                continue
+            worst = max(mine, key=lambda c: c.last.gradient_error or 0.0)
+            orders = {c.backend: str(c.fit) for c in mine}
+            same = len(set(orders.values())) == 1
+            fitted = next(iter(orders.values())) if same else ", ".join(f"{v} in {k}" for k, v in orders.items())
+            rough |= "~" in fitted
+            first, last = worst.first, worst.last
+            parts.append(
+                f"{solver} order {fitted} ({error(first.gradient_error)} at N={first.depth}, "
+                f"{error(last.gradient_error)} at N={last.depth})"
+            )
+        if parts:
+            made.append(Finding(gradient, f"gradient error: {'; '.join(parts)}."))
+    if rough:
+        made.append(
+            Finding(
+                "Orders marked ~",
+                f"the errors do not lie on a straight line in the logarithms (R squared under {STRAIGHT}), so that the "
+                "slope is no order. Where the field has kinks, as with ReLU, a rebuilt state on the other side of a "
+                "kink changes the gradient by a jump; --activation tanh shows the order of the methods themselves.",
+            )
+        )
+    return made
+
+
+def _agreement(plan: Plan, rows: Iterable[Row]) -> list[str]:
+    references = {solver.label: plan.reference(solver) for solver in plan.solvers}
+    others = [row for row in rows if row.ok and row.backend != references.get(row.solver)]
+    if not others:
+        return []
+    outputs = max(row.forward_difference or 0.0 for row in others)
+    names = " and ".join(dict.fromkeys(row.backend for row in others))
+    text = f"outputs of {names} in {plan.dtype} differ from the reference backend's by at most {error(outputs)}"
+    exact = [row.gradient_error or 0.0 for row in others if row.gradient == "backprop"]
+    return [f"{text}, its backprop gradients by at most {error(max(exact))}." if exact else f"{text}."]
+
+
+def _certificate(rows: Iterable[Row]) -> list[str]:
+    ratios = [row.gradient_error / row.certificate for row in rows if row.ok and row.certificate and row.gradient_error]
+    if not ratios:
+        return []
+    return [
+        "known without a reference. It is no bound, but tells how far the rebuilt states of a "
+        f"method are off: here the gradient error was {min(ratios):.3g} to {max(ratios):.3g} times the certificate."
+    ]
+
+
+def _memory(found: Sequence[Curve]) -> list[Finding]:
+    made = []
+    for backend in _names(found, "backend"):
+        mine = [curve for curve in found if curve.backend == backend and curve.memory_growth is not None]
+        parts = []
+        for gradient in _names(mine, "gradient"):
+            growths = [c.memory_growth or 0.0 for c in mine if c.gradient == gradient]
+            ends = dict.fromkeys((factor(min(growths)), factor(max(growths))))
+            parts.append(f"{gradient} {' to '.join(ends)}")
+        if parts:
+            first, last = mine[0].first, mine[0].last
+            grown = f"from N={first.depth} to N={last.depth} ({factor(last.depth / first.depth)})"
+            text = f"peak memory grows {grown} by: {'; '.join(parts)}. Counted by: {first.peak_bytes_method}."
+            made.append(Finding(f"Memory, {backend}", text))
+    if made:
+        made.append(
+            Finding(
+                "Memory, all",
+                "the peak contains the gradient itself, which is as large as the weights and so grows with N for every "
+                "method (dotted in the figure); what lies above it is the method's own. Backends count in different "
+                "ways, so compare within a backend only.",
+            )
+        )
+    return made
+
+
+def _time(found: Sequence[Curve]) -> list[Finding]:
+    base = {(c.backend, c.solver, c.last.depth): c.last.step_seconds for c in found if c.gradient == "backprop"}
+    made = []
+    for backend in _names(found, "backend"):
+        ratios: dict[str, list[float]] = {}
+        for curve in found:
+            taken, exact = curve.last.step_seconds, base.get((backend, curve.solver, curve.last.depth))
+            if curve.backend == backend and curve.gradient != "backprop" and taken and exact:
+                ratios.setdefault(curve.gradient, []).append(taken / exact)
+        parts = [f"{k} {' to '.join(dict.fromkeys((factor(min(v)), factor(max(v)))))}" for k, v in ratios.items()]
+        if parts:
+            text = f"loss and gradient at the largest depth take, against backprop: {'; '.join(parts)}."
+            made.append(Finding(f"Time, {backend}", text))
+    compiled = [row.compile_seconds for curve in found for row in curve.rows.values() if row.compile_seconds]
+    text = "medians of few repeats on one machine: read factors, not per cents."
+    if compiled:
+        ends = " to ".join(dict.fromkeys((seconds(min(compiled)), seconds(max(compiled)))))
+        text += f" Compilation took {ends} a cell and is in none of the times."
+    return [*made, Finding("Time, all", text)]
+
+
+def _counts(rows: Iterable[Row]) -> str:
+    counted = [row for row in rows if row.ok and row.counts_match is not None]
+    wrong = [row for row in counted if not row.counts_match]
+    if not wrong:
+        return f"field evaluations and VJPs are those of the cost model in all {len(counted)} measured cells."
+    names = ", ".join(dict.fromkeys(f"{row.backend} {row.solver} {row.gradient}" for row in wrong))
+    return f"field evaluations or VJPs differ from the cost model in {len(wrong)} cells: {names}."
+
+
+def _not_run(results: Results) -> list[Finding]:
+    made = []
+    reasons: dict[str, list[Row]] = {}
+    for row in results.rows:
+        if not row.ok:
+            reasons.setdefault(row.status, []).append(row)
+    for status, rows in reasons.items():
+        first = rows[0]
+        where = f"{first.backend} {first.solver} {first.gradient} N={first.depth}"
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        made.append(Finding("Not measured", f"{where}{more}: {status}"))
+    if missing := results.missing():
+        total = len(results.plan.cells())
+        text = f"{missing} of {total} cells have not been run; the same command with --resume goes on."
+        made.append(Finding("Interrupted", text))
+    return made
+
+
+def _names(found: Iterable[Curve], what: str) -> list[str]:
+    return list(dict.fromkeys(getattr(curve, what) for curve in found))

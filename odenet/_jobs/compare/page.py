@@ -1,0 +1,79 @@
+"""The report as one self-contained HTML page: text, tables and figures, nothing from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from odenet._jobs.compare.findings import Finding, findings
+from odenet._jobs.compare.results import Results
+from odenet._jobs.compare.row import COLUMNS, Row
+from odenet._jobs.compare.summary import curves
+from odenet._jobs.compare.table import columns, depths_of, line, title
+from odenet._report.html import cells, document, facts, figure, header, said, section
+from odenet._report.style import INK, colours, name
+from odenet._report.units import seconds
+
+_CAPTIONS = {
+    "gradient_error": "Relative error of the whole gradient over depth, with the fitted order. Ring and cross coincide "
+    "where two backends agree.",
+    "memory": "Most bytes alive at once for loss and gradient. Backends count in different ways.",
+    "time": "Median seconds of loss and gradient; compilation is not in them.",
+}
+
+
+def page(results: Results, figures: Mapping[str, str]) -> str:
+    """The page's text. Whatever comes from results is escaped.
+
+    Args:
+        results: a finished or an interrupted comparison.
+        figures: SVG text by name, see `odenet._jobs.compare.figures`.
+    """
+    plan = results.plan
+    measured = sum(row.ok for row in results.rows)
+    lead = (
+        f"{' and '.join(plan.backends)} · {', '.join(each.name for each in plan.solvers)} · "
+        f"{len(plan.gradients)} gradient methods · depths {', '.join(map(str, plan.depths))}"
+    )
+    how_many = f"{measured} of {len(plan.cells())} cells measured in {seconds(results.seconds)}"
+    parts = [
+        header("odenet compare", (lead, how_many)),
+        section("How to read this", _list(findings(results))),
+        *(figure(figures[each], caption) for each, caption in _CAPTIONS.items() if each in figures),
+        section("Errors, orders and costs", _summary(results.rows)),
+        section(f"All {len(results.rows)} cells", cells(results.rows, COLUMNS, "heun jax N=64 …")),
+        section("Plan", facts({key: said(value) for key, value in plan.to_json().items()})),
+        section("Machine", facts(results.machine)),
+        section("What each column means", facts(COLUMNS)),
+    ]
+    return document("odenet compare", parts)
+
+
+def _list(found: Iterable[Finding]) -> str:
+    return "<ul>" + "".join(f"<li><b>{escape(each.topic)}</b>: {escape(each.text)}</li>" for each in found) + "</ul>"
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    found = curves(rows)
+    colour = colours(curve.gradient for curve in found)
+    parts = []
+    for solver in dict.fromkeys(curve.solver for curve in found):
+        mine = [curve for curve in found if curve.solver == solver]
+        depths, ends = depths_of(mine)
+        body = []
+        for curve in mine:
+            first, *others = line(curve, depths, ends)
+            dot = f'<span class="dot" style="background:{colour[curve.gradient].replace(INK, "currentColor")}"></span>'
+            cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+            body.append(f'<tr><td title="{escape(name(curve.gradient))}">{dot}{escape(first)}</td>{cells}</tr>')
+        head = "".join(_heading(heading) for heading in columns(depths, ends))
+        parts.append(
+            f'<h3>{escape(title(mine))}</h3><div class="wide"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{''.join(body)}</tbody></table></div>"
+        )
+    return "".join(parts) or "<p>No cell was measured.</p>"
+
+
+def _heading(heading: str) -> str:
+    kind = ' class="number"' if heading.startswith(">") else ""
+    return f"<th{kind}>{escape(heading.removeprefix('>'))}</th>"

@@ -1,0 +1,31 @@
+"""What a comparison leaves behind for people: figures and one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from odenet._files import write_atomically, write_text
+from odenet._jobs.compare.figures import figures
+from odenet._jobs.compare.page import page
+from odenet._jobs.compare.results import Results
+from odenet._report.figures import render
+from odenet._report.html import REPORT
+
+
+def write_report(results: Results, folder: Path) -> list[Path]:
+    """Write the figures (PNG and SVG) and `report.html`; finished cells are enough.
+
+    Returns:
+        the paths written, the page first.
+
+    Raises:
+        FileError: the folder cannot be written to.
+    """
+    drawn = figures(results.rows)
+    paths, inline = [], {}
+    for name, figure in drawn.items():
+        svg = render(figure, "svg")
+        inline[name] = svg.decode()
+        for suffix, data in (("png", render(figure, "png")), ("svg", svg)):
+            paths.append(write_atomically(folder / f"{name}.{suffix}", lambda file, data=data: file.write(data)))
+    return [write_text(folder / REPORT, page(results, inline)), *paths]

@@ -1,0 +1,106 @@
+"""Images in folders, one folder a class: `ROOT/{train,val}/CLASS/*.{png,jpg,jpeg}`, as ImageNet is kept.
+
+Images are read when they are asked for, so that a set may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from odenet._errors import FileError, InputError
+from odenet._jobs.data.images import Images, ImageSet
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+_LAYOUT = "ROOT/train/CLASS/ and ROOT/val/CLASS/ with files *.png, *.jpg or *.jpeg"
+
+
+def image_folder(root: str | Path, size: int = 32) -> ImageSet:
+    """Images of any size as `size` x `size` pixels of red, green and blue.
+
+    The shorter side is resized to `size` (bilinear, with antialiasing) and the middle of the longer one is cut out.
+    Classes are the names of the folders in train/, in alphabetical order; images are in the order of their names, so
+    that neither depends on the file system. `val` is the test set. Hidden files and folders are passed over.
+
+    Args:
+        root: that holds train and val.
+        size: height and width.
+
+    Raises:
+        FileError: folders or images are missing, val has a class that train has not, or Pillow is not installed; and,
+            when an image is read, one that is damaged or is no image.
+        InputError: a size that is no whole number of at least 1.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise InputError(f"size={size!r} of images", "a whole number, at least 1")
+    _require_pillow()
+    root = Path(root)
+    train, test = (_classes(root / part) for part in ("train", "val"))
+    if strange := sorted(test.keys() - train.keys()):
+        raise FileError(f"{root / 'val'} has the classes {', '.join(strange)}", f"those of {root / 'train'}")
+    classes = tuple(train)
+    return ImageSet(
+        "folder",
+        f"the images in {root}, each resized and cut to {size}x{size}",
+        classes,
+        _images(train, classes, size),
+        _images(test, classes, size),
+        mirrored=True,
+    )
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class, by name."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        found = {name: _files(folder / name) for name in names}
+    except OSError as error:
+        raise FileError(f"{folder} cannot be read ({error.strerror or error})", _LAYOUT) from error
+    if not found:
+        raise FileError(f"{folder} has no folders in it", _LAYOUT)
+    if empty := [name for name, files in found.items() if not files]:
+        raise FileError(f"{folder} has no images of {', '.join(empty)}", _LAYOUT)
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    return [folder / name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+
+
+def _images(found: dict[str, list[Path]], classes: tuple[str, ...], size: int) -> Images:
+    paths = [path for files in found.values() for path in files]
+    labels = np.repeat([classes.index(name) for name in found], [len(files) for files in found.values()])
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        return np.stack([_pixels(paths[index], size) for index in indices])
+
+    return Images(read, labels.astype(np.int64), (3, size, size))
+
+
+def _pixels(path: Path, size: int) -> np.ndarray:
+    """One image, uint8 (3, size, size)."""
+    from PIL import Image
+
+    try:
+        # by name of format: a .png that is something else is not handed to whichever decoder takes it
+        with Image.open(path, formats=("PNG", "JPEG")) as opened:
+            image = opened.convert("RGB")
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image.crop((left, top, left + size, top + size)), np.uint8).transpose(2, 0, 1)
+    except Exception as error:  # each decoder has its own ways to refuse a file
+        raise FileError(f"{path} cannot be read as an image ({error})", "a whole PNG or JPEG file") from error
+
+
+def _require_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise FileError(
+            "images are read with Pillow, which is not installed", "an installed Pillow", "pip install 'odenet[data]'"
+        ) from error

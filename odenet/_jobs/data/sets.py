@@ -1,0 +1,44 @@
+"""The image sets that can be trained on, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from odenet._errors import InputError
+from odenet._jobs.data.images import ImageSet
+from odenet._names import lookup
+
+NAMES = ("digits", "cifar10", "folder")
+
+
+def image_set(name: str, directory: str | Path | None = None, size: int | None = None) -> ImageSet:
+    """An image set.
+
+    Args:
+        name: "digits" (embedded), "cifar10" (the official layout in `directory`) or "folder" (one folder a class in
+            `directory`).
+        directory: where the files are; none for digits.
+        size: height and width that the images of a folder are brought to, by default 32; the others have theirs.
+
+    Raises:
+        InputError: an unknown name, a directory or a size where there can be none, or no directory where there must be.
+        FileError: files that are missing, damaged or hostile.
+    """
+    kind = lookup("image set", name, {each: each for each in NAMES})
+    if kind != "folder" and size is not None:
+        raise InputError(f"a size of {size} for the images of {kind}", "none: they have their own size")
+    if kind == "digits":
+        if directory is not None:
+            raise InputError(f"the directory {directory} for digits", "none: the digits are embedded")
+        from odenet._jobs.data.digits import digit_set
+
+        return digit_set()
+    if directory is None:
+        raise InputError(f"{kind} without a directory", "where the files are", "give --data-dir DIR")
+    if kind == "cifar10":
+        from odenet._jobs.data.cifar import cifar10
+
+        return cifar10(directory)
+    from odenet._jobs.data.folder import image_folder
+
+    return image_folder(directory, 32 if size is None else size)

@@ -1,0 +1,1 @@
+"""Gradient descent on images, as `train` and `reproduce` share it."""

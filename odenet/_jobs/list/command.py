@@ -1,0 +1,291 @@
+"""`odenet list`: what can be chosen by name, read from the registries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import click
+from rich.table import Table
+
+from odenet._backend.registry import backend, broken, known
+from odenet._backend.seam import BackendEntry
+from odenet._gradients.names import ALIASES as GRADIENT_ALIASES
+from odenet._gradients.names import GRADIENTS, Backprop, ContinuousAdjoint
+from odenet._report.terminal import console, table
+from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.names import SOLVER_NAMES, solver
+from odenet._solvers.runge_kutta import Solver
+from odenet._test_problems.named import PROBLEMS
+
+Row = dict[str, Any]
+
+_PARTS = ("f_forward", "f_backward", "vjp", "states")
+_COST = (
+    "For N steps of a solver with s field evaluations a step, and e before the first (1 for reversible-heun and alf, "
+    "else 0). m iterations of the discrete adjoint, k the order of its extrapolation, at most L evaluations a step "
+    "for a tolerance. Of checkpoint with K < N states, A = r N - C(K+r, r-1) for the least r with C(K+r, r) >= N; "
+    "memory is as states=K for the K that fit. The continuous adjoint takes M steps of s' evaluations backwards, by "
+    "default N and s; i is 1 where one of them lies inside the step, else 0. f forward, f back: field evaluations, "
+    "those inside VJPs left out. VJP: vector-Jacobian products of the field. states: copies of the state kept between "
+    "the two passes."
+)
+
+
+def solvers() -> list[Row]:
+    """A row for each solver, with plain values.
+
+    What is of a tableau is None for a reversible solver; stages, too, for one that a backend brings from its package.
+    `backends` names those that offer it, with equal steps or with tolerances.
+    """
+    return [
+        {
+            "name": found.name,
+            "aliases": list(found.aliases),
+            "order": found.order,
+            "stages": None if isinstance(found, DelegatedSolver) else found.stages,
+            "tableau_stages": found.tableau.stages if isinstance(found, Solver) else None,
+            "fsal": found.tableau.fsal if isinstance(found, Solver) else None,
+            "embedded_order": found.tableau.order_low if isinstance(found, Solver) else None,
+            "reversible": found.reversible,
+            "implicit": isinstance(found, DelegatedSolver) and found.implicit,
+            "backends": [
+                each.name
+                for each in known().values()
+                if any(each.offers(found, Backprop(), adaptive=adaptive) for adaptive in (False, True))
+            ],
+            "summary": found.summary,
+            "source": found.source,
+        }
+        for found in map(solver, SOLVER_NAMES)
+    ]
+
+
+def gradients() -> list[Row]:
+    """A row for each gradient method, with plain values.
+
+    `cost` is the cost model's formulas as text, `variants` the same with an option.
+    """
+    return [
+        {
+            "name": kind.name,
+            "aliases": [alias for alias, name in GRADIENT_ALIASES.items() if name == kind.name],
+            "options": {field.name: field.default for field in dataclasses.fields(kind)},
+            "exactness": kind.exactness,
+            "cost": dict(zip(_PARTS, kind.formula, strict=True)),
+            "variants": {label: dict(zip(_PARTS, each, strict=True)) for label, each in kind.variants.items()},
+            "summary": kind.summary,
+        }
+        for kind in GRADIENTS.values()
+    ]
+
+
+def problems() -> list[Row]:
+    """A row for each test problem, with plain values."""
+    return [
+        {
+            "name": problem.name,
+            "t0": problem.t0,
+            "t1": problem.t1,
+            "steps": problem.steps,
+            "closed_form": problem.solution is not None,
+            "autonomous": problem.autonomous,
+            "stiff": problem.stiff,
+            "period": problem.period,
+            "summary": problem.summary,
+            "source": problem.source,
+        }
+        for problem in PROBLEMS.values()
+    ]
+
+
+def backends() -> list[Row]:
+    """A row for each announced backend, with plain values. Those available are loaded, to ask them for devices.
+
+    `solvers` (with equal steps) is None where any explicit Runge-Kutta method is offered, `adaptive` (with tolerances)
+    where any that estimates its error is, `options` (of gradient methods) where all are. `trouble` says why a backend
+    that should be available cannot be used.
+    """
+    unreadable = [
+        _row(name, "", solvers=[], adaptive=[], gradients=[], options=[], install="", trouble=str(error))
+        for name, error in broken().items()
+    ]
+    return [_backend(entry) for entry in known().values()] + unreadable
+
+
+def _row(name: str, framework: str, **rest: Any) -> Row:
+    row = {"name": name, "framework": framework, "available": False, "version": None, "devices": [], "trouble": None}
+    return {**row, **rest}
+
+
+def _backend(entry: BackendEntry) -> Row:
+    row = _row(
+        entry.name,
+        entry.framework,
+        available=entry.available,
+        version=_version(entry.framework) if entry.available else None,
+        solvers=None if entry.solvers is None else list(entry.solvers),
+        adaptive=None if entry.adaptive is None else list(entry.adaptive),
+        gradients=list(entry.gradients),
+        options=None if entry.options is None else list(entry.options),
+        install=entry.install,
+    )
+    if entry.available:
+        try:
+            row["devices"] = list(backend(entry.name).devices())
+        except Exception as error:  # a broken installation is what one runs this command to find
+            row["trouble"] = f"{type(error).__name__}: {error}"
+    return row
+
+
+def _version(framework: str) -> str | None:
+    """From the metadata of what is installed, without an import."""
+    try:
+        return metadata.version(framework)
+    except metadata.PackageNotFoundError:
+        names = metadata.packages_distributions().get(framework)  # slow, for a distribution of another name
+        return metadata.version(names[0]) if names else None
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _backend_table(rows: Sequence[Row]) -> Table:
+    def state(row: Row) -> str:
+        if row["trouble"] is not None:
+            return f"cannot be loaded: {row['trouble']}"
+        return "available" if row["available"] else f"known, not available: {row['install']}"
+
+    columns = ("name", "framework", "version", "state", "devices", "equal steps", "tolerances", "gradients")
+    cells = [
+        (
+            row["name"],
+            row["framework"],
+            row["version"] or "",
+            state(row),
+            ", ".join(row["devices"]),
+            "all" if row["solvers"] is None else "\n".join(row["solvers"]),
+            "all" if row["adaptive"] is None else "\n".join(row["adaptive"]),
+            "\n".join(row["gradients"]),
+        )
+        for row in rows
+    ]
+    legend = (
+        "equal steps, tolerances: the solvers offered with steps=N and with rtol, atol. all: every explicit "
+        "Runge-Kutta and reversible solver; with tolerances, those with an embedded solution."
+    )
+    return table("Backends", columns, cells, legend)
+
+
+def _solver_table(rows: Sequence[Row]) -> Table:
+    columns = "name aliases >order >stages >tableau fsal >embedded reversible summary source".split()
+    cells = [
+        (
+            row["name"],
+            ", ".join(row["aliases"]),
+            row["order"],
+            row["stages"] or "",
+            row["tableau_stages"] or "",
+            "" if row["fsal"] is None else _yes(row["fsal"]),
+            row["embedded_order"] or "",
+            _yes(row["reversible"]),
+            row["summary"] if row["stages"] else f"{row['summary']} (backend {' or '.join(row['backends']) or 'none'})",
+            row["source"],
+        )
+        for row in rows
+    ]
+    legend = (
+        "stages: field evaluations of a fixed step. tableau: those of the whole tableau, its error estimate included. "
+        "fsal: the last stage is the first of the next step. "
+        "embedded: order of the second solution, which estimates the error. "
+        "reversible: what gradient=reversible needs; order and stages are those of reversible:heun."
+    )
+    return table("Solvers", columns, cells, legend)
+
+
+def _gradient_table(rows: Sequence[Row]) -> Table:
+    columns = ("name, options", ">f forward", ">f back", ">VJP", ">states", "exactness; summary")
+    cells = []
+    for row in rows:
+        lines = [(row["name"], *row["cost"].values())]
+        for name, value in row["options"].items():
+            default = _default(row["name"], value)
+            found = [(label, cost) for label, cost in row["variants"].items() if label.partition("=")[0] == name]
+            lines += [(f"  {label} ({default})", *cost.values()) for label, cost in found]
+            lines += [] if found else [(f"  {name}={default}", "", "", "", "")]
+        columns_of_lines = ("\n".join(column) for column in zip(*lines, strict=True))
+        cells.append((*columns_of_lines, f"{row['exactness']}; {row['summary']}"))
+    flags = (
+        "A flag spells options as discrete-adjoint:correct=no; the default of one whose cost is shown is in brackets."
+    )
+    return table("Gradient methods", columns, cells, f"{_COST} {flags}")
+
+
+def _default(method: str, value: Any) -> str:
+    if value is None:
+        return "forward's" if method == ContinuousAdjoint.name else "none"
+    return _yes(value) if isinstance(value, bool) else str(value)
+
+
+def _problem_table(rows: Sequence[Row]) -> Table:
+    columns = ("name", ">t0", ">t1", ">steps", "solution", "autonomous", "summary", "source")
+    cells = [
+        (
+            row["name"],
+            f"{row['t0']:g}",
+            f"{row['t1']:.5g}",
+            row["steps"],
+            "closed form" if row["closed_form"] else "Radau" if row["stiff"] else "DOP853",
+            _yes(row["autonomous"]),
+            row["summary"],
+            row["source"],
+        )
+        for row in rows
+    ]
+    legend = (
+        "steps: a sensible number for rk4. solution: what errors are relative to; DOP853 is SciPy's at rtol 1e-13, "
+        "Radau, for stiff problems, which want an implicit solver, at 1e-9."
+    )
+    return table("Problems", columns, cells, legend)
+
+
+@dataclass(frozen=True)
+class _Section:
+    rows: Callable[[], list[Row]]
+    table: Callable[[Sequence[Row]], Table]
+
+
+SECTIONS = {
+    "backends": _Section(backends, _backend_table),
+    "solvers": _Section(solvers, _solver_table),
+    "gradients": _Section(gradients, _gradient_table),
+    "problems": _Section(problems, _problem_table),
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("what", type=click.Choice(list(SECTIONS)), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object with a list for each section.")
+def command(what: str | None, as_json: bool) -> None:
+    """List what can be chosen by name: backends, solvers, gradients and problems, or one of these.
+
+    Backends that are installed are loaded, to ask them for their devices; this takes seconds.
+
+    \b
+    Examples:
+      odenet list
+      odenet list solvers
+      odenet list backends --json
+    """
+    chosen = [what] if what is not None else list(SECTIONS)
+    if as_json:
+        click.echo(json.dumps({name: SECTIONS[name].rows() for name in chosen}, indent=2))
+        return
+    screen = console()
+    for name in chosen:
+        screen.print(SECTIONS[name].table(SECTIONS[name].rows()))

@@ -1,0 +1,132 @@
+"""Beyond the paper: residual networks with tanh and ReLU under gradient flow, and whether they have a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from odenet._jobs.reproduce import flow
+from odenet._jobs.reproduce.flow import MEAN, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
+from odenet._jobs.reproduce.network import tanh
+from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH, BATCH = 4, 4
+TANH, RELU = "tanh", "ReLU"
+ROUGH_TANH, ROUGH_RELU = "tanh, rough start", "ReLU, rough start"
+_SCALE, _APART = 0.7, 0.3  # of the weights, and of what the target's network has more
+_TEACHER = 1024
+_GROWN = 1.5
+
+Activation = Callable[[Any], Any]
+
+
+def relu(u: Any) -> Any:
+    """Of any backend's arrays, by arithmetic alone."""
+    return u * (u > 0)
+
+
+def field(activation: Activation, t: Any, y: Any, w: Any) -> Any:
+    """`activation(y w1) w2`, shapes (batch, width) and (2, width, width)."""
+    return activation(y @ w[0]) @ w[1]
+
+
+def start(activation: Activation, seed: int, depth: int) -> Start:
+    """Weights smooth in depth, random inputs, and what a deep network with weights a little apart makes of these."""
+    generator = np.random.default_rng([seed, 6])
+    first, second, more = (generator.standard_normal((2, WIDTH, WIDTH)) / WIDTH**0.5 for _ in range(3))
+    inputs = generator.standard_normal((BATCH, WIDTH))
+
+    def weights(count: int, apart: float) -> np.ndarray:
+        s = (np.pi / 2 * np.arange(count) / count).reshape(-1, 1, 1, 1)
+        return _SCALE * (np.cos(s) * (first + apart * more) + np.sin(s) * second)
+
+    target = inputs
+    for layer in weights(_TEACHER, _APART):
+        target = target + field(activation, 0, target, layer) / _TEACHER
+    return Start(weights(depth, 0), inputs, target)
+
+
+def _flow(activation: Activation) -> Flow:
+    return Flow(partial(field, activation), partial(start, activation), rate=0.125, noise=_SCALE / WIDTH**0.5)
+
+
+CURVES = {TANH: (tanh, False), RELU: (relu, False), ROUGH_TANH: (tanh, True), ROUGH_RELU: (relu, True)}
+"""Activation, and whether the start is rough."""
+
+FLOWS = {activation: _flow(activation) for activation in (tanh, relu)}
+
+
+def cells(choices: Choices) -> tuple[Cell, ...]:
+    """N = 4 to 64; three seeds of a quick run."""
+    depths = choices.depths(4, choices.sized(32, 64, 256), quick=32)
+    return choices.cells(list(CURVES), depths, seeds=choices.sized(3, 5, 5))
+
+
+def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+    """See `flow.measure`."""
+    activation, rough = CURVES[cell.curve]
+    return flow.measure(
+        FLOWS[activation],
+        cell,
+        rough=rough,
+        steps=choices.sized(60, 100, 100),
+        deepest=cells(choices)[-1].depth,
+        device=choices.device,
+    )
+
+
+def draw(points: Sequence[Point], figure: Figure) -> None:
+    """Loss, smoothness and distance, and where in depth weights are not smooth."""
+    from odenet._jobs.reproduce import flow_figure
+
+    left = flow_figure.draw(points, figure, list(CURVES))
+    flow_figure.draw_changes(points, left, (TANH, RELU))
+
+
+def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
+    """What holds for a smooth activation, and how much of it for one with a kink."""
+    return (
+        flow.trained(points, TANH),
+        *flow.stays_smooth(points, TANH),
+        *flow.tends(points, TANH, STATES),
+        *flow.tends(points, TANH, WEIGHTS),
+        *flow.stays_rough(points, ROUGH_TANH),
+        flow.trained(points, RELU),
+        *flow.tends(points, RELU, STATES),
+        *flow.tends(points, RELU, MEAN),
+        _grows(f"{RELU}: N max |w[n+1] - w[n]| over training grows with N", values(points, RELU, SMOOTHNESS)),
+        *flow.stays_rough(points, ROUGH_RELU),
+    )
+
+
+def _grows(claim: str, over_seeds: dict[int, list[float]]) -> Verdict:
+    """The deepest networks' median against the shallowest ones': no power of N before all kinks are resolved."""
+    expected = f"a ratio of at least {_GROWN:g}"
+    if len(over_seeds) < 2:
+        return Verdict(claim, expected, "fewer than two depths", False)
+    first, *_, last = sorted(over_seeds)
+    ratio = float(np.median(over_seeds[last]) / np.median(over_seeds[first]))
+    return Verdict(claim, expected, f"N={last} has {ratio:.2g} times that of N={first}", ratio >= _GROWN)
+
+
+REPRODUCTION = Reproduction(
+    "nonlinear-limit",
+    "Beyond section 3, whose authors leave nonlinear residual functions to future work: with tanh all of it holds as "
+    "for linear ResNets. With ReLU the states still tend to a limit as 1/N, and the weights do on average over layers; "
+    "but the gradient of a layer jumps where a sample crosses a kink, so that weights do not stay smooth in depth.",
+    "ResNets y + w2 σ(w1 y) / N of width 4, a batch of 4, float64; the target is what a network of 1024 layers with "
+    "other smooth weights makes of the inputs. Gradient descent with its rate times N, as in linear-limit, with the "
+    "same extrapolated limit and rough starts.",
+    cells,
+    measure,
+    draw,
+    verdicts,
+    (11.0, 8.0),
+)

@@ -1,0 +1,113 @@
+"""ResNets with one block for all depths: smooth in depth by construction (figure 3a)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from odenet import DiscreteAdjoint
+from odenet._gradients.names import Backprop, Gradient
+from odenet._jobs.reproduce.errors import errors
+from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.training import Recipe, guessing, sample, small_network, train
+from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, as_good, below, falls, medians
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ERROR, GUESSING = "test error", "error of guessing"
+BACKPROP, PAPER = "backprop", "paper"
+GRADIENT_PAPER, GRADIENT_CORRECTED = "gradient error, paper", "gradient error, corrected"
+CURVES: dict[str, Gradient] = {BACKPROP: Backprop(), PAPER: DiscreteAdjoint(correct=False)}
+_METHODS: dict[str, Gradient] = {
+    GRADIENT_PAPER: DiscreteAdjoint(correct=False),
+    GRADIENT_CORRECTED: DiscreteAdjoint(),
+}
+POINTS = 1.0  # of accuracy that a deep network may differ by
+MORE = 5.0  # points, of a deep network over a shallow one: one that does not train has tens
+_QUICK = Recipe(images=600, test=None, epochs=3, batch=50, lr=0.1)
+_REDUCED = Recipe(images=2000, test=2000, epochs=5, batch=50, lr=0.1)
+_PAPER = Recipe(images=None, test=None, epochs=200, batch=128, lr=0.1)
+
+
+def cells(choices: Choices) -> tuple[Cell, ...]:
+    """N = 4 to 64."""
+    return choices.cells(list(CURVES), choices.depths(4, 64, quick=32), seeds=choices.sized(2, 3, 5))
+
+
+def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+    """Train; of the network that backpropagation made, the errors of other gradients."""
+    recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
+    spec = small_network(choices, cell.depth, "shared")
+    method = CURVES[cell.curve]
+    done = train(cell, choices, spec, recipe, solver="euler", gradient=method, weights=spec.init(cell.seed))
+    found = [cell.point(ERROR, done.error), cell.point(GUESSING, guessing(choices))]
+    if cell.curve == BACKPROP and done.finished:
+        batch = sample(choices, recipe, cell.seed)
+        apart = errors(cell.backend, choices.device, spec, done.weights, "euler", batch, _METHODS)
+        found += [cell.point(name, each.whole) for name, each in apart.items()]
+    return tuple(found)
+
+
+def draw(points: Sequence[Point], figure: Figure) -> None:
+    """Test errors and gradient errors over depth."""
+    from odenet._jobs.reproduce.drawing import finish, over_depth, slope
+
+    error, apart = figure.subplots(1, 2)
+    for index, curve in enumerate(CURVES):
+        over_depth(error, values(points, curve, ERROR), curve, index, "-" if index == 0 else "--")
+    finish(error, "test error", "Tied weights: test error over depth")
+    error.set_yscale("linear")
+    for index, quantity in enumerate(_METHODS, 1):
+        over_depth(apart, values(points, BACKPROP, quantity), quantity.removeprefix("gradient error, "), index)
+    slope(apart, values(points, BACKPROP, GRADIENT_PAPER), 1, "1/N")
+    finish(apart, "relative error of the gradient", "Gradient of the trained networks")
+
+
+def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
+    """That depth neither harms the network nor, in the end, the memory-free gradient."""
+    exact, paper = (values(points, curve, ERROR) for curve in CURVES)
+    gradients = {name: values(points, BACKPROP, name) for name in _METHODS}
+    return (
+        below("every network has learnt", exact, values(points, BACKPROP, GUESSING), 0.8),
+        _flat(exact),
+        falls("the error of the paper's gradient falls as 1/N", gradients[GRADIENT_PAPER], 1, 0.3),
+        below(
+            "the corrected gradient is nearer",
+            medians(gradients[GRADIENT_CORRECTED]),
+            medians(gradients[GRADIENT_PAPER]),
+        ),
+        as_good(
+            "the deepest network is as good when it is trained without stored activations (paper)",
+            paper,
+            exact,
+            POINTS,
+            least_depth=max(exact, default=1),
+        ),
+    )
+
+
+def _flat(errors: OverSeeds) -> Verdict:
+    claim = "tied weights train at any depth: the deepest network is as good as the shallowest"
+    expected = f"a mean test error of at most {MORE:g} points more"
+    if len(errors) < 2:
+        return Verdict(claim, expected, "fewer than two depths", False)
+    first, last = (100 * statistics.mean(errors[n]) for n in (min(errors), max(errors)))
+    seen = f"N={min(errors)}: {first:.2f} %, N={max(errors)}: {last:.2f} %"
+    return Verdict(claim, expected, seen, last <= first + MORE)
+
+
+REPRODUCTION = Reproduction(
+    "tied-weights",
+    "Figure 3a and section 4: a ResNet with the same weights at all depths is smooth in depth; it trains at any depth, "
+    "and the memory-free gradient's error falls as 1/N.",
+    "The small network of depth-accuracy with one block for all N steps, scaled by 1/N (the paper has four stages of "
+    f"such blocks). Quick: 8 channels, {_QUICK}. Reduced: {_REDUCED}. Paper: {_PAPER}. Gradient errors are of a batch "
+    "of 64, in float64, relative to backpropagation's. Without --data, digits in the place of CIFAR-10.",
+    cells,
+    measure,
+    draw,
+    verdicts,
+    (12.0, 5.0),
+)

@@ -1,0 +1,214 @@
+"""Deep networks under gradient flow, and their limit over depth: what the reproductions of section 3 share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+import odenet
+from odenet import Depth, theory
+from odenet._backend import registry as _registry
+from odenet._jobs.reproduce.reproduction import Cell, Point, values
+from odenet._jobs.reproduce.verdict import Verdict, below, falls, falls_throughout, stays
+
+LOSS, SMOOTHNESS, STATES, WEIGHTS = "loss", "smoothness", "distance of states", "distance of weights"
+ENTRY, CHANGE = "weight", "change of weights"  # by layer, of one network
+MEAN = "mean distance of weights"  # over layers
+FINAL, LARGEST = "loss at the end", "largest smoothness"  # over training, relative to what it began with
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a network begins with.
+
+    Args:
+        weights: shape (N, ...).
+        inputs, target: shape (batch, width).
+    """
+
+    weights: np.ndarray
+    inputs: np.ndarray
+    target: np.ndarray
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Networks of one kind, of any depth, and how they are trained.
+
+    Args:
+        field: of a layer, `field(t, y, w)`.
+        start: of a seed and a depth N: weights that are a smooth function of depth, near the target.
+        rate: of descent, times N: 100 steps of 0.1 are the gradient flow's time 10.
+        noise: of a rough start, independent in every layer and weight.
+    """
+
+    field: Callable[[Any, Any, Any], Any]
+    start: Callable[[int, int], Start]
+    rate: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A network in training.
+
+    Args:
+        step: of descent.
+        loss: before that step.
+        weights: shape (N, ...).
+        states: from the inputs on, shape (N + 1, batch, width).
+    """
+
+    step: int
+    loss: float
+    weights: np.ndarray
+    states: np.ndarray
+
+
+def measure(flow: Flow, cell: Cell, *, rough: bool, steps: int, deepest: int, device: str) -> tuple[Point, ...]:
+    """Train, and compare with the limit of smooth starts at each moment that is looked at.
+
+    Args:
+        flow: what is trained.
+        cell: its seed and depth.
+        rough: whether it starts with independent noise on each layer.
+        steps: of descent.
+        deepest: the largest N; the limit is that of networks of twice and four times as many layers.
+        device: of the backend.
+    """
+    moments = train(flow, cell.backend, cell.seed, cell.depth, steps, rough=rough, device=device)
+    found = []
+    for now, limit in zip(moments, _limit(flow, cell.backend, cell.seed, deepest, steps, device), strict=True):
+        stride = len(limit.weights) // cell.depth
+        weights = _norms(now.weights - limit.weights[::stride])
+        apart = {
+            LOSS: now.loss,
+            SMOOTHNESS: theory.smoothness(Depth(now.weights, "piecewise")),
+            STATES: _norms(now.states - limit.states[::stride]).max(),
+            WEIGHTS: weights.max(),
+            MEAN: weights.mean(),
+        }
+        found += [cell.point(quantity, value, now.step) for quantity, value in apart.items()]
+        if cell.seed == 0 and cell.depth == deepest:
+            by_layer = {
+                ENTRY: now.weights.reshape(cell.depth, -1)[:, 1],
+                CHANGE: cell.depth * _norms(np.diff(now.weights, axis=0)),
+            }
+            for quantity, entries in by_layer.items():
+                found += [cell.point(quantity, entry, now.step, layer) for layer, entry in enumerate(entries)]
+    for quantity in (STATES, WEIGHTS, MEAN):
+        found.append(cell.point(quantity, max(each.value for each in found if each.quantity == quantity)))
+    smooth = [each.value for each in found if each.quantity == SMOOTHNESS]
+    return (
+        *found,
+        cell.point(SMOOTHNESS, max(smooth)),
+        cell.point(LARGEST, max(smooth) / smooth[0]),
+        cell.point(FINAL, moments[-1].loss / moments[0].loss),
+    )
+
+
+def train(
+    flow: Flow, backend: str, seed: int, depth: int, steps: int, *, rough: bool = False, device: str = "cpu"
+) -> list[Moment]:
+    """Gradient descent on `|y[N] - target|²/2` with the rate times N: eleven moments."""
+    return list(_training(flow, backend, seed, depth, steps, rough, device))
+
+
+def _training(flow: Flow, name: str, seed: int, depth: int, steps: int, rough: bool, device: str) -> Iterator[Moment]:
+    backend = _registry.backend(name)
+    start = flow.start(seed, depth)
+    weights = start.weights
+    if rough:
+        weights = weights + flow.noise * np.random.default_rng([seed, 5, depth]).standard_normal(weights.shape)
+    compiled = _gradient(flow.field, name)
+    with backend.prepare("float64", device):
+        for step in range(steps + 1):
+            loss, slopes, states = map(backend.to_numpy, compiled(start.inputs, start.target, weights))
+            if step % (steps // 10) == 0:
+                yield Moment(step, float(loss), weights, states)
+            weights = weights - flow.rate * depth * slopes
+
+
+@cache
+def _gradient(field: Callable[[Any, Any, Any], Any], backend: str) -> Callable[[Any, Any, Any], Any]:
+    """Loss, gradient and states; compiled once for each depth.
+
+    The target rides along as a state that stands still: the loss sees arrays of the framework alone.
+    """
+
+    def gradient(inputs: Any, target: Any, w: Any) -> Any:
+        loss, slopes, solution = odenet.value_and_grad(
+            lambda solution: ((solution.ys[0][-1] - solution.ys[1][-1]) ** 2).sum() / 2,
+            lambda t, y, w: (field(t, y[0], w), 0 * y[1]),
+            (inputs, target),
+            Depth(w, "piecewise"),
+            solver="euler",
+            gradient="backprop",
+            ts="all",
+            backend=backend,
+        )
+        return loss, slopes.weights, solution.ys[0]
+
+    return _registry.backend(backend).compiled(gradient)
+
+
+@lru_cache(maxsize=4)
+def _limit(flow: Flow, backend: str, seed: int, deepest: int, steps: int, device: str) -> tuple[Moment, ...]:
+    """N to infinity, from twice and four times the deepest network: what both have of O(1/N) is taken away."""
+    once, twice = (train(flow, backend, seed, k * deepest, steps, device=device) for k in (2, 4))
+    return tuple(
+        Moment(
+            one.step,
+            float(theory.limit([one.loss, two.loss]).value),
+            theory.limit([one.weights, two.weights[::2]]).value,
+            theory.limit([one.states, two.states[::2]]).value,
+        )
+        for one, two in zip(once, twice, strict=True)
+    )
+
+
+def _norms(differences: np.ndarray) -> np.ndarray:
+    """Of each layer."""
+    return np.linalg.norm(differences.reshape(len(differences), -1), axis=1)
+
+
+def ones(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
+    """What relative numbers of a curve are relative to."""
+    return {n: [1.0] * len(each) for n, each in values(points, curve, FINAL).items()}
+
+
+def trained(points: Sequence[Point], curve: str) -> Verdict:
+    """The loss tends to 0."""
+    return below(f"{curve}: the loss falls to a hundredth", values(points, curve, FINAL), ones(points, curve), 0.01)
+
+
+def stays_smooth(points: Sequence[Point], curve: str) -> tuple[Verdict, Verdict]:
+    """Smoothness is bounded over N, and over training."""
+    claim = f"{curve}: N max |w[n+1] - w[n]| over training does not grow with N"
+    return (
+        stays(claim, values(points, curve, SMOOTHNESS), 0.2),
+        below(f"{curve}: it grows at most to twice its start", values(points, curve, LARGEST), ones(points, curve), 2),
+    )
+
+
+def tends(points: Sequence[Point], curve: str, quantity: str) -> tuple[Verdict, Verdict]:
+    """A distance to the limit falls as 1/N, uniformly over training; weights start on the limit."""
+    steps = sorted({each.step for each in points if each.step is not None})[quantity != STATES :]
+    moments = {step: values(points, curve, quantity, step) for step in steps}
+    return (
+        falls(f"{curve}: the {quantity} to the limit falls as 1/N", values(points, curve, quantity), 1, 0.2),
+        falls_throughout(f"{curve}: the {quantity} falls as 1/N at each moment of training", moments, 1, 0.2),
+    )
+
+
+def stays_rough(points: Sequence[Point], curve: str) -> tuple[Verdict, Verdict]:
+    """What is not smooth at the start does not become smooth."""
+    claim = f"{curve}: N max |w[n+1] - w[n]| grows as N"
+    return (
+        falls(claim, values(points, curve, SMOOTHNESS), -1, 0.3),
+        stays(f"{curve}: the weights do not tend to the limit", values(points, curve, WEIGHTS), 0.3),
+    )

@@ -1,0 +1,132 @@
+"""Points on disk: points.csv and summary.csv for people, points.json to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from odenet._errors import InputError
+from odenet._files import write_text
+from odenet._jobs.cells import resume as _resume
+from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction
+from odenet._report.rows import as_csv, column, from_json, to_json
+
+FORMAT = "odenet reproduce 2"
+POINTS, SUMMARY, JSON = "points.csv", "summary.csv", "points.json"
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """A quantity over seeds: a row of summary.csv."""
+
+    backend: str = column("who solved")
+    curve: str = column("which network or method")
+    quantity: str = column("what the values are")
+    depth: int = column("steps N")
+    step: int | None = column("step of training")
+    layer: int | None = column("layer, from 0")
+    seeds: int = column("how many values")
+    lower_quartile: float = column("of the values over seeds")
+    median: float = column("of the values over seeds")
+    upper_quartile: float = column("of the values over seeds")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is done of a reproduction.
+
+    Args:
+        name: of the reproduction.
+        choices: what was chosen.
+        machine: as `odenet._report.machine.machine` tells it.
+        seconds: that the cells took.
+        points: of the finished cells, each cell's together.
+    """
+
+    name: str
+    choices: Choices
+    machine: Mapping[str, str]
+    seconds: float = 0.0
+    points: tuple[Point, ...] = ()
+
+    def todo(self, reproduction: Reproduction) -> tuple[Cell, ...]:
+        """Cells without points."""
+        done = {each.cell for each in self.points}
+        return tuple(cell for cell in reproduction.cells(self.choices) if cell not in done)
+
+    @property
+    def seeds(self) -> int:
+        """How many there are points of."""
+        return len({each.seed for each in self.points})
+
+    def add(self, points: Iterable[Point], seconds: float) -> Results:
+        """With what one more cell found."""
+        return replace(self, points=(*self.points, *points), seconds=self.seconds + seconds)
+
+    def resumed(self, choices: Choices, machine: Mapping[str, str]) -> Results:
+        """These as the beginning of a run with `choices`: more seeds and backends are welcome.
+
+        Raises:
+            InputError: another scale, depth, device or other images, of which the points would not be comparable.
+        """
+        for name in ("scale", "depth", "device", "data"):
+            was, now = getattr(self.choices, name), getattr(choices, name)
+            if was != now:
+                raise InputError(
+                    f"the {self.name} to resume was run with {name}={was}, and this has {now}", f"{name}={was}"
+                )
+        kept = tuple(
+            each
+            for each in self.points
+            if each.backend in choices.backends and (choices.seeds is None or each.seed < choices.seeds)
+        )
+        return replace(self, choices=choices, machine={**self.machine, **machine}, points=kept)
+
+    def write(self, folder: Path) -> None:
+        """All three files, each atomically.
+
+        Raises:
+            FileError: the folder cannot be written to.
+        """
+        plain = {
+            "name": self.name,
+            "choices": dataclasses.asdict(self.choices),
+            "machine": dict(self.machine),
+            "seconds": self.seconds,
+            "points": [to_json(each) for each in self.points],
+        }
+        _resume.write(folder / JSON, FORMAT, plain, indent=None)
+        write_text(folder / POINTS, as_csv(Point, self.points))
+        write_text(folder / SUMMARY, as_csv(Quartiles, quartiles(self.points)))
+
+
+def read(folder: Path) -> Results | None:
+    """The results in a folder; None where there are none.
+
+    Raises:
+        FileError: a points.json that this version of odenet did not write.
+    """
+    return _resume.read(folder / JSON, FORMAT, "odenet reproduce", _built)
+
+
+def _built(plain: Mapping[str, Any]) -> Results:
+    choices = Choices(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
+    points = tuple(from_json(Point, each) for each in plain["points"])
+    return Results(plain["name"], choices, plain["machine"], float(plain["seconds"]), points)
+
+
+def quartiles(points: Sequence[Point]) -> list[Quartiles]:
+    """Over the seeds of each backend, curve, quantity, depth, step and layer, in the order of the points."""
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for each in points:
+        key = (each.backend, each.curve, each.quantity, each.depth, each.step, each.layer)
+        groups.setdefault(key, []).append(each.value)
+    found = []
+    for key, values in groups.items():
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if values[1:] else values * 3
+        found.append(Quartiles(*key, seeds=len(values), lower_quartile=low, median=middle, upper_quartile=high))
+    return found

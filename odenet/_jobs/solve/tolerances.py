@@ -1,0 +1,76 @@
+"""`odenet solve --rtol`: one problem, each solve once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.progress import Progress
+
+from odenet._backend.registry import backend, entry
+from odenet._errors import OdenetError, UnsupportedError
+from odenet._files import write_atomically, write_text
+from odenet._gradients.names import Backprop
+from odenet._jobs.work_precision.measure import measure
+from odenet._jobs.work_precision.plan import Plan, estimates
+from odenet._jobs.work_precision.results import Results
+from odenet._jobs.work_precision.row import Row
+from odenet._jobs.work_precision.table import tables
+from odenet._problem.problem import adaptive_solvers
+from odenet._report.machine import machine
+from odenet._report.rows import as_csv
+from odenet._report.terminal import console
+
+
+def once(plan: Plan, plot: tuple[Path, str] | None, csv: Path | None, json: Path | None) -> None:
+    """Solve, show a table, and write what was asked for.
+
+    Args:
+        plan: of one problem; each cell is called once, without a warm-up.
+        plot: path and format of the work-precision figure.
+        csv, json: paths of the table.
+
+    Raises:
+        OdenetError: a choice that cannot be used, before anything is solved; or the first failure after all were tried.
+    """
+    for chosen in plan.solvers:
+        if not estimates(chosen):
+            raise UnsupportedError(
+                f"solver {chosen.label!r} with tolerances: it estimates no error",
+                ", ".join(adaptive_solvers()),
+                "take one of these, or --depth",
+            )
+    for name in plan.backends:
+        for chosen in plan.solvers:
+            entry(name).require(chosen, Backprop(), adaptive=True)
+        with backend(name).prepare(plan.dtype, plan.device):
+            pass
+    screen, cells, rows = console(stderr=True), plan.cells(), []
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task(plan.problems[0].name, total=len(cells))
+        for row in measure(plan, cells):
+            rows.append(row)
+            progress.advance(task)
+    for made in tables(rows):
+        console().print(made)
+    if csv is not None:
+        write_text(csv, as_csv(Row, rows))
+    if json is not None:
+        write_text(json, Results(plan, machine(plan.backends), tuple(rows)).text())
+    if plot is not None:
+        _draw(rows, *plot)
+    for path in (csv, json, plot and plot[0]):
+        if path is not None:
+            click.echo(f"wrote {path}", err=True)
+    for row in rows:
+        if row.failed:
+            raise OdenetError(f"{row.backend} {row.solver} with rtol={row.rtol:g} failed: {row.status.rstrip('.')}")
+
+
+def _draw(rows: list[Row], path: Path, kind: str) -> None:
+    from odenet._jobs.work_precision.figure import diagram
+    from odenet._report.figures import render  # matplotlib takes a second
+
+    drawn = diagram(rows)
+    if drawn is not None:
+        write_atomically(path, lambda file: file.write(render(drawn, kind)))

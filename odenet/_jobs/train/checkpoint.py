@@ -1,0 +1,140 @@
+"""A run on disk. Killed at any moment, it is that of the last whole epoch.
+
+    run.json             plan, images, rows and which files belong to it: what counts
+    state-0007.npz       weights and momentum after epoch 7: of the last epoch, and of the best
+    log.csv, events.*    what run.json says, for people and for TensorBoard
+
+All are written beside their place and renamed. A state is whole before run.json names it, and a state that run.json no
+longer names is deleted after that. No file is a pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from odenet._files import write_text
+from odenet._jobs.cells import resume as _resume
+from odenet._jobs.train.plan import Plan
+from odenet._jobs.train.row import Row, best
+from odenet._nets.weights import load_weights, save_weights
+from odenet._report.rows import as_csv, from_json, to_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMAT = "odenet train 1"
+RUN, LOG = "run.json", "log.csv"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the test images say, once, of the weights of the best epoch.
+
+    Args:
+        epoch: the best, by the validation images.
+        loss, accuracy: mean cross-entropy, and the part that was classified right.
+        images: how many there are.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as far as it is.
+
+    Args:
+        plan: its options.
+        images: what it learns from, as plain data that would differ for other images.
+        machine: where it began, as `odenet._report.machine.machine` tells it.
+        rows: one an epoch.
+        test: at the end.
+    """
+
+    plan: Plan
+    images: Mapping[str, Any]
+    machine: Mapping[str, str]
+    rows: tuple[Row, ...] = ()
+    test: Outcome | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The last whole epoch; 0 before there is one."""
+        return len(self.rows)
+
+    @property
+    def best(self) -> int:
+        """The best epoch by the validation images; 0 before there is one."""
+        return best(self.rows) if self.rows else 0
+
+    def saved(self, folder: Path, row: Row, state: Mapping[str, np.ndarray]) -> Run:
+        """This run with one more epoch, on disk.
+
+        Raises:
+            FileError: the folder cannot be written to.
+        """
+        grown = replace(self, rows=(*self.rows, row))
+        save_weights(folder / state_name(row.epoch), state)
+        grown.write(folder)
+        return grown
+
+    def write(self, folder: Path) -> None:
+        """run.json and log.csv; then files that are no longer needed are deleted."""
+        plain = {
+            "plan": self.plan.to_json(),
+            "images": dict(self.images),
+            "machine": dict(self.machine),
+            "epoch": self.epoch,
+            "best_epoch": self.best,
+            "test": None if self.test is None else vars(self.test),
+            "rows": [to_json(row) for row in self.rows],
+        }
+        _resume.write(folder / RUN, FORMAT, plain)
+        write_text(folder / LOG, as_csv(Row, self.rows))
+        self.sweep(folder)
+
+    def state(self, folder: Path, epoch: int) -> dict[str, np.ndarray]:
+        """Weights and momentum after an epoch, the last or the best.
+
+        Raises:
+            FileError: the file is missing or damaged.
+        """
+        return load_weights(folder / state_name(epoch))
+
+    def sweep(self, folder: Path) -> None:
+        """Delete states of other epochs, and what a process that was killed left half written."""
+        kept = {state_name(self.epoch), state_name(self.best)}
+        for path in folder.glob("state-*.npz"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+        for name in ("state-*.npz", RUN, LOG, "events.*", "curve.*", "weights.npz", ".writable"):
+            for path in folder.glob(f".{name}.*"):
+                path.unlink(missing_ok=True)
+
+
+def state_name(epoch: int) -> str:
+    """The file of the weights and momentum after an epoch."""
+    return f"state-{epoch:04d}.npz"
+
+
+def read(folder: Path) -> Run | None:
+    """The run in a folder; None where there is none.
+
+    Raises:
+        FileError: a run.json that this version of odenet did not write.
+    """
+    return _resume.read(folder / RUN, FORMAT, "odenet train", _built, "choose another --out")
+
+
+def _built(plain: Mapping[str, Any]) -> Run:
+    rows = tuple(from_json(Row, row) for row in plain["rows"])
+    if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
+        raise ValueError("its epochs are not 1, 2, 3, ...")
+    test = None if plain["test"] is None else Outcome(**plain["test"])
+    return Run(Plan.from_json(plain["plan"]), plain["images"], plain["machine"], rows, test)

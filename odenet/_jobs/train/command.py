@@ -1,0 +1,116 @@
+"""`odenet train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odenet._jobs import flags as _flags
+from odenet._jobs.data.sets import NAMES
+from odenet._jobs.descent.schedule import SCHEDULES
+from odenet._jobs.train.plan import Plan
+from odenet._nets.spec import BLOCKS
+from odenet._report.terminal import console
+
+
+class _One(click.ParamType):
+    """One name of a kind that other commands take several of, with their completion."""
+
+    def __init__(self, names: _flags.Names) -> None:
+        self.names = names
+        self.name = names.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, or the label of a record."""
+        found = self.names.convert(value, param, ctx)
+        if len(found) != 1:
+            self.fail(f"{value!r} names {len(found)}; a run has one {self.name}", param, ctx)
+        return getattr(found[0], "label", found[0])
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Names that begin so."""
+        return self.names.shell_complete(ctx, param, incomplete)
+
+
+class _Counts(click.ParamType):
+    """Whole numbers between commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """All of them."""
+        try:
+            return value if isinstance(value, tuple) else tuple(int(each) for each in value.split(",") if each)
+        except ValueError:
+            self.fail(f"{value!r} is not whole numbers between commas, as in 3,4", param, ctx)
+
+
+def _flag(flag: str, kind: Any, text: str) -> Any:
+    """A flag whose default is the plan's."""
+    default = getattr(Plan, flag.removeprefix("--").replace("-", "_"))
+    shown = default not in (None, ())
+    return click.option(flag, type=kind, default=default, show_default=shown, help=text)
+
+
+@click.command("train", context_settings={"help_option_names": ["-h", "--help"]})
+@_flag("--data", click.Choice(NAMES), "Images: embedded digits, CIFAR-10 on disk, or one folder a class.")
+@_flag("--data-dir", click.Path(file_okay=False), "Where cifar-10-batches-py, or train and val, are.")
+@_flag("--size", click.IntRange(min=1), "Height and width of the images of a folder.  [default: 32]")
+@_flag("--net", click.Choice(BLOCKS), "Kind of block.")
+@_flag("--backend", _One(_flags.BACKENDS), "Backend.")
+@_flag("--solver", _One(_flags.SOLVERS), "Solver, see `odenet list solvers`.")
+@_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method, with options behind colons.")
+@_flag("--depth", click.IntRange(min=1), "Steps N.")
+@_flag("--width", click.IntRange(min=1), "Channels (conv, bottleneck) or features.")
+@_flag("--norm", click.Choice(["group", "none"]), "Normalisation of conv and bottleneck blocks.")
+@_flag("--activation", click.Choice(["relu", "tanh"]), "Activation.")
+@_flag("--along", click.Choice(["auto", "piecewise", "linear", "shared"]), "Weights along depth; auto: by solver.")
+@_flag("--before", _Counts(), "Ordinary stages before the deep one: blocks of each, as in 3,4.")
+@_flag("--after", _Counts(), "Ordinary stages after it.")
+@click.option(
+    "--activated/--plain-stem",
+    default=Plan.activated,
+    show_default=True,
+    help="Normalisation and activation behind the stem.",
+)
+@_flag("--grid", click.IntRange(min=1), "Parts of the image, each way, that the head takes means of.")
+@click.option("--scaled/--unscaled", default=Plan.scaled, show_default=True, help="Steps of 1/N, or of 1.")
+@_flag("--start", click.Choice(["smooth", "independent", "zero"]), "Weights at the beginning, along depth.")
+@_flag("--device", str, "Device, as `odenet list backends` names it.")
+@_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
+@_flag("--epochs", click.IntRange(min=1), "Times that all training images are seen.")
+@_flag("--batch", click.IntRange(min=1), "Images in a batch.")
+@_flag("--lr", float, "Rate at the beginning.")
+@_flag("--momentum", float, "Of gradient descent.")
+@_flag("--weight-decay", float, "Of all weights.")
+@_flag("--schedule", click.Choice(SCHEDULES), "Rate: a tenth after each third (the paper's), cosine, or constant.")
+@_flag("--seed", click.IntRange(min=0), "Of weights, split, order and augmentation.")
+@click.option(
+    "--augment/--no-augment", default=Plan.augment, show_default=True, help="Random crops, and mirror images."
+)
+@_flag("--validation", float, "Part of the training images that chooses the best epoch.")
+@_flag("--limit-train", click.IntRange(min=2), "Use this many training images.")
+@_flags.out("results/train", "Folder of the run.")
+@_flags.resume("Go on after the last whole epoch of the run in --out, bit for bit.")
+@click.pass_context
+def command(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Train a network on images, with any solver and gradient method.
+
+    After each epoch the run is on disk; killed at any moment it loses no more than the epoch it was in. The best epoch
+    is chosen by validation images that are set aside; the test images are looked at once, at the end. Exit status: 0,
+    or 130 after Ctrl-C.
+
+    \b
+    Examples:
+      odenet train
+      odenet train --backend jax --solver heun --gradient discrete-adjoint --depth 32 --out results/heun
+      odenet train --data cifar10 --data-dir DIR --width 32 --epochs 90 --batch 256 --device cuda
+      odenet train --data folder --data-dir ROOT --size 224 --net bottleneck --width 1024 --depth 22 --before 3,4 \\
+          --after 3 --unscaled --device cuda
+      odenet train --resume
+    """
+    from odenet._jobs.train.job import train
+
+    context.exit(train(Plan(**options), out, resume, console(stderr=True)))

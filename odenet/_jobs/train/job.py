@@ -1,0 +1,197 @@
+"""The job `odenet train`."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from odenet._backend import registry as _registry
+from odenet._backend.trainer import Trainer
+from odenet._errors import FileError, GradientError, InputError
+from odenet._files import require_writable
+from odenet._gradients.names import gradient
+from odenet._jobs.data.images import ImageSet, moments
+from odenet._jobs.data.sets import image_set
+from odenet._jobs.descent.batches import Batches, Split, split
+from odenet._jobs.descent.evaluate import evaluate
+from odenet._jobs.descent.schedule import rate
+from odenet._jobs.train import events
+from odenet._jobs.train.checkpoint import Outcome, Run, read
+from odenet._jobs.train.lock import alone
+from odenet._jobs.train.plan import Plan
+from odenet._jobs.train.progress import Watch, percent, watch
+from odenet._jobs.train.row import Row
+from odenet._nets.weights import save_weights
+from odenet._report.machine import machine
+from odenet._solvers.names import solver
+
+WEIGHTS = "weights.npz"
+
+
+def train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
+    """Train a network, or go on with it.
+
+    Args:
+        plan: what and how.
+        out: folder of the run.
+        resume: whether to go on with the run that is there.
+        messages: for progress and what came of it.
+
+    Returns:
+        the exit status: 0, or 130 if the run was interrupted.
+
+    Raises:
+        FileError: images or a checkpoint cannot be read, `out` cannot be written to, is in use by another process, or
+            holds a run that was not to be resumed.
+        InputError: the run there has other settings or images.
+        UnsupportedError: the backend does not train, or does not offer the solver with the gradient method.
+        GradientError: the loss is no finite number any more.
+    """
+    require_writable(out)
+    with alone(out):
+        return _train(plan, out, resume, messages)
+
+
+def _train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
+    run = _earlier(plan, out, resume, messages)
+    images = image_set(plan.data, plan.data_dir, plan.size)
+    parts = split(images.train, plan.validation, plan.limit_train, plan.seed)
+    mean, deviation = moments(parts.train)
+    known = _identity(images, parts, mean.tolist(), deviation.tolist())
+    if run is None:
+        run = Run(plan, known, machine([plan.backend]))
+    elif dict(run.images) != known:
+        raise InputError(f"the run in {out} was of other images than {images.name} now has", "the same images")
+    messages.print(f"images: {images.origin}", markup=False)
+    common: dict[str, Any] = {"mean": mean, "deviation": deviation, "dtype": plan.dtype, "seed": plan.seed}
+    learnt = Batches(parts.train, plan.batch, **common, augment=plan.augment, mirrored=images.mirrored)
+    if not learnt.steps:
+        raise InputError(f"a batch of {plan.batch} from {len(parts.train)} training images", "no larger than these")
+    if run.test is None:
+        try:
+            run = _finish(run, images, learnt, Batches(parts.validation, plan.batch, **common), out, messages)
+        except KeyboardInterrupt:
+            reached = read(out)
+            whole = f"epoch {reached.epoch} is whole and" if reached else "no epoch is whole, nothing"
+            messages.print(f"interrupted: {whole} kept in {out}", markup=False)
+            messages.print("go on with: the same command and --resume", markup=False)
+            return 130
+    from odenet._jobs.train.curve import write_curve  # matplotlib takes a second
+
+    curve = write_curve(run, out)[0]
+    messages.print(_summary(run, len(parts.validation)), markup=False)
+    messages.print(f"wrote {out / WEIGHTS}, {out / 'log.csv'}, {out / 'run.json'}, {curve}", markup=False)
+    return 0
+
+
+def _earlier(plan: Plan, out: Path, resume: bool, messages: Console) -> Run | None:
+    run = read(out)
+    if run is None:
+        if resume:
+            messages.print(f"there is no run in {out} yet: starting from the beginning", markup=False)
+        return None
+    if not resume:
+        raise FileError(
+            f"{out} holds a run already, of {run.epoch} epochs",
+            "a folder without one",
+            "give --resume to go on with it, or choose another --out",
+        )
+    plan.require_same(run.plan)
+    run.sweep(out)
+    messages.print(f"going on after epoch {run.epoch} of {plan.epochs}", markup=False)
+    return run
+
+
+def _identity(images: ImageSet, parts: Split, mean: list[float], deviation: list[float]) -> dict[str, Any]:
+    """What would differ, as good as surely, if a run went on with other images."""
+    return {
+        "name": images.name,
+        "classes": list(images.classes),
+        "train": len(parts.train),
+        "validation": len(parts.validation),
+        "test": len(images.test),
+        "labels": zlib.crc32(parts.train.labels.tobytes() + images.test.labels.tobytes()),
+        "mean": mean,
+        "deviation": deviation,
+    }
+
+
+def _finish(run: Run, images: ImageSet, learnt: Batches, chosen_by: Batches, out: Path, messages: Console) -> Run:
+    """All epochs that are left, then the test."""
+    plan = run.plan
+    entry = _registry.entry(plan.backend)
+    entry.require(solver(plan.solver), gradient(plan.gradient))
+    backend = _registry.backend(plan.backend)
+    with backend.prepare(plan.dtype, plan.device):
+        spec = plan.spec(images)
+        model = backend.build(
+            spec,
+            spec.init(plan.seed, plan.start),
+            solver=solver(plan.solver),
+            gradient=gradient(plan.gradient),
+            dtype=plan.dtype,
+            device=plan.device,
+        )
+        trainer = backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay)
+        if run.epoch:
+            trainer.load(run.state(out, run.epoch))
+        events.begin(out, run.rows)
+        with watch(messages, plan.epochs, learnt.steps) as progress:
+            for epoch in range(run.epoch + 1, plan.epochs + 1):
+                row = _epoch(trainer, plan, epoch, learnt, chosen_by, progress)
+                run = run.saved(out, row, trainer.state())
+                events.add(out, row)
+                progress.finished(row, run.best == epoch)
+        state = run.state(out, run.best)
+        trainer.load(state)
+        loss, accuracy = evaluate(trainer, replace(chosen_by, images=images.test))
+        save_weights(out / WEIGHTS, trainer.read())
+        run = replace(run, test=Outcome(run.best, loss, accuracy, len(images.test)))
+        run.write(out)
+    return run
+
+
+def _epoch(trainer: Trainer, plan: Plan, epoch: int, learnt: Batches, chosen_by: Batches, progress: Watch) -> Row:
+    began = time.perf_counter()
+    lr = rate(plan.schedule, plan.lr, epoch, plan.epochs)
+    loss, correct, seen, certificate = 0.0, 0, 0, None
+    for number, (inputs, labels) in enumerate(learnt.shuffled(epoch), 1):
+        step = trainer.step(inputs, labels, lr)
+        if not math.isfinite(step.loss):
+            raise GradientError(
+                f"the loss is {step.loss} in step {number} of epoch {epoch}",
+                "a finite loss",
+                "take a smaller --lr, or gradient backprop if a certificate was large before; then another --out",
+            )
+        loss, correct, seen = loss + step.loss, correct + step.correct, seen + len(labels)
+        if step.certificate is not None:
+            certificate = max(step.certificate, certificate or 0.0)
+        progress.step(epoch, number, loss / number, correct / seen)
+    validation_loss, validation_accuracy = evaluate(trainer, chosen_by)
+    return Row(
+        epoch=epoch,
+        lr=lr,
+        train_loss=loss / learnt.steps,
+        train_accuracy=correct / seen,
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
+        certificate=certificate,
+        peak_bytes=trainer.peak_bytes(),
+        seconds=time.perf_counter() - began,
+        finished=time.time(),
+    )
+
+
+def _summary(run: Run, validation: int) -> str:
+    test = run.test
+    assert test is not None
+    return (
+        f"test accuracy {percent(test.accuracy)} ({round(test.accuracy * test.images)} of {test.images} images), "
+        f"loss {test.loss:.4f}, with the weights of epoch {test.epoch}, which {validation} validation images chose"
+    )

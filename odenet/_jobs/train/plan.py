@@ -1,0 +1,150 @@
+"""All options of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from odenet._backend import registry as _registry
+from odenet._errors import InputError
+from odenet._gradients.names import gradient
+from odenet._jobs.cells.resume import changes, reading
+from odenet._jobs.data.images import ImageSet
+from odenet._jobs.data.sets import NAMES
+from odenet._jobs.descent.schedule import SCHEDULES
+from odenet._names import lookup
+from odenet._nets.spec import Block, NetSpec
+from odenet._solvers.names import solver
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, on what and how. Names are kept as labels, so that a plan is plain data.
+
+    Args:
+        data, data_dir, size: an image set, see `odenet._jobs.data.image_set`.
+        net, depth, width, norm, activation: of the network, see `NetSpec`.
+        along: weights along depth; "auto" takes "piecewise" for euler and "linear" for every other solver.
+        before, after, activated, grid: of the network around its deep stage, see `NetSpec`.
+        scaled: whether steps are 1/N; False takes steps of 1, as a plain ResNet does.
+        start: of the weights, see `NetSpec.init`.
+        backend, solver, gradient, device, dtype: how it is solved and differentiated, by name.
+        epochs, batch, lr, momentum, weight_decay, schedule: of gradient descent, see `Trainer` and `schedule.rate`.
+        seed: of weights, split, order and augmentation.
+        augment: whether training images are moved and, where that changes nothing, mirrored at random.
+        validation: part of the training images that chooses the best epoch.
+        limit_train: use this many training images, validation included.
+
+    Raises:
+        InputError, UnknownNameError: an option that cannot be used.
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    size: int | None = None
+    net: Block = "conv"
+    depth: int = 8
+    width: int = 16
+    norm: Literal["group", "none"] = "group"
+    activation: Literal["relu", "tanh"] = "relu"
+    along: str = "auto"
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    activated: bool = False
+    grid: int = 1
+    scaled: bool = True
+    start: Literal["smooth", "independent", "zero"] = "smooth"
+    backend: str = "torch"
+    solver: str = "euler"
+    gradient: str = "backprop"
+    device: str = "cpu"
+    dtype: Literal["float32", "float64"] = "float32"
+    epochs: int = 30
+    batch: int = 32
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "step"
+    seed: int = 0
+    augment: bool = True
+    validation: float = 0.1
+    limit_train: int | None = None
+
+    def __post_init__(self) -> None:
+        plain = {
+            "data": lookup("image set", self.data, _same(NAMES)),
+            "backend": _registry.entry(self.backend).name,
+            "solver": solver(self.solver).label,
+            "gradient": gradient(self.gradient).label,
+            "schedule": lookup("schedule", self.schedule, _same(SCHEDULES)),
+            "dtype": lookup("number type", self.dtype, _same(("float32", "float64"))),
+            "along": lookup(
+                "kind of weights along depth", self.along, _same(("auto", "piecewise", "linear", "shared"))
+            ),
+        }
+        plain |= {name: tuple(getattr(self, name)) for name in ("before", "after")}  # lists, where read from JSON
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        for name, least in (("epochs", 1), ("batch", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name}={value!r} of a run", f"a whole number, at least {least}")
+        for name, (above, below) in {"lr": (0, math.inf), "momentum": (0, 1), "weight_decay": (0, math.inf)}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not above <= value < below or (name == "lr" and value == 0):
+                raise InputError(f"{name}={value!r} of a run", f"a number from {above}, below {below}")
+        if not 0 < self.validation < 1:
+            raise InputError(f"validation={self.validation!r} of a run", "a number above 0 and below 1")
+
+    def spec(self, images: ImageSet) -> NetSpec:
+        """The network for these images."""
+        along: Any = self.along
+        if along == "auto":
+            along = "piecewise" if self.solver == "euler" else "linear"
+        return NetSpec(
+            block=self.net,
+            depth=self.depth,
+            width=self.width,
+            hidden=self.width,
+            inputs=images.train.shape,
+            classes=len(images.classes),
+            norm=self.norm,
+            activation=self.activation,
+            along=along,
+            horizon=1.0 if self.scaled else float(self.depth),
+            before=self.before,
+            after=self.after,
+            activated=self.activated,
+            grid=self.grid,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            FileError: data that is no plan of this version of odenet.
+        """
+        with reading("the plan of this run", "a plan that odenet wrote"):
+            return cls(**plain)
+
+    def require_same(self, earlier: Plan) -> None:
+        """Raises InputError unless a run of that plan can go on with this one; its files may have moved."""
+        changed = changes(vars(earlier), vars(self) | {"data_dir": earlier.data_dir})
+        if changed:
+            raise InputError(
+                f"the run to resume has other settings: {'; '.join(changed)}",
+                "the same settings (the number of epochs, too, since the rate depends on it)",
+                "give the earlier settings, or choose another --out",
+            )
+
+
+def _same(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: name for name in names}

@@ -1,0 +1,64 @@
+"""Telling a person how a run goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from odenet._jobs.train.row import Row
+from odenet._report.units import error, seconds, size
+
+
+class Watch:
+    """Says how the steps of an epoch go (a bar, on a terminal), and how each epoch ended (a line, everywhere)."""
+
+    def __init__(self, console: Console, epochs: int, steps: int, bar: Progress | None) -> None:
+        self._console, self._epochs, self._steps, self._bar = console, epochs, steps, bar
+        self._task = bar.add_task("", total=steps) if bar is not None else None
+
+    def step(self, epoch: int, done: int, loss: float, accuracy: float) -> None:
+        """A step of an epoch is done; loss and accuracy are means over the epoch so far."""
+        if self._bar is not None and self._task is not None:
+            text = f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  accuracy {percent(accuracy)}"
+            self._bar.update(self._task, completed=done, description=text)
+
+    def finished(self, row: Row, best: bool) -> None:
+        """An epoch is over and on disk."""
+        text = f"epoch {row.epoch:>{len(str(self._epochs))}}/{self._epochs}  {line(row)}{'  best' if best else ''}"
+        self._console.print(text, markup=False)
+        if self._bar is not None and self._task is not None:
+            self._bar.reset(self._task, total=self._steps)
+
+
+@contextmanager
+def watch(console: Console, epochs: int, steps: int) -> Iterator[Watch]:
+    """A `Watch` over a run; on anything but a terminal it prints a line an epoch and nothing else."""
+    if not console.is_terminal:
+        yield Watch(console, epochs, steps, None)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    shape = (*columns, TextColumn("{task.description}", markup=False))
+    with Progress(*shape, console=console, transient=True, refresh_per_second=4) as bar:
+        yield Watch(console, epochs, steps, bar)
+
+
+def line(row: Row) -> str:
+    """An epoch in words."""
+    parts = [
+        f"rate {row.lr:.3g}",
+        f"loss {row.train_loss:.4f}",
+        f"accuracy {percent(row.train_accuracy)}",
+        f"validation {row.validation_loss:.4f} {percent(row.validation_accuracy)}",
+        *([f"certificate {error(row.certificate)}"] if row.certificate is not None else []),
+        *([f"memory {size(row.peak_bytes)}"] if row.peak_bytes is not None else []),
+        seconds(row.seconds),
+    ]
+    return "  ".join(parts)
+
+
+def percent(part: float) -> str:
+    """`97.2 %`."""
+    return f"{100 * part:.1f} %"

@@ -1,0 +1,1 @@
+"""What every job prints and draws with: units, tables, rows, figures, HTML."""
