@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from odenet_jax import solve
-from odenet_jax._batch import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+from odenet_jax.verbs.batch import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 TITLE = "Adaptive solves on JAX"
 SIZES = ((32, 8, 32, 60), (256, 64, 256, 12))  # batch, width, hidden, rounds

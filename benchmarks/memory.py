@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import odenet
-from odenet_torch._measure import LiveBytes
+from odenet_torch.verbs.measure import LiveBytes
 
 TITLE = "Memory in depth"
 DEPTHS = (10, 1000)

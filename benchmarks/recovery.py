@@ -22,10 +22,10 @@ from odenet import Depth, DiscreteAdjoint, ReversibleSolver, Stats
 from odenet._files import write_atomically
 from odenet._problem.grid import grid
 from odenet._solvers.step import subtract
-from odenet_torch._field import FunctionField
-from odenet_torch._fixed import Run, loop
-from odenet_torch._state import Layout, Leaves, layout
+from odenet_torch.field.field import FunctionField
+from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.gradients.discrete_adjoint import Reversal
+from odenet_torch.steps.fixed import Run, loop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "conformance"))
 from cases import smooth_network

@@ -30,8 +30,8 @@ from odenet_diffrax._field import over_span
 from odenet_diffrax._result import coded, gave_up, thrown
 from odenet_diffrax._solvers import evaluations
 from odenet_diffrax._solvers import made as made_solver
-from odenet_jax._field import Field, Weights
-from odenet_jax._state import Layout, Leaves
+from odenet_jax.field.field import Field, Weights
+from odenet_jax.field.state import Layout, Leaves
 
 
 def solve_span(made: Problem, span: Span, field: Field, weights: Weights, given: Layout, leaves: Leaves) -> Solution:

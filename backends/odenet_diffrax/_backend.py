@@ -14,7 +14,7 @@ from odenet_diffrax import backend
 from odenet_diffrax._nets import DiffraxNet
 from odenet_diffrax._solve import solve_problem
 from odenet_jax._backend import JaxBackend
-from odenet_jax._nets import OdeNet
+from odenet_jax.nets.modules import OdeNet
 
 
 class DiffraxBackend(JaxBackend):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet_jax._field import Field, Slot, Weights
-from odenet_jax._state import Layout, Leaves
+from odenet_jax.field.field import Field, Slot, Weights
+from odenet_jax.field.state import Layout, Leaves
 
 
 class Layer(NamedTuple):

@@ -6,7 +6,7 @@ from jax import Array
 
 from odenet import Problem, Solution
 from odenet_diffrax._solve import solve_problem
-from odenet_jax._nets import OdeNet
+from odenet_jax.nets.modules import OdeNet
 
 
 class DiffraxNet(OdeNet):

@@ -15,9 +15,9 @@ from odenet_diffrax._field import Layer, in_layer
 from odenet_diffrax._result import coded
 from odenet_diffrax._solvers import evaluations
 from odenet_diffrax._solvers import made as made_solver
-from odenet_jax._field import Field, Weights
-from odenet_jax._field import field as field_along
-from odenet_jax._state import Layout, Leaves, layout
+from odenet_jax.field.field import Field, Weights
+from odenet_jax.field.field import field as field_along
+from odenet_jax.field.state import Layout, Leaves, layout
 
 
 def solve_problem(made: Problem) -> Solution:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from odenet import BackendEntry
 
 if TYPE_CHECKING:
-    from odenet_jax._certificate import certified_value_and_grad
-    from odenet_jax._drop_in import odeint
-    from odenet_jax._nets import NeuralODE, OdeNet, ResidualStack
-    from odenet_jax._solve import solve
+    from odenet_jax.drop_in.odeint import odeint
+    from odenet_jax.gradients.solve import solve
+    from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
+    from odenet_jax.verbs.certificate import certified_value_and_grad
 
 backend = BackendEntry(
     name="jax",
@@ -22,12 +22,12 @@ backend = BackendEntry(
 )
 
 _HOMES = {
-    "NeuralODE": "_nets",
-    "OdeNet": "_nets",
-    "ResidualStack": "_nets",
-    "certified_value_and_grad": "_certificate",
-    "odeint": "_drop_in",
-    "solve": "_solve",
+    "NeuralODE": "nets.modules",
+    "OdeNet": "nets.modules",
+    "ResidualStack": "nets.modules",
+    "certified_value_and_grad": "verbs.certificate",
+    "odeint": "drop_in.odeint",
+    "solve": "gradients.solve",
 }
 
 __all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "certified_value_and_grad", "odeint", "solve"]
@@ -37,3 +37,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

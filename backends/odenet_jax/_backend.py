@@ -37,13 +37,13 @@ from odenet._backend.seam import Arrays
 from odenet._backend.timing import seconds
 from odenet._backend.trainer import Trainer
 from odenet._solvers.names import AnySolver
-from odenet_jax._batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
-from odenet_jax._examine import examine
-from odenet_jax._measure import Counter, counted, finished, peak_bytes
-from odenet_jax._nets import OdeNet
-from odenet_jax._solve import solve_problem
-from odenet_jax._state import as_array
-from odenet_jax._train import Descent
+from odenet_jax.field.state import as_array
+from odenet_jax.gradients.solve import solve_problem
+from odenet_jax.nets.modules import OdeNet
+from odenet_jax.verbs.batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
+from odenet_jax.verbs.examine import examine
+from odenet_jax.verbs.measure import Counter, counted, finished, peak_bytes
+from odenet_jax.verbs.train import Descent
 
 _DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from odenet import BackendEntry
 
 if TYPE_CHECKING:
-    from odenet_torch._drop_in import odeint, odeint_adjoint, odeint_dense, odeint_event
-    from odenet_torch._nets import NeuralODE, OdeNet, ResidualStack
-    from odenet_torch._solve import solve
     from odenet_torch.conversion.convert import convert
+    from odenet_torch.drop_in.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
+    from odenet_torch.gradients.solve import solve
+    from odenet_torch.nets.modules import NeuralODE, OdeNet, ResidualStack
 
 backend = BackendEntry(
     name="torch",
@@ -22,15 +22,15 @@ backend = BackendEntry(
 )
 
 _HOMES = {
-    "NeuralODE": "_nets",
-    "OdeNet": "_nets",
-    "ResidualStack": "_nets",
+    "NeuralODE": "nets.modules",
+    "OdeNet": "nets.modules",
+    "ResidualStack": "nets.modules",
     "convert": "conversion.convert",
-    "odeint": "_drop_in",
-    "odeint_adjoint": "_drop_in",
-    "odeint_dense": "_drop_in",
-    "odeint_event": "_drop_in",
-    "solve": "_solve",
+    "odeint": "drop_in.odeint",
+    "odeint_adjoint": "drop_in.odeint",
+    "odeint_dense": "drop_in.odeint",
+    "odeint_event": "drop_in.odeint",
+    "solve": "gradients.solve",
 }
 
 __all__ = [
@@ -51,3 +51,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

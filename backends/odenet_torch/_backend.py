@@ -31,12 +31,12 @@ from odenet._backend.seam import Arrays
 from odenet._backend.timing import seconds
 from odenet._backend.trainer import Trainer
 from odenet._solvers.names import AnySolver
-from odenet_torch._batch import mean_loss, on
-from odenet_torch._examine import examine
-from odenet_torch._measure import Counter, counted, finished, peak_bytes
-from odenet_torch._nets import OdeNet
-from odenet_torch._solve import solve_problem
-from odenet_torch._train import Descent
+from odenet_torch.gradients.solve import solve_problem
+from odenet_torch.nets.modules import OdeNet
+from odenet_torch.verbs.batch import mean_loss, on
+from odenet_torch.verbs.examine import examine
+from odenet_torch.verbs.measure import Counter, counted, finished, peak_bytes
+from odenet_torch.verbs.train import Descent
 
 _DTYPES = {
     name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")

@@ -22,8 +22,8 @@ from odenet import (
     UnsupportedError,
     _tree,
 )
-from odenet_torch._field import FunctionField
-from odenet_torch._state import Layout, Leaves
+from odenet_torch.field.field import FunctionField
+from odenet_torch.field.state import Layout, Leaves
 from odenet_torchdiffeq._field import OnSpan
 
 ADAPTIVE = {"heun": "adaptive_heun", "fehlberg2": "fehlberg2", "bosh3": "bosh3", "dopri5": "dopri5", "dopri8": "dopri8"}

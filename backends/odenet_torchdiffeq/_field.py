@@ -11,8 +11,8 @@ from torch import Tensor
 
 from odenet import Grid, Span
 from odenet._solvers.names import AnySolver
-from odenet_torch._field import FunctionField, Stand, now, outside, unique
-from odenet_torch._state import Layout, Leaves
+from odenet_torch.field.field import FunctionField, Stand, now, outside, unique
+from odenet_torch.field.state import Layout, Leaves
 
 
 class Called(ABC):

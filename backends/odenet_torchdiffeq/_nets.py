@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odenet import Problem, Solution
-from odenet_torch._nets import OdeNet
+from odenet_torch.nets.modules import OdeNet
 from odenet_torchdiffeq._solve import solve_problem
 
 

@@ -9,8 +9,8 @@ import torchdiffeq
 from torch import Tensor
 
 from odenet import ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
-from odenet_torch._field import FunctionField
-from odenet_torch._state import Layout, Leaves, layout
+from odenet_torch.field.field import FunctionField
+from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torchdiffeq._adaptive import solve_span
 from odenet_torchdiffeq._field import OnGrid
 

@@ -14,26 +14,28 @@ from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
 CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "layer", "runs", "sums"}
-DROP_IN = {"__init__", "adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options"}
+DROP_IN = {"adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options"}
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
     ONE: {
-        "_called.py",
-        "_dice.py",
-        "_per_sample.py",  # in JAX that is vmap
+        "field/called_modules.py",
+        "field/random_state.py",
+        "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
+        "steps/per_sample.py",  # in JAX that is vmap
         *(f"conversion/{name}.py" for name in CONVERSION),
         *(f"drop_in/{name}.py" for name in DROP_IN),
     },
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at; the while
     # loop of an adaptive solve, its custom VJP, its buffers, and the backward loop of its continuous adjoint
     OTHER: {
-        "_trees.py",
-        "_certificate.py",
-        "_convolution.py",
-        "_march.py",
-        "_network.py",
-        "_record.py",
-        "gradients/_costate.py",
+        "field/trees.py",
+        "gradients/adaptive.py",
+        "gradients/adaptive_costate.py",
+        "gradients/adaptive_vjp.py",
+        "nets/convolution.py",
+        "steps/adaptive_loop.py",
+        "steps/record.py",
+        "verbs/certificate.py",
     },
 }
 NAMES = {
@@ -43,36 +45,44 @@ NAMES = {
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
-    "_accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "_adaptive.py": ({"Forward", "Wanted", "begin", "times_of"}, {"known", "raise_ended"}),
-    "_dense.py": ({"condition", "shifted"}, {"slope_between"}),
-    "_times.py": ({"at_event", "from_start", "slope_at", "to_outputs"}, {"Times", "moving", "of_times"}),
-    "_tolerance.py": (set(), {"tolerance"}),
-    "_walk.py": (
+    "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
+    "steps/dense.py": ({"condition", "shifted"}, {"slope_between"}),
+    "steps/times.py": ({"at_event", "from_start", "slope_at", "to_outputs"}, {"Times", "moving", "of_times"}),
+    "steps/tolerance.py": (set(), {"tolerance"}),
+    "steps/size_control.py": (
         {"On", "Step", "Walk", "beside"},
         {"Pace", "Proposal", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
-    "_weigh.py": ({"Buffered"}, {"choose"}),
-    "gradients/_accepted.py": ({"joined", "plain", "solve"}, {"Again", "Cotangents", "Stretch", "WayBack", "piece"}),
+    "steps/weighted_sum.py": ({"Buffered"}, {"choose"}),
+    "gradients/accepted_steps.py": (
+        {"joined", "plain", "solve"},
+        {"Again", "Cotangents", "Stretch", "WayBack", "piece"},
+    ),
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
     "gradients/discrete_adjoint.py": (set(), {"AdaptiveReversal"}),
-    "_batch.py": (set(), {"like"}),
-    "_drop_in.py": ({"odeint_adjoint", "odeint_dense", "odeint_event"}, set()),  # torchdiffeq's calls, and JAX's one
-    "_examine.py": ({"unchanged"}, {"Probed"}),
-    "_field.py": ({"BlockField", "FunctionField", "leaves", "now", "outside", "unique"}, {"Slot", "Weights", "field"}),
-    "_fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),
-    "_measure.py": ({"LiveBytes"}, set()),
-    "_replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
-    "_solve.py": (set(), {"solve_telling"}),
-    "_state.py": ({"as_tensor"}, {"as_array"}),
-    "gradients/_adjoint.py": (
+    "verbs/batch.py": (set(), {"like"}),
+    "drop_in/odeint.py": (
+        {"odeint_adjoint", "odeint_dense", "odeint_event"},
+        set(),
+    ),  # torchdiffeq's calls, and JAX's one
+    "verbs/examine.py": ({"unchanged"}, {"Probed"}),
+    "field/field.py": (
+        {"BlockField", "FunctionField", "leaves", "now", "outside", "unique"},
+        {"Slot", "Weights", "field"},
+    ),
+    "steps/fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),
+    "verbs/measure.py": ({"LiveBytes"}, set()),
+    "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
+    "gradients/solve.py": (set(), {"solve_telling"}),
+    "field/state.py": ({"as_tensor"}, {"as_array"}),
+    "gradients/adjoint.py": (
         {"Sums", "refuse_transforms", "require_known", "standing", "unhooked", "refuse_second_derivatives"},
         {"Joining", "collect", "descend", "once"},
     ),
     "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
 }
 
-APART = {"_times.py", "_walk.py", "gradients/_accepted.py"}
+APART = {"steps/times.py", "steps/size_control.py", "gradients/accepted_steps.py"}
 """Files of one concept whose nouns differ altogether: see above about the loops."""
 
 

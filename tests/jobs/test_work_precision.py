@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from odenet import Backend, BackendEntry, FileError, InputError, Result, Solution, Stats, _tree, solver
 from odenet._backend import registry as _registry
 from odenet._jobs import cli as _cli
+from odenet._jobs.benchmark import report
 from odenet._jobs.benchmark.command import command
 from odenet._jobs.flags import tolerance_list
 from odenet._jobs.solve.command import command as solve_command
-from odenet._jobs.work_precision import report
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import Plan
 from odenet._jobs.work_precision.results import Results

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import Depth
 from odenet_torch import solve
-from odenet_torch._measure import LiveBytes
+from odenet_torch.verbs.measure import LiveBytes
 
 
 class Operations(TorchDispatchMode):

@@ -8,7 +8,7 @@ import torch
 import odenet
 from odenet._gradients.revolve import schedule
 from odenet_torch import solve
-from odenet_torch._measure import LiveBytes
+from odenet_torch.verbs.measure import LiveBytes
 
 STATE = (256, 16)
 BYTES = 256 * 16 * 8

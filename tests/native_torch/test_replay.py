@@ -17,7 +17,7 @@ from torch import nn
 
 from odenet import GradientError
 from odenet_torch import NeuralODE, ResidualStack, solve
-from odenet_torch._called import indifferent
+from odenet_torch.field.called_modules import indifferent
 
 WIDTH, BATCH = 8, 6
 EXACT = {  # by method: solvers

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jax import Array
 
-from odenet_jax._fixed import Run, loop
-from odenet_jax._replay import Told
-from odenet_jax._state import Leaves
+from odenet_jax.field.replay import Told
+from odenet_jax.field.state import Leaves
+from odenet_jax.steps.fixed import Run, loop
 
 
 def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:

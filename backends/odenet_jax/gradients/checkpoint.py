@@ -19,10 +19,10 @@ from jax import Array, lax
 from odenet import Checkpoint, Stats
 from odenet._gradients.revolve import schedule
 from odenet._solvers.step import add
-from odenet_jax._field import Slot, Weights
-from odenet_jax._fixed import Run, read, write
-from odenet_jax._state import Leaves
-from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
+from odenet_jax.field.field import Slot, Weights
+from odenet_jax.field.state import Leaves
+from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
+from odenet_jax.steps.fixed import Run, read, write
 
 
 class Recomputation(Adjoint):

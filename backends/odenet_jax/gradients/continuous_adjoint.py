@@ -16,9 +16,9 @@ from jax import Array
 from odenet import ContinuousAdjoint, Stats
 from odenet._solvers.names import AnySolver
 from odenet._solvers.step import add, combine, increment, positions
-from odenet_jax._fixed import Run, read
-from odenet_jax._state import Leaves
-from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
+from odenet_jax.field.state import Leaves
+from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
+from odenet_jax.steps.fixed import Run, read
 
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""

@@ -17,15 +17,15 @@ from jax.core import Tracer
 
 from odenet import DiscreteAdjoint, GradientError, Stats
 from odenet._solvers.step import add, combine, subtract
-from odenet_jax._accepted import Along
-from odenet_jax._fixed import Run, kept_rows, read
-from odenet_jax._record import Keep, Walked
-from odenet_jax._state import Leaves
-from odenet_jax._tolerance import Tolerance
-from odenet_jax._walk import repeat
-from odenet_jax._weigh import choose
-from odenet_jax.gradients._accepted import Cotangents, Stretch, WayBack
-from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.field.state import Leaves
+from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
+from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.steps.accepted import Along
+from odenet_jax.steps.fixed import Run, kept_rows, read
+from odenet_jax.steps.record import Keep, Walked
+from odenet_jax.steps.size_control import repeat
+from odenet_jax.steps.tolerance import Tolerance
+from odenet_jax.steps.weighted_sum import choose
 
 Trouble = tuple[Array, Array, Array]
 """The step that could not be undone to the tolerance (-1: none), its first residual and its last."""

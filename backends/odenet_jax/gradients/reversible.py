@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import ReversibleSolver
-from odenet_jax._fixed import Run
-from odenet_jax._state import Leaves
-from odenet_jax.gradients._adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.field.state import Leaves
+from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.discrete_adjoint import relative
+from odenet_jax.steps.fixed import Run
 
 
 class Retrace(Adjoint):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from odenet import Backprop, InputError, _tree
-from odenet_torch._nets import ResidualStack
 from odenet_torch.conversion.calls import check_unchanged, leaving_no_trace
 from odenet_torch.conversion.layer import Arguments, Layer, arguments_of, marks, same, written_to
+from odenet_torch.nets.modules import ResidualStack
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from odenet import Backprop, Event, PIDController, Problem, Solver, Span
-from odenet_torch._adaptive import Forward, begin
-from odenet_torch._field import FunctionField
-from odenet_torch._state import Leaves, layout
-from odenet_torch._times import from_start, to_outputs
-from odenet_torch._walk import On
 from odenet_torch.drop_in.flow import Flow
-from odenet_torch.gradients._accepted import plain
+from odenet_torch.field.field import FunctionField
+from odenet_torch.field.state import Leaves, layout
+from odenet_torch.gradients.accepted_steps import plain
+from odenet_torch.steps.adaptive import Forward, begin
+from odenet_torch.steps.size_control import On
+from odenet_torch.steps.times import from_start, to_outputs
 
 _FAR = 1e300  # an event ends a solve wherever it is: the second time tells the direction only
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from odenet import GradientError, PIDController, UnsupportedError
 from odenet._solvers.step import Leaves as AnyLeaves
-from odenet_torch._state import layout
-from odenet_torch._walk import On, Walk
 from odenet_torch.drop_in import fixed
 from odenet_torch.drop_in.error import Reach
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
-from odenet_torch.gradients._adjoint import unhooked
+from odenet_torch.field.state import layout
+from odenet_torch.gradients.adjoint import unhooked
+from odenet_torch.steps.size_control import On, Walk
 
 
 @dataclass(frozen=True)

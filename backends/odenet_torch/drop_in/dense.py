@@ -14,7 +14,7 @@ from odenet import InputError
 from odenet._solvers.interpolant import interpolant
 from odenet._solvers.step import weigh
 from odenet._solvers.tableau import Tableau
-from odenet_torch._state import Layout, Leaves
+from odenet_torch.field.state import Layout, Leaves
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from odenet import InputError
-from odenet_torch._state import Leaves
-from odenet_torch._tolerance import Tolerance
 from odenet_torch.drop_in.flow import Flow, Norm, mixed, rms, state_norm, tolerance
+from odenet_torch.field.state import Leaves
+from odenet_torch.steps.tolerance import Tolerance
 
 Totals = Callable[[], Sequence[Tensor]]
 Tried = Callable[[], Sequence[tuple[Tensor | None, Tensor | None]]]

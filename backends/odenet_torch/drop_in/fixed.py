@@ -14,11 +14,11 @@ from torch import Tensor
 from odenet import GridError, InputError, SolveError, Solver
 from odenet._solvers.step import add, slopes
 from odenet._solvers.tableau import Tableau
-from odenet_torch._state import Layout, Leaves, layout
-from odenet_torch._walk import On
-from odenet_torch._weigh import weigh_leaves
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.options import Spacing
+from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.steps.size_control import On
+from odenet_torch.steps.weighted_sum import weigh_leaves
 
 _EVENT_STEPS = 20000  # as there: then it is given up
 _ROUNDING = 1e-6  # of a step: what is smaller is no step of its own

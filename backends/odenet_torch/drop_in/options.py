@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from odenet import InputError, PIDController
-from odenet_torch._walk import On
 from odenet_torch.drop_in.flow import Flow, state_norm, tolerance
 from odenet_torch.drop_in.methods import ADAPTIVE
+from odenet_torch.steps.size_control import On
 
 Options = Mapping[str, Any]
 _RENAMED = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from odenet_torch._fixed import Run, loop, stacked
-from odenet_torch._state import Leaves
+from odenet_torch.field.state import Leaves
+from odenet_torch.steps.fixed import Run, loop, stacked
 
 
 def solve(run: Run, y0: Leaves) -> Leaves:

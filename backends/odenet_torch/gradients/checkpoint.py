@@ -19,12 +19,12 @@ from odenet import Checkpoint, Stats
 from odenet._gradients.revolve import schedule
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add
-from odenet_torch._accepted import Accepted
-from odenet_torch._field import leaves, now
-from odenet_torch._fixed import Run, loop, stacked
-from odenet_torch._replay import Replay
-from odenet_torch._state import Leaves
-from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
+from odenet_torch.field.field import leaves, now
+from odenet_torch.field.replay import Replay
+from odenet_torch.field.state import Leaves
+from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
+from odenet_torch.steps.accepted import Accepted
+from odenet_torch.steps.fixed import Run, loop, stacked
 
 
 class Recomputation(Adjoint):

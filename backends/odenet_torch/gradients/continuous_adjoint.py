@@ -15,14 +15,14 @@ from odenet import ContinuousAdjoint, GradientError, PIDController, Stats
 from odenet._solvers.names import AnySolver
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add, combine, increment, positions
-from odenet_torch._accepted import Along
-from odenet_torch._adaptive import Forward
-from odenet_torch._field import now
-from odenet_torch._fixed import Run
-from odenet_torch._state import Layout, Leaves
-from odenet_torch._tolerance import Tolerance
-from odenet_torch._walk import Step, Walk
-from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.field.field import now
+from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.steps.accepted import Along
+from odenet_torch.steps.adaptive import Forward
+from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.size_control import Step, Walk
+from odenet_torch.steps.tolerance import Tolerance
 
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""

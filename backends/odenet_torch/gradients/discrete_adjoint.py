@@ -14,10 +14,10 @@ from torch import Tensor
 from odenet import DiscreteAdjoint, GradientError, Stats
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add, combine, subtract
-from odenet_torch._field import now
-from odenet_torch._fixed import Run
-from odenet_torch._state import Leaves
-from odenet_torch.gradients._adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.field.field import now
+from odenet_torch.field.state import Leaves
+from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.steps.fixed import Run
 
 
 class Reversal(Adjoint):

@@ -1,0 +1,1 @@
+"""Another library's functions over odenet's steps."""

@@ -1,0 +1,77 @@
+"""jax.experimental.ode's function over odenet's steps: a script changes its import line and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from odenet import ContinuousAdjoint, DtypeError, GridError, PIDController
+from odenet_jax.gradients.solve import solve
+
+_MOST = 2**31 - 1  # steps are counted in int32
+
+
+def odeint(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Array,
+    *args: Any,
+    rtol: Any = 1.4e-8,
+    atol: Any = 1.4e-8,
+    mxstep: float = jnp.inf,
+    hmax: float = jnp.inf,
+) -> Any:
+    """The solution of `dy/dt = func(y, t, *args)`, `y(t[0]) = y0` at times t, by dopri5 and the continuous adjoint.
+
+    Signature and behaviour are those of `jax.experimental.ode.odeint` (JAX 0.10). Derivatives with respect to y0, t and
+    args are those of the ODE, by one solve backward with the same tolerances.
+
+    Args:
+        func: `func(y, t, *args)` to a slope like y.
+        y0: an array, or any tree of arrays.
+        t: times, increasing or (there not) decreasing.
+        args: trees of arrays.
+        rtol, atol: tolerances.
+        mxstep: steps between one time and the next, on average (there: at most).
+        hmax: no step is larger.
+
+    Returns:
+        The tree of y0 with a leading axis of length len(t).
+
+    Raises:
+        DtypeError: t is not of floats. GridError: t has not one axis.
+        SolveError: the solve could not go on. Inside of `jax.jit` what was not reached is NaN.
+    """
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        raise DtypeError(f"t is {t.dtype}", "an array of floats")
+    if t.ndim != 1 or not t.size:
+        raise GridError(f"t has shape {t.shape}", "a one-dimensional array of times")
+    flat, unravel = ravel_pytree(y0)
+    leaves, structure = jax.tree.flatten(args)
+
+    def field(t: Array, y: Array, leaves: Any) -> Array:
+        # as there: steps of low precision would be rejected
+        with jax.default_matmul_precision("highest"):
+            found = func(unravel(y), t, *jax.tree.unflatten(structure, leaves))
+        return ravel_pytree(found)[0].astype(y.dtype)
+
+    most = _MOST if math.isinf(mxstep) else min(int(mxstep) * max(len(t) - 1, 1), _MOST)
+    found = solve(
+        field if leaves else lambda t, y: field(t, y, ()),
+        flat,
+        leaves or None,
+        t0=t[0],
+        t1=t[-1],
+        ts=t,
+        solver="dopri5",
+        gradient=ContinuousAdjoint(seminorm=False),
+        control=PIDController(rtol, atol, max_steps=most, max_step=None if math.isinf(hmax) else float(hmax)),
+    )
+    return jax.vmap(unravel)(found.ys)

@@ -1,0 +1,1 @@
+"""How f, its weights and its random state are called again exactly."""

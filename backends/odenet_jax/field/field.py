@@ -1,0 +1,222 @@
+"""The field along depth, and the arrays that its gradient goes to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+
+from odenet import Depth
+from odenet._problem.depth import Kind, blend, check_alike
+from odenet_jax.field.state import as_array
+
+Arrays = list[Array]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The arrays that a field reads beside time and state.
+
+    Args:
+        inexact: those of the tree of weights that a gradient goes to.
+        other: its others (integers, booleans).
+        closed: what the field closes over and a gradient goes to (see `Field.hoist`).
+        constants: what else it closes over.
+    """
+
+    inexact: Arrays
+    other: Arrays
+    closed: Arrays = dataclasses.field(default_factory=list)
+    constants: Arrays = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one step reads of weights that change with depth.
+
+    Args:
+        start: at the start of its layer or interval.
+        end: at the end of its interval, for weights that are linear in depth.
+        other: integers and booleans.
+        part: which part of its interval the step is, counted from 0; None where it is not cut.
+        parts: how many steps the interval is cut into.
+    """
+
+    start: Arrays
+    end: Arrays | None
+    other: Arrays
+    part: Any = None
+    parts: int = 1
+
+    def at(self, position: Any, weights: Weights) -> Weights:
+        """Those of all `weights` that hold at `position` in [0, 1] of the step."""
+        mixed = self.start
+        if self.end is not None and isinstance(position, Array):  # of an adaptive solve, whose steps are its own choice
+            places = [position.astype(leaf.real.dtype) for leaf in self.start]
+            pairs = zip(places, self.start, self.end, strict=True)
+            mixed = [(1 - place) * a + place * b for place, a, b in pairs]
+        elif self.end is not None and self.parts == 1:
+            mixed = blend(self.start, self.end, position)
+        elif self.end is not None:
+            mixed = []
+            for a, b in zip(self.start, self.end, strict=True):
+                local = (jnp.asarray(self.part, a.real.dtype) + position) / self.parts
+                mixed.append((1 - local) * a + local * b)
+        return dataclasses.replace(weights, inexact=mixed, other=self.other)
+
+
+jax.tree_util.register_dataclass(Weights, ["inexact", "other", "closed", "constants"], [])
+jax.tree_util.register_dataclass(Slot, ["start", "end", "other", "part"], ["parts"])
+
+
+@dataclass(frozen=True)
+class Field:
+    """`f(t, y, w)` as a pure function of every array that a gradient goes to.
+
+    Args:
+        function: `function(t, y, weights)`, the weights being those of one place; `function(t, y, weights, state, key)`
+            to a slope and the new state, where blocks are told these (see `odenet_jax.field.replay`).
+        kind: of the weights along depth.
+        intervals: layers or intervals; 1 for shared weights.
+        collective: whether it reads other rows of a `jax.vmap`, by the name of its axis (known once it is hoisted).
+    """
+
+    function: Callable[..., Any]
+    kind: Kind
+    intervals: int
+    collective: bool = False
+
+    def slots(self, weights: Weights, steps: int) -> Slot | None:
+        """The weights of all steps, stacked to be scanned over and differentiated by JAX in O(steps); None if shared.
+
+        Indexing inside the scan would cost a derivative O(steps^2): a zero array of all layers at every step.
+        """
+        if self.kind == "shared":
+            return None
+        fitted, k = weights.inexact, steps // self.intervals
+        if k > 1 and fitted:
+            fitted = Depth(fitted, self.kind).refine(k).tree
+        other = [jnp.repeat(leaf[: self.intervals], k, axis=0) if k > 1 else leaf[:steps] for leaf in weights.other]
+        if self.kind == "piecewise":
+            return Slot(fitted, None, other)
+        return Slot([leaf[:-1] for leaf in fitted], [leaf[1:] for leaf in fitted], other)
+
+    def slot(self, weights: Weights, n: Any, steps: int) -> Slot | None:
+        """The weights of step n, read in place, no copy of the rest: for loops that JAX does not differentiate."""
+        if self.kind == "shared":
+            return None
+        k = steps // self.intervals
+        m = n // k
+
+        def row(leaf: Array, index: Any) -> Array:
+            return lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+
+        start = [row(leaf, m) for leaf in weights.inexact]
+        other = [row(leaf, m) for leaf in weights.other]
+        if self.kind == "piecewise":
+            return Slot(start, None, other)
+        end = [row(leaf, m + 1) for leaf in weights.inexact]
+        return Slot(start, end, other, n % k if k > 1 else None, k)
+
+    def rows(self, weights: Weights, indices: Array, steps: int) -> Slot | None:
+        """The weights of several steps, copied and stacked."""
+        return None if self.kind == "shared" else jax.vmap(lambda n: self.slot(weights, n, steps))(indices)
+
+    def add(self, sums: Arrays, n: Any, steps: int, found: Any) -> Arrays:
+        """The gradients `sums` of all weights with that of step n's `(start, end)` (or of shared weights) added."""
+        if self.kind == "shared":
+            return [total + part for total, part in zip(sums, found, strict=True)]
+        m = n // (steps // self.intervals)
+        start, end = found
+        sums = [total.at[m].add(part) for total, part in zip(sums, start, strict=True)]
+        return sums if end is None else [total.at[m + 1].add(part) for total, part in zip(sums, end, strict=True)]
+
+    def __call__(self, t: Any, y: Any, position: Any, slot: Slot | None, weights: Weights, *told: Any) -> Any:
+        """The slope at `position` in [0, 1] of the step that reads `slot`, or shared weights where there is none."""
+        return self.function(t, y, weights if slot is None else slot.at(position, weights), *told)
+
+    def hoist(self, weights: Weights, t: Any, y: Any, *told: Any) -> tuple[Field, Weights]:
+        """The field with the traced values that it closes over made weights.
+
+        A gradient of our own must see them: JAX would otherwise give them none, or find them gone when it goes back.
+
+        Args:
+            weights: of all depths.
+            t, y, told: examples of what it is called with.
+        """
+        example = weights
+        if self.kind != "shared":
+            inexact, other = jax.eval_shape(
+                lambda: jax.tree.map(lambda leaf: leaf[0], (weights.inexact, weights.other))
+            )
+            example = Weights(inexact, other)
+        function = self.function  # in a lambda, since a function without closure would not be looked at
+        converted = eqx.filter_closure_convert(lambda *arguments: function(*arguments), t, y, example, *told)
+        leaves, structure = jax.tree.flatten(converted)
+        closed = [leaf for leaf in leaves if _is_traced(leaf) and eqx.is_inexact_array(leaf)]
+        constants = [leaf for leaf in leaves if _is_traced(leaf) and not eqx.is_inexact_array(leaf)]
+
+        def whole(t: Any, y: Any, w: Weights, *told: Any) -> Any:
+            first, second = iter(w.closed), iter(w.constants)
+            found = [
+                leaf if not _is_traced(leaf) else next(first) if eqx.is_inexact_array(leaf) else next(second)
+                for leaf in leaves
+            ]
+            return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
+
+        effects = {type(effect).__name__ for effect in getattr(converted, "jaxpr").effects}  # noqa: B009
+        made = dataclasses.replace(self, function=whole, collective="NamedAxisEffect" in effects)
+        return made, Weights(weights.inexact, weights.other, closed, constants)
+
+
+def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Weights]:
+    """A field and its weights, a list of layers stacked.
+
+    Raises:
+        DtypeError: float64 NumPy weights while JAX has 64-bit numbers switched off.
+        DepthError: layers that cannot be stacked.
+    """
+    if depth is None:
+        return Field(lambda t, y, weights: function(t, y), "shared", 1), Weights([], [])
+    leaves, structure = jax.tree.flatten(depth.tree if depth.kind == "shared" or depth.stacked else depth.tree[0])
+    if not (depth.kind == "shared" or depth.stacked):
+        check_alike(depth.tree)
+        columns = zip(*(jax.tree.leaves(layer) for layer in depth.tree), strict=True)
+        leaves = [jnp.stack([as_array("weight", x) for x in c]) if _is_array(c[0]) else c[0] for c in columns]
+    arrays = [as_array("weight", leaf) if _is_array(leaf) else leaf for leaf in leaves]
+    inexact = [_is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in arrays]
+
+    def whole(weights: Weights) -> Any:
+        first, second = iter(weights.inexact), iter(weights.other)
+        picked = [
+            next(first) if grad else next(second) if _is_array(leaf) else leaf
+            for leaf, grad in zip(arrays, inexact, strict=True)
+        ]
+        return jax.tree.unflatten(structure, picked)
+
+    def along(t: Any, y: Any, weights: Weights, *told: Any) -> Any:
+        return function(t, y, whole(weights), *told)
+
+    made = Field(along, depth.kind, depth.intervals or 1)
+    others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]
+    return made, Weights([leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad], others)
+
+
+def _first(leaf: Array) -> Array:
+    return leaf[0]
+
+
+def _is_traced(leaf: Any) -> bool:
+    return isinstance(leaf, Tracer)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray))

@@ -1,0 +1,141 @@
+"""The state as a tuple of arrays: what it is carried as, and what it is called with and returned as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from odenet import DtypeError, NonFiniteError, StateError, _tree
+
+Leaves = tuple[Array, ...]
+_HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+_WIDE = (np.dtype("float64"), np.dtype("complex128"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tree of arrays becomes the tuple that the steps work on, and back.
+
+    Half-precision leaves are carried in float32: increments of size h would be lost in bfloat16, and with them the
+    way back. The field still sees, and the solution is returned in, the number type of y0.
+
+    Args:
+        unflatten: the tree from its leaves.
+        structure: JAX's description of the tree.
+        given: number types of y0's leaves.
+        carried: number types between field evaluations.
+        time: number type of times.
+    """
+
+    unflatten: Callable[[Sequence[Any]], Any]
+    structure: Any
+    given: tuple[Any, ...]
+    carried: tuple[Any, ...]
+    time: Any
+
+    def call(self, leaves: Leaves) -> Any:
+        """The tree that the field is called with."""
+        return self.unflatten([leaf.astype(kind) for leaf, kind in zip(leaves, self.given, strict=True)])
+
+    def slope(self, value: Any, like: Leaves) -> Leaves:
+        """What the field returned as leaves to add to `like`.
+
+        Raises:
+            StateError: another tree or other shapes than the state's.
+            DtypeError: a number type that would widen the state's.
+        """
+        leaves, structure = jax.tree.flatten(value)
+        if structure != self.structure:
+            raise StateError(
+                f"the field returned {_describe(value)} for a state that is {_describe(self.unflatten(like))}",
+                "a tree like the state's",
+            )
+        for leaf in leaves:
+            if not isinstance(leaf, (jax.Array, np.ndarray)):
+                raise StateError(f"the field returned a {type(leaf).__name__}", "arrays", "use jnp.zeros_like for 0")
+        if any(k.shape != y.shape for k, y in zip(leaves, like, strict=True)):
+            raise StateError(
+                f"the field returned shapes {[k.shape for k in leaves]} for a state of shapes "
+                f"{[y.shape for y in like]}",
+                "a slope of the state's own shape",
+            )
+        return tuple(_narrow(k, kind, given) for k, kind, given in zip(leaves, self.carried, self.given, strict=True))
+
+    def returned(self, leaf: Array, index: int) -> Array:
+        """A carried leaf in the number type of y0."""
+        return leaf.astype(self.given[index])
+
+
+def layout(y0: Any) -> tuple[Layout, Leaves]:
+    """The layout of a state and its leaves as carried.
+
+    NumPy arrays and numbers become arrays of their own number type (numbers: JAX's default) on JAX's default device.
+
+    Raises:
+        DtypeError: integers or booleans, or float64 while JAX has it switched off. NonFiniteError: NaN in NumPy arrays
+            or numbers.
+    """
+    arrays = [_array(path, leaf) for path, leaf in _tree.paths(y0)]
+    structure = jax.tree.structure(y0)
+    given = tuple(array.dtype for array in arrays)
+    carried = tuple(jnp.dtype(jnp.float32) if kind in _HALF else kind for kind in given)
+    time = jnp.dtype(jnp.float64) if any(kind in _WIDE for kind in carried) else jnp.dtype(jnp.float32)
+    found = Layout(lambda leaves: jax.tree.unflatten(structure, leaves), structure, given, carried, time)
+    return found, tuple(array.astype(kind) for array, kind in zip(arrays, carried, strict=True))
+
+
+def _array(path: str, leaf: Any) -> Array:
+    try:
+        array = as_array(f"y0 {path}", float(leaf) if type(leaf) is int else leaf)
+    except TypeError as error:
+        raise DtypeError(
+            f"y0 {path} cannot become an array ({error})", "numbers, NumPy arrays or JAX arrays"
+        ) from error
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise DtypeError(
+            f"y0 {path} is {array.dtype}",
+            "float32, float64, bfloat16, float16, complex64, complex128",
+            "convert it, as in y0.astype(jnp.float32)",
+        )
+    if not isinstance(leaf, jax.Array) and not bool(jnp.isfinite(array).all()):
+        raise NonFiniteError(f"y0 {path} holds NaN or infinity", "finite numbers")
+    return array
+
+
+def as_array(name: str, leaf: Any) -> Array:
+    """A JAX array of the same number type.
+
+    Raises:
+        DtypeError: JAX would make 64-bit numbers 32-bit in silence.
+    """
+    if isinstance(leaf, np.ndarray) and jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+        raise DtypeError(
+            f"{name} is {leaf.dtype} while JAX has 64-bit numbers switched off, so that it would become 32-bit",
+            "32-bit numbers, or 64-bit ones with x64 on",
+            "jax.config.update('jax_enable_x64', True) before any array is made",
+        )
+    return jnp.asarray(leaf)
+
+
+def _narrow(k: Any, kind: Any, given: Any) -> Array:
+    if jnp.promote_types(k.dtype, kind) != kind:
+        raise DtypeError(
+            f"the field returned {k.dtype} for a state of {given}, which would be promoted in silence",
+            f"{given}, or what it holds",
+            "give the weights (or y0) the number type you want, as in weights.astype(y0.dtype)",
+        )
+    return jnp.asarray(k, kind)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, jax.Array):
+        return "an array"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(str, value))}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")

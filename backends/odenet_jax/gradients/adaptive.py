@@ -1,0 +1,117 @@
+"""An adaptive solve, from a problem to its solution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.core import Tracer
+
+from odenet import InputError, Problem, Result, Solution, SolveError, Span, Stats, UnsupportedError
+from odenet_jax.field.state import Leaves, layout
+from odenet_jax.gradients.accepted_steps import WayBack
+from odenet_jax.gradients.adaptive_vjp import Whole
+from odenet_jax.steps.dense import Dense
+from odenet_jax.steps.record import Keep, Walked
+from odenet_jax.steps.size_control import CODE
+from odenet_jax.steps.weighted_sum import choose
+
+
+def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Array | None = None) -> Solution:
+    """The solution of an adaptive problem.
+
+    Args:
+        made: the problem.
+        methods: its gradient method.
+        probe: see `odenet_jax.solve`.
+
+    Raises:
+        SolveError: it could not go on, and the controller's `throw` is on. Not inside of `jax.jit`.
+    """
+    span, stats = made.grid, Stats("jax", made.solver.label, made.gradient.label, 0, 0)
+    assert isinstance(span, Span)
+    if span.control.per_sample:
+        raise UnsupportedError("per_sample=True on backend jax", "one state a solve", "jax.vmap the solve over rows")
+    given, leaves = layout(made.y0)
+    whole = Whole(made, span, given, leaves, methods(stats))
+    ts = None if span.ts is None or span.every else jnp.asarray(span.ts, given.time)
+    dense = span.control.max_steps if span.dense else 0
+    if span.every or span.dense:
+        first, _ = whole.solve(leaves, None, Keep(nodes=True), None, differentiable=False)
+        steps = known(first.pace.accepted)
+        if steps is not None:
+            dense = max(steps, 1) if span.dense else 0
+        elif span.every:
+            raise InputError(
+                "ts='all' inside of jax.jit or jax.vmap, where the number of steps is not known",
+                "times",
+                "give the times, or dense=True and evaluate Solution.at",
+            )
+        if span.every:
+            assert first.record.nodes is not None
+            ts = first.record.nodes[:steps] if steps else None
+    walked, event = whole.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True)
+    return _solution(made, whole, walked, event, ts)
+
+
+def known(number: Array) -> Any:
+    """Its value; None where it is traced."""
+    number = lax.stop_gradient(number)
+    return None if isinstance(number, Tracer) else number.item()
+
+
+def _solution(
+    made: Problem, whole: Whole, walked: Walked, event: tuple[Array, Leaves] | None, ts: Array | None
+) -> Solution:
+    span, given, pace, tableau = whole.span, whole.layout, walked.pace, made.solver.tableau
+    tried = pace.accepted + pace.rejected
+    evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + walked.renewals
+    counts = [
+        number if (found := known(number)) is None else found for number in (pace.accepted, evaluations, pace.rejected)
+    ]
+    stats = Stats("jax", made.solver.label, made.gradient.label, *counts[:2], rejected=counts[2])
+    outcome = known(pace.outcome)
+    if outcome is not None and span.control.throw and outcome > CODE[Result.EVENT]:
+        raise_ended(list(Result)[outcome], pace)
+    failed = pace.outcome > CODE[Result.EVENT]
+    end = jnp.where(failed, walked.end, jnp.asarray(span.t1, given.time))
+    if event is not None:
+        end = jnp.where(jnp.isnan(event[0]), end, event[0])
+    times, ys = ts, walked.ys
+    last = choose(failed, walked.last, walked.y1)
+    if span.every:
+        times = end[None] if ts is None else jnp.concatenate([ts, end[None]])
+        ys = tuple(leaf[None] for leaf in last)
+        if ts is not None:
+            ys = tuple(jnp.concatenate(pair) for pair in zip(walked.ys, ys, strict=True))
+    elif ts is None:
+        times, ys = end[None], tuple(leaf[None] for leaf in walked.y1)
+    interpolant = None
+    if span.dense:
+        record = walked.record
+        assert record.nodes is not None
+        interpolant = Dense(
+            record.nodes,
+            pace.accepted,
+            walked.end,
+            record.y,
+            record.slopes,
+            last,
+            tableau,
+            given.structure,
+            given.given,
+        )
+    ys = given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(ys)])
+    return Solution(times, ys, stats, pace.outcome, None if event is None else event[0], interpolant)
+
+
+def raise_ended(result: Result, pace: Any) -> None:
+    """Raises SolveError with what to do about it."""
+    steps = f"{int(pace.accepted)} steps ({int(pace.rejected)} rejected)"
+    raise SolveError(
+        f"the solve stopped at t={pace.t.item():.8g} after {steps}: {result.happened}",
+        "",
+        f"{result.remedy}; PIDController(throw=False) returns what there is" if result.remedy else "",
+    )

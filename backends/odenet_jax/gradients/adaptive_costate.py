@@ -1,0 +1,211 @@
+"""The continuous adjoint of an adaptive solve, by a backward solve with step-size control of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.core import Tracer
+
+from odenet import ContinuousAdjoint, GradientError, PIDController, Result, UnsupportedError
+from odenet._solvers.names import AnySolver
+from odenet._solvers.step import add, trial
+from odenet_jax.field.state import Leaves
+from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
+from odenet_jax.gradients.adjoint import Sums, vjp
+from odenet_jax.steps.accepted import Accepted, Along, Line
+from odenet_jax.steps.fixed import read
+from odenet_jax.steps.record import Keep, Walked
+from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, repeat, start
+from odenet_jax.steps.tolerance import NORMS, Tolerance
+from odenet_jax.steps.weighted_sum import choose, weigh_leaves
+
+REMEDY = "take gradient='checkpoint', which solves nothing backward; or a larger max_steps, looser rtol and atol for it"
+
+
+class _Carry(NamedTuple):
+    """The state is y and its adjoint; `parts` is the integrand of the weights' gradient at the start of the step."""
+
+    pace: Pace
+    state: Leaves
+    first: Leaves
+    parts: Any
+    output: Array
+    sums: Sums
+
+
+class AdaptiveCostate(WayBack):
+    """The augmented system with step-size control of its own. The gradient of the weights is added up beside it."""
+
+    def __init__(self, method: ContinuousAdjoint, solver: AnySolver, control: PIDController) -> None:
+        self.method = method
+        self.solver, _ = method.backward(solver, 1)
+        self.control = control
+
+    def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
+        """See `WayBack.keep`."""
+        return Keep()
+
+    def back(
+        self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
+    ) -> tuple[Leaves, Sums, Array]:
+        """See `WayBack.back`.
+
+        Raises:
+            UnsupportedError: a loss of dense output.
+        """
+        if gradients.slopes:
+            raise UnsupportedError(
+                "gradient 'continuous-adjoint' through Solution.at, which reads the steps of the forward solve",
+                "the times in ts",
+                "give ts, or take gradient='checkpoint'",
+            )
+        ts = jnp.zeros(0, run.layout.time) if gradients.ts is None else gradients.ts
+        line = run.line.turned(walked.end, ts)
+        run = dataclasses.replace(run, grid=Accepted(line, ts, jnp.int32(0)), solver=self.solver)
+        there = run.between(line.t0, line.stop(line.t0))
+        a, output = self._meet(line, gradients, walked.outputs - 1, line.t0, gradients.y1)
+        state, allowed = (*walked.y1, *a), self._tolerance(allowed)
+        first, parts = self._slope(there, there.moment(0), state)
+        size = first_size(
+            self.control,
+            self.solver.tableau,
+            allowed,
+            line,
+            lambda t, at: self._slope(there, t, at)[0],
+            state,
+            first,
+        )
+        carry = _Carry(start(line, size, finite(state, first)), state, first, parts, output, sums)
+
+        def step(carry: _Carry) -> _Carry:
+            return self._step(run, line, allowed, walked, gradients, carry)
+
+        carry = repeat(lambda carry: carry.pace.alive, step, carry)
+        count = len(a)
+        a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
+        return ended(a, carry.pace), carry.sums, jnp.zeros((), run.layout.time)
+
+    def _step(
+        self, run: Along, line: Line, allowed: Tolerance, walked: Walked, gradients: Cotangents, carry: _Carry
+    ) -> _Carry:
+        tableau, count = self.solver.tableau, len(carry.state) // 2
+        step = propose(line, carry.pace)
+        here, each = run.between(carry.pace.t, step.t1), [carry.parts]
+        assert here.ends is not None
+        moments = [line.moment(*here.ends, node) for node in tableau.c]
+
+        def stage(i: int, at: Leaves) -> Leaves:
+            slope, parts = self._slope(here, moments[i], at)
+            each.append(parts)
+            return slope
+
+        made = trial(tableau, stage, carry.state, here.size, carry.first, weigh_leaves)
+        assert tableau.error_weights is not None
+        found, error, before, after = self._quadrature(here, carry, each)
+        ratio = allowed.ratio((*made.error, *error), (*carry.state, *before), (*made.y1, *after))
+        accepted, now = judge(self.control, tableau.error_order, line, carry.pace, step, ratio)
+        sums = Stretch.collect(here, accepted, carry.sums, found)
+        output, a = carry.output, made.y1[count:]
+        a, met = self._meet(line, gradients, output, step.t1, a, accepted)
+        y = made.y1[:count]
+        if gradients.ts is not None:  # where the forward solve is known, go on from there
+            y = choose(met < output, read(walked.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1)), y)
+        state, first, parts = (*y, *a), made.slopes[-1], each[-1]
+        needed = accepted & now.alive & (bool(not tableau.fsal) | (met < output) | line.jumping(step.t1))
+        if not tableau.fsal or gradients.ts is not None or line.jumps.shape[0]:
+
+            def renew() -> Any:
+                there = run.between(step.t1, line.stop(step.t1))
+                return self._slope(there, there.moment(0), state)
+
+            first, parts = lax.cond(needed, renew, lambda: (first, parts))
+        old = (carry.state, carry.first, carry.parts)
+        state, first, parts = choose(accepted, (state, first, parts), old)
+        return _Carry(now, state, first, parts, jnp.where(accepted, met, output), sums)
+
+    def _slope(self, run: Along, t: Array, state: Leaves) -> tuple[Leaves, Any]:
+        """Of y and its adjoint, and the integrand of the weights' gradient."""
+        count = len(state) // 2
+        slope, pull = vjp(run, lambda run, y: run.slope_at(t, y), state[:count])
+        part, *found = pull(state[count:])
+        return (*slope, *(-p for p in part)), tuple(found)
+
+    def _quadrature(self, run: Along, carry: _Carry, each: list[Any]) -> tuple[Any, Leaves, Leaves, Leaves]:
+        """What a step adds to the gradient of the weights; its error and the gradient at both ends, if it counts."""
+        h, tableau, leaves = run.size, self.solver.tableau, [tuple(jax.tree.leaves(parts)) for parts in each]
+        assert tableau.error_weights is not None
+        if not leaves[0]:
+            return each[0], (), (), ()
+        added = weigh_leaves(None, -h, tableau.b, leaves)
+        found = jax.tree.unflatten(jax.tree.structure(each[0]), added)
+        if self.method.seminorm:
+            return found, (), (), ()
+        error = weigh_leaves(None, h, tableau.error_weights, leaves)
+        inexact, closed = carry.sums
+        slot = run.field.slot(dataclasses.replace(run.weights, inexact=inexact), run.layer, run.field.intervals)
+        before = tuple(jax.tree.leaves((inexact if slot is None else (slot.start, slot.end), closed)))
+        return found, error, before, add(before, added)
+
+    def _tolerance(self, allowed: Tolerance) -> Tolerance:
+        """For y, its adjoint, and (without seminorm) the gradient of the weights."""
+        method, norm = self.method, self.control.norm
+        rtol = allowed.rtol if method.rtol is None else (method.rtol,) * len(allowed.rtol)
+        atol = allowed.atol if method.atol is None else (method.atol,) * len(allowed.atol)
+        count = len(rtol)
+        return _Doubled(
+            rtol, atol, allowed.norm if callable(norm) else NORMS[norm], allowed.time, count, callable(norm)
+        )
+
+    @staticmethod
+    def _meet(
+        line: Line, gradients: Cotangents, output: Array, t: Array, a: Leaves, going: Any = True
+    ) -> tuple[Leaves, Array]:
+        """The adjoint with the gradients of the outputs at t, and the last output before it."""
+        if gradients.ts is None:
+            return a, output
+        place = jnp.arange(gradients.ts.shape[0])
+        met = (place <= output) & (line.sign * (gradients.ts - t) <= 0) & going
+        added = tuple(jnp.where(met.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0) for leaf in gradients.ys)
+        return add(a, added), output - met.sum(dtype=output.dtype)
+
+
+def ended(a: Leaves, pace: Pace) -> Leaves:
+    """The adjoint at t0, if the way back has reached it.
+
+    Raises:
+        GradientError: it has not; a compiled program raises a RuntimeError of this message when it runs.
+    """
+    given, allowed = "the backward solve of gradient 'continuous-adjoint' stopped before t0", "one that reaches it"
+    if not isinstance(pace.outcome, Tracer):
+        outcome = list(Result)[int(pace.outcome)]
+        if outcome is Result.SUCCESS:
+            return a
+        raise GradientError(f"{given}, at t={pace.t.item():.8g}: {outcome.value}", allowed, REMEDY)
+    message = str(GradientError(given, allowed, REMEDY))
+    # by way of a number: what passes through error_if itself loses its sharding over devices
+    zero = eqx.error_if(jnp.zeros(()), pace.outcome != CODE[Result.SUCCESS], message)
+    return tuple(leaf + zero.astype(leaf.dtype) for leaf in a)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Doubled(Tolerance):
+    """That of y for its adjoint as well, and its first for what follows these."""
+
+    count: int
+    apart: bool
+
+    def _size(self, value: Leaves, sizes: Leaves) -> Array:
+        more = len(value) - 2 * self.count
+        rtol, atol = ((*each, *each, *(jnp.min(jnp.asarray(each[0])),) * more) for each in (self.rtol, self.atol))
+        allowed = (a + r * size for a, r, size in zip(atol, rtol, sizes, strict=True))
+        scaled = tuple(jnp.abs(leaf) / scale for leaf, scale in zip(value, allowed, strict=True))
+        if not self.apart:
+            return jnp.asarray(self.norm(scaled), self.time)
+        found = [self.norm(scaled[: self.count]), self.norm(scaled[self.count : 2 * self.count])]
+        found += [jnp.max(leaf) for leaf in scaled[2 * self.count :]]
+        return jnp.max(jnp.stack([jnp.asarray(each, self.time) for each in found]))

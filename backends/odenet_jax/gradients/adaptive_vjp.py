@@ -1,0 +1,173 @@
+"""An adaptive solve as a function of arrays, with a gradient of our own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+
+from odenet import Event, Problem, Result, Span
+from odenet_jax.field.field import Weights
+from odenet_jax.field.field import field as field_along
+from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.gradients.accepted_steps import Cotangents, WayBack
+from odenet_jax.gradients.adjoint import once
+from odenet_jax.steps.accepted import Accepted, Along, line
+from odenet_jax.steps.adaptive_loop import March
+from odenet_jax.steps.dense import Watch
+from odenet_jax.steps.record import Keep, Walked
+from odenet_jax.steps.size_control import CODE
+from odenet_jax.steps.times import moving, of_times
+from odenet_jax.steps.tolerance import Tolerance, tolerance
+
+REMEDY = "take equal steps (steps=N) and gradient='backprop', which can be differentiated again"
+
+
+class Out(NamedTuple):
+    """What a solve returns that has a gradient, and the rest of it."""
+
+    y1: Leaves
+    ys: Leaves
+    y: Leaves
+    slopes: tuple[Leaves, ...]
+    walked: Walked
+
+
+class Whole:
+    """A solve as a function of arrays, with a gradient of our own.
+
+    Args:
+        made: the problem.
+        span: its times.
+        layout: of the state.
+        y0: leaves of the state at t0, for their shapes.
+        way: the gradient method.
+    """
+
+    def __init__(self, made: Problem, span: Span, layout: Layout, y0: Leaves, way: WayBack) -> None:
+        self.made, self.span, self.layout, self.way = made, span, layout, way
+        field, weights = field_along(made.field, made.weights)
+        self.times = tuple(jnp.asarray(t, layout.time) for t in (span.t0, span.t1))
+        self.field, self.weights = field.hoist(weights, self.times[0], layout.call(y0))
+        allowed = tolerance(span.control, layout, y0)
+        norm = _hoisted(lambda leaves: jnp.asarray(allowed.norm(leaves)), tuple(jnp.abs(leaf) for leaf in y0))
+        event = None
+        if span.event is not None:
+            event = _hoisted(span.event.condition, self.times[0], layout.call(y0))
+        self.hoisted, self.rest = eqx.partition((allowed.rtol, allowed.atol, norm, event), eqx.is_array)
+
+    def solve(
+        self, y0: Leaves, ts: Array | None, keep: Keep, probe: Array | None, *, differentiable: bool
+    ) -> tuple[Walked, tuple[Array, Leaves] | None]:
+        """From y0 to t1.
+
+        Returns:
+            The solve, and time and state of an event with their derivatives.
+        """
+        probe = jnp.asarray(0 if probe is None else probe, self.layout.time)
+        arguments = (
+            y0,
+            (self.weights.inexact, self.weights.closed),
+            (*self.times, ts),
+            (self.weights.other, self.weights.constants, self.hoisted),
+            probe,
+        )
+        if not differentiable:
+            return self._solve(*lax.stop_gradient(arguments[:4]), keep), None
+        out = self._network(keep)(*arguments)
+        still = lax.stop_gradient(out.walked)
+        walked = still._replace(y1=out.y1, ys=out.ys, record=still.record._replace(y=out.y, slopes=out.slopes))
+        if self.span.event is None:
+            return walked, None
+        assert walked.entry is not None
+        watch = Watch(self.span.event, self.layout)
+        t, y1 = watch.moved(walked.end, walked.y1, walked.slope, walked.entry)
+        met = walked.pace.outcome == CODE[Result.EVENT]
+        y1 = tuple(jnp.where(met, moved, leaf) for moved, leaf in zip(y1, walked.y1, strict=True))
+        return walked._replace(y1=y1), (jnp.where(met, t, jnp.nan), y1)
+
+    def _run(self, of: Any, times: Any, rest: Any) -> tuple[Along, Tolerance, Event | None]:
+        (inexact, closed), (other, constants, hoisted) = of, rest
+        rtol, atol, norm, condition = eqx.combine(hoisted, self.rest)
+        grid = Accepted(line(self.span, self.field, *times[:2]), jnp.zeros(2, self.layout.time), jnp.int32(0))
+        weights = Weights(inexact, other, closed, constants)
+        run = Along(self.field, self.layout, grid, self.made.solver, weights)  # pyright: ignore[reportArgumentType]
+        event = self.span.event and dataclasses.replace(self.span.event, condition=condition)
+        return run, Tolerance(rtol, atol, norm, self.layout.time), event
+
+    def _solve(self, y0: Leaves, of: Any, times: Any, rest: Any, keep: Keep) -> Walked:
+        run, allowed, event = self._run(of, times, rest)
+        return March(run, self.span.control, allowed, event, keep).solve(y0, _between(run, times[2]))
+
+    def _network(self, keep: Keep) -> Callable[..., Out]:
+        def out(walked: Walked) -> Out:
+            return Out(walked.y1, walked.ys, walked.record.y, walked.record.slopes, walked)
+
+        def primal(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
+            also = dataclasses.replace(keep, nodes=keep.dense > 0)
+            return out(self._solve(y0, of, times, rest, also))
+
+        def forward(*given: Any) -> tuple[Out, Any]:
+            y0, of, times, rest, _ = jax.tree.map(lambda leaf: leaf.value, given, is_leaf=_is_primal)
+            asked = moving(self.field, given[2])
+            run, _, _ = self._run(of, times, rest)
+            wanted = self.way.keep(run, y0, self.span.control.max_steps)
+            wanted = dataclasses.replace(wanted, dense=keep.dense, nodes=wanted.nodes or keep.dense > 0)
+            walked = self._solve(y0, of, times, rest, wanted)
+            found = out(walked)
+            kept = walked._replace(record=walked.record._replace(y=(), slopes=()))
+            plain = walked._replace(
+                record=walked.record._replace(states=None, nodes=walked.record.nodes if keep.dense else None)
+            )
+            return found._replace(walked=plain), (y0, of, times, rest, asked, kept)
+
+        def backward(residuals: Any, gradients: Out) -> tuple[Any, ...]:
+            y0, of, times, rest, asked, walked = residuals
+            run, allowed, _ = self._run(of, times, rest)
+            if walked.record.nodes is not None:
+                steps = walked.pace.accepted
+                run = dataclasses.replace(
+                    run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps)
+                )
+            ts = _between(run, times[2])
+            dense = gradients.y + sum(gradients.slopes, ())
+            read = not all(isinstance(leaf, SymbolicZero) for leaf in dense)
+            y1, ys, y, slopes = jax.tree.map(_filled, tuple(gradients[:4]), is_leaf=_is_symbolic)
+            meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
+            sums = jax.tree.map(jnp.zeros_like, of)
+            g, sums, residual = self.way.back(run, walked, meeting, sums, y0, allowed)
+            moved = of_times(run, asked, walked, y0, g, y1, ys)
+            return *once(self.made.gradient.label, (g, sums, tuple(moved)), REMEDY), None, residual
+
+        network = jax.custom_vjp(primal)
+        network.defvjp(forward, backward, symbolic_zeros=True)
+        return network
+
+
+def _between(run: Along, ts: Array | None) -> Array | None:
+    """Times between the ends of the solve: others are off by a rounding."""
+    line = run.line
+    return None if ts is None else jnp.clip(ts, jnp.minimum(line.t0, line.t1), jnp.maximum(line.t0, line.t1))
+
+
+def _hoisted(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
+    """A function whose closure's arrays are leaves of it as a tree."""
+    return eqx.filter_closure_convert(lambda *arguments: function(*arguments), *examples)
+
+
+def _is_primal(leaf: Any) -> bool:
+    return isinstance(leaf, CustomVJPPrimal)
+
+
+def _is_symbolic(leaf: Any) -> bool:
+    return isinstance(leaf, SymbolicZero)
+
+
+def _filled(leaf: Any) -> Array:
+    return jnp.zeros(leaf.shape, leaf.dtype) if _is_symbolic(leaf) else leaf

@@ -1,0 +1,230 @@
+"""What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from odenet import Grid, Stats, UnsupportedError
+from odenet._solvers.step import add
+from odenet_jax.field.field import Weights
+from odenet_jax.field.replay import Replay, Told
+from odenet_jax.field.state import Leaves
+from odenet_jax.steps.fixed import Carried, Run, kept_rows, loop_in_place, read
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+Value = TypeVar("Value")
+Sums = Any
+"""Gradients of weights and of what the field closes over, as they add up; those of a stack's rows in place."""
+
+
+class Adjoint(ABC):
+    """A way back from the last state."""
+
+    from_end = True
+    """Whether the way back starts from the state at t1, which is kept for it."""
+
+    def __init__(self, stats: Stats) -> None:
+        self.stats = stats
+
+    def keeps(self, run: Run) -> Sequence[int]:
+        """The indices below N, in order, of the states that the way back is to be given beside the user's."""
+        return ()
+
+    def discover(self, run: Run, y0: Leaves) -> None:
+        """Called before a forward pass that is to be differentiated."""
+        return
+
+    @abstractmethod
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+        """Gradients with respect to y0 and to weights, and the reconstruction residual.
+
+        Args:
+            run: the forward solve.
+            kept: what the forward pass kept.
+            gradients: of the loss with respect to the states at `grid.kept`.
+            sums: zeros like the gradients of weights.
+        """
+
+    def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
+        """The leaves at the kept times, with this way back, and what blocks are told after it."""
+        t = jnp.asarray(run.grid.t0, run.layout.time)
+        example = () if run.replay is None else run.replay.told.example()
+        field, weights = run.field.hoist(run.weights, t, run.layout.call(y0), *example)
+
+        def bound(of: Any, rest: Any) -> Run:
+            (inexact, closed), (other, constants, told) = of, rest
+            replay = None if told is None else Replay(told)
+            weights = Weights(inexact, other, closed, constants)
+            return dataclasses.replace(run, field=field, weights=weights, replay=replay)
+
+        def primal(y0: Leaves, of: Any, rest: Any, probe: Array) -> Any:
+            ys, _, _, told = loop_in_place(bound(of, rest), y0)
+            return ys, told and told.state
+
+        def forward(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Any, Any]:
+            here = bound(of, rest)
+            self.discover(here, y0)
+            ys, states, end, told = loop_in_place(here, y0, self.keeps(here))
+            kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
+            return (ys, told and told.state), (kept, of, (*rest[:2], told))
+
+        def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array]:
+            kept, of, rest = residuals
+            here = dataclasses.replace(bound(of, rest), again=True)
+            sums = jax.tree.map(jnp.zeros_like, of)
+            return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
+
+        told = run.replay and run.replay.told
+        arguments = (y0, (weights.inexact, weights.closed), (weights.other, weights.constants, told), probe)
+        if field.collective:  # traced here, where named axes are known: JAX will call them where these are not
+            (ys, _), residuals = eqx.filter_eval_shape(forward, *arguments)
+            backward = eqx.filter_closure_convert(backward, residuals, ys)
+            forward = eqx.filter_closure_convert(forward, *arguments)
+
+        network = jax.custom_vjp(primal)
+
+        def back(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
+            g, sums, residual = once(self.stats.gradient, backward(residuals, gradients[0]))
+            return g, sums, None, residual
+
+        network.defvjp(forward, back)
+        ys, state = network(*arguments)
+        return ys, told and dataclasses.replace(told, state=lax.stop_gradient(state))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a forward pass kept.
+
+    Args:
+        states: those that the method asked for, stacked.
+        ys: the states at `grid.kept`, stacked; None where that is t1 alone.
+        end: the state at t1, or what a reversible solver needs for the way back; None where it is not asked for.
+    """
+
+    states: Leaves
+    ys: Leaves | None
+    end: Carried | None
+
+
+jax.tree_util.register_dataclass(Kept, ["states", "ys", "end"], [])
+
+
+class Joining:
+    """Gradients of the loss with respect to kept states, which join the way back where it meets them.
+
+    Args:
+        grid: of the forward solve.
+        gradients: at `grid.kept`, stacked.
+        steps: of the way back, whose grid holds every kept time.
+    """
+
+    def __init__(self, grid: Grid, gradients: Leaves, steps: int) -> None:
+        self.grid = grid
+        self.gradients = gradients
+        self.rows = None
+        if not grid.final_only:
+            self.rows = kept_rows([n * steps // grid.steps for n in grid.kept], steps)
+
+    def end(self) -> Leaves:
+        """That at t1; zero where y(t1) is not kept."""
+        last = tuple(leaf[-1] for leaf in self.gradients)
+        return last if self.grid.kept[-1] == self.grid.steps else zeros(last)
+
+    def at(self, n: Any) -> Leaves | None:
+        """That at index n, zero where it is not kept; None where nothing but y(t1) is."""
+        if self.rows is None:
+            return None
+        return _known(self.gradients, self.rows[n], tuple(jnp.zeros_like(leaf[0]) for leaf in self.gradients))
+
+    def join(self, n: Any, g: Leaves) -> Leaves:
+        """g with that at index n, the start of step n, added."""
+        found = self.at(n)
+        return g if found is None else add(g, found)
+
+    def known(self, n: Any, ys: Leaves | None, y: Leaves) -> Leaves:
+        """y at index n as the forward pass had it, where it is kept."""
+        return y if self.rows is None or ys is None else _known(ys, self.rows[n], y)
+
+
+def descend(step: Callable[[Any, Any], Any], steps: int, count: int, carry: Any) -> Any:
+    """`step(n, carry)` for n = steps - 1 and on downward, `count` times."""
+
+    def body(state: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        n, carry = state
+        return (n - 1, step(n, carry)), None
+
+    return lax.scan(body, (jnp.int32(steps - 1), carry), None, length=count)[0][1]
+
+
+def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> tuple[Value, Callable[[Value], Any]]:
+    """A piece of the step that `run` stands at, and its pullback.
+
+    Returns:
+        `evaluate(run, y)`, and the function from a cotangent to the part of y and, after it, the gradients of what the
+        step reads (see `collect`).
+    """
+    slot, weights = run.slot, run.weights
+    reads = weights.inexact if slot is None else (slot.start, slot.end)
+
+    def call(y: Leaves, reads: Any, closed: Any) -> Value:
+        if slot is None:
+            there = dataclasses.replace(run, weights=dataclasses.replace(weights, inexact=reads, closed=closed))
+        else:
+            there = dataclasses.replace(
+                run,
+                weights=dataclasses.replace(weights, closed=closed),
+                slot=dataclasses.replace(slot, start=reads[0], end=reads[1]),
+            )
+        return evaluate(there, y)
+
+    return jax.vjp(call, y, reads, weights.closed)
+
+
+def collect(run: Run, n: Any, sums: Sums, found: Any) -> Sums:
+    """The sums with the gradients of what step n reads added; n may be an array of steps, found stacked like it."""
+    inexact, closed = sums
+    reads, of_closed = found
+    return run.field.add(inexact, n, run.grid.steps, reads), jax.tree.map(jnp.add, closed, of_closed)
+
+
+def zeros(y: Leaves) -> Leaves:
+    """Zero leaves like y."""
+    return tuple(jnp.zeros_like(leaf) for leaf in y)
+
+
+def _known(buffer: Leaves, row: Array, otherwise: Leaves) -> Leaves:
+    """A row of a buffer; something else where there is no such row."""
+    known = row < buffer[0].shape[0]
+    return tuple(jnp.where(known, leaf, other) for leaf, other in zip(read(buffer, row), otherwise, strict=True))
+
+
+def once(gradient: str, found: Any, remedy: str = "take gradient='backprop', which can be differentiated again") -> Any:
+    """Gradients that cannot be differentiated again: JAX would differentiate the way back, which is an approximation.
+
+    Raises:
+        UnsupportedError: when a derivative of them is asked for.
+    """
+
+    @jax.custom_jvp
+    def identity(found: Any) -> Any:
+        return found
+
+    @identity.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise UnsupportedError(
+            f"a second derivative through gradient={gradient!r}",
+            "first derivatives (create_graph=False)",
+            remedy,
+        )
+
+    return identity(found)

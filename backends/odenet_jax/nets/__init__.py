@@ -1,0 +1,1 @@
+"""Residual stacks, neural ODEs, and the networks of a `NetSpec`."""

@@ -1,0 +1,259 @@
+"""Networks: residual stacks of any equinox modules, neural ODEs, and the networks of a `NetSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution
+from odenet._gradients.names import gradient as gradient_named
+from odenet._problem.depth import Kind, kind_of_blocks
+from odenet._problem.problem import problem, require_one_grid
+from odenet._solvers.names import AnySolver
+from odenet._solvers.names import solver as solver_named
+from odenet_jax.field.replay import call, tell
+from odenet_jax.gradients.solve import solve_problem, solve_telling
+from odenet_jax.nets.blocks import Weights, enter, field, leave
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class ResidualStack(eqx.Module):
+    """Residual blocks `x -> f(x)` as the layers of a solver: with Euler, `x <- x + h f_n(x)`, h = (t1 - t0) / steps.
+
+    Args:
+        blocks: modules of one structure that keep the shape of their input; their arrays are stacked. A module may
+            stand at several places and is kept once. For blocks with a state (BatchNorm) see `stateful`.
+        solver: a name or record. Euler gives a ResNet, Heun a HeunNet.
+        gradient: a name or record.
+        along: "piecewise": N blocks are N steps. "linear": parameters are interpolated between blocks, so that N blocks
+            are N-1 steps; step n of Heun reads blocks n and n+1. None takes "piecewise" for Euler, else "linear".
+        t0, t1: times; the default scales each of N steps by 1/N. `t1=len(blocks)` is the plain ResNet, h = 1.
+
+    Shapes: any array (or tree of arrays) in, the same shapes out.
+
+    Raises:
+        InputError: no blocks, or blocks of different structures.
+    """
+
+    blocks: Any
+    order: tuple[int, ...] = eqx.field(static=True)
+    solver: AnySolver = eqx.field(static=True)
+    gradient: Gradient = eqx.field(static=True)
+    along: Kind = eqx.field(static=True)
+    t0: float = eqx.field(static=True)
+    t1: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        blocks: Sequence[Callable[..., Any]],
+        *,
+        solver: str | AnySolver = "euler",
+        gradient: str | Gradient = "backprop",
+        along: str | None = None,
+        t0: float = 0.0,
+        t1: float = 1.0,
+    ) -> None:
+        self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
+        self.t0, self.t1 = t0, t1
+        self.along = kind_of_blocks(along, self.solver.stages)
+        single = {id(block): block for block in blocks}
+        places = {key: i for i, key in enumerate(single)}
+        self.order = tuple(places[id(block)] for block in blocks)
+        parts = [eqx.partition(block, eqx.is_array) for block in single.values()]
+        if not parts or any(
+            jax.tree.structure(arrays) != jax.tree.structure(parts[0][0]) or not eqx.tree_equal(static, parts[0][1])
+            for arrays, static in parts
+        ):
+            raise InputError(f"{len(parts)} blocks of different structures", "at least one, all of one structure")
+        self.blocks = eqx.combine(jax.tree.map(lambda *each: jnp.stack(each), *(a for a, _ in parts)), parts[0][1])
+
+    @classmethod
+    def stateful(cls, make: Callable[[Array], Any], keys: Array, **choices: Any) -> tuple[ResidualStack, eqx.nn.State]:
+        """A stack of blocks with a state, such as BatchNorm's, and that state, whose leaves have an axis of blocks.
+
+        Args:
+            make: from a random key to a block.
+            keys: one for each block, as of `jax.random.split(key, count)`.
+            choices: those of `ResidualStack`.
+        """
+        made, state = eqx.filter_vmap(eqx.nn.make_with_state(make))(keys)
+        arrays, static = eqx.partition(made, eqx.is_array)
+        rows = [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(keys))]
+        return cls([eqx.combine(row, static) for row in rows], **choices), state
+
+    @property
+    def depth(self) -> Depth:
+        """The blocks along depth, their arrays stacked, for `odenet.theory`."""
+        stack = self.blocks
+        if self.order != tuple(range(len(self.order))):
+            arrays, static = eqx.partition(stack, eqx.is_array)
+            stack = eqx.combine(jax.tree.map(lambda leaf: leaf[jnp.asarray(self.order)], arrays), static)
+        return Depth(stack, self.along)
+
+    @property
+    def field(self) -> Callable[[Any, Any, Any], Any]:
+        """`f(t, y, w)` of the stack, w being a layer of `depth`: `odenet.solve` of both is what the stack does."""
+        return lambda t, y, block: block(y)
+
+    def __call__(
+        self,
+        x: Any,
+        *arguments: Any,
+        state: Any = None,
+        key: Array | None = None,
+        probe: Array | None = None,
+        axis_name: str | None = None,
+        **named: Any,
+    ) -> Any:
+        """The state after the last block.
+
+        Blocks are called as `block(x, *arguments, **named)`. However often an evaluation is repeated on the way back,
+        it draws the same random numbers, reads the same state, and counts once.
+
+        Args:
+            x: what the blocks add to.
+            arguments, named: further ones of every block; arrays among them get their gradients.
+            state: of the blocks, which are called as `block(x, *arguments, state, **named)` and return their value and
+                their new state. It has no gradient.
+            key: blocks are called with `key=` a key of their own, each evaluation with another.
+            probe: see `odenet_jax.solve`.
+            axis_name: blocks are called on single rows, under a `jax.vmap` of this name over the leading axis of x and
+                of arrays among the arguments. With a gradient method other than backprop this takes less memory than a
+                `jax.vmap` of the stack, which holds a gradient of the weights for every row until all are done.
+
+        Returns:
+            As x. Where a state is given, (as x, the new state).
+
+        Raises:
+            StateError: a state that is not that of these blocks.
+        """
+
+        def field(t: Array, y: Any, block: Any, *told: Any) -> Any:
+            value = call(block, (y, *arguments), named, *told, axis_name=axis_name)
+            return value if told else value[0]
+
+        choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
+        made = problem(field, x, self.depth, **choices)
+        told = tell(state, key, self.order, self.along, made)
+        solution, after = solve_telling(made, probe, told)
+        return solution.y1 if state is None else (solution.y1, after)
+
+
+class NeuralODE(eqx.Module):
+    """`y(t1)` of `y' = field(t, y)` from y(t0) = x.
+
+    Args:
+        field: a module `field(t, y)`.
+        steps: of the solver; None for an adaptive solve.
+        solver, gradient: names or records; the default solver is rk4, of an adaptive solve dopri5.
+        t0, t1: times.
+        rtol, atol, control: of an adaptive solve, as in `odenet.solve`; numbers, or trees of them without arrays.
+
+    Shapes: any array in, the same shape out.
+
+    Raises:
+        InputError: both steps and tolerances, or neither.
+    """
+
+    field: Any
+    steps: int | None = eqx.field(static=True)
+    solver: AnySolver = eqx.field(static=True)
+    gradient: Gradient = eqx.field(static=True)
+    t0: float = eqx.field(static=True)
+    t1: float = eqx.field(static=True)
+    rtol: Any = eqx.field(static=True)
+    atol: Any = eqx.field(static=True)
+    control: PIDController | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        field: Callable[[Array, Array], Array],
+        *,
+        steps: int | None = None,
+        solver: str | AnySolver | None = None,
+        gradient: str | Gradient = "backprop",
+        t0: float = 0.0,
+        t1: float = 1.0,
+        rtol: Any = None,
+        atol: Any = None,
+        control: PIDController | None = None,
+    ) -> None:
+        self.rtol, self.atol, self.control = rtol, atol, control
+        require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
+        self.field, self.steps = field, steps
+        self.solver = solver_named(solver or ("rk4" if steps is not None else "dopri5"))
+        self.gradient = gradient_named(gradient)
+        self.t0, self.t1 = t0, t1
+
+    def __call__(self, x: Any, probe: Array | None = None) -> Any:
+        """The state at t1; for `probe` see `odenet_jax.solve`."""
+        choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
+        choices |= {"steps": self.steps, "rtol": self.rtol, "atol": self.atol, "control": self.control}
+        made = problem(lambda t, y, field: field(t, y), x, self.field, **choices)
+        return solve_problem(made, probe).y1
+
+
+class OdeNet(eqx.Module):
+    """The network of a `NetSpec`; `weights` has the spec's names.
+
+    Args:
+        spec: what to build.
+        weights: by name, as NumPy arrays.
+        solver, gradient: names or records.
+        dtype: of the parameters.
+
+    Shapes: (batch, *spec.inputs) to (batch, classes), or to the state's shape without classes.
+    """
+
+    weights: dict[str, Array]
+    function: Callable[[Array, Array, Weights], Array] = eqx.field(static=True)
+    spec: NetSpec = eqx.field(static=True)
+    solver: AnySolver = eqx.field(static=True)
+    gradient: Gradient = eqx.field(static=True)
+
+    def __init__(
+        self,
+        spec: NetSpec,
+        weights: Mapping[str, np.ndarray],
+        *,
+        solver: str | AnySolver = "euler",
+        gradient: str | Gradient = "backprop",
+        dtype: Any = jnp.float32,
+    ) -> None:
+        spec.check(weights)
+        self.spec = spec
+        self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
+        self.function = field(spec)
+        self.weights = {name: jnp.asarray(weights[name], dtype) for name in spec.shapes()}
+
+    def __call__(self, x: Array, probe: Array | None = None) -> Array:
+        """Logits, or final states; for `probe` see `odenet_jax.solve`."""
+        spec, weights = self.spec, self.weights
+        y = x if spec.of_images else x.reshape(x.shape[0], -1)
+        if spec.classes is not None:
+            y = enter(spec, weights, y)
+        inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
+        if spec.along == "shared":
+            inner = {name: w[0] for name, w in inner.items()}
+        made = problem(
+            self.function,
+            y,
+            Depth(inner, spec.along),
+            steps=spec.depth,
+            t1=spec.horizon,
+            solver=self.solver,
+            gradient=self.gradient,
+        )
+        y = self.solve(made, probe).ys[0]
+        return y if spec.classes is None else leave(spec, weights, y)
+
+    def solve(self, made: Problem, probe: Array | None) -> Solution:
+        """Takes the steps; a network whose steps are another library's has its own."""
+        return solve_problem(made, probe)

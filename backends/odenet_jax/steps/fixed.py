@@ -1,0 +1,203 @@
+"""The scan over N equal steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from odenet import Grid, ReversibleSolver
+from odenet._solvers.names import AnySolver
+from odenet._solvers.step import add, increment, positions
+from odenet_jax.field.field import Field, Slot, Weights
+from odenet_jax.field.replay import Replay, Told, after
+from odenet_jax.field.state import Layout, Leaves
+
+Carried = tuple[Leaves, ...]
+"""What a solver carries from step to step: y alone, or more for a reversible one; y first."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One solve: the field along depth on a grid by a method.
+
+    Args:
+        field: without its weights.
+        layout: of the state.
+        grid: times and steps.
+        solver: the method.
+        weights: of all depths.
+        slot: those that the present step reads, where weights change with depth (see `at`).
+        replay: what blocks are told beside their input; None where that is nothing.
+        again: whether this is the way back, which runs evaluations of the forward pass again.
+    """
+
+    field: Field
+    layout: Layout
+    grid: Grid
+    solver: AnySolver
+    weights: Weights
+    slot: Slot | None = None
+    replay: Replay | None = None
+    again: bool = False
+
+    def at(self, n: Any) -> Run:
+        """The run at step n, whose weights are read in place: for loops that JAX does not differentiate."""
+        return self.reading(self.field.slot(self.weights, n, self.grid.steps))
+
+    def reading(self, slot: Slot | None) -> Run:
+        """The run at the step that reads this slot."""
+        return dataclasses.replace(self, slot=slot)
+
+    def telling(self, state: Any) -> Run:
+        """The run from where blocks have this state: its `replay` is left with the state after what is run."""
+        replay = None if self.replay is None else Replay(self.replay.told, state)
+        return dataclasses.replace(self, replay=replay)
+
+    def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
+        """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
+        tableau = self.solver.tableau
+        places = positions(tableau, reverse)
+
+        def stage(i: int, at: Leaves) -> Leaves:
+            return self.slope(n, places[i], at, reverse=reverse, rank=i)
+
+        return increment(tableau, stage, y, -self.grid.h if reverse else self.grid.h)
+
+    def slope(self, n: Any, position: float, y: Leaves, *, reverse: bool = False, rank: int | None = None) -> Leaves:
+        """The field at `position` of step n.
+
+        Args:
+            n, position, y: where.
+            reverse: whether in a reversed step.
+            rank: which of the step's evaluations it is, where the position does not tell.
+        """
+        t = jnp.asarray(self.grid.time(jnp.asarray(n, self.layout.time), position))
+
+        def evaluate(*told: Any) -> Any:
+            return self.field(t, self.layout.call(y), position, self.slot, self.weights, *told)
+
+        place = (n, position, reverse, rank)
+        if self.replay is None:
+            value = evaluate()
+        elif self.again:
+            value = self.replay.again(place, self.solver.tableau.step_stages, self.grid.steps, evaluate)
+        else:
+            value = self.replay.first(place, evaluate)
+        return self.layout.slope(value, y)
+
+
+def loop(run: Run, y0: Leaves) -> tuple[Leaves, Told | None]:
+    """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`, and what blocks are told after it."""
+    grid = run.grid
+    slots = run.field.slots(run.weights, grid.steps)
+
+    def body(walk: Walk, slot: Slot | None) -> tuple[Walk, Leaves | None]:
+        walk, _ = _step(run.reading(slot), walk)
+        return walk, None if grid.final_only else walk[1][0]
+
+    start, _ = _start(run, lambda: jax.tree.map(lambda leaf: leaf[0], slots), y0)
+    (_, carried, state), emitted = lax.scan(body, start, slots, length=grid.steps)
+    told = run.replay and after(run.replay.told, state)
+    if emitted is None:
+        return tuple(leaf[None] for leaf in carried[0]), told
+    picks = jnp.asarray(grid.kept)
+    return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), told
+
+
+def loop_in_place(run: Run, y0: Leaves, also: Sequence[int] = ()) -> tuple[Leaves, Leaves, Carried, Told | None]:
+    """The same without a derivative: weights are read and states written in place, so that no memory grows with N.
+
+    Args:
+        run: what to solve.
+        y0: the state at t0.
+        also: indices below N, in order, of further states that are wanted.
+
+    Returns:
+        The leaves at `grid.kept`, those at `also` (empty where nothing is), what the way back starts from (y(t1), or
+        what a reversible solver keeps of what it carries), and what blocks are told and have read after it.
+    """
+    grid, solver = run.grid, run.solver
+    rows = None if grid.final_only else kept_rows(grid.kept, grid.steps)
+    also_rows = kept_rows(also, grid.steps)
+
+    def body(state: Any, _: None) -> tuple[Any, Any]:
+        walk, ys, states = state
+        n = walk[0]
+        states = write(states, also_rows[n], walk[1][0])
+        walk, read = _step(run.at(n), walk)
+        return (walk, ys if rows is None else write(ys, rows[n + 1], walk[1][0]), states), read
+
+    ys = () if rows is None else write(_empty(y0, len(grid.kept)), rows[0], y0)
+    states = _empty(y0, len(also)) if also else ()
+    start, at_start = _start(run, lambda: run.at(jnp.int32(0)).slot, y0)
+    ((_, carried, state), ys, states), in_steps = lax.scan(body, (start, ys, states), None, length=grid.steps)
+    if rows is None:
+        ys = tuple(leaf[None] for leaf in carried[0])
+    end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
+    return ys, states, end, run.replay and after(run.replay.told, state, at_start, in_steps)
+
+
+def kept_rows(kept: Sequence[int], steps: int) -> Array:
+    """For each index of a grid of `steps` steps, its row among the kept ones; one past the last where it is none."""
+    rows = [len(kept)] * (steps + 1)
+    for row, n in enumerate(kept):
+        rows[n] = row
+    return jnp.asarray(rows, jnp.int32)
+
+
+def write(buffer: Leaves, row: Any, y: Leaves) -> Leaves:
+    """A buffer of states with row `row` replaced, in place; as it was where there is no such row."""
+
+    def put(kept: Array, leaf: Array) -> Array:
+        before = lax.dynamic_index_in_dim(kept, row, keepdims=False)
+        return lax.dynamic_update_index_in_dim(kept, jnp.where(row < kept.shape[0], leaf, before), row, 0)
+
+    return tuple(put(kept, leaf) for kept, leaf in zip(buffer, y, strict=True)) if buffer else ()
+
+
+def read(buffer: Leaves, row: Any) -> Leaves:
+    """Row `row` of a buffer of states."""
+    return tuple(lax.dynamic_index_in_dim(kept, row, keepdims=False) for kept in buffer)
+
+
+Solve = Callable[[Run, Leaves, Array], tuple[Leaves, Told | None]]
+"""A gradient method: from the state at t0 to the leaves at `grid.kept`, differentiable in its way, and what blocks are
+told after it.
+
+The last argument is the probe: a real zero whose "gradient" is the reconstruction residual, for the methods that have
+one. It is how a value that is known in the backward pass alone gets out of it.
+"""
+
+Walk = tuple[Any, Carried, Any]
+"""Where a loop is: step, what the solver carries, and the state of the blocks."""
+
+
+def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[Walk, list[Any]]:
+    """Where a loop begins, and what blocks have read by then."""
+    state = run.replay and run.replay.told.state
+    if not isinstance(run.solver, ReversibleSolver):
+        return (jnp.int32(0), (y0,), state), []
+    here = run.reading(slot()).telling(state)
+    carried = run.solver.start(here, run.grid.h, y0)
+    return (jnp.int32(0), carried, here.replay and here.replay.state), here.replay.read if here.replay else []
+
+
+def _step(run: Run, walk: Walk) -> tuple[Walk, list[Any]]:
+    """One step on, and what blocks have read in it."""
+    n, carried, state = walk
+    here = run.telling(state)
+    if isinstance(run.solver, ReversibleSolver):
+        carried = run.solver.step(here, n, run.grid.h, run.grid.steps, carried)
+    else:
+        carried = (add(carried[0], here.increment(n, carried[0])),)
+    return (n + 1, carried, here.replay and here.replay.state), here.replay.read if here.replay else []
+
+
+def _empty(y: Leaves, count: int) -> Leaves:
+    return tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y)  # sharded like y

@@ -1,0 +1,74 @@
+"""Gradients with respect to times: of t0, t1 and of the times that are kept.
+
+They are those of the ODE, `dy(t)/dt = f(t, y)` and `dy(t)/dt0 = -(dy(t)/dy0) f(t0, y0)`; steps do not move with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import CustomVJPPrimal
+
+from odenet import UnsupportedError
+from odenet_jax.field.field import Field
+from odenet_jax.field.state import Leaves
+from odenet_jax.steps.accepted import Along
+from odenet_jax.steps.record import Walked
+
+
+class Times(NamedTuple):
+    """Those of a solve; None for those that are not there, or need no gradient."""
+
+    t0: Array | None
+    t1: Array | None
+    ts: Array | None
+
+
+def moving(field: Field, times: Any) -> Times:
+    """Those that a gradient is asked for, found among the arguments of a `jax.custom_vjp`.
+
+    Raises:
+        UnsupportedError: of weights that change along depth, whose layers would move with t0 and t1.
+    """
+
+    def asked(time: CustomVJPPrimal | None) -> Array | None:
+        return time.value if time is not None and time.perturbed else None
+
+    found = Times(*(asked(time) for time in times))
+    if field.kind != "shared" and (found.t0 is not None or found.t1 is not None):
+        raise UnsupportedError(
+            "a gradient with respect to t0 or t1 of weights that change along depth",
+            "weights that are the same at all depths",
+            "scale the field in the place of the time: t1 f(t1 s, y, w) from s=0 to s=1",
+        )
+    return found
+
+
+def of_times(run: Along, times: Times, walked: Walked, y0: Leaves, g0: Leaves, g1: Leaves, gs: Leaves) -> Times:
+    """The gradients.
+
+    Args:
+        run: along the accepted steps.
+        times: those asked for.
+        walked: the solve.
+        y0: the state at t0.
+        g0, g1, gs: gradients with respect to the states at t0, at the end, and at the kept times.
+    """
+    here, line = run.between(run.line.t0, run.line.t1), run.line
+
+    def along(t: Array, y: Leaves, g: Leaves) -> Array:
+        parts = [jnp.sum(jnp.real(a * k)) for a, k in zip(g, here.slope_at(t, y), strict=True)]
+        return sum(parts[1:], parts[0]).astype(t.dtype)
+
+    t0 = None if times.t0 is None else -along(line.t0, y0, g0)
+    t1 = None
+    if times.t1 is not None:
+        t1 = along(line.t1, walked.y1, g1)
+        t1 = t1 if walked.position is None else jnp.where(walked.position < 1, 0, t1)
+    ts = None
+    if times.ts is not None:
+        reached = jnp.arange(times.ts.shape[0]) < walked.outputs
+        ts = jnp.where(reached, lax.map(lambda each: along(*each), (times.ts, walked.ys, gs)), 0)
+    return Times(t0, t1, ts)

@@ -1,0 +1,116 @@
+"""How large the error of a step is, beside what is allowed: `|error| / (atol + rtol max(|y|, |y'|))`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from odenet import InputError, PIDController, _tree
+from odenet_jax.field.state import Layout, Leaves
+
+Norm = Callable[[Leaves], Array]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Tolerances by leaf, and the norm.
+
+    Args:
+        rtol, atol: one a leaf, numbers or arrays that broadcast to it.
+        norm: of the leaves of a scaled error, to a scalar.
+        time: number type of the ratio.
+    """
+
+    rtol: tuple[Any, ...]
+    atol: tuple[Any, ...]
+    norm: Norm
+    time: Any
+
+    def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Array:
+        """The norm of the error over what is allowed; NaN or infinite where a state is not finite."""
+        # y1 - y1 is zero, or NaN where a step overflowed: beside an infinite state every finite error would vanish
+        error = tuple(e + (b - b) for e, b in zip(error, y1, strict=True))
+        return self._size(error, tuple(jnp.maximum(jnp.abs(a), jnp.abs(b)) for a, b in zip(y, y1, strict=True)))
+
+    def size(self, value: Leaves, y: Leaves) -> Array:
+        """The norm of a value over what is allowed at y."""
+        return self._size(value, tuple(jnp.abs(leaf) for leaf in y))
+
+    def _size(self, value: Leaves, sizes: Leaves) -> Array:
+        allowed = (atol + rtol * size for atol, rtol, size in zip(self.atol, self.rtol, sizes, strict=True))
+        found = self.norm(tuple(jnp.abs(leaf) / scale for leaf, scale in zip(value, allowed, strict=True)))
+        return jnp.asarray(found, self.time)
+
+
+def tolerance(control: PIDController, layout: Layout, like: Leaves) -> Tolerance:
+    """That of a controller, for a state.
+
+    Raises:
+        InputError: a tree of tolerances that is not like the state, or arrays that do not broadcast to its leaves.
+    """
+    rtol, atol = (_each(name, getattr(control, name), layout, like) for name in ("rtol", "atol"))
+    norm = control.norm
+    if callable(norm):
+        of = norm
+        return Tolerance(rtol, atol, lambda leaves: of(layout.unflatten(leaves)), layout.time)
+    return Tolerance(rtol, atol, NORMS[norm], layout.time)
+
+
+def _each(name: str, given: Any, layout: Layout, like: Leaves) -> tuple[Any, ...]:
+    """One tolerance a leaf."""
+    if not _is_array(given) and isinstance(given, (int, float)):
+        return (float(given),) * len(like)
+    if _is_array(given) and given.ndim == 0:
+        leaves = [given] * len(like)
+    elif jax.tree.structure(given) != layout.structure:
+        raise InputError(
+            f"{name} is a tree of {len(_tree.leaves(given))} leaves, and the state one of {len(like)}",
+            "a number, or a tree like the state",
+        )
+    else:
+        leaves = jax.tree.leaves(given)
+    found: list[Any] = []
+    for value, leaf in zip(leaves, like, strict=True):
+        if not _is_array(value):
+            found.append(float(value))
+            continue
+        array = jnp.asarray(value, leaf.real.dtype)
+        try:
+            fits = jnp.broadcast_shapes(array.shape, leaf.shape) == leaf.shape
+        except ValueError:
+            fits = False
+        if not fits or not (isinstance(array, Tracer) or bool((array >= 0).all())):
+            raise InputError(
+                f"{name} holds an array of shape {array.shape} for a leaf of shape {leaf.shape}",
+                "numbers of at least 0 that broadcast to the leaf",
+            )
+        found.append(array)
+    return tuple(found)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (jax.Array, np.ndarray, np.generic))
+
+
+def _rms(leaves: Leaves) -> Array:
+    entries = sum(leaf.size for leaf in leaves)
+    return jnp.sqrt(functools.reduce(jnp.add, (jnp.sum(leaf * leaf) for leaf in leaves)) / entries)
+
+
+def _mixed(leaves: Leaves) -> Array:
+    return functools.reduce(jnp.maximum, (_rms((leaf,)) for leaf in leaves))
+
+
+def _max(leaves: Leaves) -> Array:
+    return functools.reduce(jnp.maximum, (jnp.max(leaf) for leaf in leaves))
+
+
+NORMS: dict[str, Norm] = {"rms": _rms, "mixed": _mixed, "max": _max}

@@ -1,0 +1,38 @@
+"""Weighted sums of slopes, each leaf in its own number type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from odenet_jax.field.state import Leaves
+
+
+def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
+    """y + h sum_i weights[i] slopes[i], without y where that is None; see `odenet._solvers.step.Weigh`.
+
+    The factors are traced numbers, which would promote leaves of a narrower type than the times'.
+    """
+    used = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if not _zero(weight)]
+
+    def total(i: int) -> Array:
+        terms = [jnp.asarray(factor, slope[i].real.dtype) * slope[i] for factor, slope in used]
+        found = terms[0]
+        for term in terms[1:]:
+            found = found + term
+        return found if y is None else y[i] + found  # the sum is rounded onto y once
+
+    return tuple(total(i) for i in range(len(slopes[0])))
+
+
+def _zero(weight: Any) -> bool:
+    return weight is None or (isinstance(weight, (int, float)) and weight == 0)
+
+
+def choose(condition: Any, one: Any, other: Any) -> Any:
+    """`one` where the condition holds, else `other`: leaf by leaf of two trees."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)

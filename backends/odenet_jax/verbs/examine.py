@@ -1,0 +1,204 @@
+"""One gradient of a model by a method that is not its own, leaving the model as it was."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from odenet import Gradient, InputError, Part, Sample
+from odenet._backend.sample import Place, places
+from odenet._solvers.names import made_reversible
+from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
+from odenet_jax.verbs.batch import like, on, scalar
+
+Solved = ResidualStack | NeuralODE | OdeNet
+SOLVED = (ResidualStack, NeuralODE, OdeNet)
+
+
+def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, reversible: bool) -> Sample:
+    """See `Backend.examine`."""
+    solves = solved(model)
+    weights = _named(model)
+    if not weights:
+        raise InputError(f"a {type(model).__name__} without an inexact array", "at least one parameter")
+    with like(weights.values()):
+        inputs, target = on(
+            next(iter(weights.values())), batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
+        )
+        time = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in weights.values()))
+        seen = {name: 0 for name in solves}
+
+        def probed(path: Any, node: Any) -> Any:
+            if not isinstance(node, SOLVED):
+                return node
+            zero = jnp.zeros((), time)
+            return Probed(_name(path), _changed(node, gradient, reversible), zero, zero, seen)
+
+        @eqx.filter_jit
+        @eqx.filter_value_and_grad
+        def value_and_grad(model: Any, inputs: Any, target: Any) -> Array:
+            return scalar(loss, model(inputs), target)
+
+        value, found = value_and_grad(_map(probed, model), inputs, target)
+        probes = {name: (float(node.residual), float(node.solves)) for name, node in _probes(found).items()}
+        gradients = _named(_map(lambda _, node: node.module if isinstance(node, Probed) else node, found, Probed))
+        parts = tuple(
+            _part(name, solves[name], _changed(solves[name], gradient, reversible), probe, seen[name], weights)
+            for name, probe in probes.items()
+            if seen[name]
+        )
+        if not parts:
+            raise InputError(
+                f"{', '.join(name or type(model).__name__ for name in solves)} not called in the forward pass",
+                "a model that calls at least one of its solves",
+            )
+        kind = max((leaf.dtype for leaf in weights.values()), key=lambda dtype: jnp.finfo(dtype).eps)
+        return Sample(
+            float(value),
+            {name: _numpy(gradients[name]) for name in weights},
+            {name: _numpy(leaf) for name, leaf in weights.items()},
+            parts,
+            str(kind),
+        )
+
+
+def solved(model: Any) -> dict[str, Solved]:
+    """The solves in a model by path; "" for the model itself.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = _solves(model)
+    if not found:
+        raise InputError(
+            f"a {type(model).__name__} without a solve in it",
+            "a module that is or contains a ResidualStack, NeuralODE or OdeNet of odenet_jax",
+        )
+    return found
+
+
+class Probed(eqx.Module):
+    """A solve in whose gradient stands, beside that of its weights, what is known in the backward pass alone.
+
+    Args:
+        name: its path in the model.
+        module: the solve.
+        residual: zero; its derivative is the sum of the reconstruction residuals of all solves.
+        solves: zero; its derivative is how many these are, the rows of a `vmap` each for itself.
+        seen: how often it is called while the program is made, by name.
+    """
+
+    name: str = eqx.field(static=True)
+    module: Any
+    residual: Array
+    solves: Array
+    seen: dict[str, int] = eqx.field(static=True)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """What the solve returns."""
+        self.seen[self.name] += 1
+        given = inspect.signature(self.module.__call__).bind_partial(*arguments, **named).arguments
+        probe = {} if "probe" in given else {"probe": self.residual}
+        leaves, structure = jax.tree.flatten(self.module(*arguments, **named, **probe))
+        place = next(i for i, leaf in enumerate(leaves) if eqx.is_inexact_array(leaf))
+        leaves[place] = _tick(leaves[place], self.solves)
+        return jax.tree.unflatten(structure, leaves)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+@jax.custom_vjp
+def _tick(x: Array, count: Array) -> Array:
+    """x, with the derivative 1 by the count."""
+    return x
+
+
+def _ticked(count: Array, g: Array) -> tuple[Array, Array]:
+    # one for each row of a vmap: a constant would count once for all of them
+    return g, jnp.where(jnp.isnan(g).any(), 1.0, 1.0).astype(count.dtype)
+
+
+_tick.defvjp(lambda x, count: (x, count), _ticked)
+
+
+def _changed(module: Any, gradient: Gradient, reversible: bool) -> Any:
+    """A copy with another method: fields that are static cannot be replaced otherwise."""
+    made = copy.copy(module)
+    object.__setattr__(made, "gradient", gradient)
+    if reversible:
+        object.__setattr__(made, "solver", made_reversible(module.solver))
+    return made
+
+
+def _part(
+    name: str, module: Any, changed: Any, probe: tuple[float, float], seen: int, weights: Mapping[str, Array]
+) -> Part:
+    residual, solves = probe
+    certificate = residual / solves if changed.gradient.certifies and solves else None
+    kind, steps, layers = _layers(name, module, weights)
+    return Part(name, changed.solver, steps, kind, layers, certificate, seen)
+
+
+def _layers(name: str, module: Any, weights: Mapping[str, Array]) -> tuple[Any, int, tuple[Mapping[str, Place], ...]]:
+    prefix = f"{name}." if name else ""
+    match module:
+        case OdeNet():
+            return module.spec.along, module.spec.depth, places(module.spec, prefix)
+        case ResidualStack():
+            prefix += "blocks."
+            names = [each for each in weights if each.startswith(prefix)]
+            layers = tuple({each.removeprefix(prefix): (each, row) for each in names} for row in module.order)
+            return module.along, len(layers) - (module.along == "linear"), layers
+        case _:
+            prefix += "field."
+            inner = {each.removeprefix(prefix): (each, None) for each in weights if each.startswith(prefix)}
+            return "shared", module.steps, (inner,)
+
+
+def _named(model: Any) -> dict[str, Array]:
+    """The inexact arrays by name; those of an OdeNet by the names of its spec."""
+    arrays = eqx.filter(model, eqx.is_inexact_array)
+    found = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]}
+    nets = [name for name, node in _solves(model).items() if isinstance(node, OdeNet)]
+    for net in nets:
+        before = f"{net}.weights." if net else "weights."
+        found = {_shorter(name, before): leaf for name, leaf in found.items()}
+    return found
+
+
+def _shorter(name: str, before: str) -> str:
+    return before.removesuffix("weights.") + name.removeprefix(before) if name.startswith(before) else name
+
+
+def _solves(model: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: isinstance(node, SOLVED))
+    return {_name(path): node for path, node in leaves if isinstance(node, SOLVED)}
+
+
+def _probes(found: Any) -> dict[str, Probed]:
+    leaves = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, Probed))
+    return {node.name: node for node in leaves if isinstance(node, Probed)}
+
+
+def _map(function: Callable[[Any, Any], Any], model: Any, kinds: Any = SOLVED) -> Any:
+    return jax.tree_util.tree_map_with_path(function, model, is_leaf=lambda node: isinstance(node, kinds))
+
+
+def _name(path: Any) -> str:
+    """A path as attribute names, keys and indices with points between."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _numpy(leaf: Array) -> np.ndarray:
+    """On the host; half precision, which NumPy has not, as float32."""
+    array = np.asarray(leaf)
+    return array.astype(np.float32) if array.dtype in (jnp.bfloat16, np.float16) else array

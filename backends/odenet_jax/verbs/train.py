@@ -1,0 +1,149 @@
+"""Training a network of a `NetSpec`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from odenet import Gradient, NetSpec
+from odenet._backend.trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
+from odenet._solvers.names import AnySolver
+from odenet_jax.nets.modules import OdeNet
+from odenet_jax.verbs.batch import like, mean_loss, on
+from odenet_jax.verbs.measure import peak_bytes
+
+
+class Descent(Trainer):
+    """Gradient descent with momentum, see `Trainer`.
+
+    Args:
+        model: what to train; a copy of it is trained.
+        momentum, weight_decay: of the update.
+        rates: factors of the rate by how names of weights begin; None for 1, of all.
+    """
+
+    def __init__(
+        self, model: OdeNet, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+    ) -> None:
+        self.model = model
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.weights = dict(model.weights)
+        self.factors = tuple(learning(self.weights, rates).items())
+        with like(self.weights.values()):
+            self.velocities = {name: jnp.zeros_like(weight) for name, weight in self.weights.items()}
+        self._peak: int | None = None
+
+    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> Step:
+        """See `Trainer`. One program takes the step, compiled for the first batch of its size."""
+        self.model.spec.check_batch(inputs, targets)
+        with like(self.weights.values()):
+            example = next(iter(self.weights.values()))
+            x, y = on(example, (inputs, np.asarray(targets, np.int32)))
+            rates = jnp.asarray([lr, self.momentum, self.weight_decay], example.dtype)
+            program, peak = _step_program(*self._kind(x), y.shape, self.factors)
+            self._peak = max(peak, self._peak or 0)
+            self.weights, self.velocities, told = program(self.weights, self.velocities, rates, x, y)
+            loss, correct, residual = jax.device_get(told)
+        certificate = float(residual) if self.model.gradient.certifies else None
+        return Step(float(loss), int(correct), certificate)
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """See `Trainer`."""
+        with like(self.weights.values()):
+            x = on(next(iter(self.weights.values())), inputs)
+            return np.asarray(_predict_program(*self._kind(x))(self.weights, x))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Trainer`."""
+        return {
+            start + name: np.array(leaf)
+            for start, leaves in ((WEIGHT, self.weights), (VELOCITY, self.velocities))
+            for name, leaf in leaves.items()
+        }
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Trainer`."""
+        found = checked_state(self.model.spec, state)
+        with like(self.weights.values()):
+            example = next(iter(self.weights.values()))
+            self.weights, self.velocities = (
+                {name: jnp.array(found[start][name], example.dtype) for name in self.weights}
+                for start in (WEIGHT, VELOCITY)
+            )
+
+    def peak_bytes(self) -> int | None:
+        """See `Trainer`: what XLA plans for the step."""
+        return self._peak
+
+    def _kind(self, x: Array) -> tuple[Any, ...]:
+        """All that a program depends on."""
+        model = self.model
+        return type(model), model.spec, model.solver, model.gradient, x.dtype.name, next(iter(x.devices())), x.shape
+
+
+def _empty(net: type[OdeNet], spec: NetSpec, solver: AnySolver, gradient: Gradient, dtype: str) -> OdeNet:
+    zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
+    return net(spec, zeros, solver=solver, gradient=gradient, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _step_program(
+    net: type[OdeNet],
+    spec: NetSpec,
+    solver: AnySolver,
+    gradient: Gradient,
+    dtype: str,
+    device: Any,
+    shape: Any,
+    targets: Any,
+    factors: tuple[tuple[str, float], ...],
+) -> tuple[Any, int]:
+    """The program of a step, and the bytes that it needs.
+
+    Args:
+        net, spec, solver, gradient, dtype: of the network.
+        device: where it runs: another one, another program.
+        shape, targets: of a batch.
+        factors: of the rate, by name of the weights that change.
+    """
+    model = _empty(net, spec, solver, gradient, dtype)
+
+    def loss(some: dict[str, Array], probe: Array, weights: Any, x: Array, y: Array) -> tuple[Array, Array]:
+        outputs = eqx.tree_at(lambda m: m.weights, model, weights | some)(x, probe)
+        return mean_loss(outputs, y), outputs
+
+    def step(weights: Any, velocities: Any, rates: Array, x: Array, y: Array) -> Any:
+        lr, momentum, decay = rates
+        probe = jnp.zeros((), rates.dtype)
+        before = {name: weights[name] for name, _ in factors}
+        (value, outputs), (gradients, residual) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+            before, probe, weights, x, y
+        )
+        pushed = {name: momentum * velocities[name] + (gradients[name] + decay * w) for name, w in before.items()}
+        moved = {name: before[name] - factor * lr * pushed[name] for name, factor in factors}
+        return weights | moved, velocities | pushed, (value, (outputs.argmax(1) == y).sum(), residual)
+
+    x, y = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(targets, np.int32)
+    rates = jax.ShapeDtypeStruct((3,), dtype)
+    program = jax.jit(step).lower(model.weights, model.weights, rates, x, y).compile()
+    return program, peak_bytes(program)[0]
+
+
+@functools.lru_cache(maxsize=16)
+def _predict_program(
+    net: type[OdeNet], spec: NetSpec, solver: AnySolver, gradient: Gradient, dtype: str, device: Any, shape: Any
+) -> Any:
+    """The network as a function of weights and inputs."""
+    model = _empty(net, spec, solver, gradient, dtype)
+
+    def predict(weights: Any, x: Array) -> Array:
+        return eqx.tree_at(lambda m: m.weights, model, weights)(x)
+
+    return jax.jit(predict).lower(model.weights, jax.ShapeDtypeStruct(shape, dtype)).compile()

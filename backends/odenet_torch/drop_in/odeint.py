@@ -1,0 +1,247 @@
+"""torchdiffeq's functions over odenet's steps: a script changes its import line and nothing else.
+
+Signatures and behaviour are those of torchdiffeq 0.2.5 (Chen 2018, github.com/rtqichen/torchdiffeq). The methods
+explicit_adams, implicit_adams, fixed_adams and scipy_solver are left to an installed torchdiffeq; all others run on
+odenet's own steps. Where both differ, and how: docs/how-to/migrate.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import InputError, PIDController, StateError
+from odenet_torch.drop_in import adaptive, adjoint, fixed
+from odenet_torch.drop_in.adjoint import Way
+from odenet_torch.drop_in.dense import Continuous
+from odenet_torch.drop_in.error import Reach
+from odenet_torch.drop_in.events import linked
+from odenet_torch.drop_in.flow import Flow, flow
+from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
+from odenet_torch.drop_in.options import Spacing, control, spacing, watchers
+from odenet_torch.gradients.accepted_steps import plain
+
+Func = Callable[[Tensor, Any], Any]
+Options = Mapping[str, Any] | None
+Found = tuple[Tensor | None, Tensor]
+
+
+def odeint(
+    func: Func,
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Options = None,
+    event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+) -> Any:
+    """The solution of `dy/dt = func(t, y)`, `y(t[0]) = y0` at times t, differentiable by autograd through its steps.
+
+    Args:
+        func: `func(t, y)` to a slope like y. Its methods `callback_step`, `callback_accept_step` and
+            `callback_reject_step`, where it has them, are called with time, state and size of each step.
+        y0: a tensor, or a tuple of tensors.
+        t: times, strictly increasing or decreasing; they may need a gradient.
+        rtol, atol: numbers, tensors that broadcast to y0, or for a tuple one for each of its entries.
+        method: dopri8, dopri5 (the default), bosh3, fehlberg2, adaptive_heun, tsit5; or with steps from time to time
+            euler, midpoint, heun2, heun3, rk4; or explicit_adams, implicit_adams, fixed_adams, scipy_solver.
+        options: of adaptive methods norm, first_step, min_step, max_step, step_t, jump_t, max_num_steps, safety,
+            ifactor, dfactor, dtype (accepted; times are double here); of the others step_size or grid_constructor,
+            interp ("linear" or "cubic"), perturb.
+        event_fn: `event_fn(t, y)`: the solve ends where one of its entries changes its sign; t[1] tells its direction
+            alone.
+
+    Returns:
+        The state at each time, shape (len(t), *y0.shape), or a tuple of these. With `event_fn` the time of the event,
+        and the state at t[0] and then.
+
+    Raises:
+        InputError: an argument cannot be used.
+        SolveError: the solve could not go on (torchdiffeq: an AssertionError).
+        BackendUnavailableError: a method of torchdiffeq's without torchdiffeq.
+    """
+    if delegated(method):
+        more = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
+        return torchdiffeq().odeint(func, y0, t, **more)
+    made = flow(func, y0, t, event_fn)
+    return _returned(made, _solver(made, method or "dopri5", dict(options or {}), rtol, atol)())
+
+
+def odeint_adjoint(
+    func: Func,
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Options = None,
+    event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: str | None = None,
+    adjoint_options: Options = None,
+    adjoint_params: Iterable[Tensor] | None = None,
+) -> Any:
+    """`odeint` with the continuous adjoint: its memory does not grow with the number of steps.
+
+    Args:
+        func, y0, t, rtol, atol, method, options, event_fn: those of `odeint`. `func` is an nn.Module, or
+            `adjoint_params` is given.
+        adjoint_rtol, adjoint_atol, adjoint_method: of the way back; None takes those of the way forth.
+        adjoint_options: of the way back; None takes `options` without its norm. `norm="seminorm"` leaves the errors of
+            the parameters' gradients out (Kidger, Chen, Lyons 2021); a function of (t, y, adjoint, *parameters) is
+            a norm of yours.
+        adjoint_params: the tensors that get a gradient beside y0 and t; None for the parameters of `func`.
+
+    Returns:
+        As `odeint`.
+
+    Raises:
+        GradientError: the way back could not go on. Beside those of `odeint`.
+    """
+    if adjoint_params is not None:
+        named = tuple(adjoint_params)
+    elif isinstance(func, nn.Module):
+        named = _parameters(func)
+    else:
+        raise InputError(
+            f"func is a {type(func).__name__}, and adjoint_params are not given",
+            "an nn.Module, or adjoint_params",
+            "adjoint_params=() says that there are none",
+        )
+    back = adjoint_method or method
+    if delegated(method, back):
+        mine = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
+        theirs = {"adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol, "adjoint_method": adjoint_method}
+        theirs |= {"adjoint_options": adjoint_options, "adjoint_params": named}
+        return torchdiffeq().odeint_adjoint(func, y0, t, **mine, **theirs)
+    if back != method and options is not None and adjoint_options is None:
+        raise InputError(f"options of {method}, and none of adjoint_method={back}", "adjoint_options beside options")
+    if adjoint_options is None:
+        adjoint_options = {name: value for name, value in (options or {}).items() if name != "norm"}
+    params = tuple(each for each in named if each.requires_grad)
+    made, options = flow(func, y0, t, event_fn), dict(options or {})
+    back = back or "dopri5"
+    rtol_back = rtol if adjoint_rtol is None else adjoint_rtol
+    atol_back = atol if adjoint_atol is None else adjoint_atol
+    if back in ADAPTIVE:
+        norm = adjoint_options.get("norm")
+        reach = Reach(made, rtol_back, atol_back, norm, options.get("norm"), len(params))
+        rest = {name: value for name, value in adjoint_options.items() if name != "norm"}
+        choice: PIDController | Spacing = control(back, rest, made, 1.0, 1.0)
+    else:
+        reach, choice = None, spacing(back, adjoint_options, atol_back)
+    forth = _solver(made, method or "dopri5", options, rtol, atol)
+    way = Way(made, forth, back, choice, reach, lambda shown: watchers(back, made, shown, "_adjoint"))
+    event_t, ys = adjoint.solve(way, params)
+    if event_t is not None:
+        event_t, _ = linked(made, event_t, ys[-1])
+    return _returned(made, (event_t, ys))
+
+
+def odeint_event(
+    func: Func,
+    y0: Any,
+    t0: Tensor,
+    *,
+    event_fn: Callable[[Tensor, Any], Tensor],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> Any:
+    """The solution from t0 to the first time at which `event_fn` changes its sign, both of them differentiable.
+
+    Args:
+        func, y0: those of `odeint`.
+        t0: the first time, a tensor of one entry.
+        event_fn: `event_fn(t, y)`, a number or an array of which any entry may change its sign. Its own parameters
+            have gradients, too.
+        reverse_time: go back in time.
+        odeint_interface: `odeint` or `odeint_adjoint`.
+        kwargs: for that.
+
+    Returns:
+        The time of the event, and the state at t0 and then.
+
+    Raises:
+        As `odeint_interface`.
+    """
+    start = t0.reshape(-1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    event_t, found = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    made = flow(func, y0, t, event_fn)
+    last = found[-1] if made.shapes is None else torch.cat([leaf[-1].reshape(-1) for leaf in found])
+    event_t, last = linked(made, event_t, last)
+    if made.shapes is None:
+        return event_t, torch.cat([found[:-1], last.unsqueeze(0)])
+    pairs = zip(found, made.given(last), strict=True)
+    return event_t, tuple(torch.cat([leaf[:-1], end.unsqueeze(0)]) for leaf, end in pairs)
+
+
+def odeint_dense(
+    func: Func,
+    y0: Tensor,
+    t0: Any,
+    t1: Any,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Options = None,
+) -> Callable[[Any], Tensor]:
+    """The solution from t0 to t1 as a function of time.
+
+    Args:
+        func, rtol, atol, options: those of `odeint`.
+        y0: a tensor.
+        t0, t1: numbers, or tensors of one entry.
+        method: an adaptive one (torchdiffeq: dopri5 alone).
+
+    Returns:
+        `y(t)` for times between t0 and t1, of any shape (torchdiffeq: a scalar).
+
+    Raises:
+        InputError: an argument cannot be used.
+        SolveError: the solve could not go on.
+    """
+    if not isinstance(y0, Tensor):
+        raise StateError(f"y0 is a {type(y0).__name__}", "a tensor")
+    name = method or "dopri5"
+    if delegated(name) or name not in ADAPTIVE:
+        raise InputError(f"odeint_dense with method {name!r}", ", ".join(ADAPTIVE))
+    t = torch.tensor([float(t0), float(t1)], dtype=torch.float64)
+    made = flow(func, y0, t.to(y0.device))
+    choice, solver = control(name, dict(options or {}), made, rtol, atol), ADAPTIVE[name]
+    found, leaves = adaptive.forward(made, solver, choice, watchers(name, made, made.given), dense=True)
+    plain(found, leaves)
+    assert found.dense is not None
+    return Continuous(solver.tableau, found.run.layout, found.dense.nodes, found.dense.steps)
+
+
+def _solver(made: Flow, name: str, options: Mapping[str, Any], rtol: Any, atol: Any) -> Callable[[], Found]:
+    """The solve by an own method, which is yet to run."""
+    on = watchers(name, made, made.given)
+    if name in ADAPTIVE:
+        choice = control(name, options, made, rtol, atol)
+        return lambda: adaptive.solve(made, ADAPTIVE[name], choice, on)
+    spaced = spacing(name, options, atol)
+    return lambda: fixed.solve(made, FIXED[name], spaced, on)
+
+
+def _returned(made: Flow, found: Found) -> Any:
+    event_t, ys = found
+    return made.given(ys) if made.event_fn is None else (event_t, made.given(ys))
+
+
+def _parameters(module: nn.Module) -> tuple[Tensor, ...]:
+    """Those of a module; of a replica within nn.DataParallel, whose parameters are plain tensors, these."""
+    if not getattr(module, "_is_replica", False):
+        return tuple(module.parameters())
+    held = (value for each in module.modules() for value in vars(each).values())
+    return tuple(value for value in held if isinstance(value, Tensor) and value.requires_grad)

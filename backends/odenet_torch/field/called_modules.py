@@ -1,0 +1,114 @@
+"""A module that the field called in the forward pass, and whether it still is what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from odenet import GradientError
+from odenet_torch.field.state import Leaves
+
+Owned = tuple[nn.Module, str]
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a module held when it was called.
+
+    Args:
+        name: for messages.
+        module: itself.
+        training: the flags of the module and of those in it.
+        parameters: with their versions, and whether they want a gradient.
+        buffers: those that matter to what the module returns, with their versions.
+    """
+
+    name: str
+    module: nn.Module
+    training: tuple[bool, ...]
+    parameters: tuple[tuple[Owned, Tensor, int, bool], ...]
+    buffers: tuple[tuple[Owned, Tensor, int], ...]
+
+    @classmethod
+    def now(cls, name: str, module: nn.Module) -> Called:
+        """As the module is now."""
+        parameters, buffers = [], []
+        for inner in module.modules():
+            for key, tensor in inner._parameters.items():
+                if tensor is not None:
+                    parameters.append(((inner, key), tensor, version(tensor), tensor.requires_grad))
+            for key, tensor in inner._buffers.items():
+                if tensor is not None and not indifferent(inner):
+                    buffers.append(((inner, key), tensor, version(tensor)))
+        return cls(name, module, _training(module), tuple(parameters), tuple(buffers))
+
+    def require_unchanged(self, kept: Collection[tuple[int, str]], moves: bool) -> None:
+        """Looks whether it would return now what it returned then.
+
+        Args:
+            kept: buffers of which there are copies, by `id` of the owner and name.
+            moves: whether it may hold other parameters now, because it will be called with those of then.
+
+        Raises:
+            GradientError: it would not.
+        """
+        if _training(self.module) != self.training:
+            raise changed(f"{self.name} was switched between train() and eval()", "the same mode")
+        for (owner, key), tensor, before, wanted in self.parameters:
+            if version(tensor) != before:
+                raise changed(f"the parameter {key} of {self.name} was modified by an inplace operation")
+            if tensor.requires_grad != wanted:
+                raise changed(f"requires_grad of the parameter {key} of {self.name} was changed")
+            if not moves and owner._parameters.get(key) is not tensor:
+                raise changed(f"{self.name}, which the field calls, was given another parameter {key}")
+        for (owner, key), tensor, before in self.buffers:
+            same = owner._buffers.get(key) is tensor and version(tensor) == before
+            if not same and (id(owner), key) not in kept:
+                raise changed(f"the buffer {key} of {self.name} was changed")
+
+
+def require_same(name: str, out: Leaves, again: Leaves) -> None:
+    """Looks whether a module gave the same when it ran again.
+
+    Raises:
+        GradientError: it did not.
+    """
+    for one, other in ((one.detach(), other.detach()) for one, other in zip(out, again, strict=True)):
+        apart = torch.linalg.vector_norm((one - other).flatten())
+        size = torch.linalg.vector_norm(one.flatten())
+        if bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size):
+            raise GradientError(
+                f"{name} is not a function of its inputs: run again on the same ones, with the same random state "
+                f"and buffers, it is off by {float(apart / size):.1e} of its output",
+                "blocks that give the same for the same",
+                "look for a counter, a generator of its own, or something it reads from outside; "
+                "or take gradient='backprop', which runs each block once",
+            )
+
+
+def changed(what: str, allowed: str = "the same") -> GradientError:
+    """The error for what is to run again and is not what it was."""
+    return GradientError(
+        f"{what} after the forward pass, and is to run again",
+        f"{allowed} in the forward and the backward pass",
+        "call backward() first, or take gradient='backprop'",
+    )
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written on; 0 where torch does not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def indifferent(module: nn.Module) -> bool:
+    """Whether the buffers that this module changes do not matter to what it returns."""
+    return isinstance(module, (_BatchNorm, _InstanceNorm)) and module.training
+
+
+def _training(module: nn.Module) -> tuple[bool, ...]:
+    return tuple(inner.training for inner in module.modules())

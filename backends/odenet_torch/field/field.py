@@ -1,0 +1,310 @@
+"""The field along depth, and the tensors that its gradient goes to."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import Depth, GradientError, _tree
+from odenet._problem.depth import blend, check_alike
+from odenet_torch.field.state import as_tensor
+
+Stand = Mapping[int, Tensor]
+"""Tensors that stand in for explicit weights, by `id` of the weight: fresh leaves to take a VJP with respect to."""
+
+
+class Field(ABC):
+    """`f(t, y, w)` with the weights of a place in depth.
+
+    Explicit tensors are handed to f and can be replaced by stand-ins; captured tensors are leaves that f reads by
+    itself (parameters of modules, closures).
+    """
+
+    depth: Depth | None
+    captured: tuple[Tensor, ...] = ()
+    homes: Mapping[int, tuple[Tensor, int]] = {}
+    """Where the gradient of a row of a stacked weight goes, by `id` of the row: the stack and the index."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        """The slope at `position` in [0, 1] of step n of `steps`."""
+
+    def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        """The differentiable tensors handed to f in step n, once each."""
+        return ()
+
+    def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        """The captured leaves that f may read in step n, once each."""
+        return self.captured
+
+    def everything(self, steps: int) -> tuple[Tensor, ...]:
+        """All tensors that a gradient goes to in some step, once each: stacks instead of their rows."""
+        return unique(
+            self.home(tensor)[0]
+            for n in range(steps)
+            for tensors in (self.explicit(n, steps), self.read(n, steps))
+            for tensor in tensors
+        )
+
+    def capture(self, tensors: Iterable[Tensor]) -> None:
+        """These are captured, too."""
+        self.captured = unique((*self.captured, *tensors))
+
+    def home(self, tensor: Tensor) -> tuple[Tensor, int | None]:
+        """The tensor that a gradient goes to, and the row of it where that is a stack."""
+        return self.homes.get(id(tensor), (tensor, None))
+
+    def apart(self) -> Field:
+        """The same field for a backward pass of our own, which needs no autograd between a stack and its rows."""
+        return self
+
+    def direct(self) -> Callable[[Tensor, Any], Any] | None:
+        """f of time and state, where it is the same at all places; None where it is not."""
+        return None
+
+    def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
+        """The modules that f is known to call at `position` of step n, with names for messages."""
+        return ()
+
+    def handed(self, n: int, steps: int) -> Iterable[Tensor]:
+        """The tensors handed to f in step n, beside its state."""
+        return ()
+
+    def settle(self, ns: Iterable[int], steps: int) -> None:
+        """Called before steps run again."""
+        return
+
+    def layers(self, n: int, steps: int) -> tuple[int, ...]:
+        """The layers (or both nodes of the interval) that step n reads."""
+        if self.depth is None:
+            return ()
+        layer, _, _ = self.depth.place(n, steps)
+        return (layer, layer + 1) if self.depth.kind == "linear" else (layer,)
+
+
+class FunctionField(Field):
+    """A function `field(t, y, w)`, or `field(t, y)` without weights.
+
+    Raises:
+        DepthError: layers that cannot be interpolated.
+    """
+
+    def __init__(self, function: Callable[..., Any], depth: Depth | None) -> None:
+        if depth is not None and depth.kind == "linear" and not depth.stacked:
+            check_alike(depth.tree)
+        self.function = function
+        self.depth = depth
+        # as in BlockField
+        self.held: dict[str, Tensor] = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+        self.moved = False
+        self.captured = tuple(p for p in self.held.values() if p.requires_grad)
+
+    def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
+        function = self.function
+        return [(type(function).__name__, function)] if isinstance(function, nn.Module) else ()
+
+    def handed(self, n: int, steps: int) -> Iterable[Tensor]:
+        if self.depth is None:
+            return ()
+        whole = self.depth.stacked or self.depth.kind == "shared"
+        trees = [self.depth.tree] if whole else [self.depth.tree[layer] for layer in self.layers(n, steps)]
+        return (leaf for leaf in _tree.leaves(trees) if isinstance(leaf, Tensor))
+
+    def direct(self) -> Callable[[Tensor, Any], Any] | None:
+        function = self.function
+        if self.depth is None:
+            return function
+        if self.depth.kind != "shared":
+            return None
+        weights = self.trees[0]
+        return lambda t, y: function(t, y, weights)
+
+    def settle(self, ns: Iterable[int], steps: int) -> None:
+        self.moved = isinstance(self.function, nn.Module) and _moved(self.function, self.held)
+
+    @functools.cached_property
+    def trees(self) -> list[Any]:
+        """The weights, one tree a layer; made when they are first read, since an adjoint reads those of `apart`."""
+        return _unstack(self.depth)
+
+    def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        if self.depth is None:
+            return self._call(t, y)
+        layer, start, span = self.depth.place(n, steps)
+        if self.depth.kind != "linear":
+            return self._call(t, y, self._weights(layer, stand))
+        local = start + span * position
+        one = self._weights(layer, stand)
+        return self._call(t, y, blend(one, self._weights(layer + 1, stand), local) if local else one)
+
+    def _call(self, *arguments: Any) -> Any:
+        if self.moved and isinstance(self.function, nn.Module):
+            return torch.func.functional_call(self.function, self.held, arguments)
+        return self.function(*arguments)
+
+    def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        leaves = (leaf for layer in self.layers(n, steps) for leaf in _tree.leaves(self.trees[layer]))
+        return unique(leaf for leaf in leaves if id(leaf) in self.homes or _differentiable(leaf))
+
+    def apart(self) -> FunctionField:
+        if self.depth is None or self.depth.kind == "shared" or not self.depth.stacked:
+            return self
+        stacks, unflatten = _tree.flatten(self.depth.tree)
+        cut = Depth(unflatten([x.detach() if isinstance(x, Tensor) else x for x in stacks]), self.depth.kind)
+        alone = FunctionField(self.function, cut)
+        alone.homes = {
+            id(row): (stack, layer)
+            for layer, tree in enumerate(alone.trees)
+            for row, stack in zip(_tree.leaves(tree), stacks, strict=True)
+            if _differentiable(stack)
+        }
+        return alone
+
+    def _weights(self, layer: int, stand: Stand | None) -> Any:
+        tree = self.trees[layer]
+        return tree if stand is None else _tree.map(lambda leaf: stand.get(id(leaf), leaf), tree)
+
+
+class BlockField(Field):
+    """A list of modules `x -> f(x)`, one a layer; linear in depth, their parameters are interpolated.
+
+    Args:
+        blocks: one a layer.
+        kind: "piecewise" or "linear".
+        extra: positional and keyword arguments of every block beside x. Tensors among them are weights, too.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], kind: str, extra: tuple[Any, Any] = ((), {})) -> None:
+        self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
+        self.extra = extra
+        self.given = unique(leaf for leaf in _tree.leaves(extra) if _differentiable(leaf))
+        # what the blocks hold now: inside functional_call or FSDP they hold something else when they run again
+        self.held: dict[int, dict[str, Tensor]] = {id(block): dict(block.named_parameters()) for block in blocks}
+        self.moved = False
+
+    def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        assert self.depth is not None
+        layer, start, span = self.depth.place(n, steps)
+        local = start + span * position if self.depth.kind == "linear" else 0.0
+        arguments, named = self.extra
+        if stand and self.given:
+            arguments, named = _tree.map(lambda leaf: stand.get(id(leaf), leaf), self.extra)
+        if local in (0, 1):
+            block = self.depth.tree[layer + int(local)]
+            if not self.moved:
+                return block(y, *arguments, **named)
+            return torch.func.functional_call(block, self.held[id(block)], (y, *arguments), named)
+        one, other = self.depth.tree[layer], self.depth.tree[layer + 1]
+        mixed = blend(self.held[id(one)], self.held[id(other)], local)
+        return torch.func.functional_call(one, mixed, (y, *arguments), named)
+
+    def settle(self, ns: Iterable[int], steps: int) -> None:
+        """Looks whether the blocks still hold the parameters of the forward pass."""
+        assert self.depth is not None
+        blocks = {layer: self.depth.tree[layer] for n in ns for layer in self.layers(n, steps)}
+        self.moved = any(
+            _moved(block, self.held[id(block)]) for block in {id(block): block for block in blocks.values()}.values()
+        )
+
+    def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        return self.given
+
+    def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        assert self.depth is not None
+        held = (self.held[id(self.depth.tree[layer])] for layer in self.layers(n, steps))
+        return unique((*self.captured, *(p for each in held for p in each.values() if p.requires_grad)))
+
+    def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
+        assert self.depth is not None
+        layer, start, span = self.depth.place(n, steps)
+        layer += self.depth.kind == "linear" and start + span * position == 1  # between two blocks it is the first
+        block = self.depth.tree[layer]
+        return [(f"block {layer} ({type(block).__name__})", block)]
+
+    def handed(self, n: int, steps: int) -> Iterable[Tensor]:
+        return (leaf for leaf in _tree.leaves(self.extra) if isinstance(leaf, Tensor))
+
+
+def unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Each tensor once, by identity, in order."""
+    return tuple({id(tensor): tensor for tensor in tensors}.values())
+
+
+def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
+    """The leaves, beside `known`, that a graph recorded after `since` (see `now`) ends at.
+
+    Raises:
+        GradientError: the graph goes on into one that was recorded before, so that f reads a tensor that was computed
+            elsewhere: recomputing f alone could not give that computation its gradient.
+    """
+    leaves, older = _ends(outputs, since)
+    if older:
+        raise GradientError(
+            f"the field reads a tensor that was computed outside of it (by {older[0].name()}) and needs a gradient",
+            "tensors handed over as weights, and parameters",
+            "pass that tensor in weights, compute it inside the field, or take gradient='backprop'",
+        )
+    expected = {id(tensor) for tensor in known}
+    return tuple(leaf for leaf in leaves if id(leaf) not in expected)
+
+
+def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
+    """The leaves that a graph recorded after `since` ends at, whatever it ends at beside them."""
+    return _ends(outputs, since)[0]
+
+
+def _ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], list[Any]]:
+    """Where a graph ends: at leaves, and at nodes that were recorded before."""
+    found: dict[int, Tensor] = {}
+    older: list[Any] = []
+    stack: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        leaf = getattr(node, "variable", None)  # only AccumulateGrad, the end of a graph, has one
+        if leaf is not None:
+            found[id(leaf)] = leaf
+            continue
+        if node._sequence_nr() < since:
+            older.append(node)
+            continue
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return tuple(found.values()), older
+
+
+def now() -> int:
+    """A mark in the order in which this thread records operations."""
+    with torch.enable_grad():
+        mark = torch.zeros((), requires_grad=True).neg().grad_fn
+    assert mark is not None
+    return mark._sequence_nr()
+
+
+def _moved(module: nn.Module, held: Mapping[str, Tensor]) -> bool:
+    """Whether a module holds other parameters than these now."""
+    now = dict(module.named_parameters())
+    return now.keys() != held.keys() or any(now[name] is not held[name] for name in held)
+
+
+def _differentiable(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _unstack(depth: Depth | None) -> list[Any]:
+    """One tree of weights a layer. `unbind` costs its backward one stack; indexing would cost it N."""
+    if depth is None:
+        return []
+    depth = Depth(_tree.map(as_tensor, depth.tree), depth.kind, depth.stacked)
+    if depth.kind == "shared" or not depth.stacked:
+        return [depth.at(n) for n in range(depth.layers)]
+    leaves, unflatten = _tree.flatten(depth.tree)
+    columns = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * depth.layers for leaf in leaves]
+    return [unflatten(row) for row in zip(*columns, strict=True)]

@@ -1,0 +1,249 @@
+"""Running a piece of the field again as it ran before: random state, buffers, autocast.
+
+Memory-free gradients evaluate f again. Dropout must draw the same mask, BatchNorm must not count the batch twice, and
+mixed precision must be that of the forward pass. `.training` is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import GradientError
+from odenet_torch.field import random_state as _dice
+from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same, version
+from odenet_torch.field.field import Field
+from odenet_torch.field.state import Layout, Leaves
+
+Key = tuple[int, bool, float]
+"""An evaluation of the forward pass: step, whether of a reversed step, and which of the step's."""
+Module = tuple[str, nn.Module]
+"""A module that f calls, with the name that an error gives it."""
+Place = tuple[int, float, int]
+"""Step, position in it, and the number of steps: what tells which modules f calls."""
+
+_EVERY = -1  # in the place of a step
+# by training flag: modules that did not change their buffers when they ran first, and those that passed the check
+_STEADY: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
+_FUNCTIONS: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
+
+
+class Replay:
+    """What the evaluations of one forward pass read beside their arguments, and the way to read it again.
+
+    Args:
+        device: of the state.
+        steps: of the forward pass.
+        modules: the modules that f calls at a place; more may be noticed later (see `notice`).
+        handed: the tensors handed to f in a step, beside its state.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        steps: int,
+        modules: Callable[[int, float, int], Sequence[Module]],
+        handed: Callable[[int, int], Iterable[Tensor]],
+    ) -> None:
+        self.device = device
+        self.steps = steps
+        self.modules = modules
+        self.handed = handed
+        self.read: dict[int, list[tuple[Tensor, int]]] = {}
+        self.noticed: list[Module] = []
+        self.called: dict[int, Called] = {}
+        self.of_step: dict[int, set[int]] = {}
+        self.random: dict[Key, list[Tensor]] = {}
+        self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
+        self.moving = False  # whether some module changes its buffers
+        self.before: list[tuple[Owned, Tensor, int, Tensor | None]] = []
+        self.last = _dice.state(device)
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in dict.fromkeys((device.type, "cpu"))
+            if kind in ("cpu", "cuda")
+        ]
+
+    @classmethod
+    def of(cls, field: Field, layout: Layout, steps: int) -> Replay:
+        """That of a forward pass which is about to begin."""
+        return cls(layout.device, steps, field.modules, field.handed)
+
+    def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
+        """Tensors that f reads in a step, and that must not be written on before the way back."""
+        self.read[step] = [(tensor, version(tensor)) for tensor in tensors]
+
+    @contextlib.contextmanager
+    def notice(self) -> Iterator[None]:
+        """Modules that are called while this is entered belong to f: a closure may call some."""
+        if self.modules(0, 0.0, self.steps):  # f is made of modules itself
+            yield
+            return
+
+        def seen(module: nn.Module, inputs: Any) -> None:
+            if not any(module is inner for _, outer in self.noticed for inner in outer.modules()):
+                found = (type(module).__name__, module)
+                self.noticed.append(found)
+                self.before += self._look([found])
+
+        handle = nn.modules.module.register_module_forward_pre_hook(seen)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def first(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
+        """An evaluation of the forward pass."""
+        self.before = self._look(self._calls(place))
+        out = evaluate()
+        state = _dice.state(self.device)
+        if not _dice.same(state, self.last):
+            self.random[key], self.last = self.last, state
+        if self.before:
+            self._keep_changed(key)
+        if key[0] not in self.read:
+            self.watch(self.handed(key[0], self.steps), key[0])
+        for name, module in self._calls(place):
+            if id(module) not in self.called:
+                self.called[id(module)] = Called.now(name, module)
+            self.of_step.setdefault(key[0], set()).add(id(module))
+            if module not in _FUNCTIONS[module.training]:
+                self._check(key, place, name, out, evaluate)
+                _FUNCTIONS[module.training].add(module)
+        return out
+
+    def again(self, key: Key, place: Place, stages: int, evaluate: Callable[[], Leaves]) -> Leaves:
+        """An evaluation of the way back, as the forward evaluation at the same place of the step was.
+
+        A backward pass of other steps than the forward pass's reads those of the step that holds its own.
+        """
+        if not (self.random or self.moving):
+            return evaluate()
+        step, reverse, rank = key
+        step = step * self.steps // place[2]
+        for known in ((step, reverse, rank), (step, False, stages - 1 - rank), (step, False, 0)):
+            key = known
+            if known in self.random or known in self.buffers:
+                break
+        with self._swapped(self._calls(place), self.buffers.get(key, ())):
+            if key in self.random:
+                _dice.restore(self.device, self.random[key])
+            return evaluate()
+
+    @contextlib.contextmanager
+    def back(self, steps: Iterable[int] | None = None) -> Iterator[None]:
+        """The way back: under the forward pass's autocast, and leaving the random state as it is.
+
+        Args:
+            steps: those that are to run again; None for all.
+
+        Raises:
+            GradientError: what is to run again is not what it was in the forward pass.
+        """
+        ns = set(range(self.steps) if steps is None else steps)
+        kept = {(id(owner), name) for key, found in self.buffers.items() if key[0] in ns for (owner, name), _ in found}
+        noticed = {id(module) for _, module in self.noticed}
+        for key in {key for n in ns for key in self.of_step.get(n, ())}:
+            self.called[key].require_unchanged(kept, moves=key not in noticed)
+        if any(version(tensor) != before for n in (*ns, _EVERY) for tensor, before in self.read.get(n, ())):
+            raise changed("a tensor that the field reads was modified by an inplace operation")
+        state = _dice.state(self.device)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.forth())
+            try:
+                yield
+            finally:
+                _dice.restore(self.device, state)
+
+    @contextlib.contextmanager
+    def forth(self) -> Iterator[None]:
+        """Under the forward pass's autocast, without its cache.
+
+        A cast of weights that is made without a graph would be found again where a graph is needed.
+        """
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self.autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+            yield
+
+    def _calls(self, place: Place) -> list[Module]:
+        return [*self.modules(*place), *self.noticed]
+
+    def _look(self, called: Sequence[Module]) -> list[tuple[Owned, Tensor, int, Tensor | None]]:
+        """The buffers of these modules; a copy where what is in them matters to f and may change."""
+        found = []
+        for _, module in called:
+            for inner in module.modules():
+                if indifferent(inner):
+                    self.moving = self.moving or bool(inner._buffers)
+                    continue
+                copy = inner not in _STEADY[inner.training]
+                for name, buffer in inner._buffers.items():
+                    if buffer is not None:
+                        value = buffer.detach().clone() if copy else None
+                        found.append(((inner, name), buffer, version(buffer), value))
+        return found
+
+    def _keep_changed(self, key: Key) -> None:
+        kept = []
+        for (module, name), buffer, before, value in self.before:
+            if module._buffers.get(name) is buffer and version(buffer) == before:
+                continue
+            if value is None:
+                raise GradientError(
+                    f"{type(module).__name__} changed its buffer {name!r} now, and did not when it ran first",
+                    "modules that change their buffers in every training pass or in none",
+                    "take gradient='backprop'",
+                )
+            kept.append(((module, name), value))
+        if kept:
+            self.buffers[key], self.moving = kept, True
+        moving = {id(module) for (module, _), _ in kept}
+        for (module, _), *_ in self.before:
+            if id(module) not in moving:
+                _STEADY[module.training].add(module)
+
+    @contextlib.contextmanager
+    def _swapped(self, called: Sequence[Module], found: Sequence[tuple[Owned, Tensor]]) -> Iterator[None]:
+        """Copies in the place of buffers that f changes: as they were before, so that nothing is counted twice."""
+        kept = {(id(module), name): value for (module, name), value in found}
+        originals = []
+        for _, module in called:
+            for inner in module.modules():
+                if inner._buffers and (indifferent(inner) or inner not in _STEADY[inner.training]):
+                    originals += [((inner, name), buffer) for name, buffer in inner._buffers.items()]
+        for (module, name), original in originals:
+            copy = kept.get((id(module), name), original)
+            module._buffers[name] = None if copy is None else copy.detach().clone()
+        try:
+            yield
+        finally:
+            for (module, name), original in reversed(originals):
+                module._buffers[name] = original
+
+    def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
+        """Once in a module's life: run it again and compare.
+
+        Raises:
+            GradientError: something else came out, or it draws from a generator that is not torch's.
+        """
+        state = _dice.state(self.device)
+        # hooks of our own: those of torch's checkpoint would count what f saves here, if it takes gradients inside
+        unseen = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+        with torch.no_grad(), unseen, _dice.others() as drawn:
+            again = self.again(key, place, 1, evaluate)
+            drew = drawn()
+        _dice.restore(self.device, state)
+        if drew:
+            raise GradientError(
+                f"{name} draws random numbers from Python or NumPy, which are not drawn again as they were",
+                "random numbers of torch's own generator",
+                "take torch.rand in its place, or gradient='backprop'",
+            )
+        require_same(name, out, again)

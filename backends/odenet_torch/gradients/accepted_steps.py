@@ -1,0 +1,118 @@
+"""The way back over the steps that an adaptive solve accepted: its grid is kept, and gone back as any other is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import GradientError
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet._solvers.step import add
+from odenet_torch.field.replay import Replay
+from odenet_torch.field.state import Leaves
+from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_second_derivatives, refuse_transforms, unhooked
+from odenet_torch.steps.adaptive import Forward
+
+
+def plain(found: Forward, y0: Leaves) -> Leaves:
+    """The outputs as autograd records the accepted steps: step sizes are numbers."""
+    outputs, _ = found.pass_over(y0)
+    return _stacked(outputs)
+
+
+def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
+    """The outputs, with the way back of an adjoint."""
+    if not torch.is_grad_enabled():
+        return plain(found, y0)
+    refuse_transforms(adjoint.stats.gradient)
+    field = found.run.field.apart()
+    replay = Replay.of(field, found.run.layout, 1)
+    run = dataclasses.replace(found.run, field=field, replay=replay)
+    found.run = run
+    with replay.forth():
+        found.walk.evaluate = _replayed(found)
+        found.grid.nodes.append(found.walk.stops[0])  # for the first evaluation
+        first = adjoint.discover(run, y0)
+        found.walk.evaluations += 1
+        tensors = (*y0, *field.everything(1))
+        return _Solve.apply(found, adjoint, first, len(y0), *tensors)
+
+
+def _replayed(found: Forward) -> Callable[..., Leaves]:
+    """The field in a forward pass whose evaluations will run again."""
+    run, walk, field, replay = found.run, found.walk, found.run.field, found.run.replay
+    layout, stages = run.layout, run.solver.tableau.stages
+    assert replay is not None
+    at: Any = getattr(field, "at")  # noqa: B009
+
+    def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+        # the slope at the end of a step is the first of the next
+        n, of = (walk.n, rank) if rank < stages else (walk.n, 0)
+        return replay.first((n, False, of), (n, 0.0, 1), lambda: layout.slope(at(t, time, layout.call(y)), y))
+
+    return evaluate
+
+
+def _stacked(outputs: list[Leaves]) -> Leaves:
+    return tuple(torch.stack(column) for column in zip(*outputs, strict=True))
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, found: Forward, adjoint: Adjoint, first: Leaves, count: int, *tensors: Tensor) -> Leaves:
+        outputs, states = found.pass_over(tensors[:count], adjoint.keeps_accepted, first)
+        ctx.found, ctx.adjoint, ctx.count = found, adjoint, count
+        ctx.indices = tuple(states)
+        ctx.weights = tuple(id(tensor) for tensor in tensors[count:])
+        stacked = _stacked(outputs)
+        replay = found.run.replay
+        if replay is not None and (replay.random or replay.buffers):
+            raise GradientError(
+                "the field of an adaptive solve draws random numbers or changes what it reads, so that the error of a "
+                "step is not what it is estimated to be",
+                "fields that are functions of their arguments",
+                "call model.eval(), take steps=N (which replays them), or gradient='backprop'",
+            )
+        kept = [leaf for leaves in states.values() for leaf in leaves]
+        if adjoint.reads_outputs:
+            kept += [leaf for leaves in outputs for leaf in leaves]
+        ctx.save_for_backward(*kept, *tensors[count:])
+        return stacked
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives(ctx.adjoint.stats.gradient)
+        found, count = ctx.found, ctx.count
+        run = dataclasses.replace(found.run, again=True)
+        kept = ctx.saved_tensors[: len(ctx.saved_tensors) - len(ctx.weights)]
+        groups = [tuple(leaf.detach() for leaf in kept[i : i + count]) for i in range(0, len(kept), count)]
+        states = dict(zip(ctx.indices, groups, strict=False))
+        rows = [tuple(leaf) for leaf in zip(*(g.unbind(0) for g in gradients), strict=True)]
+        sums = Sums(run.field)
+        run.field.settle(range(1), 1)
+        run.replay.steps = run.grid.steps
+        with run.replay.back(), unhooked(run.field.everything(1)):
+            if ctx.adjoint.reads_outputs:
+                g = ctx.adjoint.back_accepted(found, states, groups[len(ctx.indices) :], rows, sums)
+            else:
+                met, inside = joined(found, rows)
+                run = dataclasses.replace(run, inside=inside)
+                g = ctx.adjoint.back(run, Kept(states, ()), met, sums)
+        wanted = zip(ctx.weights, ctx.needs_input_grad[4 + count :], strict=True)
+        return (None, None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))
+
+
+def joined(found: Forward, rows: list[Leaves]) -> tuple[dict[int, AnyLeaves], dict[int, list[tuple[float, Leaves]]]]:
+    """Gradients with respect to outputs: at the ends of steps by index, and inside of steps by step."""
+    at_nodes: dict[int, AnyLeaves] = {}
+    inside: dict[int, list[tuple[float, Leaves]]] = {}
+    for (n, position), row in zip(found.grid.places, rows, strict=False):
+        if position:
+            inside.setdefault(n, []).append((position, row))
+        else:
+            at_nodes[n] = add(at_nodes[n], row) if n in at_nodes else row
+    return at_nodes, inside

@@ -1,0 +1,258 @@
+"""What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
+
+from odenet import GradientError, Stats, UnsupportedError
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet_torch.field.field import Field, Stand, now, outside
+from odenet_torch.field.replay import Replay
+from odenet_torch.field.state import Leaves
+from odenet_torch.steps.fixed import Run, loop, stacked
+
+
+class Sums:
+    """Gradients of weights as they add up; those of a stack's rows in place, so that there is no second copy."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.by_tensor: dict[int, Tensor] = {}
+
+    def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0) -> None:
+        """Add `factor` times each gradient that is there; None is zero."""
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            if gradient is None:
+                continue
+            home, row = self.field.home(tensor)
+            before = self.by_tensor.get(id(home))
+            if row is None:
+                part = gradient if factor == 1 else factor * gradient
+                self.by_tensor[id(home)] = part if before is None else before + part
+            else:
+                stack = torch.zeros_like(home) if before is None else before
+                stack[row].add_(gradient, alpha=factor)
+                self.by_tensor[id(home)] = stack
+
+    def place(self, tensor: Tensor) -> tuple[int, int | None]:
+        """Where the gradient of a tensor is added up."""
+        home, row = self.field.home(tensor)
+        return id(home), row
+
+    def total(self, tensor: Tensor) -> Tensor | None:
+        """What was added up for a tensor so far."""
+        home, row = self.field.home(tensor)
+        total = self.by_tensor.get(id(home))
+        return total if total is None or row is None else total[row]
+
+    def put(self, tensor: Tensor, total: Tensor) -> None:
+        """Another total."""
+        home, row = self.field.home(tensor)
+        if row is None:
+            self.by_tensor[id(home)] = total
+        else:
+            if id(home) not in self.by_tensor:
+                self.by_tensor[id(home)] = torch.zeros_like(home)
+            self.by_tensor[id(home)][row] = total
+
+
+class Adjoint(ABC):
+    """A way back from the last state."""
+
+    def __init__(self, stats: Stats) -> None:
+        self.stats = stats
+
+    def keeps(self, run: Run) -> Iterable[int]:
+        """The indices of the states that the way back is to be given, beside those that the user keeps."""
+        return (run.grid.steps,)
+
+    reads_outputs = False
+    """Whether the way back of an adaptive solve starts anew from each output."""
+
+    def keeps_accepted(self, n: int) -> bool:
+        """Whether an adaptive solve is to keep the state before its step n."""
+        return False
+
+    @abstractmethod
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+        """Gradient with respect to y0; those of weights go to `sums`.
+
+        Args:
+            run: the forward solve.
+            kept: what the forward pass kept.
+            gradients: of the loss with respect to the states at `grid.kept`, by index.
+            sums: for gradients of explicit and captured tensors.
+        """
+
+    def solve(self, run: Run, y0: Leaves) -> Leaves:
+        """The leaves at the kept times, with this way back."""
+        if not torch.is_grad_enabled():
+            return stacked(run, loop(run, y0)[0])
+        refuse_transforms(self.stats.gradient)
+        field = run.field.apart()
+        run = dataclasses.replace(run, field=field, replay=(replay := Replay.of(field, run.layout, run.grid.steps)))
+        with replay.forth():
+            run.ready.append(self.discover(run, y0))
+            return _Solve.apply(run, self, len(y0), *y0, *field.everything(run.grid.steps))
+
+    def discover(self, run: Run, y0: Leaves) -> Leaves:
+        """The first evaluation with its graph: what it ends at, beside what is handed over, are tensors f captured."""
+        assert run.replay is not None
+        since = now()
+        y, _, stand = standing(run, 0, y0)
+        with torch.enable_grad(), run.replay.notice():
+            first = run.slope(0, 0.0, y, stand, rank=0)
+        known = (*y, *stand.values(), *run.field.read(0, run.grid.steps))
+        run.field.capture(outside(first, known, since))
+        return tuple(d.detach() for d in first)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a forward pass kept.
+
+    Args:
+        states: by index, exactly as they were; what is taken out of it is freed.
+        pair: what a reversible solver needs for the way back.
+    """
+
+    states: dict[int, Leaves]
+    pair: tuple[Leaves, ...]
+
+
+def zeros(y: AnyLeaves) -> Leaves:
+    """Zero leaves like y."""
+    return tuple(torch.zeros_like(leaf) for leaf in y)
+
+
+def standing(run: Run, n: int, y: Leaves) -> tuple[Leaves, tuple[Tensor, ...], dict[int, Tensor]]:
+    """Fresh leaves for the state, the explicit weights of step n, and fresh leaves that stand in for these."""
+    explicit = run.field.explicit(n, run.grid.steps)
+    stand = {id(weight): weight.detach().requires_grad_() for weight in explicit}
+    return tuple(leaf.detach().requires_grad_() for leaf in y), explicit, stand
+
+
+def vjp(
+    captured: tuple[Tensor, ...],
+    n: int,
+    outputs: Leaves,
+    y: Leaves,
+    explicit: tuple[Tensor, ...],
+    stand: Stand,
+    cotangent: AnyLeaves,
+    since: int,
+) -> tuple[Leaves, Sequence[Tensor], Sequence[Tensor | None]]:
+    """The one VJP of a piece of step n, in which f may read the `captured` tensors beside the explicit ones.
+
+    Returns:
+        The part of y, the tensors that have a gradient, and these gradients.
+
+    Raises:
+        GradientError: f reads a tensor here that it did not read in step 0.
+    """
+    fresh = tuple(stand.values())
+    pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
+    if not pairs:  # f depends on nothing that has a gradient
+        return zeros(y), (), ()
+    require_known(n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
+    found = torch.autograd.grad(
+        [d for d, _ in pairs], [*y, *fresh, *captured], [g for _, g in pairs], allow_unused=True
+    )
+    part = tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(y, found[: len(y)], strict=True))
+    return part, (*explicit, *captured), found[len(y) :]
+
+
+def refuse_transforms(gradient: str) -> None:
+    """Raises UnsupportedError inside a transform of torch.func."""
+    if torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            f"gradient={gradient!r} inside a transform of torch.func",
+            "gradient='backprop' there; every method with loss.backward() and torch.autograd.grad",
+            "take gradient='backprop' under torch.func.grad, vjp and jvp; under vmap, torch.no_grad() or a batch axis",
+        )
+
+
+def refuse_second_derivatives(gradient: str) -> None:
+    """Raises UnsupportedError in a backward pass that is itself to be differentiated."""
+    if torch.is_grad_enabled():
+        raise UnsupportedError(
+            f"a second derivative through gradient={gradient!r}",
+            "first derivatives (create_graph=False)",
+            "take gradient='backprop', which can be differentiated again",
+        )
+
+
+def require_known(n: int, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> None:
+    """Raises GradientError if f reads a tensor from step n on that it did not read in its first evaluation."""
+    if unknown := outside(outputs, known, since):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in unknown)
+        raise GradientError(
+            f"in step {n} the field reads tensors (of shape {shapes}) that need a gradient and were not read in step 0",
+            "fields that read the same closed-over tensors at every step",
+            "pass them as weights, make the field an nn.Module, or take gradient='backprop'",
+        )
+
+
+@contextlib.contextmanager
+def unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Without hooks on tensors: they are for the whole gradient, and would be run on each step's part of it, too."""
+    hooked = [(tensor._backward_hooks, dict(tensor._backward_hooks)) for tensor in tensors if tensor._backward_hooks]
+    for hooks, _ in hooked:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, found in hooked:
+            hooks.update(found)
+
+
+def _retained() -> bool:
+    """Whether the running backward pass was asked to keep what it needs for another one."""
+    asked = getattr(_autograd, "_get_current_graph_task_keep_graph", None)  # since torch 2.5, not documented
+    return True if asked is None else asked()
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, *tensors: Tensor) -> Leaves:
+        states, pair = loop(run, tensors[:count], adjoint.keeps(run))
+        ctx.run, ctx.adjoint, ctx.count = run, adjoint, count
+        # a reversible solver's y(t1) is in its pair
+        keeps = {*adjoint.keeps(run)}
+        # what the user can see, and so change in place, is saved by torch, which would notice
+        ctx.states = [n for n in states if n in keeps and (n == 0 or n in run.grid.kept)]
+        ctx.inner = {n: leaves for n, leaves in states.items() if n in keeps and n not in ctx.states}
+        ctx.weights = tuple(id(tensor) for tensor in tensors[count:])  # the field keeps the tensors alive
+        flat = [leaf for leaves in (*(states[n] for n in ctx.states), *pair) for leaf in leaves]
+        ctx.save_for_backward(*flat, *tensors[count:])
+        return stacked(run, states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives(ctx.adjoint.stats.gradient)
+        run, count = dataclasses.replace(ctx.run, again=True), ctx.count
+        count_saved = len(ctx.saved_tensors) - len(ctx.weights)
+        saved = [leaf.detach() for leaf in ctx.saved_tensors[:count_saved]]  # y0 among them may need a gradient
+        groups = [tuple(saved[i : i + count]) for i in range(0, len(saved), count)]
+        inner = dict(ctx.inner)
+        if not _retained():
+            ctx.inner = {}  # so that a way back can free what it has used
+        kept = Kept(inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]))
+        del inner
+        carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
+        by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
+        sums = Sums(run.field)
+        run.field.settle(range(run.grid.steps), run.grid.steps)
+        with run.replay.back(), unhooked(run.field.everything(run.grid.steps)):
+            g = ctx.adjoint.back(run, kept, by_index, sums)
+        wanted = zip(ctx.weights, ctx.needs_input_grad[3 + count :], strict=True)
+        return (None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))

@@ -1,0 +1,263 @@
+"""Networks: residual stacks of any modules, neural ODEs, and the networks of a `NetSpec`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, Stats
+from odenet._gradients.names import gradient as gradient_named
+from odenet._problem.depth import Kind, kind_of_blocks
+from odenet._problem.problem import problem, require_one_grid
+from odenet._solvers.names import AnySolver
+from odenet._solvers.names import solver as solver_named
+from odenet_torch.field.field import BlockField
+from odenet_torch.gradients.solve import solve_problem
+from odenet_torch.nets.blocks import Weights, enter, field, leave
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def _call(method: Callable[..., Any], *arguments: Any) -> Any:
+    return method(*arguments)
+
+
+_uncompiled: Callable[..., Any] = torch.compiler.disable(_call)
+
+
+class _Solved(nn.Module):
+    """A module whose forward pass is a solve, and which remembers what that took."""
+
+    def __init__(self, solver: str | AnySolver, gradient: str | Gradient, t0: float, t1: float) -> None:
+        super().__init__()
+        self.solver = solver_named(solver)
+        self.gradient = gradient_named(gradient)
+        self.t0, self.t1 = t0, t1
+        self.stats: Stats | None = None
+
+    @property
+    def certificate(self) -> float | None:
+        """The reconstruction residual of the last backward pass; None where there was none (see `Stats`)."""
+        return None if self.stats is None else self.stats.certificate
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"solver={self.solver.label}, gradient={self.gradient.label}, t0={self.t0}, t1={self.t1}"
+
+
+class ResidualStack(_Solved):
+    """Residual blocks `x -> f(x)` as the layers of a solver: with Euler, `x <- x + h f_n(x)`, h = (t1 - t0) / steps.
+
+    Args:
+        blocks: modules that keep the shape of their input. A module may stand at several places.
+        solver: a name or record. Euler gives a ResNet, Heun a HeunNet.
+        gradient: a name or record.
+        along: "piecewise": N blocks are N steps. "linear": parameters are interpolated between blocks, so that N blocks
+            are N-1 steps; step n of Heun reads blocks n and n+1. None takes "piecewise" for Euler, else "linear".
+        t0, t1: times; the default scales each of N steps by 1/N. `t1=len(blocks)` is the plain ResNet, h = 1.
+
+    Shapes: any tensor (or tree of tensors) in, the same shapes out. Further arguments go to every block; tensors
+    among them get their gradients.
+
+    Raises:
+        InputError: no blocks, something that is no module, or different blocks to be interpolated.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        *,
+        solver: str | AnySolver = "euler",
+        gradient: str | Gradient = "backprop",
+        along: str | None = None,
+        t0: float = 0.0,
+        t1: float = 1.0,
+    ) -> None:
+        super().__init__(solver, gradient, t0, t1)
+        if not all(isinstance(block, nn.Module) for block in blocks):
+            raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
+        self.along: Kind = kind_of_blocks(along, self.solver.stages)
+        self.blocks = nn.ModuleList(blocks)
+        depth = Depth.each(list(blocks), self.along)  # checks their number
+        structures = [(type(block), [(n, p.shape) for n, p in block.named_parameters()]) for block in blocks]
+        if depth.kind == "linear" and any(structure != structures[0] for structure in structures):
+            raise InputError(
+                f"{len(blocks)} blocks of different structures, to be interpolated",
+                "blocks of one class whose parameters have the same names and shapes",
+                "take along='piecewise'",
+            )
+
+    @property
+    def depth(self) -> Depth:
+        """The parameters of the blocks along depth, by name and without gradients, for `odenet.theory`."""
+        return Depth.each([{n: p.detach() for n, p in b.named_parameters()} for b in self.blocks], self.along)
+
+    @property
+    def field(self) -> Callable[[Any, Any, Weights], Any]:
+        """`f(t, y, w)` of the stack, w being a layer of `depth`: `odenet.solve` of both is what the stack does.
+
+        Raises:
+            InputError: blocks that differ in more than their parameters, or that have buffers.
+        """
+        first, *others = self.blocks
+        if any(str(block) != str(first) for block in others) or list(self.blocks.buffers()):
+            raise InputError(
+                f"{len(self.blocks)} blocks that differ in more than their parameters",
+                "blocks of one structure, without buffers",
+                "odenet.solve takes any function of a layer as field, and Depth.each of any layers",
+            )
+        return lambda t, y, w: torch.func.functional_call(first, dict(w), (y,))
+
+    def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
+        """The state after the last block."""
+        return _uncompiled(self._solved, x, arguments, named, torch.compiler.is_compiling())
+
+    def compile(self, *arguments: Any, **choices: Any) -> None:
+        """Compile the blocks, each on its own, in place; arguments as in `torch.compile`.
+
+        Equal blocks share what is compiled: one graph with and one without gradients, for any number of them. The loop
+        and the way back stay Python, so that compilation takes no longer for a deeper network.
+        """
+        for block in {id(block): block for block in self.blocks}.values():
+            block.compile(*arguments, **choices)
+
+    def _solved(self, x: Any, arguments: Any, named: Any, compiling: bool) -> Any:
+        if compiling and not any(block._compiled_call_impl for block in self.blocks):
+            warnings.warn(
+                "torch.compile does not look into a ResidualStack: call compile() of the stack, which compiles its "
+                "blocks",
+                stacklevel=2,
+            )
+        field = BlockField(list(self.blocks), self.along, (arguments, named))
+        made = problem(_unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=self.gradient)
+        solution = solve_problem(made, field)
+        self.stats = solution.stats
+        return solution.y1
+
+
+class NeuralODE(_Solved):
+    """`y(t1)` of `y' = field(t, y)` from y(t0) = x.
+
+    Args:
+        field: a module `field(t, y)`.
+        steps: of the solver; None for an adaptive solve.
+        solver, gradient: names or records; the default solver is rk4, of an adaptive solve dopri5.
+        t0, t1: times.
+        rtol, atol, control: of an adaptive solve, as in `odenet.solve`.
+
+    Shapes: any tensor in, the same shape out.
+
+    Raises:
+        InputError: both steps and tolerances, or neither.
+    """
+
+    def __init__(
+        self,
+        field: nn.Module,
+        *,
+        steps: int | None = None,
+        solver: str | AnySolver | None = None,
+        gradient: str | Gradient = "backprop",
+        t0: float = 0.0,
+        t1: float = 1.0,
+        rtol: Any = None,
+        atol: Any = None,
+        control: PIDController | None = None,
+    ) -> None:
+        tolerances = {"rtol": rtol, "atol": atol, "control": control}
+        require_one_grid(steps, tolerances)
+        super().__init__(solver or ("rk4" if steps is not None else "dopri5"), gradient, t0, t1)
+        self.tolerances = tolerances
+        self.field = field
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state at t1."""
+        return _uncompiled(self._solved, x)
+
+    def compile(self, *arguments: Any, **choices: Any) -> None:
+        """Compile the field, in place; arguments as in `torch.compile`. The loop stays Python."""
+        self.field.compile(*arguments, **choices)
+
+    def _solved(self, x: Tensor) -> Tensor:
+        choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
+        solution = solve_problem(problem(self.field, x, steps=self.steps, **choices, **self.tolerances))
+        self.stats = solution.stats
+        return solution.ys[0]
+
+
+class OdeNet(_Solved):
+    """The network of a `NetSpec`; its `state_dict` has the spec's names.
+
+    Args:
+        spec: what to build.
+        weights: by name, as NumPy arrays.
+        solver, gradient: names or records.
+        dtype, device: of the parameters.
+
+    Shapes: (batch, *spec.inputs) to (batch, classes), or to the state's shape without classes.
+    """
+
+    def __init__(
+        self,
+        spec: NetSpec,
+        weights: Mapping[str, np.ndarray],
+        *,
+        solver: str | AnySolver = "euler",
+        gradient: str | Gradient = "backprop",
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(solver, gradient, 0.0, spec.horizon)
+        spec.check(weights)
+        self.spec = spec
+        self.function: Callable[[Tensor, Tensor, Weights], Tensor] = field(spec)
+        for name in spec.shapes():
+            tensor = torch.tensor(weights[name], dtype=dtype, device=device)
+            _register(self, name.split("."), nn.Parameter(tensor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, or final states."""
+        spec, weights = self.spec, dict(self.named_parameters())
+        y = x if spec.of_images else x.flatten(1)
+        if spec.classes is not None:
+            y = enter(spec, weights, y)
+        inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
+        if spec.along == "shared":
+            inner = {name: w[0] for name, w in inner.items()}
+        made = problem(
+            self.function,
+            y,
+            Depth(inner, spec.along),
+            steps=spec.depth,
+            t1=spec.horizon,
+            solver=self.solver,
+            gradient=self.gradient,
+        )
+        solution = self.solve(made)
+        self.stats = solution.stats
+        y = solution.ys[0]
+        return y if spec.classes is None else leave(spec, weights, y)
+
+    def solve(self, made: Problem) -> Solution:
+        """Takes the steps; a network whose steps are another library's has its own."""
+        return solve_problem(made)
+
+
+def _register(module: nn.Module, path: list[str], parameter: nn.Parameter) -> None:
+    """A parameter under nested plain modules, so that its name is the dotted path."""
+    *inner, last = path
+    for name in inner:
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        module = module.get_submodule(name)
+    module.register_parameter(last, parameter)
+
+
+def _unused(t: Tensor, y: Any, w: Any) -> Any:
+    raise AssertionError("a ResidualStack reads its blocks by itself")

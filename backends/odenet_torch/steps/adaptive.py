@@ -1,0 +1,278 @@
+"""An adaptive solve: the steps are accepted one by one, and what the user wants of each is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, Stats
+from odenet._problem.span import number
+from odenet_torch.field.field import Field, FunctionField
+from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.steps.accepted import Accepted, Along, stops_of
+from odenet_torch.steps.dense import Dense, Watch, between
+from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.per_sample import solve_rows
+from odenet_torch.steps.size_control import Evaluate, Step, Walk
+from odenet_torch.steps.times import at_event, from_start, to_outputs
+from odenet_torch.steps.tolerance import Tolerance
+
+Back = Callable[["Forward", Leaves], Leaves]
+"""A gradient method: the outputs' leaves with a leading time axis, differentiable in its way."""
+
+
+@dataclass
+class Wanted:
+    """Which outputs a solve has, as its steps are accepted.
+
+    Args:
+        list: times, in the order of the solve.
+        last: whether the end alone is wanted.
+        every: whether the end of every step is.
+        direction: of time, 1 or -1.
+        done: how many of the times have been met.
+    """
+
+    list: list[float]
+    last: bool
+    every: bool
+    direction: float
+    done: int = 0
+
+    def count_before(self, t0: float) -> int:
+        """How many outputs are the state at t0."""
+        while self.done < len(self.list) and self.direction * self.list[self.done] <= self.direction * t0:
+            self.done += 1
+        return 1 if self.every else self.done
+
+    def within(self, step: Step, end: float, *, ended: bool) -> Iterator[float]:
+        """Positions of the outputs in a step, up to `end`, where the solve ended or the step does."""
+        if self.every or (self.last and (ended or step.is_last)):
+            yield end
+        while self.done < len(self.list):
+            t = self.list[self.done]
+            position = 1.0 if step.t1 == t else (t - step.t) / step.h
+            if step.is_last and not ended:
+                position = min(position, 1.0)  # a time that is t1 but for rounding
+            if position > end:
+                return
+            self.done += 1
+            yield position
+
+    def times(self, grid: Accepted, event: float | None) -> list[float]:
+        """The times of the outputs, those that were not reached included."""
+        if self.list:
+            return self.list
+        found = grid.nodes if self.every else grid.nodes[-1:]
+        return found if event is None else [*found[:-1], event]
+
+
+@dataclass
+class Forward:
+    """A forward pass, before and after it has run.
+
+    Args:
+        run: whose grid grows as steps are accepted.
+        span: times and control.
+        t0, t1: ends of the solve.
+        ts: the times of the outputs, once it has run.
+        walk: the loop.
+        dense: dense output, where that is wanted.
+        event: the time of the event that ended the solve.
+        entry: the entry of its condition that changed its sign.
+    """
+
+    run: Run
+    span: Span
+    t0: float
+    t1: float
+    ts: list[float]
+    walk: Walk
+    dense: Dense | None
+    event: float | None = None
+    entry: int = 0
+
+    @property
+    def grid(self) -> Accepted:
+        """The steps."""
+        assert isinstance(self.run.grid, Accepted)
+        return self.run.grid
+
+    def pass_over(
+        self, y: Leaves, keep: Callable[[int], bool] | None = None, first: Leaves | None = None
+    ) -> tuple[list[Leaves], dict[int, Leaves]]:
+        """Solve.
+
+        Args:
+            y: the state at t0.
+            keep: the indices of states that a way back is to be given, beside the last.
+            first: the slope there, if it is known.
+
+        Returns:
+            The outputs, and the states that are kept, by index.
+
+        Raises:
+            SolveError: it could not go on.
+        """
+        grid, outputs, states = self.grid, [], {0: y}
+        del grid.nodes[1:]
+        grid.places.clear()
+
+        def put(n: int, position: float, state: Leaves) -> None:
+            grid.places.append((n, position))
+            outputs.append(state)
+
+        wanted = self._wanted()
+        for _ in range(wanted.count_before(self.t0)):
+            put(0, 0.0, y)
+        if self.t0 == self.t1 and wanted.last:
+            put(0, 0.0, y)
+        for step, last in self._steps(y, first):
+            n, end = step.n, 1.0 if last is None else last
+            grid.nodes.append(step.t1)
+            for position in wanted.within(step, end, ended=last is not None):
+                if position >= 1.0:
+                    put(n + 1, 0.0, step.y1)
+                else:
+                    put(n, position, self._between(step, position))
+            if self.dense is not None:
+                self.dense.add(step.t1, step.y, list(step.ends), step.y1, step.t + end * step.h)
+            if keep is not None:
+                if n and not keep(n) and n not in {at for at, position in grid.places if not position}:
+                    del states[n]
+                states[n + 1] = step.y1
+            y = step.y1
+        self._require_ended()
+        self.ts = wanted.times(grid, self.event)
+        lost = tuple(torch.full_like(leaf, torch.nan) for leaf in y)
+        return outputs + [lost] * (len(self.ts) - len(outputs)), states
+
+    @property
+    def outcome(self) -> Result:
+        """How it ended."""
+        return self.walk.failed or (Result.SUCCESS if self.event is None else Result.EVENT)
+
+    def _steps(self, y: Leaves, first: Leaves | None) -> Iterator[tuple[Step, float | None]]:
+        """The accepted steps, each with the position at which an event ended the solve (None: it did not)."""
+        event = self.span.event
+        watch = Watch(event, self.run.layout, self.t0, y) if isinstance(event, Event) else None
+        for step in self.walk.steps(self.t0, y, first):
+            if watch is not None and watch.happened(step.t1, step.y1):
+                last = self._locate(watch, step)
+                self.event = step.t + last * step.h
+                self.entry = watch.happened(self.event, self._between(step, last))[0]
+                yield step, last
+                return
+            if watch is not None:
+                watch.passed()
+            yield step, None
+
+    def _locate(self, watch: Watch, step: Step) -> float:
+        with torch.no_grad():
+            return watch.locate(lambda position: self._between(step, position), step.t, step.h)
+
+    def _between(self, step: Step, position: float) -> Leaves:
+        return between(self.walk.tableau, position, step.y, step.h, step.ends)
+
+    def _wanted(self) -> Wanted:
+        span = self.span
+        if span.ts is None:
+            return Wanted([], last=True, every=False, direction=1.0)
+        direction = 1.0 if self.t1 >= self.t0 else -1.0
+        return Wanted([] if span.every else times_of(span), last=False, every=span.every, direction=direction)
+
+    def _require_ended(self) -> None:
+        walk = self.walk
+        if walk.failed is None or not self.span.control.throw:
+            return
+        raise SolveError(
+            f"the solve stopped at t={self.grid.nodes[-1]:.8g} after {walk.n} steps "
+            f"({walk.tried - walk.n} rejected): {walk.failed.happened}",
+            remedy=f"{walk.failed.remedy}; PIDController(throw=False) returns what there is",
+        )
+
+
+def solve_adaptive(made: Problem, methods: Callable[[Stats], Back], field: Field | None = None) -> Solution:
+    """The solution of a problem with tolerances.
+
+    Args:
+        made: the problem.
+        methods: from the statistics to the gradient method.
+        field: stands for the problem's own field and weights.
+
+    Raises:
+        SolveError: the solve could not go on, and the controller throws.
+    """
+    assert isinstance(made.grid, Span)
+    assert isinstance(made.solver, Solver)
+    given, leaves = layout(made.y0)
+    if made.grid.control.per_sample:
+        return solve_rows(made, given, leaves)
+    stats = Stats("torch", made.solver.label, made.gradient.label, 0, 0)
+    found = begin(made, given, leaves, field or FunctionField(made.field, made.weights))
+    leaves = from_start(made.grid, found.run, leaves)
+    ys = methods(stats)(found, leaves)
+    stats.steps, stats.rejected = found.walk.n, found.walk.tried - found.walk.n
+    stats.f_evaluations = found.walk.evaluations
+    ys, event = at_event(found, ys)
+    ys = to_outputs(found, ys, event)
+    ts = torch.tensor(found.ts, dtype=given.time, device=given.device)
+    ys = tuple(given.returned(leaf, i) for i, leaf in enumerate(ys))
+    outcome = list(Result).index(found.outcome)
+    return Solution(ts, given.unflatten(ys), stats, outcome, event, found.dense)
+
+
+def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward:
+    """A forward pass that is about to run."""
+    span, solver = made.grid, made.solver
+    assert isinstance(span, Span)
+    assert isinstance(solver, Solver)
+    t0, t1 = number("t0", span.t0), number("t1", span.t1)
+    assert t0 is not None
+    assert t1 is not None
+    depth = made.weights
+    count = 1 if depth is None or depth.kind == "shared" else depth.intervals or 1
+    layers = (*(t0 + (t1 - t0) * m / count for m in range(count)), t1)
+    stops, jumps = stops_of(span, t0, t1, layers, depth is not None and depth.kind == "piecewise")
+    grid = Accepted(layers, jumps, given.time, [t0])
+    along = Along(field, grid)
+    run = Run(along, given, grid, solver)
+    tolerance = Tolerance(span.control, given, leaves)
+    walk = Walk(_evaluate(run), solver.tableau, span.control, tolerance, given.device, given.time, stops, jumps)
+    dense = Dense(solver.tableau, given, t0, leaves) if span.dense else None
+    return Forward(run, span, t0, t1, [], walk, dense)
+
+
+def _evaluate(run: Run) -> Evaluate:
+    """The field in the forward pass, with nothing between it and the loop that need not be there."""
+    given, field = run.layout, run.field
+    assert isinstance(field, Along)
+    at, call, slope, direct = field.at, given.call, given.slope, field.field.direct()
+
+    def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+        return slope(at(t, time, call(y)), y)
+
+    if direct is None:
+        return evaluate
+    if not (given.single and given.given == given.carried):
+        return lambda t, rank, time, y: slope(direct(t, call(y)), y)
+
+    def evaluate_one(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+        (leaf,) = y
+        value = direct(t, leaf)
+        if type(value) is Tensor and value.shape == leaf.shape and value.dtype is leaf.dtype:
+            return (value,)
+        return slope(value, y)
+
+    return evaluate_one
+
+
+def times_of(span: Span) -> list[float]:
+    """The times that are wanted, as floats."""
+    given: Any = span.ts
+    found = [number("ts", t) for t in (given.tolist() if isinstance(given, Tensor) else given)]
+    return [t for t in found if t is not None]

@@ -1,0 +1,151 @@
+"""The loop over N equal steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odenet import Grid, ReversibleSolver
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.names import AnySolver
+from odenet._solvers.step import Leaves as AnyLeaves
+from odenet._solvers.step import Stage, add, increment, positions, slopes
+from odenet_torch.field.field import Field, Stand
+from odenet_torch.field.replay import Replay
+from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.accepted import Accepted
+from odenet_torch.steps.weighted_sum import weigh_leaves
+
+
+@dataclass(frozen=True)
+class Run:
+    """One solve: the field along depth on a grid by a method.
+
+    Args:
+        field: with its weights.
+        layout: of the state.
+        grid: times and steps.
+        solver: the method.
+        replay: for methods that evaluate f again; None where nothing is.
+        again: whether this is the way back, which runs evaluations of the forward pass again.
+        ready: evaluations made already, the next one last.
+        inside: outputs inside of steps, by step: positions, and the gradients of the loss with respect to them.
+    """
+
+    field: Field
+    layout: Layout
+    grid: Grid | Accepted
+    solver: AnySolver
+    replay: Replay | None = None
+    again: bool = False
+    ready: list[Leaves] = dataclasses.field(default_factory=list)
+    inside: Mapping[int, Sequence[tuple[float, AnyLeaves]]] = dataclasses.field(default_factory=dict)
+
+    def increment(self, n: int, y: Leaves, *, reverse: bool = False, stand: Stand | None = None) -> Leaves:
+        """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
+        size = self.grid.size(n)
+        return increment(self.solver.tableau, self._stage(n, reverse, stand), y, -size if reverse else size)
+
+    def piece(self, n: int, y: Leaves, stand: Stand, g: AnyLeaves) -> tuple[Leaves, Leaves, AnyLeaves]:
+        """`D_n(y)`, and what the loss reads of step n: `D_n(y)` with cotangent g, and outputs inside with theirs."""
+        if n not in self.inside:
+            d = self.increment(n, y, stand=stand)
+            return d, d, g
+        tableau, h = self.solver.tableau, self.grid.size(n)
+        found = slopes(tableau, self._stage(n, False, stand), y, h, tableau.stages)
+        d = weigh_leaves(None, h, tableau.b, found)
+        if not tableau.fsal:
+            found.append(self.slope(n, 1.0, add(y, d), stand, rank=tableau.stages))
+        outputs, cotangents = d, (*g,)
+        for position, cotangent in self.inside[n]:
+            outputs += weigh_leaves(y, h, interpolant(tableau).weights(position), found)
+            cotangents += (*cotangent,)
+        return d, outputs, cotangents
+
+    def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
+        tableau = self.solver.tableau
+        places = positions(tableau, reverse) if reverse else tableau.c
+
+        def stage(i: int, at: Leaves) -> Leaves:
+            return self.slope(n, places[i], at, stand, reverse=reverse, rank=i)
+
+        return stage
+
+    def slope(
+        self,
+        n: int,
+        position: float,
+        y: Leaves,
+        stand: Stand | None = None,
+        *,
+        reverse: bool = False,
+        rank: int | None = None,
+    ) -> Leaves:
+        """The field at `position` of step n.
+
+        Args:
+            n, position, y: where.
+            stand: tensors in the place of weights.
+            reverse: whether in a reversed step.
+            rank: which of the step's evaluations it is, where the position does not tell.
+        """
+        if self.ready:
+            return self.ready.pop()
+        layout = self.layout
+
+        def evaluate() -> Leaves:
+            # filled on the device: no copy from the host
+            t = torch.full((), self.grid.time(n, position), dtype=layout.time, device=layout.device)
+            return layout.slope(self.field(t, layout.call(y), n, position, self.grid.steps, stand), y)
+
+        if self.replay is None:
+            return evaluate()
+        key, place = (n, reverse, position if rank is None else rank), (n, position, self.grid.steps)
+        if self.again:
+            return self.replay.again(key, place, self.solver.tableau.step_stages, evaluate)
+        return self.replay.first(key, place, evaluate)
+
+
+def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
+    """All steps from y.
+
+    Args:
+        run: what to solve.
+        y: the state at t0.
+        also: further indices whose states are wanted.
+
+    Returns:
+        The states at `grid.kept` and at these, by index, and what a reversible solver needs for the way back.
+    """
+    wanted, grid, solver = {*run.grid.kept, *also}, run.grid, run.solver
+    states = {0: y} if 0 in wanted else {}
+    if isinstance(solver, ReversibleSolver):
+        pair = solver.start(run, grid.size(0), y)
+        for n in range(grid.steps):
+            pair = solver.step(run, n, grid.size(n), grid.steps, pair)
+            if n + 1 in wanted:
+                states[n + 1] = pair[0]
+        return states, solver.kept(pair)
+    for n in range(grid.steps):
+        y = add(y, run.increment(n, y))
+        if n + 1 in wanted:
+            states[n + 1] = y
+    return states, ()
+
+
+def stacked(run: Run, states: dict[int, Leaves]) -> Leaves:
+    """The kept states' leaves with a leading time axis, in the number type of y0."""
+    columns = zip(*(states[n] for n in run.grid.kept), strict=True)
+    return tuple(run.layout.returned(_stack(column), i) for i, column in enumerate(columns))
+
+
+def _stack(column: tuple[Tensor, ...]) -> Tensor:
+    return column[0].unsqueeze(0) if len(column) == 1 else torch.stack(column)
+
+
+Solve = Callable[[Run, Leaves], Leaves]
+"""A gradient method: from the state at t0 to the leaves at `grid.kept`, differentiable in its way."""

@@ -1,0 +1,234 @@
+"""The loop with step-size control: one host read a step, times and step sizes being Python floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odenet import PIDController, Result
+from odenet._solvers.controller import Past
+from odenet._solvers.step import Stage, Trial, trial
+from odenet._solvers.tableau import Tableau
+from odenet_torch.field.state import Leaves
+from odenet_torch.steps.tolerance import Tolerance
+from odenet_torch.steps.weighted_sum import Buffered, weigh_leaves
+
+Evaluate = Callable[[Tensor, int, float, Leaves], Leaves]
+"""`evaluate(t, rank, time, y)`: the field at a time (as a tensor, and as a float), for stage `rank` of the step."""
+
+
+@dataclass(frozen=True)
+class On:
+    """What is told of a walk's steps: each is called with the step's time, its state, and its signed size.
+
+    Args:
+        tried: before the step.
+        accepted, rejected: after it.
+    """
+
+    tried: Callable[[float, Leaves, float], None]
+    accepted: Callable[[float, Leaves, float], None]
+    rejected: Callable[[float, Leaves, float], None]
+
+
+@dataclass
+class Step:
+    """An accepted step.
+
+    Args:
+        n: its index.
+        t, t1: its ends.
+        y, y1: the states there.
+        slopes: of all stages; `ends` has the slope at t1 among them.
+        end: the slope at t1, once it is evaluated.
+        is_last: whether the solve ends with it.
+    """
+
+    n: int
+    t: float
+    t1: float
+    y: Leaves
+    y1: Leaves
+    slopes: tuple[Leaves, ...]
+    walk: Walk
+    end: Leaves | None
+    is_last: bool
+
+    @property
+    def h(self) -> float:
+        """Step size, signed."""
+        return self.t1 - self.t
+
+    @property
+    def ends(self) -> tuple[Leaves, ...]:
+        """The slopes that dense output reads."""
+        if self.walk.tableau.fsal:
+            return self.slopes
+        if self.end is None:
+            self.end = self.walk.slope(self.t1, self.y1, len(self.slopes), self.t, self.t1)
+        return (*self.slopes, self.end)
+
+
+@dataclass
+class Walk:
+    """A solve of `y' = evaluate(t, y)` with step-size control.
+
+    Args:
+        evaluate: the field.
+        tableau: the method.
+        control: of step sizes.
+        tolerance: of the state.
+        device, time: of the times that the field is called with.
+        stops: times that steps end at, in the order of the solve, t1 last.
+        jumps: those of them where the field jumps.
+        n, tried, evaluations: steps accepted, steps tried, and evaluations of the field so far.
+        failed: why the solve could not go on.
+        trial, size: the step that is tried, and its signed size.
+        proposed: size of the step after the last one accepted.
+        on: who is told of steps; None in all but the drop-in for torchdiffeq, whose users may watch them.
+    """
+
+    evaluate: Evaluate
+    tableau: Tableau
+    control: PIDController
+    tolerance: Tolerance
+    device: torch.device
+    time: torch.dtype
+    stops: Sequence[float]
+    jumps: frozenset[float]
+    n: int = 0
+    tried: int = 0
+    evaluations: int = 0
+    failed: Result | None = None
+    trial: Trial | None = None
+    size: float = 0.0
+    on: On | None = None
+
+    def __post_init__(self) -> None:
+        self.nodes = torch.tensor(self.tableau.c, dtype=self.time, device=self.device)
+
+    def slope(self, t: float, y: Leaves, rank: int, start: float, end: float) -> Leaves:
+        """The field at one end of a step from `start` to `end`."""
+        self.evaluations += 1
+        time = self._beside(t, start, end)
+        return self.evaluate(torch.full((), time, dtype=self.time, device=self.device), rank, time, y)
+
+    def _beside(self, t: float, start: float, end: float) -> float:
+        """A time of a step, on its side of the jumps that it begins or ends at."""
+        if t == start and start in self.jumps:
+            return beside(t, end, self.time)
+        return beside(t, start, self.time) if t == end and end in self.jumps else t
+
+    def steps(self, t: float, y: Leaves, first: Leaves | None = None) -> Iterator[Step]:
+        """Accepted steps from t to the last stop, in the direction of the stops.
+
+        Args:
+            t, y: where to begin.
+            first: the slope there, if it is known.
+        """
+        control, tableau, order = self.control, self.tableau, self.tableau.error_order
+        if t == self.stops[-1]:
+            return
+        direction = 1.0 if self.stops[-1] > t else -1.0
+        place = 0
+        while self.stops[place] == t:
+            place += 1
+        stop = self.stops[place]
+        if first is None:
+            first = self.slope(t, y, 0, t, stop)
+        size = control.first_step or self._first_size(t, y, first, direction, stop)
+        size = control.bounded(min(size, abs(self.stops[-1] - t)))
+        past: Past = (1.0, 1.0)
+        fast = Buffered(tableau, self.tolerance, y[0]) if Buffered.fits(self.tolerance, y) else None
+        while True:
+            if self.tried >= control.max_steps:
+                self.failed = Result.MAX_STEPS
+                return
+            self.tried += 1
+            whole = size
+            t1 = t + direction * size
+            lands = direction * (t + direction * size * (1 + 1e-10) - stop) >= 0
+            if lands:
+                t1 = stop
+            h = t1 - t
+            if h == 0.0 or not math.isfinite(size):
+                self.failed = Result.STEP_TOO_SMALL
+                if not all(bool(torch.isfinite(leaf).all()) for leaf in (*y, *first)):
+                    self.failed = Result.NONFINITE
+                return
+            self.size = h
+            if self.on is not None:
+                self.on.tried(t, y, h)
+            stage = self._stage(t, t1, h)
+            if fast is not None:
+                made, ratio = fast.trial(stage, y, h, first)
+            else:
+                self.trial = made = trial(tableau, stage, y, h, first, weigh_leaves)
+                ratio = float(self.tolerance.ratio(made.error, y, made.y1))  # the step's one host read
+            accepted, factor, past = control.judge(order, ratio, past)
+            smallest = control.min_step is not None and abs(h) <= control.min_step * (1 + 1e-10)
+            if not accepted and smallest and math.isfinite(ratio):
+                accepted = True
+            # t + size rounds to t1: a size of few roundings of t, multiplied as h, would never become smaller
+            size = control.bounded((abs(h) if accepted else min(abs(h), size)) * factor)
+            if self.on is not None:
+                (self.on.accepted if accepted else self.on.rejected)(t, y, h)
+            if accepted:
+                step = Step(self.n, t, t1, y, made.y1, made.slopes, self, None, t1 == self.stops[-1])
+                self.n += 1
+                self.proposed = max(size, whole) if lands else size
+                yield step
+                if lands and place + 1 == len(self.stops):
+                    return
+                if lands:
+                    size = max(size, whole)
+                    place += 1
+                    stop = self.stops[place]
+                jumped = t1 in self.jumps
+                first = None if jumped else made.slopes[-1] if tableau.fsal else step.end
+                t, y = t1, made.y1
+                if first is None:
+                    first = self.slope(t, y, 0, t, stop) if jumped else step.ends[-1]
+            elif smallest:
+                self.failed = Result.NONFINITE
+                return
+
+    def _stage(self, t: float, t1: float, h: float) -> Stage:
+        """The field at the stages of a step."""
+        tableau, evaluate = self.tableau, self.evaluate
+        self.evaluations += tableau.stages - 1
+        values = [t + h * node for node in tableau.c]
+        if self.jumps and (t in self.jumps or t1 in self.jumps):
+            at_end = ((node == 1, value) for node, value in zip(tableau.c, values, strict=True))
+            values = [self._beside(t1 if end else value, t, t1) for end, value in at_end]
+            times: Sequence[Tensor] = torch.tensor(values, dtype=self.time, device=self.device).unbind(0)
+        else:
+            times = (self.nodes * h).add_(t).unbind(0)
+
+        def stage(i: int, at: Leaves) -> Leaves:
+            return evaluate(times[i], i, values[i], at)
+
+        return stage
+
+    def _first_size(self, t: float, y: Leaves, first: Leaves, direction: float, stop: float) -> float:
+        """Hairer, Norsett, Wanner I, p. 169: two host reads and one evaluation."""
+        control, tolerance = self.control, self.tolerance
+        d0, d1 = torch.stack([tolerance.size(y, y).double(), tolerance.size(first, y).double()]).tolist()
+        size = min(control.trial(d0, d1), abs(stop - t))
+        with torch.no_grad():
+            at = weigh_leaves(y, direction * size, (1.0,), (first,))
+            second = self.slope(t + direction * size, at, 1, t, stop)
+            change = weigh_leaves(second, -1.0, (1.0,), (first,))
+            d2 = float(tolerance.size(change, y)) / size
+        return control.first(self.tableau.error_order, size, d1, d2)
+
+
+def beside(t: float, towards: float, kind: torch.dtype) -> float:
+    """The next number of that type."""
+    real = np.float64 if kind == torch.float64 else np.float32
+    return float(np.nextafter(real(t), real(towards)))

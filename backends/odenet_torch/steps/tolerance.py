@@ -1,0 +1,147 @@
+"""How large the error of a step is, beside what is allowed: `|error| / (atol + rtol max(|y|, |y'|))`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odenet import InputError, PIDController, _tree
+from odenet_torch.field.state import Layout, Leaves
+
+_Each = tuple["float | Tensor", ...]
+
+
+class Tolerance:
+    """Tolerances by leaf, and the norm.
+
+    Args:
+        control: with `rtol`, `atol` and `norm`.
+        layout: of the state.
+        like: leaves of the state.
+
+    Raises:
+        InputError: a tree of tolerances that is not like the state, or arrays that do not broadcast to its leaves.
+    """
+
+    def __init__(self, control: PIDController, layout: Layout, like: Leaves) -> None:
+        self.rtol = _each("rtol", control.rtol, layout, like)
+        self.atol = _each("atol", control.atol, layout, like)
+        self.rows = control.per_sample
+        self.norm = self._norm(control, layout)
+        self.plain = control.norm == "rms" and len(like) == 1 and not self.rows and not like[0].is_complex()
+
+    def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
+        """The norm of the error over what is allowed: a scalar, or one number a row.
+
+        Args:
+            error: of the step.
+            y, y1: the states at both ends of the step.
+        """
+        with torch.no_grad():
+            sizes = (torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y1, strict=True))
+            return self.norm(self._scaled(error, sizes))
+
+    def size(self, value: Leaves, y: Leaves) -> Tensor:
+        """The norm of a value over what is allowed at y."""
+        with torch.no_grad():
+            return self.norm(self._scaled(value, (leaf.abs() for leaf in y)))
+
+    def _scaled(self, value: Leaves, sizes: Any) -> Leaves:
+        return tuple(
+            leaf.abs() / (atol + rtol * size)
+            for leaf, size, rtol, atol in zip(value, sizes, self.rtol, self.atol, strict=True)
+        )
+
+    def _norm(self, control: PIDController, layout: Layout) -> Callable[[Leaves], Tensor]:
+        if callable(control.norm):
+            of = control.norm
+            return lambda leaves: torch.as_tensor(of(layout.unflatten(leaves)))
+        if self.rows:
+            return {"rms": _rms_rows, "mixed": _mixed_rows, "max": _max_rows}[control.norm]
+        return {"rms": _rms, "mixed": _mixed, "max": _max}[control.norm]
+
+
+def _each(name: str, given: Any, layout: Layout, like: Leaves) -> _Each:
+    """One tolerance a leaf."""
+    if isinstance(given, (int, float)):
+        return (float(given),) * len(like)
+    whole = layout.unflatten(like)
+    leaves = [given] * len(like) if _is_array(given) and given.ndim == 0 else None
+    if leaves is None:
+        if not _tree.same_shape(given, whole):
+            raise InputError(
+                f"{name} is a tree of {len(_tree.leaves(given))} leaves, and the state one of {len(like)}",
+                "a number, or a tree like the state",
+            )
+        leaves = _tree.leaves(given)
+    found: list[float | Tensor] = []
+    for value, leaf in zip(leaves, like, strict=True):
+        if isinstance(value, (int, float)):
+            found.append(float(value))
+            continue
+        tensor = torch.as_tensor(value, device=leaf.device).detach().to(leaf.real.dtype)
+        try:
+            fits = torch.broadcast_shapes(tensor.shape, leaf.shape) == leaf.shape
+        except RuntimeError:
+            fits = False
+        if not fits or bool((~(tensor >= 0)).any()):
+            raise InputError(
+                f"{name} holds an array of shape {tuple(tensor.shape)} for a leaf of shape {tuple(leaf.shape)}",
+                "numbers of at least 0 that broadcast to the leaf",
+            )
+        found.append(tensor)
+    return tuple(found)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray, np.generic))
+
+
+def _rms(leaves: Leaves) -> Tensor:
+    total = sum(leaf.numel() for leaf in leaves)
+    if len(leaves) == 1:
+        return torch.linalg.vector_norm(leaves[0]) / total**0.5
+    kind = _widest(leaves)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf).to(kind) for leaf in leaves])) / (
+        total**0.5
+    )
+
+
+def _mixed(leaves: Leaves) -> Tensor:
+    kind = _widest(leaves)
+    return torch.stack([(torch.linalg.vector_norm(x) / x.numel() ** 0.5).to(kind) for x in leaves]).amax()
+
+
+def _max(leaves: Leaves) -> Tensor:
+    kind = _widest(leaves)
+    return torch.stack([leaf.amax().to(kind) for leaf in leaves]).amax()
+
+
+def _rms_rows(leaves: Leaves) -> Tensor:
+    total = sum(leaf[0].numel() for leaf in leaves)
+    kind = _widest(leaves)
+    return (
+        torch.stack([leaf.flatten(1).to(kind).square().sum(1) for leaf in map(_rows, leaves)]).sum(0) / total
+    ).sqrt()
+
+
+def _mixed_rows(leaves: Leaves) -> Tensor:
+    kind = _widest(leaves)
+    return torch.stack([leaf.flatten(1).to(kind).square().mean(1).sqrt() for leaf in map(_rows, leaves)]).amax(0)
+
+
+def _max_rows(leaves: Leaves) -> Tensor:
+    kind = _widest(leaves)
+    return torch.stack([leaf.flatten(1).to(kind).amax(1) for leaf in map(_rows, leaves)]).amax(0)
+
+
+def _rows(leaf: Tensor) -> Tensor:
+    return leaf if leaf.ndim > 1 else leaf.unsqueeze(1)
+
+
+def _widest(leaves: Leaves) -> torch.dtype:
+    return torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32

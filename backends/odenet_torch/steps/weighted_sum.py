@@ -1,0 +1,113 @@
+"""`y + h sum_i weights[i] slopes[i]` in few operations: what a step does beside evaluating the field.
+
+Small states are bound by the number of operations, so that what autograd does not watch is one matrix-vector product.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet._solvers.step import Trial, weigh
+from odenet._solvers.tableau import Tableau
+from odenet_torch.field.state import Leaves
+from odenet_torch.steps.tolerance import Tolerance
+
+_SMALL = 1 << 15  # entries: beyond, the products are bound by memory and sums of two are as fast
+
+
+def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
+    """See `odenet._solvers.step.Weigh`: one fused operation a term."""
+    if isinstance(h, Tensor):
+        return weigh(y, h, weights, slopes)
+    terms = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if weight]
+    if y is not None and not terms:
+        return y
+    (weight, slope), *terms = terms
+    total = tuple(weight * leaf for leaf in slope)
+    for weight, slope in terms:
+        if torch.is_grad_enabled():
+            total = tuple(torch.add(leaf, k, alpha=weight) for leaf, k in zip(total, slope, strict=True))
+        else:
+            total = tuple(leaf.add_(k, alpha=weight) for leaf, k in zip(total, slope, strict=True))
+    # the sum is rounded onto y once
+    return total if y is None else tuple(leaf + change for leaf, change in zip(y, total, strict=True))
+
+
+@functools.lru_cache(maxsize=64)
+def _coefficients(tableau: Tableau, kind: torch.dtype, device: torch.device) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The rows of a, the weights of the step, and those of its error."""
+    of = {"dtype": kind, "device": device}
+    a = [torch.tensor(row, **of) for row in tableau.a]
+    return a, a[-1] if tableau.fsal else torch.tensor(tableau.b, **of), torch.tensor(tableau.error_weights, **of)
+
+
+class Buffered:
+    """Steps of a state that is one small real tensor, without autograd: slopes are the rows of one buffer.
+
+    Args:
+        tableau: the method.
+        tolerance: that of the error, the root mean square of all entries.
+        y: the state.
+    """
+
+    def __init__(self, tableau: Tableau, tolerance: Tolerance, y: Tensor) -> None:
+        stages, entries = tableau.stages, y.numel()
+        self.tableau, self.shape = tableau, y.shape
+        self.inner = stages - 1 - tableau.fsal
+        """Stages after the first that are not at the end of the step."""
+        slopes = y.new_empty(stages, entries)
+        self.slopes = slopes.view(stages, *y.shape).unbind(0)
+        self.before = [slopes[:i].t() for i in range(stages + 1)]
+        self.a, self.last, self.error = _coefficients(tableau, y.dtype, y.device)
+        (self.rtol,), (atol,) = tolerance.rtol, tolerance.atol
+        self.atol = y.new_tensor(atol)
+        self.scale = entries**-0.5
+        self.sizes: tuple[Tensor, Tensor] | None = None
+
+    @staticmethod
+    def fits(tolerance: Tolerance, y: Leaves) -> bool:
+        """Whether a state is one of these."""
+        return (
+            tolerance.plain
+            and not torch.is_grad_enabled()
+            and y[0].is_floating_point()
+            and 0 < y[0].numel() <= _SMALL
+            and type(y[0]) is Tensor
+            and all(isinstance(each, float) for each in (*tolerance.rtol, *tolerance.atol))
+        )
+
+    def trial(self, stage: Any, y: Leaves, h: float, first: Leaves) -> tuple[Trial, float]:
+        """The step (see `odenet._solvers.step.trial`), without its error, and the error's ratio to what is allowed."""
+        a, before, into, product = self.a, self.before, self.slopes, torch.addmv
+        flat, slopes = y[0].reshape(-1), [first]
+        into[0].copy_(first[0])
+        i = 0
+        if self.inner:
+            # new memory in each step: the field may keep what it is given
+            block = flat.new_empty(self.inner, flat.numel())
+            for row, at in zip(block.unbind(0), block.view(self.inner, *self.shape).unbind(0), strict=True):
+                i += 1
+                product(flat, before[i], a[i], alpha=h, out=row)
+                slope = stage(i, (at,))
+                slopes.append(slope)
+                into[i].copy_(slope[0])
+        flat1 = product(flat, before[len(slopes)], self.last, alpha=h)
+        y1 = (flat1.view(self.shape),)
+        if self.tableau.fsal:
+            slope = stage(i + 1, y1)
+            slopes.append(slope)
+            into[i + 1].copy_(slope[0])
+        sizes = self.sizes
+        size = sizes[1] if sizes is not None and sizes[0] is y[0] else flat.abs()
+        size1 = flat1.abs()
+        self.sizes = y1[0], size1
+        allowed = torch.add(self.atol, torch.maximum(size, size1), alpha=self.rtol)  # pyright: ignore[reportArgumentType]
+        error = torch.mv(before[-1], self.error).div_(allowed)
+        ratio = abs(h) * self.scale * math.sqrt(torch.dot(error, error).item())  # the step's one host read
+        return Trial(y1, (), tuple(slopes)), ratio

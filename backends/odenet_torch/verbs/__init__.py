@@ -1,0 +1,1 @@
+"""What the seam asks of a network: measure, examine, train."""

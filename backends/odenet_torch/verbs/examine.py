@@ -1,0 +1,135 @@
+"""One gradient of a model by a method that is not its own, leaving the model as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from odenet import Gradient, InputError, Part, Sample, Stats
+from odenet._backend.sample import Place, places
+from odenet._solvers.names import made_reversible
+from odenet_torch.conversion.converted import FirstOfRun
+from odenet_torch.nets.modules import NeuralODE, OdeNet, ResidualStack
+from odenet_torch.verbs.batch import on, scalar
+
+Solved = ResidualStack | NeuralODE | OdeNet
+SOLVED = (ResidualStack, NeuralODE, OdeNet)
+
+
+def examine(
+    model: nn.Module, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, reversible: bool
+) -> Sample:
+    """See `Backend.examine`."""
+    solves = solved(model)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise InputError(f"a {type(model).__name__} without a parameter that needs a gradient", "at least one")
+    example = next(iter(named.values()))
+    inputs, target = on(example, batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
+    stats: dict[str, list[Stats]] = {name: [] for name in solves}
+    with unchanged(model, solves), torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as hooks:
+        for name, module in solves.items():
+            module.gradient = gradient
+            module.solver = made_reversible(module.solver) if reversible else module.solver
+            hooks.callback(module.register_forward_hook(_note(stats[name])).remove)
+        value = scalar(loss, model(inputs), target)
+        if not value.requires_grad:
+            raise InputError("a loss that does not depend on the model's parameters", "one that does")
+        found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+        names = {id(p): name for name, p in named.items()}
+        parts = [_part(name, solves[name], seen, names) for name, seen in stats.items() if seen]
+    if not parts:
+        raise InputError(
+            f"{', '.join(name or type(model).__name__ for name in solves)} not called in the forward pass",
+            "a model that calls at least one of its solves",
+        )
+    gradients = {
+        name: _numpy(torch.zeros_like(p) if g is None else g) for (name, p), g in zip(named.items(), found, strict=True)
+    }
+    weights = {name: _numpy(p) for name, p in named.items()}
+    return Sample(value.item(), gradients, weights, tuple(parts), _coarsest(named))
+
+
+def solved(model: nn.Module) -> dict[str, Solved]:
+    """The solves in a model by path; "" for the model itself, "layers.0.stack" for a run of converted layers.
+
+    Raises:
+        InputError: there are none.
+    """
+    found: dict[str, Solved] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FirstOfRun):
+            found[f"{name}.stack" if name else "stack"] = module.stack  # which is no submodule of its own
+        elif isinstance(module, SOLVED):
+            found[name] = module
+    if not found:
+        raise InputError(
+            f"a {type(model).__name__} without a solve in it",
+            "a module that is or contains a ResidualStack, NeuralODE or OdeNet of odenet_torch",
+            "build one, or let odenet_torch.convert find the residual layers of a model",
+        )
+    return found
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module, solves: Mapping[str, Solved]) -> Iterator[None]:
+    """Afterwards the solves have their solvers, methods and stats again, and buffers and random states their values."""
+    choices = [(module, module.solver, module.gradient, module.stats) for module in solves.values()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            for module, solver, gradient, stats in choices:
+                module.solver, module.gradient, module.stats = solver, gradient, stats
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer
+                    if not torch.equal(buffer, value):  # batch_norm changes its statistics and not their version
+                        buffer.copy_(value)
+
+
+def _note(seen: list[Stats]) -> Callable[..., None]:
+    def hook(module: Any, inputs: Any, outputs: Any) -> None:
+        seen.append(module.stats)
+
+    return hook
+
+
+def _part(name: str, module: Solved, seen: list[Stats], names: Mapping[int, str]) -> Part:
+    certificates = [stats.certificate for stats in seen if stats.certificate is not None]
+    certificate = max(certificates, default=None)
+    kind, layers = _layers(name, module, names)
+    return Part(name, module.solver, seen[0].steps, kind, layers, certificate, len(seen))
+
+
+def _layers(name: str, module: Solved, names: Mapping[int, str]) -> tuple[Any, tuple[Mapping[str, Place], ...]]:
+    if isinstance(module, OdeNet):
+        prefix = f"{name}." if name else ""
+        return module.spec.along, places(module.spec, prefix)
+    blocks = list(module.blocks) if isinstance(module, ResidualStack) else [module.field]
+    layers = tuple(
+        {key: (names[id(p)], None) for key, p in block.named_parameters() if id(p) in names} for block in blocks
+    )
+    return (module.along if isinstance(module, ResidualStack) else "shared"), layers
+
+
+def _numpy(tensor: torch.Tensor) -> Any:
+    """On the host; half precision, which NumPy has not, as float32."""
+    plain = tensor.detach().cpu()
+    return (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
+
+
+def _coarsest(named: Mapping[str, torch.Tensor]) -> str:
+    kind = max((p.dtype for p in named.values()), key=lambda dtype: torch.finfo(dtype).eps)
+    return str(kind).removeprefix("torch.")

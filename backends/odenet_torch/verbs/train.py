@@ -1,0 +1,89 @@
+"""Training a network of a `NetSpec`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odenet._backend.trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
+from odenet_torch.nets.modules import OdeNet
+from odenet_torch.verbs.batch import mean_loss, on
+from odenet_torch.verbs.measure import peak_bytes
+
+
+class Descent(Trainer):
+    """Gradient descent with momentum, see `Trainer`.
+
+    Args:
+        model: what to train; a copy of it is trained.
+        momentum, weight_decay: of the update.
+        rates: factors of the rate by how names of weights begin; None for 1, of all.
+    """
+
+    def __init__(
+        self, model: OdeNet, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+    ) -> None:
+        self.model = copy.deepcopy(model)
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.weights = dict(self.model.named_parameters())
+        self.factors = learning(self.weights, rates)
+        self.learning = {name: self.weights[name] for name in self.factors}
+        for name, weight in self.weights.items():
+            weight.requires_grad_(name in self.learning)
+        self.velocities = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        self._peak: int | None = None
+
+    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> Step:
+        """See `Trainer`. The first step is watched for its memory, which changes no number."""
+        self.model.spec.check_batch(inputs, targets)
+        x, y = on(next(iter(self.weights.values())), (inputs, np.asarray(targets, np.int64)))
+        if self._peak is not None and x.device.type != "cuda":
+            return self._step(x, y, lr)
+        taken: list[Step] = []
+        peak, _ = peak_bytes(lambda: taken.append(self._step(x, y, lr)), x.device)
+        self._peak = max(peak, self._peak or 0)
+        return taken[0]
+
+    def _step(self, x: Tensor, y: Tensor, lr: float) -> Step:
+        # cuDNN may else choose an algorithm by a race, or add in the order in which threads end
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            outputs = self.model(x)
+            loss = mean_loss(outputs, y)
+            gradients = torch.autograd.grad(loss, list(self.learning.values()), allow_unused=True)
+        with torch.no_grad():
+            correct = (outputs.argmax(1) == y).sum()
+            for (name, weight), gradient in zip(self.learning.items(), gradients, strict=True):
+                push = weight * self.weight_decay if gradient is None else gradient.add(weight, alpha=self.weight_decay)
+                velocity = self.velocities[name].mul_(self.momentum).add_(push)
+                weight.sub_(velocity, alpha=lr * self.factors[name])
+        return Step(loss.item(), int(correct.item()), self.model.certificate)
+
+    @torch.no_grad()
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """See `Trainer`."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            return self.model(on(next(iter(self.weights.values())), inputs)).cpu().numpy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Trainer`."""
+        return {
+            start + name: tensor.detach().cpu().numpy().copy()
+            for start, tensors in ((WEIGHT, self.weights), (VELOCITY, self.velocities))
+            for name, tensor in tensors.items()
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Trainer`."""
+        found = checked_state(self.model.spec, state)
+        for start, tensors in ((WEIGHT, self.weights), (VELOCITY, self.velocities)):
+            for name, tensor in tensors.items():
+                tensor.copy_(torch.from_numpy(np.array(found[start][name])))
+
+    def peak_bytes(self) -> int | None:
+        """See `Trainer`: of the first step on a CPU, of all steps on CUDA."""
+        return self._peak
