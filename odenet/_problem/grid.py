@@ -108,6 +108,10 @@ def _time(name: str, value: Any) -> float:
         raise GridError(
             f"{name}={value!r} is no number", "a finite number known before the solve", "pass a Python float"
         ) from error
+    except RuntimeError as error:  # torch: within vmap, or on the meta device
+        raise GridError(
+            f"{name} is a tensor whose value cannot be read here", "numbers, and tensors outside of torch.func.vmap"
+        ) from error
     if not math.isfinite(number):
         raise GridError(f"{name}={number}", "a finite number")
     return number

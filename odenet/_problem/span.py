@@ -80,6 +80,10 @@ def number(name: str, value: Any) -> float | None:
         if hasattr(value, "shape"):  # a scalar of the framework whose value is not known yet
             return None
         raise refused from error
+    except RuntimeError as error:  # torch: within vmap, or on the meta device
+        raise GridError(
+            f"{name} is a tensor whose value cannot be read here", "numbers, and tensors outside of torch.func.vmap"
+        ) from error
     if not math.isfinite(found):
         raise GridError(f"{name}={found}", "a finite number")
     return found

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, GridError, InputError, StateError
+from odenet_torch.field.differentiating import record
 
 Norm = Callable[[Any], Any]
 
@@ -46,10 +47,13 @@ class Flow:
         kind = y.dtype
         if t.dtype is not kind and t.dtype is not (kind := y.real.dtype):
             t = t.to(kind)
-        if self.shapes is None:
-            value = self.func(t, y)
-        else:
-            value = torch.cat([part.reshape(-1) for part in self.func(t, self.given(y))])
+        at = self.given(y)
+        try:
+            value = self.func(t, at)
+        except RuntimeError as error:
+            value = record(error, self.func, t, at)
+        if self.shapes is not None:
+            value = torch.cat([part.reshape(-1) for part in value])
         if value.dtype is not y.dtype and (y.is_complex() or not value.is_complex()):
             value = value.to(y.dtype)  # torchdiffeq widens and narrows in silence
         return value if value.shape == y.shape else value.expand_as(y)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from odenet import GradientError
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same, version
+from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import Field
 from odenet_torch.field.state import Layout, Leaves
 
@@ -234,9 +235,7 @@ class Replay:
             GradientError: something else came out, or it draws from a generator that is not torch's.
         """
         state = _dice.state(self.device)
-        # hooks of our own: those of torch's checkpoint would count what f saves here, if it takes gradients inside
-        unseen = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
-        with torch.no_grad(), unseen, _dice.others() as drawn:
+        with torch.no_grad(), unseen(), _dice.others() as drawn:
             again = self.again(key, place, 1, evaluate)
             drew = drawn()
         _dice.restore(self.device, state)

@@ -27,6 +27,7 @@ from odenet._problem.span import number
 from odenet._solvers.controller import Arithmetic
 from odenet._solvers.interpolant import interpolant
 from odenet._solvers.step import trial
+from odenet_torch.field.differentiating import record
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.tolerance import Tolerance
 
@@ -177,11 +178,15 @@ def _check(made: Problem, span: Span, y: Leaves) -> None:
 
 
 def _field(made: Problem, given: Layout) -> Any:
-    field, weights = made.field, made.weights
-    if weights is None:
-        return field
-    tree = weights.at(0)
-    return lambda t, y: field(t, y, tree)
+    weights = () if made.weights is None else (made.weights.at(0),)
+
+    def field(t: Tensor, y: Any) -> Any:
+        try:
+            return made.field(t, y, *weights)
+        except RuntimeError as error:
+            return record(error, made.field, t, y, *weights)
+
+    return field
 
 
 def _require_ended(span: Span, outcome: Tensor) -> None:

@@ -6,6 +6,7 @@ moved by a difference that is zero and has the right derivative; one evaluation 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,11 +79,16 @@ def at_event(found: Forward, ys: Leaves) -> tuple[Leaves, Tensor | None]:
 
 def _rate(event: Event, layout: Layout, entry: int, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:
     """How fast an entry of the condition changes along the solution."""
-    at = (time.detach().requires_grad_(), *(leaf.detach().requires_grad_() for leaf in y))
-    along = (torch.ones_like(time), *slope)
-    with torch.enable_grad():
-        value = condition(event, layout, at[0], at[1:])[entry]
-    parts = torch.autograd.grad(value, at, allow_unused=True)
+    at, along = (time.detach(), *(leaf.detach() for leaf in y)), (torch.ones_like(time), *slope)
+    parts: Sequence[Tensor | None]
+    if torch._C._are_functorch_transforms_active():
+        value, pull, *_ = torch.func.vjp(lambda *at: condition(event, layout, at[0], at[1:])[entry], *at)
+        parts = pull(torch.ones_like(value))
+    else:
+        at = tuple(leaf.requires_grad_() for leaf in at)
+        with torch.enable_grad():
+            value = condition(event, layout, at[0], at[1:])[entry]
+        parts = torch.autograd.grad(value, at, allow_unused=True)
     terms = [(g.conj() * k).real.sum() for g, k in zip(parts, along, strict=True) if g is not None]
     return torch.stack([term.to(value.dtype) for term in terms]).sum()
 
