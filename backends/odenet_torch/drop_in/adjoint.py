@@ -88,7 +88,7 @@ class Back:
         given = self.given
         time, at = t.detach().requires_grad_(self.timed), y.detach().requires_grad_()
         with torch.enable_grad():
-            (value,) = given.slope(self.way.flow.f(time, given.call((at,))), (at,))
+            (value,) = given.evaluate(lambda y: self.way.flow.f(time, y), (at,))
         wanted = (at, *((time,) if self.timed else ()), *self.params)
         found: Sequence[Tensor | None] = (None,) * len(wanted)
         if value.requires_grad:
@@ -219,7 +219,9 @@ class _Solve(torch.autograd.Function):
             for i in reversed(range(1, len(times))):
                 if timed:
                     time = torch.full((), times[i], dtype=back.given.time, device=ys.device)
-                    rates.append((flow.f(time, ys[i]) * grads[i].conj()).sum().real)
+                    at = (ys[i].to(kind),)
+                    (rate,) = back.given.evaluate(lambda y: flow.f(time, y), at, start=True)  # noqa: B023
+                    rates.append((rate * grads[i].conj()).sum().real)
                 a = back.between(times[i], times[i - 1], ys[i].to(kind), a + grads[i])
             a = a + grads[0]
         g = None

@@ -54,7 +54,7 @@ def solve(flow: Flow, solver: Solver, spacing: Spacing, on: On | None) -> tuple[
     given, y0 = layout(flow.y0)
 
     def evaluate(t: Tensor, y: Leaves) -> Leaves:
-        return given.slope(flow.f(t, given.call(y)), y)
+        return given.evaluate(lambda at: flow.f(t, at), y)
 
     if flow.event_fn is not None:
         return _until_event(flow, solver.tableau, spacing, on, (given, y0, evaluate))

@@ -14,6 +14,7 @@ from odenet import GradientError, UnsupportedError, _tree
 
 _HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
 _NO_GRADIENT = "does not require grad"
+_OUT = "out=... arguments don't support automatic differentiation"
 _UNREADABLE = ("Cannot access data pointer", ".item()", "data-dependent control flow")
 
 
@@ -54,10 +55,16 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
 
     Raises:
         error: it is another one, or y needed a gradient and had it.
-        GradientError: the field draws random numbers, which it has now drawn twice.
+        GradientError: the field draws random numbers, which it has now drawn twice; or cannot be recorded.
     """
     kept = torch.is_grad_enabled()
     states = [leaf for leaf in _tree.leaves(y) if isinstance(leaf, Tensor)]
+    if _OUT in str(error):
+        raise GradientError(
+            "the field writes its slope into a tensor of its own by out=, which autograd cannot record",
+            "fields that return new tensors; any field where nothing is differentiated",
+            "leave out= out, or solve under torch.no_grad()",
+        ) from error
     if _NO_GRADIENT not in str(error) or (kept and all(leaf.requires_grad for leaf in states)):
         raise error
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, NonFiniteError, StateError, _tree
+from odenet_torch.field.memory import Memory, written
 
 Leaves = tuple[Tensor, ...]
 _HALF = (torch.bfloat16, torch.float16)
@@ -30,6 +32,7 @@ class Layout:
         carried: number types between field evaluations.
         time: number type of times.
         device: of all leaves.
+        memory: what is known of the memory that the field works on.
     """
 
     unflatten: _tree.Rebuild
@@ -38,6 +41,27 @@ class Layout:
     carried: tuple[torch.dtype, ...]
     time: torch.dtype
     device: torch.device
+    memory: Memory = dataclasses.field(compare=False, repr=False)
+
+    def evaluate(self, f: Callable[[Any], Any], y: Leaves, *, start: bool = False) -> Leaves:
+        """The slope at y.
+
+        Args:
+            f: the field, of the tree.
+            y: where; its memory is not f's to write on.
+            start: whether y may be the caller's y0, or stands for it.
+
+        Raises:
+            StateError: as `slope`; or f wrote on y.
+        """
+        memory = self.memory
+        if start or memory.careful:
+            return memory.evaluate(self, f, y, start)
+        before = memory.count(y)
+        slope = self.slope(f(self.call(y)), y)
+        if memory.count(y) != before:
+            raise written()
+        return slope
 
     def call(self, leaves: Leaves) -> Any:
         """The tree that the field is called with."""
@@ -98,7 +122,9 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
     carried = tuple(torch.float32 if kind in _HALF else kind for kind in given)
     real = [torch.zeros((), dtype=kind).real.dtype for kind in carried]
     time = torch.float64 if torch.float64 in real else torch.float32
-    found = Layout(unflatten, leaves[0] is y0, given, carried, time, devices.pop())
+    found = Layout(unflatten, leaves[0] is y0, given, carried, time, devices.pop(), Memory(len(tensors)))
+    # what needs no gradient is an alias: a field that calls requires_grad_() on it leaves the caller's tensor alone
+    tensors = [tensor if tensor.requires_grad else tensor.detach() for tensor in tensors]
     return found, tuple(tensor.to(kind) for tensor, kind in zip(tensors, carried, strict=True))
 
 

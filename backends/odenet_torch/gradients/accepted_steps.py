@@ -52,7 +52,9 @@ def _replayed(found: Forward) -> Callable[..., Leaves]:
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
         # the slope at the end of a step is the first of the next
         n, of = (walk.n, rank) if rank < stages else (walk.n, 0)
-        return replay.first((n, False, of), (n, 0.0, 1), lambda: layout.slope(at(t, time, layout.call(y)), y))
+        found = replay.first((n, False, of), (n, 0.0, 1), lambda: layout.evaluate(lambda y: at(t, time, y), y))
+        layout.memory.hold(found)
+        return found
 
     return evaluate
 

@@ -209,7 +209,7 @@ class Quadrature:
         stand = {id(weight): weight.detach().requires_grad_() for weight in explicit}
         at = tuple(leaf.detach().requires_grad_() for leaf in both[:count])
         with torch.enable_grad():
-            slope = run.layout.slope(field.at(t, time, run.layout.call(at), stand), at)
+            slope = run.layout.evaluate(lambda y: field.at(t, time, y, stand), at)
         captured = field.field.read(layer, field.count)
         part, weights, found = vjp(captured, 0, slope, at, explicit, stand, both[count:], since)
         made = (*(k.detach() for k in slope), *(-p for p in part))

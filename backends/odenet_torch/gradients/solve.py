@@ -50,9 +50,11 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
         return solve_adaptive(made, lambda stats: _back(made, stats), field)
     given, leaves = layout(made.y0)
     run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver)
+    given.memory.suspect(run.field.functions())
     steps = made.grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
     ys = _method(made, stats)(run, leaves)
+    given.memory.passed()
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)

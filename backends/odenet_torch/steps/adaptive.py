@@ -13,6 +13,7 @@ from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, S
 from odenet._problem.span import number
 from odenet_torch.field.differentiating import readable, record
 from odenet_torch.field.field import Field, FunctionField
+from odenet_torch.field.memory import written
 from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.steps.accepted import Accepted, Along, stops_of
 from odenet_torch.steps.dense import Dense, Watch, between
@@ -252,6 +253,7 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     run = Run(along, given, grid, solver)
     tolerance = Tolerance(span.control, given, leaves)
     walk = Walk(_evaluate(run), solver.tableau, span.control, tolerance, given.device, given.time, stops, jumps)
+    walk.memory = given.memory
     dense = Dense(solver.tableau, given, t0, leaves) if span.dense else None
     return Forward(run, span, t0, t1, [], walk, dense)
 
@@ -260,34 +262,48 @@ def _evaluate(run: Run) -> Evaluate:
     """The field in the forward pass, with nothing between it and the loop that need not be there."""
     given, field = run.layout, run.field
     assert isinstance(field, Along)
-    at, call, slope, direct = field.at, given.call, given.slope, field.field.direct()
+    at, slope, direct, memory = field.at, given.slope, field.field.direct(), given.memory
+    counted = memory.counted
 
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
-        return slope(at(t, time, call(y)), y)
+        found = given.evaluate(lambda y: at(t, time, y), y)
+        memory.hold(found)
+        return found
 
     if direct is None:
         return evaluate
+
+    def called(t: Tensor, y: Any) -> Any:
+        try:
+            return direct(t, y)
+        except RuntimeError as error:
+            return record(error, direct, t, y)
+
+    def evaluate_tree(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+        found = given.evaluate(lambda y: called(t, y), y)
+        memory.hold(found)
+        return found
+
     if not (given.single and given.given == given.carried):
-
-        def evaluate_tree(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
-            at = call(y)
-            try:
-                value = direct(t, at)
-            except RuntimeError as error:
-                value = record(error, direct, t, at)
-            return slope(value, y)
-
         return evaluate_tree
 
     def evaluate_one(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+        if memory.careful or not counted:
+            return evaluate_tree(t, rank, time, y)
         (leaf,) = y
+        before = leaf._version
         try:
             value = direct(t, leaf)
         except RuntimeError as error:
             value = record(error, direct, t, leaf)
+        if leaf._version != before:
+            raise written()
         if type(value) is Tensor and value.shape == leaf.shape and value.dtype is leaf.dtype:
-            return (value,)
-        return slope(value, y)
+            memory.held.append((found := (value,), value._version))
+            return found
+        found = slope(value, y)
+        memory.hold(found)
+        return found
 
     return evaluate_one
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenet import Event, InputError
+from odenet import Event, InputError, StateError
 from odenet._solvers.interpolant import interpolant
 from odenet._solvers.tableau import Tableau
+from odenet_torch.field.memory import overwritten, versions
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.weighted_sum import weigh_leaves
 
@@ -42,11 +44,13 @@ class Dense:
         self.layout = layout
         self.nodes, self.last, self.y0 = [t0], t0, y0
         self.steps: list[tuple[Leaves, list[Leaves], Leaves]] = []
+        self.versions: list[int] = []
 
     def add(self, t1: float, y: Leaves, slopes: list[Leaves], y1: Leaves, last: float) -> None:
         """One more step, to t1; the solution ends at `last`, if with it."""
         self.nodes.append(t1)
         self.steps.append((y, slopes, y1))
+        self.versions.append(versions((*y, *itertools.chain(*slopes), *y1)))
         self.last = last
 
     def __call__(self, t: Any) -> Any:
@@ -74,6 +78,8 @@ class Dense:
         n = bisect.bisect_right([sign * node for node in nodes], sign * t) - 1
         n = max(0, min(n, len(self.steps) - 1))
         y, slopes, y1 = self.steps[n]
+        if versions((*y, *itertools.chain(*slopes), *y1)) != self.versions[n]:
+            raise overwritten()
         position = (t - nodes[n]) / (nodes[n + 1] - nodes[n])
         if position >= 1:
             return y1
@@ -83,7 +89,15 @@ class Dense:
 def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
     """The entries of an event's condition."""
     time = torch.as_tensor(t, dtype=layout.time, device=layout.device)
-    return torch.as_tensor(event.condition(time, layout.call(y))).reshape(-1)
+    before = versions(y)
+    found = torch.as_tensor(event.condition(time, layout.call(y))).reshape(-1)
+    if versions(y) != before:
+        raise StateError(
+            "an event's condition wrote on the state that it was given",
+            "conditions that leave their arguments as they are",
+            "work on y.clone()",
+        )
+    return found
 
 
 class Watch:

@@ -15,6 +15,7 @@ from odenet._solvers.names import AnySolver
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import Stage, add, increment, positions, slopes
 from odenet_torch.field.field import Field, Stand
+from odenet_torch.field.memory import overwritten, written
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
@@ -67,13 +68,29 @@ class Run:
         return d, outputs, cotangents
 
     def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
-        tableau = self.solver.tableau
+        tableau, memory = self.solver.tableau, self.layout.memory
         places = positions(tableau, reverse) if reverse else tableau.c
+        last = tableau.step_stages - 1
 
         def stage(i: int, at: Leaves) -> Leaves:
             return self.slope(n, places[i], at, stand, reverse=reverse, rank=i)
 
-        return stage
+        if not last or memory.takes:
+            return stage
+        held: list[tuple[Leaves, int]] = []
+        count = memory.count
+
+        def stage_of_several(i: int, at: Leaves) -> Leaves:
+            slope = self.slope(n, places[i], at, stand, reverse=reverse, rank=i)
+            if i < last:
+                held.append((slope, count(slope)))
+                return slope
+            for before, written_on in held:
+                if count(before) != written_on:
+                    raise overwritten()
+            return slope
+
+        return stage_of_several
 
     def slope(
         self,
@@ -95,12 +112,23 @@ class Run:
         """
         if self.ready:
             return self.ready.pop()
-        layout = self.layout
+        layout, memory = self.layout, self.layout.memory
+        counted = memory.counted
 
         def evaluate() -> Leaves:
             # filled on the device: no copy from the host
             t = torch.full((), self.grid.time(n, position), dtype=layout.time, device=layout.device)
-            return layout.slope(self.field(t, layout.call(y), n, position, self.grid.steps, stand), y)
+            if n == 0 or memory.careful:
+                start = n == 0 and not (reverse or rank or position)
+                return layout.evaluate(
+                    lambda at: self.field(t, at, n, position, self.grid.steps, stand), y, start=start
+                )
+            leaf = y[0]
+            before = leaf._version if counted else memory.count(y)
+            value = layout.slope(self.field(t, layout.call(y), n, position, self.grid.steps, stand), y)
+            if (leaf._version if counted else memory.count(y)) != before:
+                raise written()
+            return value
 
         if self.replay is None:
             return evaluate()

@@ -70,7 +70,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
     def f(t: Tensor, y: Leaves) -> Leaves:
         nonlocal calls
         calls += 1
-        return given.slope(field(_beside(t, y[0]), given.call(y)), y)
+        return given.evaluate(lambda at: field(_beside(t, y[0]), at), y)
 
     first = f(t, y)
     with torch.no_grad():

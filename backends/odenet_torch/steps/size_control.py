@@ -14,6 +14,7 @@ from odenet import PIDController, Result
 from odenet._solvers.controller import Past
 from odenet._solvers.step import Stage, Trial, trial
 from odenet._solvers.tableau import Tableau
+from odenet_torch.field.memory import Memory
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance
 from odenet_torch.steps.weighted_sum import Buffered, weigh_leaves
@@ -90,6 +91,7 @@ class Walk:
         failed: why the solve could not go on.
         trial, size: the step that is tried, and its signed size.
         proposed: size of the step after the last one accepted.
+        memory: of the slopes that the step holds, where these are the field's own.
         on: who is told of steps; None in all but the drop-in for torchdiffeq, whose users may watch them.
     """
 
@@ -108,6 +110,7 @@ class Walk:
     trial: Trial | None = None
     size: float = 0.0
     on: On | None = None
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         self.nodes = torch.tensor(self.tableau.c, dtype=self.time, device=self.device)
@@ -171,6 +174,9 @@ class Walk:
                 self.trial = made = trial(tableau, stage, y, h, first, weigh_leaves)
                 ratio = float(self.tolerance.ratio(made.error, y, made.y1))  # the step's one host read
             accepted, factor, past = control.judge(order, ratio, past)
+            if self.memory is not None:
+                self.memory.require_kept()
+                self.memory.held[:] = self.memory.held[-1:] if accepted else self.memory.held[:1]
             smallest = control.min_step is not None and abs(h) <= control.min_step * (1 + 1e-10)
             if not accepted and smallest and math.isfinite(ratio):
                 accepted = True

@@ -99,7 +99,8 @@ def slope_at(run: Run, t: float, y: Leaves) -> Leaves:
     with torch.no_grad():
         still = tuple(leaf.detach() for leaf in y)
         time = torch.full((), t, dtype=run.layout.time, device=run.layout.device)
-        return run.layout.slope(run.field.at(time, t, run.layout.call(still)), still)
+        field = run.field
+        return run.layout.evaluate(lambda at: field.at(time, t, at), still, start=True)
 
 
 def _needs(t: Any) -> bool:

@@ -90,15 +90,11 @@ class Buffered:
         flat, slopes = y[0].reshape(-1), [first]
         into[0].copy_(first[0])
         i = 0
-        if self.inner:
-            # new memory in each step: the field may keep what it is given
-            block = flat.new_empty(self.inner, flat.numel())
-            for row, at in zip(block.unbind(0), block.view(self.inner, *self.shape).unbind(0), strict=True):
-                i += 1
-                product(flat, before[i], a[i], alpha=h, out=row)
-                slope = stage(i, (at,))
-                slopes.append(slope)
-                into[i].copy_(slope[0])
+        for i in range(1, self.inner + 1):
+            # new memory for each stage: the field may keep what it is given, or return it
+            slope = stage(i, (product(flat, before[i], a[i], alpha=h).view(self.shape),))
+            slopes.append(slope)
+            into[i].copy_(slope[0])
         flat1 = product(flat, before[len(slopes)], self.last, alpha=h)
         y1 = (flat1.view(self.shape),)
         if self.tableau.fsal:

@@ -1,0 +1,173 @@
+"""Memory that the field and the steps might share: states that f writes on, slopes that it returns in the same tensor.
+
+The first state of a pass, the caller's y0, is handed over as a copy, and of the first slope a copy is taken. What f does
+with these tells what is to be done in the rest of the pass: nothing where nothing is shared. From then on torch's version
+counters are compared, which costs no operation.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import StateError
+
+if TYPE_CHECKING:
+    from odenet_torch.field.state import Layout, Leaves
+
+# by training flag: modules that write on their input, and those that did not although something in them is in place
+_WRITES: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
+_CLEAN: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
+
+
+class Memory:
+    """Who may write where in one solve.
+
+    Args:
+        leaves: how many the state has.
+
+    Attributes:
+        counted: whether a state is one tensor whose writes torch counts.
+        count: the writes on a state or a slope so far.
+        careful: whether something is to be copied, or to be found out yet.
+        lends: whether f is handed copies of states, because it writes on them.
+        takes: whether copies of slopes are taken, because f returns them in memory that it uses again.
+        held: slopes that the running step holds, with their versions when they were returned.
+    """
+
+    def __init__(self, leaves: int) -> None:
+        self.counted = leaves == 1 and not torch.is_inference_mode_enabled()
+        self.count = _one if self.counted else versions
+        self.careful, self.lends, self.takes = True, False, False
+        self.suspects: Sequence[nn.Module] = ()
+        self.first: Leaves | None = None
+        self.evaluated = 0
+        self.held: list[tuple[Leaves, int]] = []
+
+    def suspect(self, modules: Iterable[Any]) -> None:
+        """Modules that work in place somewhere, as blocks do whose activation does: each is looked at once."""
+        known = [m for m in modules if isinstance(m, nn.Module) and m not in _CLEAN[m.training]]
+        self.lends = any(module in _WRITES[module.training] for module in known)
+        in_place = [any(getattr(m, "inplace", False) is True for m in module.modules()) for module in known]
+        self.suspects = [module for module, some in zip(known, in_place, strict=True) if some]
+
+    def passed(self) -> None:
+        """A forward pass is over: what was looked at did not write."""
+        for module in self.suspects:
+            (_WRITES if self.lends else _CLEAN)[module.training].add(module)
+        self.suspects = ()
+        self._settle()
+
+    def evaluate(self, layout: Layout, f: Callable[[Any], Any], y: Leaves, start: bool) -> Leaves:
+        """The slope at y, of which f may change what it is given and keep what it returns.
+
+        Args:
+            layout: of the state.
+            f: the field, of the tree.
+            y: where.
+            start: whether y may be the caller's y0, or stands for it.
+        """
+        lent = y
+        if (start or not self.evaluated or self.lends or self.suspects) and layout.given == layout.carried:
+            lent = tuple(map(_copy, y))
+        before = self.count(lent)
+        slope = layout.slope(f(layout.call(lent)), y)
+        wrote = self.count(lent) != before
+        if lent is y:
+            if wrote:
+                raise written()
+        elif not self.lends:
+            wrote = wrote or any(a.shape != b.shape for a, b in zip(lent, y, strict=True))
+            self.lends = wrote or (not self.evaluated and _wrote_unseen(slope, lent, y))
+        if self.first is not None:
+            self.takes = self.takes or not _addresses(slope).isdisjoint(_addresses(self.first))
+            self.first = None
+        elif not self.evaluated:
+            self.first = tuple(k.detach() for k in slope)  # held, so that no other tensor comes to lie there
+        if self.takes or self.first is not None:
+            slope = tuple(k.clone() for k in slope)
+        self.evaluated += 1
+        self._settle()
+        return slope
+
+    def hold(self, slope: Leaves) -> None:
+        """A step holds this slope."""
+        self.held.append((slope, self.count(slope)))
+
+    def require_kept(self) -> None:
+        """Looks whether the slopes that the step holds are still what f returned.
+
+        Raises:
+            StateError: f wrote on one of them.
+        """
+        for slope, before in self.held:
+            if self.count(slope) != before:
+                raise overwritten()
+
+    def _settle(self) -> None:
+        self.careful = self.lends or self.takes or self.evaluated < 2 or bool(self.suspects)
+
+
+def version(leaf: Tensor) -> int:
+    """How often a tensor was written on; 0 where torch does not count it."""
+    return 0 if leaf.is_inference() else leaf._version
+
+
+def versions(leaves: Leaves) -> int:
+    """How often any of them was written on."""
+    return sum(map(version, leaves))
+
+
+def _one(leaves: Leaves) -> int:
+    """The same for one leaf, in a hurry."""
+    return leaves[0]._version
+
+
+def written() -> StateError:
+    """The error for a state that is lost."""
+    return StateError(
+        "the field wrote on the state that it was given, and did not do so when it was called first",
+        "fields that leave their arguments as they are",
+        "work on y.clone(), without inplace=True and without methods that end in _",
+    )
+
+
+def overwritten() -> StateError:
+    """The error for a slope that is lost."""
+    return StateError(
+        "the field wrote on a slope that it had returned before",
+        "slopes in new memory, or always in the same tensor",
+        "return slope.clone()",
+    )
+
+
+def _copy(leaf: Tensor) -> Tensor:
+    """A copy whose writes are counted, within torch.inference_mode() too."""
+    if not torch.is_inference_mode_enabled():
+        return leaf.clone()
+    with torch.inference_mode(False), torch.no_grad():
+        return leaf.clone()
+
+
+def _addresses(leaves: Leaves) -> set[int]:
+    """Where they lie; nothing of those that lie nowhere, as tensors of torch.func do not."""
+    try:
+        return {leaf.data_ptr() for leaf in leaves if leaf.numel()}
+    except RuntimeError:
+        return set()
+
+
+def _wrote_unseen(slope: Leaves, lent: Leaves, y: Leaves) -> bool:
+    """Whether f changed the state where torch does not count it, as by NumPy: then it returned that memory."""
+    if lent[0].device.type != "cpu":
+        return False
+    try:
+        places = {leaf.untyped_storage().data_ptr() for leaf in lent}
+        shared = any(k.untyped_storage().data_ptr() in places for k in slope)
+        return shared and not all(torch.equal(a, b) for a, b in zip(lent, y, strict=True))
+    except RuntimeError:  # tensors of torch.func have no memory
+        return False
