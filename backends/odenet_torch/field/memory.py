@@ -1,8 +1,8 @@
 """Memory that the field and the steps might share: states that f writes on, slopes that it returns in the same tensor.
 
-The first state of a pass, the caller's y0, is handed over as a copy, and of the first slope a copy is taken. What f does
-with these tells what is to be done in the rest of the pass: nothing where nothing is shared. From then on torch's version
-counters are compared, which costs no operation.
+The first state of a pass, the caller's y0, is handed over as a copy, and of the first slope a copy is taken. What f
+does with these tells what is to be done in the rest of the pass: nothing where nothing is shared. From then on torch's
+version counters are compared, which costs no operation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import StateError
+from odenet_torch.field import random_state
 
 if TYPE_CHECKING:
     from odenet_torch.field.state import Layout, Leaves
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # by training flag: modules that write on their input, and those that did not although something in them is in place
 _WRITES: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
 _CLEAN: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
+
+_LEAF = "a leaf Variable that requires grad is being used in an in-place operation"
 
 
 class Memory:
@@ -71,15 +74,32 @@ class Memory:
             y: where.
             start: whether y may be the caller's y0, or stands for it.
         """
-        lent = y
+        lent, spare, drawn = y, None, []
         if (start or not self.evaluated or self.lends or self.suspects) and layout.given == layout.carried:
+            # torch itself lets nobody write on a leaf whose gradient is recorded
+            leaf = torch.is_grad_enabled() and all(leaf.is_leaf and leaf.requires_grad for leaf in y)
             lent = tuple(map(_copy, y))
+            if leaf and not self.lends and not self.suspects:
+                lent, spare = y, tuple(leaf.detach() for leaf in lent)
+                drawn = random_state.state(layout.device)
         before = self.count(lent)
-        slope = layout.slope(f(layout.call(lent)), y)
+        try:
+            slope = layout.slope(f(layout.call(lent)), y)
+        except RuntimeError as error:
+            if spare is None or _LEAF not in str(error):
+                raise
+            random_state.restore(layout.device, drawn)
+            self.lends, lent = True, tuple(map(_copy, y))
+            before = self.count(lent)
+            slope = layout.slope(f(layout.call(lent)), y)
         wrote = self.count(lent) != before
         if lent is y:
             if wrote:
                 raise written()
+            if spare is not None and not self.evaluated and _wrote_unseen(slope, y, spare):
+                self.lends, slope = True, tuple(k.clone() for k in slope)
+                for leaf, value in zip(y, spare, strict=True):
+                    leaf.data.copy_(value)
         elif not self.lends:
             wrote = wrote or any(a.shape != b.shape for a, b in zip(lent, y, strict=True))
             self.lends = wrote or (not self.evaluated and _wrote_unseen(slope, lent, y))

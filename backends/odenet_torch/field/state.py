@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, NonFiniteError, StateError, _tree
+from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.memory import Memory, written
 
 Leaves = tuple[Tensor, ...]
@@ -124,7 +125,9 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
     time = torch.float64 if torch.float64 in real else torch.float32
     found = Layout(unflatten, leaves[0] is y0, given, carried, time, devices.pop(), Memory(len(tensors)))
     # what needs no gradient is an alias: a field that calls requires_grad_() on it leaves the caller's tensor alone
-    tensors = [tensor if tensor.requires_grad else tensor.detach() for tensor in tensors]
+    # (derivatives that torch.func and forward mode carry would be lost with the alias)
+    kept = transformed()
+    tensors = [tensor if kept or tensor.requires_grad else tensor.detach() for tensor in tensors]
     return found, tuple(tensor.to(kind) for tensor, kind in zip(tensors, carried, strict=True))
 
 
