@@ -108,9 +108,9 @@ def _ours_first(point: Any) -> tuple[bool, str]:
     return not point.value.startswith("odenet_"), point.name
 
 
-def offering(solver: AnySolver, *, adaptive: bool) -> tuple[str, ...]:
-    """The known backends that run a solver."""
-    return tuple(name for name, found in known().items() if solver.name in found.runs(adaptive=adaptive))
+def offering(solver: AnySolver) -> tuple[str, ...]:
+    """The known backends that run a solver, with equal steps or with tolerances."""
+    return tuple(name for name, found in known().items() if solver.name in (*found.runs(), *found.runs(adaptive=True)))
 
 
 def require(entry: BackendEntry, solver: AnySolver, gradient: Gradient, *, adaptive: bool = False) -> None:
@@ -122,7 +122,7 @@ def require(entry: BackendEntry, solver: AnySolver, gradient: Gradient, *, adapt
     try:
         entry.require(solver, gradient, adaptive=adaptive)
     except UnsupportedError as error:
-        others = [name for name in offering(solver, adaptive=adaptive) if name != entry.name]
+        others = [name for name in offering(solver) if name != entry.name]
         if solver.name in entry.runs(adaptive=adaptive) or not others:
             raise
         raise UnsupportedError(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Grid, Problem, Solution, Span, Stats
+from odenet._backend.registry import require
 from odenet._problem.problem import problem
 from odenet._solvers.family import StagedSolver
 from odenet_jax._entry import backend
@@ -52,7 +53,7 @@ def solve_telling(made: Problem, probe: Array | None = None, told: Told | None =
         told: what blocks are told beside their input.
     """
     adaptive = isinstance(made.grid, Span)
-    backend.require(made.solver, made.gradient, adaptive=adaptive)
+    require(backend, made.solver, made.gradient, adaptive=adaptive)
     way = backend.way(made.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from odenet import Grid, Problem, Solution, Span, Stats
+from odenet._backend.registry import require
 from odenet._problem.problem import problem
 from odenet._solvers.family import StagedSolver
 from odenet_torch._entry import backend
@@ -37,7 +38,7 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
         field: stands for the problem's own field and weights, where a module knows better how to read its layers.
     """
     adaptive = isinstance(made.grid, Span)
-    backend.require(made.solver, made.gradient, adaptive=adaptive)
+    require(backend, made.solver, made.gradient, adaptive=adaptive)
     way = backend.way(made.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
