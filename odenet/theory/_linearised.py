@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-import odenet
 from odenet import _tree
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve, value_and_grad
 from odenet._problem.depth import Depth
 from odenet.theory._host import as_numpy
 from odenet.theory._network import Network
@@ -80,7 +80,7 @@ class Linearised:
         """The gradient by y of the sum of `h f(y) v`, over points and entries; of single layers a list."""
 
         def transposed(start: Any, layers: Depth) -> Any:
-            _, gradients, _ = odenet.value_and_grad(
+            _, gradients, _ = value_and_grad(
                 lambda solution: sum(leaf[-1].sum() for leaf in _tree.leaves(solution.ys)),
                 lambda t, s, leaf: _tree.map(operator.mul, self.network.field(t, leaf["y"], leaf["w"]), leaf["v"]),
                 start,
@@ -99,7 +99,7 @@ class Linearised:
                 value = function(lambda y: self.network.field(t, y, leaf["w"]), leaf)
                 return _tree.map(lambda new, old: (new - old) / self.step, value, s)
 
-            solution = odenet.solve(field, start, layers, ts="all", **self._choices)
+            solution = solve(field, start, layers, ts="all", **self._choices)
             return _tree.map(lambda leaf: leaf[1:], solution.ys)
 
         return self._compiled(visiting)

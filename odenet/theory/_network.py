@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-import odenet
 from odenet import _tree
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
 from odenet._errors import InputError
 from odenet._problem.depth import Depth
 from odenet._solvers.names import AnySolver
@@ -68,7 +68,7 @@ class Network:
     def trajectory(self, depth: Depth, solver: str | AnySolver, steps: int) -> np.ndarray:
         """All states of a solve from y0, as `flat` has them: shape (steps + 1, samples, entries of one)."""
         with self.prepared() as backend:
-            solution = odenet.solve(
+            solution = solve(
                 self.field,
                 self.y0,
                 depth,

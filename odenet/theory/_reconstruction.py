@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-import odenet
 from odenet import _tree
+from odenet._backend.solve import solve
 from odenet._errors import InputError
 from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.names import gradient
@@ -136,7 +136,7 @@ def _summed(given: Network, points: Linearised, lost: np.ndarray) -> np.ndarray:
         parts = [{name: row(tree, n) for name, tree in trees.items()} for n in range(given.steps)]
         layers = Depth.each([{"w": w, **part} for w, part in zip(depth.tree, parts, strict=True)])
     with given.prepared() as backend:
-        solution = odenet.solve(
+        solution = solve(
             slope,
             _tree.map(np.zeros_like, given.y0),
             reversed_depth(layers),

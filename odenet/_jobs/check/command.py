@@ -28,7 +28,8 @@ from odenet._report.terminal import console
 from odenet._report.units import error
 from odenet._solvers.names import AnySolver
 from odenet.doctor.checkup import diagnose
-from odenet.doctor.diagnosis import OUTSIDE, Diagnosis, Examination
+from odenet.doctor.diagnosis import Diagnosis
+from odenet.doctor.examination import OUTSIDE, Examination
 from odenet.doctor.tables import tables
 
 TOLERANCE = 1e-2

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from odenet import Depth, NetSpec
 from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Gradient
 from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.errors import BLOCKS, Errors, errors
+from odenet._nets.spec import NetSpec
+from odenet._problem.depth import Depth
 from odenet._solvers.runge_kutta import SOLVERS
 from odenet.theory import smoothness
 

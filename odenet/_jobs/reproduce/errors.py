@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from odenet import NetSpec
 from odenet._backend import registry as _registry
 from odenet._backend.seam import Evaluation
 from odenet._gradients.names import Backprop, Gradient
+from odenet._nets.spec import NetSpec
 from odenet._report.difference import relative
 from odenet._solvers.runge_kutta import SOLVERS
 

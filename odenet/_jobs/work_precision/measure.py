@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import odenet
 from odenet import _tree
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
 from odenet._backend.timing import seconds
 from odenet._errors import OdenetError
 from odenet._gradients.names import Backprop
@@ -59,8 +59,8 @@ class _Programs:
         if name not in self.made:
             control = PIDController(max_steps=self.plan.max_steps, throw=False)
 
-            def solve(y0: Any, weights: Any, rtol: Any, atol: Any) -> Any:
-                found = odenet.solve(
+            def timed_solve(y0: Any, weights: Any, rtol: Any, atol: Any) -> Any:
+                found = solve(
                     cell.problem.field,
                     y0,
                     weights,
@@ -75,7 +75,7 @@ class _Programs:
                 counts = found.stats.steps, found.stats.rejected, found.stats.f_evaluations
                 return found.ts, found.ys, counts, found.outcome  # arrays: all that a compiled function can return
 
-            self.made[name] = _registry.backend(cell.backend).compiled(solve)
+            self.made[name] = _registry.backend(cell.backend).compiled(timed_solve)
         return self.made[name]
 
 

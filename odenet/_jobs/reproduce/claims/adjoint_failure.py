@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from odenet import DiscreteAdjoint, NetSpec
-from odenet._gradients.names import Backprop, Gradient
+from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.errors import errors
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, chosen, sample, train
 from odenet._jobs.reproduce.verdict import Verdict, below
+from odenet._nets.spec import NetSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from odenet import DiscreteAdjoint
-from odenet._gradients.names import Backprop, Gradient
+from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, guessing, small_network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, medians, points_above

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import odenet
-from odenet import Depth
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
 from odenet._jobs.reproduce.network import Weights, field, rough_weights, smooth_weights, states
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, stays
-from odenet._problem.depth import Kind
+from odenet._problem.depth import Depth, Kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,10 +80,10 @@ def _trajectory(cell: Cell, choices: Choices, weights: Weights, kind: Kind, solv
 def _states(backend: str, kind: Kind, solver: str, steps: int) -> Callable[[Any, Any], Any]:
     """All states of a solve; compiled once for all seeds."""
 
-    def solve(y0: Any, tree: Any) -> Any:
-        return odenet.solve(field, y0, Depth(tree, kind), steps=steps, solver=solver, ts="all", backend=backend).ys
+    def trajectory(y0: Any, tree: Any) -> Any:
+        return solve(field, y0, Depth(tree, kind), steps=steps, solver=solver, ts="all", backend=backend).ys
 
-    return _registry.backend(backend).compiled(solve)
+    return _registry.backend(backend).compiled(trajectory)
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:

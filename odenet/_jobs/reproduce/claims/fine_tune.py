@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from odenet import DiscreteAdjoint, NetSpec
-from odenet._gradients.names import Backprop, Gradient
+from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.errors import BLOCKS
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, chosen, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, means
+from odenet._nets.spec import NetSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet import DiscreteAdjoint
-from odenet._gradients.names import Gradient
+from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.digits_network import Network
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, below, from_depth, medians

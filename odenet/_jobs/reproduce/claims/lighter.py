@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from odenet import DiscreteAdjoint, NetSpec
 from odenet._backend import registry as _registry
 from odenet._backend.timing import seconds
-from odenet._gradients.names import Gradient
+from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.digits_network import Network
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, medians
+from odenet._nets.spec import NetSpec
 from odenet._solvers.runge_kutta import SOLVERS
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet import DiscreteAdjoint, NetSpec
 from odenet._backend import registry as _registry
-from odenet._gradients.names import Backprop, Checkpoint, Gradient
+from odenet._gradients.names import Backprop, Checkpoint, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, falls, from_depth
+from odenet._nets.spec import NetSpec
 from odenet._solvers.runge_kutta import SOLVERS
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import odenet
-from odenet import Depth, DiscreteAdjoint
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
+from odenet._gradients.names import DiscreteAdjoint
 from odenet._jobs.reproduce.network import field, smooth_weights, states
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, falls
-from odenet._problem.depth import Kind
+from odenet._problem.depth import Depth, Kind
 from odenet._solvers.runge_kutta import SOLVERS
 from odenet.theory import reversed_depth, way_back
 
@@ -61,9 +61,9 @@ def _there_and_back(backend: str, curve: str) -> Callable[[Any, Any], tuple[Any,
 
     def solves(y0: Any, tree: Any) -> tuple[Any, Any]:
         weights = Depth(tree, kind)
-        there = odenet.solve(field, y0, weights, solver=solver, ts="all", backend=backend)
+        there = solve(field, y0, weights, solver=solver, ts="all", backend=backend)
         around = reversed_depth(weights)
-        back = odenet.solve(field, there.y1, around, t0=1.0, t1=0.0, solver=reverse, ts="all", backend=backend)
+        back = solve(field, there.y1, around, t0=1.0, t1=0.0, solver=reverse, ts="all", backend=backend)
         return there.ys, back.ys
 
     return _registry.backend(backend).compiled(solves)
