@@ -6,7 +6,7 @@ from pathlib import Path
 
 from odenet._files import write_atomically, write_text
 from odenet._jobs.work_precision.figure import diagram
-from odenet._jobs.work_precision.results import Results
+from odenet._jobs.work_precision.results import WorkPrecision
 from odenet._jobs.work_precision.row import COLUMNS
 from odenet._report.figures import render
 from odenet._report.html import REPORT, cells, document, facts, figure, header, said, section
@@ -18,7 +18,7 @@ _CAPTION = (
 )
 
 
-def write_report(results: Results, folder: Path) -> list[Path]:
+def write_report(results: WorkPrecision, folder: Path) -> list[Path]:
     """Write the figure (PNG and SVG) and `report.html`; finished cells are enough.
 
     Returns:
@@ -37,7 +37,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     return [write_text(folder / REPORT, _page(results, parts)), *paths]
 
 
-def _page(results: Results, parts: list[str]) -> str:
+def _page(results: WorkPrecision, parts: list[str]) -> str:
     plan = results.plan
     lead = f"{', '.join(plan.backends)} · {', '.join(each.label for each in plan.solvers)}"
     reached = sum(row.ok for row in results.rows)

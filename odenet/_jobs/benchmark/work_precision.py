@@ -13,9 +13,9 @@ from odenet._backend import registry as _registry
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.run import report, run
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.plan import Plan
-from odenet._jobs.work_precision.results import Results
-from odenet._jobs.work_precision.row import Row
+from odenet._jobs.work_precision.plan import SolvePlan
+from odenet._jobs.work_precision.results import WorkPrecision
+from odenet._jobs.work_precision.row import AdaptiveSolve
 from odenet._jobs.work_precision.table import tables
 from odenet._report.machine import machine
 from odenet._report.terminal import console
@@ -54,11 +54,11 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
     """
     # read by OpenMP when a framework is loaded: two threads that spin on two busy cores time each other's waiting
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    plan = Plan(**{_PLURAL.get(name, name): value for name, value in options.items()})
+    plan = SolvePlan(**{_PLURAL.get(name, name): value for name, value in options.items()})
     context.exit(work_precision(plan, out, resume, console(), console(stderr=True)))
 
 
-def work_precision(plan: Plan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
+def work_precision(plan: SolvePlan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
     """Run a plan and show it.
 
     Args:
@@ -76,7 +76,7 @@ def work_precision(plan: Plan, out: Path, resume: bool, screen: Console, message
         InputError: the results there have other options.
         BackendUnavailableError: none of the backends is installed.
     """
-    results, interrupted = run(Results(plan, machine(plan.backends)), out, resume, measure, _said, messages)
+    results, interrupted = run(WorkPrecision(plan, machine(plan.backends)), out, resume, measure, _said, messages)
     from odenet._jobs.benchmark.report import write_report  # matplotlib takes a second: not before cells are timed
 
     for made in tables([row for row in results.rows if not row.skipped]):
@@ -84,7 +84,7 @@ def work_precision(plan: Plan, out: Path, resume: bool, screen: Console, message
     return report(results, out, interrupted, write_report, messages)
 
 
-def _said(row: Row) -> str:
+def _said(row: AdaptiveSolve) -> str:
     if not row.ok:
         return row.result or row.status
     return f"error {error(row.error)}, {row.f_evaluations} f, {seconds(row.solve_seconds)}"

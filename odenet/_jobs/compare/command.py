@@ -15,8 +15,8 @@ from odenet._jobs.cells.grid import Plan
 from odenet._jobs.cells.run import report, run
 from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.results import Results
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.results import Comparison
+from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.compare.table import tables
 from odenet._report.machine import machine
 from odenet._report.terminal import console
@@ -65,7 +65,7 @@ def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Cons
         InputError: the results there have other settings.
         BackendUnavailableError: none of the backends is installed.
     """
-    results, interrupted = run(Results(plan, machine(plan.backends)), out, resume, measure, _said, messages)
+    results, interrupted = run(Comparison(plan, machine(plan.backends)), out, resume, measure, _said, messages)
     from odenet._jobs.compare.report import write_report  # matplotlib takes a second: not before cells are timed
 
     for made in tables(results.rows, screen):
@@ -75,6 +75,6 @@ def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Cons
     return report(results, out, interrupted, write_report, messages)
 
 
-def _said(row: Row) -> str:
+def _said(row: MeasuredGradient) -> str:
     how = f"error {error(row.gradient_error)}" if row.ok else row.status
     return f"{how}, {seconds(row.cell_seconds)}"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from odenet._jobs.compare.findings import Finding, findings
-from odenet._jobs.compare.results import Results
-from odenet._jobs.compare.row import COLUMNS, Row
+from odenet._jobs.compare.results import Comparison
+from odenet._jobs.compare.row import COLUMNS, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import columns, depths_of, line, title
 from odenet._report.html import cells, document, facts, figure, header, said, section
@@ -22,7 +22,7 @@ _CAPTIONS = {
 }
 
 
-def page(results: Results, figures: Mapping[str, str]) -> str:
+def page(results: Comparison, figures: Mapping[str, str]) -> str:
     """The page's text. Whatever comes from results is escaped.
 
     Args:
@@ -53,7 +53,7 @@ def _list(found: Iterable[Finding]) -> str:
     return "<ul>" + "".join(f"<li><b>{escape(each.topic)}</b>: {escape(each.text)}</li>" for each in found) + "</ul>"
 
 
-def _summary(rows: Sequence[Row]) -> str:
+def _summary(rows: Sequence[MeasuredGradient]) -> str:
     found = curves(rows)
     colour = colours(curve.gradient for curve in found)
     parts = []

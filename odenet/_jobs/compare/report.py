@@ -7,12 +7,12 @@ from pathlib import Path
 from odenet._files import write_atomically, write_text
 from odenet._jobs.compare.figures import figures
 from odenet._jobs.compare.page import page
-from odenet._jobs.compare.results import Results
+from odenet._jobs.compare.results import Comparison
 from odenet._report.figures import render
 from odenet._report.html import REPORT
 
 
-def write_report(results: Results, folder: Path) -> list[Path]:
+def write_report(results: Comparison, folder: Path) -> list[Path]:
     """Write the figures (PNG and SVG) and `report.html`; finished cells are enough.
 
     Returns:

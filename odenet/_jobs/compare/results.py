@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self, final
 
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.cells.results import CellResults
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.row import MeasuredGradient
 
 
 @final
 @dataclass(frozen=True)
-class Results(CellResults[Plan, Row]):
+class Comparison(CellResults[Plan, MeasuredGradient]):
     """What is done of a comparison.
 
     Args:
@@ -24,12 +24,12 @@ class Results(CellResults[Plan, Row]):
     form: ClassVar = "odenet compare 1"
     command: ClassVar = "odenet compare"
     plan_kind: ClassVar = Plan
-    row_kind: ClassVar = Row
+    row_kind: ClassVar = MeasuredGradient
     compared: ClassVar = "times and memory"
 
     seconds: float = 0.0
 
-    def add(self, row: Row) -> Self:
+    def add(self, row: MeasuredGradient) -> Self:
         """With this row in its place in the plan's order, and its seconds counted."""
         return replace(super().add(row), seconds=self.seconds + (row.cell_seconds or 0.0))
 

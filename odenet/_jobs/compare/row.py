@@ -13,7 +13,7 @@ from odenet._report.rows import column as _column
 
 
 @dataclass(frozen=True)
-class Row(CellRow):
+class MeasuredGradient(CellRow):
     """What one cell gave; the fields are the columns of results.csv. None stands where nothing was measured."""
 
     backend: str = _column("framework that ran the cell", "")
@@ -63,7 +63,7 @@ class Row(CellRow):
         return _rows.to_json(self)
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Row:
+    def from_json(cls, plain: Mapping[str, Any]) -> MeasuredGradient:
         """The row that `to_json` wrote.
 
         Raises:
@@ -72,5 +72,5 @@ class Row(CellRow):
         return _rows.from_json(cls, plain)
 
 
-COLUMNS: dict[str, str] = _rows.columns(Row)
+COLUMNS: dict[str, str] = _rows.columns(MeasuredGradient)
 """Each column and what it means."""

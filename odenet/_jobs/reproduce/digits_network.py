@@ -24,7 +24,7 @@ _SEEDS = 1000  # batches of one seed; the last of them is not trained on
 
 
 @dataclass(frozen=True)
-class Network:
+class DigitsNetwork:
     """A small network on digits, blocks `w2 relu(w1 y + b1) + b2` of width 32, to be trained and differentiated.
 
     Args:
@@ -47,7 +47,7 @@ class Network:
         return NetSpec("mlp", self.depth, width=_WIDTH, hidden=_WIDTH, along=self.along)
 
     @property
-    def tied(self) -> Network:
+    def tied(self) -> DigitsNetwork:
         """With one block for all depths."""
         return replace(self, along="shared")
 

@@ -12,7 +12,7 @@ import numpy as np
 from odenet import theory
 from odenet._backend import registry as _registry
 from odenet._backend.solve import value_and_grad
-from odenet._jobs.reproduce.reproduction import Cell, Point, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, values
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, falls_throughout, stays
 from odenet._problem.depth import Depth
 
@@ -70,7 +70,7 @@ class Moment:
     states: np.ndarray
 
 
-def measure(flow: Flow, cell: Cell, *, rough: bool, steps: int, deepest: int, device: str) -> tuple[Point, ...]:
+def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: int, device: str) -> tuple[Point, ...]:
     """Train, and compare with the limit of smooth starts at each moment that is looked at.
 
     Args:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from odenet._files import write_atomically, write_text
 from odenet._jobs.reproduce.reproduction import Reproduction
-from odenet._jobs.reproduce.results import Results
+from odenet._jobs.reproduce.results import ReproductionPoints
 from odenet._jobs.reproduce.verdict import Verdict
 from odenet._report.figures import rc, render
 from odenet._report.html import REPORT, document, facts, figure, header, section
@@ -37,7 +37,7 @@ class Finished:
     """
 
     reproduction: Reproduction
-    results: Results
+    results: ReproductionPoints
 
     @cached_property
     def verdicts(self) -> dict[str, tuple[Verdict, ...]]:
@@ -130,7 +130,7 @@ def verdict_table(done: Finished) -> Table:
     return table(f"{done.reproduction.name} ({_size(done.results)})", (*_HEADINGS, "backend"), rows)
 
 
-def _size(results: Results) -> str:
+def _size(results: ReproductionPoints) -> str:
     """What was run, in a few words."""
     chosen = results.choices
     many = f"{results.seeds} seed{'s' if results.seeds != 1 else ''}"

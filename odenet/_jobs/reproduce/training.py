@@ -21,7 +21,7 @@ from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches
 from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
-from odenet._jobs.reproduce.reproduction import Cell, Choices
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell
 from odenet._nets.spec import NetSpec
 from odenet._solvers.runge_kutta import SOLVERS
 
@@ -142,7 +142,7 @@ def small_network(choices: Choices, depth: int, along: Literal["piecewise", "lin
 
 
 def train(
-    cell: Cell,
+    cell: CurveCell,
     choices: Choices,
     spec: NetSpec,
     recipe: Recipe,

@@ -16,7 +16,7 @@ from odenet._errors import FileError, OdenetError
 from odenet._jobs import flags as _flags
 from odenet._jobs.solve.equal_steps import solve_in_equal_steps
 from odenet._jobs.solve.tolerances import solve_to_tolerances
-from odenet._jobs.work_precision.plan import Plan
+from odenet._jobs.work_precision.plan import SolvePlan
 from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
 from odenet._test_problems.named import PROBLEMS, problem_named
@@ -107,7 +107,7 @@ def command(
     if rtol:
         if context.get_parameter_source("solver") is ParameterSource.DEFAULT:
             solver = (solver_named("dopri5"),)
-        plan = Plan((problem,), backend, solver, rtol, atol, dtype, device, repeats=0)
+        plan = SolvePlan((problem,), backend, solver, rtol, atol, dtype, device, repeats=0)
         solve_to_tolerances(plan, figure, csv_path, json_path)
     else:
         solve_in_equal_steps(problem, backend, solver, steps, dtype, device, figure, csv_path, json_path)

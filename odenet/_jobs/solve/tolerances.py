@@ -10,9 +10,9 @@ from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import write_atomically, write_text
 from odenet._jobs.solve.choices import require_offered, say_written
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.plan import Plan, estimates
-from odenet._jobs.work_precision.results import Results
-from odenet._jobs.work_precision.row import Row
+from odenet._jobs.work_precision.plan import SolvePlan, estimates
+from odenet._jobs.work_precision.results import WorkPrecision
+from odenet._jobs.work_precision.row import AdaptiveSolve
 from odenet._jobs.work_precision.table import tables
 from odenet._problem.problem import adaptive_solvers
 from odenet._report.machine import machine
@@ -20,7 +20,7 @@ from odenet._report.rows import as_csv
 from odenet._report.terminal import console
 
 
-def solve_to_tolerances(plan: Plan, figure: tuple[Path, str] | None, csv: Path | None, json: Path | None) -> None:
+def solve_to_tolerances(plan: SolvePlan, figure: tuple[Path, str] | None, csv: Path | None, json: Path | None) -> None:
     """Solve, show a table, and write what was asked for.
 
     Args:
@@ -48,9 +48,9 @@ def solve_to_tolerances(plan: Plan, figure: tuple[Path, str] | None, csv: Path |
     for table in tables(rows):
         console().print(table)
     if csv is not None:
-        write_text(csv, as_csv(Row, rows))
+        write_text(csv, as_csv(AdaptiveSolve, rows))
     if json is not None:
-        write_text(json, Results(plan, machine(plan.backends), tuple(rows)).text())
+        write_text(json, WorkPrecision(plan, machine(plan.backends), tuple(rows)).text())
     if figure is not None:
         _draw(rows, *figure)
     say_written(csv, json, figure)
@@ -59,7 +59,7 @@ def solve_to_tolerances(plan: Plan, figure: tuple[Path, str] | None, csv: Path |
             raise OdenetError(f"{row.backend} {row.solver} with rtol={row.rtol:g} failed: {row.status.rstrip('.')}")
 
 
-def _draw(rows: list[Row], path: Path, kind: str) -> None:
+def _draw(rows: list[AdaptiveSolve], path: Path, kind: str) -> None:
     from odenet._jobs.work_precision.figure import diagram
     from odenet._report.figures import render  # matplotlib takes a second
 

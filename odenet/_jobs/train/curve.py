@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from odenet._files import write_atomically
-from odenet._jobs.train.checkpoint import Run
+from odenet._jobs.train.checkpoint import TrainingRun
 from odenet._report.figures import rc, render
 from odenet._report.style import GREY, INK, SPARE
 
 _TRAIN, _VALIDATION, _TEST = INK, "#0072B2", "#D55E00"
 
 
-def write_curve(run: Run, folder: Path) -> list[Path]:
+def write_curve(run: TrainingRun, folder: Path) -> list[Path]:
     """Write curve.png and curve.svg, atomically.
 
     Raises:
@@ -32,7 +32,7 @@ def write_curve(run: Run, folder: Path) -> list[Path]:
     return paths
 
 
-def curve(run: Run) -> Figure:
+def curve(run: TrainingRun) -> Figure:
     """The figure; the accuracy on the test images is one point, at the epoch that the validation images chose."""
     rows = run.rows
     epochs = [row.epoch for row in rows]

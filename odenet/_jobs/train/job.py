@@ -22,11 +22,11 @@ from odenet._jobs.descent.batches import Batches, Split, split
 from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
 from odenet._jobs.train import events
-from odenet._jobs.train.checkpoint import Outcome, Run, read
+from odenet._jobs.train.checkpoint import Outcome, TrainingRun, read
 from odenet._jobs.train.lock import alone
-from odenet._jobs.train.plan import Plan
-from odenet._jobs.train.progress import Watch, percent, watch
-from odenet._jobs.train.row import Row
+from odenet._jobs.train.plan import TrainingPlan
+from odenet._jobs.train.progress import EpochProgress, percent, watch
+from odenet._jobs.train.row import Epoch
 from odenet._nets.weights import save_weights
 from odenet._report.machine import machine
 from odenet._solvers.names import solver
@@ -34,7 +34,7 @@ from odenet._solvers.names import solver
 WEIGHTS = "weights.npz"
 
 
-def train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
+def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int:
     """Train a network, or go on with it.
 
     Args:
@@ -58,14 +58,14 @@ def train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
         return _train(plan, out, resume, messages)
 
 
-def _train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
+def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int:
     run = _earlier(plan, out, resume, messages)
     images = image_set(plan.data, plan.data_dir, plan.size)
     parts = split(images.train, plan.validation, plan.limit_train, plan.seed)
     mean, deviation = moments(parts.train)
     known = _identity(images, parts, mean.tolist(), deviation.tolist())
     if run is None:
-        run = Run(plan, known, machine([plan.backend]))
+        run = TrainingRun(plan, known, machine([plan.backend]))
     elif dict(run.images) != known:
         raise InputError(f"the run in {out} was of other images than {images.name} now has", "the same images")
     messages.print(f"images: {images.origin}", markup=False)
@@ -90,7 +90,7 @@ def _train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
     return 0
 
 
-def _earlier(plan: Plan, out: Path, resume: bool, messages: Console) -> Run | None:
+def _earlier(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> TrainingRun | None:
     run = read(out)
     if run is None:
         if resume:
@@ -122,7 +122,9 @@ def _identity(images: ImageSet, parts: Split, mean: list[float], deviation: list
     }
 
 
-def _finish(run: Run, images: ImageSet, learnt: Batches, chosen_by: Batches, out: Path, messages: Console) -> Run:
+def _finish(
+    run: TrainingRun, images: ImageSet, learnt: Batches, chosen_by: Batches, out: Path, messages: Console
+) -> TrainingRun:
     """All epochs that are left, then the test."""
     plan = run.plan
     entry = _registry.entry(plan.backend)
@@ -157,7 +159,9 @@ def _finish(run: Run, images: ImageSet, learnt: Batches, chosen_by: Batches, out
     return run
 
 
-def _epoch(trainer: Trainer, plan: Plan, epoch: int, learnt: Batches, chosen_by: Batches, progress: Watch) -> Row:
+def _epoch(
+    trainer: Trainer, plan: TrainingPlan, epoch: int, learnt: Batches, chosen_by: Batches, progress: EpochProgress
+) -> Epoch:
     began = time.perf_counter()
     lr = rate(plan.schedule, plan.lr, epoch, plan.epochs)
     loss, correct, seen, certificate = 0.0, 0, 0, None
@@ -174,7 +178,7 @@ def _epoch(trainer: Trainer, plan: Plan, epoch: int, learnt: Batches, chosen_by:
             certificate = max(step.certificate, certificate or 0.0)
         progress.step(epoch, number, loss / number, correct / seen)
     validation_loss, validation_accuracy = evaluate(trainer, chosen_by)
-    return Row(
+    return Epoch(
         epoch=epoch,
         lr=lr,
         train_loss=loss / learnt.steps,
@@ -188,7 +192,7 @@ def _epoch(trainer: Trainer, plan: Plan, epoch: int, learnt: Batches, chosen_by:
     )
 
 
-def _summary(run: Run, validation: int) -> str:
+def _summary(run: TrainingRun, validation: int) -> str:
     test = run.test
     assert test is not None
     return (

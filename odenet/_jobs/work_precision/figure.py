@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from odenet._jobs.work_precision.row import Row
+from odenet._jobs.work_precision.row import AdaptiveSolve
 from odenet._report.figures import rc
 from odenet._report.style import GREY, INK, SPARE, markers
 from odenet._report.units import seconds
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", *SPARE)
-_PANELS: tuple[tuple[str, Callable[[Row], float | None], Callable[[float], str]], ...] = (
+_PANELS: tuple[tuple[str, Callable[[AdaptiveSolve], float | None], Callable[[float], str]], ...] = (
     ("field evaluations", lambda row: row.f_evaluations, lambda value: f"{value:,.0f}"),
     ("time of a solve (median, compiled and warm)", lambda row: row.solve_seconds or row.first_seconds, seconds),
 )
 
 
-def diagram(rows: Sequence[Row]) -> Figure | None:
+def diagram(rows: Sequence[AdaptiveSolve]) -> Figure | None:
     """The figure; None where no cell reached t1.
 
     A line joins the tolerances of one solver and backend: colours are solvers, markers are backends. An error of zero

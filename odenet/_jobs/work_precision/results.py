@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from odenet._jobs.cells.results import CellResults
-from odenet._jobs.work_precision.plan import Plan
-from odenet._jobs.work_precision.row import Row
+from odenet._jobs.work_precision.plan import SolvePlan
+from odenet._jobs.work_precision.row import AdaptiveSolve
 
 
 @final
 @dataclass(frozen=True)
-class Results(CellResults[Plan, Row]):
+class WorkPrecision(CellResults[SolvePlan, AdaptiveSolve]):
     """What is done of a diagram."""
 
     form: ClassVar = "odenet work-precision 1"
     command: ClassVar = "odenet benchmark work-precision"
-    plan_kind: ClassVar = Plan
-    row_kind: ClassVar = Row
+    plan_kind: ClassVar = SolvePlan
+    row_kind: ClassVar = AdaptiveSolve

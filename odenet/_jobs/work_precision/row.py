@@ -10,7 +10,7 @@ from odenet._report.rows import column, columns
 
 
 @dataclass(frozen=True)
-class Row(CellRow):
+class AdaptiveSolve(CellRow):
     """What one cell gave; the fields are the columns of results.csv. None stands where nothing was measured."""
 
     problem: str = column("test problem, as `odenet list problems` names it", "")
@@ -44,5 +44,5 @@ class Row(CellRow):
         return super().ok and self.result == "success"
 
 
-COLUMNS: dict[str, str] = columns(Row)
+COLUMNS: dict[str, str] = columns(AdaptiveSolve)
 """Each column and what it means."""

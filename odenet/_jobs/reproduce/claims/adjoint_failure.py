@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.errors import errors
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, chosen, sample, train
 from odenet._jobs.reproduce.verdict import Verdict, below
 from odenet._nets.spec import NetSpec
@@ -45,12 +45,12 @@ def certificate_of(method: str) -> str:
     return f"certificate of that, {method}"
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """The one depth that ResNet-101 has."""
     return choices.cells(list(CURVES), [BLOCKS], seeds=choices.sized(1, 3, 1))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train; then, of the networks that backpropagation made, the errors of the other gradients."""
     every = chosen(choices)
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, guessing, small_network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, medians, points_above
 
@@ -36,7 +36,7 @@ _REDUCED = Recipe(images=3000, test=5000, epochs=5, batch=50, lr=0.1)
 _PAPER = Recipe(images=None, test=None, epochs=90, batch=256, lr=0.1, schedule="step")
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 and 16, with 64 in a reduced run; 2 to 64 at the paper's scale."""
     depths = choices.sized((4, 16), (4, 16, 64), (2, 4, 8, 16, 32, 64))
     if choices.depth is not None:
@@ -44,7 +44,7 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
     return choices.cells(list(CURVES), depths, seeds=choices.sized(2, 3, 5))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train from the same weights with the same batches, whatever the gradient method."""
     solver, gradient = CURVES[cell.curve]
     spec = small_network(choices, cell.depth, "piecewise" if solver == "euler" else "linear")

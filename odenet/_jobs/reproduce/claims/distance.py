@@ -11,7 +11,7 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
 from odenet._jobs.reproduce.network import Weights, field, rough_weights, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, stays
 from odenet._problem.depth import Depth, Kind
 
@@ -25,12 +25,12 @@ _AVERAGED = 64
 _WEIGHTS = {SMOOTH: smooth_weights, ROUGH: rough_weights}
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 512."""
     return choices.cells([SMOOTH, ROUGH], choices.depths(4, 512, quick=256))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """The largest distance over layers and batch, with the bound and the error of what it is measured against."""
     n = cell.depth
     weights = _WEIGHTS[cell.curve](cell.seed, np.arange(n + 1) / n)
@@ -70,7 +70,7 @@ def bound(weights: Weights, ode: np.ndarray) -> float:
     return float(np.expm1(lipschitz)) / (2 * n * lipschitz) * largest
 
 
-def _trajectory(cell: Cell, choices: Choices, weights: Weights, kind: Kind, solver: str, steps: int) -> np.ndarray:
+def _trajectory(cell: CurveCell, choices: Choices, weights: Weights, kind: Kind, solver: str, steps: int) -> np.ndarray:
     backend = _registry.backend(cell.backend)
     with backend.prepare("float64", choices.device):
         return backend.to_numpy(_states(cell.backend, kind, solver, steps)(states(cell.seed), weights))

@@ -13,7 +13,7 @@ import numpy as np
 
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.errors import BLOCKS
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, chosen, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, means
 from odenet._nets.spec import NetSpec
@@ -56,13 +56,13 @@ class Tied:
     loss: float
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """One depth of the deep stage: 32 blocks."""
     depth = choices.sized(16, 32, 32) if choices.depth is None else choices.depth
     return choices.cells(list(CURVES), [depth], seeds=choices.sized(2, 3, 5))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Fine-tune the deep stage; all methods start from the same network."""
     start = _tied(cell.backend, cell.seed, cell.depth, choices)
     if not math.isfinite(start.loss):
@@ -108,7 +108,7 @@ def _tied(backend: str, seed: int, depth: int, choices: Choices) -> Tied:
         after=choices.sized((1,), (), (4,)),
         grid=2,
     )
-    cell = Cell(backend, seed, "tied", depth)
+    cell = CurveCell(backend, seed, "tied", depth)
     recipe, _ = choices.sized(_QUICK, _REDUCED, _PAPER)
     done = train(cell, choices, spec, recipe, solver="euler", gradient=Backprop(), weights=spec.init(seed))
     untied = replace(spec, along="piecewise")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odenet._gradients.names import DiscreteAdjoint, Gradient
-from odenet._jobs.reproduce.digits_network import Network
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.digits_network import DigitsNetwork
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, below, from_depth, medians
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ _DEEP = 8  # with long steps, kinks of ReLU decide which way back is nearer
 _STEPS = (25, 50, 50)  # of training: quick, reduced, paper
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
     return choices.cells(list(_NETS), choices.depths(4, 64, quick=32))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train by backpropagation, then take one gradient by each method."""
-    network = Network(cell.backend, choices.device, *_NETS[cell.curve], cell.depth, cell.seed)
+    network = DigitsNetwork(cell.backend, choices.device, *_NETS[cell.curve], cell.depth, cell.seed)
     descended = network.descend(network.spec.init(cell.seed), choices.sized(*_STEPS))
     found = [
         cell.point(LOSS, descended.loss),

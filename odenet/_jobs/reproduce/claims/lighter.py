@@ -12,8 +12,8 @@ from odenet._backend import registry as _registry
 from odenet._backend.timing import seconds
 from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
-from odenet._jobs.reproduce.digits_network import Network
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.digits_network import DigitsNetwork
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, medians
 from odenet._nets.spec import NetSpec
 from odenet._solvers.runge_kutta import SOLVERS
@@ -39,7 +39,7 @@ _ROUNDS = (4, 15, 15)
 
 
 @dataclass(frozen=True)
-class _Size:
+class _TimedSize:
     """The convolutional network whose seconds are compared: f is most of the work there, as in the paper's."""
 
     width: int
@@ -49,10 +49,10 @@ class _Size:
         return NetSpec("conv", depth, width=self.width, along=along)
 
 
-_SIZES = (_Size(8, 16), _Size(8, 16), _Size(64, 128))  # quick, reduced, paper
+_SIZES = (_TimedSize(8, 16), _TimedSize(8, 16), _TimedSize(64, 128))  # quick, reduced, paper
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 8 to 64, costs from 16; three seeds unless more are asked for."""
     curves = [_curve(net, kind) for net in NETS for kind in (UNTIED, INDEPENDENT, COST)]
     every = choices.cells(curves, choices.depths(8, 64, quick=32), seeds=3)
@@ -63,15 +63,15 @@ def _curve(net: str, kind: str) -> str:
     return f"{net}: {kind}"
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """The errors of all methods on one trained network, or what they cost."""
     net, kind = cell.curve.split(": ")
     return (_cost if kind == COST else _errors)(cell, choices, net, kind)
 
 
-def _errors(cell: Cell, choices: Choices, net: str, start: str) -> tuple[Point, ...]:
+def _errors(cell: CurveCell, choices: Choices, net: str, start: str) -> tuple[Point, ...]:
     """Train by backpropagation, then take one gradient by each method."""
-    network = Network(cell.backend, choices.device, *NETS[net], cell.depth, cell.seed)
+    network = DigitsNetwork(cell.backend, choices.device, *NETS[net], cell.depth, cell.seed)
     steps = choices.sized(*_STEPS)
     if start == UNTIED:
         tied = network.tied.descend(network.tied.spec.init(cell.seed), steps)
@@ -87,7 +87,7 @@ def _errors(cell: Cell, choices: Choices, net: str, start: str) -> tuple[Point, 
     )
 
 
-def _cost(cell: Cell, choices: Choices, net: str, kind: str) -> tuple[Point, ...]:
+def _cost(cell: CurveCell, choices: Choices, net: str, kind: str) -> tuple[Point, ...]:
     """Counts, and seconds of loss and gradient: by turns, as a busy machine has fast and slow spells."""
     solver, along = NETS[net]
     size = choices.sized(*_SIZES)

@@ -12,7 +12,7 @@ import numpy as np
 
 from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Checkpoint, DiscreteAdjoint, Gradient
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, falls, from_depth
 from odenet._nets.spec import NetSpec
 from odenet._solvers.runge_kutta import SOLVERS
@@ -31,16 +31,20 @@ _GROWTH = 1.1
 
 
 @dataclass(frozen=True)
-class _Size:
+class _MeasuredSize:
     inputs: tuple[int, int, int]
     width: int
     batch: int
 
 
-_SIZES = (_Size((1, 8, 8), 8, 4), _Size((3, 32, 32), 16, 8), _Size((3, 32, 32), 64, 128))  # quick, reduced, paper
+_SIZES = (
+    _MeasuredSize((1, 8, 8), 8, 4),
+    _MeasuredSize((3, 32, 32), 16, 8),
+    _MeasuredSize((3, 32, 32), 64, 128),
+)  # quick, reduced, paper
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 256. One seed, unless more are asked for: bytes do not depend on the values of weights."""
     curves = [_curve(net, method) for net in NETS for method in METHODS]
     return choices.cells(curves, choices.depths(4, 256, quick=32), seeds=1)
@@ -59,7 +63,7 @@ def _method(name: str, depth: int) -> Gradient:
     }[name]
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """One gradient of the tied and of the untied network."""
     net, name = cell.curve.split(", ")
     solver, along = NETS[net]

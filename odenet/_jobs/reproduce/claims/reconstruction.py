@@ -12,7 +12,7 @@ from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
 from odenet._gradients.names import DiscreteAdjoint
 from odenet._jobs.reproduce.network import field, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, falls
 from odenet._problem.depth import Depth, Kind
 from odenet._solvers.runge_kutta import SOLVERS
@@ -36,12 +36,12 @@ paper's bound: the leading error of a step of even order and that of the step ba
 _ASYMPTOTIC = 16  # an order is a statement about deep networks
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 2 to 4096."""
     return choices.cells(list(METHODS), choices.depths(2, 4096, quick=256))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """All states forward, then all states from the last one back."""
     kind = METHODS[cell.curve][1]
     nodes = np.arange(cell.depth + (kind == "linear")) / cell.depth

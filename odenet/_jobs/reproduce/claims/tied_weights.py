@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.errors import errors
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, guessing, sample, small_network, train
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, as_good, below, falls, medians
 
@@ -30,12 +30,12 @@ _REDUCED = Recipe(images=2000, test=2000, epochs=5, batch=50, lr=0.1)
 _PAPER = Recipe(images=None, test=None, epochs=200, batch=128, lr=0.1)
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
     return choices.cells(list(CURVES), choices.depths(4, 64, quick=32), seeds=choices.sized(2, 3, 5))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train; of the network that backpropagation made, the errors of other gradients."""
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
     spec = small_network(choices, cell.depth, "shared")
