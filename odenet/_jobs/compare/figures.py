@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
-from odenet._report.figures import rc
+from odenet._report.figures import canvas, rc
 from odenet._report.fit import ROUNDING
 from odenet._report.style import GREY, INK, colours, depth_axis, markers, name
 from odenet._report.units import seconds, size
@@ -67,8 +66,7 @@ def _overview(found: Sequence[Curve]) -> Figure:
 
 
 def _paper(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(1.2 + 4.3 * panels, 5.1), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(1.2 + 4.3 * panels, 5.1)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 

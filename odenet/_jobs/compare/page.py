@@ -10,7 +10,7 @@ from odenet._jobs.compare.results import Comparison
 from odenet._jobs.compare.row import COLUMNS, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import columns, depths_of, line, title
-from odenet._report.html import cells, document, facts, figure, header, said, section
+from odenet._report.html import details, document, figure, header, section
 from odenet._report.style import INK, colours, name
 from odenet._report.units import seconds
 
@@ -41,10 +41,7 @@ def page(results: Comparison, figures: Mapping[str, str]) -> str:
         section("How to read this", _list(findings(results))),
         *(figure(figures[each], caption) for each, caption in _CAPTIONS.items() if each in figures),
         section("Errors, orders and costs", _summary(results.rows)),
-        section(f"All {len(results.rows)} cells", cells(results.rows, COLUMNS, "heun jax N=64 …")),
-        section("Plan", facts({key: said(value) for key, value in plan.to_json().items()})),
-        section("Machine", facts(results.machine)),
-        section("What each column means", facts(COLUMNS)),
+        *details(results.rows, COLUMNS, "heun jax N=64 …", plan.to_json(), results.machine),
     ]
     return document("odenet compare", parts)
 

@@ -55,11 +55,9 @@ def draw(
         finest: the run to be drawn, its T times and its states, leaves (T, ...); None where no run ended well.
         truth: times and states of the reference, the same way.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from odenet._report.figures import canvas
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(11, 4.5)
     left, right = figure.subplots(1, 2)
     _errors(left, runs, uncertainty)
     _solution(right, problem, finest, truth)

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from odenet._jobs.work_precision.row import AdaptiveSolve
-from odenet._report.figures import rc
+from odenet._report.figures import canvas, rc
 from odenet._report.style import GREY, INK, SPARE, markers
 from odenet._report.units import seconds
 from odenet._test_problems.named import PROBLEMS
@@ -42,8 +41,7 @@ def diagram(rows: Sequence[AdaptiveSolve]) -> Figure | None:
     colour = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(solvers)}
     marker = markers(backends)
     with matplotlib.rc_context(rc()):
-        figure = Figure(figsize=(11.5, 1.4 + 3.7 * len(problems)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = canvas(11.5, 1.4 + 3.7 * len(problems))
         panels = figure.subplots(len(problems), len(_PANELS), squeeze=False)
         for problem, pair in zip(problems, panels, strict=True):
             for axes, (label, value, said) in zip(pair, _PANELS, strict=True):
