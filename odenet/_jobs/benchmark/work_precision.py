@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from odenet._backend import registry as _registry
 from odenet._jobs import flags as _flags
-from odenet._jobs.cells.run import report, run
+from odenet._jobs.cells.run import complete, one_thread
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan
 from odenet._jobs.work_precision.results import WorkPrecision
@@ -52,14 +51,13 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
       odenet benchmark work-precision --resume --solver dopri8
       odenet benchmark work-precision --problem robertson,oregonator --backend diffrax --solver kvaerno3,kvaerno5
     """
-    # read by OpenMP when a framework is loaded: two threads that spin on two busy cores time each other's waiting
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    one_thread()
     plan = SolvePlan(**{_PLURAL.get(name, name): value for name, value in options.items()})
     context.exit(work_precision(plan, out, resume, console(), console(stderr=True)))
 
 
 def work_precision(plan: SolvePlan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
-    """Run a plan and show it.
+    """Run a plan, and show it.
 
     Args:
         plan: what to solve.
@@ -68,23 +66,23 @@ def work_precision(plan: SolvePlan, out: Path, resume: bool, screen: Console, me
         screen: for the tables.
         messages: for progress and where the files are.
 
-    Returns:
-        the exit status: 0; 1 if a cell failed; 130 if the run was interrupted.
-
-    Raises:
-        FileError: `out` cannot be written to, or holds results that cannot be resumed.
-        InputError: the results there have other options.
-        BackendUnavailableError: none of the backends is installed.
+    Returns, raises: as `odenet._jobs.cells.run.complete`.
     """
-    results, interrupted = run(WorkPrecision(plan, machine(plan.backends)), out, resume, measure, _said, messages)
-    from odenet._jobs.benchmark.report import write_report  # matplotlib takes a second: not before cells are timed
 
-    for made in tables([row for row in results.rows if not row.skipped]):
-        screen.print(made)
-    return report(results, out, interrupted, write_report, messages)
+    def show(results: WorkPrecision) -> None:
+        for table in tables([row for row in results.rows if not row.skipped]):
+            screen.print(table)
+
+    def write(results: WorkPrecision, folder: Path) -> list[Path]:
+        from odenet._jobs.benchmark.report import write_report  # matplotlib takes a second: not before cells are timed
+
+        return write_report(results, folder)
+
+    fresh = WorkPrecision(plan, machine(plan.backends))
+    return complete(fresh, out, resume, measure, _in_words, show, write, messages)
 
 
-def _said(row: AdaptiveSolve) -> str:
+def _in_words(row: AdaptiveSolve) -> str:
     if not row.ok:
         return row.result or row.status
     return f"error {error(row.error)}, {row.f_evaluations} f, {seconds(row.solve_seconds)}"

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
+
+from odenet._report.progress import progress_bar
 
 
 class CellProgress:
@@ -43,10 +45,5 @@ def watch(console: Console, cells: Sequence[Any]) -> Iterator[CellProgress]:
         console: where it is told.
         cells: with a `str` each.
     """
-    if not console.is_terminal:
-        yield CellProgress(console, cells, None)
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    shape = (*columns, TextColumn("{task.description}", markup=False))
-    with Progress(*shape, console=console, auto_refresh=False, transient=True, speed_estimate_period=600) as bar:
+    with progress_bar(console, auto_refresh=False, speed_estimate_period=600) as bar:
         yield CellProgress(console, cells, bar)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from odenet._jobs.train.row import Epoch
+from odenet._report.progress import progress_bar
 from odenet._report.units import error, seconds, size
 
 
@@ -36,12 +37,7 @@ class EpochProgress:
 @contextmanager
 def watch(console: Console, epochs: int, steps: int) -> Iterator[EpochProgress]:
     """An `EpochProgress` over a run; on anything but a terminal it prints a line an epoch and nothing else."""
-    if not console.is_terminal:
-        yield EpochProgress(console, epochs, steps, None)
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    shape = (*columns, TextColumn("{task.description}", markup=False))
-    with Progress(*shape, console=console, transient=True, refresh_per_second=4) as bar:
+    with progress_bar(console, refresh_per_second=4) as bar:
         yield EpochProgress(console, epochs, steps, bar)
 
 
