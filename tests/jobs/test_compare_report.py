@@ -24,6 +24,7 @@ from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import tables
 from odenet._report.figures import render
 from odenet._report.fit import fit
+from odenet._report.rows import to_json
 
 SMALL = ["--backend", "fake", "--solver", "euler", "--depth", "2,4,8", "--batch", "4", "--width", "4"]
 CELLS = 12
@@ -140,7 +141,7 @@ class _Tags(html.parser.HTMLParser):
 def test_the_page_escapes_what_it_is_given_and_loads_nothing(fake):
     made = results()
     evil = MeasuredGradient(
-        **made.rows[0].to_json() | {"status": "<script>alert(1)</script>", "backend": '"><img src=x onerror=1>'}
+        **to_json(made.rows[0]) | {"status": "<script>alert(1)</script>", "backend": '"><img src=x onerror=1>'}
     )
     text = page(Comparison(made.plan, {"cpu": "<b>&"}, (*made.rows, evil)), {})
     found = _Tags(text)

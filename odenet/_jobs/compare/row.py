@@ -2,75 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from odenet._jobs.cells.grid import Key
 from odenet._jobs.cells.row import CellRow
-from odenet._report import rows as _rows
-from odenet._report.rows import column as _column
+from odenet._report.rows import column, columns
 
 
 @dataclass(frozen=True)
 class MeasuredGradient(CellRow):
     """What one cell gave; the fields are the columns of results.csv. None stands where nothing was measured."""
 
-    backend: str = _column("framework that ran the cell", "")
-    device: str = _column("device it ran on", "")
-    dtype: str = _column("number type of the cell; the reference is float64 always", "")
-    solver: str = _column("one step of the solver is one layer of the network", "")
-    gradient: str = _column("gradient method, spelled as --gradient takes it", "")
-    depth: int = _column("number of steps N", 0)
-    along: str = _column("weights along depth: piecewise = N layers (ResNet), linear = N+1 nodes (HeunNet)", "")
-    status: str = _column("ok; not offered or not available; or the error that the cell ended with", "")
-    loss: float | None = _column("mean cross-entropy over the batch")
-    forward_difference: float | None = _column("outputs against the reference: max |difference| / max |reference|")
-    gradient_error: float | None = _column(
+    backend: str = column("framework that ran the cell", "")
+    device: str = column("device it ran on", "")
+    dtype: str = column("number type of the cell; the reference is float64 always", "")
+    solver: str = column("one step of the solver is one layer of the network", "")
+    gradient: str = column("gradient method, spelled as --gradient takes it", "")
+    depth: int = column("number of steps N", 0)
+    along: str = column("weights along depth: piecewise = N layers (ResNet), linear = N+1 nodes (HeunNet)", "")
+    status: str = column("ok; not offered or not available; or the error that the cell ended with", "")
+    loss: float | None = column("mean cross-entropy over the batch")
+    forward_difference: float | None = column("outputs against the reference: max |difference| / max |reference|")
+    gradient_error: float | None = column(
         "whole gradient g against the reference r (exact backprop, float64, same depth): ||g - r|| / ||r||"
     )
-    cosine_distance: float | None = _column("1 - cos of the angle between g and r, computed without cancellation")
-    certificate: float | None = _column(
+    cosine_distance: float | None = column("1 - cos of the angle between g and r, computed without cancellation")
+    certificate: float | None = column(
         "reconstruction residual, known without a reference: largest |y[n+1] - z - D(z)| / |y[n+1]| over the steps"
     )
-    forward_seconds: float | None = _column("median seconds of the loss alone, compiled and warm")
-    backward_seconds: float | None = _column(
+    forward_seconds: float | None = column("median seconds of the loss alone, compiled and warm")
+    backward_seconds: float | None = column(
         "step_seconds - forward_seconds, as it comes: two medians, so noise can make it small or negative"
     )
-    step_seconds: float | None = _column("median seconds of loss and gradient, compiled and warm")
-    compile_seconds: float | None = _column(
+    step_seconds: float | None = column("median seconds of loss and gradient, compiled and warm")
+    compile_seconds: float | None = column(
         "seconds of compiling both, beside another cell that compiles; 0 where nothing is compiled"
     )
-    peak_bytes: int | None = _column("most bytes alive at once for loss and gradient, beyond weights and batch")
-    gradient_bytes: int | None = _column("bytes of the gradient itself, as large as the weights; part of peak_bytes")
-    peak_bytes_method: str | None = _column("how the backend counted them: compare within a backend only")
-    f_forward: int | None = _column("field evaluations of the forward pass, counted")
-    f_forward_expected: int | None = _column("the same by the cost model of the gradient method")
-    f_backward: int | None = _column("further field evaluations of the backward pass, counted")
-    f_backward_expected: int | None = _column("the same by the cost model")
-    vjp: int | None = _column("vector-Jacobian products of the field, counted")
-    vjp_expected: int | None = _column("the same by the cost model")
-    counts_match: bool | None = _column("whether all three counts are those of the cost model")
-    cell_seconds: float | None = _column("seconds that the whole cell took: build, evaluate, compile, repeats")
+    peak_bytes: int | None = column("most bytes alive at once for loss and gradient, beyond weights and batch")
+    gradient_bytes: int | None = column("bytes of the gradient itself, as large as the weights; part of peak_bytes")
+    peak_bytes_method: str | None = column("how the backend counted them: compare within a backend only")
+    f_forward: int | None = column("field evaluations of the forward pass, counted")
+    f_forward_expected: int | None = column("the same by the cost model of the gradient method")
+    f_backward: int | None = column("further field evaluations of the backward pass, counted")
+    f_backward_expected: int | None = column("the same by the cost model")
+    vjp: int | None = column("vector-Jacobian products of the field, counted")
+    vjp_expected: int | None = column("the same by the cost model")
+    counts_match: bool | None = column("whether all three counts are those of the cost model")
+    cell_seconds: float | None = column("seconds that the whole cell took: build, evaluate, compile, repeats")
 
     @property
     def key(self) -> Key:
         """The cell that the row belongs to."""
         return self.backend, self.solver, self.gradient, self.depth
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; infinity and NaN, which JSON has not, as the strings "inf", "-inf" and "nan"."""
-        return _rows.to_json(self)
 
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> MeasuredGradient:
-        """The row that `to_json` wrote.
-
-        Raises:
-            FileError: other columns than this version writes.
-        """
-        return _rows.from_json(cls, plain)
-
-
-COLUMNS: dict[str, str] = _rows.columns(MeasuredGradient)
+COLUMNS: dict[str, str] = columns(MeasuredGradient)
 """Each column and what it means."""

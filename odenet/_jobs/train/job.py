@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import time
 import zlib
 from dataclasses import replace
@@ -21,6 +21,7 @@ from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches, Split, split
 from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
+from odenet._jobs.descent.training_pass import training_pass
 from odenet._jobs.train import events
 from odenet._jobs.train.checkpoint import Outcome, TrainingRun, read
 from odenet._jobs.train.lock import alone
@@ -164,28 +165,22 @@ def _epoch(
 ) -> Epoch:
     began = time.perf_counter()
     lr = rate(plan.schedule, plan.lr, epoch, plan.epochs)
-    loss, correct, seen, certificate = 0.0, 0, 0, None
-    for number, (inputs, labels) in enumerate(learnt.shuffled(epoch), 1):
-        step = trainer.step(inputs, labels, lr)
-        if not math.isfinite(step.loss):
-            raise GradientError(
-                f"the loss is {step.loss} in step {number} of epoch {epoch}",
-                "a finite loss",
-                "take a smaller --lr, or gradient backprop if a certificate was large before; then another --out",
-            )
-        loss, correct, seen = loss + step.loss, correct + step.correct, seen + len(labels)
-        if step.certificate is not None:
-            certificate = max(step.certificate, certificate or 0.0)
-        progress.step(epoch, number, loss / number, correct / seen)
+    done = training_pass(trainer, learnt, epoch, lr, functools.partial(progress.step, epoch))
+    if not done.finished:
+        raise GradientError(
+            f"the loss is {done.loss} in step {done.steps} of epoch {epoch}",
+            "a finite loss",
+            "take a smaller --lr, or gradient backprop if a certificate was large before; then another --out",
+        )
     validation_loss, validation_accuracy = evaluate(trainer, chosen_by)
     return Epoch(
         epoch=epoch,
         lr=lr,
-        train_loss=loss / learnt.steps,
-        train_accuracy=correct / seen,
+        train_loss=done.loss,
+        train_accuracy=done.accuracy,
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
-        certificate=certificate,
+        certificate=done.certificate,
         peak_bytes=trainer.peak_bytes(),
         seconds=time.perf_counter() - began,
         finished=time.time(),

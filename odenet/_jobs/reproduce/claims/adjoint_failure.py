@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.errors import errors
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
-from odenet._jobs.reproduce.training import Recipe, chosen, sample, train
+from odenet._jobs.reproduce.training import Recipe, network, sample, train
 from odenet._jobs.reproduce.verdict import Verdict, below
-from odenet._nets.spec import NetSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,14 +51,12 @@ def cells(choices: Choices) -> tuple[CurveCell, ...]:
 
 def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train; then, of the networks that backpropagation made, the errors of the other gradients."""
-    every = chosen(choices)
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
-    spec = NetSpec(
+    spec = network(
+        choices,
         "bottleneck",
         BLOCKS,
-        width=choices.sized(64, 64, 1024),
-        inputs=every.train.shape,
-        classes=len(every.classes),
+        choices.sized(64, 64, 1024),
         before=_BEFORE,
         after=_AFTER,
         horizon=1.0 if cell.curve == SCALED else float(BLOCKS),

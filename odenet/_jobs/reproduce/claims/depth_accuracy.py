@@ -64,8 +64,7 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
         cell.point(GUESSING, guessing(choices)),
         cell.point(LOSS, done.epochs[-1].loss),
     ]
-    residuals = [each.certificate for each in done.epochs if each.certificate is not None]
-    return (*found, cell.point(CERTIFICATE, max(residuals))) if residuals else tuple(found)
+    return tuple(found) if done.certificate is None else (*found, cell.point(CERTIFICATE, done.certificate))
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:

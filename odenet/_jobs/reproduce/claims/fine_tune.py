@@ -14,7 +14,7 @@ import numpy as np
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.errors import BLOCKS
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
-from odenet._jobs.reproduce.training import Recipe, chosen, train
+from odenet._jobs.reproduce.training import Recipe, network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, means
 from odenet._nets.spec import NetSpec
 
@@ -78,7 +78,6 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
         weights=start.weights,
         rates={BLOCKS: float(cell.depth)},
     )
-    residuals = [each.certificate for each in done.epochs if each.certificate is not None]
     found = {
         BEFORE: start.error,
         AFTER: done.error,
@@ -87,22 +86,19 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     }
     if (most := done.trainer.peak_bytes()) is not None:
         found[BYTES] = float(most)
-    if residuals:
-        found[CERTIFICATE] = max(residuals)
+    if done.certificate is not None:
+        found[CERTIFICATE] = done.certificate
     return tuple(cell.point(name, value) for name, value in found.items())
 
 
 @lru_cache(maxsize=2)
 def _tied(backend: str, seed: int, depth: int, choices: Choices) -> Tied:
     """Train with one block for all steps, by backpropagation."""
-    every = chosen(choices)
-    width = choices.sized(16, 32, 256)
-    spec = NetSpec(
+    spec = network(
+        choices,
         "conv",
         depth,
-        width=width,
-        inputs=every.train.shape,
-        classes=len(every.classes),
+        choices.sized(16, 32, 256),
         along="shared",
         before=choices.sized((1,), (1, 1), (4, 4)),
         after=choices.sized((1,), (), (4,)),
