@@ -22,9 +22,9 @@ from odenet._jobs.descent.batches import Batches
 from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
 from odenet._jobs.descent.training_pass import TrainingPass, training_pass
+from odenet._jobs.reproduce.methods import built
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell
 from odenet._nets.spec import Block, NetSpec
-from odenet._solvers.runge_kutta import SOLVERS
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,7 @@ def train(
         raise InputError(f"batches of {recipe.batch} from {len(learnt)} training images", "at least that many images")
     backend = _registry.backend(cell.backend)
     with backend.prepare(dtype, choices.device):
-        model = backend.build(
-            spec, weights, solver=SOLVERS[solver], gradient=gradient, dtype=dtype, device=choices.device
-        )
+        model = built(cell.backend, choices.device, spec, weights, solver, gradient, dtype)
     trainer = backend.trainer(model, momentum=0.9, weight_decay=recipe.weight_decay, rates=rates)
     batches, test = (
         Batches(part, recipe.batch, mean, deviation, dtype, cell.seed, recipe.augment, every.mirrored)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
+from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, guessing, small_network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, medians, points_above
@@ -69,8 +70,6 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Errors over depth, and how far each method is from backpropagation."""
-    from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
-
     error, apart = figure.subplots(1, 2)
     for curve, line, index in _styles():
         over_depth(error, values(points, curve, ERROR), curve, index, line)

@@ -10,6 +10,7 @@ import numpy as np
 
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
+from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.network import Weights, field, rough_weights, smooth_weights, states
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, stays
@@ -92,8 +93,6 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Distances with their bounds."""
-    from odenet._jobs.reproduce.drawing import finish, over_depth, slope
-
     axes = figure.subplots()
     for index, curve in enumerate((SMOOTH, ROUGH)):
         over_depth(axes, values(points, curve, DISTANCE), curve, index)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
+from odenet._gradients.names import Backprop
+from odenet._jobs.reproduce.drawing import COLOURS
 from odenet._jobs.reproduce.errors import BLOCKS
+from odenet._jobs.reproduce.methods import BACKPROP, METHODS
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, means
@@ -24,13 +26,7 @@ if TYPE_CHECKING:
 BEFORE, AFTER = "test error before", "test error after"
 LOSS_BEFORE, LOSS_AFTER = "training loss before", "training loss after"
 BYTES, CERTIFICATE = "peak bytes of a step", "largest certificate"
-BACKPROP, PAPER, CORRECTED, EXTRAPOLATED = "backprop", "paper", "corrected", "extrapolated"
-CURVES: dict[str, Gradient] = {
-    BACKPROP: Backprop(),
-    PAPER: DiscreteAdjoint(correct=False),
-    CORRECTED: DiscreteAdjoint(),
-    EXTRAPOLATED: DiscreteAdjoint(predictor="extrapolate"),
-}
+CURVES = METHODS
 _MEMORY_FREE = tuple(name for name in CURVES if name != BACKPROP)
 POINTS = 0.5  # of accuracy that a method may be apart from backpropagation
 _LOWER = 0.99  # what is no lower than that is the same
@@ -113,8 +109,6 @@ def _tied(backend: str, seed: int, depth: int, choices: Choices) -> Tied:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Errors before and after, losses, and memory."""
-    from odenet._jobs.reproduce.drawing import COLOURS
-
     error, loss, memory = figure.subplots(1, 3)
     for axes, before, after, label, factor in (
         (error, BEFORE, AFTER, "test error, %", 100.0),

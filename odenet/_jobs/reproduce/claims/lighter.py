@@ -13,20 +13,20 @@ from odenet._backend.timing import seconds
 from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.digits_network import DigitsNetwork
+from odenet._jobs.reproduce.drawing import INK, finish, over_depth
+from odenet._jobs.reproduce.methods import CORRECTED, METHODS, NETS, PAPER, built
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, medians
 from odenet._nets.spec import NetSpec
-from odenet._solvers.runge_kutta import SOLVERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NETS: dict[str, tuple[str, Any]] = {"ResNet": ("euler", "piecewise"), "HeunNet": ("heun", "linear")}
 UNTIED, INDEPENDENT, COST = "tied, then untied", "independent", "cost"
-PAPER, CORRECTED, FIRST, SECOND = "paper", "corrected", "extrapolate 1", "extrapolate 2"
-METHODS: dict[str, Gradient] = {
-    PAPER: DiscreteAdjoint(correct=False),
-    CORRECTED: DiscreteAdjoint(),
+FIRST, SECOND = "extrapolate 1", "extrapolate 2"
+_METHODS: dict[str, Gradient] = {
+    PAPER: METHODS[PAPER],
+    CORRECTED: METHODS[CORRECTED],
     FIRST: DiscreteAdjoint(predictor="extrapolate", order=1),
     SECOND: DiscreteAdjoint(predictor="extrapolate", order=2),
 }
@@ -79,7 +79,7 @@ def _errors(cell: CurveCell, choices: Choices, net: str, start: str) -> tuple[Po
     else:
         first = network.spec.init(cell.seed, "independent")
     found = network.descend(first, steps)
-    errors = network.errors(found.weights, METHODS)
+    errors = network.errors(found.weights, _METHODS)
     return (
         *(cell.point(name, each.whole) for name, each in errors.items()),
         cell.point(ACCURACY, found.accuracy),
@@ -95,13 +95,13 @@ def _cost(cell: CurveCell, choices: Choices, net: str, kind: str) -> tuple[Point
     backend, weights, seen = _registry.backend(cell.backend), spec.init(cell.seed), batch(size.batch, cell.seed)
 
     def once(method: Gradient) -> Any:
-        model = backend.build(spec, weights, solver=SOLVERS[solver], gradient=method, device=choices.device)
+        model = built(cell.backend, choices.device, spec, weights, solver, method)
         return lambda: backend.evaluate(model, *seen)
 
-    functions = [once(METHODS[name]) for name in (PAPER, SECOND)]
+    functions = [once(_METHODS[name]) for name in (PAPER, SECOND)]
     rounds = [seconds(functions, 0) for _ in range(1 + choices.sized(*_ROUNDS))][1:]  # the first is the warm-up
     found = [cell.point(TIME, statistics.median(lighter / paper for paper, lighter in rounds))]
-    for name, method in METHODS.items():
+    for name, method in _METHODS.items():
         evaluations, vjps = _counts(cell.backend, choices.device, solver, along, method, cell.depth)
         found.append(cell.point(f"{name}: {EVALUATIONS}", evaluations / cell.depth))
         found.append(cell.point(f"{name}: {VJPS}", vjps / cell.depth))
@@ -110,21 +110,18 @@ def _cost(cell: CurveCell, choices: Choices, net: str, kind: str) -> tuple[Point
 
 @cache
 def _counts(backend: str, device: str, solver: str, along: Any, method: Gradient, depth: int) -> tuple[int, int]:
-    """Evaluations and VJPs of the way back, which no seed and no size changes: counted on a small network, once."""
+    """Evaluations and VJPs of the backward pass: neither seed nor size changes them, so a small network is counted."""
     spec = NetSpec("mlp", depth, width=4, hidden=4, along=along)
-    loaded = _registry.backend(backend)
-    model = loaded.build(spec, spec.init(), solver=SOLVERS[solver], gradient=method, device=device)
-    found = loaded.measure(model, *batch(1), repeats=0)
-    return found.f_backward, found.vjp
+    model = built(backend, device, spec, spec.init(), solver, method)
+    measured = _registry.backend(backend).measure(model, *batch(1), repeats=0)
+    return measured.f_backward, measured.vjp
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Errors where weights are smooth in depth and where they are not, and seconds."""
-    from odenet._jobs.reproduce.drawing import INK, finish, over_depth
-
     panels = figure.subplots(1, 3)
     for line, net in (("-", "ResNet"), ("--", "HeunNet")):
-        for index, method in enumerate(METHODS):
+        for index, method in enumerate(_METHODS):
             label = method if net == "ResNet" else f"_{method}"  # matplotlib leaves out what begins so
             for axes, start in zip(panels, (UNTIED, INDEPENDENT), strict=False):
                 over_depth(axes, values(points, _curve(net, start), method), label, index, line)
@@ -152,11 +149,11 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         (net, start, method): medians(values(points, _curve(net, start), method))
         for net in NETS
         for start in (UNTIED, INDEPENDENT)
-        for method in METHODS
+        for method in _METHODS
     }
-    smooth = {method: error["ResNet", UNTIED, method] for method in METHODS}
-    rough = {method: error["ResNet", INDEPENDENT, method] for method in METHODS}
-    heun = {method: error["HeunNet", UNTIED, method] for method in METHODS}
+    smooth = {method: error["ResNet", UNTIED, method] for method in _METHODS}
+    rough = {method: error["ResNet", INDEPENDENT, method] for method in _METHODS}
+    heun = {method: error["HeunNet", UNTIED, method] for method in _METHODS}
     return (
         *(_lighter(points, net) for net in NETS),
         *(_faster(points, net) for net in NETS),

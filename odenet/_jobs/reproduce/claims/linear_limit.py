@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet._jobs.reproduce import flow
+from odenet._jobs.reproduce import flow, flow_figure
 from odenet._jobs.reproduce.flow import STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction
 from odenet._jobs.reproduce.verdict import Verdict
@@ -55,8 +55,6 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Loss, smoothness and distance, and the weights over depth (figure 2)."""
-    from odenet._jobs.reproduce import flow_figure
-
     left = flow_figure.draw(points, figure, (SMOOTH, ROUGH))
     flow_figure.draw_weights(points, left, (SMOOTH, ROUGH))
 

@@ -12,16 +12,16 @@ import numpy as np
 
 from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Checkpoint, DiscreteAdjoint, Gradient
+from odenet._jobs.reproduce.drawing import INK, finish, over_depth
+from odenet._jobs.reproduce.methods import BACKPROP, NETS, built
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, falls, from_depth
 from odenet._nets.spec import NetSpec
-from odenet._solvers.runge_kutta import SOLVERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NETS: dict[str, tuple[str, Any]] = {"ResNet": ("euler", "piecewise"), "HeunNet": ("heun", "linear")}
-BACKPROP, CHECKPOINT, ADJOINT = "backprop", "checkpoint", "discrete adjoint"
+CHECKPOINT, ADJOINT = "checkpoint", "discrete adjoint"
 METHODS = (BACKPROP, CHECKPOINT, ADJOINT)
 TIED, UNTIED, GRADIENT = "bytes, tied", "bytes beyond the gradient, untied", "bytes of the gradient, untied"
 EVALUATIONS = "evaluations of f a step, backward"
@@ -55,7 +55,7 @@ def _curve(net: str, method: str) -> str:
 
 
 def _method(name: str, depth: int) -> Gradient:
-    """Of checkpointing sqrt(N) segments, which is the balance of states and stages (Chen et al. 2016)."""
+    """Checkpointing has sqrt(N) segments, which balances states and stages (Chen et al. 2016)."""
     return {
         BACKPROP: Backprop(),
         CHECKPOINT: Checkpoint(segments=round(math.sqrt(depth))),
@@ -74,13 +74,8 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
 
     def measured(spec: NetSpec) -> Any:
         with backend.prepare("float32", choices.device):
-            model = backend.build(
-                spec,
-                spec.init(cell.seed),
-                solver=SOLVERS[solver],
-                gradient=_method(name, cell.depth),
-                device=choices.device,
-            )
+            method = _method(name, cell.depth)
+            model = built(cell.backend, choices.device, spec, spec.init(cell.seed), solver, method)
             return backend.measure(model, images, labels, repeats=0)
 
     tied, untied = (
@@ -98,8 +93,6 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Tied, and untied with the gradient that every method gives back."""
-    from odenet._jobs.reproduce.drawing import INK, finish, over_depth
-
     tied, untied = figure.subplots(1, 2, sharey=True)
     for line, net in (("-", "ResNet"), ("--", "HeunNet")):
         for index, method in enumerate(METHODS):

@@ -11,6 +11,7 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
 from odenet._gradients.names import DiscreteAdjoint
+from odenet._jobs.reproduce.drawing import finish, over_depth
 from odenet._jobs.reproduce.network import field, smooth_weights, states
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, falls
@@ -71,8 +72,6 @@ def _there_and_back(backend: str, curve: str) -> Callable[[Any, Any], tuple[Any,
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Error over depth."""
-    from odenet._jobs.reproduce.drawing import finish, over_depth
-
     axes = figure.subplots()
     for index, curve in enumerate(METHODS):
         over_depth(axes, values(points, curve, ERROR), curve, index)
