@@ -21,8 +21,7 @@ from odenet._jobs.flags import tolerance_list
 from odenet._jobs.solve.command import command as solve_command
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan
-from odenet._jobs.work_precision.results import WorkPrecision
-from odenet._jobs.work_precision.row import COLUMNS, AdaptiveSolve
+from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, WorkPrecision
 from odenet._test_problems.named import PROBLEMS
 from odenet._test_problems.reference import arrays, mixed_error
 

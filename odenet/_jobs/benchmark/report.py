@@ -6,8 +6,7 @@ from pathlib import Path
 
 from odenet._files import write_text
 from odenet._jobs.work_precision.figure import diagram
-from odenet._jobs.work_precision.results import WorkPrecision
-from odenet._jobs.work_precision.row import COLUMNS
+from odenet._jobs.work_precision.results import COLUMNS, WorkPrecision
 from odenet._report.figures import write_figures
 from odenet._report.html import REPORT, details, document, figure, header
 

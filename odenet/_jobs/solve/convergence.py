@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,9 +61,7 @@ def fitted_order(runs: Sequence[EqualStepSolve], uncertainty: float = 0.0) -> fl
     ys = [math.log(run.relative_error) for run in used]
     if len(set(xs)) < 2:
         return None
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - x_mean) ** 2 for x in xs)
+    return statistics.linear_regression(xs, ys).slope
 
 
 def series(runs: Sequence[EqualStepSolve]) -> dict[tuple[str, str], list[EqualStepSolve]]:

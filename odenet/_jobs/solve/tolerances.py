@@ -11,8 +11,7 @@ from odenet._files import write_atomically, write_text
 from odenet._jobs.solve.choices import require_offered, say_written
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan, estimates
-from odenet._jobs.work_precision.results import WorkPrecision
-from odenet._jobs.work_precision.row import AdaptiveSolve
+from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
 from odenet._jobs.work_precision.table import tables
 from odenet._problem.problem import adaptive_solvers
 from odenet._report.machine import machine

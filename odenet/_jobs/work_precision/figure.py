@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from odenet._jobs.work_precision.row import AdaptiveSolve
+from odenet._jobs.work_precision.results import AdaptiveSolve
 from odenet._report.figures import canvas, rc
 from odenet._report.style import GREY, INK, SPARE, markers
 from odenet._report.units import seconds

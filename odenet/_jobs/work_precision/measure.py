@@ -16,7 +16,7 @@ from odenet._errors import OdenetError
 from odenet._gradients.names import Backprop
 from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
 from odenet._jobs.work_precision.plan import SolveCell, SolvePlan, estimates, groups
-from odenet._jobs.work_precision.row import AdaptiveSolve
+from odenet._jobs.work_precision.results import AdaptiveSolve
 from odenet._problem.solution import Result, Solution, Stats
 from odenet._solvers.controller import PIDController
 from odenet._test_problems.reference import arrays, mixed_error, reference, relative_error

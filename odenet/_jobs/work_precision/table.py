@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from odenet._jobs.cells.row import OK
-from odenet._jobs.work_precision.row import AdaptiveSolve
+from odenet._jobs.work_precision.results import AdaptiveSolve
 from odenet._report.terminal import table
 from odenet._report.units import error, seconds
 from odenet._test_problems.named import PROBLEMS
