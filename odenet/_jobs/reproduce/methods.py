@@ -10,7 +10,7 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._nets.spec import NetSpec
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._solvers.names import SOLVERS
 
 RESNET, HEUNNET = "ResNet", "HeunNet"
 NETS: dict[str, tuple[str, Any]] = {RESNET: ("euler", "piecewise"), HEUNNET: ("heun", "linear")}

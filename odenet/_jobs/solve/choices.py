@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from odenet._backend.registry import backend, entry
+from odenet._backend.registry import backend, entry, require
 from odenet._gradients.names import Backprop
 from odenet._solvers.names import AnySolver
 
@@ -27,7 +27,7 @@ def require_offered(
     """
     for name in backends:
         for solver in solvers:
-            entry(name).require(solver, Backprop(), adaptive=adaptive)
+            require(entry(name), solver, Backprop(), adaptive=adaptive)
         with backend(name).prepare(dtype, device):
             pass
 

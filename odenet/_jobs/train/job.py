@@ -129,7 +129,7 @@ def _finish(
     """All epochs that are left, then the test."""
     plan = run.plan
     entry = _registry.entry(plan.backend)
-    entry.require(solver(plan.solver), gradient(plan.gradient))
+    _registry.require(entry, solver(plan.solver), gradient(plan.gradient))
     backend = _registry.backend(plan.backend)
     with backend.prepare(plan.dtype, plan.device):
         spec = plan.spec(images)
