@@ -33,6 +33,7 @@ from odenet._gradients.names import (
     Reversible,
     gradient,
 )
+from odenet._literals import BackendName, DeviceName, DtypeName, GradientName, SolverName
 from odenet._nets.spec import NetSpec
 from odenet._nets.weights import load_weights, save_weights
 from odenet._problem.depth import Depth
@@ -59,6 +60,7 @@ __all__ = [
     "AsynchronousLeapfrog",
     "Backend",
     "BackendEntry",
+    "BackendName",
     "BackendUnavailableError",
     "Backprop",
     "Checkpoint",
@@ -68,16 +70,19 @@ __all__ = [
     "DelegatedSolver",
     "Depth",
     "DepthError",
+    "DeviceName",
     "DeviceUnavailableError",
     "Diagnosis",
     "DiscreteAdjoint",
     "DtypeError",
+    "DtypeName",
     "Evaluation",
     "Event",
     "Examination",
     "FileError",
     "Gradient",
     "GradientError",
+    "GradientName",
     "Gradients",
     "Grid",
     "GridError",
@@ -97,6 +102,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Solver",
+    "SolverName",
     "Span",
     "StateError",
     "Stats",
@@ -115,3 +121,7 @@ __all__ = [
     "solver",
     "value_and_grad",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -27,3 +27,7 @@ from __future__ import annotations
 from odenet_diffrax._entry import METHODS, backend
 
 __all__ = ["METHODS", "backend"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,3 +10,7 @@ from __future__ import annotations
 from odenet_scipy._entry import backend
 
 __all__ = ["backend"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

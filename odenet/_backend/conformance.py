@@ -23,6 +23,7 @@ from odenet._problem.depth import Depth
 from odenet._problem.grid import Grid
 from odenet._solvers.family import AnySolver
 from odenet._solvers.names import ALL_SOLVERS
+from odenet._solvers.names import solver as solver_named
 from odenet._solvers.reversible import ReversibleSolver
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.step import Leaves, add, increment, positions
@@ -131,7 +132,7 @@ def _loads(known: BackendEntry) -> None:
 def _refuses(known: BackendEntry, record: AnySolver, adaptive: bool) -> None:
     choices: dict[str, Any] = {"rtol": 1e-3} if adaptive else {"steps": 4}
     try:
-        solve(lambda t, y: -y, 1.0, solver=record, backend=known.name, **choices)
+        solve(lambda t, y: -y, 1.0, solver=record, backend=known, **choices)
     except UnsupportedError:
         return
     raise AssertionError(f"{known.name} solved by {record.label}, which it does not offer")
@@ -209,7 +210,7 @@ def _steps(known: BackendEntry, record: Solver | ReversibleSolver) -> None:
     y0, depth, t1 = _state(), _weights(record, STEPS), 1.5
     truth = _Forth(record, y0, depth, Grid(0.0, t1, STEPS, (STEPS,))).states()
     with backend(known.name).prepare("float64", "cpu"):
-        solution = solve(_field, y0, depth, t1=t1, ts="all", solver=record, backend=known.name)
+        solution = solve(_field, y0, depth, t1=t1, ts="all", solver=record, backend=known)
         ts, ys = backend(known.name).to_numpy(solution.ts), _numpy(known, solution.ys)
     _close(ts, np.arange(STEPS + 1) * t1 / STEPS, ROUNDING, "ts")
     for column, leaf in zip(zip(*truth, strict=True), ys, strict=True):
@@ -224,7 +225,7 @@ def _tolerances(known: BackendEntry, record: AnySolver) -> None:
 
     y0 = np.array([1.0, 2.0])
     with backend(known.name).prepare("float64", "cpu"):
-        solution = solve(lambda t, y: -(t * y), y0, t1=1.5, rtol=1e-6, atol=1e-8, solver=record, backend=known.name)
+        solution = solve(lambda t, y: -(t * y), y0, t1=1.5, rtol=1e-6, atol=1e-8, solver=record, backend=known)
         (y1,) = _numpy(known, solution.y1)
     _close(y1, y0 * np.exp(-(1.5**2) / 2), 1e-3, f"y(t1) by {record.label} with rtol=1e-6")
 
@@ -234,7 +235,7 @@ def _times(known: BackendEntry, label: str, direction: str) -> None:
 
     t0, t1 = {"forward": (0.5, 1.0), "backward": (1.0, 0.5), "nowhere": (0.5, 0.5)}[direction]
     with backend(known.name).prepare("float64", "cpu"):
-        solution = solve(lambda t, y: -(t * y), 1.0, t0=t0, t1=t1, steps=512, solver=label, backend=known.name)
+        solution = solve(lambda t, y: -(t * y), 1.0, t0=t0, t1=t1, steps=512, solver=solver_named(label), backend=known)
         (y1,) = _numpy(known, solution.y1)
     _close(y1, np.exp((t0**2 - t1**2) / 2), 1e-2, f"y(t1) from t0={t0} to t1={t1}")
 
@@ -244,7 +245,7 @@ def _slopes(known: BackendEntry, label: str) -> None:
 
     with backend(known.name).prepare("float64", "cpu"):
         try:
-            solve(lambda t, y: y[:1], np.ones(3), steps=2, solver=label, backend=known.name)
+            solve(lambda t, y: y[:1], np.ones(3), steps=2, solver=solver_named(label), backend=known)
         except StateError:
             return
     raise AssertionError("a slope of shape (1,) for a state of shape (3,) was accepted")
@@ -261,9 +262,7 @@ def _relative_error(known: BackendEntry, method: Gradient, record: AnySolver, st
     y0, depth = _state(), _weights(record, steps)
     with backend(known.name).prepare("float64", "cpu"):
         try:
-            _, gradients, _ = value_and_grad(
-                _loss, _field, y0, depth, solver=record, gradient=method, backend=known.name
-            )
+            _, gradients, _ = value_and_grad(_loss, _field, y0, depth, solver=record, gradient=method, backend=known)
         except UnsupportedError:
             return None
         mine = np.concatenate([g.ravel() for g in _numpy(known, (gradients.y0, gradients.weights))])
@@ -326,7 +325,7 @@ def _adaptive_error(known: BackendEntry, method: Gradient, record: AnySolver, rt
                 atol=rtol / 100,
                 solver=record,
                 gradient=method,
-                backend=known.name,
+                backend=known,
             )
         except UnsupportedError:
             return None

@@ -68,14 +68,24 @@ def _loaded(name: str) -> Backend:
     return known()[name].load()
 
 
-def backend(name: str) -> Backend:
-    """The backend of that name, loaded.
+def backend(name: str | BackendEntry) -> Backend:
+    """The backend of that name, or of an entry, loaded.
 
     Raises:
         UnknownNameError: nobody announced that name.
         BackendUnavailableError: its framework is not installed; the message says what to install.
     """
-    return _loaded(entry(name).name)
+    if not isinstance(name, BackendEntry):
+        return _loaded(entry(name).name)
+    if known().get(name.name) is name:
+        return _loaded(name.name)
+    if id(name) not in _UNANNOUNCED:
+        _UNANNOUNCED[id(name)] = name, name.load()
+    return _UNANNOUNCED[id(name)][1]
+
+
+_UNANNOUNCED: dict[int, tuple[BackendEntry, Backend]] = {}
+"""Backends of entries that were given as they are; the entries live as long, so that no other has their id."""
 
 
 def entry_for(trees: Iterable[Any]) -> BackendEntry:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from odenet._errors import UnsupportedError
 from odenet._gradients.record import Gradient
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, "np.ndarray"]
 
 
+State = TypeVar("State")
+Weights = TypeVar("Weights")
+
+
 @dataclass(frozen=True)
-class Gradients:
+class Gradients(Generic[State, Weights]):
     """Gradients of a loss of a solution.
 
     Args:
@@ -33,8 +37,8 @@ class Gradients:
         weights: a tree like the weights (that of `Depth.tree` where a Depth was given); None without weights.
     """
 
-    y0: Any
-    weights: Any
+    y0: State
+    weights: Weights
 
 
 @dataclass(frozen=True)

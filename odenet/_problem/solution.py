@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from odenet import _tree
 from odenet._errors import InputError
@@ -92,9 +92,12 @@ class Stats:
         return None if certificate is None else gradient(self.gradient).estimate(certificate, self.steps)
 
 
+State = TypeVar("State")
+
+
 @dataclass
-class Solution:
-    """The solution of a solve.
+class Solution(Generic[State]):
+    """The solution of a solve. `Solution[Tensor]`, say, is that of a state that is one tensor.
 
     Args:
         ts: times kept, shape (T,), in the state's real number type (float32 for half precision).
@@ -106,14 +109,14 @@ class Solution:
     """
 
     ts: Any
-    ys: Any
+    ys: State
     stats: Stats
     outcome: Any = None
     event_t: Any = None
-    interpolant: Callable[[Any], Any] | None = None
+    interpolant: Callable[[Any], State] | None = None
 
     @property
-    def y1(self) -> Any:
+    def y1(self) -> State:
         """The state at the last time kept."""
         return _tree.map(lambda leaf: leaf[-1], self.ys)
 
@@ -129,7 +132,7 @@ class Solution:
         finite = all(bool((leaf - leaf == 0).all()) for leaf in _tree.leaves(self.ys))
         return ended if finite else Result.NONFINITE
 
-    def at(self, t: Any) -> Any:
+    def at(self, t: Any) -> State:
         """The state at any time of an adaptive solve with dense=True.
 
         Args:

@@ -10,6 +10,7 @@ from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.exact import Backprop
 from odenet._gradients.names import gradient, menu
 from odenet._gradients.record import Cost, Gradient
+from odenet._literals import BackendName, GradientName
 from odenet._solvers.names import AnySolver, made_reversible
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import ROUNDING, Examination
@@ -28,9 +29,9 @@ def check_gradients(
     batch: Any,
     *,
     loss: Callable[..., Any] | None = None,
-    gradients: Iterable[str | Gradient] | None = None,
+    gradients: Iterable[GradientName | Gradient] | None = None,
     tolerance: float = 1e-2,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Diagnosis:
     """Compare every gradient method with exact backprop on your model and batch, and say which one to take.
 
@@ -60,9 +61,8 @@ def check_gradients(
     entry = _registry.entry(backend) if backend is not None else _registry.entry_for([model])
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
         raise InputError(f"tolerance={tolerance!r}", "a relative error above 0, as in 1e-2")
-    if isinstance(gradients, (str, Gradient)):
-        gradients = (gradients,)
-    methods = [gradient(method) for method in (menu() if gradients is None else gradients)]
+    names: Iterable[Any] = menu() if gradients is None else gradients
+    methods = [gradient(name) for name in ([names] if isinstance(names, (str, Gradient)) else names)]
     loaded = _registry.backend(entry.name)
 
     def see(method: Gradient, reversible: bool) -> Sample:

@@ -15,6 +15,7 @@ from odenet._backend.solve import solve
 from odenet._errors import InputError
 from odenet._problem.depth import Depth
 from odenet._solvers.names import AnySolver
+from odenet._solvers.names import solver as solver_named
 from odenet.theory._host import as_numpy, layers_at, on_host
 
 
@@ -75,9 +76,9 @@ class Network:
                 t0=self.t0,
                 t1=self.t1,
                 steps=steps,
-                solver=solver,
+                solver=solver_named(solver),
                 ts="all",
-                backend=self.backend,
+                backend=_registry.entry(self.backend),
             )
             return self.flat(_tree.map(backend.to_numpy, solution.ys))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from odenet import _tree
+from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
 from odenet._errors import InputError
 from odenet._gradients.adjoints import DiscreteAdjoint
@@ -134,6 +135,6 @@ def _summed(net: Network, points: Linearised, lost: np.ndarray) -> np.ndarray:
             t1=net.t0,
             solver="euler",
             ts="all",
-            backend=net.backend,
+            backend=_registry.entry(net.backend),
         )
         return size * net.flat(_tree.map(backend.to_numpy, solution.ys))[::-1]

@@ -150,7 +150,7 @@ def _gradient(field: Callable[[Any, Any, Any], Any], backend: str) -> Callable[[
             solver="euler",
             gradient="backprop",
             ts="all",
-            backend=backend,
+            backend=_registry.entry(backend),
         )
         return loss, slopes.weights, solution.ys[0]
 

@@ -11,6 +11,7 @@ import numpy as np
 from rich.progress import Progress
 
 from odenet import _tree
+from odenet._backend import registry
 from odenet._backend.registry import backend as backend_named
 from odenet._backend.solve import solve
 from odenet._files import write_atomically, write_text
@@ -82,7 +83,7 @@ def _solve(problem: TestProblem, backend: str, solver: AnySolver, steps: int, dt
         steps=steps,
         ts=ts,
         solver=solver,
-        backend=backend,
+        backend=registry.entry(backend),
     )
 
 

@@ -70,7 +70,7 @@ class _Programs:
                     atol=atol,
                     control=control,
                     solver=cell.solver,
-                    backend=cell.backend,
+                    backend=_registry.entry(cell.backend),
                 )
                 counts = found.stats.steps, found.stats.rejected, found.stats.f_evaluations
                 return found.ts, found.ys, counts, found.outcome  # arrays: all that a compiled function can return

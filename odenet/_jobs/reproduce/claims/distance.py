@@ -15,6 +15,7 @@ from odenet._jobs.reproduce.network import Weights, field, rough_weights, smooth
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, stays
 from odenet._problem.depth import Depth, Kind
+from odenet._solvers.names import solver as solver_named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +83,15 @@ def _states(backend: str, kind: Kind, solver: str, steps: int) -> Callable[[Any,
     """All states of a solve; compiled once for all seeds."""
 
     def trajectory(y0: Any, tree: Any) -> Any:
-        return solve(field, y0, Depth(tree, kind), steps=steps, solver=solver, ts="all", backend=backend).ys
+        return solve(
+            field,
+            y0,
+            Depth(tree, kind),
+            steps=steps,
+            solver=solver_named(solver),
+            ts="all",
+            backend=_registry.entry(backend),
+        ).ys
 
     return _registry.backend(backend).compiled(trajectory)
 

@@ -17,6 +17,7 @@ from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Repro
 from odenet._jobs.reproduce.verdict import Verdict, falls
 from odenet._problem.depth import Depth, Kind
 from odenet._solvers.names import SOLVERS
+from odenet._solvers.names import solver as solver_named
 from odenet.theory import reversed_depth, way_back
 
 if TYPE_CHECKING:
@@ -62,9 +63,11 @@ def _there_and_back(backend: str, curve: str) -> Callable[[Any, Any], tuple[Any,
 
     def solves(y0: Any, tree: Any) -> tuple[Any, Any]:
         weights = Depth(tree, kind)
-        there = solve(field, y0, weights, solver=solver, ts="all", backend=backend)
+        there = solve(field, y0, weights, solver=solver_named(solver), ts="all", backend=_registry.entry(backend))
         around = reversed_depth(weights)
-        back = solve(field, there.y1, around, t0=1.0, t1=0.0, solver=reverse, ts="all", backend=backend)
+        back = solve(
+            field, there.y1, around, t0=1.0, t1=0.0, solver=reverse, ts="all", backend=_registry.entry(backend)
+        )
         return there.ys, back.ys
 
     return _registry.backend(backend).compiled(solves)
