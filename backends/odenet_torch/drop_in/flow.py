@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
-from odenet_torch.steps.dense import signed
+from odenet_torch.steps.events import signed
 
 Norm = Callable[[Any], Any]
 

@@ -14,7 +14,8 @@ from odenet._problem.span import number
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.steps.accepted import Accepted, Along, stops_of
-from odenet_torch.steps.dense import Dense, Watch, between
+from odenet_torch.steps.dense import Dense, between
+from odenet_torch.steps.events import Watch
 from odenet_torch.steps.fixed import Run
 from odenet_torch.steps.per_sample import solve_rows
 from odenet_torch.steps.size_control import Evaluate, Step, Walk

@@ -14,7 +14,8 @@ from torch import Tensor
 from odenet import Event, GradientError, Span, UnsupportedError
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Along
-from odenet_torch.steps.dense import condition, shifted
+from odenet_torch.steps.dense import shifted
+from odenet_torch.steps.events import condition
 from odenet_torch.steps.fixed import Run
 
 if TYPE_CHECKING:
