@@ -18,6 +18,7 @@ from odenet_torch.steps.dense import Dense, between
 from odenet_torch.steps.events import Watch
 from odenet_torch.steps.fixed import Run
 from odenet_torch.steps.per_sample import solve_rows
+from odenet_torch.steps.resolution import explained, resolved, widened
 from odenet_torch.steps.size_control import Evaluate, Step, Walk
 from odenet_torch.steps.times import at_event, from_start, to_outputs
 from odenet_torch.steps.tolerance import Tolerance
@@ -254,6 +255,7 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     t0, t1 = number("t0", span.t0), number("t1", span.t1)
     assert t0 is not None
     assert t1 is not None
+    given = resolved(given, t0, t1)
     depth = made.weights
     count = 1 if depth is None or depth.kind == "shared" else depth.intervals or 1
     layers = (*(t0 + (t1 - t0) * m / count for m in range(count)), t1)
@@ -276,6 +278,13 @@ def _evaluate(run: Run) -> Evaluate:
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
         return slope(at(t, time, call(y)), y)
 
+    if widened(given):
+
+        def evaluate_wide(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+            with explained(time):
+                return evaluate(t, rank, time, y)
+
+        return evaluate_wide
     if direct is None:
         return evaluate
     if not (given.single and given.given == given.carried):

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from odenet import (
     Backprop,
-    DtypeError,
-    GridError,
     InputError,
     PIDController,
     Problem,
@@ -33,7 +31,7 @@ from odenet._solvers.tableau import Tableau
 from odenet_torch.field import random_state
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.independence import refuse_batch_statistics, require_independent
-from odenet_torch.steps.resolution import resolved
+from odenet_torch.steps.resolution import explained, resolved, widened
 from odenet_torch.steps.rows import ROWS, Gate, beside, choose_rows, finite_rows, stand_ins, weigh_rows
 from odenet_torch.steps.tolerance import Tolerance
 
@@ -69,7 +67,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
     direction = 1.0 if t1 >= t0 else -1.0
     wanted = [t1] if span.ts is None else torch.as_tensor(span.ts).tolist()
     outs = [y if direction * time <= direction * t0 else _lost(y) for time in wanted]
-    march = March(_field(made, given), given, solver.tableau)
+    march = March(_field(made, given), given, solver.tableau, wide=widened(given))
     stats = Stats("torch", solver.label, made.gradient.label, 0, 0)
     control, order = span.control, solver.tableau.error_order
     tolerance = Tolerance(control, given, y)
@@ -165,12 +163,14 @@ class March:
         layout: of the state.
         tableau: the method.
         calls: of the field so far.
+        wide: whether times are wider than the state, see `odenet_torch.steps.resolution`.
     """
 
     field: Callable[[Tensor, Any], Any]
     layout: Layout
     tableau: Tableau
     calls: int = 0
+    wide: bool = False
 
     def slope(self, t: Tensor, y: Leaves) -> Leaves:
         """The slopes of all rows, each at its time.
@@ -179,19 +179,11 @@ class March:
             GridError: times that float32 cannot tell apart, of a field that does not take others.
         """
         self.calls += 1
-        kind = self.layout.time
-        time = beside(t.to(kind), y[0])
-        if kind in [leaf.real.dtype for leaf in y]:
+        time = beside(t.to(self.layout.time), y[0])
+        if not self.wide:
             return self._gated(time, y)
-        try:
+        with explained(t[0].item()):
             return self._gated(time, y)
-        except (DtypeError, RuntimeError) as error:
-            raise GridError(
-                f"times near {t[0].item()} that float32 cannot tell apart, so that they are float64, with a state that "
-                f"is not, and a field that depends on them ({error})",
-                "times that the number type of the state resolves",
-                "solve in the time since t0, or take y0.double()",
-            ) from error
 
     def _gated(self, time: Tensor, y: Leaves) -> Leaves:
         layout = self.layout
