@@ -20,7 +20,7 @@ class Landing(NamedTuple):
     lands: Any
 
 
-def landing(t: Any, size: Any, stop: Any, direction: Any, epsilon: float, of: Arithmetic = FLOATS) -> Landing:
+def landing(t: Any, size: Any, stop: Any, direction: Any, spacing: Any, of: Arithmetic = FLOATS) -> Landing:
     """The step from t, clipped to the stop.
 
     A step that ends short of the stop by no more than the roundings of a few dozen steps is stretched to it:
@@ -31,12 +31,11 @@ def landing(t: Any, size: Any, stop: Any, direction: Any, epsilon: float, of: Ar
         size: that the controller wants, positive.
         stop: the next time that a step ends at.
         direction: of time, 1 or -1.
-        epsilon: the spacing of the number type of the times at 1.
+        spacing: that of the number type of the times at the largest of them, t0 and t1 included.
         of: operations on numbers of this kind.
     """
     t1 = t + direction * size
-    largest = of.most(of.most(t, -t), of.most(stop, -stop))
-    slack = of.least(_NEVER * size, of.most(_ALWAYS * size, (_ROUNDINGS * epsilon) * largest))
+    slack = of.least(_NEVER * size, of.most(_ALWAYS * size, _ROUNDINGS * spacing))
     lands = direction * (stop - t1) <= slack
     return Landing(of.where(lands, stop, t1), lands)
 

@@ -14,9 +14,10 @@ NUMPY = Arithmetic(np.minimum, np.maximum, np.where)
 def steps(size, t0, t1, kind, of):
     """Ends of steps that are all of one size."""
     direction, stop, t = kind(1 if t1 > t0 else -1), kind(t1), kind(t0)
+    spacing = kind(np.finfo(kind).eps * max(abs(t0), abs(t1)))
     ends = []
     while t != stop:
-        t, _ = landing(t, kind(size), stop, direction, float(np.finfo(kind).eps), of)
+        t, _ = landing(t, kind(size), stop, direction, spacing, of)
         t = kind(t)
         ends.append(float(t))
         assert len(ends) < 2000

@@ -14,8 +14,7 @@ from odenet import UnsupportedError
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.rows import choose_rows
 
-_CLOSE = 2.0**10  # roundings of a row that are no sign of another row
-_MOVED = 2.0**-7
+_CLOSE = 2.0**7  # roundings of a row that are no sign of another row
 
 
 def refuse_batch_statistics(function: Any) -> None:
@@ -44,7 +43,7 @@ def require_independent(evaluate: Callable[[Leaves], Leaves], y: Leaves, slope: 
     place = torch.arange(rows, device=device)
     odd, late = place % 2 == 1, place >= rows // 2
     with torch.no_grad():
-        moved = tuple(leaf + 0.1 * (leaf.roll(1, 0) - leaf) + _MOVED * (leaf.abs() + _MOVED) for leaf in y)
+        moved = tuple(map(_moved, y))
         seen = [
             _apart(kept, slope, evaluate(choose_rows(kept, y, moved)))
             for kept in ([odd, ~odd] if rows == 2 else [odd, ~odd, late, ~late])
@@ -52,6 +51,13 @@ def require_independent(evaluate: Callable[[Leaves], Leaves], y: Leaves, slope: 
         apart = torch.stack(seen).amax().item()
     if apart > 0:
         raise _refusal(f"the slope of a row changes by {apart:.1e} of its size when other rows are moved")
+
+
+def _moved(leaf: Tensor) -> Tensor:
+    """Other rows of the same size: towards the next row, and away from zero."""
+    sizes = torch.where(torch.isfinite(leaf), leaf, 0).abs()
+    typical = sizes.mean()
+    return leaf + 0.1 * (leaf.roll(1, 0) - leaf) + 0.1 * (sizes + torch.where(typical > 0, typical, 1.0))
 
 
 def _apart(kept: Tensor, slope: Leaves, again: Leaves) -> Tensor:

@@ -75,6 +75,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
 
     t = torch.full((rows,), t0, dtype=kind, device=device)
     last = torch.full_like(t, t1)
+    spacing = torch.finfo(kind).eps * max(abs(t0), abs(t1))
     random = random_state.state(device)
     first = march.slope(t, y)
     after_first = random_state.state(device)
@@ -107,7 +108,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
     past = torch.ones_like(t), torch.ones_like(t)
     while going:
         with torch.no_grad():
-            end, lands = landing(t, size, last, direction, torch.finfo(kind).eps, ROWS)
+            end, lands = landing(t, size, last, direction, spacing, ROWS)
             h = torch.where(active, end - t, 0)
             stuck = active & ((h == 0) | ~torch.isfinite(h))
             outcome = torch.where(stuck, _TOO_SMALL, outcome)

@@ -83,8 +83,9 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         idle = ctx.gate.idle
         if idle is None:
-            return None, *(None for _ in gradients)
-        return None, *(None if g is None else g.masked_fill(beside(idle, g), 0) for g in gradients)
+            return None, *gradients
+        # what is finite is right: in a second derivative, gradients come here that did not pass the exit
+        return None, *(g if g is None else g.masked_fill(beside(idle, g) & ~torch.isfinite(g), 0) for g in gradients)
 
 
 class _Leave(torch.autograd.Function):

@@ -138,6 +138,7 @@ class Walk:
         if t == self.stops[-1]:
             return
         direction = 1.0 if self.stops[-1] > t else -1.0
+        spacing = _EPSILON * max(abs(t), abs(self.stops[-1]))
         place = 0
         while self.stops[place] == t:
             place += 1
@@ -154,7 +155,7 @@ class Walk:
                 return
             self.tried += 1
             whole = size
-            t1, lands = landing(t, size, stop, direction, _EPSILON)
+            t1, lands = landing(t, size, stop, direction, spacing)
             h = t1 - t
             if h == 0.0 or not math.isfinite(size):
                 self.failed = Result.STEP_TOO_SMALL
