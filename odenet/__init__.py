@@ -48,7 +48,8 @@ from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, Reversible
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
 from odenet.doctor.checkup import check_gradients
-from odenet.doctor.diagnosis import Diagnosis, Examination
+from odenet.doctor.diagnosis import Diagnosis
+from odenet.doctor.examination import Examination
 
 __version__ = "0.1.0"
 

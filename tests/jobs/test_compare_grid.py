@@ -10,8 +10,9 @@ from odenet._backend import registry as _registry
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.cells.row import OK
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.row import COLUMNS, Row
+from odenet._jobs.compare.results import COLUMNS, MeasuredGradient
 from odenet._report.difference import cosine_distance, largest, relative
+from odenet._report.rows import from_json, to_json
 from odenet._report.units import factor, seconds, size
 
 pytestmark = pytest.mark.usefixtures("fake")
@@ -172,15 +173,15 @@ def test_numbers_that_are_not_finite_are_no_result(fake, monkeypatch):
     row = next(measure(plan(), plan().cells()))
     assert row.failed
     assert "not finite: outputs" in row.status
-    assert Row.from_json(json.loads(json.dumps(row.to_json(), allow_nan=False))).status == row.status
+    assert from_json(MeasuredGradient, json.loads(json.dumps(to_json(row), allow_nan=False))).status == row.status
 
 
 def test_every_column_is_explained_and_survives_json():
     assert all(COLUMNS.values())
-    row = Row(backend="a", gradient_error=float("inf"), loss=1.0)
-    assert Row.from_json(row.to_json()) == row
+    row = MeasuredGradient(backend="a", gradient_error=float("inf"), loss=1.0)
+    assert from_json(MeasuredGradient, to_json(row)) == row
     with pytest.raises(FileError, match="columns"):
-        Row.from_json({"backend": "a"})
+        from_json(MeasuredGradient, {"backend": "a"})
 
 
 def test_differences_are_measured_without_cancellation():

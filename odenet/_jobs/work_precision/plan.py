@@ -18,7 +18,7 @@ Key = tuple[str, str, str, float]
 
 
 @dataclass(frozen=True)
-class Cell:
+class SolveCell:
     """One point of the diagram: this problem, solved by this backend and solver to this tolerance."""
 
     problem: TestProblem
@@ -36,7 +36,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan(CellPlan):
+class SolvePlan(CellPlan):
     """All options of a diagram.
 
     Args:
@@ -72,11 +72,11 @@ class Plan(CellPlan):
         if not all(0 < tolerance < 1 for tolerance in self.tolerances):
             raise InputError(f"tolerances {self.tolerances}", "numbers between 0 and 1")
 
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[SolveCell, ...]:
         """Every cell, in the order in which they are run: those of a group, which differ in their backend alone, follow
         each other, since they are timed in turn."""
         return tuple(
-            Cell(problem, backend, solver, tolerance)
+            SolveCell(problem, backend, solver, tolerance)
             for problem in self.problems
             for solver in self.solvers
             for tolerance in self.tolerances
@@ -93,7 +93,7 @@ def estimates(solver: AnySolver) -> bool:
     return solver.estimates_error
 
 
-def groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+def groups(cells: Iterable[SolveCell]) -> Iterator[list[SolveCell]]:
     """Cells that follow each other and differ in their backend alone."""
     for _, group in itertools.groupby(cells, lambda cell: (cell.problem, cell.solver.label, cell.rtol)):
         yield list(group)
