@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from odenet_torch.drop_in.flow import Flow
+from odenet_torch.steps.times import WithoutRate
 
 
 def linked(flow: Flow, event_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,6 +25,8 @@ def linked(flow: Flow, event_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return event_t, y
     time, at = event_t.clone().requires_grad_(), y.detach().requires_grad_()
     values = flow.event(time, at)
+    if values.dtype is torch.bool:
+        return WithoutRate.apply(event_t, y)
     rates = torch.zeros_like(values)
     with torch.no_grad():
         slope = flow.f(event_t, y)

@@ -23,6 +23,7 @@ from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.state import layout
 from odenet_torch.steps.adaptive import solve_adaptive
 from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.resolution import resolved
 
 
 def solve(field: Any, y0: Any, weights: Any = None, **choices: Any) -> Solution:
@@ -47,6 +48,7 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
     assert isinstance(made.grid, Grid)
     assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
     given, leaves = layout(made.y0)
+    given = resolved(given, made.grid.t0, made.grid.t1)
     run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver)
     steps = made.grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))

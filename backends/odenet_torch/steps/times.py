@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from odenet import Event, Span, UnsupportedError
+from odenet import Event, GradientError, Span, UnsupportedError
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Along
-from odenet_torch.steps.dense import condition, shifted
+from odenet_torch.steps.dense import shifted
+from odenet_torch.steps.events import condition
 from odenet_torch.steps.fixed import Run
 
 if TYPE_CHECKING:
@@ -63,17 +64,39 @@ def at_event(found: Forward, ys: Leaves) -> tuple[Leaves, Tensor | None]:
     if span.event is None:
         return ys, None
     time = torch.as_tensor(torch.nan if t is None else t, dtype=run.layout.time, device=run.layout.device)
-    if t is None or (span.ts is not None and not span.every) or not torch.is_grad_enabled():
+    if t is None or not torch.is_grad_enabled():
         return ys, time
-    y = tuple(leaf[-1] for leaf in ys)
+    row = found.row
+    y = tuple(leaf[row] for leaf in ys)
     value = condition(span.event, run.layout, time, y)[found.entry]
-    if not value.requires_grad:
+    if value.dtype is torch.bool:
+        time, *y = WithoutRate.apply(time, *y)
+    elif value.requires_grad:
+        slope = slope_at(run, t, y)
+        moved = -(value - value.detach()) / _rate(span.event, run.layout, found.entry, time, y, slope)
+        y, time = shifted(y, moved, slope), time + moved.to(time.dtype)
+    else:
         return ys, time
-    slope = slope_at(run, t, y)
-    moved = -(value - value.detach()) / _rate(span.event, run.layout, found.entry, time, y, slope)
-    y = shifted(y, moved, slope)
-    ys = tuple(torch.cat([leaf[:-1], last.unsqueeze(0)]) for leaf, last in zip(ys, y, strict=True))
-    return ys, time + moved.to(time.dtype)
+    ys = tuple(torch.cat([leaf[:row], last.unsqueeze(0), leaf[row + 1 :]]) for leaf, last in zip(ys, y, strict=True))
+    return ys, time
+
+
+class WithoutRate(torch.autograd.Function):
+    """Time and state of an event whose condition is a boolean, which says nothing of how fast it is approached."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value.clone() for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        if any(bool(g.any()) for g in gradients):  # NaN is true
+            raise GradientError(
+                "the time, or the state, of an event whose condition is a boolean has no derivative",
+                "a condition that is a real number",
+                "write y < 0 as the number y, with direction=-1",
+            )
+        return gradients
 
 
 def _rate(event: Event, layout: Layout, entry: int, time: Tensor, y: Leaves, slope: Leaves) -> Tensor:
