@@ -17,6 +17,7 @@ from odenet._solvers.tableau import Tableau
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.size_control import On
 from odenet_torch.steps.weighted_sum import weigh_leaves
 
@@ -61,7 +62,7 @@ def solve(flow: Flow, solver: Solver, spacing: Spacing, on: On | None) -> tuple[
     if len(flow.times) == 1:
         return None, flow.y0.unsqueeze(0)
     grid, outputs, direction = nodes(flow, spacing, flow.y0, flow.t), [y0[0]], flow.direction
-    moving = flow.t.requires_grad and torch.is_grad_enabled()
+    moving = differentiable(flow.t)
     for step in steps(evaluate, solver.tableau, y0, grid, given.time, spacing.perturb, on):
         while len(outputs) < len(flow.times) and direction * step.t1 >= direction * (t := flow.times[len(outputs)]):
             if t == step.t1 and not (moving and spacing.interp == "cubic"):
@@ -116,7 +117,7 @@ def steps(
     ends = grid.tolist()
     found = grid.to(torch.promote_types(grid.dtype, time))
     size = found[1:] - found[:-1]
-    moving = size.requires_grad and torch.is_grad_enabled()
+    moving = differentiable(size)
     sizes: Sequence[Any] = size.to(time).unbind(0) if moving else size.tolist()
     times = _stage_times(found, size, tableau, time, perturb).unbind(0)
     lasts = found[1:].to(time).unbind(0)
@@ -197,5 +198,5 @@ def _until_event(
             happened = flow.signs(step.t + middle * h, at(middle)) != before
             low, high = (low, middle) if happened else (middle, high)
     event_t = torch.tensor(step.t + high * h, dtype=flow.t.dtype, device=flow.t.device)
-    place = ((step.t + high * h - ends[0]) / h).to(given.time) if ends.requires_grad else high
+    place = ((step.t + high * h - ends[0]) / h).to(given.time) if differentiable(ends) else high
     return event_t, torch.stack([flow.y0, at(place)])

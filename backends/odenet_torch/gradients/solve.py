@@ -32,6 +32,7 @@ from odenet_torch.gradients.discrete_adjoint import Reversal
 from odenet_torch.gradients.reversible import Retrace
 from odenet_torch.steps.adaptive import Back, solve_adaptive
 from odenet_torch.steps.fixed import Run, Solve
+from odenet_torch.steps.moving_grid import at_times, on_numbers
 
 
 def solve(field: Any, y0: Any, weights: Any = None, **choices: Any) -> Solution:
@@ -49,13 +50,15 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
     if isinstance(made.grid, Span):
         return solve_adaptive(made, lambda stats: _back(made, stats), field)
     given, leaves = layout(made.y0)
-    run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver)
-    steps = made.grid.steps
+    grid, field = on_numbers(made.grid, field or FunctionField(made.field, made.weights))
+    run = Run(field, given, grid, made.solver)
+    steps = grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
     ys = _method(made, stats)(run, leaves)
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)
+    ys = at_times(made.grid, run, ys)
     ts = torch.tensor(made.grid.times, dtype=given.time, device=given.device)
     return Solution(ts, given.unflatten(ys), stats)
 

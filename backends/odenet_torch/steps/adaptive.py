@@ -214,12 +214,15 @@ def solve_adaptive(made: Problem, methods: Callable[[Stats], Back], field: Field
         return solve_rows(made, given, leaves)
     stats = Stats("torch", made.solver.label, made.gradient.label, 0, 0)
     found = begin(made, given, leaves, field or FunctionField(made.field, made.weights))
-    leaves = from_start(made.grid, found.run, leaves)
+    run = found.run
+    leaves = from_start(made.grid, run, leaves)
     ys = methods(stats)(found, leaves)
     stats.steps, stats.rejected = found.walk.n, found.walk.tried - found.walk.n
     stats.f_evaluations = found.walk.evaluations
-    ys, event = at_event(found, ys)
-    ys = to_outputs(found, ys, event)
+    if found.dense is not None:
+        found.dense.require_graph(made.gradient.label, ys)
+    ys, event = at_event(found, run, ys)
+    ys = to_outputs(found, run, ys)
     ts = torch.tensor(found.ts, dtype=given.time, device=given.device)
     ys = tuple(given.returned(leaf, i) for i, leaf in enumerate(ys))
     outcome = list(Result).index(found.outcome)

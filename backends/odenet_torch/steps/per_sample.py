@@ -28,6 +28,7 @@ from odenet._solvers.controller import Arithmetic
 from odenet._solvers.interpolant import interpolant
 from odenet._solvers.step import trial
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.tolerance import Tolerance
 
 _SUCCESS, _NONFINITE, _MAX_STEPS, _TOO_SMALL = (
@@ -172,7 +173,8 @@ def _check(made: Problem, span: Span, y: Leaves) -> None:
             f"leaves of shapes {[tuple(leaf.shape) for leaf in y]} with per_sample=True",
             "leaves with one leading axis of the same length, that of the samples",
         )
-    if any(isinstance(t, Tensor) and t.requires_grad for t in (span.t0, span.t1, span.ts)):
+    kept = span.ts if isinstance(span.ts, (list, tuple)) else [span.ts]
+    if any(isinstance(t, Tensor) and differentiable(t) for t in (span.t0, span.t1, *kept)):
         raise InputError("a time that needs a gradient with per_sample=True", "numbers")
 
 
