@@ -134,7 +134,11 @@ def _saved(whole: Grid, ts: Any) -> tuple[int, ...]:
         listed: Any = ts.tolist() if hasattr(ts, "tolist") else ts  # pyright: ignore[reportAttributeAccessIssue]
         times = [_time("ts", t) for t in listed]
     except TypeError as error:  # a 0-dimensional array claims to be iterable
-        raise GridError(f"ts={ts!r} is no list of times", "a list or 1-d array of times") from error
+        raise GridError(
+            f"ts={shown(ts)} is no list of times",
+            "a list or 1-d array of times",
+            "pass Python floats; in JAX take rtol and atol in the place of steps, for times that are traced",
+        ) from error
     if not times:
         raise GridError("ts is empty", "at least one time", "leave ts out to keep y(t1) alone")
     saved = [_index(whole, t) for t in times]
