@@ -16,7 +16,10 @@ class Result(Enum):
     """How a solve ended; the value is the message."""
 
     SUCCESS = "success"
-    EVENT = "an event ended the solve before t1: Solution.event_t is its time, and y1 the state then"
+    EVENT = (
+        "an event ended the solve before t1: Solution.event_t is its time, and y1 the state then; of times given as ts "
+        "those after it are NaN"
+    )
     NONFINITE = (
         "the solution is not finite: the field grew beyond the number type, or the step is too large for it; "
         "take more steps, or look at the field near the first time that is not finite"
@@ -98,7 +101,9 @@ class Solution:
 
     Args:
         ts: times kept, shape (T,), in the state's real number type (float32 for half precision).
-        ys: the state's tree, each leaf with a leading time axis of length T.
+        ys: the state's tree, each leaf with a leading time axis of length T. Where an event ended the solve before some
+            of the times that were given as `ts`, NaN there (the state at the event: leave out ts, or `at(event_t)`
+            with dense=True).
         stats: what it took.
         outcome: of an adaptive solve, the place of its result in `Result` (an array of them for several solves).
         event_t: when an event ended the solve, a scalar like `ts`; None without an event that was asked for.
@@ -126,7 +131,12 @@ class Solution:
             ended = codes[int(self.outcome.max()) if hasattr(self.outcome, "max") else int(self.outcome)]
         if ended not in (Result.SUCCESS, Result.EVENT):
             return ended
-        finite = all(bool((leaf - leaf == 0).all()) for leaf in _tree.leaves(self.ys))
+        # after an event there is no solution: NaN at the times that it did not reach
+        lost = ended is Result.EVENT
+        finite = all(
+            bool(((leaf - leaf == 0) | (leaf != leaf) if lost else leaf - leaf == 0).all())
+            for leaf in _tree.leaves(self.ys)
+        )
         return ended if finite else Result.NONFINITE
 
     def at(self, t: Any) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.field.state import Leaves
-from odenet_torch.steps.times import crossing, moved
+from odenet_torch.steps.times import WithoutRate, crossing, moved
 
 
 def linked(flow: Flow, event_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,6 +20,9 @@ def linked(flow: Flow, event_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     event_t = event_t.detach()
     if not torch.is_grad_enabled():
+        return event_t, y
+    if flow.event(event_t, y.detach()).dtype is torch.bool:
+        event_t, y = WithoutRate.apply(event_t, y)
         return event_t, y
     entry = _entry(flow, event_t, y)
 

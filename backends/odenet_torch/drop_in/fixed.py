@@ -22,6 +22,7 @@ from odenet_torch.steps.size_control import On
 from odenet_torch.steps.weighted_sum import weigh_leaves
 
 _EVENT_STEPS = 20000  # as there: then it is given up
+_PARTS = tuple(i / 8 for i in range(1, 8))  # of the step in which an event happened, whose ends are looked at
 _ROUNDING = 1e-6  # of a step: what is smaller is no step of its own
 
 Evaluate = Callable[[Tensor, Leaves], Leaves]
@@ -191,12 +192,16 @@ def _until_event(
     def at(position: Any) -> Tensor:
         return given.returned(_between(step, position, spacing.interp, evaluate), 0)
 
-    low, high = 0.0, 1.0
+    def changed(position: float) -> bool:
+        return flow.signs(step.t + position * h, at(position)) != before
+
     with torch.no_grad():
+        # of several changes within the step the first
+        high = next((position for position in _PARTS if changed(position)), 1.0)
+        low = high - _PARTS[0]
         while high - low > max(spacing.precision / abs(h), 2.0**-52):
             middle = (low + high) / 2
-            happened = flow.signs(step.t + middle * h, at(middle)) != before
-            low, high = (low, middle) if happened else (middle, high)
+            low, high = (low, middle) if changed(middle) else (middle, high)
     event_t = torch.tensor(step.t + high * h, dtype=flow.t.dtype, device=flow.t.device)
     place = ((step.t + high * h - ends[0]) / h).to(given.time) if differentiable(ends) else high
     return event_t, torch.stack([flow.y0, at(place)])

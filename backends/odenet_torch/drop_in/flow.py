@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import DtypeError, GridError, InputError, StateError
+from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
+from odenet_torch.steps.events import signed
 
 Norm = Callable[[Any], Any]
 
@@ -55,15 +56,23 @@ class Flow:
         return value if value.shape == y.shape else value.expand_as(y)
 
     def event(self, t: Any, y: Tensor) -> Tensor:
-        """The conditions on time and state, in a row."""
+        """The conditions on time and state, numbers or booleans, in a row."""
         assert self.event_fn is not None
         time = torch.as_tensor(t, device=y.device).to(y.real.dtype)
         return torch.as_tensor(self.event_fn(time, self.given(y))).reshape(-1)
 
     def signs(self, t: float, y: Tensor) -> list[float]:
-        """Of the conditions."""
+        """Of the conditions; 1 and -1 for true and false.
+
+        Raises:
+            NonFiniteError: one of them is NaN.
+        """
         with torch.no_grad():
-            return self.event(t, y).sign().tolist()
+            values = signed(self.event(t, y))
+            signs = torch.where(values != values, torch.nan, values.sign()).tolist()
+        if any(sign != sign for sign in signs):
+            raise NonFiniteError(f"event_fn is {values.tolist()} at t={t:.8g}", "numbers, or booleans")
+        return signs
 
     def given(self, y: Tensor) -> Any:
         """A state as it was given: the tensor, or the tuple; with the leading axes that y has."""

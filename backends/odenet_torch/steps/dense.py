@@ -1,15 +1,15 @@
-"""Dense output: the solution between the ends of steps, and where a condition on it changes sign."""
+"""Dense output: the solution between the ends of steps."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenet import Event, GradientError, InputError
+from odenet import GradientError, InputError
 from odenet._errors import shown
 from odenet._solvers.interpolant import interpolant
 from odenet._solvers.step import weigh
@@ -152,62 +152,3 @@ def times_of_any_shape(t: Any) -> Tensor:
     if not finite or times.is_complex():
         raise InputError(f"the solution at t={shown(t)}", "finite real numbers")
     return times
-
-
-def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
-    """The entries of an event's condition."""
-    time = torch.as_tensor(t, dtype=layout.time, device=layout.device)
-    return torch.as_tensor(event.condition(time, layout.call(y))).reshape(-1)
-
-
-class Watch:
-    """Looks for the first change of sign of a condition.
-
-    Args:
-        event: with the condition.
-        layout: of the state.
-        t, y: where the solve begins.
-    """
-
-    def __init__(self, event: Event, layout: Layout, t: float, y: Leaves) -> None:
-        self.event = event
-        self.layout = layout
-        self.before = self.now = self.signs(t, y)
-
-    def signs(self, t: float, y: Leaves) -> list[float]:
-        """Of the condition's entries: one host read."""
-        with torch.no_grad():
-            found = condition(self.event, self.layout, t, y)
-        if found.is_complex() or not found.numel():
-            raise InputError(f"an event's condition that is {found}", "real numbers")
-        return found.sign().tolist()
-
-    def happened(self, t: float, y: Leaves) -> list[int]:
-        """The entries that have changed their sign, in the direction that is watched, since the last step."""
-        self.now = self.signs(t, y)
-        return [i for i, (a, b) in enumerate(zip(self.before, self.now, strict=True)) if self._changed(a, b)]
-
-    def locate(self, at: Callable[[float], Leaves], t: float, h: float) -> float:
-        """The position in the step at which the first entry changes its sign, by bisection on dense output."""
-        tolerance = self.event.tolerance
-        least = 2.0**-52 if tolerance is None else tolerance / abs(h)
-        low, high = 0.0, 1.0
-        while high - low > least:
-            middle = (low + high) / 2
-            if middle in (low, high):
-                break
-            if self.happened(t + middle * h, at(middle)):
-                high = middle
-            else:
-                low = middle
-        return high
-
-    def passed(self) -> None:
-        """The step was looked at and ended nothing: signs that are not zero count from here on."""
-        self.before = [now or before for before, now in zip(self.before, self.now, strict=True)]
-
-    def _changed(self, before: float, now: float) -> bool:
-        wanted = self.event.direction
-        if before == 0 or before == now:
-            return False
-        return wanted == 0 or (now >= 0 and before < 0 if wanted == 1 else now <= 0 and before > 0)

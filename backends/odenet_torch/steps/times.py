@@ -16,7 +16,8 @@ from odenet import GradientError, Span, UnsupportedError
 from odenet._solvers.step import add
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Along
-from odenet_torch.steps.dense import condition, differentiable
+from odenet_torch.steps.dense import differentiable
+from odenet_torch.steps.events import condition
 from odenet_torch.steps.fixed import Run
 
 if TYPE_CHECKING:
@@ -80,20 +81,41 @@ def at_event(found: Forward, run: Run, ys: Leaves) -> tuple[Leaves, Tensor | Non
     if span.event is None:
         return ys, None
     time = torch.as_tensor(torch.nan if t is None else t, dtype=layout.time, device=layout.device)
-    if t is None or (span.ts is not None and not span.every) or not torch.is_grad_enabled():
+    if t is None or not torch.is_grad_enabled():
         return ys, time
-    event = span.event
-    y = tuple(leaf[-1] for leaf in ys)
+    event, row = span.event, found.row
+    y = tuple(leaf[row] for leaf in ys)
 
     def met(time: Tensor, y: Leaves) -> Tensor:
         return condition(event, layout, time, y)[found.entry]
 
-    by = crossing(met, slope(run, t), time, y)
-    if by is None:
-        return ys, time
-    y = moved(slope(run, t), time, by, y)
-    ys = tuple(torch.cat([leaf[:-1], last.unsqueeze(0)]) for leaf, last in zip(ys, y, strict=True))
-    return ys, time + by
+    if met(time, y).dtype is torch.bool:
+        time, *y = WithoutRate.apply(time, *y)
+    else:
+        by = crossing(met, slope(run, t), time, y)
+        if by is None:
+            return ys, time
+        y, time = moved(slope(run, t), time, by, y), time + by
+    ys = tuple(torch.cat([leaf[:row], last.unsqueeze(0), leaf[row + 1 :]]) for leaf, last in zip(ys, y, strict=True))
+    return ys, time
+
+
+class WithoutRate(torch.autograd.Function):
+    """Time and state of an event whose condition is a boolean, which says nothing of how fast it is approached."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value.clone() for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        if any(bool(g.any()) for g in gradients):  # NaN is true
+            raise GradientError(
+                "the time, or the state, of an event whose condition is a boolean has no derivative",
+                "a condition that is a real number",
+                "write y < 0 as the number y, with direction=-1",
+            )
+        return gradients
 
 
 def moved(f: Slope, start: Tensor, by: Tensor, y: Leaves) -> Leaves:
