@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import odenet
+import odenet_jax
 
 
 def field(t, y):
@@ -29,3 +30,20 @@ def test_times_of_equal_steps_need_no_gradient():
         jax.grad(last)(0.8)
     with pytest.raises(odenet.GridError, match="rtol and atol"):
         jax.grad(lambda ts: last(1.0, ts=ts))(jnp.array([0.5, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("y0", "slope"),
+    [
+        (jnp.ones(3), lambda y, t: y[:1]),
+        (jnp.ones(3), lambda y, t: 0.0),
+        (jnp.ones((2, 3)), lambda y, t: y.T),
+        ((jnp.ones((2, 3)), jnp.ones(3)), lambda y, t: (y[0].T, y[1])),
+        ({"a": jnp.ones(2), "b": jnp.ones(2)}, lambda y, t: {"a": y["a"], "c": y["b"]}),
+        ((jnp.ones(2), jnp.ones(2)), lambda y, t: jnp.ones(4)),
+        (jnp.ones(2), lambda y, t: None),
+    ],
+)
+def test_a_slope_of_another_shape_in_the_drop_in(y0, slope):
+    with pytest.raises(odenet.StateError, match=r"func returned leaves .* for a state of"):
+        odenet_jax.odeint(slope, y0, jnp.array([0.0, 1.0]))

@@ -64,7 +64,8 @@ def solve(flow: Flow, solver: Solver, spacing: Spacing, on: On | None) -> tuple[
         return None, flow.y0.unsqueeze(0)
     grid, outputs, direction = nodes(flow, spacing, flow.y0, flow.t), [y0[0]], flow.direction
     moving = differentiable(flow.t)
-    for step in steps(evaluate, solver.tableau, y0, grid, given.time, spacing.perturb, on):
+    told = None if flow.recording is None else flow.recording.forth(solver.tableau)
+    for step in steps(evaluate, solver.tableau, y0, grid, given.time, spacing.perturb, on, told):
         while len(outputs) < len(flow.times) and direction * step.t1 >= direction * (t := flow.times[len(outputs)]):
             if t == step.t1 and not (moving and spacing.interp == "cubic"):
                 outputs.append(step.y1[0])
@@ -102,7 +103,14 @@ def nodes(flow: Flow, spacing: Spacing, y0: Tensor, t: Tensor) -> Tensor:
 
 
 def steps(
-    evaluate: Evaluate, tableau: Tableau, y: Leaves, grid: Tensor, time: torch.dtype, perturb: bool, on: On | None
+    evaluate: Evaluate,
+    tableau: Tableau,
+    y: Leaves,
+    grid: Tensor,
+    time: torch.dtype,
+    perturb: bool,
+    on: On | None,
+    told: Callable[[int, int, float, float], None] | None = None,
 ) -> Iterator[FixedStep]:
     """Those from the first node of a grid to the last; nothing is read from the device but the grid, and that once.
 
@@ -114,6 +122,7 @@ def steps(
         time: number type of the times that the field is called with.
         perturb: see `Spacing`.
         on: who is told of steps.
+        told: who is told of stages, with the step, the stage and the ends of the step, before each.
     """
     ends = grid.tolist()
     found = grid.to(torch.promote_types(grid.dtype, time))
@@ -127,7 +136,13 @@ def steps(
         if on is not None:
             on.tried(ends[n], y, float(h))
         at = row.unbind(0)
-        made = slopes(tableau, lambda i, state, at=at: evaluate(at[i], state), y, h)
+
+        def stage(i: int, state: Leaves, n: int = n, at: Sequence[Tensor] = at) -> Leaves:
+            if told is not None:
+                told(n, i, ends[n], ends[n + 1])
+            return evaluate(at[i], state)
+
+        made = slopes(tableau, stage, y, h)
         # first the increment: each term on its own added to y would round it once more
         y1 = add(y, _weighed(h, tableau.b, made) if moving else weigh_leaves(None, h, tableau.b, made))
         yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, made)
