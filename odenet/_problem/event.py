@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from odenet._check import whole
 from odenet._errors import InputError
-from odenet._gradients.record import whole
 
 
 @dataclass(frozen=True)

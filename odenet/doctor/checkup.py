@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from odenet._errors import InputError, OdenetError
 from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.exact import Backprop
-from odenet._gradients.names import MENU, gradient
+from odenet._gradients.names import gradient, menu
 from odenet._gradients.record import Cost, Gradient
 from odenet._solvers.names import AnySolver, made_reversible
 from odenet.doctor.diagnosis import ROUNDING, Diagnosis, Examination
@@ -61,7 +61,7 @@ def check_gradients(
         raise InputError(f"tolerance={tolerance!r}", "a relative error above 0, as in 1e-2")
     if isinstance(gradients, (str, Gradient)):
         gradients = (gradients,)
-    methods = [gradient(each) for each in (MENU if gradients is None else gradients)]
+    methods = [gradient(each) for each in (menu() if gradients is None else gradients)]
     loaded = _registry.backend(found.name)
 
     def see(method: Gradient, reversible: bool) -> Sample:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from odenet import FileError, GradientError, InputError, UnsupportedError, load_weights
-from odenet._backend.trainer import Step, Trainer, checked_state
+from odenet._backend.trainer import Trainer, TrainingStep, checked_state
 from odenet._jobs.data.images import ImageSet, in_memory
 from odenet._jobs.descent.augmentation import augmented, cropped, flipped
 from odenet._jobs.descent.batches import Batches, split
@@ -51,12 +51,12 @@ class Scripted(Trainer):
             outcome = self.fails.pop(self.steps)
             if isinstance(outcome, BaseException):
                 raise outcome
-            return Step(outcome, 0, None)
+            return TrainingStep(outcome, 0, None)
         self.arrays["momentum.head.bias"][0] += 1
         # depends on every bit of the batch, on their order and on the rate
         self.arrays["weight.head.bias"][1] += lr * float(inputs.sum()) * self.steps + targets[0]
         self.seen.append(inputs.tobytes())
-        return Step(1.0 / self.steps, 2, 0.001 * self.steps)
+        return TrainingStep(1.0 / self.steps, 2, 0.001 * self.steps)
 
     def predict(self, inputs):
         right = SCRIPT[self.steps // PER_EPOCH - 1]

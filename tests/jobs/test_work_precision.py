@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import odenet
 from odenet import Backend, BackendEntry, FileError, InputError, Result, Solution, Stats, _tree, solver
 from odenet._backend import registry as _registry
+from odenet._gradients.way import Way
 from odenet._jobs import cli as _cli
 from odenet._jobs.benchmark import report
 from odenet._jobs.benchmark.command import command
@@ -80,9 +82,28 @@ class Other(ScipyBackend):
 
 
 ScipyBackend.__abstractmethods__ = Other.__abstractmethods__ = frozenset()  # the verbs that this job does not use
-TOY = BackendEntry("toy", "numpy", "pip install numpy", f"{__name__}:ScipyBackend", ("numpy",))
-OTHER = BackendEntry("other", "numpy", "", f"{__name__}:Other", ("nothing",), adaptive=("dopri5",))
-ABSENT = BackendEntry("absent", "no_such_framework", "pip install absent", f"{__name__}:ScipyBackend", ("nothing",))
+EXACT = {odenet.Backprop: Way("numpy:nothing", "numpy:nothing")}
+TOY = BackendEntry(
+    "toy",
+    "numpy",
+    "pip install numpy",
+    f"{__name__}:ScipyBackend",
+    ("numpy",),
+    EXACT,
+    families=("runge-kutta", "reversible"),
+    adaptive_families=("runge-kutta",),
+)
+OTHER = BackendEntry("other", "numpy", "", f"{__name__}:Other", ("nothing",), EXACT, adaptive=("dopri5",))
+ABSENT = BackendEntry(
+    "absent",
+    "no_such_framework",
+    "pip install absent",
+    f"{__name__}:ScipyBackend",
+    ("nothing",),
+    EXACT,
+    ("runge-kutta",),
+    ("runge-kutta",),
+)
 
 
 @pytest.fixture(autouse=True)

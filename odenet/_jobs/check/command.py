@@ -87,8 +87,11 @@ def checks(
             for depth in plan.depths:
                 made = functools.partial(Check, name, solver, depth, plan.gradients)
                 reference = plan.reference(solver)
-                if not entry.available or reference is None:
-                    yield made(skipped="no reference" if entry.available else f"not available: {entry.install}")
+                if not entry.networks or not entry.available or reference is None:
+                    why = "not offered: the backend has no networks"
+                    if entry.networks:
+                        why = "no reference" if entry.available else f"not available: {entry.install}"
+                    yield made(skipped=why)
                     continue
                 spec = plan.spec(solver, depth)
                 named = dict(weights) if weights is not None else spec.init(plan.seed, plan.start)

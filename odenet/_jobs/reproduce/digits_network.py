@@ -13,7 +13,7 @@ from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Gradient
 from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.errors import BLOCKS, Errors, errors
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._solvers.names import SOLVERS
 from odenet.theory import smoothness
 
 BATCH = 64  # digits

@@ -12,7 +12,7 @@ from odenet._backend import registry as _registry
 from odenet._backend.seam import Evaluation
 from odenet._gradients.names import Backprop, Gradient
 from odenet._report.difference import relative
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._solvers.names import SOLVERS
 
 BLOCKS = "block."  # how names of the weights of the blocks begin
 

@@ -23,7 +23,7 @@ from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
 from odenet._jobs.reproduce.reproduction import Cell, Choices
 from odenet._nets.spec import NetSpec
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._solvers.names import SOLVERS
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 import odenet
 from odenet import _tree
-from odenet._backend.registry import available, entry
+from odenet._backend.registry import available, entry, require
 from odenet._errors import FileError, OdenetError
 from odenet._files import write_atomically, write_text
 from odenet._jobs import flags as _flags
@@ -121,7 +121,7 @@ def command(
         return once(plan, None if plot is None else (plot, kind), csv_path, json_path)
     for name in backend:  # all that can be wrong with the choices is said before the first run
         for chosen in solver:
-            entry(name).require(chosen, odenet.gradient("backprop"))
+            require(entry(name), chosen, odenet.gradient("backprop"))
         with odenet.backend(name).prepare(dtype, device):
             pass
 

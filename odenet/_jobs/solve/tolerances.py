@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.progress import Progress
 
-from odenet._backend.registry import backend, entry
+from odenet._backend.registry import backend, entry, require
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import write_atomically, write_text
 from odenet._gradients.names import Backprop
@@ -42,7 +42,7 @@ def once(plan: Plan, plot: tuple[Path, str] | None, csv: Path | None, json: Path
             )
     for name in plan.backends:
         for chosen in plan.solvers:
-            entry(name).require(chosen, Backprop(), adaptive=True)
+            require(entry(name), chosen, Backprop(), adaptive=True)
         with backend(name).prepare(plan.dtype, plan.device):
             pass
     screen, cells, rows = console(stderr=True), plan.cells(), []

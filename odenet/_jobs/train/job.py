@@ -126,7 +126,7 @@ def _finish(run: Run, images: ImageSet, learnt: Batches, chosen_by: Batches, out
     """All epochs that are left, then the test."""
     plan = run.plan
     entry = _registry.entry(plan.backend)
-    entry.require(solver(plan.solver), gradient(plan.gradient))
+    _registry.require(entry, solver(plan.solver), gradient(plan.gradient))
     backend = _registry.backend(plan.backend)
     with backend.prepare(plan.dtype, plan.device):
         spec = plan.spec(images)

@@ -10,9 +10,7 @@ from typing import ClassVar, Literal, Self
 
 from odenet._errors import InputError
 from odenet._jobs.cells.plan import CellPlan
-from odenet._solvers.delegated import DelegatedSolver
 from odenet._solvers.names import AnySolver, solver
-from odenet._solvers.runge_kutta import Solver
 from odenet._test_problems.named import problem_named
 from odenet._test_problems.record import TestProblem
 
@@ -92,7 +90,7 @@ class Plan(CellPlan):
 
 def estimates(solver: AnySolver) -> bool:
     """Whether a solver estimates its error, without which it cannot follow a tolerance."""
-    return isinstance(solver, DelegatedSolver) or (isinstance(solver, Solver) and solver.tableau.b_low is not None)
+    return solver.estimates_error
 
 
 def groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:

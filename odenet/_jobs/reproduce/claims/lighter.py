@@ -16,7 +16,7 @@ from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.digits_network import Network
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, medians
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._solvers.names import SOLVERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Checkpoint, Gradient
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, falls, from_depth
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._solvers.names import SOLVERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

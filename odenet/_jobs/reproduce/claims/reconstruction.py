@@ -15,7 +15,7 @@ from odenet._jobs.reproduce.network import field, smooth_weights, states
 from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, falls
 from odenet._problem.depth import Kind
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._solvers.names import SOLVERS
 from odenet.theory import reversed_depth, way_back
 
 if TYPE_CHECKING:
