@@ -16,6 +16,9 @@ _CLOSE = 2.0**-22  # of the largest time: how far a time in `ts` may lie from it
 _WITHIN = 1e-6, 1e-2  # of a step: that much is always allowed, and more than that never
 
 
+_MOST = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class Grid:
     """`t[n] = t0 + (t1 - t0) n / steps`, and which of these times are kept.
@@ -86,12 +89,16 @@ def grid(t0: Any, t1: Any, steps: Any, ts: Any = None) -> Grid:
         count = operator.index(steps)
         if isinstance(steps, bool):
             raise TypeError
-    except TypeError:
-        raise GridError(f"steps={steps!r} is a {type(steps).__name__}", "a whole number of steps, at least 1") from None
+    except (TypeError, ValueError, RuntimeError):  # of torch: on the meta device
+        raise GridError(
+            f"steps={shown(steps)} is a {type(steps).__name__}", "a whole number of steps, at least 1"
+        ) from None
     if count < 1:
         raise GridError(
             f"steps={count}", "at least 1", "to solve backward in time give t1 < t0 and a positive number of steps"
         )
+    if count > _MOST:
+        raise GridError(f"steps={shown(count)}", f"at most {_MOST}: steps are counted in 32 bits")
     moving = (t0, t1, ts) if any(map(_may_need_gradient, (t0, t1, ts))) else None
     whole = Grid(first, last, count, (count,), moving)
     if ts is None:

@@ -96,6 +96,8 @@ def _judged(drawn: Call, framework: Framework, solution: Any, found: Any) -> str
     known = drawn.field in FIELDS and _times_known(drawn) and all(_good(n) for n in _tree.leaves(drawn.choices["y0"]))
     if not known or (drawn.watch is not None and drawn.watch["condition"] not in CONDITIONS):
         return "unchecked"
+    if solution.result is odenet.Result.EVENT and isinstance(drawn.choices.get("ts"), list):
+        return "unchecked"  # times after an event are not reached
     given = [leaf for leaf in _tree.leaves(drawn.choices["y0"])]
     right = reference(drawn, [leaf.values for leaf in given])
     kind = given[0].dtype

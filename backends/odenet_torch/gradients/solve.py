@@ -20,7 +20,7 @@ from odenet._problem.problem import problem
 from odenet._solvers.family import StagedSolver
 from odenet_torch._entry import backend
 from odenet_torch.field.field import Field, FunctionField
-from odenet_torch.field.state import layout
+from odenet_torch.field.state import layout, require_times
 from odenet_torch.steps.adaptive import solve_adaptive
 from odenet_torch.steps.fixed import Run
 from odenet_torch.steps.moving_grid import at_times, on_numbers
@@ -48,6 +48,7 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
     assert isinstance(made.grid, Grid)
     assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
     given, leaves = layout(made.y0)
+    require_times(given.time, (made.grid.t0, made.grid.t1))
     grid, field = on_numbers(made.grid, field or FunctionField(made.field, made.weights))
     run = Run(field, given, grid, made.solver)
     steps = grid.steps

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, Stats
+from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, StateError, Stats
 from odenet._problem.span import number
 from odenet_torch.field.field import Field, FunctionField
-from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.field.state import Layout, Leaves, layout, require_times
 from odenet_torch.steps.accepted import Accepted, Along, stops_of
 from odenet_torch.steps.dense import Dense, between
 from odenet_torch.steps.events import Watch
@@ -257,6 +257,11 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     t0, t1 = number("t0", span.t0), number("t1", span.t1)
     assert t0 is not None
     assert t1 is not None
+    if given.device.type == "meta":
+        raise StateError(
+            "y0 lies on the meta device, whose tensors hold no numbers to adapt to", "a device with memory"
+        )
+    require_times(given.time, (t0, t1))
     depth = made.weights
     count = 1 if depth is None or depth.kind == "shared" else depth.intervals or 1
     layers = (*(t0 + (t1 - t0) * m / count for m in range(count)), t1)

@@ -43,7 +43,7 @@ class Descent(Trainer):
         x, y = on(next(iter(self.weights.values())), (inputs, np.asarray(targets, np.int64)))
         if self._peak is not None and x.device.type != "cuda":
             return self._step(x, y, lr)
-        taken: list[Step] = []
+        taken: list[TrainingStep] = []
         peak, _ = peak_bytes(lambda: taken.append(self._step(x, y, lr)), x.device)
         self._peak = max(peak, self._peak or 0)
         return taken[0]
