@@ -169,7 +169,7 @@ def _check_tolerance(name: str, value: Any) -> None:
     if not leaves:
         raise InputError(f"{name}={value!r}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
-        if hasattr(leaf, "shape") and not isinstance(leaf, (str, bytes)):
+        if hasattr(leaf, "shape") and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
             continue  # arrays are the backend's
         if not _is_number(leaf) or not 0 <= leaf < math.inf:
             raise InputError(f"{name}={shown(value)}", "numbers of at least 0, or arrays of them")
