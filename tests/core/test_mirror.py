@@ -48,7 +48,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"slope_between"}),
+    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between"}),
     "steps/times.py": (
         {"WithoutRate", "at_event", "crossing", "from_start", "moved", "moves", "slope", "to_outputs", "zero"},
         {"Times", "moving", "of_times"},
