@@ -10,6 +10,7 @@ from torch import Tensor
 from odenet import ContinuousAdjoint, Grid, Problem, Solution, Solver, Span, Stats, UnsupportedError
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.steps.times import moves
 from odenet_torchdiffeq._adaptive import solve_span
 from odenet_torchdiffeq._entry import backend
 from odenet_torchdiffeq._field import OnGrid
@@ -39,7 +40,20 @@ def solve_problem(made: Problem, *, closed: bool = True) -> Solution:
     field = FunctionField(made.field, made.weights)
     if isinstance(made.grid, Span):
         return solve_span(made, made.grid, field, given, leaves)
+    _require_still(made.grid)
     return _solve_grid(made, made.grid, field, given, leaves, closed)
+
+
+def _require_still(grid: Grid) -> None:
+    """Raises UnsupportedError for times that need a gradient."""
+    t0, t1, ts = grid.moving or (None, None, None)
+    kept = ts if isinstance(ts, (list, tuple)) else [ts]
+    if any(map(moves, (t0, t1, *kept))):
+        raise UnsupportedError(
+            "a gradient with respect to a time with equal steps on backend torchdiffeq",
+            "times that need no gradient; rtol and atol in the place of steps",
+            "take backend='torch'",
+        )
 
 
 def _solve_grid(

@@ -58,7 +58,7 @@ def entry(name: str) -> BackendEntry:
         UnknownNameError: nobody announced that name.
         OdenetError: it was announced by a package that cannot be imported.
     """
-    if name in broken():
+    if isinstance(name, str) and name in broken():
         raise broken()[name]
     return lookup("backend", name, known())
 

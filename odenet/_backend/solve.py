@@ -51,7 +51,8 @@ def solve(
             half-precision state is carried in float32 between field evaluations and returned as it came.
         weights: a tree, the same at all depths, or a `Depth`.
         t0, t1: times; `t1 < t0` solves backward. With tolerances they (and `ts`) may be scalars of the framework that
-            need a gradient, which is that of the ODE: `dL/dt1 = dL/dy(t1) f(t1, y(t1))`.
+            need a gradient, which is that of the ODE: `dL/dt1 = dL/dy(t1) f(t1, y(t1))`. In torch they may with equal
+            steps, too: the derivative by t0 and t1 is then that of the steps themselves, by their size.
         steps: whole number; left out it is that of the layers (or intervals) of `weights`.
         ts: which times to keep: None for t1 alone, "all", or times: on the grid with equal steps, anywhere between t0
             and t1 with tolerances.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet._check import whole
-from odenet._errors import InputError
+from odenet._errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Event:
             raise InputError(f"condition is a {type(self.condition).__name__}", "a callable condition(t, y)")
         _check_arguments(self.condition)
         if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
-            raise InputError(f"direction={self.direction!r} of an event", "-1, 0 or 1")
+            raise InputError(f"direction={shown(self.direction)} of an event", "-1, 0 or 1")
         number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
-        if self.tolerance is not None and not (number and self.tolerance > 0):
-            raise InputError(f"tolerance={self.tolerance!r} of an event", "a positive number, or None")
+        if self.tolerance is not None and not (number and 0 < self.tolerance < 1e308):
+            raise InputError(f"tolerance={shown(self.tolerance)} of an event", "a positive number, or None")
         whole("subintervals", self.subintervals)
 
     def positions(self, *, begun: bool = True) -> tuple[float, ...]:

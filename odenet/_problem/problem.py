@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet import _tree
-from odenet._errors import GridError, InputError, StateError, UnsupportedError
+from odenet._errors import GridError, InputError, StateError, UnsupportedError, shown
 from odenet._gradients.names import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
 from odenet._problem.depth import Depth
 from odenet._problem.event import Event
@@ -74,7 +74,10 @@ def problem(
     _check_arguments(field, weights is None)
     depth = weights if isinstance(weights, Depth) or weights is None else Depth(weights)
     adaptive = not (rtol is None and atol is None and control is None)
-    method, differentiated = _solver(solver or ("dopri5" if adaptive else "euler")), _gradient(gradient)
+    method, differentiated = (
+        _solver(("dopri5" if adaptive else "euler") if solver is None else solver),
+        _gradient(gradient),
+    )
     require_pair(method, differentiated)
     if adaptive:
         if steps is not None:
@@ -232,4 +235,14 @@ def _checked_leaves(y0: Any) -> list[tuple[str, Any]]:
     for path, leaf in found:
         if isinstance(leaf, str) or not (hasattr(leaf, "shape") or isinstance(leaf, (int, float, complex))):
             raise StateError(f"y0 {path} is a {type(leaf).__name__}", "arrays or numbers in tuples, lists and dicts")
+        if isinstance(leaf, int) and not _fits_float(leaf):
+            raise StateError(f"y0 {path} is {shown(leaf)}, which no floating-point number holds", "numbers below 1e308")
     return found
+
+
+def _fits_float(value: int) -> bool:
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True

@@ -14,12 +14,14 @@ from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
 CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "layer", "runs", "sums"}
-DROP_IN = {"adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options"}
+DROP_IN = {"adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options", "recording"}
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
     ONE: {
         "field/called_modules.py",
         "field/random_state.py",
+        "steps/events.py",
+        "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap
         *(f"conversion/{name}.py" for name in CONVERSION),
@@ -46,8 +48,11 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "steps/dense.py": ({"condition", "shifted"}, {"slope_between"}),
-    "steps/times.py": ({"at_event", "from_start", "slope_at", "to_outputs"}, {"Times", "moving", "of_times"}),
+    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between"}),
+    "steps/times.py": (
+        {"WithoutRate", "at_event", "crossing", "from_start", "moved", "moves", "slope", "to_outputs", "zero"},
+        {"Times", "moving", "of_times"},
+    ),
     "steps/tolerance.py": (set(), {"tolerance"}),
     "steps/size_control.py": (
         {"On", "Step", "Walk", "beside"},
@@ -74,7 +79,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "verbs/measure.py": ({"LiveBytes"}, set()),
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
     "gradients/solve.py": (set(), {"solve_telling"}),
-    "field/state.py": ({"as_tensor"}, {"as_array"}),
+    "field/state.py": ({"as_tensor", "require_times"}, {"as_array"}),
     "gradients/adjoint.py": (
         {"Sums", "refuse_transforms", "require_known", "standing", "unhooked", "refuse_second_derivatives"},
         {"Joining", "collect", "descend", "once"},

@@ -90,10 +90,15 @@ class Dense:
         n = jnp.maximum(jnp.sum(met) - 1, 0)
         y, *slopes = (tuple(leaf[n] for leaf in each) for each in (self.y, *self.slopes))
         h = self.nodes[n + 1] - self.nodes[n]
-        position = jnp.clip((t - self.nodes[n]) / jnp.where(h == 0, 1, h), 0, 1)
+        place = (t - self.nodes[n]) / jnp.where(h == 0, 1, h)
+        # kept within the step, at whose ends clip has half a derivative or none
+        position = place + lax.stop_gradient(jnp.clip(place, 0, 1) - place)
         found = between(self.tableau, position, y, h, slopes)
         at_end = (n + 1 >= self.steps) & (sign * (t - self.nodes[self.steps]) >= 0)
-        found = choose(at_end, self.y1, found)
+        # y1 has the derivative of the polynomial by the position, and by nothing else
+        still = between(self.tableau, lax.stop_gradient(position), y, h, slopes)
+        ended = tuple(last + (a - b) for last, a, b in zip(self.y1, found, still, strict=True))
+        found = choose(at_end, ended, found)
         return choose(outside, tuple(jnp.full_like(leaf, jnp.nan) for leaf in found), found)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
+from odenet_torch.drop_in.recording import Recording
 from odenet_torch.steps.events import signed
 
 Norm = Callable[[Any], Any]
@@ -28,6 +29,7 @@ class Flow:
         t: times, on the device of y0.
         times: the same as floats.
         event_fn: `event_fn(t, y)`, whose change of sign ends the solve.
+        recording: what evaluations draw, for a way back; None where there is none.
     """
 
     func: Callable[[Tensor, Any], Any]
@@ -36,6 +38,7 @@ class Flow:
     t: Tensor
     times: tuple[float, ...]
     event_fn: Callable[[Tensor, Any], Tensor] | None
+    recording: Recording | None = None
 
     @property
     def direction(self) -> float:
@@ -43,17 +46,39 @@ class Flow:
         return -1.0 if self.times[-1] < self.times[0] else 1.0
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope, in the shape and number type of y."""
+        """The slope, in the shape and number type of y.
+
+        Raises:
+            StateError: the function returned another shape, or other entries than the tuple's.
+        """
         kind = y.dtype
         if t.dtype is not kind and t.dtype is not (kind := y.real.dtype):
             t = t.to(kind)
-        if self.shapes is None:
-            value = self.func(t, y)
-        else:
-            value = torch.cat([part.reshape(-1) for part in self.func(t, self.given(y))])
+        value = self._slope(t, y) if self.recording is None else self.recording.evaluate(lambda: self._slope(t, y))
         if value.dtype is not y.dtype and (y.is_complex() or not value.is_complex()):
             value = value.to(y.dtype)  # torchdiffeq widens and narrows in silence
-        return value if value.shape == y.shape else value.expand_as(y)
+        return value
+
+    def _slope(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.shapes is None:
+            value = self.func(t, y)
+            if not isinstance(value, Tensor) or value.shape != y.shape:
+                raise StateError(
+                    f"func returned {described(value)} for a state that is {described(y)}",
+                    "a slope of the state's own shape, as a tensor",
+                    "expand it where one number stands for all, as in slope.expand_as(y)",
+                )
+            return value
+        value = self.func(t, self.given(y))
+        right = isinstance(value, (tuple, list)) and len(value) == len(self.shapes)
+        if not right or any(
+            not isinstance(part, Tensor) or part.shape != shape for part, shape in zip(value, self.shapes, strict=True)
+        ):
+            raise StateError(
+                f"func returned {described(value)} for a state that is {described(self.given(y))}",
+                "a tuple of slopes, each of the shape of its entry of the state",
+            )
+        return torch.cat([part.reshape(-1) for part in value])
 
     def event(self, t: Any, y: Tensor) -> Tensor:
         """The conditions on time and state, numbers or booleans, in a row."""
@@ -81,6 +106,16 @@ class Flow:
         sizes = [shape.numel() for shape in self.shapes]
         parts = zip(y.split(sizes, dim=-1), self.shapes, strict=True)
         return tuple(part.reshape((*y.shape[:-1], *shape)) for part, shape in parts)
+
+
+def described(value: Any) -> str:
+    """A state or a slope, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        parts = [str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in value]
+        return f"a {type(value).__name__} of {', '.join(parts) or 'nothing'}"
+    return f"a {type(value).__name__}"
 
 
 def flow(

@@ -20,9 +20,10 @@ from odenet._problem.problem import problem
 from odenet._solvers.family import StagedSolver
 from odenet_torch._entry import backend
 from odenet_torch.field.field import Field, FunctionField
-from odenet_torch.field.state import layout
+from odenet_torch.field.state import layout, require_times
 from odenet_torch.steps.adaptive import solve_adaptive
 from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.moving_grid import at_times, on_numbers
 from odenet_torch.steps.resolution import resolved
 
 
@@ -49,12 +50,15 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
     assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
     given, leaves = layout(made.y0)
     given = resolved(given, made.grid.t0, made.grid.t1)
-    run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver)
-    steps = made.grid.steps
+    require_times(given.time, (made.grid.t0, made.grid.t1))
+    grid, field = on_numbers(made.grid, field or FunctionField(made.field, made.weights))
+    run = Run(field, given, grid, made.solver)
+    steps = grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
     ys = method(made, stats)(run, leaves)
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)
+    ys = at_times(made.grid, run, ys)
     ts = torch.tensor(made.grid.times, dtype=given.time, device=given.device)
     return Solution(ts, given.unflatten(ys), stats)

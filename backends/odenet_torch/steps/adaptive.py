@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, Stats
+from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, StateError, Stats
 from odenet._problem.span import number
 from odenet_torch.field.field import Field, FunctionField
-from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.field.state import Layout, Leaves, layout, require_times
 from odenet_torch.steps.accepted import Accepted, Along, stops_of
 from odenet_torch.steps.dense import Dense, between
 from odenet_torch.steps.events import Watch
@@ -227,16 +227,19 @@ def solve_adaptive(made: Problem, methods: Callable[[Stats], Back], field: Field
         return solve_rows(made, given, leaves)
     stats = Stats("torch", made.solver.label, made.gradient.label, 0, 0)
     found = begin(made, given, leaves, field or FunctionField(made.field, made.weights))
-    leaves = from_start(made.grid, found.run, leaves)
+    run = found.run
+    leaves = from_start(made.grid, run, leaves)
     ys = methods(stats)(found, leaves)
     stats.steps, stats.rejected = found.walk.n, found.walk.tried - found.walk.n
     stats.f_evaluations = found.walk.evaluations
-    ys, event = at_event(found, ys)
+    if found.dense is not None:
+        found.dense.require_graph(made.gradient.label, ys)
+    ys, event = at_event(found, run, ys)
     ts = torch.tensor(found.ts, dtype=given.time, device=given.device)
     if found.event is not None and made.grid.ts is not None and not made.grid.every:
         asked = [i for i in range(len(found.ts)) if i != found.row]  # the event's own state is no output
         ts, ys = ts[asked], tuple(leaf[asked] for leaf in ys)
-    ys = to_outputs(found, ys, event)
+    ys = to_outputs(found, run, ys)
     ys = tuple(given.returned(leaf, i) for i, leaf in enumerate(ys))
     outcome = list(Result).index(found.outcome)
     return Solution(ts, given.unflatten(ys), stats, outcome, event, found.dense)
@@ -255,7 +258,12 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     t0, t1 = number("t0", span.t0), number("t1", span.t1)
     assert t0 is not None
     assert t1 is not None
+    if given.device.type == "meta":
+        raise StateError(
+            "y0 lies on the meta device, whose tensors hold no numbers to adapt to", "a device with memory"
+        )
     given = resolved(given, t0, t1)
+    require_times(given.time, (t0, t1))
     depth = made.weights
     count = 1 if depth is None or depth.kind == "shared" else depth.intervals or 1
     layers = (*(t0 + (t1 - t0) * m / count for m in range(count)), t1)

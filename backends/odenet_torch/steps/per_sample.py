@@ -30,6 +30,7 @@ from odenet._solvers.step import Trial, trial
 from odenet._solvers.tableau import Tableau
 from odenet_torch.field import random_state
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.independence import refuse_batch_statistics, require_independent
 from odenet_torch.steps.resolution import explained, resolved, widened
 from odenet_torch.steps.rows import ROWS, Gate, beside, choose_rows, finite_rows, stand_ins, weigh_rows
@@ -246,7 +247,8 @@ def _check(made: Problem, span: Span, y: Leaves) -> None:
             f"leaves of shapes {[tuple(leaf.shape) for leaf in y]} with per_sample=True",
             "leaves with one leading axis of the same length, that of the samples",
         )
-    if any(isinstance(t, Tensor) and t.requires_grad for t in (span.t0, span.t1, span.ts)):
+    kept = span.ts if isinstance(span.ts, (list, tuple)) else [span.ts]
+    if any(isinstance(t, Tensor) and differentiable(t) for t in (span.t0, span.t1, *kept)):
         raise InputError("a time that needs a gradient with per_sample=True", "numbers")
     refuse_batch_statistics(made.field)
 

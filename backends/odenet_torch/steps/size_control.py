@@ -220,6 +220,8 @@ class Walk:
         control, tolerance = self.control, self.tolerance
         d0, d1 = torch.stack([tolerance.size(y, y).double(), tolerance.size(first, y).double()]).tolist()
         size = min(control.trial(d0, d1), abs(stop - t))
+        if not size:  # the slope is not finite
+            return 0.0
         with torch.no_grad():
             at = weigh_leaves(y, direction * size, (1.0,), (first,))
             second = self.slope(t + direction * size, at, 1, t, stop)
