@@ -187,7 +187,9 @@ class March:
         after = Watch(self.event, self.run.layout).signs(t1, y1, seen.before)
         after = jnp.where(accepted & ~happened.any(), after, seen.before)
         t, y, y1, slopes = choose(accepted, (carry.pace.t, carry.y, y1, slopes), tuple(seen[:4]))
-        return Seen(t, y, y1, slopes, after, happened)
+        # a row that an event has ended stays in the loop until the slowest one is done, and none of its further passes
+        # is an accepted step: what has happened must outlive them
+        return Seen(t, y, y1, slopes, after, seen.happened | happened)
 
     def _walked(self, carry: _Carry, ts: Array | None) -> Walked:
         pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t
