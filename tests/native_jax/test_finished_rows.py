@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import odenet
-from odenet import ContinuousAdjoint, PIDController, Result
+from odenet import PIDController, Result
 
 GRADIENTS = ["backprop", "checkpoint:states=3", "discrete-adjoint:anchors=4", "continuous-adjoint"]
 OK = ("event", "event later", "event last", "success", "rest")
@@ -37,7 +36,7 @@ TS = jnp.array([0.0, 0.25, 0.3, 0.31, 0.95, 1.6, 1.69, 2.0])
 
 
 def field(t, y, w):
-    # the first entry falls; the second oscillates, is drawn to a slow curve, or meets a cliff at t = 1 that no step can pass
+    # the first entry falls; the second oscillates, is drawn to a slow curve, or meets a cliff at t = 1
     rate, _, height = w
     stiff = jnp.where(rate < -10, rate, 0.0)
     fall = jnp.where(rate < -10, -0.1, rate)
@@ -58,7 +57,8 @@ def results(w, **choices):
     stats = solution.stats
     found = {
         "ts": solution.ts, "ys": solution.ys, "y1": solution.y1, "event_t": solution.event_t,
-        "outcome": solution.outcome, "steps": stats.steps, "rejected": stats.rejected, "evaluations": stats.f_evaluations,
+        "outcome": solution.outcome, "steps": stats.steps, "rejected": stats.rejected,
+        "evaluations": stats.f_evaluations,
     }  # fmt: skip
     if choices.get("dense"):
         found["at"] = solution.at(jnp.array([0.0, 0.1, 0.29]))

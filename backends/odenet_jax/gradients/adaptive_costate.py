@@ -18,6 +18,7 @@ from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.steps.accepted import Accepted, Along, Line
+from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.fixed import read
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, repeat, start
@@ -128,7 +129,7 @@ class AdaptiveCostate(WayBack):
         state, first, parts = choose(accepted, (state, first, parts), old)
         return _Carry(now, state, first, parts, jnp.where(accepted, met, output), sums)
 
-    def _slope(self, run: Along, t: Array, state: Leaves) -> tuple[Leaves, Any]:
+    def _slope(self, run: Along, t: Moment, state: Leaves) -> tuple[Leaves, Any]:
         """Of y and its adjoint, and the integrand of the weights' gradient."""
         count = len(state) // 2
         slope, pull = vjp(run, lambda run, y: run.slope_at(t, y), state[:count])

@@ -167,15 +167,19 @@ class March:
     def _unseen(self, y0: Leaves) -> Seen | None:
         if self.event is None:
             return None
-        before = Watch(self.event, self.run.layout).signs(self.line.t0, y0)
+        before = self._watch().signs(self.line.t0, y0)
         tableau = self.run.solver.tableau
         slopes = (tuple(jnp.zeros_like(leaf) for leaf in y0),) * (tableau.stages + (not tableau.fsal))
         return Seen(self.line.t0, y0, y0, slopes, before, jnp.zeros(before.shape, bool))
 
+    def _watch(self) -> Watch:
+        assert self.event is not None
+        return Watch(self.event, self.run.layout, self.line.clock)
+
     def _look(self, pace: Pace, seen: Seen, t1: Array, y1: Leaves, accepted: Any) -> tuple[Pace, Array]:
         """Where the loop is if an event may end it, and which entries of its condition changed their sign."""
         assert self.event is not None
-        happened = Watch(self.event, self.run.layout).happened(t1, y1, seen.before) & accepted
+        happened = self._watch().happened(t1, y1, seen.before) & accepted
         ends = happened.any()
         outcome = jnp.where(ends, CODE[Result.EVENT], pace.outcome).astype(jnp.int32)
         return pace._replace(alive=pace.alive & ~ends, outcome=outcome), happened
@@ -184,7 +188,7 @@ class March:
         self, seen: Seen, carry: _Carry, t1: Array, y1: Leaves, slopes: Any, accepted: Any, happened: Array
     ) -> Seen:
         assert self.event is not None
-        after = Watch(self.event, self.run.layout).signs(t1, y1, seen.before)
+        after = self._watch().signs(t1, y1, seen.before)
         after = jnp.where(accepted & ~happened.any(), after, seen.before)
         t, y, y1, slopes = choose(accepted, (carry.pace.t, carry.y, y1, slopes), tuple(seen[:4]))
         # a row that an event has ended stays in the loop until the slowest one is done, and none of its further passes
@@ -195,7 +199,7 @@ class March:
         pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t
         position, entry, slope = None, None, ()
         if carry.seen is not None and self.event is not None:
-            seen, watch, tableau = carry.seen, Watch(self.event, self.run.layout), self.run.solver.tableau
+            seen, watch, tableau = carry.seen, self._watch(), self.run.solver.tableau
             h, met = pace.t - seen.t, seen.happened.any()
 
             def at(position: Array) -> Leaves:

@@ -33,6 +33,14 @@ def _zero(weight: Any) -> bool:
     return weight is None or (isinstance(weight, (int, float)) and weight == 0)
 
 
+def only(condition: Array, leaf: Array) -> Array:
+    """A leaf where the condition holds, whose axes are its first; else NaN.
+
+    NaN as a number beside the arrays: an array of it is an error under `jax_debug_nans`, whatever is made of it.
+    """
+    return jnp.where(condition.reshape(*condition.shape, *[1] * (leaf.ndim - condition.ndim)), leaf, jnp.nan)
+
+
 def choose(condition: Any, one: Any, other: Any) -> Any:
     """`one` where the condition holds, else `other`: leaf by leaf of two trees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
