@@ -54,7 +54,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"On", "Step", "Walk", "beside"},
         {"Pace", "Proposal", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
-    "steps/weighted_sum.py": ({"Buffered"}, {"choose"}),
+    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "only"}),
     "gradients/accepted_steps.py": (
         {"joined", "plain", "solve"},
         {"Again", "Cotangents", "Stretch", "WayBack", "piece"},

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from odenet import InputError, Problem, Result, Solution, SolveError, Span, Stats, UnsupportedError
 from odenet_jax.field.state import Leaves, layout
+from odenet_jax.field.trees import Counted
 from odenet_jax.gradients.accepted_steps import WayBack
 from odenet_jax.gradients.adaptive_vjp import Whole
 from odenet_jax.steps.clock import Parts, spelled
@@ -75,7 +76,7 @@ def _solution(
     counts = [
         number if (found := known(number)) is None else found for number in (pace.accepted, evaluations, pace.rejected)
     ]
-    stats = Stats("jax", made.solver.label, made.gradient.label, *counts[:2], rejected=counts[2])
+    stats = Counted("jax", made.solver.label, made.gradient.label, *counts[:2], rejected=counts[2])
     outcome = known(pace.outcome)
     if outcome is not None and span.control.throw and outcome > CODE[Result.EVENT]:
         raise_ended(list(Result)[outcome], pace, whole.line.clock.origin)
