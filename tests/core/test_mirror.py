@@ -28,6 +28,7 @@ ALONE = {
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at; the while
     # loop of an adaptive solve, its custom VJP, its buffers, and the backward loop of its continuous adjoint
     OTHER: {
+        "field/collectives.py",  # named axes of vmap
         "field/trees.py",
         "gradients/adaptive.py",
         "gradients/adaptive_costate.py",

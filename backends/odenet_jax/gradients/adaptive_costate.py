@@ -45,7 +45,10 @@ class AdaptiveCostate(WayBack):
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, control: PIDController) -> None:
         self.method = method
         self.solver, _ = method.backward(solver, 1)
-        self.control = control
+        # tolerances and norm come with the solve, and may hold arrays of it
+        self.apart = callable(control.norm)
+        self.norm = "rms" if callable(control.norm) else control.norm
+        self.control = dataclasses.replace(control, rtol=1.0, atol=1.0, norm="rms")
 
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
@@ -154,13 +157,11 @@ class AdaptiveCostate(WayBack):
 
     def _tolerance(self, allowed: Tolerance) -> Tolerance:
         """For y, its adjoint, and (without seminorm) the gradient of the weights."""
-        method, norm = self.method, self.control.norm
+        method = self.method
         rtol = allowed.rtol if method.rtol is None else (method.rtol,) * len(allowed.rtol)
         atol = allowed.atol if method.atol is None else (method.atol,) * len(allowed.atol)
         count = len(rtol)
-        return _Doubled(
-            rtol, atol, allowed.norm if callable(norm) else NORMS[norm], allowed.time, count, callable(norm)
-        )
+        return _Doubled(rtol, atol, allowed.norm if self.apart else NORMS[self.norm], allowed.time, count, self.apart)
 
     @staticmethod
     def _meet(

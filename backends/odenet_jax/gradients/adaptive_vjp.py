@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from odenet import Event, GridError, Problem, Result, Span
+from odenet import Event, GridError, Problem, Result, Span, UnsupportedError
+from odenet_jax.field.collectives import collective_axes
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.state import Layout, Leaves
@@ -63,11 +65,34 @@ class Whole:
         self.field, self.weights = field.hoist(weights, self.times[0], layout.call(y0))
         self.line = self._line(y0)
         allowed = tolerance(span.control, layout, y0)
+        self._require_alone(allowed, y0)
         norm = _hoisted(lambda leaves: jnp.asarray(allowed.norm(leaves)), tuple(jnp.abs(leaf) for leaf in y0))
         event = None
         if span.event is not None:
             event = _hoisted(span.event.condition, self.times[0], layout.call(y0))
         self.hoisted, self.rest = eqx.partition((allowed.rtol, allowed.atol, norm, event), eqx.is_array)
+
+    def _require_alone(self, allowed: Tolerance, y0: Leaves) -> None:
+        """Rows that read each other would read each other at different times: each has steps of its own.
+
+        Raises:
+            UnsupportedError: the field or an event reads other rows of a named axis, and the norm does not.
+        """
+        t0, y, event = self.times[0], self.layout.call(y0), self.span.event
+        axes: set[str] = set()
+        if self.field.collective:
+            zero, slot = jnp.zeros_like(t0), self.field.slot(self.weights, jnp.int32(0), self.field.intervals)
+            axes = collective_axes(lambda t, y: self.field(t, y, zero, slot, self.weights), t0, y)
+        of_event = set() if event is None else collective_axes(event.condition, t0, y)
+        if axes and event is None:  # rows of one error, and so of the same steps
+            axes -= collective_axes(lambda *leaves: allowed.norm(leaves), *(jnp.abs(leaf) for leaf in y0))
+        if axes | of_event:
+            raise UnsupportedError(
+                f"an adaptive solve of rows that read each other along the axis {', '.join(sorted(axes | of_event))} "
+                "(pmean, psum, BatchNorm): each row would be at a time of its own",
+                "equal steps; or a field that reads its own row alone",
+                "give steps=N; or solve for all rows as one state, without jax.vmap around it",
+            )
 
     def _line(self, y0: Leaves) -> Line:
         """The times, checked: those that are traced by numbers that are known when the solve runs."""
@@ -166,7 +191,19 @@ class Whole:
         run, allowed, event = self._run(of, rest)
         return March(run, self.span.control, allowed, event, keep).solve(y0, rest[-1])
 
+    def _bare(self) -> Whole:
+        """The same without the arrays of this call, which may be traced: JAX keeps it for as long as a way back."""
+        bare = copy.copy(self)
+        control = dataclasses.replace(self.span.control, rtol=1.0, atol=1.0, norm="rms")  # these are among `hoisted`
+        event = self.span.event and dataclasses.replace(self.span.event, condition=_nothing)
+        bare.span = dataclasses.replace(self.span, t0=None, t1=None, ts=None, control=control, event=event)
+        bare.made = dataclasses.replace(self.made, field=_nothing, y0=None, weights=None, grid=bare.span)
+        del bare.weights, bare.times, bare.ends, bare.line, bare.hoisted
+        return bare
+
     def _network(self, keep: Keep) -> Callable[..., Out]:
+        self = self._bare()
+
         def out(walked: Walked) -> Out:
             return Out(walked.y1, walked.ys, walked.record.y, walked.record.slopes, walked)
 
@@ -214,6 +251,10 @@ class Whole:
 def _hoisted(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
     """A function whose closure's arrays are leaves of it as a tree."""
     return eqx.filter_closure_convert(lambda *arguments: function(*arguments), *examples)
+
+
+def _nothing(*arguments: Any) -> None:
+    """Stands for a function that is not called."""
 
 
 def _is_primal(leaf: Any) -> bool:
