@@ -83,7 +83,8 @@ def _solution(
     failed = pace.outcome > CODE[Result.EVENT]
     end = jnp.where(failed, whole.line.clock.time(walked.end), jnp.asarray(span.t1, given.time))
     if event is not None:
-        end = jnp.where(jnp.isnan(event[0]), end, event[0])
+        met = known(pace.outcome == CODE[Result.EVENT])
+        end = jnp.where(pace.outcome == CODE[Result.EVENT], event[0], end) if met is None else event[0] if met else end
     times, ys = ts, walked.ys
     last = choose(failed, walked.last, walked.y1)
     if span.every:

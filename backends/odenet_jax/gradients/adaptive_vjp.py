@@ -126,7 +126,9 @@ class Whole:
             ends = [spelled(found.clock.origin, s) for s in (found.t0, found.t1)]
             raise GridError(f"ts={np.asarray(ts).tolist()} leaves [{ends[0]}, {ends[1]}]", "times between t0 and t1")
         sign = found.sign
-        of = jnp.where(beside, -jnp.inf, sign * jnp.clip(of, *jnp.sort(jnp.stack([found.t0, found.t1]))))
+        of = jnp.where(
+            beside, -float(jnp.finfo(kind).max), sign * jnp.clip(of, *jnp.sort(jnp.stack([found.t0, found.t1])))
+        )
         latest = lax.cummax(of)
         return sign * jnp.maximum(latest, 0), ~beside & (of == latest)
 
@@ -176,7 +178,7 @@ class Whole:
         t, y1 = watch.moved(self.line.clock.time(walked.end), walked.y1, walked.slope, walked.entry)
         met = walked.pace.outcome == CODE[Result.EVENT]
         y1 = tuple(jnp.where(met, moved, leaf) for moved, leaf in zip(y1, walked.y1, strict=True))
-        return walked._replace(y1=y1), (jnp.where(met, t, jnp.nan), y1)
+        return walked._replace(y1=y1), (only(met, t), y1)
 
     def _run(self, of: Any, rest: Any) -> tuple[Along, Tolerance, Event | None]:
         (inexact, closed), (other, constants, hoisted, line, _) = of, rest

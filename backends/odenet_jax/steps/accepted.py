@@ -52,7 +52,7 @@ class Line:
         if not self.stops.shape[0]:
             return self.t1
         ahead = self.sign * (self.stops - t) > 0
-        nearest = jnp.min(jnp.where(ahead, self.sign * self.stops, jnp.inf))
+        nearest = jnp.min(jnp.where(ahead, self.sign * self.stops, float(jnp.finfo(t.dtype).max)))
         return jnp.where(nearest < self.sign * self.t1, self.sign * nearest, self.t1)
 
     def jumping(self, t: Array) -> Array:
@@ -68,7 +68,8 @@ class Line:
         if not self.jumps.shape[0]:
             return at
         # beside the time that the field is told: an offset's neighbour may be rounded onto the jump again
-        beside = jnp.nextafter(at.time, jnp.where(other > end, jnp.inf, -jnp.inf).astype(at.time.dtype))
+        far = float(jnp.finfo(at.time.dtype).max)
+        beside = jnp.nextafter(at.time, jnp.where(other > end, far, -far).astype(at.time.dtype))
         return Moment(end, jnp.where(self.jumping(end), beside, at.time))
 
     def layer(self, a: Array, b: Array) -> Array:

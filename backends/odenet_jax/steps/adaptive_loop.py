@@ -18,7 +18,7 @@ from odenet_jax.steps.fixed import write
 from odenet_jax.steps.record import Keep, Record, Walked, empty, kept
 from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, renewed, repeat, start
 from odenet_jax.steps.tolerance import Tolerance
-from odenet_jax.steps.weighted_sum import choose, weigh_leaves
+from odenet_jax.steps.weighted_sum import choose, only, weigh_leaves
 
 
 class Seen(NamedTuple):
@@ -73,8 +73,8 @@ class March:
         size = first_size(self.control, run.solver.tableau, self.tolerance, line, begin.slope_at, y0, first)
         pace = start(line, size, finite(y0, first))
         record = empty(self.keep, run, y0, self.control.max_steps)
-        nan = () if ts is None else tuple(jnp.full((*ts.shape, *leaf.shape), jnp.nan, leaf.dtype) for leaf in y0)
-        carry = _Carry(pace, y0, first, jnp.int32(0), jnp.int32(0), nan, record, self._unseen(y0))
+        rows = () if ts is None else tuple(jnp.zeros((*ts.shape, *leaf.shape), leaf.dtype) for leaf in y0)
+        carry = _Carry(pace, y0, first, jnp.int32(0), jnp.int32(0), rows, record, self._unseen(y0))
         if ts is not None:
             output, ys = self._early(y0, ts, carry.ys)
             carry = carry._replace(output=output, ys=ys)
@@ -214,7 +214,9 @@ class March:
             if ts is not None:
                 output, ys = self._emit(ts, output, ys, met, (seen.t, pace.t), end, seen.y, seen.y1, seen.slopes)
         failed = pace.outcome > CODE[Result.EVENT]
-        y1 = choose(failed, tuple(jnp.full_like(leaf, jnp.nan) for leaf in y1), y1)
+        y1 = tuple(only(~failed, leaf) for leaf in y1)
+        if ts is not None:
+            ys = tuple(only(jnp.arange(ts.shape[0]) < output, leaf) for leaf in ys)
         return Walked(ys, y1, carry.y, end, pace, output, carry.renewals, carry.record, position, entry, slope)
 
 

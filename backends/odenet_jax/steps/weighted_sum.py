@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from odenet_jax.field.state import Leaves
 
@@ -36,9 +37,13 @@ def _zero(weight: Any) -> bool:
 def only(condition: Array, leaf: Array) -> Array:
     """A leaf where the condition holds, whose axes are its first; else NaN.
 
-    NaN as a number beside the arrays: an array of it is an error under `jax_debug_nans`, whatever is made of it.
+    No NaN is made where none is needed, and one that stands for what there is not is no fault of a computation: under
+    `jax_debug_nans` an array of them is an error, whatever is made of it.
     """
-    return jnp.where(condition.reshape(*condition.shape, *[1] * (leaf.ndim - condition.ndim)), leaf, jnp.nan)
+    if not isinstance(condition, Tracer) and bool(condition.all()):
+        return leaf
+    with jax.debug_nans(False):
+        return jnp.where(condition.reshape(*condition.shape, *[1] * (leaf.ndim - condition.ndim)), leaf, jnp.nan)
 
 
 def choose(condition: Any, one: Any, other: Any) -> Any:
