@@ -30,12 +30,14 @@ ALONE = {
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at; the while
     # loop of an adaptive solve, its custom VJP, its buffers, and the backward loop of its continuous adjoint
     OTHER: {
+        "field/collectives.py",  # named axes of vmap
         "field/trees.py",
         "gradients/adaptive.py",
         "gradients/adaptive_costate.py",
         "gradients/adaptive_vjp.py",
         "nets/convolution.py",
         "steps/adaptive_loop.py",
+        "steps/clock.py",  # times of float32: torch has them as Python floats
         "steps/record.py",
         "verbs/certificate.py",
     },
@@ -58,7 +60,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"On", "Step", "Walk", "beside"},
         {"Pace", "Proposal", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
-    "steps/weighted_sum.py": ({"Buffered"}, {"choose"}),
+    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "only"}),
     "gradients/accepted_steps.py": (
         {"joined", "plain", "solve"},
         {"Again", "Cotangents", "Stretch", "WayBack", "piece"},

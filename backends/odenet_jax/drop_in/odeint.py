@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
@@ -48,7 +49,7 @@ def odeint(
         DtypeError: t is not of floats. GridError: t has not one axis. StateError: the slope has not the state's shapes.
         SolveError: the solve could not go on. Inside of `jax.jit` what was not reached is NaN.
     """
-    t = jnp.asarray(t)
+    t = t if isinstance(t, np.ndarray) else jnp.asarray(t)  # float64 times of NumPy are not rounded
     if not jnp.issubdtype(t.dtype, jnp.floating):
         raise DtypeError(f"t is {t.dtype}", "an array of floats")
     if t.ndim != 1 or not t.size:

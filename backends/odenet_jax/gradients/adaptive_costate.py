@@ -18,6 +18,7 @@ from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.steps.accepted import Accepted, Along, Line
+from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.fixed import read
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, repeat, start
@@ -44,7 +45,10 @@ class AdaptiveCostate(WayBack):
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, control: PIDController) -> None:
         self.method = method
         self.solver, _ = method.backward(solver, 1)
-        self.control = control
+        # tolerances and norm come with the solve, and may hold arrays of it
+        self.apart = callable(control.norm)
+        self.norm = "rms" if callable(control.norm) else control.norm
+        self.control = dataclasses.replace(control, rtol=1.0, atol=1.0, norm="rms")
 
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
@@ -128,7 +132,7 @@ class AdaptiveCostate(WayBack):
         state, first, parts = choose(accepted, (state, first, parts), old)
         return _Carry(now, state, first, parts, jnp.where(accepted, met, output), sums)
 
-    def _slope(self, run: Along, t: Array, state: Leaves) -> tuple[Leaves, Any]:
+    def _slope(self, run: Along, t: Moment, state: Leaves) -> tuple[Leaves, Any]:
         """Of y and its adjoint, and the integrand of the weights' gradient."""
         count = len(state) // 2
         slope, pull = vjp(run, lambda run, y: run.slope_at(t, y), state[:count])
@@ -153,13 +157,11 @@ class AdaptiveCostate(WayBack):
 
     def _tolerance(self, allowed: Tolerance) -> Tolerance:
         """For y, its adjoint, and (without seminorm) the gradient of the weights."""
-        method, norm = self.method, self.control.norm
+        method = self.method
         rtol = allowed.rtol if method.rtol is None else (method.rtol,) * len(allowed.rtol)
         atol = allowed.atol if method.atol is None else (method.atol,) * len(allowed.atol)
         count = len(rtol)
-        return _Doubled(
-            rtol, atol, allowed.norm if callable(norm) else NORMS[norm], allowed.time, count, callable(norm)
-        )
+        return _Doubled(rtol, atol, allowed.norm if self.apart else NORMS[self.norm], allowed.time, count, self.apart)
 
     @staticmethod
     def _meet(

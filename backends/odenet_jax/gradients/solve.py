@@ -64,6 +64,7 @@ def solve_telling(made: Problem, probe: Array | None = None, told: Told | None =
     given, leaves = layout(made.y0)
     field, weights = field_along(made.field, made.weights)
     run = Run(field, given, made.grid, made.solver, weights, replay=None if told is None else Replay(told))
+    run.require_times(leaves)
     steps = made.grid.steps
     stats = Stats("jax", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
     ys, told = method(made, stats)(run, leaves, jnp.asarray(0 if probe is None else probe, given.time))

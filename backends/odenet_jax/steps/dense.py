@@ -15,6 +15,7 @@ from odenet import Event, InputError
 from odenet._solvers.interpolant import interpolant
 from odenet._solvers.tableau import Tableau
 from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.steps.clock import Clock, Parts, beyond, roundings, since, spelled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 
@@ -45,9 +46,10 @@ class Dense:
     """The solution at any time of a solve: what `Solution.at` evaluates.
 
     Args:
-        nodes: the times of the steps, in a buffer of more entries.
+        origin: the parts of t0, see `odenet_jax.steps.clock`.
+        nodes: the times of the steps since t0, in a buffer of more entries.
         steps: how many there are.
-        end: where the solution ends, in the last step.
+        end: where the solution ends, in the last step, since t0.
         y: states at the start of each step, stacked.
         slopes: those that dense output reads, stacked.
         y1: the state at the last node.
@@ -55,6 +57,7 @@ class Dense:
         structure, given: of the state, see `Layout`.
     """
 
+    origin: Parts
     nodes: Array
     steps: Array
     end: Array
@@ -73,12 +76,11 @@ class Dense:
         """
         if self.nodes.ndim > 1:
             raise InputError("Solution.at of several solves", "one solve", "jax.vmap a function that calls at")
-        times = jnp.asarray(t, self.nodes.dtype)
-        sign = jnp.where(self.end >= self.nodes[0], 1, -1)
-        slack = 1e-6 * jnp.abs(self.end - self.nodes[0])
-        outside = (sign * (times - self.nodes[0]) < -slack) | (sign * (times - self.end) > slack)
+        times = jnp.asarray(since(t, self.origin, self.nodes.dtype))
+        outside = beyond(times, self.end, roundings(t, times, self.origin))
         if not isinstance(outside, Tracer) and bool(outside.any()):
-            raise InputError(f"Solution.at({t})", f"times between {self.nodes[0]} and {self.end}")
+            first, last = (spelled(self.origin, s) for s in (self.nodes[0], self.end))
+            raise InputError(f"Solution.at({t})", f"times between {first} and {last}")
         found = jax.vmap(self._at)(times.reshape(-1), outside.reshape(-1))
         leaves = [leaf.reshape(*times.shape, *leaf.shape[1:]) for leaf in found]
         leaves = [leaf.astype(kind) for leaf, kind in zip(leaves, self.given, strict=True)]
@@ -103,7 +105,7 @@ class Dense:
 
 
 jax.tree_util.register_dataclass(
-    Dense, ["nodes", "steps", "end", "y", "slopes", "y1"], ["tableau", "structure", "given"]
+    Dense, ["origin", "nodes", "steps", "end", "y", "slopes", "y1"], ["tableau", "structure", "given"]
 )
 
 
@@ -129,13 +131,15 @@ class Watch:
     Args:
         event: with the condition.
         layout: of the state.
+        clock: from the times of the solve to those that the condition is told.
     """
 
     event: Event
     layout: Layout
+    clock: Clock
 
     def value(self, t: Array, y: Leaves) -> Array:
-        """The condition, shape (entries,): numbers or booleans.
+        """The condition at a time as it is told, shape (entries,): numbers or booleans.
 
         Raises:
             InputError: it is neither.
@@ -150,15 +154,15 @@ class Watch:
         return entries.reshape(-1)
 
     def signs(self, t: Array, y: Leaves, before: Array | None = None) -> Array:
-        """Of the condition, 1 and -1 for true and false; those before where it is zero or NaN."""
-        value = self.value(t, y)
+        """Of the condition at a time since t0, 1 and -1 for true and false; those before where it is zero or NaN."""
+        value = self.value(self.clock.time(t), y)
         up, down = (value, ~value) if value.dtype == bool else (value > 0, value < 0)
         now = up.astype(jnp.int32) - down.astype(jnp.int32)
         return now if before is None else jnp.where(now == 0, before, now)
 
     def happened(self, t: Array, y: Leaves, before: Array) -> Array:
-        """Which entries have changed."""
-        value = self.value(t, y)
+        """Which entries have changed at a time since t0."""
+        value = self.value(self.clock.time(t), y)
         up, down = (value, ~value) if value.dtype == bool else (value >= 0, value <= 0)  # NaN is neither
         rises, falls = (before < 0) & up, (before > 0) & down
         return {0: rises | falls, 1: rises, -1: falls}[self.event.direction]
@@ -223,7 +227,7 @@ class Watch:
         """Time and state of an event with their derivatives, by the implicit function theorem.
 
         Args:
-            t: the time, without a derivative.
+            t: the time as the condition is told it, without a derivative.
             y: the state at that time.
             slope: of the solution there.
             entry: of the condition that changed. A boolean says nothing of the rate at which it is approached: NaN.

@@ -17,6 +17,8 @@ from odenet._solvers.step import add, increment, positions
 from odenet_jax.field.field import Field, Slot, Weights
 from odenet_jax.field.replay import Replay, Told, after
 from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.steps.clock import after as time_after
+from odenet_jax.steps.clock import parts, require_fine, require_span
 
 Carried = tuple[Leaves, ...]
 """What a solver carries from step to step: y alone, or more for a reversible one; y first."""
@@ -45,6 +47,18 @@ class Run:
     slot: Slot | None = None
     replay: Replay | None = None
     again: bool = False
+
+    def require_times(self, y0: Leaves) -> None:
+        """Raises GridError where the number type cannot tell the grid's times, and the field reads them."""
+        grid, kind = self.grid, self.layout.time
+        require_span(grid.t0, grid.t1, kind, least=grid.h)
+
+        def field(t: Array) -> Any:
+            told = () if self.replay is None else self.replay.told.example()
+            slot = self.field.slot(self.weights, jnp.int32(0), grid.steps)
+            return self.field(t, self.layout.call(y0), 0.0, slot, self.weights, *told)
+
+        require_fine(grid.t0, grid.t1, kind, ("field", field, (jnp.zeros((), kind),)))
 
     def at(self, n: Any) -> Run:
         """The run at step n, whose weights are read in place: for loops that JAX does not differentiate."""
@@ -77,7 +91,9 @@ class Run:
             reverse: whether in a reversed step.
             rank: which of the step's evaluations it is, where the position does not tell.
         """
-        t = jnp.asarray(self.grid.time(jnp.asarray(n, self.layout.time), position))
+        kind, (t0, t1) = self.layout.time, (self.grid.t0, self.grid.t1)
+        offset = (t1 - t0) * ((jnp.asarray(n, kind) + position) / self.grid.steps)
+        t = jnp.asarray(time_after(parts(t0, kind), offset))
 
         def evaluate(*told: Any) -> Any:
             return self.field(t, self.layout.call(y), position, self.slot, self.weights, *told)

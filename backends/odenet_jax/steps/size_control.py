@@ -19,6 +19,7 @@ from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.tableau import Tableau
 from odenet_jax.field.state import Leaves
 from odenet_jax.steps.accepted import Along, Line
+from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.tolerance import Tolerance
 from odenet_jax.steps.weighted_sum import weigh_leaves
 
@@ -51,9 +52,12 @@ def start(line: Line, size: Array, finite: Array) -> Pace:
     """Where a loop begins: not at all where the first slope is not finite, or there is no time to cross."""
     one, zero = jnp.ones((), line.t0.dtype), jnp.int32(0)
     moving = line.t0 != line.t1
+    if line.sound is not None:
+        moving |= ~line.sound
     outcome = jnp.where(moving & ~finite, CODE[Result.NONFINITE], CODE[Result.SUCCESS]).astype(jnp.int32)
     pace = Pace(line.t0, size, (one, one), zero, zero, moving & finite, outcome)
-    return _ended(pace, _vanished(line, pace), Result.STEP_TOO_SMALL)
+    vanished = _vanished(line, pace) if line.sound is None else _vanished(line, pace) | ~line.sound
+    return _ended(pace, vanished, Result.STEP_TOO_SMALL)
 
 
 def propose(line: Line, pace: Pace) -> Landing:
@@ -110,7 +114,7 @@ def first_size(
     tableau: Tableau,
     tolerance: Tolerance,
     line: Line,
-    evaluate: Callable[[Array, Leaves], Leaves],
+    evaluate: Callable[[Moment, Leaves], Leaves],
     y: Leaves,
     first: Leaves,
 ) -> Array:
@@ -118,7 +122,7 @@ def first_size(
 
     Args:
         control, tableau, tolerance, line: of the solve.
-        evaluate: the field at a time.
+        evaluate: the field at a moment.
         y, first: the state at the start, and the slope.
     """
     whole = jnp.abs(line.t1 - line.t0)
@@ -129,7 +133,7 @@ def first_size(
         trial = control.trial(tolerance.size(y, y), d1, TRACED)
         trial = jnp.minimum(trial, jnp.abs(line.stop(line.t0) - line.t0))
         signed = line.sign * trial
-        second = evaluate(line.t0 + signed, weigh_leaves(y, signed, (1.0,), (first,)))
+        second = evaluate(line.clock.moment(line.t0 + signed), weigh_leaves(y, signed, (1.0,), (first,)))
         change = tuple(b - a for a, b in zip(first, second, strict=True))
         d2 = tolerance.size(change, y) / jnp.where(trial == 0, 1, trial)
         size = control.first(tableau.error_order, trial, d1, d2, TRACED)
