@@ -31,7 +31,7 @@ def test_a_peer_owns_no_arrays() -> None:
 def test_a_peer_takes_the_arrays_of_its_base(peer: str) -> None:
     base = odenet.known()[peer].base
     for framework, y0 in arrays().items():
-        if framework == base:
+        if base is not None and framework == base.name:
             found = odenet.solve(lambda t, y: -y, y0, solver="dopri5", rtol=1e-3, backend=peer)
             assert found.stats.backend == peer
             assert type(found.y1) is type(y0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,10 +90,15 @@ class Dense:
         n = jnp.maximum(jnp.sum(met) - 1, 0)
         y, *slopes = (tuple(leaf[n] for leaf in each) for each in (self.y, *self.slopes))
         h = self.nodes[n + 1] - self.nodes[n]
-        position = jnp.clip((t - self.nodes[n]) / jnp.where(h == 0, 1, h), 0, 1)
+        place = (t - self.nodes[n]) / jnp.where(h == 0, 1, h)
+        # kept within the step, at whose ends clip has half a derivative or none
+        position = place + lax.stop_gradient(jnp.clip(place, 0, 1) - place)
         found = between(self.tableau, position, y, h, slopes)
         at_end = (n + 1 >= self.steps) & (sign * (t - self.nodes[self.steps]) >= 0)
-        found = choose(at_end, self.y1, found)
+        # y1 has the derivative of the polynomial by the position, and by nothing else
+        still = between(self.tableau, lax.stop_gradient(position), y, h, slopes)
+        ended = tuple(last + (a - b) for last, a, b in zip(self.y1, found, still, strict=True))
+        found = choose(at_end, ended, found)
         return choose(outside, tuple(jnp.full_like(leaf, jnp.nan) for leaf in found), found)
 
 
@@ -102,9 +107,24 @@ jax.tree_util.register_dataclass(
 )
 
 
+class Look(NamedTuple):
+    """What was seen of a condition along a step.
+
+    Args:
+        before: the sign of each entry before the part in which the first of them changed.
+        low, high: positions in the step at which that part begins and ends.
+        happened: the entries that changed in it.
+    """
+
+    before: Array
+    low: Array
+    high: Array
+    happened: Array
+
+
 @dataclass(frozen=True)
 class Watch:
-    """Looks for the first change of sign of a condition.
+    """Looks for the first change of an event's condition, see `odenet.Event`.
 
     Args:
         event: with the condition.
@@ -115,45 +135,89 @@ class Watch:
     layout: Layout
 
     def value(self, t: Array, y: Leaves) -> Array:
-        """The condition, shape (entries,).
+        """The condition, shape (entries,): numbers or booleans.
 
         Raises:
-            InputError: it is no real number.
+            InputError: it is neither.
         """
-        found = jnp.asarray(self.event.condition(t, self.layout.call(y)))
-        if jnp.iscomplexobj(found) or not found.size:
-            raise InputError(f"an event's condition of shape {found.shape} and {found.dtype}", "real numbers")
-        return found.reshape(-1)
+        value = self.event.condition(t, self.layout.call(y))
+        try:
+            entries = jnp.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an event's condition returned a {type(value).__name__} ({error})", _ALLOWED) from error
+        if jnp.iscomplexobj(entries) or not entries.size:
+            raise InputError(f"an event's condition of shape {entries.shape} and {entries.dtype}", _ALLOWED)
+        return entries.reshape(-1)
 
     def signs(self, t: Array, y: Leaves, before: Array | None = None) -> Array:
-        """Of the condition; those before where it is zero."""
-        now = jnp.sign(self.value(t, y)).astype(jnp.int32)
+        """Of the condition, 1 and -1 for true and false; those before where it is zero or NaN."""
+        value = self.value(t, y)
+        up, down = (value, ~value) if value.dtype == bool else (value > 0, value < 0)
+        now = up.astype(jnp.int32) - down.astype(jnp.int32)
         return now if before is None else jnp.where(now == 0, before, now)
 
     def happened(self, t: Array, y: Leaves, before: Array) -> Array:
-        """Which entries have changed their sign."""
-        now = jnp.sign(self.value(t, y)).astype(jnp.int32)
-        rises, falls = (before < 0) & (now >= 0), (before > 0) & (now <= 0)
+        """Which entries have changed."""
+        value = self.value(t, y)
+        up, down = (value, ~value) if value.dtype == bool else (value >= 0, value <= 0)  # NaN is neither
+        rises, falls = (before < 0) & up, (before > 0) & down
         return {0: rises | falls, 1: rises, -1: falls}[self.event.direction]
 
     def locate(self, at: Callable[[Array], Leaves], t: Array, h: Array, before: Array) -> Array:
-        """The position in the step at which the first entry changes its sign, by bisection on dense output."""
-        kind = t.dtype
+        """The position in the step at which an entry changes first, given that one does: by bisection on dense output.
+
+        Args:
+            at: the state at a position.
+            t, h: the step.
+            before: the signs at its start.
+        """
+        kind, parts = t.dtype, self.event.subintervals
+        zero, one = jnp.zeros((), kind), jnp.ones((), kind)
+        look = Look(before, zero, zero, jnp.zeros(before.shape, bool))
+        look = self._part(at, t, h, look, jnp.asarray(self.event.positions(begun=False), kind), one)
+        # of several changes within that part the first
+        finer = look.low + (look.high - look.low) * (jnp.arange(1, parts, dtype=kind) / parts)
+        look = self._part(at, t, h, look._replace(high=look.low), finer, look.high)
         least = float(jnp.finfo(kind).eps) if self.event.tolerance is None else self.event.tolerance / jnp.abs(h)
 
-        def middle(bracket: tuple[Array, Array]) -> Array:
-            return (bracket[0] + bracket[1]) / 2
+        def middle(look: Look) -> Array:
+            return (look.low + look.high) / 2
 
-        def wide(bracket: tuple[Array, Array]) -> Array:
-            inner = middle(bracket)
-            return (bracket[1] - bracket[0] > least) & (inner > bracket[0]) & (inner < bracket[1])
+        def wide(look: Look) -> Array:
+            inner = middle(look)
+            return (look.high - look.low > least) & (inner > look.low) & (inner < look.high)
 
-        def halve(bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-            inner = middle(bracket)
-            crossed = self.happened(t + inner * h, at(inner), before).any()
-            return jnp.where(crossed, bracket[0], inner), jnp.where(crossed, inner, bracket[1])
+        def halve(look: Look) -> Look:
+            inner = middle(look)
+            crossed = self.happened(t + inner * h, at(inner), look.before).any()
+            return look._replace(low=jnp.where(crossed, look.low, inner), high=jnp.where(crossed, inner, look.high))
 
-        return lax.while_loop(wide, halve, (jnp.zeros((), kind), jnp.ones((), kind)))[1]
+        return lax.while_loop(wide, halve, look).high
+
+    def _part(
+        self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look, positions: Array, end: Array
+    ) -> Look:
+        """The first part, between positions up to `end`, in which an entry changes: the last if in none before."""
+        start = look._replace(happened=jnp.zeros(look.happened.shape, bool))
+        look = self._first(at, t, h, start, positions)
+        met = look.happened.any()
+        return look._replace(low=jnp.where(met, look.low, look.high), high=jnp.where(met, look.high, end))
+
+    def _first(self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look, positions: Array) -> Look:
+        """On to each of the positions, until an entry changes."""
+
+        def on(i: Any, look: Look) -> Look:
+            return self._seen(look, positions[i], t + positions[i] * h, at(positions[i]))
+
+        return lax.fori_loop(0, positions.shape[0], on, look)
+
+    def _seen(self, look: Look, position: Array, t: Array, y: Leaves) -> Look:
+        """A look at one more position; nothing is seen any more once an entry has changed."""
+        done = look.happened.any()
+        happened = self.happened(t, y, look.before)
+        before = jnp.where(happened.any(), look.before, self.signs(t, y, look.before))
+        here = Look(before, look.high, position, happened)
+        return jax.tree.map(lambda one, other: jnp.where(done, one, other), look, here)
 
     def moved(self, t: Array, y: Leaves, slope: Leaves, entry: Array) -> tuple[Array, Leaves]:
         """Time and state of an event with their derivatives, by the implicit function theorem.
@@ -162,9 +226,11 @@ class Watch:
             t: the time, without a derivative.
             y: the state at that time.
             slope: of the solution there.
-            entry: of the condition that changed its sign.
+            entry: of the condition that changed. A boolean says nothing of the rate at which it is approached: NaN.
         """
         slope = lax.stop_gradient(slope)
+        if self.value(t, y).dtype == bool:
+            return _without_rate(t, y)
 
         def condition(t: Array, y: Leaves) -> Array:
             return self.value(t, y)[entry]
@@ -176,3 +242,18 @@ class Watch:
         by = -(value - lax.stop_gradient(value)) / lax.stop_gradient(jnp.where(rate == 0, 1, rate))
         by = by.astype(t.dtype)
         return t + by, weigh_leaves(y, by, (1.0,), (slope,))
+
+
+@jax.custom_jvp
+def _without_rate(t: Array, y: Leaves) -> tuple[Array, Leaves]:
+    """Time and state, without a derivative."""
+    return t, y
+
+
+@_without_rate.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    lost = tuple(leaf * jnp.nan for leaf in tangents[1])
+    return primals, (jnp.stack([leaf.real.sum() for leaf in lost]).sum().astype(primals[0].dtype), lost)
+
+
+_ALLOWED = "a real number or a boolean, or an array of them"

@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from odenet import PIDController, Result
 from odenet._solvers.controller import Arithmetic
+from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.tableau import Tableau
 from odenet_jax.field.state import Leaves
 from odenet_jax.steps.accepted import Along, Line
@@ -46,13 +47,6 @@ class Pace(NamedTuple):
     outcome: Array
 
 
-class Proposal(NamedTuple):
-    """A step to try: its end, and whether that is a stop."""
-
-    t1: Array
-    lands: Array
-
-
 def start(line: Line, size: Array, finite: Array) -> Pace:
     """Where a loop begins: not at all where the first slope is not finite, or there is no time to cross."""
     one, zero = jnp.ones((), line.t0.dtype), jnp.int32(0)
@@ -62,15 +56,14 @@ def start(line: Line, size: Array, finite: Array) -> Pace:
     return _ended(pace, _vanished(line, pace), Result.STEP_TOO_SMALL)
 
 
-def propose(line: Line, pace: Pace) -> Proposal:
+def propose(line: Line, pace: Pace) -> Landing:
     """The next step: to the next stop, if it reaches that."""
-    stop, kind = line.stop(pace.t), pace.t.dtype
-    close = max(1e-10, 2 * float(jnp.finfo(kind).eps))
-    lands = line.sign * (pace.t + line.sign * pace.size * (1 + close) - stop) >= 0
-    return Proposal(jnp.where(lands, stop, pace.t + line.sign * pace.size), lands)
+    largest = jnp.maximum(jnp.abs(line.t0), jnp.abs(line.t1))
+    spacing = float(jnp.finfo(pace.t.dtype).eps) * largest
+    return landing(pace.t, pace.size, line.stop(pace.t), line.sign, spacing, TRACED)
 
 
-def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Proposal, ratio: Array) -> tuple[Any, Pace]:
+def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Landing, ratio: Array) -> tuple[Any, Pace]:
     """Whether a step is accepted, and where the loop is after it.
 
     Args:
@@ -85,8 +78,7 @@ def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Prop
     accepted |= smallest & jnp.isfinite(ratio)
     accepted &= alive
     size = took * factor
-    # a step that was shortened to land on a stop says nothing against the size that it would have had
-    size = control.bounded(jnp.where(accepted & step.lands, jnp.maximum(size, pace.size), size), TRACED)
+    size = control.bounded(resumed(size, pace.size, accepted & step.lands, TRACED), TRACED)
     now = Pace(
         jnp.where(accepted, step.t1, pace.t),
         jnp.where(alive, size, pace.size),

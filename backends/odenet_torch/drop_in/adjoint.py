@@ -110,7 +110,9 @@ class Back:
             ends = torch.tensor([start, end], dtype=self.way.flow.t.dtype, device=y.device)
             grid = fixed.nodes(self.way.flow, choice, y, ends)
             tableau = FIXED[method].tableau
-            for step in fixed.steps(self.field, tableau, both, grid, self.given.time, choice.perturb, self.on):
+            recording = self.way.flow.recording
+            told = None if recording is None else recording.back(tableau)
+            for step in fixed.steps(self.field, tableau, both, grid, self.given.time, choice.perturb, self.on, told):
                 self.accept(weighed(step.slopes, tableau.b, -step.h))
                 both = step.y1
             return both[1]
@@ -212,6 +214,8 @@ class _Solve(torch.autograd.Function):
             for device, enabled, of in ctx.autocast:
                 stack.enter_context(torch.autocast(device, dtype=of, enabled=enabled))
             stack.enter_context(unhooked(params))
+            if flow.recording is not None:
+                stack.enter_context(flow.recording.again(adaptive=not isinstance(way.choice, Spacing)))
             a = torch.zeros_like(ys[-1], dtype=kind)
             for i in reversed(range(1, len(times))):
                 if timed:

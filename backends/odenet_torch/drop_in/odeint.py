@@ -7,6 +7,7 @@ odenet's own steps. Where both differ, and how: docs/how-to/migrate.md.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from odenet_torch.drop_in.events import linked
 from odenet_torch.drop_in.flow import Flow, flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
 from odenet_torch.drop_in.options import Spacing, control, spacing, watchers
+from odenet_torch.drop_in.recording import Recording
 from odenet_torch.gradients.accepted_steps import plain
 
 Func = Callable[[Tensor, Any], Any]
@@ -127,6 +129,7 @@ def odeint_adjoint(
         adjoint_options = {name: value for name, value in (options or {}).items() if name != "norm"}
     params = tuple(each for each in named if each.requires_grad)
     made, options = flow(func, y0, t, event_fn), dict(options or {})
+    made = dataclasses.replace(made, recording=Recording(func, made.y0.device))
     back = back or "dopri5"
     rtol_back = rtol if adjoint_rtol is None else adjoint_rtol
     atol_back = atol if adjoint_atol is None else adjoint_atol
