@@ -22,6 +22,10 @@ ALONE = {
         "field/random_state.py",
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap
+        "steps/rows.py",
+        "steps/independence.py",
+        "steps/resolution.py",  # float64 beside a float32 state
+        "steps/events.py",  # in JAX in steps/dense.py
         *(f"conversion/{name}.py" for name in CONVERSION),
         *(f"drop_in/{name}.py" for name in DROP_IN),
     },
