@@ -50,12 +50,15 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "steps/dense.py": ({"condition", "shifted"}, {"slope_between"}),
-    "steps/times.py": ({"at_event", "from_start", "slope_at", "to_outputs"}, {"Times", "moving", "of_times"}),
+    "steps/dense.py": ({"shifted"}, {"Look", "Watch", "slope_between"}),
+    "steps/times.py": (
+        {"WithoutRate", "at_event", "from_start", "slope_at", "to_outputs"},
+        {"Times", "moving", "of_times"},
+    ),
     "steps/tolerance.py": (set(), {"tolerance"}),
     "steps/size_control.py": (
         {"On", "Step", "Walk", "beside"},
-        {"Pace", "Proposal", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
+        {"Pace", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
     "steps/weighted_sum.py": ({"Buffered"}, {"choose"}),
     "gradients/accepted_steps.py": (
