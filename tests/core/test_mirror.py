@@ -20,10 +20,13 @@ ALONE = {
     ONE: {
         "field/called_modules.py",
         "field/random_state.py",
-        "steps/events.py",
+        "steps/events.py",  # in JAX in steps/dense.py
         "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap
+        "steps/rows.py",
+        "steps/independence.py",
+        "steps/resolution.py",  # float64 beside a float32 state
         *(f"conversion/{name}.py" for name in CONVERSION),
         *(f"drop_in/{name}.py" for name in DROP_IN),
     },
@@ -58,7 +61,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "steps/tolerance.py": (set(), {"tolerance"}),
     "steps/size_control.py": (
         {"On", "Step", "Walk", "beside"},
-        {"Pace", "Proposal", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
+        {"Pace", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
     "steps/weighted_sum.py": ({"Buffered"}, {"choose", "only"}),
     "gradients/accepted_steps.py": (

@@ -58,7 +58,8 @@ class Gate:
     A derivative that is infinite (that of a root at zero) would make NaN of its zeros.
     """
 
-    idle: Tensor | None = None
+    read: Tensor | None = None
+    """The rows that the loss reads."""
 
     def enter(self, *leaves: Tensor) -> Leaves:
         """The state that the field is called with."""
@@ -81,11 +82,8 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        idle = ctx.gate.idle
-        if idle is None:
-            return None, *gradients
-        # what is finite is right: in a second derivative, gradients come here that did not pass the exit
-        return None, *(g if g is None else g.masked_fill(beside(idle, g) & ~torch.isfinite(g), 0) for g in gradients)
+        read = ctx.gate.read
+        return None, *(g if g is None or read is None else _without_nan(g, read) for g in gradients)
 
 
 class _Leave(torch.autograd.Function):
@@ -100,9 +98,18 @@ class _Leave(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        read = [(_deep(g) != 0).flatten(1).any(1) for g in gradients if g is not None]
-        ctx.gate.idle = ~functools.reduce(torch.logical_or, read) if read else None
+        read = [_deep(g).flatten(1).any(1) for g in gradients if g is not None]  # NaN is true
+        ctx.gate.read = functools.reduce(torch.logical_or, read) if read else None
         return None, *gradients
+
+
+def _without_nan(g: Tensor, read: Tensor) -> Tensor:
+    """A gradient, zero for rows that are not read where it is not finite.
+
+    What is finite is right: in a second derivative, gradients come here that did not pass the exit.
+    """
+    plain = g.masked_fill(~torch.isfinite(g), 0) if g.is_complex() else g.nan_to_num(0.0, 0.0, 0.0)
+    return torch.where(beside(read, g), g, plain)
 
 
 def _deep(leaf: Tensor) -> Tensor:
