@@ -71,6 +71,10 @@ class Field(ABC):
         """The modules that f is known to call at `position` of step n, with names for messages."""
         return ()
 
+    def roots(self, n: int, position: float, steps: int) -> Sequence[tuple[str, Any]]:
+        """What f is made of at `position` of step n, with names: what it reads beside its arguments is found there."""
+        return self.modules(n, position, steps)
+
     def handed(self, n: int, steps: int) -> Iterable[Tensor]:
         """The tensors handed to f in step n, beside its state."""
         return ()
@@ -107,6 +111,10 @@ class FunctionField(Field):
     def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         function = self.function
         return [(type(function).__name__, function)] if isinstance(function, nn.Module) else ()
+
+    def roots(self, n: int, position: float, steps: int) -> Sequence[tuple[str, Any]]:
+        function = self.function
+        return [(getattr(function, "__name__", type(function).__name__), function)]
 
     def handed(self, n: int, steps: int) -> Iterable[Tensor]:
         if self.depth is None:
