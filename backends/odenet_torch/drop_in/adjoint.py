@@ -22,6 +22,7 @@ from odenet_torch.drop_in.error import Reach
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
+from odenet_torch.drop_in.recalled import Recalled
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.adjoint import unhooked
 from odenet_torch.steps.size_control import On, Walk
@@ -33,6 +34,7 @@ class Way:
 
     Args:
         flow: the problem.
+        again: its function.
         forth: the forward solve: the time of the event, and the states.
         method: of the way back.
         choice: its controller or spacing.
@@ -41,6 +43,7 @@ class Way:
     """
 
     flow: Flow
+    again: Recalled
     forth: Callable[[], tuple[Tensor | None, Tensor]]
     method: str
     choice: PIDController | Spacing
@@ -185,6 +188,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, way: Way, t: Tensor, y0: Tensor, *params: Tensor) -> tuple[Tensor | None, Tensor]:
         event_t, ys = way.forth()
+        way.again.finish()
         kinds = dict.fromkeys((y0.device.type, "cpu"))
         ctx.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
         ctx.way = way
@@ -212,6 +216,7 @@ class _Solve(torch.autograd.Function):
             for device, enabled, of in ctx.autocast:
                 stack.enter_context(torch.autocast(device, dtype=of, enabled=enabled))
             stack.enter_context(unhooked(params))
+            stack.enter_context(way.again.back())
             a = torch.zeros_like(ys[-1], dtype=kind)
             for i in reversed(range(1, len(times))):
                 if timed:

@@ -192,6 +192,9 @@ class Reach:
         """Tensors and arrays, which may be written on."""
         self.hooks: list[dict[Any, Any]] = []
         """Of modules; those that were empty are looked into when they no longer are."""
+        self.modules: list[nn.Module] = []
+        """Those that are not within another."""
+        self._inner: set[int] = set()
         self._packages = {_package(root)}
         self._seen: set[int] = set()
         self._alive: list[Any] = []  # so that no id is taken again
@@ -207,6 +210,7 @@ class Reach:
             if into is not None:
                 stack.extend(into(self, name, value))
         self._alive.clear()
+        self.modules = [module for module in self.modules if id(module) not in self._inner]
         self.contents = [place.contents() for place in self.places]
         # dicts are compared all in one go: this is asked in every pass
         pairs = [*zip(self.places, self.contents, strict=True)]
@@ -241,6 +245,8 @@ class Reach:
     def module(self, name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
         """Its attributes, children, and hooks."""
         own, kind = vars(module), type(module)
+        self.modules.append(module)
+        self._inner |= set(map(id, module._modules.values()))
         self.hooks += (module._forward_hooks, module._forward_pre_hooks)
         yield from ((f"{name}.{key}", child) for key, child in module._modules.items())
         # what other parts of torch, such as torch.distributed, keep on a module is theirs
@@ -358,10 +364,17 @@ _INTO: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
 
 @functools.lru_cache(4096)
 def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """The global names that code may read, beside some that it does not, and those that it writes."""
-    inner = [_names(each) for each in code.co_consts if isinstance(each, types.CodeType)]
-    writes = {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_GLOBAL"}
-    return frozenset(code.co_names).union(*(each for each, _ in inner)), frozenset(writes).union(*(w for _, w in inner))
+    """The global names that code reads, and those that it writes."""
+    reads, writes = set[str](), set[str]()
+    for each in dis.get_instructions(code):
+        if each.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
+            (writes if each.opname == "STORE_GLOBAL" else reads).add(each.argval)
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            more_reads, more_writes = _names(each)
+            reads |= more_reads
+            writes |= more_writes
+    return frozenset(reads), frozenset(writes)
 
 
 def _watched(value: Any, entries: dict[str, Any]) -> bool:

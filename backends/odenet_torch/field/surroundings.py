@@ -31,7 +31,8 @@ def reach(root: object) -> Reach:
         return known[1]
     now, key = Reach(root), id(root)
     with contextlib.suppress(TypeError):  # what can't be referred to weakly is looked up anew each time
-        _KNOWN[key] = weakref.ref(root, lambda _: _KNOWN.pop(key, None)), now
+        # names are bound early: the last of these are called when modules have been cleared
+        _KNOWN[key] = weakref.ref(root, lambda _, known=_KNOWN: known.pop(key, None)), now
     return now
 
 

@@ -38,6 +38,7 @@ def sampled(tensor: Tensor) -> Any:
         middle = min(size // 2, size - len(window()))
         views = window.from_address(address), window.from_address(address + middle)
         key = id(tensor)
-        known = (weakref.ref(tensor, lambda _: _WINDOWS.pop(key, None)), address, *views)
+        # bound early: the last of these are called when modules have been cleared
+        known = (weakref.ref(tensor, lambda _, windows=_WINDOWS: windows.pop(key, None)), address, *views)
         _WINDOWS[key] = known
     return known[2].raw + known[3].raw
