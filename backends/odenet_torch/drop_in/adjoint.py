@@ -207,6 +207,7 @@ class _Solve(torch.autograd.Function):
                 "take odeint, which can be differentiated again",
             )
         way, (ys, *params) = ctx.way, ctx.saved_tensors
+        ys = ys.detach()
         flow, timed, (_, grads) = way.flow, ctx.needs_input_grad[1], gradients
         times = flow.times if ctx.end is None else (flow.times[0], ctx.end)
         back = Back(way, params, timed)
