@@ -223,11 +223,9 @@ class Reach:
     def current(self) -> bool:
         """Whether all of it still stands where it stood; it may say no where what stands there is equal."""
         entries, keys, values = self._slots
-        return (
-            self._sizes == [*map(len, self._sized)]
-            and all(map(operator.is_, map(dict.get, entries, keys), values))
-            and all(place.same(contents) for place, contents in self._others)
-        )
+        if self._sizes != [*map(len, self._sized)] or not all(map(operator.is_, map(dict.get, entries, keys), values)):
+            return False
+        return not self._others or all(place.same(contents) for place, contents in self._others)
 
     def without(self, gone: set[int], contents: list[dict[Any, Any]]) -> Reach:
         """The same without some tensors, by `id`, and of the places only these contents."""

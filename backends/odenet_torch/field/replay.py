@@ -86,7 +86,8 @@ class Replay:
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
         """Tensors that f reads in a step, and that must not be written on before the way back."""
-        self.read[step] = [(tensor, version(tensor), sampled(tensor)) for tensor in tensors]
+        # leaves that f reads in every step are looked at by value where they were found
+        self.read[step] = [(x, version(x), None if step == _EVERY else sampled(x)) for x in tensors]
 
     @contextlib.contextmanager
     def notice(self) -> Iterator[None]:
@@ -168,7 +169,7 @@ class Replay:
         for key in {key for n in ns for key in self.of_step.get(n, ())}:
             self.called[key].require_unchanged(kept, moves=key not in noticed)
         watched = (each for n in (*ns, _EVERY) for each in self.read.get(n, ()))
-        if any(version(tensor) != before or sampled(tensor) != values for tensor, before, values in watched):
+        if any(version(x) != before or (sample is not None and sampled(x) != sample) for x, before, sample in watched):
             raise changed("a tensor that the field reads was modified by an inplace operation")
         state = _dice.state(self.device)
         with contextlib.ExitStack() as stack:

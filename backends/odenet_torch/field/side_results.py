@@ -90,8 +90,10 @@ class SideResults:
         """
         with contextlib.ExitStack() as stack:
             for key in {key for n in steps for key in self.of_step.get(n, ())}:
-                self.around[key].require_unwritten()
-                stack.enter_context(self.around[key].again())
+                around = self.around[key]
+                around.require_unwritten()
+                if not around.untouched():
+                    stack.enter_context(around.again())
             yield
 
 

@@ -89,20 +89,26 @@ class Surroundings:
                     "gradient='backprop'",
                 )
 
+    def untouched(self) -> bool:
+        """Whether all is as f found and left it, so that nothing has to be done where f runs again."""
+        return not self.own and self.reach.current()
+
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """Inside, f finds what it found; afterwards no tensor with a graph stands where another stood.
 
         What f logs or counts is logged and counted in a way back, too.
         """
-        swapped = [each for each in self.differences() if (id(each[0]), each[1]) not in self.own]
+        current = self.reach.current()
+        found = [] if current else self.differences()
+        swapped = [each for each in found if (id(each[0]), each[1]) not in self.own]
         for place, key, old, _ in swapped:
             place.put(key, old)
-        now = self.before if self.reach.current() else [place.contents() for place in self.reach.places]
+        now = self.before if current else [place.contents() for place in self.reach.places]
         try:
             yield
         finally:
-            if now is not self.before or not self.reach.current():
+            if not current or not self.reach.current():
                 put_back(each for each in differences(self.reach.places, now) if _of_graph(each))
             for place, key, _, new in reversed(swapped):
                 place.put(key, new)
