@@ -30,7 +30,7 @@ _LIMIT = 20_000  # values that are looked at
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.Size})
 _DATA = (bool, int, float, complex, str, list, dict, set, tuple, Tensor, np.ndarray)
 _OF_MODULES = frozenset(vars(nn.Module()))
-_LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
+LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
 _RECORDS = (types.SimpleNamespace,)
 
 
@@ -273,7 +273,7 @@ class Reach:
     def kind(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a class, and what its code reads."""
         for each in kind.__mro__:
-            if each is object or _root(each.__module__) in _LIBRARIES or id(each) in self._seen:
+            if each is object or _root(each.__module__) in LIBRARIES or id(each) in self._seen:
                 continue
             self._seen.add(id(each))
             code, names = _members(each)
@@ -285,7 +285,7 @@ class Reach:
 
     def function(self, name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         """What it closes over, its defaults, and the global names that it reads."""
-        if _root(function.__module__ or "") in _LIBRARIES:
+        if _root(function.__module__ or "") in LIBRARIES:
             return
         self._packages.add(_package(function))
         for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -373,6 +373,21 @@ def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
             reads |= more_reads
             writes |= more_writes
     return frozenset(reads), frozenset(writes)
+
+
+def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
+    """What the code of a class reads beside its instances: attributes of the class, and global names."""
+    for each in kind.__mro__:
+        if each is object or _root(each.__module__) in LIBRARIES:
+            continue
+        code, names = _members(each)
+        own = vars(each)
+        yield from ((name, own[name]) for name in sorted(names))
+        for _, function in code:
+            entries = function.__globals__
+            for name in sorted(_names(function.__code__)[0]):
+                if name in entries and isinstance(entries[name], _DATA):
+                    yield name, entries[name]
 
 
 def _watched(value: Any, entries: dict[str, Any]) -> bool:
