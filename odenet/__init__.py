@@ -1,8 +1,9 @@
 """Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
 
+from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
-from odenet._backend.seam import Backend, BackendEntry, Evaluation, Gradients, Measurement
+from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
@@ -42,12 +43,13 @@ from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Span
 from odenet._solvers.controller import PIDController
 from odenet._solvers.delegated import DelegatedSolver
-from odenet._solvers.names import solver
+from odenet._solvers.names import SOLVERS, solver
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
-from odenet._solvers.runge_kutta import SOLVERS, Solver
+from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
 from odenet.doctor.checkup import check_gradients
-from odenet.doctor.diagnosis import Diagnosis, Examination
+from odenet.doctor.diagnosis import Diagnosis
+from odenet.doctor.examination import Examination
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from odenet import _tree
 from odenet._backend.registry import backend as load
-from odenet._backend.registry import entry, entry_for, owner
+from odenet._backend.registry import entry, entry_for, owner, require
 from odenet._backend.seam import Backend, Gradients
 from odenet._errors import InputError
 from odenet._gradients.names import Gradient
@@ -121,7 +121,7 @@ def value_and_grad(
 def _backend(made: Problem, name: str | None) -> Backend:
     trees = {"y0": made.y0, "weights": made.weights.tree if isinstance(made.weights, Depth) else None}
     found = entry(name) if name is not None else entry_for(trees.values())
-    found.require(made.solver, made.gradient, adaptive=isinstance(made.grid, Span))
+    require(found, made.solver, made.gradient, adaptive=isinstance(made.grid, Span))
     for argument, tree in trees.items():
         for path, leaf in _tree.paths(tree):
             if other := owner(leaf, besides=found):

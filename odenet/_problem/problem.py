@@ -18,9 +18,7 @@ from odenet._problem.event import Event
 from odenet._problem.grid import Grid, grid
 from odenet._problem.span import Span, span
 from odenet._solvers.controller import PIDController
-from odenet._solvers.delegated import DELEGATED_SOLVERS, DelegatedSolver
-from odenet._solvers.names import AnySolver, solver
-from odenet._solvers.runge_kutta import SOLVERS, Solver
+from odenet._solvers.names import ALL_SOLVERS, AnySolver, solver
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _event(event: Event | Callable[[Any, Any], Any] | None) -> Event | None:
 
 def adaptive_solvers() -> tuple[str, ...]:
     """The solvers that estimate their error."""
-    return (*(name for name, found in SOLVERS.items() if found.tableau.b_low is not None), *DELEGATED_SOLVERS)
+    return tuple(name for name, record in ALL_SOLVERS.items() if record.estimates_error)
 
 
 def _check_adaptive(made: Problem) -> None:
@@ -154,7 +152,7 @@ def _check_adaptive(made: Problem) -> None:
             "predictor=reverse",
         )
     for what, each in found:
-        if not (isinstance(each, DelegatedSolver) or (isinstance(each, Solver) and each.tableau.b_low is not None)):
+        if not each.estimates_error:
             raise UnsupportedError(
                 f"{what} {each.label!r} with tolerances: it estimates no error",
                 ", ".join(adaptive_solvers()),

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from odenet import _tree
+from odenet._check import whole, yes_or_no
 from odenet._errors import GridError, InputError
-from odenet._gradients.record import whole, yes_or_no
 
 NORMS = ("rms", "mixed", "max")
 SAFETY = 0.85

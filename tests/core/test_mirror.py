@@ -146,18 +146,22 @@ def test_modules_take_the_same_arguments_with_the_same_defaults(name):
 def test_the_public_nouns_and_verbs_of_a_file_are_the_same_but_for_each_framework_s_idiom(name):
     one, other = outline(ONE, name).keys(), outline(OTHER, name).keys()
     assert (one - other, other - one) == IDIOM.get(name, (set(), set()))
-    assert one & other or name.endswith(("__init__.py", "_backend.py")) or name in APART
+    assert one & other or name.endswith(("__init__.py", "_backend.py", "_entry.py")) or name in APART
 
 
 @pytest.mark.parametrize("package", [ONE, OTHER])
 def test_the_verbs_are_those_of_the_seam_and_no_others(package):
     (backend,) = [noun for noun in outline(package, "_backend.py") if noun.endswith("Backend")]
-    verbs = set(Backend.__abstractmethods__) | {"trainer"}
+    verbs = {name for name in vars(Backend) if not name.startswith("_")} - {"compiled"}
     assert verbs <= outline(package, "_backend.py")[backend] <= verbs | {"compiled"}  # what has a default in the seam
 
 
 def test_both_announce_the_same_capabilities():
     one, other = (importlib.import_module(package).backend for package in (ONE, OTHER))
-    assert (one.solvers, one.gradients) == (other.solvers, other.gradients)
+    for what in ("solvers", "adaptive", "families", "adaptive_families", "gradients", "networks"):
+        assert getattr(one, what) == getattr(other, what)
+    assert [way.adaptive is None for way in one.methods.values()] == [
+        way.adaptive is None for way in other.methods.values()
+    ]
     for entry in (one, other):
         assert entry.implementation.partition(":")[0] == f"odenet_{entry.name}._backend"

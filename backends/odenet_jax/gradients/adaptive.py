@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
 
-from odenet import InputError, Problem, Result, Solution, SolveError, Span, Stats, UnsupportedError
+from odenet import InputError, Problem, Result, Solution, SolveError, Solver, Span, Stats, UnsupportedError
 from odenet_jax.field.state import Leaves, layout
 from odenet_jax.gradients.accepted_steps import WayBack
 from odenet_jax.gradients.adaptive_vjp import Whole
@@ -65,6 +65,7 @@ def known(number: Array) -> Any:
 def _solution(
     made: Problem, whole: Whole, walked: Walked, event: tuple[Array, Leaves] | None, ts: Array | None
 ) -> Solution:
+    assert isinstance(made.solver, Solver)  # it estimates its error
     span, given, pace, tableau = whole.span, whole.layout, walked.pace, made.solver.tableau
     tried = pace.accepted + pace.rejected
     evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + walked.renewals

@@ -73,7 +73,7 @@ class AdaptiveCostate(WayBack):
         first, parts = self._slope(there, there.moment(0), state)
         size = first_size(
             self.control,
-            self.solver.tableau,
+            self.solver.increments,
             allowed,
             line,
             lambda t, at: self._slope(there, t, at)[0],
@@ -93,7 +93,7 @@ class AdaptiveCostate(WayBack):
     def _step(
         self, run: Along, line: Line, allowed: Tolerance, walked: Walked, gradients: Cotangents, carry: _Carry
     ) -> _Carry:
-        tableau, count = self.solver.tableau, len(carry.state) // 2
+        tableau, count = self.solver.increments, len(carry.state) // 2
         step = propose(line, carry.pace)
         here, each = run.between(carry.pace.t, step.t1), [carry.parts]
         assert here.ends is not None
@@ -137,7 +137,7 @@ class AdaptiveCostate(WayBack):
 
     def _quadrature(self, run: Along, carry: _Carry, each: list[Any]) -> tuple[Any, Leaves, Leaves, Leaves]:
         """What a step adds to the gradient of the weights; its error and the gradient at both ends, if it counts."""
-        h, tableau, leaves = run.size, self.solver.tableau, [tuple(jax.tree.leaves(parts)) for parts in each]
+        h, tableau, leaves = run.size, self.solver.increments, [tuple(jax.tree.leaves(parts)) for parts in each]
         assert tableau.error_weights is not None
         if not leaves[0]:
             return each[0], (), (), ()

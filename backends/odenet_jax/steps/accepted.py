@@ -157,7 +157,7 @@ class Along(Run):
 
     def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
         """See `Run.increment`; n is not looked at."""
-        tableau = self.solver.tableau
+        tableau = self.solver.increments
         size = -self.size if reverse else self.size
         return weigh_leaves(None, size, tableau.b, self.slopes(tableau, tableau.step_stages, y, reverse=reverse))
 
@@ -172,7 +172,7 @@ class Along(Run):
 
     def advanced(self, y: Leaves) -> Leaves:
         """The state at the end of the step, by a loop over its stages: the field is compiled once for all of them."""
-        tableau = self.solver.tableau
+        tableau = self.solver.increments
         count = tableau.step_stages
         moments = jnp.stack([self.moment(node) for node in tableau.c[:count]])
         rows = [(*row, *(0.0,) * (count - len(row))) for row in (*tableau.a[:count], tableau.b[:count])]

@@ -70,7 +70,7 @@ class March:
         line, run = self.line, self.run
         begin = run.between(line.t0, line.stop(line.t0))
         first = begin.slope(0, 0.0, y0)
-        size = first_size(self.control, run.solver.tableau, self.tolerance, line, begin.slope_at, y0, first)
+        size = first_size(self.control, run.solver.increments, self.tolerance, line, begin.slope_at, y0, first)
         pace = start(line, size, finite(y0, first))
         record = empty(self.keep, run, y0, self.control.max_steps)
         nan = () if ts is None else tuple(jnp.full((*ts.shape, *leaf.shape), jnp.nan, leaf.dtype) for leaf in y0)
@@ -82,7 +82,7 @@ class March:
         return self._walked(carry, ts)
 
     def _step(self, carry: _Carry, ts: Array | None) -> _Carry:
-        pace, y, tableau, line = carry.pace, carry.y, self.run.solver.tableau, self.line
+        pace, y, tableau, line = carry.pace, carry.y, self.run.solver.increments, self.line
         step = propose(line, pace)
         here = self.run.between(pace.t, step.t1)
         made = trial(tableau, lambda i, at: here.slope(0, tableau.c[i], at), y, here.size, carry.first, weigh_leaves)
@@ -150,7 +150,7 @@ class March:
         slopes: Any,
     ) -> tuple[Array, Leaves]:
         """The outputs within a step, up to a time."""
-        tableau, (a, b), count = self.run.solver.tableau, ends, ts.shape[0]
+        tableau, (a, b), count = self.run.solver.increments, ends, ts.shape[0]
 
         def more(state: tuple[Array, Leaves]) -> Array:
             t = ts[jnp.minimum(state[0], count - 1)]
@@ -168,7 +168,7 @@ class March:
         if self.event is None:
             return None
         before = Watch(self.event, self.run.layout).signs(self.line.t0, y0)
-        tableau = self.run.solver.tableau
+        tableau = self.run.solver.increments
         slopes = (tuple(jnp.zeros_like(leaf) for leaf in y0),) * (tableau.stages + (not tableau.fsal))
         return Seen(self.line.t0, y0, y0, slopes, before, jnp.zeros(before.shape, bool))
 
@@ -193,7 +193,7 @@ class March:
         pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t
         position, entry, slope = None, None, ()
         if carry.seen is not None and self.event is not None:
-            seen, watch, tableau = carry.seen, Watch(self.event, self.run.layout), self.run.solver.tableau
+            seen, watch, tableau = carry.seen, Watch(self.event, self.run.layout), self.run.solver.increments
             h, met = pace.t - seen.t, seen.happened.any()
 
             def at(position: Array) -> Leaves:

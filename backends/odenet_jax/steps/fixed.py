@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Grid, ReversibleSolver
-from odenet._solvers.names import AnySolver
+from odenet._solvers.family import StagedSolver
 from odenet._solvers.step import add, increment, positions
 from odenet_jax.field.field import Field, Slot, Weights
 from odenet_jax.field.replay import Replay, Told, after
@@ -40,7 +40,7 @@ class Run:
     field: Field
     layout: Layout
     grid: Grid
-    solver: AnySolver
+    solver: StagedSolver
     weights: Weights
     slot: Slot | None = None
     replay: Replay | None = None
@@ -61,7 +61,7 @@ class Run:
 
     def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
-        tableau = self.solver.tableau
+        tableau = self.solver.increments
         places = positions(tableau, reverse)
 
         def stage(i: int, at: Leaves) -> Leaves:
@@ -86,7 +86,7 @@ class Run:
         if self.replay is None:
             value = evaluate()
         elif self.again:
-            value = self.replay.again(place, self.solver.tableau.step_stages, self.grid.steps, evaluate)
+            value = self.replay.again(place, self.solver.increments.step_stages, self.grid.steps, evaluate)
         else:
             value = self.replay.first(place, evaluate)
         return self.layout.slope(value, y)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from odenet import _tree
 from odenet_torch.conversion.branches import PLAIN, Branch, traced, whole
 from odenet_torch.conversion.sums import added, in_place, version
-from odenet_torch.field.places import LIBRARIES, data_of_class
+from odenet_torch.field.reach import LIBRARIES, data_of_class
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a layer, beside its state."""

@@ -2,6 +2,8 @@
 
 Memory-free gradients evaluate f again. Dropout must draw the same mask, BatchNorm must not count the batch twice, and
 mixed precision must be that of the forward pass. `.training` is never touched.
+
+Over 250 lines: random state, buffers and what surrounds f are taken and put back around the same evaluation.
 """
 
 from __future__ import annotations

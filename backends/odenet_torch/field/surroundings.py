@@ -1,8 +1,8 @@
 """What f reads beside its arguments, as it was when f ran, and what f leaves there.
 
 A loss that a block keeps, a feature that a hook appends to a list, a graph that the user sets before each solve: f
-must find again what it found when it runs again, and a run of ours must leave nothing behind. Which places there are
-is told by `places`.
+must find again what it found when it runs again, and a run of ours must leave nothing behind. What there is to
+look at is told by `reach`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.places import MISSING, Reach, Where
+from odenet_torch.field.places import MISSING, Where
+from odenet_torch.field.reach import Reach
 from odenet_torch.field.written_on import sampled, version
 
 Difference = tuple[Where, Any, Any, Any]

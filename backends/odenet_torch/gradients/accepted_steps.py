@@ -45,7 +45,7 @@ def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
 def _replayed(found: Forward) -> Callable[..., Leaves]:
     """The field in a forward pass whose evaluations will run again."""
     run, walk, field, replay = found.run, found.walk, found.run.field, found.run.replay
-    layout, stages = run.layout, run.solver.tableau.stages
+    layout, stages = run.layout, run.solver.increments.stages
     assert replay is not None
     at: Any = getattr(field, "at")  # noqa: B009
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,16 +16,18 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from odenet import Checkpoint, Stats
+from odenet import Checkpoint, Problem, Stats
 from odenet._gradients.revolve import schedule
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add
 from odenet_torch.field.field import leaves, now
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
+from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
 from odenet_torch.steps.accepted import Accepted
-from odenet_torch.steps.fixed import Run, loop, stacked
+from odenet_torch.steps.adaptive import Back
+from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 
 class Recomputation(Adjoint):
@@ -194,3 +197,15 @@ class Part:
         """No longer."""
         self.run = dataclasses.replace(self.run, again=False)
         self.entered.__exit__(*raised)
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_torch.gradients.solve`."""
+    assert isinstance(problem.gradient, Checkpoint)
+    return Recomputation(problem.gradient, stats).solve
+
+
+def adaptive(problem: Problem, stats: Stats) -> Back:
+    """See `odenet_torch.gradients.solve`."""
+    assert isinstance(problem.gradient, Checkpoint)
+    return functools.partial(accepted_steps.solve, Recomputation(problem.gradient, stats))
