@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from odenet._solvers.tableau import Tableau
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import indifferent
 
+Value = TypeVar("Value")
 Told = Callable[[int, int, float, float], None]
 _CLOSE = 1e-4  # of a step: how far apart its ends may lie on the two ways
 
@@ -46,6 +47,16 @@ class Recording:
         """Step and stage that are evaluated next, where that is known."""
         self.backward = False
 
+    def first(self, call: Callable[[], Value]) -> Value:
+        """The first evaluation, made before the solve, whose result the first stage of the first step then has."""
+        before = _dice.state(self.device)
+        value = call()
+        self.count = 1
+        self.draws = not _dice.same(before, _dice.state(self.device))
+        if self.draws:
+            self.states[0, 0] = before
+        return value
+
     def evaluate(self, call: Callable[[], Any]) -> Any:
         """The field, on the way forth or back."""
         self.count += 1
@@ -62,7 +73,7 @@ class Recording:
         if first:
             self.draws = not _dice.same(before, _dice.state(self.device))
         if self.draws and place is not None:
-            self.states[place] = before
+            self.states.setdefault(place, before)
         return value
 
     def forth(self, tableau: Tableau) -> Told:

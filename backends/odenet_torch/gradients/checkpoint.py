@@ -52,6 +52,7 @@ class Recomputation(Adjoint):
                 y = states[end]
                 if first == 0:
                     replay.watch(leaves(y, since))
+        replay.sides.finish()
         return stacked(run, states)
 
     def keeps(self, run: Run) -> Iterable[int]:

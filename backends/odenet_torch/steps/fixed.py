@@ -107,7 +107,7 @@ class Run:
         key, place = (n, reverse, position if rank is None else rank), (n, position, self.grid.steps)
         if self.again:
             return self.replay.again(key, place, self.solver.increments.step_stages, evaluate)
-        return self.replay.first(key, place, evaluate)
+        return self.replay.first(key, place, evaluate, y)
 
 
 def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
