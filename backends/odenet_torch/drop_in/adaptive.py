@@ -16,7 +16,7 @@ from odenet_torch.steps.adaptive import Forward, begin
 from odenet_torch.steps.size_control import On
 from odenet_torch.steps.times import from_start, moves, to_outputs
 
-_FAR = 1e300  # an event ends a solve wherever it is: the second time tells the direction only
+_FAR = 1e38  # an event ends a solve wherever it is: the second time tells the direction only
 
 
 def solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> tuple[Tensor | None, Tensor]:

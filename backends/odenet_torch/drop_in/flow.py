@@ -60,16 +60,20 @@ class Flow:
         return value
 
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
+        value = self.func(t, y if self.shapes is None else self.given(y))
+        self.require_slope(value, y)
+        return value if self.shapes is None else torch.cat([part.reshape(-1) for part in value])
+
+    def require_slope(self, value: Any, y: Tensor) -> None:
+        """Raises StateError unless this is a slope for the state y."""
         if self.shapes is None:
-            value = self.func(t, y)
             if not isinstance(value, Tensor) or value.shape != y.shape:
                 raise StateError(
                     f"func returned {described(value)} for a state that is {described(y)}",
                     "a slope of the state's own shape, as a tensor",
                     "expand it where one number stands for all, as in slope.expand_as(y)",
                 )
-            return value
-        value = self.func(t, self.given(y))
+            return
         right = isinstance(value, (tuple, list)) and len(value) == len(self.shapes)
         if not right or any(
             not isinstance(part, Tensor) or part.shape != shape for part, shape in zip(value, self.shapes, strict=True)
@@ -78,7 +82,6 @@ class Flow:
                 f"func returned {described(value)} for a state that is {described(self.given(y))}",
                 "a tuple of slopes, each of the shape of its entry of the state",
             )
-        return torch.cat([part.reshape(-1) for part in value])
 
     def event(self, t: Any, y: Tensor) -> Tensor:
         """The conditions on time and state, numbers or booleans, in a row."""

@@ -69,6 +69,7 @@ class Recalled:
         t = torch.tensor(flow.times[0], dtype=torch.float64, device=y.device).to(y.real.dtype).requires_grad_()
         with torch.enable_grad():
             value = self.func(t, at := flow.given(y))
+        flow.require_slope(value, flow.y0)
         self.sides.look([self.around], (), lambda: None)
         leaves, older = ends(_flat(value), since)
         known = {id(tensor) for tensor in (t, y, *params)}
