@@ -27,8 +27,9 @@ help:
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[all]'
 	@touch $@
 
-.venv/.test: .venv/.run
+.venv/.test: .venv/.run tests/foreign/pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --group test --group lint
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps -e tests/foreign
 	@touch $@
 
 .venv/.docs: .venv/.run

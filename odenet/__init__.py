@@ -1,8 +1,9 @@
 """Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
 
+from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
-from odenet._backend.seam import Backend, BackendEntry, Evaluation, Gradients, Measurement
+from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
@@ -32,6 +33,7 @@ from odenet._gradients.names import (
     Reversible,
     gradient,
 )
+from odenet._literals import BackendName, DeviceName, DtypeName, GradientName, SolverName
 from odenet._nets.spec import NetSpec
 from odenet._nets.weights import load_weights, save_weights
 from odenet._problem.depth import Depth
@@ -42,12 +44,13 @@ from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Span
 from odenet._solvers.controller import PIDController
 from odenet._solvers.delegated import DelegatedSolver
-from odenet._solvers.names import solver
+from odenet._solvers.names import SOLVERS, solver
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
-from odenet._solvers.runge_kutta import SOLVERS, Solver
+from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
 from odenet.doctor.checkup import check_gradients
-from odenet.doctor.diagnosis import Diagnosis, Examination
+from odenet.doctor.diagnosis import Diagnosis
+from odenet.doctor.examination import Examination
 
 __version__ = "0.1.0"
 
@@ -57,6 +60,7 @@ __all__ = [
     "AsynchronousLeapfrog",
     "Backend",
     "BackendEntry",
+    "BackendName",
     "BackendUnavailableError",
     "Backprop",
     "Checkpoint",
@@ -66,16 +70,19 @@ __all__ = [
     "DelegatedSolver",
     "Depth",
     "DepthError",
+    "DeviceName",
     "DeviceUnavailableError",
     "Diagnosis",
     "DiscreteAdjoint",
     "DtypeError",
+    "DtypeName",
     "Evaluation",
     "Event",
     "Examination",
     "FileError",
     "Gradient",
     "GradientError",
+    "GradientName",
     "Gradients",
     "Grid",
     "GridError",
@@ -95,6 +102,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Solver",
+    "SolverName",
     "Span",
     "StateError",
     "Stats",
@@ -113,3 +121,7 @@ __all__ = [
     "solver",
     "value_and_grad",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -103,3 +103,15 @@ class FileError(OdenetError, OSError):
 
     def __str__(self) -> str:  # OSError formats two arguments as an errno
         return str(self.args[0])
+
+
+def shown(value: object, most: int = 80) -> str:
+    """`repr(value)` for a message: cut to `most` characters, and a sentence where Python writes none.
+
+    A whole number of thousands of digits has no `repr`, and somebody else's class may have one that raises.
+    """
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__} that cannot be written out"
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"

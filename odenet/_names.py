@@ -20,13 +20,18 @@ def lookup(kind: str, name: object, table: Mapping[str, Thing], aliases: Mapping
     aliases = aliases or {}
     if not isinstance(name, str):
         raise InputError(f"a {kind} was given as {name!r}, a {type(name).__name__}", f"a name ({', '.join(table)})")
-    plain = name.strip().lower().replace("_", "-")
+    plain = spelling(name)
     plain = aliases.get(plain, plain)
     if plain in table:
         return table[plain]
     near = difflib.get_close_matches(plain, [*table, *aliases], n=3, cutoff=0.5)
     remedy = f"take {' or '.join(near)}, if that is what you meant" if near else f"see `odenet list` for every {kind}"
     raise UnknownNameError(f"there is no {kind} called {name!r}", ", ".join([*table, *aliases]), remedy)
+
+
+def spelling(name: str) -> str:
+    """A name as tables have it: case and `_` for `-` do not matter."""
+    return name.strip().lower().replace("_", "-")
 
 
 def boolean(text: str) -> bool:

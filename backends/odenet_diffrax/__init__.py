@@ -24,32 +24,10 @@ output). KenCarp3/4/5 and Sil3 want the field split into two terms.
 
 from __future__ import annotations
 
-from odenet import BackendEntry
+from odenet_diffrax._entry import METHODS, backend
 
-_IMPLICIT = ("implicit-euler", "kvaerno3", "kvaerno4", "kvaerno5")
+__all__ = ["METHODS", "backend"]
 
-backend = BackendEntry(
-    name="diffrax",
-    framework="diffrax",
-    install="pip install 'odenet[reference]'",
-    implementation="odenet_diffrax._backend:DiffraxBackend",
-    array_modules=(),
-    solvers=(
-        "euler",
-        "heun",
-        "midpoint",
-        "ralston",
-        "bosh3",
-        "dopri5",
-        "tsit5",
-        "dopri8",
-        "reversible-heun",
-        *_IMPLICIT,
-    ),
-    gradients=("backprop", "checkpoint", "continuous-adjoint"),
-    adaptive=("heun", "bosh3", "dopri5", "tsit5", "dopri8", *_IMPLICIT),
-    options=("states", "steps", "rtol", "atol", "seminorm"),
-    base="jax",
-)
 
-__all__ = ["backend"]
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,7 +13,6 @@ from jax import Array
 from jax.core import Tracer
 
 from odenet import (
-    Checkpoint,
     ContinuousAdjoint,
     Event,
     PIDController,
@@ -26,6 +25,7 @@ from odenet import (
     _tree,
 )
 from odenet._problem.span import number
+from odenet_diffrax._entry import backend
 from odenet_diffrax._field import over_span
 from odenet_diffrax._result import coded, gave_up, thrown
 from odenet_diffrax._solvers import evaluations
@@ -49,6 +49,8 @@ def solve_span(made: Problem, span: Span, field: Field, weights: Weights, given:
     ends = _layer_ends(field, *known)
     solver = made_solver(made.solver, given.time, adaptive=True)
     norm = _norm(control.norm, given)
+    way = backend.way(made.gradient)
+    assert way is not None  # required where the problem came from
     found = diffrax.diffeqsolve(
         diffrax.ODETerm(over_span(field, given, ends, sign)),
         solver,
@@ -59,7 +61,7 @@ def solve_span(made: Problem, span: Span, field: Field, weights: Weights, given:
         (t0, t1, weights),
         saveat=_saved(span, given),
         stepsize_controller=_controller(control, norm, ends, given),
-        adjoint=_adjoint(made, control, norm, ends, given),
+        adjoint=way.load(adaptive=True)(made, norm, lambda norm, **own: _controller(control, norm, ends, given, **own)),
         event=None if span.event is None else _event(span.event, given, leaves, t0),
         max_steps=control.max_steps,
         throw=False,
@@ -149,20 +151,6 @@ def _controller(
     )
 
 
-def _adjoint(
-    made: Problem, control: PIDController, norm: Callable[[Any], Any], ends: tuple[float, ...], given: Layout
-) -> diffrax.AbstractAdjoint:
-    match made.gradient:
-        case ContinuousAdjoint() as method:
-            own = {"rtol": method.rtol, "atol": method.atol}
-            both = _semi(norm) if method.seminorm else norm
-            return diffrax.BacksolveAdjoint(stepsize_controller=_controller(control, both, ends, given, **own))
-        case Checkpoint(states=int() as states):
-            return diffrax.RecursiveCheckpointAdjoint(states)
-        case _:
-            return diffrax.RecursiveCheckpointAdjoint()
-
-
 def _event(event: Event, given: Layout, leaves: Leaves, t0: Array) -> diffrax.Event:
     """Theirs, a function for each entry of the condition, whose root Newton's method finds on the dense output."""
 
@@ -190,13 +178,6 @@ def _dense(found: diffrax.Solution, given: Layout) -> Callable[[Any], Any]:
 
 def _scalar(value: Any) -> Any:
     return _tree.leaves(value)[0]
-
-
-def _semi(norm: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Of y and its adjoint alone (`diffrax.adjoint_rms_seminorm` where the norm is theirs)."""
-    if norm is optimistix.rms_norm:
-        return diffrax.adjoint_rms_seminorm
-    return lambda aug: jnp.maximum(norm(aug[0]), norm(aug[1]))
 
 
 def _norm(norm: Any, given: Layout) -> Callable[[Any], Any]:

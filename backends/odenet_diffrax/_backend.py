@@ -10,7 +10,7 @@ from jax import Array
 from odenet import Gradient, NetSpec, Problem, Sample, Solution, UnsupportedError
 from odenet._backend.seam import Arrays
 from odenet._solvers.names import AnySolver
-from odenet_diffrax import backend
+from odenet_diffrax._entry import backend
 from odenet_diffrax._nets import DiffraxNet
 from odenet_diffrax._solve import solve_problem
 from odenet_jax._backend import JaxBackend

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from odenet import Checkpoint, ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
+from odenet import ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
 from odenet_diffrax._adaptive import solve_span
+from odenet_diffrax._entry import backend
 from odenet_diffrax._field import Layer, in_layer
 from odenet_diffrax._result import coded
 from odenet_diffrax._solvers import evaluations
@@ -60,7 +61,9 @@ def _solve_grid(made: Problem, grid: Grid, field: Field, weights: Weights, given
         return Solution(times, given.unflatten([given.returned(y, i) for i, y in enumerate(ys)]), stats)
     count, length = grid.steps // layers, (grid.t1 - grid.t0) / layers
     term = diffrax.ODETerm(in_layer(field, given, length))
-    adjoint = _adjoint(made, layers, count, length, given.time)
+    way = backend.way(made.gradient)
+    assert way is not None  # required where the problem came from
+    adjoint = way.load()(made, layers, count, length, given.time)
     wanted = (count,) if grid.final_only else tuple(range(1, count + 1))
     if layers == 1 and not grid.final_only:
         wanted = tuple(n for n in grid.kept if n) or (count,)
@@ -118,24 +121,3 @@ def _marks(wanted: tuple[int, ...], count: int, length: float, given: Layout) ->
     """Ends of steps, rounded as `ConstantStepSize` rounds them."""
     steps = jnp.asarray(wanted, given.time) / jnp.asarray(count, given.time)
     return jnp.asarray(length, given.time) * steps
-
-
-def _adjoint(made: Problem, layers: int, count: int, length: float, time: Any) -> diffrax.AbstractAdjoint:
-    """Theirs, of a layer of `count` steps."""
-    match made.gradient:
-        case ContinuousAdjoint(steps=steps):
-            back = count if steps is None else steps // layers
-            # within diffrax times increase, whatever ours do; between two kept times, whose difference is rounded, it
-            # would otherwise now and then take a step too many
-            size = abs(length) / back * (1 + 4 * count * float(jnp.finfo(time).eps))
-            return diffrax.BacksolveAdjoint(dt0=-size, max_steps=back)
-        case Checkpoint(states=int() as states):
-            if layers > 1:
-                raise UnsupportedError(
-                    f"{made.gradient.label} with weights along depth on backend diffrax: a state of each layer is kept",
-                    "shared weights, or checkpoint without states",
-                    "take backend='jax'",
-                )
-            return diffrax.RecursiveCheckpointAdjoint(min(states, count))
-        case _:
-            return diffrax.RecursiveCheckpointAdjoint(count)

@@ -5,21 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from odenet import BackendEntry
+from odenet_jax._entry import METHODS, backend
 
 if TYPE_CHECKING:
     from odenet_jax.drop_in.odeint import odeint
     from odenet_jax.gradients.solve import solve
     from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
     from odenet_jax.verbs.certificate import certified_value_and_grad
-
-backend = BackendEntry(
-    name="jax",
-    framework="jax",
-    install="pip install 'odenet[jax]'",
-    implementation="odenet_jax._backend:JaxBackend",
-    array_modules=("jax", "jaxlib"),
-)
 
 _HOMES = {
     "NeuralODE": "nets.modules",
@@ -30,7 +22,7 @@ _HOMES = {
     "solve": "gradients.solve",
 }
 
-__all__ = ["NeuralODE", "OdeNet", "ResidualStack", "backend", "certified_value_and_grad", "odeint", "solve"]
+__all__ = ["METHODS", "NeuralODE", "OdeNet", "ResidualStack", "backend", "certified_value_and_grad", "odeint", "solve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,17 +7,10 @@ and `min_step` (LSODA alone). `jump_t` and the ends of piecewise layers are wher
 
 from __future__ import annotations
 
-from odenet import BackendEntry
-
-backend = BackendEntry(
-    name="scipy",
-    framework="scipy",
-    install="pip install 'odenet[reference]'",
-    implementation="odenet_scipy._backend:ScipyBackend",
-    array_modules=(),
-    solvers=(),
-    gradients=("backprop",),  # the default of solve; value_and_grad raises
-    adaptive=("bosh3", "dopri5", "dop853", "radau", "bdf", "lsoda"),
-)
+from odenet_scipy._entry import backend
 
 __all__ = ["backend"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

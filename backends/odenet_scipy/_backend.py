@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from odenet import Backend, DeviceUnavailableError, DtypeError, Problem, Solution, Span, UnsupportedError
-from odenet_scipy import backend
+from odenet_scipy._entry import backend
 from odenet_scipy._solve import solve_span
 
 _DTYPES = ("float64", "float32", "complex128", "complex64")
@@ -43,28 +43,4 @@ class ScipyBackend(Backend):
 
     def value_and_grad(self, loss: Any, problem: Problem) -> NoReturn:
         """Not offered."""
-        raise _solve_alone("gradients")
-
-    def build(self, spec: Any, weights: Any, **choices: Any) -> NoReturn:
-        """Not offered."""
-        raise _solve_alone("networks of a NetSpec")
-
-    def read(self, model: Any) -> NoReturn:
-        """Not offered."""
-        raise _solve_alone("networks of a NetSpec")
-
-    def evaluate(self, model: Any, inputs: Any, targets: Any) -> NoReturn:
-        """Not offered."""
-        raise _solve_alone("networks of a NetSpec")
-
-    def examine(self, model: Any, batch: Any, loss: Any, gradient: Any, *, reversible: bool = False) -> NoReturn:
-        """Not offered."""
-        raise _solve_alone("modules")
-
-    def measure(self, model: Any, inputs: Any, targets: Any, repeats: int = 3) -> NoReturn:
-        """Not offered."""
-        raise _solve_alone("networks of a NetSpec")
-
-
-def _solve_alone(what: str) -> UnsupportedError:
-    return UnsupportedError(f"{what} on backend scipy", "solve", "take backend='torch' or 'jax'")
+        raise UnsupportedError("gradients on backend scipy", "solve", "take backend='torch' or 'jax'")

@@ -5,21 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from odenet import BackendEntry
+from odenet_torch._entry import METHODS, backend
 
 if TYPE_CHECKING:
     from odenet_torch.conversion.convert import convert
     from odenet_torch.drop_in.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
     from odenet_torch.gradients.solve import solve
     from odenet_torch.nets.modules import NeuralODE, OdeNet, ResidualStack
-
-backend = BackendEntry(
-    name="torch",
-    framework="torch",
-    install="pip install 'odenet[torch]'",
-    implementation="odenet_torch._backend:TorchBackend",
-    array_modules=("torch",),
-)
 
 _HOMES = {
     "NeuralODE": "nets.modules",
@@ -34,6 +26,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "METHODS",
     "NeuralODE",
     "OdeNet",
     "ResidualStack",

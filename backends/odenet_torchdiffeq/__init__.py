@@ -20,19 +20,10 @@ directions and tolerances of events (located to within `atol`); proportional and
 
 from __future__ import annotations
 
-from odenet import BackendEntry
+from odenet_torchdiffeq._entry import METHODS, backend
 
-backend = BackendEntry(
-    name="torchdiffeq",
-    framework="torchdiffeq",
-    install="pip install 'odenet[reference]'",
-    implementation="odenet_torchdiffeq._backend:TorchdiffeqBackend",
-    array_modules=(),
-    solvers=("euler", "heun", "midpoint", "rk38"),
-    gradients=("backprop", "continuous-adjoint"),
-    adaptive=("heun", "fehlberg2", "bosh3", "dopri5", "dopri8"),
-    options=("steps", "rtol", "atol", "seminorm"),
-    base="torch",
-)
+__all__ = ["METHODS", "backend"]
 
-__all__ = ["backend"]
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from odenet import (
 )
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torchdiffeq._entry import backend
 from odenet_torchdiffeq._field import OnSpan
 
 ADAPTIVE = {"heun": "adaptive_heun", "fehlberg2": "fehlberg2", "bosh3": "bosh3", "dopri5": "dopri5", "dopri8": "dopri8"}
@@ -112,18 +113,10 @@ def _interface(
     rtol, atol = (_tolerance(value, leaves) for value in (control.rtol, control.atol))
     first = {} if control.first_step is None else {"first_step": control.first_step}
     kinds = {"rtol": rtol, "atol": atol, "method": ADAPTIVE[made.solver.name], "options": options | first}
-    method = made.gradient
-    if not isinstance(method, ContinuousAdjoint):
-        return functools.partial(torchdiffeq.odeint, **kinds)
-    back = {name: value for name, value in options.items() if name != "norm"}
-    return functools.partial(
-        torchdiffeq.odeint_adjoint,
-        **kinds,
-        adjoint_rtol=_scalar(rtol, method.rtol),
-        adjoint_atol=_scalar(atol, method.atol),
-        adjoint_options=back | ({"norm": "seminorm"} if method.seminorm else {}),
-        adjoint_params=called.parameters(_time(known[0], given), leaves, called.intervals),
-    )
+    way = backend.way(made.gradient)
+    assert way is not None  # required where the problem came from
+    tensors = functools.partial(called.parameters, _time(known[0], given), leaves, called.intervals)
+    return way.load(adaptive=True)(made, kinds, tensors)
 
 
 def _at(interface: Callable[..., Any], called: OnSpan, y0: Any, start: Tensor, taus: Tensor) -> Leaves:
@@ -178,14 +171,6 @@ def _tolerance(value: Any, leaves: Leaves) -> Any:
         torch.as_tensor(tolerance, device=leaf.device).expand(leaf.shape).reshape(-1)
         for tolerance, leaf in zip(each, leaves, strict=True)
     )
-
-
-def _scalar(forward: Any, own: float | None) -> Any:
-    """The tolerance of the backward solve, whose state has other shapes."""
-    if own is not None or isinstance(forward, (int, float)):
-        return forward if own is None else own
-    leaves: Sequence[Tensor] = (forward,) if isinstance(forward, Tensor) else forward
-    return min(float(leaf.min()) for leaf in leaves)
 
 
 def _norm(norm: Any, given: Layout, single: bool) -> Callable[[Any], Any]:

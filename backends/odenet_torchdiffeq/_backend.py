@@ -11,7 +11,7 @@ from odenet._backend.seam import Arrays
 from odenet._solvers.names import AnySolver
 from odenet_torch._backend import TorchBackend
 from odenet_torch.nets.modules import OdeNet
-from odenet_torchdiffeq import backend
+from odenet_torchdiffeq._entry import backend
 from odenet_torchdiffeq._nets import TorchdiffeqNet
 from odenet_torchdiffeq._solve import solve_problem
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import Grid, Span
-from odenet._solvers.names import AnySolver
+from odenet import Grid, Solver, Span
 from odenet_torch.field.field import FunctionField, Stand, now, outside, unique
 from odenet_torch.field.state import Layout, Leaves
 
@@ -84,7 +83,7 @@ class OnGrid(Called):
     """
 
     def __init__(
-        self, field: FunctionField, layout: Layout, sign: int, grid: Grid, solver: AnySolver, backward: int
+        self, field: FunctionField, layout: Layout, sign: int, grid: Grid, solver: Solver, backward: int
     ) -> None:
         super().__init__(field, layout, sign)
         self.grid = grid

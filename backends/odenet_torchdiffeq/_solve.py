@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
-from odenet import ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
+from odenet import ContinuousAdjoint, Grid, Problem, Solution, Solver, Span, Stats, UnsupportedError
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.steps.times import moves
 from odenet_torchdiffeq._adaptive import solve_span
+from odenet_torchdiffeq._entry import backend
 from odenet_torchdiffeq._field import OnGrid
 
 FIXED = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk38": "rk4"}
@@ -39,7 +40,20 @@ def solve_problem(made: Problem, *, closed: bool = True) -> Solution:
     field = FunctionField(made.field, made.weights)
     if isinstance(made.grid, Span):
         return solve_span(made, made.grid, field, given, leaves)
+    _require_still(made.grid)
     return _solve_grid(made, made.grid, field, given, leaves, closed)
+
+
+def _require_still(grid: Grid) -> None:
+    """Raises UnsupportedError for times that need a gradient."""
+    t0, t1, ts = grid.moving or (None, None, None)
+    kept = ts if isinstance(ts, (list, tuple)) else [ts]
+    if any(map(moves, (t0, t1, *kept))):
+        raise UnsupportedError(
+            "a gradient with respect to a time with equal steps on backend torchdiffeq",
+            "times that need no gradient; rtol and atol in the place of steps",
+            "take backend='torch'",
+        )
 
 
 def _solve_grid(
@@ -47,6 +61,7 @@ def _solve_grid(
 ) -> Solution:
     method, sign = made.gradient, -1 if grid.t1 < grid.t0 else 1
     backward = method.steps or grid.steps if isinstance(method, ContinuousAdjoint) else grid.steps
+    assert isinstance(made.solver, Solver)  # one of those that this backend offers
     called = OnGrid(field, given, sign, grid, made.solver, backward)
     met = sorted({0, *grid.saved, grid.steps})
 
@@ -67,22 +82,19 @@ def _solve_grid(
     options = {"grid_constructor": lambda func, y0, t: whole}
     if grid.t0 == grid.t1:  # for which torchdiffeq has no order of times
         found: Any = tuple(leaf.expand(len(met), *leaf.shape) for leaf in leaves)
-    elif isinstance(method, ContinuousAdjoint):
-        parameters = called.weights(grid.steps)
-        if closed:
-            called.callback_step(whole[0], None, whole[1] - whole[0])
-            parameters = called.parameters(whole[0], leaves, grid.steps)
-        found = torchdiffeq.odeint_adjoint(
-            called,
-            y0,
-            whole[met],
-            method=name,
-            options=options,
-            adjoint_params=parameters,
-            adjoint_options={"grid_constructor": between},
-        )
     else:
-        found = torchdiffeq.odeint(called, y0, whole[met], method=name, options=options)
+        way = backend.way(method)
+        assert way is not None  # required where the problem came from
+
+        def tensors() -> tuple[Tensor, ...]:
+            """Those that f reads: the weights, and what one evaluation shows that it closes over."""
+            if not closed:
+                return called.weights(grid.steps)
+            called.callback_step(whole[0], None, whole[1] - whole[0])
+            return called.parameters(whole[0], leaves, grid.steps)
+
+        integrate = way.load()(made, {"method": name, "options": options}, tensors, between)
+        found = integrate(called, y0, whole[met])
     picks = [met.index(n) for n in grid.saved]
     ys = [given.returned(leaf[picks], i) for i, leaf in enumerate(called.leaves(found))]
     ts = torch.tensor(grid.times, dtype=given.time, device=given.device)

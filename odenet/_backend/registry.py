@@ -11,18 +11,15 @@ from functools import cache
 from typing import Any
 
 from odenet import _tree
-from odenet._backend.seam import Backend, BackendEntry
-from odenet._errors import BackendUnavailableError, InputError, OdenetError
+from odenet._announced import entry_points, load_entry_point
+from odenet._backend.entry import BackendEntry
+from odenet._backend.seam import Backend
+from odenet._errors import InputError, OdenetError, UnsupportedError
+from odenet._gradients.record import Gradient
 from odenet._names import lookup
+from odenet._solvers.family import AnySolver
 
 GROUP = "odenet.backends"
-
-
-def entry_points(group: str) -> Iterable[Any]:
-    """What installed packages announce in a group."""
-    from importlib import metadata  # a quarter of the time that `import odenet` would take
-
-    return metadata.entry_points(group=group)
 
 
 @cache
@@ -32,7 +29,7 @@ def _scan() -> tuple[dict[str, BackendEntry], dict[str, OdenetError]]:
     broken: dict[str, OdenetError] = {}
     for point in sorted(entry_points(group=GROUP), key=_ours_first):
         try:
-            found[point.name] = _entry(point)
+            found[point.name] = load_entry_point(point, BackendEntry)
         except OdenetError as error:
             broken[point.name] = error
     # those that a user gets without asking come first
@@ -61,7 +58,7 @@ def entry(name: str) -> BackendEntry:
         UnknownNameError: nobody announced that name.
         OdenetError: it was announced by a package that cannot be imported.
     """
-    if name in broken():
+    if isinstance(name, str) and name in broken():
         raise broken()[name]
     return lookup("backend", name, known())
 
@@ -71,14 +68,24 @@ def _loaded(name: str) -> Backend:
     return known()[name].load()
 
 
-def backend(name: str) -> Backend:
-    """The backend of that name, loaded.
+def backend(name: str | BackendEntry) -> Backend:
+    """The backend of that name, or of an entry, loaded.
 
     Raises:
         UnknownNameError: nobody announced that name.
         BackendUnavailableError: its framework is not installed; the message says what to install.
     """
-    return _loaded(entry(name).name)
+    if not isinstance(name, BackendEntry):
+        return _loaded(entry(name).name)
+    if known().get(name.name) is name:
+        return _loaded(name.name)
+    if id(name) not in _UNANNOUNCED:
+        _UNANNOUNCED[id(name)] = name, name.load()
+    return _UNANNOUNCED[id(name)][1]
+
+
+_UNANNOUNCED: dict[int, tuple[BackendEntry, Backend]] = {}
+"""Backends of entries that were given as they are; the entries live as long, so that no other has their id."""
 
 
 def entry_for(trees: Iterable[Any]) -> BackendEntry:
@@ -104,24 +111,30 @@ def owner(leaf: Any, besides: BackendEntry) -> BackendEntry | None:
     """Another backend whose array this is. NumPy's arrays are everybody's."""
     if besides.owns(leaf) or type(leaf).__module__ == "numpy":
         return None
-    return next((found for found in known().values() if found.owns(leaf) and found.name != besides.base), None)
+    return next((found for found in known().values() if found.owns(leaf) and found is not besides.base), None)
 
 
 def _ours_first(point: Any) -> tuple[bool, str]:
     return not point.value.startswith("odenet_"), point.name
 
 
-def _entry(point: Any) -> BackendEntry:
+def offering(solver: AnySolver) -> tuple[str, ...]:
+    """The known backends that run a solver, with equal steps or with tolerances."""
+    return tuple(name for name, found in known().items() if solver.name in (*found.runs(), *found.runs(adaptive=True)))
+
+
+def require(entry: BackendEntry, solver: AnySolver, gradient: Gradient, *, adaptive: bool = False) -> None:
+    """`BackendEntry.require`, which also says who else has the solver.
+
+    Raises:
+        UnsupportedError: the backend does not offer the pair.
+    """
     try:
-        found = point.load()
-    except Exception as error:  # somebody else's module may fail in any way
-        raise BackendUnavailableError(
-            f"the entry point {point.name} = {point.value} could not be imported ({error})",
-            "a module whose import needs no framework",
-            f"repair or uninstall the package that announces {point.name}",
-        ) from error
-    if not isinstance(found, BackendEntry):
-        raise InputError(
-            f"the entry point {point.name} = {point.value} is a {type(found).__name__}", "an odenet.BackendEntry"
-        )
-    return found
+        entry.require(solver, gradient, adaptive=adaptive)
+    except UnsupportedError as error:
+        others = [name for name in offering(solver) if name != entry.name]
+        if solver.name in entry.runs(adaptive=adaptive) or not others:
+            raise
+        raise UnsupportedError(
+            error.given, error.allowed, f"take backend={' or '.join(others)}, which has that solver"
+        ) from None

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from odenet._errors import BackendUnavailableError, UnsupportedError
-from odenet._gradients.names import GRADIENTS, Gradient
+from odenet._errors import UnsupportedError
+from odenet._gradients.record import Gradient
 from odenet._problem.solution import Solution
-from odenet._solvers.delegated import DelegatedSolver, offering
-from odenet._solvers.names import AnySolver, own_solvers
+from odenet._solvers.family import AnySolver
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +24,12 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, "np.ndarray"]
 
 
+State = TypeVar("State")
+Weights = TypeVar("Weights")
+
+
 @dataclass(frozen=True)
-class Gradients:
+class Gradients(Generic[State, Weights]):
     """Gradients of a loss of a solution.
 
     Args:
@@ -36,8 +37,8 @@ class Gradients:
         weights: a tree like the weights (that of `Depth.tree` where a Depth was given); None without weights.
     """
 
-    y0: Any
-    weights: Any
+    y0: State
+    weights: Weights
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ class Measurement:
 
 
 class Backend(ABC):
-    """What a framework has to do for odenet. One instance serves a process; it holds no state."""
+    """What a framework has to do for odenet. One instance serves a process; it holds no state.
+
+    The verbs for networks (`build`, `read`, `evaluate`, `examine`, `measure`, `trainer`) are for a backend whose entry
+    says `networks=True`; another leaves them out.
+    """
 
     @abstractmethod
     def solve(self, problem: Problem) -> Solution:
@@ -92,7 +97,6 @@ class Backend(ABC):
     def value_and_grad(self, loss: Callable[[Solution], Any], problem: Problem) -> tuple[Any, Gradients, Solution]:
         """A scalar loss of the solution, its gradients, and the solution with its certificate."""
 
-    @abstractmethod
     def build(
         self,
         spec: NetSpec,
@@ -104,16 +108,16 @@ class Backend(ABC):
         device: str = "cpu",
     ) -> Any:
         """The network of a spec with these weights: a callable of the framework, batch of inputs to outputs."""
+        raise _no_networks(self)
 
-    @abstractmethod
     def read(self, model: Any) -> dict[str, np.ndarray]:
         """The weights of a network that `build` made, by name."""
+        raise _no_networks(self)
 
-    @abstractmethod
     def evaluate(self, model: Any, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
         """Loss, outputs and gradients of a network on a batch."""
+        raise _no_networks(self)
 
-    @abstractmethod
     def examine(
         self, model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, *, reversible: bool = False
     ) -> Sample:
@@ -132,10 +136,11 @@ class Backend(ABC):
         Raises:
             InputError: a model without a solve or without parameters, or a loss that is no real scalar.
         """
+        raise _no_networks(self)
 
-    @abstractmethod
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """Time, memory and counts of loss and gradient on a batch, after a warm-up."""
+        raise _no_networks(self)
 
     def trainer(
         self, model: Any, *, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
@@ -178,95 +183,9 @@ class Backend(ABC):
         """Names of the devices that the framework sees, `cpu` first."""
 
 
-@dataclass(frozen=True)
-class BackendEntry:
-    """A backend before it is loaded: plain data, so that knowing it costs no import of its framework.
-
-    Args:
-        name: what a user calls it.
-        framework: import name of the framework.
-        install: the command that makes it available.
-        implementation: "module:Class" of its `Backend`.
-        array_modules: top-level modules whose array types it owns; this is how `solve` finds it from y0.
-        solvers: names of the solvers it offers with equal steps; None for every explicit Runge-Kutta method, yours
-            included, and every reversible one.
-        gradients: names of the gradient methods it offers.
-        adaptive: names of the solvers it offers with tolerances; None for every explicit Runge-Kutta method that
-            estimates its error, () for none.
-        options: of gradient methods, the names of those it has; None for all.
-        base: another backend, whose arrays it takes. Such a backend is used where it is named, and owns no arrays.
-    """
-
-    name: str
-    framework: str
-    install: str
-    implementation: str
-    array_modules: tuple[str, ...]
-    solvers: tuple[str, ...] | None = None
-    gradients: tuple[str, ...] = tuple(GRADIENTS)
-    adaptive: tuple[str, ...] | None = None
-    options: tuple[str, ...] | None = None
-    base: str | None = None
-
-    @property
-    def available(self) -> bool:
-        """Whether the framework is installed, and that of `base`. They are looked for, not imported."""
-        if importlib.util.find_spec(self.framework) is None:
-            return False
-        if self.base is None:
-            return True
-        from odenet._backend.registry import known  # above this module
-
-        return self.base in known() and known()[self.base].available
-
-    def owns(self, leaf: Any) -> bool:
-        """Whether an array is of this backend's framework."""
-        return any(kind.__module__.partition(".")[0] in self.array_modules for kind in type(leaf).__mro__)
-
-    def offers(self, solver: AnySolver, gradient: Gradient, *, adaptive: bool = False) -> bool:
-        """Whether this pair can be solved here, with equal steps or with tolerances."""
-        names = self.adaptive if adaptive else self.solvers
-        offered = solver.name in names if names is not None else not isinstance(solver, DelegatedSolver)
-        has = self.options is None or set(gradient.changed) <= set(self.options)
-        return offered and has and gradient.name in self.gradients and gradient.offered(solver)
-
-    def require(self, solver: AnySolver, gradient: Gradient, *, adaptive: bool = False) -> None:
-        """Raises UnsupportedError with what is offered, unless the pair is."""
-        if self.offers(solver, gradient, adaptive=adaptive):
-            return
-        names = self.adaptive if adaptive else self.solvers
-        kinds = ", ".join(own_solvers() if names is None else names) or "none"
-        options = "" if self.options is None else f" (options {', '.join(self.options) or 'none'})"
-        elsewhere = isinstance(solver, DelegatedSolver) and ", ".join(offering(solver.name))
-        raise UnsupportedError(
-            f"backend {self.name} does not offer solver {solver.label} with gradient {gradient.label} and "
-            f"{'tolerances' if adaptive else 'equal steps'}",
-            f"solvers {kinds}; gradients {', '.join(self.gradients)}{options} "
-            "(reversible with a reversible solver, the others but backprop with a Runge-Kutta method)",
-            f"take backend={elsewhere}, which has that solver"
-            if elsewhere
-            else "choose one of these, or another backend (`odenet list backends`)",
-        )
-
-    def load(self) -> Backend:
-        """The backend itself; imports the framework.
-
-        Raises:
-            BackendUnavailableError: the framework is not installed.
-        """
-        if not self.available:
-            raise BackendUnavailableError(
-                f"backend {self.name} is known but not available: {self.framework} "
-                f"{'is' if self.base is None else f'or {self.base}, on which it stands, is'} not installed",
-                "an installed framework",
-                self.install,
-            )
-        module, _, name = self.implementation.partition(":")
-        try:
-            return getattr(importlib.import_module(module), name)()
-        except Exception as error:  # a framework that is installed but broken may fail in any way
-            raise BackendUnavailableError(
-                f"backend {self.name} is installed but {self.implementation} cannot be loaded ({error})",
-                "a framework that imports",
-                f"try `python -c 'import {self.framework}'`, and {self.install}",
-            ) from error
+def _no_networks(backend: Backend) -> UnsupportedError:
+    return UnsupportedError(
+        f"networks and modules with {type(backend).__name__}, which solves and does nothing else",
+        "solve and value_and_grad",
+        "take a backend with networks, such as torch or jax (`odenet list backends`)",
+    )

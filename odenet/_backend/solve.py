@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from odenet import _tree
+from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import backend as load
-from odenet._backend.registry import entry, entry_for, owner
+from odenet._backend.registry import entry, entry_for, owner, require
 from odenet._backend.seam import Backend, Gradients
 from odenet._errors import InputError
 from odenet._gradients.names import Gradient
+from odenet._literals import BackendName, GradientName, SolverName
 from odenet._problem.depth import Depth
 from odenet._problem.event import Event
 from odenet._problem.problem import Problem, problem
@@ -19,25 +21,27 @@ from odenet._problem.span import Span
 from odenet._solvers.controller import PIDController
 from odenet._solvers.names import AnySolver
 
+State = TypeVar("State")
+
 
 def solve(
     field: Callable[..., Any],
-    y0: Any,
+    y0: State,
     weights: Any = None,
     *,
     t0: Any = 0.0,
     t1: Any = 1.0,
     steps: int | None = None,
     ts: Any = None,
-    solver: str | AnySolver | None = None,
-    gradient: str | Gradient = "backprop",
-    backend: str | None = None,
+    solver: SolverName | AnySolver | None = None,
+    gradient: GradientName | Gradient = "backprop",
+    backend: BackendName | BackendEntry | None = None,
     rtol: Any = None,
     atol: Any = None,
     control: PIDController | None = None,
     event: Event | Callable[[Any, Any], Any] | None = None,
     dense: bool = False,
-) -> Solution:
+) -> Solution[State]:
     """Solve `y' = field(t, y, w)` from y(t0) = y0 to t1: in `steps` equal steps, or to a tolerance.
 
     Args:
@@ -47,7 +51,8 @@ def solve(
             half-precision state is carried in float32 between field evaluations and returned as it came.
         weights: a tree, the same at all depths, or a `Depth`.
         t0, t1: times; `t1 < t0` solves backward. With tolerances they (and `ts`) may be scalars of the framework that
-            need a gradient, which is that of the ODE: `dL/dt1 = dL/dy(t1) f(t1, y(t1))`.
+            need a gradient, which is that of the ODE: `dL/dt1 = dL/dy(t1) f(t1, y(t1))`. In torch they may with equal
+            steps, too: the derivative by t0 and t1 is then that of the steps themselves, by their size.
         steps: whole number; left out it is that of the layers (or intervals) of `weights`.
         ts: which times to keep: None for t1 alone, "all", or times: on the grid with equal steps, anywhere between t0
             and t1 with tolerances.
@@ -90,19 +95,30 @@ def solve(
 
 
 def value_and_grad(
-    loss: Callable[[Solution], Any],
+    loss: Callable[[Solution[State]], Any],
     field: Callable[..., Any],
-    y0: Any,
+    y0: State,
     weights: Any = None,
     *,
-    backend: str | None = None,
-    **choices: Any,
-) -> tuple[Any, Gradients, Solution]:
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    steps: int | None = None,
+    ts: Any = None,
+    solver: SolverName | AnySolver | None = None,
+    gradient: GradientName | Gradient = "backprop",
+    backend: BackendName | BackendEntry | None = None,
+    rtol: Any = None,
+    atol: Any = None,
+    control: PIDController | None = None,
+    event: Event | Callable[[Any, Any], Any] | None = None,
+    dense: bool = False,
+) -> tuple[Any, Gradients[State, Any], Solution[State]]:
     """A scalar loss of a solution and its gradients, the same way in every backend.
 
     Args:
         loss: `loss(solution)`, a real scalar of the framework.
-        field, y0, weights, backend, choices: as in `solve`.
+        field, y0, weights, t0, t1, steps, ts, solver, gradient, backend, rtol, atol, control, event, dense: as in
+            `solve`.
 
     Returns:
         The loss, `Gradients(y0, weights)` and the solution, whose `stats.certificate` says how far the gradient
@@ -114,14 +130,29 @@ def value_and_grad(
     """
     if not callable(loss):
         raise InputError(f"loss is a {type(loss).__name__}", "a callable loss(solution) that returns a real scalar")
-    made = problem(field, y0, weights, **choices)
+    made = problem(
+        field,
+        y0,
+        weights,
+        t0=t0,
+        t1=t1,
+        steps=steps,
+        ts=ts,
+        solver=solver,
+        gradient=gradient,
+        rtol=rtol,
+        atol=atol,
+        control=control,
+        event=event,
+        dense=dense,
+    )
     return _backend(made, backend).value_and_grad(loss, made)
 
 
-def _backend(made: Problem, name: str | None) -> Backend:
+def _backend(made: Problem, named: str | BackendEntry | None) -> Backend:
     trees = {"y0": made.y0, "weights": made.weights.tree if isinstance(made.weights, Depth) else None}
-    found = entry(name) if name is not None else entry_for(trees.values())
-    found.require(made.solver, made.gradient, adaptive=isinstance(made.grid, Span))
+    found = entry_for(trees.values()) if named is None else named if isinstance(named, BackendEntry) else entry(named)
+    require(found, made.solver, made.gradient, adaptive=isinstance(made.grid, Span))
     for argument, tree in trees.items():
         for path, leaf in _tree.paths(tree):
             if other := owner(leaf, besides=found):
@@ -130,4 +161,4 @@ def _backend(made: Problem, name: str | None) -> Backend:
                     f"arrays of {found.framework} or NumPy, and numbers",
                     f"convert it, or take backend={other.name!r}",
                 )
-    return load(found.name)
+    return load(found)

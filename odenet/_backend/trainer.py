@@ -20,7 +20,7 @@ WEIGHT, VELOCITY = "weight.", "momentum."  # how the names of a state begin
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One step of training, on one batch and before the weights were changed by it.
 
     Args:
@@ -51,7 +51,7 @@ class Trainer(ABC):
     """
 
     @abstractmethod
-    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> Step:
+    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> TrainingStep:
         """Take one step.
 
         Args:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from odenet._check import whole, yes_or_no
 from odenet._errors import InputError
-from odenet._gradients.record import Cost, Gradient, whole, yes_or_no
+from odenet._gradients.record import Cost, Gradient
 from odenet._names import lookup
 from odenet._solvers.names import AnySolver, solver
 from odenet._solvers.runge_kutta import Solver
@@ -54,6 +55,7 @@ class DiscreteAdjoint(Gradient):
         "anchors=K": ("N s", "(N+m (N-(N-1)//K)) s", "N s", "1+(N-1)//K"),
         "tolerance=T": ("N s", "(L+1) N s", "N s", "1"),
     }
+    notable = ("correct=no", "iterations=2", "predictor=extrapolate")
     certifies = True
 
     def __post_init__(self) -> None:
@@ -106,6 +108,7 @@ class DiscreteAdjoint(Gradient):
         predicted = sum(later if n >= early else self.iterations - 1 for n in range(steps) if n not in known)
         if self.tolerance is not None:
             predicted = max(predicted, self.limit * (steps - len(anchored)))
+        assert isinstance(solver, Solver)  # a pair that is offered
         return Cost(evaluations, (predicted + steps) * solver.stages, evaluations, 1 + len(anchored))
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:

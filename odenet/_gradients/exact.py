@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
+from odenet._check import whole
 from odenet._errors import InputError
-from odenet._gradients.record import Cost, Gradient, whole
+from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.revolve import advances, schedule
-from odenet._solvers.names import AnySolver
+from odenet._solvers.family import AnySolver, StagedSolver
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Checkpoint(Gradient):
 
     segments: int | None = None
     states: int | None = None
-    memory: int | None = None
+    memory: int | None = dataclasses.field(default=None, metadata={"unit": "bytes"})
 
     name = "checkpoint"
     summary = "keep some states and compute the rest again"
@@ -111,6 +113,7 @@ class Checkpoint(Gradient):
         evaluations = solver.evaluations(steps)
         if self.states is None:
             return Cost(evaluations, evaluations, evaluations, len(self.parts(steps)))
+        assert isinstance(solver, StagedSolver)  # its evaluations are known
         again = (advances(steps, self.states) - (steps - 1) + steps) * solver.stages
         return Cost(evaluations, again, evaluations, len(schedule(steps, self.states).forward))
 

@@ -1,4 +1,4 @@
-"""Gradient methods by name. The backends hold the code, one file each.
+"""Gradient methods by name. What a backend does for each is its `Way`.
 
 A flag spells options behind colons: `discrete-adjoint:correct=no:iterations=2`.
 """
@@ -6,43 +6,87 @@ A flag spells options behind colons: `discrete-adjoint:correct=no:iterations=2`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from odenet._announced import Announced, load_entry_point
 from odenet._errors import InputError
 from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
 from odenet._gradients.record import Cost, Gradient
+from odenet._gradients.way import Method, Way
 from odenet._names import boolean, lookup
 
 __all__ = [
     "ALIASES",
     "GRADIENTS",
-    "MENU",
     "Backprop",
     "Checkpoint",
     "ContinuousAdjoint",
     "Cost",
     "DiscreteAdjoint",
     "Gradient",
+    "Method",
     "Reversible",
+    "Way",
+    "foreign_way",
     "gradient",
+    "menu",
+    "register_gradient",
 ]
 
-GRADIENTS: dict[str, type[Gradient]] = {
+_OWN: dict[str, type[Gradient]] = {
     kind.name: kind
-    for kind in sorted(Gradient.__subclasses__(), key=lambda kind: not kind.exactness.startswith("exact"))
-}
-"""The exact ones first."""
-_VARIANTS = {
-    "discrete-adjoint": (
-        "discrete-adjoint:correct=no",
-        "discrete-adjoint:iterations=2",
-        "discrete-adjoint:predictor=extrapolate",
+    for kind in sorted(
+        (Backprop, Checkpoint, ContinuousAdjoint, DiscreteAdjoint, Reversible),
+        key=lambda kind: not kind.exactness.startswith("exact"),
     )
 }
-MENU = tuple(label for name in GRADIENTS for label in (name, *_VARIANTS.get(name, ())))
-"""Every method and the variants worth a look, as `--gradient all` and `odenet.check_gradients` take them."""
+_WAYS: dict[type[Gradient], Mapping[str, Way]] = {}
+"""Of methods that are not odenet's."""
+
+
+def _checked(method: Method) -> type[Gradient]:
+    if not (isinstance(method.gradient, type) and issubclass(method.gradient, Gradient)):
+        raise InputError(f"a gradient method whose record is {method.gradient!r}", "a subclass of odenet.Gradient")
+    _WAYS[method.gradient] = dict(method.ways)
+    return method.gradient
+
+
+def _read(point: Any) -> type[Gradient]:
+    kind = _checked(load_entry_point(point, Method))
+    if kind.name != point.name:
+        raise InputError(f"the entry point {point.name} = {point.value} is a method called {kind.name!r}", "its name")
+    return kind
+
+
+GRADIENTS: Announced[type[Gradient]] = Announced("odenet.gradients", _OWN, _read)
+"""Every method by name: odenet's own, the exact ones first, then those of installed packages (entry-point group
+`odenet.gradients`)."""
+
+
+def register_gradient(method: Method) -> None:
+    """Make a method known by its name in this process; an installed package announces it in `odenet.gradients`.
+
+    Raises:
+        InputError: it is no method, or its name is taken.
+    """
+    if not isinstance(method, Method):
+        raise InputError(f"a gradient method that is a {type(method).__name__}", "an odenet.kit.Method")
+    GRADIENTS.register(method.gradient.name, _checked(method))
+
+
+def foreign_way(kind: type[Gradient], backend: str) -> Way | None:
+    """What a backend does for a method that another package brought; None where it does not offer it."""
+    if kind not in _OWN.values() and kind not in _WAYS:
+        list(GRADIENTS)  # reads what is announced
+    return _WAYS.get(kind, {}).get(backend)
+
+
+def menu() -> tuple[str, ...]:
+    """Every method and the variants worth a look, as `--gradient all` and `odenet.check_gradients` take them."""
+    return tuple(label for name, kind in GRADIENTS.items() for label in (name, *(f"{name}:{v}" for v in kind.notable)))
+
 
 ALIASES = {"adjoint": "continuous-adjoint", "backpropagation": "backprop", "checkpointing": "checkpoint"}
 
@@ -62,9 +106,7 @@ def gradient(name: str | Gradient) -> Gradient:
         raise InputError(f"gradient={name!r}", f"a name ({', '.join(GRADIENTS)}) or a record such as DiscreteAdjoint()")
     plain, *given = name.split(":")
     kind = lookup("gradient method", plain, GRADIENTS, ALIASES)
-    readers = {field.name: _READERS[str(field.type)] for field in dataclasses.fields(kind)}
-    if "memory" in readers:
-        readers["memory"] = _bytes
+    readers = {field.name: _reader(field) for field in dataclasses.fields(kind)}
     options: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
@@ -102,11 +144,12 @@ def _bytes(text: str) -> int:
         raise InputError(f"{text!r} is no amount of memory", "bytes, or as in 512K, 64M, 1.5G") from None
 
 
-_READERS: dict[str, Callable[[str], Any]] = {
-    "bool": boolean,
-    "int": _whole,
-    "int | None": _whole,
-    "float | None": _number,
-    "str": str,
-    "str | Solver | None": str,
-}
+def _reader(option: dataclasses.Field[Any]) -> Callable[[str], Any]:
+    """What reads an option's text: by its type, or that which the field names (`metadata={"unit": "bytes"}`)."""
+    if option.metadata.get("unit") == "bytes":
+        return _bytes
+    kinds = {part.strip() for part in str(getattr(option.type, "__name__", option.type)).split("|")}
+    return next((read for kind, read in _READERS.items() if kind in kinds), str)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"bool": boolean, "int": _whole, "float": _number}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from odenet._errors import InputError
 from odenet._solvers.names import AnySolver
 
 
@@ -39,6 +38,8 @@ class Gradient:
     """f forward, f backward, VJPs and states kept, as text for tables."""
     variants: ClassVar[Mapping[str, tuple[str, str, str, str]]] = {}
     """The same with an option, by how a flag spells it."""
+    notable: ClassVar[tuple[str, ...]] = ()
+    """Options worth a look beside the default, as a flag spells them."""
     certifies: ClassVar[bool] = False
     """Whether a backward pass leaves a certificate, see `Stats.certificate`."""
 
@@ -73,20 +74,6 @@ class Gradient:
             The estimate; None where the certificate does not tell.
         """
         return None
-
-
-def whole(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> None:
-    """Raises InputError unless the value, of that name (of what), is an int within the bounds."""
-    inside = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if not inside or (most is not None and value > most):
-        allowed = f"at least {least}" if most is None else f"{least} to {most}"
-        raise InputError(f"{name}={value!r}" + (f" of {of}" if of else ""), f"a whole number, {allowed}")
-
-
-def yes_or_no(name: str, value: Any) -> None:
-    """Raises InputError unless the value is True or False."""
-    if not isinstance(value, bool):
-        raise InputError(f"{name}={value!r}", "True or False")
 
 
 def _spell(value: Any) -> str:

@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> None:
         import rich  # noqa: F401
     except ImportError:
         sys.exit("odenet: the command line needs click and rich. What to do: pip install 'odenet[cli]'")
-    from odenet import __version__
     from odenet._errors import OdenetError
 
     class Jobs(click.Group):
@@ -44,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise click.ClickException(str(error)) from error
 
     @click.command(cls=Jobs, context_settings={"help_option_names": ["-h", "--help"]})
-    @click.version_option(__version__, prog_name="odenet")
+    @click.version_option(package_name="odenet", prog_name="odenet")
     def odenet() -> None:
         """Residual networks as ODE solvers: choose solver, gradient method and backend by name.
 

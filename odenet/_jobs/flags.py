@@ -11,8 +11,8 @@ from click.shell_completion import CompletionItem
 
 from odenet._backend.registry import entry, known
 from odenet._errors import InputError, OdenetError
-from odenet._gradients.names import MENU, Gradient, gradient
-from odenet._solvers.names import SOLVER_ALIASES, SOLVER_NAMES, AnySolver, solver
+from odenet._gradients.names import Gradient, gradient, menu
+from odenet._solvers.names import ALL_SOLVERS, AnySolver, solver, solver_aliases
 
 
 class Names(click.ParamType):
@@ -123,8 +123,8 @@ def _problem(text: str) -> Any:
 
 
 BACKENDS = Names("backend", lambda: tuple(known()), lambda text: entry(text).name)
-SOLVERS = Names("solver", lambda: (*SOLVER_NAMES, *SOLVER_ALIASES), solver)
-GRADIENT_NAMES = Names("gradient", lambda: MENU, gradient)
+SOLVERS = Names("solver", lambda: (*ALL_SOLVERS, *solver_aliases()), solver)
+GRADIENT_NAMES = Names("gradient", menu, gradient)
 
 
 def backends(default: str) -> Callable[[Any], Any]:

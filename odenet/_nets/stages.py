@@ -4,13 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from odenet._nets.spec import NetSpec
+from typing import Protocol
 
 Shapes = dict[str, tuple[int, ...]]
 EXPANSION = 4  # channels of a bottleneck block over those inside it (He 2016)
+
+
+class Staged(Protocol):
+    """What of a `NetSpec` says how its stages look."""
+
+    @property
+    def block(self) -> str:
+        """Kind of block."""
+        ...
+
+    @property
+    def norm(self) -> str:
+        """Normalisation of its convolutions."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Channels of the deep stage."""
+        ...
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Blocks in each stage before the deep one."""
+        ...
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """Blocks in each stage after it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +60,7 @@ class Unit:
         """Whether `p` is a convolution."""
         return self.channels != self.width or self.stride != 1
 
-    def shapes(self, spec: NetSpec) -> Shapes:
+    def shapes(self, spec: Staged) -> Shapes:
         """Of its weights by name."""
         found = block_shapes(spec, self.channels, self.width)
         if self.projects:
@@ -42,7 +68,7 @@ class Unit:
         return {self.name + name: shape for name, shape in found.items()}
 
 
-def units(spec: NetSpec) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
+def units(spec: Staged) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
     """The ordinary blocks before and after the deep stage; those before end with its first block, which gives it its
     size. A stage has twice the channels and half the height and width of the one before it."""
     first = len(spec.before)
@@ -61,7 +87,7 @@ def units(spec: NetSpec) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
     return tuple(chain.from_iterable(before)), tuple(chain.from_iterable(stages[first + 1 :]))
 
 
-def stem_width(spec: NetSpec) -> int:
+def stem_width(spec: Staged) -> int:
     """Channels behind the stem."""
     if not spec.before:
         return spec.width
@@ -69,7 +95,7 @@ def stem_width(spec: NetSpec) -> int:
     return narrowest // EXPANSION if spec.block == "bottleneck" else narrowest
 
 
-def block_shapes(spec: NetSpec, channels: int, width: int) -> Shapes:
+def block_shapes(spec: Staged, channels: int, width: int) -> Shapes:
     """Of the weights of one convolutional residual function f, by name."""
     if spec.block == "bottleneck":
         inner = width // EXPANSION
@@ -83,7 +109,7 @@ def block_shapes(spec: NetSpec, channels: int, width: int) -> Shapes:
     return shapes
 
 
-def last(spec: NetSpec) -> tuple[str, ...]:
+def last(spec: Staged) -> tuple[str, ...]:
     """Names of the weights of a convolutional f that make it 0 where they are 0."""
     number = 3 if spec.block == "bottleneck" else 2
     return (
@@ -96,7 +122,7 @@ def last(spec: NetSpec) -> tuple[str, ...]:
     )
 
 
-def _norm(spec: NetSpec, name: str, width: int) -> Shapes:
+def _norm(spec: Staged, name: str, width: int) -> Shapes:
     """A normalisation, or the bias in its place."""
     if spec.norm == "none":
         return {f"{name}bias": (width,)}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._errors import GridError
+from odenet._errors import GridError, shown
+from odenet._problem.span import number
 
 _CLOSE = 2.0**-22  # of the largest time: how far a time in `ts` may lie from its grid point, a few roundings of float32
 _WITHIN = 1e-6, 1e-2  # of a step: that much is always allowed, and more than that never
+
+
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,14 @@ class Grid:
         t1: last time.
         steps: how many steps, at least one.
         saved: the indices n that are kept, in the order asked for.
+        moving: t0, t1 and `ts` as they were given, where one of them may need a gradient; else None.
     """
 
     t0: float
     t1: float
     steps: int
     saved: tuple[int, ...]
+    moving: tuple[Any, Any, Any] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def h(self) -> float:
@@ -83,47 +89,63 @@ def grid(t0: Any, t1: Any, steps: Any, ts: Any = None) -> Grid:
         count = operator.index(steps)
         if isinstance(steps, bool):
             raise TypeError
-    except TypeError:
-        raise GridError(f"steps={steps!r} is a {type(steps).__name__}", "a whole number of steps, at least 1") from None
+    except (TypeError, ValueError, RuntimeError):  # of torch: on the meta device
+        raise GridError(
+            f"steps={shown(steps)} is a {type(steps).__name__}", "a whole number of steps, at least 1"
+        ) from None
     if count < 1:
         raise GridError(
             f"steps={count}", "at least 1", "to solve backward in time give t1 < t0 and a positive number of steps"
         )
+    if count > _MOST:
+        raise GridError(f"steps={shown(count)}", f"at most {_MOST}: steps are counted in 32 bits")
+    moving = (t0, t1, ts) if any(map(_may_need_gradient, (t0, t1, ts))) else None
+    whole = Grid(first, last, count, (count,), moving)
     if ts is None:
-        return Grid(first, last, count, (count,))
+        return whole
     if isinstance(ts, str):
         if ts != "all":
             raise GridError(f"ts={ts!r}", "None, 'all', or a list of times on the grid")
-        return Grid(first, last, count, tuple(range(count + 1)))
-    whole = Grid(first, last, count, (count,))
-    return Grid(first, last, count, _saved(whole, ts))
+        return dataclasses.replace(whole, saved=tuple(range(count + 1)))
+    return dataclasses.replace(whole, saved=_saved(whole, ts))
 
 
 def _time(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, (str, bytes)):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError) as error:  # a traced JAX value is a TypeError, too
+    """A time as a float.
+
+    Raises:
+        GridError: what is no finite number, or not known yet (in JAX: traced).
+    """
+    known = number(name, value.reshape(()) if getattr(value, "shape", ()) == (1,) else value)
+    if known is None:
         raise GridError(
-            f"{name}={value!r} is no number", "a finite number known before the solve", "pass a Python float"
-        ) from error
-    except RuntimeError as error:  # torch: within vmap, or on the meta device
-        raise GridError(
-            f"{name} is a tensor whose value cannot be read here", "numbers, and tensors outside of torch.func.vmap"
-        ) from error
-    if not math.isfinite(number):
-        raise GridError(f"{name}={number}", "a finite number")
-    return number
+            f"{name}={shown(value)} is no number that is known before the solve",
+            "with equal steps finite numbers",
+            "pass a Python float; rtol and atol in the place of steps, whose times may be traced and differentiated; "
+            "or scale the field: t1 f(t1 s, y) from s=0 to s=1",
+        )
+    return known
+
+
+def _may_need_gradient(value: Any) -> bool:
+    """Whether a time, or one of a list of times, is a tensor of torch (which may need one in ways it alone knows)."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_may_need_gradient, value))
+    return hasattr(value, "requires_grad")
 
 
 def _saved(whole: Grid, ts: Any) -> tuple[int, ...]:
     if not isinstance(ts, Iterable):
         ts = [ts]
     try:
-        times = [_time("ts", t) for t in ts]
+        listed: Any = ts.tolist() if hasattr(ts, "tolist") else ts  # pyright: ignore[reportAttributeAccessIssue]
+        times = [_time("ts", t) for t in listed]
     except TypeError as error:  # a 0-dimensional array claims to be iterable
-        raise GridError(f"ts={ts!r} is no list of times", "a list or 1-d array of times") from error
+        raise GridError(
+            f"ts={shown(ts)} is no list of times",
+            "a list or 1-d array of times",
+            "pass Python floats; in JAX take rtol and atol in the place of steps, for times that are traced",
+        ) from error
     if not times:
         raise GridError("ts is empty", "at least one time", "leave ts out to keep y(t1) alone")
     saved = [_index(whole, t) for t in times]

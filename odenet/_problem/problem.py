@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet import _tree
-from odenet._errors import GridError, InputError, StateError, UnsupportedError
+from odenet._errors import GridError, InputError, StateError, UnsupportedError, shown
 from odenet._gradients.names import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
 from odenet._problem.depth import Depth
 from odenet._problem.event import Event
 from odenet._problem.grid import Grid, grid
 from odenet._problem.span import Span, span
 from odenet._solvers.controller import PIDController
-from odenet._solvers.delegated import DELEGATED_SOLVERS, DelegatedSolver
-from odenet._solvers.names import AnySolver, solver
-from odenet._solvers.runge_kutta import SOLVERS, Solver
+from odenet._solvers.names import ALL_SOLVERS, AnySolver, solver
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,10 @@ def problem(
     _check_arguments(field, weights is None)
     depth = weights if isinstance(weights, Depth) or weights is None else Depth(weights)
     adaptive = not (rtol is None and atol is None and control is None)
-    method, differentiated = _solver(solver or ("dopri5" if adaptive else "euler")), _gradient(gradient)
+    method, differentiated = (
+        _solver(("dopri5" if adaptive else "euler") if solver is None else solver),
+        _gradient(gradient),
+    )
     require_pair(method, differentiated)
     if adaptive:
         if steps is not None:
@@ -132,7 +133,7 @@ def _event(event: Event | Callable[[Any, Any], Any] | None) -> Event | None:
 
 def adaptive_solvers() -> tuple[str, ...]:
     """The solvers that estimate their error."""
-    return (*(name for name, found in SOLVERS.items() if found.tableau.b_low is not None), *DELEGATED_SOLVERS)
+    return tuple(name for name, record in ALL_SOLVERS.items() if record.estimates_error)
 
 
 def _check_adaptive(made: Problem) -> None:
@@ -154,7 +155,7 @@ def _check_adaptive(made: Problem) -> None:
             "predictor=reverse",
         )
     for what, each in found:
-        if not (isinstance(each, DelegatedSolver) or (isinstance(each, Solver) and each.tableau.b_low is not None)):
+        if not each.estimates_error:
             raise UnsupportedError(
                 f"{what} {each.label!r} with tolerances: it estimates no error",
                 ", ".join(adaptive_solvers()),
@@ -234,4 +235,14 @@ def _checked_leaves(y0: Any) -> list[tuple[str, Any]]:
     for path, leaf in found:
         if isinstance(leaf, str) or not (hasattr(leaf, "shape") or isinstance(leaf, (int, float, complex))):
             raise StateError(f"y0 {path} is a {type(leaf).__name__}", "arrays or numbers in tuples, lists and dicts")
+        if isinstance(leaf, int) and not _fits_float(leaf):
+            raise StateError(f"y0 {path} is {shown(leaf)}, which no floating-point number holds", "numbers below 1e308")
     return found
+
+
+def _fits_float(value: int) -> bool:
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True

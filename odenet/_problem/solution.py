@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from odenet import _tree
 from odenet._errors import InputError
@@ -16,7 +16,10 @@ class Result(Enum):
     """How a solve ended; the value is the message."""
 
     SUCCESS = "success"
-    EVENT = "an event ended the solve before t1: Solution.event_t is its time, and y1 the state then"
+    EVENT = (
+        "an event ended the solve before t1: Solution.event_t is its time, and y1 the state then; of times given as ts "
+        "those after it are NaN"
+    )
     NONFINITE = (
         "the solution is not finite: the field grew beyond the number type, or the step is too large for it; "
         "take more steps, or look at the field near the first time that is not finite"
@@ -92,13 +95,18 @@ class Stats:
         return None if certificate is None else gradient(self.gradient).estimate(certificate, self.steps)
 
 
+State = TypeVar("State")
+
+
 @dataclass
-class Solution:
-    """The solution of a solve.
+class Solution(Generic[State]):
+    """The solution of a solve. `Solution[Tensor]`, say, is that of a state that is one tensor.
 
     Args:
         ts: times kept, shape (T,), in the state's real number type (float32 for half precision).
-        ys: the state's tree, each leaf with a leading time axis of length T.
+        ys: the state's tree, each leaf with a leading time axis of length T. Where an event ended the solve before some
+            of the times that were given as `ts`, NaN there (the state at the event: leave out ts, or `at(event_t)`
+            with dense=True).
         stats: what it took.
         outcome: of an adaptive solve, the place of its result in `Result` (an array of them for several solves).
         event_t: when an event ended the solve, a scalar like `ts`; None without an event that was asked for.
@@ -106,14 +114,14 @@ class Solution:
     """
 
     ts: Any
-    ys: Any
+    ys: State
     stats: Stats
     outcome: Any = None
     event_t: Any = None
-    interpolant: Callable[[Any], Any] | None = None
+    interpolant: Callable[[Any], State] | None = None
 
     @property
-    def y1(self) -> Any:
+    def y1(self) -> State:
         """The state at the last time kept."""
         return _tree.map(lambda leaf: leaf[-1], self.ys)
 
@@ -126,10 +134,15 @@ class Solution:
             ended = codes[int(self.outcome.max()) if hasattr(self.outcome, "max") else int(self.outcome)]
         if ended not in (Result.SUCCESS, Result.EVENT):
             return ended
-        finite = all(bool((leaf - leaf == 0).all()) for leaf in _tree.leaves(self.ys))
+        # after an event there is no solution: NaN at the times that it did not reach
+        lost = ended is Result.EVENT
+        finite = all(
+            bool(((leaf - leaf == 0) | (leaf != leaf) if lost else leaf - leaf == 0).all())
+            for leaf in _tree.leaves(self.ys)
+        )
         return ended if finite else Result.NONFINITE
 
-    def at(self, t: Any) -> Any:
+    def at(self, t: Any) -> State:
         """The state at any time of an adaptive solve with dense=True.
 
         Args:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._errors import GridError
+from odenet._errors import GridError, shown
 from odenet._problem.event import Event
 from odenet._solvers.controller import PIDController
 
@@ -71,14 +71,22 @@ def number(name: str, value: Any) -> float | None:
     Raises:
         GridError: what is no finite number.
     """
-    refused = GridError(f"{name}={value!r} is no number", "a finite number, or a scalar of the framework")
-    if isinstance(value, (str, bytes)) or getattr(value, "shape", ()) != ():
+    refused = GridError(f"{name}={shown(value)} is no number", "a finite number, or a scalar of the framework")
+    if getattr(value, "shape", ()) != ():
+        raise refused
+    plain = value
+    if hasattr(value, "tolist"):
+        try:
+            plain = value.tolist()
+        except TypeError:  # JAX: traced
+            return None
+        except RuntimeError as error:  # torch: on the meta device, or under vmap
+            raise refused from error
+    if isinstance(plain, (str, bytes)):
         raise refused
     try:
-        found = float(value.tolist() if hasattr(value, "shape") else value)
-    except (TypeError, ValueError) as error:
-        if hasattr(value, "shape"):  # a scalar of the framework whose value is not known yet
-            return None
+        found = float(plain)
+    except (TypeError, ValueError, OverflowError) as error:
         raise refused from error
     except RuntimeError as error:  # torch: within vmap, or on the meta device
         raise GridError(

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from odenet._files import write_atomically
 from odenet._report.style import RC
 
 
 def rc() -> Any:
     """The settings of every figure."""
     return RC  # matplotlib's type for this is a private literal
+
+
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches, which needs no screen and leaves room for its labels."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def render(figure: Figure, kind: str, dpi: int = 160) -> bytes:
@@ -23,3 +34,21 @@ def render(figure: Figure, kind: str, dpi: int = 160) -> bytes:
     with matplotlib.rc_context(rc()):
         figure.savefig(file, format=kind, dpi=dpi, metadata=metadata, facecolor="white" if kind == "png" else "none")
     return file.getvalue()
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path, dpi: int = 160) -> tuple[list[Path], dict[str, str]]:
+    """Write NAME.png and NAME.svg of each figure, atomically.
+
+    Returns:
+        the paths written, and the SVG text of each figure by name.
+
+    Raises:
+        FileError: the folder cannot be written to.
+    """
+    paths, drawings = [], {}
+    for name, figure in figures.items():
+        svg = render(figure, "svg")
+        drawings[name] = svg.decode()
+        for kind, content in (("png", render(figure, "png", dpi)), ("svg", svg)):
+            paths.append(write_atomically(folder / f"{name}.{kind}", lambda file, content=content: file.write(content)))
+    return paths, drawings

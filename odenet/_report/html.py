@@ -22,7 +22,7 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def header(title: str, lines: Iterable[str]) -> str:
-    """What stands on top."""
+    """The title of the page, and lines below it."""
     return f"<header><h1>{escape(title)}</h1>{''.join(f'<p>{escape(line)}</p>' for line in lines)}</header>"
 
 
@@ -36,10 +36,28 @@ def facts(known: Mapping[str, str]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in known.items()) + "</dl>"
 
 
-def said(value: object) -> str:
-    """An option as a reader reads it."""
+def details(
+    rows: Sequence[Any], columns: Mapping[str, str], example: str, plan: Mapping[str, Any], machine: Mapping[str, str]
+) -> list[str]:
+    """What stands at the end of every report: all rows, the plan, the machine, and what the columns mean.
+
+    Args:
+        rows, columns, example: as in `cells`.
+        plan: the options of the job, plain data.
+        machine: as `odenet._report.machine.machine` tells it.
+    """
+    return [
+        section(f"All {len(rows)} cells", cells(rows, columns, example)),
+        section("Plan", facts({name: option(value) for name, value in plan.items()})),
+        section("Machine", facts(machine)),
+        section("What each column means", facts(columns)),
+    ]
+
+
+def option(value: object) -> str:
+    """The value of an option as a reader reads it."""
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {each}" for key, each in value.items())
+        return ", ".join(f"{name}: {entry}" for name, entry in value.items())
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from odenet import __version__
 from odenet._backend import registry as _registry
 
 
@@ -22,7 +21,7 @@ def machine(backends: Iterable[str]) -> dict[str, str]:
         "memory": _memory(),
         "platform": platform.platform(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "odenet": __version__,
+        "odenet": metadata.version("odenet"),
         "numpy": metadata.version("numpy"),
     }
     for name in backends:

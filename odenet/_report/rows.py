@@ -21,27 +21,27 @@ def column(meaning: str, default: Any = None) -> Any:
 
 def columns(kind: Any) -> dict[str, str]:
     """Each column of a row type and what it means."""
-    return {each.name: each.metadata["meaning"] for each in dataclasses.fields(kind)}
+    return {field.name: field.metadata["meaning"] for field in dataclasses.fields(kind)}
 
 
 def to_json(row: Any) -> dict[str, Any]:
     """Plain data; infinity and NaN, which JSON has not, as the strings "inf", "-inf" and "nan"."""
-    return {name: _plain(value) for name, value in dataclasses.asdict(row).items()}
+    return plain(dataclasses.asdict(row))
 
 
-def from_json(kind: type[Kind], plain: Mapping[str, Any]) -> Kind:
+def from_json(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
     """The row that `to_json` wrote.
 
     Raises:
         FileError: other columns than this version writes.
     """
     known = columns(kind)
-    if set(plain) != set(known):
-        raise FileError(f"a row with the columns {', '.join(sorted(plain))}", f"the columns {', '.join(known)}")
-    values = dict(plain)
-    for each in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
-        if str(each.type).startswith("float") and isinstance(values[each.name], str):
-            values[each.name] = float(values[each.name])
+    if set(data) != set(known):
+        raise FileError(f"a row with the columns {', '.join(sorted(data))}", f"the columns {', '.join(known)}")
+    values = dict(data)
+    for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        if str(field.type).startswith("float") and isinstance(values[field.name], str):
+            values[field.name] = float(values[field.name])
     return kind(**values)
 
 
@@ -54,5 +54,10 @@ def as_csv(kind: Any, rows: Iterable[Any]) -> str:
     return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain data without infinity and NaN, which JSON has not: they become the strings "inf", "-inf" and "nan"."""
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

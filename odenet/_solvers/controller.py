@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from odenet import _tree
-from odenet._errors import GridError, InputError
-from odenet._gradients.record import whole, yes_or_no
+from odenet._check import whole, yes_or_no
+from odenet._errors import GridError, InputError, shown
 
 NORMS = ("rms", "mixed", "max")
 SAFETY = 0.85
@@ -169,25 +169,37 @@ def _check_tolerance(name: str, value: Any) -> None:
     if not leaves:
         raise InputError(f"{name}={value!r}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
-        if hasattr(leaf, "shape"):
+        if hasattr(leaf, "shape") and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
             continue  # arrays are the backend's
-        if isinstance(leaf, bool) or not isinstance(leaf, (int, float)) or not 0 <= leaf < math.inf:
-            raise InputError(f"{name}={value!r}", "numbers of at least 0, or arrays of them")
+        if not _is_number(leaf) or not 0 <= leaf < math.inf:
+            raise InputError(f"{name}={shown(value)}", "numbers of at least 0, or arrays of them")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a real number (no bool) that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def _number(name: str, value: Any, above: float, most: float = math.inf) -> None:
-    inside = isinstance(value, (int, float)) and not isinstance(value, bool)
-    least = value >= above if name.endswith("coeff") else inside and value > above
-    if not (inside and least and value <= most and not (math.isinf(value) and name != "max_step")):
-        raise InputError(f"{name}={value!r} of a PIDController", f"a number in [{above}, {most}]")
+    inside = _is_number(value) and (value >= above if name.endswith("coeff") else value > above)
+    if not inside or not value <= most or (math.isinf(value) and name != "max_step"):
+        raise InputError(f"{name}={shown(value)} of a PIDController", f"a number in [{above}, {most}]")
 
 
 def _times(name: str, values: Any) -> tuple[float, ...]:
     """Times of `step_t` or `jump_t` as floats, sorted."""
     try:
+        if isinstance(values, (str, bytes, dict)) or any(isinstance(t, (str, bytes)) for t in values):
+            raise TypeError
         found = tuple(sorted(float(t) for t in values))
-    except TypeError as error:
-        raise GridError(f"{name}={values!r}", "a list or 1-d array of times known before the solve") from error
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise GridError(f"{name}={shown(values)}", "a list or 1-d array of times known before the solve") from error
     if not all(map(math.isfinite, found)):
         raise GridError(f"{name}={found}", "finite times")
     return found

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from odenet._errors import UnsupportedError
+from odenet._solvers.family import AnySolver
 
 
 @dataclass(frozen=True)
-class DelegatedSolver:
+class DelegatedSolver(AnySolver):
     """A solver by name, which the backends that name it in their `BackendEntry` delegate to their package.
 
     Args:
@@ -28,46 +29,22 @@ class DelegatedSolver:
     implicit: bool = True
     aliases: tuple[str, ...] = ()
 
-    @property
-    def label(self) -> str:
-        """The spelling that a flag takes."""
-        return self.name
+    family = "delegated"
 
     @property
-    def reversible(self) -> bool:
-        """Whether steps can be undone exactly."""
-        return False
-
-    @property
-    def tableau(self) -> NoReturn:
-        """There is none: this is where a backend with steps of odenet's own finds out.
-
-        Raises:
-            UnsupportedError: always, with the backends that offer the solver.
-        """
-        self._refuse()
-
-    @property
-    def stages(self) -> NoReturn:
-        """As `tableau`."""
-        self._refuse()
+    def estimates_error(self) -> bool:
+        """Its package sees to that."""
+        return True
 
     def evaluations(self, steps: int) -> NoReturn:
-        """As `tableau`: how often f is evaluated is not known before the solve."""
-        self._refuse()
+        """See `AnySolver`: how often f is evaluated is not known before the solve.
 
-    def _refuse(self) -> NoReturn:
+        Raises:
+            UnsupportedError: always.
+        """
         raise UnsupportedError(
-            f"solver {self.label} where odenet takes the steps, for which it has no coefficients",
-            f"odenet.solve(..., solver={self.name!r}, backend=...) with {' or '.join(offering(self.name)) or 'none'}",
+            f"how often solver {self.label} evaluates f in {steps} steps", "what Solution.stats says after the solve"
         )
-
-
-def offering(name: str) -> tuple[str, ...]:
-    """The known backends that name a solver."""
-    from odenet._backend.registry import known  # above this module: asked only when there is something to say
-
-    return tuple(each.name for each in known().values() if name in (*(each.solvers or ()), *(each.adaptive or ())))
 
 
 IMPLICIT_EULER = DelegatedSolver("implicit-euler", 1, "the backward Euler method", "Euler 1768", aliases=("beuler",))

@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
-from odenet._errors import InputError
-from odenet._names import lookup
-from odenet._solvers.delegated import DELEGATED_SOLVERS, DelegatedSolver
-from odenet._solvers.reversible import REVERSIBLE_SOLVERS, Coupled, ReversibleSolver
-from odenet._solvers.runge_kutta import ALIASES, SOLVERS, Solver
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-AnySolver = Solver | ReversibleSolver | DelegatedSolver
+from odenet._announced import Announced, load_entry_point
+from odenet._errors import InputError, UnsupportedError
+from odenet._names import lookup, spelling
+from odenet._solvers.delegated import DELEGATED_SOLVERS
+from odenet._solvers.family import AnySolver, StagedSolver
+from odenet._solvers.reversible import REVERSIBLE_SOLVERS, Coupled
+from odenet._solvers.runge_kutta import RUNGE_KUTTA, Solver
 
-_ALL: dict[str, AnySolver] = {**SOLVERS, **REVERSIBLE_SOLVERS, **DELEGATED_SOLVERS}
-SOLVER_NAMES = tuple(_ALL)
-SOLVER_ALIASES = {
-    **ALIASES,
-    **{
-        alias: found.name
-        for found in (*REVERSIBLE_SOLVERS.values(), *DELEGATED_SOLVERS.values())
-        for alias in found.aliases
-    },
-}
+__all__ = [
+    "ALL_SOLVERS",
+    "SOLVERS",
+    "AnySolver",
+    "made_reversible",
+    "register_solver",
+    "solver",
+    "solver_aliases",
+    "staged",
+]
+
+
+def _read(point: Any) -> AnySolver:
+    record = load_entry_point(point, AnySolver)
+    if record.name != point.name:
+        raise InputError(f"the entry point {point.name} = {point.value} is a solver called {record.name!r}", "its name")
+    return record
+
+
+_OWN: dict[str, AnySolver] = {**RUNGE_KUTTA, **REVERSIBLE_SOLVERS, **DELEGATED_SOLVERS}
+_OWN_ALIASES = {alias: record.name for record in _OWN.values() for alias in record.aliases}
+
+ALL_SOLVERS: Announced[AnySolver] = Announced("odenet.solvers", _OWN, _read)
+"""Every solver by name: odenet's own, then those of installed packages (entry-point group `odenet.solvers`)."""
+
+
+class _OfFamily(Mapping[str, Solver]):
+    """The explicit Runge-Kutta methods among all solvers."""
+
+    def __getitem__(self, name: str) -> Solver:
+        record = ALL_SOLVERS[name]
+        if not isinstance(record, Solver):
+            raise KeyError(name)
+        return record
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, record in ALL_SOLVERS.items() if isinstance(record, Solver))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(map(repr, self))}}}"
+
+
+SOLVERS: Mapping[str, Solver] = _OfFamily()
+
+
+def register_solver(record: AnySolver) -> None:
+    """Make a solver known by its name in this process; an installed package announces it in `odenet.solvers`.
+
+    Raises:
+        InputError: it is no solver, or its name is taken.
+    """
+    if not isinstance(record, AnySolver):
+        raise InputError(f"a solver that is a {type(record).__name__}", "a record such as odenet.Solver")
+    ALL_SOLVERS.register(record.name, record)
+
+
+def solver_aliases() -> dict[str, str]:
+    """Other names of solvers, and which one each means."""
+    return {alias: record.name for record in ALL_SOLVERS.values() for alias in record.aliases}
 
 
 def solver(name: str | AnySolver) -> AnySolver:
@@ -31,16 +86,32 @@ def solver(name: str | AnySolver) -> AnySolver:
         UnknownNameError: with the nearest names.
         InputError: an option that cannot be used.
     """
-    if isinstance(name, (Solver, ReversibleSolver, DelegatedSolver)):
+    if isinstance(name, AnySolver):
         return name
     if isinstance(name, str) and ":" in name:
         return _coupled(name)
-    return lookup("solver", name, _ALL, SOLVER_ALIASES)
+    return _named("solver", name)
 
 
-def own_solvers() -> tuple[str, ...]:
-    """Names of the solvers whose steps odenet takes itself."""
-    return (*SOLVERS, *REVERSIBLE_SOLVERS)
+def _named(kind: str, name: object) -> AnySolver:
+    own = isinstance(name, str) and spelling(name) in {**_OWN, **_OWN_ALIASES}
+    return lookup(kind, name, ALL_SOLVERS, _OWN_ALIASES if own else solver_aliases())
+
+
+def staged(record: AnySolver, what: str) -> StagedSolver:
+    """The solver, if odenet takes its steps itself.
+
+    Raises:
+        UnsupportedError: saying of what it is to be the solver.
+    """
+    if isinstance(record, StagedSolver):
+        return record
+    offered = ", ".join(name for name, other in ALL_SOLVERS.items() if isinstance(other, StagedSolver))
+    raise UnsupportedError(
+        f"{what} with solver {record.label}, whose steps its own package takes",
+        offered,
+        f"take one of these, or odenet.solve(..., solver={record.label!r}, backend=...)",
+    )
 
 
 def made_reversible(given: AnySolver) -> AnySolver:
@@ -50,9 +121,9 @@ def made_reversible(given: AnySolver) -> AnySolver:
 
 def _coupled(name: str) -> Coupled:
     plain, base, *options = name.split(":")
-    if not isinstance(lookup("solver", plain, _ALL, SOLVER_ALIASES), Coupled) or len(options) > 1:
+    if not isinstance(_named("solver", plain), Coupled) or len(options) > 1:
         raise InputError(f"solver {name!r}", "reversible:SOLVER or reversible:SOLVER:coupling=NUMBER behind a colon")
-    method = lookup("solver to be made reversible", base, SOLVERS, ALIASES)
+    method = lookup("solver to be made reversible", base, SOLVERS, solver_aliases())
     if not options:
         return Coupled(method)
     key, _, value = options[0].partition("=")

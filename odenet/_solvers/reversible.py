@@ -7,11 +7,12 @@ Cotangents of what is carried are leaves like the state's.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from odenet._errors import InputError
+from odenet._solvers.family import StagedSolver
 from odenet._solvers.runge_kutta import EULER, HEUN, Solver
 from odenet._solvers.step import Leaves, add, combine
 from odenet._solvers.tableau import Tableau
@@ -45,35 +46,36 @@ class Back(Protocol):
 
 
 @dataclass(frozen=True)
-class ReversibleSolver(ABC):
+class ReversibleSolver(StagedSolver):
     """A solver whose steps can be undone. Its fields are its options."""
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    source: ClassVar[str]
-    aliases: ClassVar[tuple[str, ...]] = ()
-    reversible: ClassVar[bool] = True
+    name: ClassVar[str]  # pyright: ignore[reportIncompatibleVariableOverride]
+    summary: ClassVar[str]  # pyright: ignore[reportIncompatibleVariableOverride]
+    source: ClassVar[str]  # pyright: ignore[reportIncompatibleVariableOverride]
+    aliases: ClassVar[tuple[str, ...]] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
+    family = "reversible"
     evaluations_at_start: ClassVar[int] = 1
 
     @property
-    def label(self) -> str:
-        """The name with its options, as a flag spells it."""
-        return self.name
+    def reversible(self) -> bool:
+        """They can."""
+        return True
 
     @property
-    def order(self) -> int:
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of convergence of the solution."""
         return 2
 
     @property
-    def stages(self) -> int:
+    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Field evaluations of one step."""
         return 1
 
     @property
-    def tableau(self) -> Tableau:
-        """Of the Runge-Kutta method whose increments it reads."""
-        return EULER.tableau  # none: the two-state methods read slopes
+    def increments(self) -> Tableau:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the Runge-Kutta method whose increments its steps read. It is no tableau of the solver itself, and so is
+        not called one."""
+        return EULER.tableau  # the two-state methods read single slopes
 
     def evaluations(self, steps: int) -> int:
         """Field evaluations of a solve."""
@@ -238,18 +240,18 @@ class Coupled(ReversibleSolver):
         return f"{self.name}:{self.solver.name}{coupling}"
 
     @property
-    def order(self) -> int:
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """That of the method."""
         return self.solver.order
 
     @property
-    def stages(self) -> int:
+    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Two increments a step."""
         return 2 * self.solver.stages
 
     @property
-    def tableau(self) -> Tableau:
-        """Of the method."""
+    def increments(self) -> Tableau:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the method."""
         return self.solver.tableau
 
     def coupled(self, steps: int) -> float:

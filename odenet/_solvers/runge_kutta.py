@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from odenet._solvers.family import StagedSolver
 from odenet._solvers.tableau import Number, Tableau
 
 
 @dataclass(frozen=True)
-class Solver:
+class Solver(StagedSolver):
     """An explicit Runge-Kutta solver.
 
     Args:
@@ -28,18 +29,10 @@ class Solver:
     source: str
     aliases: tuple[str, ...] = ()
 
-    @property
-    def label(self) -> str:
-        """The spelling that a flag takes."""
-        return self.name
+    family = "runge-kutta"
 
     @property
-    def reversible(self) -> bool:
-        """Whether steps can be undone exactly (see `odenet._solvers.reversible`): no Runge-Kutta method's can."""
-        return False
-
-    @property
-    def order(self) -> int:
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of convergence of the solution."""
         return self.tableau.order
 
@@ -48,9 +41,19 @@ class Solver:
         return steps * self.stages
 
     @property
-    def stages(self) -> int:
+    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Field evaluations of one fixed step."""
         return self.tableau.step_stages
+
+    @property
+    def increments(self) -> Tableau:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What a step is made of."""
+        return self.tableau
+
+    @property
+    def estimates_error(self) -> bool:
+        """Whether it has an embedded solution."""
+        return self.tableau.b_low is not None
 
 
 def _row(text: str) -> tuple[Number, ...]:
@@ -192,5 +195,7 @@ DOPRI8 = Solver(
     "Prince, Dormand 1981",
 )
 
-SOLVERS: dict[str, Solver] = {found.name: found for found in list(globals().values()) if isinstance(found, Solver)}
-ALIASES: dict[str, str] = {alias: found.name for found in SOLVERS.values() for alias in found.aliases}
+RUNGE_KUTTA: dict[str, Solver] = {
+    record.name: record for record in list(globals().values()) if isinstance(record, Solver)
+}
+"""odenet's own, by name."""

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from odenet._errors import InputError, OdenetError
 from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.exact import Backprop
-from odenet._gradients.names import MENU, gradient
+from odenet._gradients.names import gradient, menu
 from odenet._gradients.record import Cost, Gradient
+from odenet._literals import BackendName, GradientName
 from odenet._solvers.names import AnySolver, made_reversible
-from odenet.doctor.diagnosis import ROUNDING, Diagnosis, Examination
+from odenet.doctor.diagnosis import Diagnosis
+from odenet.doctor.examination import ROUNDING, Examination
 
 if TYPE_CHECKING:
     from odenet._backend.sample import Part, Sample
@@ -27,9 +29,9 @@ def check_gradients(
     batch: Any,
     *,
     loss: Callable[..., Any] | None = None,
-    gradients: Iterable[str | Gradient] | None = None,
+    gradients: Iterable[GradientName | Gradient] | None = None,
     tolerance: float = 1e-2,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Diagnosis:
     """Compare every gradient method with exact backprop on your model and batch, and say which one to take.
 
@@ -56,18 +58,17 @@ def check_gradients(
     """
     from odenet._backend import registry as _registry
 
-    found = _registry.entry(backend) if backend is not None else _registry.entry_for([model])
+    entry = _registry.entry(backend) if backend is not None else _registry.entry_for([model])
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
         raise InputError(f"tolerance={tolerance!r}", "a relative error above 0, as in 1e-2")
-    if isinstance(gradients, (str, Gradient)):
-        gradients = (gradients,)
-    methods = [gradient(each) for each in (MENU if gradients is None else gradients)]
-    loaded = _registry.backend(found.name)
+    names: Iterable[Any] = menu() if gradients is None else gradients
+    methods = [gradient(name) for name in ([names] if isinstance(names, (str, Gradient)) else names)]
+    loaded = _registry.backend(entry.name)
 
     def see(method: Gradient, reversible: bool) -> Sample:
         return loaded.examine(model, batch, loss, method, reversible=reversible)
 
-    return diagnose(see, methods, tolerance=tolerance, backend=found.name, offers=found.offers)
+    return diagnose(see, methods, tolerance=tolerance, backend=entry.name, offers=entry.offers)
 
 
 def diagnose(
@@ -80,7 +81,7 @@ def diagnose(
     refer: See | None = None,
     reference: str = "",
 ) -> Diagnosis:
-    """One examination a method.
+    """Examine one model by each of these methods.
 
     Args:
         see: runs a method on the model.
@@ -98,7 +99,7 @@ def diagnose(
 
     truth = (refer or see)(Backprop(), False)
     references = {False: truth}
-    seen: list[Examination] = []
+    examinations: list[Examination] = []
     solved: dict[Gradient, tuple[Part, ...]] = {}
     dtype = truth.dtype
     for method in gradients:
@@ -106,7 +107,7 @@ def diagnose(
         solvers = [made_reversible(part.solver) if another else part.solver for part in truth.parts]
         label = ", ".join(dict.fromkeys(solver.label for solver in solvers))
         if not all(offers(solver, method) for solver in solvers):
-            seen.append(Examination(method, label, another, offered=False, trouble="not offered"))
+            examinations.append(Examination(method, label, another, offered=False, trouble="not offered"))
             continue
         try:
             if another not in references:
@@ -114,10 +115,10 @@ def diagnose(
             sample = see(method, another)
         except _FAILURES as error:
             text = str(error) if isinstance(error, OdenetError) else f"{type(error).__name__}: {error}"
-            seen.append(Examination(method, label, another, trouble=text))
+            examinations.append(Examination(method, label, another, trouble=text))
             continue
         dtype = sample.dtype
-        seen.append(_examination(method, label, another, sample, references[another]))
+        examinations.append(_examination(method, label, another, sample, references[another]))
         if not another:
             solved[method] = sample.parts
     return Diagnosis(
@@ -125,7 +126,7 @@ def diagnose(
         dtype,
         reference or f"backprop in {dtype}",
         truth.parts,
-        tuple(seen),
+        tuple(examinations),
         tolerance,
         _contraction(solved, dtype),
         smoothness(truth),
@@ -157,7 +158,7 @@ def _examination(method: Gradient, solver: str, another: bool, sample: Sample, r
 
 
 def _cost(method: Gradient, parts: tuple[Part, ...], times: int = 1) -> Cost | None:
-    """Of all solves, each with `times` its steps; None where the cost model does not tell."""
+    """The cost of all solves, each with `times` its steps; None where the cost model does not tell."""
     try:
         costs = [(method.cost(part.solver, times * part.steps), part.solves) for part in parts]
     except InputError:  # checkpoint with a budget of memory
@@ -173,7 +174,7 @@ def _grows(method: Gradient, parts: tuple[Part, ...]) -> bool:
 
 
 def _contraction(solved: dict[Gradient, tuple[Part, ...]], dtype: str) -> float | None:
-    """See `Diagnosis`."""
+    """By which factor a second iteration lowers the certificate, the largest of all solves; see `Diagnosis`."""
     one, two = solved.get(DiscreteAdjoint()), solved.get(DiscreteAdjoint(iterations=2))
     if one is None or two is None:
         return None

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from odenet._report.units import error
-from odenet.doctor.diagnosis import OUTSIDE, Diagnosis, Examination
+from odenet.doctor.examination import OUTSIDE, Examination, Examinations
+from odenet.doctor.recommendation import recommended
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,22 +23,22 @@ LEGEND = (
 )
 
 
-def tables(found: Diagnosis, where: str = "", *, weights: bool = False) -> list[Table]:
+def tables(record: Examinations, where: str = "", *, weights: bool = False) -> list[Table]:
     """The methods, then their errors by layer, then, if asked for, by weight.
 
     Args:
-        found: by the doctor.
+        record: what was examined.
         where: in front of the titles.
         weights: whether parameters have a table, too.
     """
     from odenet._report.terminal import table
 
-    where = where or title(found)
-    made = [table(f"{where}: gradient methods against {found.reference}", HEADS, rows(found), LEGEND)]
-    done = [each for each in found.examinations if each.trouble is None]
+    where = where or title(record)
+    shown_tables = [table(f"{where}: gradient methods against {record.reference}", HEADS, rows(record), LEGEND)]
+    done = [examination for examination in record.examinations if examination.trouble is None]
     if not done:
-        return made
-    heads = [">" + each.label.replace(":", "\n:").replace(" on ", "\non ") for each in done]
+        return shown_tables
+    heads = [">" + examination.label.replace(":", "\n:").replace(" on ", "\non ") for examination in done]
     labels = list(done[0].by_layer)
     layers = [label for label in labels if label != OUTSIDE]
     if len(layers) > 1:
@@ -45,49 +46,54 @@ def tables(found: Diagnosis, where: str = "", *, weights: bool = False) -> list[
         caption = f"{len(picked)} of {len(layers)} layers" if len(picked) < len(layers) else ""
         for what, pick in _BY_LAYER.items():
             kept = [*picked, *labels[len(layers) :]]
-            body = [(label, *(error(pick(each).get(label)) for each in done)) for label in kept]
-            made.append(table(f"{where}: {what} by layer along depth", [">layer", *heads], body, caption))
+            body = [(label, *(error(pick(examination).get(label)) for examination in done)) for label in kept]
+            shown_tables.append(table(f"{where}: {what} by layer along depth", [">layer", *heads], body, caption))
     if weights:
-        body = [(name, *(error(each.by_weight.get(name)) for each in done)) for name in done[0].by_weight]
-        made.append(table(f"{where}: relative error by weight", ["weight", *heads], body))
-    return made
+        body = [(name, *(error(examination.by_weight.get(name)) for examination in done)) for name in done[0].by_weight]
+        shown_tables.append(table(f"{where}: relative error by weight", ["weight", *heads], body))
+    return shown_tables
 
 
 _BY_LAYER: Mapping[str, Callable[[Examination], Mapping[str, float]]] = {
-    "relative error": lambda each: each.by_layer,
-    "1 - cos": lambda each: each.cosine_by_layer,
+    "relative error": lambda examination: examination.by_layer,
+    "1 - cos": lambda examination: examination.cosine_by_layer,
 }
 
 
-def rows(found: Diagnosis) -> list[list[str]]:
+def rows(record: Examinations) -> list[list[str]]:
     """A row of cells for each method, under `HEADS`."""
-    best = found.recommended
-    made = []
-    for each in found.examinations:
-        cost = each.cost
+    best = recommended(record)
+    lines = []
+    for examination in record.examinations:
+        cost = examination.cost
         counts = (cost.f_forward, cost.f_backward, cost.vjp, cost.states) if cost is not None else (None,) * 4
-        numbers = (each.gradient_error, each.cosine_distance, each.certificate, each.estimate)
-        note = each.trouble or ("recommended" if each is best else "")
-        shown_counts = ["–" if count is None or each.trouble else str(count) for count in counts]
-        made.append([each.label, *(error(number) for number in numbers), *shown_counts, note])
-    return made
+        numbers = (
+            examination.gradient_error,
+            examination.cosine_distance,
+            examination.certificate,
+            examination.estimate,
+        )
+        note = examination.trouble or ("recommended" if examination is best else "")
+        shown_counts = ["–" if count is None or examination.trouble else str(count) for count in counts]
+        lines.append([examination.label, *(error(number) for number in numbers), *shown_counts, note])
+    return lines
 
 
-def text(found: Diagnosis) -> str:
+def text(record: Examinations) -> str:
     """The table of methods in plain text."""
-    body = [[head.removeprefix(">") for head in HEADS], *rows(found)]
+    body = [[head.removeprefix(">") for head in HEADS], *rows(record)]
     widths = [max(len(row[i]) for row in body) for i in range(len(HEADS) - 1)]
     lines = []
     for name, *cells, note in body:
         numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         lines.append("  ".join([name.ljust(widths[0]), *numbers, note]).rstrip())
-    return "\n".join([f"{title(found)}: gradient methods against {found.reference}", "", *lines])
+    return "\n".join([f"{title(record)}: gradient methods against {record.reference}", "", *lines])
 
 
-def title(found: Diagnosis) -> str:
+def title(record: Examinations) -> str:
     """What was examined."""
-    solvers = ", ".join(dict.fromkeys(f"{part.solver.label} N={part.steps}" for part in found.parts))
-    return f"{found.backend} {solvers} {found.dtype}"
+    solvers = ", ".join(dict.fromkeys(f"{part.solver.label} N={part.steps}" for part in record.parts))
+    return f"{record.backend} {solvers} {record.dtype}"
 
 
 def shown(layers: int) -> list[int]:

@@ -6,7 +6,7 @@ import math
 
 from odenet._gradients.exact import Checkpoint
 from odenet._report.units import error
-from odenet.doctor.diagnosis import Diagnosis, Examination
+from odenet.doctor.examination import Examination, Examinations
 from odenet.doctor.recommendation import (
     contractive,
     evaluations,
@@ -26,97 +26,97 @@ MANY = 10
 """Iterations beyond which they are no saving any more."""
 
 
-def verdict(found: Diagnosis) -> str:
+def verdict(record: Examinations) -> str:
     """A few sentences, made from the numbers."""
-    best = recommended(found)
-    sentences = [_repeatable(found)]
+    best = recommended(record)
+    sentences = [_repeatable(record)]
     if best is not None and best.memory == 0:
-        sentences += [_take(found, best), _why(found, best), _passed_over(found, best), *_remarks(found, best)]
+        sentences += [_take(record, best), _why(record, best), _passed_over(record, best), *_remarks(record, best)]
     else:
-        sentences += [_take_checkpoint(found, best), _missed(found), _why_not(found)]
+        sentences += [_take_checkpoint(record, best), _missed(record), _why_not(record)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _repeatable(found: Diagnosis) -> str:
-    again = found.of("backprop")
+def _repeatable(record: Examinations) -> str:
+    again = record.of("backprop")
     # a few thousand roundings, of sums in another order
-    if again is None or again.gradient_error is None or again.gradient_error <= 1e4 * found.rounding:
+    if again is None or again.gradient_error is None or again.gradient_error <= 1e4 * record.rounding:
         return ""
     return (
-        f"Backprop itself is {error(again.gradient_error)} off {found.reference}, so that no smaller error can be seen "
-        "here: look for blocks that do not give the same for the same."
+        f"Backprop itself is {error(again.gradient_error)} off {record.reference}, so that no smaller error can be "
+        "seen here: look for blocks that do not give the same for the same."
     )
 
 
-def _take(found: Diagnosis, best: Examination) -> str:
+def _take(record: Examinations, best: Examination) -> str:
     text = (
         f"Take {best.label}: its gradient is {error(best.gradient_error)} off backprop's, within the tolerance of "
-        f"{error(found.tolerance)}"
+        f"{error(record.tolerance)}"
     )
     if best.cost is None:
         return f"{text}, and the memory it needs does not grow with depth."
     keeps = f"{best.cost.states} state{'s' if best.cost.states > 1 else ''}"
     more = f"for {best.cost.f_backward} more evaluations of f"
-    return f"{text}; it keeps {keeps} instead of {_all_states(found)}, {more}."
+    return f"{text}; it keeps {keeps} instead of {_all_states(record)}, {more}."
 
 
-def _why(found: Diagnosis, best: Examination) -> str:
+def _why(record: Examinations, best: Examination) -> str:
     """Of a method whose memory does not grow."""
     if extrapolates(best):
-        state = "smooth" if smooth(found) else "not smooth"
-        return f"It continues increments in depth, and the weights are {state} there: {_size(found)}."
+        state = "smooth" if smooth(record) else "not smooth"
+        return f"It continues increments in depth, and the weights are {state} there: {_size(record)}."
     if not watched(best):
         return "It is another gradient, of the ODE, and has no certificate to tell when it is off by more."
-    if contractive(found) is None:
+    if contractive(record) is None:
         return ""
-    if contractive(found):
-        return f"The steps are contractive: a second iteration brings the certificate {_down(found)}."
+    if contractive(record):
+        return f"The steps are contractive: a second iteration brings the certificate {_down(record)}."
     return (
-        f"But some step is not contractive: a second iteration brings the certificate {_down(found)}. Should the error "
-        "grow in training, the way out is checkpoint."
+        f"But some step is not contractive: a second iteration brings the certificate {_down(record)}. Should the "
+        "error grow in training, the way out is checkpoint."
     )
 
 
-def _passed_over(found: Diagnosis, best: Examination) -> str:
+def _passed_over(record: Examinations, best: Examination) -> str:
     """The method that costs less and was not taken: one, the first there is to say something about."""
-    cheaper = [e for e in found.examinations if not e.another and e.memory == 0 and evaluations(e) < evaluations(best)]
-    for each in cheaper:
-        if extrapolates(each) and not each.meets(found.tolerance) and each.gradient_error is not None:
-            state = "although the weights are" if smooth(found) else "since the weights are not"
-            off = f"{error(each.gradient_error)} off"
-            return f"{each.label} costs less, and is {off}, {state} smooth in depth: {_size(found)}."
-        if each in within(found) and not lasting(found, each):
-            why = "the weights are not smooth in depth, where it gains nothing from more layers: " + _size(found)
-            if not watched(each):
+    cheaper = [e for e in record.examinations if not e.another and e.memory == 0 and evaluations(e) < evaluations(best)]
+    for other in cheaper:
+        if extrapolates(other) and not other.meets(record.tolerance) and other.gradient_error is not None:
+            state = "although the weights are" if smooth(record) else "since the weights are not"
+            off = f"{error(other.gradient_error)} off"
+            return f"{other.label} costs less, and is {off}, {state} smooth in depth: {_size(record)}."
+        if other in within(record) and not lasting(record, other):
+            why = "the weights are not smooth in depth, where it gains nothing from more layers: " + _size(record)
+            if not watched(other):
                 why = "it is another gradient, and has no certificate to tell when it no longer is"
-            return f"{each.label} costs less and is within it now ({error(each.gradient_error)}), but {why}."
+            return f"{other.label} costs less and is within it now ({error(other.gradient_error)}), but {why}."
     return ""
 
 
-def _remarks(found: Diagnosis, best: Examination) -> list[str]:
+def _remarks(record: Examinations, best: Examination) -> list[str]:
     """What else a user should know of the method taken."""
     size, expected = best.gradient_error or 0.0, best.estimate
-    if 0 < size <= 16 * found.rounding:
-        return [f"What is left is rounding in {found.dtype}."]
+    if 0 < size <= 16 * record.rounding:
+        return [f"What is left is rounding in {record.dtype}."]
     if expected is None or best.certificate is None:
         return []
-    made = [f"Watch the certificate of {best.label} in training: it estimates the error as {error(expected)} now."]
+    remarks = [f"Watch the certificate of {best.label} in training: it estimates the error as {error(expected)} now."]
     if size > KINKS * expected:
-        made.append(f"The error is {size / expected:.0f} times that: expect it where f has kinks, as with ReLU.")
-    return made
+        remarks.append(f"The error is {size / expected:.0f} times that: expect it where f has kinks, as with ReLU.")
+    return remarks
 
 
-def _take_checkpoint(found: Diagnosis, best: Examination | None) -> str:
-    segments = max(1, round(math.sqrt(found.steps)))
+def _take_checkpoint(record: Examinations, best: Examination | None) -> str:
+    segments = max(1, round(math.sqrt(record.steps)))
     fewer = (
-        f"checkpoint:segments={segments} keeps about {segments} states a solve instead of {found.steps} for the same "
+        f"checkpoint:segments={segments} keeps about {segments} states a solve instead of {record.steps} for the same "
         "evaluations, checkpoint:states=K as few as you like for more"
     )
     if best is not None and isinstance(best.gradient, Checkpoint):
         off = "to the last bit" if best.gradient_error == 0 else f"up to {error(best.gradient_error)}"
         kept = "" if best.cost is None else f", and keeps {best.cost.states} states and no stages"
         return f"Take {best.label}: it is backprop's gradient {off}{kept}; {fewer}."
-    tried = found.of(Checkpoint().label)
+    tried = record.of(Checkpoint().label)
     why = f" (it was examined: {tried.trouble})" if tried is not None and tried.trouble is not None else ""
     if best is not None and best.memory == 1:
         return (
@@ -124,57 +124,57 @@ def _take_checkpoint(found: Diagnosis, best: Examination | None) -> str:
             f"with depth. The way out that is exact is checkpoint{why}: {fewer}."
         )
     first = "Nothing but backprop meets" if best is not None else "Nothing that was examined meets"
-    return f"{first} the tolerance of {error(found.tolerance)}. The way out is checkpoint{why}: {fewer}."
+    return f"{first} the tolerance of {error(record.tolerance)}. The way out is checkpoint{why}: {fewer}."
 
 
-def _missed(found: Diagnosis) -> str:
-    near = missed(found)
+def _missed(record: Examinations) -> str:
+    near = missed(record)
     if not near:
         return "No method whose memory does not grow with depth was examined on this solver."
     if near[0].gradient_error is None:
         return f"No method whose memory does not grow with depth came to an end: {near[0].label}: {near[0].trouble}"
     return (
-        f"No method whose memory does not grow with depth is within {error(found.tolerance)}: the nearest, "
+        f"No method whose memory does not grow with depth is within {error(record.tolerance)}: the nearest, "
         f"{near[0].label}, is {error(near[0].gradient_error)} off."
     )
 
 
-def _why_not(found: Diagnosis) -> str:
+def _why_not(record: Examinations) -> str:
     """Why no method whose memory does not grow meets the tolerance."""
-    if found.tolerance < 100 * found.rounding:
-        return f"That is a tolerance which {found.dtype} does not resolve."
-    if contractive(found) is None:
+    if record.tolerance < 100 * record.rounding:
+        return f"That is a tolerance which {record.dtype} does not resolve."
+    if contractive(record) is None:
         return ""
-    if not contractive(found):
+    if not contractive(record):
         return (
-            f"Some step is not contractive, or hardly so: a second iteration brings the certificate {_down(found)} and "
-            f"the error {_errors(found)}. Where the residual does not fall no number of iterations helps; checkpoint "
-            "undoes no step."
+            f"Some step is not contractive, or hardly so: a second iteration brings the certificate {_down(record)} "
+            f"and the error {_errors(record)}. Where the residual does not fall no number of iterations helps; "
+            "checkpoint undoes no step."
         )
-    more = iterations(found)
+    more = iterations(record)
     if more is None or more > MANY:
         rest = "which is too little for iterations to be worth their cost"
     else:
         rest = f"so that discrete-adjoint:iterations={more}, not examined, should meet it"
-    return f"The steps are contractive: a second iteration brings the certificate {_down(found)}, {rest}."
+    return f"The steps are contractive: a second iteration brings the certificate {_down(record)}, {rest}."
 
 
-def _down(found: Diagnosis) -> str:
-    return f"to ×{found.contraction:.2g}"
+def _down(record: Examinations) -> str:
+    return f"to ×{record.contraction:.2g}"
 
 
-def _errors(found: Diagnosis) -> str:
-    once, twice = found.of("discrete-adjoint"), found.of("discrete-adjoint:iterations=2")
+def _errors(record: Examinations) -> str:
+    once, twice = record.of("discrete-adjoint"), record.of("discrete-adjoint:iterations=2")
     assert once is not None
     assert twice is not None
     return f"from {error(once.gradient_error)} to {error(twice.gradient_error)}"
 
 
-def _size(found: Diagnosis) -> str:
-    if found.smoothness is None:
+def _size(record: Examinations) -> str:
+    if record.smoothness is None:
         return "layers of different shapes"
-    return f"N |w[n+1] - w[n]| / |w| = {found.smoothness:.2g} at N = {found.steps}"
+    return f"N |w[n+1] - w[n]| / |w| = {record.smoothness:.2g} at N = {record.steps}"
 
 
-def _all_states(found: Diagnosis) -> int:
-    return sum(part.steps * part.solves for part in found.parts)
+def _all_states(record: Examinations) -> int:
+    return sum(part.steps * part.solves for part in record.parts)

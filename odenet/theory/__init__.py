@@ -22,3 +22,7 @@ __all__ = [
     "smoothness",
     "way_back",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

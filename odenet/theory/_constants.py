@@ -32,16 +32,16 @@ def lipschitz(network: Network, depth: Depth, states: np.ndarray) -> float:
     points = Linearised(network, every(weights, stride), states[::stride], stride * network.step)
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal(points.states.shape).astype(states.dtype)
-    found = 0.0
+    largest = 0.0
     for _ in range(_ITERATIONS):
         size = np.linalg.norm(vectors, axis=2, keepdims=True)
         vectors = np.divide(vectors, size, out=np.zeros_like(vectors), where=size > 0)
         moved = points.push(vectors)
-        before, found = found, float(np.linalg.norm(moved, axis=2).max())
-        if found == 0 or abs(found - before) <= _SETTLED * found:
+        before, largest = largest, float(np.linalg.norm(moved, axis=2).max())
+        if largest == 0 or abs(largest - before) <= _SETTLED * largest:
             break
         vectors = points.pull(moved)
-    return found
+    return largest
 
 
 def second_derivative(network: Network, ode: np.ndarray, substeps: int) -> float:

@@ -13,6 +13,7 @@ from odenet._solvers.names import solver as solver_named
 from odenet.theory._constants import growth, second_derivative
 from odenet.theory._constants import lipschitz as estimated
 from odenet.theory._network import Network, continued, network
+from odenet.theory._trajectory import ByStep, sizes
 
 RESOLVED = 1e-3
 """An error of the Neural ODE's solution below this part of the distance leaves the distance what it is."""
@@ -21,14 +22,14 @@ _MOST = 64  # steps of rk4 in each of the network's
 
 
 @dataclass(frozen=True)
-class Distance:
+class Distance(ByStep):
     """How far a network's states are from its Neural ODE's, with what bounds that.
 
     Distances are Euclidean norms, in units of the state: of each sample (the largest is taken) or of the whole state.
 
     Args:
         by_step: `|y[n] - x(t[n])|`, shape (N + 1,); 0 at n = 0.
-        error: of the Neural ODE's own solution at these times, the largest, estimated by halving its steps.
+        error: the largest of the Neural ODE's own solution at these times, estimated by halving its steps.
         lipschitz: L, a lower estimate unless it was given: `max |df/dy|` at the Neural ODE's states (at 33 to 65 of
             them where there are more), by power iteration.
         second_derivative: `max |x''|`, by differences of the Neural ODE's slopes; a lower estimate, near for smooth
@@ -37,21 +38,10 @@ class Distance:
             Proposition 1. As good as they are. None for solvers other than Euler, of which it does not speak.
     """
 
-    by_step: np.ndarray
     error: float
     lipschitz: float
     second_derivative: float
     bound: float | None
-
-    @property
-    def steps(self) -> int:
-        """N."""
-        return len(self.by_step) - 1
-
-    @property
-    def largest(self) -> float:
-        """Over all steps."""
-        return float(self.by_step.max())
 
     @property
     def resolved(self) -> bool:
@@ -102,39 +92,34 @@ def distance(
 
     Source: Sander, Ablin and Peyre 2022, Proposition 1.
     """
-    given = network(field, y0, weights, t0=t0, t1=t1, steps=steps, backend=backend, device=device, batched=batched)
+    net = network(field, y0, weights, t0=t0, t1=t1, steps=steps, backend=backend, device=device, batched=batched)
     named = solver_named(solver)
-    states = given.trajectory(given.depth, named, given.steps)
-    ode, substeps, error = _solved(given, states)
+    states = net.trajectory(net.depth, named, net.steps)
+    ode, substeps, error = _solved(net, states)
     nodes = ode[::substeps]
-    constant = lipschitz if lipschitz is not None else estimated(given, continued(given.depth), nodes)
-    second = second_derivative(given, ode, substeps)
+    constant = lipschitz if lipschitz is not None else estimated(net, continued(net.depth), nodes)
+    second = second_derivative(net, ode, substeps)
     return Distance(
-        _norms(states - nodes),
+        sizes(states - nodes),
         error,
         constant,
         second,
-        abs(given.step) * growth(constant, abs(t1 - t0)) * second / 2 if named.name == "euler" else None,
+        abs(net.step) * growth(constant, abs(t1 - t0)) * second / 2 if named.name == "euler" else None,
     )
 
 
-def _solved(given: Network, states: np.ndarray) -> tuple[np.ndarray, int, float]:
-    """The Neural ODE's states, how many of them there are in a step, and their error."""
-    depth = continued(given.depth)
+def _solved(net: Network, states: np.ndarray) -> tuple[np.ndarray, int, float]:
+    """The Neural ODE's states, how many steps of its solve lie in one of the network's, and their error."""
+    depth = continued(net.depth)
     substeps = 2
-    fine = given.trajectory(depth, "rk4", given.steps * substeps)
+    fine = net.trajectory(depth, "rk4", net.steps * substeps)
     previous, error = np.inf, np.inf
     while True:
         coarse = fine
         substeps *= 2
-        fine = given.trajectory(depth, "rk4", given.steps * substeps)
+        fine = net.trajectory(depth, "rk4", net.steps * substeps)
         # of order 4, so that half the steps have 16 times the error
-        previous, error = error, float(_norms(coarse - fine[::2]).max()) / 15
-        apart = float(_norms(states - fine[::substeps]).max())
+        previous, error = error, float(sizes(coarse - fine[::2]).max()) / 15
+        apart = float(sizes(states - fine[::substeps]).max())
         if error <= RESOLVED * apart or error > previous / 2 or substeps >= _MOST:  # or all that is left is rounding
             return fine, substeps, error
-
-
-def _norms(differences: np.ndarray) -> np.ndarray:
-    """Of each step, the largest over samples."""
-    return np.linalg.norm(differences, axis=2).max(axis=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from odenet import _tree
 from odenet._backend import registry as _registry
-from odenet._problem.depth import Depth, _is_array
+from odenet._problem.depth import Depth, Kind, _is_array
 
 
 def as_numpy(leaf: Any) -> Any:
@@ -31,5 +32,13 @@ def rows(depth: Depth) -> np.ndarray:
 
 def vector(tree: Any) -> np.ndarray:
     """The arrays of a tree as one vector."""
-    found = [np.ravel(leaf) for leaf in _tree.leaves(tree) if _is_array(leaf)]
-    return np.concatenate(found) if found else np.zeros(0)
+    arrays = [np.ravel(leaf) for leaf in _tree.leaves(tree) if _is_array(leaf)]
+    return np.concatenate(arrays) if arrays else np.zeros(0)
+
+
+def layers_at(depth: Depth, places: Sequence[int], kind: Kind) -> Depth:
+    """The layers (or nodes) at these places, in this order, as weights of that kind."""
+    if not depth.stacked:
+        return Depth(tuple(depth.tree[place] for place in places), kind, stacked=False)
+    index = np.array(places)
+    return Depth(_tree.map(lambda leaf: leaf[index] if _is_array(leaf) else leaf, depth.tree), kind)

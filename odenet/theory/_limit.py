@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from odenet._check import whole
 from odenet._errors import InputError
-from odenet._gradients.record import whole
 from odenet.theory._host import as_numpy
 
 

@@ -1,4 +1,4 @@
-"""A field and its Jacobian at many points of a trajectory at once, through no other verbs than those of the seam."""
+"""A field and its Jacobian at many points of a trajectory at once, by solves of a backend alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-import odenet
 from odenet import _tree
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve, value_and_grad
 from odenet._problem.depth import Depth
 from odenet.theory._host import as_numpy
 from odenet.theory._network import Network
@@ -39,7 +39,7 @@ class Linearised:
 
     def slopes(self) -> np.ndarray:
         """f, shape (P, samples, entries)."""
-        return self._flat(self._value(*self._given(np.zeros_like(self.states))))
+        return self._flat(self._value(*self._arguments(np.zeros_like(self.states))))
 
     def push(self, vectors: np.ndarray) -> np.ndarray:
         """`J v` at every point, by central differences: relative error about eps^(2/3) where f is smooth.
@@ -50,7 +50,7 @@ class Linearised:
         size = np.linalg.norm(vectors, axis=2, keepdims=True)
         reach = nudge(self.states)
         unit = np.divide(vectors, size, out=np.zeros_like(vectors), where=size > 0)
-        return self._flat(self._difference(*self._given(reach * unit))) * size / (2 * reach)
+        return self._flat(self._difference(*self._arguments(reach * unit))) * size / (2 * reach)
 
     def pull(self, vectors: np.ndarray) -> np.ndarray:
         """`Jᵀ u` at every point, by the backend's own gradient.
@@ -58,10 +58,10 @@ class Linearised:
         Args:
             vectors: shape (P, samples, entries).
         """
-        found = self._transposed(*self._given(vectors))
+        products = self._transposed(*self._arguments(vectors))
         if not self.depth.stacked:
-            found = _tree.map(lambda *leaves: np.stack([as_numpy(leaf) for leaf in leaves]), *found)
-        return self._flat(found) / self.step
+            products = _tree.map(lambda *leaves: np.stack([as_numpy(leaf) for leaf in leaves]), *products)
+        return self._flat(products) / self.step
 
     @cached_property
     def _value(self) -> Callable[..., Any]:
@@ -80,14 +80,14 @@ class Linearised:
         """The gradient by y of the sum of `h f(y) v`, over points and entries; of single layers a list."""
 
         def transposed(start: Any, layers: Depth) -> Any:
-            _, gradients, _ = odenet.value_and_grad(
+            _, gradients, _ = value_and_grad(
                 lambda solution: sum(leaf[-1].sum() for leaf in _tree.leaves(solution.ys)),
                 lambda t, s, leaf: _tree.map(operator.mul, self.network.field(t, leaf["y"], leaf["w"]), leaf["v"]),
                 start,
                 layers,
                 **self._choices,
             )
-            return gradients.weights["y"] if layers.stacked else [each["y"] for each in gradients.weights]
+            return gradients.weights["y"] if layers.stacked else [layer["y"] for layer in gradients.weights]
 
         return self._compiled(transposed)
 
@@ -99,7 +99,7 @@ class Linearised:
                 value = function(lambda y: self.network.field(t, y, leaf["w"]), leaf)
                 return _tree.map(lambda new, old: (new - old) / self.step, value, s)
 
-            solution = odenet.solve(field, start, layers, ts="all", **self._choices)
+            solution = solve(field, start, layers, ts="all", **self._choices)
             return _tree.map(lambda leaf: leaf[1:], solution.ys)
 
         return self._compiled(visiting)
@@ -115,8 +115,8 @@ class Linearised:
         leaves, unflatten = _tree.flatten(self._layers(self.states).tree)
 
         def of_arrays(start: Any, arrays: list[Any]) -> Any:
-            given = iter(arrays)
-            tree = unflatten([next(given) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves])
+            remaining = iter(arrays)
+            tree = unflatten([next(remaining) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves])
             return function(start, Depth(tree, "piecewise", self.depth.stacked))
 
         compiled = _registry.backend(self.network.backend).compiled(of_arrays)
@@ -127,7 +127,7 @@ class Linearised:
 
         return run
 
-    def _given(self, vectors: np.ndarray) -> tuple[Any, list[Any]]:
+    def _arguments(self, vectors: np.ndarray) -> tuple[Any, list[Any]]:
         leaves = _tree.leaves(self._layers(vectors).tree)
         start = _tree.map(np.zeros_like, self.network.y0)
         return start, [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-import odenet
 from odenet import _tree
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
 from odenet._errors import InputError
 from odenet._problem.depth import Depth
 from odenet._solvers.names import AnySolver
-from odenet.theory._host import as_numpy, on_host
+from odenet._solvers.names import solver as solver_named
+from odenet.theory._host import as_numpy, layers_at, on_host
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Network:
         field: `field(t, y, w)`.
         y0: a tree of NumPy arrays.
         depth: weights along depth, NumPy.
-        steps: N.
+        steps: their number N.
         t0, t1: times.
-        backend: who solves, by name.
-        device: where.
+        backend: by which it is solved, by name.
+        device: on which.
         batched: whether the first axis of y0 is one of samples, each with a trajectory of its own.
     """
 
@@ -45,12 +46,12 @@ class Network:
 
     @property
     def step(self) -> float:
-        """h."""
+        """The step size h."""
         return (self.t1 - self.t0) / self.steps
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the state; of several number types the widest."""
+        """The number type of the state; of several the widest."""
         return np.result_type(*_tree.leaves(self.y0))
 
     @property
@@ -68,16 +69,16 @@ class Network:
     def trajectory(self, depth: Depth, solver: str | AnySolver, steps: int) -> np.ndarray:
         """All states of a solve from y0, as `flat` has them: shape (steps + 1, samples, entries of one)."""
         with self.prepared() as backend:
-            solution = odenet.solve(
+            solution = solve(
                 self.field,
                 self.y0,
                 depth,
                 t0=self.t0,
                 t1=self.t1,
                 steps=steps,
-                solver=solver,
+                solver=solver_named(solver),
                 ts="all",
-                backend=self.backend,
+                backend=_registry.entry(self.backend),
             )
             return self.flat(_tree.map(backend.to_numpy, solution.ys))
 
@@ -112,7 +113,7 @@ def network(
     device: str,
     batched: bool,
 ) -> Network:
-    """Checked, and brought to the host."""
+    """The network of these, checked, with its arrays on the host."""
     depth = weights if isinstance(weights, Depth) else Depth(weights)
     name = backend or _registry.entry_for([y0, depth.tree]).name
     count = steps or depth.intervals
@@ -141,10 +142,7 @@ def continued(depth: Depth) -> Depth:
     """
     if depth.kind != "piecewise":
         return depth
-    if not depth.stacked:
-        return Depth((*depth.tree, depth.tree[-1]), "linear", stacked=False)
-    places = np.array([*range(depth.layers), depth.layers - 1])
-    return Depth(_rows(depth.tree, places), "linear")
+    return layers_at(depth, [*range(depth.layers), depth.layers - 1], "linear")
 
 
 def at_points(depth: Depth, points: int, steps: int) -> Depth:
@@ -152,17 +150,9 @@ def at_points(depth: Depth, points: int, steps: int) -> Depth:
     fitted = depth.fit(steps)
     if fitted.kind == "shared":
         return Depth.each([fitted.tree] * points)
-    if not fitted.stacked:
-        return Depth(tuple(fitted.tree[:points]), "piecewise", stacked=False)
-    return Depth(_rows(fitted.tree, np.arange(points)), "piecewise")
+    return layers_at(fitted, range(points), "piecewise")
 
 
 def every(depth: Depth, stride: int) -> Depth:
-    """Of piecewise layers those at 0, stride, 2 stride, ..."""
-    if not depth.stacked:
-        return Depth(tuple(depth.tree[::stride]), "piecewise", stacked=False)
-    return Depth(_rows(depth.tree, np.arange(0, depth.layers, stride)), "piecewise")
-
-
-def _rows(tree: Any, places: np.ndarray) -> Any:
-    return _tree.map(lambda leaf: leaf[places] if isinstance(leaf, np.ndarray) else leaf, tree)
+    """The piecewise layers 0, stride, 2 stride, ..."""
+    return layers_at(depth, range(0, depth.layers, stride), "piecewise")

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-import odenet
 from odenet import _tree
+from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
 from odenet._errors import InputError
 from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.names import gradient
@@ -18,39 +19,29 @@ from odenet.theory._constants import growth
 from odenet.theory._constants import lipschitz as estimated
 from odenet.theory._linearised import Linearised, nudge, row
 from odenet.theory._network import Network, at_points, network
+from odenet.theory._trajectory import ByStep, sizes
 from odenet.theory._way_back import increments, reversed_depth
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(ByStep):
     """By how much the discrete adjoint's recovered states will be off, in units of the state.
 
     Euclidean norms: of each sample (the largest is taken) or of the whole state. All of it is to leading order in h,
     for fields that are smooth in the state: exact as N grows, and within a factor of two where h L is below a tenth.
 
     Args:
-        by_step: predicted `|z[n] - y[n]|`, shape (N + 1,); 0 at n = N, where the way back starts.
+        by_step: predicted `|z[n] - y[n]|`, shape (N + 1,); 0 at n = N, where the recovery starts.
         order: p of `O(1/N**p)`: 1 for the paper's form, and one more for the correction and for each iteration.
-        lipschitz: L, a lower estimate unless it was given.
+        lipschitz: L, a lower estimate unless it was net.
         local: `max |J**p f|`: h**(p+1) times it is lost in a step.
         bound: `h**p max |J**p f| (e^(L T) - 1) / L`, T = |t1 - t0|: what these losses add up to at most.
     """
 
-    by_step: np.ndarray
     order: int
     lipschitz: float
     local: float
     bound: float
-
-    @property
-    def steps(self) -> int:
-        """N."""
-        return len(self.by_step) - 1
-
-    @property
-    def largest(self) -> float:
-        """Over all steps."""
-        return float(self.by_step.max())
 
     def at(self, steps: int) -> float:
         """The largest error to expect of a network of that many steps through the same function of depth."""
@@ -73,7 +64,7 @@ def reconstruction(
 ) -> Reconstruction:
     """What a ResNet's (Euler's) discrete adjoint will recover its states with, predicted without going back.
 
-    The way back is `z[n] = z[n+1] - h f(z[n+1], w[n])`, in the paper's form (`correct=False`). A step of it from the
+    The recovery is `z[n] = z[n+1] - h f(z[n+1], w[n])`, in the paper's form (`correct=False`). A step of it from the
     true y[n+1] misses y[n] by `-h² J f`, since it evaluates f at the wrong end; each further evaluation, an iteration
     or the correction, multiplies that by `-h J`, J being the Jacobian of the field by y[n]. Going back, what is lost
     obeys `e[n] = (1 - h J) e[n+1] + (-1)**p h**(p+1) J**p f`, which is what is summed here.
@@ -97,29 +88,29 @@ def reconstruction(
     if not isinstance(named, DiscreteAdjoint):
         raise InputError(f"the recovered states of {named.label}", "a discrete adjoint, which recovers them")
     order = increments(named)
-    given = network(field, y0, weights, t0=t0, t1=t1, steps=steps, backend=backend, device=device, batched=batched)
-    states = given.trajectory(given.depth, "euler", given.steps)[:-1]
-    points = Linearised(given, at_points(given.depth, given.steps, given.steps), states, given.step)
+    net = network(field, y0, weights, t0=t0, t1=t1, steps=steps, backend=backend, device=device, batched=batched)
+    states = net.trajectory(net.depth, "euler", net.steps)[:-1]
+    points = Linearised(net, at_points(net.depth, net.steps, net.steps), states, net.step)
     lost = points.slopes()
     for _ in range(order):
         lost = points.push(lost)
-    constant = lipschitz if lipschitz is not None else estimated(given, given.depth, states)
-    local = float(np.linalg.norm(lost, axis=2).max())
-    span = abs(given.t1 - given.t0)
-    errors = _summed(given, points, lost if order % 2 == 0 else -lost)
+    constant = lipschitz if lipschitz is not None else estimated(net, net.depth, states)
+    local = float(sizes(lost).max())
+    span = abs(net.t1 - net.t0)
+    errors = _summed(net, points, lost if order % 2 == 0 else -lost)
     return Reconstruction(
-        abs(given.step) ** order * np.linalg.norm(errors, axis=2).max(axis=1),
+        abs(net.step) ** order * sizes(errors),
         order,
         constant,
         local,
-        abs(given.step) ** order * local * growth(constant, span),
+        abs(net.step) ** order * local * growth(constant, span),
     )
 
 
-def _summed(given: Network, points: Linearised, lost: np.ndarray) -> np.ndarray:
+def _summed(net: Network, points: Linearised, lost: np.ndarray) -> np.ndarray:
     """e / h**p of all steps: Euler's method backward in time for `e' = J e - lost`, J by central differences."""
     size = float(np.abs(lost).max(initial=0.0)) or 1.0  # e of about 1, whatever is lost
-    reach, step, field = nudge(points.states), given.step, given.field
+    reach, step, field = nudge(points.states), net.step, net.field
 
     def slope(t: Any, e: Any, layer: Any) -> Any:
         def f(sign: int) -> Any:  # at the start of the step, from whose end it is asked for
@@ -128,22 +119,22 @@ def _summed(given: Network, points: Linearised, lost: np.ndarray) -> np.ndarray:
         change = _tree.map(lambda ahead, behind: (ahead - behind) / (2 * reach), f(1), f(-1))
         return _tree.map(lambda moved, lost: moved - lost, change, layer["lost"])
 
-    trees = {"y": given.tree(points.states), "lost": given.tree(lost / size)}
+    trees = {"y": net.tree(points.states), "lost": net.tree(lost / size)}
     depth = points.depth
     if depth.stacked:
         layers = Depth({"w": depth.tree, **trees}, "piecewise")
     else:
-        parts = [{name: row(tree, n) for name, tree in trees.items()} for n in range(given.steps)]
+        parts = [{name: row(tree, n) for name, tree in trees.items()} for n in range(net.steps)]
         layers = Depth.each([{"w": w, **part} for w, part in zip(depth.tree, parts, strict=True)])
-    with given.prepared() as backend:
-        solution = odenet.solve(
+    with net.prepared() as backend:
+        solution = solve(
             slope,
-            _tree.map(np.zeros_like, given.y0),
+            _tree.map(np.zeros_like, net.y0),
             reversed_depth(layers),
-            t0=given.t1,
-            t1=given.t0,
+            t0=net.t1,
+            t1=net.t0,
             solver="euler",
             ts="all",
-            backend=given.backend,
+            backend=_registry.entry(net.backend),
         )
-        return size * given.flat(_tree.map(backend.to_numpy, solution.ys))[::-1]
+        return size * net.flat(_tree.map(backend.to_numpy, solution.ys))[::-1]

@@ -1,15 +1,13 @@
-"""The discrete adjoint's way back, as a solver of its own."""
+"""The discrete adjoint's recovery of states, as a solver of its own."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from odenet import _tree
 from odenet._errors import InputError
 from odenet._gradients.adjoints import DiscreteAdjoint
-from odenet._problem.depth import Depth, _is_array
+from odenet._problem.depth import Depth
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
+from odenet.theory._host import layers_at
 
 
 def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:
@@ -43,17 +41,12 @@ def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:
 
 
 def reversed_depth(depth: Depth) -> Depth:
-    """The same weights, met from the end: of a solve from t1 back to t0."""
-    if depth.kind == "shared":
-        return depth
-    if not depth.stacked:
-        return Depth(depth.tree[::-1], depth.kind, stacked=False)
-    places = np.arange(depth.layers)[::-1].copy()  # torch has no negative strides
-    return Depth(_tree.map(lambda leaf: leaf[places] if _is_array(leaf) else leaf, depth.tree), depth.kind)
+    """The same weights in reverse order, for a solve from t1 to t0."""
+    return depth if depth.kind == "shared" else layers_at(depth, range(depth.layers)[::-1], depth.kind)
 
 
 def increments(method: DiscreteAdjoint) -> int:
-    """How often `method` evaluates the increment of a step on its way back over it: each gains an order.
+    """How often `method` evaluates the increment of a step to recover the state before it: each gains an order.
 
     Raises:
         InputError: a method whose recovery depends on more than y[n+1].

@@ -22,9 +22,9 @@ import odenet
 from odenet._jobs.data.sets import image_set
 from odenet._jobs.train import curve, job
 from odenet._jobs.train.checkpoint import read
-from odenet._jobs.train.plan import Plan
+from odenet._jobs.train.plan import TrainingPlan
 
-PLAN = Plan(net="mlp", depth=2, width=4, epochs=3, batch=32, limit_train=72, gradient="discrete-adjoint")
+PLAN = TrainingPlan(net="mlp", depth=2, width=4, epochs=3, batch=32, limit_train=72, gradient="discrete-adjoint")
 
 
 def child(out: Path, boundary: tuple[str, int] | None = None) -> int:

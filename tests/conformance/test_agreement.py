@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import cases
@@ -23,6 +24,14 @@ MENU = {  # the others: solver and kind of weights, so that each kind is seen
     "discrete-adjoint:tolerance=1e-4": ("euler", "shared"),
     "continuous-adjoint:interpolate=yes": ("rk38", "linear"),
 }
+
+
+def waiting(cases: Iterable[Any], but: Collection[Any]) -> list[Any]:
+    """Cases of which those in `but` are in the quick suite; the programs of the others wait for `make test-slow`."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if case in but else pytest.mark.slow)
+        for case in cases
+    ]
 
 
 def loss(solution: odenet.Solution) -> Any:
@@ -53,11 +62,9 @@ def test_forward_is_that_of_a_numpy_loop(backend: str, solver: str) -> None:
         assert np.abs(leaf - expected).max() <= 1e-12 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(
-    "solver",  # many stages take JAX seconds to compile
-    [pytest.param(name, marks=pytest.mark.slow if found.stages > 4 else ()) for name, found in odenet.SOLVERS.items()],
-)
+@pytest.mark.parametrize("solver", waiting(odenet.SOLVERS, but=("euler", "heun", "midpoint")))
 def test_backprop_gradients_agree(solver: str) -> None:
+    """Each kind of weights once in the quick suite: all solvers, which share one step, are in the test above."""
     kind, layers = kind_for(solver)
     found = {name: _gradients(name, kind, layers, solver, "backprop") for name in BACKENDS}
     first, *rest = found.values()
@@ -68,18 +75,22 @@ def test_backprop_gradients_agree(solver: str) -> None:
             assert cases.relative(one, two) <= 1e-10
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS[1:])
-@pytest.mark.parametrize("kind", ["shared", "piecewise", "linear"])
+KINDS = ("shared", "piecewise", "linear")
+PAIRS = [(gradient, kind) for gradient in GRADIENTS[1:] for kind in KINDS]
+
+
+@pytest.mark.parametrize(("gradient", "kind"), waiting(PAIRS, but=tuple(zip(GRADIENTS[1:], KINDS, strict=True))))
 def test_adjoints_agree(gradient: str, kind: str) -> None:
+    """Each method and each kind of weights once in the quick suite."""
     layers = {"shared": 1, "piecewise": 3, "linear": 4}[kind]
     found = [_gradients(name, kind, layers, "heun", gradient, ts=[0.5, 0.5, 1.0]) for name in BACKENDS]
     for other in found[1:]:
         assert cases.relative(np.concatenate(found[0], axis=None), np.concatenate(other, axis=None)) <= 1e-10
 
 
-@pytest.mark.parametrize("gradient", MENU)
+@pytest.mark.parametrize("gradient", waiting(MENU, but=[name for name in MENU if "adjoint" in name]))
 def test_the_menu_agrees(gradient: str) -> None:
-    """Leaf by leaf; approximate methods are off by the same."""
+    """Leaf by leaf; approximate methods are off by the same. Exact ones are held to backprop in test_table, too."""
     solver, kind = MENU[gradient]
     layers = {"shared": 1, "piecewise": 3, "linear": 4}[kind]
     first, *rest = (_gradients(name, kind, layers, solver, gradient, ts=[0.5, 0.5, 1.0]) for name in BACKENDS)
@@ -88,16 +99,12 @@ def test_the_menu_agrees(gradient: str) -> None:
             assert cases.relative(one, two) <= 1e-10
 
 
-@pytest.mark.parametrize(
-    "solver",
-    [
-        "alf",
-        "reversible:euler:coupling=0.9",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("reversible-heun", "reversible:rk4")),
-    ],
-)
+REVERSIBLE = ("alf", "reversible:euler:coupling=0.9", "reversible-heun", "reversible:rk4")
+
+
+@pytest.mark.parametrize("solver", waiting(REVERSIBLE, but=("reversible:euler:coupling=0.9",)))
 def test_reversible_solvers_agree(solver: str) -> None:
-    """In the solution and, leaf by leaf, in the gradient, which is that of backprop."""
+    """In the solution and, leaf by leaf, in the gradient, which is that of backprop; others are in test_table, too."""
     first, *rest = (_gradients(name, "linear", 4, solver, "reversible", ts=[0.5, 1.0]) for name in BACKENDS)
     exact = _gradients(BACKENDS[0], "linear", 4, solver, "backprop", ts=[0.5, 1.0])
     for other in (*rest, exact):

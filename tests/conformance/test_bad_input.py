@@ -37,6 +37,7 @@ from odenet import (
     UnsupportedError,
 )
 from odenet._backend import registry as _registry
+from odenet._gradients.way import Way
 
 
 @dataclass(frozen=True)
@@ -755,7 +756,8 @@ def _second_derivative_torch(gradient, solver="euler"):
 
 
 ABSENT = BackendEntry("absent", "no_such_framework", "pip install absent", "nothing:Nothing", ("nothing",))
-PICKY = BackendEntry("picky", "json", "nothing to do", "nothing:Nothing", ("nothing",), ("euler",), ("backprop",))
+EXACT = {odenet.Backprop: Way("json:loads")}
+PICKY = BackendEntry("picky", "json", "nothing to do", "nothing:Nothing", ("nothing",), EXACT, solvers=("euler",))
 
 
 @pytest.fixture

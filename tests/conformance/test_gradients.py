@@ -278,13 +278,22 @@ PAIRS = [
     ("reversible-heun", "backprop"),
     ("alf", "backprop"),
 ]
-# each method and each reversible solver once, every third of them on JAX, where an entry is four programs to compile
+# Each method and each reversible solver once on JAX, where an entry is four programs to compile. On torch each method
+# for solvers that differ in what they count (one stage, a last stage that is the next first one, four stages), each
+# solver for a method of each kind, and every reversible solver. The whole grid waits for `make test-slow`.
 FEW = [(("euler", "bosh3", "heun")[i % 3], method) for i, method in enumerate(METHODS)] + [
     (solver, "reversible") for solver in ("reversible-heun", "alf", "reversible:bosh3")
 ]
+MANY = [
+    (solver, method)
+    for solver, method in PAIRS
+    if solver not in odenet.SOLVERS
+    or solver in ("euler", "bosh3", "rk4")
+    or method in ("backprop", "discrete-adjoint", "continuous-adjoint")
+]
 COUNTED = [
-    pytest.param(thorough, *pair, marks=() if thorough == "torch" or pair in FEW else pytest.mark.slow)
-    for thorough in cases.BACKENDS
+    pytest.param(backend, *pair, marks=() if pair in quick else pytest.mark.slow)
+    for backend, quick in {name: MANY if name == "torch" else FEW for name in cases.BACKENDS}.items()
     for pair in PAIRS
 ]
 

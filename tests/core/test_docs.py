@@ -28,6 +28,7 @@ from odenet._jobs.cli import COMMANDS
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 RELATIVE = 0.1  # how far a printed number may be from the page's: the last digit of two
 ABSOLUTE = 1e-12
 
@@ -44,7 +45,7 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks, in order."""
-    whole = page.read_text(encoding="utf-8")
+    whole = SNIPPET.sub(_included, page.read_text(encoding="utf-8"))
     found = []
     for match in FENCE.finditer(whole):
         title = re.search(r'title="([^"]+)"', match[3])
@@ -52,6 +53,11 @@ def blocks(page: Path) -> list[Block]:
         line = whole.count("\n", 0, match.start()) + 2  # of its first line
         found.append(Block(match[2], title[1] if title else None, text, line))
     return found
+
+
+def _included(match: re.Match[str]) -> str:
+    """A file that the site shows in the place of its name, and that runs where it is shown."""
+    return (ROOT / match[1]).read_text(encoding="utf-8").rstrip("\n")
 
 
 def named(pages: list[Path]) -> list[object]:

@@ -22,7 +22,7 @@ from odenet import (
     gradient,
     solver,
 )
-from odenet._gradients.names import MENU
+from odenet._gradients.names import menu
 from odenet.doctor.checkup import diagnose
 from odenet.doctor.comparison import smoothness
 
@@ -279,8 +279,8 @@ def test_stats_estimate_the_error_of_the_gradient():
 def test_methods_that_leave_a_certificate_say_so():
     certified = {name for name, kind in odenet.GRADIENTS.items() if kind.certifies}
     assert certified == {"discrete-adjoint", "reversible"}
-    assert set(odenet.GRADIENTS) <= set(MENU)
-    assert {gradient(label).label for label in MENU} == set(MENU)
+    assert set(odenet.GRADIENTS) <= set(menu())
+    assert {gradient(label).label for label in menu()} == set(menu())
 
 
 def test_memory_classes():
@@ -339,4 +339,4 @@ def test_check_gradients_asks_the_backend(fake):
     assert [each.gradient for each in found.examinations] == [DiscreteAdjoint()]
     assert found.examinations[0].gradient_error == pytest.approx(0.5 / 64)
     every = odenet.check_gradients(model, (np.ones((2, 4)), np.zeros(2)), backend="fake").examinations
-    assert {each.gradient for each in every} == {gradient(label) for label in MENU}
+    assert {each.gradient for each in every} == {gradient(label) for label in menu()}

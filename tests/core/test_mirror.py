@@ -14,26 +14,33 @@ from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
 CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "layer", "runs", "sums"}
-DROP_IN = {"adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options"}
+DROP_IN = {"adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options", "recording"}
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
     ONE: {
         "field/called_modules.py",
         "field/random_state.py",
+        "steps/events.py",  # in JAX in steps/dense.py
+        "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap
+        "steps/rows.py",
+        "steps/independence.py",
+        "steps/resolution.py",  # float64 beside a float32 state
         *(f"conversion/{name}.py" for name in CONVERSION),
         *(f"drop_in/{name}.py" for name in DROP_IN),
     },
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at; the while
     # loop of an adaptive solve, its custom VJP, its buffers, and the backward loop of its continuous adjoint
     OTHER: {
+        "field/collectives.py",  # named axes of vmap
         "field/trees.py",
         "gradients/adaptive.py",
         "gradients/adaptive_costate.py",
         "gradients/adaptive_vjp.py",
         "nets/convolution.py",
         "steps/adaptive_loop.py",
+        "steps/clock.py",  # times of float32: torch has them as Python floats
         "steps/record.py",
         "verbs/certificate.py",
     },
@@ -46,14 +53,17 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "steps/dense.py": ({"condition", "shifted"}, {"slope_between"}),
-    "steps/times.py": ({"at_event", "from_start", "slope_at", "to_outputs"}, {"Times", "moving", "of_times"}),
+    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between"}),
+    "steps/times.py": (
+        {"WithoutRate", "at_event", "crossing", "from_start", "moved", "moves", "slope", "to_outputs", "zero"},
+        {"Times", "moving", "of_times"},
+    ),
     "steps/tolerance.py": (set(), {"tolerance"}),
     "steps/size_control.py": (
         {"On", "Step", "Walk", "beside"},
-        {"Pace", "Proposal", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
+        {"Pace", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
-    "steps/weighted_sum.py": ({"Buffered"}, {"choose"}),
+    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "only"}),
     "gradients/accepted_steps.py": (
         {"joined", "plain", "solve"},
         {"Again", "Cotangents", "Stretch", "WayBack", "piece"},
@@ -74,7 +84,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "verbs/measure.py": ({"LiveBytes"}, set()),
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
     "gradients/solve.py": (set(), {"solve_telling"}),
-    "field/state.py": ({"as_tensor"}, {"as_array"}),
+    "field/state.py": ({"as_tensor", "require_times"}, {"as_array"}),
     "gradients/adjoint.py": (
         {"Sums", "refuse_transforms", "require_known", "standing", "unhooked", "refuse_second_derivatives"},
         {"Joining", "collect", "descend", "once"},
@@ -146,18 +156,22 @@ def test_modules_take_the_same_arguments_with_the_same_defaults(name):
 def test_the_public_nouns_and_verbs_of_a_file_are_the_same_but_for_each_framework_s_idiom(name):
     one, other = outline(ONE, name).keys(), outline(OTHER, name).keys()
     assert (one - other, other - one) == IDIOM.get(name, (set(), set()))
-    assert one & other or name.endswith(("__init__.py", "_backend.py")) or name in APART
+    assert one & other or name.endswith(("__init__.py", "_backend.py", "_entry.py")) or name in APART
 
 
 @pytest.mark.parametrize("package", [ONE, OTHER])
 def test_the_verbs_are_those_of_the_seam_and_no_others(package):
     (backend,) = [noun for noun in outline(package, "_backend.py") if noun.endswith("Backend")]
-    verbs = set(Backend.__abstractmethods__) | {"trainer"}
+    verbs = {name for name in vars(Backend) if not name.startswith("_")} - {"compiled"}
     assert verbs <= outline(package, "_backend.py")[backend] <= verbs | {"compiled"}  # what has a default in the seam
 
 
 def test_both_announce_the_same_capabilities():
     one, other = (importlib.import_module(package).backend for package in (ONE, OTHER))
-    assert (one.solvers, one.gradients) == (other.solvers, other.gradients)
+    for what in ("solvers", "adaptive", "families", "adaptive_families", "gradients", "networks"):
+        assert getattr(one, what) == getattr(other, what)
+    assert [way.adaptive is None for way in one.methods.values()] == [
+        way.adaptive is None for way in other.methods.values()
+    ]
     for entry in (one, other):
         assert entry.implementation.partition(":")[0] == f"odenet_{entry.name}._backend"

@@ -12,7 +12,9 @@ import pytest
 import odenet
 from odenet import BackendEntry, BackendUnavailableError, InputError, UnknownNameError, UnsupportedError
 from odenet._backend import registry as _registry
-from odenet._solvers.names import SOLVER_NAMES
+from odenet._gradients.way import Way
+from odenet._solvers.family import FAMILIES
+from odenet._solvers.names import ALL_SOLVERS
 
 FRAMEWORKS = {"torch": "torch", "jax": "jax"}
 PEERS = {"torchdiffeq": "torch", "diffrax": "jax", "scipy": None}  # and what they stand on
@@ -58,7 +60,11 @@ def test_importing_odenet_loads_the_standard_library_only():
 @pytest.mark.parametrize("framework", sorted(KNOWN))
 def test_importing_a_backend_loads_no_framework(framework):
     loaded = set(fresh(f"import odenet_{framework}\nassert odenet_{framework}.backend.name\n{LOADED}"))
-    assert loaded - set(fresh(LOADED)) - set(sys.stdlib_module_names) == {"odenet", f"odenet_{framework}"}
+    assert loaded - set(fresh(LOADED)) - set(sys.stdlib_module_names) == {
+        "odenet",
+        f"odenet_{framework}",
+        *([f"odenet_{PEERS[framework]}"] if PEERS.get(framework) else []),
+    }
 
 
 def test_looking_at_the_registry_loads_no_framework():
@@ -168,7 +174,8 @@ def site(tmp_path):
         "odenet_lists",
         "lists",
         """
-        from odenet import Backend, BackendEntry, Solution, Stats
+        from odenet import Backend, BackendEntry, Backprop, Solution, Stats
+        from odenet._gradients.way import Way
         from odenet._solvers.step import add, increment
 
         class Number(float):
@@ -185,10 +192,13 @@ def site(tmp_path):
                 import numpy as np
                 stats = Stats("lists", problem.solver.name, "backprop", grid.steps, 0)
                 return Solution(np.array([grid.t1]), np.array([y[0]]), stats)
-            def build(self, *a, **k): raise NotImplementedError
-            value_and_grad = read = evaluate = examine = measure = to_numpy = prepare = devices = build
+            def value_and_grad(self, *a, **k): raise NotImplementedError
+            to_numpy = prepare = devices = value_and_grad
 
-        backend = BackendEntry("lists", "json", "nothing", "odenet_lists:Lists", ("odenet_lists",), None, ("backprop",))
+        backend = BackendEntry(
+            "lists", "json", "nothing", "odenet_lists:Lists", ("odenet_lists",),
+            methods={Backprop: Way("json:loads")}, families=("runge-kutta",),
+        )
         """,
     )
     return tmp_path
@@ -233,12 +243,14 @@ def test_an_unknown_backend_is_answered_with_a_near_one():
 def test_every_name_of_an_entry_is_one_the_core_knows():
     for entry in odenet.known().values():
         assert set(entry.gradients) <= set(odenet.GRADIENTS)
-        assert {*(entry.solvers or ()), *(entry.adaptive or ())} <= set(SOLVER_NAMES)
+        assert {*entry.runs(), *entry.runs(adaptive=True), *entry.solvers, *entry.adaptive} <= set(ALL_SOLVERS)
+        assert {*entry.families, *entry.adaptive_families} <= set(FAMILIES)
         assert entry.install.startswith("pip install")
 
 
 def test_a_pair_that_is_not_offered_lists_what_is():
-    entry = BackendEntry("some", "json", "", "json:JSONDecoder", (), ("euler",), ("backprop",))
+    methods = {odenet.Backprop: Way("json:loads")}
+    entry = BackendEntry("some", "json", "", "json:JSONDecoder", methods=methods, solvers=("euler",))
     entry.require(odenet.solver("euler"), odenet.gradient("backprop"))
     for solver, gradient in (("heun", "backprop"), ("euler", "discrete-adjoint")):
         with pytest.raises(UnsupportedError, match="solvers euler; gradients backprop"):
@@ -259,7 +271,7 @@ def test_arrays_of_nobody_and_of_two_are_refused():
 
 
 def test_a_missing_framework_is_an_import_error():
-    entry = BackendEntry("some", "no_such_framework", "pip install some", "nothing:Nothing", ())
+    entry = BackendEntry("some", "no_such_framework", "pip install some", "nothing:Nothing")
     assert not entry.available
     with pytest.raises(ImportError, match="pip install some") as error:
         entry.load()

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -5,10 +6,13 @@ import numpy as np
 import pytest
 
 from odenet import BackendUnavailableError, DepthError, FileError, GradientError, InputError, gradient, solver
+from odenet._backend import registry as _registry
 from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.row import OK
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.row import COLUMNS, Row
+from odenet._jobs.compare.results import COLUMNS, MeasuredGradient
 from odenet._report.difference import cosine_distance, largest, relative
+from odenet._report.rows import from_json, to_json
 from odenet._report.units import factor, seconds, size
 
 pytestmark = pytest.mark.usefixtures("fake")
@@ -118,10 +122,33 @@ def test_a_cell_that_fails_is_recorded_and_the_run_goes_on(fake, error):
     assert str(error) in rows[1].status
 
 
-def test_a_mistake_in_a_program_ends_the_run(fake):
-    fake.before = lambda model: {}["no such key"]
-    with pytest.raises(KeyError):
-        list(measure(plan(), plan().cells()))
+def test_a_backend_that_fails_in_any_way_takes_no_other_results_away(fake):
+    """Whichever comes first: the exact gradient then is the other's."""
+    other = _registry.known()["other"].load()
+    fake.build = lambda *a, **k: {}["no such key"]
+    for order in (("fake", "other"), ("other", "fake")):
+        made = plan(backends=order, solvers=(solver("euler"),), depths=(4,))
+        status = {(row.backend, row.gradient): row.status for row in measure(made, made.cells())}
+        assert {status[key] for key in status if key[0] == "fake"} == {"KeyError: 'no such key'"}
+        assert {status[key] for key in status if key[0] == "other"} == {OK}
+    other.measure = lambda *a, **k: 1 / 0
+    assert {row.status for row in measure(made, made.cells())} == {
+        "KeyError: 'no such key'",
+        "ZeroDivisionError: division by zero",
+    }
+
+
+def test_a_backend_without_networks_has_rows_that_say_so_and_takes_no_results_away(fake, monkeypatch):
+    entries = dict(_registry.known())
+    entries["poor"] = dataclasses.replace(entries["other"], name="poor", networks=False)
+    monkeypatch.setattr(_registry, "known", lambda: entries)
+    for order in (("poor", "fake"), ("fake", "poor")):
+        made = plan(backends=order, solvers=(solver("euler"),), depths=(4,))
+        status = {(row.backend, row.gradient): row.status for row in measure(made, made.cells())}
+        assert {status[key] for key in status if key[0] == "fake"} == {OK}
+        assert {status[key] for key in status if key[0] == "poor"} == {
+            "not offered by poor: it solves, and has no networks"
+        }
 
 
 def test_a_row_says_how_far_the_cell_is_off():
@@ -146,15 +173,15 @@ def test_numbers_that_are_not_finite_are_no_result(fake, monkeypatch):
     row = next(measure(plan(), plan().cells()))
     assert row.failed
     assert "not finite: outputs" in row.status
-    assert Row.from_json(json.loads(json.dumps(row.to_json(), allow_nan=False))).status == row.status
+    assert from_json(MeasuredGradient, json.loads(json.dumps(to_json(row), allow_nan=False))).status == row.status
 
 
 def test_every_column_is_explained_and_survives_json():
     assert all(COLUMNS.values())
-    row = Row(backend="a", gradient_error=float("inf"), loss=1.0)
-    assert Row.from_json(row.to_json()) == row
+    row = MeasuredGradient(backend="a", gradient_error=float("inf"), loss=1.0)
+    assert from_json(MeasuredGradient, to_json(row)) == row
     with pytest.raises(FileError, match="columns"):
-        Row.from_json({"backend": "a"})
+        from_json(MeasuredGradient, {"backend": "a"})
 
 
 def test_differences_are_measured_without_cancellation():

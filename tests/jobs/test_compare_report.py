@@ -18,12 +18,12 @@ from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.page import page
 from odenet._jobs.compare.report import write_report
-from odenet._jobs.compare.results import Results
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.results import Comparison, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import tables
 from odenet._report.figures import render
 from odenet._report.fit import fit
+from odenet._report.rows import to_json
 
 SMALL = ["--backend", "fake", "--solver", "euler", "--depth", "2,4,8", "--batch", "4", "--width", "4"]
 CELLS = 12
@@ -39,7 +39,7 @@ def quick(monkeypatch):
 def results(**changes):
     """A finished run; needs the fake backends."""
     base = {"backends": ("fake", "other"), "solvers": (solver("euler"), solver("heun")), "batch": 4, "width": 4}
-    made = Results(Plan(**base | {"depths": (4, 8, 16)} | changes), {"cpu": "a <fast> one", "cores": "2"})
+    made = Comparison(Plan(**base | {"depths": (4, 8, 16)} | changes), {"cpu": "a <fast> one", "cores": "2"})
     for row in measure(made.plan, made.plan.cells()):
         made = made.add(row)
     return made
@@ -96,10 +96,10 @@ def test_the_findings_say_what_was_measured(fake):
 
 def test_the_findings_of_an_interrupted_and_failed_run(fake):
     made = results(backends=("fake", "poor"))
-    cut = Results(made.plan, made.machine, made.rows[:3])
+    cut = Comparison(made.plan, made.machine, made.rows[:3])
     assert "45 of 48 cells have not been run" in str(findings(cut)[-1])
     assert "not offered by poor" in "\n".join(map(str, findings(made)))
-    assert "no cell" in str(findings(Results(made.plan, {}))[0])
+    assert "no cell" in str(findings(Comparison(made.plan, {}))[0])
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -139,8 +139,10 @@ class _Tags(html.parser.HTMLParser):
 
 def test_the_page_escapes_what_it_is_given_and_loads_nothing(fake):
     made = results()
-    evil = Row(**made.rows[0].to_json() | {"status": "<script>alert(1)</script>", "backend": '"><img src=x onerror=1>'})
-    text = page(Results(made.plan, {"cpu": "<b>&"}, (*made.rows, evil)), {})
+    evil = MeasuredGradient(
+        **to_json(made.rows[0]) | {"status": "<script>alert(1)</script>", "backend": '"><img src=x onerror=1>'}
+    )
+    text = page(Comparison(made.plan, {"cpu": "<b>&"}, (*made.rows, evil)), {})
     found = _Tags(text)
     assert "img" not in found.tags
     assert found.tags.count("script") == 1
@@ -184,7 +186,7 @@ def test_the_results_on_disk_are_whole_at_any_moment(fake, quick, tmp_path):
     seen = []
 
     def look(model):
-        kept = Results.read(tmp_path)
+        kept = Comparison.read(tmp_path)
         seen.append(len(kept.rows) if kept else 0)
         assert not list(tmp_path.glob(".*"))  # no half-written file
 
@@ -203,7 +205,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(fake, quick, tmp_path):
     assert stopped.exit_code == 130
     assert "--resume" in stopped.stderr
     assert "7 cells are left" in stopped.stderr
-    kept = Results.read(tmp_path)
+    kept = Comparison.read(tmp_path)
     assert kept is not None
     assert [row.key[1:] for row in kept.rows] == fake.measured
 
@@ -212,7 +214,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(fake, quick, tmp_path):
     assert done.exit_code == 0, done.output
     assert fake.measured[5:] == [cell.key[1:] for cell in kept.plan.cells()[5:]]
     assert fake.measured[:5] == before
-    whole = Results.read(tmp_path)
+    whole = Comparison.read(tmp_path)
     assert whole is not None
     assert whole.missing() == 0
     assert whole.rows[:5] == kept.rows
@@ -232,7 +234,7 @@ def test_resume_may_add_to_the_grid(fake, quick, tmp_path):
     run(tmp_path)
     assert run(tmp_path, "--resume", "--gradient", "discrete-adjoint:iterations=2").exit_code == 0
     assert fake.measured[CELLS:] == [("euler", "discrete-adjoint:iterations=2", n) for n in (2, 4, 8)]
-    kept = Results.read(tmp_path)
+    kept = Comparison.read(tmp_path)
     assert kept is not None
     assert len(kept.rows) == CELLS + 3
 

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odenet._jobs.solve.convergence import Run, as_csv, as_json, fitted_order, observed_order, series
+from odenet._jobs.solve.convergence import EqualStepSolve, as_json, fitted_order, observed_order, series
+from odenet._report.rows import as_csv
 from odenet._test_problems.named import PROBLEMS
 from odenet._test_problems.reference import Reference
 
 
 def run(steps, error, backend="numpy", solver="rk4", dtype="float64"):
     result = "success" if error == error else "not finite"
-    return Run("decay", backend, solver, 4, dtype, "cpu", steps, 4 * steps, error, 0.5, result)
+    return EqualStepSolve("decay", backend, solver, 4, dtype, "cpu", steps, 4 * steps, error, 0.5, result)
 
 
 @given(st.floats(0.5, 6), st.floats(1e-3, 1e-1), st.lists(st.integers(4, 60), min_size=2, max_size=6, unique=True))
@@ -68,7 +69,7 @@ def test_series_keep_the_order_asked_for_and_sort_by_steps():
 
 def test_csv_gives_the_numbers_back_to_the_last_bit():
     runs = [run(16, 1 / 3), run(32, float("nan"))]
-    rows = list(csv.DictReader(io.StringIO(as_csv(runs))))
+    rows = list(csv.DictReader(io.StringIO(as_csv(EqualStepSolve, runs))))
     assert [float(row["relative_error"]) for row in rows] == pytest.approx([1 / 3, float("nan")], rel=0, nan_ok=True)
     assert [row["result"] for row in rows] == ["success", "not finite"]
 

@@ -36,8 +36,8 @@ from odenet._jobs.reproduce.claims import (
 )
 from odenet._jobs.reproduce.command import command
 from odenet._jobs.reproduce.network import field, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, reproductions, values
-from odenet._jobs.reproduce.results import POINTS, SUMMARY, Results, quartiles, read
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, reproductions, values
+from odenet._jobs.reproduce.results import POINTS, SUMMARY, ReproductionPoints, quartiles, read
 from odenet._jobs.reproduce.training import Recipe, chosen, sample, train
 
 NATIVE = [name for name, entry in _registry.available().items() if entry.array_modules]
@@ -278,12 +278,12 @@ def test_reconstruction_is_the_loop_written_here(backend):
     for layer in reversed(range(n)):
         z = z - field(0, z, {name: w[layer] for name, w in weights.items()}) / n
         worst = max(worst, np.linalg.norm(z - ys[layer]) / np.linalg.norm(ys[layer]))
-    (point,) = reconstruction.measure(Cell(backend, 3, "Euler, paper", n), CHOICES)
+    (point,) = reconstruction.measure(CurveCell(backend, 3, "Euler, paper", n), CHOICES)
     assert point.value == pytest.approx(worst, rel=1e-9)
 
 
 def test_the_distance_is_below_its_bound_and_halves():
-    found = {n: distance.measure(Cell(NATIVE[0], 0, distance.SMOOTH, n), CHOICES) for n in (8, 16)}
+    found = {n: distance.measure(CurveCell(NATIVE[0], 0, distance.SMOOTH, n), CHOICES) for n in (8, 16)}
     apart = {n: {each.quantity: each.value for each in points} for n, points in found.items()}
     assert apart[8][distance.DISTANCE] / apart[16][distance.DISTANCE] == pytest.approx(2, abs=0.1)
     assert all(each[distance.DISTANCE] < each[distance.BOUND] for each in apart.values())
@@ -306,7 +306,7 @@ def test_the_discrete_adjoint_keeps_nothing_of_a_block():
     found = {}
     for method in (memory.BACKPROP, memory.ADJOINT):
         for n in (small, deep):
-            points = memory.measure(Cell("torch", 0, f"ResNet, {method}", n), CHOICES)
+            points = memory.measure(CurveCell("torch", 0, f"ResNet, {method}", n), CHOICES)
             found[method, n] = {each.quantity: each.value for each in points}
     gradients = [found[memory.ADJOINT, n][memory.GRADIENT] for n in (small, deep)]
     assert gradients[1] - gradients[0] == (deep - small) * block
@@ -349,7 +349,7 @@ def test_results_go_on_and_refuse_others(tmp_path):
     each = reproductions()["reconstruction"]
     choices = Choices(("torch",), seeds=1, scale="quick")
     first, *_ = each.cells(choices)
-    Results(each.name, choices, {}).add([first.point(reconstruction.ERROR, 0.5)], 1.0).write(tmp_path)
+    ReproductionPoints(each.name, choices, {}).add([first.point(reconstruction.ERROR, 0.5)], 1.0).write(tmp_path)
     again = read(tmp_path)
     assert again is not None
     assert again.resumed(replace(choices, seeds=2), {}).todo(each)[0] != first
@@ -369,7 +369,7 @@ def test_results_that_cannot_be_compared_are_not_gone_on_with(other):
     one, two = Choices(("torch",), scale="quick"), replace(Choices(("torch",), scale="quick"), **other)
     for was, now in ((one, two), (two, one)):
         with pytest.raises(InputError, match="distance to resume was") as raised:
-            Results("distance", was, {}).resumed(now, {})
+            ReproductionPoints("distance", was, {}).resumed(now, {})
         assert name in str(raised.value)
         if name != "data":
             assert raised.value.allowed == f"{name}={getattr(was, name)}"
@@ -465,7 +465,7 @@ def on_digits(backend, gradient="backprop", seed=0, lr=0.1, dtype="float64"):
     spec = NetSpec("conv", 3, 8, grid=2)  # a mean over the whole image sees little of normalised blocks
     recipe = Recipe(images=60, test=40, epochs=2, batch=20, lr=lr)
     return train(
-        Cell(backend, seed, gradient, 3),
+        CurveCell(backend, seed, gradient, 3),
         CHOICES,
         spec,
         recipe,
@@ -515,7 +515,7 @@ def test_large_images_take_a_step_through_all_stages(tmp_path):
     start = spec.init(0, "independent")
     recipe = Recipe(images=None, test=None, epochs=1, batch=6, lr=0.1)
     method = gradient_named("discrete-adjoint")
-    done = train(Cell("torch", 0, "c", 1), choices, spec, recipe, solver="euler", gradient=method, weights=start)
+    done = train(CurveCell("torch", 0, "c", 1), choices, spec, recipe, solver="euler", gradient=method, weights=start)
     assert 0 < done.epochs[0].loss < 10
     assert done.error in (0, 0.5, 1)
     for stage in ("stem.", "before0.", "transition.", "block.", "after0.", "head."):

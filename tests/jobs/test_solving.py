@@ -12,9 +12,11 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
+import odenet
 from odenet import SOLVERS, Backend, BackendEntry, Solution, Stats, _tree
 from odenet._backend import registry as _registry
 from odenet._errors import DeviceUnavailableError
+from odenet._gradients.way import Way
 from odenet._jobs import cli as _cli
 from odenet._jobs.solve.command import command
 from odenet._jobs.solve.figure import components
@@ -59,9 +61,21 @@ class NumpyBackend(Backend):
 
 
 NumpyBackend.__abstractmethods__ = frozenset()  # the verbs that this job does not use
-TOY = BackendEntry("toy", "numpy", "pip install numpy", f"{__name__}:NumpyBackend", ("numpy",), gradients=("backprop",))
-PICKY = BackendEntry("picky", "numpy", "", f"{__name__}:NumpyBackend", ("nothing",), ("euler",), ("backprop",))
-ABSENT = BackendEntry("absent", "no_such_framework", "pip install absent", f"{__name__}:NumpyBackend", ("nothing",))
+EXACT = {odenet.Backprop: Way("numpy:nothing")}
+TOY = BackendEntry(
+    "toy", "numpy", "pip install numpy", f"{__name__}:NumpyBackend", ("numpy",), EXACT, families=("runge-kutta",)
+)
+PICKY = BackendEntry("picky", "numpy", "", f"{__name__}:NumpyBackend", ("nothing",), EXACT, solvers=("euler",))
+ABSENT = BackendEntry(
+    "absent",
+    "no_such_framework",
+    "pip install absent",
+    f"{__name__}:NumpyBackend",
+    ("nothing",),
+    EXACT,
+    ("runge-kutta",),
+    ("runge-kutta",),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -14,19 +14,19 @@ import pytest
 from rich.console import Console
 
 from odenet import FileError, GradientError, InputError, UnsupportedError, load_weights
-from odenet._backend.trainer import Step, Trainer, checked_state
+from odenet._backend.trainer import Trainer, TrainingStep, checked_state
 from odenet._jobs.data.images import ImageSet, in_memory
 from odenet._jobs.descent.augmentation import augmented, cropped, flipped
 from odenet._jobs.descent.batches import Batches, split
 from odenet._jobs.descent.evaluate import cross_entropy, evaluate
 from odenet._jobs.descent.schedule import rate
 from odenet._jobs.train import events, job
-from odenet._jobs.train.checkpoint import Outcome, Run, read
+from odenet._jobs.train.checkpoint import Outcome, TrainingRun, read
 from odenet._jobs.train.command import command
 from odenet._jobs.train.curve import curve, write_curve
 from odenet._jobs.train.lock import alone
-from odenet._jobs.train.plan import Plan
-from odenet._jobs.train.row import Row, best
+from odenet._jobs.train.plan import TrainingPlan
+from odenet._jobs.train.row import Epoch, best
 
 SCRIPT = (0.25, 0.75, 0.5, 0.75)  # validation accuracy after each epoch
 PER_EPOCH = 3  # steps
@@ -51,12 +51,12 @@ class Scripted(Trainer):
             outcome = self.fails.pop(self.steps)
             if isinstance(outcome, BaseException):
                 raise outcome
-            return Step(outcome, 0, None)
+            return TrainingStep(outcome, 0, None)
         self.arrays["momentum.head.bias"][0] += 1
         # depends on every bit of the batch, on their order and on the rate
         self.arrays["weight.head.bias"][1] += lr * float(inputs.sum()) * self.steps + targets[0]
         self.seen.append(inputs.tobytes())
-        return Step(1.0 / self.steps, 2, 0.001 * self.steps)
+        return TrainingStep(1.0 / self.steps, 2, 0.001 * self.steps)
 
     def predict(self, inputs):
         right = SCRIPT[self.steps // PER_EPOCH - 1]
@@ -124,7 +124,7 @@ PLAN = {"backend": "fake", "net": "mlp", "depth": 2, "width": 4, "epochs": 4, "b
 
 
 def train(out, resume=False, console=None, **options):
-    return job.train(Plan(**PLAN | options), Path(out), resume, console or Console(quiet=True))
+    return job.train(TrainingPlan(**PLAN | options), Path(out), resume, console or Console(quiet=True))
 
 
 def test_the_best_epoch_is_that_of_the_validation_images_and_the_test_comes_once_at_the_end(bench, tmp_path):
@@ -306,22 +306,22 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(bench, tmp_pa
 )
 def test_options_are_checked(options, said):
     with pytest.raises(InputError, match=said):
-        Plan(**options)
+        TrainingPlan(**options)
 
 
 def test_a_plan_survives_the_disk_and_names_are_made_one(tmp_path):
-    plan = Plan(solver="ResNet", gradient="discrete-adjoint:correct=no", data="CIFAR10", data_dir="x")
+    plan = TrainingPlan(solver="ResNet", gradient="discrete-adjoint:correct=no", data="CIFAR10", data_dir="x")
     assert (plan.solver, plan.data) == ("euler", "cifar10")
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert TrainingPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     plan.require_same(replace(plan, data_dir="y"))  # files may move
     with pytest.raises(FileError, match="plan of this run cannot be read"):
-        Plan.from_json({"nothing": 1})
+        TrainingPlan.from_json({"nothing": 1})
 
 
 def test_weights_along_depth_follow_the_solver(bench):
     for solver, along in (("euler", "piecewise"), ("heun", "linear"), ("rk4", "linear")):
-        assert Plan(solver=solver, backend="fake").spec(bench.images).along == along
-    spec = Plan(along="shared", backend="fake").spec(bench.images)
+        assert TrainingPlan(solver=solver, backend="fake").spec(bench.images).along == along
+    spec = TrainingPlan(along="shared", backend="fake").spec(bench.images)
     assert (spec.along, spec.inputs, spec.classes) == ("shared", (1, 4, 4), 2)
 
 
@@ -416,7 +416,7 @@ def test_images_that_fill_up_the_last_batch_do_not_count():
 
 def test_of_equal_accuracies_the_smaller_loss_is_better_and_of_equals_the_first():
     def row(epoch, accuracy, loss):
-        return Row(epoch=epoch, validation_accuracy=accuracy, validation_loss=loss)
+        return Epoch(epoch=epoch, validation_accuracy=accuracy, validation_loss=loss)
 
     assert best((row(1, 0.5, 0.1), row(2, 0.6, 0.9), row(3, 0.6, 0.8), row(4, 0.6, 0.8))) == 3
 
@@ -488,9 +488,9 @@ def test_a_record_that_was_cut_short_is_gone_after_the_run_went_on(bench, tmp_pa
 def test_the_curve_shows_all_epochs_and_the_test_at_the_best(tmp_path, certificate):
     losses = (2.0, 1.0, 0.5)
     rows = tuple(
-        Row(n, 0.1, loss, 0.5, loss, 1 - loss / 4, certificate, None, 1.0, 0.0) for n, loss in enumerate(losses, 1)
+        Epoch(n, 0.1, loss, 0.5, loss, 1 - loss / 4, certificate, None, 1.0, 0.0) for n, loss in enumerate(losses, 1)
     )
-    run = Run(Plan(), {}, {}, rows, Outcome(3, 0.6, 0.8, 100))
+    run = TrainingRun(TrainingPlan(), {}, {}, rows, Outcome(3, 0.6, 0.8, 100))
     figure = curve(run)
     panels = figure.axes
     assert len(panels) == (2 if certificate is None else 3)
@@ -510,12 +510,12 @@ def test_the_command_has_the_plan_s_defaults_and_one_of_each_name(bench, tmp_pat
     monkeypatch.setattr(job, "train", lambda plan, out, resume, messages: taken.append((plan, out, resume)) or 0)
     runner = CliRunner()
     assert runner.invoke(command, ["--backend", "fake"]).exit_code == 0
-    assert taken[-1] == (Plan(backend="fake"), Path("results/train"), False)
+    assert taken[-1] == (TrainingPlan(backend="fake"), Path("results/train"), False)
     flags = "--backend fake --solver heunnet --gradient discrete-adjoint:correct=no --no-augment --schedule cosine"
     flags += f" --weight-decay 0 --limit-train 9 --out {tmp_path} --resume"
     assert runner.invoke(command, flags.split()).exit_code == 0
     options = {"solver": "heun", "gradient": "discrete-adjoint:correct=no", "augment": False, "schedule": "cosine"}
-    assert taken[-1] == (Plan(backend="fake", weight_decay=0.0, limit_train=9, **options), tmp_path, True)
+    assert taken[-1] == (TrainingPlan(backend="fake", weight_decay=0.0, limit_train=9, **options), tmp_path, True)
     result = runner.invoke(command, ["--backend", "fake,other"])
     assert result.exit_code == 2
     assert "names 2" in result.output

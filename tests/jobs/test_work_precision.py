@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import odenet
 from odenet import Backend, BackendEntry, FileError, InputError, Result, Solution, Stats, _tree, solver
 from odenet._backend import registry as _registry
+from odenet._gradients.way import Way
 from odenet._jobs import cli as _cli
 from odenet._jobs.benchmark import report
 from odenet._jobs.benchmark.command import command
 from odenet._jobs.flags import tolerance_list
 from odenet._jobs.solve.command import command as solve_command
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.plan import Plan
-from odenet._jobs.work_precision.results import Results
-from odenet._jobs.work_precision.row import COLUMNS, Row
+from odenet._jobs.work_precision.plan import SolvePlan
+from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, WorkPrecision
 from odenet._test_problems.named import PROBLEMS
 from odenet._test_problems.reference import arrays, mixed_error
 
@@ -80,9 +81,28 @@ class Other(ScipyBackend):
 
 
 ScipyBackend.__abstractmethods__ = Other.__abstractmethods__ = frozenset()  # the verbs that this job does not use
-TOY = BackendEntry("toy", "numpy", "pip install numpy", f"{__name__}:ScipyBackend", ("numpy",))
-OTHER = BackendEntry("other", "numpy", "", f"{__name__}:Other", ("nothing",), adaptive=("dopri5",))
-ABSENT = BackendEntry("absent", "no_such_framework", "pip install absent", f"{__name__}:ScipyBackend", ("nothing",))
+EXACT = {odenet.Backprop: Way("numpy:nothing", "numpy:nothing")}
+TOY = BackendEntry(
+    "toy",
+    "numpy",
+    "pip install numpy",
+    f"{__name__}:ScipyBackend",
+    ("numpy",),
+    EXACT,
+    families=("runge-kutta", "reversible"),
+    adaptive_families=("runge-kutta",),
+)
+OTHER = BackendEntry("other", "numpy", "", f"{__name__}:Other", ("nothing",), EXACT, adaptive=("dopri5",))
+ABSENT = BackendEntry(
+    "absent",
+    "no_such_framework",
+    "pip install absent",
+    f"{__name__}:ScipyBackend",
+    ("nothing",),
+    EXACT,
+    ("runge-kutta",),
+    ("runge-kutta",),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +119,7 @@ def announced(monkeypatch):
 
 
 def plan(problems=("oscillator",), backends=("toy",), solvers=("dopri5",), tolerances=(1e-3, 1e-6), **options):
-    return Plan(
+    return SolvePlan(
         tuple(PROBLEMS[name] for name in problems), backends, tuple(map(solver, solvers)), tolerances, **options
     )
 
@@ -152,7 +172,7 @@ def test_what_cannot_be_run_is_a_row_that_says_why():
 
 def test_evaluations_that_are_not_counted_are_left_out(tmp_path):
     benchmark(tmp_path, *QUICK[:2], "--backend", "toy", "--solver", "tsit5", "--rtol", "1e-3,1e-4")
-    first, _ = Results.read(tmp_path).rows
+    first, _ = WorkPrecision.read(tmp_path).rows
     assert first.ok
     assert first.f_evaluations is None
     assert (tmp_path / "work_precision.png").exists()
@@ -202,11 +222,11 @@ def test_a_plan_checks_itself(options, words):
 
 def test_a_plan_and_its_results_survive_the_disk(tmp_path):
     made = plan(("oscillator", "detest-a1"), ("toy", "absent"), ("dopri5", "tsit5"), atol=1e-7)
-    results = Results(made, {"cpu": "x"})
+    results = WorkPrecision(made, {"cpu": "x"})
     for row in rows(made)[:3]:
         results = results.add(row)
     results.write(tmp_path)
-    again = Results.read(tmp_path)
+    again = WorkPrecision.read(tmp_path)
     assert again == results
     assert again.missing() == len(made.cells()) - 3
     with (tmp_path / "results.csv").open() as file:
@@ -214,10 +234,10 @@ def test_a_plan_and_its_results_survive_the_disk(tmp_path):
 
 
 def test_results_of_another_format_are_refused(tmp_path):
-    assert Results.read(tmp_path) is None
+    assert WorkPrecision.read(tmp_path) is None
     (tmp_path / "results.json").write_text('{"format": "odenet compare 1"}')
     with pytest.raises(FileError, match="not in the format"):
-        Results.read(tmp_path)
+        WorkPrecision.read(tmp_path)
 
 
 @pytest.fixture
@@ -265,7 +285,7 @@ def test_a_resumed_run_may_grow_but_not_change(tmp_path):
     with pytest.raises(InputError, match="max_steps was 20000 and is 7"):
         benchmark(tmp_path, *QUICK, "--resume", "--max-steps", "7")
     with pytest.raises(InputError, match="another machine"):
-        Results.read(tmp_path).resumed(Results.read(tmp_path).plan, {"cpu": "another"})
+        WorkPrecision.read(tmp_path).resumed(WorkPrecision.read(tmp_path).plan, {"cpu": "another"})
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -357,5 +377,5 @@ def test_solve_refuses_what_does_not_go_together(arguments, words, capsys):
 
 def test_a_row_is_as_its_columns_say():
     assert arrays(None) is None
-    assert Row().skipped is False
+    assert AdaptiveSolve().skipped is False
     assert all(COLUMNS.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +89,7 @@ def test_so_is_that_of_reversible_solvers(solver, gradient, kind):
     assert counts[0] == counts[1]
 
 
+@functools.cache
 def temporaries(steps, gradient, kind, layers, solver="euler"):
     program = jax.jit(derivative(steps, gradient, solver)).lower(jnp.ones((64, WIDTH)), weights(kind, layers))
     return program.compile().memory_analysis().temp_size_in_bytes

@@ -189,9 +189,9 @@ def test_vmap_of_an_adaptive_solve_is_refused() -> None:
         for transform in (torch.func.vmap, lambda f: torch.func.vmap(torch.func.grad(lambda y: f(y).sum()))):
             with pytest.raises(UnsupportedError, match=r"inside .*torch\.func"):
                 print(name, transform(solved)(y))
-    with pytest.raises(GridError, match="t1 is a tensor whose value cannot be read"):
+    with pytest.raises(GridError, match="t1"):
         torch.func.vmap(lambda t: odenet.solve(slope, y, t1=t, rtol=1e-4).y1)(torch.rand(3))
-    with pytest.raises(GridError, match="cannot be read"):
+    with pytest.raises(GridError, match="t1"):
         torch.func.vmap(lambda t: odenet.solve(slope, y, t1=t, steps=3).y1)(torch.rand(3))
 
 

@@ -126,9 +126,9 @@ def test_the_solution_is_that_of_a_clean_field(kind: Callable[[], Any], mode: An
     for name, solve in SOLVES.items():
         if kind is another_shape_in_place and "odeint" in name:  # refused there: the slope has another shape
             continue
-        if kind is one_buffer and mode is torch.enable_grad and name == "reversible":
+        if kind is one_buffer and mode is torch.enable_grad and name in ("reversible", "odeint_adjoint"):
             with pytest.raises(GradientError, match="by out="):
-                solve(kind(), Y0)
+                solve(kind(), Y0.clone())
             continue
         with mode():
             right, y = solve(clean, Y0.clone()), Y0.clone()

@@ -14,6 +14,7 @@ import pytest
 from odenet import Backend, BackendEntry, Evaluation, Measurement, Part, Sample
 from odenet._backend import registry as _registry
 from odenet._backend.sample import places
+from odenet._gradients.names import GRADIENTS, Backprop, Way
 from odenet._solvers.names import made_reversible
 
 ORDERS = {"discrete-adjoint": 2.0, "discrete-adjoint:correct=no": 1.0, "continuous-adjoint": 1.0}
@@ -96,7 +97,9 @@ def _norm(arrays: dict[str, np.ndarray]) -> float:
 
 
 def _entry(name: str, made: Any, **options: Any) -> FakeEntry:
-    common: dict[str, Any] = {"framework": "numpy", "install": f"pip install {name}", "array_modules": (), "made": made}
+    common: dict[str, Any] = {"framework": "numpy", "install": f"pip install {name}", "made": made, "networks": True}
+    common |= {"methods": dict.fromkeys(GRADIENTS.own.values(), Way("numpy:nothing", "numpy:nothing"))}
+    common |= {"families": ("runge-kutta", "reversible"), "adaptive_families": ("runge-kutta",)}
     return FakeEntry(name=name, implementation="", **common | options)
 
 
@@ -107,7 +110,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBackend]:
     entries = {
         "fake": _entry("fake", made),
         "other": _entry("other", FakeBackend(scale=1 + 1e-9)),
-        "poor": _entry("poor", FakeBackend(), gradients=("backprop",)),
+        "poor": _entry("poor", FakeBackend(), methods={Backprop: Way("numpy:nothing")}),
         "absent": _entry("absent", None, framework="a_framework_that_nobody_has"),
     }
     monkeypatch.setattr(_registry, "known", lambda: entries)

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from odenet import ContinuousAdjoint, DtypeError, GridError, PIDController
+from odenet import ContinuousAdjoint, DtypeError, GridError, PIDController, StateError
 from odenet_jax.gradients.solve import solve
 
 _MOST = 2**31 - 1  # steps are counted in int32
@@ -45,10 +46,10 @@ def odeint(
         The tree of y0 with a leading axis of length len(t).
 
     Raises:
-        DtypeError: t is not of floats. GridError: t has not one axis.
+        DtypeError: t is not of floats. GridError: t has not one axis. StateError: the slope has not the state's shapes.
         SolveError: the solve could not go on. Inside of `jax.jit` what was not reached is NaN.
     """
-    t = jnp.asarray(t)
+    t = t if isinstance(t, np.ndarray) else jnp.asarray(t)  # float64 times of NumPy are not rounded
     if not jnp.issubdtype(t.dtype, jnp.floating):
         raise DtypeError(f"t is {t.dtype}", "an array of floats")
     if t.ndim != 1 or not t.size:
@@ -59,8 +60,10 @@ def odeint(
     def field(t: Array, y: Array, leaves: Any) -> Array:
         # as there: steps of low precision would be rejected
         with jax.default_matmul_precision("highest"):
-            found = func(unravel(y), t, *jax.tree.unflatten(structure, leaves))
-        return ravel_pytree(found)[0].astype(y.dtype)
+            state = unravel(y)
+            slope = func(state, t, *jax.tree.unflatten(structure, leaves))
+        _require_alike(slope, state)
+        return ravel_pytree(slope)[0].astype(y.dtype)
 
     most = _MOST if math.isinf(mxstep) else min(int(mxstep) * max(len(t) - 1, 1), _MOST)
     found = solve(
@@ -75,3 +78,25 @@ def odeint(
         control=PIDController(rtol, atol, max_steps=most, max_step=None if math.isinf(hmax) else float(hmax)),
     )
     return jax.vmap(unravel)(found.ys)
+
+
+def _require_alike(slope: Any, state: Any) -> None:
+    """Raises StateError unless a slope has the places and shapes of the state (a list may stand for a tuple)."""
+    shapes = [{jax.tree_util.keystr(path): _shape(leaf) for path, leaf in _leaves(tree)} for tree in (slope, state)]
+    if shapes[0] != shapes[1]:
+        raise StateError(
+            f"func returned leaves {shapes[0]} for a state of {shapes[1]}",
+            "a slope of the state's own tree and shapes",
+            "expand it where one number stands for all, as in jnp.broadcast_to(slope, y.shape)",
+        )
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def _shape(leaf: Any) -> Any:
+    try:
+        return jnp.shape(leaf)
+    except (TypeError, ValueError):  # no array: the message names its type
+        return type(leaf).__name__

@@ -163,12 +163,14 @@ class Field:
         leaves, structure = jax.tree.flatten(converted)
         closed = [leaf for leaf in leaves if _is_traced(leaf) and eqx.is_inexact_array(leaf)]
         constants = [leaf for leaf in leaves if _is_traced(leaf) and not eqx.is_inexact_array(leaf)]
+        places = [_is_traced(leaf) and (1 if eqx.is_inexact_array(leaf) else 2) for leaf in leaves]
+        others = [None if place else leaf for leaf, place in zip(leaves, places, strict=True)]  # no tracer is left
 
         def whole(t: Any, y: Any, w: Weights, *told: Any) -> Any:
             first, second = iter(w.closed), iter(w.constants)
             found = [
-                leaf if not _is_traced(leaf) else next(first) if eqx.is_inexact_array(leaf) else next(second)
-                for leaf in leaves
+                leaf if not place else next(first) if place == 1 else next(second)
+                for leaf, place in zip(others, places, strict=True)
             ]
             return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
 

@@ -18,7 +18,8 @@ import numpy as np
 from jax import Array, lax
 
 from odenet import Grid, Problem, ReversibleSolver, StateError
-from odenet._solvers.names import AnySolver
+from odenet._solvers.family import StagedSolver
+from odenet._solvers.names import staged
 
 Place = tuple[Any, float, bool, int | None]
 """An evaluation: step, position in it, whether of a reversed step, and which of the step's, where position leaves it
@@ -44,7 +45,7 @@ class Told:
     seen: Any
     order: tuple[int, ...]
     linear: bool
-    solver: AnySolver
+    solver: StagedSolver
     steps: int
 
     def example(self) -> tuple[Any, Array | None]:
@@ -56,7 +57,7 @@ class Told:
         n, position, reverse, rank = place
         if rank is None:  # a two-state solver, one evaluation a step
             return jnp.int32(self.steps) if position == 0 else n
-        return n * self.solver.stages + rank + (self.solver.tableau.step_stages if reverse else 0)
+        return n * self.solver.stages + rank + (self.solver.increments.step_stages if reverse else 0)
 
     def number_again(self, place: Place, stages: int, steps: int) -> Any:
         """Which evaluation of the forward pass the way back repeats.
@@ -140,7 +141,8 @@ def tell(state: Any, key: Array | None, order: tuple[int, ...], kind: str, made:
             "make blocks and state with ResidualStack.stateful",
         )
     assert isinstance(made.grid, Grid)
-    return Told(state, key, None, order, kind == "linear", made.solver, made.grid.steps)
+    solver = staged(made.solver, "blocks that are told a state or a key")
+    return Told(state, key, None, order, kind == "linear", solver, made.grid.steps)
 
 
 def call(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from odenet import Depth, Solution, _tree
+from odenet import Depth, Solution, Stats, _tree
 
 
 def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
@@ -30,36 +30,43 @@ _tree.RULES.append(_rule)
 jax.tree_util.register_pytree_node(Depth, lambda d: ((d.tree,), (d.kind, d.stacked)), _depth)
 
 
+class Counted(Stats):
+    """Statistics of an adaptive solve: its counts are leaves, which a compiled function returns as arrays.
+
+    A class of its own, so that a solution has the same leaves whatever a `jax.tree.map` has put into their places.
+    """
+
+
 _COUNTS = ("steps", "f_evaluations", "rejected")
 
 
 def _parts(solution: Solution) -> tuple[tuple[Any, ...], Any]:
-    """The arrays of a solution, and the rest; counts of an adaptive solve inside of a compiled function are arrays."""
-    counts = {name: getattr(solution.stats, name) for name in _COUNTS}
-    arrays = {name: count for name, count in counts.items() if isinstance(count, jax.Array)}
-    data = (solution.ts, solution.ys, solution.outcome, solution.event_t, solution.interpolant, arrays)
-    return data, _Static(solution.stats)
+    """The arrays of a solution, and the rest."""
+    stats = solution.stats
+    counts = tuple(getattr(stats, name) for name in _COUNTS) if isinstance(stats, Counted) else ()
+    data = (solution.ts, solution.ys, solution.outcome, solution.event_t, solution.interpolant, stats.residual, counts)
+    # what is a leaf is not kept beside the leaves as well: it may be traced
+    rest = dataclasses.replace(stats, residual=None, **dict.fromkeys(_COUNTS)) if counts else stats
+    return data, _Static(dataclasses.replace(rest, residual=None))
 
 
 def _solution(aux: _Static, children: Sequence[Any]) -> Solution:
-    *data, counts = children
-    stats = aux.stats
-    if isinstance(counts, dict) and counts:
-        stats = dataclasses.replace(stats, **counts)
-    return Solution(data[0], data[1], stats, *data[2:])
+    ts, ys, outcome, event_t, interpolant, residual, counts = children
+    named = dict(zip(_COUNTS, counts, strict=True)) if isinstance(aux.stats, Counted) else {}
+    return Solution(ts, ys, dataclasses.replace(aux.stats, residual=residual, **named), outcome, event_t, interpolant)
 
 
 class _Static:
-    """Statistics beside the arrays: equal to any other, so that a jitted function is not compiled anew for them."""
+    """Statistics beside the arrays: equal to any of the same kind, so that nothing is compiled anew for them."""
 
-    def __init__(self, stats: Any) -> None:
+    def __init__(self, stats: Stats) -> None:
         self.stats = stats
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static)
+        return isinstance(other, _Static) and type(self.stats) is type(other.stats)
 
     def __hash__(self) -> int:
-        return hash(_Static)
+        return hash(type(self.stats))
 
 
 jax.tree_util.register_pytree_node(Solution, _parts, _solution)

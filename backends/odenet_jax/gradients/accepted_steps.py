@@ -136,7 +136,7 @@ class Stretch:
     def _outputs(self, run: Along, n: Any, go: Array, g: Leaves, output: Array, slopes: Any) -> tuple[Any, ...]:
         """Gradients at the end of the step, at its start and of its slopes, of the outputs in it."""
         assert run.ends is not None
-        of, tableau, (a, b) = self.gradients, run.solver.tableau, run.ends
+        of, tableau, (a, b) = self.gradients, run.solver.increments, run.ends
         direct, of_slopes = zeros(g), tuple(zeros(g) for _ in slopes)
         if of.slopes:
             met = go & (n < of.y[0].shape[0])
@@ -172,7 +172,7 @@ class Stretch:
 
 def piece(run: Along, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
     """The increment of a step, and the slopes that dense output reads."""
-    tableau = run.solver.tableau
+    tableau = run.solver.increments
     slopes = run.slopes(tableau, tableau.stages, y)
     d = weigh_leaves(None, run.size, tableau.b, slopes)
     if not tableau.fsal:

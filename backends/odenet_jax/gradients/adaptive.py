@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
 
-from odenet import InputError, Problem, Result, Solution, SolveError, Span, Stats, UnsupportedError
+from odenet import InputError, Problem, Result, Solution, SolveError, Solver, Span, Stats, UnsupportedError
 from odenet_jax.field.state import Leaves, layout
+from odenet_jax.field.trees import Counted
 from odenet_jax.gradients.accepted_steps import WayBack
 from odenet_jax.gradients.adaptive_vjp import Whole
+from odenet_jax.steps.clock import Parts, spelled
 from odenet_jax.steps.dense import Dense
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE
@@ -36,7 +39,7 @@ def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Ar
         raise UnsupportedError("per_sample=True on backend jax", "one state a solve", "jax.vmap the solve over rows")
     given, leaves = layout(made.y0)
     whole = Whole(made, span, given, leaves, methods(stats))
-    ts = None if span.ts is None or span.every else jnp.asarray(span.ts, given.time)
+    ts, nodes = None if span.every else span.ts, None
     dense = span.control.max_steps if span.dense else 0
     if span.every or span.dense:
         first, _ = whole.solve(leaves, None, Keep(nodes=True), None, differentiable=False)
@@ -51,9 +54,11 @@ def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Ar
             )
         if span.every:
             assert first.record.nodes is not None
-            ts = first.record.nodes[:steps] if steps else None
-    walked, event = whole.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True)
-    return _solution(made, whole, walked, event, ts)
+            nodes = first.record.nodes[:steps] if steps else None
+    walked, event = whole.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
+    if nodes is not None:
+        ts = jax.vmap(whole.line.clock.time)(nodes)
+    return _solution(made, whole, walked, event, None if ts is None else jnp.asarray(ts, given.time))
 
 
 def known(number: Array) -> Any:
@@ -65,20 +70,22 @@ def known(number: Array) -> Any:
 def _solution(
     made: Problem, whole: Whole, walked: Walked, event: tuple[Array, Leaves] | None, ts: Array | None
 ) -> Solution:
+    assert isinstance(made.solver, Solver)  # it estimates its error
     span, given, pace, tableau = whole.span, whole.layout, walked.pace, made.solver.tableau
     tried = pace.accepted + pace.rejected
     evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + walked.renewals
     counts = [
         number if (found := known(number)) is None else found for number in (pace.accepted, evaluations, pace.rejected)
     ]
-    stats = Stats("jax", made.solver.label, made.gradient.label, *counts[:2], rejected=counts[2])
+    stats = Counted("jax", made.solver.label, made.gradient.label, *counts[:2], rejected=counts[2])
     outcome = known(pace.outcome)
     if outcome is not None and span.control.throw and outcome > CODE[Result.EVENT]:
-        raise_ended(list(Result)[outcome], pace)
+        raise_ended(list(Result)[outcome], pace, whole.line.clock.origin)
     failed = pace.outcome > CODE[Result.EVENT]
-    end = jnp.where(failed, walked.end, jnp.asarray(span.t1, given.time))
+    end = jnp.where(failed, whole.line.clock.time(walked.end), jnp.asarray(span.t1, given.time))
     if event is not None:
-        end = jnp.where(jnp.isnan(event[0]), end, event[0])
+        met = known(pace.outcome == CODE[Result.EVENT])
+        end = jnp.where(pace.outcome == CODE[Result.EVENT], event[0], end) if met is None else event[0] if met else end
     times, ys = ts, walked.ys
     last = choose(failed, walked.last, walked.y1)
     if span.every:
@@ -93,6 +100,7 @@ def _solution(
         record = walked.record
         assert record.nodes is not None
         interpolant = Dense(
+            whole.line.clock.origin,
             record.nodes,
             pace.accepted,
             walked.end,
@@ -107,11 +115,11 @@ def _solution(
     return Solution(times, ys, stats, pace.outcome, None if event is None else event[0], interpolant)
 
 
-def raise_ended(result: Result, pace: Any) -> None:
-    """Raises SolveError with what to do about it."""
+def raise_ended(result: Result, pace: Any, origin: Parts) -> None:
+    """Raises SolveError with what to do about it; `origin` is t0 in parts."""
     steps = f"{int(pace.accepted)} steps ({int(pace.rejected)} rejected)"
     raise SolveError(
-        f"the solve stopped at t={pace.t.item():.8g} after {steps}: {result.happened}",
+        f"the solve stopped at t={spelled(origin, pace.t):.8g} after {steps}: {result.happened}",
         "",
         f"{result.remedy}; PIDController(throw=False) returns what there is" if result.remedy else "",
     )

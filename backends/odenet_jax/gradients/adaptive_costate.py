@@ -18,6 +18,7 @@ from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.steps.accepted import Accepted, Along, Line
+from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.fixed import read
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, repeat, start
@@ -44,7 +45,10 @@ class AdaptiveCostate(WayBack):
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, control: PIDController) -> None:
         self.method = method
         self.solver, _ = method.backward(solver, 1)
-        self.control = control
+        # tolerances and norm come with the solve, and may hold arrays of it
+        self.apart = callable(control.norm)
+        self.norm = "rms" if callable(control.norm) else control.norm
+        self.control = dataclasses.replace(control, rtol=1.0, atol=1.0, norm="rms")
 
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
@@ -73,7 +77,7 @@ class AdaptiveCostate(WayBack):
         first, parts = self._slope(there, there.moment(0), state)
         size = first_size(
             self.control,
-            self.solver.tableau,
+            self.solver.increments,
             allowed,
             line,
             lambda t, at: self._slope(there, t, at)[0],
@@ -93,7 +97,7 @@ class AdaptiveCostate(WayBack):
     def _step(
         self, run: Along, line: Line, allowed: Tolerance, walked: Walked, gradients: Cotangents, carry: _Carry
     ) -> _Carry:
-        tableau, count = self.solver.tableau, len(carry.state) // 2
+        tableau, count = self.solver.increments, len(carry.state) // 2
         step = propose(line, carry.pace)
         here, each = run.between(carry.pace.t, step.t1), [carry.parts]
         assert here.ends is not None
@@ -128,7 +132,7 @@ class AdaptiveCostate(WayBack):
         state, first, parts = choose(accepted, (state, first, parts), old)
         return _Carry(now, state, first, parts, jnp.where(accepted, met, output), sums)
 
-    def _slope(self, run: Along, t: Array, state: Leaves) -> tuple[Leaves, Any]:
+    def _slope(self, run: Along, t: Moment, state: Leaves) -> tuple[Leaves, Any]:
         """Of y and its adjoint, and the integrand of the weights' gradient."""
         count = len(state) // 2
         slope, pull = vjp(run, lambda run, y: run.slope_at(t, y), state[:count])
@@ -137,7 +141,7 @@ class AdaptiveCostate(WayBack):
 
     def _quadrature(self, run: Along, carry: _Carry, each: list[Any]) -> tuple[Any, Leaves, Leaves, Leaves]:
         """What a step adds to the gradient of the weights; its error and the gradient at both ends, if it counts."""
-        h, tableau, leaves = run.size, self.solver.tableau, [tuple(jax.tree.leaves(parts)) for parts in each]
+        h, tableau, leaves = run.size, self.solver.increments, [tuple(jax.tree.leaves(parts)) for parts in each]
         assert tableau.error_weights is not None
         if not leaves[0]:
             return each[0], (), (), ()
@@ -153,13 +157,11 @@ class AdaptiveCostate(WayBack):
 
     def _tolerance(self, allowed: Tolerance) -> Tolerance:
         """For y, its adjoint, and (without seminorm) the gradient of the weights."""
-        method, norm = self.method, self.control.norm
+        method = self.method
         rtol = allowed.rtol if method.rtol is None else (method.rtol,) * len(allowed.rtol)
         atol = allowed.atol if method.atol is None else (method.atol,) * len(allowed.atol)
         count = len(rtol)
-        return _Doubled(
-            rtol, atol, allowed.norm if callable(norm) else NORMS[norm], allowed.time, count, callable(norm)
-        )
+        return _Doubled(rtol, atol, allowed.norm if self.apart else NORMS[self.norm], allowed.time, count, self.apart)
 
     @staticmethod
     def _meet(

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from odenet import Checkpoint, Stats
+from odenet import Checkpoint, Problem, Stats
 from odenet._gradients.revolve import schedule
 from odenet._solvers.step import add
 from odenet_jax.field.field import Slot, Weights
 from odenet_jax.field.state import Leaves
+from odenet_jax.gradients.accepted_steps import ROWS, Again, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
-from odenet_jax.steps.fixed import Run, read, write
+from odenet_jax.steps.fixed import Run, Solve, read, write
 
 
 class Recomputation(Adjoint):
@@ -185,3 +186,18 @@ def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
         made.pop(id(given), None)
     stages = sum(aval.size * aval.dtype.itemsize for aval in made.values())
     return Checkpoint(states=method.affordable(sum(leaf.nbytes for leaf in y0), stages))
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_jax.gradients.solve`."""
+    assert isinstance(problem.gradient, Checkpoint)
+    return Recomputation(problem.gradient, stats).solve
+
+
+def adaptive(problem: Problem, stats: Stats) -> WayBack:
+    """See `odenet_jax.gradients.solve`."""
+    method = problem.gradient
+    assert isinstance(method, Checkpoint)
+    if method.memory is not None:
+        return Again(lambda run, y0: resolved(method, run, y0).states or 1)
+    return Again(method.states or method.segments or ROWS)

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import ContinuousAdjoint, Stats
+from odenet import ContinuousAdjoint, Problem, Span, Stats
 from odenet._solvers.names import AnySolver
 from odenet._solvers.step import add, combine, increment, positions
 from odenet_jax.field.state import Leaves
+from odenet_jax.gradients.accepted_steps import WayBack
+from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
-from odenet_jax.steps.fixed import Run, read
+from odenet_jax.steps.fixed import Run, Solve, read
 
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""
@@ -76,7 +78,7 @@ class Costate(Adjoint):
         run: Run, n: Any, y: Leaves, a: Leaves, sums: Sums, between: Between | None
     ) -> tuple[Leaves, Leaves, Sums]:
         """From the end of step n to its start. The quadrature touches only the layers that step n reads."""
-        tableau, size, count = run.solver.tableau, run.grid.h, len(y)
+        tableau, size, count = run.solver.increments, run.grid.h, len(y)
         places = positions(tableau, reverse=True)
         ends: list[Leaves] = []  # the slope at the end of the step, which the first stage evaluates
         quadrature: list[Any] = []
@@ -93,3 +95,16 @@ class Costate(Adjoint):
         both = add((*y, *a), increment(tableau, stage, (*y, *a), -size))
         found = jax.tree.map(lambda *each: sum(each), *quadrature)
         return both[:count], both[count:], collect(run, n, sums, found)
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_jax.gradients.solve`."""
+    assert isinstance(problem.gradient, ContinuousAdjoint)
+    return Costate(problem.gradient, problem.solver, stats).solve
+
+
+def adaptive(problem: Problem, stats: Stats) -> WayBack:
+    """See `odenet_jax.gradients.solve`."""
+    assert isinstance(problem.gradient, ContinuousAdjoint)
+    assert isinstance(problem.grid, Span)
+    return AdaptiveCostate(problem.gradient, problem.solver, problem.grid.control)

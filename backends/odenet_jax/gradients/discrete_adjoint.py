@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
 
-from odenet import DiscreteAdjoint, GradientError, Stats
+from odenet import DiscreteAdjoint, GradientError, Problem, Stats
 from odenet._solvers.step import add, combine, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
 from odenet_jax.steps.accepted import Along
-from odenet_jax.steps.fixed import Run, kept_rows, read
+from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import repeat
 from odenet_jax.steps.tolerance import Tolerance
@@ -198,3 +198,15 @@ def _norm(leaves: Leaves) -> Array:
 
 def _largest(residual: Array, defect: Array) -> Array:
     return jnp.maximum(residual, defect.astype(residual.dtype))
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_jax.gradients.solve`."""
+    assert isinstance(problem.gradient, DiscreteAdjoint)
+    return Reversal(problem.gradient, stats).solve
+
+
+def adaptive(problem: Problem, stats: Stats) -> WayBack:
+    """See `odenet_jax.gradients.solve`."""
+    assert isinstance(problem.gradient, DiscreteAdjoint)
+    return AdaptiveReversal(problem.gradient, stats)

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import ReversibleSolver
+from odenet import Problem, ReversibleSolver, Stats
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.discrete_adjoint import relative
-from odenet_jax.steps.fixed import Run
+from odenet_jax.steps.fixed import Run, Solve
 
 
 class Retrace(Adjoint):
@@ -72,3 +72,8 @@ class Pull:
         part, *found = pull(cotangent)
         self.found.append(found)
         return value, part
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_jax.gradients.solve`."""
+    return Retrace(stats).solve

@@ -1,4 +1,11 @@
-"""`solve` on JAX: from a problem to the file that holds its gradient method."""
+"""`solve` on JAX: from a problem to what is done for its gradient method.
+
+A `Way` of JAX holds two functions, each of `(problem, stats)`:
+
+- `fixed` returns `solve(run, leaves, probe)`: the leaves at the kept times, and what blocks are told after them, from a
+  `steps.fixed.Run`, the leaves of y0 and the probe of the certificate (see `solve`);
+- `adaptive` returns a `gradients.accepted_steps.WayBack`: the backward pass over the accepted steps.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +14,16 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import (
-    GRADIENTS,
-    Backprop,
-    Checkpoint,
-    ContinuousAdjoint,
-    DiscreteAdjoint,
-    Problem,
-    Reversible,
-    Solution,
-    Span,
-    Stats,
-    UnsupportedError,
-)
+from odenet import Grid, Problem, Solution, Span, Stats
+from odenet._backend.registry import require
 from odenet._problem.problem import problem
+from odenet._solvers.family import StagedSolver
+from odenet_jax._entry import backend
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import layout
-from odenet_jax.gradients import backprop
-from odenet_jax.gradients.accepted_steps import ROWS, Again, WayBack
 from odenet_jax.gradients.adaptive import solve_adaptive
-from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
-from odenet_jax.gradients.checkpoint import Recomputation, resolved
-from odenet_jax.gradients.continuous_adjoint import Costate
-from odenet_jax.gradients.discrete_adjoint import AdaptiveReversal, Reversal
-from odenet_jax.gradients.reversible import Retrace
-from odenet_jax.steps.fixed import Run, Solve
+from odenet_jax.steps.fixed import Run
 
 
 def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = None, **choices: Any) -> Solution:
@@ -61,51 +52,25 @@ def solve_telling(made: Problem, probe: Array | None = None, told: Told | None =
         probe: see `solve`.
         told: what blocks are told beside their input.
     """
-    if isinstance(made.grid, Span):
-        return solve_adaptive(made, lambda stats: _back(made, stats), probe), None
+    adaptive = isinstance(made.grid, Span)
+    require(backend, made.solver, made.gradient, adaptive=adaptive)
+    way = backend.way(made.gradient)
+    assert way is not None  # required above
+    method = way.load(adaptive=adaptive)
+    if adaptive:
+        return solve_adaptive(made, lambda stats: method(made, stats), probe), None
+    assert isinstance(made.grid, Grid)
+    assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
     given, leaves = layout(made.y0)
     field, weights = field_along(made.field, made.weights)
     run = Run(field, given, made.grid, made.solver, weights, replay=None if told is None else Replay(told))
+    run.require_times(leaves)
     steps = made.grid.steps
     stats = Stats("jax", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys, told = _method(made, stats)(run, leaves, jnp.asarray(0 if probe is None else probe, given.time))
+    ys, told = method(made, stats)(run, leaves, jnp.asarray(0 if probe is None else probe, given.time))
     if made.grid.spread is not None:
         picks = jnp.asarray(made.grid.spread)
         ys = tuple(leaf[picks] for leaf in ys)
     ys = [given.returned(leaf, i) for i, leaf in enumerate(ys)]
     solution = Solution(jnp.asarray(made.grid.times, given.time), given.unflatten(ys), stats)
     return solution, None if told is None else told.state
-
-
-def _method(made: Problem, stats: Stats) -> Solve:
-    match made.gradient:
-        case Backprop():
-            return backprop.solve
-        case Checkpoint() as method:
-            return Recomputation(method, stats).solve
-        case DiscreteAdjoint() as method:
-            return Reversal(method, stats).solve
-        case ContinuousAdjoint() as method:
-            return Costate(method, made.solver, stats).solve
-        case Reversible():
-            return Retrace(stats).solve
-        case other:
-            raise UnsupportedError(f"gradient {other.label} on backend jax", ", ".join(GRADIENTS))
-
-
-def _back(made: Problem, stats: Stats) -> WayBack:
-    """The same for the steps that an adaptive solve accepts."""
-    assert isinstance(made.grid, Span)
-    match made.gradient:
-        case Backprop():
-            return Again()
-        case Checkpoint() as method:
-            if method.memory is not None:
-                return Again(lambda run, y0: resolved(method, run, y0).states or 1)
-            return Again(method.states or method.segments or ROWS)
-        case DiscreteAdjoint() as method:
-            return AdaptiveReversal(method, stats)
-        case ContinuousAdjoint() as method:
-            return AdaptiveCostate(method, made.solver, made.grid.control)
-        case other:
-            raise UnsupportedError(f"gradient {other.label} of an adaptive solve on backend jax", ", ".join(GRADIENTS))

@@ -14,7 +14,7 @@ from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem,
 from odenet._gradients.names import gradient as gradient_named
 from odenet._problem.depth import Kind, kind_of_blocks
 from odenet._problem.problem import problem, require_one_grid
-from odenet._solvers.names import AnySolver
+from odenet._solvers.names import AnySolver, staged
 from odenet._solvers.names import solver as solver_named
 from odenet_jax.field.replay import call, tell
 from odenet_jax.gradients.solve import solve_problem, solve_telling
@@ -62,7 +62,7 @@ class ResidualStack(eqx.Module):
     ) -> None:
         self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
         self.t0, self.t1 = t0, t1
-        self.along = kind_of_blocks(along, self.solver.stages)
+        self.along = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         single = {id(block): block for block in blocks}
         places = {key: i for i, key in enumerate(single)}
         self.order = tuple(places[id(block)] for block in blocks)

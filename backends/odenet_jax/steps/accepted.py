@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from odenet import Span
@@ -15,19 +16,22 @@ from odenet._solvers.step import positions
 from odenet._solvers.tableau import Tableau
 from odenet_jax.field.field import Field
 from odenet_jax.field.state import Leaves
+from odenet_jax.steps.clock import Clock, Moment, clock
 from odenet_jax.steps.fixed import Run
 from odenet_jax.steps.weighted_sum import weigh_leaves
 
 
 @dataclass(frozen=True)
 class Line:
-    """Times that are known before the solve.
+    """Times that are known before the solve, all of them since t0.
 
     Args:
         t0, t1: its ends.
         stops: times that steps end at, in any order, beside t1; those outside of the solve are not met.
         jumps: those of them where the field jumps.
         layers: boundaries of the layers of weights that change with depth, both ends included; None for one layer.
+        clock: from these to the times that the field is told.
+        sound: False where traced times turn out to be none that can be solved between; None where they are known.
     """
 
     t0: Array
@@ -35,6 +39,8 @@ class Line:
     stops: Array
     jumps: Array
     layers: Array | None
+    clock: Clock
+    sound: Array | None = None
 
     @property
     def sign(self) -> Array:
@@ -46,19 +52,25 @@ class Line:
         if not self.stops.shape[0]:
             return self.t1
         ahead = self.sign * (self.stops - t) > 0
-        nearest = jnp.min(jnp.where(ahead, self.sign * self.stops, jnp.inf))
+        nearest = jnp.min(jnp.where(ahead, self.sign * self.stops, float(jnp.finfo(t.dtype).max)))
         return jnp.where(nearest < self.sign * self.t1, self.sign * nearest, self.t1)
 
     def jumping(self, t: Array) -> Array:
         """Whether the field jumps at t."""
         return jnp.any(self.jumps == t)
 
-    def moment(self, a: Array, b: Array, position: float) -> Array:
-        """The time at a position of the step from a to b, on the step's side of a jump."""
+    def moment(self, a: Array, b: Array, position: float) -> Moment:
+        """The moment at a position of the step from a to b, on the step's side of a jump."""
         if position not in (0, 1):
-            return a + (b - a) * position
+            return self.clock.moment(a + (b - a) * position)
         end, other = (b, a) if position else (a, b)
-        return jnp.where(self.jumping(end), jnp.nextafter(end, other), end) if self.jumps.shape[0] else end
+        at = self.clock.moment(end)
+        if not self.jumps.shape[0]:
+            return at
+        # beside the time that the field is told: an offset's neighbour may be rounded onto the jump again
+        far = float(jnp.finfo(at.time.dtype).max)
+        beside = jnp.nextafter(at.time, jnp.where(other > end, far, -far).astype(at.time.dtype))
+        return Moment(end, jnp.where(self.jumping(end), beside, at.time))
 
     def layer(self, a: Array, b: Array) -> Array:
         """That of the step from a to b."""
@@ -76,22 +88,22 @@ class Line:
         """The way back from a time, with further stops."""
         layers = jnp.stack([self.t0, self.t1]) if self.layers is None else self.layers
         jumps = jnp.concatenate([self.jumps, layers[1:-1]])  # the weights of one layer end there
-        return Line(end, self.t0, jnp.concatenate([self.stops, marks]), jumps, layers)
+        return Line(end, self.t0, jnp.concatenate([self.stops, marks]), jumps, layers, self.clock)
 
 
-jax.tree_util.register_dataclass(Line, ["t0", "t1", "stops", "jumps", "layers"], [])
+jax.tree_util.register_dataclass(Line, ["t0", "t1", "stops", "jumps", "layers", "clock", "sound"], [])
 
 
-def line(span: Span, field: Field, t0: Array, t1: Array) -> Line:
-    """That of a solve."""
-    kind, count = t0.dtype, field.intervals if field.kind != "shared" else 1
-    layers = None if count == 1 else t0 + (t1 - t0) * (jnp.arange(count + 1, dtype=kind) / count)
+def line(t0: Any, t1: Any, span: Span, field: Field, kind: Any) -> Line:
+    """That of a solve, in a number type."""
+    of, t1, stops = clock(t0, t1, span.stops, kind)
+    count = field.intervals if field.kind != "shared" else 1
+    layers = None if count == 1 else t1 * (jnp.arange(count + 1, dtype=kind) / count)
     inner = jnp.zeros(0, kind) if layers is None else layers[1:-1]
-    stops = jnp.concatenate([jnp.asarray(span.stops, kind), inner])
-    jumps = jnp.asarray(span.control.jump_t, kind)
+    jumps = stops[np.array([n for n, t in enumerate(span.stops) if t in span.control.jump_t], int)]
     if field.kind == "piecewise":
         jumps = jnp.concatenate([jumps, inner])
-    return Line(t0, t1, stops, jumps, layers)
+    return Line(jnp.zeros((), kind), t1, jnp.concatenate([stops, inner]), jumps, layers, of)
 
 
 @dataclass(frozen=True)
@@ -139,8 +151,8 @@ class Along(Run):
         assert self.ends is not None
         return self.ends[1] - self.ends[0]
 
-    def moment(self, position: float) -> Array:
-        """The time at a position of the step that it stands at, see `Line.moment`."""
+    def moment(self, position: float) -> Moment:
+        """That at a position of the step that it stands at, see `Line.moment`."""
         assert self.ends is not None
         return self.line.moment(*self.ends, position)
 
@@ -157,7 +169,7 @@ class Along(Run):
 
     def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
         """See `Run.increment`; n is not looked at."""
-        tableau = self.solver.tableau
+        tableau = self.solver.increments
         size = -self.size if reverse else self.size
         return weigh_leaves(None, size, tableau.b, self.slopes(tableau, tableau.step_stages, y, reverse=reverse))
 
@@ -172,9 +184,9 @@ class Along(Run):
 
     def advanced(self, y: Leaves) -> Leaves:
         """The state at the end of the step, by a loop over its stages: the field is compiled once for all of them."""
-        tableau = self.solver.tableau
+        tableau = self.solver.increments
         count = tableau.step_stages
-        moments = jnp.stack([self.moment(node) for node in tableau.c[:count]])
+        moments = jax.tree.map(lambda *each: jnp.stack(each), *(self.moment(node) for node in tableau.c[:count]))
         rows = [(*row, *(0.0,) * (count - len(row))) for row in (*tableau.a[:count], tableau.b[:count])]
         weights = jnp.asarray(rows, self.layout.time) * self.size
 
@@ -185,7 +197,7 @@ class Along(Run):
             )
 
         def stage(i: Any, slopes: Leaves) -> Leaves:
-            found = self.slope_at(moments[i], at(i, slopes))
+            found = self.slope_at(jax.tree.map(lambda each: each[i], moments), at(i, slopes))
             return tuple(
                 lax.dynamic_update_index_in_dim(k, slope, i, 0) for k, slope in zip(slopes, found, strict=True)
             )
@@ -197,10 +209,10 @@ class Along(Run):
         """See `Run.slope`; n is not looked at."""
         return self.slope_at(self.moment(position), y)
 
-    def slope_at(self, t: Array, y: Leaves) -> Leaves:
-        """The field at a time, with the weights of this step's layer."""
-        local = self.line.local(self.layer, t)
-        return self.layout.slope(self.field(t, self.layout.call(y), local, self.slot, self.weights), y)
+    def slope_at(self, moment: Moment, y: Leaves) -> Leaves:
+        """The field at a moment, with the weights of this step's layer."""
+        local = self.line.local(self.layer, moment.offset)
+        return self.layout.slope(self.field(moment.time, self.layout.call(y), local, self.slot, self.weights), y)
 
 
 jax.tree_util.register_dataclass(Accepted, ["line", "nodes", "steps"], ["count"])

@@ -18,7 +18,7 @@ from odenet_jax.steps.fixed import write
 from odenet_jax.steps.record import Keep, Record, Walked, empty, kept
 from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, renewed, repeat, start
 from odenet_jax.steps.tolerance import Tolerance
-from odenet_jax.steps.weighted_sum import choose, weigh_leaves
+from odenet_jax.steps.weighted_sum import choose, only, weigh_leaves
 
 
 class Seen(NamedTuple):
@@ -70,11 +70,11 @@ class March:
         line, run = self.line, self.run
         begin = run.between(line.t0, line.stop(line.t0))
         first = begin.slope(0, 0.0, y0)
-        size = first_size(self.control, run.solver.tableau, self.tolerance, line, begin.slope_at, y0, first)
+        size = first_size(self.control, run.solver.increments, self.tolerance, line, begin.slope_at, y0, first)
         pace = start(line, size, finite(y0, first))
         record = empty(self.keep, run, y0, self.control.max_steps)
-        nan = () if ts is None else tuple(jnp.full((*ts.shape, *leaf.shape), jnp.nan, leaf.dtype) for leaf in y0)
-        carry = _Carry(pace, y0, first, jnp.int32(0), jnp.int32(0), nan, record, self._unseen(y0))
+        rows = () if ts is None else tuple(jnp.zeros((*ts.shape, *leaf.shape), leaf.dtype) for leaf in y0)
+        carry = _Carry(pace, y0, first, jnp.int32(0), jnp.int32(0), rows, record, self._unseen(y0))
         if ts is not None:
             output, ys = self._early(y0, ts, carry.ys)
             carry = carry._replace(output=output, ys=ys)
@@ -82,7 +82,7 @@ class March:
         return self._walked(carry, ts)
 
     def _step(self, carry: _Carry, ts: Array | None) -> _Carry:
-        pace, y, tableau, line = carry.pace, carry.y, self.run.solver.tableau, self.line
+        pace, y, tableau, line = carry.pace, carry.y, self.run.solver.increments, self.line
         step = propose(line, pace)
         here = self.run.between(pace.t, step.t1)
         made = trial(tableau, lambda i, at: here.slope(0, tableau.c[i], at), y, here.size, carry.first, weigh_leaves)
@@ -150,7 +150,7 @@ class March:
         slopes: Any,
     ) -> tuple[Array, Leaves]:
         """The outputs within a step, up to a time."""
-        tableau, (a, b), count = self.run.solver.tableau, ends, ts.shape[0]
+        tableau, (a, b), count = self.run.solver.increments, ends, ts.shape[0]
 
         def more(state: tuple[Array, Leaves]) -> Array:
             t = ts[jnp.minimum(state[0], count - 1)]
@@ -167,15 +167,19 @@ class March:
     def _unseen(self, y0: Leaves) -> Seen | None:
         if self.event is None:
             return None
-        before = Watch(self.event, self.run.layout).signs(self.line.t0, y0)
-        tableau = self.run.solver.tableau
+        before = self._watch().signs(self.line.t0, y0)
+        tableau = self.run.solver.increments
         slopes = (tuple(jnp.zeros_like(leaf) for leaf in y0),) * (tableau.stages + (not tableau.fsal))
         return Seen(self.line.t0, y0, y0, slopes, before, jnp.zeros(before.shape, bool))
+
+    def _watch(self) -> Watch:
+        assert self.event is not None
+        return Watch(self.event, self.run.layout, self.line.clock)
 
     def _look(self, pace: Pace, seen: Seen, t1: Array, y1: Leaves, accepted: Any) -> tuple[Pace, Array]:
         """Where the loop is if an event may end it, and which entries of its condition changed their sign."""
         assert self.event is not None
-        happened = Watch(self.event, self.run.layout).happened(t1, y1, seen.before) & accepted
+        happened = self._watch().happened(t1, y1, seen.before) & accepted
         ends = happened.any()
         outcome = jnp.where(ends, CODE[Result.EVENT], pace.outcome).astype(jnp.int32)
         return pace._replace(alive=pace.alive & ~ends, outcome=outcome), happened
@@ -184,16 +188,18 @@ class March:
         self, seen: Seen, carry: _Carry, t1: Array, y1: Leaves, slopes: Any, accepted: Any, happened: Array
     ) -> Seen:
         assert self.event is not None
-        after = Watch(self.event, self.run.layout).signs(t1, y1, seen.before)
+        after = self._watch().signs(t1, y1, seen.before)
         after = jnp.where(accepted & ~happened.any(), after, seen.before)
         t, y, y1, slopes = choose(accepted, (carry.pace.t, carry.y, y1, slopes), tuple(seen[:4]))
-        return Seen(t, y, y1, slopes, after, happened)
+        # a row that an event has ended stays in the loop until the slowest one is done, and none of its further passes
+        # is an accepted step: what has happened must outlive them
+        return Seen(t, y, y1, slopes, after, seen.happened | happened)
 
     def _walked(self, carry: _Carry, ts: Array | None) -> Walked:
         pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t
         position, entry, slope = None, None, ()
         if carry.seen is not None and self.event is not None:
-            seen, watch, tableau = carry.seen, Watch(self.event, self.run.layout), self.run.solver.tableau
+            seen, watch, tableau = carry.seen, self._watch(), self.run.solver.increments
             h, met = pace.t - seen.t, seen.happened.any()
 
             def at(position: Array) -> Leaves:
@@ -208,7 +214,9 @@ class March:
             if ts is not None:
                 output, ys = self._emit(ts, output, ys, met, (seen.t, pace.t), end, seen.y, seen.y1, seen.slopes)
         failed = pace.outcome > CODE[Result.EVENT]
-        y1 = choose(failed, tuple(jnp.full_like(leaf, jnp.nan) for leaf in y1), y1)
+        y1 = tuple(only(~failed, leaf) for leaf in y1)
+        if ts is not None:
+            ys = tuple(only(jnp.arange(ts.shape[0]) < output, leaf) for leaf in ys)
         return Walked(ys, y1, carry.y, end, pace, output, carry.renewals, carry.record, position, entry, slope)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from odenet import Event, InputError
 from odenet._solvers.interpolant import interpolant
 from odenet._solvers.tableau import Tableau
 from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.steps.clock import Clock, Parts, beyond, roundings, since, spelled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 
@@ -45,9 +46,10 @@ class Dense:
     """The solution at any time of a solve: what `Solution.at` evaluates.
 
     Args:
-        nodes: the times of the steps, in a buffer of more entries.
+        origin: the parts of t0, see `odenet_jax.steps.clock`.
+        nodes: the times of the steps since t0, in a buffer of more entries.
         steps: how many there are.
-        end: where the solution ends, in the last step.
+        end: where the solution ends, in the last step, since t0.
         y: states at the start of each step, stacked.
         slopes: those that dense output reads, stacked.
         y1: the state at the last node.
@@ -55,6 +57,7 @@ class Dense:
         structure, given: of the state, see `Layout`.
     """
 
+    origin: Parts
     nodes: Array
     steps: Array
     end: Array
@@ -73,12 +76,11 @@ class Dense:
         """
         if self.nodes.ndim > 1:
             raise InputError("Solution.at of several solves", "one solve", "jax.vmap a function that calls at")
-        times = jnp.asarray(t, self.nodes.dtype)
-        sign = jnp.where(self.end >= self.nodes[0], 1, -1)
-        slack = 1e-6 * jnp.abs(self.end - self.nodes[0])
-        outside = (sign * (times - self.nodes[0]) < -slack) | (sign * (times - self.end) > slack)
+        times = jnp.asarray(since(t, self.origin, self.nodes.dtype))
+        outside = beyond(times, self.end, roundings(t, times, self.origin))
         if not isinstance(outside, Tracer) and bool(outside.any()):
-            raise InputError(f"Solution.at({t})", f"times between {self.nodes[0]} and {self.end}")
+            first, last = (spelled(self.origin, s) for s in (self.nodes[0], self.end))
+            raise InputError(f"Solution.at({t})", f"times between {first} and {last}")
         found = jax.vmap(self._at)(times.reshape(-1), outside.reshape(-1))
         leaves = [leaf.reshape(*times.shape, *leaf.shape[1:]) for leaf in found]
         leaves = [leaf.astype(kind) for leaf, kind in zip(leaves, self.given, strict=True)]
@@ -90,81 +92,149 @@ class Dense:
         n = jnp.maximum(jnp.sum(met) - 1, 0)
         y, *slopes = (tuple(leaf[n] for leaf in each) for each in (self.y, *self.slopes))
         h = self.nodes[n + 1] - self.nodes[n]
-        position = jnp.clip((t - self.nodes[n]) / jnp.where(h == 0, 1, h), 0, 1)
+        place = (t - self.nodes[n]) / jnp.where(h == 0, 1, h)
+        # kept within the step, at whose ends clip has half a derivative or none
+        position = place + lax.stop_gradient(jnp.clip(place, 0, 1) - place)
         found = between(self.tableau, position, y, h, slopes)
         at_end = (n + 1 >= self.steps) & (sign * (t - self.nodes[self.steps]) >= 0)
-        found = choose(at_end, self.y1, found)
+        # y1 has the derivative of the polynomial by the position, and by nothing else
+        still = between(self.tableau, lax.stop_gradient(position), y, h, slopes)
+        ended = tuple(last + (a - b) for last, a, b in zip(self.y1, found, still, strict=True))
+        found = choose(at_end, ended, found)
         return choose(outside, tuple(jnp.full_like(leaf, jnp.nan) for leaf in found), found)
 
 
 jax.tree_util.register_dataclass(
-    Dense, ["nodes", "steps", "end", "y", "slopes", "y1"], ["tableau", "structure", "given"]
+    Dense, ["origin", "nodes", "steps", "end", "y", "slopes", "y1"], ["tableau", "structure", "given"]
 )
+
+
+class Look(NamedTuple):
+    """What was seen of a condition along a step.
+
+    Args:
+        before: the sign of each entry before the part in which the first of them changed.
+        low, high: positions in the step at which that part begins and ends.
+        happened: the entries that changed in it.
+    """
+
+    before: Array
+    low: Array
+    high: Array
+    happened: Array
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Looks for the first change of sign of a condition.
+    """Looks for the first change of an event's condition, see `odenet.Event`.
 
     Args:
         event: with the condition.
         layout: of the state.
+        clock: from the times of the solve to those that the condition is told.
     """
 
     event: Event
     layout: Layout
+    clock: Clock
 
     def value(self, t: Array, y: Leaves) -> Array:
-        """The condition, shape (entries,).
+        """The condition at a time as it is told, shape (entries,): numbers or booleans.
 
         Raises:
-            InputError: it is no real number.
+            InputError: it is neither.
         """
-        found = jnp.asarray(self.event.condition(t, self.layout.call(y)))
-        if jnp.iscomplexobj(found) or not found.size:
-            raise InputError(f"an event's condition of shape {found.shape} and {found.dtype}", "real numbers")
-        return found.reshape(-1)
+        value = self.event.condition(t, self.layout.call(y))
+        try:
+            entries = jnp.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an event's condition returned a {type(value).__name__} ({error})", _ALLOWED) from error
+        if jnp.iscomplexobj(entries) or not entries.size:
+            raise InputError(f"an event's condition of shape {entries.shape} and {entries.dtype}", _ALLOWED)
+        return entries.reshape(-1)
 
     def signs(self, t: Array, y: Leaves, before: Array | None = None) -> Array:
-        """Of the condition; those before where it is zero."""
-        now = jnp.sign(self.value(t, y)).astype(jnp.int32)
+        """Of the condition at a time since t0, 1 and -1 for true and false; those before where it is zero or NaN."""
+        value = self.value(self.clock.time(t), y)
+        up, down = (value, ~value) if value.dtype == bool else (value > 0, value < 0)
+        now = up.astype(jnp.int32) - down.astype(jnp.int32)
         return now if before is None else jnp.where(now == 0, before, now)
 
     def happened(self, t: Array, y: Leaves, before: Array) -> Array:
-        """Which entries have changed their sign."""
-        now = jnp.sign(self.value(t, y)).astype(jnp.int32)
-        rises, falls = (before < 0) & (now >= 0), (before > 0) & (now <= 0)
+        """Which entries have changed at a time since t0."""
+        value = self.value(self.clock.time(t), y)
+        up, down = (value, ~value) if value.dtype == bool else (value >= 0, value <= 0)  # NaN is neither
+        rises, falls = (before < 0) & up, (before > 0) & down
         return {0: rises | falls, 1: rises, -1: falls}[self.event.direction]
 
     def locate(self, at: Callable[[Array], Leaves], t: Array, h: Array, before: Array) -> Array:
-        """The position in the step at which the first entry changes its sign, by bisection on dense output."""
-        kind = t.dtype
+        """The position in the step at which an entry changes first, given that one does: by bisection on dense output.
+
+        Args:
+            at: the state at a position.
+            t, h: the step.
+            before: the signs at its start.
+        """
+        kind, parts = t.dtype, self.event.subintervals
+        zero, one = jnp.zeros((), kind), jnp.ones((), kind)
+        look = Look(before, zero, zero, jnp.zeros(before.shape, bool))
+        look = self._part(at, t, h, look, jnp.asarray(self.event.positions(begun=False), kind), one)
+        # of several changes within that part the first
+        finer = look.low + (look.high - look.low) * (jnp.arange(1, parts, dtype=kind) / parts)
+        look = self._part(at, t, h, look._replace(high=look.low), finer, look.high)
         least = float(jnp.finfo(kind).eps) if self.event.tolerance is None else self.event.tolerance / jnp.abs(h)
 
-        def middle(bracket: tuple[Array, Array]) -> Array:
-            return (bracket[0] + bracket[1]) / 2
+        def middle(look: Look) -> Array:
+            return (look.low + look.high) / 2
 
-        def wide(bracket: tuple[Array, Array]) -> Array:
-            inner = middle(bracket)
-            return (bracket[1] - bracket[0] > least) & (inner > bracket[0]) & (inner < bracket[1])
+        def wide(look: Look) -> Array:
+            inner = middle(look)
+            return (look.high - look.low > least) & (inner > look.low) & (inner < look.high)
 
-        def halve(bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-            inner = middle(bracket)
-            crossed = self.happened(t + inner * h, at(inner), before).any()
-            return jnp.where(crossed, bracket[0], inner), jnp.where(crossed, inner, bracket[1])
+        def halve(look: Look) -> Look:
+            inner = middle(look)
+            crossed = self.happened(t + inner * h, at(inner), look.before).any()
+            return look._replace(low=jnp.where(crossed, look.low, inner), high=jnp.where(crossed, inner, look.high))
 
-        return lax.while_loop(wide, halve, (jnp.zeros((), kind), jnp.ones((), kind)))[1]
+        return lax.while_loop(wide, halve, look).high
+
+    def _part(
+        self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look, positions: Array, end: Array
+    ) -> Look:
+        """The first part, between positions up to `end`, in which an entry changes: the last if in none before."""
+        start = look._replace(happened=jnp.zeros(look.happened.shape, bool))
+        look = self._first(at, t, h, start, positions)
+        met = look.happened.any()
+        return look._replace(low=jnp.where(met, look.low, look.high), high=jnp.where(met, look.high, end))
+
+    def _first(self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look, positions: Array) -> Look:
+        """On to each of the positions, until an entry changes."""
+
+        def on(i: Any, look: Look) -> Look:
+            return self._seen(look, positions[i], t + positions[i] * h, at(positions[i]))
+
+        return lax.fori_loop(0, positions.shape[0], on, look)
+
+    def _seen(self, look: Look, position: Array, t: Array, y: Leaves) -> Look:
+        """A look at one more position; nothing is seen any more once an entry has changed."""
+        done = look.happened.any()
+        happened = self.happened(t, y, look.before)
+        before = jnp.where(happened.any(), look.before, self.signs(t, y, look.before))
+        here = Look(before, look.high, position, happened)
+        return jax.tree.map(lambda one, other: jnp.where(done, one, other), look, here)
 
     def moved(self, t: Array, y: Leaves, slope: Leaves, entry: Array) -> tuple[Array, Leaves]:
         """Time and state of an event with their derivatives, by the implicit function theorem.
 
         Args:
-            t: the time, without a derivative.
+            t: the time as the condition is told it, without a derivative.
             y: the state at that time.
             slope: of the solution there.
-            entry: of the condition that changed its sign.
+            entry: of the condition that changed. A boolean says nothing of the rate at which it is approached: NaN.
         """
         slope = lax.stop_gradient(slope)
+        if self.value(t, y).dtype == bool:
+            return _without_rate(t, y)
 
         def condition(t: Array, y: Leaves) -> Array:
             return self.value(t, y)[entry]
@@ -176,3 +246,18 @@ class Watch:
         by = -(value - lax.stop_gradient(value)) / lax.stop_gradient(jnp.where(rate == 0, 1, rate))
         by = by.astype(t.dtype)
         return t + by, weigh_leaves(y, by, (1.0,), (slope,))
+
+
+@jax.custom_jvp
+def _without_rate(t: Array, y: Leaves) -> tuple[Array, Leaves]:
+    """Time and state, without a derivative."""
+    return t, y
+
+
+@_without_rate.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    lost = tuple(leaf * jnp.nan for leaf in tangents[1])
+    return primals, (jnp.stack([leaf.real.sum() for leaf in lost]).sum().astype(primals[0].dtype), lost)
+
+
+_ALLOWED = "a real number or a boolean, or an array of them"

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Grid, ReversibleSolver
-from odenet._solvers.names import AnySolver
+from odenet._solvers.family import StagedSolver
 from odenet._solvers.step import add, increment, positions
 from odenet_jax.field.field import Field, Slot, Weights
 from odenet_jax.field.replay import Replay, Told, after
 from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.steps.clock import after as time_after
+from odenet_jax.steps.clock import parts, require_fine, require_span
 
 Carried = tuple[Leaves, ...]
 """What a solver carries from step to step: y alone, or more for a reversible one; y first."""
@@ -40,11 +42,23 @@ class Run:
     field: Field
     layout: Layout
     grid: Grid
-    solver: AnySolver
+    solver: StagedSolver
     weights: Weights
     slot: Slot | None = None
     replay: Replay | None = None
     again: bool = False
+
+    def require_times(self, y0: Leaves) -> None:
+        """Raises GridError where the number type cannot tell the grid's times, and the field reads them."""
+        grid, kind = self.grid, self.layout.time
+        require_span(grid.t0, grid.t1, kind, least=grid.h)
+
+        def field(t: Array) -> Any:
+            told = () if self.replay is None else self.replay.told.example()
+            slot = self.field.slot(self.weights, jnp.int32(0), grid.steps)
+            return self.field(t, self.layout.call(y0), 0.0, slot, self.weights, *told)
+
+        require_fine(grid.t0, grid.t1, kind, ("field", field, (jnp.zeros((), kind),)))
 
     def at(self, n: Any) -> Run:
         """The run at step n, whose weights are read in place: for loops that JAX does not differentiate."""
@@ -61,7 +75,7 @@ class Run:
 
     def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
-        tableau = self.solver.tableau
+        tableau = self.solver.increments
         places = positions(tableau, reverse)
 
         def stage(i: int, at: Leaves) -> Leaves:
@@ -77,7 +91,9 @@ class Run:
             reverse: whether in a reversed step.
             rank: which of the step's evaluations it is, where the position does not tell.
         """
-        t = jnp.asarray(self.grid.time(jnp.asarray(n, self.layout.time), position))
+        kind, (t0, t1) = self.layout.time, (self.grid.t0, self.grid.t1)
+        offset = (t1 - t0) * ((jnp.asarray(n, kind) + position) / self.grid.steps)
+        t = jnp.asarray(time_after(parts(t0, kind), offset))
 
         def evaluate(*told: Any) -> Any:
             return self.field(t, self.layout.call(y), position, self.slot, self.weights, *told)
@@ -86,7 +102,7 @@ class Run:
         if self.replay is None:
             value = evaluate()
         elif self.again:
-            value = self.replay.again(place, self.solver.tableau.step_stages, self.grid.steps, evaluate)
+            value = self.replay.again(place, self.solver.increments.step_stages, self.grid.steps, evaluate)
         else:
             value = self.replay.first(place, evaluate)
         return self.layout.slope(value, y)

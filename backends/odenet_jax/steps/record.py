@@ -90,7 +90,7 @@ def empty(keep: Keep, run: Along, y0: Leaves, max_steps: int) -> Record:
     def rows(count: int) -> Leaves:
         return tuple(jnp.zeros((count, *leaf.shape), leaf.dtype) for leaf in y0)
 
-    t0, tableau = run.line.t0, run.solver.tableau
+    t0, tableau = run.line.t0, run.solver.increments
     nodes = jnp.zeros(max_steps + 1, t0.dtype).at[0].set(t0) if keep.nodes else None
     states = None
     if keep.rows:

@@ -15,9 +15,11 @@ from jax import Array, lax
 
 from odenet import PIDController, Result
 from odenet._solvers.controller import Arithmetic
+from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.tableau import Tableau
 from odenet_jax.field.state import Leaves
 from odenet_jax.steps.accepted import Along, Line
+from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.tolerance import Tolerance
 from odenet_jax.steps.weighted_sum import weigh_leaves
 
@@ -46,31 +48,26 @@ class Pace(NamedTuple):
     outcome: Array
 
 
-class Proposal(NamedTuple):
-    """A step to try: its end, and whether that is a stop."""
-
-    t1: Array
-    lands: Array
-
-
 def start(line: Line, size: Array, finite: Array) -> Pace:
     """Where a loop begins: not at all where the first slope is not finite, or there is no time to cross."""
     one, zero = jnp.ones((), line.t0.dtype), jnp.int32(0)
     moving = line.t0 != line.t1
+    if line.sound is not None:
+        moving |= ~line.sound
     outcome = jnp.where(moving & ~finite, CODE[Result.NONFINITE], CODE[Result.SUCCESS]).astype(jnp.int32)
     pace = Pace(line.t0, size, (one, one), zero, zero, moving & finite, outcome)
-    return _ended(pace, _vanished(line, pace), Result.STEP_TOO_SMALL)
+    vanished = _vanished(line, pace) if line.sound is None else _vanished(line, pace) | ~line.sound
+    return _ended(pace, vanished, Result.STEP_TOO_SMALL)
 
 
-def propose(line: Line, pace: Pace) -> Proposal:
+def propose(line: Line, pace: Pace) -> Landing:
     """The next step: to the next stop, if it reaches that."""
-    stop, kind = line.stop(pace.t), pace.t.dtype
-    close = max(1e-10, 2 * float(jnp.finfo(kind).eps))
-    lands = line.sign * (pace.t + line.sign * pace.size * (1 + close) - stop) >= 0
-    return Proposal(jnp.where(lands, stop, pace.t + line.sign * pace.size), lands)
+    largest = jnp.maximum(jnp.abs(line.t0), jnp.abs(line.t1))
+    spacing = float(jnp.finfo(pace.t.dtype).eps) * largest
+    return landing(pace.t, pace.size, line.stop(pace.t), line.sign, spacing, TRACED)
 
 
-def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Proposal, ratio: Array) -> tuple[Any, Pace]:
+def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Landing, ratio: Array) -> tuple[Any, Pace]:
     """Whether a step is accepted, and where the loop is after it.
 
     Args:
@@ -85,8 +82,7 @@ def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Prop
     accepted |= smallest & jnp.isfinite(ratio)
     accepted &= alive
     size = took * factor
-    # a step that was shortened to land on a stop says nothing against the size that it would have had
-    size = control.bounded(jnp.where(accepted & step.lands, jnp.maximum(size, pace.size), size), TRACED)
+    size = control.bounded(resumed(size, pace.size, accepted & step.lands, TRACED), TRACED)
     now = Pace(
         jnp.where(accepted, step.t1, pace.t),
         jnp.where(alive, size, pace.size),
@@ -118,7 +114,7 @@ def first_size(
     tableau: Tableau,
     tolerance: Tolerance,
     line: Line,
-    evaluate: Callable[[Array, Leaves], Leaves],
+    evaluate: Callable[[Moment, Leaves], Leaves],
     y: Leaves,
     first: Leaves,
 ) -> Array:
@@ -126,7 +122,7 @@ def first_size(
 
     Args:
         control, tableau, tolerance, line: of the solve.
-        evaluate: the field at a time.
+        evaluate: the field at a moment.
         y, first: the state at the start, and the slope.
     """
     whole = jnp.abs(line.t1 - line.t0)
@@ -137,7 +133,7 @@ def first_size(
         trial = control.trial(tolerance.size(y, y), d1, TRACED)
         trial = jnp.minimum(trial, jnp.abs(line.stop(line.t0) - line.t0))
         signed = line.sign * trial
-        second = evaluate(line.t0 + signed, weigh_leaves(y, signed, (1.0,), (first,)))
+        second = evaluate(line.clock.moment(line.t0 + signed), weigh_leaves(y, signed, (1.0,), (first,)))
         change = tuple(b - a for a, b in zip(first, second, strict=True))
         d2 = tolerance.size(change, y) / jnp.where(trial == 0, 1, trial)
         size = control.first(tableau.error_order, trial, d1, d2, TRACED)

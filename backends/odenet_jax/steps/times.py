@@ -46,12 +46,15 @@ def moving(field: Field, times: Any) -> Times:
     return found
 
 
-def of_times(run: Along, times: Times, walked: Walked, y0: Leaves, g0: Leaves, g1: Leaves, gs: Leaves) -> Times:
+def of_times(
+    run: Along, times: Times, ts: Array | None, walked: Walked, y0: Leaves, g0: Leaves, g1: Leaves, gs: Leaves
+) -> Times:
     """The gradients.
 
     Args:
         run: along the accepted steps.
         times: those asked for.
+        ts: the kept times, since t0.
         walked: the solve.
         y0: the state at t0.
         g0, g1, gs: gradients with respect to the states at t0, at the end, and at the kept times.
@@ -59,7 +62,8 @@ def of_times(run: Along, times: Times, walked: Walked, y0: Leaves, g0: Leaves, g
     here, line = run.between(run.line.t0, run.line.t1), run.line
 
     def along(t: Array, y: Leaves, g: Leaves) -> Array:
-        parts = [jnp.sum(jnp.real(a * k)) for a, k in zip(g, here.slope_at(t, y), strict=True)]
+        slope = here.slope_at(line.clock.moment(t), y)
+        parts = [jnp.sum(jnp.real(a * k)) for a, k in zip(g, slope, strict=True)]
         return sum(parts[1:], parts[0]).astype(t.dtype)
 
     t0 = None if times.t0 is None else -along(line.t0, y0, g0)
@@ -67,8 +71,9 @@ def of_times(run: Along, times: Times, walked: Walked, y0: Leaves, g0: Leaves, g
     if times.t1 is not None:
         t1 = along(line.t1, walked.y1, g1)
         t1 = t1 if walked.position is None else jnp.where(walked.position < 1, 0, t1)
-    ts = None
+    by_ts = None
     if times.ts is not None:
-        reached = jnp.arange(times.ts.shape[0]) < walked.outputs
-        ts = jnp.where(reached, lax.map(lambda each: along(*each), (times.ts, walked.ys, gs)), 0)
-    return Times(t0, t1, ts)
+        assert ts is not None
+        reached = jnp.arange(ts.shape[0]) < walked.outputs
+        by_ts = jnp.where(reached, lax.map(lambda each: along(*each), (ts, walked.ys, gs)), 0)
+    return Times(t0, t1, by_ts)

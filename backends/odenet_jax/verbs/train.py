@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from odenet import Gradient, NetSpec
-from odenet._backend.trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
+from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._solvers.names import AnySolver
 from odenet_jax.nets.modules import OdeNet
 from odenet_jax.verbs.batch import like, mean_loss, on
@@ -40,7 +40,7 @@ class Descent(Trainer):
             self.velocities = {name: jnp.zeros_like(weight) for name, weight in self.weights.items()}
         self._peak: int | None = None
 
-    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> Step:
+    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> TrainingStep:
         """See `Trainer`. One program takes the step, compiled for the first batch of its size."""
         self.model.spec.check_batch(inputs, targets)
         with like(self.weights.values()):
@@ -52,7 +52,7 @@ class Descent(Trainer):
             self.weights, self.velocities, told = program(self.weights, self.velocities, rates, x, y)
             loss, correct, residual = jax.device_get(told)
         certificate = float(residual) if self.model.gradient.certifies else None
-        return Step(float(loss), int(correct), certificate)
+        return TrainingStep(float(loss), int(correct), certificate)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """See `Trainer`."""

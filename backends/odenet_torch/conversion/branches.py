@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from odenet import InputError, _tree
 from odenet_torch.conversion.sums import added
+from odenet_torch.field.surroundings import differences, put_back, reach
 
 Function = Callable[[nn.Module, Tensor, Sequence[Any]], Tensor]
 """`g(branch, x, leaves)`: `branch` holds the children and parameters, `leaves` are those of all other arguments."""
@@ -119,6 +120,7 @@ class _Tracer(fx.Tracer):
 def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph | None:
     """The layer's graph; None where it cannot be traced, or where a trace would freeze what a call decides."""
     before, state, dice = dict(vars(layer)), torch.get_rng_state(), random.getstate()
+    around = reach(layer)
     try:
         graph = _Tracer().trace(_Call(layer, args, kwargs))
     except Exception:  # somebody else's code on arguments that it does not know: it may raise anything
@@ -126,8 +128,10 @@ def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     finally:
         changed = vars(layer).keys() != before.keys() or any(vars(layer)[name] is not before[name] for name in before)
         drew = not torch.equal(state, torch.get_rng_state()) or dice != random.getstate()
+        changed = changed or not around.current()
         vars(layer).clear()
         vars(layer).update(before)
+        put_back(differences(around.places, around.contents))
         torch.set_rng_state(state)
         random.setstate(dice)
     frozen = any(node.op == "get_attr" and not node.target.startswith("layer.") for node in graph.nodes)

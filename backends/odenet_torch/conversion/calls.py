@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from odenet import InputError, _tree
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, difference
 from odenet_torch.conversion.sums import version
+from odenet_torch.field.surroundings import no_trace
 
 _REMEDY = (
     "convert a part of the model with where=, call it with arguments as in the example, or allow more with tolerance= "
@@ -118,12 +119,12 @@ def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
 
 @contextlib.contextmanager
 def leaving_no_trace(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, nothing is recorded for gradients; afterwards random state and buffers are what they were."""
+    """Inside, nothing is recorded for gradients; afterwards random state, buffers and attributes are what they were."""
     inner = {id(module): module for outer in modules for module in outer.modules()}.values()
     buffers = [(module, key, held) for module in inner for key, held in module._buffers.items() if held is not None]
     values = [held.clone() for _, _, held in buffers]
     devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)), no_trace(modules):
         try:
             yield
         finally:

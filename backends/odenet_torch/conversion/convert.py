@@ -15,6 +15,7 @@ from odenet._solvers.names import solver as solver_named
 from odenet_torch.conversion.calls import check_unchanged, outputs
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.runs import Place, Run, runs_of
+from odenet_torch.field.surroundings import no_trace
 
 Model = TypeVar("Model", bound=nn.Module)
 _Entries = list[tuple[Place, FirstOfRun | RestOfRun]]
@@ -71,7 +72,7 @@ def convert(
     itself = solver_named(solver).label == "euler"
     flags = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_trace([model]):
             runs = runs_of(model, where, example, tolerance)
             entries = _entries(runs, choices)
             expected = [outputs(model, example, training) for training in (False, True)]

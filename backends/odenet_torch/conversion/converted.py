@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from odenet import Backprop, InputError, _tree
 from odenet_torch.conversion.calls import check_unchanged, leaving_no_trace
+from odenet_torch.conversion.handed import Handed
 from odenet_torch.conversion.layer import Arguments, Layer, arguments_of, marks, same, written_to
 from odenet_torch.nets.modules import ResidualStack
 
@@ -43,11 +44,24 @@ class Step(nn.Module):
         names = found[self.index].names
         for registry in _REGISTRIES:
             vars(self)[registry].update({n: held for n, held in vars(module)[registry].items() if n in names})
+        plain = names.difference(*(vars(module)[registry] for registry in _REGISTRIES))
+        vars(self).update({n: getattr(module, n) for n in plain})  # a tensor that is not registered
         self.training = module.training
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The branch's value at x."""
         return self.layer.branches(args, kwargs)[self.index].function(self, x, _tree.leaves((args, kwargs)))
+
+
+# of an entry itself: what stands in the layer's place when somebody replaces its call
+_KEPT = frozenset({"forward", "training"})
+
+
+def _annotated(kind: type) -> set[str]:
+    """The attributes that the classes here have."""
+    return {
+        name for each in kind.__mro__ if each.__module__ == __name__ for name in vars(each).get("__annotations__", ())
+    }
 
 
 class _Entry(nn.Module):
@@ -64,6 +78,23 @@ class _Entry(nn.Module):
         """As `nn.Module.train`."""
         self.layer.module.training = mode
         return super().train(mode)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        layer = vars(self).get("layer")
+        mine = name in vars(self) or name in _KEPT or name in _annotated(type(self))
+        if layer is None or mine or isinstance(value, (nn.Module, nn.Parameter)) or self._registered(name):
+            super().__setattr__(name, value)
+        else:
+            setattr(layer.module, name, value)  # the layer's own code reads it there
+
+    def __delattr__(self, name: str) -> None:
+        if "layer" in vars(self) and name not in vars(self) and not self._registered(name):
+            delattr(self.layer.module, name)
+        else:
+            super().__delattr__(name)
+
+    def _registered(self, name: str) -> bool:
+        return any(name in vars(self)[registry] for registry in _REGISTRIES)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -94,12 +125,17 @@ class FirstOfRun(_Entry):
     """
 
     stack: ResidualStack
+    run: tuple[Layer, ...]
+    tolerance: float
+    handed: tuple[weakref.ref[Tensor], list[Any]] | None
+    following: int
+    steps: list[Step]
 
     def __init__(self, layers: Sequence[Layer], arguments: Arguments, tolerance: float, **choices: Any) -> None:
         super().__init__(layers[0])
         self.run = tuple(layers)
         self.tolerance = tolerance
-        self.handed: tuple[weakref.ref[Tensor], list[Any]] | None = None  # a state and arguments, to layer `following`
+        self.handed = None  # a state and arguments, to layer `following`
         self.following = 1
         self.steps = [
             Step(layer, index, arguments) for layer in layers for index in range(len(layer.branches(*arguments)))
@@ -126,8 +162,10 @@ class FirstOfRun(_Entry):
             self._check(x, arguments)
         self.stack.training = self.training
         state = self.stack(x, *arguments[0], **arguments[1])
-        self.handed, self.following = (weakref.ref(state), marks(arguments)), 1
-        return self.layer.returned(state)
+        of = f"a run of {len(self.run)} {type(self.layer.module).__name__}"
+        handed = Handed.of(state, of)
+        self.handed, self.following = (weakref.ref(handed), marks(arguments)), 1
+        return self.layer.returned(handed)
 
     def _check(self, x: Tensor, arguments: Arguments) -> None:
         """The layers and the sums of their branches give the same for a call like this."""
@@ -166,6 +204,7 @@ class RestOfRun(_Entry):
     """
 
     first: FirstOfRun
+    index: int
 
     def __init__(self, layer: Layer, first: FirstOfRun, index: int) -> None:
         super().__init__(layer)
@@ -187,6 +226,7 @@ class RestOfRun(_Entry):
         first.following += 1
         if first.following == len(first.run):
             first.handed = None
+            x = x.state
         return self.layer.returned(x)
 
     def extra_repr(self) -> str:

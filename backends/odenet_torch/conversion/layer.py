@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from odenet import _tree
 from odenet_torch.conversion.branches import PLAIN, Branch, traced, whole
 from odenet_torch.conversion.sums import added, in_place, version
+from odenet_torch.field.reach import LIBRARIES, data_of_class
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a layer, beside its state."""
+_OF_MODULES = frozenset(vars(nn.Module()))
 _REMEMBERED = 16  # ways of calling a layer
 _READ_ONLY = (*PLAIN, Tensor, torch.dtype, torch.device)
 
@@ -81,10 +83,8 @@ class Layer:
             InputError: called in this way, the layer is no sum of its input and something.
         """
         key = (_kind(args), _kind(kwargs))
-        if not self.whole:  # what a trace depends on
-            own = vars(self.module)
-            plain = tuple((name, value) for name, value in own.items() if type(value) in PLAIN)
-            key = (*key, plain, tuple(map(id, own["_modules"].values())))
+        if not self.whole:
+            key = (*key, decisions(self.module))
         if key not in self.known:
             found = None if self.whole else traced(self.module, args, kwargs)
             while len(self.known) >= _REMEMBERED:
@@ -103,6 +103,18 @@ class Layer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "known": {}, "fresh": True}  # made code, which cannot be pickled and is made again
+
+
+def decisions(module: nn.Module) -> Any:
+    """What a trace of a layer's own code depends on: all that it reads beside tensors, and which children it has."""
+    own = vars(module)
+    attributes = tuple((name, _kind(value)) for name, value in own.items() if name not in _OF_MODULES)
+    return attributes, tuple(map(id, own["_modules"].values())), _read(type(module))
+
+
+def _read(kind: type) -> Any:
+    """The data that code of a class reads from the class and from global names."""
+    return tuple((name, _kind(value)) for name, value in data_of_class(kind))
 
 
 def written_to(arguments: Arguments) -> str | None:
@@ -159,4 +171,9 @@ def _kind(value: Any) -> Any:
         return type(value), tuple((key, _kind(item)) for key, item in value.items())
     if isinstance(value, (tuple, list)):
         return type(value), tuple(map(_kind, value))
-    return Tensor if isinstance(value, Tensor) else type(value)
+    if isinstance(value, Tensor):
+        return Tensor
+    own = getattr(value, "__dict__", None)
+    if isinstance(own, dict) and type(value).__module__.partition(".")[0] not in LIBRARIES:
+        return type(value), tuple((name, item) for name, item in own.items() if item is None or type(item) in PLAIN)
+    return type(value), id(value) if callable(value) else None

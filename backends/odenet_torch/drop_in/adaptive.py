@@ -15,9 +15,9 @@ from odenet_torch.field.state import Leaves, layout
 from odenet_torch.gradients.accepted_steps import plain
 from odenet_torch.steps.adaptive import Forward, begin
 from odenet_torch.steps.size_control import On
-from odenet_torch.steps.times import from_start, to_outputs
+from odenet_torch.steps.times import from_start, moves, to_outputs
 
-_FAR = 1e300  # an event ends a solve wherever it is: the second time tells the direction only
+_FAR = 1e38  # an event ends a solve wherever it is: the second time tells the direction only
 
 
 def solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> tuple[Tensor | None, Tensor]:
@@ -33,7 +33,7 @@ def solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> 
 def _solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> tuple[Tensor | None, Tensor]:
     if flow.event_fn is None:
         found, leaves = forward(flow, solver, control, on)
-        ys = to_outputs(found, plain(found, leaves), None)
+        ys = to_outputs(found, found.run, plain(found, leaves))
         return None, found.run.layout.returned(ys[0], 0)
     if 0.0 in flow.signs(flow.times[0], flow.y0):
         return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
@@ -48,7 +48,7 @@ def forward(
     flow: Flow, solver: Solver, control: PIDController, on: On | None = None, *, dense: bool = False
 ) -> tuple[Forward, Leaves]:
     """A pass that is about to run, and where it begins."""
-    moving = flow.t.requires_grad and torch.is_grad_enabled()
+    moving = moves(flow.t)
     ts: Any = flow.t.unbind(0) if moving else flow.times
     if flow.event_fn is None:
         span = Span(ts[0], ts[-1], ts, control, dense=dense)

@@ -22,8 +22,9 @@ from odenet_torch.drop_in.error import Reach
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
+from odenet_torch.drop_in.recalled import Recalled
 from odenet_torch.field.state import layout
-from odenet_torch.gradients.adjoint import refuse_transforms, unhooked
+from odenet_torch.gradients.adjoint import unhooked
 from odenet_torch.steps.size_control import On, Walk
 
 
@@ -33,6 +34,7 @@ class Way:
 
     Args:
         flow: the problem.
+        again: its function.
         forth: the forward solve: the time of the event, and the states.
         method: of the way back.
         choice: its controller or spacing.
@@ -41,6 +43,7 @@ class Way:
     """
 
     flow: Flow
+    again: Recalled
     forth: Callable[[], tuple[Tensor | None, Tensor]]
     method: str
     choice: PIDController | Spacing
@@ -52,7 +55,6 @@ def solve(way: Way, params: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
     """The time of the event and the states, differentiable by t, y0 and the parameters."""
     if not torch.is_grad_enabled():
         return way.forth()
-    refuse_transforms("odeint_adjoint", "odeint")
     event_t, ys = _Solve.apply(way, way.flow.t, way.flow.y0, *params)
     return event_t, ys
 
@@ -113,7 +115,9 @@ class Back:
             ends = torch.tensor([start, end], dtype=self.way.flow.t.dtype, device=y.device)
             grid = fixed.nodes(self.way.flow, choice, y, ends)
             tableau = FIXED[method].tableau
-            for step in fixed.steps(self.field, tableau, both, grid, self.given.time, choice.perturb, self.on):
+            recording = self.way.flow.recording
+            told = None if recording is None else recording.back(tableau)
+            for step in fixed.steps(self.field, tableau, both, grid, self.given.time, choice.perturb, self.on, told):
                 self.accept(weighed(step.slopes, tableau.b, -step.h))
                 both = step.y1
             return both[1]
@@ -188,6 +192,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, way: Way, t: Tensor, y0: Tensor, *params: Tensor) -> tuple[Tensor | None, Tensor]:
         event_t, ys = way.forth()
+        way.again.finish()
         kinds = dict.fromkeys((y0.device.type, "cpu"))
         ctx.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
         ctx.way = way
@@ -206,6 +211,7 @@ class _Solve(torch.autograd.Function):
                 "take odeint, which can be differentiated again",
             )
         way, (ys, *params) = ctx.way, ctx.saved_tensors
+        ys = ys.detach()
         flow, timed, (_, grads) = way.flow, ctx.needs_input_grad[1], gradients
         times = flow.times if ctx.end is None else (flow.times[0], ctx.end)
         back = Back(way, params, timed)
@@ -215,6 +221,9 @@ class _Solve(torch.autograd.Function):
             for device, enabled, of in ctx.autocast:
                 stack.enter_context(torch.autocast(device, dtype=of, enabled=enabled))
             stack.enter_context(unhooked(params))
+            if flow.recording is not None:
+                stack.enter_context(flow.recording.again(adaptive=not isinstance(way.choice, Spacing)))
+            stack.enter_context(way.again.back())
             a = torch.zeros_like(ys[-1], dtype=kind)
             for i in reversed(range(1, len(times))):
                 if timed:

@@ -15,6 +15,7 @@ from odenet._solvers.interpolant import interpolant
 from odenet._solvers.step import weigh
 from odenet._solvers.tableau import Tableau
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.dense import differentiable, times_of_any_shape
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Continuous:
         Raises:
             InputError: a time outside of the solve.
         """
-        times = torch.as_tensor(t)
-        moving = times.requires_grad and torch.is_grad_enabled()
+        times = times_of_any_shape(t)
+        moving = differentiable(times)
         flat = times.reshape(-1)
         found = [
             self._at(time, flat[i] if moving else time) for i, time in enumerate(flat.detach().double().cpu().tolist())
@@ -59,4 +60,4 @@ class Continuous:
         y, slopes, _ = self.steps[n]
         h = nodes[n + 1] - nodes[n]
         (found,) = weigh(y, h, interpolant(self.tableau).weights((given - nodes[n]) / h), slopes)
-        return found
+        return found.to(y[0].dtype)  # a state without an axis would be widened by a time in double

@@ -17,10 +17,12 @@ from odenet._solvers.tableau import Tableau
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.size_control import On
 from odenet_torch.steps.weighted_sum import weigh_leaves
 
 _EVENT_STEPS = 20000  # as there: then it is given up
+_PARTS = tuple(i / 8 for i in range(1, 8))  # of the step in which an event happened, whose ends are looked at
 _ROUNDING = 1e-6  # of a step: what is smaller is no step of its own
 
 Evaluate = Callable[[Tensor, Leaves], Leaves]
@@ -61,8 +63,9 @@ def solve(flow: Flow, solver: Solver, spacing: Spacing, on: On | None) -> tuple[
     if len(flow.times) == 1:
         return None, flow.y0.unsqueeze(0)
     grid, outputs, direction = nodes(flow, spacing, flow.y0, flow.t), [y0[0]], flow.direction
-    moving = flow.t.requires_grad and torch.is_grad_enabled()
-    for step in steps(evaluate, solver.tableau, y0, grid, given.time, spacing.perturb, on):
+    moving = differentiable(flow.t)
+    told = None if flow.recording is None else flow.recording.forth(solver.tableau)
+    for step in steps(evaluate, solver.tableau, y0, grid, given.time, spacing.perturb, on, told):
         while len(outputs) < len(flow.times) and direction * step.t1 >= direction * (t := flow.times[len(outputs)]):
             if t == step.t1 and not (moving and spacing.interp == "cubic"):
                 outputs.append(step.y1[0])
@@ -100,7 +103,14 @@ def nodes(flow: Flow, spacing: Spacing, y0: Tensor, t: Tensor) -> Tensor:
 
 
 def steps(
-    evaluate: Evaluate, tableau: Tableau, y: Leaves, grid: Tensor, time: torch.dtype, perturb: bool, on: On | None
+    evaluate: Evaluate,
+    tableau: Tableau,
+    y: Leaves,
+    grid: Tensor,
+    time: torch.dtype,
+    perturb: bool,
+    on: On | None,
+    told: Callable[[int, int, float, float], None] | None = None,
 ) -> Iterator[FixedStep]:
     """Those from the first node of a grid to the last; nothing is read from the device but the grid, and that once.
 
@@ -112,11 +122,12 @@ def steps(
         time: number type of the times that the field is called with.
         perturb: see `Spacing`.
         on: who is told of steps.
+        told: who is told of stages, with the step, the stage and the ends of the step, before each.
     """
     ends = grid.tolist()
     found = grid.to(torch.promote_types(grid.dtype, time))
     size = found[1:] - found[:-1]
-    moving = size.requires_grad and torch.is_grad_enabled()
+    moving = differentiable(size)
     sizes: Sequence[Any] = size.to(time).unbind(0) if moving else size.tolist()
     times = _stage_times(found, size, tableau, time, perturb).unbind(0)
     lasts = found[1:].to(time).unbind(0)
@@ -125,7 +136,13 @@ def steps(
         if on is not None:
             on.tried(ends[n], y, float(h))
         at = row.unbind(0)
-        made = slopes(tableau, lambda i, state, at=at: evaluate(at[i], state), y, h)
+
+        def stage(i: int, state: Leaves, n: int = n, at: Sequence[Tensor] = at) -> Leaves:
+            if told is not None:
+                told(n, i, ends[n], ends[n + 1])
+            return evaluate(at[i], state)
+
+        made = slopes(tableau, stage, y, h)
         # first the increment: each term on its own added to y would round it once more
         y1 = add(y, _weighed(h, tableau.b, made) if moving else weigh_leaves(None, h, tableau.b, made))
         yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, made)
@@ -190,12 +207,16 @@ def _until_event(
     def at(position: Any) -> Tensor:
         return given.returned(_between(step, position, spacing.interp, evaluate), 0)
 
-    low, high = 0.0, 1.0
+    def changed(position: float) -> bool:
+        return flow.signs(step.t + position * h, at(position)) != before
+
     with torch.no_grad():
+        # of several changes within the step the first
+        high = next((position for position in _PARTS if changed(position)), 1.0)
+        low = high - _PARTS[0]
         while high - low > max(spacing.precision / abs(h), 2.0**-52):
             middle = (low + high) / 2
-            happened = flow.signs(step.t + middle * h, at(middle)) != before
-            low, high = (low, middle) if happened else (middle, high)
+            low, high = (low, middle) if changed(middle) else (middle, high)
     event_t = torch.tensor(step.t + high * h, dtype=flow.t.dtype, device=flow.t.device)
-    place = ((step.t + high * h - ends[0]) / h).to(given.time) if ends.requires_grad else high
+    place = ((step.t + high * h - ends[0]) / h).to(given.time) if differentiable(ends) else high
     return event_t, torch.stack([flow.y0, at(place)])

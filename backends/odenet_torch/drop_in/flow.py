@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import DtypeError, GridError, InputError, StateError
+from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
+from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.differentiating import record
+from odenet_torch.steps.events import signed
 
 Norm = Callable[[Any], Any]
 
@@ -28,6 +30,7 @@ class Flow:
         t: times, on the device of y0.
         times: the same as floats.
         event_fn: `event_fn(t, y)`, whose change of sign ends the solve.
+        recording: what evaluations draw, for a way back; None where there is none.
     """
 
     func: Callable[[Tensor, Any], Any]
@@ -36,6 +39,7 @@ class Flow:
     t: Tensor
     times: tuple[float, ...]
     event_fn: Callable[[Tensor, Any], Tensor] | None
+    recording: Recording | None = None
 
     @property
     def direction(self) -> float:
@@ -43,31 +47,65 @@ class Flow:
         return -1.0 if self.times[-1] < self.times[0] else 1.0
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope, in the shape and number type of y."""
+        """The slope, in the shape and number type of y.
+
+        Raises:
+            StateError: the function returned another shape, or other entries than the tuple's.
+        """
         kind = y.dtype
         if t.dtype is not kind and t.dtype is not (kind := y.real.dtype):
             t = t.to(kind)
-        at = self.given(y)
-        try:
-            value = self.func(t, at)
-        except RuntimeError as error:
-            value = record(error, self.func, t, at)
-        if self.shapes is not None:
-            value = torch.cat([part.reshape(-1) for part in value])
+        value = self._slope(t, y) if self.recording is None else self.recording.evaluate(lambda: self._slope(t, y))
         if value.dtype is not y.dtype and (y.is_complex() or not value.is_complex()):
             value = value.to(y.dtype)  # torchdiffeq widens and narrows in silence
-        return value if value.shape == y.shape else value.expand_as(y)
+        return value
+
+    def _slope(self, t: Tensor, y: Tensor) -> Tensor:
+        state = y if self.shapes is None else self.given(y)
+        try:
+            value = self.func(t, state)
+        except RuntimeError as error:
+            value = record(error, self.func, t, state)
+        self.require_slope(value, y)
+        return value if self.shapes is None else torch.cat([part.reshape(-1) for part in value])
+
+    def require_slope(self, value: Any, y: Tensor) -> None:
+        """Raises StateError unless this is a slope for the state y."""
+        if self.shapes is None:
+            if not isinstance(value, Tensor) or value.shape != y.shape:
+                raise StateError(
+                    f"func returned {described(value)} for a state that is {described(y)}",
+                    "a slope of the state's own shape, as a tensor",
+                    "expand it where one number stands for all, as in slope.expand_as(y)",
+                )
+            return
+        right = isinstance(value, (tuple, list)) and len(value) == len(self.shapes)
+        if not right or any(
+            not isinstance(part, Tensor) or part.shape != shape for part, shape in zip(value, self.shapes, strict=True)
+        ):
+            raise StateError(
+                f"func returned {described(value)} for a state that is {described(self.given(y))}",
+                "a tuple of slopes, each of the shape of its entry of the state",
+            )
 
     def event(self, t: Any, y: Tensor) -> Tensor:
-        """The conditions on time and state, in a row."""
+        """The conditions on time and state, numbers or booleans, in a row."""
         assert self.event_fn is not None
         time = torch.as_tensor(t, device=y.device).to(y.real.dtype)
         return torch.as_tensor(self.event_fn(time, self.given(y))).reshape(-1)
 
     def signs(self, t: float, y: Tensor) -> list[float]:
-        """Of the conditions."""
+        """Of the conditions; 1 and -1 for true and false.
+
+        Raises:
+            NonFiniteError: one of them is NaN.
+        """
         with torch.no_grad():
-            return self.event(t, y).sign().tolist()
+            values = signed(self.event(t, y))
+            signs = torch.where(values != values, torch.nan, values.sign()).tolist()
+        if any(sign != sign for sign in signs):
+            raise NonFiniteError(f"event_fn is {values.tolist()} at t={t:.8g}", "numbers, or booleans")
+        return signs
 
     def given(self, y: Tensor) -> Any:
         """A state as it was given: the tensor, or the tuple; with the leading axes that y has."""
@@ -76,6 +114,16 @@ class Flow:
         sizes = [shape.numel() for shape in self.shapes]
         parts = zip(y.split(sizes, dim=-1), self.shapes, strict=True)
         return tuple(part.reshape((*y.shape[:-1], *shape)) for part, shape in parts)
+
+
+def described(value: Any) -> str:
+    """A state or a slope, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        parts = [str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in value]
+        return f"a {type(value).__name__} of {', '.join(parts) or 'nothing'}"
+    return f"a {type(value).__name__}"
 
 
 def flow(

@@ -7,6 +7,7 @@ odenet's own steps. Where both differ, and how: docs/how-to/migrate.md.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,7 +23,10 @@ from odenet_torch.drop_in.events import linked
 from odenet_torch.drop_in.flow import Flow, flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
 from odenet_torch.drop_in.options import Spacing, control, spacing, watchers
+from odenet_torch.drop_in.recalled import recalled
+from odenet_torch.drop_in.recording import Recording
 from odenet_torch.gradients.accepted_steps import plain
+from odenet_torch.gradients.adjoint import refuse_transforms
 
 Func = Callable[[Tensor, Any], Any]
 Options = Mapping[str, Any] | None
@@ -126,7 +130,12 @@ def odeint_adjoint(
     if adjoint_options is None:
         adjoint_options = {name: value for name, value in (options or {}).items() if name != "norm"}
     params = tuple(each for each in named if each.requires_grad)
-    made, options = flow(func, y0, t, event_fn), dict(options or {})
+    (made, again), options = recalled(flow(func, y0, t, event_fn)), dict(options or {})
+    recording = Recording(func, made.y0.device)
+    made = dataclasses.replace(made, recording=recording)
+    if torch.is_grad_enabled():
+        refuse_transforms("odeint_adjoint", "odeint")
+        params = recording.first(lambda: again.first(made, params, named=adjoint_params is not None))
     back = back or "dopri5"
     rtol_back = rtol if adjoint_rtol is None else adjoint_rtol
     atol_back = atol if adjoint_atol is None else adjoint_atol
@@ -138,7 +147,7 @@ def odeint_adjoint(
     else:
         reach, choice = None, spacing(back, adjoint_options, atol_back)
     forth = _solver(made, method or "dopri5", options, rtol, atol)
-    way = Way(made, forth, back, choice, reach, lambda shown: watchers(back, made, shown, "_adjoint"))
+    way = Way(made, again, forth, back, choice, reach, lambda shown: watchers(back, made, shown, "_adjoint"))
     event_t, ys = adjoint.solve(way, params)
     if event_t is not None:
         event_t, _ = linked(made, event_t, ys[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from odenet import GradientError
 from odenet_torch.field.state import Leaves
+from odenet_torch.field.written_on import sampled, version
 
 Owned = tuple[nn.Module, str]
 
@@ -24,15 +26,15 @@ class Called:
         name: for messages.
         module: itself.
         training: the flags of the module and of those in it.
-        parameters: with their versions, and whether they want a gradient.
-        buffers: those that matter to what the module returns, with their versions.
+        parameters: with their versions, whether they want a gradient, and a sample of their values.
+        buffers: those that matter to what the module returns, with their versions and samples of their values.
     """
 
     name: str
     module: nn.Module
     training: tuple[bool, ...]
-    parameters: tuple[tuple[Owned, Tensor, int, bool], ...]
-    buffers: tuple[tuple[Owned, Tensor, int], ...]
+    parameters: tuple[tuple[Owned, Tensor, int, bool, Any], ...]
+    buffers: tuple[tuple[Owned, Tensor, int, Any], ...]
 
     @classmethod
     def now(cls, name: str, module: nn.Module) -> Called:
@@ -41,10 +43,11 @@ class Called:
         for inner in module.modules():
             for key, tensor in inner._parameters.items():
                 if tensor is not None:
-                    parameters.append(((inner, key), tensor, version(tensor), tensor.requires_grad))
+                    state = version(tensor), tensor.requires_grad, sampled(tensor)
+                    parameters.append(((inner, key), tensor, *state))
             for key, tensor in inner._buffers.items():
                 if tensor is not None and not indifferent(inner):
-                    buffers.append(((inner, key), tensor, version(tensor)))
+                    buffers.append(((inner, key), tensor, version(tensor), sampled(tensor)))
         return cls(name, module, _training(module), tuple(parameters), tuple(buffers))
 
     def require_unchanged(self, kept: Collection[tuple[int, str]], moves: bool) -> None:
@@ -59,15 +62,15 @@ class Called:
         """
         if _training(self.module) != self.training:
             raise changed(f"{self.name} was switched between train() and eval()", "the same mode")
-        for (owner, key), tensor, before, wanted in self.parameters:
-            if version(tensor) != before:
+        for (owner, key), tensor, before, wanted, values in self.parameters:
+            if version(tensor) != before or sampled(tensor) != values:
                 raise changed(f"the parameter {key} of {self.name} was modified by an inplace operation")
             if tensor.requires_grad != wanted:
                 raise changed(f"requires_grad of the parameter {key} of {self.name} was changed")
             if not moves and owner._parameters.get(key) is not tensor:
                 raise changed(f"{self.name}, which the field calls, was given another parameter {key}")
-        for (owner, key), tensor, before in self.buffers:
-            same = owner._buffers.get(key) is tensor and version(tensor) == before
+        for (owner, key), tensor, before, values in self.buffers:
+            same = owner._buffers.get(key) is tensor and version(tensor) == before and sampled(tensor) == values
             if not same and (id(owner), key) not in kept:
                 raise changed(f"the buffer {key} of {self.name} was changed")
 
@@ -98,11 +101,6 @@ def changed(what: str, allowed: str = "the same") -> GradientError:
         f"{allowed} in the forward and the backward pass",
         "call backward() first, or take gradient='backprop'",
     )
-
-
-def version(tensor: Tensor) -> int:
-    """How often a tensor was written on; 0 where torch does not count it."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def indifferent(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from odenet import GradientError, UnsupportedError, _tree
 _HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
 _NO_GRADIENT = "does not require grad"
 _OUT = "out=... arguments don't support automatic differentiation"
-_UNREADABLE = ("Cannot access data pointer", ".item()", "data-dependent control flow")
+_UNREADABLE = ("Cannot access data pointer", ".item()", "data-dependent control flow", "not have vmap support")
 
 
 def refuses_hooks(error: RuntimeError) -> bool:

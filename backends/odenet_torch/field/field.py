@@ -76,6 +76,10 @@ class Field(ABC):
         """The modules that f is known to call at `position` of step n, with names for messages."""
         return ()
 
+    def roots(self, n: int, position: float, steps: int) -> Sequence[tuple[str, Any]]:
+        """What f is made of at `position` of step n, with names: what it reads beside its arguments is found there."""
+        return self.modules(n, position, steps)
+
     def handed(self, n: int, steps: int) -> Iterable[Tensor]:
         """The tensors handed to f in step n, beside its state."""
         return ()
@@ -113,6 +117,10 @@ class FunctionField(Field):
         function = self.function
         return [(type(function).__name__, function)] if isinstance(function, nn.Module) else ()
 
+    def roots(self, n: int, position: float, steps: int) -> Sequence[tuple[str, Any]]:
+        function = self.function
+        return [(getattr(function, "__name__", type(function).__name__), function)]
+
     def functions(self) -> Iterable[Any]:
         return (self.function,)
 
@@ -133,7 +141,7 @@ class FunctionField(Field):
         return lambda t, y: function(t, y, weights)
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
-        self.moved = isinstance(self.function, nn.Module) and _moved(self.function, self.held)
+        self.moved = isinstance(self.function, nn.Module) and moved(self.function, self.held)
 
     @functools.cached_property
     def trees(self) -> list[Any]:
@@ -222,7 +230,7 @@ class BlockField(Field):
         assert self.depth is not None
         blocks = {layer: self.depth.tree[layer] for n in ns for layer in self.layers(n, steps)}
         self.moved = any(
-            _moved(block, self.held[id(block)]) for block in {id(block): block for block in blocks.values()}.values()
+            moved(block, self.held[id(block)]) for block in {id(block): block for block in blocks.values()}.values()
         )
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
@@ -260,7 +268,7 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
         GradientError: the graph goes on into one that was recorded before, so that f reads a tensor that was computed
             elsewhere: recomputing f alone could not give that computation its gradient.
     """
-    leaves, older = _ends(outputs, since)
+    leaves, older = ends(outputs, since)
     if older:
         raise GradientError(
             f"the field reads a tensor that was computed outside of it (by {older[0].name()}) and needs a gradient",
@@ -273,10 +281,10 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
 
 def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
     """The leaves that a graph recorded after `since` ends at, whatever it ends at beside them."""
-    return _ends(outputs, since)[0]
+    return ends(outputs, since)[0]
 
 
-def _ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], list[Any]]:
+def ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], list[Any]]:
     """Where a graph ends: at leaves, and at nodes that were recorded before."""
     found: dict[int, Tensor] = {}
     older: list[Any] = []
@@ -306,7 +314,7 @@ def now() -> int:
     return mark._sequence_nr()
 
 
-def _moved(module: nn.Module, held: Mapping[str, Tensor]) -> bool:
+def moved(module: nn.Module, held: Mapping[str, Tensor]) -> bool:
     """Whether a module holds other parameters than these now."""
     now = dict(module.named_parameters())
     return now.keys() != held.keys() or any(now[name] is not held[name] for name in held)

@@ -2,11 +2,14 @@
 
 Memory-free gradients evaluate f again. Dropout must draw the same mask, BatchNorm must not count the batch twice, and
 mixed precision must be that of the forward pass. `.training` is never touched.
+
+Over 250 lines: random state, buffers and what surrounds f are taken and put back around the same evaluation.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,7 +22,10 @@ from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same, version
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import Field
+from odenet_torch.field.side_results import Root, SideResults
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.field.surroundings import no_trace
+from odenet_torch.field.written_on import sampled
 
 Key = tuple[int, bool, float]
 """An evaluation of the forward pass: step, whether of a reversed step, and which of the step's."""
@@ -42,6 +48,8 @@ class Replay:
         steps: of the forward pass.
         modules: the modules that f calls at a place; more may be noticed later (see `notice`).
         handed: the tensors handed to f in a step, beside its state.
+        roots: what f is made of at a place: what it may read beside its arguments is reached from there.
+        cut: whether the forward pass keeps no graph.
     """
 
     def __init__(
@@ -50,12 +58,16 @@ class Replay:
         steps: int,
         modules: Callable[[int, float, int], Sequence[Module]],
         handed: Callable[[int, int], Iterable[Tensor]],
+        roots: Callable[[int, float, int], Sequence[Root]],
+        cut: bool = False,
     ) -> None:
         self.device = device
         self.steps = steps
         self.modules = modules
         self.handed = handed
-        self.read: dict[int, list[tuple[Tensor, int]]] = {}
+        self.roots = roots
+        self.sides = SideResults(cut)
+        self.read: dict[int, list[tuple[Tensor, int, Any]]] = {}
         self.noticed: list[Module] = []
         self.called: dict[int, Called] = {}
         self.of_step: dict[int, set[int]] = {}
@@ -71,13 +83,14 @@ class Replay:
         ]
 
     @classmethod
-    def of(cls, field: Field, layout: Layout, steps: int) -> Replay:
+    def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False) -> Replay:
         """That of a forward pass which is about to begin."""
-        return cls(layout.device, steps, field.modules, field.handed)
+        return cls(layout.device, steps, field.modules, field.handed, field.roots, cut)
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
         """Tensors that f reads in a step, and that must not be written on before the way back."""
-        self.read[step] = [(tensor, version(tensor)) for tensor in tensors]
+        # leaves that f reads in every step are looked at by value where they were found
+        self.read[step] = [(x, version(x), None if step == _EVERY else sampled(x)) for x in tensors]
 
     @contextlib.contextmanager
     def notice(self) -> Iterator[None]:
@@ -86,7 +99,11 @@ class Replay:
             yield
             return
 
+        thread = threading.get_ident()
+
         def seen(module: nn.Module, inputs: Any) -> None:
+            if threading.get_ident() != thread:  # the hook is on all modules of the process
+                return
             if not any(module is inner for _, outer in self.noticed for inner in outer.modules()):
                 found = (type(module).__name__, module)
                 self.noticed.append(found)
@@ -98,9 +115,10 @@ class Replay:
         finally:
             handle.remove()
 
-    def first(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
-        """An evaluation of the forward pass."""
+    def first(self, key: Key, place: Place, evaluate: Callable[[], Leaves], y: Leaves = ()) -> Leaves:
+        """An evaluation of the forward pass, at y."""
         self.before = self._look(self._calls(place))
+        met = self.sides.begin(key[0], self.roots(*place))
         out = evaluate()
         state = _dice.state(self.device)
         if not _dice.same(state, self.last):
@@ -116,6 +134,8 @@ class Replay:
             if module not in _FUNCTIONS[module.training]:
                 self._check(key, place, name, out, evaluate)
                 _FUNCTIONS[module.training].add(module)
+        if met:
+            self.sides.look(met, y, lambda: self._quietly(key, place, evaluate))
         return out
 
     def again(self, key: Key, place: Place, stages: int, evaluate: Callable[[], Leaves]) -> Leaves:
@@ -151,11 +171,13 @@ class Replay:
         noticed = {id(module) for _, module in self.noticed}
         for key in {key for n in ns for key in self.of_step.get(n, ())}:
             self.called[key].require_unchanged(kept, moves=key not in noticed)
-        if any(version(tensor) != before for n in (*ns, _EVERY) for tensor, before in self.read.get(n, ())):
+        watched = (each for n in (*ns, _EVERY) for each in self.read.get(n, ()))
+        if any(version(x) != before or (sample is not None and sampled(x) != sample) for x, before, sample in watched):
             raise changed("a tensor that the field reads was modified by an inplace operation")
         state = _dice.state(self.device)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.forth())
+            stack.enter_context(self.sides.back(ns))
             try:
                 yield
             finally:
@@ -228,17 +250,27 @@ class Replay:
             for (module, name), original in reversed(originals):
                 module._buffers[name] = original
 
+    def _roots(self, place: Place) -> list[Root]:
+        return [*self.roots(*place), *self.noticed]
+
+    def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
+        """An evaluation of the forward pass once more, with its random state, which is put back."""
+        state = _dice.state(self.device)
+        try:
+            with unseen():
+                return self.again(key, place, 1, evaluate)
+        finally:
+            _dice.restore(self.device, state)
+
     def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Once in a module's life: run it again and compare.
 
         Raises:
             GradientError: something else came out, or it draws from a generator that is not torch's.
         """
-        state = _dice.state(self.device)
-        with torch.no_grad(), unseen(), _dice.others() as drawn:
-            again = self.again(key, place, 1, evaluate)
+        with no_trace([root for _, root in self._roots(place)]), torch.no_grad(), _dice.others() as drawn:
+            again = self._quietly(key, place, evaluate)
             drew = drawn()
-        _dice.restore(self.device, state)
         if drew:
             raise GradientError(
                 f"{name} draws random numbers from Python or NumPy, which are not drawn again as they were",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odenet import DtypeError, NonFiniteError, StateError, _tree
+from odenet import DtypeError, GridError, NonFiniteError, StateError, _tree
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.memory import Memory, written
 
 Leaves = tuple[Tensor, ...]
 _HALF = (torch.bfloat16, torch.float16)
+_NUMBERS = (*_HALF, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,13 @@ def _tensor(path: str, leaf: Any) -> Tensor:
             plain = float(leaf) if type(leaf) is int else leaf
             plain = np.asarray(plain, order="C") if isinstance(plain, np.ndarray) else plain
             tensor = torch.tensor(plain, device=torch.get_default_device())
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise DtypeError(
                 f"y0 {path} cannot become a tensor ({error})", "numbers, NumPy arrays or tensors"
             ) from error
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise StateError(f"y0 {path} is a tensor of layout {tensor.layout}", "dense tensors", "take y0.to_dense()")
+    if tensor.dtype not in _NUMBERS:
         raise DtypeError(
             f"y0 {path} is {str(tensor.dtype).removeprefix('torch.')}",
             "float32, float64, bfloat16, float16, complex64, complex128",
@@ -177,3 +180,11 @@ def _describe(value: Any) -> str:
     if isinstance(value, dict):
         return f"a dict of {', '.join(map(str, value))}"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
+
+
+def require_times(kind: torch.dtype, times: Iterable[float]) -> None:
+    """Raises GridError for a time that the number type of times does not hold."""
+    most = torch.finfo(kind).max
+    for t in times:
+        if abs(t) > most:
+            raise GridError(f"a time of {t} with a state whose times are {kind}", f"times up to {most:.3g}")

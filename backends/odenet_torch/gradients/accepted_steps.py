@@ -30,7 +30,7 @@ def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
         return plain(found, y0)
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
     field = found.run.field.apart()
-    replay = Replay.of(field, found.run.layout, 1)
+    replay = Replay.of(field, found.run.layout, 1, cut=True)
     run = dataclasses.replace(found.run, field=field, replay=replay)
     found.run = run
     with replay.forth():
@@ -45,14 +45,14 @@ def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
 def _replayed(found: Forward) -> Callable[..., Leaves]:
     """The field in a forward pass whose evaluations will run again."""
     run, walk, field, replay = found.run, found.walk, found.run.field, found.run.replay
-    layout, stages = run.layout, run.solver.tableau.stages
+    layout, stages = run.layout, run.solver.increments.stages
     assert replay is not None
     at: Any = getattr(field, "at")  # noqa: B009
 
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
         # the slope at the end of a step is the first of the next
         n, of = (walk.n, rank) if rank < stages else (walk.n, 0)
-        found = replay.first((n, False, of), (n, 0.0, 1), lambda: layout.evaluate(lambda y: at(t, time, y), y))
+        found = replay.first((n, False, of), (n, 0.0, 1), lambda: layout.evaluate(lambda y: at(t, time, y), y), y)
         layout.memory.hold(found)
         return found
 
@@ -72,6 +72,8 @@ class _Solve(torch.autograd.Function):
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])
         stacked = _stacked(outputs)
         replay = found.run.replay
+        if replay is not None:
+            replay.sides.finish()
         if replay is not None and (replay.random or replay.buffers):
             raise GradientError(
                 "the field of an adaptive solve draws random numbers or changes what it reads, so that the error of a "

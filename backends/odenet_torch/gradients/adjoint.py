@@ -99,7 +99,8 @@ class Adjoint(ABC):
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
         field = run.field.apart()
-        run = dataclasses.replace(run, field=field, replay=(replay := Replay.of(field, run.layout, run.grid.steps)))
+        replay = Replay.of(field, run.layout, run.grid.steps, cut=True)
+        run = dataclasses.replace(run, field=field, replay=replay)
         with replay.forth():
             run.ready.append(self.discover(run, y0))
             return _Solve.apply(run, self, len(y0), *y0, *field.everything(run.grid.steps))
@@ -225,6 +226,8 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, *tensors: Tensor) -> Leaves:
         states, pair = loop(run, tensors[:count], adjoint.keeps(run))
+        if run.replay is not None:
+            run.replay.sides.finish()
         ctx.run, ctx.adjoint, ctx.count = run, adjoint, count
         # a reversible solver's y(t1) is in its pair
         keeps = {*adjoint.keeps(run)}

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from odenet import Problem, Stats
 from odenet_torch.field.state import Leaves
-from odenet_torch.steps.fixed import Run, loop, stacked
+from odenet_torch.gradients.accepted_steps import plain
+from odenet_torch.steps.adaptive import Back
+from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 
 def solve(run: Run, y0: Leaves) -> Leaves:
     """The leaves at the kept times."""
     return stacked(run, loop(run, y0)[0])
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_torch.gradients.solve`."""
+    return solve
+
+
+def adaptive(problem: Problem, stats: Stats) -> Back:
+    """See `odenet_torch.gradients.solve`."""
+    return plain

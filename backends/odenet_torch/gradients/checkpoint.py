@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from odenet import Checkpoint, Stats
+from odenet import Checkpoint, Problem, Stats
 from odenet._gradients.revolve import schedule
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add
@@ -23,10 +24,11 @@ from odenet_torch.field.differentiating import hooked, refuses_hooks
 from odenet_torch.field.field import leaves, now
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients import hookless
+from odenet_torch.gradients import accepted_steps, hookless
 from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
 from odenet_torch.steps.accepted import Accepted
-from odenet_torch.steps.fixed import Run, loop, stacked
+from odenet_torch.steps.adaptive import Back
+from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 
 class Recomputation(Adjoint):
@@ -65,6 +67,7 @@ class Recomputation(Adjoint):
                 y = states[end]
                 if first == 0:
                     replay.watch(leaves(y, since))
+        replay.sides.finish()
         return stacked(run, states)
 
     def keeps(self, run: Run) -> Iterable[int]:
@@ -231,3 +234,15 @@ class Part:
         """No longer."""
         self.run = dataclasses.replace(self.run, again=False)
         self.entered.__exit__(*raised)
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_torch.gradients.solve`."""
+    assert isinstance(problem.gradient, Checkpoint)
+    return Recomputation(problem.gradient, stats).solve
+
+
+def adaptive(problem: Problem, stats: Stats) -> Back:
+    """See `odenet_torch.gradients.solve`."""
+    assert isinstance(problem.gradient, Checkpoint)
+    return functools.partial(accepted_steps.solve, Recomputation(problem.gradient, stats))

@@ -6,21 +6,23 @@ Pontryagin 1962; Chen et al. 2018, appendix B.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from odenet import ContinuousAdjoint, GradientError, PIDController, Stats
+from odenet import ContinuousAdjoint, GradientError, PIDController, Problem, Solver, Stats
 from odenet._solvers.names import AnySolver
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add, combine, increment, positions
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
 from odenet_torch.steps.accepted import Along
-from odenet_torch.steps.adaptive import Forward
-from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.adaptive import Back, Forward
+from odenet_torch.steps.fixed import Run, Solve
 from odenet_torch.steps.size_control import Step, Walk
 from odenet_torch.steps.tolerance import Tolerance
 
@@ -76,7 +78,7 @@ class Costate(Adjoint):
         run: Run, n: int, y: Leaves, a: AnyLeaves, sums: Sums, between: Between | None
     ) -> tuple[Leaves, AnyLeaves]:
         """From the end of step n to its start. The quadrature touches only the layers that step n reads."""
-        tableau, size, count = run.solver.tableau, run.grid.size(n), len(y)
+        tableau, size, count = run.solver.increments, run.grid.size(n), len(y)
         places = positions(tableau, reverse=True)
         ends: list[Leaves] = []  # the slope at the end of the step, which the first stage evaluates
 
@@ -245,3 +247,16 @@ class Quadrature:
         scaled = [error.abs() / (control.atol + control.rtol * size.abs()) for error, size in totals.values()]
         squares = torch.stack([leaf.square().sum().double() for leaf in scaled]).sum()
         return squares.div(sum(leaf.numel() for leaf in scaled)).sqrt()
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_torch.gradients.solve`."""
+    assert isinstance(problem.gradient, ContinuousAdjoint)
+    return Costate(problem.gradient, problem.solver, stats).solve
+
+
+def adaptive(problem: Problem, stats: Stats) -> Back:
+    """See `odenet_torch.gradients.solve`."""
+    assert isinstance(problem.gradient, ContinuousAdjoint)
+    assert isinstance(problem.solver, Solver)
+    return functools.partial(accepted_steps.solve, AdaptiveCostate(problem.gradient, problem.solver, stats))

@@ -11,13 +11,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from odenet import DiscreteAdjoint, GradientError, Stats
+from odenet import DiscreteAdjoint, GradientError, Problem, Stats
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add, combine, subtract
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Leaves
+from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
-from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.adaptive import Back
+from odenet_torch.steps.fixed import Run, Solve
 
 
 class Reversal(Adjoint):
@@ -108,3 +110,15 @@ def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
 
 def _norm(leaves: AnyLeaves) -> Tensor:
     return functools.reduce(torch.hypot, (torch.linalg.vector_norm(leaf) for leaf in leaves))
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_torch.gradients.solve`."""
+    assert isinstance(problem.gradient, DiscreteAdjoint)
+    return Reversal(problem.gradient, stats).solve
+
+
+def adaptive(problem: Problem, stats: Stats) -> Back:
+    """See `odenet_torch.gradients.solve`."""
+    assert isinstance(problem.gradient, DiscreteAdjoint)
+    return functools.partial(accepted_steps.solve, Reversal(problem.gradient, stats))

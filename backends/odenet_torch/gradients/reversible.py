@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from odenet import ReversibleSolver
+from odenet import Problem, ReversibleSolver, Stats
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
 from odenet_torch.gradients.discrete_adjoint import relative
-from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.fixed import Run, Solve
 
 
 class Retrace(Adjoint):
@@ -69,3 +69,8 @@ class Pull:
         )
         self.sums.add(weights, found)
         return tuple(leaf.detach() for leaf in value), part
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_torch.gradients.solve`."""
+    return Retrace(stats).solve

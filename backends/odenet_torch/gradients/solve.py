@@ -1,37 +1,30 @@
-"""`solve` on torch: from a problem to the file that holds its gradient method."""
+"""`solve` on torch: from a problem to what is done for its gradient method.
+
+A `Way` of torch holds two functions, each of `(problem, stats)`:
+
+- `fixed` returns `solve(run, leaves)`: the leaves at the kept times, from a `steps.fixed.Run` and those of y0;
+- `adaptive` returns `solve(forward, leaves)`: the same from a `steps.adaptive.Forward`.
+
+`stats.residual` may be set by the backward pass (`Stats.certificate`).
+"""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 
-from odenet import (
-    GRADIENTS,
-    Backprop,
-    Checkpoint,
-    ContinuousAdjoint,
-    DiscreteAdjoint,
-    Problem,
-    Reversible,
-    Solution,
-    Solver,
-    Span,
-    Stats,
-    UnsupportedError,
-)
+from odenet import Grid, Problem, Solution, Span, Stats
+from odenet._backend.registry import require
 from odenet._problem.problem import problem
+from odenet._solvers.family import StagedSolver
+from odenet_torch._entry import backend
 from odenet_torch.field.field import Field, FunctionField
-from odenet_torch.field.state import layout
-from odenet_torch.gradients import accepted_steps as accepted
-from odenet_torch.gradients import backprop
-from odenet_torch.gradients.checkpoint import Recomputation
-from odenet_torch.gradients.continuous_adjoint import AdaptiveCostate, Costate
-from odenet_torch.gradients.discrete_adjoint import Reversal
-from odenet_torch.gradients.reversible import Retrace
-from odenet_torch.steps.adaptive import Back, solve_adaptive
-from odenet_torch.steps.fixed import Run, Solve
+from odenet_torch.field.state import layout, require_times
+from odenet_torch.steps.adaptive import solve_adaptive
+from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.moving_grid import at_times, on_numbers
+from odenet_torch.steps.resolution import resolved
 
 
 def solve(field: Any, y0: Any, weights: Any = None, **choices: Any) -> Solution:
@@ -46,51 +39,28 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
         made: the problem.
         field: stands for the problem's own field and weights, where a module knows better how to read its layers.
     """
-    if isinstance(made.grid, Span):
-        return solve_adaptive(made, lambda stats: _back(made, stats), field)
+    adaptive = isinstance(made.grid, Span)
+    require(backend, made.solver, made.gradient, adaptive=adaptive)
+    way = backend.way(made.gradient)
+    assert way is not None  # required above
+    method = way.load(adaptive=adaptive)
+    if adaptive:
+        return solve_adaptive(made, lambda stats: method(made, stats), field)
+    assert isinstance(made.grid, Grid)
+    assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
     given, leaves = layout(made.y0)
-    run = Run(field or FunctionField(made.field, made.weights), given, made.grid, made.solver)
-    given.memory.suspect(run.field.functions())
-    steps = made.grid.steps
+    given = resolved(given, made.grid.t0, made.grid.t1)
+    require_times(given.time, (made.grid.t0, made.grid.t1))
+    grid, field = on_numbers(made.grid, field or FunctionField(made.field, made.weights))
+    run = Run(field, given, grid, made.solver)
+    given.memory.suspect(field.functions())
+    steps = grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys = _method(made, stats)(run, leaves)
+    ys = method(made, stats)(run, leaves)
     given.memory.passed()
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)
+    ys = at_times(made.grid, run, ys)
     ts = torch.tensor(made.grid.times, dtype=given.time, device=given.device)
     return Solution(ts, given.unflatten(ys), stats)
-
-
-def _method(made: Problem, stats: Stats) -> Solve:
-    match made.gradient:
-        case Backprop():
-            return backprop.solve
-        case Checkpoint() as method:
-            return Recomputation(method, stats).solve
-        case DiscreteAdjoint() as method:
-            return Reversal(method, stats).solve
-        case ContinuousAdjoint() as method:
-            return Costate(method, made.solver, stats).solve
-        case Reversible():
-            return Retrace(stats).solve
-        case other:
-            raise UnsupportedError(f"gradient {other.label} on backend torch", ", ".join(GRADIENTS))
-
-
-def _back(made: Problem, stats: Stats) -> Back:
-    """The same for the steps that an adaptive solve accepts."""
-    assert isinstance(made.solver, Solver)
-    match made.gradient:
-        case Backprop():
-            return accepted.plain
-        case Checkpoint() as method:
-            return functools.partial(accepted.solve, Recomputation(method, stats))
-        case DiscreteAdjoint() as method:
-            return functools.partial(accepted.solve, Reversal(method, stats))
-        case ContinuousAdjoint() as method:
-            return functools.partial(accepted.solve, AdaptiveCostate(method, made.solver, stats))
-        case other:
-            raise UnsupportedError(
-                f"gradient {other.label} of an adaptive solve on backend torch", ", ".join(GRADIENTS)
-            )

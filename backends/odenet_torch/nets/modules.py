@@ -13,7 +13,7 @@ from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem,
 from odenet._gradients.names import gradient as gradient_named
 from odenet._problem.depth import Kind, kind_of_blocks
 from odenet._problem.problem import problem, require_one_grid
-from odenet._solvers.names import AnySolver
+from odenet._solvers.names import AnySolver, staged
 from odenet._solvers.names import solver as solver_named
 from odenet_torch.field.field import BlockField
 from odenet_torch.gradients.solve import solve_problem
@@ -81,7 +81,7 @@ class ResidualStack(_Solved):
         super().__init__(solver, gradient, t0, t1)
         if not all(isinstance(block, nn.Module) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
-        self.along: Kind = kind_of_blocks(along, self.solver.stages)
+        self.along: Kind = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         self.blocks = nn.ModuleList(blocks)
         depth = Depth.each(list(blocks), self.along)  # checks their number
         structures = [(type(block), [(n, p.shape) for n, p in block.named_parameters()]) for block in blocks]

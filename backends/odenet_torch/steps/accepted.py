@@ -119,6 +119,9 @@ class Along(Field):
     def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         return self.field.modules(self.layer(n), 0.0, self.count)
 
+    def roots(self, n: int, position: float, steps: int) -> Sequence[tuple[str, Any]]:
+        return self.field.roots(self.layer(n), 0.0, self.count)
+
     def handed(self, n: int, steps: int) -> Iterable[Tensor]:
         return self.field.handed(self.layer(n), self.count)
 

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, Stats
+from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, StateError, Stats
 from odenet._problem.span import number
 from odenet_torch.field.differentiating import readable, record
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.memory import written
-from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.field.state import Layout, Leaves, layout, require_times
 from odenet_torch.steps.accepted import Accepted, Along, stops_of
-from odenet_torch.steps.dense import Dense, Watch, between
+from odenet_torch.steps.dense import Dense, between
+from odenet_torch.steps.events import Watch
 from odenet_torch.steps.fixed import Run
 from odenet_torch.steps.per_sample import solve_rows
+from odenet_torch.steps.resolution import explained, resolved, widened
 from odenet_torch.steps.size_control import Evaluate, Step, Walk
 from odenet_torch.steps.times import at_event, from_start, to_outputs
 from odenet_torch.steps.tolerance import Tolerance
@@ -51,26 +53,33 @@ class Wanted:
             self.done += 1
         return 1 if self.every else self.done
 
-    def within(self, step: Step, end: float, *, ended: bool) -> Iterator[float]:
-        """Positions of the outputs in a step, up to `end`, where the solve ended or the step does."""
-        if self.every or (self.last and (ended or step.is_last)):
-            yield end
+    def within(self, step: Step, end: float, slack: float = 0.0) -> Iterator[float]:
+        """Positions of the outputs in a step.
+
+        Args:
+            step: the step.
+            end: where the outputs end: at the end of the step, 1, or at an event, whose state is the last of them.
+            slack: how far beyond an event a time may lie that is that of the event but for rounding.
+        """
+        ended = end < 1.0 or slack > 0.0
         while self.done < len(self.list):
             t = self.list[self.done]
             position = 1.0 if step.t1 == t else (t - step.t) / step.h
             if step.is_last and not ended:
                 position = min(position, 1.0)  # a time that is t1 but for rounding
-            if position > end:
-                return
+            if position > end + slack:
+                break
             self.done += 1
-            yield position
+            yield min(position, 1.0)
+        if ended or self.every or (self.last and step.is_last):
+            yield end
 
     def times(self, grid: Accepted, event: float | None) -> list[float]:
-        """The times of the outputs, those that were not reached included."""
+        """The times of the outputs, that of the event among them, and those that were not reached after it."""
         if self.list:
-            return self.list
-        found = grid.nodes if self.every else grid.nodes[-1:]
-        return found if event is None else [*found[:-1], event]
+            return self.list if event is None else [*self.list[: self.done], event, *self.list[self.done :]]
+        nodes = grid.nodes if self.every else grid.nodes[-1:]
+        return nodes if event is None else [*nodes[:-1], event]
 
 
 @dataclass
@@ -85,7 +94,8 @@ class Forward:
         walk: the loop.
         dense: dense output, where that is wanted.
         event: the time of the event that ended the solve.
-        entry: the entry of its condition that changed its sign.
+        entry: the entry of its condition that changed.
+        row: the place of its state among the outputs.
     """
 
     run: Run
@@ -97,6 +107,7 @@ class Forward:
     dense: Dense | None
     event: float | None = None
     entry: int = 0
+    row: int = -1
 
     @property
     def grid(self) -> Accepted:
@@ -136,19 +147,20 @@ class Forward:
         for step, last in self._steps(y, first):
             n, end = step.n, 1.0 if last is None else last
             grid.nodes.append(step.t1)
-            for position in wanted.within(step, end, ended=last is not None):
+            for position in wanted.within(step, end, 0.0 if last is None else self._slack(step)):
                 if position >= 1.0:
                     put(n + 1, 0.0, step.y1)
                 else:
                     put(n, position, self._between(step, position))
             if self.dense is not None:
-                self.dense.add(step.t1, step.y, list(step.ends), step.y1, step.t + end * step.h)
+                self.dense.add(step.t1, step.y, list(step.ends), step.y1, _moment(step, end))
             if keep is not None:
                 if n and not keep(n) and n not in {at for at, position in grid.places if not position}:
                     del states[n]
                 states[n + 1] = step.y1
             y = step.y1
         self._require_ended()
+        self.row = len(outputs) - 1
         self.ts = wanted.times(grid, self.event)
         lost = tuple(torch.full_like(leaf, torch.nan) for leaf in y)
         return outputs + [lost] * (len(self.ts) - len(outputs)), states
@@ -161,21 +173,22 @@ class Forward:
     def _steps(self, y: Leaves, first: Leaves | None) -> Iterator[tuple[Step, float | None]]:
         """The accepted steps, each with the position at which an event ended the solve (None: it did not)."""
         event = self.span.event
-        watch = Watch(event, self.run.layout, self.t0, y) if isinstance(event, Event) else None
+        watch = None
+        if isinstance(event, Event):
+            watch = Watch(event, self.run.layout, self.walk.tableau, self.t0, y)
         for step in self.walk.steps(self.t0, y, first):
-            if watch is not None and watch.happened(step.t1, step.y1):
-                last = self._locate(watch, step)
-                self.event = step.t + last * step.h
-                self.entry = watch.happened(self.event, self._between(step, last))[0]
-                yield step, last
+            crossing = None if watch is None else watch.crossing(step)
+            if crossing is not None:
+                self.event, self.entry = _moment(step, crossing.position), crossing.entry
+                yield step, crossing.position
                 return
-            if watch is not None:
-                watch.passed()
             yield step, None
 
-    def _locate(self, watch: Watch, step: Step) -> float:
-        with torch.no_grad():
-            return watch.locate(lambda position: self._between(step, position), step.t, step.h)
+    def _slack(self, step: Step) -> float:
+        """How far beyond the event a time in `ts` counts as that of the event, as a part of the step."""
+        assert self.span.event is not None
+        rounding = 64 * torch.finfo(self.run.layout.time).eps * max(abs(step.t), abs(step.t1))
+        return (rounding + (self.span.event.tolerance or 0.0)) / abs(step.h)
 
     def _between(self, step: Step, position: float) -> Leaves:
         return between(self.walk.tableau, position, step.y, step.h, step.ends)
@@ -224,16 +237,27 @@ def _solve_together(
     assert isinstance(made.grid, Span)
     stats = Stats("torch", made.solver.label, made.gradient.label, 0, 0)
     found = begin(made, given, leaves, field or FunctionField(made.field, made.weights))
-    leaves = from_start(made.grid, found.run, leaves)
+    run = found.run
+    leaves = from_start(made.grid, run, leaves)
     ys = methods(stats)(found, leaves)
     stats.steps, stats.rejected = found.walk.n, found.walk.tried - found.walk.n
     stats.f_evaluations = found.walk.evaluations
-    ys, event = at_event(found, ys)
-    ys = to_outputs(found, ys, event)
+    if found.dense is not None:
+        found.dense.require_graph(made.gradient.label, ys)
+    ys, event = at_event(found, run, ys)
     ts = torch.tensor(found.ts, dtype=given.time, device=given.device)
+    if found.event is not None and made.grid.ts is not None and not made.grid.every:
+        asked = [i for i in range(len(found.ts)) if i != found.row]  # the event's own state is no output
+        ts, ys = ts[asked], tuple(leaf[asked] for leaf in ys)
+    ys = to_outputs(found, run, ys)
     ys = tuple(given.returned(leaf, i) for i, leaf in enumerate(ys))
     outcome = list(Result).index(found.outcome)
     return Solution(ts, given.unflatten(ys), stats, outcome, event, found.dense)
+
+
+def _moment(step: Step, position: float) -> float:
+    """The time at a position of a step."""
+    return step.t1 if position == 1.0 else step.t + position * step.h
 
 
 def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward:
@@ -244,6 +268,12 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     t0, t1 = number("t0", span.t0), number("t1", span.t1)
     assert t0 is not None
     assert t1 is not None
+    if given.device.type == "meta":
+        raise StateError(
+            "y0 lies on the meta device, whose tensors hold no numbers to adapt to", "a device with memory"
+        )
+    given = resolved(given, t0, t1)
+    require_times(given.time, (t0, t1))
     depth = made.weights
     count = 1 if depth is None or depth.kind == "shared" else depth.intervals or 1
     layers = (*(t0 + (t1 - t0) * m / count for m in range(count)), t1)
@@ -270,6 +300,13 @@ def _evaluate(run: Run) -> Evaluate:
         memory.hold(found)
         return found
 
+    if widened(given):
+
+        def evaluate_wide(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+            with explained(time):
+                return evaluate(t, rank, time, y)
+
+        return evaluate_wide
     if direct is None:
         return evaluate
 

@@ -1,17 +1,19 @@
-"""Dense output: the solution between the ends of steps, and where a condition on it changes sign."""
+"""Dense output: the solution between the ends of steps."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenet import Event, InputError, StateError
+from odenet import GradientError, InputError
+from odenet._errors import shown
 from odenet._solvers.interpolant import interpolant
+from odenet._solvers.step import weigh
 from odenet._solvers.tableau import Tableau
 from odenet_torch.field.memory import overwritten, versions
 from odenet_torch.field.state import Layout, Leaves
@@ -45,6 +47,8 @@ class Dense:
         self.nodes, self.last, self.y0 = [t0], t0, y0
         self.steps: list[tuple[Leaves, list[Leaves], Leaves]] = []
         self.versions: list[int] = []
+        self.outputs: Leaves = ()
+        self.gradient = ""
 
     def add(self, t1: float, y: Leaves, slopes: list[Leaves], y1: Leaves, last: float) -> None:
         """One more step, to t1; the solution ends at `last`, if with it."""
@@ -59,15 +63,33 @@ class Dense:
         Raises:
             InputError: a time outside of the solve.
         """
-        times = torch.as_tensor(t, dtype=torch.float64).detach().cpu()
-        found = [self._at(float(time)) for time in times.reshape(-1).tolist()]
+        times = times_of_any_shape(t)
+        moving = times.to(dtype=torch.float64, device=self.layout.device).reshape(-1) if differentiable(times) else None
+        found = [
+            self._at(float(time), None if moving is None else moving[i])
+            for i, time in enumerate(times.detach().reshape(-1).tolist())
+        ]
         columns = [torch.stack(column) for column in zip(*found, strict=True)]
         leaves = [
             self.layout.returned(leaf.reshape(*times.shape, *leaf.shape[1:]), i) for i, leaf in enumerate(columns)
         ]
+        if self.outputs and torch.is_grad_enabled():
+            leaves = [leaf + _Cut.apply(self.gradient, leaf.detach(), *self.outputs) for leaf in leaves]
         return self.layout.unflatten(leaves)
 
-    def _at(self, t: float) -> Leaves:
+    def require_graph(self, gradient: str, outputs: Leaves) -> None:
+        """Have a gradient of `at` with respect to y0 and weights refused, if the steps were not recorded by autograd.
+
+        Args:
+            gradient: the method of the solve.
+            outputs: of the solve, which have a gradient if anything has.
+        """
+        recorded = any(leaf.requires_grad for _, _, y1 in self.steps[-1:] for leaf in y1)
+        self.outputs = () if recorded else tuple(leaf for leaf in outputs if leaf.requires_grad)
+        self.gradient = gradient
+
+    def _at(self, t: float, moving: Tensor | None) -> Leaves:
+        """The state at a time; `moving` is the same as a tensor, where that needs a gradient."""
         nodes, last = self.nodes, self.last
         sign = 1 if last >= nodes[0] else -1
         slack = 1e-6 * abs(last - nodes[0])
@@ -80,79 +102,59 @@ class Dense:
         y, slopes, y1 = self.steps[n]
         if versions((*y, *itertools.chain(*slopes), *y1)) != self.versions[n]:
             raise overwritten()
-        position = (t - nodes[n]) / (nodes[n + 1] - nodes[n])
-        if position >= 1:
-            return y1
-        return between(self.tableau, max(position, 0.0), y, nodes[n + 1] - nodes[n], slopes)
+        h = nodes[n + 1] - nodes[n]
+        position = (t - nodes[n]) / h
+        found = y1 if position >= 1 else between(self.tableau, max(position, 0.0), y, h, slopes)
+        if moving is None:
+            return found
+        # the polynomial of the step, less itself where it stands still: zero, with the derivatives by the time
+        place = min(max(position, 0.0), 1.0)
+        by = (moving - moving.detach()) / h
+        rows = [interpolant(self.tableau).weights(p) for p in (by + place, torch.full_like(by, place))]
+        at, still = (weigh(None, h, weights, slopes) for weights in rows)
+        return tuple(leaf + (a - b).to(leaf.dtype) for leaf, a, b in zip(found, at, still, strict=True))
 
 
-def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
-    """The entries of an event's condition."""
-    time = torch.as_tensor(t, dtype=layout.time, device=layout.device)
-    before = versions(y)
-    found = torch.as_tensor(event.condition(time, layout.call(y))).reshape(-1)
-    if versions(y) != before:
-        raise StateError(
-            "an event's condition wrote on the state that it was given",
-            "conditions that leave their arguments as they are",
-            "work on y.clone()",
+class _Cut(torch.autograd.Function):
+    """Zero, whose derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: str, like: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        ctx.set_materialize_grads(False)
+        return torch.zeros_like(like)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise GradientError(
+            f"the gradient of Solution.at by y0 or weights with gradient={ctx.gradient!r}, which keeps no graph of the "
+            "steps",
+            "gradients of ys; with gradient='backprop' of Solution.at, too",
+            "name the times in ts, whose states every method differentiates, or take gradient='backprop'",
         )
-    return found
 
 
-class Watch:
-    """Looks for the first change of sign of a condition.
+def differentiable(value: Tensor) -> bool:
+    """Whether autograd is asked for a derivative by this tensor, or (forward mode) of it."""
+    if torch.is_grad_enabled() and value.requires_grad:
+        return True
+    return torch.autograd.forward_ad._current_level >= 0 and (
+        torch.autograd.forward_ad.unpack_dual(value).tangent is not None
+    )
 
-    Args:
-        event: with the condition.
-        layout: of the state.
-        t, y: where the solve begins.
+
+def times_of_any_shape(t: Any) -> Tensor:
+    """Times as a tensor of floats.
+
+    Raises:
+        InputError: what is no number, or numbers in no rectangle.
     """
-
-    def __init__(self, event: Event, layout: Layout, t: float, y: Leaves) -> None:
-        self.event = event
-        self.layout = layout
-        self.before = self.now = self.signs(t, y)
-
-    def signs(self, t: float, y: Leaves) -> list[float]:
-        """Of the condition's entries: one host read."""
-        with torch.no_grad():
-            found = condition(self.event, self.layout, t, y)
-        if found.is_complex() or not found.numel():
-            raise InputError(f"an event's condition that is {found}", "real numbers")
-        return found.sign().tolist()
-
-    def happened(self, t: float, y: Leaves) -> list[int]:
-        """The entries that have changed their sign, in the direction that is watched, since the last step."""
-        self.now = self.signs(t, y)
-        return [i for i, (a, b) in enumerate(zip(self.before, self.now, strict=True)) if self._changed(a, b)]
-
-    def locate(self, at: Callable[[float], Leaves], t: float, h: float) -> float:
-        """The position in the step at which the first entry changes its sign, by bisection on dense output."""
-        tolerance = self.event.tolerance
-        least = 2.0**-52 if tolerance is None else tolerance / abs(h)
-        low, high = 0.0, 1.0
-        while high - low > least:
-            middle = (low + high) / 2
-            if middle in (low, high):
-                break
-            if self.happened(t + middle * h, at(middle)):
-                high = middle
-            else:
-                low = middle
-        return high
-
-    def passed(self) -> None:
-        """The step was looked at and ended nothing: signs that are not zero count from here on."""
-        self.before = [now or before for before, now in zip(self.before, self.now, strict=True)]
-
-    def _changed(self, before: float, now: float) -> bool:
-        wanted = self.event.direction
-        if before == 0 or before == now:
-            return False
-        return wanted == 0 or (now >= 0 and before < 0 if wanted == 1 else now <= 0 and before > 0)
-
-
-def shifted(y: Leaves, by: Tensor, slope: Leaves) -> Leaves:
-    """`y + by slope`: where a time that is off by `by` (zero, with a derivative) moves the state to."""
-    return tuple(leaf + by.to(leaf.real.dtype) * k for leaf, k in zip(y, slope, strict=True))
+    try:
+        times = torch.as_tensor(t)
+        times = times if times.is_floating_point() else torch.as_tensor(t, dtype=torch.float64)
+        finite = bool(torch.isfinite(times).all())
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"the solution at t={shown(t)}", "a number, or an array of them") from error
+    if not finite or times.is_complex():
+        raise InputError(f"the solution at t={shown(t)}", "finite real numbers")
+    return times

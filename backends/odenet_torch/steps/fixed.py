@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from odenet import Grid, ReversibleSolver
+from odenet._solvers.family import StagedSolver
 from odenet._solvers.interpolant import interpolant
-from odenet._solvers.names import AnySolver
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import Stage, add, increment, positions, slopes
 from odenet_torch.field.field import Field, Stand
@@ -40,7 +40,7 @@ class Run:
     field: Field
     layout: Layout
     grid: Grid | Accepted
-    solver: AnySolver
+    solver: StagedSolver
     replay: Replay | None = None
     again: bool = False
     ready: list[Leaves] = dataclasses.field(default_factory=list)
@@ -49,14 +49,14 @@ class Run:
     def increment(self, n: int, y: Leaves, *, reverse: bool = False, stand: Stand | None = None) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
         size = self.grid.size(n)
-        return increment(self.solver.tableau, self._stage(n, reverse, stand), y, -size if reverse else size)
+        return increment(self.solver.increments, self._stage(n, reverse, stand), y, -size if reverse else size)
 
     def piece(self, n: int, y: Leaves, stand: Stand, g: AnyLeaves) -> tuple[Leaves, Leaves, AnyLeaves]:
         """`D_n(y)`, and what the loss reads of step n: `D_n(y)` with cotangent g, and outputs inside with theirs."""
         if n not in self.inside:
             d = self.increment(n, y, stand=stand)
             return d, d, g
-        tableau, h = self.solver.tableau, self.grid.size(n)
+        tableau, h = self.solver.increments, self.grid.size(n)
         found = slopes(tableau, self._stage(n, False, stand), y, h, tableau.stages)
         d = weigh_leaves(None, h, tableau.b, found)
         if not tableau.fsal:
@@ -68,7 +68,7 @@ class Run:
         return d, outputs, cotangents
 
     def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
-        tableau, memory = self.solver.tableau, self.layout.memory
+        tableau, memory = self.solver.increments, self.layout.memory
         places = positions(tableau, reverse) if reverse else tableau.c
         last = tableau.step_stages - 1
 
@@ -134,8 +134,8 @@ class Run:
             return evaluate()
         key, place = (n, reverse, position if rank is None else rank), (n, position, self.grid.steps)
         if self.again:
-            return self.replay.again(key, place, self.solver.tableau.step_stages, evaluate)
-        return self.replay.first(key, place, evaluate)
+            return self.replay.again(key, place, self.solver.increments.step_stages, evaluate)
+        return self.replay.first(key, place, evaluate, y)
 
 
 def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,16 +24,24 @@ from odenet import (
     UnsupportedError,
 )
 from odenet._problem.span import number
-from odenet._solvers.controller import Arithmetic
 from odenet._solvers.interpolant import interpolant
-from odenet._solvers.step import trial
+from odenet._solvers.landing import landing
+from odenet._solvers.step import Trial, trial
+from odenet._solvers.tableau import Tableau
+from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.dense import differentiable
+from odenet_torch.steps.independence import refuse_batch_statistics, require_independent
+from odenet_torch.steps.resolution import explained, resolved, widened
+from odenet_torch.steps.rows import ROWS, Gate, beside, choose_rows, finite_rows, stand_ins, weigh_rows
 from odenet_torch.steps.tolerance import Tolerance
 
 _SUCCESS, _NONFINITE, _MAX_STEPS, _TOO_SMALL = (
     list(Result).index(found) for found in (Result.SUCCESS, Result.NONFINITE, Result.MAX_STEPS, Result.STEP_TOO_SMALL)
 )
+
+_WILD = 1e3  # error ratio of a step beyond which its stages may have left the numbers of the field
 
 
 def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
@@ -51,90 +59,157 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
     assert isinstance(span, Span)
     assert isinstance(solver, Solver)
     _check(made, span, y)
-    rows, of = y[0].shape[0], {"dtype": given.time, "device": given.device}
     t0, t1 = number("t0", span.t0), number("t1", span.t1)
     assert t0 is not None
     assert t1 is not None
+    given = resolved(given, t0, t1)
+    rows, device = y[0].shape[0], given.device
+    # steps add up in float64, whatever the field is called with
+    kind = torch.float32 if device.type == "mps" else torch.float64
     direction = 1.0 if t1 >= t0 else -1.0
     wanted = [t1] if span.ts is None else torch.as_tensor(span.ts).tolist()
     outs = [y if direction * time <= direction * t0 else _lost(y) for time in wanted]
-    field = _field(made, given)
+    march = March(_field(made, given), given, solver.tableau, wide=widened(given))
     stats = Stats("torch", solver.label, made.gradient.label, 0, 0)
-    control, tableau, order = span.control, solver.tableau, solver.tableau.error_order
+    control, order = span.control, solver.tableau.error_order
     tolerance = Tolerance(control, given, y)
-    weights = interpolant(tableau)
+    weights = interpolant(solver.tableau)
 
-    t = torch.full((rows,), t0, **of)
-    calls = 0
-
-    def f(t: Tensor, y: Leaves) -> Leaves:
-        nonlocal calls
-        calls += 1
-        return given.evaluate(lambda at: field(_beside(t, y[0]), at), y)
-
-    first = f(t, y)
-    with torch.no_grad():
-
-        def change(by: Tensor) -> Leaves:
-            second = f(t + direction * by, _weigh(y, direction * by, (1.0,), (first,)))
-            return tuple(b - a for a, b in zip(first, second, strict=True))
-
-        size = _first_size(control, order, tolerance, (t, y, first), change, abs(t1 - t0))
-    past = torch.ones(rows, **of), torch.ones(rows, **of)
-    accepted = torch.zeros(rows, dtype=torch.int64, device=given.device)
+    t = torch.full((rows,), t0, dtype=kind, device=device)
+    last = torch.full_like(t, t1)
+    spacing = torch.finfo(kind).eps * max(abs(t0), abs(t1))
+    random = random_state.state(device)
+    first = march.slope(t, y)
+    after_first = random_state.state(device)
+    accepted = torch.zeros(rows, dtype=torch.int64, device=device)
     tried, outcome = accepted.clone(), accepted.clone()
-    active = torch.full((rows,), t0 != t1, device=given.device)
-    going = t0 != t1
+    active = torch.full((rows,), t0 != t1, device=device)
+    going = whole = t0 != t1
+    if going:
+
+        def again(y: Leaves) -> Leaves:
+            random_state.restore(device, random)
+            return march.slope(t, y)
+
+        require_independent(again, y, first)
+        random_state.restore(device, after_first)
+        active = finite_rows(y, first)
+        outcome = torch.where(active, outcome, _NONFINITE)
+        going, whole = torch.stack([active.any(), active.all()]).tolist()
+        if going and not whole and torch.is_grad_enabled():
+            first = march.slope(t, stand_ins(active, y))
+    size = torch.zeros_like(t)
+    if going:
+        with torch.no_grad():
+
+            def change(by: Tensor) -> Leaves:
+                second = march.slope(t + direction * by, weigh_rows(y, direction * by, (1.0,), (first,)))
+                return tuple(b - a for a, b in zip(first, second, strict=True))
+
+            size = _first_size(control, order, tolerance, (t, y, first), change, abs(t1 - t0))
+    past = torch.ones_like(t), torch.ones_like(t)
     while going:
         with torch.no_grad():
-            lands = direction * (t + direction * size * (1 + 1e-10) - t1) >= 0
-            end = torch.where(lands, torch.full_like(t, t1), t + direction * size)
-            h = torch.where(active, end - t, torch.zeros_like(t))
+            end, lands = landing(t, size, last, direction, spacing, ROWS)
+            h = torch.where(active, end - t, 0)
             stuck = active & ((h == 0) | ~torch.isfinite(h))
             outcome = torch.where(stuck, _TOO_SMALL, outcome)
             active = active & ~stuck
-        step = trial(
-            tableau,
-            lambda i, at: f(t + tableau.c[i] * h, at),  # noqa: B023
-            y,
-            h,
-            first,
-            _weigh,
-        )
-        slopes = step.slopes if tableau.fsal else (*step.slopes, f(t + h, step.y1))
+            h = torch.where(active, h, 0)
+        step = march.attempt(t, y, h, first, None if whole else active)
         with torch.no_grad():
             ratio = tolerance.ratio(step.error, y, step.y1).to(t)
-            good, factor, past = control.judge(order, ratio, past, _TENSORS)
+            good, factor, past = control.judge(order, ratio, past, ROWS)
             if control.min_step is not None:
                 good = good | (torch.isfinite(ratio) & (h.abs() <= control.min_step * (1 + 1e-10)))
             good = good & active
             tried, accepted = tried + active, accepted + good
-            size = torch.where(active, control.bounded(h.abs() * factor, _TENSORS), size)
-            after = torch.where(good, end, t)
+            size = torch.where(active, control.bounded(h.abs() * factor, ROWS), size)
             crossed = [
                 good & (direction * time > direction * t) & (direction * time <= direction * end) for time in wanted
             ]
             done = good & lands
             full = active & ~done & (tried >= control.max_steps)
             outcome = torch.where(full, _MAX_STEPS, outcome)
+            wild = active & ~good & ~(ratio <= _WILD)
             active = active & ~done & ~full
-            going, *any_crossed = torch.stack(
-                [active.any(), *(mask.any() for mask in crossed)]
-            ).tolist()  # the host read
-        for i, (mask, some) in enumerate(zip(crossed, any_crossed, strict=True)):
-            if some:
+            flags = [active.any(), active.all(), good.any(), wild.any(), *(mask.any() for mask in crossed)]
+            going, whole, some, astray, *any_crossed = torch.stack(flags).tolist()  # the host read
+        if not some:
+            continue
+        if astray and torch.is_grad_enabled():
+            # what went astray must not be part of what autograd records: the accepted rows once more, without it
+            step = march.attempt(t, y, torch.where(good, h, 0), first, good)
+        for i, (mask, met) in enumerate(zip(crossed, any_crossed, strict=True)):
+            if met:
                 position = torch.where(mask, (wanted[i] - t) / torch.where(h == 0, 1, h), 1.0)
-                inside = _weigh(y, h, [w if isinstance(w, Tensor) else None for w in weights.weights(position)], slopes)
-                at_end = mask & (end == wanted[i])
-                inside = _where(at_end, step.y1, inside)
-                outs[i] = _where(mask, inside, outs[i])
-        y, first, t = _where(good, step.y1, y), _where(good, slopes[-1], first), after
-    finite = functools.reduce(torch.logical_and, (torch.isfinite(leaf).flatten(1).all(1) for leaf in map(_deep, first)))
+                parts = [w if isinstance(w, Tensor) else None for w in weights.weights(position)]
+                inside = weigh_rows(y, torch.where(mask, h, 0), parts, step.slopes)
+                inside = choose_rows(mask & (end == wanted[i]), step.y1, inside)
+                outs[i] = choose_rows(mask, inside, outs[i])
+        y, first = choose_rows(good, step.y1, y), choose_rows(good, step.slopes[-1], first)
+        t = torch.where(good, end, t)
+    finite = finite_rows(first)
     outcome = torch.where((outcome == _TOO_SMALL) & ~finite, _NONFINITE, outcome)
-    stats.steps, stats.rejected, stats.f_evaluations = accepted, tried - accepted, calls
+    stats.steps, stats.rejected, stats.f_evaluations = accepted, tried - accepted, march.calls
     _require_ended(span, outcome)
     ys = tuple(given.returned(torch.stack(column), i) for i, column in enumerate(zip(*outs, strict=True)))
-    return Solution(torch.tensor(wanted, **of), given.unflatten(ys), stats, outcome)
+    return Solution(torch.tensor(wanted, dtype=given.time, device=device), given.unflatten(ys), stats, outcome)
+
+
+@dataclass
+class March:
+    """The field, and one step of all rows.
+
+    Args:
+        field: of time and state.
+        layout: of the state.
+        tableau: the method.
+        calls: of the field so far.
+        wide: whether times are wider than the state, see `odenet_torch.steps.resolution`.
+    """
+
+    field: Callable[[Tensor, Any], Any]
+    layout: Layout
+    tableau: Tableau
+    calls: int = 0
+    wide: bool = False
+
+    def slope(self, t: Tensor, y: Leaves) -> Leaves:
+        """The slopes of all rows, each at its time.
+
+        Raises:
+            GridError: times that float32 cannot tell apart, of a field that does not take others.
+        """
+        self.calls += 1
+        time = beside(t.to(self.layout.time), y[0])
+        if not self.wide:
+            return self._gated(time, y)
+        with explained(t[0].item()):
+            return self._gated(time, y)
+
+    def _gated(self, time: Tensor, y: Leaves) -> Leaves:
+        layout = self.layout
+        if not torch.is_grad_enabled():
+            return layout.evaluate(lambda y: self.field(time, y), y)
+        gate = Gate()
+        y = gate.enter(*y)
+        return gate.leave(*layout.evaluate(lambda y: self.field(time, y), y))
+
+    def attempt(self, t: Tensor, y: Leaves, h: Tensor, first: Leaves, mask: Tensor | None) -> Trial:
+        """A step; its slopes are those that dense output reads.
+
+        Args:
+            t, y, h, first: where each row begins, its size and its slope there.
+            mask: the rows that count. Others stand in the place of one of them, with a step of size zero.
+        """
+        if mask is not None:
+            t, *rest = stand_ins(mask, (t, *y, *first))
+            y, first = tuple(rest[: len(y)]), tuple(rest[len(y) :])
+        tableau = self.tableau
+        step = trial(tableau, lambda i, at: self.slope(t + tableau.c[i] * h, at), y, h, first, weigh_rows)
+        slopes = step.slopes if tableau.fsal else (*step.slopes, self.slope(t + h, step.y1))
+        return Trial(step.y1, step.error, slopes)
 
 
 def _first_size(
@@ -151,10 +226,10 @@ def _first_size(
         size = torch.full_like(t, control.first_step)
     else:
         d0, d1 = tolerance.size(y, y).to(t), tolerance.size(first, y).to(t)
-        tested = control.trial(d0, d1, _TENSORS).clamp(max=whole)
+        tested = control.trial(d0, d1, ROWS).clamp(max=whole)
         d2 = tolerance.size(change(tested), y).to(t) / tested.clamp(min=torch.finfo(t.dtype).tiny)
-        size = control.first(order, tested, d1, d2, _TENSORS)
-    return control.bounded(size.clamp(max=whole), _TENSORS)
+        size = control.first(order, tested, d1, d2, ROWS)
+    return control.bounded(size.clamp(max=whole), ROWS)
 
 
 def _check(made: Problem, span: Span, y: Leaves) -> None:
@@ -173,8 +248,10 @@ def _check(made: Problem, span: Span, y: Leaves) -> None:
             f"leaves of shapes {[tuple(leaf.shape) for leaf in y]} with per_sample=True",
             "leaves with one leading axis of the same length, that of the samples",
         )
-    if any(isinstance(t, Tensor) and t.requires_grad for t in (span.t0, span.t1, span.ts)):
+    kept = span.ts if isinstance(span.ts, (list, tuple)) else [span.ts]
+    if any(isinstance(t, Tensor) and differentiable(t) for t in (span.t0, span.t1, *kept)):
         raise InputError("a time that needs a gradient with per_sample=True", "numbers")
+    refuse_batch_statistics(made.field)
 
 
 def _field(made: Problem, given: Layout) -> Any:
@@ -200,50 +277,5 @@ def _require_ended(span: Span, outcome: Tensor) -> None:
         )
 
 
-def _beside(row: Tensor, like: Tensor) -> Tensor:
-    """One number a row, to broadcast to a leaf."""
-    return row.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _weigh(y: Leaves | None, h: Tensor, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
-    """See `odenet._solvers.step.Weigh`, h and weights being numbers, or one a row."""
-    total = y
-    for weight, slope in zip(weights, slopes, strict=False):
-        if weight is None or (isinstance(weight, float) and not weight):
-            continue
-        terms = tuple(_beside((h * weight).to(k.real.dtype), k) * k for k in slope)
-        total = terms if total is None else tuple(a + b for a, b in zip(total, terms, strict=True))
-    assert total is not None
-    return total
-
-
-def _where(mask: Tensor, one: Leaves, other: Leaves) -> Leaves:
-    return tuple(torch.where(_beside(mask, a), a, b) for a, b in zip(one, other, strict=True))
-
-
 def _lost(y: Leaves) -> Leaves:
     return tuple(torch.full_like(leaf, torch.nan) for leaf in y)
-
-
-def _deep(leaf: Tensor) -> Tensor:
-    return leaf if leaf.ndim > 1 else leaf.unsqueeze(1)
-
-
-def _pick(condition: Any, one: Any, other: Any) -> Any:
-    if isinstance(condition, bool):
-        return one if condition else other
-    return torch.where(condition, one, other)
-
-
-def _bound(name: str) -> Any:
-    def bound(one: Any, other: Any) -> Any:
-        if not isinstance(one, Tensor):
-            one, other = other, one
-        if isinstance(other, Tensor):
-            return getattr(torch, "minimum" if name == "max" else "maximum")(one, other.to(one))
-        return one.clamp(**{name: other})
-
-    return bound
-
-
-_TENSORS = Arithmetic(_bound("max"), _bound("min"), _pick)

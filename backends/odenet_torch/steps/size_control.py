@@ -12,12 +12,15 @@ from torch import Tensor
 
 from odenet import PIDController, Result
 from odenet._solvers.controller import Past
+from odenet._solvers.landing import landing, resumed
 from odenet._solvers.step import Stage, Trial, trial
 from odenet._solvers.tableau import Tableau
 from odenet_torch.field.memory import Memory
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance
 from odenet_torch.steps.weighted_sum import Buffered, weigh_leaves
+
+_EPSILON = 2.0**-52  # of times, which are Python floats
 
 Evaluate = Callable[[Tensor, int, float, Leaves], Leaves]
 """`evaluate(t, rank, time, y)`: the field at a time (as a tensor, and as a float), for stage `rank` of the step."""
@@ -138,6 +141,7 @@ class Walk:
         if t == self.stops[-1]:
             return
         direction = 1.0 if self.stops[-1] > t else -1.0
+        spacing = _EPSILON * max(abs(t), abs(self.stops[-1]))
         place = 0
         while self.stops[place] == t:
             place += 1
@@ -154,10 +158,7 @@ class Walk:
                 return
             self.tried += 1
             whole = size
-            t1 = t + direction * size
-            lands = direction * (t + direction * size * (1 + 1e-10) - stop) >= 0
-            if lands:
-                t1 = stop
+            t1, lands = landing(t, size, stop, direction, spacing)
             h = t1 - t
             if h == 0.0 or not math.isfinite(size):
                 self.failed = Result.STEP_TOO_SMALL
@@ -187,12 +188,11 @@ class Walk:
             if accepted:
                 step = Step(self.n, t, t1, y, made.y1, made.slopes, self, None, t1 == self.stops[-1])
                 self.n += 1
-                self.proposed = max(size, whole) if lands else size
+                self.proposed = size = resumed(size, whole, lands)
                 yield step
                 if lands and place + 1 == len(self.stops):
                     return
                 if lands:
-                    size = max(size, whole)
                     place += 1
                     stop = self.stops[place]
                 jumped = t1 in self.jumps
@@ -226,6 +226,8 @@ class Walk:
         control, tolerance = self.control, self.tolerance
         d0, d1 = torch.stack([tolerance.size(y, y).double(), tolerance.size(first, y).double()]).tolist()
         size = min(control.trial(d0, d1), abs(stop - t))
+        if not size:  # the slope is not finite
+            return 0.0
         with torch.no_grad():
             at = weigh_leaves(y, direction * size, (1.0,), (first,))
             second = self.slope(t + direction * size, at, 1, t, stop)

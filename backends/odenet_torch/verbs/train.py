@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odenet._backend.trainer import VELOCITY, WEIGHT, Step, Trainer, checked_state, learning
+from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs.batch import mean_loss, on
 from odenet_torch.verbs.measure import peak_bytes
@@ -37,18 +37,18 @@ class Descent(Trainer):
         self.velocities = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         self._peak: int | None = None
 
-    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> Step:
+    def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> TrainingStep:
         """See `Trainer`. The first step is watched for its memory, which changes no number."""
         self.model.spec.check_batch(inputs, targets)
         x, y = on(next(iter(self.weights.values())), (inputs, np.asarray(targets, np.int64)))
         if self._peak is not None and x.device.type != "cuda":
             return self._step(x, y, lr)
-        taken: list[Step] = []
+        taken: list[TrainingStep] = []
         peak, _ = peak_bytes(lambda: taken.append(self._step(x, y, lr)), x.device)
         self._peak = max(peak, self._peak or 0)
         return taken[0]
 
-    def _step(self, x: Tensor, y: Tensor, lr: float) -> Step:
+    def _step(self, x: Tensor, y: Tensor, lr: float) -> TrainingStep:
         # cuDNN may else choose an algorithm by a race, or add in the order in which threads end
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             outputs = self.model(x)
@@ -60,7 +60,7 @@ class Descent(Trainer):
                 push = weight * self.weight_decay if gradient is None else gradient.add(weight, alpha=self.weight_decay)
                 velocity = self.velocities[name].mul_(self.momentum).add_(push)
                 weight.sub_(velocity, alpha=lr * self.factors[name])
-        return Step(loss.item(), int(correct.item()), self.model.certificate)
+        return TrainingStep(loss.item(), int(correct.item()), self.model.certificate)
 
     @torch.no_grad()
     def predict(self, inputs: np.ndarray) -> np.ndarray:

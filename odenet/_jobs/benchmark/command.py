@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-import click
+from pathlib import Path
+from typing import Any
 
-from odenet._jobs.benchmark.work_precision import command as work_precision
+import click
+from rich.console import Console
+
+from odenet._backend import registry as _registry
+from odenet._jobs import flags as _flags
+from odenet._jobs.cells.run import complete, one_thread
+from odenet._jobs.work_precision.measure import measure
+from odenet._jobs.work_precision.plan import SolvePlan
+from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
+from odenet._jobs.work_precision.table import tables
+from odenet._report.machine import machine
+from odenet._report.terminal import console
+from odenet._report.units import error, seconds
+
+_PLURAL = {"problem": "problems", "backend": "backends", "solver": "solvers", "rtol": "tolerances"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,4 +33,66 @@ def command() -> None:
     """
 
 
-command.add_command(work_precision)
+@command.command("work-precision", context_settings={"help_option_names": ["-h", "--help"]})
+@_flags.problems("detest-b5,detest-c5,detest-d5")
+@_flags.backends(",".join(_registry.available()) or "all")
+@_flags.solvers("bosh3,dopri5,dopri8")
+@_flags.tolerances("1e-3..1e-9")
+@_flags.atol()
+@_flags.dtype("float64")
+@_flags.device()
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Times each cell is timed.")
+@click.option(
+    "--max-steps", type=click.IntRange(min=1), default=20000, show_default=True, help="Steps tried in a solve."
+)
+@_flags.out("results/work-precision")
+@_flags.resume()
+@click.pass_context
+def _work_precision(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
+    """Error against field evaluations and against seconds, for all backends in one figure.
+
+    Each problem is solved by each solver to each tolerance, by every backend in turn. What a backend does not offer is
+    skipped with a line. Ctrl-C keeps what is done. Exit status: 0, 1 if a cell failed, 130 after Ctrl-C.
+
+    \b
+    Examples:
+      odenet benchmark work-precision
+      odenet benchmark work-precision --problem detest-d5 --backend torch,jax --solver dopri5,tsit5 --rtol 1e-3..1e-9
+      odenet benchmark work-precision --resume --solver dopri8
+      odenet benchmark work-precision --problem robertson,oregonator --backend diffrax --solver kvaerno3,kvaerno5
+    """
+    one_thread()
+    plan = SolvePlan(**{_PLURAL.get(name, name): value for name, value in options.items()})
+    context.exit(work_precision(plan, out, resume, console(), console(stderr=True)))
+
+
+def work_precision(plan: SolvePlan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
+    """Run a plan, and show it.
+
+    Args:
+        plan: what to solve.
+        out: folder of the results.
+        resume: whether to go on from what is there.
+        screen: for the tables.
+        messages: for progress and where the files are.
+
+    Returns, raises: as `odenet._jobs.cells.run.complete`.
+    """
+
+    def show(results: WorkPrecision) -> None:
+        for table in tables([row for row in results.rows if not row.skipped]):
+            screen.print(table)
+
+    def write(results: WorkPrecision, folder: Path) -> list[Path]:
+        from odenet._jobs.benchmark.report import write_report  # matplotlib takes a second: not before cells are timed
+
+        return write_report(results, folder)
+
+    fresh = WorkPrecision(plan, machine(plan.backends))
+    return complete(fresh, out, resume, measure, _in_words, show, write, messages)
+
+
+def _in_words(row: AdaptiveSolve) -> str:
+    if not row.ok:
+        return row.result or row.status
+    return f"error {error(row.error)}, {row.f_evaluations} f, {seconds(row.solve_seconds)}"

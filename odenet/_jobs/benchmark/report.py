@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from odenet._files import write_atomically, write_text
+from odenet._files import write_text
 from odenet._jobs.work_precision.figure import diagram
-from odenet._jobs.work_precision.results import Results
-from odenet._jobs.work_precision.row import COLUMNS
-from odenet._report.figures import render
-from odenet._report.html import REPORT, cells, document, facts, figure, header, said, section
+from odenet._jobs.work_precision.results import COLUMNS, WorkPrecision
+from odenet._report.figures import write_figures
+from odenet._report.html import REPORT, details, document, figure, header
 
 FIGURE = "work_precision"
 _CAPTION = (
@@ -18,7 +17,7 @@ _CAPTION = (
 )
 
 
-def write_report(results: Results, folder: Path) -> list[Path]:
+def write_report(results: WorkPrecision, folder: Path) -> list[Path]:
     """Write the figure (PNG and SVG) and `report.html`; finished cells are enough.
 
     Returns:
@@ -28,27 +27,20 @@ def write_report(results: Results, folder: Path) -> list[Path]:
         FileError: the folder cannot be written to.
     """
     drawn = diagram(results.rows)
-    paths, parts = [], []
-    if drawn is not None:
-        svg = render(drawn, "svg")
-        parts.append(figure(svg.decode(), _CAPTION))
-        for suffix, data in (("png", render(drawn, "png", 130)), ("svg", svg)):
-            paths.append(write_atomically(folder / f"{FIGURE}.{suffix}", lambda file, data=data: file.write(data)))
+    paths, drawings = write_figures({} if drawn is None else {FIGURE: drawn}, folder, dpi=130)
+    parts = [figure(svg, _CAPTION) for svg in drawings.values()]
     return [write_text(folder / REPORT, _page(results, parts)), *paths]
 
 
-def _page(results: Results, parts: list[str]) -> str:
+def _page(results: WorkPrecision, parts: list[str]) -> str:
     plan = results.plan
-    lead = f"{', '.join(plan.backends)} · {', '.join(each.label for each in plan.solvers)}"
+    lead = f"{', '.join(plan.backends)} · {', '.join(solver.label for solver in plan.solvers)}"
     reached = sum(row.ok for row in results.rows)
     return document(
         "odenet benchmark work-precision",
         [
             header("Work and precision", (lead, f"{reached} of {len(plan.cells())} cells reached t1")),
             *parts,
-            section(f"All {len(results.rows)} cells", cells(results.rows, COLUMNS, "dopri5 torch 1e-06 …")),
-            section("Plan", facts({key: said(value) for key, value in plan.to_json().items()})),
-            section("Machine", facts(results.machine)),
-            section("What each column means", facts(COLUMNS)),
+            *details(results.rows, COLUMNS, "dopri5 torch 1e-06 …", plan.to_json(), results.machine),
         ],
     )

@@ -121,13 +121,16 @@ class Plan(CellPlan):
             for gradient in self.gradients
         )
 
+    def references(self, solver: AnySolver) -> tuple[str, ...]:
+        """The backends that can give the exact float64 gradient with which all are compared, in the plan's order."""
+        entries = [_registry.entry(name) for name in self.backends]
+        return tuple(
+            entry.name for entry in entries if entry.networks and entry.available and entry.offers(solver, Backprop())
+        )
+
     def reference(self, solver: AnySolver) -> str | None:
-        """The backend whose exact float64 gradient the others are compared with; None if none can give it."""
-        for name in self.backends:
-            entry = _registry.entry(name)
-            if entry.available and entry.offers(solver, Backprop()):
-                return name
-        return None
+        """The first of them; None if there is none."""
+        return next(iter(self.references(solver)), None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: names instead of records, and the reference backend of each solver."""

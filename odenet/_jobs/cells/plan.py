@@ -13,7 +13,7 @@ from odenet._jobs.cells.resume import START_ANEW, changes, reading
 from odenet._names import lookup
 
 
-class Cell(Protocol):
+class KeyedCell(Protocol):
     """What is measured in one go; its `str` is what people are told."""
 
     @property
@@ -33,7 +33,7 @@ class CellPlan(ABC):
     dtype: Literal["float32", "float64"]
 
     @abstractmethod
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[KeyedCell, ...]:
         """Every cell, in the order in which they are run."""
 
     @abstractmethod

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
+
+from odenet._report.progress import progress_bar
 
 
-class Watch:
+class CellProgress:
     """Says which cell runs, and how each ended: a bar on a terminal, a line a cell anywhere else."""
 
     def __init__(self, console: Console, cells: Sequence[Any], bar: Progress | None) -> None:
@@ -36,17 +38,12 @@ class Watch:
 
 
 @contextmanager
-def watch(console: Console, cells: Sequence[Any]) -> Iterator[Watch]:
-    """A `Watch` over cells. The bar is drawn between cells only: a thread that redraws it would disturb times.
+def watch(console: Console, cells: Sequence[Any]) -> Iterator[CellProgress]:
+    """A `CellProgress` over cells. The bar is drawn between cells only: a thread that redraws it would disturb times.
 
     Args:
         console: where it is told.
         cells: with a `str` each.
     """
-    if not console.is_terminal:
-        yield Watch(console, cells, None)
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    shape = (*columns, TextColumn("{task.description}", markup=False))
-    with Progress(*shape, console=console, auto_refresh=False, transient=True, speed_estimate_period=600) as bar:
-        yield Watch(console, cells, bar)
+    with progress_bar(console, auto_refresh=False, speed_estimate_period=600) as bar:
+        yield CellProgress(console, cells, bar)

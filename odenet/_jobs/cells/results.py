@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from odenet._errors import FileError, InputError
 from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
-from odenet._jobs.cells.plan import Cell, CellPlan
+from odenet._jobs.cells.plan import CellPlan, KeyedCell
 from odenet._jobs.cells.row import CellRow
 from odenet._report.rows import as_csv, columns, from_json, to_json
 
@@ -44,7 +44,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
     compared: ClassVar[str] = "times"
     """What depends on the machine."""
 
-    def todo(self) -> tuple[Cell, ...]:
+    def todo(self) -> tuple[KeyedCell, ...]:
         """Cells without a row, and those that failed, in the plan's order."""
         done = {row.key for row in self.rows if not row.failed}
         return tuple(cell for cell in self.plan.cells() if cell.key not in done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,26 +17,40 @@ GO_ON = "go on with: the same command and --resume"
 AnyResults = TypeVar("AnyResults", bound=CellResults[Any, Any])
 
 
-def run(
+def one_thread() -> None:
+    """Let a framework that is loaded from now on compute with one thread, unless OMP_NUM_THREADS says how many.
+
+    OpenMP reads it when a framework is loaded: two threads that spin on two busy cores time each other's waiting.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def complete(
     fresh: AnyResults,
     out: Path,
     resume: bool,
     measure: Callable[[Any, Any], Iterator[Any]],
-    said: Callable[[Any], str],
+    in_words: Callable[[Any], str],
+    show: Callable[[AnyResults], None],
+    write: Callable[[AnyResults, Path], list[Path]],
     messages: Console,
-) -> tuple[AnyResults, bool]:
-    """Measure the cells of a plan; each row is on disk before the next is measured.
+) -> int:
+    """Measure the cells of a plan that are left, show the results, and write their report.
+
+    Each row is on disk before the next cell is measured.
 
     Args:
         fresh: results without rows: the plan, and the machine it is run on.
         out: folder of the results.
         resume: whether to go on from what is there.
         measure: `measure(plan, cells)`, a row for each of the cells.
-        said: a row in words.
-        messages: for progress.
+        in_words: what is said of a row as soon as it is there.
+        show: prints tables of the results.
+        write: writes the report and says what it wrote; called with the results and `out`.
+        messages: for progress and where the files are.
 
     Returns:
-        the results, and whether the run was interrupted.
+        the exit status: 0; 1 if a cell failed; 130 if the run was interrupted.
 
     Raises:
         FileError: `out` cannot be written to, or holds results that cannot be resumed.
@@ -48,7 +63,7 @@ def run(
     results = fresh if earlier is None else earlier.resumed(fresh.plan, fresh.machine)
     if resume and earlier is None:
         messages.print(f"there are no results in {out} yet: starting from the beginning", markup=False)
-    cells = results.todo()
+    cells, interrupted = results.todo(), False
     try:
         with watch(messages, cells) as progress:
             for row in measure(results.plan, cells):
@@ -56,31 +71,11 @@ def run(
                     _say(messages, "kept the earlier results as", set_aside(out))
                 results = results.add(row)
                 results.write(out)
-                progress.finished(said(row), row.ok)
+                progress.finished(in_words(row), row.ok)
     except KeyboardInterrupt:
         messages.print(f"interrupted: {results.missing()} cells are left; writing the report of the rest")
-        return results, True
-    return results, False
-
-
-def report(
-    results: AnyResults,
-    out: Path,
-    interrupted: bool,
-    write: Callable[[AnyResults, Path], list[Path]],
-    messages: Console,
-) -> int:
-    """Write the report of a run that is over.
-
-    Args:
-        results, interrupted: as `run` gave them.
-        out: folder of the results.
-        write: writes the report and says what it wrote.
-        messages: for where the files are.
-
-    Returns:
-        the exit status: 0; 1 if a cell failed; 130 if the run was interrupted.
-    """
+        interrupted = True
+    show(results)
     if results.rows:  # an earlier report is not replaced by an empty one
         _say(messages, "wrote", [path for path in write(results, out) if path.suffix != ".svg"])
     if interrupted:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,13 @@ from odenet._jobs.cells.grid import Plan
 from odenet._jobs.data.digits import batch
 from odenet._nets.weights import load_weights
 from odenet._report.machine import machine
+from odenet._report.rows import plain
 from odenet._report.terminal import console
 from odenet._report.units import error
 from odenet._solvers.names import AnySolver
 from odenet.doctor.checkup import diagnose
-from odenet.doctor.diagnosis import OUTSIDE, Diagnosis, Examination
+from odenet.doctor.diagnosis import Diagnosis
+from odenet.doctor.examination import OUTSIDE, Examination
 from odenet.doctor.tables import tables
 
 TOLERANCE = 1e-2
@@ -87,8 +88,11 @@ def checks(
             for depth in plan.depths:
                 made = functools.partial(Check, name, solver, depth, plan.gradients)
                 reference = plan.reference(solver)
-                if not entry.available or reference is None:
-                    yield made(skipped="no reference" if entry.available else f"not available: {entry.install}")
+                if not entry.networks or not entry.available or reference is None:
+                    why = "not offered: the backend has no networks"
+                    if entry.networks:
+                        why = "no reference" if entry.available else f"not available: {entry.install}"
+                    yield made(skipped=why)
                     continue
                 spec = plan.spec(solver, depth)
                 named = dict(weights) if weights is not None else spec.init(plan.seed, plan.start)
@@ -204,12 +208,12 @@ def _json(plan: Plan, weights: Path | None, found: Sequence[Check]) -> str:
         "checks": [_row(check, each) for check in found for each in check.examinations],
         "diagnoses": [_diagnosis(check, check.diagnosis) for check in found if check.diagnosis is not None],
     }
-    return json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(whole), indent=1, allow_nan=False) + "\n"
 
 
 def _row(check: Check, each: Examination) -> dict[str, Any]:
     layers = [label for label in each.by_layer if label not in (OUTSIDE, "shared")]
-    plain = each.to_json()
+    record = each.to_json()
     return {
         "backend": check.backend,
         "solver": check.solver.label,
@@ -218,24 +222,15 @@ def _row(check: Check, each: Examination) -> dict[str, Any]:
         "examined_on": each.solver,
         "skipped": None if each.offered else each.trouble,
         "failed": each.trouble if each.offered else None,
-        **{key: plain[key] for key in ("gradient_error", "cosine_distance", "certificate", "estimate", "cost")},
-        "by_weight": plain["by_weight"] or None,
+        **{key: record[key] for key in ("gradient_error", "cosine_distance", "certificate", "estimate", "cost")},
+        "by_weight": record["by_weight"] or None,
         "by_layer": [each.by_layer[label] for label in layers],
         "cosine_by_layer": [each.cosine_by_layer[label] for label in layers],
     }
 
 
 def _diagnosis(check: Check, found: Diagnosis) -> dict[str, Any]:
-    plain = found.to_json()
+    record = found.to_json()
     kept = ("reference", "dtype", "tolerance", "contraction", "smoothness", "recommended", "verdict")
     place = {"backend": check.backend, "solver": check.solver.label, "depth": check.depth}
-    return place | {key: plain[key] for key in kept}
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become strings."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return place | {key: record[key] for key in kept}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ from rich.console import Console
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, number, plan_of
 from odenet._jobs.cells.grid import Plan
-from odenet._jobs.cells.run import report, run
+from odenet._jobs.cells.run import complete, one_thread
 from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.results import Results
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.results import Comparison, MeasuredGradient
 from odenet._jobs.compare.table import tables
 from odenet._report.machine import machine
 from odenet._report.terminal import console
@@ -42,13 +40,12 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
       odenet compare --backend torch --solver heun --depth 8..128 --activation tanh --out results/heun
       odenet compare --resume --gradient discrete-adjoint:iterations=2
     """
-    # read by OpenMP when a framework is loaded: two threads that spin on two busy cores time each other's waiting
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    one_thread()
     context.exit(compare(plan_of(options), out, resume, console(), console(stderr=True)))
 
 
 def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
-    """Run a plan and show it.
+    """Run a plan, and show it.
 
     Args:
         plan: what to compare.
@@ -57,24 +54,24 @@ def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Cons
         screen: for the tables and what they say.
         messages: for progress and where the files are.
 
-    Returns:
-        the exit status: 0; 1 if a cell failed; 130 if the run was interrupted.
-
-    Raises:
-        FileError: `out` cannot be written to, or holds results that cannot be resumed.
-        InputError: the results there have other settings.
-        BackendUnavailableError: none of the backends is installed.
+    Returns, raises: as `odenet._jobs.cells.run.complete`.
     """
-    results, interrupted = run(Results(plan, machine(plan.backends)), out, resume, measure, _said, messages)
-    from odenet._jobs.compare.report import write_report  # matplotlib takes a second: not before cells are timed
 
-    for made in tables(results.rows, screen):
-        screen.print(made)
-    for finding in findings(results):
-        screen.print(f"• {finding}", markup=False)
-    return report(results, out, interrupted, write_report, messages)
+    def show(results: Comparison) -> None:
+        for table in tables(results.rows, screen):
+            screen.print(table)
+        for finding in findings(results):
+            screen.print(f"• {finding}", markup=False)
+
+    def write(results: Comparison, folder: Path) -> list[Path]:
+        from odenet._jobs.compare.report import write_report  # matplotlib takes a second: not before cells are timed
+
+        return write_report(results, folder)
+
+    fresh = Comparison(plan, machine(plan.backends))
+    return complete(fresh, out, resume, measure, _in_words, show, write, messages)
 
 
-def _said(row: Row) -> str:
+def _in_words(row: MeasuredGradient) -> str:
     how = f"error {error(row.gradient_error)}" if row.ok else row.status
     return f"{how}, {seconds(row.cell_seconds)}"

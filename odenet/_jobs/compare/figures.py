@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.results import MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
-from odenet._report.figures import rc
+from odenet._report.figures import canvas, rc
 from odenet._report.fit import ROUNDING
 from odenet._report.style import GREY, INK, colours, depth_axis, markers, name
 from odenet._report.units import seconds, size
@@ -23,7 +22,7 @@ Panel = Callable[[Axes, Sequence[Curve], Sequence[Curve]], None]
 """Draws the curves of one solver; all curves are given, too, so that panels can share their limits."""
 
 
-def figures(rows: Sequence[Row]) -> dict[str, Figure]:
+def figures(rows: Sequence[MeasuredGradient]) -> dict[str, Figure]:
     """The figures by file name without suffix; none where no row was measured."""
     found = curves(rows)
     if not found:
@@ -67,8 +66,7 @@ def _overview(found: Sequence[Curve]) -> Figure:
 
 
 def _paper(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(1.2 + 4.3 * panels, 5.1), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(1.2 + 4.3 * panels, 5.1)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
@@ -76,7 +74,7 @@ def _title(mine: Sequence[Curve]) -> str:
     return {"euler": "Euler (ResNet)", "heun": "Heun (HeunNet)", "rk4": "RK4"}.get(mine[0].solver, mine[0].solver)
 
 
-def _draw(axes: Axes, mine: Sequence[Curve], value: Callable[[Row], float | None]) -> None:
+def _draw(axes: Axes, mine: Sequence[Curve], value: Callable[[MeasuredGradient], float | None]) -> None:
     colour = colours(curve.gradient for curve in mine)
     marker = markers(list(dict.fromkeys(curve.backend for curve in mine)))
     for curve in mine:
@@ -99,7 +97,7 @@ def _error_panel(axes: Axes, mine: Sequence[Curve], every: Sequence[Curve]) -> N
     strip = low / (top / low) ** 0.2, low
     place = strip[0] ** 0.35 * strip[1] ** 0.65
 
-    def value(row: Row) -> float | None:
+    def value(row: MeasuredGradient) -> float | None:
         error = row.gradient_error
         return error if error is None or error > rounding else place
 

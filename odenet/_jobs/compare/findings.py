@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from odenet._jobs.cells.grid import Plan
-from odenet._jobs.compare.results import Results
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.results import Comparison, MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
 from odenet._report.fit import STRAIGHT
 from odenet._report.units import error, factor, seconds
@@ -24,7 +23,7 @@ class Finding:
         return f"{self.topic}: {self.text}"
 
 
-def findings(results: Results) -> list[Finding]:
+def findings(results: Comparison) -> list[Finding]:
     """What a reader should know, most important first."""
     found = curves(results.rows)
     if not found:
@@ -95,7 +94,7 @@ def _orders(found: Sequence[Curve]) -> list[Finding]:
     return made
 
 
-def _agreement(plan: Plan, rows: Iterable[Row]) -> list[str]:
+def _agreement(plan: Plan, rows: Iterable[MeasuredGradient]) -> list[str]:
     references = {solver.label: plan.reference(solver) for solver in plan.solvers}
     others = [row for row in rows if row.ok and row.backend != references.get(row.solver)]
     if not others:
@@ -107,7 +106,7 @@ def _agreement(plan: Plan, rows: Iterable[Row]) -> list[str]:
     return [f"{text}, its backprop gradients by at most {error(max(exact))}." if exact else f"{text}."]
 
 
-def _certificate(rows: Iterable[Row]) -> list[str]:
+def _certificate(rows: Iterable[MeasuredGradient]) -> list[str]:
     ratios = [row.gradient_error / row.certificate for row in rows if row.ok and row.certificate and row.gradient_error]
     if not ratios:
         return []
@@ -164,7 +163,7 @@ def _time(found: Sequence[Curve]) -> list[Finding]:
     return [*made, Finding("Time, all", text)]
 
 
-def _counts(rows: Iterable[Row]) -> str:
+def _counts(rows: Iterable[MeasuredGradient]) -> str:
     counted = [row for row in rows if row.ok and row.counts_match is not None]
     wrong = [row for row in counted if not row.counts_match]
     if not wrong:
@@ -173,9 +172,9 @@ def _counts(rows: Iterable[Row]) -> str:
     return f"field evaluations or VJPs differ from the cost model in {len(wrong)} cells: {names}."
 
 
-def _not_run(results: Results) -> list[Finding]:
+def _not_run(results: Comparison) -> list[Finding]:
     made = []
-    reasons: dict[str, list[Row]] = {}
+    reasons: dict[str, list[MeasuredGradient]] = {}
     for row in results.rows:
         if not row.ok:
             reasons.setdefault(row.status, []).append(row)

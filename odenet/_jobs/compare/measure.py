@@ -19,7 +19,7 @@ from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients.names import Backprop, Cost
 from odenet._jobs.cells.grid import Cell, Plan
 from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.results import MeasuredGradient as Row
 from odenet._jobs.data.digits import batch
 from odenet._nets.spec import NetSpec
 from odenet._report.difference import cosine_distance, flat, largest, relative
@@ -30,9 +30,8 @@ from odenet._solvers.names import AnySolver
 def measure(plan: Plan, cells: Iterable[Cell]) -> Iterator[Row]:
     """One row for each of these cells, as soon as it is done.
 
-    A cell that cannot be run still has its row, whose status says why: `not offered` (the backend has no such pair),
-    `not available` (its framework is not installed), or the error. Errors of a framework's own (out of memory, say)
-    are RuntimeErrors and recorded, too; anything else is a mistake in a program and ends the run.
+    A cell that cannot be run still has its row, whose status says why: `not offered` (the backend has no such pair, or
+    no networks), `not available` (its framework is not installed), or the error; the other cells go on.
 
     Raises:
         FileError: the digits cannot be loaded.
@@ -62,9 +61,6 @@ class _Evaluated:
     seconds: float
 
 
-_FAILURES = (OdenetError, RuntimeError, MemoryError)
-
-
 class _References:
     """The exact float64 evaluation of each solver and depth, made when it is first needed."""
 
@@ -80,17 +76,23 @@ class _References:
     def _of(self, cell: Cell) -> Evaluation:
         place = cell.solver.label, cell.depth
         if place not in self.found:
-            name = self.plan.reference(cell.solver)
-            if name is None:
-                raise UnsupportedError(
-                    f"no backend of this comparison can give the exact gradient of {cell.solver.label}",
-                    "a backend that is installed and offers it with backprop, as first of --backend",
-                )
-            spec = self.plan.spec(cell.solver, cell.depth)
-            weights = spec.init(self.plan.seed, self.plan.start)
-            found = exact(name, spec, weights, cell.solver, self.plan.device, self.inputs, self.labels)
-            self.found[place] = found
+            self.found[place] = self._exact(cell)
         return self.found[place]
+
+    def _exact(self, cell: Cell) -> Evaluation:
+        """By the first backend that can: that one cannot must not take the others' results away."""
+        spec = self.plan.spec(cell.solver, cell.depth)
+        weights = spec.init(self.plan.seed, self.plan.start)
+        troubles = []
+        for name in self.plan.references(cell.solver):
+            try:
+                return exact(name, spec, weights, cell.solver, self.plan.device, self.inputs, self.labels)
+            except Exception as error:  # a backend of somebody else's may fail in any way
+                troubles.append(f" ({name}: {error})")
+        raise UnsupportedError(
+            f"no backend of this comparison can give the exact gradient of {cell.solver.label}{''.join(troubles)}",
+            "a backend that is installed, has networks and offers it with backprop, among those of --backend",
+        )
 
 
 def exact(
@@ -125,14 +127,16 @@ def _evaluated(plan: Plan, cell: Cell, references: _References) -> _Evaluated:
     start = time.perf_counter()
     row, model = _blank(plan, cell), None
     entry = _registry.entry(cell.backend)
-    if not entry.offers(cell.solver, cell.gradient):
+    if not entry.networks:
+        row = replace(row, status=f"{NOT_OFFERED} by {cell.backend}: it solves, and has no networks")
+    elif not entry.offers(cell.solver, cell.gradient):
         row = replace(row, status=f"{NOT_OFFERED} by {cell.backend}")
     elif not entry.available:
         row = replace(row, status=f"{NOT_AVAILABLE}: {entry.framework} is not installed; {entry.install}")
     else:
         try:
             row, model = _evaluate(plan, cell, row, references)
-        except _FAILURES as error:
+        except Exception as error:  # a backend of somebody else's may fail in any way
             row = _failed(row, error)
     return _Evaluated(cell, row, model, time.perf_counter() - start)
 
@@ -163,7 +167,7 @@ def _timed(plan: Plan, done: _Evaluated, references: _References) -> Row:
             with backend.prepare(plan.dtype, plan.device):
                 measured = backend.measure(done.model, references.inputs, references.labels, plan.repeats)
             row = _with_costs(row, measured, plan.spec(cell.solver, cell.depth), _expected(cell))
-        except _FAILURES as error:
+        except Exception as error:  # as above
             row = _failed(row, error)
     return replace(row, cell_seconds=done.seconds + time.perf_counter() - start)
 

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from odenet._jobs.compare.findings import Finding, findings
-from odenet._jobs.compare.results import Results
-from odenet._jobs.compare.row import COLUMNS, Row
+from odenet._jobs.compare.results import COLUMNS, Comparison, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import columns, depths_of, line, title
-from odenet._report.html import cells, document, facts, figure, header, said, section
+from odenet._report.html import details, document, figure, header, section
 from odenet._report.style import INK, colours, name
 from odenet._report.units import seconds
 
@@ -22,7 +21,7 @@ _CAPTIONS = {
 }
 
 
-def page(results: Results, figures: Mapping[str, str]) -> str:
+def page(results: Comparison, figures: Mapping[str, str]) -> str:
     """The page's text. Whatever comes from results is escaped.
 
     Args:
@@ -41,10 +40,7 @@ def page(results: Results, figures: Mapping[str, str]) -> str:
         section("How to read this", _list(findings(results))),
         *(figure(figures[each], caption) for each, caption in _CAPTIONS.items() if each in figures),
         section("Errors, orders and costs", _summary(results.rows)),
-        section(f"All {len(results.rows)} cells", cells(results.rows, COLUMNS, "heun jax N=64 …")),
-        section("Plan", facts({key: said(value) for key, value in plan.to_json().items()})),
-        section("Machine", facts(results.machine)),
-        section("What each column means", facts(COLUMNS)),
+        *details(results.rows, COLUMNS, "heun jax N=64 …", plan.to_json(), results.machine),
     ]
     return document("odenet compare", parts)
 
@@ -53,7 +49,7 @@ def _list(found: Iterable[Finding]) -> str:
     return "<ul>" + "".join(f"<li><b>{escape(each.topic)}</b>: {escape(each.text)}</li>" for each in found) + "</ul>"
 
 
-def _summary(rows: Sequence[Row]) -> str:
+def _summary(rows: Sequence[MeasuredGradient]) -> str:
     found = curves(rows)
     colour = colours(curve.gradient for curve in found)
     parts = []

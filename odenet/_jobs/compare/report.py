@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from odenet._files import write_atomically, write_text
+from odenet._files import write_text
 from odenet._jobs.compare.figures import figures
 from odenet._jobs.compare.page import page
-from odenet._jobs.compare.results import Results
-from odenet._report.figures import render
+from odenet._jobs.compare.results import Comparison
+from odenet._report.figures import write_figures
 from odenet._report.html import REPORT
 
 
-def write_report(results: Results, folder: Path) -> list[Path]:
+def write_report(results: Comparison, folder: Path) -> list[Path]:
     """Write the figures (PNG and SVG) and `report.html`; finished cells are enough.
 
     Returns:
@@ -21,11 +21,5 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     Raises:
         FileError: the folder cannot be written to.
     """
-    drawn = figures(results.rows)
-    paths, inline = [], {}
-    for name, figure in drawn.items():
-        svg = render(figure, "svg")
-        inline[name] = svg.decode()
-        for suffix, data in (("png", render(figure, "png")), ("svg", svg)):
-            paths.append(write_atomically(folder / f"{name}.{suffix}", lambda file, data=data: file.write(data)))
-    return [write_text(folder / REPORT, page(results, inline)), *paths]
+    paths, drawings = write_figures(figures(results.rows), folder)
+    return [write_text(folder / REPORT, page(results, drawings)), *paths]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.results import MeasuredGradient
 from odenet._report.fit import ROUNDING, Fit, fit
 
 
@@ -23,17 +23,17 @@ class Curve:
     solver: str
     gradient: str
     backend: str
-    rows: Mapping[int, Row]
+    rows: Mapping[int, MeasuredGradient]
     fit: Fit | None
     exact: bool
 
     @property
-    def first(self) -> Row:
+    def first(self) -> MeasuredGradient:
         """The row of the smallest depth."""
         return self.rows[min(self.rows)]
 
     @property
-    def last(self) -> Row:
+    def last(self) -> MeasuredGradient:
         """The row of the largest depth."""
         return self.rows[max(self.rows)]
 
@@ -49,9 +49,9 @@ class Curve:
         return "exact" if self.exact else str(self.fit) if self.fit else "–"
 
 
-def curves(rows: Iterable[Row]) -> list[Curve]:
+def curves(rows: Iterable[MeasuredGradient]) -> list[Curve]:
     """Every curve with at least one measured depth, by solver, then gradient, then backend, as first met."""
-    groups: dict[tuple[str, str, str], dict[int, Row]] = {}
+    groups: dict[tuple[str, str, str], dict[int, MeasuredGradient]] = {}
     for row in rows:
         if row.ok:
             groups.setdefault((row.solver, row.gradient, row.backend), {})[row.depth] = row
@@ -60,7 +60,7 @@ def curves(rows: Iterable[Row]) -> list[Curve]:
     return [_curve(*key, dict(sorted(groups[key].items()))) for key in ordered]
 
 
-def _curve(solver: str, gradient: str, backend: str, rows: dict[int, Row]) -> Curve:
+def _curve(solver: str, gradient: str, backend: str, rows: dict[int, MeasuredGradient]) -> Curve:
     rounding = ROUNDING[next(iter(rows.values())).dtype]
     errors = {depth: row.gradient_error for depth, row in rows.items() if row.gradient_error is not None}
     fitted = fit(list(errors), errors.values(), rounding)

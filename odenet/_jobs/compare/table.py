@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from odenet._jobs.compare.row import Row
+from odenet._jobs.compare.results import MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
 from odenet._report.terminal import table
 from odenet._report.units import error, seconds, size
 
 
-def tables(rows: Iterable[Row], screen: Console) -> list[Table]:
+def tables(rows: Iterable[MeasuredGradient], screen: Console) -> list[Table]:
     """One table a solver: gradient methods by backends, their error at each depth, and what the ends of the grid cost.
 
     Args:

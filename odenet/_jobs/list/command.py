@@ -12,13 +12,15 @@ from typing import Any
 import click
 from rich.table import Table
 
+from odenet._backend import registry as _registry
+from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import backend, broken, known
-from odenet._backend.seam import BackendEntry
 from odenet._gradients.names import ALIASES as GRADIENT_ALIASES
 from odenet._gradients.names import GRADIENTS, Backprop, ContinuousAdjoint
 from odenet._report.terminal import console, table
 from odenet._solvers.delegated import DelegatedSolver
-from odenet._solvers.names import SOLVER_NAMES, solver
+from odenet._solvers.family import StagedSolver
+from odenet._solvers.names import ALL_SOLVERS
 from odenet._solvers.runge_kutta import Solver
 from odenet._test_problems.named import PROBLEMS
 
@@ -47,7 +49,8 @@ def solvers() -> list[Row]:
             "name": found.name,
             "aliases": list(found.aliases),
             "order": found.order,
-            "stages": None if isinstance(found, DelegatedSolver) else found.stages,
+            "family": found.family,
+            "stages": found.stages if isinstance(found, StagedSolver) else None,
             "tableau_stages": found.tableau.stages if isinstance(found, Solver) else None,
             "fsal": found.tableau.fsal if isinstance(found, Solver) else None,
             "embedded_order": found.tableau.order_low if isinstance(found, Solver) else None,
@@ -61,7 +64,7 @@ def solvers() -> list[Row]:
             "summary": found.summary,
             "source": found.source,
         }
-        for found in map(solver, SOLVER_NAMES)
+        for found in ALL_SOLVERS.values()
     ]
 
 
@@ -103,37 +106,43 @@ def problems() -> list[Row]:
     ]
 
 
-def backends() -> list[Row]:
-    """A row for each announced backend, with plain values. Those available are loaded, to ask them for devices.
+def backends(only: str | None = None) -> list[Row]:
+    """A row for each announced backend, or for one, with plain values. Those available are loaded, to ask for devices.
 
-    `solvers` (with equal steps) is None where any explicit Runge-Kutta method is offered, `adaptive` (with tolerances)
-    where any that estimates its error is, `options` (of gradient methods) where all are. `trouble` says why a backend
-    that should be available cannot be used.
+    `solvers` (with equal steps) and `adaptive` (with tolerances) are all that it runs by name, `families` and
+    `adaptive_families` those of which it runs every method, `gradients` what it does for each method: whether with
+    tolerances, too, and which of its options (None: all). `trouble` says why a backend that should be available cannot
+    be used.
     """
-    unreadable = [
-        _row(name, "", solvers=[], adaptive=[], gradients=[], options=[], install="", trouble=str(error))
-        for name, error in broken().items()
-    ]
-    return [_backend(entry) for entry in known().values()] + unreadable
+    if only is not None:
+        return [_backend(_registry.entry(only))]
+    return [_backend(entry) for entry in known().values()] + [_blank(name, str(e)) for name, e in broken().items()]
 
 
-def _row(name: str, framework: str, **rest: Any) -> Row:
-    row = {"name": name, "framework": framework, "available": False, "version": None, "devices": [], "trouble": None}
-    return {**row, **rest}
+def _blank(name: str, trouble: str | None = None) -> Row:
+    nothing: Row = {"framework": "", "available": False, "version": None, "devices": [], "networks": False}
+    none: Row = {"families": [], "adaptive_families": [], "solvers": [], "adaptive": [], "gradients": {}, "install": ""}
+    return {"name": name, **nothing, **none, "trouble": trouble}
 
 
 def _backend(entry: BackendEntry) -> Row:
-    row = _row(
-        entry.name,
-        entry.framework,
-        available=entry.available,
-        version=_version(entry.framework) if entry.available else None,
-        solvers=None if entry.solvers is None else list(entry.solvers),
-        adaptive=None if entry.adaptive is None else list(entry.adaptive),
-        gradients=list(entry.gradients),
-        options=None if entry.options is None else list(entry.options),
-        install=entry.install,
-    )
+    ways = {name: entry.way(GRADIENTS[name]) for name in entry.gradients}
+    row = _blank(entry.name) | {
+        "framework": entry.framework,
+        "available": entry.available,
+        "version": _version(entry.framework) if entry.available else None,
+        "networks": entry.networks,
+        "families": list(entry.families),
+        "adaptive_families": list(entry.adaptive_families),
+        "solvers": list(entry.runs()),
+        "adaptive": list(entry.runs(adaptive=True)),
+        "gradients": {
+            name: {"adaptive": way.adaptive is not None, "options": None if way.options is None else list(way.options)}
+            for name, way in ways.items()
+            if way is not None
+        },
+        "install": entry.install,
+    }
     if entry.available:
         try:
             row["devices"] = list(backend(entry.name).devices())
@@ -151,6 +160,12 @@ def _version(framework: str) -> str | None:
         return metadata.version(names[0]) if names else None
 
 
+def _names(solvers: Sequence[str], families: Sequence[str]) -> str:
+    """The families that are run as a whole, then what else is."""
+    others = [name for name in solvers if ALL_SOLVERS[name].family not in families]
+    return "\n".join([*(f"all {family}" for family in families), *others])
+
+
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
@@ -161,7 +176,7 @@ def _backend_table(rows: Sequence[Row]) -> Table:
             return f"cannot be loaded: {row['trouble']}"
         return "available" if row["available"] else f"known, not available: {row['install']}"
 
-    columns = ("name", "framework", "version", "state", "devices", "equal steps", "tolerances", "gradients")
+    columns = ("name", "framework", "version", "state", "devices", "equal steps", "tolerances", "gradients", "networks")
     cells = [
         (
             row["name"],
@@ -169,15 +184,17 @@ def _backend_table(rows: Sequence[Row]) -> Table:
             row["version"] or "",
             state(row),
             ", ".join(row["devices"]),
-            "all" if row["solvers"] is None else "\n".join(row["solvers"]),
-            "all" if row["adaptive"] is None else "\n".join(row["adaptive"]),
+            _names(row["solvers"], row["families"]),
+            _names(row["adaptive"], row["adaptive_families"]),
             "\n".join(row["gradients"]),
+            _yes(row["networks"]),
         )
         for row in rows
     ]
     legend = (
-        "equal steps, tolerances: the solvers offered with steps=N and with rtol, atol. all: every explicit "
-        "Runge-Kutta and reversible solver; with tolerances, those with an embedded solution."
+        "equal steps, tolerances: the solvers offered with steps=N and with rtol, atol; of a family named with all, "
+        "every one, yours included; with tolerances, those that estimate their error. networks: whether it builds "
+        "networks, for compare, check, train and reproduce."
     )
     return table("Backends", columns, cells, legend)
 
@@ -270,8 +287,9 @@ SECTIONS = {
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("what", type=click.Choice(list(SECTIONS)), required=False)
+@click.option("--backend", "only", help="This backend alone, and all that it can do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object with a list for each section.")
-def command(what: str | None, as_json: bool) -> None:
+def command(what: str | None, only: str | None, as_json: bool) -> None:
     """List what can be chosen by name: backends, solvers, gradients and problems, or one of these.
 
     Backends that are installed are loaded, to ask them for their devices; this takes seconds.
@@ -281,11 +299,15 @@ def command(what: str | None, as_json: bool) -> None:
       odenet list
       odenet list solvers
       odenet list backends --json
+      odenet list --backend torch
     """
-    chosen = [what] if what is not None else list(SECTIONS)
+    if only is not None and what not in (None, "backends"):
+        raise click.UsageError(f"--backend tells of a backend, not of {what}")
+    chosen = [what] if what is not None else ["backends"] if only is not None else list(SECTIONS)
+    rows = {name: backends(only) if name == "backends" else SECTIONS[name].rows() for name in chosen}
     if as_json:
-        click.echo(json.dumps({name: SECTIONS[name].rows() for name in chosen}, indent=2))
+        click.echo(json.dumps(rows, indent=2))
         return
     screen = console()
     for name in chosen:
-        screen.print(SECTIONS[name].table(SECTIONS[name].rows()))
+        screen.print(SECTIONS[name].table(rows[name]))

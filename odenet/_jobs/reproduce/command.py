@@ -17,7 +17,7 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.cells.progress import watch
 from odenet._jobs.cells.run import GO_ON
 from odenet._jobs.reproduce.reproduction import SCALES, Choices, Reproduction, reproductions
-from odenet._jobs.reproduce.results import Results, read
+from odenet._jobs.reproduce.results import ReproductionPoints, read
 from odenet._names import lookup
 from odenet._report.machine import machine
 from odenet._report.terminal import console, table
@@ -116,7 +116,7 @@ def reproduce(
     for each in dict.fromkeys(chosen):
         folder = out / each.name
         earlier = read(folder) if resume else None
-        results = Results(each.name, choices, here) if earlier is None else earlier.resumed(choices, here)
+        results = ReproductionPoints(each.name, choices, here) if earlier is None else earlier.resumed(choices, here)
         try:
             for grown in _run(each, results, messages):
                 results = grown
@@ -139,7 +139,7 @@ def reproduce(
     return 0 if all(each.passed for each in done) else 1
 
 
-def _run(reproduction: Reproduction, results: Results, messages: Console) -> Iterator[Results]:
+def _run(reproduction: Reproduction, results: ReproductionPoints, messages: Console) -> Iterator[ReproductionPoints]:
     """The results after each missing cell."""
     cells = results.todo(reproduction)
     with watch(messages, cells) as progress:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from odenet import Depth, NetSpec
 from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Gradient
 from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.errors import BLOCKS, Errors, errors
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._jobs.reproduce.methods import built
+from odenet._nets.spec import NetSpec
+from odenet._problem.depth import Depth
 from odenet.theory import smoothness
 
 BATCH = 64  # digits
@@ -23,7 +24,7 @@ _SEEDS = 1000  # batches of one seed; the last of them is not trained on
 
 
 @dataclass(frozen=True)
-class Network:
+class DigitsNetwork:
     """A small network on digits, blocks `w2 relu(w1 y + b1) + b2` of width 32, to be trained and differentiated.
 
     Args:
@@ -42,12 +43,12 @@ class Network:
 
     @property
     def spec(self) -> NetSpec:
-        """For its weights."""
+        """What its weights are, and their shapes."""
         return NetSpec("mlp", self.depth, width=_WIDTH, hidden=_WIDTH, along=self.along)
 
     @property
-    def tied(self) -> Network:
-        """With one block for all depths."""
+    def tied(self) -> DigitsNetwork:
+        """The same network with one block for all depths."""
         return replace(self, along="shared")
 
     def descend(self, weights: Mapping[str, np.ndarray], steps: int) -> Descended:
@@ -67,18 +68,16 @@ class Network:
         return Descended(trainer.read(), loss, correct / BATCH)
 
     def errors(self, weights: Mapping[str, np.ndarray], methods: Mapping[str, Gradient]) -> dict[str, Errors]:
-        """Of each method's gradient of one batch, by name of the method."""
+        """The errors of each method's gradient of one batch, by name of the method."""
         seen = batch(BATCH, _SEEDS * self.seed + _SEEDS - 1)
         return errors(self.backend, self.device, self.spec, weights, self.solver, seen, methods)
 
     def smoothness(self, weights: Mapping[str, np.ndarray]) -> float:
-        """Of the weights of the blocks, see `odenet.theory.smoothness`."""
+        """How smooth the weights of the blocks are in depth, see `odenet.theory.smoothness`."""
         return smoothness(Depth({name: w for name, w in weights.items() if name.startswith(BLOCKS)}, self.along))
 
     def _built(self, weights: Mapping[str, np.ndarray], method: Gradient) -> Any:
-        return _registry.backend(self.backend).build(
-            self.spec, weights, solver=SOLVERS[self.solver], gradient=method, dtype="float64", device=self.device
-        )
+        return built(self.backend, self.device, self.spec, weights, self.solver, method, "float64")
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from odenet import NetSpec
 from odenet._backend import registry as _registry
 from odenet._backend.seam import Evaluation
 from odenet._gradients.names import Backprop, Gradient
+from odenet._jobs.reproduce.methods import built
+from odenet._nets.spec import NetSpec
 from odenet._report.difference import relative
-from odenet._solvers.runge_kutta import SOLVERS
 
 BLOCKS = "block."  # how names of the weights of the blocks begin
 
@@ -41,25 +41,24 @@ def errors(
     batch: tuple[np.ndarray, np.ndarray],
     methods: Mapping[str, Gradient],
 ) -> dict[str, Errors]:
-    """Of each method's gradient of the mean loss of a batch, in float64, by name of the method."""
+    """The errors of each method's gradient of the mean loss of a batch, in float64, by name of the method."""
     loaded = _registry.backend(backend)
 
     def taken(method: Gradient) -> Evaluation:
-        model = loaded.build(spec, weights, solver=SOLVERS[solver], gradient=method, dtype="float64", device=device)
-        return loaded.evaluate(model, *batch)
+        return loaded.evaluate(built(backend, device, spec, weights, solver, method, "float64"), *batch)
 
     with loaded.prepare("float64", device):
         exact = _of_blocks(taken(Backprop()))
         return {name: _errors(taken(method), exact) for name, method in methods.items()}
 
 
-def _errors(found: Evaluation, exact: np.ndarray) -> Errors:
-    mine = _of_blocks(found)
-    layers = [relative(one, other) for one, other in zip(mine, exact, strict=True)]
-    return Errors(relative(mine.ravel(), exact.ravel()), np.array(layers), found.certificate)
+def _errors(evaluation: Evaluation, exact: np.ndarray) -> Errors:
+    gradient = _of_blocks(evaluation)
+    layers = [relative(one, other) for one, other in zip(gradient, exact, strict=True)]
+    return Errors(relative(gradient.ravel(), exact.ravel()), np.array(layers), evaluation.certificate)
 
 
-def _of_blocks(found: Evaluation) -> np.ndarray:
+def _of_blocks(evaluation: Evaluation) -> np.ndarray:
     """The gradient by all weights of the blocks, shape (layers, weights of one)."""
-    parts = [g.reshape(len(g), -1) for name, g in found.gradients.items() if name.startswith(BLOCKS)]
+    parts = [g.reshape(len(g), -1) for name, g in evaluation.gradients.items() if name.startswith(BLOCKS)]
     return np.concatenate(parts, axis=1)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-import odenet
-from odenet import Depth, theory
+from odenet import theory
 from odenet._backend import registry as _registry
-from odenet._jobs.reproduce.reproduction import Cell, Point, values
+from odenet._backend.solve import value_and_grad
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, values
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, falls_throughout, stays
+from odenet._problem.depth import Depth
 
 LOSS, SMOOTHNESS, STATES, WEIGHTS = "loss", "smoothness", "distance of states", "distance of weights"
 ENTRY, CHANGE = "weight", "change of weights"  # by layer, of one network
@@ -69,7 +70,7 @@ class Moment:
     states: np.ndarray
 
 
-def measure(flow: Flow, cell: Cell, *, rough: bool, steps: int, deepest: int, device: str) -> tuple[Point, ...]:
+def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: int, device: str) -> tuple[Point, ...]:
     """Train, and compare with the limit of smooth starts at each moment that is looked at.
 
     Args:
@@ -141,7 +142,7 @@ def _gradient(field: Callable[[Any, Any, Any], Any], backend: str) -> Callable[[
     """
 
     def gradient(inputs: Any, target: Any, w: Any) -> Any:
-        loss, slopes, solution = odenet.value_and_grad(
+        loss, slopes, solution = value_and_grad(
             lambda solution: ((solution.ys[0][-1] - solution.ys[1][-1]) ** 2).sum() / 2,
             lambda t, y, w: (field(t, y[0], w), 0 * y[1]),
             (inputs, target),
@@ -149,7 +150,7 @@ def _gradient(field: Callable[[Any, Any, Any], Any], backend: str) -> Callable[[
             solver="euler",
             gradient="backprop",
             ts="all",
-            backend=backend,
+            backend=_registry.entry(backend),
         )
         return loss, slopes.weights, solution.ys[0]
 

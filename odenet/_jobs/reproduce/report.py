@@ -10,15 +10,14 @@ from html import escape
 from pathlib import Path
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from odenet._files import write_atomically, write_text
-from odenet._jobs.reproduce.reproduction import Reproduction
-from odenet._jobs.reproduce.results import Results
+from odenet._jobs.reproduce.reproduction import Point, Reproduction
+from odenet._jobs.reproduce.results import ReproductionPoints
 from odenet._jobs.reproduce.verdict import Verdict
-from odenet._report.figures import rc, render
+from odenet._report.figures import canvas, rc, render
 from odenet._report.html import REPORT, document, facts, figure, header, section
 from odenet._report.terminal import table
 from odenet._report.units import seconds
@@ -37,15 +36,16 @@ class Finished:
     """
 
     reproduction: Reproduction
-    results: Results
+    results: ReproductionPoints
 
     @cached_property
     def verdicts(self) -> dict[str, tuple[Verdict, ...]]:
         """Of each backend on its own."""
-        return {
-            backend: self.reproduction.verdicts([each for each in self.results.points if each.backend == backend])
-            for backend in self.results.choices.backends
-        }
+        return {backend: self.reproduction.verdicts(self.points(backend)) for backend in self.results.choices.backends}
+
+    def points(self, backend: str) -> list[Point]:
+        """The numbers that one backend found."""
+        return [point for point in self.results.points if point.backend == backend]
 
     @property
     def passed(self) -> bool:
@@ -55,12 +55,10 @@ class Finished:
     @cached_property
     def figure(self) -> Figure:
         """Of the first backend: others coincide with it up to rounding, as the verdicts show."""
-        mine = [each for each in self.results.points if each.backend == self.results.choices.backends[0]]
         with matplotlib.rc_context(rc()):
-            made = Figure(figsize=self.reproduction.size, layout="constrained")
-            FigureCanvasAgg(made)
-            self.reproduction.draw(mine, made)
-        return made
+            drawn = canvas(*self.reproduction.size)
+            self.reproduction.draw(self.points(self.results.choices.backends[0]), drawn)
+        return drawn
 
     @cached_property
     def section(self) -> str:
@@ -130,7 +128,7 @@ def verdict_table(done: Finished) -> Table:
     return table(f"{done.reproduction.name} ({_size(done.results)})", (*_HEADINGS, "backend"), rows)
 
 
-def _size(results: Results) -> str:
+def _size(results: ReproductionPoints) -> str:
     """What was run, in a few words."""
     chosen = results.choices
     many = f"{results.seeds} seed{'s' if results.seeds != 1 else ''}"

@@ -70,7 +70,7 @@ class Choices:
         most = self.depth or (quick if self.quick else last)
         return tuple(2**k for k in range(first.bit_length() - 1, most.bit_length()))
 
-    def cells(self, curves: Sequence[str], depths: Sequence[int], seeds: int = 5) -> tuple[Cell, ...]:
+    def cells(self, curves: Sequence[str], depths: Sequence[int], seeds: int = 5) -> tuple[CurveCell, ...]:
         """All of them: seed by seed, so that an interrupted run has whole curves.
 
         Args:
@@ -78,7 +78,7 @@ class Choices:
             seeds: how many where the user does not say.
         """
         return tuple(
-            Cell(backend, seed, curve, depth)
+            CurveCell(backend, seed, curve, depth)
             for seed in range(self.seeds or seeds)
             for backend in self.backends
             for curve in curves
@@ -87,7 +87,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CurveCell:
     """What is measured in one go."""
 
     backend: str
@@ -117,9 +117,9 @@ class Point:
     value: float = column("the number")
 
     @property
-    def cell(self) -> Cell:
+    def cell(self) -> CurveCell:
         """Where it was found."""
-        return Cell(self.backend, self.seed, self.curve, self.depth)
+        return CurveCell(self.backend, self.seed, self.curve, self.depth)
 
 
 COLUMNS = columns(Point)
@@ -143,8 +143,8 @@ class Reproduction:
     name: str
     claim: str
     method: str
-    cells: Callable[[Choices], tuple[Cell, ...]]
-    measure: Callable[[Cell, Choices], tuple[Point, ...]]
+    cells: Callable[[Choices], tuple[CurveCell, ...]]
+    measure: Callable[[CurveCell, Choices], tuple[Point, ...]]
     draw: Callable[[Sequence[Point], Figure], None]
     verdicts: Callable[[Sequence[Point]], tuple[Verdict, ...]]
     size: tuple[float, float] = (8.0, 5.0)

@@ -12,7 +12,7 @@ from typing import Any
 from odenet._errors import InputError
 from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction
 from odenet._report.rows import as_csv, column, from_json, to_json
 
 FORMAT = "odenet reproduce 2"
@@ -36,7 +36,7 @@ class Quartiles:
 
 
 @dataclass(frozen=True)
-class Results:
+class ReproductionPoints:
     """What is done of a reproduction.
 
     Args:
@@ -53,7 +53,7 @@ class Results:
     seconds: float = 0.0
     points: tuple[Point, ...] = ()
 
-    def todo(self, reproduction: Reproduction) -> tuple[Cell, ...]:
+    def todo(self, reproduction: Reproduction) -> tuple[CurveCell, ...]:
         """Cells without points."""
         done = {each.cell for each in self.points}
         return tuple(cell for cell in reproduction.cells(self.choices) if cell not in done)
@@ -63,11 +63,11 @@ class Results:
         """How many there are points of."""
         return len({each.seed for each in self.points})
 
-    def add(self, points: Iterable[Point], seconds: float) -> Results:
+    def add(self, points: Iterable[Point], seconds: float) -> ReproductionPoints:
         """With what one more cell found."""
         return replace(self, points=(*self.points, *points), seconds=self.seconds + seconds)
 
-    def resumed(self, choices: Choices, machine: Mapping[str, str]) -> Results:
+    def resumed(self, choices: Choices, machine: Mapping[str, str]) -> ReproductionPoints:
         """These as the beginning of a run with `choices`: more seeds and backends are welcome.
 
         Raises:
@@ -104,7 +104,7 @@ class Results:
         write_text(folder / SUMMARY, as_csv(Quartiles, quartiles(self.points)))
 
 
-def read(folder: Path) -> Results | None:
+def read(folder: Path) -> ReproductionPoints | None:
     """The results in a folder; None where there are none.
 
     Raises:
@@ -113,10 +113,10 @@ def read(folder: Path) -> Results | None:
     return _resume.read(folder / JSON, FORMAT, "odenet reproduce", _built)
 
 
-def _built(plain: Mapping[str, Any]) -> Results:
+def _built(plain: Mapping[str, Any]) -> ReproductionPoints:
     choices = Choices(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
     points = tuple(from_json(Point, each) for each in plain["points"])
-    return Results(plain["name"], choices, plain["machine"], float(plain["seconds"]), points)
+    return ReproductionPoints(plain["name"], choices, plain["machine"], float(plain["seconds"]), points)
 
 
 def quartiles(points: Sequence[Point]) -> list[Quartiles]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches
 from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
-from odenet._jobs.reproduce.reproduction import Cell, Choices
-from odenet._nets.spec import NetSpec
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._jobs.descent.training_pass import TrainingPass, training_pass
+from odenet._jobs.reproduce.methods import built
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell
+from odenet._nets.spec import Block, NetSpec
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One pass over the images that are learnt from.
-
-    Args:
-        loss: mean cross-entropy of its batches, each before its step.
-        accuracy: part of the images classified right then.
-        certificate: the largest reconstruction residual, where the gradient method has one.
-    """
-
-    loss: float
-    accuracy: float
-    certificate: float | None
-
-
-@dataclass(frozen=True)
 class Trained:
     """A network after training.
 
@@ -84,17 +70,22 @@ class Trained:
     """
 
     trainer: Trainer
-    epochs: tuple[Epoch, ...]
+    epochs: tuple[TrainingPass, ...]
     error: float
 
     @property
     def finished(self) -> bool:
         """Whether the loss was a finite number to the end."""
-        return math.isfinite(self.epochs[-1].loss)
+        return self.epochs[-1].finished
+
+    @property
+    def certificate(self) -> float | None:
+        """The largest of all epochs, where the gradient method has one."""
+        return max((epoch.certificate for epoch in self.epochs if epoch.certificate is not None), default=None)
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """By name."""
+        """The weights by name."""
         return self.trainer.read()
 
 
@@ -126,23 +117,19 @@ def guessing(choices: Choices) -> float:
     return 1 - 1 / len(chosen(choices).classes)
 
 
+def network(choices: Choices, block: Block, depth: int, width: int, **options: Any) -> NetSpec:
+    """A network for the images that a user chose; `options` are further ones of `NetSpec`."""
+    data = chosen(choices)
+    return NetSpec(block, depth, width=width, inputs=data.train.shape, classes=len(data.classes), **options)
+
+
 def small_network(choices: Choices, depth: int, along: Literal["piecewise", "linear", "shared"]) -> NetSpec:
     """The authors' for CIFAR-10, with GroupNorm in the place of BatchNorm; half as wide in a quick run."""
-    every = chosen(choices)
-    return NetSpec(
-        "conv",
-        depth,
-        width=choices.sized(8, 16, 16),
-        inputs=every.train.shape,
-        classes=len(every.classes),
-        along=along,
-        activated=True,
-        grid=2,
-    )
+    return network(choices, "conv", depth, choices.sized(8, 16, 16), along=along, activated=True, grid=2)
 
 
 def train(
-    cell: Cell,
+    cell: CurveCell,
     choices: Choices,
     spec: NetSpec,
     recipe: Recipe,
@@ -171,9 +158,7 @@ def train(
         raise InputError(f"batches of {recipe.batch} from {len(learnt)} training images", "at least that many images")
     backend = _registry.backend(cell.backend)
     with backend.prepare(dtype, choices.device):
-        model = backend.build(
-            spec, weights, solver=SOLVERS[solver], gradient=gradient, dtype=dtype, device=choices.device
-        )
+        model = built(cell.backend, choices.device, spec, weights, solver, gradient, dtype)
     trainer = backend.trainer(model, momentum=0.9, weight_decay=recipe.weight_decay, rates=rates)
     batches, test = (
         Batches(part, recipe.batch, mean, deviation, dtype, cell.seed, recipe.augment, every.mirrored)
@@ -191,21 +176,13 @@ def sample(choices: Choices, recipe: Recipe, seed: int, count: int = 64) -> tupl
     return next(iter(batches.plain()))
 
 
-def _epochs(trainer: Trainer, batches: Batches, recipe: Recipe) -> Iterator[Epoch]:
+def _epochs(trainer: Trainer, batches: Batches, recipe: Recipe) -> Iterator[TrainingPass]:
     for epoch in range(1, recipe.epochs + 1):
-        lr = rate(recipe.schedule, recipe.lr, epoch, recipe.epochs)
-        steps = []
-        for inputs, labels in batches.shuffled(epoch):
-            steps.append(trainer.step(inputs, labels, lr))
-            if not math.isfinite(steps[-1].loss):
-                yield Epoch(math.nan, 0.0, None)
-                return
-        residuals = [each.certificate for each in steps if each.certificate is not None]
-        yield Epoch(
-            sum(each.loss for each in steps) / len(steps),
-            sum(each.correct for each in steps) / (len(steps) * batches.size),
-            max(residuals, default=None),
-        )
+        done = training_pass(trainer, batches, epoch, rate(recipe.schedule, recipe.lr, epoch, recipe.epochs))
+        if not done.finished:
+            yield replace(done, loss=math.nan)
+            return
+        yield done
 
 
 def _source(choices: Choices) -> tuple[str | None, int]:

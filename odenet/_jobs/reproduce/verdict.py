@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,23 @@ def below(claim: str, small: OverSeeds, large: OverSeeds, factor: float = 1.0) -
     ratios = [one / other for one, other in pairs if other]
     observed = f"ratios {min(ratios):.2g} to {max(ratios):.2g}" if ratios else "zeros"
     return Verdict(claim, expected, observed, all(one <= factor * other for one, other in pairs))
+
+
+def changes(claim: str, over_seeds: OverSeeds, *, least: float = -math.inf, most: float = math.inf) -> Verdict:
+    """The deepest networks' median against the shallowest ones', whatever lies between.
+
+    Args:
+        claim: see `Verdict`.
+        over_seeds: values by depth.
+        least, most: which ratio is allowed; one of them.
+    """
+    expected = f"a ratio of at least {least:g}" if math.isinf(most) else f"a ratio of at most {most:g}"
+    if len(over_seeds) < 2:
+        return Verdict(claim, expected, "fewer than two depths", False)
+    first, last = min(over_seeds), max(over_seeds)
+    ratio = statistics.median(over_seeds[last]) / statistics.median(over_seeds[first])
+    observed = f"N={last} has {ratio:.2g} times that of N={first}"
+    return Verdict(claim, expected, observed, least <= ratio <= most)
 
 
 def as_good(claim: str, errors: OverSeeds, reference: OverSeeds, points: float, least_depth: int = 1) -> Verdict:

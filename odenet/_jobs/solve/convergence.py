@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from odenet._report.rows import column
 from odenet._test_problems.record import TestProblem
 from odenet._test_problems.reference import Reference
 
@@ -19,33 +19,23 @@ _COARSE = 0.5  # relative error above which nothing of the solution was found
 
 
 @dataclass(frozen=True)
-class Run:
-    """One solve of a test problem. The fields are the columns of a results file.
+class EqualStepSolve:
+    """One solve of a test problem in equal steps; the fields are the columns of a results file."""
 
-    Args:
-        problem, backend, solver, dtype, device: by name.
-        order: that the solver promises.
-        steps: equal steps.
-        f_evaluations: of the field.
-        relative_error: at t1, see `_reference.relative_error`; NaN where the state is not finite.
-        seconds: wall time of this one solve, compilation included.
-        result: "success", or what went wrong.
-    """
-
-    problem: str
-    backend: str
-    solver: str
-    order: int
-    dtype: str
-    device: str
-    steps: int
-    f_evaluations: int
-    relative_error: float
-    seconds: float
-    result: str
+    problem: str = column("test problem, as `odenet list problems` names it", "")
+    backend: str = column("backend that solved it", "")
+    solver: str = column("solver by name", "")
+    order: int = column("order that the solver promises", 0)
+    dtype: str = column("number type of the state; the reference is float64 always", "")
+    device: str = column("device it ran on", "")
+    steps: int = column("equal steps from t0 to t1", 0)
+    f_evaluations: int = column("field evaluations", 0)
+    relative_error: float = column("at t1: largest |y - reference| / largest |reference|; nan: not finite", 0.0)
+    seconds: float = column("wall time of this one solve, compilation included", 0.0)
+    result: str = column("success, or what went wrong", "")
 
 
-def floor(run: Run, uncertainty: float) -> float:
+def floor(run: EqualStepSolve, uncertainty: float) -> float:
     """Relative error under which rounding, or the reference's own uncertainty, is what one sees.
 
     Rounding is counted as one unit in the last place a step, all with the same sign.
@@ -53,7 +43,7 @@ def floor(run: Run, uncertainty: float) -> float:
     return max(_ROUNDING[run.dtype] * max(run.steps, 16), 10 * uncertainty)
 
 
-def observed_order(coarse: Run, fine: Run) -> float | None:
+def observed_order(coarse: EqualStepSolve, fine: EqualStepSolve) -> float | None:
     """`log(error ratio) / log(step ratio)` of two runs; None where an error is zero or not finite."""
     errors = coarse.relative_error, fine.relative_error
     if coarse.steps == fine.steps or not all(math.isfinite(error) and error > 0 for error in errors):
@@ -61,7 +51,7 @@ def observed_order(coarse: Run, fine: Run) -> float | None:
     return math.log(errors[0] / errors[1]) / math.log(fine.steps / coarse.steps)
 
 
-def fitted_order(runs: Sequence[Run], uncertainty: float = 0.0) -> float | None:
+def fitted_order(runs: Sequence[EqualStepSolve], uncertainty: float = 0.0) -> float | None:
     """The slope of log(error) against log(1 / steps) by least squares.
 
     Runs outside `floor < error < 1/2` are left out: they show rounding, or nothing. None with fewer than two runs left.
@@ -71,33 +61,21 @@ def fitted_order(runs: Sequence[Run], uncertainty: float = 0.0) -> float | None:
     ys = [math.log(run.relative_error) for run in used]
     if len(set(xs)) < 2:
         return None
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - x_mean) ** 2 for x in xs)
+    return statistics.linear_regression(xs, ys).slope
 
 
-def series(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+def series(runs: Sequence[EqualStepSolve]) -> dict[tuple[str, str], list[EqualStepSolve]]:
     """The runs of each backend and solver, from few steps to many."""
-    found: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, str], list[EqualStepSolve]] = {(run.backend, run.solver): [] for run in runs}
     for run in sorted(runs, key=lambda run: run.steps):
-        found.setdefault((run.backend, run.solver), []).append(run)
-    order = dict.fromkeys((run.backend, run.solver) for run in runs)
-    return {key: found[key] for key in order}
+        groups[run.backend, run.solver].append(run)
+    return groups
 
 
-def as_csv(runs: Sequence[Run]) -> str:
-    """One row a run, with the fields of `Run` for columns; `nan` where an error is not finite."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Run)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(run) for run in runs)
-    return text.getvalue()
-
-
-def as_json(problem: TestProblem, runs: Sequence[Run], truth: Reference) -> str:
+def as_json(problem: TestProblem, runs: Sequence[EqualStepSolve], truth: Reference) -> str:
     """The runs, the fitted orders and what they are relative to; null where an error is not finite."""
 
-    def plain(run: Run) -> dict[str, Any]:
+    def plain(run: EqualStepSolve) -> dict[str, Any]:
         error = run.relative_error if math.isfinite(run.relative_error) else None
         return {**dataclasses.asdict(run), "relative_error": error}
 
@@ -108,8 +86,8 @@ def as_json(problem: TestProblem, runs: Sequence[Run], truth: Reference) -> str:
         "reference": truth.method,
         "reference_uncertainty": truth.uncertainty,
         "orders": [
-            {"backend": backend, "solver": solver, "fitted_order": fitted_order(found, truth.uncertainty)}
-            for (backend, solver), found in series(runs).items()
+            {"backend": backend, "solver": solver, "fitted_order": fitted_order(group, truth.uncertainty)}
+            for (backend, solver), group in series(runs).items()
         ],
         "runs": [plain(run) for run in runs],
     }

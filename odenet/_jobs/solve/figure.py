@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from odenet import _tree
 from odenet._errors import FileError
-from odenet._jobs.solve.convergence import Run, fitted_order, floor, series
+from odenet._jobs.solve.convergence import EqualStepSolve, fitted_order, floor, series
 from odenet._test_problems.record import TestProblem
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def draw(
     file: BinaryIO,
     kind: str,
     problem: TestProblem,
-    runs: Sequence[Run],
+    runs: Sequence[EqualStepSolve],
     uncertainty: float,
-    finest: tuple[Run, Sequence[float], Any] | None,
+    finest: tuple[EqualStepSolve, Sequence[float], Any] | None,
     truth: tuple[Sequence[float], Any],
 ) -> None:
     """Write the figure.
@@ -55,11 +55,9 @@ def draw(
         finest: the run to be drawn, its T times and its states, leaves (T, ...); None where no run ended well.
         truth: times and states of the reference, the same way.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from odenet._report.figures import canvas
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(11, 4.5)
     left, right = figure.subplots(1, 2)
     _errors(left, runs, uncertainty)
     _solution(right, problem, finest, truth)
@@ -67,10 +65,10 @@ def draw(
     figure.savefig(file, format=kind, dpi=150)
 
 
-def _errors(axes: Axes, runs: Sequence[Run], uncertainty: float) -> None:
-    for index, ((backend, solver), found) in enumerate(series(runs).items()):
-        shown = [run for run in found if 0 < run.relative_error < float("inf")]
-        order = fitted_order(found, uncertainty)
+def _errors(axes: Axes, runs: Sequence[EqualStepSolve], uncertainty: float) -> None:
+    for index, ((backend, solver), group) in enumerate(series(runs).items()):
+        shown = [run for run in group if 0 < run.relative_error < float("inf")]
+        order = fitted_order(group, uncertainty)
         slope = "" if order is None else f", order {order:.2f}"
         axes.plot(
             [run.steps for run in shown],
@@ -94,7 +92,7 @@ def _errors(axes: Axes, runs: Sequence[Run], uncertainty: float) -> None:
 def _solution(
     axes: Axes,
     problem: TestProblem,
-    finest: tuple[Run, Sequence[float], Any] | None,
+    finest: tuple[EqualStepSolve, Sequence[float], Any] | None,
     truth: tuple[Sequence[float], Any],
 ) -> None:
     drawn: list[tuple[str | None, Sequence[float], Mapping[str, np.ndarray], dict[str, Any]]] = []
@@ -124,14 +122,14 @@ def components(states: Any) -> dict[str, np.ndarray]:
     """
     import numpy as np
 
-    found: dict[str, np.ndarray] = {}
+    parts: dict[str, np.ndarray] = {}
     for path, leaf in _tree.paths(states):
         name = "y" if path == "(leaf)" else f"y{path}" if path.startswith("[") else path
         flat = np.reshape(leaf, (len(leaf), -1))
         for index in range(flat.shape[1]):
             entry = name if flat.shape[1] == 1 else f"{name}[{index}]"
             if np.iscomplexobj(flat):
-                found[f"Re {entry}"], found[f"Im {entry}"] = np.real(flat[:, index]), np.imag(flat[:, index])
+                parts[f"Re {entry}"], parts[f"Im {entry}"] = np.real(flat[:, index]), np.imag(flat[:, index])
             else:
-                found[entry] = flat[:, index]
-    return found
+                parts[entry] = flat[:, index]
+    return parts

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 from rich.progress import Progress
 
-from odenet._backend.registry import backend, entry
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import write_atomically, write_text
-from odenet._gradients.names import Backprop
+from odenet._jobs.solve.choices import require_offered, say_written
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.plan import Plan, estimates
-from odenet._jobs.work_precision.results import Results
-from odenet._jobs.work_precision.row import Row
+from odenet._jobs.work_precision.plan import SolvePlan, estimates
+from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
 from odenet._jobs.work_precision.table import tables
 from odenet._problem.problem import adaptive_solvers
 from odenet._report.machine import machine
@@ -22,12 +19,12 @@ from odenet._report.rows import as_csv
 from odenet._report.terminal import console
 
 
-def once(plan: Plan, plot: tuple[Path, str] | None, csv: Path | None, json: Path | None) -> None:
+def solve_to_tolerances(plan: SolvePlan, figure: tuple[Path, str] | None, csv: Path | None, json: Path | None) -> None:
     """Solve, show a table, and write what was asked for.
 
     Args:
         plan: of one problem; each cell is called once, without a warm-up.
-        plot: path and format of the work-precision figure.
+        figure: path and format of the work-precision figure.
         csv, json: paths of the table.
 
     Raises:
@@ -40,34 +37,28 @@ def once(plan: Plan, plot: tuple[Path, str] | None, csv: Path | None, json: Path
                 ", ".join(adaptive_solvers()),
                 "take one of these, or --depth",
             )
-    for name in plan.backends:
-        for chosen in plan.solvers:
-            entry(name).require(chosen, Backprop(), adaptive=True)
-        with backend(name).prepare(plan.dtype, plan.device):
-            pass
+    require_offered(plan.backends, plan.solvers, plan.dtype, plan.device, adaptive=True)
     screen, cells, rows = console(stderr=True), plan.cells(), []
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(plan.problems[0].name, total=len(cells))
         for row in measure(plan, cells):
             rows.append(row)
             progress.advance(task)
-    for made in tables(rows):
-        console().print(made)
+    for table in tables(rows):
+        console().print(table)
     if csv is not None:
-        write_text(csv, as_csv(Row, rows))
+        write_text(csv, as_csv(AdaptiveSolve, rows))
     if json is not None:
-        write_text(json, Results(plan, machine(plan.backends), tuple(rows)).text())
-    if plot is not None:
-        _draw(rows, *plot)
-    for path in (csv, json, plot and plot[0]):
-        if path is not None:
-            click.echo(f"wrote {path}", err=True)
+        write_text(json, WorkPrecision(plan, machine(plan.backends), tuple(rows)).text())
+    if figure is not None:
+        _draw(rows, *figure)
+    say_written(csv, json, figure)
     for row in rows:
         if row.failed:
             raise OdenetError(f"{row.backend} {row.solver} with rtol={row.rtol:g} failed: {row.status.rstrip('.')}")
 
 
-def _draw(rows: list[Row], path: Path, kind: str) -> None:
+def _draw(rows: list[AdaptiveSolve], path: Path, kind: str) -> None:
     from odenet._jobs.work_precision.figure import diagram
     from odenet._report.figures import render  # matplotlib takes a second
 

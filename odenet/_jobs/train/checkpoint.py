@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
-from odenet._jobs.train.plan import Plan
-from odenet._jobs.train.row import Row, best
+from odenet._jobs.train.plan import TrainingPlan
+from odenet._jobs.train.row import Epoch, best
 from odenet._nets.weights import load_weights, save_weights
 from odenet._report.rows import as_csv, from_json, to_json
 
@@ -46,7 +46,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A run as far as it is.
 
     Args:
@@ -57,10 +57,10 @@ class Run:
         test: at the end.
     """
 
-    plan: Plan
+    plan: TrainingPlan
     images: Mapping[str, Any]
     machine: Mapping[str, str]
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Epoch, ...] = ()
     test: Outcome | None = None
 
     @property
@@ -73,7 +73,7 @@ class Run:
         """The best epoch by the validation images; 0 before there is one."""
         return best(self.rows) if self.rows else 0
 
-    def saved(self, folder: Path, row: Row, state: Mapping[str, np.ndarray]) -> Run:
+    def saved(self, folder: Path, row: Epoch, state: Mapping[str, np.ndarray]) -> TrainingRun:
         """This run with one more epoch, on disk.
 
         Raises:
@@ -96,7 +96,7 @@ class Run:
             "rows": [to_json(row) for row in self.rows],
         }
         _resume.write(folder / RUN, FORMAT, plain)
-        write_text(folder / LOG, as_csv(Row, self.rows))
+        write_text(folder / LOG, as_csv(Epoch, self.rows))
         self.sweep(folder)
 
     def state(self, folder: Path, epoch: int) -> dict[str, np.ndarray]:
@@ -123,7 +123,7 @@ def state_name(epoch: int) -> str:
     return f"state-{epoch:04d}.npz"
 
 
-def read(folder: Path) -> Run | None:
+def read(folder: Path) -> TrainingRun | None:
     """The run in a folder; None where there is none.
 
     Raises:
@@ -132,9 +132,9 @@ def read(folder: Path) -> Run | None:
     return _resume.read(folder / RUN, FORMAT, "odenet train", _built, "choose another --out")
 
 
-def _built(plain: Mapping[str, Any]) -> Run:
-    rows = tuple(from_json(Row, row) for row in plain["rows"])
+def _built(plain: Mapping[str, Any]) -> TrainingRun:
+    rows = tuple(from_json(Epoch, row) for row in plain["rows"])
     if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
         raise ValueError("its epochs are not 1, 2, 3, ...")
     test = None if plain["test"] is None else Outcome(**plain["test"])
-    return Run(Plan.from_json(plain["plan"]), plain["images"], plain["machine"], rows, test)
+    return TrainingRun(TrainingPlan.from_json(plain["plan"]), plain["images"], plain["machine"], rows, test)

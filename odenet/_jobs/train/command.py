@@ -10,7 +10,7 @@ import click
 from odenet._jobs import flags as _flags
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
-from odenet._jobs.train.plan import Plan
+from odenet._jobs.train.plan import TrainingPlan
 from odenet._nets.spec import BLOCKS
 from odenet._report.terminal import console
 
@@ -49,7 +49,7 @@ class _Counts(click.ParamType):
 
 def _flag(flag: str, kind: Any, text: str) -> Any:
     """A flag whose default is the plan's."""
-    default = getattr(Plan, flag.removeprefix("--").replace("-", "_"))
+    default = getattr(TrainingPlan, flag.removeprefix("--").replace("-", "_"))
     shown = default not in (None, ())
     return click.option(flag, type=kind, default=default, show_default=shown, help=text)
 
@@ -71,12 +71,12 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--after", _Counts(), "Ordinary stages after it.")
 @click.option(
     "--activated/--plain-stem",
-    default=Plan.activated,
+    default=TrainingPlan.activated,
     show_default=True,
     help="Normalisation and activation behind the stem.",
 )
 @_flag("--grid", click.IntRange(min=1), "Parts of the image, each way, that the head takes means of.")
-@click.option("--scaled/--unscaled", default=Plan.scaled, show_default=True, help="Steps of 1/N, or of 1.")
+@click.option("--scaled/--unscaled", default=TrainingPlan.scaled, show_default=True, help="Steps of 1/N, or of 1.")
 @_flag("--start", click.Choice(["smooth", "independent", "zero"]), "Weights at the beginning, along depth.")
 @_flag("--device", str, "Device, as `odenet list backends` names it.")
 @_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
@@ -88,7 +88,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--schedule", click.Choice(SCHEDULES), "Rate: a tenth after each third (the paper's), cosine, or constant.")
 @_flag("--seed", click.IntRange(min=0), "Of weights, split, order and augmentation.")
 @click.option(
-    "--augment/--no-augment", default=Plan.augment, show_default=True, help="Random crops, and mirror images."
+    "--augment/--no-augment", default=TrainingPlan.augment, show_default=True, help="Random crops, and mirror images."
 )
 @_flag("--validation", float, "Part of the training images that chooses the best epoch.")
 @_flag("--limit-train", click.IntRange(min=2), "Use this many training images.")
@@ -113,4 +113,4 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
     """
     from odenet._jobs.train.job import train
 
-    context.exit(train(Plan(**options), out, resume, console(stderr=True)))
+    context.exit(train(TrainingPlan(**options), out, resume, console(stderr=True)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from odenet._errors import FileError
 from odenet._files import write_atomically
-from odenet._jobs.train.row import Row
+from odenet._jobs.train.row import Epoch
 
 NAME = "events.out.tfevents.odenet"
 _TAGS = {
@@ -27,7 +27,7 @@ _TAGS = {
 }
 
 
-def begin(folder: Path, rows: tuple[Row, ...]) -> None:
+def begin(folder: Path, rows: tuple[Epoch, ...]) -> None:
     """Write the file anew with these rows: a record that was cut short by a kill would end it for a reader.
 
     Raises:
@@ -38,7 +38,7 @@ def begin(folder: Path, rows: tuple[Row, ...]) -> None:
     write_atomically(folder / NAME, lambda file: file.write(content))
 
 
-def add(folder: Path, row: Row) -> None:
+def add(folder: Path, row: Epoch) -> None:
     """Append an epoch: a TensorBoard that watches the file sees it at once.
 
     Raises:
@@ -53,7 +53,7 @@ def add(folder: Path, row: Row) -> None:
         ) from error
 
 
-def _of_row(row: Row) -> bytes:
+def _of_row(row: Epoch) -> bytes:
     values = {tag: getattr(row, name) for tag, name in _TAGS.items()}
     return _record(_event(row.finished, row.epoch, _summary({t: v for t, v in values.items() if v is not None})))
 

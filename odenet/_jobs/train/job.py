@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import time
 import zlib
 from dataclasses import replace
@@ -21,12 +21,13 @@ from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches, Split, split
 from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
+from odenet._jobs.descent.training_pass import training_pass
 from odenet._jobs.train import events
-from odenet._jobs.train.checkpoint import Outcome, Run, read
+from odenet._jobs.train.checkpoint import Outcome, TrainingRun, read
 from odenet._jobs.train.lock import alone
-from odenet._jobs.train.plan import Plan
-from odenet._jobs.train.progress import Watch, percent, watch
-from odenet._jobs.train.row import Row
+from odenet._jobs.train.plan import TrainingPlan
+from odenet._jobs.train.progress import EpochProgress, percent, watch
+from odenet._jobs.train.row import Epoch
 from odenet._nets.weights import save_weights
 from odenet._report.machine import machine
 from odenet._solvers.names import solver
@@ -34,7 +35,7 @@ from odenet._solvers.names import solver
 WEIGHTS = "weights.npz"
 
 
-def train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
+def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int:
     """Train a network, or go on with it.
 
     Args:
@@ -58,14 +59,14 @@ def train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
         return _train(plan, out, resume, messages)
 
 
-def _train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
+def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int:
     run = _earlier(plan, out, resume, messages)
     images = image_set(plan.data, plan.data_dir, plan.size)
     parts = split(images.train, plan.validation, plan.limit_train, plan.seed)
     mean, deviation = moments(parts.train)
     known = _identity(images, parts, mean.tolist(), deviation.tolist())
     if run is None:
-        run = Run(plan, known, machine([plan.backend]))
+        run = TrainingRun(plan, known, machine([plan.backend]))
     elif dict(run.images) != known:
         raise InputError(f"the run in {out} was of other images than {images.name} now has", "the same images")
     messages.print(f"images: {images.origin}", markup=False)
@@ -90,7 +91,7 @@ def _train(plan: Plan, out: Path, resume: bool, messages: Console) -> int:
     return 0
 
 
-def _earlier(plan: Plan, out: Path, resume: bool, messages: Console) -> Run | None:
+def _earlier(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> TrainingRun | None:
     run = read(out)
     if run is None:
         if resume:
@@ -122,11 +123,13 @@ def _identity(images: ImageSet, parts: Split, mean: list[float], deviation: list
     }
 
 
-def _finish(run: Run, images: ImageSet, learnt: Batches, chosen_by: Batches, out: Path, messages: Console) -> Run:
+def _finish(
+    run: TrainingRun, images: ImageSet, learnt: Batches, chosen_by: Batches, out: Path, messages: Console
+) -> TrainingRun:
     """All epochs that are left, then the test."""
     plan = run.plan
     entry = _registry.entry(plan.backend)
-    entry.require(solver(plan.solver), gradient(plan.gradient))
+    _registry.require(entry, solver(plan.solver), gradient(plan.gradient))
     backend = _registry.backend(plan.backend)
     with backend.prepare(plan.dtype, plan.device):
         spec = plan.spec(images)
@@ -157,38 +160,34 @@ def _finish(run: Run, images: ImageSet, learnt: Batches, chosen_by: Batches, out
     return run
 
 
-def _epoch(trainer: Trainer, plan: Plan, epoch: int, learnt: Batches, chosen_by: Batches, progress: Watch) -> Row:
+def _epoch(
+    trainer: Trainer, plan: TrainingPlan, epoch: int, learnt: Batches, chosen_by: Batches, progress: EpochProgress
+) -> Epoch:
     began = time.perf_counter()
     lr = rate(plan.schedule, plan.lr, epoch, plan.epochs)
-    loss, correct, seen, certificate = 0.0, 0, 0, None
-    for number, (inputs, labels) in enumerate(learnt.shuffled(epoch), 1):
-        step = trainer.step(inputs, labels, lr)
-        if not math.isfinite(step.loss):
-            raise GradientError(
-                f"the loss is {step.loss} in step {number} of epoch {epoch}",
-                "a finite loss",
-                "take a smaller --lr, or gradient backprop if a certificate was large before; then another --out",
-            )
-        loss, correct, seen = loss + step.loss, correct + step.correct, seen + len(labels)
-        if step.certificate is not None:
-            certificate = max(step.certificate, certificate or 0.0)
-        progress.step(epoch, number, loss / number, correct / seen)
+    done = training_pass(trainer, learnt, epoch, lr, functools.partial(progress.step, epoch))
+    if not done.finished:
+        raise GradientError(
+            f"the loss is {done.loss} in step {done.steps} of epoch {epoch}",
+            "a finite loss",
+            "take a smaller --lr, or gradient backprop if a certificate was large before; then another --out",
+        )
     validation_loss, validation_accuracy = evaluate(trainer, chosen_by)
-    return Row(
+    return Epoch(
         epoch=epoch,
         lr=lr,
-        train_loss=loss / learnt.steps,
-        train_accuracy=correct / seen,
+        train_loss=done.loss,
+        train_accuracy=done.accuracy,
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
-        certificate=certificate,
+        certificate=done.certificate,
         peak_bytes=trainer.peak_bytes(),
         seconds=time.perf_counter() - began,
         finished=time.time(),
     )
 
 
-def _summary(run: Run, validation: int) -> str:
+def _summary(run: TrainingRun, validation: int) -> str:
     test = run.test
     assert test is not None
     return (

@@ -21,7 +21,7 @@ from odenet._solvers.names import solver
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What is trained, on what and how. Names are kept as labels, so that a plan is plain data.
 
     Args:
@@ -126,7 +126,7 @@ class Plan:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Plan:
+    def from_json(cls, plain: Mapping[str, Any]) -> TrainingPlan:
         """The plan that `to_json` wrote.
 
         Raises:
@@ -135,7 +135,7 @@ class Plan:
         with reading("the plan of this run", "a plan that odenet wrote"):
             return cls(**plain)
 
-    def require_same(self, earlier: Plan) -> None:
+    def require_same(self, earlier: TrainingPlan) -> None:
         """Raises InputError unless a run of that plan can go on with this one; its files may have moved."""
         changed = changes(vars(earlier), vars(self) | {"data_dir": earlier.data_dir})
         if changed:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from odenet._jobs.train.row import Row
+from odenet._jobs.train.row import Epoch
+from odenet._report.progress import progress_bar
 from odenet._report.units import error, seconds, size
 
 
-class Watch:
+class EpochProgress:
     """Says how the steps of an epoch go (a bar, on a terminal), and how each epoch ended (a line, everywhere)."""
 
     def __init__(self, console: Console, epochs: int, steps: int, bar: Progress | None) -> None:
@@ -25,7 +26,7 @@ class Watch:
             text = f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  accuracy {percent(accuracy)}"
             self._bar.update(self._task, completed=done, description=text)
 
-    def finished(self, row: Row, best: bool) -> None:
+    def finished(self, row: Epoch, best: bool) -> None:
         """An epoch is over and on disk."""
         text = f"epoch {row.epoch:>{len(str(self._epochs))}}/{self._epochs}  {line(row)}{'  best' if best else ''}"
         self._console.print(text, markup=False)
@@ -34,18 +35,13 @@ class Watch:
 
 
 @contextmanager
-def watch(console: Console, epochs: int, steps: int) -> Iterator[Watch]:
-    """A `Watch` over a run; on anything but a terminal it prints a line an epoch and nothing else."""
-    if not console.is_terminal:
-        yield Watch(console, epochs, steps, None)
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    shape = (*columns, TextColumn("{task.description}", markup=False))
-    with Progress(*shape, console=console, transient=True, refresh_per_second=4) as bar:
-        yield Watch(console, epochs, steps, bar)
+def watch(console: Console, epochs: int, steps: int) -> Iterator[EpochProgress]:
+    """An `EpochProgress` over a run; on anything but a terminal it prints a line an epoch and nothing else."""
+    with progress_bar(console, refresh_per_second=4) as bar:
+        yield EpochProgress(console, epochs, steps, bar)
 
 
-def line(row: Row) -> str:
+def line(row: Epoch) -> str:
     """An epoch in words."""
     parts = [
         f"rate {row.lr:.3g}",

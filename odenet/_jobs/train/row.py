@@ -8,7 +8,7 @@ from odenet._report.rows import column
 
 
 @dataclass(frozen=True)
-class Row:
+class Epoch:
     """What an epoch came to; each field is a column, with its meaning in the metadata."""
 
     epoch: int = column("number of the epoch, from 1", 0)
@@ -28,6 +28,6 @@ class Row:
         return self.validation_accuracy, -self.validation_loss
 
 
-def best(rows: tuple[Row, ...]) -> int:
+def best(rows: tuple[Epoch, ...]) -> int:
     """The epoch whose weights are kept: the first of the best on the validation images. The test set has no say."""
     return max(rows, key=lambda row: (row.merit, -row.epoch)).epoch

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from odenet._jobs.work_precision.row import Row
-from odenet._report.figures import rc
+from odenet._jobs.work_precision.results import AdaptiveSolve
+from odenet._report.figures import canvas, rc
 from odenet._report.style import GREY, INK, SPARE, markers
 from odenet._report.units import seconds
 from odenet._test_problems.named import PROBLEMS
@@ -21,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", *SPARE)
-_PANELS: tuple[tuple[str, Callable[[Row], float | None], Callable[[float], str]], ...] = (
+_PANELS: tuple[tuple[str, Callable[[AdaptiveSolve], float | None], Callable[[float], str]], ...] = (
     ("field evaluations", lambda row: row.f_evaluations, lambda value: f"{value:,.0f}"),
     ("time of a solve (median, compiled and warm)", lambda row: row.solve_seconds or row.first_seconds, seconds),
 )
 
 
-def diagram(rows: Sequence[Row]) -> Figure | None:
+def diagram(rows: Sequence[AdaptiveSolve]) -> Figure | None:
     """The figure; None where no cell reached t1.
 
     A line joins the tolerances of one solver and backend: colours are solvers, markers are backends. An error of zero
@@ -42,8 +41,7 @@ def diagram(rows: Sequence[Row]) -> Figure | None:
     colour = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(solvers)}
     marker = markers(backends)
     with matplotlib.rc_context(rc()):
-        figure = Figure(figsize=(11.5, 1.4 + 3.7 * len(problems)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = canvas(11.5, 1.4 + 3.7 * len(problems))
         panels = figure.subplots(len(problems), len(_PANELS), squeeze=False)
         for problem, pair in zip(problems, panels, strict=True):
             for axes, (label, value, said) in zip(pair, _PANELS, strict=True):

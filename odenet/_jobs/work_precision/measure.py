@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import odenet
 from odenet import _tree
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
 from odenet._backend.timing import seconds
 from odenet._errors import OdenetError
 from odenet._gradients.names import Backprop
 from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
-from odenet._jobs.work_precision.plan import Cell, Plan, estimates, groups
-from odenet._jobs.work_precision.row import Row
+from odenet._jobs.work_precision.plan import SolveCell, SolvePlan, estimates, groups
+from odenet._jobs.work_precision.results import AdaptiveSolve
 from odenet._problem.solution import Result, Solution, Stats
 from odenet._solvers.controller import PIDController
 from odenet._test_problems.reference import arrays, mixed_error, reference, relative_error
@@ -25,7 +25,7 @@ _FAILURES = (OdenetError, RuntimeError, MemoryError)
 _BUDGET = 2.0  # seconds that the repeats of a group may take
 
 
-def measure(plan: Plan, cells: Iterable[Cell]) -> Iterator[Row]:
+def measure(plan: SolvePlan, cells: Iterable[SolveCell]) -> Iterator[AdaptiveSolve]:
     """One row for each of these cells, a group at a time: its backends are timed in turn, so that what else the machine
     does disturbs them alike.
 
@@ -51,16 +51,16 @@ def measure(plan: Plan, cells: Iterable[Cell]) -> Iterator[Row]:
 class _Programs:
     """The compiled solve of each problem, backend and solver: tolerances are among its arguments."""
 
-    plan: Plan
+    plan: SolvePlan
     made: dict[tuple[str, str, str], Callable[..., Any]] = field(default_factory=dict)
 
-    def of(self, cell: Cell) -> Callable[..., Any]:
+    def of(self, cell: SolveCell) -> Callable[..., Any]:
         name = cell.problem.name, cell.backend, cell.solver.label
         if name not in self.made:
             control = PIDController(max_steps=self.plan.max_steps, throw=False)
 
-            def solve(y0: Any, weights: Any, rtol: Any, atol: Any) -> Any:
-                found = odenet.solve(
+            def timed_solve(y0: Any, weights: Any, rtol: Any, atol: Any) -> Any:
+                found = solve(
                     cell.problem.field,
                     y0,
                     weights,
@@ -70,19 +70,19 @@ class _Programs:
                     atol=atol,
                     control=control,
                     solver=cell.solver,
-                    backend=cell.backend,
+                    backend=_registry.entry(cell.backend),
                 )
                 counts = found.stats.steps, found.stats.rejected, found.stats.f_evaluations
                 return found.ts, found.ys, counts, found.outcome  # arrays: all that a compiled function can return
 
-            self.made[name] = _registry.backend(cell.backend).compiled(solve)
+            self.made[name] = _registry.backend(cell.backend).compiled(timed_solve)
         return self.made[name]
 
 
-def _first(plan: Plan, cell: Cell, programs: _Programs) -> tuple[Row, Callable[[], object] | None]:
+def _first(plan: SolvePlan, cell: SolveCell, programs: _Programs) -> tuple[AdaptiveSolve, Callable[[], object] | None]:
     """The row without times, and what is to be timed."""
     atol = cell.rtol if plan.atol is None else plan.atol
-    row = Row(
+    row = AdaptiveSolve(
         problem=cell.problem.name,
         backend=cell.backend,
         solver=cell.solver.label,

@@ -10,9 +10,7 @@ from typing import ClassVar, Literal, Self
 
 from odenet._errors import InputError
 from odenet._jobs.cells.plan import CellPlan
-from odenet._solvers.delegated import DelegatedSolver
 from odenet._solvers.names import AnySolver, solver
-from odenet._solvers.runge_kutta import Solver
 from odenet._test_problems.named import problem_named
 from odenet._test_problems.record import TestProblem
 
@@ -20,7 +18,7 @@ Key = tuple[str, str, str, float]
 
 
 @dataclass(frozen=True)
-class Cell:
+class SolveCell:
     """One point of the diagram: this problem, solved by this backend and solver to this tolerance."""
 
     problem: TestProblem
@@ -38,7 +36,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan(CellPlan):
+class SolvePlan(CellPlan):
     """All options of a diagram.
 
     Args:
@@ -74,11 +72,11 @@ class Plan(CellPlan):
         if not all(0 < tolerance < 1 for tolerance in self.tolerances):
             raise InputError(f"tolerances {self.tolerances}", "numbers between 0 and 1")
 
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[SolveCell, ...]:
         """Every cell, in the order in which they are run: those of a group, which differ in their backend alone, follow
         each other, since they are timed in turn."""
         return tuple(
-            Cell(problem, backend, solver, tolerance)
+            SolveCell(problem, backend, solver, tolerance)
             for problem in self.problems
             for solver in self.solvers
             for tolerance in self.tolerances
@@ -92,10 +90,10 @@ class Plan(CellPlan):
 
 def estimates(solver: AnySolver) -> bool:
     """Whether a solver estimates its error, without which it cannot follow a tolerance."""
-    return isinstance(solver, DelegatedSolver) or (isinstance(solver, Solver) and solver.tableau.b_low is not None)
+    return solver.estimates_error
 
 
-def groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+def groups(cells: Iterable[SolveCell]) -> Iterator[list[SolveCell]]:
     """Cells that follow each other and differ in their backend alone."""
     for _, group in itertools.groupby(cells, lambda cell: (cell.problem, cell.solver.label, cell.rtol)):
         yield list(group)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from odenet._jobs.cells.row import OK
-from odenet._jobs.work_precision.row import Row
+from odenet._jobs.work_precision.results import AdaptiveSolve
 from odenet._report.terminal import table
 from odenet._report.units import error, seconds
 from odenet._test_problems.named import PROBLEMS
@@ -16,7 +16,7 @@ from odenet._test_problems.reference import reference
 _COLUMNS = "backend|solver|>rtol|>error|>error/rtol|>relative|>f|>accepted|>rejected|>first call|>time|result"
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
+def tables(rows: Sequence[AdaptiveSolve]) -> list[Table]:
     """A table for each problem."""
     return [
         _table(problem, [row for row in rows if row.problem == problem])
@@ -24,7 +24,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
-def _table(problem: str, rows: Sequence[Row]) -> Table:
+def _table(problem: str, rows: Sequence[AdaptiveSolve]) -> Table:
     truth = reference(PROBLEMS[problem])
     exact = f"good to {truth.uncertainty:.0e}" if truth.uncertainty else "exact"
     caption = (
@@ -37,7 +37,7 @@ def _table(problem: str, rows: Sequence[Row]) -> Table:
     return table(f"{problem}: {PROBLEMS[problem].summary}", columns, (_cells(row, timed) for row in rows), caption)
 
 
-def _cells(row: Row, timed: bool) -> tuple[str, ...]:
+def _cells(row: AdaptiveSolve, timed: bool) -> tuple[str, ...]:
     counts = (row.f_evaluations, row.accepted, row.rejected)
     return (
         row.backend,

@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from odenet import DiscreteAdjoint, NetSpec
-from odenet._gradients.names import Backprop, Gradient
+from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
+from odenet._jobs.reproduce.drawing import COLOURS
 from odenet._jobs.reproduce.errors import errors
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet._jobs.reproduce.training import Recipe, chosen, sample, train
+from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.training import Recipe, network, sample, train
 from odenet._jobs.reproduce.verdict import Verdict, below
 
 if TYPE_CHECKING:
@@ -19,15 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSS, LAST_LOSS, ERROR, CERTIFICATE = "training loss", "training loss of the last epoch", "test error", "certificate"
-PAPER, CORRECTED, ITERATED, ANCHORED = "paper", "corrected", "4 iterations", "anchors every 2"
-BACKPROP, SCALED = "backprop", "backprop, scaled by 1/N"
-METHODS: dict[str, Gradient] = {
-    PAPER: DiscreteAdjoint(correct=False),
-    CORRECTED: DiscreteAdjoint(),
+ITERATED, ANCHORED, SCALED = "4 iterations", "anchors every 2", "backprop, scaled by 1/N"
+_METHODS: dict[str, Gradient] = {
+    PAPER: METHODS[PAPER],
+    CORRECTED: METHODS[CORRECTED],
     ITERATED: DiscreteAdjoint(iterations=4),
     ANCHORED: DiscreteAdjoint(anchors=2),
 }
-CURVES: dict[str, Gradient] = {BACKPROP: Backprop(), **METHODS, SCALED: Backprop()}
+CURVES: dict[str, Gradient] = {BACKPROP: Backprop(), **_METHODS, SCALED: Backprop()}
 BLOCKS = 22  # steps of the third stage: the first of its 23 blocks gives it its size
 _BEFORE, _AFTER = (3, 4), (3,)
 _QUICK = Recipe(images=800, test=None, epochs=8, batch=50, lr=0.02, augment=False)
@@ -45,21 +45,19 @@ def certificate_of(method: str) -> str:
     return f"certificate of that, {method}"
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """The one depth that ResNet-101 has."""
     return choices.cells(list(CURVES), [BLOCKS], seeds=choices.sized(1, 3, 1))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train; then, of the networks that backpropagation made, the errors of the other gradients."""
-    every = chosen(choices)
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
-    spec = NetSpec(
+    spec = network(
+        choices,
         "bottleneck",
         BLOCKS,
-        width=choices.sized(64, 64, 1024),
-        inputs=every.train.shape,
-        classes=len(every.classes),
+        choices.sized(64, 64, 1024),
         before=_BEFORE,
         after=_AFTER,
         horizon=1.0 if cell.curve == SCALED else float(BLOCKS),
@@ -74,7 +72,7 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
             found.append(cell.point(CERTIFICATE, epoch.certificate, number))
     if isinstance(method, Backprop) and done.finished:
         batch = sample(choices, recipe, cell.seed)
-        apart = errors(cell.backend, choices.device, spec, done.weights, "euler", batch, METHODS)
+        apart = errors(cell.backend, choices.device, spec, done.weights, "euler", batch, _METHODS)
         for name, each in apart.items():
             found.append(cell.point(error_of(name), each.whole))
             found.append(cell.point(certificate_of(name), each.certificate or 0.0))
@@ -93,8 +91,6 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
 
 
 def _over_epochs(axes: Axes, points: Sequence[Point], quantity: str) -> None:
-    from odenet._jobs.reproduce.drawing import COLOURS
-
     epochs = sorted({each.step for each in points if each.step is not None})
     for index, curve in enumerate(CURVES):
         found = [(n, values(points, curve, quantity, n).get(BLOCKS, [])) for n in epochs]
@@ -105,10 +101,8 @@ def _over_epochs(axes: Axes, points: Sequence[Point], quantity: str) -> None:
 
 
 def _errors_and_certificates(axes: Axes, points: Sequence[Point]) -> None:
-    from odenet._jobs.reproduce.drawing import COLOURS
-
     for marker, curve in (("o", BACKPROP), ("s", SCALED)):
-        for index, name in enumerate(METHODS, 1):
+        for index, name in enumerate(_METHODS, 1):
             pair = (values(points, curve, quantity) for quantity in (certificate_of(name), error_of(name)))
             residuals, apart = (each.get(BLOCKS, []) for each in pair)
             label = f"{name}{', scaled' if curve == SCALED else ''}"
@@ -121,7 +115,7 @@ def _errors_and_certificates(axes: Axes, points: Sequence[Point]) -> None:
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """What fails, what helps, and what says so."""
     exact = values(points, BACKPROP, LAST_LOSS)
-    error = {(curve, name): values(points, curve, error_of(name)) for curve in (BACKPROP, SCALED) for name in METHODS}
+    error = {(curve, name): values(points, curve, error_of(name)) for curve in (BACKPROP, SCALED) for name in _METHODS}
     tenth = {n: [0.1] * len(each) for n, each in exact.items()}
     paper = error[BACKPROP, PAPER]
     residual, scaled = (values(points, curve, certificate_of(PAPER)) for curve in (BACKPROP, SCALED))

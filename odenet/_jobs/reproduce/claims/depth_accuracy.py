@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from odenet import DiscreteAdjoint
-from odenet._gradients.names import Backprop, Gradient
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
+from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, guessing, small_network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, medians, points_above
 
@@ -37,7 +37,7 @@ _REDUCED = Recipe(images=3000, test=5000, epochs=5, batch=50, lr=0.1)
 _PAPER = Recipe(images=None, test=None, epochs=90, batch=256, lr=0.1, schedule="step")
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 and 16, with 64 in a reduced run; 2 to 64 at the paper's scale."""
     depths = choices.sized((4, 16), (4, 16, 64), (2, 4, 8, 16, 32, 64))
     if choices.depth is not None:
@@ -45,7 +45,7 @@ def cells(choices: Choices) -> tuple[Cell, ...]:
     return choices.cells(list(CURVES), depths, seeds=choices.sized(2, 3, 5))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train from the same weights with the same batches, whatever the gradient method."""
     solver, gradient = CURVES[cell.curve]
     spec = small_network(choices, cell.depth, "piecewise" if solver == "euler" else "linear")
@@ -65,14 +65,11 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
         cell.point(GUESSING, guessing(choices)),
         cell.point(LOSS, done.epochs[-1].loss),
     ]
-    residuals = [each.certificate for each in done.epochs if each.certificate is not None]
-    return (*found, cell.point(CERTIFICATE, max(residuals))) if residuals else tuple(found)
+    return tuple(found) if done.certificate is None else (*found, cell.point(CERTIFICATE, done.certificate))
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Errors over depth, and how far each method is from backpropagation."""
-    from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
-
     error, apart = figure.subplots(1, 2)
     for curve, line, index in _styles():
         over_depth(error, values(points, curve, ERROR), curve, index, line)

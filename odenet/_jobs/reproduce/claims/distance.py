@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import odenet
-from odenet import Depth
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
+from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.network import Weights, field, rough_weights, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, stays
-from odenet._problem.depth import Kind
+from odenet._problem.depth import Depth, Kind
+from odenet._solvers.names import solver as solver_named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,12 +27,12 @@ _AVERAGED = 64
 _WEIGHTS = {SMOOTH: smooth_weights, ROUGH: rough_weights}
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 512."""
     return choices.cells([SMOOTH, ROUGH], choices.depths(4, 512, quick=256))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """The largest distance over layers and batch, with the bound and the error of what it is measured against."""
     n = cell.depth
     weights = _WEIGHTS[cell.curve](cell.seed, np.arange(n + 1) / n)
@@ -71,7 +72,7 @@ def bound(weights: Weights, ode: np.ndarray) -> float:
     return float(np.expm1(lipschitz)) / (2 * n * lipschitz) * largest
 
 
-def _trajectory(cell: Cell, choices: Choices, weights: Weights, kind: Kind, solver: str, steps: int) -> np.ndarray:
+def _trajectory(cell: CurveCell, choices: Choices, weights: Weights, kind: Kind, solver: str, steps: int) -> np.ndarray:
     backend = _registry.backend(cell.backend)
     with backend.prepare("float64", choices.device):
         return backend.to_numpy(_states(cell.backend, kind, solver, steps)(states(cell.seed), weights))
@@ -81,10 +82,18 @@ def _trajectory(cell: Cell, choices: Choices, weights: Weights, kind: Kind, solv
 def _states(backend: str, kind: Kind, solver: str, steps: int) -> Callable[[Any, Any], Any]:
     """All states of a solve; compiled once for all seeds."""
 
-    def solve(y0: Any, tree: Any) -> Any:
-        return odenet.solve(field, y0, Depth(tree, kind), steps=steps, solver=solver, ts="all", backend=backend).ys
+    def trajectory(y0: Any, tree: Any) -> Any:
+        return solve(
+            field,
+            y0,
+            Depth(tree, kind),
+            steps=steps,
+            solver=solver_named(solver),
+            ts="all",
+            backend=_registry.entry(backend),
+        ).ys
 
-    return _registry.backend(backend).compiled(solve)
+    return _registry.backend(backend).compiled(trajectory)
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -93,8 +102,6 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Distances with their bounds."""
-    from odenet._jobs.reproduce.drawing import finish, over_depth, slope
-
     axes = figure.subplots()
     for index, curve in enumerate((SMOOTH, ROUGH)):
         over_depth(axes, values(points, curve, DISTANCE), curve, index)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from odenet import DiscreteAdjoint, NetSpec
-from odenet._gradients.names import Backprop, Gradient
+from odenet._gradients.names import Backprop
+from odenet._jobs.reproduce.drawing import COLOURS
 from odenet._jobs.reproduce.errors import BLOCKS
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet._jobs.reproduce.training import Recipe, chosen, train
+from odenet._jobs.reproduce.methods import BACKPROP, METHODS
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.training import Recipe, network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, means
+from odenet._nets.spec import NetSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,13 +26,7 @@ if TYPE_CHECKING:
 BEFORE, AFTER = "test error before", "test error after"
 LOSS_BEFORE, LOSS_AFTER = "training loss before", "training loss after"
 BYTES, CERTIFICATE = "peak bytes of a step", "largest certificate"
-BACKPROP, PAPER, CORRECTED, EXTRAPOLATED = "backprop", "paper", "corrected", "extrapolated"
-CURVES: dict[str, Gradient] = {
-    BACKPROP: Backprop(),
-    PAPER: DiscreteAdjoint(correct=False),
-    CORRECTED: DiscreteAdjoint(),
-    EXTRAPOLATED: DiscreteAdjoint(predictor="extrapolate"),
-}
+CURVES = METHODS
 _MEMORY_FREE = tuple(name for name in CURVES if name != BACKPROP)
 POINTS = 0.5  # of accuracy that a method may be apart from backpropagation
 _LOWER = 0.99  # what is no lower than that is the same
@@ -56,13 +52,13 @@ class Tied:
     loss: float
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """One depth of the deep stage: 32 blocks."""
     depth = choices.sized(16, 32, 32) if choices.depth is None else choices.depth
     return choices.cells(list(CURVES), [depth], seeds=choices.sized(2, 3, 5))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Fine-tune the deep stage; all methods start from the same network."""
     start = _tied(cell.backend, cell.seed, cell.depth, choices)
     if not math.isfinite(start.loss):
@@ -78,7 +74,6 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
         weights=start.weights,
         rates={BLOCKS: float(cell.depth)},
     )
-    residuals = [each.certificate for each in done.epochs if each.certificate is not None]
     found = {
         BEFORE: start.error,
         AFTER: done.error,
@@ -87,28 +82,25 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
     }
     if (most := done.trainer.peak_bytes()) is not None:
         found[BYTES] = float(most)
-    if residuals:
-        found[CERTIFICATE] = max(residuals)
+    if done.certificate is not None:
+        found[CERTIFICATE] = done.certificate
     return tuple(cell.point(name, value) for name, value in found.items())
 
 
 @lru_cache(maxsize=2)
 def _tied(backend: str, seed: int, depth: int, choices: Choices) -> Tied:
     """Train with one block for all steps, by backpropagation."""
-    every = chosen(choices)
-    width = choices.sized(16, 32, 256)
-    spec = NetSpec(
+    spec = network(
+        choices,
         "conv",
         depth,
-        width=width,
-        inputs=every.train.shape,
-        classes=len(every.classes),
+        choices.sized(16, 32, 256),
         along="shared",
         before=choices.sized((1,), (1, 1), (4, 4)),
         after=choices.sized((1,), (), (4,)),
         grid=2,
     )
-    cell = Cell(backend, seed, "tied", depth)
+    cell = CurveCell(backend, seed, "tied", depth)
     recipe, _ = choices.sized(_QUICK, _REDUCED, _PAPER)
     done = train(cell, choices, spec, recipe, solver="euler", gradient=Backprop(), weights=spec.init(seed))
     untied = replace(spec, along="piecewise")
@@ -117,8 +109,6 @@ def _tied(backend: str, seed: int, depth: int, choices: Choices) -> Tied:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Errors before and after, losses, and memory."""
-    from odenet._jobs.reproduce.drawing import COLOURS
-
     error, loss, memory = figure.subplots(1, 3)
     for axes, before, after, label, factor in (
         (error, BEFORE, AFTER, "test error, %", 100.0),

@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from odenet import DiscreteAdjoint
-from odenet._gradients.names import Gradient
-from odenet._jobs.reproduce.digits_network import Network
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
-from odenet._jobs.reproduce.verdict import Verdict, below, from_depth, medians
+from odenet._jobs.reproduce.digits_network import DigitsNetwork
+from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
+from odenet._jobs.reproduce.methods import CORRECTED, EXTRAPOLATED, HEUNNET, METHODS, NETS, PAPER, RESNET
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.verdict import Verdict, below, changes, from_depth, medians
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESNET, HEUNNET = "ResNet", "HeunNet"
-PAPER, CORRECTED, EXTRAPOLATED = "paper", "corrected", "extrapolated"
-METHODS: dict[str, Gradient] = {
-    PAPER: DiscreteAdjoint(correct=False),
-    CORRECTED: DiscreteAdjoint(),
-    EXTRAPOLATED: DiscreteAdjoint(predictor="extrapolate"),
-}
+_METHODS = {name: METHODS[name] for name in (PAPER, CORRECTED, EXTRAPOLATED)}
 LOSS, ACCURACY, SMOOTHNESS = "loss at the end", "accuracy on what it was trained on", "smoothness"
-_NETS: dict[str, tuple[str, Any]] = {RESNET: ("euler", "piecewise"), HEUNNET: ("heun", "linear")}
-_DEEP = 8  # with long steps, kinks of ReLU decide which way back is nearer
+_DEEP = 8  # with long steps, kinks of ReLU decide which method is nearer
 _STEPS = (25, 50, 50)  # of training: quick, reduced, paper
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
-    return choices.cells(list(_NETS), choices.depths(4, 64, quick=32))
+    return choices.cells(list(NETS), choices.depths(4, 64, quick=32))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train by backpropagation, then take one gradient by each method."""
-    network = Network(cell.backend, choices.device, *_NETS[cell.curve], cell.depth, cell.seed)
+    network = DigitsNetwork(cell.backend, choices.device, *NETS[cell.curve], cell.depth, cell.seed)
     descended = network.descend(network.spec.init(cell.seed), choices.sized(*_STEPS))
     found = [
         cell.point(LOSS, descended.loss),
         cell.point(ACCURACY, descended.accuracy),
         cell.point(SMOOTHNESS, network.smoothness(descended.weights)),
     ]
-    for name, errors in network.errors(descended.weights, METHODS).items():
+    for name, errors in network.errors(descended.weights, _METHODS).items():
         found.append(cell.point(name, errors.whole))
         found += [cell.point(name, error, layer=layer) for layer, error in enumerate(errors.by_layer)]
     return tuple(found)
@@ -51,12 +44,10 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Over depth, and by layer in the deepest network."""
-    from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
-
     over, by_layer = figure.subplots(1, 2)
     deepest = max(each.depth for each in points)
     for line, curve in (("-", RESNET), ("--", HEUNNET)):
-        for index, method in enumerate(METHODS):
+        for index, method in enumerate(_METHODS):
             over_depth(over, values(points, curve, method), f"{curve}, {method}", index, line)
             layers = _layers(points, curve, method, deepest)
             medians = [np.median(values(points, curve, method, layer=layer)[deepest]) for layer in layers]
@@ -74,10 +65,10 @@ def _layers(points: Sequence[Point], curve: str, method: str, depth: int) -> lis
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Who is nearer, and that depth helps."""
     error = {  # medians: where a rebuilt state is on the other side of a ReLU's kink, a single gradient jumps
-        (curve, method): medians(values(points, curve, method)) for curve in _NETS for method in METHODS
+        (curve, method): medians(values(points, curve, method)) for curve in NETS for method in _METHODS
     }
     return (
-        *(_deeper(f"{curve}, {PAPER}: the error falls with depth", error[curve, PAPER]) for curve in _NETS),
+        *(changes(f"{curve}, {PAPER}: the error falls with depth", error[curve, PAPER], most=0.5) for curve in NETS),
         below("HeunNet's error is below ResNet's (paper)", error[HEUNNET, PAPER], error[RESNET, PAPER]),
         *(
             below(
@@ -85,18 +76,9 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
                 from_depth(error[curve, CORRECTED], _DEEP),
                 error[curve, PAPER],
             )
-            for curve in _NETS
+            for curve in NETS
         ),
     )
-
-
-def _deeper(claim: str, over_seeds: dict[int, list[float]]) -> Verdict:
-    """The deepest network's error against the shallowest one's."""
-    if len(over_seeds) < 2:
-        return Verdict(claim, "a ratio of at most 0.5", "fewer than two depths", False)
-    first, *_, last = sorted(over_seeds)
-    ratio = over_seeds[last][0] / over_seeds[first][0]
-    return Verdict(claim, "a ratio of at most 0.5", f"N={last} has {ratio:.2g} of the error of N={first}", ratio <= 0.5)
 
 
 REPRODUCTION = Reproduction(

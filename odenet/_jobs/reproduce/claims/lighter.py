@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from odenet import DiscreteAdjoint, NetSpec
 from odenet._backend import registry as _registry
 from odenet._backend.timing import seconds
-from odenet._gradients.names import Gradient
+from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
-from odenet._jobs.reproduce.digits_network import Network
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.digits_network import DigitsNetwork
+from odenet._jobs.reproduce.drawing import INK, finish, over_depth
+from odenet._jobs.reproduce.methods import CORRECTED, METHODS, NETS, PAPER, built
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, medians
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._nets.spec import NetSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NETS: dict[str, tuple[str, Any]] = {"ResNet": ("euler", "piecewise"), "HeunNet": ("heun", "linear")}
 UNTIED, INDEPENDENT, COST = "tied, then untied", "independent", "cost"
-PAPER, CORRECTED, FIRST, SECOND = "paper", "corrected", "extrapolate 1", "extrapolate 2"
-METHODS: dict[str, Gradient] = {
-    PAPER: DiscreteAdjoint(correct=False),
-    CORRECTED: DiscreteAdjoint(),
+FIRST, SECOND = "extrapolate 1", "extrapolate 2"
+_METHODS: dict[str, Gradient] = {
+    PAPER: METHODS[PAPER],
+    CORRECTED: METHODS[CORRECTED],
     FIRST: DiscreteAdjoint(predictor="extrapolate", order=1),
     SECOND: DiscreteAdjoint(predictor="extrapolate", order=2),
 }
@@ -39,7 +39,7 @@ _ROUNDS = (4, 15, 15)
 
 
 @dataclass(frozen=True)
-class _Size:
+class _TimedSize:
     """The convolutional network whose seconds are compared: f is most of the work there, as in the paper's."""
 
     width: int
@@ -49,10 +49,10 @@ class _Size:
         return NetSpec("conv", depth, width=self.width, along=along)
 
 
-_SIZES = (_Size(8, 16), _Size(8, 16), _Size(64, 128))  # quick, reduced, paper
+_SIZES = (_TimedSize(8, 16), _TimedSize(8, 16), _TimedSize(64, 128))  # quick, reduced, paper
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 8 to 64, costs from 16; three seeds unless more are asked for."""
     curves = [_curve(net, kind) for net in NETS for kind in (UNTIED, INDEPENDENT, COST)]
     every = choices.cells(curves, choices.depths(8, 64, quick=32), seeds=3)
@@ -63,15 +63,15 @@ def _curve(net: str, kind: str) -> str:
     return f"{net}: {kind}"
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """The errors of all methods on one trained network, or what they cost."""
     net, kind = cell.curve.split(": ")
     return (_cost if kind == COST else _errors)(cell, choices, net, kind)
 
 
-def _errors(cell: Cell, choices: Choices, net: str, start: str) -> tuple[Point, ...]:
+def _errors(cell: CurveCell, choices: Choices, net: str, start: str) -> tuple[Point, ...]:
     """Train by backpropagation, then take one gradient by each method."""
-    network = Network(cell.backend, choices.device, *NETS[net], cell.depth, cell.seed)
+    network = DigitsNetwork(cell.backend, choices.device, *NETS[net], cell.depth, cell.seed)
     steps = choices.sized(*_STEPS)
     if start == UNTIED:
         tied = network.tied.descend(network.tied.spec.init(cell.seed), steps)
@@ -79,7 +79,7 @@ def _errors(cell: Cell, choices: Choices, net: str, start: str) -> tuple[Point, 
     else:
         first = network.spec.init(cell.seed, "independent")
     found = network.descend(first, steps)
-    errors = network.errors(found.weights, METHODS)
+    errors = network.errors(found.weights, _METHODS)
     return (
         *(cell.point(name, each.whole) for name, each in errors.items()),
         cell.point(ACCURACY, found.accuracy),
@@ -87,7 +87,7 @@ def _errors(cell: Cell, choices: Choices, net: str, start: str) -> tuple[Point, 
     )
 
 
-def _cost(cell: Cell, choices: Choices, net: str, kind: str) -> tuple[Point, ...]:
+def _cost(cell: CurveCell, choices: Choices, net: str, kind: str) -> tuple[Point, ...]:
     """Counts, and seconds of loss and gradient: by turns, as a busy machine has fast and slow spells."""
     solver, along = NETS[net]
     size = choices.sized(*_SIZES)
@@ -95,13 +95,13 @@ def _cost(cell: Cell, choices: Choices, net: str, kind: str) -> tuple[Point, ...
     backend, weights, seen = _registry.backend(cell.backend), spec.init(cell.seed), batch(size.batch, cell.seed)
 
     def once(method: Gradient) -> Any:
-        model = backend.build(spec, weights, solver=SOLVERS[solver], gradient=method, device=choices.device)
+        model = built(cell.backend, choices.device, spec, weights, solver, method)
         return lambda: backend.evaluate(model, *seen)
 
-    functions = [once(METHODS[name]) for name in (PAPER, SECOND)]
+    functions = [once(_METHODS[name]) for name in (PAPER, SECOND)]
     rounds = [seconds(functions, 0) for _ in range(1 + choices.sized(*_ROUNDS))][1:]  # the first is the warm-up
     found = [cell.point(TIME, statistics.median(lighter / paper for paper, lighter in rounds))]
-    for name, method in METHODS.items():
+    for name, method in _METHODS.items():
         evaluations, vjps = _counts(cell.backend, choices.device, solver, along, method, cell.depth)
         found.append(cell.point(f"{name}: {EVALUATIONS}", evaluations / cell.depth))
         found.append(cell.point(f"{name}: {VJPS}", vjps / cell.depth))
@@ -110,21 +110,18 @@ def _cost(cell: Cell, choices: Choices, net: str, kind: str) -> tuple[Point, ...
 
 @cache
 def _counts(backend: str, device: str, solver: str, along: Any, method: Gradient, depth: int) -> tuple[int, int]:
-    """Evaluations and VJPs of the way back, which no seed and no size changes: counted on a small network, once."""
+    """Evaluations and VJPs of the backward pass: neither seed nor size changes them, so a small network is counted."""
     spec = NetSpec("mlp", depth, width=4, hidden=4, along=along)
-    loaded = _registry.backend(backend)
-    model = loaded.build(spec, spec.init(), solver=SOLVERS[solver], gradient=method, device=device)
-    found = loaded.measure(model, *batch(1), repeats=0)
-    return found.f_backward, found.vjp
+    model = built(backend, device, spec, spec.init(), solver, method)
+    measured = _registry.backend(backend).measure(model, *batch(1), repeats=0)
+    return measured.f_backward, measured.vjp
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Errors where weights are smooth in depth and where they are not, and seconds."""
-    from odenet._jobs.reproduce.drawing import INK, finish, over_depth
-
     panels = figure.subplots(1, 3)
     for line, net in (("-", "ResNet"), ("--", "HeunNet")):
-        for index, method in enumerate(METHODS):
+        for index, method in enumerate(_METHODS):
             label = method if net == "ResNet" else f"_{method}"  # matplotlib leaves out what begins so
             for axes, start in zip(panels, (UNTIED, INDEPENDENT), strict=False):
                 over_depth(axes, values(points, _curve(net, start), method), label, index, line)
@@ -152,11 +149,11 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         (net, start, method): medians(values(points, _curve(net, start), method))
         for net in NETS
         for start in (UNTIED, INDEPENDENT)
-        for method in METHODS
+        for method in _METHODS
     }
-    smooth = {method: error["ResNet", UNTIED, method] for method in METHODS}
-    rough = {method: error["ResNet", INDEPENDENT, method] for method in METHODS}
-    heun = {method: error["HeunNet", UNTIED, method] for method in METHODS}
+    smooth = {method: error["ResNet", UNTIED, method] for method in _METHODS}
+    rough = {method: error["ResNet", INDEPENDENT, method] for method in _METHODS}
+    heun = {method: error["HeunNet", UNTIED, method] for method in _METHODS}
     return (
         *(_lighter(points, net) for net in NETS),
         *(_faster(points, net) for net in NETS),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet._jobs.reproduce import flow
+from odenet._jobs.reproduce import flow, flow_figure
 from odenet._jobs.reproduce.flow import STATES, WEIGHTS, Flow, Start
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction
 from odenet._jobs.reproduce.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def start(seed: int, depth: int) -> Start:
 LINEAR = Flow(field, start, rate=0.1, noise=0.5 / WIDTH**0.5)
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
     return choices.cells([SMOOTH, ROUGH], choices.depths(4, 64, quick=32))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """See `flow.measure`."""
     return flow.measure(
         LINEAR,
@@ -55,8 +55,6 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Loss, smoothness and distance, and the weights over depth (figure 2)."""
-    from odenet._jobs.reproduce import flow_figure
-
     left = flow_figure.draw(points, figure, (SMOOTH, ROUGH))
     flow_figure.draw_weights(points, left, (SMOOTH, ROUGH))
 

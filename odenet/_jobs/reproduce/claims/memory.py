@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet import DiscreteAdjoint, NetSpec
 from odenet._backend import registry as _registry
-from odenet._gradients.names import Backprop, Checkpoint, Gradient
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._gradients.names import Backprop, Checkpoint, DiscreteAdjoint, Gradient
+from odenet._jobs.reproduce.drawing import INK, finish, over_depth
+from odenet._jobs.reproduce.methods import BACKPROP, NETS, built
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, falls, from_depth
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._nets.spec import NetSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NETS: dict[str, tuple[str, Any]] = {"ResNet": ("euler", "piecewise"), "HeunNet": ("heun", "linear")}
-BACKPROP, CHECKPOINT, ADJOINT = "backprop", "checkpoint", "discrete adjoint"
+CHECKPOINT, ADJOINT = "checkpoint", "discrete adjoint"
 METHODS = (BACKPROP, CHECKPOINT, ADJOINT)
 TIED, UNTIED, GRADIENT = "bytes, tied", "bytes beyond the gradient, untied", "bytes of the gradient, untied"
 EVALUATIONS = "evaluations of f a step, backward"
@@ -31,16 +31,20 @@ _GROWTH = 1.1
 
 
 @dataclass(frozen=True)
-class _Size:
+class _MeasuredSize:
     inputs: tuple[int, int, int]
     width: int
     batch: int
 
 
-_SIZES = (_Size((1, 8, 8), 8, 4), _Size((3, 32, 32), 16, 8), _Size((3, 32, 32), 64, 128))  # quick, reduced, paper
+_SIZES = (
+    _MeasuredSize((1, 8, 8), 8, 4),
+    _MeasuredSize((3, 32, 32), 16, 8),
+    _MeasuredSize((3, 32, 32), 64, 128),
+)  # quick, reduced, paper
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 256. One seed, unless more are asked for: bytes do not depend on the values of weights."""
     curves = [_curve(net, method) for net in NETS for method in METHODS]
     return choices.cells(curves, choices.depths(4, 256, quick=32), seeds=1)
@@ -51,7 +55,7 @@ def _curve(net: str, method: str) -> str:
 
 
 def _method(name: str, depth: int) -> Gradient:
-    """Of checkpointing sqrt(N) segments, which is the balance of states and stages (Chen et al. 2016)."""
+    """Checkpointing has sqrt(N) segments, which balances states and stages (Chen et al. 2016)."""
     return {
         BACKPROP: Backprop(),
         CHECKPOINT: Checkpoint(segments=round(math.sqrt(depth))),
@@ -59,7 +63,7 @@ def _method(name: str, depth: int) -> Gradient:
     }[name]
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """One gradient of the tied and of the untied network."""
     net, name = cell.curve.split(", ")
     solver, along = NETS[net]
@@ -70,13 +74,8 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
 
     def measured(spec: NetSpec) -> Any:
         with backend.prepare("float32", choices.device):
-            model = backend.build(
-                spec,
-                spec.init(cell.seed),
-                solver=SOLVERS[solver],
-                gradient=_method(name, cell.depth),
-                device=choices.device,
-            )
+            method = _method(name, cell.depth)
+            model = built(cell.backend, choices.device, spec, spec.init(cell.seed), solver, method)
             return backend.measure(model, images, labels, repeats=0)
 
     tied, untied = (
@@ -94,8 +93,6 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Tied, and untied with the gradient that every method gives back."""
-    from odenet._jobs.reproduce.drawing import INK, finish, over_depth
-
     tied, untied = figure.subplots(1, 2, sharey=True)
     for line, net in (("-", "ResNet"), ("--", "HeunNet")):
         for index, method in enumerate(METHODS):

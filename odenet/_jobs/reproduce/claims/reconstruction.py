@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import odenet
-from odenet import Depth, DiscreteAdjoint
 from odenet._backend import registry as _registry
+from odenet._backend.solve import solve
+from odenet._gradients.names import DiscreteAdjoint
+from odenet._jobs.reproduce.drawing import finish, over_depth
 from odenet._jobs.reproduce.network import field, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.verdict import Verdict, falls
-from odenet._problem.depth import Kind
-from odenet._solvers.runge_kutta import SOLVERS
+from odenet._problem.depth import Depth, Kind
+from odenet._solvers.names import SOLVERS
+from odenet._solvers.names import solver as solver_named
 from odenet.theory import reversed_depth, way_back
 
 if TYPE_CHECKING:
@@ -36,12 +38,12 @@ paper's bound: the leading error of a step of even order and that of the step ba
 _ASYMPTOTIC = 16  # an order is a statement about deep networks
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 2 to 4096."""
     return choices.cells(list(METHODS), choices.depths(2, 4096, quick=256))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """All states forward, then all states from the last one back."""
     kind = METHODS[cell.curve][1]
     nodes = np.arange(cell.depth + (kind == "linear")) / cell.depth
@@ -61,9 +63,11 @@ def _there_and_back(backend: str, curve: str) -> Callable[[Any, Any], tuple[Any,
 
     def solves(y0: Any, tree: Any) -> tuple[Any, Any]:
         weights = Depth(tree, kind)
-        there = odenet.solve(field, y0, weights, solver=solver, ts="all", backend=backend)
+        there = solve(field, y0, weights, solver=solver_named(solver), ts="all", backend=_registry.entry(backend))
         around = reversed_depth(weights)
-        back = odenet.solve(field, there.y1, around, t0=1.0, t1=0.0, solver=reverse, ts="all", backend=backend)
+        back = solve(
+            field, there.y1, around, t0=1.0, t1=0.0, solver=reverse, ts="all", backend=_registry.entry(backend)
+        )
         return there.ys, back.ys
 
     return _registry.backend(backend).compiled(solves)
@@ -71,8 +75,6 @@ def _there_and_back(backend: str, curve: str) -> Callable[[Any, Any], tuple[Any,
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Error over depth."""
-    from odenet._jobs.reproduce.drawing import finish, over_depth
-
     axes = figure.subplots()
     for index, curve in enumerate(METHODS):
         over_depth(axes, values(points, curve, ERROR), curve, index)

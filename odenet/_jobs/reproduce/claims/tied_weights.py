@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from odenet import DiscreteAdjoint
-from odenet._gradients.names import Backprop, Gradient
+from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.errors import errors
-from odenet._jobs.reproduce.reproduction import Cell, Choices, Point, Reproduction, values
+from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.training import Recipe, guessing, sample, small_network, train
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, as_good, below, falls, medians
 
@@ -17,13 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ERROR, GUESSING = "test error", "error of guessing"
-BACKPROP, PAPER = "backprop", "paper"
 GRADIENT_PAPER, GRADIENT_CORRECTED = "gradient error, paper", "gradient error, corrected"
-CURVES: dict[str, Gradient] = {BACKPROP: Backprop(), PAPER: DiscreteAdjoint(correct=False)}
-_METHODS: dict[str, Gradient] = {
-    GRADIENT_PAPER: DiscreteAdjoint(correct=False),
-    GRADIENT_CORRECTED: DiscreteAdjoint(),
-}
+CURVES = {name: METHODS[name] for name in (BACKPROP, PAPER)}
+_METHODS = {GRADIENT_PAPER: METHODS[PAPER], GRADIENT_CORRECTED: METHODS[CORRECTED]}
 POINTS = 1.0  # of accuracy that a deep network may differ by
 MORE = 5.0  # points, of a deep network over a shallow one: one that does not train has tens
 _QUICK = Recipe(images=600, test=None, epochs=3, batch=50, lr=0.1)
@@ -31,12 +27,12 @@ _REDUCED = Recipe(images=2000, test=2000, epochs=5, batch=50, lr=0.1)
 _PAPER = Recipe(images=None, test=None, epochs=200, batch=128, lr=0.1)
 
 
-def cells(choices: Choices) -> tuple[Cell, ...]:
+def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
     return choices.cells(list(CURVES), choices.depths(4, 64, quick=32), seeds=choices.sized(2, 3, 5))
 
 
-def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Train; of the network that backpropagation made, the errors of other gradients."""
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
     spec = small_network(choices, cell.depth, "shared")
@@ -52,8 +48,6 @@ def measure(cell: Cell, choices: Choices) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Test errors and gradient errors over depth."""
-    from odenet._jobs.reproduce.drawing import finish, over_depth, slope
-
     error, apart = figure.subplots(1, 2)
     for index, curve in enumerate(CURVES):
         over_depth(error, values(points, curve, ERROR), curve, index, "-" if index == 0 else "--")

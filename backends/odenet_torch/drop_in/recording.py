@@ -1,0 +1,196 @@
+"""What the evaluations of `odeint_adjoint`'s way forth drew, and the way to evaluate the field again as it was.
+
+Dropout draws the same mask in the step of the way back that goes over a step of the way forth, and BatchNorm does not
+count a batch again. Only a field that draws in its first evaluation is watched: others cost nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from odenet import GradientError
+from odenet._solvers.tableau import Tableau
+from odenet_torch.field import random_state as _dice
+from odenet_torch.field.called_modules import indifferent
+
+Value = TypeVar("Value")
+Told = Callable[[int, int, float, float], None]
+_CLOSE = 1e-4  # of a step: how far apart its ends may lie on the two ways
+
+
+class Recording:
+    """Of one solve.
+
+    Args:
+        func: the user's function, whose modules are looked at.
+        device: of the state.
+    """
+
+    def __init__(self, func: Callable[..., Any], device: torch.device) -> None:
+        self.func = func
+        self.device = device
+        self.count = 0
+        self.draws = False
+        """Whether the field drew random numbers in its first evaluation."""
+        self.tableau: Tableau | None = None
+        """Of the way forth; None for a method whose steps follow the error."""
+        self.ends: list[tuple[float, float]] = []
+        self.states: dict[tuple[int, int], list[Tensor]] = {}
+        self.place: tuple[int, int] | None = None
+        """Step and stage that are evaluated next, where that is known."""
+        self.backward = False
+
+    def first(self, call: Callable[[], Value]) -> Value:
+        """The first evaluation, made before the solve, whose result the first stage of the first step then has."""
+        before = _dice.state(self.device)
+        value = call()
+        self.count = 1
+        self.draws = not _dice.same(before, _dice.state(self.device))
+        if self.draws:
+            self.states[0, 0] = before
+        return value
+
+    def evaluate(self, call: Callable[[], Any]) -> Any:
+        """The field, on the way forth or back."""
+        self.count += 1
+        first = self.count == 1
+        if not (first or self.draws):
+            return call()
+        place, self.place = self.place, None
+        if self.backward:
+            if place is not None and place in self.states:
+                _dice.restore(self.device, self.states[place])
+            return call()
+        before = _dice.state(self.device)
+        value = call()
+        if first:
+            self.draws = not _dice.same(before, _dice.state(self.device))
+        if self.draws and place is not None:
+            self.states.setdefault(place, before)
+        return value
+
+    def forth(self, tableau: Tableau) -> Told:
+        """For a method: what is told of the step and stage that come next, and the ends of the step."""
+        self.tableau = tableau
+
+        def told(n: int, stage: int, start: float, end: float) -> None:
+            if n == len(self.ends):
+                self.ends.append((start, end))
+            self.place = n, stage
+
+        return told
+
+    def back(self, tableau: Tableau) -> Told | None:
+        """The same on the way back: None where nothing was drawn.
+
+        Raises:
+            GradientError: of the step, if it is not one of the way forth.
+        """
+        if not self.draws:
+            return None
+        assert self.tableau is not None
+        stages = _stages_forth(self.tableau, tableau)
+
+        def told(n: int, stage: int, start: float, end: float) -> None:
+            self.place = self._step(end, start), stages[stage]
+
+        return told
+
+    @contextlib.contextmanager
+    def again(self, adaptive: bool) -> Iterator[None]:
+        """The way back: random state and the statistics of normalisation are as before when it is over.
+
+        Raises:
+            GradientError: the field draws, and the steps follow the error: what it drew belongs to no step back.
+        """
+        if self.draws and (adaptive or self.tableau is None):
+            raise _not_replayed("whose steps follow its error")
+        self.backward = True
+        state = _dice.state(self.device)
+        swapped = [
+            (module, name, buffer)
+            for module in modules_of(self.func)
+            if indifferent(module)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        for module, name, buffer in swapped:
+            module._buffers[name] = buffer.detach().clone()
+        try:
+            yield
+        finally:
+            for module, name, buffer in reversed(swapped):
+                module._buffers[name] = buffer
+            if self.draws:
+                _dice.restore(self.device, state)
+
+    def _step(self, start: float, end: float) -> int:
+        for n, (a, b) in enumerate(self.ends):
+            if max(abs(a - start), abs(b - end)) <= _CLOSE * abs(b - a):
+                return n
+        raise _not_replayed(f"which takes a step back from t={end:.8g} to {start:.8g} that the way forth did not take")
+
+
+def _stages_forth(forth: Tableau, back: Tableau) -> list[int]:
+    """For each stage of a step back, the stage of the step forth whose draw it takes.
+
+    One of the same weight, so that the whole step weighs each draw as it did; of several the nearest in time.
+    """
+    count = range(forth.step_stages)
+    found = []
+    for node, weight in zip(back.c[: back.step_stages], back.b, strict=False):
+        alike = [i for i in count if forth.b[i] == weight] or list(count)
+        found.append(min(alike, key=lambda i: abs(forth.c[i] - (1 - node))))
+    return found
+
+
+def _not_replayed(what: str) -> GradientError:
+    return GradientError(
+        f"a field that draws random numbers (dropout in training?) with odeint_adjoint, {what}",
+        "methods of fixed steps whose steps are the same on both ways, which draw the same numbers again; or odeint",
+        "call func.eval(), take odeint, or a method such as rk4 without step_size or with one that divides the times",
+    )
+
+
+def modules_of(func: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that a function is, or is seen to hold: itself, its object, what it closes over or names."""
+    roots: list[Any] = [func]
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    while roots:
+        value = roots.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found |= {id(module): module for module in value.modules()}
+        elif isinstance(value, functools.partial):
+            roots += [value.func, *value.args, *value.keywords.values()]
+        elif inspect.ismethod(value):
+            roots += [value.__self__, value.__func__]
+        elif inspect.isfunction(value):
+            cells = list(inspect.getclosurevars(value).nonlocals.values())
+            names = [value.__globals__.get(name) for name in value.__code__.co_names]
+            defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+            roots += [each for each in (*cells, *names, *defaults) if _may_hold(each)]
+        elif isinstance(value, (list, tuple)):
+            roots += [each for each in value if _may_hold(each)]
+        elif isinstance(value, dict):
+            roots += [each for each in value.values() if _may_hold(each)]
+        elif value is func or callable(value):
+            roots += [each for each in getattr(value, "__dict__", {}).values() if _may_hold(each)]
+    return list(found.values())
+
+
+def _may_hold(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)):
+        return len(value) < 1000
+    plain = inspect.ismodule(value) or inspect.isclass(value) or inspect.isbuiltin(value)
+    return not plain and (callable(value) or isinstance(value, nn.Module))

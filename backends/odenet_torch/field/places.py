@@ -1,0 +1,163 @@
+"""Places that values stand in, and that code may put others in: attributes, containers, cells of closures, names."""
+
+from __future__ import annotations
+
+import operator
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+MISSING = object()
+"""In the place of a value: there is none."""
+OF_MODULES = frozenset(vars(nn.Module()))
+"""The attributes that every module has."""
+
+
+class Where(ABC):
+    """A place with values under keys.
+
+    Args:
+        name: beside that of what it was reached from, for messages.
+    """
+
+    @property
+    def entries(self) -> dict[Any, Any] | None:
+        """The dict that they stand in, where there is one."""
+        return None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def contents(self) -> dict[Any, Any]:
+        """What stands here now."""
+
+    @abstractmethod
+    def put(self, key: Any, value: Any) -> None:
+        """Let a value stand here; MISSING for none."""
+
+    def keys(self, contents: dict[Any, Any]) -> Iterable[Any]:
+        """Of the contents, and those that something may be put under."""
+        return contents
+
+    def same(self, contents: dict[Any, Any]) -> bool:
+        """Whether the same objects stand here now: a quick look, which may say no where they are equal."""
+        now = self.contents()
+        return now.keys() == contents.keys() and all(now[key] is contents[key] for key in now)
+
+    def called(self, key: Any) -> str:
+        """The name of a value, for messages."""
+        return self.name if key is None else f"{self.name}.{key}".removeprefix(".")
+
+
+class Mapping(Where):
+    """A dict, or the attributes of an object."""
+
+    def __init__(self, name: str, entries: dict[Any, Any]) -> None:
+        super().__init__(name)
+        self._entries = entries
+
+    @property
+    def entries(self) -> dict[Any, Any]:
+        return self._entries
+
+    def contents(self) -> dict[Any, Any]:
+        return dict(self.entries)
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is MISSING:
+            self.entries.pop(key, None)
+        else:
+            self.entries[key] = value
+
+
+class Attributes(Mapping):
+    """Those of a module, beside what every module has."""
+
+    def contents(self) -> dict[Any, Any]:
+        return {key: value for key, value in self.entries.items() if key not in OF_MODULES}
+
+
+class Items(Mapping):
+    """The entries of a dict."""
+
+    def called(self, key: Any) -> str:
+        return f"{self.name}[{key!r}]".removeprefix(".")
+
+
+class Globals(Mapping):
+    """Some global names."""
+
+    def __init__(self, entries: dict[str, Any], names: frozenset[str]) -> None:
+        super().__init__("", entries)
+        self.names = names
+
+    def contents(self) -> dict[Any, Any]:
+        entries = self.entries
+        return {name: entries[name] for name in self.names if name in entries}
+
+    def keys(self, contents: dict[Any, Any]) -> Iterable[Any]:
+        return self.names
+
+    def called(self, key: Any) -> str:
+        return f"the global name {key}"
+
+
+class Sequence(Where):
+    """A list, deque or set, as a whole."""
+
+    def __init__(self, name: str, values: Any) -> None:
+        super().__init__(name)
+        self.values = values
+
+    def contents(self) -> dict[Any, Any]:
+        return {None: tuple(self.values)}
+
+    def same(self, contents: dict[Any, Any]) -> bool:
+        before = contents[None]
+        return len(before) == len(self.values) and all(map(operator.is_, self.values, before))
+
+    def put(self, key: Any, value: Any) -> None:
+        self.values.clear()
+        (self.values.update if isinstance(self.values, set) else self.values.extend)(value)
+
+
+class Cell(Where):
+    """What a closure holds under a name."""
+
+    def __init__(self, name: str, cell: types.CellType) -> None:
+        super().__init__(name)
+        self.cell = cell
+
+    def contents(self) -> dict[Any, Any]:
+        try:
+            return {None: self.cell.cell_contents}
+        except ValueError:  # nothing yet
+            return {}
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is MISSING:
+            del self.cell.cell_contents
+        else:
+            self.cell.cell_contents = value
+
+
+class OfClass(Where):
+    """Attributes of a class that are no code."""
+
+    def __init__(self, kind: type, names: frozenset[str]) -> None:
+        super().__init__(kind.__name__)
+        self.kind, self.names = kind, names
+
+    def contents(self) -> dict[Any, Any]:
+        own = vars(self.kind)
+        return {name: own[name] for name in self.names if name in own}
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is MISSING:
+            delattr(self.kind, key)
+        else:
+            setattr(self.kind, key, value)

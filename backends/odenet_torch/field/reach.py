@@ -1,0 +1,290 @@
+"""The places that code can reach from a function, a module or an object, and that other code may write to.
+
+Attributes of modules and of objects of the same package, lists, dicts, sets, cells of closures, and the global names
+that the code of a function reads. Library code is taken to keep nothing.
+
+Over 250 lines: one walk, with a method for each kind of value that it comes to.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dis
+import functools
+import operator
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from odenet_torch.field.places import (
+    OF_MODULES,
+    Attributes,
+    Cell,
+    Globals,
+    Items,
+    Mapping,
+    OfClass,
+    Sequence,
+    Where,
+)
+
+_MANY = 4096  # entries of a container that is not looked into
+_LIMIT = 20_000  # values that are looked at
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.Size})
+_DATA = (bool, int, float, complex, str, list, dict, set, tuple, Tensor, np.ndarray)
+LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
+_RECORDS = (types.SimpleNamespace,)
+
+
+class Reach:
+    """All that can be reached from something.
+
+    Args:
+        root: a function, module or object.
+    """
+
+    def __init__(self, root: object) -> None:
+        self.places: list[Where] = []
+        self.watched: list[tuple[str, Tensor | np.ndarray]] = []
+        """Tensors and arrays, which may be written on."""
+        self.hooks: list[dict[Any, Any]] = []
+        """Of modules; those that were empty are looked into when they no longer are."""
+        self.modules: list[nn.Module] = []
+        """Those that are not within another."""
+        self._inner: set[int] = set()
+        self._packages = {_package(root)}
+        self._seen: set[int] = set()
+        self._alive: list[Any] = []  # so that no id is taken again
+        stack: list[tuple[str, Any]] = [("", root)]
+        while stack and len(self._seen) < _LIMIT:
+            name, value = stack.pop()
+            kind = type(value)
+            if kind in _ATOMS or id(value) in self._seen:
+                continue
+            self._seen.add(id(value))
+            self._alive.append(value)
+            into = _INTO.get(kind) or _into(kind)
+            if into is not None:
+                stack.extend(into(self, name, value))
+        self._alive.clear()
+        self.modules = [module for module in self.modules if id(module) not in self._inner]
+        self.contents = [place.contents() for place in self.places]
+        # dicts are compared all in one go: this is asked in every pass
+        pairs = [*zip(self.places, self.contents, strict=True)]
+        self._sized = [p.entries for p, _ in pairs if p.entries is not None and type(p) is not Globals] + self.hooks
+        self._sizes = [*map(len, self._sized)]
+        slots = [(p.entries, key, c.get(key)) for p, c in pairs if p.entries is not None for key in p.keys(c)]
+        self._slots = [*zip(*slots, strict=True)] or [(), (), ()]
+        self._others = [(place, contents) for place, contents in pairs if place.entries is None]
+
+    def current(self) -> bool:
+        """Whether all of it still stands where it stood; it may say no where what stands there is equal."""
+        entries, keys, values = self._slots
+        if self._sizes != [*map(len, self._sized)] or not all(map(operator.is_, map(dict.get, entries, keys), values)):
+            return False
+        return not self._others or all(place.same(contents) for place, contents in self._others)
+
+    def without(self, gone: set[int], contents: list[dict[Any, Any]]) -> Reach:
+        """The same without some tensors, by `id`, and of the places only these contents."""
+        rest = copy.copy(self)
+        rest.contents = contents
+        rest.watched = [each for each in self.watched if id(each[1]) not in gone]
+        rest._sizes, rest._slots, rest._others = [-1], [(), (), ()], []  # it was no longer current
+        return rest
+
+    def watch(self, name: str, value: Tensor | np.ndarray) -> Iterable[tuple[str, Any]]:
+        """A tensor or an array."""
+        self.watched.append((name, value))
+        return ()
+
+    def module(self, name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+        """Its attributes, children, and hooks."""
+        own, kind = vars(module), type(module)
+        self.modules.append(module)
+        self._inner |= set(map(id, module._modules.values()))
+        self.hooks += (module._forward_hooks, module._forward_pre_hooks)
+        yield from ((f"{name}.{key}", child) for key, child in module._modules.items())
+        # what other parts of torch, such as torch.distributed, keep on a module is theirs
+        if kind.__module__.startswith("torch.") and not kind.__module__.startswith(("torch.nn.modules", "torch.nn.ut")):
+            return
+        self.places.append(Attributes(name, own))
+        if module._modules:
+            self.places.append(Mapping(name, module._modules))
+        for key, value in own.items():
+            if type(value) not in _ATOMS and (key not in OF_MODULES or ("hook" in key and value)):
+                yield f"{name}.{key}", value
+        yield from self.kind(kind)
+
+    def object(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        """The attributes of an object of the same package."""
+        own = getattr(value, "__dict__", None)
+        if not isinstance(own, dict):
+            return
+        if type(value).__module__.startswith("odenet_torch.conversion"):
+            yield from ((name, inner) for inner in own.values() if isinstance(inner, nn.Module))
+        elif _package(value) in self._packages or isinstance(value, _RECORDS):
+            self.places.append(Mapping(name, own))
+            yield from ((f"{name}.{key}", item) for key, item in own.items())
+            yield from self.kind(type(value))
+
+    def kind(self, kind: type) -> Iterator[tuple[str, Any]]:
+        """Attributes of a class, and what its code reads."""
+        for each in kind.__mro__:
+            if each is object or _root(each.__module__) in LIBRARIES or id(each) in self._seen:
+                continue
+            self._seen.add(id(each))
+            code, names = _members(each)
+            if names:
+                self.places.append(OfClass(each, names))
+            own = vars(each)
+            yield from ((f"{each.__name__}.{name}", own[name]) for name in names)
+            yield from code
+
+    def function(self, name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+        """What it closes over, its defaults, and the global names that it reads."""
+        if _root(function.__module__ or "") in LIBRARIES:
+            return
+        self._packages.add(_package(function))
+        for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if id(cell) not in self._seen and free != "__class__":
+                self._seen.add(id(cell))
+                self._alive.append(cell)
+                self.places.append(place := Cell(free, cell))
+                yield from ((free, value) for value in place.contents().values())
+        yield from ((f"{name} (a default)", value) for value in function.__defaults__ or ())
+        yield from ((f"{name} (a default)", value) for value in (function.__kwdefaults__ or {}).values())
+        if function.__dict__:
+            yield name, function.__dict__
+        reads, writes = _names(function.__code__)
+        entries = function.__globals__
+        names = frozenset(key for key in reads if _watched(entries.get(key, entries), entries)) | writes
+        if names:
+            self.places.append(Globals(entries, names))
+            yield from ((key, entries[key]) for key in names if key in entries)
+
+    def mapping(self, name: str, value: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
+        """A dict and its entries."""
+        if len(value) > _MANY:
+            return ()
+        self.places.append(Items(name, value))
+        return ((f"{name}[{key!r}]", item) for key, item in value.items())
+
+    def sequence(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """A list, deque or set, and its entries."""
+        if len(value) > _MANY:
+            return ()
+        self.places.append(Sequence(name, value))
+        return ((f"{name}[{i}]", item) for i, item in enumerate(value))
+
+    def fixed(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """What is made of other values for good."""
+        parts: Iterable[Any]
+        match value:
+            case types.MethodType():
+                return (name, value.__self__), (name, value.__func__)
+            case functools.partial():
+                parts = (value.func, *value.args, *value.keywords.values())
+            case _:
+                parts = value if len(value) <= _MANY else ()
+        return ((f"{name}[{i}]", part) for i, part in enumerate(parts))
+
+
+def _into(kind: type) -> Callable[[Reach, str, Any], Iterable[tuple[str, Any]]] | None:
+    """How values of a class are looked into."""
+    base = next((base for base in _WAYS if issubclass(kind, base)), None)
+    # a container with access of its own, such as one that makes what it is asked for, is no place to look into
+    strange = base in _CONTAINERS and kind not in _CONTAINERS and any(name in vars(kind) for name in _ACCESS)
+    into = Reach.object if base is None or strange else _WAYS[base]
+    _INTO[kind] = into
+    return into
+
+
+_WAYS: dict[type, Callable[[Reach, str, Any], Iterable[tuple[str, Any]]]] = {
+    Tensor: Reach.watch,
+    np.ndarray: Reach.watch,
+    nn.Module: Reach.module,
+    types.FunctionType: Reach.function,
+    dict: Reach.mapping,
+    list: Reach.sequence,
+    set: Reach.sequence,
+    collections.deque: Reach.sequence,
+    types.MethodType: Reach.fixed,
+    functools.partial: Reach.fixed,
+    tuple: Reach.fixed,
+}
+_CONTAINERS = {dict, list, set, tuple, collections.deque, collections.OrderedDict, collections.defaultdict}
+_ACCESS = ("__getitem__", "__setitem__", "__iter__", "keys", "items")
+_INTO: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
+
+
+@functools.lru_cache(4096)
+def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The global names that code reads, and those that it writes."""
+    reads, writes = set[str](), set[str]()
+    for each in dis.get_instructions(code):
+        if each.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
+            (writes if each.opname == "STORE_GLOBAL" else reads).add(each.argval)
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            more_reads, more_writes = _names(each)
+            reads |= more_reads
+            writes |= more_writes
+    return frozenset(reads), frozenset(writes)
+
+
+def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
+    """What the code of a class reads beside its instances: attributes of the class, and global names."""
+    for each in kind.__mro__:
+        if each is object or _root(each.__module__) in LIBRARIES:
+            continue
+        code, names = _members(each)
+        own = vars(each)
+        yield from ((name, own[name]) for name in sorted(names))
+        for _, function in code:
+            entries = function.__globals__
+            for name in sorted(_names(function.__code__)[0]):
+                if name in entries and isinstance(entries[name], _DATA):
+                    yield name, entries[name]
+
+
+def _watched(value: Any, entries: dict[str, Any]) -> bool:
+    """Whether a global name stands for data, or for a function beside the one that reads it."""
+    if isinstance(value, types.FunctionType):
+        return value.__globals__ is entries
+    return value is not entries and not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type))
+
+
+_MEMBERS: weakref.WeakKeyDictionary[type, tuple[int, list[str], frozenset[str]]] = weakref.WeakKeyDictionary()
+
+
+def _members(kind: type) -> tuple[list[tuple[str, Any]], frozenset[str]]:
+    """The functions of a class, and the names of its attributes that are no code."""
+    own = vars(kind)
+    known = _MEMBERS.get(kind)
+    if known is None or known[0] != len(own):
+        code = [key for key, value in own.items() if isinstance(_code(value), types.FunctionType)]
+        data = [key for key, value in own.items() if isinstance(value, _DATA) and not key.startswith("__")]
+        known = _MEMBERS[kind] = len(own), code, frozenset(data)
+    return [(f"{kind.__name__}.{key}", _code(own[key])) for key in known[1] if key in own], known[2]
+
+
+def _code(value: Any) -> Any:
+    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+
+
+def _package(value: object) -> str:
+    """The package of a function, or of the class of an object."""
+    module = getattr(value, "__module__", None)
+    return _root(module if isinstance(module, str) else type(value).__module__)
+
+
+@functools.lru_cache(4096)
+def _root(module: str) -> str:
+    return module.partition(".")[0]

@@ -1,0 +1,190 @@
+"""What f reads beside its arguments, as it was when f ran, and what f leaves there.
+
+A loss that a block keeps, a feature that a hook appends to a list, a graph that the user sets before each solve: f
+must find again what it found when it runs again, and a run of ours must leave nothing behind. What there is to
+look at is told by `reach`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from odenet import GradientError
+from odenet_torch.field.places import MISSING, Where
+from odenet_torch.field.reach import Reach
+from odenet_torch.field.written_on import sampled, version
+
+Difference = tuple[Where, Any, Any, Any]
+"""A place, a key there, what stood there, and what stands there now."""
+_NUMBERS = (bool, int, float, complex)
+_KNOWN: dict[int, tuple[weakref.ref[Any], Reach]] = {}
+
+
+def reach(root: object) -> Reach:
+    """What can be reached from something now; looked up again only where something stands elsewhere."""
+    known = _KNOWN.get(id(root))
+    if known is not None and known[0]() is root and known[1].current():
+        return known[1]
+    now, key = Reach(root), id(root)
+    with contextlib.suppress(TypeError):  # what can't be referred to weakly is looked up anew each time
+        # names are bound early: the last of these are called when modules have been cleared
+        _KNOWN[key] = weakref.ref(root, lambda _, known=_KNOWN: known.pop(key, None)), now
+    return now
+
+
+class Surroundings:
+    """Those of something that f is made of, now.
+
+    Args:
+        name: of it, for messages.
+        root: a function, module or object.
+    """
+
+    def __init__(self, name: str, root: object) -> None:
+        self.name, self.root = name, root
+        self.reach = reach(root)
+        self.before = self.reach.contents
+        self.values = [*map(_value, self.reach.watched)]
+        self.own: set[tuple[int, Any]] = set()
+
+    def differences(self) -> list[Difference]:
+        """What stands elsewhere now."""
+        return [] if self.reach.current() else differences(self.reach.places, self.before)
+
+    def written(self) -> None:
+        """All that differs now was changed by f itself, which does not expect to find it again.
+
+        What stood there before is let go, so that no results of the last pass stay alive.
+        """
+        found = self.differences()
+        if found:
+            self.own = {(id(place), key) for place, key, _, _ in found}
+            _KNOWN.pop(id(self.root), None)
+            pairs = zip(self.reach.places, self.before, strict=True)
+            self.before = [{k: v for k, v in c.items() if (id(p), k) not in self.own} for p, c in pairs]
+            gone = {id(tensor) for _, _, old, _ in found for tensor in tensors_in(old)}
+            self.reach = self.reach.without(gone, self.before)
+            self.values = [*map(_value, self.reach.watched)]
+        else:
+            now = [*map(_value, self.reach.watched)]
+            self.values = [one if one == other else None for one, other in zip(self.values, now, strict=True)]
+
+    def require_unwritten(self) -> None:
+        """Looks whether the tensors and arrays that f may read still hold what they held.
+
+        Raises:
+            GradientError: one was written on, and not by f.
+        """
+        for (name, held), value in zip(self.reach.watched, self.values, strict=True):
+            if value is not None and _value((name, held)) != value:
+                raise GradientError(
+                    f"{full(self.name, name)}, which the field may read, was modified by an inplace operation after "
+                    "the forward pass, and the field is to run again",
+                    "the same values in the forward and the backward pass",
+                    "call backward() first, put another tensor in its place instead of writing on it, or take "
+                    "gradient='backprop'",
+                )
+
+    def untouched(self) -> bool:
+        """Whether all is as f found and left it, so that nothing has to be done where f runs again."""
+        return not self.own and self.reach.current()
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Inside, f finds what it found; afterwards no tensor with a graph stands where another stood.
+
+        What f logs or counts is logged and counted in a way back, too.
+        """
+        current = self.reach.current()
+        found = [] if current else self.differences()
+        swapped = [each for each in found if (id(each[0]), each[1]) not in self.own]
+        for place, key, old, _ in swapped:
+            place.put(key, old)
+        now = self.before if current else [place.contents() for place in self.reach.places]
+        try:
+            yield
+        finally:
+            if not current or not self.reach.current():
+                put_back(each for each in differences(self.reach.places, now) if _of_graph(each))
+            for place, key, _, new in reversed(swapped):
+                place.put(key, new)
+
+    def left(self) -> list[Difference]:
+        """Where something was put that holds tensors."""
+        found = []
+        for place, key, old, new in self.differences():
+            known = {id(tensor) for tensor in tensors_in(old)}
+            if any(id(tensor) not in known for tensor in tensors_in(new)):
+                found.append((place, key, old, new))
+        return found
+
+
+def differences(places: Sequence[Where], before: Sequence[dict[Any, Any]]) -> list[Difference]:
+    """What stands elsewhere than it did."""
+    found = []
+    for place, then in zip(places, before, strict=True):
+        now = place.contents()
+        for key in dict.fromkeys((*then, *now)):
+            old, new = then.get(key, MISSING), now.get(key, MISSING)
+            if not _same(old, new):
+                found.append((place, key, old, new))
+    return found
+
+
+def put_back(found: Iterable[Difference]) -> None:
+    """What stood there."""
+    for place, key, old, _ in found:
+        place.put(key, old)
+
+
+@contextlib.contextmanager
+def no_trace(roots: Iterable[object]) -> Iterator[None]:
+    """Afterwards all that can be reached from these holds what it held."""
+    looked = [reach(root) for root in roots]
+    try:
+        yield
+    finally:
+        for each in looked:
+            if not each.current():
+                put_back(differences(each.places, each.contents))
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, or in a container of values."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (tensor for item in value.values() for tensor in tensors_in(item))
+    elif isinstance(value, (list, tuple, set)):
+        yield from (tensor for item in value for tensor in tensors_in(item))
+
+
+def full(root: str, name: str) -> str:
+    """What a place is called in a message."""
+    return f"{name.removeprefix('.')} of {root}" if name else root
+
+
+def _value(watched: tuple[str, Any]) -> Any:
+    """What tells whether a tensor or an array was written on."""
+    held = watched[1]
+    return (version(held), sampled(held)) if isinstance(held, Tensor) else held.tobytes()
+
+
+def _same(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if type(old) is tuple:
+        return len(old) == len(new) and all(map(_same, old, new))
+    return isinstance(old, (*_NUMBERS, str, bytes)) and (old == new or old != old != new)
+
+
+def _of_graph(difference: Difference) -> bool:
+    _, _, old, new = difference
+    return any(tensor.requires_grad for value in (old, new) for tensor in tensors_in(value))

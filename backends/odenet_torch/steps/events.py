@@ -1,0 +1,198 @@
+"""Where in a step an event's condition changes, found on dense output."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import Event, InputError, StateError
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.tableau import Tableau
+from odenet_torch.field.memory import versions
+from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.dense import between
+from odenet_torch.steps.size_control import Step
+
+
+def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
+    """The entries of an event's condition, numbers or booleans.
+
+    Raises:
+        InputError: it returned neither.
+    """
+    time = torch.as_tensor(t, dtype=layout.time, device=layout.device)
+    return asked(event, layout, time, y).reshape(-1)
+
+
+def asked(event: Event, layout: Layout, t: Tensor, y: Leaves) -> Tensor:
+    """The entries of a condition in their own shape.
+
+    Raises:
+        InputError: it returned no entries. StateError: it wrote on the state.
+    """
+    before = versions(y)
+    found = _entries(event.condition(t, layout.call(y)))
+    if versions(y) != before:
+        raise StateError(
+            "an event's condition wrote on the state that it was given",
+            "conditions that leave their arguments as they are",
+            "work on y.clone()",
+        )
+    return found
+
+
+def _entries(value: Any) -> Tensor:
+    try:
+        entries = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"an event's condition returned a {type(value).__name__} ({error})", _ALLOWED) from error
+    if entries.is_complex() or not entries.numel():
+        raise InputError(f"an event's condition returned {entries}", _ALLOWED)
+    return entries
+
+
+_ALLOWED = "a real number or a boolean, or an array of them"
+
+
+def signed(entries: Tensor) -> Tensor:
+    """Entries of a condition as numbers: of booleans 1 for true and -1 for false."""
+    return entries.to(torch.int8) * 2 - 1 if entries.dtype is torch.bool else entries
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where in a step an event's condition changes.
+
+    Args:
+        position: in the step, from 0 to 1.
+        entry: of the condition.
+    """
+
+    position: float
+    entry: int
+
+
+class Watch:
+    """Looks for the first change of an event's condition, see `odenet.Event`.
+
+    Args:
+        event: with the condition.
+        layout: of the state.
+        tableau: the method, whose dense output is looked at.
+        t, y: where the solve begins.
+    """
+
+    def __init__(self, event: Event, layout: Layout, tableau: Tableau, t: float, y: Leaves) -> None:
+        self.event = event
+        self.layout = layout
+        self.tableau = tableau
+        self.shape: torch.Size | None = None
+        with torch.no_grad():
+            (now,) = self._values([t], [y])
+        self.before = [value if value == value else 0.0 for value in now]
+
+    def crossing(self, step: Step) -> Crossing | None:
+        """The first change within a step; None without one. One host read a step."""
+        positions = self.event.positions(begun=all(self.before))
+        ends = step.ends if positions else ()
+        with torch.no_grad():
+            first = self._first(step, 0.0, positions, 1.0, ends)
+            if first is None:
+                return None
+            low, high, entry = first
+            ends = step.ends
+            # of several changes within that part the first
+            finer = [low + (high - low) * part for part in self.event.positions()]
+            low, high, entry = self._first(step, low, finer, high, ends) or first
+            return self._bisected(step, low, high, entry, ends)
+
+    def _first(
+        self, step: Step, low: float, positions: Sequence[float], high: float, ends: Sequence[Leaves]
+    ) -> tuple[float, float, int] | None:
+        """Between which of the positions the condition changes first, and which entry of it."""
+        times = [step.t + position * step.h for position in positions]
+        states = self._inside(step, positions, ends)
+        if high == 1.0:
+            times, states = [*times, step.t1], [*states, step.y1]
+        else:
+            times, states = [*times, step.t + high * step.h], [*states, self._between(step, high, ends)]
+        for position, now in zip((*positions, high), self._values(times, states), strict=True):
+            entries = self._changed(now)
+            if entries:
+                return low, position, entries[0]
+            self.before = [b if a == 0 or a != a else a for b, a in zip(self.before, now, strict=True)]
+            low = position
+        return None
+
+    def _bisected(self, step: Step, low: float, high: float, entry: int, ends: Sequence[Leaves]) -> Crossing:
+        tolerance = self.event.tolerance
+        least = 2.0**-52 if tolerance is None else tolerance / abs(step.h)
+        while high - low > least:
+            middle = (low + high) / 2
+            if middle in (low, high):
+                break
+            (now,) = self._values([step.t + middle * step.h], [self._between(step, middle, ends)])
+            entries = self._changed(now)
+            if entries:
+                high, entry = middle, entries[0]
+            else:
+                low = middle
+        return Crossing(high, entry)
+
+    def _between(self, step: Step, position: float, ends: Sequence[Leaves]) -> Leaves:
+        return between(self.tableau, position, step.y, step.h, ends)
+
+    def _inside(self, step: Step, positions: Sequence[float], ends: Sequence[Leaves]) -> list[Leaves]:
+        """The states at positions within the step: small ones by one product for all."""
+        if not positions:
+            return []
+        if sum(leaf.numel() for leaf in step.y) > _SMALL:
+            return [self._between(step, position, ends) for position in positions]
+        columns = [
+            (leaf + step.h * torch.tensordot(_weights(self.tableau, positions, leaf), torch.stack(slopes), 1)).unbind(0)
+            for leaf, *slopes in zip(step.y, *ends, strict=True)
+        ]
+        return list(zip(*columns, strict=True))
+
+    def _values(self, times: Sequence[float], states: Sequence[Leaves]) -> list[list[float]]:
+        """The entries of the condition at each time: one host read."""
+        layout = self.layout
+        moments = torch.tensor(times, dtype=layout.time, device=layout.device).unbind(0)
+        looks = [asked(self.event, layout, t, y) for t, y in zip(moments, states, strict=True)]
+        if self.shape is None:
+            self.shape = looks[0].shape
+        for look in looks:
+            if look.shape != self.shape:
+                raise InputError(
+                    f"an event's condition had shape {tuple(self.shape)}, and now {tuple(look.shape)}",
+                    "the same shape at all times",
+                )
+        return signed(torch.stack(looks)).reshape(len(looks), -1).tolist()
+
+    def _changed(self, values: list[float]) -> list[int]:
+        """The entries that have changed, in the direction that is watched."""
+        wanted, found = self.event.direction, []
+        for i, (before, now) in enumerate(zip(self.before, values, strict=True)):
+            rises, falls = before < 0 <= now, before > 0 >= now  # false where one of them is NaN
+            if (rises and wanted >= 0) or (falls and wanted <= 0):
+                found.append(i)
+        return found
+
+
+_SMALL = 1 << 15  # entries: beyond, the states within a step are computed one at a time
+
+
+@functools.lru_cache(maxsize=64)
+def _weights_of(tableau: Tableau, positions: tuple[float, ...], kind: torch.dtype, device: torch.device) -> Tensor:
+    rows = [[weight or 0.0 for weight in interpolant(tableau).weights(position)] for position in positions]
+    return torch.tensor(rows, dtype=kind, device=device)
+
+
+def _weights(tableau: Tableau, positions: Sequence[float], like: Tensor) -> Tensor:
+    """Of dense output, one row a position."""
+    return _weights_of(tableau, tuple(positions), like.dtype, like.device)

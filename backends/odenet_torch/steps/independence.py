@@ -1,0 +1,104 @@
+"""Whether the rows of a batch move each by itself, as steps of their own take for granted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from odenet import UnsupportedError
+from odenet_torch.field.state import Leaves
+from odenet_torch.steps.rows import choose_rows
+
+_CLOSE = 2.0**7  # roundings of a row that are no sign of another row
+
+
+def refuse_batch_statistics(function: Any) -> None:
+    """Raises UnsupportedError where the field is known to hold a layer that normalises over the batch."""
+    for module in _held(function):
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise _refusal(f"{type(module).__name__} in training mode normalises over the rows of the batch")
+
+
+def require_independent(evaluate: Callable[[Leaves], Leaves], y: Leaves, slope: Leaves) -> None:
+    """Looks whether the slope of a row depends on other rows: these are moved, and it must not be.
+
+    Rows are moved by turns, those of odd and of even place, and the first and the second half: what reads any other row
+    in one of the usual ways (a mean, a softmax or a product over the batch, pairs, groups) is seen. Four evaluations.
+
+    Args:
+        evaluate: the field at the start, of a state.
+        y, slope: the state there, and its slope.
+
+    Raises:
+        UnsupportedError: it does.
+    """
+    rows, device = y[0].shape[0], y[0].device
+    if rows < 2:
+        return
+    place = torch.arange(rows, device=device)
+    odd, late = place % 2 == 1, place >= rows // 2
+    with torch.no_grad():
+        moved = tuple(map(_moved, y))
+        seen = [
+            _apart(kept, slope, evaluate(choose_rows(kept, y, moved)))
+            for kept in ([odd, ~odd] if rows == 2 else [odd, ~odd, late, ~late])
+        ]
+        apart = torch.stack(seen).amax().item()
+    if apart > 0:
+        raise _refusal(f"the slope of a row changes by {apart:.1e} of its size when other rows are moved")
+
+
+def _moved(leaf: Tensor) -> Tensor:
+    """Other rows of the same size: towards the next row, and away from zero."""
+    sizes = torch.where(torch.isfinite(leaf), leaf, 0).abs()
+    typical = sizes.mean()
+    return leaf + 0.1 * (leaf.roll(1, 0) - leaf) + 0.1 * (sizes + torch.where(typical > 0, typical, 1.0))
+
+
+def _apart(kept: Tensor, slope: Leaves, again: Leaves) -> Tensor:
+    """By how much of their size the kept rows differ, zero where that is rounding."""
+    worst = []
+    for one, other in zip(slope, again, strict=True):
+        one, other = one.detach().reshape(len(kept), -1), other.reshape(len(kept), -1)
+        both = torch.isfinite(one) & torch.isfinite(other)
+        size = torch.where(torch.isfinite(one), one, 0).abs().amax(1)
+        size = torch.maximum(size, 1e-3 * size.amax()).clamp_min(torch.finfo(size.dtype).tiny)
+        difference = torch.where(both, one - other, 0).abs().amax(1) / size
+        difference = torch.where((torch.isfinite(one) == torch.isfinite(other)).all(1), difference, 1.0)
+        rounding = _CLOSE * torch.finfo(size.dtype).eps
+        worst.append(torch.where(kept & (difference > rounding), difference, 0).amax().double())
+    return torch.stack(worst).amax()
+
+
+def _refusal(reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"per_sample=True with a field whose rows read each other: {reason}, and each row is at a time of its own",
+        "fields that move each row by itself",
+        "call eval() on such layers, or take one step size for the whole batch (per_sample=False, or steps=N)",
+    )
+
+
+def _held(function: Any) -> Iterator[nn.Module]:
+    """The modules that a function is seen to hold."""
+    if isinstance(function, nn.Module):
+        yield from function.modules()
+        return
+    if isinstance(function, functools.partial):
+        for value in (function.func, *function.args, *function.keywords.values()):
+            if callable(value):
+                yield from _held(value)
+        return
+    held = [getattr(function, "__self__", None), *(getattr(function, "__defaults__", None) or ())]
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # not yet assigned
+            continue
+    for value in held:
+        if isinstance(value, nn.Module):
+            yield from value.modules()

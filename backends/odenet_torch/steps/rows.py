@@ -1,0 +1,136 @@
+"""Arithmetic of a batch whose rows have times and step sizes of their own, and what keeps them apart in a backward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet._solvers.controller import Arithmetic
+from odenet_torch.field.state import Leaves
+
+
+def beside(row: Tensor, like: Tensor) -> Tensor:
+    """One number a row, to broadcast to a leaf."""
+    return row.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def weigh_rows(y: Leaves | None, h: Tensor, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
+    """See `odenet._solvers.step.Weigh`, h and weights being numbers, or one a row."""
+    total = y
+    for weight, slope in zip(weights, slopes, strict=False):
+        if weight is None or (isinstance(weight, float) and not weight):
+            continue
+        terms = tuple(beside((h * weight).to(k.real.dtype), k) * k for k in slope)
+        total = terms if total is None else tuple(a + b for a, b in zip(total, terms, strict=True))
+    assert total is not None
+    return total
+
+
+def choose_rows(mask: Tensor, one: Leaves, other: Leaves) -> Leaves:
+    """The rows of one where the mask holds, else those of the other."""
+    return tuple(torch.where(beside(mask, a), a, b) for a, b in zip(one, other, strict=True))
+
+
+def finite_rows(*states: Leaves) -> Tensor:
+    """The rows all of whose numbers are finite."""
+    return functools.reduce(
+        torch.logical_and, (torch.isfinite(leaf).flatten(1).all(1) for y in states for leaf in map(_deep, y))
+    )
+
+
+def stand_ins(mask: Tensor, leaves: Leaves) -> Leaves:
+    """A row of those in the mask in the place of each that is not.
+
+    What is computed of a row that stands still, or that has gone astray, is not used; but the field is called with the
+    whole batch, and zero times infinity in its backward would be NaN in the gradient of what the rows share.
+    """
+    row = mask.to(torch.uint8).argmax().reshape(1)
+    return choose_rows(mask, leaves, tuple(leaf.detach().index_select(0, row).expand_as(leaf) for leaf in leaves))
+
+
+class Gate:
+    """A call of the field between an entrance and an exit: a row of whose slope the loss reads nothing has no gradient.
+
+    A derivative that is infinite (that of a root at zero) would make NaN of its zeros.
+    """
+
+    read: Tensor | None = None
+    """The rows that the loss reads."""
+
+    def enter(self, *leaves: Tensor) -> Leaves:
+        """The state that the field is called with."""
+        return _Enter.apply(self, *leaves)
+
+    def leave(self, *leaves: Tensor) -> Leaves:
+        """The slope."""
+        return _Leave.apply(self, *leaves)
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(gate: Gate, *leaves: Tensor) -> Leaves:
+        return tuple(leaf.view_as(leaf) for leaf in leaves)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.gate = inputs[0]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        read = ctx.gate.read
+        return None, *(g if g is None or read is None else _without_nan(g, read) for g in gradients)
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(gate: Gate, *leaves: Tensor) -> Leaves:
+        return tuple(leaf.view_as(leaf) for leaf in leaves)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.gate = inputs[0]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        read = [_deep(g).flatten(1).any(1) for g in gradients if g is not None]  # NaN is true
+        ctx.gate.read = functools.reduce(torch.logical_or, read) if read else None
+        return None, *gradients
+
+
+def _without_nan(g: Tensor, read: Tensor) -> Tensor:
+    """A gradient, zero for rows that are not read where it is not finite.
+
+    What is finite is right: in a second derivative, gradients come here that did not pass the exit.
+    """
+    plain = g.masked_fill(~torch.isfinite(g), 0) if g.is_complex() else g.nan_to_num(0.0, 0.0, 0.0)
+    return torch.where(beside(read, g), g, plain)
+
+
+def _deep(leaf: Tensor) -> Tensor:
+    return leaf if leaf.ndim > 1 else leaf.unsqueeze(1)
+
+
+def _pick(condition: Any, one: Any, other: Any) -> Any:
+    if isinstance(condition, bool):
+        return one if condition else other
+    return torch.where(condition, one, other)
+
+
+def _bound(name: str) -> Any:
+    def bound(one: Any, other: Any) -> Any:
+        if not isinstance(one, Tensor):
+            one, other = other, one
+        if isinstance(other, Tensor):
+            return getattr(torch, "minimum" if name == "max" else "maximum")(one, other.to(one))
+        return one.clamp(**{name: other})
+
+    return bound
+
+
+ROWS = Arithmetic(_bound("max"), _bound("min"), _pick)

@@ -1,0 +1,39 @@
+"""What `odenet solve` checks before it solves and says when it has written, with equal steps and with tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from odenet._backend.registry import backend, entry, require
+from odenet._gradients.names import Backprop
+from odenet._solvers.names import AnySolver
+
+
+def require_offered(
+    backends: Sequence[str], solvers: Sequence[AnySolver], dtype: str, device: str, *, adaptive: bool = False
+) -> None:
+    """Raises whatever is wrong with the choices, before the first of them is solved.
+
+    Args:
+        backends, solvers: all of them, each with each.
+        dtype, device: of the state.
+        adaptive: whether steps follow a tolerance.
+
+    Raises:
+        OdenetError: a backend that is not there, does not offer a solver, or has no such number type or device.
+    """
+    for name in backends:
+        for solver in solvers:
+            require(entry(name), solver, Backprop(), adaptive=adaptive)
+        with backend(name).prepare(dtype, device):
+            pass
+
+
+def say_written(csv: Path | None, json: Path | None, figure: tuple[Path, str] | None) -> None:
+    """One line on stderr for each file that was asked for."""
+    for path in (csv, json, figure and figure[0]):
+        if path is not None:
+            click.echo(f"wrote {path}", err=True)

@@ -1,0 +1,143 @@
+"""All that the author of a backend, a gradient method or a solver needs, beside the public names of `odenet`.
+
+- a backend: `BackendEntry`, `Way`, `Backend` and the records that its verbs take and return; one step (`increment`,
+  `trial`), where its stages read (`positions`), the controller's `Arithmetic`; trees; `conformance`, which tests it;
+- a gradient method: `Gradient`, `Cost`, `Method`, `Way`, `register_gradient`;
+- a solver: `Tableau`, `Solver` (or a family of your own: `AnySolver`), `register_solver`.
+
+How each is done is in the documentation: add a backend, add a gradient method, add a solver.
+"""
+
+from odenet._backend.conformance import Check, conformance
+from odenet._backend.entry import BackendEntry
+from odenet._backend.registry import require
+from odenet._backend.sample import Part, Place, Sample, places
+from odenet._backend.seam import Arrays, Backend, Evaluation, Gradients, Measurement
+from odenet._backend.timing import seconds
+from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
+from odenet._check import whole, yes_or_no
+from odenet._gradients.names import gradient, register_gradient
+from odenet._gradients.record import Cost, Gradient
+from odenet._gradients.revolve import schedule
+from odenet._gradients.way import Method, Way
+from odenet._nets.spec import GROUPS, NORM_EPSILON, NetSpec
+from odenet._nets.stages import Unit, units
+from odenet._problem.depth import Depth, Kind, blend, check_alike, kind_of_blocks
+from odenet._problem.event import Event
+from odenet._problem.grid import Grid
+from odenet._problem.problem import Problem, problem, require_one_grid
+from odenet._problem.solution import Result, Solution, Stats
+from odenet._problem.span import Span, number
+from odenet._solvers.controller import Arithmetic, Past, PIDController
+from odenet._solvers.family import AnySolver, StagedSolver
+from odenet._solvers.interpolant import interpolant
+from odenet._solvers.names import made_reversible, register_solver, solver, staged
+from odenet._solvers.reversible import Coupled, ReversibleSolver
+from odenet._solvers.runge_kutta import Solver
+from odenet._solvers.step import (
+    Leaves,
+    Stage,
+    Trial,
+    Weigh,
+    add,
+    combine,
+    increment,
+    positions,
+    slopes,
+    subtract,
+    trial,
+    weigh,
+)
+from odenet._solvers.tableau import Tableau
+from odenet._tree import RULES as TREE_RULES
+from odenet._tree import Rebuild
+from odenet._tree import flatten as tree_flatten
+from odenet._tree import leaves as tree_leaves
+from odenet._tree import map as tree_map
+from odenet._tree import paths as tree_paths
+from odenet._tree import same_shape as tree_same_shape
+
+__all__ = [
+    "GROUPS",
+    "NORM_EPSILON",
+    "TREE_RULES",
+    "VELOCITY",
+    "WEIGHT",
+    "AnySolver",
+    "Arithmetic",
+    "Arrays",
+    "Backend",
+    "BackendEntry",
+    "Check",
+    "Cost",
+    "Coupled",
+    "Depth",
+    "Evaluation",
+    "Event",
+    "Gradient",
+    "Gradients",
+    "Grid",
+    "Kind",
+    "Leaves",
+    "Measurement",
+    "Method",
+    "NetSpec",
+    "PIDController",
+    "Part",
+    "Past",
+    "Place",
+    "Problem",
+    "Rebuild",
+    "Result",
+    "ReversibleSolver",
+    "Sample",
+    "Solution",
+    "Solver",
+    "Span",
+    "Stage",
+    "StagedSolver",
+    "Stats",
+    "Tableau",
+    "Trainer",
+    "TrainingStep",
+    "Trial",
+    "Unit",
+    "Way",
+    "Weigh",
+    "add",
+    "blend",
+    "check_alike",
+    "checked_state",
+    "combine",
+    "conformance",
+    "gradient",
+    "increment",
+    "interpolant",
+    "kind_of_blocks",
+    "learning",
+    "made_reversible",
+    "number",
+    "places",
+    "positions",
+    "problem",
+    "register_gradient",
+    "register_solver",
+    "require",
+    "require_one_grid",
+    "schedule",
+    "seconds",
+    "slopes",
+    "solver",
+    "staged",
+    "subtract",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_paths",
+    "tree_same_shape",
+    "trial",
+    "units",
+    "weigh",
+    "whole",
+    "yes_or_no",
+]

@@ -1,0 +1,55 @@
+"""Events: booleans, several changes in one step, a start at zero, times in `ts` beyond them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from cases import flat
+
+import odenet
+
+
+def ended(backend, condition, **choices):
+    """y' = 1 from 0, in steps that grow to cross most of [0, 1] at once."""
+    return odenet.solve(
+        lambda t, y: 0 * y + 1, np.zeros(1), t1=1.0, backend=backend, rtol=1e-6, event=condition, **choices
+    )
+
+
+def test_of_several_changes_in_one_step_the_first_ends_the_solve(thorough):
+    solution = ended(thorough, lambda t, y: (t - 0.2) * (t - 0.5) * (t - 0.6))
+    assert solution.result is odenet.Result.EVENT
+    assert float(solution.event_t) == pytest.approx(0.2, abs=1e-12)
+
+
+def test_a_boolean_ends_the_solve_where_it_changes(thorough):
+    """A cosine is below zero from pi / 2 to 3 pi / 2."""
+    for direction, right in ((0, 0.5), (1, 0.5), (-1, 1.5)):
+        solution = odenet.solve(
+            lambda t, y: (y[1], -y[0]),
+            (np.array(1.0), np.array(0.0)),
+            t1=6.0,
+            backend=thorough,
+            rtol=1e-9,
+            atol=1e-9,
+            event=odenet.Event(lambda t, y: y[0] < 0, direction=direction),
+        )
+        assert float(solution.event_t) == pytest.approx(right * math.pi, abs=1e-7)
+
+
+def test_times_after_an_event_are_nan_and_the_others_as_without_it(thorough):
+    solution = ended(thorough, lambda t, y: y - 0.4, ts=[0.25, 0.5, 1.0])
+    assert solution.result is odenet.Result.EVENT
+    assert float(solution.event_t) == pytest.approx(0.4, abs=1e-12)
+    np.testing.assert_allclose(flat(thorough, solution.ys), [0.25, np.nan, np.nan], atol=1e-12)
+
+
+def test_a_condition_that_cannot_be_used_is_refused_by_name(thorough):
+    with pytest.raises(odenet.InputError, match="NoneType"):
+        ended(thorough, lambda t, y: None)
+    with pytest.raises(odenet.InputError, match=r"condition\(t, y\)"):
+        ended(thorough, lambda t: t)
+    with pytest.raises(odenet.InputError, match="subintervals"):
+        odenet.Event(lambda t, y: y, subintervals=0)

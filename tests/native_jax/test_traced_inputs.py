@@ -1,0 +1,105 @@
+"""Large times, times that are known when a compiled program runs, rows that read each other, and solutions as trees."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odenet
+import odenet_jax
+from odenet import GridError, PIDController, UnsupportedError
+
+HALF = odenet.Event(lambda t, y: y - 0.5, direction=-1)
+
+
+def decay(t, y):
+    return -y
+
+
+@pytest.mark.parametrize("t0", [1.7e9, 2460000.5, 131072.01])
+def test_large_times_are_counted_from_t0(t0):
+    one = jnp.ones((), jnp.float32)
+    ts = [t0, t0 + 0.25, t0 + 1.5]
+    found = odenet.solve(decay, one, t0=t0, t1=t0 + 2, ts=ts, rtol=1e-6, dense=True)
+    np.testing.assert_allclose(found.ys, np.exp([0, -0.25, -1.5]), rtol=1e-5)
+    np.testing.assert_allclose(found.at(t0 + 0.75), np.exp(-0.75), rtol=1e-5)
+    with pytest.raises(GridError):  # by far less than float32 can tell
+        odenet.solve(decay, one, t0=t0, t1=t0 + 2, ts=[t0 + 2.1], rtol=1e-6)
+    np.testing.assert_allclose(odenet.solve(decay, one, t0=t0, t1=t0 - 1, rtol=1e-6).y1, np.e, rtol=1e-5)
+    event = odenet.solve(decay, one, t0=t0, t1=t0 + 2, rtol=1e-6, event=HALF)
+    np.testing.assert_allclose(event.y1, 0.5, rtol=1e-5)
+    np.testing.assert_allclose(event.event_t, t0 + np.log(2), rtol=2e-7)
+    np.testing.assert_allclose(
+        odenet.solve(decay, one, t0=t0, t1=t0 + 0.2, steps=20, solver="rk4").y1, np.exp(-0.2), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        odenet_jax.odeint(lambda y, t: -y, one, np.array(ts)), np.exp([0, -0.25, -1.5]), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("choices", [{"rtol": 1e-5}, {"steps": 8}], ids=["adaptive", "fixed"])
+def test_a_field_that_reads_times_which_coincide_is_refused(choices):
+    with pytest.raises(GridError, match="reads the time"):
+        odenet.solve(lambda t, y: -y * jnp.cos(t), jnp.ones(()), t0=1.7e9, t1=1.7e9 + 10, **choices)
+    with pytest.raises(GridError, match="no two times"):
+        odenet.solve(decay, jnp.ones(()), t1=1e-42, **choices)
+
+
+def test_traced_times_out_of_order_or_outside_are_nan_and_the_others_right():
+    solve = jax.jit(lambda ts, t1: odenet.solve(decay, jnp.ones(()), t1=t1, ts=ts, rtol=1e-6).ys)
+    for ts in ([1.5, 0.5, 2.0, 1.0], [-1.0, 0.5, 2.0, 3.0], [0.5, 1.5, 0.0, 0.0], [0.5, np.nan, 1.9, 2.0]):
+        good = np.array([t == t and 0 <= t <= 2 and t >= max([0, *ts[:n]]) for n, t in enumerate(ts)])
+        right = np.where(good, np.exp(-np.array(ts)), np.nan)
+        if ts[-1] != 3.0 and ts[1] == ts[1]:
+            np.testing.assert_allclose(solve(jnp.array(ts), 2.0), right, rtol=1e-5)
+        found = solve(jnp.array(ts), 2.0)
+        assert (np.isnan(found) | (abs(found - np.exp(-np.array(ts))) < 1e-5)).all()
+    assert np.isnan(solve(jnp.array([0.5, 1.0]), jnp.nan)).all()
+
+
+def test_rows_that_read_each_other_are_refused_unless_one_norm_makes_their_steps_the_same():
+    def solve(y, w, **choices):
+        return odenet.solve(lambda t, y: -w * (y - jax.lax.pmean(y, "i")), y, **choices).y1
+
+    rows = jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 5.0, 30.0])
+    exact = jax.vmap(lambda *row: solve(*row, steps=200, solver="rk4"), axis_name="i")(*rows)
+    with pytest.raises(UnsupportedError, match="axis i"):
+        jax.vmap(lambda *row: solve(*row, rtol=1e-6), axis_name="i")(*rows)
+    control = PIDController(1e-6, 1e-7, norm=lambda e: jax.lax.pmax(jnp.abs(e), "i"))
+    np.testing.assert_allclose(
+        jax.vmap(lambda *row: solve(*row, control=control), axis_name="i")(*rows), exact, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "choices", [{"rtol": 1e-4, "event": HALF, "dense": True}, {"steps": 4}], ids=["adaptive", "fixed"]
+)
+def test_a_solution_is_a_lawful_tree(choices):
+    def solve(y):
+        return odenet.solve(decay, y, **choices)
+
+    found = solve(jnp.ones(()))
+    leaves, structure = jax.tree.flatten(found)
+    for new in ([object()] * len(leaves), [0] * len(leaves), leaves):
+        assert jax.tree.structure(jax.tree.unflatten(structure, new)) == structure
+    jitted = eqx.filter_jit(solve)(jnp.ones(()))
+    np.testing.assert_allclose(jitted.y1, found.y1)
+    assert int(jitted.stats.steps) == found.stats.steps
+
+
+def test_debug_nans_and_checking_leaks():
+    def solve(y, **choices):
+        return odenet.solve(decay, y, rtol=1e-4, **choices).y1
+
+    with jax.debug_nans(True), jax.debug_infs(True):
+        solve(jnp.ones(()), ts=[0.0, 0.5], event=HALF)
+        solve(jnp.ones(()), event=odenet.Event(lambda t, y: y + 1))
+        solve(jnp.ones(()), control=PIDController(jump_t=[0.5]))
+        odenet_jax.odeint(lambda y, t: -y, jnp.ones(()), jnp.array([0.0, 1.0]))
+    with jax.checking_leaks():
+        jax.jit(lambda y, w: odenet.solve(lambda t, y, w: -w * y, y, w, rtol=1e-4, gradient="continuous-adjoint").y1)(
+            jnp.ones(()), 1.0
+        )
