@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from odenet import DtypeError, NonFiniteError, StateError, _tree
+from odenet_jax.field import trees as trees  # registers
 
 Leaves = tuple[Array, ...]
 _HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
