@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.custom_derivatives import SymbolicZero
 
-from odenet import Event, Problem, Result, Span
+from odenet import Event, Problem, Result, Span, UnsupportedError
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, WayBack
-from odenet_jax.gradients.adjoint import once
+from odenet_jax.gradients.adjoint_again import adjoint_again
+from odenet_jax.gradients.flow import meeting, passing
+from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
+from odenet_jax.gradients.plain_steps import plain_steps
 from odenet_jax.steps.accepted import Accepted, Along, line
 from odenet_jax.steps.adaptive_loop import March
 from odenet_jax.steps.dense import Watch
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE
-from odenet_jax.steps.times import moving, of_times
+from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
-
-REMEDY = "take equal steps (steps=N) and gradient='backprop', which can be differentiated again"
+from odenet_jax.steps.weighted_sum import choose
 
 
 class Out(NamedTuple):
@@ -86,11 +89,37 @@ class Whole:
         if self.span.event is None:
             return walked, None
         assert walked.entry is not None
-        watch = Watch(self.span.event, self.layout)
-        t, y1 = watch.moved(walked.end, walked.y1, walked.slope, walked.entry)
+        t, y1 = self._met(walked)
         met = walked.pace.outcome == CODE[Result.EVENT]
-        y1 = tuple(jnp.where(met, moved, leaf) for moved, leaf in zip(y1, walked.y1, strict=True))
+        y1 = choose(met, y1, walked.y1)
         return walked._replace(y1=y1), (jnp.where(met, t, jnp.nan), y1)
+
+    def _met(self, walked: Walked) -> tuple[Array, Leaves]:
+        """Time and state of an event with their derivatives: the time by the implicit function theorem."""
+        *_, event = eqx.combine(self.hoisted, self.rest)
+        holds, other = eqx.partition(event, eqx.is_inexact_array)
+        fixed, static = eqx.partition(other, eqx.is_array)
+        entry, still = walked.entry, lax.stop_gradient(walked.end)
+        assert entry is not None
+        assert self.span.event is not None
+        span_event = self.span.event
+
+        def condition(t: Array, y: Leaves, holds: Any, fixed: Any) -> Array:
+            of = dataclasses.replace(span_event, condition=eqx.combine(holds, fixed[0], static))
+            return Watch(of, self.layout).value(t, y)[fixed[1]]
+
+        of = (self.weights.inexact, self.weights.closed)
+        rest = lax.stop_gradient((self.weights.other, self.weights.constants, self.hoisted))
+        around = (lax.stop_gradient(self.times), rest)
+        t = meeting(condition, self.slope, still, walked.y1, of, holds, (around, (fixed, entry)))
+        return t, passing(self.slope, t, still, walked.y1, of, around)
+
+    def slope(self, t: Array, y: Leaves, of: Any, fixed: Any) -> Leaves:
+        """The field at a time as a function of arrays alone, see `odenet_jax.gradients.flow.Slope`."""
+        times, rest = fixed
+        run, _, _ = self._run(of, (*times, None), rest)
+        before = jnp.nextafter(lax.stop_gradient(t), run.line.t0)  # the layer that an event lies in
+        return run.between(before, before).slope_at(t, y)
 
     def _run(self, of: Any, times: Any, rest: Any) -> tuple[Along, Tolerance, Event | None]:
         (inexact, closed), (other, constants, hoisted) = of, rest
@@ -106,48 +135,163 @@ class Whole:
         return March(run, self.span.control, allowed, event, keep).solve(y0, _between(run, times[2]))
 
     def _network(self, keep: Keep) -> Callable[..., Out]:
+        """The solve with its derivative: forward passes that keep what the way back needs only where there is one."""
+
         def out(walked: Walked) -> Out:
             return Out(walked.y1, walked.ys, walked.record.y, walked.record.slopes, walked)
 
-        def primal(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
+        @jax.custom_jvp
+        def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
             also = dataclasses.replace(keep, nodes=keep.dense > 0)
             return out(self._solve(y0, of, times, rest, also))
 
-        def forward(*given: Any) -> tuple[Out, Any]:
-            y0, of, times, rest, _ = jax.tree.map(lambda leaf: leaf.value, given, is_leaf=_is_primal)
-            asked = moving(self.field, given[2])
+        @jax.custom_jvp
+        def keeping(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> tuple[Out, Walked]:
             run, _, _ = self._run(of, times, rest)
             wanted = self.way.keep(run, y0, self.span.control.max_steps)
             wanted = dataclasses.replace(wanted, dense=keep.dense, nodes=wanted.nodes or keep.dense > 0)
             walked = self._solve(y0, of, times, rest, wanted)
-            found = out(walked)
-            kept = walked._replace(record=walked.record._replace(y=(), slopes=()))
-            plain = walked._replace(
-                record=walked.record._replace(states=None, nodes=walked.record.nodes if keep.dense else None)
+            record = walked.record
+            unseen = record._replace(states=None, nodes=record.nodes if keep.dense else None)
+            kept = walked._replace(y1=(), ys=(), record=record._replace(y=(), slopes=()))
+            return out(walked)._replace(walked=walked._replace(record=unseen)), kept
+
+        def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
+            found, kept = keeping(*primals)
+            y0, of, times, rest, probe = primals
+            given, structure = jax.tree.flatten((y0, of, times, probe))
+            moved = structure.flatten_up_to((*tangents[:3], tangents[4]))
+            asked = tuple(not isinstance(tangent, SymbolicZero) for tangent in moved)
+            if not any(asked):  # of what has no derivative
+                return (found, kept), _unmoved((found, kept))
+            moving(self.field, *(value if ask else None for value, ask in _times(times, asked, structure)))
+            rule = Steps(self, keep, structure, asked)
+            carried = carry(
+                rule, (given, rest, found[:4], kept), found[:4], [t for t, ask in zip(moved, asked, strict=True) if ask]
             )
-            return found._replace(walked=plain), (y0, of, times, rest, asked, kept)
+            return (found, kept), (Out(*carried, _unmoved(found.walked)), _unmoved(kept))
 
-        def backward(residuals: Any, gradients: Out) -> tuple[Any, ...]:
-            y0, of, times, rest, asked, walked = residuals
-            run, allowed, _ = self._run(of, times, rest)
-            if walked.record.nodes is not None:
-                steps = walked.pace.accepted
-                run = dataclasses.replace(
-                    run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps)
+        def visible(primals: Any, tangents: Any) -> tuple[Any, Any]:
+            (found, _), (moved, _) = derivative(primals, tangents)
+            return found, moved
+
+        keeping.defjvp(derivative, symbolic_zeros=True)
+        plain.defjvp(visible, symbolic_zeros=True)
+        return plain
+
+
+@dataclass(frozen=True, eq=False)
+class Steps(Linear):
+    """The derivative of a solve, its steps taken as they are, and its gradient method.
+
+    Args:
+        whole, keep: the solve, and what was kept of it for its user.
+        structure: of `(y0, weights, times, probe)`.
+        asked: which of its leaves a derivative is asked for.
+    """
+
+    whole: Whole
+    keep: Keep
+    structure: Any
+    asked: tuple[bool, ...]
+
+    def forward(self, residuals: Any, tangents: Any) -> Any:
+        """See `Linear`."""
+        label = self.whole.made.gradient.label
+        if not self.whole.way.again:
+            refuse_forward(label, drop_in=self.whole.way.resolve is not None)
+        function, moving = self._plain(residuals)
+        return jax.jvp(function, (moving,), (tangents,))[1]
+
+    def backward(self, residuals: Any, cotangents: Any) -> Any:
+        """See `Linear`."""
+        given, rest, (end, kept_ys, *_), walked = residuals
+        y0, of, times, _ = jax.tree.unflatten(self.structure, given)
+        walked = walked._replace(y1=end, ys=kept_ys)
+        run, allowed = self._run(of, times, rest, walked)
+        ts = _between(run, times[2])
+        read = bool(jax.tree.leaves(cotangents[2:]))
+        y1, ys, y, slopes = self._filled(residuals, cotangents)
+        meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
+        sums = jax.tree.map(jnp.zeros_like, of)
+        g, sums, residual = self.whole.way.back(run, walked, meeting, sums, y0, allowed)
+        needed = Times(*(t if ask else None for t, ask in _times(times, self.asked, self.structure)))
+        moved = of_times(run, needed, walked, y0, g, y1, ys)
+        return self._picked((g, sums, tuple(moved), residual))
+
+    def second(self, residuals: Any, cotangents: Any) -> Any:
+        """See `Linear`."""
+        label, way = self.whole.made.gradient.label, self.whole.way
+        if way.resolve is not None:
+            given, rest, (y1, kept_ys, *_), _ = residuals
+            y0, of, times, probe = jax.tree.unflatten(self.structure, given)
+            fixed = (lax.stop_gradient(times[:2]), rest)
+            ends, gradients = (y1, kept_ys), self._filled(residuals, cotangents)[:2]
+            g, sums, moved = adjoint_again(way.resolve, self.whole.slope, of, fixed, times, y0, ends, gradients)
+            return self._picked((g, sums, tuple(moved), jnp.zeros_like(probe)))
+        if not way.again:
+            raise UnsupportedError(f"a second derivative through gradient={label!r}", "first derivatives", REMEDY)
+        function, moving = self._plain(residuals)
+        return jax.vjp(function, moving)[1](self._filled(residuals, cotangents))[0]
+
+    def _plain(self, residuals: Any) -> tuple[Callable[[list[Array]], Any], list[Array]]:
+        """The outputs as a function of what a derivative is asked for, and that."""
+        given, rest, _, walked = residuals
+        walked = lax.stop_gradient(walked)
+
+        def function(moving: list[Array]) -> Any:
+            some = iter(moving)
+            leaves = [next(some) if ask else leaf for leaf, ask in zip(given, self.asked, strict=True)]
+            y0, of, times, _ = jax.tree.unflatten(self.structure, leaves)
+            still = lax.stop_gradient(times)
+            run, _ = self._run(of, still, rest, walked)
+            (t0, t1, ts), (s0, s1, s), fixed = times, still, (still[:2], rest)
+            slope, moving = self.whole.slope, run.field.kind == "shared"
+            if moving:  # also where no derivative by times is asked for now: one of this may be
+                y0 = passing(slope, s0, t0, y0, of, fixed)
+            y1, ys, y, slopes = plain_steps(run, walked, y0, _between(run, s), self.keep.dense)
+            if moving:
+                inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
+                y1 = choose(inside, y1, passing(slope, t1, s1, y1, of, fixed))
+            if ts is not None:
+                reached = jnp.arange(ts.shape[0]) < walked.outputs
+                moved = lax.map(lambda each: passing(slope, *each, of, fixed), (ts, s, ys))
+                ys = tuple(
+                    jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, before)
+                    for leaf, before in zip(moved, ys, strict=True)
                 )
-            ts = _between(run, times[2])
-            dense = gradients.y + sum(gradients.slopes, ())
-            read = not all(isinstance(leaf, SymbolicZero) for leaf in dense)
-            y1, ys, y, slopes = jax.tree.map(_filled, tuple(gradients[:4]), is_leaf=_is_symbolic)
-            meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
-            sums = jax.tree.map(jnp.zeros_like, of)
-            g, sums, residual = self.way.back(run, walked, meeting, sums, y0, allowed)
-            moved = of_times(run, asked, walked, y0, g, y1, ys)
-            return *once(self.made.gradient.label, (g, sums, tuple(moved)), REMEDY), None, residual
+            return y1, ys, y, slopes
 
-        network = jax.custom_vjp(primal)
-        network.defvjp(forward, backward, symbolic_zeros=True)
-        return network
+        return function, self._picked(jax.tree.unflatten(self.structure, given))
+
+    def _run(self, of: Any, times: Any, rest: Any, walked: Walked) -> tuple[Along, Tolerance]:
+        run, allowed, _ = self.whole._run(of, times, rest)
+        if walked.record.nodes is not None:
+            steps = walked.pace.accepted
+            run = dataclasses.replace(run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps))
+        return run, allowed
+
+    def _picked(self, tree: Any) -> list[Any]:
+        """The leaves that a derivative is asked for; None among them is a time that needs none."""
+        leaves = self.structure.flatten_up_to(tree)
+        return [leaf for leaf, ask in zip(leaves, self.asked, strict=True) if ask]
+
+    @staticmethod
+    def _filled(residuals: Any, cotangents: Any) -> Any:
+        """Cotangents with zeros for those of what nobody reads."""
+        values, structure = jax.tree.flatten(residuals[2])
+        pairs = zip(values, structure.flatten_up_to(cotangents), strict=True)
+        return jax.tree.unflatten(structure, [jnp.zeros_like(v) if c is None else c for v, c in pairs])
+
+
+def _times(times: Any, asked: tuple[bool, ...], structure: Any) -> list[tuple[Any, bool]]:
+    """t0, t1 and ts, and whether a derivative by each is asked for."""
+    flags = jax.tree.unflatten(structure, asked)[2]
+    return [(time, bool(flag)) for time, flag in zip(times, flags, strict=True)]
+
+
+def _unmoved(tree: Any) -> Any:
+    return jax.tree.map(SymbolicZero.from_primal_value, tree)
 
 
 def _between(run: Along, ts: Array | None) -> Array | None:
@@ -159,15 +303,3 @@ def _between(run: Along, ts: Array | None) -> Array | None:
 def _hoisted(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
     """A function whose closure's arrays are leaves of it as a tree."""
     return eqx.filter_closure_convert(lambda *arguments: function(*arguments), *examples)
-
-
-def _is_primal(leaf: Any) -> bool:
-    return isinstance(leaf, CustomVJPPrimal)
-
-
-def _is_symbolic(leaf: Any) -> bool:
-    return isinstance(leaf, SymbolicZero)
-
-
-def _filled(leaf: Any) -> Array:
-    return jnp.zeros(leaf.shape, leaf.dtype) if _is_symbolic(leaf) else leaf

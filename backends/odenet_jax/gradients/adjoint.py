@@ -18,6 +18,7 @@ from odenet._solvers.step import add
 from odenet_jax.field.field import Weights
 from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves
+from odenet_jax.gradients.linear_map import REMEDY, reverse_only
 from odenet_jax.steps.fixed import Carried, Run, kept_rows, loop_in_place, read
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -84,7 +85,8 @@ class Adjoint(ABC):
             return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
 
         told = run.replay and run.replay.told
-        arguments = (y0, (weights.inexact, weights.closed), (weights.other, weights.constants, told), probe)
+        moving = reverse_only((y0, (weights.inexact, weights.closed)), self.stats.gradient)
+        arguments = (*moving, (weights.other, weights.constants, told), probe)
         if field.collective:  # traced here, where named axes are known: JAX will call them where these are not
             (ys, _), residuals = eqx.filter_eval_shape(forward, *arguments)
             backward = eqx.filter_closure_convert(backward, residuals, ys)
@@ -208,7 +210,7 @@ def _known(buffer: Leaves, row: Array, otherwise: Leaves) -> Leaves:
     return tuple(jnp.where(known, leaf, other) for leaf, other in zip(read(buffer, row), otherwise, strict=True))
 
 
-def once(gradient: str, found: Any, remedy: str = "take gradient='backprop', which can be differentiated again") -> Any:
+def once(gradient: str, found: Any) -> Any:
     """Gradients that cannot be differentiated again: JAX would differentiate the way back, which is an approximation.
 
     Raises:
@@ -223,8 +225,8 @@ def once(gradient: str, found: Any, remedy: str = "take gradient='backprop', whi
     def refuse(primals: Any, tangents: Any) -> Any:
         raise UnsupportedError(
             f"a second derivative through gradient={gradient!r}",
-            "first derivatives (create_graph=False)",
-            remedy,
+            "first derivatives",
+            REMEDY,
         )
 
     return identity(found)

@@ -98,7 +98,7 @@ def _back(made: Problem, stats: Stats) -> WayBack:
     assert isinstance(made.grid, Span)
     match made.gradient:
         case Backprop():
-            return Again()
+            return Again(again=True)
         case Checkpoint() as method:
             if method.memory is not None:
                 return Again(lambda run, y0: resolved(method, run, y0).states or 1)
