@@ -118,7 +118,7 @@ class Whole:
         """The field at a time as a function of arrays alone, see `odenet_jax.gradients.flow.Slope`."""
         times, rest = fixed
         run, _, _ = self._run(of, (*times, None), rest)
-        before = jnp.nextafter(lax.stop_gradient(t), run.line.t0)  # the layer that an event lies in
+        before = jnp.nextafter(*lax.stop_gradient((t, run.line.t0)))  # the layer that an event lies in
         return run.between(before, before).slope_at(t, y)
 
     def _run(self, of: Any, times: Any, rest: Any) -> tuple[Along, Tolerance, Event | None]:
@@ -157,14 +157,15 @@ class Whole:
             return out(walked)._replace(walked=walked._replace(record=unseen)), kept
 
         def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
-            found, kept = keeping(*primals)
             y0, of, times, rest, probe = primals
+            found, kept = keeping(y0, of, times, rest, probe)
             given, structure = jax.tree.flatten((y0, of, times, probe))
             moved = structure.flatten_up_to((*tangents[:3], tangents[4]))
             asked = tuple(not isinstance(tangent, SymbolicZero) for tangent in moved)
             if not any(asked):  # of what has no derivative
                 return (found, kept), _unmoved((found, kept))
-            moving(self.field, *(value if ask else None for value, ask in _times(times, asked, structure)))
+            t0, t1, ts = (value if ask else None for value, ask in _times(times, asked, structure))
+            moving(self.field, t0, t1, ts)
             rule = Steps(self, keep, structure, asked)
             carried = carry(
                 rule, (given, rest, found[:4], kept), found[:4], [t for t, ask in zip(moved, asked, strict=True) if ask]
@@ -246,11 +247,11 @@ class Steps(Linear):
             still = lax.stop_gradient(times)
             run, _ = self._run(of, still, rest, walked)
             (t0, t1, ts), (s0, s1, s), fixed = times, still, (still[:2], rest)
-            slope, moving = self.whole.slope, run.field.kind == "shared"
-            if moving:  # also where no derivative by times is asked for now: one of this may be
+            slope, shared = self.whole.slope, run.field.kind == "shared"
+            if shared:  # also where no derivative by times is asked for now: one of this may be
                 y0 = passing(slope, s0, t0, y0, of, fixed)
             y1, ys, y, slopes = plain_steps(run, walked, y0, _between(run, s), self.keep.dense)
-            if moving:
+            if shared:
                 inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
                 y1 = choose(inside, y1, passing(slope, t1, s1, y1, of, fixed))
             if ts is not None:

@@ -44,7 +44,7 @@ def adjoint_again(
 
     def along(t: Array, y: Leaves, g: Leaves) -> Array:
         pairs = zip(g, slope(t, y, of, fixed), strict=True)
-        return sum(jnp.sum(jnp.real(a * k)) for a, k in pairs).astype(t.dtype)
+        return jnp.stack([jnp.sum(jnp.real(a * k)).astype(t.dtype) for a, k in pairs]).sum()
 
     a, sums, of_ts = g1, jax.tree.map(jnp.zeros_like, of), None
     if ts is None:

@@ -31,10 +31,12 @@ def passing(slope: Slope, t: Array, since: Array, y: Leaves, reads: Any, fixed: 
 
 @passing.defjvp
 def _(slope: Slope, primals: Any, tangents: Any) -> tuple[Any, Any]:
-    def moved(*arguments: Any) -> Leaves:
-        return _step(slope, *arguments, primals[-1])
+    t, since, y, reads, fixed = primals
 
-    return passing(slope, *primals), jax.jvp(moved, primals[:-1], tangents[:-1])[1]
+    def moved(t: Array, since: Array, y: Leaves, reads: Any) -> Leaves:
+        return _step(slope, t, since, y, reads, fixed)
+
+    return passing(slope, t, since, y, reads, fixed), jax.jvp(moved, primals[:-1], tangents[:-1])[1]
 
 
 def _step(slope: Slope, t: Array, since: Array, y: Leaves, reads: Any, fixed: Any) -> Leaves:
