@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from odenet import Depth
 from odenet._problem.depth import Kind, blend, check_alike
+from odenet_jax.field.closure import converted
 from odenet_jax.field.state import as_array
 
 Arrays = list[Array]
@@ -159,8 +160,8 @@ class Field:
             )
             example = Weights(inexact, other)
         function = self.function  # in a lambda, since a function without closure would not be looked at
-        converted = eqx.filter_closure_convert(lambda *arguments: function(*arguments), t, y, example, *told)
-        leaves, structure = jax.tree.flatten(converted)
+        pure = converted(lambda *arguments: function(*arguments), t, y, example, *told)
+        leaves, structure = jax.tree.flatten(pure)
         closed = [leaf for leaf in leaves if _is_traced(leaf) and eqx.is_inexact_array(leaf)]
         constants = [leaf for leaf in leaves if _is_traced(leaf) and not eqx.is_inexact_array(leaf)]
 
@@ -172,7 +173,7 @@ class Field:
             ]
             return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
 
-        effects = {type(effect).__name__ for effect in getattr(converted, "jaxpr").effects}  # noqa: B009
+        effects = {type(effect).__name__ for effect in pure.jaxpr.effects}
         made = dataclasses.replace(self, function=whole, collective="NamedAxisEffect" in effects)
         return made, Weights(weights.inexact, weights.other, closed, constants)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,10 +14,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from odenet import Event, Problem, Result, Span, UnsupportedError
+from odenet import Event, InputError, Problem, Result, Span, UnsupportedError
+from odenet_jax.field.closure import converted
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.field.varying import alike
 from odenet_jax.gradients.accepted_steps import Cotangents, WayBack
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
@@ -62,7 +65,7 @@ class Whole:
         norm = _hoisted(lambda leaves: jnp.asarray(allowed.norm(leaves)), tuple(jnp.abs(leaf) for leaf in y0))
         event = None
         if span.event is not None:
-            event = _hoisted(span.event.condition, self.times[0], layout.call(y0))
+            event = _hoisted(condition(span.event.condition), self.times[0], layout.call(y0))
         self.hoisted, self.rest = eqx.partition((allowed.rtol, allowed.atol, norm, event), eqx.is_array)
 
     def solve(
@@ -81,6 +84,7 @@ class Whole:
             (self.weights.other, self.weights.constants, self.hoisted),
             probe,
         )
+        arguments = alike(arguments)
         if not differentiable:
             return self._solve(*lax.stop_gradient(arguments[:4]), keep), None
         out = self._network(keep)(*arguments)
@@ -158,7 +162,7 @@ class Whole:
 
         def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
             y0, of, times, rest, probe = primals
-            found, kept = keeping(y0, of, times, rest, probe)
+            found, kept = keeping(y0, of, times, rest, probe)  # pyright: ignore[reportCallIssue]
             given, structure = jax.tree.flatten((y0, of, times, probe))
             moved = structure.flatten_up_to((*tangents[:3], tangents[4]))
             asked = tuple(not isinstance(tangent, SymbolicZero) for tangent in moved)
@@ -301,6 +305,30 @@ def _between(run: Along, ts: Array | None) -> Array | None:
     return None if ts is None else jnp.clip(ts, jnp.minimum(line.t0, line.t1), jnp.maximum(line.t0, line.t1))
 
 
+def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
+    """An event's condition, checked.
+
+    Raises:
+        InputError: it cannot be called with a time and a state, or what it returns is no array of real numbers.
+    """
+    wanted = "a condition(t, y) that returns a real number, or an array of them"
+    try:
+        inspect.signature(function).bind("t", "y")
+    except ValueError:  # callables of an extension module may have no signature
+        pass
+    except TypeError as error:
+        raise InputError(f"an event's condition takes {inspect.signature(function)} ({error})", wanted) from None
+
+    def checked(t: Any, y: Any) -> Array:
+        value = function(t, y)
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"an event's condition returned {value!r}", wanted) from error
+
+    return checked
+
+
 def _hoisted(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
     """A function whose closure's arrays are leaves of it as a tree."""
-    return eqx.filter_closure_convert(lambda *arguments: function(*arguments), *examples)
+    return converted(lambda *arguments: function(*arguments), *examples)

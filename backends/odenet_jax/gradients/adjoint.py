@@ -18,6 +18,7 @@ from odenet._solvers.step import add
 from odenet_jax.field.field import Weights
 from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves
+from odenet_jax.field.varying import alike
 from odenet_jax.gradients.linear_map import REMEDY, reverse_only
 from odenet_jax.steps.fixed import Carried, Run, kept_rows, loop_in_place, read
 
@@ -85,8 +86,9 @@ class Adjoint(ABC):
             return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
 
         told = run.replay and run.replay.told
-        moving = reverse_only((y0, (weights.inexact, weights.closed)), self.stats.gradient)
-        arguments = (*moving, (weights.other, weights.constants, told), probe)
+        weights = alike(weights, y0)
+        moving = reverse_only((alike(y0, weights), (weights.inexact, weights.closed)), self.stats.gradient)
+        arguments = (*moving, (weights.other, weights.constants, told), alike(probe, moving))
         if field.collective:  # traced here, where named axes are known: JAX will call them where these are not
             (ys, _), residuals = eqx.filter_eval_shape(forward, *arguments)
             backward = eqx.filter_closure_convert(backward, residuals, ys)
@@ -165,7 +167,7 @@ def descend(step: Callable[[Any, Any], Any], steps: int, count: int, carry: Any)
         n, carry = state
         return (n - 1, step(n, carry)), None
 
-    return lax.scan(body, (jnp.int32(steps - 1), carry), None, length=count)[0][1]
+    return lax.scan(body, (jnp.int32(steps - 1), alike(carry)), None, length=count)[0][1]
 
 
 def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> tuple[Value, Callable[[Value], Any]]:

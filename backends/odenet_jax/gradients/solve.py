@@ -13,6 +13,7 @@ from odenet import (
     Checkpoint,
     ContinuousAdjoint,
     DiscreteAdjoint,
+    GridError,
     Problem,
     Reversible,
     Solution,
@@ -33,6 +34,8 @@ from odenet_jax.gradients.continuous_adjoint import Costate
 from odenet_jax.gradients.discrete_adjoint import AdaptiveReversal, Reversal
 from odenet_jax.gradients.reversible import Retrace
 from odenet_jax.steps.fixed import Run, Solve
+
+_MOST = 2**31 - 2
 
 
 def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = None, **choices: Any) -> Solution:
@@ -63,6 +66,8 @@ def solve_telling(made: Problem, probe: Array | None = None, told: Told | None =
     """
     if isinstance(made.grid, Span):
         return solve_adaptive(made, lambda stats: _back(made, stats), probe), None
+    if made.grid.steps > _MOST:
+        raise GridError(f"steps={made.grid.steps} on backend jax", f"at most {_MOST}: steps are counted in int32")
     given, leaves = layout(made.y0)
     field, weights = field_along(made.field, made.weights)
     run = Run(field, given, made.grid, made.solver, weights, replay=None if told is None else Replay(told))
