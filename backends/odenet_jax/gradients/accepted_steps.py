@@ -210,7 +210,7 @@ class Again(WayBack):
         assert states is not None
         assert walked.record.nodes is not None
         room = min(ROWS, walked.record.nodes.shape[0] - 1)
-        empty = tuple(jnp.zeros((room, *leaf.shape[1:]), leaf.dtype) for leaf in states.rows)
+        empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (room, *leaf.shape)) for leaf in y0)
 
         def segment(carry: Any) -> Any:
             end, g, output, sums, between = carry

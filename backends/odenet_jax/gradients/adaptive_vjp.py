@@ -60,6 +60,7 @@ class Whole:
         self.made, self.span, self.layout, self.way = made, span, layout, way
         field, weights = field_along(made.field, made.weights)
         self.times = tuple(jnp.asarray(t, layout.time) for t in (span.t0, span.t1))
+        y0, weights = alike((y0, weights))
         self.field, self.weights = field.hoist(weights, self.times[0], layout.call(y0))
         allowed = tolerance(span.control, layout, y0)
         norm = _hoisted(lambda leaves: jnp.asarray(allowed.norm(leaves)), tuple(jnp.abs(leaf) for leaf in y0))

@@ -58,6 +58,8 @@ class Adjoint(ABC):
 
     def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
         """The leaves at the kept times, with this way back, and what blocks are told after it."""
+        y0, given = alike((y0, run.weights))
+        run = dataclasses.replace(run, weights=given)
         t = jnp.asarray(run.grid.t0, run.layout.time)
         example = () if run.replay is None else run.replay.told.example()
         field, weights = run.field.hoist(run.weights, t, run.layout.call(y0), *example)

@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from odenet import SOLVERS
 from odenet_jax.field.state import Leaves
+from odenet_jax.field.varying import alike
 
 Slope = Callable[[Array, Any, Any, Any], Any]
 """`slope(t, y, reads, fixed)`: a field as a function of arrays alone, those that may have a derivative and others."""
@@ -57,7 +58,7 @@ def _step(slope: Slope, t: Array, since: Array, y: Leaves, reads: Any, fixed: An
         return tuple(lax.dynamic_update_index_in_dim(k, new, i, 0) for k, new in zip(slopes, found, strict=True)), None
 
     empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y)
-    slopes, _ = lax.scan(stage, empty, (jnp.arange(count), weights[:-1], nodes))
+    slopes, _ = lax.scan(stage, alike(empty, y), (jnp.arange(count), weights[:-1], nodes))
     return at(weights[-1], slopes)
 
 

@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet_jax.field.state import Leaves
+from odenet_jax.field.varying import alike
 from odenet_jax.gradients.accepted_steps import piece
 from odenet_jax.steps.accepted import Along
 from odenet_jax.steps.dense import between
@@ -107,8 +108,8 @@ def _loop(run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int) -> t
 
     def nothing(carry: Any, n: Array) -> Any:
         rows = (y0, (y0,) * (run.solver.tableau.stages + (not run.solver.tableau.fsal)))
-        empty = jax.tree.map(lambda leaf: jnp.zeros((n.shape[0], *leaf.shape), leaf.dtype), rows)
-        return carry, empty if dense else None
+        empty = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf), (n.shape[0], *leaf.shape)), rows)
+        return carry, alike(empty, y0) if dense else None
 
     def some(carry: Any, n: Array) -> Any:
         return lax.scan(jax.checkpoint(step), carry, n)

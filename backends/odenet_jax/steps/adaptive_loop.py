@@ -73,7 +73,11 @@ class March:
         size = first_size(self.control, run.solver.tableau, self.tolerance, line, begin.slope_at, y0, first)
         pace = start(line, size, finite(y0, first))
         record = empty(self.keep, run, y0, self.control.max_steps)
-        nan = () if ts is None else tuple(jnp.full((*ts.shape, *leaf.shape), jnp.nan, leaf.dtype) for leaf in y0)
+        nan = (
+            ()
+            if ts is None
+            else tuple(jnp.broadcast_to(jnp.full_like(leaf, jnp.nan), (*ts.shape, *leaf.shape)) for leaf in y0)
+        )
         carry = _Carry(pace, y0, first, jnp.int32(0), jnp.int32(0), nan, record, self._unseen(y0))
         if ts is not None:
             output, ys = self._early(y0, ts, carry.ys)
