@@ -15,7 +15,7 @@ from odenet import DtypeError, NonFiniteError, StateError, _tree
 from odenet_jax.field import trees as trees  # registers
 
 Leaves = tuple[Array, ...]
-_HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 _KINDS = tuple(
     map(jnp.dtype, ("float32", "float64", jnp.bfloat16, "float16", "complex64", "complex128"))
 )  # float8 is a format to store
@@ -88,7 +88,7 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
     arrays = [_array(path, leaf) for path, leaf in _tree.paths(y0)]
     structure = jax.tree.structure(y0)
     given = tuple(array.dtype for array in arrays)
-    carried = tuple(jnp.dtype(jnp.float32) if kind in _HALF else kind for kind in given)
+    carried = tuple(jnp.dtype(jnp.float32) if kind in HALF else kind for kind in given)
     time = jnp.dtype(jnp.float64) if any(kind in _WIDE for kind in carried) else jnp.dtype(jnp.float32)
     found = Layout(lambda leaves: jax.tree.unflatten(structure, leaves), structure, given, carried, time)
     return found, tuple(array.astype(kind) for array, kind in zip(arrays, carried, strict=True))
