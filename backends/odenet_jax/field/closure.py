@@ -7,8 +7,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
+import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, Literal
+
+from odenet_jax.field.varying import alike, axes_of
 
 
 class Converted(eqx.Module):
@@ -27,7 +31,41 @@ class Converted(eqx.Module):
         """The function's value."""
         leaves, structure = jax.tree.flatten(arguments)
         assert structure == self.inputs, (structure, self.inputs)
-        return jax.tree.unflatten(self.outputs, jax.core.eval_jaxpr(self.jaxpr, self.consts, *leaves))
+        return jax.tree.unflatten(self.outputs, _evaluate(self.jaxpr, self.consts, leaves))
+
+
+def _evaluate(jaxpr: Any, consts: Any, arguments: list[Any]) -> list[Any]:
+    """The program's values. What it makes varying over mesh axes may be so already (see `field.varying`)."""
+    if not any(_varies(leaf) for leaf in (*consts, *arguments)):
+        return jax.core.eval_jaxpr(jaxpr, consts, *arguments)
+    known: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+
+    def value(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else known[variable]
+
+    for equation in jaxpr.eqns:
+        inputs, name = [value(each) for each in equation.invars], equation.primitive.name
+        if name == "pvary":
+            found = [alike(jnp.asarray(each), axes=equation.params["axes"]) for each in inputs]
+        elif name in ("jit", "pjit"):
+            inner = equation.params["jaxpr"]
+            found = _evaluate(inner.jaxpr, inner.consts, inputs)
+        else:
+            own = [each for each in equation.invars if not isinstance(each, Literal)]
+            alone = jaxpr.replace(
+                constvars=[],
+                invars=list(dict.fromkeys(own)),
+                outvars=equation.outvars,
+                eqns=[equation],
+                debug_info=None,
+            )
+            found = jax.core.eval_jaxpr(alone, (), *(known[each] for each in alone.invars))
+        known.update(zip(equation.outvars, found, strict=True))
+    return [value(each) for each in jaxpr.outvars]
+
+
+def _varies(leaf: Any) -> bool:
+    return bool(axes_of(leaf))
 
 
 def converted(function: Callable[..., Any], *examples: Any) -> Converted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -10,14 +11,14 @@ from jax import lax
 Tree = TypeVar("Tree")
 
 
-def alike(tree: Tree, *others: object) -> Tree:
+def alike(tree: Tree, *others: object, axes: Iterable[str] = ()) -> Tree:
     """The tree, each array of it on the mesh, and varying over every axis of it, that some array of it or of the others
     is on, or varies over.
 
     A constant (zeros to begin a sum with) is the same on all devices, and JAX refuses a loop that makes it differ.
     """
     tree = _on_one_mesh(tree, others)
-    axes = frozenset().union(*(_axes(leaf) for leaf in jax.tree.leaves((tree, others))))
+    axes = frozenset(axes).union(*(axes_of(leaf) for leaf in jax.tree.leaves((tree, others))))
     return jax.tree.map(lambda leaf: _varied(leaf, axes), tree) if axes else tree
 
 
@@ -43,7 +44,8 @@ def _mesh(leaf: object) -> Any:
     return mesh if mesh is not None and not mesh.empty and mesh.are_all_axes_explicit else None
 
 
-def _axes(leaf: object) -> frozenset[str]:
+def axes_of(leaf: object) -> frozenset[str]:
+    """The mesh axes that an array varies over."""
     if not isinstance(leaf, jax.Array) or not hasattr(jax, "typeof"):
         return frozenset()
     kind = jax.typeof(leaf)
@@ -52,7 +54,7 @@ def _axes(leaf: object) -> frozenset[str]:
 
 
 def _varied(leaf: jax.Array, axes: frozenset[str]) -> jax.Array:
-    missing = tuple(sorted(axes - _axes(leaf))) if isinstance(leaf, jax.Array) else ()
+    missing = tuple(sorted(axes - axes_of(leaf))) if isinstance(leaf, jax.Array) else ()
     if not missing:
         return leaf
-    return lax.pcast(leaf, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(leaf, missing)
+    return lax.pcast(leaf, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(leaf, missing)  # pyright: ignore[reportAttributeAccessIssue]

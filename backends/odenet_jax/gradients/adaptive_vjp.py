@@ -175,7 +175,7 @@ class Whole:
             carried = carry(
                 rule, (given, rest, found[:4], kept), found[:4], [t for t, ask in zip(moved, asked, strict=True) if ask]
             )
-            return (found, kept), (Out(*carried, _unmoved(found.walked)), _unmoved(kept))
+            return (found, kept), (Out(*carried, _unmoved(found.walked)), _unmoved(kept))  # pyright: ignore[reportCallIssue]
 
         def visible(primals: Any, tangents: Any) -> tuple[Any, Any]:
             (found, _), (moved, _) = derivative(primals, tangents)

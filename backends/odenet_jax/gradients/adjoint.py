@@ -100,7 +100,7 @@ class Adjoint(ABC):
 
         def back(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
             g, sums, residual = once(self.stats.gradient, backward(residuals, gradients[0]))
-            return g, sums, None, residual
+            return g, sums, None, alike(residual, g, sums)
 
         network.defvjp(forward, back)
         ys, state = network(*arguments)
