@@ -26,7 +26,7 @@ ALONE = {
         *(f"drop_in/{name}.py" for name in DROP_IN),
     },
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at; the while
-    # loop of an adaptive solve, its derivative (a linear map with a transpose of our own), its buffers, and the backward
+    # loop of an adaptive solve, its derivative (a linear map whose transpose is our own), its buffers, and the backward
     # loop of its continuous adjoint; closures as trees, and meshes of devices
     OTHER: {
         "field/closure.py",

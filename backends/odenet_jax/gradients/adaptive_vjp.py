@@ -1,4 +1,7 @@
-"""An adaptive solve as a function of arrays, with a gradient of our own."""
+"""An adaptive solve as a function of arrays, with a derivative of our own.
+
+Over 250 lines until the derivative (`Steps`) and the solve (`Whole`), which read each other, are parted.
+"""
 
 from __future__ import annotations
 
