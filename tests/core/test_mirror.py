@@ -31,13 +31,20 @@ ALONE = {
         *(f"drop_in/{name}.py" for name in DROP_IN),
     },
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at; the while
-    # loop of an adaptive solve, its custom VJP, its buffers, and the backward loop of its continuous adjoint
+    # loop of an adaptive solve, its derivative (a linear map whose transpose is our own), its buffers, and the backward
+    # loop of its continuous adjoint; closures as trees, and meshes of devices
     OTHER: {
         "field/collectives.py",  # named axes of vmap
+        "field/closure.py",
         "field/trees.py",
+        "field/varying.py",
         "gradients/adaptive.py",
         "gradients/adaptive_costate.py",
         "gradients/adaptive_vjp.py",
+        "gradients/adjoint_again.py",
+        "gradients/flow.py",
+        "gradients/linear_map.py",
+        "gradients/plain_steps.py",
         "nets/convolution.py",
         "steps/adaptive_loop.py",
         "steps/clock.py",  # times of float32: torch has them as Python floats
@@ -78,7 +85,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "verbs/examine.py": ({"unchanged"}, {"Probed"}),
     "field/field.py": (
         {"BlockField", "FunctionField", "leaves", "now", "outside", "unique"},
-        {"Slot", "Weights", "field"},
+        {"Slot", "Weights", "field", "widened"},
     ),
     "steps/fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": ({"LiveBytes"}, set()),
