@@ -60,7 +60,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between"}),
+    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between", "without_rate"}),
     "steps/times.py": (
         {"WithoutRate", "at_event", "crossing", "from_start", "moved", "moves", "slope", "to_outputs", "zero"},
         {"Times", "moving", "of_times"},
@@ -84,7 +84,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),  # torchdiffeq's calls, and JAX's one
     "verbs/examine.py": ({"unchanged"}, {"Probed"}),
     "field/field.py": (
-        {"BlockField", "FunctionField", "leaves", "now", "outside", "unique"},
+        {"BlockField", "FunctionField", "leaves", "moved", "now", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
     "steps/fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),

@@ -171,8 +171,12 @@ class Field:
         def whole(t: Any, y: Any, w: Weights, *told: Any) -> Any:
             first, second = iter(w.closed), iter(w.constants)
             found = [
-                leaf if not place else (next(first) if place == 1 else next(second)).astype(kind)
-                for leaf, place, kind in zip(others, places, kinds, strict=True)
+                leaf if not place else next(first) if place == 1 else next(second)
+                for leaf, place in zip(others, places, strict=True)
+            ]
+            found = [
+                leaf.astype(kind) if kind is not None and leaf.dtype != kind else leaf
+                for leaf, kind in zip(found, kinds, strict=True)
             ]
             return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
 
