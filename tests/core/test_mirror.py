@@ -13,13 +13,31 @@ import pytest
 from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
-CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "layer", "runs", "sums"}
-DROP_IN = {"adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options", "recording"}
+CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "handed", "layer", "runs", "sums"}
+DROP_IN = {
+    "adaptive",
+    "adjoint",
+    "dense",
+    "error",
+    "events",
+    "fixed",
+    "flow",
+    "methods",
+    "options",
+    "recalled",
+    "recording",
+}
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
     ONE: {
         "field/called_modules.py",
         "field/random_state.py",
+        # what a function writes, reads and leaves by the side: pure functions have none of it
+        "field/places.py",
+        "field/reach.py",
+        "field/side_results.py",
+        "field/surroundings.py",
+        "field/written_on.py",
         "steps/events.py",  # in JAX in steps/dense.py
         "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
@@ -84,7 +102,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),  # torchdiffeq's calls, and JAX's one
     "verbs/examine.py": ({"unchanged"}, {"Probed"}),
     "field/field.py": (
-        {"BlockField", "FunctionField", "leaves", "moved", "now", "outside", "unique"},
+        {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
     "steps/fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),

@@ -444,9 +444,9 @@ def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
     """An event's condition, checked.
 
     Raises:
-        InputError: it cannot be called with a time and a state, or what it returns is no array of real numbers.
+        InputError: it cannot be called with a time and a state, or what it returns is no array.
     """
-    wanted = "a condition(t, y) that returns a real number, or an array of them"
+    wanted = "a condition(t, y) that returns a real number or a boolean, or an array of them"
     try:
         inspect.signature(function).bind("t", "y")
     except ValueError:  # callables of an extension module may have no signature
@@ -459,7 +459,7 @@ def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
         try:
             return jnp.asarray(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"an event's condition returned {value!r}", wanted) from error
+            raise InputError(f"an event's condition returned {value!r}, a {type(value).__name__}", wanted) from error
 
     return checked
 
