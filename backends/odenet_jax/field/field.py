@@ -170,7 +170,7 @@ class Field:
 
         def whole(t: Any, y: Any, w: Weights, *told: Any) -> Any:
             first, second = iter(w.closed), iter(w.constants)
-            found = [
+            found: list[Any] = [
                 leaf if not place else next(first) if place == 1 else next(second)
                 for leaf, place in zip(others, places, strict=True)
             ]
