@@ -88,6 +88,10 @@ def number(name: str, value: Any) -> float | None:
         found = float(plain)
     except (TypeError, ValueError, OverflowError) as error:
         raise refused from error
+    except RuntimeError as error:  # torch: within vmap, or on the meta device
+        raise GridError(
+            f"{name} is a tensor whose value cannot be read here", "numbers, and tensors outside of torch.func.vmap"
+        ) from error
     if not math.isfinite(found):
         raise GridError(f"{name}={found}", "a finite number")
     return found

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from odenet import Backprop, Event, PIDController, Problem, Solver, Span
 from odenet_torch.drop_in.flow import Flow
+from odenet_torch.field.differentiating import readable
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.gradients.accepted_steps import plain
@@ -25,6 +26,11 @@ def solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> 
     Raises:
         SolveError: it could not go on.
     """
+    with readable("an adaptive solve"):
+        return _solve(flow, solver, control, on)
+
+
+def _solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> tuple[Tensor | None, Tensor]:
     if flow.event_fn is None:
         found, leaves = forward(flow, solver, control, on)
         ys = to_outputs(found, found.run, plain(found, leaves))

@@ -24,7 +24,7 @@ from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled import Recalled
 from odenet_torch.field.state import layout
-from odenet_torch.gradients.adjoint import unhooked
+from odenet_torch.gradients.adjoint import refuse_transforms, unhooked
 from odenet_torch.steps.size_control import On, Walk
 
 
@@ -53,6 +53,9 @@ class Way:
 
 def solve(way: Way, params: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
     """The time of the event and the states, differentiable by t, y0 and the parameters."""
+    if not torch.is_grad_enabled():
+        return way.forth()
+    refuse_transforms("odeint_adjoint", "odeint")
     event_t, ys = _Solve.apply(way, way.flow.t, way.flow.y0, *params)
     return event_t, ys
 

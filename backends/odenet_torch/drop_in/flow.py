@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
 from odenet_torch.drop_in.recording import Recording
+from odenet_torch.field.differentiating import record
 from odenet_torch.steps.events import signed
 
 Norm = Callable[[Any], Any]
@@ -60,7 +61,11 @@ class Flow:
         return value
 
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
-        value = self.func(t, y if self.shapes is None else self.given(y))
+        state = y if self.shapes is None else self.given(y)
+        try:
+            value = self.func(t, state)
+        except RuntimeError as error:
+            value = record(error, self.func, t, state)
         self.require_slope(value, y)
         return value if self.shapes is None else torch.cat([part.reshape(-1) for part in value])
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from odenet import Depth, GradientError, _tree
 from odenet._problem.depth import blend, check_alike
+from odenet_torch.field.differentiating import record
 from odenet_torch.field.state import as_tensor
 
 Stand = Mapping[int, Tensor]
@@ -41,6 +42,10 @@ class Field(ABC):
     def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
         """The captured leaves that f may read in step n, once each."""
         return self.captured
+
+    def functions(self) -> Iterable[Any]:
+        """The functions and modules that f consists of, once each."""
+        return ()
 
     def everything(self, steps: int) -> tuple[Tensor, ...]:
         """All tensors that a gradient goes to in some step, once each: stacks instead of their rows."""
@@ -116,6 +121,9 @@ class FunctionField(Field):
         function = self.function
         return [(getattr(function, "__name__", type(function).__name__), function)]
 
+    def functions(self) -> Iterable[Any]:
+        return (self.function,)
+
     def handed(self, n: int, steps: int) -> Iterable[Tensor]:
         if self.depth is None:
             return ()
@@ -153,7 +161,10 @@ class FunctionField(Field):
     def _call(self, *arguments: Any) -> Any:
         if self.moved and isinstance(self.function, nn.Module):
             return torch.func.functional_call(self.function, self.held, arguments)
-        return self.function(*arguments)
+        try:
+            return self.function(*arguments)
+        except RuntimeError as error:
+            return record(error, self.function, *arguments)
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
         leaves = (leaf for layer in self.layers(n, steps) for leaf in _tree.leaves(self.trees[layer]))
@@ -205,7 +216,10 @@ class BlockField(Field):
         if local in (0, 1):
             block = self.depth.tree[layer + int(local)]
             if not self.moved:
-                return block(y, *arguments, **named)
+                try:
+                    return block(y, *arguments, **named)
+                except RuntimeError as error:
+                    return record(error, lambda _, at: block(at, *arguments, **named), None, y)
             return torch.func.functional_call(block, self.held[id(block)], (y, *arguments), named)
         one, other = self.depth.tree[layer], self.depth.tree[layer + 1]
         mixed = blend(self.held[id(one)], self.held[id(other)], local)
@@ -233,6 +247,10 @@ class BlockField(Field):
         layer += self.depth.kind == "linear" and start + span * position == 1  # between two blocks it is the first
         block = self.depth.tree[layer]
         return [(f"block {layer} ({type(block).__name__})", block)]
+
+    def functions(self) -> Iterable[Any]:
+        assert self.depth is not None
+        return {id(block): block for block in self.depth.tree}.values()
 
     def handed(self, n: int, steps: int) -> Iterable[Tensor]:
         return (leaf for leaf in _tree.leaves(self.extra) if isinstance(leaf, Tensor))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from odenet import GradientError
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same, version
+from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import Field
 from odenet_torch.field.side_results import Root, SideResults
 from odenet_torch.field.state import Layout, Leaves
@@ -255,9 +256,8 @@ class Replay:
     def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
         """An evaluation of the forward pass once more, with its random state, which is put back."""
         state = _dice.state(self.device)
-        # hooks of our own: those of torch's checkpoint would count what f saves here, if it takes gradients inside
         try:
-            with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+            with unseen():
                 return self.again(key, place, 1, evaluate)
         finally:
             _dice.restore(self.device, state)

@@ -28,7 +28,7 @@ def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
     """The outputs, with the way back of an adjoint."""
     if not torch.is_grad_enabled():
         return plain(found, y0)
-    refuse_transforms(adjoint.stats.gradient)
+    refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
     field = found.run.field.apart()
     replay = Replay.of(field, found.run.layout, 1, cut=True)
     run = dataclasses.replace(found.run, field=field, replay=replay)

@@ -97,7 +97,7 @@ class Adjoint(ABC):
         """The leaves at the kept times, with this way back."""
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
-        refuse_transforms(self.stats.gradient)
+        refuse_transforms(f"gradient={self.stats.gradient!r}")
         field = run.field.apart()
         replay = Replay.of(field, run.layout, run.grid.steps, cut=True)
         run = dataclasses.replace(run, field=field, replay=replay)
@@ -172,13 +172,13 @@ def vjp(
     return part, (*explicit, *captured), found[len(y) :]
 
 
-def refuse_transforms(gradient: str) -> None:
+def refuse_transforms(gradient: str, instead: str = "gradient='backprop'") -> None:
     """Raises UnsupportedError inside a transform of torch.func."""
     if torch._C._are_functorch_transforms_active():
         raise UnsupportedError(
-            f"gradient={gradient!r} inside a transform of torch.func",
-            "gradient='backprop' there; every method with loss.backward() and torch.autograd.grad",
-            "take gradient='backprop' under torch.func.grad, vjp and jvp; under vmap, torch.no_grad() or a batch axis",
+            f"{gradient} inside a transform of torch.func",
+            f"{instead} there; every method with loss.backward() and torch.autograd.grad",
+            f"take {instead} under torch.func.grad, vjp and jvp; under vmap, torch.no_grad() or a batch axis",
         )
 
 

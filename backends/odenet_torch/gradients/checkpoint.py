@@ -20,10 +20,11 @@ from odenet import Checkpoint, Problem, Stats
 from odenet._gradients.revolve import schedule
 from odenet._solvers.step import Leaves as AnyLeaves
 from odenet._solvers.step import add
+from odenet_torch.field.differentiating import hooked, refuses_hooks
 from odenet_torch.field.field import leaves, now
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients import accepted_steps
+from odenet_torch.gradients import accepted_steps, hookless
 from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
@@ -43,7 +44,21 @@ class Recomputation(Adjoint):
             return super().solve(run, y0)
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
-        refuse_transforms(self.stats.gradient)
+        refuse_transforms(f"gradient={self.stats.gradient!r}")
+        if hookless.known(run.field):
+            return super().solve(run, y0)
+        before = hookless.Traces(run)
+        try:
+            return self.recorded(run, y0)
+        except RuntimeError as error:
+            if not refuses_hooks(error) or hooked():  # hooks of the caller's are the caller's
+                raise
+            before.undo(error)
+        hookless.remember(run.field)
+        return super().solve(run, y0)
+
+    def recorded(self, run: Run, y0: Leaves) -> Leaves:
+        """By torch's checkpoint, which hooks into what autograd saves."""
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
         states, y, since = {0: y0}, y0, now()
         with replay.forth(), replay.notice():
@@ -57,7 +72,8 @@ class Recomputation(Adjoint):
 
     def keeps(self, run: Run) -> Iterable[int]:
         """See `Adjoint.keeps`."""
-        assert self.method.states is not None
+        if self.method.states is None:
+            return (*(first for first, _ in self.method.parts(run.grid.steps)), run.grid.steps)
         return schedule(run.grid.steps, self.method.states).forward
 
     def discover(self, run: Run, y0: Leaves) -> Leaves:
@@ -70,8 +86,18 @@ class Recomputation(Adjoint):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-            first = super().discover(run, y0)
+        if hookless.known(run.field):
+            raise hookless.unmeasured()
+        before = hookless.Traces(run)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+                first = super().discover(run, y0)
+        except RuntimeError as error:
+            if not refuses_hooks(error) or hooked():
+                raise
+            before.undo(error)
+            hookless.remember(run.field)
+            raise hookless.unmeasured() from error
         for tensor in (*y0, *run.field.everything(run.grid.steps)):  # there anyway
             storages.pop(tensor.untyped_storage().data_ptr(), None)
         state = sum(leaf.nbytes for leaf in y0)
@@ -93,7 +119,8 @@ class Recomputation(Adjoint):
             count = min(self.method.states or self.method.segments or 1, run.grid.steps)
             self.method = Checkpoint(states=max(count, 1))
             known = self.again(run, known[0])
-        assert self.method.states is not None
+        if self.method.states is None:
+            return self.segments(run, known, gradients, sums)
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for turn in schedule(run.grid.steps, self.method.states).turns:
             y = known[turn.origin]
@@ -103,6 +130,16 @@ class Recomputation(Adjoint):
                     known[n + 1] = y
             g = self.step(run, turn.step, y, g, gradients.get(turn.step), sums)
             known.pop(turn.step, None)
+        return g
+
+    def segments(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+        """Back from segment to segment, whose first states are known."""
+        g = gradients.get(run.grid.steps) or zeros(known[0])
+        for first, end in reversed(self.method.parts(run.grid.steps)):
+            for n in range(first, end - 1):
+                known[n + 1] = add(known[n], run.increment(n, known[n]))
+            for n in reversed(range(first, end)):
+                g = self.step(run, n, known.pop(n), g, gradients.get(n), sums)
         return g
 
     def each(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:

@@ -104,6 +104,9 @@ class Along(Field):
     def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
         return self.field.read(self.layer(n), self.count)
 
+    def functions(self) -> Iterable[Any]:
+        return self.field.functions()
+
     def everything(self, steps: int) -> tuple[Tensor, ...]:
         return self.field.everything(self.count)
 

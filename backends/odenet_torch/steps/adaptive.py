@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, StateError, Stats
 from odenet._problem.span import number
+from odenet_torch.field.differentiating import readable, record
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.state import Layout, Leaves, layout, require_times
 from odenet_torch.steps.accepted import Accepted, Along, stops_of
@@ -223,8 +224,16 @@ def solve_adaptive(made: Problem, methods: Callable[[Stats], Back], field: Field
     assert isinstance(made.grid, Span)
     assert isinstance(made.solver, Solver)
     given, leaves = layout(made.y0)
-    if made.grid.control.per_sample:
-        return solve_rows(made, given, leaves)
+    with readable("an adaptive solve"):
+        if made.grid.control.per_sample:
+            return solve_rows(made, given, leaves)
+        return _solve_together(made, methods, field, given, leaves)
+
+
+def _solve_together(
+    made: Problem, methods: Callable[[Stats], Back], field: Field | None, given: Layout, leaves: Leaves
+) -> Solution:
+    assert isinstance(made.grid, Span)
     stats = Stats("torch", made.solver.label, made.gradient.label, 0, 0)
     found = begin(made, given, leaves, field or FunctionField(made.field, made.weights))
     run = found.run
@@ -296,11 +305,23 @@ def _evaluate(run: Run) -> Evaluate:
     if direct is None:
         return evaluate
     if not (given.single and given.given == given.carried):
-        return lambda t, rank, time, y: slope(direct(t, call(y)), y)
+
+        def evaluate_tree(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
+            at = call(y)
+            try:
+                value = direct(t, at)
+            except RuntimeError as error:
+                value = record(error, direct, t, at)
+            return slope(value, y)
+
+        return evaluate_tree
 
     def evaluate_one(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
         (leaf,) = y
-        value = direct(t, leaf)
+        try:
+            value = direct(t, leaf)
+        except RuntimeError as error:
+            value = record(error, direct, t, leaf)
         if type(value) is Tensor and value.shape == leaf.shape and value.dtype is leaf.dtype:
             return (value,)
         return slope(value, y)

@@ -29,6 +29,7 @@ from odenet._solvers.landing import landing
 from odenet._solvers.step import Trial, trial
 from odenet._solvers.tableau import Tableau
 from odenet_torch.field import random_state
+from odenet_torch.field.differentiating import record
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.independence import refuse_batch_statistics, require_independent
@@ -254,11 +255,15 @@ def _check(made: Problem, span: Span, y: Leaves) -> None:
 
 
 def _field(made: Problem, given: Layout) -> Any:
-    field, weights = made.field, made.weights
-    if weights is None:
-        return field
-    tree = weights.at(0)
-    return lambda t, y: field(t, y, tree)
+    weights = () if made.weights is None else (made.weights.at(0),)
+
+    def field(t: Tensor, y: Any) -> Any:
+        try:
+            return made.field(t, y, *weights)
+        except RuntimeError as error:
+            return record(error, made.field, t, y, *weights)
+
+    return field
 
 
 def _require_ended(span: Span, outcome: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from odenet._solvers.step import Trial, weigh
 from odenet._solvers.tableau import Tableau
+from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance
 
@@ -76,6 +77,7 @@ class Buffered:
         return (
             tolerance.plain
             and not torch.is_grad_enabled()
+            and not transformed()
             and y[0].is_floating_point()
             and 0 < y[0].numel() <= _SMALL
             and type(y[0]) is Tensor

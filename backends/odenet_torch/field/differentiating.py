@@ -1,0 +1,104 @@
+"""Fields that differentiate inside: by `torch.func` (exact traces, Hamiltonian nets), or by `torch.autograd.grad`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import GradientError, UnsupportedError, _tree
+
+_HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
+_NO_GRADIENT = "does not require grad"
+_UNREADABLE = ("Cannot access data pointer", ".item()", "data-dependent control flow")
+
+
+def refuses_hooks(error: RuntimeError) -> bool:
+    """Whether torch.func was called where hooks on saved tensors are active."""
+    return _HOOKS in str(error) and "torch.func" in str(error)
+
+
+def hooked() -> bool:
+    """Whether hooks on saved tensors are active, those of `torch.utils.checkpoint` among them."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("asked by odenet"):
+            return False
+    except RuntimeError:
+        return True
+
+
+def unseen() -> AbstractContextManager[Any]:
+    """Hides what is saved from hooks that are active: they would count it.
+
+    Hooks of our own are what hides it, and torch.func refuses to run under any: they are made where they are needed.
+    """
+    if not hooked():
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+
+
+def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: Any) -> Any:
+    """`f(t, y)` for a field that differentiates by y, and was called with a y that needs no gradient.
+
+    A pass that is not recorded, as the forward pass of an adjoint is not, hands over such states; the field is called
+    once more with a y of its own that needs one.
+
+    Args:
+        error: what was raised by the field.
+        f: the field.
+        t, y, rest: its arguments.
+
+    Raises:
+        error: it is another one, or y needed a gradient and had it.
+        GradientError: the field draws random numbers, which it has now drawn twice.
+    """
+    kept = torch.is_grad_enabled()
+    states = [leaf for leaf in _tree.leaves(y) if isinstance(leaf, Tensor)]
+    if _NO_GRADIENT not in str(error) or (kept and all(leaf.requires_grad for leaf in states)):
+        raise error
+
+    def fresh(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or (kept and leaf.requires_grad):
+            return leaf
+        return leaf.detach().requires_grad_()
+
+    generator = torch.default_generator if states[0].device.type == "cpu" else None
+    before = torch.get_rng_state() if generator is not None else torch.cuda.get_rng_state(states[0].device)
+    with torch.enable_grad():
+        value = f(t, _tree.map(fresh, y), *rest)
+    after = torch.get_rng_state() if generator is not None else torch.cuda.get_rng_state(states[0].device)
+    if not torch.equal(before, after):
+        raise GradientError(
+            "the field differentiates by its state where no gradient is recorded, and draws random numbers",
+            "fields that enable what they need",
+            "within the field: with torch.enable_grad(): y = y if y.requires_grad else y.detach().requires_grad_()",
+        ) from error
+    return value if kept else _tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
+
+
+@contextlib.contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Steps that depend on values, which can't be read within `torch.func.vmap`.
+
+    Raises:
+        UnsupportedError: they were to be read there.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not torch._C._are_functorch_transforms_active() or not any(text in str(error) for text in _UNREADABLE):
+            raise
+        raise UnsupportedError(
+            f"{what} inside torch.func.vmap, where the size of a step would be another one for each sample",
+            "steps=N there; a leading batch axis, with steps for all or PIDController(per_sample=True)",
+            "solve for the whole batch at once, or take steps=N",
+        ) from error
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func, or forward differentiation, is active: its tensors have no memory to name."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

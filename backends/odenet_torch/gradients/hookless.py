@@ -1,0 +1,71 @@
+"""Checkpointing of fields that call `torch.func` inside, which refuses to run under hooks on saved tensors.
+
+`torch.utils.checkpoint` is such hooks. These fields are found by the error that torch.func raises; the pass is then
+begun anew without hooks, by the way back that the other schedules have, and the next passes of the same field at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from odenet import GradientError, UnsupportedError
+from odenet_torch.field import random_state
+from odenet_torch.field.called_modules import version
+from odenet_torch.field.field import Field
+from odenet_torch.steps.fixed import Run
+
+_KNOWN: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def known(field: Field) -> bool:
+    """Whether a field is known to call torch.func."""
+    return bool(_KNOWN) and any(function in _KNOWN for function in field.functions())
+
+
+def remember(field: Field) -> None:
+    """It is."""
+    for function in field.functions():
+        try:
+            _KNOWN.add(function)
+        except TypeError:  # has no weak references
+            continue
+
+
+class Traces:
+    """What a pass that has to begin anew would leave: random numbers drawn, buffers changed.
+
+    Args:
+        run: the pass, which is about to begin.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.device, steps = run.layout.device, run.grid.steps
+        self.random = random_state.state(self.device)
+        modules = {id(m): m for n in range(steps) for _, m in run.field.modules(n, 0.0, steps)}
+        self.buffers = [(buffer, version(buffer)) for module in modules.values() for buffer in module.buffers()]
+
+    def undo(self, error: RuntimeError) -> None:
+        """As if the pass had not begun.
+
+        Raises:
+            GradientError: buffers were changed.
+        """
+        random_state.restore(self.device, self.random)
+        if any(version(buffer) != before for buffer, before in self.buffers):
+            raise GradientError(
+                "the field changes buffers and takes derivatives with torch.func, which refuses to run under the "
+                "hooks of torch's checkpoint",
+                "fields that do one of them",
+                "take gradient='checkpoint:states=K' or 'discrete-adjoint', which use no hooks; or call eval()",
+            ) from error
+
+
+def unmeasured() -> UnsupportedError:
+    """The error for a budget of memory that is not known how to keep."""
+    return UnsupportedError(
+        "checkpoint with memory= for a field that takes derivatives with torch.func, inside of which it cannot be "
+        "seen what is saved",
+        "checkpoint, checkpoint with segments=K or states=K",
+        "give the number of states, as in gradient='checkpoint:states=8'",
+    )
