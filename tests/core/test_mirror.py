@@ -33,6 +33,8 @@ ALONE = {
         "field/called_modules.py",
         "field/random_state.py",
         # what a function writes, reads and leaves by the side: pure functions have none of it
+        "field/differentiating.py",
+        "gradients/hookless.py",
         "field/places.py",
         "field/reach.py",
         "field/side_results.py",
