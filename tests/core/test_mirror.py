@@ -13,13 +13,33 @@ import pytest
 from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
-CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "layer", "runs", "sums"}
-DROP_IN = {"adaptive", "adjoint", "dense", "error", "events", "fixed", "flow", "methods", "options", "recording"}
+CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "handed", "layer", "runs", "sums"}
+DROP_IN = {
+    "adaptive",
+    "adjoint",
+    "dense",
+    "error",
+    "events",
+    "fixed",
+    "flow",
+    "methods",
+    "options",
+    "recalled",
+    "recording",
+}
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
     ONE: {
         "field/called_modules.py",
         "field/random_state.py",
+        # what a function writes, reads and leaves by the side: pure functions have none of it
+        "field/differentiating.py",
+        "gradients/hookless.py",
+        "field/places.py",
+        "field/reach.py",
+        "field/side_results.py",
+        "field/surroundings.py",
+        "field/written_on.py",
         "steps/events.py",  # in JAX in steps/dense.py
         "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
@@ -31,13 +51,20 @@ ALONE = {
         *(f"drop_in/{name}.py" for name in DROP_IN),
     },
     # JAX's pytrees; a certificate that a backward pass cannot leave behind; convolutions that XLA is slow at; the while
-    # loop of an adaptive solve, its custom VJP, its buffers, and the backward loop of its continuous adjoint
+    # loop of an adaptive solve, its derivative (a linear map whose transpose is our own), its buffers, and the backward
+    # loop of its continuous adjoint; closures as trees, and meshes of devices
     OTHER: {
         "field/collectives.py",  # named axes of vmap
+        "field/closure.py",
         "field/trees.py",
+        "field/varying.py",
         "gradients/adaptive.py",
         "gradients/adaptive_costate.py",
         "gradients/adaptive_vjp.py",
+        "gradients/adjoint_again.py",
+        "gradients/flow.py",
+        "gradients/linear_map.py",
+        "gradients/plain_steps.py",
         "nets/convolution.py",
         "steps/adaptive_loop.py",
         "steps/clock.py",  # times of float32: torch has them as Python floats
@@ -53,7 +80,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between"}),
+    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between", "without_rate"}),
     "steps/times.py": (
         {"WithoutRate", "at_event", "crossing", "from_start", "moved", "moves", "slope", "to_outputs", "zero"},
         {"Times", "moving", "of_times"},
@@ -77,8 +104,8 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),  # torchdiffeq's calls, and JAX's one
     "verbs/examine.py": ({"unchanged"}, {"Probed"}),
     "field/field.py": (
-        {"BlockField", "FunctionField", "leaves", "now", "outside", "unique"},
-        {"Slot", "Weights", "field"},
+        {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
+        {"Slot", "Weights", "field", "widened"},
     ),
     "steps/fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": ({"LiveBytes"}, set()),

@@ -350,11 +350,6 @@ class TestGradients:
         with pytest.raises(UnsupportedError, match="t0 or t1"):
             jax.grad(lambda t1: jnp.sum(solve(field, start(), layers, t1=t1, rtol=1e-3).y1))(1.0)
 
-    @pytest.mark.slow
-    def test_no_second_derivative(self):
-        with pytest.raises(UnsupportedError, match="equal steps"):
-            jax.jacrev(jax.grad(lambda y0: jnp.sum(solve(field, y0, weights(), rtol=1e-3).y1)))(start())
-
     def test_neural_ode(self):
         def model(**choices):
             return NeuralODE(lambda t, y: jnp.sin(y) * jnp.cos(t), **choices)

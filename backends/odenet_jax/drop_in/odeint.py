@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from odenet import ContinuousAdjoint, DtypeError, GridError, PIDController, StateError
-from odenet_jax.gradients.solve import solve
+from odenet import ContinuousAdjoint, DtypeError, GridError, PIDController, Solution, StateError
+from odenet._problem.problem import problem
+from odenet_jax.gradients.adaptive import solve_adaptive
+from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
 
 _MOST = 2**31 - 1  # steps are counted in int32
 
@@ -66,17 +69,8 @@ def odeint(
         return ravel_pytree(slope)[0].astype(y.dtype)
 
     most = _MOST if math.isinf(mxstep) else min(int(mxstep) * max(len(t) - 1, 1), _MOST)
-    found = solve(
-        field if leaves else lambda t, y: field(t, y, ()),
-        flat,
-        leaves or None,
-        t0=t[0],
-        t1=t[-1],
-        ts=t,
-        solver="dopri5",
-        gradient=ContinuousAdjoint(seminorm=False),
-        control=PIDController(rtol, atol, max_steps=most, max_step=None if math.isinf(hmax) else float(hmax)),
-    )
+    control = PIDController(rtol, atol, max_steps=most, max_step=None if math.isinf(hmax) else float(hmax))
+    found = _solve(field if leaves else lambda t, y: field(t, y, ()), flat, leaves or None, t[0], t[-1], t, control)
     return jax.vmap(unravel)(found.ys)
 
 
@@ -100,3 +94,27 @@ def _shape(leaf: Any) -> Any:
         return jnp.shape(leaf)
     except (TypeError, ValueError):  # no array: the message names its type
         return type(leaf).__name__
+
+
+def _solve(
+    field: Callable[..., Any], y0: Any, weights: Any, t0: Array, t1: Array, ts: Array | None, control: PIDController
+) -> Solution:
+    """A solve whose gradient can be differentiated again, as there: the backward solve is one like this."""
+    gradient = ContinuousAdjoint(seminorm=False)
+    choices = {"t0": t0, "t1": t1, "ts": ts, "solver": "dopri5", "gradient": gradient, "control": control}
+    made = problem(field, y0, weights, **choices)
+
+    def resolve(field: Callable[..., Any], state: Any, weights: Any, t0: Array, t1: Array) -> Any:
+        return _solve(field, state, weights, t0, t1, None, _by_number(control)).y1
+
+    return solve_adaptive(made, lambda _: AdaptiveCostate(gradient, made.solver, control, resolve=resolve))
+
+
+def _by_number(control: PIDController) -> PIDController:
+    """The controller with tolerances that suit any state: the tightest of each, where they are arrays."""
+    least = {name: _least(getattr(control, name)) for name in ("rtol", "atol")}
+    return dataclasses.replace(control, **least)
+
+
+def _least(tolerance: Any) -> Any:
+    return tolerance if isinstance(tolerance, (int, float)) else jnp.min(jnp.asarray(tolerance))

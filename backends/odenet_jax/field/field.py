@@ -16,7 +16,8 @@ from jax.core import Tracer
 
 from odenet import Depth
 from odenet._problem.depth import Kind, blend, check_alike
-from odenet_jax.field.state import as_array
+from odenet_jax.field.closure import converted
+from odenet_jax.field.state import HALF, as_array
 
 Arrays = list[Array]
 
@@ -159,24 +160,29 @@ class Field:
             )
             example = Weights(inexact, other)
         function = self.function  # in a lambda, since a function without closure would not be looked at
-        converted = eqx.filter_closure_convert(lambda *arguments: function(*arguments), t, y, example, *told)
-        leaves, structure = jax.tree.flatten(converted)
+        pure = converted(lambda *arguments: function(*arguments), t, y, example, *told)
+        leaves, structure = jax.tree.flatten(pure)
         closed = [leaf for leaf in leaves if _is_traced(leaf) and eqx.is_inexact_array(leaf)]
         constants = [leaf for leaf in leaves if _is_traced(leaf) and not eqx.is_inexact_array(leaf)]
         places = [_is_traced(leaf) and (1 if eqx.is_inexact_array(leaf) else 2) for leaf in leaves]
+        kinds = [leaf.dtype if place else None for leaf, place in zip(leaves, places, strict=True)]
         others = [None if place else leaf for leaf, place in zip(leaves, places, strict=True)]  # no tracer is left
 
         def whole(t: Any, y: Any, w: Weights, *told: Any) -> Any:
             first, second = iter(w.closed), iter(w.constants)
-            found = [
+            found: list[Any] = [
                 leaf if not place else next(first) if place == 1 else next(second)
                 for leaf, place in zip(others, places, strict=True)
             ]
+            found = [
+                leaf.astype(kind) if kind is not None and leaf.dtype != kind else leaf
+                for leaf, kind in zip(found, kinds, strict=True)
+            ]
             return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
 
-        effects = {type(effect).__name__ for effect in getattr(converted, "jaxpr").effects}  # noqa: B009
+        effects = {type(effect).__name__ for effect in pure.jaxpr.effects}
         made = dataclasses.replace(self, function=whole, collective="NamedAxisEffect" in effects)
-        return made, Weights(weights.inexact, weights.other, closed, constants)
+        return made, Weights(weights.inexact, weights.other, widened(closed), constants)
 
 
 def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Weights]:
@@ -199,7 +205,7 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
     def whole(weights: Weights) -> Any:
         first, second = iter(weights.inexact), iter(weights.other)
         picked = [
-            next(first) if grad else next(second) if _is_array(leaf) else leaf
+            next(first).astype(leaf.dtype) if grad else next(second) if _is_array(leaf) else leaf
             for leaf, grad in zip(arrays, inexact, strict=True)
         ]
         return jax.tree.unflatten(structure, picked)
@@ -209,7 +215,14 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
 
     made = Field(along, depth.kind, depth.intervals or 1)
     others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]
-    return made, Weights([leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad], others)
+    found = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad]
+    return made, Weights(widened(found) if depth.kind == "shared" else found, others)
+
+
+def widened(leaves: Arrays) -> Arrays:
+    """Half-precision arrays that every step reads, in float32: the gradients of the steps are summed as wide as that,
+    and rounded once. The field is called with them as they were."""
+    return [leaf.astype(jnp.float32) if leaf.dtype in HALF else leaf for leaf in leaves]
 
 
 def _first(leaf: Array) -> Array:

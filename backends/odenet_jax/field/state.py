@@ -15,7 +15,10 @@ from odenet import DtypeError, NonFiniteError, StateError, _tree
 from odenet_jax.field import trees as trees  # registers
 
 Leaves = tuple[Array, ...]
-_HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+HALF = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+_KINDS = tuple(
+    map(jnp.dtype, ("float32", "float64", jnp.bfloat16, "float16", "complex64", "complex128"))
+)  # float8 is a format to store
 _WIDE = (np.dtype("float64"), np.dtype("complex128"))
 
 
@@ -85,7 +88,7 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
     arrays = [_array(path, leaf) for path, leaf in _tree.paths(y0)]
     structure = jax.tree.structure(y0)
     given = tuple(array.dtype for array in arrays)
-    carried = tuple(jnp.dtype(jnp.float32) if kind in _HALF else kind for kind in given)
+    carried = tuple(jnp.dtype(jnp.float32) if kind in HALF else kind for kind in given)
     time = jnp.dtype(jnp.float64) if any(kind in _WIDE for kind in carried) else jnp.dtype(jnp.float32)
     found = Layout(lambda leaves: jax.tree.unflatten(structure, leaves), structure, given, carried, time)
     return found, tuple(array.astype(kind) for array, kind in zip(arrays, carried, strict=True))
@@ -94,14 +97,16 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
 def _array(path: str, leaf: Any) -> Array:
     try:
         array = as_array(f"y0 {path}", float(leaf) if type(leaf) is int else leaf)
-    except TypeError as error:
+    except OverflowError as error:
+        raise NonFiniteError(f"y0 {path} is an integer beyond all floats", "finite numbers") from error
+    except (TypeError, ValueError) as error:
         raise DtypeError(
             f"y0 {path} cannot become an array ({error})", "numbers, NumPy arrays or JAX arrays"
         ) from error
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
+    if array.dtype not in _KINDS:
         raise DtypeError(
             f"y0 {path} is {array.dtype}",
-            "float32, float64, bfloat16, float16, complex64, complex128",
+            ", ".join(kind.name for kind in _KINDS),
             "convert it, as in y0.astype(jnp.float32)",
         )
     if not isinstance(leaf, jax.Array) and not bool(jnp.isfinite(array).all()):

@@ -47,6 +47,11 @@ class Cotangents:
 class WayBack(ABC):
     """A gradient method of adaptive solves."""
 
+    again = False
+    """Whether it has forward mode and can be differentiated again, as the steps themselves can."""
+    resolve: Callable[..., Any] | None = None
+    """How it can be differentiated again by solves, see `odenet_jax.gradients.adjoint_again`; None for not at all."""
+
     @abstractmethod
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """What the forward pass is to keep."""
@@ -185,10 +190,12 @@ class Again(WayBack):
 
     Args:
         rows: how many the forward pass keeps, given the run and y0.
+        again: see `WayBack`.
     """
 
-    def __init__(self, rows: int | Callable[[Along, Leaves], int] = ROWS) -> None:
+    def __init__(self, rows: int | Callable[[Along, Leaves], int] = ROWS, *, again: bool = False) -> None:
         self.rows = rows
+        self.again = again
 
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
@@ -203,7 +210,7 @@ class Again(WayBack):
         assert states is not None
         assert walked.record.nodes is not None
         room = min(ROWS, walked.record.nodes.shape[0] - 1)
-        empty = tuple(jnp.zeros((room, *leaf.shape[1:]), leaf.dtype) for leaf in states.rows)
+        empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (room, *leaf.shape)) for leaf in y0)
 
         def segment(carry: Any) -> Any:
             end, g, output, sums, between = carry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -42,8 +43,16 @@ class _Carry(NamedTuple):
 class AdaptiveCostate(WayBack):
     """The augmented system with step-size control of its own. The gradient of the weights is added up beside it."""
 
-    def __init__(self, method: ContinuousAdjoint, solver: AnySolver, control: PIDController) -> None:
+    def __init__(
+        self,
+        method: ContinuousAdjoint,
+        solver: AnySolver,
+        control: PIDController,
+        *,
+        resolve: Callable[..., Any] | None = None,
+    ) -> None:
         self.method = method
+        self.resolve = resolve
         self.solver, _ = method.backward(solver, 1)
         # tolerances and norm come with the solve, and may hold arrays of it
         self.apart = callable(control.norm)

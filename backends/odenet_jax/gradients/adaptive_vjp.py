@@ -1,10 +1,15 @@
-"""An adaptive solve as a function of arrays, with a gradient of our own."""
+"""An adaptive solve as a function of arrays, with a derivative of our own.
+
+Over 250 lines until the derivative (`Steps`) and the solve (`Whole`), which read each other, are parted.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,26 +18,40 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.custom_derivatives import SymbolicZero
 
-from odenet import Event, GridError, Problem, Result, Span, UnsupportedError
+from odenet import Event, GridError, InputError, Problem, Result, Span, UnsupportedError
+from odenet_jax.field.closure import converted
 from odenet_jax.field.collectives import collective_axes
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.field.varying import alike
 from odenet_jax.gradients.accepted_steps import Cotangents, WayBack
-from odenet_jax.gradients.adjoint import once
+from odenet_jax.gradients.adjoint_again import adjoint_again
+from odenet_jax.gradients.flow import meeting, passing
+from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
+from odenet_jax.gradients.plain_steps import plain_steps
 from odenet_jax.steps.accepted import Accepted, Along, Line, line
 from odenet_jax.steps.adaptive_loop import March
-from odenet_jax.steps.clock import beyond, coarse, require_fine, require_span, roundings, since, spelled, still
-from odenet_jax.steps.dense import Watch
+from odenet_jax.steps.clock import (
+    Clock,
+    Moment,
+    beyond,
+    coarse,
+    require_fine,
+    require_span,
+    roundings,
+    since,
+    spelled,
+    still,
+)
+from odenet_jax.steps.dense import Watch, without_rate
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE
-from odenet_jax.steps.times import moving, of_times
+from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
-from odenet_jax.steps.weighted_sum import only
-
-REMEDY = "take equal steps (steps=N) and gradient='backprop', which can be differentiated again"
+from odenet_jax.steps.weighted_sum import choose, only
 
 
 class Out(NamedTuple):
@@ -57,11 +76,16 @@ class Whole:
     """
 
     def __init__(self, made: Problem, span: Span, layout: Layout, y0: Leaves, way: WayBack) -> None:
+        if span.event is not None:
+            span = dataclasses.replace(
+                span, event=dataclasses.replace(span.event, condition=condition(span.event.condition))
+            )
         self.made, self.span, self.layout, self.way = made, span, layout, way
         field, weights = field_along(made.field, made.weights)
         self.ends: tuple[Any, Any] = still((span.t0, span.t1))
         require_span(*self.ends, layout.time)
         self.times = tuple(jnp.asarray(t, layout.time) for t in (span.t0, span.t1))
+        y0, weights = alike((y0, weights))
         self.field, self.weights = field.hoist(weights, self.times[0], layout.call(y0))
         self.line = self._line(y0)
         allowed = tolerance(span.control, layout, y0)
@@ -164,21 +188,51 @@ class Whole:
             (self.weights.other, self.weights.constants, self.hoisted, self.line, offsets),
             probe,
         )
+        arguments = alike(arguments)
         if not differentiable:
             return self._solve(*lax.stop_gradient(arguments[:4]), keep), None
-        out = self._network(keep)(*arguments)
+        out = self._bare()._network(keep)(*arguments)
         plain = lax.stop_gradient(out.walked)
         walked = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
         if good is not None and (isinstance(good, Tracer) or not good.all()):
             walked = walked._replace(ys=tuple(only(good, leaf) for leaf in walked.ys))
         if self.span.event is None:
             return walked, None
-        assert walked.entry is not None
-        watch = Watch(self.span.event, self.layout, self.line.clock)
-        t, y1 = watch.moved(self.line.clock.time(walked.end), walked.y1, walked.slope, walked.entry)
+        t, y1 = self._met(walked)
         met = walked.pace.outcome == CODE[Result.EVENT]
-        y1 = tuple(jnp.where(met, moved, leaf) for moved, leaf in zip(y1, walked.y1, strict=True))
+        y1 = choose(met, y1, walked.y1)
         return walked._replace(y1=y1), (only(met, t), y1)
+
+    def _met(self, walked: Walked) -> tuple[Array, Leaves]:
+        """Time and state of an event with their derivatives: the time by the implicit function theorem."""
+        *_, event = eqx.combine(self.hoisted, self.rest)
+        holds, other = eqx.partition(event, eqx.is_inexact_array)
+        fixed, static = eqx.partition(other, eqx.is_array)
+        bare, entry, end = self._bare(), walked.entry, lax.stop_gradient(walked.end)
+        span_event, clock = bare.span.event, self.line.clock
+        assert entry is not None
+        assert span_event is not None
+
+        def value(s: Array, y: Leaves, holds: Any, fixed: Any) -> Array:
+            of = dataclasses.replace(span_event, condition=eqx.combine(holds, fixed[0], static))
+            return Watch(of, bare.layout, fixed[1]).value(told(fixed[1], s), y)
+
+        if jax.eval_shape(value, end, walked.y1, holds, (fixed, clock)).dtype == bool:
+            return without_rate(clock.time(end), walked.y1)
+
+        def condition(s: Array, y: Leaves, holds: Any, fixed: Any) -> Array:
+            return value(s, y, holds, fixed)[fixed[2]]
+
+        of = (self.weights.inexact, self.weights.closed)
+        rest = lax.stop_gradient((self.weights.other, self.weights.constants, self.hoisted, self.line, None))
+        s = meeting(condition, bare.slope, end, walked.y1, of, holds, (rest, (fixed, clock, entry)))
+        return told(clock, s), passing(bare.slope, s, end, walked.y1, of, rest)
+
+    def slope(self, s: Array, y: Leaves, of: Any, rest: Any) -> Leaves:
+        """The field at a time since t0 as a function of arrays alone, see `odenet_jax.gradients.flow.Slope`."""
+        run, _, _ = self._run(of, rest)
+        before = jnp.nextafter(*lax.stop_gradient((s, run.line.t0)))  # the layer that an event lies in
+        return run.between(before, before).slope_at(Moment(s, told(run.line.clock, s)), y)
 
     def _run(self, of: Any, rest: Any) -> tuple[Along, Tolerance, Event | None]:
         (inexact, closed), (other, constants, hoisted, line, _) = of, rest
@@ -204,68 +258,216 @@ class Whole:
         return bare
 
     def _network(self, keep: Keep) -> Callable[..., Out]:
-        self = self._bare()
+        """The solve with its derivative: forward passes that keep what the way back needs only where there is one."""
 
         def out(walked: Walked) -> Out:
             return Out(walked.y1, walked.ys, walked.record.y, walked.record.slopes, walked)
 
-        def primal(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
+        @jax.custom_jvp
+        def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
             also = dataclasses.replace(keep, nodes=keep.dense > 0)
             return out(self._solve(y0, of, times, rest, also))
 
-        def forward(*given: Any) -> tuple[Out, Any]:
-            y0, of, _, rest, _ = jax.tree.map(lambda leaf: leaf.value, given, is_leaf=_is_primal)
-            asked = moving(self.field, given[2])
+        @jax.custom_jvp
+        def keeping(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> tuple[Out, Walked]:
             run, _, _ = self._run(of, rest)
             wanted = self.way.keep(run, y0, self.span.control.max_steps)
             wanted = dataclasses.replace(wanted, dense=keep.dense, nodes=wanted.nodes or keep.dense > 0)
-            walked = self._solve(y0, of, None, rest, wanted)
-            found = out(walked)
-            kept = walked._replace(record=walked.record._replace(y=(), slopes=()))
-            plain = walked._replace(
-                record=walked.record._replace(states=None, nodes=walked.record.nodes if keep.dense else None)
+            walked = self._solve(y0, of, times, rest, wanted)
+            record = walked.record
+            unseen = record._replace(states=None, nodes=record.nodes if keep.dense else None)
+            kept = walked._replace(y1=(), ys=(), record=record._replace(y=(), slopes=()))
+            return out(walked)._replace(walked=walked._replace(record=unseen)), kept
+
+        def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
+            y0, of, times, rest, probe = primals
+            found, kept = keeping(y0, of, times, rest, probe)  # pyright: ignore[reportCallIssue]
+            given, structure = jax.tree.flatten((y0, of, times, probe))
+            moved = structure.flatten_up_to((*tangents[:3], tangents[4]))
+            asked = tuple(not isinstance(tangent, SymbolicZero) for tangent in moved)
+            if not any(asked):  # of what has no derivative
+                return (found, kept), _unmoved((found, kept))
+            t0, t1, ts = (value if ask else None for value, ask in _times(times, asked, structure))
+            moving(self.field, t0, t1, ts)
+            rule = Steps(self, keep, structure, asked)
+            carried = carry(
+                rule, (given, rest, found[:4], kept), found[:4], [t for t, ask in zip(moved, asked, strict=True) if ask]
             )
-            return found._replace(walked=plain), (y0, of, rest, asked, kept)
+            return (found, kept), (Out(*carried, _unmoved(found.walked)), _unmoved(kept))  # pyright: ignore[reportCallIssue]
 
-        def backward(residuals: Any, gradients: Out) -> tuple[Any, ...]:
-            y0, of, rest, asked, walked = residuals
-            run, allowed, _ = self._run(of, rest)
-            if walked.record.nodes is not None:
-                steps = walked.pace.accepted
-                run = dataclasses.replace(
-                    run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps)
+        def visible(primals: Any, tangents: Any) -> tuple[Any, Any]:
+            (found, _), (moved, _) = derivative(primals, tangents)
+            return found, moved
+
+        keeping.defjvp(derivative, symbolic_zeros=True)
+        plain.defjvp(visible, symbolic_zeros=True)
+        return plain
+
+
+@dataclass(frozen=True, eq=False)
+class Steps(Linear):
+    """The derivative of a solve, its steps taken as they are, and its gradient method.
+
+    Args:
+        whole, keep: the solve, and what was kept of it for its user.
+        structure: of `(y0, weights, times, probe)`.
+        asked: which of its leaves a derivative is asked for.
+    """
+
+    whole: Whole
+    keep: Keep
+    structure: Any
+    asked: tuple[bool, ...]
+
+    def forward(self, residuals: Any, tangents: Any) -> Any:
+        """See `Linear`."""
+        label = self.whole.made.gradient.label
+        if not self.whole.way.again:
+            refuse_forward(label, drop_in=self.whole.way.resolve is not None)
+        function, moving = self._plain(residuals)
+        return jax.jvp(function, (moving,), (tangents,))[1]
+
+    def backward(self, residuals: Any, cotangents: Any) -> Any:
+        """See `Linear`."""
+        given, rest, (end, kept_ys, *_), walked = residuals
+        y0, of, times, _ = jax.tree.unflatten(self.structure, given)
+        ts = rest[-1]
+        walked = walked._replace(y1=end, ys=kept_ys)
+        run, allowed = self._run(of, rest, walked)
+        read = bool(jax.tree.leaves(cotangents[2:]))
+        y1, ys, y, slopes = self._filled(residuals, cotangents)
+        meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
+        sums = jax.tree.map(jnp.zeros_like, of)
+        g, sums, residual = self.whole.way.back(run, walked, meeting, sums, y0, allowed)
+        needed = Times(*(t if ask else None for t, ask in _times(times, self.asked, self.structure)))
+        moved = of_times(run, needed, ts, walked, y0, g, y1, ys)
+        return self._picked((g, sums, tuple(moved), residual))
+
+    def second(self, residuals: Any, cotangents: Any) -> Any:
+        """See `Linear`."""
+        label, way = self.whole.made.gradient.label, self.whole.way
+        if way.resolve is not None:
+            given, rest, (y1, kept_ys, *_), _ = residuals
+            y0, of, times, probe = jax.tree.unflatten(self.structure, given)
+            times = offsets(rest, times)
+            ends, gradients = (y1, kept_ys), self._filled(residuals, cotangents)[:2]
+            g, sums, moved = adjoint_again(way.resolve, self.whole.slope, of, rest, times, y0, ends, gradients)
+            return self._picked((g, sums, tuple(moved), jnp.zeros_like(probe)))
+        if not way.again:
+            raise UnsupportedError(f"a second derivative through gradient={label!r}", "first derivatives", REMEDY)
+        function, moving = self._plain(residuals)
+        return jax.vjp(function, moving)[1](self._filled(residuals, cotangents))[0]
+
+    def _plain(self, residuals: Any) -> tuple[Callable[[list[Array]], Any], list[Array]]:
+        """The outputs as a function of what a derivative is asked for, and that."""
+        given, rest, _, walked = residuals
+        walked = lax.stop_gradient(walked)
+
+        def function(moving: list[Array]) -> Any:
+            some = iter(moving)
+            leaves = [next(some) if ask else leaf for leaf, ask in zip(given, self.asked, strict=True)]
+            y0, of, times, _ = jax.tree.unflatten(self.structure, leaves)
+            run, _ = self._run(of, rest, walked)
+            line, ts = run.line, rest[-1]
+            t0, t1, moved_ts = offsets(rest, times)
+            slope, shared = self.whole.slope, run.field.kind == "shared"
+            if shared:  # also where no derivative by times is asked for now: one of this may be
+                y0 = passing(slope, line.t0, t0, y0, of, rest)
+            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense)
+            if shared:
+                inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
+                y1 = choose(inside, y1, passing(slope, t1, line.t1, y1, of, rest))
+            if times[2] is not None:
+                reached = jnp.arange(ts.shape[0]) < walked.outputs
+                moved = lax.map(lambda each: passing(slope, *each, of, rest), (moved_ts, ts, ys))
+                ys = tuple(
+                    jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, before)
+                    for leaf, before in zip(moved, ys, strict=True)
                 )
-            ts = rest[-1]
-            dense = gradients.y + sum(gradients.slopes, ())
-            read = not all(isinstance(leaf, SymbolicZero) for leaf in dense)
-            y1, ys, y, slopes = jax.tree.map(_filled, tuple(gradients[:4]), is_leaf=_is_symbolic)
-            meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
-            sums = jax.tree.map(jnp.zeros_like, of)
-            g, sums, residual = self.way.back(run, walked, meeting, sums, y0, allowed)
-            moved = of_times(run, asked, ts, walked, y0, g, y1, ys)
-            return *once(self.made.gradient.label, (g, sums, tuple(moved)), REMEDY), None, residual
+            return y1, ys, y, slopes
 
-        network = jax.custom_vjp(primal)
-        network.defvjp(forward, backward, symbolic_zeros=True)
-        return network
+        return function, self._picked(jax.tree.unflatten(self.structure, given))
+
+    def _run(self, of: Any, rest: Any, walked: Walked) -> tuple[Along, Tolerance]:
+        run, allowed, _ = self.whole._run(of, rest)
+        if walked.record.nodes is not None:
+            steps = walked.pace.accepted
+            run = dataclasses.replace(run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps))
+        return run, allowed
+
+    def _picked(self, tree: Any) -> list[Any]:
+        """The leaves that a derivative is asked for; None among them is a time that needs none."""
+        leaves = self.structure.flatten_up_to(tree)
+        return [leaf for leaf, ask in zip(leaves, self.asked, strict=True) if ask]
+
+    @staticmethod
+    def _filled(residuals: Any, cotangents: Any) -> Any:
+        """Cotangents with zeros for those of what nobody reads."""
+        values, structure = jax.tree.flatten(residuals[2])
+        pairs = zip(values, structure.flatten_up_to(cotangents), strict=True)
+        return jax.tree.unflatten(structure, [jnp.zeros_like(v) if c is None else c for v, c in pairs])
+
+
+def _times(times: Any, asked: tuple[bool, ...], structure: Any) -> list[tuple[Any, bool]]:
+    """t0, t1 and ts, and whether a derivative by each is asked for."""
+    flags = jax.tree.unflatten(structure, asked)[2]
+    return [(time, bool(flag)) for time, flag in zip(times, flags, strict=True)]
+
+
+def told(clock: Clock, s: Array) -> Array:
+    """The time at an offset as the field is told it, with the derivative of the offset."""
+    s, at = lax.stop_gradient(s), s
+    return clock.time(s) + (at - s)
+
+
+def offsets(rest: Any, times: Any) -> tuple[Array, Array, Array | None]:
+    """t0, t1 and ts since t0, with the derivatives of the times themselves: t0 is counted from where it is."""
+    *_, line, ts = rest
+
+    def along(s: Array | None, t: Array | None) -> Array | None:
+        if s is None or t is None:
+            return s
+        by = t - lax.stop_gradient(t)
+        return s + jnp.where(jnp.isfinite(by), by, 0)  # a time that is none has no state, and no derivative
+
+    t0, t1, ts = (along(*pair) for pair in zip((line.t0, line.t1, ts), times, strict=True))
+    assert t0 is not None
+    assert t1 is not None
+    return t0, t1, ts
+
+
+def _unmoved(tree: Any) -> Any:
+    return jax.tree.map(SymbolicZero.from_primal_value, tree)
+
+
+def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
+    """An event's condition, checked.
+
+    Raises:
+        InputError: it cannot be called with a time and a state, or what it returns is no array.
+    """
+    wanted = "a condition(t, y) that returns a real number or a boolean, or an array of them"
+    try:
+        inspect.signature(function).bind("t", "y")
+    except ValueError:  # callables of an extension module may have no signature
+        pass
+    except TypeError as error:
+        raise InputError(f"an event's condition takes {inspect.signature(function)} ({error})", wanted) from None
+
+    def checked(t: Any, y: Any) -> Array:
+        value = function(t, y)
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"an event's condition returned {value!r}, a {type(value).__name__}", wanted) from error
+
+    return checked
 
 
 def _hoisted(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
     """A function whose closure's arrays are leaves of it as a tree."""
-    return eqx.filter_closure_convert(lambda *arguments: function(*arguments), *examples)
+    return converted(lambda *arguments: function(*arguments), *examples)
 
 
 def _nothing(*arguments: Any) -> None:
     """Stands for a function that is not called."""
-
-
-def _is_primal(leaf: Any) -> bool:
-    return isinstance(leaf, CustomVJPPrimal)
-
-
-def _is_symbolic(leaf: Any) -> bool:
-    return isinstance(leaf, SymbolicZero)
-
-
-def _filled(leaf: Any) -> Array:
-    return jnp.zeros(leaf.shape, leaf.dtype) if _is_symbolic(leaf) else leaf

@@ -18,6 +18,8 @@ from odenet._solvers.step import add
 from odenet_jax.field.field import Weights
 from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves
+from odenet_jax.field.varying import alike
+from odenet_jax.gradients.linear_map import REMEDY, reverse_only
 from odenet_jax.steps.fixed import Carried, Run, kept_rows, loop_in_place, read
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -56,6 +58,8 @@ class Adjoint(ABC):
 
     def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
         """The leaves at the kept times, with this way back, and what blocks are told after it."""
+        y0, given = alike((y0, run.weights))
+        run = dataclasses.replace(run, weights=given)
         t = jnp.asarray(run.grid.t0, run.layout.time)
         example = () if run.replay is None else run.replay.told.example()
         field, weights = run.field.hoist(run.weights, t, run.layout.call(y0), *example)
@@ -84,7 +88,9 @@ class Adjoint(ABC):
             return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
 
         told = run.replay and run.replay.told
-        arguments = (y0, (weights.inexact, weights.closed), (weights.other, weights.constants, told), probe)
+        weights = alike(weights, y0)
+        moving = reverse_only((alike(y0, weights), (weights.inexact, weights.closed)), self.stats.gradient)
+        arguments = (*moving, (weights.other, weights.constants, told), alike(probe, moving))
         if field.collective:  # traced here, where named axes are known: JAX will call them where these are not
             (ys, _), residuals = eqx.filter_eval_shape(forward, *arguments)
             backward = eqx.filter_closure_convert(backward, residuals, ys)
@@ -94,7 +100,7 @@ class Adjoint(ABC):
 
         def back(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
             g, sums, residual = once(self.stats.gradient, backward(residuals, gradients[0]))
-            return g, sums, None, residual
+            return g, sums, None, alike(residual, g, sums)
 
         network.defvjp(forward, back)
         ys, state = network(*arguments)
@@ -163,7 +169,7 @@ def descend(step: Callable[[Any, Any], Any], steps: int, count: int, carry: Any)
         n, carry = state
         return (n - 1, step(n, carry)), None
 
-    return lax.scan(body, (jnp.int32(steps - 1), carry), None, length=count)[0][1]
+    return lax.scan(body, (jnp.int32(steps - 1), alike(carry)), None, length=count)[0][1]
 
 
 def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> tuple[Value, Callable[[Value], Any]]:
@@ -208,7 +214,7 @@ def _known(buffer: Leaves, row: Array, otherwise: Leaves) -> Leaves:
     return tuple(jnp.where(known, leaf, other) for leaf, other in zip(read(buffer, row), otherwise, strict=True))
 
 
-def once(gradient: str, found: Any, remedy: str = "take gradient='backprop', which can be differentiated again") -> Any:
+def once(gradient: str, found: Any) -> Any:
     """Gradients that cannot be differentiated again: JAX would differentiate the way back, which is an approximation.
 
     Raises:
@@ -223,8 +229,8 @@ def once(gradient: str, found: Any, remedy: str = "take gradient='backprop', whi
     def refuse(primals: Any, tangents: Any) -> Any:
         raise UnsupportedError(
             f"a second derivative through gradient={gradient!r}",
-            "first derivatives (create_graph=False)",
-            remedy,
+            "first derivatives",
+            REMEDY,
         )
 
     return identity(found)

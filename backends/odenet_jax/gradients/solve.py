@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Grid, Problem, Solution, Span, Stats
+from odenet import Grid, GridError, Problem, Solution, Span, Stats
 from odenet._backend.registry import require
 from odenet._problem.problem import problem
 from odenet._solvers.family import StagedSolver
@@ -24,6 +24,8 @@ from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import layout
 from odenet_jax.gradients.adaptive import solve_adaptive
 from odenet_jax.steps.fixed import Run
+
+_MOST = 2**31 - 2
 
 
 def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = None, **choices: Any) -> Solution:
@@ -61,6 +63,8 @@ def solve_telling(made: Problem, probe: Array | None = None, told: Told | None =
         return solve_adaptive(made, lambda stats: method(made, stats), probe), None
     assert isinstance(made.grid, Grid)
     assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
+    if made.grid.steps > _MOST:
+        raise GridError(f"steps={made.grid.steps} on backend jax", f"at most {_MOST}: steps are counted in int32")
     given, leaves = layout(made.y0)
     field, weights = field_along(made.field, made.weights)
     run = Run(field, given, made.grid, made.solver, weights, replay=None if told is None else Replay(told))

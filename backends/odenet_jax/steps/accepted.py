@@ -16,6 +16,7 @@ from odenet._solvers.step import positions
 from odenet._solvers.tableau import Tableau
 from odenet_jax.field.field import Field
 from odenet_jax.field.state import Leaves
+from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import Clock, Moment, clock
 from odenet_jax.steps.fixed import Run
 from odenet_jax.steps.weighted_sum import weigh_leaves
@@ -202,8 +203,8 @@ class Along(Run):
                 lax.dynamic_update_index_in_dim(k, slope, i, 0) for k, slope in zip(slopes, found, strict=True)
             )
 
-        empty = tuple(jnp.zeros((count, *leaf.shape), leaf.dtype) for leaf in y)
-        return at(count, lax.fori_loop(0, count, stage, empty))
+        empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y)
+        return at(count, lax.fori_loop(0, count, stage, alike(empty, y)))
 
     def slope(self, n: Any, position: float, y: Leaves, *, reverse: bool = False, rank: int | None = None) -> Leaves:
         """See `Run.slope`; n is not looked at."""

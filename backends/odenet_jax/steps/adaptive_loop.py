@@ -73,7 +73,9 @@ class March:
         size = first_size(self.control, run.solver.increments, self.tolerance, line, begin.slope_at, y0, first)
         pace = start(line, size, finite(y0, first))
         record = empty(self.keep, run, y0, self.control.max_steps)
-        rows = () if ts is None else tuple(jnp.zeros((*ts.shape, *leaf.shape), leaf.dtype) for leaf in y0)
+        rows: Leaves = ()
+        if ts is not None:
+            rows = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (*ts.shape, *leaf.shape)) for leaf in y0)
         carry = _Carry(pace, y0, first, jnp.int32(0), jnp.int32(0), rows, record, self._unseen(y0))
         if ts is not None:
             output, ys = self._early(y0, ts, carry.ys)

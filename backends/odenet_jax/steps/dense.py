@@ -223,38 +223,14 @@ class Watch:
         here = Look(before, look.high, position, happened)
         return jax.tree.map(lambda one, other: jnp.where(done, one, other), look, here)
 
-    def moved(self, t: Array, y: Leaves, slope: Leaves, entry: Array) -> tuple[Array, Leaves]:
-        """Time and state of an event with their derivatives, by the implicit function theorem.
-
-        Args:
-            t: the time as the condition is told it, without a derivative.
-            y: the state at that time.
-            slope: of the solution there.
-            entry: of the condition that changed. A boolean says nothing of the rate at which it is approached: NaN.
-        """
-        slope = lax.stop_gradient(slope)
-        if self.value(t, y).dtype == bool:
-            return _without_rate(t, y)
-
-        def condition(t: Array, y: Leaves) -> Array:
-            return self.value(t, y)[entry]
-
-        t = lax.stop_gradient(t)
-        still = lax.stop_gradient(y)
-        _, rate = jax.jvp(condition, (t, still), (jnp.ones_like(t), slope))
-        value = condition(t, y)
-        by = -(value - lax.stop_gradient(value)) / lax.stop_gradient(jnp.where(rate == 0, 1, rate))
-        by = by.astype(t.dtype)
-        return t + by, weigh_leaves(y, by, (1.0,), (slope,))
-
 
 @jax.custom_jvp
-def _without_rate(t: Array, y: Leaves) -> tuple[Array, Leaves]:
-    """Time and state, without a derivative."""
+def without_rate(t: Array, y: Leaves) -> tuple[Array, Leaves]:
+    """Time and state of an event whose condition is a boolean: how fast that is approached is not known, NaN."""
     return t, y
 
 
-@_without_rate.defjvp
+@without_rate.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     lost = tuple(leaf * jnp.nan for leaf in tangents[1])
     return primals, (jnp.stack([leaf.real.sum() for leaf in lost]).sum().astype(primals[0].dtype), lost)

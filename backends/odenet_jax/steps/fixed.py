@@ -17,6 +17,7 @@ from odenet._solvers.step import add, increment, positions
 from odenet_jax.field.field import Field, Slot, Weights
 from odenet_jax.field.replay import Replay, Told, after
 from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import after as time_after
 from odenet_jax.steps.clock import parts, require_fine, require_span
 
@@ -118,7 +119,7 @@ def loop(run: Run, y0: Leaves) -> tuple[Leaves, Told | None]:
         return walk, None if grid.final_only else walk[1][0]
 
     start, _ = _start(run, lambda: jax.tree.map(lambda leaf: leaf[0], slots), y0)
-    (_, carried, state), emitted = lax.scan(body, start, slots, length=grid.steps)
+    (_, carried, state), emitted = lax.scan(body, alike(start, run.weights), slots, length=grid.steps)
     told = run.replay and after(run.replay.told, state)
     if emitted is None:
         return tuple(leaf[None] for leaf in carried[0]), told
@@ -152,7 +153,7 @@ def loop_in_place(run: Run, y0: Leaves, also: Sequence[int] = ()) -> tuple[Leave
     ys = () if rows is None else write(_empty(y0, len(grid.kept)), rows[0], y0)
     states = _empty(y0, len(also)) if also else ()
     start, at_start = _start(run, lambda: run.at(jnp.int32(0)).slot, y0)
-    ((_, carried, state), ys, states), in_steps = lax.scan(body, (start, ys, states), None, length=grid.steps)
+    ((_, carried, state), ys, states), in_steps = lax.scan(body, alike((start, ys, states)), None, length=grid.steps)
     if rows is None:
         ys = tuple(leaf[None] for leaf in carried[0])
     end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried

@@ -88,7 +88,7 @@ def empty(keep: Keep, run: Along, y0: Leaves, max_steps: int) -> Record:
     """Nothing kept yet."""
 
     def rows(count: int) -> Leaves:
-        return tuple(jnp.zeros((count, *leaf.shape), leaf.dtype) for leaf in y0)
+        return tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y0)  # sharded like y0
 
     t0, tableau = run.line.t0, run.solver.increments
     nodes = jnp.zeros(max_steps + 1, t0.dtype).at[0].set(t0) if keep.nodes else None

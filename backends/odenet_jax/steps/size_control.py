@@ -18,6 +18,7 @@ from odenet._solvers.controller import Arithmetic
 from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.tableau import Tableau
 from odenet_jax.field.state import Leaves
+from odenet_jax.field.varying import alike
 from odenet_jax.steps.accepted import Along, Line
 from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.tolerance import Tolerance
@@ -147,7 +148,7 @@ def finite(*states: Leaves) -> Array:
 
 def repeat(alive: Callable[[Any], Array], body: Callable[[Any], Any], carry: Any) -> Any:
     """`lax.while_loop` until no row of a `jax.vmap` is alive; the body leaves the carry of those that are not."""
-    return lax.while_loop(lambda carry: unvmap_any(alive(carry)), body, carry)
+    return lax.while_loop(lambda carry: unvmap_any(alive(carry)), body, alike(carry))
 
 
 def renewed(run: Along, needed: Array, t: Array, y: Leaves, otherwise: Leaves) -> Leaves:

@@ -5,11 +5,10 @@ They are those of the ODE, `dy(t)/dt = f(t, y)` and `dy(t)/dt0 = -(dy(t)/dy0) f(
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import CustomVJPPrimal
 
 from odenet import UnsupportedError
 from odenet_jax.field.field import Field
@@ -26,24 +25,19 @@ class Times(NamedTuple):
     ts: Array | None
 
 
-def moving(field: Field, times: Any) -> Times:
-    """Those that a gradient is asked for, found among the arguments of a `jax.custom_vjp`.
+def moving(field: Field, t0: Array | None, t1: Array | None, ts: Array | None) -> Times:
+    """Those that a derivative is asked for.
 
     Raises:
         UnsupportedError: of weights that change along depth, whose layers would move with t0 and t1.
     """
-
-    def asked(time: CustomVJPPrimal | None) -> Array | None:
-        return time.value if time is not None and time.perturbed else None
-
-    found = Times(*(asked(time) for time in times))
-    if field.kind != "shared" and (found.t0 is not None or found.t1 is not None):
+    if field.kind != "shared" and (t0 is not None or t1 is not None):
         raise UnsupportedError(
             "a gradient with respect to t0 or t1 of weights that change along depth",
             "weights that are the same at all depths",
             "scale the field in the place of the time: t1 f(t1 s, y, w) from s=0 to s=1",
         )
-    return found
+    return Times(t0, t1, ts)
 
 
 def of_times(

@@ -1,0 +1,126 @@
+"""The steps that an adaptive solve accepted, once more as a program that JAX can differentiate as often as one likes.
+
+A loop whose length is known, at most `max_steps`, in chunks that are skipped where no step is left. Their states are
+kept, and what lies between them is computed again. Forward mode and second derivatives go this way; gradients do not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from equinox.internal import unvmap_any
+from jax import Array, lax
+from jax.core import Tracer
+
+from odenet_jax.field.state import Leaves
+from odenet_jax.field.varying import alike
+from odenet_jax.gradients.accepted_steps import piece
+from odenet_jax.steps.accepted import Along
+from odenet_jax.steps.dense import between
+from odenet_jax.steps.record import Walked
+from odenet_jax.steps.weighted_sum import choose
+
+Ends = tuple[Leaves, Leaves, Leaves, tuple[Leaves, ...]]
+"""The state at the end, those at the kept times, and what dense output reads, as in `Cotangents`."""
+
+
+def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int) -> Ends:
+    """The end of the accepted steps from y0, and what lies within them.
+
+    Args:
+        run: along the accepted steps.
+        walked: the solve.
+        y0: the state at t0.
+        ts: the kept times; None where that is its end alone.
+        dense: of how many steps what dense output reads; 0 for none.
+    """
+    assert walked.record.nodes is not None
+    nodes, count, sign = walked.record.nodes, walked.pace.accepted, run.line.sign
+    reached = jnp.arange(nodes.shape[0]) <= count
+    inner = jnp.zeros(0, jnp.int32)
+    if ts is not None:  # the step that each lies in, -1 for t0 itself
+        before = reached & (sign * (nodes - ts[:, None]) < 0)
+        inner = jnp.sum(before, 1, dtype=jnp.int32) - 1
+    if walked.position is not None:
+        inner = jnp.concatenate([inner, count[None] - 1])
+    y1, starts, stacked = _loop(run, walked, y0, inner, dense)
+
+    def within(place: tuple[Array, Array, Leaves]) -> Leaves:
+        n, position, y = place
+        here = _standing(run, walked, n)
+        assert here.ends is not None
+        _, slopes = piece(here, y)
+        return between(run.solver.increments, position, y, here.ends[1] - here.ends[0], slopes)
+
+    ys: Leaves = ()
+    if ts is not None:
+        n = jnp.maximum(inner[: ts.shape[0]], 0)
+        a, b = nodes[n], nodes[n + 1]
+        position = jnp.clip((ts - a) / jnp.where(b == a, 1, b - a), 0, 1)
+        rows = tuple(leaf[: ts.shape[0]] for leaf in starts)
+        early = (inner[: ts.shape[0]] < 0) | (jnp.arange(ts.shape[0]) >= walked.outputs)
+        found = lax.map(jax.checkpoint(within), (n, position, rows))
+        ys = tuple(
+            jnp.where(early.reshape(-1, *[1] * first.ndim), first, leaf) for first, leaf in zip(y0, found, strict=True)
+        )
+        late = jnp.arange(ts.shape[0]) >= walked.outputs
+        ys = tuple(jnp.where(late.reshape(-1, *[1] * (leaf.ndim - 1)), lax.stop_gradient(leaf), leaf) for leaf in ys)
+    if walked.position is not None:
+        last = tuple(leaf[-1] for leaf in starts)
+        y1 = choose(walked.position < 1, within((jnp.maximum(count - 1, 0), walked.position, last)), y1)
+    return y1, ys, *stacked
+
+
+def _standing(run: Along, walked: Walked, n: Any) -> Along:
+    """The run at accepted step n; at no step at all where none was accepted."""
+    assert walked.record.nodes is not None
+    a, b = walked.record.nodes[n], walked.record.nodes[n + 1]
+    return run.between(a, jnp.where(walked.pace.accepted > 0, b, a))
+
+
+def _loop(run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int) -> tuple[Leaves, Leaves, Any]:
+    """The end, the states at the start of some steps, and what dense output reads."""
+    assert walked.record.nodes is not None
+    count, most = walked.pace.accepted, walked.record.nodes.shape[0] - 1
+    if not isinstance(count, Tracer):  # a power of two, so that few programs are compiled
+        most = max(1, min(most, 1 << max(int(count) - 1, 0).bit_length()))
+    most = max(most, dense)
+    chunk = max(1, math.isqrt(most))
+
+    def step(carry: tuple[Leaves, Leaves], n: Array) -> tuple[tuple[Leaves, Leaves], Any]:
+        y, starts = carry
+        go = n < count
+        # where no step is left: the first one from y0, which is known to be finite
+        here, at = _standing(run, walked, jnp.where(go, n, 0)), choose(go, y, y0)
+        if inner.shape[0]:
+            starts = tuple(
+                jnp.where((inner == n).reshape(-1, *[1] * leaf.ndim), leaf, kept)
+                for leaf, kept in zip(y, starts, strict=True)
+            )
+        if not dense:
+            return (choose(go, here.advanced(at), y), starts), None
+        d, slopes = piece(here, at)
+        row = jax.tree.map(lambda leaf: jnp.where(go, leaf, 0), (at, slopes))
+        return (choose(go, tuple(a + b for a, b in zip(at, d, strict=True)), y), starts), row
+
+    def nothing(carry: Any, n: Array) -> Any:
+        rows = (y0, (y0,) * (run.solver.increments.stages + (not run.solver.increments.fsal)))
+        empty = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf), (n.shape[0], *leaf.shape)), rows)
+        return carry, alike(empty, y0) if dense else None
+
+    def some(carry: Any, n: Array) -> Any:
+        return lax.scan(jax.checkpoint(step), carry, n)
+
+    def body(carry: Any, n: Array) -> Any:
+        return lax.cond(unvmap_any(n[0] < count), jax.checkpoint(some), nothing, carry, n)
+
+    rows = -(-most // chunk)
+    starts = tuple(jnp.broadcast_to(leaf, (inner.shape[0], *leaf.shape)) for leaf in y0)
+    places = jnp.arange(rows * chunk, dtype=jnp.int32).reshape(rows, chunk)
+    (y1, starts), found = lax.scan(body, (y0, starts), places)
+    if not dense:
+        return y1, starts, ((), ())
+    return y1, starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:dense], found)

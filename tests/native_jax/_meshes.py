@@ -1,0 +1,86 @@
+"""On two devices of this machine: solves and gradients under each kind of mesh, beside the same without one.
+
+A process of its own, since JAX asks for its devices once. Prints a line for what differs, and OK.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from odenet_jax import solve
+
+METHODS = ("backprop", "checkpoint", "discrete-adjoint", "continuous-adjoint")
+ROWS = jnp.asarray(np.linspace(0.5, 2.0, 8).reshape(4, 2), jnp.float32)
+WEIGHT = jnp.float32(0.5)
+
+
+def total(y, weight, closed=False, **choices):
+    """A loss of the last state."""
+    if closed:
+        return solve(lambda t, y: -weight * y * y, y, **choices).y1.sum()
+    return solve(lambda t, y, w: -w * y * y, y, weight, **choices).y1.sum()
+
+
+def gradients(function):
+    """By state and weight."""
+    return jax.value_and_grad(function, (0, 1))
+
+
+def sharded(kind, **choices):
+    """Value and gradients of the loss over all rows, under a mesh."""
+
+    def loss(y, weight):
+        return total(y, weight, **choices)
+
+    if kind in ("auto", "explicit", "single"):
+        count = 1 if kind == "single" else 2
+        axes = (AxisType.Auto if kind == "auto" else AxisType.Explicit,)
+        mesh = jax.make_mesh((count,), ("i",), axis_types=axes, devices=jax.devices()[:count])
+        rows = jax.device_put(ROWS, NamedSharding(mesh, P("i")))
+        return jax.jit(gradients(loss))(rows, WEIGHT)
+    if kind == "pmap":
+        value, (of_rows, of_weight) = jax.pmap(gradients(loss), in_axes=(0, None))(ROWS.reshape(2, 2, 2), WEIGHT)
+        return value.sum(), (of_rows.reshape(4, 2), of_weight.sum())
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(
+        lambda y, weight: loss(y, weight)[None], mesh=mesh, in_specs=(P("i"), P()), out_specs=P("i"),
+        check_vma=kind != "shard_map without checks",
+    )  # fmt: skip
+    run = gradients(lambda y, weight: mapped(y, weight).sum())
+    return (run if kind == "eager shard_map" else jax.jit(run))(ROWS, WEIGHT)
+
+
+KINDS = ("explicit", "shard_map", "auto", "single", "pmap", "eager shard_map", "shard_map without checks")
+
+
+def main(few: bool) -> None:
+    """Compares: a few combinations, or all."""
+    kinds, methods, ways = (
+        (KINDS[:2], ("backprop", "discrete-adjoint"), (False,)) if few else (KINDS, METHODS, (False, True))
+    )
+    for kind, method, closed, fixed in itertools.product(kinds, methods, ways, (False, True)):
+        name = f"{kind}, {method}, {'closed over' if closed else 'weights'}, {'steps' if fixed else 'adaptive'}"
+        chosen = {"gradient": method, "closed": closed, **({"steps": 4, "solver": "heun"} if fixed else {"rtol": 1e-5})}
+        if few and method == "backprop" and fixed:
+            continue
+        try:
+            right = jax.jit(gradients(lambda y, w, chosen=chosen: total(y, w, **chosen)))(ROWS, WEIGHT)
+            for one, other in zip(*map(jax.tree.leaves, (sharded(kind, **chosen), right)), strict=True):
+                np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=2e-4)
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    print("OK")
+
+
+if __name__ == "__main__":
+    main("few" in sys.argv)
