@@ -122,8 +122,12 @@ class Whole:
         """The times, checked: those that are traced by numbers that are known when the solve runs."""
         span, kind, t0 = self.span, self.layout.time, self.times[0]
         found, y = line(*self.ends, span, self.field, kind), self.layout.call(y0)
-        depth = self.field.slot(self.weights, jnp.int32(0), self.field.intervals)
-        readers = [("field", lambda t: self.field(t, y, jnp.zeros((), kind), depth, self.weights), (t0,))]
+
+        def field(t: Array) -> Any:
+            slot = self.field.slot(self.weights, jnp.int32(0), self.field.intervals)
+            return self.field(t, y, jnp.zeros((), kind), slot, self.weights)
+
+        readers = [("field", field, (t0,))]
         if span.event is not None:
             condition = span.event.condition
             readers.append(("event", lambda t: condition(t, y), (t0,)))
@@ -150,9 +154,7 @@ class Whole:
             ends = [spelled(found.clock.origin, s) for s in (found.t0, found.t1)]
             raise GridError(f"ts={np.asarray(ts).tolist()} leaves [{ends[0]}, {ends[1]}]", "times between t0 and t1")
         sign = found.sign
-        of = jnp.where(
-            beside, -float(jnp.finfo(kind).max), sign * jnp.clip(of, *jnp.sort(jnp.stack([found.t0, found.t1])))
-        )
+        of = jnp.where(beside, -float(jnp.finfo(kind).max), jnp.clip(sign * of, 0, sign * found.t1))
         latest = lax.cummax(of)
         return sign * jnp.maximum(latest, 0), ~beside & (of == latest)
 

@@ -68,7 +68,7 @@ def since(time: Any, origin: Parts, kind: Any) -> Any:
     return sum(differences[1:], differences[0])
 
 
-def after(origin: Parts, offset: Any) -> Any:
+def later(origin: Parts, offset: Any) -> Any:
     """The time at an offset from an origin, in the number type of these."""
     high, *low = origin
     return high + (low[0] + offset) if low else high + offset
@@ -145,7 +145,7 @@ class Clock:
         """The time at an offset."""
         if self.zero:
             return offset
-        t = jnp.clip(after(self.origin, offset), self.least, self.most)
+        t = jnp.clip(later(self.origin, offset), self.least, self.most)
         same = self.offsets == offset
         return jnp.where(same.any(), jnp.max(jnp.where(same, self.times, self.least)), t)
 

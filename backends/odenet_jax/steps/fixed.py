@@ -18,8 +18,7 @@ from odenet_jax.field.field import Field, Slot, Weights
 from odenet_jax.field.replay import Replay, Told, after
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
-from odenet_jax.steps.clock import after as time_after
-from odenet_jax.steps.clock import parts, require_fine, require_span
+from odenet_jax.steps.clock import later, parts, require_fine, require_span
 
 Carried = tuple[Leaves, ...]
 """What a solver carries from step to step: y alone, or more for a reversible one; y first."""
@@ -94,7 +93,7 @@ class Run:
         """
         kind, (t0, t1) = self.layout.time, (self.grid.t0, self.grid.t1)
         offset = (t1 - t0) * ((jnp.asarray(n, kind) + position) / self.grid.steps)
-        t = jnp.asarray(time_after(parts(t0, kind), offset))
+        t = jnp.asarray(later(parts(t0, kind), offset))
 
         def evaluate(*told: Any) -> Any:
             return self.field(t, self.layout.call(y), position, self.slot, self.weights, *told)
