@@ -16,6 +16,7 @@ from odenet._backend.seam import Arrays, Backend, Evaluation, Gradients, Measure
 from odenet._backend.timing import seconds
 from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import whole, yes_or_no
+from odenet._errors import shown
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.revolve import schedule
@@ -31,6 +32,7 @@ from odenet._problem.span import Span, number
 from odenet._solvers.controller import Arithmetic, Past, PIDController
 from odenet._solvers.family import AnySolver, StagedSolver
 from odenet._solvers.interpolant import interpolant
+from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.names import made_reversible, register_solver, solver, staged
 from odenet._solvers.reversible import Coupled, ReversibleSolver
 from odenet._solvers.runge_kutta import Solver
@@ -78,6 +80,7 @@ __all__ = [
     "Gradients",
     "Grid",
     "Kind",
+    "Landing",
     "Leaves",
     "Measurement",
     "Method",
@@ -114,6 +117,7 @@ __all__ = [
     "increment",
     "interpolant",
     "kind_of_blocks",
+    "landing",
     "learning",
     "made_reversible",
     "number",
@@ -124,8 +128,10 @@ __all__ = [
     "register_solver",
     "require",
     "require_one_grid",
+    "resumed",
     "schedule",
     "seconds",
+    "shown",
     "slopes",
     "solver",
     "staged",

@@ -12,19 +12,8 @@ import optimistix
 from jax import Array
 from jax.core import Tracer
 
-from odenet import (
-    ContinuousAdjoint,
-    Event,
-    PIDController,
-    Problem,
-    Result,
-    Solution,
-    Span,
-    Stats,
-    UnsupportedError,
-    _tree,
-)
-from odenet._problem.span import number
+from odenet import ContinuousAdjoint, Event, PIDController, Problem, Result, Solution, Span, Stats, UnsupportedError
+from odenet.kit import number, tree_leaves
 from odenet_diffrax._entry import backend
 from odenet_diffrax._field import over_span
 from odenet_diffrax._result import coded, gave_up, thrown
@@ -95,7 +84,7 @@ def _require(made: Problem, span: Span) -> None:
     missing = {
         "per_sample=True (jax.vmap of the solve)": control.per_sample,
         "tolerances that differ between entries": any(
-            len(_tree.leaves(value)) > 1 or getattr(_tree.leaves(value)[0], "shape", ()) != ()
+            len(tree_leaves(value)) > 1 or getattr(tree_leaves(value)[0], "shape", ()) != ()
             for value in (control.rtol, control.atol)
         ),
         "an event together with ts": span.event is not None and span.ts is not None,
@@ -177,7 +166,7 @@ def _dense(found: diffrax.Solution, given: Layout) -> Callable[[Any], Any]:
 
 
 def _scalar(value: Any) -> Any:
-    return _tree.leaves(value)[0]
+    return tree_leaves(value)[0]
 
 
 def _norm(norm: Any, given: Layout) -> Callable[[Any], Any]:

@@ -8,8 +8,7 @@ from typing import Any
 from jax import Array
 
 from odenet import Gradient, NetSpec, Problem, Sample, Solution, UnsupportedError
-from odenet._backend.seam import Arrays
-from odenet._solvers.names import AnySolver
+from odenet.kit import AnySolver, Arrays
 from odenet_diffrax._entry import backend
 from odenet_diffrax._nets import DiffraxNet
 from odenet_diffrax._solve import solve_problem

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odenet import BackendEntry, Backprop, Checkpoint, ContinuousAdjoint, Gradient
-from odenet._gradients.way import Way
+from odenet.kit import Way
 from odenet_jax import backend as jax
 
 _FILE = "odenet_diffrax._adjoints"

@@ -8,7 +8,7 @@ import diffrax
 import jax.numpy as jnp
 import optimistix
 
-from odenet._solvers.names import AnySolver
+from odenet.kit import AnySolver
 
 EXPLICIT: dict[str, type[diffrax.AbstractSolver]] = {
     "euler": diffrax.Euler,

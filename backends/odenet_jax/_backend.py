@@ -33,10 +33,7 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet._backend.seam import Arrays
-from odenet._backend.timing import seconds
-from odenet._backend.trainer import Trainer
-from odenet._solvers.names import AnySolver
+from odenet.kit import AnySolver, Arrays, Trainer, seconds
 from odenet_jax.field.state import as_array
 from odenet_jax.gradients.solve import solve_problem
 from odenet_jax.nets.modules import OdeNet

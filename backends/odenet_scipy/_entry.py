@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odenet import BackendEntry, Backprop
-from odenet._gradients.way import Way
+from odenet.kit import Way
 
 backend = BackendEntry(
     name="scipy",

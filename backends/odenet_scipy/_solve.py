@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import integrate, optimize
 
-from odenet import Depth, DtypeError, Problem, Result, Solution, SolveError, Span, Stats, UnsupportedError, _tree
+from odenet import Depth, DtypeError, Problem, Result, Solution, SolveError, Span, Stats, UnsupportedError
+from odenet.kit import tree_flatten, tree_leaves
 
 SOLVERS: dict[str, Any] = {
     "bosh3": integrate.RK23,
@@ -63,7 +64,7 @@ def solve_span(made: Problem, span: Span) -> Solution:
         SolveError: the solve could not go on.
     """
     _require(span)
-    leaves, unflatten = _tree.flatten(made.y0)
+    leaves, unflatten = tree_flatten(made.y0)
     arrays = [np.asarray(leaf, dtype=float if type(leaf) is int else None) for leaf in leaves]
     kind = np.result_type(*arrays)
     if not np.issubdtype(kind, np.inexact):
@@ -92,7 +93,7 @@ def solve_span(made: Problem, span: Span) -> Solution:
         def slope(t: float, y: np.ndarray, middle: float = (start + end) / 2) -> np.ndarray:
             path.evaluations += 1
             k = made.field(t, tree(y), *read(t, middle))
-            return np.concatenate([np.ravel(leaf) for leaf in _tree.leaves(k)])
+            return np.concatenate([np.ravel(leaf) for leaf in tree_leaves(k)])
 
         _walk(path, slope, made, span, end, tree)
         if path.result is not Result.SUCCESS:
@@ -175,10 +176,10 @@ def _require(span: Span) -> None:
 
 def _tolerance(value: Any, y0: Any) -> Any:
     """A number, or a vector like the state."""
-    each = _tree.leaves(value)
+    each = tree_leaves(value)
     if len(each) == 1 and np.ndim(each[0]) == 0:
         return float(each[0])
-    leaves = _tree.leaves(y0)
+    leaves = tree_leaves(y0)
     each = each * len(leaves) if len(each) == 1 else each
     return np.concatenate([np.broadcast_to(t, np.shape(leaf)).ravel() for t, leaf in zip(each, leaves, strict=True)])
 

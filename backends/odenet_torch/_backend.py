@@ -25,12 +25,8 @@ from odenet import (
     Problem,
     Sample,
     Solution,
-    _tree,
 )
-from odenet._backend.seam import Arrays
-from odenet._backend.timing import seconds
-from odenet._backend.trainer import Trainer
-from odenet._solvers.names import AnySolver
+from odenet.kit import AnySolver, Arrays, Trainer, seconds, tree_leaves, tree_map
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs.batch import mean_loss, on
@@ -77,8 +73,8 @@ class TorchBackend(Backend):
             g = found.get(id(leaf))
             return torch.zeros_like(leaf) if g is None else g
 
-        plain = dataclasses.replace(solution, ys=_tree.map(torch.Tensor.detach, solution.ys))
-        return value.detach(), Gradients(_tree.map(gradient, y0), _tree.map(gradient, weights)), plain
+        plain = dataclasses.replace(solution, ys=tree_map(torch.Tensor.detach, solution.ys))
+        return value.detach(), Gradients(tree_map(gradient, y0), tree_map(gradient, weights)), plain
 
     def build(
         self,
@@ -208,8 +204,8 @@ def _fresh(tree: Any) -> tuple[Any, list[Any]]:
             return given
         return given.detach().requires_grad_()
 
-    fresh = _tree.map(lambda given: made.setdefault(id(given), leaf(given)), tree)
-    return fresh, list({id(x): x for x in _tree.leaves(fresh)}.values())
+    fresh = tree_map(lambda given: made.setdefault(id(given), leaf(given)), tree)
+    return fresh, list({id(x): x for x in tree_leaves(fresh)}.values())
 
 
 def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:

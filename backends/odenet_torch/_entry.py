@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odenet import BackendEntry, Backprop, Checkpoint, ContinuousAdjoint, DiscreteAdjoint, Gradient, Reversible
-from odenet._gradients.way import Way
+from odenet.kit import Way
 
 _ROOM = "odenet_torch.gradients"
 

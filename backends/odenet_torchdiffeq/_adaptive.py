@@ -20,8 +20,8 @@ from odenet import (
     Span,
     Stats,
     UnsupportedError,
-    _tree,
 )
+from odenet.kit import tree_leaves
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torchdiffeq._entry import backend
@@ -160,7 +160,7 @@ def _time(value: Any, given: Layout) -> Tensor:
 
 def _tolerance(value: Any, leaves: Leaves) -> Any:
     """As torchdiffeq takes it: a number, a tensor like the state, or a tuple with one a leaf."""
-    each = _tree.leaves(value)
+    each = tree_leaves(value)
     if len(each) == 1 and not isinstance(each[0], (Tensor,)):
         return each[0]
     if len(leaves) == 1:

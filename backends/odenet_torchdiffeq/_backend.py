@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from odenet import Gradient, NetSpec, Problem, Sample, Solution, UnsupportedError
-from odenet._backend.seam import Arrays
-from odenet._solvers.names import AnySolver
+from odenet.kit import AnySolver, Arrays
 from odenet_torch._backend import TorchBackend
 from odenet_torch.nets.modules import OdeNet
 from odenet_torchdiffeq._entry import backend

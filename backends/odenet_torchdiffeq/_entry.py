@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from odenet import BackendEntry, Backprop, ContinuousAdjoint, Gradient
-from odenet._gradients.way import Way
+from odenet.kit import Way
 from odenet_torch import backend as torch
 
 _FILE = "odenet_torchdiffeq._integrals"

@@ -14,7 +14,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from odenet import ContinuousAdjoint, DtypeError, GridError, PIDController, Solution, StateError
-from odenet._problem.problem import problem
+from odenet.kit import problem
 from odenet_jax.gradients.adaptive import solve_adaptive
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
 

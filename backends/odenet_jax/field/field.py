@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import Depth
-from odenet._problem.depth import Kind, blend, check_alike
+from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.closure import converted
 from odenet_jax.field.state import HALF, as_array
 

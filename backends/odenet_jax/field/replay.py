@@ -18,8 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from odenet import Grid, Problem, ReversibleSolver, StateError
-from odenet._solvers.family import StagedSolver
-from odenet._solvers.names import staged
+from odenet.kit import StagedSolver, staged
 
 Place = tuple[Any, float, bool, int | None]
 """An evaluation: step, position in it, whether of a reversed step, and which of the step's, where position leaves it

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from odenet import DtypeError, NonFiniteError, StateError, _tree
+from odenet import DtypeError, NonFiniteError, StateError
+from odenet.kit import tree_paths
 from odenet_jax.field import trees as trees  # registers
 
 Leaves = tuple[Array, ...]
@@ -85,7 +86,7 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
         DtypeError: integers or booleans, or float64 while JAX has it switched off. NonFiniteError: NaN in NumPy arrays
             or numbers.
     """
-    arrays = [_array(path, leaf) for path, leaf in _tree.paths(y0)]
+    arrays = [_array(path, leaf) for path, leaf in tree_paths(y0)]
     structure = jax.tree.structure(y0)
     given = tuple(array.dtype for array in arrays)
     carried = tuple(jnp.dtype(jnp.float32) if kind in HALF else kind for kind in given)

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from odenet import Depth, Solution, Stats, _tree
+from odenet import Depth, Solution, Stats
+from odenet.kit import TREE_RULES
 
 
 def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
@@ -26,7 +27,7 @@ def _depth(aux: tuple[Any, bool], children: Sequence[Any]) -> Depth:
     return depth
 
 
-_tree.RULES.append(_rule)
+TREE_RULES.append(_rule)
 jax.tree_util.register_pytree_node(Depth, lambda d: ((d.tree,), (d.kind, d.stacked)), _depth)
 
 

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet._solvers.interpolant import interpolant
-from odenet._solvers.step import add
+from odenet.kit import add, interpolant
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.adjoint import Sums, vjp, zeros
 from odenet_jax.steps.accepted import Along

@@ -13,8 +13,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, UnsupportedError
-from odenet._solvers.names import AnySolver
-from odenet._solvers.step import add, trial
+from odenet.kit import AnySolver, add, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Sums, vjp

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Grid, Stats, UnsupportedError
-from odenet._solvers.step import add
+from odenet.kit import add
 from odenet_jax.field.field import Weights
 from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves

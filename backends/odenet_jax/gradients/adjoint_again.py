@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from odenet._solvers.step import add
+from odenet.kit import add
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.flow import Slope
 from odenet_jax.steps.times import Times

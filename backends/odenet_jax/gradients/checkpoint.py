@@ -17,8 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from odenet import Checkpoint, Problem, Stats
-from odenet._gradients.revolve import schedule
-from odenet._solvers.step import add
+from odenet.kit import add, schedule
 from odenet_jax.field.field import Slot, Weights
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import ROWS, Again, WayBack

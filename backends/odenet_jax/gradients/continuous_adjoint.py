@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import ContinuousAdjoint, Problem, Span, Stats
-from odenet._solvers.names import AnySolver
-from odenet._solvers.step import add, combine, increment, positions
+from odenet.kit import AnySolver, add, combine, increment, positions
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import WayBack
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate

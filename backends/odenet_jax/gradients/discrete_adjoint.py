@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import DiscreteAdjoint, GradientError, Problem, Stats
-from odenet._solvers.step import add, combine, subtract
+from odenet.kit import add, combine, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros

@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Grid, GridError, Problem, Solution, Span, Stats
-from odenet._backend.registry import require
-from odenet._problem.problem import problem
-from odenet._solvers.family import StagedSolver
+from odenet.kit import StagedSolver, problem, require
 from odenet_jax._entry import backend
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.replay import Replay, Told

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import NetSpec
-from odenet._nets.stages import Unit, units
+from odenet.kit import Unit, units
 from odenet_jax.nets.convolution import convolve, convolve_in_loop, group_norm, largest
 
 Weights = Mapping[str, Array]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from odenet._nets.spec import GROUPS, NORM_EPSILON
+from odenet.kit import GROUPS, NORM_EPSILON
 
 
 def convolve(x: Array, weight: Array, stride: int, padding: int) -> Array:

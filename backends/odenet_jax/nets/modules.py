@@ -11,11 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution
-from odenet._gradients.names import gradient as gradient_named
-from odenet._problem.depth import Kind, kind_of_blocks
-from odenet._problem.problem import problem, require_one_grid
-from odenet._solvers.names import AnySolver, staged
-from odenet._solvers.names import solver as solver_named
+from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
+from odenet.kit import gradient as gradient_named
+from odenet.kit import solver as solver_named
 from odenet_jax.field.replay import call, tell
 from odenet_jax.gradients.solve import solve_problem, solve_telling
 from odenet_jax.nets.blocks import Weights, enter, field, leave

@@ -12,8 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from odenet import Span
-from odenet._solvers.step import positions
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau, positions
 from odenet_jax.field.field import Field
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike

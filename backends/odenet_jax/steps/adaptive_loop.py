@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Event, PIDController, Result
-from odenet._solvers.step import trial
+from odenet.kit import trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.steps.accepted import Along, Line
 from odenet_jax.steps.dense import Watch, between, slope_between

@@ -12,8 +12,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import Event, InputError
-from odenet._solvers.interpolant import interpolant
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau, interpolant
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.steps.clock import Clock, Parts, beyond, roundings, since, spelled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves

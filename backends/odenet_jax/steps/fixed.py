@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Grid, ReversibleSolver
-from odenet._solvers.family import StagedSolver
-from odenet._solvers.step import add, increment, positions
+from odenet.kit import StagedSolver, add, increment, positions
 from odenet_jax.field.field import Field, Slot, Weights
 from odenet_jax.field.replay import Replay, Told, after
 from odenet_jax.field.state import Layout, Leaves

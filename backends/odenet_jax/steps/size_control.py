@@ -14,9 +14,7 @@ from equinox.internal import unvmap_any
 from jax import Array, lax
 
 from odenet import PIDController, Result
-from odenet._solvers.controller import Arithmetic
-from odenet._solvers.landing import Landing, landing, resumed
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Arithmetic, Landing, Tableau, landing, resumed
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.steps.accepted import Along, Line

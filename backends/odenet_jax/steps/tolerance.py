@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from odenet import InputError, PIDController, _tree
+from odenet import InputError, PIDController
+from odenet.kit import tree_leaves
 from odenet_jax.field.state import Layout, Leaves
 
 Norm = Callable[[Leaves], Array]
@@ -72,7 +73,7 @@ def _each(name: str, given: Any, layout: Layout, like: Leaves) -> tuple[Any, ...
         leaves = [given] * len(like)
     elif jax.tree.structure(given) != layout.structure:
         raise InputError(
-            f"{name} is a tree of {len(_tree.leaves(given))} leaves, and the state one of {len(like)}",
+            f"{name} is a tree of {len(tree_leaves(given))} leaves, and the state one of {len(like)}",
             "a number, or a tree like the state",
         )
     else:

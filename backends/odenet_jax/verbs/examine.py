@@ -14,8 +14,7 @@ import numpy as np
 from jax import Array
 
 from odenet import Gradient, InputError, Part, Sample
-from odenet._backend.sample import Place, places
-from odenet._solvers.names import made_reversible
+from odenet.kit import Place, made_reversible, places
 from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
 from odenet_jax.verbs.batch import like, on, scalar
 

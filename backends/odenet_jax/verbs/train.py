@@ -13,8 +13,7 @@ import numpy as np
 from jax import Array
 
 from odenet import Gradient, NetSpec
-from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
-from odenet._solvers.names import AnySolver
+from odenet.kit import VELOCITY, WEIGHT, AnySolver, Trainer, TrainingStep, checked_state, learning
 from odenet_jax.nets.modules import OdeNet
 from odenet_jax.verbs.batch import like, mean_loss, on
 from odenet_jax.verbs.measure import peak_bytes

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from odenet import InputError, _tree
+from odenet import InputError
+from odenet.kit import tree_flatten
 from odenet_torch.conversion.sums import added
 from odenet_torch.field.surroundings import differences, put_back, reach
 
@@ -69,7 +70,7 @@ def traced(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 def whole(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Branch, ...]:
     """All that a layer adds to its input as one branch, whatever its code is."""
-    _, unflatten = _tree.flatten((args, kwargs))
+    _, unflatten = tree_flatten((args, kwargs))
 
     def function(branch: nn.Module, x: Tensor, leaves: Sequence[Any]) -> Tensor:
         args, kwargs = unflatten(leaves)
@@ -101,7 +102,7 @@ class _Call(nn.Module):
     def __init__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
         self.layer = layer
-        self.arguments = _tree.flatten((args, kwargs))
+        self.arguments = tree_flatten((args, kwargs))
 
     def forward(self, x: Any, leaves: Any) -> Any:
         given, unflatten = self.arguments

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import InputError, _tree
+from odenet import InputError
+from odenet.kit import tree_leaves
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, difference
 from odenet_torch.conversion.sums import version
 from odenet_torch.field.surroundings import no_trace
@@ -107,7 +108,7 @@ def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
             out = model(**example)
         else:
             out = model(*example) if isinstance(example, tuple) else model(example)
-    found = [leaf.detach().clone() for leaf in _tree.leaves(out) if isinstance(leaf, Tensor)]
+    found = [leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     if not found:
         raise InputError(
             f"a model that returns a {type(out).__name__} without tensors",

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from odenet import Gradient
-from odenet._solvers.names import AnySolver
-from odenet._solvers.names import solver as solver_named
+from odenet.kit import AnySolver
+from odenet.kit import solver as solver_named
 from odenet_torch.conversion.calls import check_unchanged, outputs
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.runs import Place, Run, runs_of

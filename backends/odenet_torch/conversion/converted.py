@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from odenet import Backprop, InputError, _tree
+from odenet import Backprop, InputError
+from odenet.kit import tree_leaves
 from odenet_torch.conversion.calls import check_unchanged, leaving_no_trace
 from odenet_torch.conversion.handed import Handed
 from odenet_torch.conversion.layer import Arguments, Layer, arguments_of, marks, same, written_to
@@ -50,7 +51,7 @@ class Step(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The branch's value at x."""
-        return self.layer.branches(args, kwargs)[self.index].function(self, x, _tree.leaves((args, kwargs)))
+        return self.layer.branches(args, kwargs)[self.index].function(self, x, tree_leaves((args, kwargs)))
 
 
 # of an entry itself: what stands in the layer's place when somebody replaces its call

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import _tree
+from odenet.kit import tree_leaves
 from odenet_torch.conversion.branches import PLAIN, Branch, traced, whole
 from odenet_torch.conversion.sums import added, in_place, version
 from odenet_torch.field.reach import LIBRARIES, data_of_class
@@ -119,7 +119,7 @@ def _read(kind: type) -> Any:
 
 def written_to(arguments: Arguments) -> str | None:
     """The class of an argument that the layer may write to, such as a cache of keys and values."""
-    return next((type(leaf).__name__ for leaf in _tree.leaves(arguments) if not isinstance(leaf, _READ_ONLY)), None)
+    return next((type(leaf).__name__ for leaf in tree_leaves(arguments) if not isinstance(leaf, _READ_ONLY)), None)
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
@@ -144,7 +144,7 @@ def _sum(module: nn.Module, branches: Sequence[Branch], x: Tensor, arguments: Ar
     """The layer's new state as its branches make it."""
     for branch in branches:
         before = version(x)
-        more = branch.function(module, x, _tree.leaves(arguments))
+        more = branch.function(module, x, tree_leaves(arguments))
         if version(x) != before:
             raise in_place(type(module).__name__)
         x = x + more
@@ -153,7 +153,7 @@ def _sum(module: nn.Module, branches: Sequence[Branch], x: Tensor, arguments: Ar
 
 def marks(arguments: Arguments) -> list[Any]:
     """What tells arguments from others (see `same`), without keeping tensors alive: a tensor has one such reference."""
-    return [weakref.ref(leaf) if isinstance(leaf, Tensor) else leaf for leaf in _tree.leaves(arguments)]
+    return [weakref.ref(leaf) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(arguments)]
 
 
 def same(one: Sequence[Any], other: Sequence[Any]) -> bool:

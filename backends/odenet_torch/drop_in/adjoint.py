@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError, PIDController, UnsupportedError
-from odenet._solvers.step import Leaves as AnyLeaves
+from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.drop_in import fixed
 from odenet_torch.drop_in.error import Reach
 from odenet_torch.drop_in.flow import Flow

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from odenet import InputError
-from odenet._solvers.interpolant import interpolant
-from odenet._solvers.step import weigh
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau, interpolant, weigh
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import differentiable, times_of_any_shape
 

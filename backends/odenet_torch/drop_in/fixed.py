@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import GridError, InputError, SolveError, Solver
-from odenet._solvers.step import add, slopes
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau, add, slopes
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.field.state import Layout, Leaves, layout

@@ -6,9 +6,8 @@ import importlib
 from fractions import Fraction
 from types import ModuleType
 
-from odenet import BackendUnavailableError, Solver, UnknownNameError
-from odenet._solvers.runge_kutta import BOSH3, DOPRI5, DOPRI8, EULER, FEHLBERG2, HEUN, MIDPOINT, RK38, TSIT5
-from odenet._solvers.tableau import Tableau
+from odenet import SOLVERS, BackendUnavailableError, Solver, UnknownNameError
+from odenet.kit import Tableau
 
 _THIRD = Fraction(1, 3)
 HEUN3 = Solver(
@@ -18,14 +17,17 @@ HEUN3 = Solver(
     "Heun 1900",
 )
 ADAPTIVE: dict[str, Solver] = {
-    "dopri8": DOPRI8,
-    "dopri5": DOPRI5,
-    "bosh3": BOSH3,
-    "fehlberg2": FEHLBERG2,
-    "adaptive_heun": HEUN,
-    "tsit5": TSIT5,
+    **{name: SOLVERS[name] for name in ("dopri8", "dopri5", "bosh3", "fehlberg2")},
+    "adaptive_heun": SOLVERS["heun"],
+    "tsit5": SOLVERS["tsit5"],
 }
-FIXED: dict[str, Solver] = {"euler": EULER, "midpoint": MIDPOINT, "heun2": HEUN, "heun3": HEUN3, "rk4": RK38}
+FIXED: dict[str, Solver] = {
+    "euler": SOLVERS["euler"],
+    "midpoint": SOLVERS["midpoint"],
+    "heun2": SOLVERS["heun"],
+    "heun3": HEUN3,
+    "rk4": SOLVERS["rk38"],
+}
 """`rk4` is Kutta's 3/8 rule there."""
 DELEGATED = ("explicit_adams", "implicit_adams", "fixed_adams", "scipy_solver")
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import GradientError, _tree
+from odenet import GradientError
+from odenet.kit import tree_map
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.field.called_modules import Called
 from odenet_torch.field.differentiating import record
@@ -50,7 +51,7 @@ class Recalled:
                 return value
         if self.elsewhere:
             return torch.func.functional_call(self.func, self.held, (t, y))  # pyright: ignore[reportArgumentType]
-        return self.func(t, _tree.map(torch.clone, y) if self.lends else y)
+        return self.func(t, tree_map(torch.clone, y) if self.lends else y)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.func, name)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import GradientError
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import indifferent
 

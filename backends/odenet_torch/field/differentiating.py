@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import GradientError, UnsupportedError, _tree
+from odenet import GradientError, UnsupportedError
+from odenet.kit import tree_leaves, tree_map
 
 _HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
 _NO_GRADIENT = "does not require grad"
@@ -58,7 +59,7 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
         GradientError: the field draws random numbers, which it has now drawn twice; or cannot be recorded.
     """
     kept = torch.is_grad_enabled()
-    states = [leaf for leaf in _tree.leaves(y) if isinstance(leaf, Tensor)]
+    states = [leaf for leaf in tree_leaves(y) if isinstance(leaf, Tensor)]
     if _OUT in str(error):
         raise GradientError(
             "the field writes its slope into a tensor of its own by out=, which autograd cannot record",
@@ -76,7 +77,7 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
     generator = torch.default_generator if states[0].device.type == "cpu" else None
     before = torch.get_rng_state() if generator is not None else torch.cuda.get_rng_state(states[0].device)
     with torch.enable_grad():
-        value = f(t, _tree.map(fresh, y), *rest)
+        value = f(t, tree_map(fresh, y), *rest)
     after = torch.get_rng_state() if generator is not None else torch.cuda.get_rng_state(states[0].device)
     if not torch.equal(before, after):
         raise GradientError(
@@ -84,7 +85,7 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
             "fields that enable what they need",
             "within the field: with torch.enable_grad(): y = y if y.requires_grad else y.detach().requires_grad_()",
         ) from error
-    return value if kept else _tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
+    return value if kept else tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import Depth, GradientError, _tree
-from odenet._problem.depth import blend, check_alike
+from odenet import Depth, GradientError
+from odenet.kit import blend, check_alike, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.state import as_tensor
 
@@ -129,7 +129,7 @@ class FunctionField(Field):
             return ()
         whole = self.depth.stacked or self.depth.kind == "shared"
         trees = [self.depth.tree] if whole else [self.depth.tree[layer] for layer in self.layers(n, steps)]
-        return (leaf for leaf in _tree.leaves(trees) if isinstance(leaf, Tensor))
+        return (leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor))
 
     def direct(self) -> Callable[[Tensor, Any], Any] | None:
         function = self.function
@@ -167,26 +167,26 @@ class FunctionField(Field):
             return record(error, self.function, *arguments)
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
-        leaves = (leaf for layer in self.layers(n, steps) for leaf in _tree.leaves(self.trees[layer]))
+        leaves = (leaf for layer in self.layers(n, steps) for leaf in tree_leaves(self.trees[layer]))
         return unique(leaf for leaf in leaves if id(leaf) in self.homes or _differentiable(leaf))
 
     def apart(self) -> FunctionField:
         if self.depth is None or self.depth.kind == "shared" or not self.depth.stacked:
             return self
-        stacks, unflatten = _tree.flatten(self.depth.tree)
+        stacks, unflatten = tree_flatten(self.depth.tree)
         cut = Depth(unflatten([x.detach() if isinstance(x, Tensor) else x for x in stacks]), self.depth.kind)
         alone = FunctionField(self.function, cut)
         alone.homes = {
             id(row): (stack, layer)
             for layer, tree in enumerate(alone.trees)
-            for row, stack in zip(_tree.leaves(tree), stacks, strict=True)
+            for row, stack in zip(tree_leaves(tree), stacks, strict=True)
             if _differentiable(stack)
         }
         return alone
 
     def _weights(self, layer: int, stand: Stand | None) -> Any:
         tree = self.trees[layer]
-        return tree if stand is None else _tree.map(lambda leaf: stand.get(id(leaf), leaf), tree)
+        return tree if stand is None else tree_map(lambda leaf: stand.get(id(leaf), leaf), tree)
 
 
 class BlockField(Field):
@@ -201,7 +201,7 @@ class BlockField(Field):
     def __init__(self, blocks: Sequence[nn.Module], kind: str, extra: tuple[Any, Any] = ((), {})) -> None:
         self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
         self.extra = extra
-        self.given = unique(leaf for leaf in _tree.leaves(extra) if _differentiable(leaf))
+        self.given = unique(leaf for leaf in tree_leaves(extra) if _differentiable(leaf))
         # what the blocks hold now: inside functional_call or FSDP they hold something else when they run again
         self.held: dict[int, dict[str, Tensor]] = {id(block): dict(block.named_parameters()) for block in blocks}
         self.moved = False
@@ -212,7 +212,7 @@ class BlockField(Field):
         local = start + span * position if self.depth.kind == "linear" else 0.0
         arguments, named = self.extra
         if stand and self.given:
-            arguments, named = _tree.map(lambda leaf: stand.get(id(leaf), leaf), self.extra)
+            arguments, named = tree_map(lambda leaf: stand.get(id(leaf), leaf), self.extra)
         if local in (0, 1):
             block = self.depth.tree[layer + int(local)]
             if not self.moved:
@@ -253,7 +253,7 @@ class BlockField(Field):
         return {id(block): block for block in self.depth.tree}.values()
 
     def handed(self, n: int, steps: int) -> Iterable[Tensor]:
-        return (leaf for leaf in _tree.leaves(self.extra) if isinstance(leaf, Tensor))
+        return (leaf for leaf in tree_leaves(self.extra) if isinstance(leaf, Tensor))
 
 
 def unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -328,9 +328,9 @@ def _unstack(depth: Depth | None) -> list[Any]:
     """One tree of weights a layer. `unbind` costs its backward one stack; indexing would cost it N."""
     if depth is None:
         return []
-    depth = Depth(_tree.map(as_tensor, depth.tree), depth.kind, depth.stacked)
+    depth = Depth(tree_map(as_tensor, depth.tree), depth.kind, depth.stacked)
     if depth.kind == "shared" or not depth.stacked:
         return [depth.at(n) for n in range(depth.layers)]
-    leaves, unflatten = _tree.flatten(depth.tree)
+    leaves, unflatten = tree_flatten(depth.tree)
     columns = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * depth.layers for leaf in leaves]
     return [unflatten(row) for row in zip(*columns, strict=True)]

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odenet import DtypeError, GridError, NonFiniteError, StateError, _tree
+from odenet import DtypeError, GridError, NonFiniteError, StateError
+from odenet.kit import Rebuild, tree_flatten, tree_leaves, tree_paths, tree_same_shape
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.memory import Memory, written
 
@@ -37,7 +38,7 @@ class Layout:
         memory: what is known of the memory that the field works on.
     """
 
-    unflatten: _tree.Rebuild
+    unflatten: Rebuild
     single: bool
     given: tuple[torch.dtype, ...]
     carried: tuple[torch.dtype, ...]
@@ -91,12 +92,12 @@ class Layout:
         )
 
     def _leaves(self, value: Any, like: Leaves) -> list[Tensor]:
-        if not _tree.same_shape(self.unflatten(like), value):
+        if not tree_same_shape(self.unflatten(like), value):
             raise StateError(
                 f"the field returned {_describe(value)} for a state that is {_describe(self.unflatten(like))}",
                 "a tree like the state's",
             )
-        leaves = _tree.leaves(value)
+        leaves = tree_leaves(value)
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise StateError(f"the field returned a {type(leaf).__name__}", "tensors", "use torch.zeros_like for 0")
@@ -115,8 +116,8 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
     Raises:
         DtypeError: integers or booleans. StateError: several devices. NonFiniteError: NaN in NumPy arrays or numbers.
     """
-    leaves, unflatten = _tree.flatten(y0)
-    tensors = [_tensor(path, leaf) for path, leaf in _tree.paths(y0)]
+    leaves, unflatten = tree_flatten(y0)
+    tensors = [_tensor(path, leaf) for path, leaf in tree_paths(y0)]
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         raise StateError(f"y0 lies on {', '.join(sorted(map(str, devices)))}", "leaves on one device")

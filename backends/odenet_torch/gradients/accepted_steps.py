@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet._solvers.step import Leaves as AnyLeaves
-from odenet._solvers.step import add
+from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import add
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_second_derivatives, refuse_transforms, unhooked

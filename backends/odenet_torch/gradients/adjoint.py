@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, Stats, UnsupportedError
-from odenet._solvers.step import Leaves as AnyLeaves
+from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import Field, Stand, now, outside
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves

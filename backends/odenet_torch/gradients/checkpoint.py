@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from odenet import Checkpoint, Problem, Stats
-from odenet._gradients.revolve import schedule
-from odenet._solvers.step import Leaves as AnyLeaves
-from odenet._solvers.step import add
+from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import add, schedule
 from odenet_torch.field.differentiating import hooked, refuses_hooks
 from odenet_torch.field.field import leaves, now
 from odenet_torch.field.replay import Replay

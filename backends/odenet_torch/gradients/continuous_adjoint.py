@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Problem, Solver, Stats
-from odenet._solvers.names import AnySolver
-from odenet._solvers.step import Leaves as AnyLeaves
-from odenet._solvers.step import add, combine, increment, positions
+from odenet.kit import AnySolver, add, combine, increment, positions
+from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps

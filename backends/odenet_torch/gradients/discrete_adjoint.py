@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from odenet import DiscreteAdjoint, GradientError, Problem, Stats
-from odenet._solvers.step import Leaves as AnyLeaves
-from odenet._solvers.step import add, combine, subtract
+from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import add, combine, subtract
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps

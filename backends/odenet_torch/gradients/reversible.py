@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from odenet import Problem, ReversibleSolver, Stats
-from odenet._solvers.step import Leaves as AnyLeaves
-from odenet._solvers.step import add
+from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import add
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros

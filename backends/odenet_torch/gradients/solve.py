@@ -15,9 +15,7 @@ from typing import Any
 import torch
 
 from odenet import Grid, Problem, Solution, Span, Stats
-from odenet._backend.registry import require
-from odenet._problem.problem import problem
-from odenet._solvers.family import StagedSolver
+from odenet.kit import StagedSolver, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.state import layout, require_times

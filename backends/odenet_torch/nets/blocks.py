@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odenet import NetSpec
-from odenet._nets.spec import GROUPS, NORM_EPSILON
-from odenet._nets.stages import Unit, units
+from odenet.kit import GROUPS, NORM_EPSILON, Unit, units
 
 Weights = Mapping[str, Tensor]
 _ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh}

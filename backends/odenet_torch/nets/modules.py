@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, Stats
-from odenet._gradients.names import gradient as gradient_named
-from odenet._problem.depth import Kind, kind_of_blocks
-from odenet._problem.problem import problem, require_one_grid
-from odenet._solvers.names import AnySolver, staged
-from odenet._solvers.names import solver as solver_named
+from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
+from odenet.kit import gradient as gradient_named
+from odenet.kit import solver as solver_named
 from odenet_torch.field.field import BlockField
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.blocks import Weights, enter, field, leave

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, StateError, Stats
-from odenet._problem.span import number
+from odenet.kit import number
 from odenet_torch.field.differentiating import readable, record
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.memory import written

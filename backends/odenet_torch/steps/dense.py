@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError, InputError
-from odenet._errors import shown
-from odenet._solvers.interpolant import interpolant
-from odenet._solvers.step import weigh
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau, interpolant, shown, weigh
 from odenet_torch.field.memory import overwritten, versions
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.weighted_sum import weigh_leaves

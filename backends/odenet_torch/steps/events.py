@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from odenet import Event, InputError, StateError
-from odenet._solvers.interpolant import interpolant
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau, interpolant
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import between

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from odenet import Grid, ReversibleSolver
-from odenet._solvers.family import StagedSolver
-from odenet._solvers.interpolant import interpolant
-from odenet._solvers.step import Leaves as AnyLeaves
-from odenet._solvers.step import Stage, add, increment, positions, slopes
+from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import Stage, StagedSolver, add, increment, interpolant, positions, slopes
 from odenet_torch.field.field import Field, Stand
 from odenet_torch.field.memory import overwritten, written
 from odenet_torch.field.replay import Replay

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import Grid, UnsupportedError, _tree
+from odenet import Grid, UnsupportedError
+from odenet.kit import tree_map
 from odenet_torch.field.field import Field, Stand, unique
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.fixed import Run
@@ -56,7 +57,7 @@ class Stretched(Field):
         def scaled(leaf: Any) -> Any:
             return rate.to(leaf.real.dtype) * leaf if isinstance(leaf, Tensor) else leaf
 
-        return _tree.map(scaled, value)
+        return tree_map(scaled, value)
 
     def time_by(self, n: int, layout: Layout) -> Tensor:
         """By how much the time of grid point n moves: zero, with its derivatives by t0 and t1."""

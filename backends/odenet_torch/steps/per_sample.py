@@ -23,11 +23,7 @@ from odenet import (
     Stats,
     UnsupportedError,
 )
-from odenet._problem.span import number
-from odenet._solvers.interpolant import interpolant
-from odenet._solvers.landing import landing
-from odenet._solvers.step import Trial, trial
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau, Trial, interpolant, landing, number, trial
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.state import Layout, Leaves

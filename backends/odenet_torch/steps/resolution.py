@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from odenet import DtypeError, GridError, OdenetError
-from odenet._problem.span import number
+from odenet.kit import number
 from odenet_torch.field.state import Layout
 
 _COARSE = 1e-4  # of the span of the solve: float32 is as fine as that up to times of a thousand spans

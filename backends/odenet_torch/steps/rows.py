@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet._solvers.controller import Arithmetic
+from odenet.kit import Arithmetic
 from odenet_torch.field.state import Leaves
 
 

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from odenet import PIDController, Result
-from odenet._solvers.controller import Past
-from odenet._solvers.landing import landing, resumed
-from odenet._solvers.step import Stage, Trial, trial
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Past, Stage, Tableau, Trial, landing, resumed, trial
 from odenet_torch.field.memory import Memory
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance

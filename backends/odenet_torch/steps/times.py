@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError, Span, UnsupportedError
-from odenet._solvers.step import add
+from odenet.kit import add
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Along
 from odenet_torch.steps.dense import differentiable

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odenet import InputError, PIDController, _tree
+from odenet import InputError, PIDController
+from odenet.kit import tree_leaves, tree_same_shape
 from odenet_torch.field.state import Layout, Leaves
 
 _Each = tuple["float | Tensor", ...]
@@ -72,12 +73,12 @@ def _each(name: str, given: Any, layout: Layout, like: Leaves) -> _Each:
     whole = layout.unflatten(like)
     leaves = [given] * len(like) if _is_array(given) and given.ndim == 0 else None
     if leaves is None:
-        if not _tree.same_shape(given, whole):
+        if not tree_same_shape(given, whole):
             raise InputError(
-                f"{name} is a tree of {len(_tree.leaves(given))} leaves, and the state one of {len(like)}",
+                f"{name} is a tree of {len(tree_leaves(given))} leaves, and the state one of {len(like)}",
                 "a number, or a tree like the state",
             )
-        leaves = _tree.leaves(given)
+        leaves = tree_leaves(given)
     found: list[float | Tensor] = []
     for value, leaf in zip(leaves, like, strict=True):
         if isinstance(value, (int, float)):

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet._solvers.step import Trial, weigh
-from odenet._solvers.tableau import Tableau
+from odenet.kit import Tableau, Trial, weigh
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance

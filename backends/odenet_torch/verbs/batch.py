@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odenet import InputError, _tree
+from odenet import InputError
+from odenet.kit import tree_leaves, tree_map
 
 
 def on(like: Tensor, batch: Any) -> Any:
@@ -22,7 +23,7 @@ def on(like: Tensor, batch: Any) -> Any:
         made = torch.tensor(given, device=like.device)
         return made.to(like.dtype) if made.is_floating_point() else made
 
-    return _tree.map(leaf, batch)
+    return tree_map(leaf, batch)
 
 
 def mean_loss(outputs: Any, target: Any = None) -> Tensor:
@@ -34,7 +35,7 @@ def mean_loss(outputs: Any, target: Any = None) -> Tensor:
     Raises:
         InputError: anything else.
     """
-    leaves = _tree.leaves(outputs)
+    leaves = tree_leaves(outputs)
     if leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
         if target is None:
             return 0.5 * sum((leaf.abs() ** 2).mean() for leaf in leaves)  # pyright: ignore[reportReturnType]

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from odenet import Gradient, InputError, Part, Sample, Stats
-from odenet._backend.sample import Place, places
-from odenet._solvers.names import made_reversible
+from odenet.kit import Place, made_reversible, places
 from odenet_torch.conversion.converted import FirstOfRun
 from odenet_torch.nets.modules import NeuralODE, OdeNet, ResidualStack
 from odenet_torch.verbs.batch import on, scalar

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from odenet import _tree
+from odenet.kit import tree_flatten, tree_leaves
 
 
 @dataclass
@@ -41,7 +41,7 @@ def counted(field: Callable[..., Any], counter: Counter) -> Callable[..., Any]:
 
     def wrapped(*arguments: Any) -> Any:
         counter.f += 1
-        leaves, unflatten = _tree.flatten(field(*arguments))
+        leaves, unflatten = tree_flatten(field(*arguments))
         return unflatten([_Tick.apply(counter, leaves[0]), *leaves[1:]])
 
     return wrapped
@@ -111,4 +111,4 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in _tree.leaves(tree) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

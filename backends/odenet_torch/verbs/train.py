@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
+from odenet.kit import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs.batch import mean_loss, on
 from odenet_torch.verbs.measure import peak_bytes
