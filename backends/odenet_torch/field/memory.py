@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,35 @@ from torch import Tensor, nn
 from odenet import StateError
 from odenet_torch.field import random_state
 
-if TYPE_CHECKING:
-    from odenet_torch.field.state import Layout, Leaves
+Leaves = tuple[Tensor, ...]
+
+
+class Called(Protocol):
+    """What is asked of a `Layout`: how f is called with leaves, and its slope read."""
+
+    @property
+    def given(self) -> tuple[torch.dtype, ...]:
+        """Number types of y0's leaves."""
+        ...
+
+    @property
+    def carried(self) -> tuple[torch.dtype, ...]:
+        """Number types between evaluations."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of the state."""
+        ...
+
+    def call(self, leaves: Leaves) -> Any:
+        """The tree that f is called with."""
+        ...
+
+    def slope(self, value: Any, like: Leaves) -> Leaves:
+        """What f returned, as leaves."""
+        ...
+
 
 # by training flag: modules that write on their input, and those that did not although something in them is in place
 _WRITES: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
@@ -65,7 +92,7 @@ class Memory:
         self.suspects = ()
         self._settle()
 
-    def evaluate(self, layout: Layout, f: Callable[[Any], Any], y: Leaves, start: bool) -> Leaves:
+    def evaluate(self, layout: Called, f: Callable[[Any], Any], y: Leaves, start: bool) -> Leaves:
         """The slope at y, of which f may change what it is given and keep what it returns.
 
         Args:

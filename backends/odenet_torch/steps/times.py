@@ -7,7 +7,7 @@ moved by a difference that is zero and has the right derivatives, up to the seco
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,18 @@ from odenet_torch.steps.accepted import Along
 from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.events import condition
 from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.size_control import Walk
 
-if TYPE_CHECKING:
-    from odenet_torch.steps.adaptive import Forward
+
+class Passed(Protocol):
+    """What is read of a forward pass (`odenet_torch.steps.adaptive.Forward`), after it."""
+
+    span: Span
+    walk: Walk
+    event: float | None
+    entry: int
+    row: int
+
 
 Slope = Callable[[Tensor, Leaves], Leaves]
 """The field of time and state, which autograd records."""
@@ -46,7 +55,7 @@ def from_start(span: Span, run: Run, y0: Leaves) -> Leaves:
     return moved(slope(run, start), _time(start, run.layout) + by, -by, y0)
 
 
-def to_outputs(found: Forward, run: Run, ys: Leaves) -> Leaves:
+def to_outputs(found: Passed, run: Run, ys: Leaves) -> Leaves:
     """The outputs, with the derivatives by their times (before an event: those after it are lost).
 
     Args:
@@ -69,7 +78,7 @@ def to_outputs(found: Forward, run: Run, ys: Leaves) -> Leaves:
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))
 
 
-def at_event(found: Forward, run: Run, ys: Leaves) -> tuple[Leaves, Tensor | None]:
+def at_event(found: Passed, run: Run, ys: Leaves) -> tuple[Leaves, Tensor | None]:
     """The outputs and the time of the event, differentiable by the implicit function theorem.
 
     Args:
