@@ -25,7 +25,7 @@ State = TypeVar("State")
 
 
 def solve(
-    field: Callable[..., Any],
+    field: Callable[[Any, Any, Any], Any] | Callable[[Any, Any], Any],
     y0: State,
     weights: Any = None,
     *,
@@ -96,7 +96,7 @@ def solve(
 
 def value_and_grad(
     loss: Callable[[Solution[State]], Any],
-    field: Callable[..., Any],
+    field: Callable[[Any, Any, Any], Any] | Callable[[Any, Any], Any],
     y0: State,
     weights: Any = None,
     *,
