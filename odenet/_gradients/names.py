@@ -38,7 +38,7 @@ __all__ = [
 _OWN: dict[str, type[Gradient]] = {
     kind.name: kind
     for kind in sorted(
-        (Backprop, Checkpoint, ContinuousAdjoint, DiscreteAdjoint, Reversible),
+        (Backprop, Checkpoint, Reversible, DiscreteAdjoint, ContinuousAdjoint),
         key=lambda kind: not kind.exactness.startswith("exact"),
     )
 }

@@ -18,6 +18,7 @@ from cases import BACKENDS, sigmoid
 
 import odenet
 from odenet import Depth, _tree
+from odenet._gradients.names import GRADIENTS
 from odenet._solvers.reversible import REVERSIBLE_SOLVERS
 
 STEPS = 8
@@ -373,7 +374,7 @@ def test_what_they_are_held_to_is_the_difference_quotient_of_every_leaf(name: st
 
 def test_the_table_has_every_method_and_every_reversible_solver() -> None:
     assert len(ROWS) >= len(METHODS)  # see `entries`
-    assert {odenet.gradient(method).name for _, method in METHODS} == set(odenet.GRADIENTS)
+    assert {odenet.gradient(method).name for _, method in METHODS} == set(GRADIENTS.own)
     assert {odenet.solver(solver).name for solver, method in METHODS if method == "reversible"} == set(
         REVERSIBLE_SOLVERS
     )

@@ -31,6 +31,7 @@ ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
     ONE: {
         "field/called_modules.py",
+        "field/memory.py",
         "field/random_state.py",
         # what a function writes, reads and leaves by the side: pure functions have none of it
         "field/differentiating.py",
@@ -82,7 +83,18 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
     "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between", "without_rate"}),
     "steps/times.py": (
-        {"WithoutRate", "at_event", "crossing", "from_start", "moved", "moves", "slope", "to_outputs", "zero"},
+        {
+            "Passed",
+            "WithoutRate",
+            "at_event",
+            "crossing",
+            "from_start",
+            "moved",
+            "moves",
+            "slope",
+            "to_outputs",
+            "zero",
+        },
         {"Times", "moving", "of_times"},
     ),
     "steps/tolerance.py": (set(), {"tolerance"}),

@@ -9,11 +9,11 @@ from math import comb
 import pytest
 from click.testing import CliRunner
 
-from odenet import GRADIENTS, SOLVERS, Backend, BackendEntry, solver
+from odenet import GRADIENTS, Backend, BackendEntry, solver
 from odenet._backend import registry as _registry
 from odenet._gradients.names import gradient
 from odenet._jobs.list.command import SECTIONS, command
-from odenet._solvers.delegated import DELEGATED_SOLVERS
+from odenet._solvers.names import ALL_SOLVERS
 from odenet._solvers.reversible import REVERSIBLE_SOLVERS
 from odenet._test_problems.named import PROBLEMS
 
@@ -74,7 +74,7 @@ def rows(what):
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("solvers", (*SOLVERS, *REVERSIBLE_SOLVERS, *DELEGATED_SOLVERS)),
+        ("solvers", tuple(ALL_SOLVERS)),
         ("gradients", GRADIENTS),
         ("problems", PROBLEMS),
     ],
