@@ -9,13 +9,26 @@ A `Way` of JAX holds two functions, each of `(problem, stats)`:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Grid, GridError, Problem, Solution, Span, Stats
-from odenet.kit import StagedSolver, problem, require
+from odenet import (
+    Event,
+    Gradient,
+    GradientName,
+    Grid,
+    GridError,
+    PIDController,
+    Problem,
+    Solution,
+    SolverName,
+    Span,
+    Stats,
+)
+from odenet.kit import AnySolver, StagedSolver, problem, require
 from odenet_jax._entry import backend
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.replay import Replay, Told
@@ -25,18 +38,56 @@ from odenet_jax.steps.fixed import Run
 
 _MOST = 2**31 - 2
 
+State = TypeVar("State")
 
-def solve(field: Any, y0: Any, weights: Any = None, *, probe: Array | None = None, **choices: Any) -> Solution:
+
+def solve(
+    field: Callable[[Any, Any, Any], Any] | Callable[[Any, Any], Any],
+    y0: State,
+    weights: Any = None,
+    *,
+    probe: Array | None = None,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    steps: int | None = None,
+    ts: Any = None,
+    solver: SolverName | AnySolver | None = None,
+    gradient: GradientName | Gradient = "backprop",
+    rtol: Any = None,
+    atol: Any = None,
+    control: PIDController | None = None,
+    event: Event | Callable[[Any, Any], Any] | None = None,
+    dense: bool = False,
+) -> Solution[State]:
     """`odenet.solve` without asking which backend: see there for the arguments.
 
     Args:
-        field, y0, weights, choices: as in `odenet.solve`.
+        field, y0, weights, t0, t1, steps, ts, solver, gradient, rtol, atol, control, event, dense: as in
+            `odenet.solve`.
         probe: a real zero of shape () and of the times' number type. The derivative with respect to it is the
             reconstruction residual (`Stats.certificate`), also under `jax.grad`: with gradient="discrete-adjoint" the
             defect of the predicted states, with "reversible" that of the state at t0. Zero for the others.
             Derivatives add up: under `jax.vmap` give each row a probe of its own.
     """
-    return solve_problem(problem(field, y0, weights, **choices), probe)
+    return solve_problem(
+        problem(
+            field,
+            y0,
+            weights,
+            t0=t0,
+            t1=t1,
+            steps=steps,
+            ts=ts,
+            solver=solver,
+            gradient=gradient,
+            rtol=rtol,
+            atol=atol,
+            control=control,
+            event=event,
+            dense=dense,
+        ),
+        probe,
+    )
 
 
 def solve_problem(made: Problem, probe: Array | None = None) -> Solution:

@@ -10,12 +10,13 @@ A `Way` of torch holds two functions, each of `(problem, stats)`:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
-from odenet import Grid, Problem, Solution, Span, Stats
-from odenet.kit import StagedSolver, problem, require
+from odenet import Event, Gradient, GradientName, Grid, PIDController, Problem, Solution, SolverName, Span, Stats
+from odenet.kit import AnySolver, StagedSolver, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.state import layout, require_times
@@ -24,10 +25,45 @@ from odenet_torch.steps.fixed import Run
 from odenet_torch.steps.moving_grid import at_times, on_numbers
 from odenet_torch.steps.resolution import resolved
 
+State = TypeVar("State")
 
-def solve(field: Any, y0: Any, weights: Any = None, **choices: Any) -> Solution:
+
+def solve(
+    field: Callable[[Any, Any, Any], Any] | Callable[[Any, Any], Any],
+    y0: State,
+    weights: Any = None,
+    *,
+    t0: Any = 0.0,
+    t1: Any = 1.0,
+    steps: int | None = None,
+    ts: Any = None,
+    solver: SolverName | AnySolver | None = None,
+    gradient: GradientName | Gradient = "backprop",
+    rtol: Any = None,
+    atol: Any = None,
+    control: PIDController | None = None,
+    event: Event | Callable[[Any, Any], Any] | None = None,
+    dense: bool = False,
+) -> Solution[State]:
     """`odenet.solve` without asking which backend: see there for the arguments."""
-    return solve_problem(problem(field, y0, weights, **choices))
+    return solve_problem(
+        problem(
+            field,
+            y0,
+            weights,
+            t0=t0,
+            t1=t1,
+            steps=steps,
+            ts=ts,
+            solver=solver,
+            gradient=gradient,
+            rtol=rtol,
+            atol=atol,
+            control=control,
+            event=event,
+            dense=dense,
+        )
+    )
 
 
 def solve_problem(made: Problem, field: Field | None = None) -> Solution:
