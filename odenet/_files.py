@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,12 +15,23 @@ from odenet._errors import FileError
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Call `write` with a temporary file beside `path`, then rename it: a reader sees the old file or the new one.
 
+    A symbolic link stays one: what it leads to is replaced, or made. What is there and no plain file (a device, a
+    pipe) is never renamed over: it is written to.
+
     Raises:
         FileError: the folder cannot be made or written to.
     """
     target = Path(path)
     temporary: str | None = None
     try:
+        if target.is_symlink():
+            target = Path(os.path.realpath(target))
+        if target.exists() and not target.is_file() and not target.is_dir():
+            with target.open("wb") as stream:
+                memory = io.BytesIO()  # a pipe cannot be sought in, as some formats do
+                write(memory)
+                stream.write(memory.getbuffer())
+            return Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "wb") as file:
@@ -38,7 +50,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     except BaseException:
         _forget(temporary)
         raise
-    return target
+    return Path(path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

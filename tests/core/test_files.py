@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
+import threading
 
+import numpy as np
 import pytest
 
+import odenet
 from odenet import FileError
 from odenet._files import write_atomically, write_text
 
@@ -85,3 +89,40 @@ def test_a_path_that_cannot_be_written(tmp_path, kind):
     with pytest.raises(FileError, match="cannot be written"):
         write_text(target, "text")
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_what_is_no_plain_file_is_written_to_and_never_replaced(tmp_path):
+    """A pipe, a link, a dangling link, and a device node where this process may make one."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    texts = []
+    reader = threading.Thread(target=lambda: texts.append(pipe.read_text()))
+    reader.start()
+    write_text(pipe, "through")
+    reader.join(10)
+    assert texts == ["through"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    for name, exists in (("there", True), ("dangling", False)):
+        target, link = tmp_path / f"{name}.txt", tmp_path / name
+        if exists:
+            target.write_text("old")
+        link.symlink_to(target)
+        assert write_text(link, "new") == link
+        assert link.is_symlink()
+        assert target.read_text() == "new"
+    weights, link = tmp_path / "w.npz", tmp_path / "link.npz"
+    link.symlink_to(weights)
+    odenet.save_weights(link, {"w": np.ones(2)})
+    assert link.is_symlink()
+    assert odenet.load_weights(weights)["w"].tolist() == [1.0, 1.0]
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path):
+    node = tmp_path / "null"
+    try:
+        os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        node.write_text("")
+    except OSError:
+        pytest.skip("this process may make no device, or open none here")
+    write_text(node, "nothing is kept")
+    assert stat.S_ISCHR(node.stat().st_mode)
