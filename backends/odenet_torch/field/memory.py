@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from odenet import StateError
 from odenet_torch.field import random_state
+from odenet_torch.field.written_on import version
 
 Leaves = tuple[Tensor, ...]
 
@@ -157,11 +158,6 @@ class Memory:
 
     def _settle(self) -> None:
         self.careful = self.lends or self.takes or self.evaluated < 2 or bool(self.suspects)
-
-
-def version(leaf: Tensor) -> int:
-    """How often a tensor was written on; 0 where torch does not count it."""
-    return 0 if leaf.is_inference() else leaf._version
 
 
 def versions(leaves: Leaves) -> int:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from odenet import GradientError
 from odenet_torch.field import random_state as _dice
-from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same, version
+from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import Field
 from odenet_torch.field.side_results import Root, SideResults
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import no_trace
-from odenet_torch.field.written_on import sampled
+from odenet_torch.field.written_on import sampled, version
 
 Key = tuple[int, bool, float]
 """An evaluation of the forward pass: step, whether of a reversed step, and which of the step's."""

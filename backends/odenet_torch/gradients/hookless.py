@@ -11,8 +11,8 @@ from typing import Any
 
 from odenet import GradientError, UnsupportedError
 from odenet_torch.field import random_state
-from odenet_torch.field.called_modules import version
 from odenet_torch.field.field import Field
+from odenet_torch.field.written_on import version
 from odenet_torch.steps.fixed import Run
 
 _KNOWN: weakref.WeakSet[Any] = weakref.WeakSet()
