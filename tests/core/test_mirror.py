@@ -97,12 +97,12 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         },
         {"Times", "moving", "of_times"},
     ),
-    "steps/tolerance.py": (set(), {"tolerance"}),
+    "steps/tolerance.py": (set(), {"scaled", "tolerance"}),
     "steps/size_control.py": (
         {"On", "Step", "Walk", "beside"},
         {"Pace", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
-    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "only"}),
+    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "gated", "only"}),
     "gradients/accepted_steps.py": (
         {"joined", "plain", "solve"},
         {"Again", "Cotangents", "Stretch", "WayBack", "piece"},

@@ -58,6 +58,8 @@ def odeint(
     if t.ndim != 1 or not t.size:
         raise GridError(f"t has shape {t.shape}", "a one-dimensional array of times")
     flat, unravel = ravel_pytree(y0)
+    if not flat.size:  # an empty batch
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *jnp.shape(leaf))), y0)
     leaves, structure = jax.tree.flatten(args)
 
     def field(t: Array, y: Array, leaves: Any) -> Array:

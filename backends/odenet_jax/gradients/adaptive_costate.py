@@ -23,7 +23,7 @@ from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.fixed import read
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, repeat, start
-from odenet_jax.steps.tolerance import NORMS, Tolerance
+from odenet_jax.steps.tolerance import NORMS, Tolerance, scaled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 REMEDY = "take gradient='checkpoint', which solves nothing backward; or a larger max_steps, looser rtol and atol for it"
@@ -231,13 +231,12 @@ class _Doubled(Tolerance):
     count: int
     apart: bool
 
-    def _size(self, value: Leaves, sizes: Leaves) -> Array:
+    def _size(self, value: Leaves, sizes: Leaves, *, least: bool = False) -> Array:
         more = len(value) - 2 * self.count
         rtol, atol = ((*each, *each, *(jnp.min(jnp.asarray(each[0])),) * more) for each in (self.rtol, self.atol))
-        allowed = (a + r * size for a, r, size in zip(atol, rtol, sizes, strict=True))
-        scaled = tuple(jnp.abs(leaf) / scale for leaf, scale in zip(value, allowed, strict=True))
+        parts = scaled(value, sizes, rtol, atol, least)
         if not self.apart:
-            return jnp.asarray(self.norm(scaled), self.time)
-        found = [self.norm(scaled[: self.count]), self.norm(scaled[self.count : 2 * self.count])]
-        found += [jnp.max(leaf) for leaf in scaled[2 * self.count :]]
+            return jnp.asarray(self.norm(parts), self.time)
+        found = [self.norm(parts[: self.count]), self.norm(parts[self.count : 2 * self.count])]
+        found += [jnp.max(leaf) for leaf in parts[2 * self.count :]]
         return jnp.max(jnp.stack([jnp.asarray(each, self.time) for each in found]))
