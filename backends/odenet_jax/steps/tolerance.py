@@ -106,7 +106,7 @@ def _each(name: str, given: Any, layout: Layout, like: Leaves) -> tuple[Any, ...
                 f"{name} holds an array of shape {array.shape} for a leaf of shape {leaf.shape}",
                 "numbers of at least 0 that broadcast to the leaf",
             )
-        found.append(array)
+        found.append(jnp.where(array >= 0, array, jnp.nan) if isinstance(array, Tracer) else array)
     return tuple(found)
 
 
