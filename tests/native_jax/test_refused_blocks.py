@@ -54,6 +54,50 @@ def test_a_time_that_is_an_array_has_a_gradient_or_is_refused():
         ResidualStack([eqx.nn.Identity()], t1=jnp.array(1.0))  # pyright: ignore[reportArgumentType]
 
 
+@jax.tree_util.register_pytree_node_class
+class Counting:
+    """A module as those of flax.nnx are: an object whose arrays a call may replace."""
+
+    def __init__(self, rate, calls, counts):
+        self.rate, self.calls, self.counts = rate, calls, counts
+
+    def __call__(self, *arguments):
+        if self.counts:
+            self.calls = self.calls + 1
+        return -self.rate * arguments[-1]
+
+    def tree_flatten(self):
+        return (self.rate, self.calls), self.counts
+
+    @classmethod
+    def tree_unflatten(cls, counts, leaves):
+        rate, calls = leaves
+        return cls(rate, calls, counts)
+
+
+@pytest.mark.parametrize("choices", [{"steps": 2}, {"rtol": 1e-3}], ids=str)
+def test_a_module_that_writes_on_itself_is_refused(choices):
+    def end(counts):
+        module = Counting(jnp.ones(()), jnp.zeros(()), counts)
+        nested = odenet.solve(lambda t, y, w: w["net"](y), jnp.ones(2), {"net": module}, **choices).y1
+        return nested, NeuralODE(module, **choices)(jnp.ones(2))
+
+    for found in end(False):
+        np.testing.assert_allclose(found, math.exp(-1), rtol=0.5)
+    with pytest.raises(odenet.StateError, match="a Counting wrote on itself"):
+        end(True)
+    with pytest.raises(odenet.StateError, match=r"ResidualStack\.stateful"):
+        ResidualStack([Counting(jnp.ones(()), jnp.zeros(()), True) for _ in range(2)])(jnp.ones(2))
+
+
+def test_a_field_may_write_on_the_dictionary_that_it_is_called_with():
+    def field(t, y, w):
+        w["scaled"] = w["rate"] * y
+        return -w.pop("scaled")
+
+    assert np.isfinite(odenet.solve(field, jnp.ones(2), {"rate": jnp.ones(())}, steps=2).y1).all()
+
+
 @pytest.mark.parametrize("name", ["rtol", "atol"])
 def test_a_traced_tolerance_that_is_none_gives_nan(name):
     @jax.jit
