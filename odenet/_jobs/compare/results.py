@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 from odenet._jobs.cells.grid import Key, Plan
 from odenet._jobs.cells.results import CellResults
@@ -69,8 +68,7 @@ class Comparison(CellResults[Plan, MeasuredGradient]):
     """What is done of a comparison.
 
     Args:
-        plan, machine, rows: see `CellResults`.
-        seconds: that the run took so far, waiting for nothing.
+        plan, machine, rows, seconds: see `CellResults`.
     """
 
     form: ClassVar = "odenet compare 1"
@@ -78,18 +76,3 @@ class Comparison(CellResults[Plan, MeasuredGradient]):
     plan_kind: ClassVar = Plan
     row_kind: ClassVar = MeasuredGradient
     compared: ClassVar = "times and memory"
-
-    seconds: float = 0.0
-
-    def add(self, row: MeasuredGradient) -> Self:
-        """With this row in its place in the plan's order, and its seconds counted."""
-        return replace(super().add(row), seconds=self.seconds + (row.cell_seconds or 0.0))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, but for the format."""
-        return super().to_json() | {"seconds": self.seconds}
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Self:
-        """The results that `to_json` wrote."""
-        return replace(super().from_json(plain), seconds=float(plain["seconds"]))
