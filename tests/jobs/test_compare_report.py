@@ -20,7 +20,8 @@ from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.page import page
 from odenet._jobs.compare.report import write_report
-from odenet._jobs.compare.results import Comparison, MeasuredGradient
+from odenet._jobs.compare.results import Comparison
+from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import tables
 from odenet._jobs.compare.verdict import verdict

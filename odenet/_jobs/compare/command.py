@@ -16,7 +16,8 @@ from odenet._jobs.cells.grid import Plan
 from odenet._jobs.cells.run import complete, one_thread
 from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.results import Comparison, MeasuredGradient
+from odenet._jobs.compare.results import Comparison
+from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.compare.table import tables
 from odenet._jobs.compare.verdict import verdict
 from odenet._report.machine import machine

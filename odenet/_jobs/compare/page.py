@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from odenet._jobs.compare.findings import Finding, findings
-from odenet._jobs.compare.results import COLUMNS, Comparison, MeasuredGradient
+from odenet._jobs.compare.results import Comparison
+from odenet._jobs.compare.row import COLUMNS, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import columns, depths_of, line, title
 from odenet._jobs.compare.verdict import verdict
@@ -45,6 +46,11 @@ def page(results: Comparison, figures: Mapping[str, str]) -> str:
         *details(results.rows, COLUMNS, "heun jax N=64 …", plan.to_json(), results.machine),
     ]
     return document("odenet compare", parts)
+
+
+def notebook(results: Comparison) -> str:
+    """The verdict and the table of errors, orders and costs, as a notebook shows them."""
+    return f"<p><strong>{escape(verdict(results))}</strong></p>{_summary(results.rows)}"
 
 
 def _list(found: Iterable[Finding]) -> str:
