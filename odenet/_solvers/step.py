@@ -112,12 +112,12 @@ def positions(tableau: Tableau, reverse: bool = False) -> tuple[float, ...]:
 
 def add(y: Leaves, d: Leaves) -> Leaves:
     """`y + d`, leaf by leaf."""
-    return tuple(leaf + change for leaf, change in zip(y, d, strict=True))
+    return tuple([leaf + change for leaf, change in zip(y, d, strict=True)])
 
 
 def subtract(y: Leaves, d: Leaves) -> Leaves:
     """`y - d`, leaf by leaf."""
-    return tuple(leaf - change for leaf, change in zip(y, d, strict=True))
+    return tuple([leaf - change for leaf, change in zip(y, d, strict=True)])
 
 
 def combine(*terms: tuple[float, Leaves]) -> Leaves:

@@ -20,13 +20,26 @@ from odenet import Checkpoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
 from odenet_torch.field.differentiating import hooked, refuses_hooks
-from odenet_torch.field.field import leaves, now
+from odenet_torch.field.field import BlockField, leaves, now
 from odenet_torch.field.replay import Replay
+from odenet_torch.field.settled import settle
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps, hookless
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
+from odenet_torch.gradients.adjoint import (
+    KNOWN,
+    Adjoint,
+    Kept,
+    Sums,
+    mark,
+    read,
+    refuse_transforms,
+    require_known,
+    standing,
+    zeros,
+)
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
+from odenet_torch.steps.direct import NotSettledError
 from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 
@@ -44,6 +57,11 @@ class Recomputation(Adjoint):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        if run.direct is not None and not hooked():
+            self.differentiable = True
+            return self.settled(run, run.direct, y0)
+        if run.direct is not None:  # what the caller's hooks are to see is saved by torch's checkpoint alone
+            raise NotSettledError
         if hookless.known(run.field):
             return super().solve(run, y0)
         before = hookless.Traces(run)
@@ -67,6 +85,8 @@ class Recomputation(Adjoint):
                 if first == 0:
                     replay.watch(leaves(y, since))
         replay.sides.finish()
+        if isinstance(run.field, BlockField):
+            settle(run.field, replay)
         return stacked(run, states)
 
     def keeps(self, run: Run) -> Iterable[int]:
@@ -167,14 +187,15 @@ class Recomputation(Adjoint):
         The step is `y + D(y)` as in the forward pass, and what was added up so far enters as cotangents of y and of the
         weights themselves: autograd then adds in the order of backprop, to the last bit.
         """
-        since = now()
+        since = mark(run)
         at, explicit, stand = standing(run, n, y)
         with torch.enable_grad():
             d, outputs, cotangents = run.piece(n, at, stand, g)
             z = add(at, d)
-        captured = run.field.read(n, run.grid.steps)
+        captured = read(run, n)
         reads, weights = (*stand.values(), *captured), (*explicit, *captured)
-        require_known(n, z, (*at, *reads), since)
+        if since != KNOWN:
+            require_known(n, z, (*at, *reads), since)
         # one tensor may be read in several ways: what was added up so far enters once
         once = {sums.place(weight): (leaf, weight) for leaf, weight in zip(reads, weights, strict=True)}
         so_far = [(leaf, total) for leaf, weight in once.values() if (total := sums.total(weight)) is not None]
