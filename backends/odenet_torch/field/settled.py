@@ -100,6 +100,13 @@ class Settled:
         return tuple(dict.fromkeys(x for block in blocks for x in self.reads[id(block)]))
 
     @functools.cached_property
+    def tied(self) -> bool:
+        """Whether a parameter is read in several layers."""
+        depth = self.field.depth
+        assert depth is not None
+        return depth.kind == "linear" or sum(len(self.reads[id(block)]) for block in depth.tree) > len(self.parameters)
+
+    @functools.cached_property
     def parameters(self) -> tuple[Tensor, ...]:
         """All that need a gradient, once each."""
         return tuple(dict.fromkeys(tensor for tensors in self.reads.values() for tensor in tensors))

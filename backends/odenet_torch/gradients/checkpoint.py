@@ -187,6 +187,8 @@ class Recomputation(Adjoint):
         The step is `y + D(y)` as in the forward pass, and what was added up so far enters as cotangents of y and of the
         weights themselves: autograd then adds in the order of backprop, to the last bit.
         """
+        if run.settled is not None and not run.settled.tied and met is None:
+            return Recomputation.known_step(run, n, y, g, sums)
         since = mark(run)
         at, explicit, stand = standing(run, n, y)
         with torch.enable_grad():
@@ -211,6 +213,16 @@ class Recomputation(Adjoint):
         for weight, total in totals.values():
             sums.put(weight, total)
         return found[: len(at)]
+
+    @staticmethod
+    def known_step(run: Run, n: int, y: Leaves, g: AnyLeaves, sums: Sums) -> Leaves:
+        """The same where the step reads parameters of its own alone: nothing was added up for them so far."""
+        at, weights = y[0].detach().requires_grad_(), read(run, n)
+        with torch.enable_grad():
+            z = at + run.increment(n, (at,))[0]
+        found = torch.autograd.grad(z, (at, *weights), g[0], allow_unused=True)
+        sums.by_tensor.update((id(x), part) for x, part in zip(weights, found[1:], strict=True) if part is not None)
+        return found[:1]
 
 
 @dataclasses.dataclass
