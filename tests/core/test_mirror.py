@@ -36,6 +36,7 @@ ALONE = {
         # what a function writes, reads and leaves by the side: pure functions have none of it
         "field/differentiating.py",
         "gradients/hookless.py",
+        "field/late_writes.py",
         "field/places.py",
         "field/reach.py",
         "field/side_results.py",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import GradientError
+from odenet_torch.field import late_writes
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same
 from odenet_torch.field.differentiating import unseen
@@ -74,6 +75,8 @@ class Replay:
         self.random: dict[Key, list[Tensor]] = {}
         self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
         self.moving = False  # whether some module changes its buffers
+        self.late: set[int] = set()
+        """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
         self.before: list[tuple[Owned, Tensor, int, Tensor | None]] = []
         self.last = _dice.state(device)
         self.autocast = [
@@ -134,6 +137,8 @@ class Replay:
             if module not in _FUNCTIONS[module.training]:
                 self._check(key, place, name, out, evaluate)
                 _FUNCTIONS[module.training].add(module)
+        if not self.sides.cut and key[0] not in self.late:
+            self._look_for_late(key, place, out, evaluate)
         if met:
             self.sides.look(met, y, lambda: self._quietly(key, place, evaluate))
         return out
@@ -255,12 +260,32 @@ class Replay:
 
     def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
         """An evaluation of the forward pass once more, with its random state, which is put back."""
+        with unseen():
+            return self._replayed(key, place, evaluate)
+
+    def _replayed(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
         state = _dice.state(self.device)
         try:
-            with unseen():
-                return self.again(key, place, 1, evaluate)
+            return self.again(key, place, 1, evaluate)
         finally:
             _dice.restore(self.device, state)
+
+    def _look_for_late(self, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
+        """Whether a step's kernels may write on what they have saved; a field is run once more where it is not known.
+
+        Raises:
+            GradientError: something else came out.
+        """
+        roots = self._roots(place)
+        fresh = [root for root in roots if late_writes.known(root[1]) is None]
+        if fresh:
+            with no_trace([root for _, root in roots]):
+                again, late = late_writes.watched(lambda: self._replayed(key, place, evaluate))
+            require_same(fresh[0][0], out, again)
+            for _, root in fresh:
+                late_writes.remember(root, late)
+        if key in self.random or any(late_writes.known(root) for _, root in roots):
+            self.late.add(key[0])
 
     def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Once in a module's life: run it again and compare.

@@ -21,6 +21,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
 from odenet_torch.field.differentiating import hooked, refuses_hooks
 from odenet_torch.field.field import leaves, now
+from odenet_torch.field.late_writes import run_to_the_end
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps, hookless
@@ -83,7 +84,7 @@ class Recomputation(Adjoint):
 
         def saved(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+            return tensor.detach()
 
         if hookless.known(run.field):
             raise hookless.unmeasured()
@@ -211,6 +212,8 @@ class Part:
                 y = add(y, self.run.increment(n, y))
                 if n + 1 in wanted:
                     found += y
+            if not self.replay.late.isdisjoint(range(self.first, self.end)):
+                run_to_the_end()
             return found
 
         found = checkpoint(
