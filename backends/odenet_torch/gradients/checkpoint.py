@@ -21,11 +21,13 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
 from odenet_torch.field.differentiating import hooked, refuses_hooks
 from odenet_torch.field.field import leaves, now
+from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.late_writes import run_to_the_end
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps, hookless
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, refuse_transforms, require_known, standing, zeros
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve, loop, stacked
@@ -61,6 +63,7 @@ class Recomputation(Adjoint):
         """By torch's checkpoint, which hooks into what autograd saves."""
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
         states, y, since = {0: y0}, y0, now()
+        run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
             for first, end in self.method.parts(run.grid.steps):
                 states |= Part(run, replay, first, end)(y)
@@ -178,14 +181,17 @@ class Recomputation(Adjoint):
         require_known(n, z, (*at, *reads), since)
         # one tensor may be read in several ways: what was added up so far enters once
         once = {sums.place(weight): (leaf, weight) for leaf, weight in zip(reads, weights, strict=True)}
-        so_far = [(leaf, total) for leaf, weight in once.values() if (total := sums.total(weight)) is not None]
+        exact = [(leaf, weight) for leaf, weight in once.values() if weight.dtype not in HALF]
+        so_far = [(leaf, total) for leaf, weight in exact if (total := sums.total(weight)) is not None]
         inside = zip(outputs[len(d) :], cotangents[len(d) :], strict=True)
         pairs = [*zip(z, g, strict=True), *inside, *(zip(at, met, strict=True) if met is not None else ()), *so_far]
         outputs, cotangents = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
         totals: dict[Any, tuple[Tensor, Tensor]] = {}
         for weight, part in zip(weights, found[len(at) :], strict=True):
-            if part is not None:
+            if part is not None and weight.dtype in HALF:  # added up in another number type than its own
+                sums.add([weight], [part])
+            elif part is not None:
                 _, before = totals.get(place := sums.place(weight), (weight, None))
                 totals[place] = weight, part if before is None else before + part
         for weight, total in totals.values():
