@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from odenet import GradientError
 from odenet_torch.field import late_writes
@@ -74,6 +75,7 @@ class Replay:
         self.of_step: dict[int, set[int]] = {}
         self.random: dict[Key, list[Tensor]] = {}
         self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
+        self.uncached = False  # whether parametrize.cached() is active around the solve
         self.moving = False  # whether some module changes its buffers
         self.late: set[int] = set()
         """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
@@ -190,15 +192,27 @@ class Replay:
 
     @contextlib.contextmanager
     def forth(self) -> Iterator[None]:
-        """Under the forward pass's autocast, without its cache.
+        """Under the forward pass's autocast, without its cache, and without that of `parametrize.cached()`.
 
-        A cast of weights that is made without a graph would be found again where a graph is needed.
+        A cast of weights, or a parametrized weight, that is made without a graph would be found again where a graph is
+        needed; one that is made in the first of several steps would not be there when another runs again.
         """
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._without_cache())
             for kind, enabled, dtype in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield
+
+    @contextlib.contextmanager
+    def _without_cache(self) -> Iterator[None]:
+        before = parametrize._cache_enabled
+        self.uncached = self.uncached or before > 0
+        parametrize._cache_enabled = 0
+        try:
+            yield
+        finally:
+            parametrize._cache_enabled = before
 
     def _calls(self, place: Place) -> list[Module]:
         return [*self.modules(*place), *self.noticed]
@@ -232,6 +246,13 @@ class Replay:
             kept.append(((module, name), value))
         if kept:
             self.buffers[key], self.moving = kept, True
+            if self.uncached:
+                raise GradientError(
+                    f"{type(kept[0][0][0]).__name__} changes its buffer {kept[0][0][1]!r} in each evaluation, where "
+                    "torch.nn.utils.parametrize.cached() would have it changed once",
+                    "modules that change no buffers, such as parametrizations in eval()",
+                    "solve outside of parametrize.cached(), or take gradient='backprop'",
+                )
         moving = {id(module) for (module, _), _ in kept}
         for (module, _), *_ in self.before:
             if id(module) not in moving:
