@@ -93,6 +93,11 @@ class Settled:
             blocks.append((around, known))
         return cls(field, blocks, device)
 
+    def once(self, steps: int) -> bool:
+        """Whether no two of so many steps read the same parameter."""
+        depth = self.field.depth
+        return depth is not None and not self.tied and depth.layers == steps
+
     def read(self, blocks: Sequence[nn.Module]) -> tuple[Tensor, ...]:
         """The parameters of some blocks that need a gradient, once each."""
         if len(blocks) == 1:

@@ -15,58 +15,15 @@ from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, Stats, UnsupportedError
 from odenet.kit import Leaves as AnyLeaves
-from odenet_torch.field.field import BlockField, Field, Stand, now, outside
+from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import Settled, settle
 from odenet_torch.field.state import Leaves
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.direct import Direct, NotAsBeforeError, NotSettledError
 from odenet_torch.steps.fixed import Run, loop, stacked
 
 KNOWN = -1
-
-
-class Sums:
-    """Gradients of weights as they add up; those of a stack's rows in place, so that there is no second copy."""
-
-    def __init__(self, field: Field) -> None:
-        self.field = field
-        self.by_tensor: dict[int, Tensor] = {}
-
-    def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0) -> None:
-        """Add `factor` times each gradient that is there; None is zero."""
-        for tensor, gradient in zip(tensors, gradients, strict=True):
-            if gradient is None:
-                continue
-            home, row = self.field.home(tensor)
-            before = self.by_tensor.get(id(home))
-            if row is None:
-                part = gradient if factor == 1 else factor * gradient
-                self.by_tensor[id(home)] = part if before is None else before + part
-            else:
-                stack = torch.zeros_like(home) if before is None else before
-                stack[row].add_(gradient, alpha=factor)
-                self.by_tensor[id(home)] = stack
-
-    def place(self, tensor: Tensor) -> tuple[int, int | None]:
-        """Where the gradient of a tensor is added up."""
-        home, row = self.field.home(tensor)
-        return id(home), row
-
-    def total(self, tensor: Tensor) -> Tensor | None:
-        """What was added up for a tensor so far."""
-        home, row = self.field.home(tensor)
-        total = self.by_tensor.get(id(home))
-        return total if total is None or row is None else total[row]
-
-    def put(self, tensor: Tensor, total: Tensor) -> None:
-        """Another total."""
-        home, row = self.field.home(tensor)
-        if row is None:
-            self.by_tensor[id(home)] = total
-        else:
-            if id(home) not in self.by_tensor:
-                self.by_tensor[id(home)] = torch.zeros_like(home)
-            self.by_tensor[id(home)][row] = total
 
 
 class Adjoint(ABC):
@@ -281,6 +238,7 @@ class _Solve(torch.autograd.Function):
         ctx.states = [n for n in states if n in keeps and (n == 0 or n in run.grid.kept)]
         ctx.inner = {n: leaves for n, leaves in states.items() if n in keeps and n not in ctx.states}
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])  # the field keeps the tensors alive
+        ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
         flat = [leaf for leaves in (*(states[n] for n in ctx.states), *pair) for leaf in leaves]
         ctx.save_for_backward(*flat, *tensors[count:])
         return stacked(run, states)
@@ -309,8 +267,8 @@ class _Solve(torch.autograd.Function):
             way, tensors = run.replay, run.field.everything(run.grid.steps)
         with way.back(), unhooked(tensors):
             g = ctx.adjoint.back(run, kept, by_index, sums)
-        wanted = zip(ctx.weights, ctx.needs_input_grad[3 + count :], strict=True)
-        return (None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))
+        wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[3 + count :], strict=True)
+        return (None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
 
 
 def _recorded(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:

@@ -21,6 +21,8 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
 from odenet_torch.field.differentiating import hooked, refuses_hooks
 from odenet_torch.field.field import BlockField, leaves, now
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.late_writes import run_to_the_end
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import settle
 from odenet_torch.field.state import Leaves
@@ -29,7 +31,6 @@ from odenet_torch.gradients.adjoint import (
     KNOWN,
     Adjoint,
     Kept,
-    Sums,
     mark,
     read,
     refuse_transforms,
@@ -37,6 +38,7 @@ from odenet_torch.gradients.adjoint import (
     standing,
     zeros,
 )
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.direct import NotSettledError
@@ -78,6 +80,7 @@ class Recomputation(Adjoint):
         """By torch's checkpoint, which hooks into what autograd saves."""
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
         states, y, since = {0: y0}, y0, now()
+        run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
             for first, end in self.method.parts(run.grid.steps):
                 states |= Part(run, replay, first, end)(y)
@@ -103,7 +106,7 @@ class Recomputation(Adjoint):
 
         def saved(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+            return tensor.detach()
 
         if hookless.known(run.field):
             raise hookless.unmeasured()
@@ -187,7 +190,7 @@ class Recomputation(Adjoint):
         The step is `y + D(y)` as in the forward pass, and what was added up so far enters as cotangents of y and of the
         weights themselves: autograd then adds in the order of backprop, to the last bit.
         """
-        if run.settled is not None and not run.settled.tied and met is None:
+        if run.settled is not None and run.settled.once(run.grid.steps) and met is None:
             return Recomputation.known_step(run, n, y, g, sums)
         since = mark(run)
         at, explicit, stand = standing(run, n, y)
@@ -200,14 +203,17 @@ class Recomputation(Adjoint):
             require_known(n, z, (*at, *reads), since)
         # one tensor may be read in several ways: what was added up so far enters once
         once = {sums.place(weight): (leaf, weight) for leaf, weight in zip(reads, weights, strict=True)}
-        so_far = [(leaf, total) for leaf, weight in once.values() if (total := sums.total(weight)) is not None]
+        exact = [(leaf, weight) for leaf, weight in once.values() if weight.dtype not in HALF]
+        so_far = [(leaf, total) for leaf, weight in exact if (total := sums.total(weight)) is not None]
         inside = zip(outputs[len(d) :], cotangents[len(d) :], strict=True)
         pairs = [*zip(z, g, strict=True), *inside, *(zip(at, met, strict=True) if met is not None else ()), *so_far]
         outputs, cotangents = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
         totals: dict[Any, tuple[Tensor, Tensor]] = {}
         for weight, part in zip(weights, found[len(at) :], strict=True):
-            if part is not None:
+            if part is not None and weight.dtype in HALF:  # added up in another number type than its own
+                sums.add([weight], [part])
+            elif part is not None:
                 _, before = totals.get(place := sums.place(weight), (weight, None))
                 totals[place] = weight, part if before is None else before + part
         for weight, total in totals.values():
@@ -244,6 +250,8 @@ class Part:
                 y = add(y, self.run.increment(n, y))
                 if n + 1 in wanted:
                     found += y
+            if not self.replay.late.isdisjoint(range(self.first, self.end)):
+                run_to_the_end()
             return found
 
         found = checkpoint(

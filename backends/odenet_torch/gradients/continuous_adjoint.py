@@ -18,7 +18,8 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, standing, vjp, zeros
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Along
 from odenet_torch.steps.adaptive import Back, Forward
 from odenet_torch.steps.fixed import Run, Solve

@@ -16,7 +16,8 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, combine, subtract
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
 

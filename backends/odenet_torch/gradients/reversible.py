@@ -15,8 +15,9 @@ from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
 from odenet_torch.gradients.discrete_adjoint import relative
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from odenet import Grid, Solver
 from odenet.kit import positions, tree_leaves
 from odenet_torch.field.field import BlockField
+from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.memory import written
 from odenet_torch.field.state import Layout, Leaves
 
@@ -130,7 +131,9 @@ def learn(field: Any, layout: Layout) -> None:
     memory = layout.memory
     if type(field) is BlockField and memory.evaluated > 1 and not (memory.lends or memory.takes or memory.suspects):
         for block in field.functions():
-            _TIDY[block.training].add(block)
+            # what many steps add to weights of half precision is added up in float32 by a field that looks at them
+            if not any(p.dtype in HALF for p in block.parameters()):
+                _TIDY[block.training].add(block)
 
 
 def forget(field: BlockField) -> None:
