@@ -7,6 +7,7 @@ from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
+    ConversionError,
     DepthError,
     DeviceUnavailableError,
     DtypeError,
@@ -65,6 +66,7 @@ __all__ = [
     "Backprop",
     "Checkpoint",
     "ContinuousAdjoint",
+    "ConversionError",
     "Cost",
     "Coupled",
     "DelegatedSolver",

@@ -1,0 +1,79 @@
+"""A layer that runs once more as it ran: with the random state, buffers, parameters and surroundings of its first run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module  # pyright: ignore[reportPrivateUsage]
+
+from odenet.kit import tree_leaves
+from odenet_torch.conversion.layer import Arguments
+from odenet_torch.conversion.sums import in_place
+from odenet_torch.field.field import moved
+from odenet_torch.field.replay import Replay
+from odenet_torch.field.written_on import version
+
+FIRST = (0, False, 0.0)
+"""The key of a layer's run in its replay."""
+
+
+class Recall(Replay):
+    """The replay of one layer, which was looked at when the model was converted: it is not run twice here."""
+
+    def _check(self, *_: Any) -> None:
+        return
+
+
+class Rerun:
+    """One call of a layer, and what is needed to repeat it.
+
+    Args:
+        layer: it.
+        plain: its own forward pass.
+        x: its state, or what comes first among its arguments.
+        arguments: the others.
+        name: of the first, where it is given by name.
+        steps: how many branches it has.
+    """
+
+    def __init__(
+        self, layer: nn.Module, plain: Callable[..., Any], x: Any, arguments: Arguments, name: str | None, steps: int = 1
+    ) -> None:
+        self.layer, self.plain, self.name = layer, plain, name
+        tensors = [leaf for leaf in tree_leaves((x, arguments)) if isinstance(leaf, Tensor)]
+        held = next(iter(tensors), None)
+        self.device = torch.device("cpu") if held is None else held.device
+        named = [(type(layer).__name__, layer)]
+        self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: tensors[1:], lambda *_: named)
+        self.held = dict(layer.named_parameters())
+
+    def first(self, x: Any, run: Callable[[], Any]) -> Any:
+        """The run that counts."""
+        before = version(x) if isinstance(x, Tensor) else 0
+        with self.replay.forth():
+            out = self.replay.first(FIRST, (0, 0.0, 1), run)
+        self.replay.sides.finish()
+        if isinstance(x, Tensor) and version(x) != before:
+            raise in_place(type(self.layer).__name__)
+        return out
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Inside, it may run once more."""
+        with self.replay.back(), contextlib.ExitStack() as stack:
+            if moved(self.layer, self.held):
+                stack.enter_context(_reparametrize_module(self.layer, self.held))
+            yield
+
+    def call(self, x: Any, arguments: Arguments) -> Any:
+        """The layer by its own code."""
+        args, kwargs = arguments
+        return self.plain(x, *args, **kwargs) if self.name is None else self.plain(*args, **{self.name: x}, **kwargs)
+
+    def repeat(self, run: Callable[[], Any]) -> Any:
+        """One more run, inside `again`."""
+        return self.replay.again(FIRST, (0, 0.0, 1), 1, run)

@@ -1,0 +1,58 @@
+"""A layer under checkpointing: of its run nothing is kept but what it was called with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from odenet_torch.conversion.layer import arguments_of, state_name
+from odenet_torch.conversion.once_more import Rerun
+
+
+def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the layer returns; all tensors in it have their gradients, and so has what the layer leaves elsewhere.
+
+    By torch's checkpoint (Chen et al. 2016), which runs the layer again from its arguments.
+    """
+    x, arguments = arguments_of(layer, args, kwargs)
+    rerun = Rerun(layer, plain, x, arguments, state_name(layer, args))
+    return checkpoint(
+        _Recomputation(rerun, x),
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (contextlib.nullcontext(), _Again(rerun)),
+        **kwargs,
+    )
+
+
+class _Recomputation:
+    """The layer's own code, in the run that counts and in the others."""
+
+    def __init__(self, rerun: Rerun, x: Any) -> None:
+        self.rerun, self.x, self.ran = rerun, x, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        rerun = self.rerun
+        if self.ran:
+            return rerun.repeat(lambda: rerun.plain(*args, **kwargs))
+        self.ran, x, self.x = True, self.x, None
+        return rerun.first(x, lambda: rerun.plain(*args, **kwargs))
+
+
+class _Again:
+    """The context of a run that repeats the first; a graph may be gone back through more than once."""
+
+    def __init__(self, rerun: Rerun) -> None:
+        self.rerun = rerun
+
+    def __enter__(self) -> None:
+        self.stack = contextlib.ExitStack()
+        self.stack.enter_context(self.rerun.again())
+
+    def __exit__(self, *raised: Any) -> None:
+        self.stack.__exit__(*raised)

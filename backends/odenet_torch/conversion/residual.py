@@ -1,0 +1,99 @@
+"""Whether a layer is its input plus something, so that it can be undone: told by its trace, its sums, or a try."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from odenet import ConversionError, InputError
+from odenet.kit import tree_leaves
+from odenet_torch.conversion.branches import Branch, traced
+from odenet_torch.conversion.calls import Call, leaving_no_trace
+from odenet_torch.conversion.layer import Arguments, coarse, difference, state_of, written_to
+from odenet_torch.conversion.sums import added, in_place, version
+
+_REPEATS, _RECOVERED = 20, 1e-3
+
+
+def require_residual(module: nn.Module, call: Call, tolerance: float) -> None:
+    """Looks whether a layer can be undone by `x = y - f(x)`.
+
+    Args:
+        module: the layer.
+        call: how it was called, in evaluation.
+        tolerance: how far the sum of its branches may be from what it returns.
+
+    Raises:
+        InputError: it cannot: the reason.
+    """
+    x, state, name = call.x, call.state, type(module).__name__
+    if not isinstance(x, Tensor) or not isinstance(state, Tensor) or not x.is_floating_point():
+        raise ConversionError(f"{name} takes a {type(x).__name__} and returns a {type(call.output).__name__}, no state")
+    if x.shape != state.shape or x.dtype != state.dtype:
+        raise ConversionError(f"{name} changes the state from {kind_of_state(x)} to {kind_of_state(state)}")
+    if call.left[0] != call.written:
+        raise in_place(name)
+    ways = [_in_mode(module, mode, call.arguments) for mode in (False, True)]
+    if written_to(call.arguments):  # it cannot run again
+        if None in ways:
+            raise ConversionError(f"{name} cannot be traced, and is called with what it may write to")
+        return
+    with torch.no_grad(), leaving_no_trace([module]):
+        if None not in ways and difference(state, _sum(module, ways[0] or (), x, call.arguments)) <= coarse(
+            tolerance, state
+        ):
+            return
+    try:
+        with torch.no_grad(), leaving_no_trace([module]):
+            added(module, x, *call.arguments[0], **call.arguments[1])
+    except InputError as error:
+        _try(module, call, error)
+
+
+def kind_of_state(tensor: Tensor) -> str:
+    """Number type and shape, for messages."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _in_mode(module: nn.Module, mode: bool, arguments: Arguments) -> tuple[Branch, ...] | None:
+    before = module.training
+    module.training = mode
+    try:
+        return traced(module, *arguments)
+    finally:
+        module.training = before
+
+
+def _sum(module: nn.Module, branches: tuple[Branch, ...], x: Tensor, arguments: Arguments) -> Tensor:
+    """The layer's new state as its branches make it."""
+    for branch in branches:
+        before = version(x)
+        more = branch.function(module, x, tree_leaves(arguments))
+        if version(x) != before:
+            raise in_place(type(module).__name__)
+        x = x + more
+    return x
+
+
+def _try(module: nn.Module, call: Call, reason: InputError) -> None:
+    """Undoes the layer at its own state and at another one, where what a norm or an activation loses is seen.
+
+    Raises:
+        ConversionError: a state was not found again.
+    """
+    args, kwargs = call.arguments
+    noise = torch.randn(call.x.shape, generator=torch.Generator().manual_seed(0)).to(call.x)
+    for x in (call.x, 1.5 * call.x + 0.2 * call.x.std() * noise):
+        with torch.no_grad(), leaving_no_trace([module]):
+            y = state_of(module(x, *args, **kwargs))
+            z = y
+            for _ in range(_REPEATS):
+                z = z + (y - state_of(module(z, *args, **kwargs)))
+        off = difference(x, z)
+        if not off <= _RECOVERED:
+            raise ConversionError(
+                f"{type(module).__name__} cannot be undone: after {_REPEATS} repetitions of x = y - f(x) its input is "
+                f"off by {off:.1e} of its largest entry ({reason.given})",
+                "layers x -> x + f(x) that change their input little, or whose code shows the addition",
+                "take gradient='checkpoint', which undoes nothing",
+            )
