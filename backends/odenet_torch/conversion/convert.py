@@ -19,7 +19,6 @@ from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import Selected, selection
-from odenet_torch.conversion.ways import Ways
 from odenet_torch.field.surroundings import no_trace
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -123,19 +122,21 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
         runs = selection(model, where, example, tolerance, residual=not exact)
         expected = [outputs(model, example, training) for training in (False, True)]
     once = any(written_to(call.arguments) for run in runs for layer in run for call in layer.calls)
-    layers = [layer for run in runs for layer in run]
+    attached: dict[int, nn.Module] = {}  # one may stand at several places
     for run in runs:
-        made = LayerRun(gradient, len(run), tolerance, run[0].why)
+        made = LayerRun(gradient, sum(layer.steps for layer in run), tolerance, run[0].why)
         for layer in run:
-            attach(layer.module, made, Ways())
+            if id(layer.module) not in attached:
+                attach(layer.module, made, layer.ways())
+                attached[id(layer.module)] = layer.module
     try:
         for training in (False, True):
             after = outputs(model, example, training, recorded=not once)
             what = f"the model in {'training' if training else 'evaluation'}"
             check_unchanged(expected[training], after, what, tolerance)
     except BaseException:
-        for layer in layers:
-            detach(layer.module)
+        for module in attached.values():
+            detach(module)
         raise
 
 

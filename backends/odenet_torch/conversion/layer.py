@@ -17,7 +17,7 @@ from odenet_torch.field.reach import LIBRARIES, data_of_class
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a layer, beside its state."""
-_OF_MODULES = frozenset(vars(nn.Module()))
+_OF_MODULES = frozenset({*vars(nn.Module()), "odenet_run", "_odenet_ways"})
 _REMEMBERED = 16  # ways of calling a layer
 _READ_ONLY = (*PLAIN, Tensor, torch.dtype, torch.device)
 
@@ -119,7 +119,7 @@ def decisions(module: nn.Module) -> Any:
     """What a trace of a layer's own code depends on: all that it reads beside tensors, and which children it has."""
     own = vars(module)
     attributes = tuple((name, kind_of(value)) for name, value in own.items() if name not in _OF_MODULES)
-    return attributes, tuple(map(id, own["_modules"].values())), _read(type(module))
+    return attributes, tuple(map(id, own["_modules"].values())), _read(getattr(type(module), "_odenet_base", type(module)))
 
 
 def _read(kind: type) -> Any:

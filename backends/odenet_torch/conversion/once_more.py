@@ -44,11 +44,12 @@ class Rerun:
         self, layer: nn.Module, plain: Callable[..., Any], x: Any, arguments: Arguments, name: str | None, steps: int = 1
     ) -> None:
         self.layer, self.plain, self.name = layer, plain, name
-        tensors = [leaf for leaf in tree_leaves((x, arguments)) if isinstance(leaf, Tensor)]
-        held = next(iter(tensors), None)
-        self.device = torch.device("cpu") if held is None else held.device
+        handed = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        first = next((leaf for leaf in (x, *handed) if isinstance(leaf, Tensor)), None)
+        self.device = torch.device("cpu") if first is None else first.device
         named = [(type(layer).__name__, layer)]
-        self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: tensors[1:], lambda *_: named)
+        # x is not among them: it would be kept
+        self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
         self.held = dict(layer.named_parameters())
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,14 +12,18 @@ from odenet import ConversionError, InputError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.branches import Branch, traced
 from odenet_torch.conversion.calls import Call, leaving_no_trace
-from odenet_torch.conversion.layer import Arguments, coarse, difference, state_of, written_to
+from odenet_torch.conversion.layer import coarse, difference, state_of, written_to
 from odenet_torch.conversion.sums import added, in_place, version
 
 _REPEATS, _RECOVERED = 20, 1e-3
 
 
-def require_residual(module: nn.Module, call: Call, tolerance: float) -> None:
-    """Looks whether a layer can be undone by `x = y - f(x)`.
+Modes = dict[bool, tuple[Branch, ...]]
+"""A layer's branches in evaluation and in training; none where all that it adds is one."""
+
+
+def residual_branches(module: nn.Module, call: Call, tolerance: float) -> Modes:
+    """The branches of a layer that can be undone by `x = y - f(x)`.
 
     Args:
         module: the layer.
@@ -24,7 +31,7 @@ def require_residual(module: nn.Module, call: Call, tolerance: float) -> None:
         tolerance: how far the sum of its branches may be from what it returns.
 
     Raises:
-        InputError: it cannot: the reason.
+        InputError: it cannot be undone: the reason.
     """
     x, state, name = call.x, call.state, type(module).__name__
     if not isinstance(x, Tensor) or not isinstance(state, Tensor) or not x.is_floating_point():
@@ -33,21 +40,24 @@ def require_residual(module: nn.Module, call: Call, tolerance: float) -> None:
         raise ConversionError(f"{name} changes the state from {kind_of_state(x)} to {kind_of_state(state)}")
     if call.left[0] != call.written:
         raise in_place(name)
-    ways = [_in_mode(module, mode, call.arguments) for mode in (False, True)]
+    ways = {mode: _in_mode(module, mode, lambda: traced(module, *call.arguments)) for mode in (False, True)}
     if written_to(call.arguments):  # it cannot run again
-        if None in ways:
+        if None in ways.values():
             raise ConversionError(f"{name} cannot be traced, and is called with what it may write to")
-        return
-    with torch.no_grad(), leaving_no_trace([module]):
-        if None not in ways and difference(state, _sum(module, ways[0] or (), x, call.arguments)) <= coarse(
-            tolerance, state
-        ):
-            return
-    try:
-        with torch.no_grad(), leaving_no_trace([module]):
-            added(module, x, *call.arguments[0], **call.arguments[1])
-    except InputError as error:
-        _try(module, call, error)
+        return {mode: branches or () for mode, branches in ways.items()}
+    modes: Modes = {}
+    for mode, branches in ways.items():
+        if branches is None or not _in_mode(module, mode, lambda: _is_sum(module, branches, call, tolerance)):
+            modes[mode] = ()
+        else:
+            modes[mode] = branches if len(branches) > 1 else ()
+            continue
+        try:
+            with torch.no_grad(), leaving_no_trace([module]):
+                added(module, x, *call.arguments[0], **call.arguments[1])
+        except InputError as error:
+            _try(module, call, error)
+    return modes
 
 
 def kind_of_state(tensor: Tensor) -> str:
@@ -55,24 +65,29 @@ def kind_of_state(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _in_mode(module: nn.Module, mode: bool, arguments: Arguments) -> tuple[Branch, ...] | None:
-    before = module.training
-    module.training = mode
+def _in_mode(module: nn.Module, mode: bool, run: Callable[[], Any]) -> Any:
+    before = {inner: inner.training for inner in module.modules()}
+    module.train(mode)
     try:
-        return traced(module, *arguments)
+        return run()
     finally:
-        module.training = before
+        for inner, flag in before.items():
+            inner.training = flag
 
 
-def _sum(module: nn.Module, branches: tuple[Branch, ...], x: Tensor, arguments: Arguments) -> Tensor:
-    """The layer's new state as its branches make it."""
-    for branch in branches:
-        before = version(x)
-        more = branch.function(module, x, tree_leaves(arguments))
-        if version(x) != before:
-            raise in_place(type(module).__name__)
-        x = x + more
-    return x
+def _is_sum(module: nn.Module, branches: tuple[Branch, ...], call: Call, tolerance: float) -> bool:
+    """Whether the layer's new state is the sum of its branches."""
+    (args, kwargs), x = call.arguments, call.x
+    with leaving_no_trace([module]):
+        state = state_of(module(x, *args, **kwargs)).clone()
+    with leaving_no_trace([module]):
+        for branch in branches:
+            before = version(x)
+            more = branch.function(module, x, tree_leaves(call.arguments))
+            if version(x) != before:
+                raise in_place(type(module).__name__)
+            x = x + more
+    return difference(state, x) <= coarse(tolerance, state)
 
 
 def _try(module: nn.Module, call: Call, reason: InputError) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from odenet import ConversionError, InputError
 from odenet_torch.conversion.attached import Attached
 from odenet_torch.conversion.calls import Call, calls
-from odenet_torch.conversion.residual import require_residual
+from odenet_torch.conversion.residual import Modes, residual_branches
 from odenet_torch.conversion.runs import CONTAINERS, no_run, submodule
+from odenet_torch.conversion.ways import Way, Ways
 
 _LISTS = (*CONTAINERS, nn.ModuleDict)
 
@@ -30,12 +31,26 @@ class Selected:
         module: it.
         calls: of it, on the example.
         why: why it cannot be undone; None where it can.
+        branches: of one that can.
     """
 
     name: str
     module: nn.Module
     calls: list[Call]
-    why: InputError | None = field(default=None)
+    why: InputError | None = None
+    branches: Modes = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """How many steps it is."""
+        return max(1, len(self.branches.get(True, ())))
+
+    def ways(self) -> Ways:
+        """Its branches, called as on the example."""
+        ways = Ways()
+        for mode, branches in self.branches.items():
+            ways.add(self.module, mode, self.calls[0].arguments, Way(branches, fresh=False))
+        return ways
 
 
 def selection(
@@ -135,7 +150,7 @@ def _holds(module: nn.Module, inside: set[int]) -> bool:
 
 def _judge(layer: Selected, tolerance: float) -> None:
     try:
-        require_residual(layer.module, layer.calls[0], tolerance)
+        layer.branches = residual_branches(layer.module, layer.calls[0], tolerance)
     except InputError as error:
         layer.why = error
 

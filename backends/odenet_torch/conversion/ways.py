@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from odenet import InputError
 from odenet_torch.conversion.branches import Branch, traced
-from odenet_torch.conversion.layer import decisions, kind_of
+from odenet_torch.conversion.layer import Arguments, decisions, kind_of
 from odenet_torch.field import random_state
 
 _REMEMBERED = 16  # ways of calling a layer
@@ -63,7 +63,7 @@ class Ways:
 
     def of(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
         """That of a call with these arguments beside the state."""
-        key = (layer.training, kind_of(args), kind_of(kwargs), decisions(layer))
+        key = _key(layer, layer.training, (args, kwargs))
         way = self.known.get(key)
         if way is None:
             try:
@@ -75,5 +75,13 @@ class Ways:
             way = self.known[key] = Way(branches if len(branches) > 1 else ())
         return way
 
+    def add(self, layer: nn.Module, mode: bool, arguments: Arguments, way: Way) -> None:
+        """One that is known already."""
+        self.known[_key(layer, mode, arguments)] = way
+
     def __getstate__(self) -> dict[str, Any]:
         return {"known": {}}  # made code, which cannot be pickled and is made again
+
+
+def _key(layer: nn.Module, mode: bool, arguments: Arguments) -> Any:
+    return mode, *map(kind_of, arguments), decisions(layer)
