@@ -12,8 +12,8 @@ import transformers
 from torch import Tensor, nn
 
 from odenet import InputError, UnsupportedError
-from odenet_torch.conversion.convert import convert
 from odenet_torch.conversion.attached import Attached
+from odenet_torch.conversion.convert import convert
 from odenet_torch.conversion.converted import FirstOfRun
 from odenet_torch.verbs.measure import LiveBytes
 
@@ -482,9 +482,7 @@ ADJOINT = {"gradient": "discrete-adjoint"}
 
 def test_models_without_a_run_are_refused():
     x = torch.randn(3, 4)
-    refused(
-        Loop(scaled), x, r"no two residual layers in a row in the model \(no container of two layers\)", **ADJOINT
-    )
+    refused(Loop(scaled), x, r"no two residual layers in a row in the model \(no container of two layers\)", **ADJOINT)
     refused(nn.Sequential(Layer(scaled), nn.Linear(4, 4)), x, "0 is residual, and alone", **ADJOINT)
     refused(
         Loop(scaled, scaled), x, "where='layer3', which the model does not have.*containers are layers", where="layer3"

@@ -8,121 +8,44 @@ layer computes its own output.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from odenet import Backprop, Checkpoint, ConversionError, DiscreteAdjoint, Gradient, InputError, Stats, UnsupportedError
-from odenet.kit import AnySolver
-from odenet.kit import gradient as gradient_named
-from odenet.kit import solver as solver_named
+from odenet import Backprop, ConversionError, DiscreteAdjoint
 from odenet_torch.conversion.layer import written_to
+from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.recomputed import recomputed
 from odenet_torch.conversion.ways import Ways
 from odenet_torch.gradients.adjoint import refuse_transforms
 
-_EULER = solver_named("euler")
 _here = threading.local()
 
 
-class LayerRun:
-    """The layers that were converted together: how their gradient is taken, and what that took.
-
-    Args:
-        gradient: a record: backprop, checkpoint without an option, or a discrete adjoint that does not extrapolate.
-        steps: how many residual branches the layers have together; for exact methods, how many layers.
-        tolerance: how far the sum of a layer's branches may be from what the layer returns.
-        why: why the layers cannot be undone; None where they can.
-    """
-
-    along = "piecewise"
-
-    def __init__(self, gradient: Gradient, steps: int, tolerance: float, why: InputError | None = None) -> None:
-        self.steps, self.tolerance, self.why = steps, tolerance, why
-        self.gradient = gradient
-
-    @property
-    def gradient(self) -> Gradient:
-        """The method; another one may be set."""
-        return self._gradient
-
-    @gradient.setter
-    def gradient(self, gradient: Gradient | str) -> None:
-        record = gradient_named(gradient)
-        if not layerwise(record):
-            raise UnsupportedError(
-                f"gradient={record.label!r} for converted layers that compute their own outputs",
-                "backprop, checkpoint without an option, discrete-adjoint without predictor=extrapolate",
-                f"unconvert the model, and convert it with gradient={record.label!r}",
-            )
-        if self.why is not None and isinstance(record, DiscreteAdjoint):
-            raise ConversionError(self.why.given, self.why.allowed, "take gradient='checkpoint' for these layers")
-        self._gradient = record
-        self.stats = Stats("torch", _EULER.label, record.label, self.steps, self.steps)
-
-    @property
-    def solver(self) -> AnySolver:
-        """Euler's method: the model itself."""
-        return _EULER
-
-    @solver.setter
-    def solver(self, solver: AnySolver) -> None:
-        if solver.label != _EULER.label:
-            raise UnsupportedError(
-                f"solver={solver.label!r} for converted layers that compute their own outputs",
-                "euler",
-                f"unconvert the model, and convert it with solver={solver.label!r}",
-            )
-
-    def forget(self) -> None:
-        """A chain of layers begins."""
-        self.stats = dataclasses.replace(self.stats, residual=None)
-
-    def note(self, stats: Stats) -> None:
-        """A layer was gone back through."""
-        before = self.stats.residual
-        if stats.residual is not None:
-            self.stats.residual = stats.residual if before is None else torch.maximum(before, stats.residual)
-
-    @property
-    def certificate(self) -> float | None:
-        """The largest reconstruction residual since the first layer was called last (see `odenet.Stats`)."""
-        return self.stats.certificate
-
-    def __repr__(self) -> str:
-        return f"LayerRun(gradient={self.gradient.label}, steps={self.steps})"
-
-
-class Attached:
+class Attached(nn.Module if TYPE_CHECKING else object):
     """The class of a converted layer, beside its own."""
 
     odenet_run: LayerRun
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns."""
-        plain: Callable[..., Any] = super().forward  # pyright: ignore[reportAttributeAccessIssue]
+        plain: Any = super().forward
         if not torch.is_grad_enabled() or isinstance(self.odenet_run.gradient, Backprop) or _plainly():
-            return plain(*args, **kwargs)
+            return plain(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         return _recorded(self, plain, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        base, (make, arguments, *rest) = base_of(self), super().__reduce_ex__(protocol)
+        reduce: Any = super().__reduce_ex__
+        parts = reduce(protocol)
+        base, (_, arguments, *rest) = base_of(self), parts
         if type(self) is not _attached(base) or arguments != (type(self),):
-            return make, arguments, *rest
-        return _revived, (base,), *rest  # a class that is made here has no name by which it could be imported
-
-
-def layerwise(gradient: Gradient) -> bool:
-    """Whether a method can be followed from layer to layer, each of which computes its own output."""
-    if isinstance(gradient, DiscreteAdjoint):
-        return not gradient.extrapolates
-    return isinstance(gradient, Backprop) or gradient == Checkpoint()
+            return parts
+        return (_revived, (base,), *rest)  # a class that is made here has no name by which it could be imported
 
 
 def attach(module: nn.Module, run: LayerRun, ways: Ways) -> None:
@@ -200,5 +123,5 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
             "train without a cache (in transformers: use_cache=False); under torch.no_grad() a cache works",
         )
     if isinstance(run.gradient, DiscreteAdjoint):
-        return linked(layer, plain, args, kwargs)
+        return linked(layer, plain, args, kwargs, run.gradient)
     return recomputed(layer, plain, args, kwargs)

@@ -121,7 +121,7 @@ def outputs(model: nn.Module, example: Any, training: bool, recorded: bool = Fal
 
 @contextlib.contextmanager
 def leaving_no_trace(modules: Sequence[nn.Module], recorded: bool = False) -> Iterator[None]:
-    """Inside, nothing is recorded for gradients, if it is not asked for; afterwards random state, buffers and attributes are what they were."""
+    """Records nothing if it is not asked for; afterwards random state, buffers and attributes are as before."""
     inner = {id(module): module for outer in modules for module in outer.modules()}.values()
     buffers = [(module, key, held) for module in inner for key, held in module._buffers.items() if held is not None]
     values = [held.clone() for _, _, held in buffers]
@@ -133,6 +133,18 @@ def leaving_no_trace(modules: Sequence[nn.Module], recorded: bool = False) -> It
             for (module, key, held), value in zip(buffers, values, strict=True):
                 with torch.no_grad():
                     module._buffers[key] = held.copy_(value)
+
+
+@contextlib.contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Inside, a module is in training, or in evaluation."""
+    flags = [(inner, inner.training) for inner in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for inner, flag in flags:
+            inner.training = flag
 
 
 def check_unchanged(expected: Sequence[Tensor], found: Sequence[Tensor], what: str, tolerance: float) -> float:

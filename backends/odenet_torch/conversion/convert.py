@@ -13,12 +13,14 @@ from odenet import Backprop, Checkpoint, Gradient
 from odenet.kit import AnySolver
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
-from odenet_torch.conversion.attached import Attached, LayerRun, attach, detach, layerwise
+from odenet_torch.conversion.attached import Attached, attach, detach
 from odenet_torch.conversion.calls import check_unchanged, outputs
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import written_to
+from odenet_torch.conversion.layer_run import LayerRun, layerwise
+from odenet_torch.conversion.once_more import require_repeatable
 from odenet_torch.conversion.runs import Place, Run, runs_of
-from odenet_torch.conversion.selection import Selected, selection
+from odenet_torch.conversion.selection import selection
 from odenet_torch.field.surroundings import no_trace
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -121,6 +123,10 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
     with torch.no_grad(), no_trace([model]):
         runs = selection(model, where, example, tolerance, residual=not exact)
         expected = [outputs(model, example, training) for training in (False, True)]
+        for run in runs:
+            for layer in run:
+                if gradient != Backprop() and not written_to(layer.calls[0].arguments):
+                    require_repeatable(layer.module, layer.calls[0])
     once = any(written_to(call.arguments) for run in runs for layer in run for call in layer.calls)
     attached: dict[int, nn.Module] = {}  # one may stand at several places
     for run in runs:

@@ -119,7 +119,8 @@ def decisions(module: nn.Module) -> Any:
     """What a trace of a layer's own code depends on: all that it reads beside tensors, and which children it has."""
     own = vars(module)
     attributes = tuple((name, kind_of(value)) for name, value in own.items() if name not in _OF_MODULES)
-    return attributes, tuple(map(id, own["_modules"].values())), _read(getattr(type(module), "_odenet_base", type(module)))
+    kind = getattr(type(module), "_odenet_base", type(module))
+    return attributes, tuple(map(id, own["_modules"].values())), _read(kind)
 
 
 def _read(kind: type) -> Any:

@@ -1,4 +1,4 @@
-"""Layers one after the other whose states are rebuilt backward: a node of autograd's a layer, linked from each to the next.
+"""Layers in a row whose states are rebuilt backward: one node of autograd's for each layer, linked to the next.
 
 Each layer runs by its own code, with a graph that is let go except where something beside the state needs it: what a
 hook or a module keeps has the gradient that it has in the plain model. A state is kept while no converted layer has
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
-from odenet.kit import add, subtract, tree_leaves, tree_map
+from odenet.kit import add, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, difference, state_name, state_of
+from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.once_more import FIRST, Rerun
 from odenet_torch.conversion.ways import Way
 from odenet_torch.field.field import Field, Stand, ends, now, unique
@@ -30,15 +31,28 @@ from odenet_torch.gradients.adjoint import Kept, Sums, _retained, refuse_second_
 from odenet_torch.gradients.discrete_adjoint import Reversal
 from odenet_torch.steps.fixed import Run
 
-_EULER = solver_named("euler")
+_EULER = staged(solver_named("euler"), "a converted model")
 
 
-def linked(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the layer returns, its new state as a node of a chain."""
+def linked(
+    layer: Any,
+    plain: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    method: DiscreteAdjoint,
+) -> Any:
+    """What the layer returns, its new state as a node of a chain.
+
+    Args:
+        layer: a converted one.
+        plain: its own forward pass.
+        args, kwargs: of its call.
+        method: by which states are rebuilt; with `anchors=1` each is kept.
+    """
     x, arguments = arguments_of(layer, args, kwargs)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise _no_state(layer, f"is called with a {type(x).__name__} as its state")
-    way = layer._odenet_ways.of(layer, *arguments)
+    way = Way((), fresh=False) if method.anchors == 1 else layer._odenet_ways.of(layer, *arguments)
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), max(1, len(way.branches)))
     states: dict[int, Any] = {}
     since = now()
@@ -60,7 +74,7 @@ def linked(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs:
             rerun.replay.buffers[index, *FIRST[1:]] = rerun.replay.buffers[FIRST]
     given = unique(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.requires_grad)
     weights = _weights(layer, rerun, new, (x, *given), since)
-    link = Link(rerun, way, branches, x, new, arguments, given, weights)
+    link = Link(rerun, layer.odenet_run, method, way, branches, x, new, arguments, given, weights)
     y = _Node.apply(link, x, *given, *weights)
     return y if isinstance(out, Tensor) else type(out)((y, *out[1:]))
 
@@ -131,6 +145,8 @@ class Link:
 
     Args:
         rerun: the call.
+        run: whose layer it is.
+        method: by which states are rebuilt.
         way: the way in which it was called.
         branches: of the layer, each a step; none where all of it is one.
         x: the state before.
@@ -143,6 +159,8 @@ class Link:
     def __init__(
         self,
         rerun: Rerun,
+        run: LayerRun,
+        method: DiscreteAdjoint,
         way: Way,
         branches: tuple[Branch, ...],
         x: Tensor,
@@ -152,8 +170,7 @@ class Link:
         weights: tuple[Tensor, ...],
     ) -> None:
         self.rerun, self.way, self.branches, self.weights = rerun, way, branches, weights
-        self.run = rerun.layer.odenet_run
-        self.method: DiscreteAdjoint = self.run.gradient
+        self.run, self.method = run, method
         # without a graph: an argument's graph may lead to earlier links, and those hold later ones
         apart = {id(tensor): tensor.detach() for tensor in given}
         self.arguments = tree_map(lambda leaf: apart.get(id(leaf), leaf), arguments)
@@ -191,7 +208,7 @@ class Link:
         if y is not None:
             return y
         # the next layer sent nothing back: from the first link on the way that has a state
-        links = [self]
+        links: list[Link] = [self]
         while links[-1].y is None and links[-1].rebuilt is None:
             if links[-1].after is None:
                 raise _spent()

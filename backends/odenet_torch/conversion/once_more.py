@@ -1,4 +1,4 @@
-"""A layer that runs once more as it ran: with the random state, buffers, parameters and surroundings of its first run."""
+"""A layer that runs once more as it ran: with the random state, buffers and parameters of its first run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module  # pyright: ignore[reportPrivateUsage]
 
+from odenet import GradientError
 from odenet.kit import tree_leaves
+from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
 from odenet_torch.conversion.layer import Arguments
 from odenet_torch.conversion.sums import in_place
+from odenet_torch.field import random_state
+from odenet_torch.field.called_modules import require_same
 from odenet_torch.field.field import moved
-from odenet_torch.field.replay import Replay
+from odenet_torch.field.replay import Key, Place, Replay
 from odenet_torch.field.written_on import version
 
 FIRST = (0, False, 0.0)
 """The key of a layer's run in its replay."""
 
 
+def require_repeatable(layer: nn.Module, call: Call) -> None:
+    """Looks whether a layer gives the same when it runs again on the same, in training.
+
+    Raises:
+        GradientError: it does not, or it draws from a generator that is not torch's.
+    """
+    args, kwargs = call.arguments
+    results = []
+    with in_mode(layer, True), random_state.others() as drawn:
+        for _ in range(2):
+            with leaving_no_trace([layer]):
+                out = layer(call.x, *args, **kwargs)
+                results.append(tuple(leaf.clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)))
+        if drawn():
+            raise GradientError(
+                f"{type(layer).__name__} draws random numbers from Python or NumPy, which are not drawn again as they "
+                "were",
+                "random numbers of torch's own generator",
+                "take torch.rand in its place, or gradient='backprop'",
+            )
+    require_same(type(layer).__name__, *results)
+
+
 class Recall(Replay):
     """The replay of one layer, which was looked at when the model was converted: it is not run twice here."""
 
-    def _check(self, *_: Any) -> None:
+    def _check(self, key: Key, place: Place, name: str, out: Any, evaluate: Callable[[], Any]) -> None:
         return
 
 
@@ -41,7 +68,13 @@ class Rerun:
     """
 
     def __init__(
-        self, layer: nn.Module, plain: Callable[..., Any], x: Any, arguments: Arguments, name: str | None, steps: int = 1
+        self,
+        layer: nn.Module,
+        plain: Callable[..., Any],
+        x: Any,
+        arguments: Arguments,
+        name: str | None,
+        steps: int = 1,
     ) -> None:
         self.layer, self.plain, self.name = layer, plain, name
         handed = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
@@ -50,7 +83,7 @@ class Rerun:
         named = [(type(layer).__name__, layer)]
         # x is not among them: it would be kept
         self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
-        self.held = dict(layer.named_parameters())
+        self.held: dict[str, Tensor] = dict(layer.named_parameters())
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:
         """The run that counts."""

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from odenet import ConversionError, DiscreteAdjoint
 from odenet_torch.conversion.layer import arguments_of, state_name
+from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.once_more import Rerun
+from odenet_torch.field import random_state
+from odenet_torch.field.differentiating import hooked, refuses_hooks
+
+_HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Layers that call torch.func inside, which refuses to run under the hooks of torch's checkpoint."""
+_EVERY_STATE = DiscreteAdjoint(anchors=1)
 
 
 def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -18,16 +27,33 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
 
     By torch's checkpoint (Chen et al. 2016), which runs the layer again from its arguments.
     """
+    if layer in _HOOKLESS:
+        return linked(layer, plain, args, kwargs, _EVERY_STATE)
     x, arguments = arguments_of(layer, args, kwargs)
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args))
-    return checkpoint(
-        _Recomputation(rerun, x),
-        *args,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=lambda: (contextlib.nullcontext(), _Again(rerun)),
-        **kwargs,
-    )
+    before = rerun.replay.last
+    try:
+        return checkpoint(
+            _Recomputation(rerun, x),
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(), _Again(rerun)),
+            **kwargs,
+        )
+    except RuntimeError as error:
+        if not refuses_hooks(error) or hooked():  # hooks of the caller's are the caller's
+            raise
+        if layer.training and any(True for _ in layer.buffers()):
+            raise ConversionError(
+                f"{type(layer).__name__} has buffers and takes derivatives with torch.func, which refuses to run under "
+                "the hooks of torch's checkpoint",
+                "layers that do one of them",
+                "convert the model as it is now, so that this is known before; or take gradient='backprop'",
+            ) from error
+    random_state.restore(rerun.device, before)
+    _HOOKLESS.add(layer)
+    return linked(layer, plain, args, kwargs, _EVERY_STATE)
 
 
 class _Recomputation:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, InputError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.branches import Branch, traced
-from odenet_torch.conversion.calls import Call, leaving_no_trace
+from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
 from odenet_torch.conversion.layer import coarse, difference, state_of, written_to
 from odenet_torch.conversion.sums import added, in_place, version
 
@@ -40,39 +37,32 @@ def residual_branches(module: nn.Module, call: Call, tolerance: float) -> Modes:
         raise ConversionError(f"{name} changes the state from {kind_of_state(x)} to {kind_of_state(state)}")
     if call.left[0] != call.written:
         raise in_place(name)
-    ways = {mode: _in_mode(module, mode, lambda: traced(module, *call.arguments)) for mode in (False, True)}
+    ways: dict[bool, tuple[Branch, ...] | None] = {}
+    for mode in (False, True):
+        with in_mode(module, mode):
+            ways[mode] = traced(module, *call.arguments)
     if written_to(call.arguments):  # it cannot run again
         if None in ways.values():
             raise ConversionError(f"{name} cannot be traced, and is called with what it may write to")
         return {mode: branches or () for mode, branches in ways.items()}
     modes: Modes = {}
     for mode, branches in ways.items():
-        if branches is None or not _in_mode(module, mode, lambda: _is_sum(module, branches, call, tolerance)):
+        with in_mode(module, mode):
+            if branches is not None and _is_sum(module, branches, call, tolerance):
+                modes[mode] = branches if len(branches) > 1 else ()
+                continue
             modes[mode] = ()
-        else:
-            modes[mode] = branches if len(branches) > 1 else ()
-            continue
-        try:
-            with torch.no_grad(), leaving_no_trace([module]):
-                added(module, x, *call.arguments[0], **call.arguments[1])
-        except InputError as error:
-            _try(module, call, error)
+            try:
+                with leaving_no_trace([module]):
+                    added(module, x, *call.arguments[0], **call.arguments[1])
+            except InputError as error:
+                _try(module, call, error)
     return modes
 
 
 def kind_of_state(tensor: Tensor) -> str:
     """Number type and shape, for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _in_mode(module: nn.Module, mode: bool, run: Callable[[], Any]) -> Any:
-    before = {inner: inner.training for inner in module.modules()}
-    module.train(mode)
-    try:
-        return run()
-    finally:
-        for inner, flag in before.items():
-            inner.training = flag
 
 
 def _is_sum(module: nn.Module, branches: tuple[Branch, ...], call: Call, tolerance: float) -> bool:
@@ -99,7 +89,7 @@ def _try(module: nn.Module, call: Call, reason: InputError) -> None:
     args, kwargs = call.arguments
     noise = torch.randn(call.x.shape, generator=torch.Generator().manual_seed(0)).to(call.x)
     for x in (call.x, 1.5 * call.x + 0.2 * call.x.std() * noise):
-        with torch.no_grad(), leaving_no_trace([module]):
+        with leaving_no_trace([module]):
             y = state_of(module(x, *args, **kwargs))
             z = y
             for _ in range(_REPEATS):

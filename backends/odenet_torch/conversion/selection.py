@@ -6,6 +6,7 @@ run of residual layers, each called with the state that the one before it return
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from odenet_torch.conversion.attached import Attached
 from odenet_torch.conversion.calls import Call, calls
 from odenet_torch.conversion.residual import Modes, residual_branches
 from odenet_torch.conversion.runs import CONTAINERS, no_run, submodule
+from odenet_torch.conversion.sums import in_place
 from odenet_torch.conversion.ways import Way, Ways
 
 _LISTS = (*CONTAINERS, nn.ModuleDict)
@@ -109,7 +111,7 @@ def _blocks(
         elif "forward" in vars(child):
             reasons.append(ConversionError(f"the forward of {type(child).__name__} ({place}) was replaced"))
         elif any(call.left[0] != call.written for call in found):
-            reasons.append(ConversionError(f"{type(child).__name__} ({place}) changes its input in place", "", "take inplace=False for the operation that comes first in it"))
+            reasons.append(in_place(f"{type(child).__name__} ({place})"))
         else:
             yield Selected(place, child, found)
 
@@ -129,7 +131,7 @@ def _levels(groups: Sequence[tuple[nn.Module, list[Selected]]]) -> Iterable[tupl
 
 def _keep(layers: Sequence[Selected]) -> bool:
     """Whether two layers in a row keep the shape of their state."""
-    return any(_follows(one, other) and _keeps(one) and _keeps(other) for one, other in zip(layers, layers[1:]))
+    return any(_follows(one, other) and _keeps(one) and _keeps(other) for one, other in itertools.pairwise(layers))
 
 
 def _keeps(layer: Selected) -> bool:
@@ -160,7 +162,8 @@ def _runs(layers: Sequence[Selected]) -> list[list[Selected]]:
     runs: list[list[Selected]] = []
     for layer in layers:
         last = runs[-1][-1] if runs else None
-        if last is None or (last.why is None) != (layer.why is None) or (layer.why is None and not _follows(last, layer)):
+        same = last is not None and (last.why is None) == (layer.why is None)
+        if last is None or not same or (layer.why is None and not _follows(last, layer)):
             runs.append([])
         runs[-1].append(layer)
     return runs
