@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from odenet import InputError
 from odenet.kit import tree_leaves
-from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, difference
+from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference
 from odenet_torch.conversion.sums import version
 from odenet_torch.field.surroundings import no_trace
 
@@ -57,7 +57,7 @@ def calls(model: nn.Module, modules: Iterable[nn.Module], example: Any) -> dict[
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, arguments = arguments_of(module, args, kwargs)
-        found[id(module)].append(Call(x, arguments, _version(x)))
+        found[id(module)].append(Call(copied(x), copied(arguments), _version(x)))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = found[id(module)][-1]

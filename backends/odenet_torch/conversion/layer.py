@@ -30,6 +30,15 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return kwargs.get(name), ((), {key: value for key, value in kwargs.items() if key != name})
 
 
+def copied(value: Any) -> Any:
+    """The same tensors and numbers in lists and dicts of their own, which a caller or a layer may go on filling."""
+    if type(value) is list:
+        return [copied(item) for item in value]
+    if type(value) is dict:
+        return {key: copied(item) for key, item in value.items()}
+    return tuple(map(copied, value)) if type(value) is tuple else value
+
+
 def state_name(module: nn.Module, args: tuple[Any, ...]) -> str | None:
     """The name by which a layer is given its state; None where it comes first."""
     return None if args else next(iter(inspect.signature(module.forward).parameters), "")

@@ -20,7 +20,7 @@ from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
 from odenet.kit import add, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
-from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, difference, state_name, state_of
+from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.once_more import FIRST, Rerun
 from odenet_torch.conversion.ways import Way
@@ -50,6 +50,7 @@ def linked(
         method: by which states are rebuilt; with `anchors=1` each is kept.
     """
     x, arguments = arguments_of(layer, args, kwargs)
+    arguments = copied(arguments)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise _no_state(layer, f"is called with a {type(x).__name__} as its state")
     way = Way((), fresh=False) if method.anchors == 1 else layer._odenet_ways.of(layer, *arguments)
@@ -121,7 +122,7 @@ class Branches(Field):
         if link.branches:
             value = link.branches[n].function(link.rerun.layer, y, tree_leaves(arguments))
         else:
-            value = link.evaluate(y, arguments) - y
+            value = link.evaluate(y, copied(arguments)) - y
         self.last[n] = y.detach(), value.detach()
         return value
 

@@ -13,7 +13,7 @@ from torch.nn.utils.stateless import _reparametrize_module  # pyright: ignore[re
 from odenet import GradientError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
-from odenet_torch.conversion.layer import Arguments
+from odenet_torch.conversion.layer import Arguments, copied
 from odenet_torch.conversion.sums import in_place
 from odenet_torch.field import random_state
 from odenet_torch.field.called_modules import require_same
@@ -31,12 +31,12 @@ def require_repeatable(layer: nn.Module, call: Call) -> None:
     Raises:
         GradientError: it does not, or it draws from a generator that is not torch's.
     """
-    args, kwargs = call.arguments
     results = []
     with in_mode(layer, True), random_state.others() as drawn:
         for _ in range(2):
             with leaving_no_trace([layer]):
-                out = layer(call.x, *args, **kwargs)
+                args, kwargs = copied(call.arguments)
+                out = layer(copied(call.x), *args, **kwargs)
                 results.append(tuple(leaf.clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)))
         if drawn():
             raise GradientError(

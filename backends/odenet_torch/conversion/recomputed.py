@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from odenet import ConversionError, DiscreteAdjoint
-from odenet_torch.conversion.layer import arguments_of, state_name
+from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state_name
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.once_more import Rerun
 from odenet_torch.field import random_state
@@ -31,15 +31,16 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
         return linked(layer, plain, args, kwargs, _EVERY_STATE)
     x, arguments = arguments_of(layer, args, kwargs)
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args))
+    first, (again, named) = (args, kwargs), copied((args, kwargs))
     before = rerun.replay.last
     try:
         return checkpoint(
-            _Recomputation(rerun, x),
-            *args,
+            _Recomputation(rerun, x, first),
+            *again,
             use_reentrant=False,
             preserve_rng_state=False,
             context_fn=lambda: (contextlib.nullcontext(), _Again(rerun)),
-            **kwargs,
+            **named,
         )
     except RuntimeError as error:
         if not refuses_hooks(error) or hooked():  # hooks of the caller's are the caller's
@@ -59,15 +60,17 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
 class _Recomputation:
     """The layer's own code, in the run that counts and in the others."""
 
-    def __init__(self, rerun: Rerun, x: Any) -> None:
-        self.rerun, self.x, self.ran = rerun, x, False
+    def __init__(self, rerun: Rerun, x: Any, arguments: Arguments) -> None:
+        self.rerun = rerun
+        self.once: Any = x, arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rerun = self.rerun
-        if self.ran:
+        if self.once is None:
+            args, kwargs = copied((args, kwargs))
             return rerun.repeat(lambda: rerun.plain(*args, **kwargs))
-        self.ran, x, self.x = True, self.x, None
-        return rerun.first(x, lambda: rerun.plain(*args, **kwargs))
+        (x, (own, named)), self.once = self.once, None  # not copied: what the layer adds to a list is the caller's
+        return rerun.first(x, lambda: rerun.plain(*own, **named))
 
 
 class _Again:

@@ -37,18 +37,23 @@ def residual_branches(module: nn.Module, call: Call, tolerance: float) -> Modes:
         raise ConversionError(f"{name} changes the state from {kind_of_state(x)} to {kind_of_state(state)}")
     if call.left[0] != call.written:
         raise in_place(name)
-    ways: dict[bool, tuple[Branch, ...] | None] = {}
+    ways: dict[bool, tuple[Branch, ...] | InputError | None] = {}
     for mode in (False, True):
         with in_mode(module, mode):
-            ways[mode] = traced(module, *call.arguments)
-    if written_to(call.arguments):  # it cannot run again
-        if None in ways.values():
-            raise ConversionError(f"{name} cannot be traced, and is called with what it may write to")
-        return {mode: branches or () for mode, branches in ways.items()}
+            try:
+                ways[mode] = traced(module, *call.arguments)
+            except InputError as error:  # what it calls may add
+                ways[mode] = error
     modes: Modes = {}
     for mode, branches in ways.items():
+        reason = branches if isinstance(branches, InputError) else None
+        if written_to(call.arguments):  # it cannot run again
+            if not isinstance(branches, tuple):
+                raise reason or ConversionError(f"{name} cannot be traced, and is called with what it may write to")
+            modes[mode] = branches
+            continue
         with in_mode(module, mode):
-            if branches is not None and _is_sum(module, branches, call, tolerance):
+            if isinstance(branches, tuple) and _is_sum(module, branches, call, tolerance):
                 modes[mode] = branches if len(branches) > 1 else ()
                 continue
             modes[mode] = ()
@@ -56,7 +61,7 @@ def residual_branches(module: nn.Module, call: Call, tolerance: float) -> Modes:
                 with leaving_no_trace([module]):
                     added(module, x, *call.arguments[0], **call.arguments[1])
             except InputError as error:
-                _try(module, call, error)
+                _try(module, call, reason or error)
     return modes
 
 
@@ -87,18 +92,22 @@ def _try(module: nn.Module, call: Call, reason: InputError) -> None:
         ConversionError: a state was not found again.
     """
     args, kwargs = call.arguments
+
+    def step(x: Tensor) -> Tensor:
+        with leaving_no_trace([module]):  # so that each time the same random numbers are drawn
+            return state_of(module(x, *args, **kwargs)).clone()
+
     noise = torch.randn(call.x.shape, generator=torch.Generator().manual_seed(0)).to(call.x)
     for x in (call.x, 1.5 * call.x + 0.2 * call.x.std() * noise):
-        with leaving_no_trace([module]):
-            y = state_of(module(x, *args, **kwargs))
-            z = y
-            for _ in range(_REPEATS):
-                z = z + (y - state_of(module(z, *args, **kwargs)))
+        z = y = step(x)
+        for _ in range(_REPEATS):
+            z = z + (y - step(z))
         off = difference(x, z)
         if not off <= _RECOVERED:
             raise ConversionError(
-                f"{type(module).__name__} cannot be undone: after {_REPEATS} repetitions of x = y - f(x) its input is "
-                f"off by {off:.1e} of its largest entry ({reason.given})",
-                "layers x -> x + f(x) that change their input little, or whose code shows the addition",
-                "take gradient='checkpoint', which undoes nothing",
+                f"{reason.given}, and {type(module).__name__} cannot be undone by trying: after {_REPEATS} repetitions "
+                f"of x = y - f(x) its input is off by {off:.1e} of its largest entry",
+                "layers x -> x + f(x) whose code ends with the addition, or which change their input little",
+                "take gradient='checkpoint', which undoes nothing; or a pre-activation or pre-norm layer, whose "
+                "addition comes last",
             )
