@@ -90,7 +90,7 @@ def _no_state(layer: nn.Module, does: str) -> ConversionError:
 
 def _weights(layer: nn.Module, rerun: Rerun, new: Tensor, known: tuple[Tensor, ...], since: int) -> tuple[Tensor, ...]:
     """The tensors beside x and the arguments that the new state's gradient goes to."""
-    own = [p for p in rerun.held.values() if p.requires_grad]
+    own = [*rerun.parameters()]
     leaves, older = ends((new,), since)
     nodes = {tensor.grad_fn for tensor in (*known, *own)}
     if unknown := [node for node in older if node not in nodes]:

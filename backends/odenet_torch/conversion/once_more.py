@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module  # pyright: ignore[reportPrivateUsage]
 
 from odenet import GradientError
 from odenet.kit import tree_leaves
@@ -16,8 +15,7 @@ from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
 from odenet_torch.conversion.layer import Arguments, copied
 from odenet_torch.conversion.sums import in_place
 from odenet_torch.field import random_state
-from odenet_torch.field.called_modules import require_same
-from odenet_torch.field.field import moved
+from odenet_torch.field.called_modules import Called, require_same
 from odenet_torch.field.replay import Key, Place, Replay
 from odenet_torch.field.written_on import version
 
@@ -83,7 +81,6 @@ class Rerun:
         named = [(type(layer).__name__, layer)]
         # x is not among them: it would be kept
         self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
-        self.held: dict[str, Tensor] = dict(layer.named_parameters())
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:
         """The run that counts."""
@@ -98,10 +95,23 @@ class Rerun:
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """Inside, it may run once more."""
-        with self.replay.back(), contextlib.ExitStack() as stack:
-            if moved(self.layer, self.held):
-                stack.enter_context(_reparametrize_module(self.layer, self.held))
-            yield
+        with self.replay.back():
+            held = [(owner._parameters, key, p) for (owner, key), p, *_ in self._called().parameters]
+            others = [(owned, key, owned.get(key), p) for owned, key, p in held if owned.get(key) is not p]
+            try:
+                for owned, key, _, p in others:
+                    owned[key] = p
+                yield
+            finally:
+                for owned, key, now, _ in others:
+                    owned[key] = now
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Those that the layer held in its first run, and that need a gradient."""
+        return (p for _, p, _, wanted, _ in self._called().parameters if wanted)
+
+    def _called(self) -> Called:
+        return self.replay.called[id(self.layer)]
 
     def call(self, x: Any, arguments: Arguments) -> Any:
         """The layer by its own code."""
