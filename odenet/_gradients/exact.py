@@ -71,7 +71,7 @@ class Checkpoint(Gradient):
 
     name = "checkpoint"
     summary = "keep some states and compute the rest again"
-    exactness = "exact"
+    exactness = "exact (with bits: to their rounding)"
     formula = ("N s", "N s", "N s", "N")
     variants: ClassVar = {
         "segments=K": ("N s", "N s", "N s", "K"),
