@@ -80,7 +80,7 @@ def test_a_check_holds_whatever_gradient_is_asked_for(gradient, options):
 
     w, y0 = jnp.ones(3, jnp.float32), jnp.linspace(0.1, 1, 3, dtype=jnp.float32)
     for argument in (0, 1):
-        with pytest.raises(Exception, match="tolerance=1e-09|stopped before t0"):
+        with pytest.raises(Exception, match=r"tolerance=1e-09|stopped before t0"):
             jax.block_until_ready(jax.jit(jax.grad(loss, argnums=argument))(w, y0))
 
 
