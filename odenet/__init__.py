@@ -1,5 +1,8 @@
 """Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
 
+import importlib
+import typing
+
 from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
@@ -64,6 +67,7 @@ __all__ = [
     "BackendUnavailableError",
     "Backprop",
     "Checkpoint",
+    "ComparisonResults",
     "ContinuousAdjoint",
     "Cost",
     "Coupled",
@@ -113,14 +117,29 @@ __all__ = [
     "available",
     "backend",
     "check_gradients",
+    "compare",
     "gradient",
     "known",
     "load_weights",
+    "read_results",
     "save_weights",
     "solve",
     "solver",
     "value_and_grad",
 ]
+
+
+if typing.TYPE_CHECKING:
+    from odenet._jobs.compare.call import ComparisonResults, compare, read_results
+
+_JOBS = {name: "odenet._jobs.compare.call" for name in ("ComparisonResults", "compare", "read_results")}
+"""Names that are imported when they are asked for: a job needs NumPy and more."""
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name in _JOBS:
+        return getattr(importlib.import_module(_JOBS[name]), name)
+    raise AttributeError(f"module 'odenet' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
