@@ -1,4 +1,4 @@
-"""`checkpoint:bits=8` and `bits=16` on torch: bytes counted, blocks run again as they ran, modules, converted models."""
+"""`checkpoint:bits=8` and `bits=16` on torch: bytes counted, blocks run again as they ran, modules, models."""
 
 from __future__ import annotations
 
@@ -104,11 +104,10 @@ def test_a_stack_with_weights_linear_in_depth_and_a_neural_ode():
         def forward(self, t, y):
             return torch.tanh(self.linear(y)) + t
 
-    blocks = nn.ModuleList(nn.Sequential(nn.Linear(40, 40), nn.Tanh()) for _ in range(9))
-    field = Field()
+    blocks, ode = nn.ModuleList(nn.Sequential(nn.Linear(40, 40), nn.Tanh()) for _ in range(9)), Field()
     makes = (
         lambda gradient: ResidualStack(copy.deepcopy(blocks), solver="heun", gradient=gradient),
-        lambda gradient: NeuralODE(copy.deepcopy(field), steps=8, gradient=gradient),
+        lambda gradient: NeuralODE(copy.deepcopy(ode), steps=8, gradient=gradient),
     )
     for make in makes:
         exact = gradient_of(make("backprop"), x)
