@@ -272,7 +272,7 @@ def _named(params: Any) -> tuple[Tensor, ...]:
         InputError: something else than several tensors.
     """
     several = isinstance(params, Iterable) and not isinstance(params, (Tensor, Mapping, str, bytes))
-    named = tuple(params) if several else (params,)
+    named: tuple[Any, ...] = tuple(params) if several else (params,)
     if not several or not all(isinstance(each, Tensor) for each in named):
         raise InputError(f"adjoint_params={shown(params)}", "a tuple of tensors", "adjoint_params=() for none")
     return named
