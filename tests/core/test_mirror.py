@@ -13,7 +13,25 @@ import pytest
 from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
-CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "handed", "layer", "runs", "sums"}
+CONVERSION = {
+    "__init__",
+    "attached",
+    "branches",
+    "calls",
+    "convert",
+    "converted",
+    "handed",
+    "layer",
+    "layer_run",
+    "linked",
+    "once_more",
+    "recomputed",
+    "residual",
+    "runs",
+    "selection",
+    "sums",
+    "ways",
+}
 DROP_IN = {
     "adaptive",
     "adjoint",
@@ -80,7 +98,7 @@ ALONE = {
     },
 }
 NAMES = {
-    ONE: {"convert", "odeint_adjoint", "odeint_dense", "odeint_event"},
+    ONE: {"convert", "odeint_adjoint", "odeint_dense", "odeint_event", "unconvert"},
     OTHER: {"certified_value_and_grad"},
 }
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there

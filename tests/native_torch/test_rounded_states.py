@@ -134,8 +134,8 @@ def test_a_model_that_is_converted_by_name():
     for gradient in ("checkpoint:bits=8", "checkpoint:bits=16", "discrete-adjoint"):
         converted = convert(copy.deepcopy(model), example=x, gradient=gradient)
         found[gradient] = apart(gradient_of(converted, x), exact)
-        (certificate,) = [m.stack.certificate for m in converted.modules() if hasattr(m, "stack")]
         if "bits" in gradient:
+            (certificate,) = [m.stack.certificate for m in converted.modules() if hasattr(m, "stack")]
             assert found[gradient] < 3 * certificate
     assert found["checkpoint:bits=8"] < 1e-2 < found["discrete-adjoint"]
     assert found["checkpoint:bits=16"] < 1e-4
