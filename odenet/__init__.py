@@ -12,6 +12,7 @@ from odenet._errors import (
     DtypeError,
     FileError,
     GradientError,
+    GradientWarning,
     GridError,
     InputError,
     NonFiniteError,
@@ -21,6 +22,7 @@ from odenet._errors import (
     TableauError,
     UnknownNameError,
     UnsupportedError,
+    UselessGradientWarning,
 )
 from odenet._gradients.names import (
     GRADIENTS,
@@ -83,6 +85,7 @@ __all__ = [
     "Gradient",
     "GradientError",
     "GradientName",
+    "GradientWarning",
     "Gradients",
     "Grid",
     "GridError",
@@ -110,6 +113,7 @@ __all__ = [
     "TableauError",
     "UnknownNameError",
     "UnsupportedError",
+    "UselessGradientWarning",
     "available",
     "backend",
     "check_gradients",
