@@ -1,5 +1,8 @@
 """Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
 
+import importlib
+import typing
+
 from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
@@ -7,6 +10,7 @@ from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
+    ConversionError,
     DepthError,
     DeviceUnavailableError,
     DtypeError,
@@ -66,7 +70,9 @@ __all__ = [
     "BackendUnavailableError",
     "Backprop",
     "Checkpoint",
+    "ComparisonResults",
     "ContinuousAdjoint",
+    "ConversionError",
     "Cost",
     "Coupled",
     "DelegatedSolver",
@@ -117,14 +123,29 @@ __all__ = [
     "available",
     "backend",
     "check_gradients",
+    "compare",
     "gradient",
     "known",
     "load_weights",
+    "read_results",
     "save_weights",
     "solve",
     "solver",
     "value_and_grad",
 ]
+
+
+if typing.TYPE_CHECKING:
+    from odenet._jobs.compare.call import ComparisonResults, compare, read_results
+
+_JOBS = {name: "odenet._jobs.compare.call" for name in ("ComparisonResults", "compare", "read_results")}
+"""Names that are imported when they are asked for: a job needs NumPy and more."""
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name in _JOBS:
+        return getattr(importlib.import_module(_JOBS[name]), name)
+    raise AttributeError(f"module 'odenet' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -44,7 +44,7 @@ class Names(click.ParamType):
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """`4,8,16` or a doubling range `4..64` as whole numbers of at least 1."""
+    """`4,8,16` or a doubling range `4..64` as whole numbers of at least 1; a range holds both its ends."""
     try:
         first, dots, last = text.partition("..")
         if not dots:
@@ -53,6 +53,8 @@ def whole_numbers(text: str) -> tuple[int, ...]:
             numbers = [int(first)]
             while numbers[0] > 0 and numbers[-1] * 2 <= int(last):
                 numbers.append(numbers[-1] * 2)
+            if numbers[0] > 0 and numbers[-1] < int(last):
+                numbers.append(int(last))
     except ValueError:
         raise InputError(f"{text!r} is no depth", "whole numbers, or a doubling range such as 4..64") from None
     if min(numbers) < 1 or (dots and int(last) < numbers[0]):
@@ -61,7 +63,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 class Depths(Names):
-    """Depths separated by commas; `4..64` doubles."""
+    """Depths separated by commas; `4..100` doubles, up to its end."""
 
     def __init__(self) -> None:
         super().__init__("depth", lambda: ("4", "8", "16", "32", "64", "4..64"), whole_numbers)

@@ -10,7 +10,7 @@ from odenet.doctor.examination import OUTSIDE, Examination, Examinations
 from odenet.doctor.recommendation import recommended
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from odenet._report.terminal import Table
 
 MOST = 16
 """Layers shown in a table; the record has all."""

@@ -29,11 +29,13 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         plan: what is to be done.
         machine: as `odenet._report.machine.machine` tells it.
         rows: one a finished cell.
+        seconds: that the job took so far, by the clock: cells that run side by side are counted once.
     """
 
     plan: AnyPlan
     machine: Mapping[str, str]
     rows: tuple[AnyRow, ...] = ()
+    seconds: float = 0.0
 
     form: ClassVar[str]
     """The format, as results.json names it."""
@@ -54,10 +56,11 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         done = {row.key for row in self.rows}
         return sum(cell.key not in done for cell in self.plan.cells())
 
-    def add(self, row: AnyRow) -> Self:
-        """With this row in its place in the plan's order."""
+    def add(self, row: AnyRow, seconds: float = 0.0) -> Self:
+        """With this row in its place in the plan's order, and the seconds that went by since the last one."""
         by_key = {each.key: each for each in self.rows} | {row.key: row}
-        return replace(self, rows=tuple(by_key[cell.key] for cell in self.plan.cells() if cell.key in by_key))
+        rows = tuple(by_key[cell.key] for cell in self.plan.cells() if cell.key in by_key)
+        return replace(self, rows=rows, seconds=self.seconds + seconds)
 
     def resumed(self, plan: AnyPlan, machine: Mapping[str, str]) -> Self:
         """These results as the beginning of `plan` on `machine`.
@@ -81,6 +84,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
             "complete": self.missing() == 0,
             "plan": self.plan.to_json(),
             "machine": dict(self.machine),
+            "seconds": self.seconds,
             "columns": columns(self.row_kind),
             "rows": [to_json(row) for row in self.rows],
         }
@@ -90,7 +94,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         """The results that `to_json` wrote."""
         rows: Any = tuple(from_json(cls.row_kind, row) for row in plain["rows"])
         plan: Any = cls.plan_kind.from_json(plain["plan"])
-        return cls(plan, plain["machine"], rows)
+        return cls(plan, plain["machine"], rows, float(plain.get("seconds", 0.0)))
 
     def text(self) -> str:
         """All of it as JSON."""

@@ -27,6 +27,7 @@ from odenet._report.rows import plain
 from odenet._report.terminal import console
 from odenet._report.units import error
 from odenet._solvers.names import AnySolver
+from odenet._solvers.names import solver as solver_named
 from odenet.doctor.checkup import diagnose
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import OUTSIDE, Examination
@@ -34,6 +35,7 @@ from odenet.doctor.tables import tables
 
 TOLERANCE = 1e-2
 """Of the recommended method, where none is given."""
+DEFAULT = Plan(solvers=(solver_named("euler"),), depths=(16,))
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ class _Examined:
 
 
 @click.command("check", context_settings={"help_option_names": ["-h", "--help"]})
-@grid_flags(depth="16", solver="euler")
-@network_flags
+@grid_flags(DEFAULT)
+@network_flags(DEFAULT)
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
