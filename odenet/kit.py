@@ -15,7 +15,7 @@ from odenet._backend.sample import Part, Place, Sample, places
 from odenet._backend.seam import Arrays, Backend, Evaluation, Gradients, Measurement
 from odenet._backend.timing import seconds
 from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
-from odenet._check import whole, yes_or_no
+from odenet._check import real, whole, within, yes_or_no
 from odenet._errors import shown
 from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, place, quiet, signs
 from odenet._gradients.names import gradient, register_gradient
@@ -133,6 +133,7 @@ __all__ = [
     "positions",
     "problem",
     "quiet",
+    "real",
     "register_gradient",
     "register_solver",
     "require",
@@ -155,5 +156,6 @@ __all__ = [
     "units",
     "weigh",
     "whole",
+    "within",
     "yes_or_no",
 ]

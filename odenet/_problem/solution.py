@@ -82,7 +82,8 @@ class Stats:
         residual `|y[n+1] - z - D(z)| / |y[n+1]|` of the rebuilt state z: by how much that fails to step forward to the
         state it was rebuilt from. Where the state is known (at t0, at anchors and at saved times) it is the whole error
         that the way back arrives with there. Above 0.1 there is a `GradientWarning`, too. NaN where states are not
-        finite; None before a backward pass, or for a gradient method that rebuilds nothing.
+        finite; None before a backward pass, or for a gradient method that rebuilds nothing. With
+        `checkpoint:bits=8` it is the largest relative error of a row of a stored state.
         """
         return None if self.residual is None else float(self.residual)
 

@@ -97,7 +97,8 @@ def trained(model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int,
         zeros = jax.tree.map(jnp.zeros_like, arrays)
         state: Any = (arrays, zeros, jax.tree.map(lambda leaf: jnp.zeros_like(leaf.real), arrays))
         for n in range(1, steps + 1):
-            state = step(jnp.float32(n), *state, inputs, target)
+            arrays, first, second = state
+            state = step(jnp.float32(n), arrays, first, second, inputs, target)
     return eqx.combine(state[0], rest)
 
 
