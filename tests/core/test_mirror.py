@@ -41,6 +41,8 @@ ALONE = {
         "field/late_writes.py",
         "field/places.py",
         "field/reach.py",
+        "field/settled.py",
+        "steps/direct.py",
         "field/side_results.py",
         "field/surroundings.py",
         "field/written_on.py",
@@ -128,7 +130,15 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/solve.py": (set(), {"solve_telling"}),
     "field/state.py": ({"as_tensor", "require_times"}, {"as_array"}),
     "gradients/adjoint.py": (
-        {"refuse_transforms", "require_known", "standing", "unhooked", "refuse_second_derivatives"},
+        {
+            "mark",
+            "read",
+            "refuse_second_derivatives",
+            "refuse_transforms",
+            "require_known",
+            "standing",
+            "unhooked",
+        },
         {"Joining", "collect", "descend", "once"},
     ),
     "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays

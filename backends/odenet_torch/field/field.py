@@ -231,9 +231,13 @@ class BlockField(Field):
         self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
         self.extra = extra
         self.given = unique(leaf for leaf in tree_leaves(extra) if _differentiable(leaf))
-        # what the blocks hold now: inside functional_call or FSDP they hold something else when they run again
-        self.held: dict[int, dict[str, Tensor]] = {id(block): dict(block.named_parameters()) for block in blocks}
         self.moved = False
+
+    @functools.cached_property
+    def held(self) -> dict[int, dict[str, Tensor]]:
+        """What the blocks hold in the forward pass: inside functional_call or FSDP they hold something else when they
+        run again. Read in the forward pass by all that reads it later."""
+        return {id(block): dict(block.named_parameters()) for block in self.functions()}
 
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         if self.reads is None:

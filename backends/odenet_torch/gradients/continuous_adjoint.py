@@ -33,6 +33,8 @@ Between = Callable[[float, Leaves], Leaves]
 class Costate(Adjoint):
     """The augmented system (y, a), backward from t1, by a solver and a step count of its own."""
 
+    by_steps = False
+
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats) -> None:
         super().__init__(stats)
         self.method = method
