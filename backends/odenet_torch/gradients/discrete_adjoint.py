@@ -17,6 +17,7 @@ from odenet.kit import add, combine, subtract
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
@@ -33,7 +34,7 @@ class Reversal(Adjoint):
         """See `Adjoint.keeps`."""
         return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         steps, method = run.grid.steps, self.method
         y, residual = kept.states[steps], torch.zeros((), dtype=run.layout.time, device=run.layout.device)
@@ -59,6 +60,7 @@ class Reversal(Adjoint):
                 g = add(g, gradients[n])
             if method.extrapolates:
                 seen = [d, *seen[: method.order - 1]]
+            yield n
         self.stats.residual = residual
         return g
 
