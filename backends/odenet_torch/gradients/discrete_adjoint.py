@@ -48,6 +48,7 @@ class Reversal(Adjoint):
                 d, outputs, cotangents = run.piece(n, at, stand, g)
             part, weights, found = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
             sums.add(weights, found)
+            del found  # a copy of a layer's weights, while autograd takes the sums
             g = add(g, part)
             d = tuple(leaf.detach() for leaf in d)
             before = subtract(y, d)
