@@ -15,6 +15,7 @@ METHODS = {
     "checkpoint": "heun",
     "checkpoint:segments=2": "euler",
     "checkpoint:states=2": "euler",
+    "checkpoint:bits=8": "euler",
     "discrete-adjoint": "heun",
     "discrete-adjoint:anchors=2": "euler",
     "continuous-adjoint": "rk4",
