@@ -105,7 +105,7 @@ def _require_tolerance(name: str, value: Any) -> None:
     """Raises InputError unless a tolerance is a number, a tree of them, or of arrays of real numbers."""
     for leaf in jax.tree.leaves(value):
         array = isinstance(leaf, (Array, np.ndarray, np.generic))
-        kind = leaf.dtype if array else None
+        kind: Any = leaf.dtype if array else None
         if array and not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
             raise InputError(f"{name} is of {kind}", "numbers of at least 0, or arrays of them")
         if not array and real(leaf) is None:
