@@ -18,6 +18,7 @@ from odenet._backend.seam import Backend
 from odenet._files import require_writable, write_text
 from odenet._gradients.names import Backprop
 from odenet._gradients.record import Gradient
+from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.data.digits import batch
@@ -149,7 +150,7 @@ class _Examined:
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=_flags.Real(min=0),
     help=f"Exit with 1 if a whole gradient's relative error is above this; the verdict takes {TOLERANCE:g} without it.",
 )
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file.")
