@@ -27,8 +27,8 @@ from odenet import (
     Solution,
 )
 from odenet.kit import AnySolver, Arrays, Trainer, seconds, tree_leaves, tree_map
-from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.conversion.convert import unconvert
+from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs.batch import mean_loss, on
 from odenet_torch.verbs.examine import examine

@@ -5,6 +5,8 @@ hook or a module keeps has the gradient that it has in the plain model. A state 
 taken it; then the layers after it can rebuild it. Autograd itself adds up what a state's readers send back, and runs
 the nodes from the last to the first, so that loops that stop early, hooks and features from the middle are as in the
 plain model.
+
+Over 250 lines: a link's forward call, what it keeps, and its way back are one thing.
 """
 
 from __future__ import annotations
