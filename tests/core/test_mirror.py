@@ -89,6 +89,7 @@ ALONE = {
         "gradients/flow.py",
         "gradients/linear_map.py",
         "gradients/plain_steps.py",
+        "gradients/raised.py",  # errors that a compiled program finds when it runs
         "nets/convolution.py",
         "steps/adaptive_loop.py",
         "steps/clock.py",  # times of float32: torch has them as Python floats
@@ -142,7 +143,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
-    "steps/fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),
+    "steps/fixed.py": ({"stacked"}, {"Beside", "kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": ({"LiveBytes"}, set()),
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
     "gradients/solve.py": (set(), {"solve_telling"}),
@@ -159,6 +160,10 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         },
         {"Joining", "collect", "descend", "once"},
     ),
+    "gradients/rounded_states.py": (
+        {"Chain", "Seen", "restarts"},
+        {"Chains"},
+    ),  # a chain writes in place, or is carried
     "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
 }
 

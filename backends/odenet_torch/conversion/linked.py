@@ -263,7 +263,7 @@ class Link:
         if before is not None and before.y is None:
             assert isinstance(run.field, Branches)
             before.rebuilt = run.field.begin(leaves[0]) if self.x is None else self.begin()
-        found = [sums.by_tensor.get(id(tensor)) for tensor in (*self.given, *self.weights)]
+        found = [sums.gradient(id(tensor), tensor.dtype) for tensor in (*self.given, *self.weights)]
         if not _retained():
             self.spent, self.x, self.y, self.after = True, None, None, None
         return gx, found
