@@ -182,8 +182,8 @@ class FirstOfRun(_Entry):
                 if inner._forward_hooks or inner._forward_pre_hooks:
                     raise ConversionError(
                         f"forward hooks on {name or type(inner).__name__} of a converted "
-                        f"{type(layer.module).__name__}, while gradient={gradient.label!r} with solver={self.stack.solver.label!r} keeps no graph for "
-                        "what they are given",
+                        f"{type(layer.module).__name__}, while gradient={gradient.label!r} with solver="
+                        f"{self.stack.solver.label!r} keeps no graph for what they are given",
                         "hooks with solver='euler', or with gradient='checkpoint'",
                         "remove the hooks, or take gradient='checkpoint'",
                     )
