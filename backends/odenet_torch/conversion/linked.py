@@ -142,6 +142,10 @@ class Branches(Field):
     def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
         return self.link.weights
 
+    def modules(self, n: int, position: float, steps: int) -> list[tuple[str, nn.Module]]:
+        layer = self.link.rerun.layer
+        return [(type(layer).__name__, layer)]
+
 
 class Link:
     """One call of a layer in a chain.
