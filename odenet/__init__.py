@@ -17,6 +17,7 @@ from odenet._errors import (
     DtypeError,
     FileError,
     GradientError,
+    GradientWarning,
     GridError,
     InputError,
     NonFiniteError,
@@ -26,6 +27,7 @@ from odenet._errors import (
     TableauError,
     UnknownNameError,
     UnsupportedError,
+    UselessGradientWarning,
 )
 from odenet._gradients.names import (
     GRADIENTS,
@@ -90,6 +92,7 @@ __all__ = [
     "Gradient",
     "GradientError",
     "GradientName",
+    "GradientWarning",
     "Gradients",
     "Grid",
     "GridError",
@@ -117,6 +120,7 @@ __all__ = [
     "TableauError",
     "UnknownNameError",
     "UnsupportedError",
+    "UselessGradientWarning",
     "available",
     "backend",
     "check_gradients",

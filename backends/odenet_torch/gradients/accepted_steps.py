@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odenet import GradientError
 from odenet.kit import Leaves as AnyLeaves
-from odenet.kit import add
+from odenet.kit import add, alarm
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, Kept, refuse_second_derivatives, refuse_transforms, unhooked
@@ -34,6 +34,7 @@ def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
     if not torch.is_grad_enabled():
         return plain(found, y0)
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
+    adjoint.alarm = alarm(next(iter(found.run.field.functions()), None))
     field = found.run.field.apart()
     replay = Replay.of(field, found.run.layout, 1, cut=True)
     run = dataclasses.replace(found.run, field=field, replay=replay)
@@ -74,6 +75,7 @@ class _Solve(torch.autograd.Function):
         outputs, states = found.pass_over(tensors[:count], adjoint.keeps_accepted, first)
         ctx.found, ctx.adjoint, ctx.count = found, adjoint, count
         ctx.indices = tuple(states)
+        ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])
         ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
         stacked = _stacked(outputs)
@@ -111,7 +113,7 @@ class _Solve(torch.autograd.Function):
             else:
                 met, inside = joined(found, rows)
                 run = dataclasses.replace(run, inside=inside)
-                g = ctx.adjoint.back(run, Kept(states, ()), met, sums)
+                g = ctx.adjoint.back(run, Kept(states, (), ctx.sketch), met, sums)
         wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[4 + count :], strict=True)
         return (None, None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, Stats, UnsupportedError
+from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import Settled, settle
 from odenet_torch.field.state import Leaves
+from odenet_torch.gradients.certificate import Sketch
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.direct import Direct, NotAsBeforeError, NotSettledError
 from odenet_torch.steps.fixed import Run, loop, stacked
@@ -29,8 +31,15 @@ KNOWN = -1
 class Adjoint(ABC):
     """A way back from the last state."""
 
+    alarm: Alarm | None = None
+    """Of the network that is solved; see `certify`."""
+
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """What the way back is to be given of the state at t0, if that is not kept."""
+        return None
 
     def keeps(self, run: Run) -> Iterable[int]:
         """The indices of the states that the way back is to be given, beside those that the user keeps."""
@@ -71,6 +80,7 @@ class Adjoint(ABC):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        self.alarm = alarm(next(iter(run.field.functions()), None))
         if run.direct is not None:
             return self.settled(run, run.direct, y0)
         field = run.field.apart()
@@ -117,10 +127,12 @@ class Kept:
     Args:
         states: by index, exactly as they were; what is taken out of it is freed.
         pair: what a reversible solver needs for the way back, or rounded states are made of.
+        sketch: see `Adjoint.sketch`.
     """
 
     states: dict[int, Leaves]
     pair: tuple[Leaves, ...]
+    sketch: Sketch | None = None
 
 
 def zeros(y: AnyLeaves) -> Leaves:
@@ -240,6 +252,7 @@ class _Solve(torch.autograd.Function):
         if run.replay is not None:
             run.replay.sides.finish()
         ctx.run, ctx.adjoint, ctx.count = run, adjoint, count
+        ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
         # a reversible solver's y(t1) is in its pair
         keeps = {*adjoint.keeps(run)}
         # what the user can see, and so change in place, is saved by torch, which would notice
@@ -263,7 +276,7 @@ class _Solve(torch.autograd.Function):
         inner = dict(ctx.inner)
         if not _retained():
             ctx.inner = {}  # so that a way back can free what it has used
-        kept = Kept(inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]))
+        kept = Kept(inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]), ctx.sketch)
         del inner
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))

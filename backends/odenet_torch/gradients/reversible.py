@@ -16,7 +16,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
-from odenet_torch.gradients.discrete_adjoint import relative
+from odenet_torch.gradients.certificate import Errors, certify, relative
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve
 
@@ -40,7 +40,9 @@ class Retrace(Adjoint):
             if n in gradients:
                 g = (add(g[0], gradients[n]), *g[1:])
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        self.stats.residual = relative(defect, y).to(run.layout.time)
+        errors = Errors(run)
+        errors.add(relative(defect, y), -1)
+        certify(self.stats, self.alarm, errors)
         return gradient
 
 
