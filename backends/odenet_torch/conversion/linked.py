@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
-from odenet.kit import add, staged, subtract, tree_leaves, tree_map
+from odenet.kit import add, alarm, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
@@ -195,6 +195,7 @@ class Link:
         self.checks = way.fresh and bool(branches)
         self.x: Tensor | None = x.detach() if before is None or anchor or self.checks else None
         self.x_version = version(x)
+        self.alarm = alarm(run) if before is None else None  # told where the way back ends
         if before is None:
             self.run.forget()
         elif before.after is None and not before.checks:
@@ -262,7 +263,10 @@ class Link:
             stats, sums = self.stats(), Sums(run.field)
             kept = Kept(states | {self.steps: leaves}, ())
             (gx,) = Reversal(self.method, stats).back(run, kept, {self.steps: (g.to(leaves[0].dtype),)}, sums)
-        self.run.note(stats)
+        if self.method == self.run.gradient:
+            self.run.note(self.index, self.rerun.layer, stats)
+            if self.before is None:
+                self.run.certify(self.alarm, run)
         before = None if self.before is None else self.before()
         if before is not None and before.y is None:
             assert isinstance(run.field, Branches)
