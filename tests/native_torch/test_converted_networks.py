@@ -351,3 +351,22 @@ def test_hooks_inside_of_layers_whose_pass_keeps_no_graph_are_refused():
         model(x)
     with torch.no_grad():
         model(x)
+
+
+def test_a_run_s_certificate_is_said_once_with_the_layer_and_by_every_pass_where_the_gradient_is_useless():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True, norm_first=True)
+    plain, x = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), torch.randn(2, 5, 16)
+    for p in plain.parameters():
+        p.data.mul_(2)
+    model = convert(plain, example=x, gradient="discrete-adjoint")
+    where = r"through 8 steps of euler is .*in step \d of 8, TransformerEncoderLayer"
+    for _ in range(2):
+        with pytest.warns(odenet.UselessGradientWarning, match=where) as record:
+            model(x).square().sum().backward()
+        assert len(record) == 1
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.05)
+    model(x).square().sum().backward()  # nothing to say
+    assert model.layers[0].odenet_run.certificate < 0.1
