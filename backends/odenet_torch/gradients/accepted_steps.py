@@ -15,6 +15,7 @@ from odenet.kit import add, alarm
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, Kept, refuse_second_derivatives, refuse_transforms, unhooked
+from odenet_torch.gradients.stages import advance
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Forward, evaluation
 
@@ -113,7 +114,8 @@ class _Solve(torch.autograd.Function):
             else:
                 met, inside = joined(found, rows)
                 run = dataclasses.replace(run, inside=inside)
-                g = ctx.adjoint.back(run, Kept(states, (), ctx.sketch), met, sums)
+                g = advance(ctx.adjoint.back(run, Kept(states, (), ctx.sketch), met, sums))
+                assert g is not None
         wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[4 + count :], strict=True)
         return (None, None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
 

@@ -17,6 +17,7 @@ from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
 from odenet_torch.gradients.certificate import Errors, Sketch, certify, relative
+from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
@@ -35,7 +36,7 @@ class Reversal(Adjoint):
         """See `Adjoint.keeps`."""
         return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         steps, method = run.grid.steps, self.method
         y = kept.states[steps]
@@ -50,6 +51,7 @@ class Reversal(Adjoint):
                 d, outputs, cotangents = run.piece(n, at, stand, g)
             part, weights, found = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
             sums.add(weights, found)
+            del found  # a copy of a layer's weights, while autograd takes the sums
             g = add(g, part)
             d = tuple(leaf.detach() for leaf in d)
             before = subtract(y, d)
@@ -64,6 +66,7 @@ class Reversal(Adjoint):
                 g = add(g, gradients[n])
             if method.extrapolates:
                 seen = [d, *seen[: method.order - 1]]
+            yield n
         if kept.sketch is not None:
             errors.add(kept.sketch.error(y), -1)
         worst = certify(self.stats, self.alarm, errors)
