@@ -2,6 +2,7 @@
 #
 #   make compare    the main job: every backend, solver and gradient method on real data, to results/compare/
 #   make test       ruff, basedpyright and pytest, as CI runs them
+#   make test-architectures   every gradient method on 51 networks of timm, torchvision, transformers and diffusers
 #
 # PYTHON=python3.12 chooses the interpreter, PIP_ARGS="..." adds options of pip, ARGS="..." those of the command.
 
@@ -12,7 +13,7 @@ BIN := .venv/bin
 # one thread a worker: two workers share two cores
 SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help compare test test-slow lint docs bench clean
+.PHONY: help compare test test-slow test-architectures lint docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +45,16 @@ test: lint
 
 test-slow: .venv/.test
 	$(BIN)/pytest -m slow $(ARGS)
+
+# an environment of its own: torchvision fits one build of torch, which need not be the one that the constraints name
+.venv-architectures/.made: pyproject.toml
+	$(PYTHON) -m venv .venv-architectures
+	.venv-architectures/bin/python -m pip install --quiet $(PIP_ARGS) 'pip>=25.1'
+	.venv-architectures/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[torch]' --group test --group architectures
+	@touch $@
+
+test-architectures: .venv-architectures/.made
+	.venv-architectures/bin/python tests/architectures $(ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff check .

@@ -1,17 +1,23 @@
 """Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
 
+import importlib
+import typing
+
 from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
 from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
+from odenet._backend.unconvert import unconvert
 from odenet._errors import (
     BackendUnavailableError,
+    ConversionError,
     DepthError,
     DeviceUnavailableError,
     DtypeError,
     FileError,
     GradientError,
+    GradientWarning,
     GridError,
     InputError,
     NonFiniteError,
@@ -21,6 +27,7 @@ from odenet._errors import (
     TableauError,
     UnknownNameError,
     UnsupportedError,
+    UselessGradientWarning,
 )
 from odenet._gradients.names import (
     GRADIENTS,
@@ -64,7 +71,9 @@ __all__ = [
     "BackendUnavailableError",
     "Backprop",
     "Checkpoint",
+    "ComparisonResults",
     "ContinuousAdjoint",
+    "ConversionError",
     "Cost",
     "Coupled",
     "DelegatedSolver",
@@ -83,6 +92,7 @@ __all__ = [
     "Gradient",
     "GradientError",
     "GradientName",
+    "GradientWarning",
     "Gradients",
     "Grid",
     "GridError",
@@ -110,17 +120,34 @@ __all__ = [
     "TableauError",
     "UnknownNameError",
     "UnsupportedError",
+    "UselessGradientWarning",
     "available",
     "backend",
     "check_gradients",
+    "compare",
     "gradient",
     "known",
     "load_weights",
+    "read_results",
     "save_weights",
     "solve",
     "solver",
+    "unconvert",
     "value_and_grad",
 ]
+
+
+if typing.TYPE_CHECKING:
+    from odenet._jobs.compare.call import ComparisonResults, compare, read_results
+
+_JOBS = {name: "odenet._jobs.compare.call" for name in ("ComparisonResults", "compare", "read_results")}
+"""Names that are imported when they are asked for: a job needs NumPy and more."""
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name in _JOBS:
+        return getattr(importlib.import_module(_JOBS[name]), name)
+    raise AttributeError(f"module 'odenet' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -27,10 +27,11 @@ from odenet import (
     Solution,
 )
 from odenet.kit import AnySolver, Arrays, Trainer, seconds, tree_leaves, tree_map
+from odenet_torch.conversion.convert import unconvert
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs.batch import mean_loss, on
-from odenet_torch.verbs.examine import examine
+from odenet_torch.verbs.examine import examine, trained
 from odenet_torch.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_torch.verbs.train import Descent
 
@@ -111,6 +112,10 @@ class TorchBackend(Backend):
             model.certificate,
         )
 
+    def trained(self, model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
+        """See `Backend`."""
+        return trained(model, batch, loss, steps, rate)
+
     def examine(
         self,
         model: nn.Module,
@@ -122,6 +127,10 @@ class TorchBackend(Backend):
     ) -> Sample:
         """See `Backend`. A model in training mode stays in it."""
         return examine(model, batch, loss, gradient, reversible)
+
+    def unconvert(self, model: nn.Module) -> nn.Module:
+        """See `Backend`."""
+        return unconvert(model)
 
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """See `Backend`."""

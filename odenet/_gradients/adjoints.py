@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from odenet._check import whole, yes_or_no
+from odenet._check import tolerance_or_none, whole, yes_or_no
 from odenet._errors import InputError
 from odenet._gradients.record import Cost, Gradient
 from odenet._names import lookup
@@ -33,8 +33,9 @@ class DiscreteAdjoint(Gradient):
             depth: O(N^-(order+1)) there, O(1/N) where they are not.
         anchors: keep every K-th state exactly, and go on from it: its step's VJP is exact and needs no prediction. None
             keeps none.
-        tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| is at
-            most this; a GradientError if `limit` evaluations do not reach it. Reads a number on the host in torch.
+        tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| of every
+            row is at most this; a GradientError if `limit` evaluations do not reach it, or if the certificate, which
+            knows what is left of all steps together, is larger. Reads a number on the host in torch.
         limit: of evaluations a step, with `tolerance`.
     """
 
@@ -72,9 +73,7 @@ class DiscreteAdjoint(Gradient):
             )
         if self.limit != 32 and self.tolerance is None:
             raise InputError(f"limit={self.limit} of discrete-adjoint without a tolerance", "limit with tolerance=")
-        number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
-        if self.tolerance is not None and not (number and 0 < self.tolerance < 1):
-            raise InputError(f"tolerance={self.tolerance!r}", "a number between 0 and 1, or None")
+        tolerance_or_none(self.tolerance)
 
     @property
     def extrapolates(self) -> bool:
@@ -112,14 +111,8 @@ class DiscreteAdjoint(Gradient):
         return Cost(evaluations, (predicted + steps) * solver.stages, evaluations, 1 + len(anchored))
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """The certificate; half as many times as there are steps to go back without an anchor, where not corrected.
-
-        Corrected, each VJP is taken at a point that is off by about the certificate, and what is left after the
-        correction is smaller. Uncorrected, these errors add up on the way back, to half their sum on average.
-        """
-        if certificate is None or self.correct:
-            return certificate
-        return certificate * max(1.0, min(steps, self.anchors or steps) / 2)
+        """The certificate, which knows how far errors have added up by the end of the way back."""
+        return certificate
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,90 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table as RichTable
 from rich.text import Text
 
+_GAP = 2  # spaces between columns
 _WIDTH = 200  # of output into a file or a pipe, which has no width of its own
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that fits the terminal, or is wide where there is none."""
+    """A console that fits the terminal or COLUMNS, or is wide where there is neither."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _WIDTH)
+    known = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()  # rich reads COLUMNS itself
+    return Console(stderr=stderr, highlight=False, width=None if known else _WIDTH)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that never drops or breaks a number: where its columns do not fit, rows are stacked, a line a cell.
+
+    Args:
+        title: above it.
+        headings: of the columns; one that begins with ">" is of numbers, to the right.
+        rows: the cells.
+        caption: below it.
+    """
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def fits(self, width: int) -> bool:
+        """Whether every column has the room that it needs: a number whole, a text its longest word."""
+        columns = range(len(self.headings))
+        return sum(self._least(column) + _GAP for column in columns) + 1 <= width
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.fits(options.max_width):
+            yield self._grid()
+        else:
+            yield from self._stacked()
+
+    def _grid(self) -> RichTable:
+        grid = RichTable(
+            title=Text(self.title, "bold"), caption=Text(self.caption), box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        grid.title_justify = grid.caption_justify = "left"
+        for index, heading in enumerate(self.headings):
+            grid.add_column(
+                Text(heading.removeprefix(">")),
+                justify="right" if heading.startswith(">") else "left",
+                no_wrap=self._whole(index),
+                min_width=self._least(index),
+                overflow="fold",
+            )
+        for row in self.rows:
+            grid.add_row(*map(Text, row))
+        return grid
+
+    def _stacked(self) -> Iterator[Text]:
+        yield Text(self.title, "bold")
+        first, *others = (heading.removeprefix(">").replace("\n", "") for heading in self.headings)
+        for row in self.rows:
+            yield Text(f"{first}: {row[0]}", overflow="fold")
+            for heading, cell in zip(others, row[1:], strict=True):
+                if cell:
+                    yield Text(f"  {heading}: {cell}" if heading else f"  {cell}", overflow="fold")
+        if self.caption:
+            yield Text(self.caption)
+
+    def _whole(self, column: int) -> bool:
+        return column == 0 or self.headings[column].startswith(">")
+
+    def _least(self, column: int) -> int:
+        cells = [self.headings[column].removeprefix(">"), *(row[column] for row in self.rows)]
+        parts = (cell.splitlines() if self._whole(column) else cell.split() for cell in cells)
+        return max((cell_len(part) for cell in parts for part in cell), default=0)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Table:
@@ -29,16 +98,4 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         rows: a cell for each column, of any type with a `str`.
         caption: below it.
     """
-    made = Table(title=Text(title, "bold"), caption=Text(caption), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    made.title_justify = made.caption_justify = "left"
-    for index, column in enumerate(columns):
-        number = column.startswith(">")
-        made.add_column(
-            Text(column.removeprefix(">")),
-            justify="right" if number else "left",
-            no_wrap=number or index == 0,
-            overflow="fold",
-        )
-    for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))
-    return made
+    return Table(title, columns, [[str(cell) for cell in row] for row in rows], caption)

@@ -10,7 +10,7 @@ from odenet.doctor.examination import OUTSIDE, Examination, Examinations
 from odenet.doctor.recommendation import recommended
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from odenet._report.terminal import Table
 
 MOST = 16
 """Layers shown in a table; the record has all."""
@@ -66,7 +66,7 @@ def rows(record: Examinations) -> list[list[str]]:
     lines = []
     for examination in record.examinations:
         cost = examination.cost
-        counts = (cost.f_forward, cost.f_backward, cost.vjp, cost.states) if cost is not None else (None,) * 4
+        counts = (cost.f_forward, cost.f_backward, cost.vjp, cost.kept) if cost is not None else (None,) * 4
         numbers = (
             examination.gradient_error,
             examination.cosine_distance,

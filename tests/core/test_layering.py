@@ -228,7 +228,8 @@ def test_a_backend_imports_the_public_names_and_the_kit_alone_of_the_core(packag
 def test_public_names_are_listed_and_there():
     assert len(set(odenet.__all__)) == len(odenet.__all__)
     public = {name for name, value in vars(odenet).items() if not name.startswith("_") and not _is_module(value)}
-    assert public == set(odenet.__all__)
+    assert public | set(odenet._JOBS) == set(odenet.__all__)
+    assert all(hasattr(odenet, name) for name in odenet.__all__)
 
 
 def _is_module(value):

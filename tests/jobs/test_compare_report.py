@@ -1,8 +1,10 @@
 import csv
+import dataclasses
 import html.parser
 import io
 import json
 import re
+import time
 from functools import cache
 
 import numpy as np
@@ -18,9 +20,12 @@ from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.page import page
 from odenet._jobs.compare.report import write_report
-from odenet._jobs.compare.results import Comparison, MeasuredGradient
+from odenet._jobs.compare.results import Comparison
+from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import tables
+from odenet._jobs.compare.verdict import verdict
+from odenet._jobs.flags import whole_numbers
 from odenet._report.figures import render
 from odenet._report.fit import fit
 from odenet._report.rows import to_json
@@ -330,3 +335,51 @@ def _error(folder, *more, kind, only=False):
 
 def test_labels_in_results_are_flags(fake):
     assert all(gradient(row.gradient).label == row.gradient for row in results(depths=(4,)).rows)
+
+
+def test_the_verdict_names_the_most_exact_of_the_methods_that_save_memory(fake):
+    done = results()
+    cost = {"backprop": (1000, 0.0), "discrete-adjoint": (210, 1e-5), "continuous-adjoint": (200, 5e-3)}
+    rows = tuple(
+        dataclasses.replace(
+            row, peak_bytes=cost[row.gradient][0], gradient_error=cost[row.gradient][1], step_seconds=1.0
+        )
+        for row in (dataclasses.replace(row, step_seconds=1.0) for row in done.rows)
+        if row.gradient in cost
+    )
+    text = verdict(dataclasses.replace(done, rows=rows))
+    assert "fake, euler, N=16: take discrete-adjoint; gradient error 1.0e-05, memory ×0.21 and time ×1.00" in text
+    wrong = tuple(dataclasses.replace(row, gradient_error=0.5) if row.gradient != "backprop" else row for row in rows)
+    assert "take backprop" in verdict(dataclasses.replace(done, rows=wrong))
+    assert "backprop was not measured" in verdict(dataclasses.replace(done, rows=rows[1:2]))
+
+
+def test_the_report_opens_with_the_verdict_and_then_the_figures(fake):
+    text = page(results(), {"gradient_error": "<svg>drawing</svg>"})
+    assert text.index("N=16: take ") < text.index("drawing") < text.index("How to read this")
+
+
+def test_seconds_are_those_of_the_clock(fake, quick, tmp_path):
+    start = time.perf_counter()
+    assert run(tmp_path, "--repeats", "1").exit_code == 0
+    taken = time.perf_counter() - start
+    done = Comparison.read(tmp_path)
+    assert done is not None
+    assert 0 < done.seconds <= taken
+
+
+def test_full_is_the_larger_grid_but_for_what_is_given(fake, quick, monkeypatch, tmp_path):
+    plans = []
+    monkeypatch.setattr(job, "compare", lambda plan, *rest: plans.append(plan) or 0)
+    for options in ([], ["--full"], ["--full", "--block", "linear", "--depth", "3"]):
+        assert CliRunner().invoke(job.command, ["--backend", "fake", *options, "--out", str(tmp_path)]).exit_code == 0
+    default, full = (dataclasses.replace(plan, backends=("fake",)) for plan in (job.DEFAULT, job.FULL))
+    assert plans == [default, full, dataclasses.replace(full, block="linear", depths=(3,))]
+
+
+@pytest.mark.parametrize(
+    ("text", "depths"),
+    [("64..1000", (64, 128, 256, 512, 1000)), ("4..16", (4, 8, 16)), ("5..5", (5,)), ("3..4", (3, 4))],
+)
+def test_a_range_of_depths_holds_both_its_ends(text, depths):
+    assert whole_numbers(text) == depths

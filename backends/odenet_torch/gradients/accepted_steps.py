@@ -11,15 +11,21 @@ from torch import Tensor
 
 from odenet import GradientError
 from odenet.kit import Leaves as AnyLeaves
-from odenet.kit import add
+from odenet.kit import add, alarm
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_second_derivatives, refuse_transforms, unhooked
-from odenet_torch.steps.adaptive import Forward
+from odenet_torch.gradients.adjoint import Adjoint, Kept, refuse_second_derivatives, refuse_transforms, unhooked
+from odenet_torch.gradients.stages import advance
+from odenet_torch.gradients.sums import Sums
+from odenet_torch.steps.adaptive import Forward, evaluation
 
 
 def plain(found: Forward, y0: Leaves) -> Leaves:
     """The outputs as autograd records the accepted steps: step sizes are numbers."""
+    run = found.run
+    run.field.recorded(run.layout.device, None)
+    if run.field.reads is not None:
+        found.walk.evaluate = evaluation(run)
     outputs, _ = found.pass_over(y0)
     return _stacked(outputs)
 
@@ -29,6 +35,7 @@ def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
     if not torch.is_grad_enabled():
         return plain(found, y0)
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
+    adjoint.alarm = alarm(next(iter(found.run.field.functions()), None))
     field = found.run.field.apart()
     replay = Replay.of(field, found.run.layout, 1, cut=True)
     run = dataclasses.replace(found.run, field=field, replay=replay)
@@ -69,7 +76,9 @@ class _Solve(torch.autograd.Function):
         outputs, states = found.pass_over(tensors[:count], adjoint.keeps_accepted, first)
         ctx.found, ctx.adjoint, ctx.count = found, adjoint, count
         ctx.indices = tuple(states)
+        ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])
+        ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
         stacked = _stacked(outputs)
         replay = found.run.replay
         if replay is not None:
@@ -105,9 +114,10 @@ class _Solve(torch.autograd.Function):
             else:
                 met, inside = joined(found, rows)
                 run = dataclasses.replace(run, inside=inside)
-                g = ctx.adjoint.back(run, Kept(states, ()), met, sums)
-        wanted = zip(ctx.weights, ctx.needs_input_grad[4 + count :], strict=True)
-        return (None, None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))
+                g = advance(ctx.adjoint.back(run, Kept(states, (), ctx.sketch), met, sums))
+                assert g is not None
+        wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[4 + count :], strict=True)
+        return (None, None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
 
 
 def joined(found: Forward, rows: list[Leaves]) -> tuple[dict[int, AnyLeaves], dict[int, list[tuple[float, Leaves]]]]:

@@ -20,13 +20,29 @@ from odenet import Checkpoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
 from odenet_torch.field.differentiating import hooked, refuses_hooks
-from odenet_torch.field.field import leaves, now
+from odenet_torch.field.field import BlockField, leaves, now
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.late_writes import run_to_the_end
 from odenet_torch.field.replay import Replay
+from odenet_torch.field.settled import settle
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps, hookless
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
+from odenet_torch.gradients.adjoint import (
+    KNOWN,
+    Adjoint,
+    Kept,
+    mark,
+    read,
+    refuse_transforms,
+    require_known,
+    standing,
+    zeros,
+)
+from odenet_torch.gradients.stages import Steps
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
+from odenet_torch.steps.direct import NotSettledError
 from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 
@@ -44,6 +60,11 @@ class Recomputation(Adjoint):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        if run.direct is not None and not hooked():
+            self.differentiable = True
+            return self.settled(run, run.direct, y0)
+        if run.direct is not None:  # what the caller's hooks are to see is saved by torch's checkpoint alone
+            raise NotSettledError
         if hookless.known(run.field):
             return super().solve(run, y0)
         before = hookless.Traces(run)
@@ -60,6 +81,7 @@ class Recomputation(Adjoint):
         """By torch's checkpoint, which hooks into what autograd saves."""
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
         states, y, since = {0: y0}, y0, now()
+        run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
             for first, end in self.method.parts(run.grid.steps):
                 states |= Part(run, replay, first, end)(y)
@@ -67,6 +89,8 @@ class Recomputation(Adjoint):
                 if first == 0:
                     replay.watch(leaves(y, since))
         replay.sides.finish()
+        if isinstance(run.field, BlockField):
+            settle(run.field, replay)
         return stacked(run, states)
 
     def keeps(self, run: Run) -> Iterable[int]:
@@ -83,7 +107,7 @@ class Recomputation(Adjoint):
 
         def saved(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+            return tensor.detach()
 
         if hookless.known(run.field):
             raise hookless.unmeasured()
@@ -105,21 +129,25 @@ class Recomputation(Adjoint):
         self.method = Checkpoint(states=self.method.affordable(state, stages))
         return first
 
+    def again_from(self, first: int) -> int:
+        """See `Adjoint.again_from`: a schedule, and a segment, run again from a kept state below."""
+        return first if self.method == Checkpoint() else 0
+
     def keeps_accepted(self, n: int) -> bool:
         """See `Adjoint.keeps_accepted`. A schedule needs to know how many steps there are: then they run once more."""
         return self.method == Checkpoint()
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         known = kept.states
         if isinstance(run.grid, Accepted):
             if self.method == Checkpoint():
-                return self.each(run, known, gradients, sums)
+                return (yield from self.each(run, known, gradients, sums))
             count = min(self.method.states or self.method.segments or 1, run.grid.steps)
             self.method = Checkpoint(states=max(count, 1))
             known = self.again(run, known[0])
         if self.method.states is None:
-            return self.segments(run, known, gradients, sums)
+            return (yield from self.segments(run, known, gradients, sums))
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for turn in schedule(run.grid.steps, self.method.states).turns:
             y = known[turn.origin]
@@ -129,9 +157,10 @@ class Recomputation(Adjoint):
                     known[n + 1] = y
             g = self.step(run, turn.step, y, g, gradients.get(turn.step), sums)
             known.pop(turn.step, None)
+            yield turn.step
         return g
 
-    def segments(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def segments(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """Back from segment to segment, whose first states are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for first, end in reversed(self.method.parts(run.grid.steps)):
@@ -139,14 +168,16 @@ class Recomputation(Adjoint):
                 known[n + 1] = add(known[n], run.increment(n, known[n]))
             for n in reversed(range(first, end)):
                 g = self.step(run, n, known.pop(n), g, gradients.get(n), sums)
+                yield n
         return g
 
-    def each(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def each(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """Back from state to state, all of which are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for n in reversed(range(run.grid.steps)):
             known.pop(n + 1)
             g = self.step(run, n, known[n], g, gradients.get(n), sums)
+            yield n
         return g
 
     def again(self, run: Run, y: Leaves) -> dict[int, Leaves]:
@@ -167,29 +198,45 @@ class Recomputation(Adjoint):
         The step is `y + D(y)` as in the forward pass, and what was added up so far enters as cotangents of y and of the
         weights themselves: autograd then adds in the order of backprop, to the last bit.
         """
-        since = now()
+        if run.settled is not None and run.settled.once(run.grid.steps) and met is None:
+            return Recomputation.known_step(run, n, y, g, sums)
+        since = mark(run)
         at, explicit, stand = standing(run, n, y)
         with torch.enable_grad():
             d, outputs, cotangents = run.piece(n, at, stand, g)
             z = add(at, d)
-        captured = run.field.read(n, run.grid.steps)
+        captured = read(run, n)
         reads, weights = (*stand.values(), *captured), (*explicit, *captured)
-        require_known(n, z, (*at, *reads), since)
+        if since != KNOWN:
+            require_known(n, z, (*at, *reads), since)
         # one tensor may be read in several ways: what was added up so far enters once
         once = {sums.place(weight): (leaf, weight) for leaf, weight in zip(reads, weights, strict=True)}
-        so_far = [(leaf, total) for leaf, weight in once.values() if (total := sums.total(weight)) is not None]
+        exact = [(leaf, weight) for leaf, weight in once.values() if weight.dtype not in HALF]
+        so_far = [(leaf, total) for leaf, weight in exact if (total := sums.total(weight)) is not None]
         inside = zip(outputs[len(d) :], cotangents[len(d) :], strict=True)
         pairs = [*zip(z, g, strict=True), *inside, *(zip(at, met, strict=True) if met is not None else ()), *so_far]
         outputs, cotangents = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
         totals: dict[Any, tuple[Tensor, Tensor]] = {}
         for weight, part in zip(weights, found[len(at) :], strict=True):
-            if part is not None:
+            if part is not None and weight.dtype in HALF:  # added up in another number type than its own
+                sums.add([weight], [part])
+            elif part is not None:
                 _, before = totals.get(place := sums.place(weight), (weight, None))
                 totals[place] = weight, part if before is None else before + part
         for weight, total in totals.values():
             sums.put(weight, total)
         return found[: len(at)]
+
+    @staticmethod
+    def known_step(run: Run, n: int, y: Leaves, g: AnyLeaves, sums: Sums) -> Leaves:
+        """The same where the step reads parameters of its own alone: nothing was added up for them so far."""
+        at, weights = y[0].detach().requires_grad_(), read(run, n)
+        with torch.enable_grad():
+            z = at + run.increment(n, (at,))[0]
+        found = torch.autograd.grad(z, (at, *weights), g[0], allow_unused=True)
+        sums.by_tensor.update((id(x), part) for x, part in zip(weights, found[1:], strict=True) if part is not None)
+        return found[:1]
 
 
 @dataclasses.dataclass
@@ -211,6 +258,8 @@ class Part:
                 y = add(y, self.run.increment(n, y))
                 if n + 1 in wanted:
                     found += y
+            if not self.replay.late.isdisjoint(range(self.first, self.end)):
+                run_to_the_end()
             return found
 
         found = checkpoint(

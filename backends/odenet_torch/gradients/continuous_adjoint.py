@@ -18,7 +18,9 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, standing, vjp, zeros
+from odenet_torch.gradients.stages import Steps
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Along
 from odenet_torch.steps.adaptive import Back, Forward
 from odenet_torch.steps.fixed import Run, Solve
@@ -32,6 +34,8 @@ Between = Callable[[float, Leaves], Leaves]
 class Costate(Adjoint):
     """The augmented system (y, a), backward from t1, by a solver and a step count of its own."""
 
+    by_steps = False
+
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats) -> None:
         super().__init__(stats)
         self.method = method
@@ -41,7 +45,7 @@ class Costate(Adjoint):
         """See `Adjoint.keeps`."""
         return range(run.grid.steps + 1) if self.method.interpolate else (*run.grid.kept, run.grid.steps)
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
@@ -55,6 +59,7 @@ class Costate(Adjoint):
             if n in meets:
                 y = kept.states.get(meets[n], y)
                 a = add(a, gradients[meets[n]]) if meets[n] in gradients else a
+            yield n * forward // steps
         return a
 
     def between(self, run: Run, n: int, states: dict[int, Leaves]) -> Between:

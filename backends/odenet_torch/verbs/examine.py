@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from odenet import Gradient, InputError, Part, Sample, Stats
-from odenet.kit import Place, made_reversible, places
+from odenet import Backprop, Gradient, InputError, Part, Sample, Stats
+from odenet.kit import Place, made_reversible, places, quiet
+from odenet_torch.conversion.attached import Attached
 from odenet_torch.conversion.converted import FirstOfRun
+from odenet_torch.conversion.layer_run import ConvertedRun
 from odenet_torch.nets.modules import NeuralODE, OdeNet, ResidualStack
 from odenet_torch.verbs.batch import on, scalar
 
-Solved = ResidualStack | NeuralODE | OdeNet
+Solved = ResidualStack | NeuralODE | OdeNet | ConvertedRun
 SOLVED = (ResidualStack, NeuralODE, OdeNet)
 
 
@@ -30,7 +33,13 @@ def examine(
     example = next(iter(named.values()))
     inputs, target = on(example, batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
     stats: dict[str, list[Stats]] = {name: [] for name in solves}
-    with unchanged(model, solves), torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as hooks:
+    with (
+        unchanged(model, solves),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        quiet(),
+        contextlib.ExitStack() as hooks,
+    ):
         for name, module in solves.items():
             module.gradient = gradient
             module.solver = made_reversible(module.solver) if reversible else module.solver
@@ -53,13 +62,42 @@ def examine(
     return Sample(value.item(), gradients, weights, tuple(parts), _coarsest(named))
 
 
+def trained(model: nn.Module, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> nn.Module:
+    """See `Backend.trained`."""
+    made = copy.deepcopy(model)
+    solves = solved(made)
+    parameters = [p for p in made.parameters() if p.requires_grad]
+    inputs, target = on(parameters[0], batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
+    descent = torch.optim.Adam(parameters, rate)
+    # the copy shares no buffer with the model, and the random state is put back
+    with unchanged(made, solves), torch.inference_mode(False), torch.enable_grad():
+        for module in solves.values():
+            module.gradient = Backprop()
+        for _ in range(steps):
+            descent.zero_grad()
+            scalar(loss, made(inputs), target).backward()
+            descent.step()
+    descent.zero_grad()
+    return made
+
+
 def solved(model: nn.Module) -> dict[str, Solved]:
-    """The solves in a model by path; "" for the model itself, "layers.0.stack" for a run of converted layers.
+    """The solves in a model by path; "" for the model itself, "layers.0.odenet_run" for a run of converted layers.
+
+    Of converted layers those that can be undone, if there are any: the others keep their own method.
 
     Raises:
         InputError: there are none.
     """
     found: dict[str, Solved] = {}
+    runs: dict[int, ConvertedRun] = {}
+    layers = [
+        (name, module, module.odenet_run) for name, module in model.named_modules() if isinstance(module, Attached)
+    ]
+    for name, module, run in [each for each in layers if each[2].why is None] or layers:
+        if id(run) not in runs:
+            runs[id(run)] = found[f"{name}.odenet_run" if name else "odenet_run"] = ConvertedRun(run)
+        runs[id(run)].blocks.append(module)
     for name, module in model.named_modules():
         if isinstance(module, FirstOfRun):
             found[f"{name}.stack" if name else "stack"] = module.stack  # which is no submodule of its own
@@ -116,11 +154,11 @@ def _layers(name: str, module: Solved, names: Mapping[int, str]) -> tuple[Any, t
     if isinstance(module, OdeNet):
         prefix = f"{name}." if name else ""
         return module.spec.along, places(module.spec, prefix)
-    blocks = list(module.blocks) if isinstance(module, ResidualStack) else [module.field]
+    blocks = list(module.blocks) if isinstance(module, ResidualStack | ConvertedRun) else [module.field]
     layers = tuple(
         {key: (names[id(p)], None) for key, p in block.named_parameters() if id(p) in names} for block in blocks
     )
-    return (module.along if isinstance(module, ResidualStack) else "shared"), layers
+    return (module.along if isinstance(module, ResidualStack | ConvertedRun) else "shared"), layers
 
 
 def _numpy(tensor: torch.Tensor) -> Any:

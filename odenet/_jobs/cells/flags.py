@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,57 +11,65 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.cells.grid import Plan
 from odenet._nets.spec import BLOCKS
 
-_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Plan)}
 _PLURAL = {name: f"{name}s" for name in ("backend", "solver", "gradient", "depth")}
 Decorator = Callable[[Any], Any]
 
 
-def grid_flags(
-    depth: str, backend: str = "torch,jax", solver: str = "euler,heun,rk4", gradient: str | None = None
-) -> Decorator:
-    """`--backend --solver --gradient --depth --dtype --device --seed` with these defaults."""
-    labels = gradient or ",".join(each.label for each in _DEFAULTS["gradients"])
+def grid_flags(plan: Plan) -> Decorator:
+    """`--backend --solver --gradient --depth --dtype --device --seed`, by default this plan's."""
     flags = (
-        _flags.backends(backend),
-        _flags.solvers(solver),
-        _flags.gradients(labels),
-        _flags.depths(depth),
-        _flags.dtype(_DEFAULTS["dtype"]),
+        _flags.backends(",".join(plan.backends)),
+        _flags.solvers(",".join(solver.label for solver in plan.solvers)),
+        _flags.gradients(",".join(gradient.label for gradient in plan.gradients)),
+        _flags.depths(",".join(map(str, plan.depths))),
+        _flags.dtype(plan.dtype),
         _flags.device(),
         _flags.seed(),
     )
     return lambda command: _apply(command, flags)
 
 
-def network_flags(command: Any) -> Any:
-    """`--batch --block --width --norm --activation --start --along`."""
+def network_flags(plan: Plan) -> Decorator:
+    """`--batch --block --width --norm --activation --start --along`, by default this plan's."""
     flags = (
-        number("--batch", "Images in the batch, 1 to 1797."),
-        choice("--block", BLOCKS, "Kind of block."),
-        number("--width", "Channels (conv) or features."),
-        choice("--norm", ("group", "none"), "Normalisation of conv blocks."),
-        choice("--activation", ("relu", "tanh"), "Activation; a smooth one shows the order of a method most clearly."),
-        choice("--start", ("smooth", "independent", "zero"), "Weights: a smooth function of depth, or layer by layer."),
-        choice("--along", ("auto", "piecewise", "linear", "shared"), "Weights along depth; auto: by solver."),
+        number("--batch", "Images in the batch, 1 to 1797.", plan),
+        choice("--block", BLOCKS, "Kind of block.", plan),
+        number("--width", "Channels (conv) or features.", plan),
+        choice("--norm", ("group", "none"), "Normalisation of conv blocks.", plan),
+        choice(
+            "--activation", ("relu", "tanh"), "Activation; a smooth one shows the order of a method most clearly.", plan
+        ),
+        choice(
+            "--start",
+            ("smooth", "independent", "zero"),
+            "Weights: a smooth function of depth, or layer by layer.",
+            plan,
+        ),
+        choice("--along", ("auto", "piecewise", "linear", "shared"), "Weights along depth; auto: by solver.", plan),
     )
-    return _apply(command, flags)
+    return lambda command: _apply(command, flags)
 
 
-def number(flag: str, text: str) -> Decorator:
+def number(flag: str, text: str, plan: Plan) -> Decorator:
     """A whole number of at least 1, by default the plan's."""
-    default = _DEFAULTS[flag.removeprefix("--")]
-    return click.option(flag, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+    default = getattr(plan, flag.removeprefix("--"))
+    return click.option(flag, type=_flags.Whole(1), default=default, show_default=True, help=text)
 
 
-def choice(flag: str, names: tuple[str, ...], text: str) -> Decorator:
+def choice(flag: str, names: tuple[str, ...], text: str, plan: Plan) -> Decorator:
     """One of some names, by default the plan's."""
-    default = _DEFAULTS[flag.removeprefix("--")]
+    default = getattr(plan, flag.removeprefix("--"))
     return click.option(flag, type=click.Choice(names), default=default, show_default=True, help=text)
 
 
 def plan_of(options: Mapping[str, Any]) -> Plan:
     """The plan that these flags ask for; flags are singular (`--solver`), a plan's fields are not."""
-    return Plan(**{_PLURAL.get(name, name): value for name, value in options.items()})
+    return Plan(**{plan_field(name): value for name, value in options.items()})
+
+
+def plan_field(option: str) -> str:
+    """The field of a plan that an option sets."""
+    return _PLURAL.get(option, option)
 
 
 def _apply(command: Any, flags: tuple[Decorator, ...]) -> Any:

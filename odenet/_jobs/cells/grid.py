@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -10,12 +11,14 @@ from odenet._backend import registry as _registry
 from odenet._errors import InputError
 from odenet._gradients.names import Backprop, Gradient, gradient
 from odenet._jobs.cells.plan import CellPlan
+from odenet._jobs.cells.resume import reading
 from odenet._names import lookup
 from odenet._nets.spec import Block, NetSpec
 from odenet._solvers.names import AnySolver, solver
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
 Key = tuple[str, str, str, int]
+_STARTS = {name: name for name in ("smooth", "independent", "zero")}
 _ALONG = {name: name for name in ("auto", "piecewise", "linear", "shared")}
 
 
@@ -52,6 +55,8 @@ class Plan(CellPlan):
         batch: number of images.
         block, width, norm, activation: of the network, see `NetSpec`. An mlp block has `width` hidden features.
         start: of the weights, see `NetSpec.init`. "smooth" weights have a limit as N grows, so that orders in N exist.
+        network: a whole spec in the place of block, width, norm and activation; depth and weights along depth are the
+            plan's.
         along: weights along depth; "auto" takes "piecewise" for euler (a ResNet of N blocks) and "linear" for every
             other solver (HeunNet reads w[n] and w[n+1]: N steps between N+1 nodes).
         repeats: how often each cell is timed; the median counts.
@@ -81,10 +86,12 @@ class Plan(CellPlan):
     start: Literal["smooth", "independent", "zero"] = "smooth"
     along: Along = "auto"
     repeats: int = 3
+    network: NetSpec | None = None
 
     def __post_init__(self) -> None:
         self.check("a comparison")
         lookup("kind of weights along depth", self.along, _ALONG)
+        lookup("start of the weights", self.start, _STARTS)
         for name in ("batch", "repeats"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -97,6 +104,8 @@ class Plan(CellPlan):
         along = self.along
         if along == "auto":
             along = "piecewise" if solver.name == "euler" else "linear"
+        if self.network is not None:
+            return dataclasses.replace(self.network, depth=depth, along=along)
         return NetSpec(
             block=self.block,
             depth=depth,
@@ -134,7 +143,17 @@ class Plan(CellPlan):
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: names instead of records, and the reference backend of each solver."""
-        return super().to_json() | {"reference": {each.label: self.reference(each) for each in self.solvers}}
+        network = self.network and dataclasses.asdict(self.network)
+        references = {solver.label: self.reference(solver) for solver in self.solvers}
+        return super().to_json() | {"network": network, "reference": references}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """The plan that `to_json` wrote."""
+        with reading("the plan in these results", "a plan that odenet wrote"):
+            network = plain.get("network")
+            spec = None if network is None else NetSpec(**network)
+        return super().from_json({**plain, "network": spec})
 
     def changed_from(self, old: Plan) -> list[str]:
         """Another network, data, number type or reference, in words."""

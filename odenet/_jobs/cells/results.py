@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from odenet._errors import FileError, InputError
-from odenet._files import write_text
+from odenet._errors import InputError
+from odenet._files import rename, write_text
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.cells.plan import CellPlan, KeyedCell
 from odenet._jobs.cells.row import CellRow
@@ -29,11 +28,13 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         plan: what is to be done.
         machine: as `odenet._report.machine.machine` tells it.
         rows: one a finished cell.
+        seconds: that the job took so far, by the clock: cells that run side by side are counted once.
     """
 
     plan: AnyPlan
     machine: Mapping[str, str]
     rows: tuple[AnyRow, ...] = ()
+    seconds: float = 0.0
 
     form: ClassVar[str]
     """The format, as results.json names it."""
@@ -54,10 +55,11 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         done = {row.key for row in self.rows}
         return sum(cell.key not in done for cell in self.plan.cells())
 
-    def add(self, row: AnyRow) -> Self:
-        """With this row in its place in the plan's order."""
+    def add(self, row: AnyRow, seconds: float = 0.0) -> Self:
+        """With this row in its place in the plan's order, and the seconds that went by since the last one."""
         by_key = {each.key: each for each in self.rows} | {row.key: row}
-        return replace(self, rows=tuple(by_key[cell.key] for cell in self.plan.cells() if cell.key in by_key))
+        rows = tuple(by_key[cell.key] for cell in self.plan.cells() if cell.key in by_key)
+        return replace(self, rows=rows, seconds=self.seconds + seconds)
 
     def resumed(self, plan: AnyPlan, machine: Mapping[str, str]) -> Self:
         """These results as the beginning of `plan` on `machine`.
@@ -81,6 +83,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
             "complete": self.missing() == 0,
             "plan": self.plan.to_json(),
             "machine": dict(self.machine),
+            "seconds": self.seconds,
             "columns": columns(self.row_kind),
             "rows": [to_json(row) for row in self.rows],
         }
@@ -90,7 +93,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         """The results that `to_json` wrote."""
         rows: Any = tuple(from_json(cls.row_kind, row) for row in plain["rows"])
         plan: Any = cls.plan_kind.from_json(plain["plan"])
-        return cls(plan, plain["machine"], rows)
+        return cls(plan, plain["machine"], rows, float(plain.get("seconds", 0.0)))
 
     def text(self) -> str:
         """All of it as JSON."""
@@ -128,11 +131,6 @@ def set_aside(folder: Path) -> list[Path]:
     for name in (CSV, JSON):
         path = folder / name
         target = path.with_name(f"{path.stem}.previous{path.suffix}")
-        try:
-            os.replace(path, target)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise FileError(f"{path} cannot be renamed ({error})", "a folder you may write to") from error
-        moved.append(target)
+        if rename(path, target):
+            moved.append(target)
     return moved

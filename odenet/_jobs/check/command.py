@@ -18,6 +18,7 @@ from odenet._backend.seam import Backend
 from odenet._files import require_writable, write_text
 from odenet._gradients.names import Backprop
 from odenet._gradients.record import Gradient
+from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.data.digits import batch
@@ -27,6 +28,7 @@ from odenet._report.rows import plain
 from odenet._report.terminal import console
 from odenet._report.units import error
 from odenet._solvers.names import AnySolver
+from odenet._solvers.names import solver as solver_named
 from odenet.doctor.checkup import diagnose
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import OUTSIDE, Examination
@@ -34,6 +36,7 @@ from odenet.doctor.tables import tables
 
 TOLERANCE = 1e-2
 """Of the recommended method, where none is given."""
+DEFAULT = Plan(solvers=(solver_named("euler"),), depths=(16,))
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,8 @@ class _Examined:
 
 
 @click.command("check", context_settings={"help_option_names": ["-h", "--help"]})
-@grid_flags(depth="16", solver="euler")
-@network_flags
+@grid_flags(DEFAULT)
+@network_flags(DEFAULT)
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
@@ -147,7 +150,7 @@ class _Examined:
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=_flags.Real(min=0),
     help=f"Exit with 1 if a whole gradient's relative error is above this; the verdict takes {TOLERANCE:g} without it.",
 )
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file.")

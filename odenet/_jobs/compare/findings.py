@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from odenet._jobs.cells.grid import Plan
-from odenet._jobs.compare.results import Comparison, MeasuredGradient
+from odenet._jobs.compare.results import Comparison
+from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
 from odenet._report.fit import STRAIGHT
 from odenet._report.units import error, factor, seconds

@@ -19,7 +19,7 @@ from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients.names import Backprop, Cost
 from odenet._jobs.cells.grid import Cell, Plan
 from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
-from odenet._jobs.compare.results import MeasuredGradient as Row
+from odenet._jobs.compare.row import MeasuredGradient as Row
 from odenet._jobs.data.digits import batch
 from odenet._nets.spec import NetSpec
 from odenet._report.difference import cosine_distance, flat, largest, relative
@@ -27,8 +27,13 @@ from odenet._solvers.delegated import DelegatedSolver
 from odenet._solvers.names import AnySolver
 
 
-def measure(plan: Plan, cells: Iterable[Cell]) -> Iterator[Row]:
+def measure(plan: Plan, cells: Iterable[Cell], data: tuple[np.ndarray, np.ndarray] | None = None) -> Iterator[Row]:
     """One row for each of these cells, as soon as it is done.
+
+    Args:
+        plan: what they belong to.
+        cells: which of its cells.
+        data: inputs (images, *shape) and labels (images,); None for the plan's digits.
 
     A cell that cannot be run still has its row, whose status says why: `not offered` (the backend has no such pair, or
     no networks), `not available` (its framework is not installed), or the error; the other cells go on.
@@ -37,7 +42,7 @@ def measure(plan: Plan, cells: Iterable[Cell]) -> Iterator[Row]:
         FileError: the digits cannot be loaded.
         InputError: a batch larger than the data.
     """
-    inputs, labels = batch(plan.batch, plan.seed)
+    inputs, labels = data if data is not None else batch(plan.batch, plan.seed)
     references = _References(plan, inputs, labels)
     waiting = list(cells)
     with ThreadPoolExecutor(ABREAST) as pool:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from odenet._jobs.compare.findings import Finding, findings
-from odenet._jobs.compare.results import COLUMNS, Comparison, MeasuredGradient
+from odenet._jobs.compare.results import Comparison
+from odenet._jobs.compare.row import COLUMNS, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import columns, depths_of, line, title
+from odenet._jobs.compare.verdict import verdict
 from odenet._report.html import details, document, figure, header, section
 from odenet._report.style import INK, colours, name
 from odenet._report.units import seconds
@@ -37,12 +39,18 @@ def page(results: Comparison, figures: Mapping[str, str]) -> str:
     how_many = f"{measured} of {len(plan.cells())} cells measured in {seconds(results.seconds)}"
     parts = [
         header("odenet compare", (lead, how_many)),
-        section("How to read this", _list(findings(results))),
+        f"<p><strong>{escape(verdict(results))}</strong></p>",
         *(figure(figures[each], caption) for each, caption in _CAPTIONS.items() if each in figures),
+        section("How to read this", _list(findings(results))),
         section("Errors, orders and costs", _summary(results.rows)),
         *details(results.rows, COLUMNS, "heun jax N=64 …", plan.to_json(), results.machine),
     ]
     return document("odenet compare", parts)
+
+
+def notebook(results: Comparison) -> str:
+    """The verdict and the table of errors, orders and costs, as a notebook shows them."""
+    return f"<p><strong>{escape(verdict(results))}</strong></p>{_summary(results.rows)}"
 
 
 def _list(found: Iterable[Finding]) -> str:

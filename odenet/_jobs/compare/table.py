@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
-from odenet._jobs.compare.results import MeasuredGradient
+from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
-from odenet._report.terminal import table
+from odenet._report.terminal import Table, table
 from odenet._report.units import error, seconds, size
 
 
@@ -70,9 +69,9 @@ def title(found: Sequence[Curve]) -> str:
 def _table(found: Sequence[Curve], screen: Console) -> Table:
     depths, ends = depths_of(found)
     for shown, cost in ((depths, ends), (ends, ends), (ends, ends[-1:])):
-        made = table(title(found), columns(shown, cost), [line(curve, shown, cost) for curve in found])
-        if screen.measure(made, options=screen.options.update(width=10_000)).maximum <= screen.width:
-            return made
+        candidate = table(title(found), columns(shown, cost), [line(curve, shown, cost) for curve in found])
+        if candidate.fits(screen.width):
+            return candidate
     short = [[*cells[:-3], *cells[-2:-1]] for cells in (line(curve, ends, ends[-1:]) for curve in found)]
     heads = columns(ends, ends[-1:])
     return table(title(found), [*heads[:-3], *heads[-2:-1]], short)

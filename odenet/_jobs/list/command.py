@@ -10,14 +10,13 @@ from importlib import metadata
 from typing import Any
 
 import click
-from rich.table import Table
 
 from odenet._backend import registry as _registry
 from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import backend, broken, known
 from odenet._gradients.names import ALIASES as GRADIENT_ALIASES
 from odenet._gradients.names import GRADIENTS, Backprop, ContinuousAdjoint
-from odenet._report.terminal import console, table
+from odenet._report.terminal import Table, console, table
 from odenet._solvers.delegated import DelegatedSolver
 from odenet._solvers.family import StagedSolver
 from odenet._solvers.names import ALL_SOLVERS

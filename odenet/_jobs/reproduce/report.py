@@ -11,7 +11,6 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from odenet._files import write_atomically, write_text
 from odenet._jobs.reproduce.reproduction import Point, Reproduction
@@ -19,7 +18,7 @@ from odenet._jobs.reproduce.results import ReproductionPoints
 from odenet._jobs.reproduce.verdict import Verdict
 from odenet._report.figures import canvas, rc, render
 from odenet._report.html import REPORT, document, facts, figure, header, section
-from odenet._report.terminal import table
+from odenet._report.terminal import Table, table
 from odenet._report.units import seconds
 
 VERDICTS = "verdicts.json"

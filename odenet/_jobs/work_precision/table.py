@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from odenet._jobs.cells.row import OK
 from odenet._jobs.work_precision.results import AdaptiveSolve
-from odenet._report.terminal import table
+from odenet._report.terminal import Table, table
 from odenet._report.units import error, seconds
 from odenet._test_problems.named import PROBLEMS
 from odenet._test_problems.reference import reference

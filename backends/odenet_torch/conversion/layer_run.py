@@ -1,0 +1,160 @@
+"""Layers that were converted together: how their gradient is taken, and what that took."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from odenet import (
+    Backprop,
+    Checkpoint,
+    ConversionError,
+    DiscreteAdjoint,
+    Gradient,
+    Grid,
+    InputError,
+    Stats,
+    UnsupportedError,
+)
+from odenet.kit import Alarm, AnySolver
+from odenet.kit import gradient as gradient_named
+from odenet.kit import solver as solver_named
+from odenet_torch.field.field import Field, Stand
+from odenet_torch.gradients.certificate import Errors, certify
+from odenet_torch.steps.fixed import Run
+
+_EULER = solver_named("euler")
+
+
+def layerwise(gradient: Gradient) -> bool:
+    """Whether a method can be followed from layer to layer, each of which computes its own output."""
+    if isinstance(gradient, DiscreteAdjoint):
+        return not gradient.extrapolates
+    return isinstance(gradient, Backprop) or gradient == Checkpoint()
+
+
+class _Names(Field):
+    """What tells the names of layers, for messages."""
+
+    depth = None
+
+    def __init__(self, errors: Sequence[tuple[int, str, Any]]) -> None:
+        self.names = {step: name for step, name, _ in errors}
+
+    def __call__(self, t: Any, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        raise AssertionError("layers are called by the model")
+
+    def modules(self, n: int, position: float, steps: int) -> Sequence[Any]:
+        return [(self.names[n], None)] if n in self.names else ()
+
+
+class LayerRun:
+    """The layers that were converted together: how their gradient is taken, and what that took.
+
+    Args:
+        gradient: a record: backprop, checkpoint without an option, or a discrete adjoint that does not extrapolate.
+        steps: how many residual branches the layers have together; for exact methods, how many layers.
+        tolerance: how far the sum of a layer's branches may be from what the layer returns.
+        why: why the layers cannot be undone; None where they can.
+    """
+
+    along = "piecewise"
+
+    def __init__(self, gradient: Gradient, steps: int, tolerance: float, why: InputError | None = None) -> None:
+        self.steps, self.tolerance, self.why = steps, tolerance, why
+        self.errors: list[tuple[int, str, torch.Tensor]] = []
+        self.gradient = gradient
+
+    @property
+    def gradient(self) -> Gradient:
+        """The method; another one may be set."""
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, gradient: Gradient | str) -> None:
+        record = gradient_named(gradient)
+        if not layerwise(record):
+            raise UnsupportedError(
+                f"gradient={record.label!r} for converted layers that compute their own outputs",
+                "backprop, checkpoint without an option, discrete-adjoint without predictor=extrapolate",
+                f"unconvert the model, and convert it with gradient={record.label!r}",
+            )
+        if self.why is not None and isinstance(record, DiscreteAdjoint):
+            raise ConversionError(self.why.given, self.why.allowed, "take gradient='checkpoint' for these layers")
+        self._gradient = record
+        self.stats = Stats("torch", _EULER.label, record.label, self.steps, self.steps)
+
+    @property
+    def solver(self) -> AnySolver:
+        """Euler's method: the model itself."""
+        return _EULER
+
+    @solver.setter
+    def solver(self, solver: AnySolver) -> None:
+        if solver.label != _EULER.label:
+            raise UnsupportedError(
+                f"solver={solver.label!r} for converted layers that compute their own outputs",
+                "euler",
+                f"unconvert the model, and convert it with solver={solver.label!r}",
+            )
+
+    def forget(self) -> None:
+        """A chain of layers begins."""
+        self.stats = dataclasses.replace(self.stats, residual=None)
+        self.errors = []
+
+    def note(self, step: int, layer: nn.Module, stats: Stats) -> None:
+        """A layer was gone back through, whose first branch is `step` in its chain."""
+        before = self.stats.residual
+        if stats.residual is not None:
+            self.errors.append((step, type(layer).__name__, stats.residual))
+            self.stats.residual = stats.residual if before is None else torch.maximum(before, stats.residual)
+
+    def certify(self, alarm: Alarm | None, run: Run) -> None:
+        """The way back has come to where a chain began: what was noted is said if it is large."""
+        steps = max((step for step, *_ in self.errors), default=0) + run.grid.steps
+        grid = Grid(0.0, float(steps), steps, (steps,))
+        errors = Errors(dataclasses.replace(run, field=_Names(self.errors), grid=grid))
+        for step, _, error in self.errors:
+            errors.add(error, step)
+            errors.worst()  # steps may be left out between this and the next
+        certify(self.stats, alarm, errors)
+
+    @property
+    def certificate(self) -> float | None:
+        """The largest reconstruction residual since the first layer was called last (see `odenet.Stats`)."""
+        return self.stats.certificate
+
+    def __repr__(self) -> str:
+        return f"LayerRun(gradient={self.gradient.label}, steps={self.steps})"
+
+
+class ConvertedRun:
+    """Converted layers that compute their own outputs, looked at as one solve.
+
+    Args:
+        run: what they share.
+    """
+
+    along = "piecewise"
+
+    def __init__(self, run: LayerRun) -> None:
+        self.run = run
+        self.blocks: list[nn.Module] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["run"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("gradient", "solver", "stats"):
+            setattr(self.run, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def register_forward_hook(self, hook: Callable[..., None]) -> Any:
+        """After the last of them has run, the hook is called with this in the place of the module."""
+        return self.blocks[-1].register_forward_hook(lambda module, *rest: hook(self, *rest))
