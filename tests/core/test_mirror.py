@@ -93,6 +93,7 @@ ALONE = {
         "gradients/raised.py",  # errors that a compiled program finds when it runs
         "nets/convolution.py",
         "steps/adaptive_loop.py",
+        "field/unwritten.py",  # in torch field/written_on.py, which asks version counters
         "steps/clock.py",  # times of float32: torch has them as Python floats
         "steps/record.py",
         "verbs/certificate.py",
@@ -122,12 +123,12 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         },
         {"Times", "moving", "of_times"},
     ),
-    "steps/tolerance.py": (set(), {"tolerance"}),
+    "steps/tolerance.py": (set(), {"scaled", "tolerance"}),
     "steps/size_control.py": (
         {"On", "Step", "Walk", "beside"},
         {"Pace", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
-    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "only"}),
+    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "gated", "only"}),
     "gradients/accepted_steps.py": (
         {"joined", "plain", "solve"},
         {"Again", "Cotangents", "Stretch", "WayBack", "piece"},
