@@ -39,4 +39,5 @@ def few_objects_to_collect() -> None:
     gc.collect()
     gc.freeze()
 
+
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and what is printed into a pipe would be as narrow
