@@ -45,7 +45,7 @@ def rows() -> Iterator[dict[str, Any]]:
     """One row a backend, solver and method."""
     for backend in ("torch", "jax"):
         for solver, methods in METHODS.items():
-            for weights in ("smooth", "independent") if solver == "euler" else ("smooth",):
+            for weights in ("smooth", "independent"):
                 exact = {n: cases.network_gradient(backend, solver, "backprop", n, weights)[0] for n in DEPTHS}
                 for method in methods:
                     found = [cases.network_gradient(backend, solver, method, n, weights)[0] for n in DEPTHS]

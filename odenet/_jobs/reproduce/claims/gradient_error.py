@@ -11,14 +11,16 @@ from odenet._jobs.reproduce.digits_network import DigitsNetwork
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
 from odenet._jobs.reproduce.methods import CORRECTED, EXTRAPOLATED, HEUNNET, METHODS, NETS, PAPER, RESNET
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
-from odenet._jobs.reproduce.verdict import Verdict, below, changes, from_depth, medians
+from odenet._jobs.reproduce.thresholds import thresholds
+from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, falls_at_least, from_depth, smaller
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _METHODS = {name: METHODS[name] for name in (PAPER, CORRECTED, EXTRAPOLATED)}
 LOSS, ACCURACY, SMOOTHNESS = "loss at the end", "accuracy on what it was trained on", "smoothness"
-_DEEP = 8  # with long steps, kinks of ReLU decide which method is nearer
+LIMITS = thresholds("gradient-error")
+_DEEP = int(LIMITS["correction_from_depth"])
 _STEPS = (25, 50, 50)  # of training: quick, reduced, paper
 
 
@@ -64,14 +66,25 @@ def _layers(points: Sequence[Point], curve: str, method: str, depth: int) -> lis
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Who is nearer, and that depth helps."""
-    error = {  # medians: where a rebuilt state is on the other side of a ReLU's kink, a single gradient jumps
-        (curve, method): medians(values(points, curve, method)) for curve in NETS for method in _METHODS
-    }
+    error = {(curve, method): values(points, curve, method) for curve in NETS for method in _METHODS}
+    resnet, heunnet = error[RESNET, PAPER], error[HEUNNET, PAPER]
+    part = LIMITS["fewer_layers"]
     return (
-        *(changes(f"{curve}, {PAPER}: the error falls with depth", error[curve, PAPER], most=0.5) for curve in NETS),
-        below("HeunNet's error is below ResNet's (paper)", error[HEUNNET, PAPER], error[RESNET, PAPER]),
         *(
-            below(
+            falls_at_least(
+                f"{curve}, {PAPER}: the error falls with depth", error[curve, PAPER], LIMITS[f"{name}_order"]
+            )
+            for curve, name in ((RESNET, "resnet"), (HEUNNET, "heunnet"))
+        ),
+        smaller("HeunNet's error is below ResNet's (paper)", heunnet, resnet, bad={"ResNet's own": resnet}),
+        smaller(
+            f"HeunNet needs fewer layers: with {part:g} N its gradient is as near as a ResNet's with N (paper)",
+            _of_part(heunnet, part),
+            from_depth(resnet, min(_of_part(heunnet, part), default=1)),
+            bad={"a ResNet of as few": _of_part(resnet, part)},
+        ),
+        *(
+            smaller(
                 f"{curve}: the correction helps from N={_DEEP} on",
                 from_depth(error[curve, CORRECTED], _DEEP),
                 error[curve, PAPER],
@@ -79,6 +92,11 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
             for curve in NETS
         ),
     )
+
+
+def _of_part(over_seeds: OverSeeds, part: float) -> dict[int, Sequence[float]]:
+    """By N, what a network of that part of the layers has, where there is one."""
+    return {n: over_seeds[int(part * n)] for n in over_seeds if part * n in over_seeds}
 
 
 REPRODUCTION = Reproduction(
