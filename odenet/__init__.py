@@ -4,6 +4,7 @@ import importlib
 import typing
 
 from odenet._backend.entry import BackendEntry
+from odenet._backend.profile import Choices, Profile, Profiles
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
 from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
@@ -15,6 +16,7 @@ from odenet._errors import (
     DtypeError,
     FileError,
     GradientError,
+    GradientWarning,
     GridError,
     InputError,
     NonFiniteError,
@@ -27,6 +29,7 @@ from odenet._errors import (
 )
 from odenet._gradients.names import (
     GRADIENTS,
+    Auto,
     Backprop,
     Checkpoint,
     ContinuousAdjoint,
@@ -51,9 +54,12 @@ from odenet._solvers.names import SOLVERS, solver
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
+from odenet.doctor.auditor import Audit, Auditor
 from odenet.doctor.checkup import check_gradients
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import Examination
+from odenet.doctor.plan import Plan
+from odenet.doctor.planning import Audited, audit, plan
 
 __version__ = "0.1.0"
 
@@ -61,12 +67,17 @@ __all__ = [
     "GRADIENTS",
     "SOLVERS",
     "AsynchronousLeapfrog",
+    "Audit",
+    "Audited",
+    "Auditor",
+    "Auto",
     "Backend",
     "BackendEntry",
     "BackendName",
     "BackendUnavailableError",
     "Backprop",
     "Checkpoint",
+    "Choices",
     "ComparisonResults",
     "ContinuousAdjoint",
     "Cost",
@@ -87,6 +98,7 @@ __all__ = [
     "Gradient",
     "GradientError",
     "GradientName",
+    "GradientWarning",
     "Gradients",
     "Grid",
     "GridError",
@@ -97,7 +109,10 @@ __all__ = [
     "OdenetError",
     "PIDController",
     "Part",
+    "Plan",
     "Problem",
+    "Profile",
+    "Profiles",
     "Result",
     "Reversible",
     "ReversibleHeun",
@@ -114,6 +129,7 @@ __all__ = [
     "TableauError",
     "UnknownNameError",
     "UnsupportedError",
+    "audit",
     "available",
     "backend",
     "check_gradients",
@@ -121,6 +137,7 @@ __all__ = [
     "gradient",
     "known",
     "load_weights",
+    "plan",
     "read_results",
     "save_weights",
     "solve",

@@ -105,6 +105,10 @@ class FileError(OdenetError, OSError):
         return str(self.args[0])
 
 
+class GradientWarning(UserWarning):
+    """A gradient is, or was, further off than it should be: by how much, where, and what to do or was done."""
+
+
 def shown(value: object, most: int = 80) -> str:
     """`repr(value)` for a message: cut to `most` characters, and a sentence where Python writes none.
 

@@ -6,12 +6,14 @@ A flag spells options behind colons: `discrete-adjoint:correct=no:iterations=2`.
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from odenet._announced import Announced, load_entry_point
 from odenet._errors import InputError
 from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
+from odenet._gradients.auto import Auto
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.way import Method, Way
@@ -20,6 +22,7 @@ from odenet._names import boolean, lookup
 __all__ = [
     "ALIASES",
     "GRADIENTS",
+    "Auto",
     "Backprop",
     "Checkpoint",
     "ContinuousAdjoint",
@@ -65,6 +68,10 @@ GRADIENTS: Announced[type[Gradient]] = Announced("odenet.gradients", _OWN, _read
 `odenet.gradients`)."""
 
 
+CHOICES: Mapping[str, type[Gradient]] = {Auto.name: Auto}
+"""What can stand in the place of a method and is none: no backend has a `Way` for it, and no table lists it as one."""
+
+
 def register_gradient(method: Method) -> None:
     """Make a method known by its name in this process; an installed package announces it in `odenet.gradients`.
 
@@ -103,10 +110,13 @@ def gradient(name: str | Gradient) -> Gradient:
     if isinstance(name, Gradient):
         return name
     if not isinstance(name, str):
-        raise InputError(f"gradient={name!r}", f"a name ({', '.join(GRADIENTS)}) or a record such as DiscreteAdjoint()")
+        names = ", ".join((*GRADIENTS, *CHOICES))
+        raise InputError(f"gradient={name!r}", f"a name ({names}) or a record such as DiscreteAdjoint()")
     plain, *given = name.split(":")
-    kind = lookup("gradient method", plain, GRADIENTS, ALIASES)
-    readers = {field.name: _reader(field) for field in dataclasses.fields(kind)}
+    if plain.strip().lower() in CHOICES:  # whose options are often written in one go, `auto:audit=200,memory=64M`
+        given = [option for text in given for option in text.split(",")]
+    kind = lookup("gradient method", plain, ChainMap(dict(CHOICES), GRADIENTS), ALIASES)  # pyright: ignore
+    readers = {field.name: _reader(field) for field in dataclasses.fields(kind) if field.metadata.get("flag", True)}
     options: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")

@@ -50,7 +50,7 @@ def examine(
         name: _numpy(torch.zeros_like(p) if g is None else g) for (name, p), g in zip(named.items(), found, strict=True)
     }
     weights = {name: _numpy(p) for name, p in named.items()}
-    return Sample(value.item(), gradients, weights, tuple(parts), _coarsest(named))
+    return Sample(value.item(), gradients, weights, tuple(parts), coarsest(named))
 
 
 def solved(model: nn.Module) -> dict[str, Solved]:
@@ -129,6 +129,7 @@ def _numpy(tensor: torch.Tensor) -> Any:
     return (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
 
 
-def _coarsest(named: Mapping[str, torch.Tensor]) -> str:
+def coarsest(named: Mapping[str, torch.Tensor]) -> str:
+    """The coarsest number type among these, by name."""
     kind = max((p.dtype for p in named.values()), key=lambda dtype: torch.finfo(dtype).eps)
     return str(kind).removeprefix("torch.")
