@@ -17,19 +17,17 @@ from odenet._gradients.record import Gradient
 from odenet._report.units import error, seconds, size
 
 NOISE = 1.05
-"""What a method may take longer than the fastest and still count as equally fast; of these the most exact is taken."""
+"""How much longer than the fastest counts as equally fast; of these the most exact is taken."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What every gradient method takes on a model and a batch, the choice, and why the others lost.
 
-    `print(plan)` shows the table; `plan.gradient` is the record to hand to `ResidualStack(gradient=...)` and the like,
-    and `plan.apply(model)` gives it to every solve in a model.
+    `print(plan)` shows the table; `plan.gradient` is the record, and `plan.apply(model)` gives it to all solves in one.
 
     Args:
-        backend: by name.
-        solver: the solvers in the model, by label.
+        backend, solver: by name; all solvers in the model.
         steps: the most of one solve.
         dtype: of the model.
         profiles: a row a method.
@@ -61,15 +59,14 @@ class Plan:
         ran = [each for each in self.profiles if each.trouble is None]
         if good:
             least = min(good, key=lambda each: each.peak_bytes or 0)
-            less = [e for e in ran if e.fits(self.memory)]
-            near = min(less, key=lambda each: _number(each.gradient_error), default=None)
+            near = _nearest(self.by_speed)
             fitting = "" if near is None else f"; of those that fit, {near.label} is {error(near.gradient_error)} off"
             raise InputError(
                 f"memory={self.memory} bytes for a gradient within {error(self.tolerance)}{fitting}",
                 f"at least {least.peak_bytes} bytes ({size(least.peak_bytes)}), which {least.label} needs",
                 "give more memory or a larger tolerance, or take a smaller batch",
             )
-        near = min(ran, key=lambda each: _number(each.gradient_error), default=None)
+        near = _nearest(ran)
         reached = "none ran to its end" if near is None else f"{near.label} reached {error(near.gradient_error)}"
         troubles = "; ".join(f"{each.label}: {each.trouble}" for each in self.profiles if each.trouble)
         raise InputError(
@@ -98,8 +95,7 @@ class Plan:
     @property
     def by_speed(self) -> tuple[Profile, ...]:
         """The rows that fit the memory, the fastest first, whatever their error."""
-        rows = (each for each in self.profiles if each.fits(self.memory))
-        return tuple(sorted(rows, key=lambda each: _number(each.seconds)))
+        return tuple(sorted((e for e in self.profiles if e.fits(self.memory)), key=lambda e: _number(e.seconds)))
 
     def auto(self, audit: int = 200) -> Auto:
         """The method chosen as a record that goes on being audited in training, and is left when it must be."""
@@ -141,9 +137,7 @@ class Plan:
                 "method can be measured: plan again after some steps of training."
             )
         elif not any(self._qualifies(each) for each in self.profiles if not exact(each.gradient)):
-            rest = [each for each in self.profiles if each.gradient_error is not None and not exact(each.gradient)]
-            if rest:
-                near = min(rest, key=lambda each: _number(each.gradient_error))
+            if near := _nearest([e for e in self.profiles if e.gradient_error is not None and not exact(e.gradient)]):
                 parts.append(
                     f"None but exact methods meet it: the nearest, {near.label}, is {error(near.gradient_error)} off."
                     if not near.within(self.tolerance)
@@ -165,8 +159,9 @@ class Plan:
             "  ".join((row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4])).rstrip()
             for row in body
         ]
-        failed = [self.reason(each) for each in self.profiles if each.trouble]
-        return "\n".join([*textwrap.wrap(self.title, 80), "", *lines, "", *textwrap.wrap(self.verdict, 80), *failed])
+        failed = [self.reason(each) for each in self.profiles if self._note(each) == "failed"]
+        said = [line for text in (self.verdict, *failed) for line in textwrap.wrap(text, 80)]
+        return "\n".join([*textwrap.wrap(self.title, 80), "", *lines, "", *said])
 
     @property
     def title(self) -> str:
@@ -185,9 +180,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; numbers that are not finite are left as they are."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        rows = [_plain(each) | {"reason": self.reason(each)} for each in self.profiles]
-        return {**plain, "chosen": self.gradient.label, "verdict": self.verdict, "profiles": rows}
+        rows = [_plain(each) | {"gradient": each.label, "reason": self.reason(each)} for each in self.profiles]
+        return {**_plain(self), "chosen": self.gradient.label, "verdict": self.verdict, "profiles": rows}
 
     def _exact_enough(self, profile: Profile) -> bool:
         """An exact method is, whatever was measured: what it is off by is rounding, or the reference's own."""
@@ -243,9 +237,12 @@ def completed(
     return make(tuple(known.values()))
 
 
-def _plain(profile: Profile) -> dict[str, Any]:
-    found = {field.name: getattr(profile, field.name) for field in dataclasses.fields(profile)}
-    return found | {"gradient": profile.label}
+def _plain(record: Plan | Profile) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _nearest(rows: Sequence[Profile]) -> Profile | None:
+    return min(rows, key=lambda each: _number(each.gradient_error), default=None)
 
 
 def _number(value: float | None) -> float:

@@ -106,6 +106,7 @@ def audit(
     tolerance: float | None = None,
     loss: Callable[..., Any] | None = None,
     *,
+    gradients: Iterable[GradientName | Gradient] | None = None,
     backend: BackendName | None = None,
 ) -> Audited:
     """Compare the gradient method of a model with the exact gradient on a batch, and move to another one if it must be.
@@ -117,6 +118,7 @@ def audit(
     Args:
         model: as for `plan`, all of whose solves have one method: what `plan.apply` returned.
         batch, loss, backend: as for `plan`.
+        gradients: what may be moved to, as for `plan`.
         tolerance: see `plan`; None takes that of the model's `Auto`, or 1e-2.
 
     Returns:
@@ -147,7 +149,7 @@ def audit(
     auditor = Auditor(wish)
 
     def planned() -> Plan:
-        return plan(model, batch, wish.memory, ROOM * wish.tolerance, loss, backend=backend)
+        return plan(model, batch, wish.memory, ROOM * wish.tolerance, loss, gradients=gradients, backend=backend)
 
     auditor.judge(found.rows[0], planned)
     assert auditor.method is not None
