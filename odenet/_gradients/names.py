@@ -34,6 +34,7 @@ __all__ = [
     "Way",
     "foreign_way",
     "gradient",
+    "in_bytes",
     "menu",
     "register_gradient",
 ]
@@ -144,7 +145,7 @@ def _number(text: str) -> float:
         raise InputError(f"{text!r} is no number", "digits, as in 1e-6") from None
 
 
-def _bytes(text: str) -> int:
+def in_bytes(text: str) -> int:
     """`"64M"`, `"1.5G"`, `"4096"`; K, M and G are powers of 1024."""
     plain = text.strip().upper().removesuffix("IB").removesuffix("B")
     power = {"K": 1, "M": 2, "G": 3}.get(plain[-1:], 0)
@@ -157,7 +158,7 @@ def _bytes(text: str) -> int:
 def _reader(option: dataclasses.Field[Any]) -> Callable[[str], Any]:
     """What reads an option's text: by its type, or that which the field names (`metadata={"unit": "bytes"}`)."""
     if option.metadata.get("unit") == "bytes":
-        return _bytes
+        return in_bytes
     kinds = {part.strip() for part in str(getattr(option.type, "__name__", option.type)).split("|")}
     return next((read for kind, read in _READERS.items() if kind in kinds), str)
 

@@ -82,7 +82,7 @@ class Depth:
             raise DepthError("an empty list of layers", "at least one layer")
         return cls(tuple(layers), kind, stacked=False)
 
-    @property
+    @functools.cached_property  # asked for in every step
     def layers(self) -> int:
         """Number of layers (piecewise) or nodes (linear); 1 for shared weights."""
         if self.kind == "shared":
@@ -91,7 +91,7 @@ class Depth:
             return len(self.tree)
         return next(int(leaf.shape[0]) for leaf in _tree.leaves(self.tree) if _is_array(leaf))
 
-    @property
+    @functools.cached_property
     def intervals(self) -> int | None:
         """The natural number of steps; None for shared weights, which fit any."""
         return {"shared": None, "piecewise": self.layers, "linear": self.layers - 1}[self.kind]

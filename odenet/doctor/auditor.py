@@ -20,6 +20,9 @@ from odenet.doctor.candidates import candidates, checkpoints, few_states
 from odenet.doctor.plan import Plan, completed
 
 LOG = logging.getLogger("odenet")
+LOG.addHandler(logging.NullHandler())  # who configures no logging is told by the warning alone
+MOVED = "from now on the gradient is by"
+"""How a warning that a method was left goes on."""
 ROOM = 0.5
 """Of the tolerance: what a method may be off by when it is chosen, since weights change until the next audit."""
 
@@ -165,7 +168,7 @@ class Auditor:
         when = f" after {self.passes} backward passes" if self.passes else ""
         text = (
             f"{method.label} is {error(found)} off the exact gradient{when}, more than {error(self.auto.tolerance)}: "
-            f"from now on the gradient is by {self.method.label}"
+            f"{MOVED} {self.method.label}"
         )
         LOG.warning("%s", text)
         warnings.warn(text, GradientWarning, stacklevel=2)

@@ -72,7 +72,7 @@ class Plan:
         raise InputError(
             f"tolerance={self.tolerance:g} with these methods: {reached}{f' ({troubles})' if troubles else ''}",
             "a method within it",
-            "let checkpoint be among them, or give a larger tolerance or more memory",
+            "let checkpoint be among them, or give a larger tolerance",
         )
 
     @property
@@ -137,7 +137,7 @@ class Plan:
                 "method can be measured: plan again after some steps of training."
             )
         elif not any(self._qualifies(each) for each in self.profiles if not exact(each.gradient)):
-            if near := _nearest([e for e in self.profiles if e.gradient_error is not None and not exact(e.gradient)]):
+            if near := _nearest([e for e in self.profiles if e.trouble is None and not exact(e.gradient)]):
                 parts.append(
                     f"None but exact methods meet it: the nearest, {near.label}, is {error(near.gradient_error)} off."
                     if not near.within(self.tolerance)
@@ -220,8 +220,7 @@ def completed(
     Args:
         rows: what was measured.
         memory: the limit.
-        again: measures methods without a limit; needed where nothing fits, since the error says how much would. Not
-            asked for backprop, which takes most.
+        again: measures methods without a limit, where nothing fits, since the error says how much would.
         make: the plan of the rows.
 
     Raises:
@@ -230,9 +229,11 @@ def completed(
     try:
         return make(tuple(rows))
     except InputError:
-        stopped = [row.gradient for row in rows if row.trouble and not isinstance(row.gradient, Backprop)]
+        stopped = [row.gradient for row in rows if row.trouble]
         if memory is None or not stopped:
             raise
+        if sum(exact(row.gradient) for row in rows) > 1:  # backprop takes most of them
+            stopped = [gradient for gradient in stopped if not isinstance(gradient, Backprop)]
     known = {row.gradient: row for row in (*rows, *again(stopped))}
     return make(tuple(known.values()))
 

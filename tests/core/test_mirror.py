@@ -43,8 +43,13 @@ ALONE = {
         "gradients/ranks.py",
         "gradients/trial.py",
         "nets/watched.py",
+        "field/half_precision.py",  # sums of half-precision gradients
+        "gradients/sums.py",
+        "field/late_writes.py",
         "field/places.py",
         "field/reach.py",
+        "field/settled.py",
+        "steps/direct.py",
         "field/side_results.py",
         "field/surroundings.py",
         "field/written_on.py",
@@ -132,7 +137,15 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/solve.py": (set(), {"solve_telling"}),
     "field/state.py": ({"as_tensor", "require_times"}, {"as_array"}),
     "gradients/adjoint.py": (
-        {"Sums", "refuse_transforms", "require_known", "standing", "unhooked", "refuse_second_derivatives"},
+        {
+            "mark",
+            "read",
+            "refuse_second_derivatives",
+            "refuse_transforms",
+            "require_known",
+            "standing",
+            "unhooked",
+        },
         {"Joining", "collect", "descend", "once"},
     ),
     "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays

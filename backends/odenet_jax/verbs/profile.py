@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,9 @@ from odenet_jax.verbs.measure import finished, peak_bytes
 _BUDGET = 0.1
 """Seconds of timing for each method, after which no further round begins."""
 _OUTSIDE = "outside of every solve"
+_REMEMBERED = 8
+_PROGRAMS: dict[Any, Any] = {}
+"""Compiled gradients of the last audits and plans: an audit needs the same two again and again."""
 Groups = Mapping[str, Sequence[np.ndarray]]
 
 
@@ -59,16 +63,24 @@ def profile(
         raise InputError(f"a {type(model).__name__} without an inexact array", "at least one parameter")
     with like(weights.values()):
         pair = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
-        given, rest = eqx.partition(on(next(iter(weights.values())), pair), eqx.is_array)
+        given = on(next(iter(weights.values())), pair)
 
         def program(method: Gradient) -> tuple[Any, Any]:
-            arrays, static = eqx.partition(with_gradient(model, method), eqx.is_inexact_array)
-
-            def value(arrays: Any, given: Any) -> Any:
-                inputs, target = eqx.combine(given, rest)
-                return scalar(loss, eqx.combine(arrays, static)(inputs), target)
-
-            return jax.jit(jax.grad(value)).lower(arrays, given).compile(), arrays
+            """The compiled gradient, of arrays that it is to be called with."""
+            (arrays, others), static = _split(with_gradient(model, method), given)
+            key = (loss, jax.tree.structure((arrays, others, static)), *map(_kind, jax.tree.leaves((arrays, others))))
+            try:
+                key = (*key, *jax.tree.leaves(static))
+                known = _PROGRAMS.get(key)
+            except TypeError:  # something in the model has no hash
+                key = known = None
+            if known is None:
+                known = jax.jit(jax.grad(functools.partial(_value, loss, static))).lower(arrays, others).compile()
+                if key is not None:
+                    while len(_PROGRAMS) >= _REMEMBERED:
+                        del _PROGRAMS[next(iter(_PROGRAMS))]
+                    _PROGRAMS[key] = known
+            return known, (arrays, others)
 
         def groups(found: Any) -> Groups:
             by_name, left = named(found), dict(named(found))
@@ -79,7 +91,7 @@ def profile(
             return {key: group for key, group in made.items() if group}
 
         run, arrays = program(reference)
-        exact = groups(run(arrays, given))
+        exact = groups(run(*arrays))
         del run
         inside = {key: each for key, each in exact.items() if key != _OUTSIDE} or exact
         size = math.hypot(*(_norm(each) for each in inside.values()))
@@ -95,8 +107,8 @@ def profile(
                     row["peak_bytes"], counted = peak_bytes(run)
                     if memory is not None and row["peak_bytes"] > memory:
                         continue
-                    timed[method] = finished(lambda run=run, arrays=arrays: run(arrays, given))
-                row["gradient_error"] = _off(groups(run(arrays, given)), exact) if known else None
+                    timed[method] = finished(lambda run=run, arrays=arrays: run(*arrays))
+                row["gradient_error"] = _off(groups(run(*arrays)), exact) if known else None
             except (OdenetError, RuntimeError, MemoryError) as error:
                 timed.pop(method, None)
                 text = str(error) if isinstance(error, OdenetError) else f"{type(error).__name__}: {error}"
@@ -107,6 +119,22 @@ def profile(
         kind = max((leaf.dtype for leaf in weights.values()), key=lambda dtype: jnp.finfo(dtype).eps)
         made = tuple(Profile(method, **row) for method, row in rows.items())
         return Profiles(made, str(kind), counted, not known)
+
+
+def _split(model: Any, given: Any) -> tuple[tuple[Any, Any], Any]:
+    """What a gradient is taken of, the other arrays, and all that is none."""
+    inexact, rest = eqx.partition(model, eqx.is_inexact_array)
+    arrays, static = eqx.partition((rest, given), eqx.is_array)
+    return (inexact, arrays), static
+
+
+def _value(loss: Callable[..., Any] | None, static: Any, inexact: Any, arrays: Any) -> Any:
+    rest, (inputs, target) = eqx.combine(arrays, static)
+    return scalar(loss, eqx.combine(inexact, rest)(inputs), target)
+
+
+def _kind(leaf: Any) -> Any:
+    return leaf.shape, leaf.dtype, next(iter(leaf.devices()))
 
 
 def _off(found: Groups, exact: Groups) -> float:

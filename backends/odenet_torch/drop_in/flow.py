@@ -14,6 +14,7 @@ from torch import Tensor
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.differentiating import record
+from odenet_torch.field.half_precision import Reads
 from odenet_torch.steps.events import signed
 
 Norm = Callable[[Any], Any]
@@ -31,6 +32,7 @@ class Flow:
         times: the same as floats.
         event_fn: `event_fn(t, y)`, whose change of sign ends the solve.
         recording: what evaluations draw, for a way back; None where there is none.
+        reads: of a module's parameters, where autograd adds up their gradients.
     """
 
     func: Callable[[Tensor, Any], Any]
@@ -40,6 +42,7 @@ class Flow:
     times: tuple[float, ...]
     event_fn: Callable[[Tensor, Any], Tensor] | None
     recording: Recording | None = None
+    reads: Reads | None = None
 
     @property
     def direction(self) -> float:
@@ -63,7 +66,10 @@ class Flow:
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
         state = y if self.shapes is None else self.given(y)
         try:
-            value = self.func(t, state)
+            if self.reads is None:
+                value = self.func(t, state)
+            else:
+                value = self.reads.evaluate(lambda _: self.func(t, state), (), self.func)
         except RuntimeError as error:
             value = record(error, self.func, t, state)
         self.require_slope(value, y)

@@ -25,6 +25,7 @@ from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
 from odenet_torch.drop_in.options import Spacing, control, spacing, watchers
 from odenet_torch.drop_in.recalled import recalled
 from odenet_torch.drop_in.recording import Recording
+from odenet_torch.field.half_precision import Reads
 from odenet_torch.gradients.accepted_steps import plain
 from odenet_torch.gradients.adjoint import refuse_transforms
 
@@ -73,6 +74,8 @@ def odeint(
         more = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         return torchdiffeq().odeint(func, y0, t, **more)
     made = flow(func, y0, t, event_fn)
+    parameters = func.parameters() if isinstance(func, nn.Module) else ()
+    made = dataclasses.replace(made, reads=Reads.of(made.y0.device, parameters))
     return _returned(made, _solver(made, method or "dopri5", dict(options or {}), rtol, atol)())
 
 

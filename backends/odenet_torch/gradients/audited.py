@@ -118,7 +118,7 @@ class Pass:
             if not auditor.due:  # another pass of the same backward pass was first
                 return None
             trial = Trial(self.make, self.field, self.before, run, y0, gradients)
-            exact = trial.groups(g, [sums.by_tensor.get(id(tensor)) for tensor in trial.tensors])
+            exact = trial.groups(g, [sums.so_far(tensor) for tensor in trial.tensors])
             if not agreed([float(measurable(exact))], least=True)[0]:
                 auditor.unmeasurable()
                 return None
@@ -167,6 +167,8 @@ class AuditedRecomputation(Recomputation):
 
 class AuditedBackprop(Adjoint):
     """For solvers that do not go with checkpointing: backprop from y0, all of it in the backward pass."""
+
+    by_steps = False
 
     def __init__(self, stats: Stats, heard: Pass) -> None:
         super().__init__(stats)
