@@ -11,6 +11,7 @@ from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
+    ConversionError,
     DepthError,
     DeviceUnavailableError,
     DtypeError,
@@ -80,6 +81,7 @@ __all__ = [
     "Choices",
     "ComparisonResults",
     "ContinuousAdjoint",
+    "ConversionError",
     "Cost",
     "Coupled",
     "DelegatedSolver",

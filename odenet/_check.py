@@ -19,3 +19,10 @@ def yes_or_no(name: str, value: Any) -> None:
     """Raises InputError unless the value is True or False."""
     if not isinstance(value, bool):
         raise InputError(f"{name}={value!r}", "True or False")
+
+
+def tolerance_or_none(value: Any) -> None:
+    """Raises InputError unless it is None or a number between 0 and 1."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 < value < 1):
+        raise InputError(f"tolerance={value!r}", "a number between 0 and 1, or None")

@@ -138,11 +138,9 @@ class Plan:
             )
         elif not any(self._qualifies(each) for each in self.profiles if not exact(each.gradient)):
             if near := _nearest([e for e in self.profiles if e.trouble is None and not exact(e.gradient)]):
-                parts.append(
-                    f"None but exact methods meet it: the nearest, {near.label}, is {error(near.gradient_error)} off."
-                    if not near.within(self.tolerance)
-                    else f"Of the others none fits both: {self.reason(near)}"
-                )
+                rest = f"the nearest, {near.label}, is {error(near.gradient_error)} off."
+                other = f"Of the others none fits both: {self.reason(near)}"
+                parts.append(other if near.within(self.tolerance) else f"None but exact methods meet it: {rest}")
         return " ".join(parts)
 
     def rows(self) -> list[tuple[str, ...]]:

@@ -13,7 +13,25 @@ import pytest
 from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
-CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "handed", "layer", "runs", "sums"}
+CONVERSION = {
+    "__init__",
+    "attached",
+    "branches",
+    "calls",
+    "convert",
+    "converted",
+    "handed",
+    "layer",
+    "layer_run",
+    "linked",
+    "once_more",
+    "recomputed",
+    "residual",
+    "runs",
+    "selection",
+    "sums",
+    "ways",
+}
 DROP_IN = {
     "adaptive",
     "adjoint",
@@ -78,6 +96,7 @@ ALONE = {
         "gradients/flow.py",
         "gradients/linear_map.py",
         "gradients/plain_steps.py",
+        "gradients/raised.py",  # errors that a compiled program finds when it runs
         "nets/convolution.py",
         "steps/adaptive_loop.py",
         "steps/clock.py",  # times of float32: torch has them as Python floats
@@ -86,7 +105,7 @@ ALONE = {
     },
 }
 NAMES = {
-    ONE: {"convert", "odeint_adjoint", "odeint_dense", "odeint_event"},
+    ONE: {"convert", "odeint_adjoint", "odeint_dense", "odeint_event", "unconvert"},
     OTHER: {"certified_value_and_grad"},
 }
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
@@ -131,8 +150,8 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
-    "steps/fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": (set(), {"finished", "peak_bytes"}),  # in torch in field/live_bytes.py
+    "steps/fixed.py": ({"stacked"}, {"Beside", "kept_rows", "loop_in_place", "read", "write"}),
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
     "gradients/solve.py": (set(), {"solve_telling"}),
     "field/state.py": ({"as_tensor", "require_times"}, {"as_array"}),
@@ -148,6 +167,10 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         },
         {"Joining", "collect", "descend", "once"},
     ),
+    "gradients/rounded_states.py": (
+        {"Chain", "Seen", "restarts"},
+        {"Chains"},
+    ),  # a chain writes in place, or is carried
     "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
 }
 

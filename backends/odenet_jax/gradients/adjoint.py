@@ -20,7 +20,7 @@ from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.linear_map import REMEDY, reverse_only
-from odenet_jax.steps.fixed import Carried, Run, kept_rows, loop_in_place, read
+from odenet_jax.steps.fixed import Beside, Carried, Run, kept_rows, loop_in_place, read
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 Value = TypeVar("Value")
@@ -40,6 +40,10 @@ class Adjoint(ABC):
     def keeps(self, run: Run) -> Sequence[int]:
         """The indices below N, in order, of the states that the way back is to be given beside the user's."""
         return ()
+
+    def beside(self, run: Run) -> Beside | None:
+        """What the forward pass is to make of its states, in place of the state at t1; None for nothing."""
+        return None
 
     def discover(self, run: Run, y0: Leaves) -> None:
         """Called before a forward pass that is to be differentiated."""
@@ -77,7 +81,7 @@ class Adjoint(ABC):
         def forward(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Any, Any]:
             here = bound(of, rest)
             self.discover(here, y0)
-            ys, states, end, told = loop_in_place(here, y0, self.keeps(here))
+            ys, states, end, told = loop_in_place(here, y0, self.keeps(here), self.beside(here))
             kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
             return (ys, told and told.state), (kept, of, (*rest[:2], told))
 
@@ -114,12 +118,13 @@ class Kept:
     Args:
         states: those that the method asked for, stacked.
         ys: the states at `grid.kept`, stacked; None where that is t1 alone.
-        end: the state at t1, or what a reversible solver needs for the way back; None where it is not asked for.
+        end: the state at t1, or what a reversible solver needs for the way back, or what the method makes of the states
+            (see `Adjoint.beside`); None where it is not asked for.
     """
 
     states: Leaves
     ys: Leaves | None
-    end: Carried | None
+    end: Carried | Any | None
 
 
 jax.tree_util.register_dataclass(Kept, ["states", "ys", "end"], [])

@@ -47,6 +47,14 @@ class Adjoint(ABC):
         """Whether an adaptive solve is to keep the state before its step n."""
         return False
 
+    def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
+        """The forward pass.
+
+        Returns:
+            The states that are wanted, by index, and groups of a tensor for each leaf of y0 (see `Kept`).
+        """
+        return loop(run, y0, self.keeps(run))
+
     @abstractmethod
     def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """Gradient with respect to y0; those of weights go to `sums`.
@@ -108,7 +116,7 @@ class Kept:
 
     Args:
         states: by index, exactly as they were; what is taken out of it is freed.
-        pair: what a reversible solver needs for the way back.
+        pair: what a reversible solver needs for the way back, or rounded states are made of.
     """
 
     states: dict[int, Leaves]
@@ -228,7 +236,7 @@ def _retained() -> bool:
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, *tensors: Tensor) -> Leaves:
-        states, pair = loop(run, tensors[:count], adjoint.keeps(run))
+        states, pair = adjoint.forth(run, tensors[:count])
         if run.replay is not None:
             run.replay.sides.finish()
         ctx.run, ctx.adjoint, ctx.count = run, adjoint, count

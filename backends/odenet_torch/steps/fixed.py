@@ -149,13 +149,16 @@ class Run:
         return self.replay.first(key, place, evaluate, y)
 
 
-def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
+def loop(
+    run: Run, y: Leaves, also: Iterable[int] = (), seen: Callable[[int, Leaves], None] | None = None
+) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
     """All steps from y.
 
     Args:
         run: what to solve.
         y: the state at t0.
         also: further indices whose states are wanted.
+        seen: called with each step of a Runge-Kutta method and the state after it.
 
     Returns:
         The states at `grid.kept` and at these, by index, and what a reversible solver needs for the way back.
@@ -171,6 +174,8 @@ def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leave
         return states, solver.kept(pair)
     for n in range(grid.steps):
         y = add(y, run.increment(n, y))
+        if seen is not None:
+            seen(n, y)
         if n + 1 in wanted:
             states[n + 1] = y
     return states, ()

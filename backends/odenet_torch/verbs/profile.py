@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from odenet import Auto, Choices, Gradient, InputError, Profiles
+from odenet_torch.conversion.layer_run import ConvertedRun
 from odenet_torch.field.surroundings import no_trace
 from odenet_torch.gradients.adjoint import unhooked
 from odenet_torch.gradients.profiles import Groups, measurable, profiles
@@ -59,7 +60,9 @@ def profile(
             torch.enable_grad(),
         ):
             for each in solves.values():
-                each.gradient, each.stats = method, None
+                each.gradient = method
+                if not isinstance(each, ConvertedRun):  # whose stats are those of the new method
+                    each.stats = None
             value = scalar(loss, model(inputs), target)
             if not value.requires_grad:
                 raise InputError("a loss that does not depend on the model's parameters", "one that does")
@@ -87,8 +90,9 @@ def _groups(solves: dict[str, Solved], parameters: list[nn.Parameter]) -> dict[s
     left = {id(p): p for p in parameters}
     found: dict[str, list[nn.Parameter]] = {}
     for name, each in solves.items():
-        owned = dict(each.named_parameters())
-        inside = [p for key, p in owned.items() if not isinstance(each, OdeNet) or key.startswith("block.")]
+        owners = each.blocks if isinstance(each, ConvertedRun) else [each]
+        owned = [(key, p) for owner in owners for key, p in owner.named_parameters()]
+        inside = [p for key, p in owned if not isinstance(each, OdeNet) or key.startswith("block.")]
         found[name] = [left.pop(id(p)) for p in inside if id(p) in left]
     found[_OUTSIDE] = list(left.values())
     return {key: group for key, group in found.items() if group}
@@ -96,7 +100,7 @@ def _groups(solves: dict[str, Solved], parameters: list[nn.Parameter]) -> dict[s
 
 def _gradient(module: Solved) -> Gradient:
     """The method; of `auto` with what is chosen now."""
-    auditor = module.auditor
+    auditor = None if isinstance(module, ConvertedRun) else module.auditor
     return module.gradient if auditor is None else dataclasses.replace(auditor.auto, method=auditor.method)
 
 
