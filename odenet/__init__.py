@@ -9,6 +9,7 @@ from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
 from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
+from odenet._backend.unconvert import unconvert
 from odenet._errors import (
     BackendUnavailableError,
     ConversionError,
@@ -144,6 +145,7 @@ __all__ = [
     "save_weights",
     "solve",
     "solver",
+    "unconvert",
     "value_and_grad",
 ]
 

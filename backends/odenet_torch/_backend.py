@@ -29,6 +29,7 @@ from odenet import (
     Solution,
 )
 from odenet.kit import AnySolver, Arrays, Trainer, seconds, tree_leaves, tree_map
+from odenet_torch.conversion.convert import unconvert
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs import profile as profiling
@@ -147,6 +148,10 @@ class TorchBackend(Backend):
     ) -> Profiles:
         """See `Backend`. A model in training mode stays in it."""
         return profiling.profile(model, batch, loss, gradients, reference, memory, repeats)
+
+    def unconvert(self, model: nn.Module) -> nn.Module:
+        """See `Backend`."""
+        return unconvert(model)
 
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """See `Backend`."""

@@ -182,6 +182,13 @@ class Backend(ABC):
         """
         raise _no_networks(self)
 
+    def unconvert(self, model: Any) -> Any:
+        """A converted model with its own layers again: see `odenet.unconvert`."""
+        raise UnsupportedError(
+            f"unconvert with {type(self).__name__}, which converts no models",
+            "models that odenet_torch.convert has converted",
+        )
+
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """Time, memory and counts of loss and gradient on a batch, after a warm-up."""
         raise _no_networks(self)

@@ -78,8 +78,9 @@ class Stats:
     def certificate(self) -> float | None:
         """The reconstruction residual: over all steps, the largest `|y[n+1] - z - D(z)| / |y[n+1]|`.
 
-        It says by how much a rebuilt state fails to step forward to the state it was rebuilt from. None before a
-        backward pass, or for a gradient method that rebuilds nothing.
+        It says by how much a rebuilt state fails to step forward to the state it was rebuilt from. With
+        `checkpoint:bits=8` it is the largest relative error of a row of a state. None before a backward pass, or for a
+        gradient method that rebuilds nothing.
         """
         return None if self.residual is None else float(self.residual)
 

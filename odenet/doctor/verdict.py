@@ -112,6 +112,9 @@ def _take_checkpoint(record: Examinations, best: Examination | None) -> str:
         f"checkpoint:segments={segments} keeps about {segments} states a solve instead of {record.steps} for the same "
         "evaluations, checkpoint:states=K as few as you like for more"
     )
+    rounded = record.of(Checkpoint(bits=8).label)
+    if rounded is not None and rounded is not best and rounded.meets(record.tolerance):
+        fewer += f"; {rounded.label} keeps 8 bits of each number of a state, and is {error(rounded.gradient_error)} off"
     if best is not None and isinstance(best.gradient, Checkpoint):
         off = "to the last bit" if best.gradient_error == 0 else f"up to {error(best.gradient_error)}"
         kept = "" if best.cost is None else f", and keeps {best.cost.kept} states and no stages"
