@@ -28,6 +28,7 @@ from odenet._errors import (
     TableauError,
     UnknownNameError,
     UnsupportedError,
+    UselessGradientWarning,
 )
 from odenet._gradients.names import (
     GRADIENTS,
@@ -132,6 +133,7 @@ __all__ = [
     "TableauError",
     "UnknownNameError",
     "UnsupportedError",
+    "UselessGradientWarning",
     "audit",
     "available",
     "backend",

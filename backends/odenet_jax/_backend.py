@@ -41,7 +41,7 @@ from odenet_jax.gradients.solve import solve_problem
 from odenet_jax.nets.modules import OdeNet
 from odenet_jax.verbs import profile as profiling
 from odenet_jax.verbs.batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
-from odenet_jax.verbs.examine import examine
+from odenet_jax.verbs.examine import examine, trained
 from odenet_jax.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_jax.verbs.train import Descent
 
@@ -115,6 +115,10 @@ class JaxBackend(Backend):
                 {name: self.to_numpy(g) for name, g in gradients.items()},
                 float(residual) if model.gradient.certifies else None,
             )
+
+    def trained(self, model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
+        """See `Backend`."""
+        return trained(model, batch, loss, steps, rate)
 
     def examine(
         self,

@@ -34,7 +34,7 @@ from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs import profile as profiling
 from odenet_torch.verbs.batch import mean_loss, on
-from odenet_torch.verbs.examine import examine
+from odenet_torch.verbs.examine import examine, trained
 from odenet_torch.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_torch.verbs.train import Descent
 
@@ -114,6 +114,10 @@ class TorchBackend(Backend):
             },
             model.certificate,
         )
+
+    def trained(self, model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
+        """See `Backend`."""
+        return trained(model, batch, loss, steps, rate)
 
     def examine(
         self,

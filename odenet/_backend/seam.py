@@ -182,6 +182,15 @@ class Backend(ABC):
         """
         raise _no_networks(self)
 
+    def trained(self, model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
+        """A copy of a model after a few steps of Adam on a batch by exact gradients; the model is left as it was.
+
+        Args:
+            model, batch, loss: as of `examine`.
+            steps, rate: of Adam.
+        """
+        raise _no_networks(self)
+
     def unconvert(self, model: Any) -> Any:
         """A converted model with its own layers again: see `odenet.unconvert`."""
         raise UnsupportedError(

@@ -33,8 +33,9 @@ class DiscreteAdjoint(Gradient):
             depth: O(N^-(order+1)) there, O(1/N) where they are not.
         anchors: keep every K-th state exactly, and go on from it: its step's VJP is exact and needs no prediction. None
             keeps none.
-        tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| is at
-            most this; a GradientError if `limit` evaluations do not reach it. Reads a number on the host in torch.
+        tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| of every
+            row is at most this; a GradientError if `limit` evaluations do not reach it, or if the certificate, which
+            knows what is left of all steps together, is larger. Reads a number on the host in torch.
         limit: of evaluations a step, with `tolerance`.
     """
 
@@ -110,14 +111,8 @@ class DiscreteAdjoint(Gradient):
         return Cost(evaluations, (predicted + steps) * solver.stages, evaluations, 1 + len(anchored))
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """The certificate; half as many times as there are steps to go back without an anchor, where not corrected.
-
-        Corrected, each VJP is taken at a point that is off by about the certificate, and what is left after the
-        correction is smaller. Uncorrected, these errors add up on the way back, to half their sum on average.
-        """
-        if certificate is None or self.correct:
-            return certificate
-        return certificate * max(1.0, min(steps, self.anchors or steps) / 2)
+        """The certificate, which knows how far errors have added up by the end of the way back."""
+        return certificate
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from odenet_jax.field.field import Weights
 from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
+from odenet_jax.gradients.certificate import Sketch
 from odenet_jax.gradients.linear_map import REMEDY, reverse_only
 from odenet_jax.steps.fixed import Beside, Carried, Run, kept_rows, loop_in_place, read
 
@@ -36,6 +37,10 @@ class Adjoint(ABC):
 
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """What the way back is to be given of the state at t0."""
+        return None
 
     def keeps(self, run: Run) -> Sequence[int]:
         """The indices below N, in order, of the states that the way back is to be given beside the user's."""
@@ -82,7 +87,7 @@ class Adjoint(ABC):
             here = bound(of, rest)
             self.discover(here, y0)
             ys, states, end, told = loop_in_place(here, y0, self.keeps(here), self.beside(here))
-            kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
+            kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None, self.sketch(y0))
             return (ys, told and told.state), (kept, of, (*rest[:2], told))
 
         def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array]:
@@ -125,9 +130,10 @@ class Kept:
     states: Leaves
     ys: Leaves | None
     end: Carried | Any | None
+    sketch: Sketch | None = None
 
 
-jax.tree_util.register_dataclass(Kept, ["states", "ys", "end"], [])
+jax.tree_util.register_dataclass(Kept, ["states", "ys", "end", "sketch"], [])
 
 
 class Joining:

@@ -14,14 +14,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Problem, ReversibleSolver, Stats
+from odenet.kit import Alarm, alarm
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
-from odenet_jax.gradients.discrete_adjoint import relative
+from odenet_jax.gradients.certificate import certify, relative
 from odenet_jax.steps.fixed import Run, Solve
 
 
 class Retrace(Adjoint):
     """Back from what the solver carries at t1."""
+
+    def __init__(self, stats: Stats, alarm: Alarm | None) -> None:
+        super().__init__(stats)
+        self.alarm = alarm
 
     def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
         """See `Adjoint.back`."""
@@ -40,7 +45,9 @@ class Retrace(Adjoint):
         pair, g, sums = descend(step, steps, steps, carry)
         pull = Pull(run.at(jnp.int32(0)))
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        return gradient, pull.collect(jnp.int32(0), sums), relative(defect, y).astype(run.layout.time)
+        residual = relative(defect, y).astype(run.layout.time)
+        sums = pull.collect(jnp.int32(0), sums)
+        return *certify(self.stats, self.alarm, steps, (residual, jnp.int32(-1)), gradient, sums), residual
 
 
 @dataclass(frozen=True)
@@ -76,4 +83,4 @@ class Pull:
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_jax.gradients.solve`."""
-    return Retrace(stats).solve
+    return Retrace(stats, alarm(problem.field)).solve

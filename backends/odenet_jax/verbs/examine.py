@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from odenet import Gradient, InputError, Part, Sample
-from odenet.kit import Place, made_reversible, places
+from odenet import Backprop, Gradient, InputError, Part, Sample
+from odenet.kit import Place, made_reversible, places, quiet
 from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
 from odenet_jax.verbs.batch import like, on, scalar
 
@@ -46,7 +46,8 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
         def value_and_grad(model: Any, inputs: Any, target: Any) -> Array:
             return scalar(loss, model(inputs), target)
 
-        value, found = value_and_grad(mapped(probed, model), inputs, target)
+        with quiet():
+            value, found = value_and_grad(mapped(probed, model), inputs, target)
         probes = {name: (float(node.residual), float(node.solves)) for name, node in _probes(found).items()}
         gradients = named(mapped(lambda _, node: node.module if isinstance(node, Probed) else node, found, Probed))
         parts = tuple(
@@ -67,6 +68,38 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
             parts,
             str(kind),
         )
+
+
+def trained(model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
+    """See `Backend.trained`."""
+    made = mapped(lambda _, node: changed(node, Backprop(), False) if isinstance(node, SOLVED) else node, model)
+    arrays, rest = eqx.partition(made, eqx.is_inexact_array)
+    with like(jax.tree.leaves(arrays)):
+        inputs, target = on(
+            jax.tree.leaves(arrays)[0], batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
+        )
+
+        def value(arrays: Any, inputs: Any, target: Any) -> Array:
+            return scalar(loss, eqx.combine(arrays, rest)(inputs), target)
+
+        @eqx.filter_jit
+        def step(n: Any, arrays: Any, first: Any, second: Any, inputs: Any, target: Any) -> Any:
+            gradients = jax.tree.map(jnp.conj, jax.grad(value)(arrays, inputs, target))
+            first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradients)
+            second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * jnp.abs(g) ** 2, second, gradients)
+
+            def moved(w: Array, m: Array, v: Array) -> Array:
+                size = jnp.sqrt(v / (1 - 0.999**n)) + 1e-8
+                return (w - rate * (m / (1 - 0.9**n)) / size).astype(w.dtype)
+
+            return jax.tree.map(moved, arrays, first, second), first, second
+
+        zeros = jax.tree.map(jnp.zeros_like, arrays)
+        state: Any = (arrays, zeros, jax.tree.map(lambda leaf: jnp.zeros_like(leaf.real), arrays))
+        for n in range(1, steps + 1):
+            arrays, first, second = state
+            state = step(jnp.float32(n), arrays, first, second, inputs, target)
+    return eqx.combine(state[0], rest)
 
 
 def solved(model: Any) -> dict[str, Solved]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odenet import Auto, Choices, Gradient, InputError, OdenetError, Profile, Profiles
-from odenet.kit import seconds
+from odenet.kit import quiet, seconds
 from odenet_jax.nets.modules import OdeNet, ResidualStack
 from odenet_jax.verbs.batch import like, on, scalar
 from odenet_jax.verbs.examine import Solved, changed, mapped, named, solved
@@ -61,7 +61,7 @@ def profile(
     weights = named(model)
     if not weights:
         raise InputError(f"a {type(model).__name__} without an inexact array", "at least one parameter")
-    with like(weights.values()):
+    with quiet(), like(weights.values()):
         pair = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
         given = on(next(iter(weights.values())), pair)
 

@@ -29,6 +29,7 @@ from odenet_torch.field.state import Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import Kept, Sums, _retained, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.discrete_adjoint import Reversal
+from odenet_torch.gradients.stages import advance
 from odenet_torch.steps.fixed import Run
 
 _EULER = staged(solver_named("euler"), "a converted model")
@@ -255,7 +256,9 @@ class Link:
                 run, leaves = self.solve(y)
             stats, sums = self.stats(), Sums(run.field)
             kept = Kept(states | {self.steps: leaves}, ())
-            (gx,) = Reversal(self.method, stats).back(run, kept, {self.steps: (g.to(leaves[0].dtype),)}, sums)
+            by_x = advance(Reversal(self.method, stats).back(run, kept, {self.steps: (g.to(leaves[0].dtype),)}, sums))
+            assert by_x is not None
+            (gx,) = by_x
         self.run.note(stats)
         before = None if self.before is None else self.before()
         if before is not None and before.y is None:

@@ -124,7 +124,8 @@ def spacing(method: str, options: Options, rtol: Any, atol: Any, flow: Flow, pre
         InputError: an option that cannot be used, or that no method has.
     """
     _look(method, options, _FIXED)
-    size, constructor = options.get("step_size"), options.get("grid_constructor")
+    size: Any = options.get("step_size")
+    constructor: Any = options.get("grid_constructor")
     if size is not None and constructor is not None:
         raise InputError("step_size together with grid_constructor", "one of them")
     if constructor is not None and not callable(constructor):

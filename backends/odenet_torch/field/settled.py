@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,15 +126,20 @@ class Settled:
         return not drew and not left
 
     @contextlib.contextmanager
-    def back(self, steps: Iterable[int] | None = None) -> Iterator[None]:
+    def back(self, blocks: Sequence[nn.Module] | None = None) -> Iterator[None]:
         """The way back: blocks find what they found (see `Surroundings.again`).
+
+        Args:
+            blocks: those that are to run again; None for all.
 
         Raises:
             GradientError: a block is not what it was in the forward pass.
         """
-        moves = False
+        moves, wanted = False, None if blocks is None else set(map(id, blocks))
         with contextlib.ExitStack() as stack:
             for (around, known), values in zip(self.blocks, self.values, strict=True):
+                if wanted is not None and id(around.root) not in wanted:
+                    continue
                 if tuple([own["training"] for own in known.modules]) != known.training:
                     raise changed(f"{around.name} was switched between train() and eval()", "the same mode")
                 if _values(known) != values:

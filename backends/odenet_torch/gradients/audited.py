@@ -26,6 +26,7 @@ from odenet_torch.gradients.checkpoint import Recomputation
 from odenet_torch.gradients.profiles import Groups, measurable, profiles
 from odenet_torch.gradients.ranks import agreed, several
 from odenet_torch.gradients.solve import solve_problem
+from odenet_torch.gradients.stages import advance
 from odenet_torch.gradients.trial import Before, Make, Trial
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
@@ -157,10 +158,13 @@ class AuditedRecomputation(Recomputation):
         """See `Adjoint.solve`: by a way back of our own, which alone sees the cotangents and the gradient."""
         return Adjoint.solve(self, run, y0)
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums
+    ) -> Leaves:
         """See `Adjoint.back`."""
         y0 = kept.states[0]
-        g = super().back(run, kept, gradients, sums)
+        g = advance(super().back(run, kept, gradients, sums))  # all at once: what is compared is the whole gradient
+        assert g is not None  # it went to the start
         self.stats.residual = self.heard.heard(run, y0, gradients, g, sums)
         return g
 

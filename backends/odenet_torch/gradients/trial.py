@@ -14,7 +14,7 @@ from torch import Tensor
 
 from odenet import Backprop, Gradient, Problem
 from odenet.kit import Leaves as AnyLeaves
-from odenet.kit import tree_flatten, tree_leaves, tree_map
+from odenet.kit import quiet, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.state import Leaves
@@ -90,7 +90,7 @@ class Trial:
         made = self.make(method)
         leaves, unflatten = tree_flatten(made.y0)
         y0 = [y.to(leaf.dtype).requires_grad_(leaf.requires_grad) for y, leaf in zip(self.y0, leaves, strict=True)]
-        with self.before.again(), torch.enable_grad():
+        with quiet(), self.before.again(), torch.enable_grad():
             field, stand = renewed(self.field)
             solution = solve_problem(dataclasses.replace(made, y0=unflatten(y0)), field)
             ys = [leaf[-1] for leaf in tree_leaves(solution.ys)]

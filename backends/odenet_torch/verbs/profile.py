@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from odenet import Auto, Choices, Gradient, InputError, Profiles
+from odenet.kit import quiet
 from odenet_torch.conversion.layer_run import ConvertedRun
 from odenet_torch.field.surroundings import no_trace
 from odenet_torch.gradients.adjoint import unhooked
@@ -58,6 +59,7 @@ def profile(
             unhooked(parameters),
             torch.inference_mode(False),
             torch.enable_grad(),
+            quiet(),
         ):
             for each in solves.values():
                 each.gradient = method
