@@ -71,6 +71,8 @@ def odeint(
                 f"y0 holds {shown(leaf)}, a {type(leaf).__name__}", "arrays, or numbers that a float holds"
             )
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, y0))
+    if not flat.size:  # an empty batch
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *jnp.shape(leaf))), y0)
     leaves, structure = jax.tree.flatten(args)
 
     def field(t: Array, y: Array, leaves: Any) -> Array:

@@ -31,7 +31,7 @@ from odenet_jax.gradients.accepted_steps import Cotangents, WayBack
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
-from odenet_jax.gradients.plain_steps import plain_steps
+from odenet_jax.gradients.plain_steps import Gate, plain_steps
 from odenet_jax.steps.accepted import Accepted, Along, Line, line
 from odenet_jax.steps.adaptive_loop import March
 from odenet_jax.steps.clock import (
@@ -51,7 +51,7 @@ from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
-from odenet_jax.steps.weighted_sum import choose, only
+from odenet_jax.steps.weighted_sum import choose, gated, only
 
 
 class Out(NamedTuple):
@@ -198,19 +198,25 @@ class Whole:
         walked = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
         if good is not None and (isinstance(good, Tracer) or not good.all()):
             walked = walked._replace(ys=tuple(only(good, leaf) for leaf in walked.ys))
-        if self.span.event is None:
-            return walked, None
-        t, y1 = self._met(walked)
-        met = walked.pace.outcome == CODE[Result.EVENT]
-        y1 = choose(met, y1, walked.y1)
-        return walked._replace(y1=y1), (only(met, t), y1)
+        # what is no result is made NaN here, where JAX differentiates: a loss that looks at the outcome first has NaN
+        # for its derivative by it, which must not reach the way back
+        ended = walked.pace.outcome <= CODE[Result.EVENT]
+        last, event = walked.y1, None
+        if self.span.event is not None:
+            met = walked.pace.outcome == CODE[Result.EVENT]
+            t, y1 = self._met(met, walked)
+            last = choose(met, y1, last)
+            event = only(met, t), y1
+        return walked._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
 
-    def _met(self, walked: Walked) -> tuple[Array, Leaves]:
-        """Time and state of an event with their derivatives: the time by the implicit function theorem."""
+    def _met(self, met: Array, walked: Walked) -> tuple[Array, Leaves]:
+        """Time and state of an event with their derivatives, where one has been met: the time by the implicit function
+        theorem."""
         *_, event = eqx.combine(self.hoisted, self.rest)
         holds, other = eqx.partition(event, eqx.is_inexact_array)
         fixed, static = eqx.partition(other, eqx.is_array)
         bare, entry, end = self._bare(), walked.entry, lax.stop_gradient(walked.end)
+        y1, holds, of = gated(met, (walked.y1, holds, (self.weights.inexact, self.weights.closed)))
         span_event, clock = bare.span.event, self.line.clock
         assert entry is not None
         assert span_event is not None
@@ -219,16 +225,15 @@ class Whole:
             of = dataclasses.replace(span_event, condition=eqx.combine(holds, fixed[0], static))
             return Watch(of, bare.layout, fixed[1]).value(told(fixed[1], s), y)
 
-        if jax.eval_shape(value, end, walked.y1, holds, (fixed, clock)).dtype == bool:
-            return without_rate(clock.time(end), walked.y1)
+        if jax.eval_shape(value, end, y1, holds, (fixed, clock)).dtype == bool:
+            return without_rate(clock.time(end), y1)
 
         def condition(s: Array, y: Leaves, holds: Any, fixed: Any) -> Array:
             return value(s, y, holds, fixed)[fixed[2]]
 
-        of = (self.weights.inexact, self.weights.closed)
         rest = lax.stop_gradient((self.weights.other, self.weights.constants, self.hoisted, self.line, None))
-        s = meeting(condition, bare.slope, end, walked.y1, of, holds, (rest, (fixed, clock, entry)))
-        return told(clock, s), passing(bare.slope, s, end, walked.y1, of, rest)
+        s = meeting(condition, bare.slope, end, y1, of, holds, (rest, (fixed, clock, entry)))
+        return told(clock, s), passing(bare.slope, s, end, y1, of, rest)
 
     def slope(self, s: Array, y: Leaves, of: Any, rest: Any) -> Leaves:
         """The field at a time since t0 as a function of arrays alone, see `odenet_jax.gradients.flow.Slope`."""
@@ -326,7 +331,7 @@ class Steps(Linear):
         label = self.whole.made.gradient.label
         if not self.whole.way.again:
             refuse_forward(label, drop_in=self.whole.way.resolve is not None)
-        function, moving = self._plain(residuals)
+        function, moving = self._plain(residuals, lambda _, tree: tree)
         return jax.jvp(function, (moving,), (tangents,))[1]
 
     def backward(self, residuals: Any, cotangents: Any) -> Any:
@@ -335,6 +340,7 @@ class Steps(Linear):
         y0, of, times, _ = jax.tree.unflatten(self.structure, given)
         ts = rest[-1]
         walked = walked._replace(y1=end, ys=kept_ys)
+        walked = self._unread(walked, rest, y0, cotangents)
         run, allowed = self._run(of, rest, walked)
         read = bool(jax.tree.leaves(cotangents[2:]))
         y1, ys, y, slopes = self._filled(residuals, cotangents)
@@ -344,6 +350,18 @@ class Steps(Linear):
         needed = Times(*(t if ask else None for t, ask in _times(times, self.asked, self.structure)))
         moved = of_times(run, needed, ts, walked, y0, g, y1, ys)
         return self._picked((g, sums, tuple(moved), residual))
+
+    def _unread(self, walked: Walked, rest: Any, y0: Leaves, cotangents: Any) -> Walked:
+        """The solve; one that could not go on, and that nobody reads a state of, with no step taken.
+
+        The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow.
+        """
+        read = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]
+        idle = (walked.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
+        pace = walked.pace._replace(accepted=jnp.where(idle, 0, walked.pace.accepted))
+        end, outputs = jnp.where(idle, rest[3].t0, walked.end), jnp.where(idle, 0, walked.outputs)
+        y1 = choose(idle, y0, walked.y1)
+        return walked._replace(pace=pace, end=end, outputs=outputs, y1=y1)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         """See `Linear`."""
@@ -357,10 +375,10 @@ class Steps(Linear):
             return self._picked((g, sums, tuple(moved), jnp.zeros_like(probe)))
         if not way.again:
             raise UnsupportedError(f"a second derivative through gradient={label!r}", "first derivatives", REMEDY)
-        function, moving = self._plain(residuals)
+        function, moving = self._plain(residuals, gated)
         return jax.vjp(function, moving)[1](self._filled(residuals, cotangents))[0]
 
-    def _plain(self, residuals: Any) -> tuple[Callable[[list[Array]], Any], list[Array]]:
+    def _plain(self, residuals: Any, gate: Gate) -> tuple[Callable[[list[Array]], Any], list[Array]]:
         """The outputs as a function of what a derivative is asked for, and that."""
         given, rest, _, walked = residuals
         walked = lax.stop_gradient(walked)
@@ -372,20 +390,21 @@ class Steps(Linear):
             run, _ = self._run(of, rest, walked)
             line, ts = run.line, rest[-1]
             t0, t1, moved_ts = offsets(rest, times)
-            slope, shared = self.whole.slope, run.field.kind == "shared"
+            shared, failed = run.field.kind == "shared", walked.pace.outcome > CODE[Result.EVENT]
+
+            def passed(go: Array, place: Any, otherwise: Leaves) -> Leaves:
+                moving, reads = gate(go, (place, of))
+                return choose(go, passing(self.whole.slope, *moving, reads, rest), otherwise)
+
             if shared:  # also where no derivative by times is asked for now: one of this may be
-                y0 = passing(slope, line.t0, t0, y0, of, rest)
-            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense)
+                y0 = passed(~failed | (walked.pace.accepted > 0), (line.t0, t0, y0), y0)
+            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense, gate)
             if shared:
                 inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
-                y1 = choose(inside, y1, passing(slope, t1, line.t1, y1, of, rest))
+                y1 = passed(~(failed | inside), (t1, line.t1, y1), y1)
             if times[2] is not None:
                 reached = jnp.arange(ts.shape[0]) < walked.outputs
-                moved = lax.map(lambda each: passing(slope, *each, of, rest), (moved_ts, ts, ys))
-                ys = tuple(
-                    jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, before)
-                    for leaf, before in zip(moved, ys, strict=True)
-                )
+                ys = lax.map(lambda each: passed(each[0], each[1:], each[3]), (reached, moved_ts, ts, ys))
             return y1, ys, y, slopes
 
         return function, self._picked(jax.tree.unflatten(self.structure, given))

@@ -140,7 +140,8 @@ def spacing(method: str, options: Options, rtol: Any, atol: Any, flow: Flow, pre
     yes_or_no("perturb", perturb)
     tolerance(f"{prefix}rtol", rtol, flow)
     precision = tolerance(f"{prefix}atol", atol, flow)
-    return Spacing(step_size, constructor, interp, perturb, precision if isinstance(precision, float) else 0.0)
+    ours: Any = constructor
+    return Spacing(step_size, ours, interp, perturb, precision if isinstance(precision, float) else 0.0)
 
 
 def watchers(method: str, flow: Flow, shown: Callable[..., Any], suffix: str = "") -> On | None:

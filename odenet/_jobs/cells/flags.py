@@ -53,7 +53,7 @@ def network_flags(plan: Plan) -> Decorator:
 def number(flag: str, text: str, plan: Plan) -> Decorator:
     """A whole number of at least 1, by default the plan's."""
     default = getattr(plan, flag.removeprefix("--"))
-    return click.option(flag, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+    return click.option(flag, type=_flags.Whole(1), default=default, show_default=True, help=text)
 
 
 def choice(flag: str, names: tuple[str, ...], text: str, plan: Plan) -> Decorator:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from odenet._errors import FileError, InputError
-from odenet._files import write_text
+from odenet._errors import InputError
+from odenet._files import rename, write_text
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.cells.plan import CellPlan, KeyedCell
 from odenet._jobs.cells.row import CellRow
@@ -132,11 +131,6 @@ def set_aside(folder: Path) -> list[Path]:
     for name in (CSV, JSON):
         path = folder / name
         target = path.with_name(f"{path.stem}.previous{path.suffix}")
-        try:
-            os.replace(path, target)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise FileError(f"{path} cannot be renamed ({error})", "a folder you may write to") from error
-        moved.append(target)
+        if rename(path, target):
+            moved.append(target)
     return moved

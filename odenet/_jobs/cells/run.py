@@ -51,7 +51,7 @@ def complete(
         messages: for progress and where the files are.
 
     Returns:
-        the exit status: 0; 1 if a cell failed; 130 if the run was interrupted.
+        the exit status: 0; 1 if a cell failed or none was measured; 130 if the run was interrupted.
 
     Raises:
         FileError: `out` cannot be written to, or holds results that cannot be resumed.
@@ -84,6 +84,9 @@ def complete(
     if interrupted:
         messages.print(GO_ON, markup=False)
         return 130
+    if not any(row.ok for row in results.rows):
+        messages.print("nothing was measured: no cell is offered by what is installed", markup=False)
+        return 1
     return 1 if any(row.failed for row in results.rows) else 0
 
 

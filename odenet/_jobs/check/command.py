@@ -12,6 +12,7 @@ import click
 from odenet._errors import InputError
 from odenet._files import require_writable, write_text
 from odenet._gradients.names import in_bytes
+from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.check.checks import TOLERANCE, Check, checks
@@ -38,7 +39,7 @@ DEFAULT = Plan(solvers=(solver_named("euler"),), depths=(16,))
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=_flags.Real(min=0),
     help=f"Exit with 1 if a whole gradient's relative error is above this; the verdict takes {TOLERANCE:g} without it.",
 )
 @click.option("--plan/--no-plan", "planned", help="Measure time and memory, too, and choose; the table of odenet.plan.")

@@ -8,7 +8,7 @@ import logging
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,11 @@ def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int
         GradientError: the loss is no finite number any more.
     """
     require_writable(out)
-    with alone(out):
-        return _train(plan, out, resume, messages)
+    with alone(out) as require_same:
+        return _train(plan, out, resume, messages, require_same)
 
 
-def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int:
+def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console, require_same: Callable[[], None]) -> int:
     run = _earlier(plan, out, resume, messages)
     images = image_set(plan.data, plan.data_dir, plan.size)
     parts = split(images.train, plan.validation, plan.limit_train, plan.seed)
@@ -82,7 +82,8 @@ def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> in
         raise InputError(f"a batch of {plan.batch} from {len(parts.train)} training images", "no larger than these")
     if run.test is None:
         try:
-            run = _finish(run, images, learnt, Batches(parts.validation, plan.batch, **common), out, messages)
+            chosen_by = Batches(parts.validation, plan.batch, **common)
+            run = _finish(run, images, learnt, chosen_by, out, messages, require_same)
         except KeyboardInterrupt:
             reached = read(out)
             whole = f"epoch {reached.epoch} is whole and" if reached else "no epoch is whole, nothing"
@@ -91,6 +92,7 @@ def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> in
             return 130
     from odenet._jobs.train.curve import write_curve  # matplotlib takes a second
 
+    require_same()
     curve = write_curve(run, out)[0]
     messages.print(_summary(run, len(parts.validation)), markup=False)
     messages.print(f"wrote {out / WEIGHTS}, {out / 'log.csv'}, {out / 'run.json'}, {curve}", markup=False)
@@ -130,9 +132,15 @@ def _identity(images: ImageSet, parts: Split, mean: list[float], deviation: list
 
 
 def _finish(
-    run: TrainingRun, images: ImageSet, learnt: Batches, chosen_by: Batches, out: Path, messages: Console
+    run: TrainingRun,
+    images: ImageSet,
+    learnt: Batches,
+    chosen_by: Batches,
+    out: Path,
+    messages: Console,
+    require_same: Callable[[], None],
 ) -> TrainingRun:
-    """All epochs that are left, then the test."""
+    """All epochs that are left, then the test. `require_same` is called before each write."""
     plan = run.plan
     entry = _registry.entry(plan.backend)
     method, by = gradient(plan.gradient), solver(plan.solver)
@@ -153,16 +161,19 @@ def _finish(
         trainer = backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay)
         if run.epoch:
             trainer.load(run.state(out, run.epoch))
+        require_same()
         events.begin(out, run.rows)
         with _telling(messages), watch(messages, plan.epochs, learnt.steps) as progress:
             for epoch in range(run.epoch + 1, plan.epochs + 1):
                 row = _epoch(trainer, plan, epoch, learnt, chosen_by, progress)
+                require_same()
                 run = run.saved(out, row, trainer.state())
                 events.add(out, row)
                 progress.finished(row, run.best == epoch)
         state = run.state(out, run.best)
         trainer.load(state)
         loss, accuracy = evaluate(trainer, replace(chosen_by, images=images.test))
+        require_same()
         save_weights(out / WEIGHTS, trainer.read())
         run = replace(run, test=Outcome(run.best, loss, accuracy, len(images.test)))
         run.write(out)
