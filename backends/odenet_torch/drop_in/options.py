@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import InputError, PIDController, StateError, UnknownNameError
+from odenet import InputError, PIDController, UnknownNameError
 from odenet.kit import real, shown, within, yes_or_no
 from odenet_torch.drop_in.flow import Flow, state_norm, tolerance
 from odenet_torch.drop_in.methods import ADAPTIVE
@@ -61,12 +61,6 @@ def control(method: str, options: Options, flow: Flow, rtol: Any, atol: Any) -> 
         InputError: an option that cannot be used, or that no method has.
     """
     _look(method, options, _ADAPTIVE)
-    if flow.y0.numel() == 0:
-        raise StateError(
-            f"y0 of shape {tuple(flow.y0.shape)} holds no number, and the steps of {method} follow the error",
-            "at least one entry",
-            "leave empty batches out, or take a method of fixed steps, as rk4 with step_size",
-        )
     found: dict[str, Any] = {"safety": 0.9}
     for name, (ours, above, most) in _FACTORS.items():
         if (value := options.get(name)) is not None:
