@@ -35,7 +35,7 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Trainer, seconds
+from odenet.kit import AnySolver, Arrays, Trainer, quiet, seconds
 from odenet_jax.field.state import as_array
 from odenet_jax.gradients.solve import solve_problem
 from odenet_jax.nets.modules import OdeNet
@@ -103,6 +103,7 @@ class JaxBackend(Backend):
         """See `Backend`."""
         return {name: self.to_numpy(leaf) for name, leaf in model.weights.items()}
 
+    @quiet()  # the certificate is in what it returns
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
         """See `Backend`."""
         with like(model.weights.values()):
@@ -154,6 +155,7 @@ class JaxBackend(Backend):
         """See `Backend`. Seconds are those of the compiled program."""
         return profiling.profile(model, batch, loss, gradients, reference, memory, repeats)
 
+    @quiet()
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """See `Backend`."""
         with like(model.weights.values()):

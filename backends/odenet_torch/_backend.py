@@ -28,7 +28,7 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Trainer, seconds, tree_leaves, tree_map
+from odenet.kit import AnySolver, Arrays, Trainer, quiet, seconds, tree_leaves, tree_map
 from odenet_torch.conversion.convert import unconvert
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
@@ -98,6 +98,7 @@ class TorchBackend(Backend):
         """See `Backend`."""
         return {name: self.to_numpy(p) for name, p in model.named_parameters()}
 
+    @quiet()  # the certificate is in what it returns
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
         """See `Backend`."""
         x, y = _batch(model, inputs, targets)
@@ -157,6 +158,7 @@ class TorchBackend(Backend):
         """See `Backend`."""
         return unconvert(model)
 
+    @quiet()
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """See `Backend`."""
         x, y = _batch(model, inputs, targets)
@@ -180,6 +182,8 @@ class TorchBackend(Backend):
 
         try:
             model.function = counted(function, counter)
+            counted_step()  # a method may look at a function once more in the first pass of its life
+            counter.f = counter.vjp = 0
             peak, method = peak_bytes(counted_step, x.device)
         finally:
             model.function = function

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from odenet._check import tolerance_or_none, whole, yes_or_no
-from odenet._errors import InputError
+from odenet._errors import GradientError, InputError
 from odenet._gradients.record import Cost, Gradient
 from odenet._names import lookup
 from odenet._solvers.names import AnySolver, solver
 from odenet._solvers.runge_kutta import Solver
 
+_UNDOES_NOTHING = (
+    "take gradient='checkpoint', which undoes nothing; or smaller steps, anchors, a larger limit or tolerance"
+)
 _PREDICTORS = {name: name for name in ("reverse", "extrapolate")}
 
 
@@ -89,6 +92,33 @@ class DiscreteAdjoint(Gradient):
     def startup(self) -> int:
         """Evaluations of the increment that predict z in each of the first `order` steps, extrapolating."""
         return max(1, self.order - 1, self.iterations)
+
+    def stuck(self, step: str, residual: str) -> GradientError:
+        """The error of a step that cannot be undone to the tolerance.
+
+        Args:
+            step: which, in words.
+            residual: what was reached, in words: "went from 1e-2 to 1e-3".
+        """
+        return GradientError(
+            f"{step} cannot be undone to tolerance={self.tolerance}: after {self.limit} evaluations the residual "
+            f"{residual}",
+            "steps with h Lip(f) < 1, which are undone by repetition",
+            _UNDOES_NOTHING,
+        )
+
+    def grown(self, reached: str) -> GradientError:
+        """The error of steps that were undone to the tolerance, each, and all together were not.
+
+        Args:
+            reached: the certificate, in words.
+        """
+        return GradientError(
+            f"rebuilt states are off by {reached} with tolerance={self.tolerance}, although each step was "
+            "undone to that: what is left over grows on the way back",
+            "networks whose steps, taken back, enlarge no error by much",
+            _UNDOES_NOTHING,
+        )
 
     def offered(self, solver: AnySolver) -> bool:
         """Methods whose increments odenet takes itself."""

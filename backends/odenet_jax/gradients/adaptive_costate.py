@@ -6,18 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
-from jax.custom_batching import custom_vmap
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, UnsupportedError
 from odenet.kit import AnySolver, add, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Sums, vjp
+from odenet_jax.gradients.raised import raised
 from odenet_jax.steps.accepted import Accepted, Along, Line
 from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.fixed import read
@@ -102,8 +101,7 @@ class AdaptiveCostate(WayBack):
         carry = repeat(lambda carry: carry.pace.alive, step, carry)
         count = len(a)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        a, sums = ended((a, carry.sums), carry.pace)
-        return a, sums, jnp.zeros((), run.layout.time)
+        return ended((a, carry.sums, jnp.zeros((), run.layout.time)), carry.pace)
 
     @staticmethod
     def _last_read(walked: Walked, gradients: Cotangents) -> tuple[Array, Leaves]:
@@ -197,8 +195,8 @@ class AdaptiveCostate(WayBack):
         return add(a, added), output - met.sum(dtype=output.dtype)
 
 
-def ended(found: Any, pace: Pace) -> Any:
-    """The gradients, if the way back has reached t0; of rows of a `jax.vmap` those that have not are NaN.
+def ended(found: tuple[Leaves, Any, Array], pace: Pace) -> tuple[Leaves, Any, Array]:
+    """What the way back found, if it has reached t0; of rows of a `jax.vmap` those that have not are NaN.
 
     Raises:
         GradientError: it has not; a compiled program raises a RuntimeError of this message when it runs.
@@ -209,19 +207,7 @@ def ended(found: Any, pace: Pace) -> Any:
         if outcome is Result.SUCCESS:
             return found
         raise GradientError(f"{given}, at t={pace.t.item():.8g}: {outcome.value}", allowed, REMEDY)
-    message = str(GradientError(given, allowed, REMEDY))
-
-    @custom_vmap
-    def zero(stopped: Array) -> Array:
-        return eqx.error_if(jnp.zeros(()), stopped, message)
-
-    @zero.def_vmap
-    def _(size: int, batched: Any, stopped: Array) -> tuple[Array, bool]:  # the other rows are none the worse for it
-        return jnp.where(stopped, jnp.nan, jnp.zeros(())), True
-
-    # by way of a number: what passes through error_if itself loses its sharding over devices
-    number = zero(pace.outcome != CODE[Result.SUCCESS])
-    return jax.tree.map(lambda leaf: leaf + number.astype(leaf.dtype), found)
+    return raised(found, pace.outcome != CODE[Result.SUCCESS], GradientError(given, allowed, REMEDY), by_row=True)
 
 
 @dataclasses.dataclass(frozen=True)

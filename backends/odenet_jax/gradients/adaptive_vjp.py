@@ -391,19 +391,20 @@ class Steps(Linear):
             line, ts = run.line, rest[-1]
             t0, t1, moved_ts = offsets(rest, times)
             shared, failed = run.field.kind == "shared", walked.pace.outcome > CODE[Result.EVENT]
+            begun = ~failed | (walked.pace.accepted > 0)
 
             def passed(go: Array, place: Any, otherwise: Leaves) -> Leaves:
                 moving, reads = gate(go, (place, of))
                 return choose(go, passing(self.whole.slope, *moving, reads, rest), otherwise)
 
             if shared:  # also where no derivative by times is asked for now: one of this may be
-                y0 = passed(~failed | (walked.pace.accepted > 0), (line.t0, t0, y0), y0)
+                y0 = passed(begun, (line.t0, t0, y0), y0)
             y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense, gate)
             if shared:
                 inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
                 y1 = passed(~(failed | inside), (t1, line.t1, y1), y1)
             if times[2] is not None:
-                reached = jnp.arange(ts.shape[0]) < walked.outputs
+                reached = (jnp.arange(ts.shape[0]) < walked.outputs) & begun
                 ys = lax.map(lambda each: passed(each[0], each[1:], each[3]), (reached, moved_ts, ts, ys))
             return y1, ys, y, slopes
 

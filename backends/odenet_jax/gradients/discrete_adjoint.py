@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
 
-from odenet import DiscreteAdjoint, GradientError, Problem, Stats
+from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Alarm, add, alarm, combine, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
@@ -30,9 +30,6 @@ from odenet_jax.steps.weighted_sum import choose
 
 Trouble = tuple[Array, Array, Array]
 """The step that could not be undone to the tolerance (-1: none), its first residual and its last."""
-
-
-REMEDY = "take gradient='checkpoint', which undoes nothing; or smaller steps, anchors, a larger limit or tolerance"
 
 
 class Reversal(Adjoint):
@@ -147,36 +144,17 @@ class Reversal(Adjoint):
         n, first, last = trouble
         if not isinstance(n, Tracer):
             if n.item() >= 0:
-                raise self.stuck(f"step {n.item()}", f"went from {first.item():.1e} to {last.item():.1e}")
+                raise self.method.stuck(f"step {n.item()}", f"went from {first.item():.1e} to {last.item():.1e}")
             if not certificate.item() <= method.tolerance:
-                raise self.grown(f"{certificate.item():.1e}")
+                raise self.method.grown(f"{certificate.item():.1e}")
             return g, sums
-        stuck = [str(self.stuck("a step", f"is about {size}")) for size in _SIZES]
-        grown = [str(self.grown(f"about {size}")) for size in _SIZES]
+        stuck = [str(self.method.stuck("a step", f"is about {size}")) for size in _SIZES]
+        grown = [str(self.method.grown(f"about {size}")) for size in _SIZES]
         # by way of a number: what passes through error_if itself loses its sharding over devices
         zero = eqx.branched_error_if(jnp.zeros(()), n >= 0, _size(last), stuck)
         zero = eqx.branched_error_if(zero, ~(certificate <= method.tolerance), _size(certificate), grown)
         # whichever gradients are wanted: where only those of weights are, that of the state is never worked out
         return tied(zero, (g, sums))
-
-    def stuck(self, step: str, residual: str) -> GradientError:
-        """A step that cannot be undone to the tolerance."""
-        method = self.method
-        return GradientError(
-            f"{step} cannot be undone to tolerance={method.tolerance}: after {method.limit} evaluations the residual "
-            f"{residual}",
-            "steps with h Lip(f) < 1, which are undone by repetition",
-            REMEDY,
-        )
-
-    def grown(self, reached: str) -> GradientError:
-        """Steps that were undone to the tolerance, each, and all together were not."""
-        return GradientError(
-            f"rebuilt states are off by {reached} with tolerance={self.method.tolerance}, although each step was "
-            "undone to that: what is left over grows on the way back",
-            "networks whose steps, taken back, enlarge no error by much",
-            REMEDY,
-        )
 
 
 _SIZES = ("less than 1e-15", *(f"1e{power}" for power in range(-15, 2)), "more than 1e2, or not finite")

@@ -60,11 +60,11 @@ class Recomputation(Adjoint):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
-        if run.direct is not None and not hooked():
+        if run.direct is not None:
+            if hooked():  # what the caller's hooks are to see is saved by torch's checkpoint alone
+                raise NotSettledError
             self.differentiable = True
             return self.settled(run, run.direct, y0)
-        if run.direct is not None:  # what the caller's hooks are to see is saved by torch's checkpoint alone
-            raise NotSettledError
         if hookless.known(run.field):
             return super().solve(run, y0)
         before = hookless.Traces(run)

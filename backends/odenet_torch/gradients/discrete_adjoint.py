@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-from odenet import DiscreteAdjoint, GradientError, Problem, Stats
+from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, combine, subtract
 from odenet_torch.field.state import Leaves
@@ -21,8 +21,6 @@ from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
-
-REMEDY = "take gradient='checkpoint', which undoes nothing; or smaller steps, anchors, a larger limit or tolerance"
 
 
 class Reversal(Adjoint):
@@ -72,7 +70,7 @@ class Reversal(Adjoint):
         worst = certify(self.stats, self.alarm, errors)
         if method.tolerance is not None:
             if not float(worst) <= method.tolerance:
-                raise self.grown(f"{float(worst):.1e}")
+                raise self.method.grown(f"{float(worst):.1e}")
         return g
 
     def sketch(self, y0: Leaves) -> Sketch | None:
@@ -109,26 +107,7 @@ class Reversal(Adjoint):
             z = after
             if residuals[-1] <= tolerance:
                 return z
-        raise self.stuck(f"step {n}", f"went from {residuals[0]:.1e} to {residuals[-1]:.1e}")
-
-    def stuck(self, step: str, residual: str) -> GradientError:
-        """A step that cannot be undone to the tolerance."""
-        method = self.method
-        return GradientError(
-            f"{step} cannot be undone to tolerance={method.tolerance}: after {method.limit} evaluations the residual "
-            f"{residual}",
-            "steps with h Lip(f) < 1, which are undone by repetition",
-            REMEDY,
-        )
-
-    def grown(self, reached: str) -> GradientError:
-        """Steps that were undone to the tolerance, each, and all together were not."""
-        return GradientError(
-            f"rebuilt states are off by {reached} with tolerance={self.method.tolerance}, although each step was "
-            "undone to that: what is left over grows on the way back",
-            "networks whose steps, taken back, enlarge no error by much",
-            REMEDY,
-        )
+        raise self.method.stuck(f"step {n}", f"went from {residuals[0]:.1e} to {residuals[-1]:.1e}")
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:

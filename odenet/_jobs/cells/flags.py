@@ -9,7 +9,7 @@ import click
 
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.grid import Plan
-from odenet._nets.spec import BLOCKS
+from odenet._nets.spec import BLOCKS, STARTS
 
 _PLURAL = {name: f"{name}s" for name in ("backend", "solver", "gradient", "depth")}
 Decorator = Callable[[Any], Any]
@@ -41,7 +41,7 @@ def network_flags(plan: Plan) -> Decorator:
         ),
         choice(
             "--start",
-            ("smooth", "independent", "zero"),
+            STARTS,
             "Weights: a smooth function of depth, or layer by layer.",
             plan,
         ),

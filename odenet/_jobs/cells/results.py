@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -60,6 +61,14 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         by_key = {each.key: each for each in self.rows} | {row.key: row}
         rows = tuple(by_key[cell.key] for cell in self.plan.cells() if cell.key in by_key)
         return replace(self, rows=rows, seconds=self.seconds + seconds)
+
+    def growing(self, rows: Iterable[AnyRow]) -> Iterator[tuple[AnyRow, Self]]:
+        """Each row as it is measured, and these results with all rows so far and the time that they took."""
+        results, last = self, time.perf_counter()
+        for row in rows:
+            now = time.perf_counter()
+            results, last = results.add(row, now - last), now
+            yield row, results
 
     def resumed(self, plan: AnyPlan, machine: Mapping[str, str]) -> Self:
         """These results as the beginning of `plan` on `machine`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,12 +66,10 @@ def complete(
     cells, interrupted = results.todo(), False
     try:
         with watch(messages, cells) as progress:
-            last = time.perf_counter()
-            for row in measure(results.plan, cells):
+            for row, grown in results.growing(measure(results.plan, cells)):
                 if not resume and not results.rows:
                     _say(messages, "kept the earlier results as", set_aside(out))
-                now = time.perf_counter()
-                results, last = results.add(row, now - last), now
+                results = grown
                 results.write(out)
                 progress.finished(in_words(row), row.ok)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._jobs.train.plan import TrainingPlan
-from odenet._nets.spec import BLOCKS
+from odenet._nets.spec import BLOCKS, STARTS
 from odenet._report.terminal import console
 
 
@@ -79,7 +79,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 )
 @_flag("--grid", _flags.Whole(1), "Parts of the image, each way, that the head takes means of.")
 @click.option("--scaled/--unscaled", default=TrainingPlan.scaled, show_default=True, help="Steps of 1/N, or of 1.")
-@_flag("--start", click.Choice(["smooth", "independent", "zero"]), "Weights at the beginning, along depth.")
+@_flag("--start", click.Choice(STARTS), "Weights at the beginning, along depth.")
 @_flag("--device", str, "Device, as `odenet list backends` names it.")
 @_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
 @_flag("--epochs", _flags.Whole(1), "Times that all training images are seen.")
