@@ -95,7 +95,9 @@ def _message(certificate: float, method: str, where: str) -> str:
             "be undone, and gradient='checkpoint' undoes none."
         )
     # within the way back one step's residual is known, and at t0 the whole error
-    what = "the rebuilt state is off" if where.startswith(_AT_START) else "a rebuilt state, or the one it leads to, is off"
+    what = (
+        "the rebuilt state is off" if where.startswith(_AT_START) else "a rebuilt state, or the one it leads to, is off"
+    )
     so = "the gradient is useless" if certificate > USELESS else "the gradient may be off by as much"
     return (
         f"The certificate of {method} is {certificate:.2g} ({where}): {what} by that share of its own size, "

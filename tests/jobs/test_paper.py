@@ -89,6 +89,8 @@ def right_linear_limit():
         (smooth, flow.LARGEST, None): (0, 0.5),
         (smooth, flow.SMOOTHNESS, None): (0, 1.0),
         (smooth, flow.RATE, None): (0, 1.0),
+        (smooth, flow.LIMIT_RATE, None): (0, 1.0),
+        (smooth, flow.RATE_APART, None): (1, 1.0),
         (rough, flow.SMOOTHNESS, None): (-1, 1.0),
         (rough, flow.WEIGHTS, None): (0, 1.0),
     }

@@ -20,7 +20,8 @@ LOSS, SMOOTHNESS, STATES, WEIGHTS = "loss", "smoothness", "distance of states", 
 ENTRY, CHANGE = "weight", "change of weights"  # by layer, of one network
 MEAN = "mean distance of weights"  # over layers
 FINAL, LARGEST = "loss at the end", "largest smoothness"  # over training, relative to what it began with
-RATE = "rate at which the loss falls"  # in a unit of time
+RATE, LIMIT_RATE = "rate at which the loss falls", "rate of the limit"  # in a unit of time
+RATE_APART = "distance of the rate to that of the limit"
 
 
 Limits = Mapping[str, float]
@@ -88,7 +89,8 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
     """
     moments = train(flow, cell.backend, cell.seed, cell.depth, steps, rough=rough, device=device)
     found = []
-    for now, limit in zip(moments, _limit(flow, cell.backend, cell.seed, deepest, steps, device), strict=True):
+    limits = _limit(flow, cell.backend, cell.seed, deepest, steps, device)
+    for now, limit in zip(moments, limits, strict=True):
         stride = len(limit.weights) // cell.depth
         weights = _norms(now.weights - limit.weights[::stride])
         apart = {
@@ -109,12 +111,15 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
     for quantity in (STATES, WEIGHTS, MEAN):
         found.append(cell.point(quantity, max(each.value for each in found if each.quantity == quantity)))
     smooth = [each.value for each in found if each.quantity == SMOOTHNESS]
+    rate, to_be = _rate(flow, moments), _rate(flow, limits)
     return (
         *found,
         cell.point(SMOOTHNESS, max(smooth)),
         cell.point(LARGEST, max(smooth) / smooth[0]),
         cell.point(FINAL, moments[-1].loss / moments[0].loss),
-        cell.point(RATE, _rate(flow, moments)),
+        cell.point(RATE, rate),
+        cell.point(LIMIT_RATE, to_be),
+        cell.point(RATE_APART, abs(rate - to_be)),
     )
 
 

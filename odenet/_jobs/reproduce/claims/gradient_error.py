@@ -26,7 +26,7 @@ _STEPS = (25, 50, 50)  # of training: quick, reduced, paper
 
 def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
-    return choices.cells(list(NETS), choices.depths(4, 64, quick=32))
+    return choices.cells(list(NETS), choices.depths(4, 64, quick=32), seeds=8)
 
 
 def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odenet._jobs.reproduce import flow, flow_figure
-from odenet._jobs.reproduce.flow import RATE, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
+from odenet._jobs.reproduce.flow import LIMIT_RATE, RATE, RATE_APART, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
 from odenet._jobs.reproduce.thresholds import thresholds
-from odenet._jobs.reproduce.verdict import Verdict, falls, stays
+from odenet._jobs.reproduce.verdict import Verdict, below, falls
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,9 +74,16 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
             LIMITS["layer_order"],
             LIMITS["layer_tolerance"],
         ),
-        stays(
-            f"{SMOOTH}: the loss falls exponentially in time, at a rate that does not depend on N",
+        below(
+            f"{SMOOTH}: the loss falls exponentially in time, at {LIMITS['rate']:g} of the limit's rate or more",
+            values(points, SMOOTH, LIMIT_RATE),
             values(points, SMOOTH, RATE),
+            1 / LIMITS["rate"],
+        ),
+        falls(
+            f"{SMOOTH}: the rate tends to the limit's as 1/N",
+            values(points, SMOOTH, RATE_APART),
+            LIMITS["rate_order"],
             LIMITS["rate_tolerance"],
         ),
         *flow.stays_rough(points, ROUGH, LIMITS),
