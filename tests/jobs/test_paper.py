@@ -27,11 +27,14 @@ from odenet._jobs.reproduce.claims import (
     distance,
     fine_tune,
     gradient_error,
+    implicit_regularization,
     lighter,
     linear_limit,
+    mean_ode,
     memory,
     nonlinear_limit,
     reconstruction,
+    scaling,
     tied_weights,
 )
 from odenet._jobs.reproduce.command import command
@@ -43,6 +46,7 @@ from odenet._jobs.reproduce.training import Recipe, chosen, sample, train
 NATIVE = [name for name, entry in _registry.available().items() if entry.array_modules]
 CHOICES = Choices(("torch",), seeds=2, scale="quick")
 CONSTANTS = {1: 3.0, 2: 2.0}  # of the lines drawn by `made`, by seed
+NO_CONSTANT = {lighter.TIME, flow.AFTER, mean_ode.LEARNT}  # numbers without a unit, which are the same for all seeds
 DEPTHS = (4, 8, 16, 32, 64, 128, 256)
 
 
@@ -57,7 +61,7 @@ def made(shapes, depths):
             quantity,
             step,
             None,
-            factor * (c if quantity != lighter.TIME else 2) * float(n) ** -order,
+            factor * (2 if quantity in NO_CONSTANT else c) * float(n) ** -order,
         )
         for (curve, quantity, step), (order, factor) in shapes.items()
         for n in depths
@@ -197,12 +201,40 @@ def right_adjoint_failure():
     return found | {(backprop, adjoint_failure.error_of(name), None): (0, each) for name, each in unscaled.items()}
 
 
+def right_implicit_regularization():
+    tied, independent = implicit_regularization.TIED, implicit_regularization.INDEPENDENT
+    found = {
+        (tied, flow.FINAL, None): (0, 1e-3),
+        (independent, flow.FINAL, None): (0, 1e-3),
+        (tied, flow.AFTER, None): (0, 0.5),
+        (independent, flow.AFTER, None): (0, 1e-3),
+        (independent, flow.SMOOTHNESS, None): (-1, 1.0),
+        (independent, flow.WEIGHTS, None): (0, 1.0),
+    }
+    for quantity in (flow.STATES, flow.WEIGHTS):
+        for step in (None, 0, 10, 20):
+            found[tied, quantity, step] = (1, 1.0)
+    return found
+
+
+def right_scaling():
+    return {(name, scaling.MOVED, None): (apart, 1.0) for name, (_, apart) in scaling.CURVES.items()}
+
+
+def right_mean_ode():
+    found = {(name, mean_ode.APART, None): (0.5, hidden**-0.5) for name, hidden in mean_ode.CURVES.items()}
+    return found | {(mean_ode.curve(max(mean_ode.HIDDEN)), mean_ode.LEARNT, None): (0, 0.1)}
+
+
 RIGHT = {
     "reconstruction": (right_reconstruction, DEPTHS),
     "distance": (right_distance, DEPTHS),
     "linear-limit": (right_linear_limit, DEPTHS),
     "nonlinear-limit": (right_nonlinear_limit, DEPTHS),
     "gradient-error": (right_gradient_error, DEPTHS),
+    "implicit-regularization": (right_implicit_regularization, DEPTHS),
+    "scaling": (right_scaling, DEPTHS),
+    "mean-ode": (right_mean_ode, DEPTHS),
     "memory": (right_memory, DEPTHS),
     "lighter": (right_lighter, DEPTHS),
     "depth-accuracy": (right_depth_accuracy, (4, 16, 64)),

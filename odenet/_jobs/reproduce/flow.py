@@ -21,6 +21,8 @@ ENTRY, CHANGE = "weight", "change of weights"  # by layer, of one network
 MEAN = "mean distance of weights"  # over layers
 FINAL, LARGEST = "loss at the end", "largest smoothness"  # over training, relative to what it began with
 RATE, LIMIT_RATE = "rate at which the loss falls", "rate of the limit"  # in a unit of time
+BEFORE, AFTER = "roughness exponent at the start", "roughness exponent after training"
+_LAYERS = 8  # that a roughness exponent needs
 RATE_APART = "distance of the rate to that of the limit"
 
 
@@ -115,11 +117,16 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
     return (
         *found,
         cell.point(SMOOTHNESS, max(smooth)),
-        cell.point(LARGEST, max(smooth) / smooth[0]),
+        cell.point(LARGEST, max(smooth) / smooth[0] if smooth[0] else np.inf),  # of a tied start nothing is a part
         cell.point(FINAL, moments[-1].loss / moments[0].loss),
         cell.point(RATE, rate),
         cell.point(LIMIT_RATE, to_be),
         cell.point(RATE_APART, abs(rate - to_be)),
+        *(
+            cell.point(quantity, theory.roughness(Depth(moment.weights, "piecewise")).exponent)
+            for quantity, moment in ((BEFORE, moments[0]), (AFTER, moments[-1]))
+            if cell.depth >= _LAYERS
+        ),
     )
 
 
@@ -217,9 +224,10 @@ def stays_smooth(points: Sequence[Point], curve: str, limits: Limits) -> tuple[V
 
 
 def tends(points: Sequence[Point], curve: str, quantity: str, limits: Limits) -> tuple[Verdict, Verdict]:
-    """A distance to the limit falls as 1/N, uniformly over training; weights start on the limit."""
+    """A distance to the limit falls as 1/N, uniformly over training, but for a start that is on the limit."""
     steps = sorted({each.step for each in points if each.step is not None})[quantity != STATES :]
-    moments = {step: values(points, curve, quantity, step) for step in steps}
+    every = {step: values(points, curve, quantity, step) for step in steps}
+    moments = {step: seen for step, seen in every.items() if any(x != 0 for each in seen.values() for x in each)}
     allowed = limits["order"], limits["tolerance"]
     return (
         falls(f"{curve}: the {quantity} to the limit falls as 1/N", values(points, curve, quantity), *allowed),

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from odenet._jobs.reproduce.controls import Said, Verdict, judged
 from odenet._jobs.reproduce.order import OverSeeds, of_order, order
+from odenet._jobs.reproduce.ratio import below_in_the_mean, bounded, moved, paired, scaled
 from odenet._jobs.reproduce.thresholds import thresholds
-from odenet._report.interval import LEVEL, Interval, interval
+from odenet._report.interval import LEVEL, interval
 
 __all__ = [
     "OverSeeds",
@@ -21,6 +22,7 @@ __all__ = [
     "falls_throughout",
     "from_depth",
     "medians",
+    "near",
     "no_worse",
     "points_above",
     "smaller",
@@ -31,27 +33,36 @@ STRAIGHT = thresholds("all")["straightness"]
 _ENDS = f"{100 * LEVEL:g} % interval over seeds"
 
 
-def falls(claim: str, over_seeds: OverSeeds, order: float, tolerance: float, least_depth: int = 1) -> Verdict:
-    """`value = c N**-order` on a straight line: the order's whole interval is within the tolerance.
+def falls(
+    claim: str, over_seeds: OverSeeds, order: float, tolerance: float, least_depth: int = 1, straight: bool = True
+) -> Verdict:
+    """`value = c N**-order`: the order's whole interval is within the tolerance, and the medians lie on a line.
 
     Args:
         claim: see `Verdict`.
         over_seeds: values by depth.
         order, tolerance: what is allowed. A negative order is of what grows.
         least_depth: where the line is fitted from, if shallow networks are not near the limit yet.
+        straight: False asks for no straight line, of what is drawn anew at each depth and scatters about one.
     """
-    return falls_throughout(claim, {0: over_seeds}, order, tolerance, least_depth)
+    return falls_throughout(claim, {0: over_seeds}, order, tolerance, least_depth, straight)
 
 
 def falls_throughout(
-    claim: str, moments: Mapping[int, OverSeeds], order: float, tolerance: float, least_depth: int = 1
+    claim: str,
+    moments: Mapping[int, OverSeeds],
+    order: float,
+    tolerance: float,
+    least_depth: int = 1,
+    straight: bool = True,
 ) -> Verdict:
     """`falls`, at each moment."""
+    line, on_a_line = (STRAIGHT, f", R² above {STRAIGHT}") if straight else (-math.inf, "")
     several = f", at {len(moments)} moments" if len(moments) != 1 else ""
     return judged(
         claim,
-        f"order {order:g} ± {tolerance:g} with its whole {_ENDS}, R² above {STRAIGHT}{several}",
-        lambda data: _orders(data, order - tolerance, order + tolerance, STRAIGHT, least_depth),
+        f"order {order:g} ± {tolerance:g} with its whole {_ENDS}{on_a_line}{several}",
+        lambda data: _orders(data, order - tolerance, order + tolerance, line, least_depth),
         moments,
         bad={f"order {order + 2 * tolerance:g}": _like(moments, order + 2 * tolerance, least_depth)},
         good={f"order {order:g}": _like(moments, order, least_depth)},
@@ -86,14 +97,14 @@ def falls_at_least(claim: str, over_seeds: OverSeeds, least: float, least_depth:
 
 def below(claim: str, small: OverSeeds, large: OverSeeds, factor: float = 1.0) -> Verdict:
     """`small <= factor * large` for every depth and seed: of what is true of each, as a bound is."""
-    pairs = _pairs(small, large)
+    pairs = paired(small, large)
     return judged(
         claim,
         f"a ratio of at most {factor:g}, all of them",
-        lambda data: _bounded(data, factor),
+        lambda data: bounded(data, factor),
         pairs,
-        bad={f"a ratio of {2 * factor:g}": _scaled(pairs, 2 * factor)},
-        good={f"a ratio of {factor / 2:g}": _scaled(pairs, factor / 2)},
+        bad={f"a ratio of {2 * factor:g}": scaled(pairs, 2 * factor)},
+        good={f"a ratio of {factor / 2:g}": scaled(pairs, factor / 2)},
     )
 
 
@@ -111,17 +122,31 @@ def smaller(
         small, large, factor: by depth, of the same seeds.
         bad: what is known not to be smaller, by what it is: it must not pass in the place of `small`.
     """
-    pairs = _pairs(small, large)
+    pairs = paired(small, large)
     return judged(
         claim,
         f"a mean ratio below {factor:g} at the upper end of its {_ENDS}, at each N",
-        lambda data: _smaller(data, factor),
+        lambda data: below_in_the_mean(data, factor),
         pairs,
         bad={
-            f"a ratio of {2 * factor:g} with this scatter": _moved(pairs, 2 * factor),
-            **{what: _pairs(some, large) or None for what, some in (bad or {}).items()},
+            f"a ratio of {2 * factor:g} with this scatter": moved(pairs, 2 * factor),
+            **{what: paired(some, large) or None for what, some in (bad or {}).items()},
         },
-        good={f"a ratio of {factor / 2:g} with this scatter": _moved(pairs, factor / 2)},
+        good={f"a ratio of {factor / 2:g} with this scatter": moved(pairs, factor / 2)},
+    )
+
+
+def near(claim: str, over_seeds: OverSeeds, target: float, tolerance: float) -> Verdict:
+    """The mean over seeds is a number, with its whole interval within the tolerance, at each depth."""
+    centred = {n: [each - statistics.mean(some) + target for each in some] for n, some in over_seeds.items()}
+    away = {n: [each + 2 * tolerance for each in some] for n, some in centred.items()}
+    return judged(
+        claim,
+        f"{target:g} ± {tolerance:g} with its whole {_ENDS}, at each N",
+        lambda data: _within(data, target - tolerance, target + tolerance),
+        over_seeds,
+        bad={f"{target + 2 * tolerance:g} with this scatter": away or None},
+        good={f"{target:g} with this scatter": centred or None},
     )
 
 
@@ -199,53 +224,6 @@ def from_depth(over_seeds: OverSeeds, least: int) -> dict[int, Sequence[float]]:
 def medians(over_seeds: OverSeeds) -> dict[int, list[float]]:
     """The median over seeds as the only value of each depth: what single seeds may be an exception to."""
     return {depth: [statistics.median(each)] for depth, each in over_seeds.items()}
-
-
-Pairs = Mapping[int, Sequence[tuple[float, float]]]
-
-
-def _pairs(small: OverSeeds, large: OverSeeds) -> Pairs:
-    return {n: list(zip(small[n], large[n], strict=True)) for n in small if n in large}
-
-
-def _scaled(pairs: Pairs, ratio: float) -> Pairs | None:
-    return {n: [(ratio * other, other) for _, other in each] for n, each in pairs.items()} or None
-
-
-def _moved(pairs: Pairs, ratio: float) -> Pairs | None:
-    """With that geometric mean of the ratios at each depth."""
-    logs = {n: _logs(each) for n, each in pairs.items()}
-    if not all(some and all(map(math.isfinite, some)) for some in logs.values()):
-        return None
-    return {n: [(ratio * math.exp(x - statistics.mean(some)), 1.0) for x in some] for n, some in logs.items()} or None
-
-
-def _logs(pairs: Sequence[tuple[float, float]]) -> list[float]:
-    return [math.log(one / other) if one > 0 and other > 0 else math.nan if one else -math.inf for one, other in pairs]
-
-
-def _bounded(pairs: Pairs, factor: float) -> Said:
-    every = [pair for some in pairs.values() for pair in some]
-    if not every:
-        return False, "nothing to compare"
-    ratios = [one / other for one, other in every if other]
-    observed = f"ratios {min(ratios):.3g} to {max(ratios):.3g}, {len(every)} of them" if ratios else "zeros"
-    return all(one <= factor * other for one, other in every), observed
-
-
-def _smaller(pairs: Pairs, factor: float) -> Said:
-    found = {n: interval(_logs(some)) for n, some in pairs.items()}
-    known = {n: each for n, each in found.items() if each is not None and math.isfinite(each.mean)}
-    if not known or len(known) < len(found):
-        return False, "fewer than two seeds with a ratio" if found else "nothing to compare"
-    worst = max(known, key=lambda n: known[n].high)
-    low, high = min(each.mean for each in known.values()), max(each.mean for each in known.values())
-    observed = f"mean ratios {math.exp(low):.2g} to {math.exp(high):.2g}; worst at N={worst}: {_of_logs(known[worst])}"
-    return known[worst].high < math.log(factor), observed
-
-
-def _of_logs(found: Interval) -> str:
-    return str(Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.count))
 
 
 def _within(gaps: OverSeeds, low: float, high: float) -> Said:

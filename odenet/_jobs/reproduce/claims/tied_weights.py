@@ -41,7 +41,7 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
     spec = small_network(choices, cell.depth, "shared")
     method = CURVES[cell.curve]
-    rates = dict.fromkeys(_OTHERS, 1.0) if cell.curve == FROZEN else None
+    rates = {start: 1.0 for start in _OTHERS} if cell.curve == FROZEN else None
     start = spec.init(cell.seed)
     done = train(cell, choices, spec, recipe, solver="euler", gradient=method, weights=start, rates=rates)
     found = [cell.point(ERROR, done.error), cell.point(GUESSING, guessing(choices))]
