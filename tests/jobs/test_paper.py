@@ -126,6 +126,7 @@ def right_gradient_error():
     for curve, order in ((gradient_error.RESNET, 1), (gradient_error.HEUNNET, 3)):
         found[curve, gradient_error.PAPER, None] = (order, 1e-2)
         found[curve, gradient_error.CORRECTED, None] = (order, 1e-3)
+        found[gradient_error.resampled(curve), gradient_error.PAPER, None] = (order, 1e-2)
     return found
 
 
