@@ -146,8 +146,8 @@ REPRODUCTION = Reproduction(
     "convolutions; float64, weights that start smooth in depth, 50 steps (25 in a quick run) of SGD with momentum by "
     "backpropagation on batches of 64. Then one gradient of a batch by each method, against backpropagation's. The "
     f"correction and the extrapolation are this library's. As in the authors' code, a trained network of N = {_BASE} "
-    "is also made into those of all depths, layer i / N from the layer at that part of the depth; unlike there, an error "
-    "is a ratio of norms, and not of their squares.",
+    "is also made into those of all depths, layer i / N from the layer at that part of the depth; unlike there, an "
+    "error is a ratio of norms, and not of their squares.",
     cells,
     measure,
     draw,
