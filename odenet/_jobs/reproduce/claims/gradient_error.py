@@ -36,7 +36,7 @@ def resampled(net: str) -> str:
 def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
     curves = [*NETS, *map(resampled, NETS)]
-    return choices.cells(curves, choices.depths(4, 64, quick=32), seeds=8)
+    return choices.cells(curves, choices.depths(4, 64, quick=32), seeds=choices.sized(5, 8, 8))
 
 
 def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
