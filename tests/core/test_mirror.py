@@ -51,6 +51,7 @@ ALONE = {
     ONE: {
         "field/called_modules.py",
         "field/memory.py",
+        "field/knowledge.py",
         "field/random_state.py",
         # what a function writes, reads and leaves by the side: pure functions have none of it
         "field/differentiating.py",
