@@ -57,6 +57,8 @@ ALONE = {
     OTHER: {
         "field/collectives.py",  # named axes of vmap
         "field/closure.py",
+        "field/fingerprint.py",  # programs that outlive a call
+        "field/programs.py",
         "field/trees.py",
         "field/varying.py",
         "gradients/adaptive.py",

@@ -58,8 +58,8 @@ class WayBack(ABC):
     @abstractmethod
     def back(
         self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
-    ) -> tuple[Leaves, Sums, Array]:
-        """Gradients with respect to y0 and to weights, and the reconstruction residual.
+    ) -> tuple[Leaves, Sums, Array, Any]:
+        """Gradients with respect to y0 and to weights, the reconstruction residual, and what `settled` looks at.
 
         Args:
             run: along the accepted steps.
@@ -68,6 +68,10 @@ class WayBack(ABC):
             sums: zeros like the gradients of weights.
             y0, allowed: of the forward solve.
         """
+
+    def settled(self, g: Leaves, trouble: Any) -> Leaves:
+        """The gradient g, if the way back has come to its end."""
+        return g
 
 
 class Stretch:
@@ -203,7 +207,7 @@ class Again(WayBack):
 
     def back(
         self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
-    ) -> tuple[Leaves, Sums, Array]:
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`."""
         stretch, states = Stretch(run, walked, gradients), walked.record.states
         assert states is not None
@@ -245,4 +249,4 @@ class Again(WayBack):
         g, output = stretch.start()
         carry = (walked.pace.accepted, g, output, sums, empty)
         _, g, output, sums, _ = repeat(lambda carry: carry[0] > 0, segment, carry)
-        return stretch.finish(g, output), sums, jnp.zeros((), run.layout.time)
+        return stretch.finish(g, output), sums, jnp.zeros((), run.layout.time), None

@@ -64,7 +64,7 @@ class AdaptiveCostate(WayBack):
 
     def back(
         self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
-    ) -> tuple[Leaves, Sums, Array]:
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`.
 
         Raises:
@@ -100,7 +100,11 @@ class AdaptiveCostate(WayBack):
         carry = repeat(lambda carry: carry.pace.alive, step, carry)
         count = len(a)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        return ended(a, carry.pace), carry.sums, jnp.zeros((), run.layout.time)
+        return a, carry.sums, jnp.zeros((), run.layout.time), carry.pace
+
+    def settled(self, g: Leaves, trouble: Any) -> Leaves:
+        """See `WayBack.settled`."""
+        return ended(g, trouble)
 
     def _step(
         self, run: Along, line: Line, allowed: Tolerance, walked: Walked, gradients: Cotangents, carry: _Carry

@@ -42,7 +42,7 @@ class Reversal(Adjoint):
         """See `Adjoint.keeps`."""
         return self.method.anchored(run.grid.steps)
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         assert kept.end is not None
         steps, method, (y,) = run.grid.steps, self.method, kept.end
@@ -78,7 +78,7 @@ class Reversal(Adjoint):
         if early < steps:
             carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
         _, g, sums, residual, _, trouble = carry
-        return self.settled(g, trouble), sums, residual
+        return g, sums, residual, trouble
 
     def predict(
         self, run: Run, n: Any, y: Leaves, seen: tuple[Leaves, ...], trouble: Trouble, *, early: bool
@@ -158,7 +158,7 @@ class AdaptiveReversal(WayBack):
 
     def back(
         self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
-    ) -> tuple[Leaves, Sums, Array]:
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`."""
         stretch, anchors, method = Stretch(run, walked, gradients), walked.record.states, self.method
 
@@ -183,7 +183,11 @@ class AdaptiveReversal(WayBack):
         zero = jnp.zeros((), run.layout.time)
         state = (walked.pace.accepted - 1, walked.last, g, output, sums, zero, (jnp.int32(-1), zero, zero))
         _, _, g, output, sums, residual, trouble = repeat(alive, step, state)
-        return self.fixed.settled(stretch.finish(g, output), trouble), sums, residual
+        return stretch.finish(g, output), sums, residual, trouble
+
+    def settled(self, g: Leaves, trouble: Any) -> Leaves:
+        """See `WayBack.settled`."""
+        return self.fixed.settled(g, trouble)
 
 
 def relative(defect: Leaves, y: Leaves) -> Array:

@@ -27,7 +27,16 @@ Ends = tuple[Leaves, Leaves, Leaves, tuple[Leaves, ...]]
 """The state at the end, those at the kept times, and what dense output reads, as in `Cotangents`."""
 
 
-def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int) -> Ends:
+def most_steps(walked: Walked) -> int:
+    """The most steps of a program for a solve: a power of two where they are known, so that few are compiled."""
+    assert walked.record.nodes is not None
+    count, most = walked.pace.accepted, walked.record.nodes.shape[0] - 1
+    if isinstance(count, Tracer):
+        return most
+    return max(1, min(most, 1 << max(int(count) - 1, 0).bit_length()))
+
+
+def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int, most: int) -> Ends:
     """The end of the accepted steps from y0, and what lies within them.
 
     Args:
@@ -36,6 +45,7 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         y0: the state at t0.
         ts: the kept times; None where that is its end alone.
         dense: of how many steps what dense output reads; 0 for none.
+        most: see `most_steps`.
     """
     assert walked.record.nodes is not None
     nodes, count, sign = walked.record.nodes, walked.pace.accepted, run.line.sign
@@ -46,7 +56,7 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         inner = jnp.sum(before, 1, dtype=jnp.int32) - 1
     if walked.position is not None:
         inner = jnp.concatenate([inner, count[None] - 1])
-    y1, starts, stacked = _loop(run, walked, y0, inner, dense)
+    y1, starts, stacked = _loop(run, walked, y0, inner, dense, max(most, dense))
 
     def within(place: tuple[Array, Array, Leaves]) -> Leaves:
         n, position, y = place
@@ -81,13 +91,9 @@ def _standing(run: Along, walked: Walked, n: Any) -> Along:
     return run.between(a, jnp.where(walked.pace.accepted > 0, b, a))
 
 
-def _loop(run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int) -> tuple[Leaves, Leaves, Any]:
+def _loop(run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int, most: int) -> tuple[Leaves, Leaves, Any]:
     """The end, the states at the start of some steps, and what dense output reads."""
-    assert walked.record.nodes is not None
-    count, most = walked.pace.accepted, walked.record.nodes.shape[0] - 1
-    if not isinstance(count, Tracer):  # a power of two, so that few programs are compiled
-        most = max(1, min(most, 1 << max(int(count) - 1, 0).bit_length()))
-    most = max(most, dense)
+    count = walked.pace.accepted
     chunk = max(1, math.isqrt(most))
 
     def step(carry: tuple[Leaves, Leaves], n: Array) -> tuple[tuple[Leaves, Leaves], Any]:

@@ -23,7 +23,7 @@ from odenet_jax.steps.fixed import Run, Solve
 class Retrace(Adjoint):
     """Back from what the solver carries at t1."""
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         solver, h, steps = run.solver, run.grid.h, run.grid.steps
         assert isinstance(solver, ReversibleSolver)
@@ -40,7 +40,7 @@ class Retrace(Adjoint):
         pair, g, sums = descend(step, steps, steps, carry)
         pull = Pull(run.at(jnp.int32(0)))
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        return gradient, pull.collect(jnp.int32(0), sums), relative(defect, y).astype(run.layout.time)
+        return gradient, pull.collect(jnp.int32(0), sums), relative(defect, y).astype(run.layout.time), None
 
 
 @dataclass(frozen=True)
