@@ -10,6 +10,7 @@ from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
+    ConversionError,
     DepthError,
     DeviceUnavailableError,
     DtypeError,
@@ -69,6 +70,7 @@ __all__ = [
     "Checkpoint",
     "ComparisonResults",
     "ContinuousAdjoint",
+    "ConversionError",
     "Cost",
     "Coupled",
     "DelegatedSolver",

@@ -7,6 +7,7 @@
     │   ├── DepthError                       weights along depth: kind, number of layers, refinement
     │   ├── StateError                       y0, or what the field returned for it
     │   ├── DtypeError                       a number type that would be changed in silence
+    │   ├── ConversionError                  a model that cannot be converted, or a converted one used otherwise
     │   ├── NonFiniteError                   NaN or infinity in the input
     │   └── TableauError                     Runge-Kutta coefficients that fail their own checks
     ├── UnsupportedError (NotImplementedError)   a known combination that is not offered
@@ -68,6 +69,10 @@ class StateError(InputError):
 
 class DtypeError(InputError):
     """A number type that would have to be changed in silence."""
+
+
+class ConversionError(InputError):
+    """A model that cannot be converted, or a converted model in a use that its gradient method does not allow."""
 
 
 class NonFiniteError(InputError):

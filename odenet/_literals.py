@@ -64,6 +64,7 @@ GradientName = Literal[
     "adjoint",
     "backpropagation",
     "checkpointing",
+    "checkpoint:bits=8",
     "discrete-adjoint:correct=no",
     "discrete-adjoint:iterations=2",
     "discrete-adjoint:predictor=extrapolate",

@@ -15,7 +15,7 @@ from odenet._backend.sample import Part, Place, Sample, places
 from odenet._backend.seam import Arrays, Backend, Evaluation, Gradients, Measurement
 from odenet._backend.timing import seconds
 from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
-from odenet._check import whole, yes_or_no
+from odenet._check import real, whole, within, yes_or_no
 from odenet._errors import shown
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient
@@ -124,6 +124,7 @@ __all__ = [
     "places",
     "positions",
     "problem",
+    "real",
     "register_gradient",
     "register_solver",
     "require",
@@ -145,5 +146,6 @@ __all__ = [
     "units",
     "weigh",
     "whole",
+    "within",
     "yes_or_no",
 ]

@@ -9,7 +9,11 @@ _ROOM = "odenet_jax.gradients"
 
 METHODS: dict[type[Gradient], Way] = {
     Backprop: Way(f"{_ROOM}.backprop:fixed", f"{_ROOM}.backprop:adaptive"),
-    Checkpoint: Way(f"{_ROOM}.checkpoint:fixed", f"{_ROOM}.checkpoint:adaptive"),
+    Checkpoint: Way(
+        f"{_ROOM}.rounded_states:fixed",
+        f"{_ROOM}.checkpoint:adaptive",
+        adaptive_options=("segments", "states", "memory"),
+    ),
     DiscreteAdjoint: Way(f"{_ROOM}.discrete_adjoint:fixed", f"{_ROOM}.discrete_adjoint:adaptive"),
     ContinuousAdjoint: Way(f"{_ROOM}.continuous_adjoint:fixed", f"{_ROOM}.continuous_adjoint:adaptive"),
     Reversible: Way(f"{_ROOM}.reversible:fixed"),

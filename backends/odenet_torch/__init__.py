@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from odenet_torch._entry import METHODS, backend
 
 if TYPE_CHECKING:
-    from odenet_torch.conversion.convert import convert
+    from odenet_torch.conversion.convert import convert, unconvert
     from odenet_torch.drop_in.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
     from odenet_torch.gradients.solve import solve
     from odenet_torch.nets.modules import NeuralODE, OdeNet, ResidualStack
@@ -23,6 +23,7 @@ _HOMES = {
     "odeint_dense": "drop_in.odeint",
     "odeint_event": "drop_in.odeint",
     "solve": "gradients.solve",
+    "unconvert": "conversion.convert",
 }
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "odeint_dense",
     "odeint_event",
     "solve",
+    "unconvert",
 ]
 
 

@@ -100,6 +100,12 @@ class BackendEntry:
             yield f"gradient {gradient.label}{'' if way is None else f' with {steps}'}"
         elif way.options is not None and (more := sorted(set(gradient.changed) - set(way.options))):
             yield f"option {', '.join(more)} of gradient {gradient.name}"
+        elif (
+            adaptive
+            and way.adaptive_options is not None
+            and (more := sorted(set(gradient.changed) - set(way.adaptive_options)))
+        ):
+            yield f"option {', '.join(more)} of gradient {gradient.name} with {steps}"
         if not gradient.offered(solver):
             yield f"gradient {gradient.label} of solver {solver.label}"
 

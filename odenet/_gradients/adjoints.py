@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from odenet._check import whole, yes_or_no
+from odenet._check import tolerance_or_none, whole, yes_or_no
 from odenet._errors import InputError
 from odenet._gradients.record import Cost, Gradient
 from odenet._names import lookup
@@ -72,9 +72,7 @@ class DiscreteAdjoint(Gradient):
             )
         if self.limit != 32 and self.tolerance is None:
             raise InputError(f"limit={self.limit} of discrete-adjoint without a tolerance", "limit with tolerance=")
-        number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
-        if self.tolerance is not None and not (number and 0 < self.tolerance < 1):
-            raise InputError(f"tolerance={self.tolerance!r}", "a number between 0 and 1, or None")
+        tolerance_or_none(self.tolerance)
 
     @property
     def extrapolates(self) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from odenet._check import whole
-from odenet._errors import InputError
+from odenet._check import tolerance_or_none, whole
+from odenet._errors import GradientError, InputError
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.revolve import advances, schedule
 from odenet._solvers.family import AnySolver, StagedSolver
@@ -43,6 +44,11 @@ class Checkpoint(Gradient):
 
     Without an option every step's state is kept and its stages are computed again, one step at a time.
 
+    With `bits` the states are kept rounded: their increments, as whole numbers times a scale a row (Cutler 1952, delta
+    modulation: what one increment loses is added to the next, so that each state is off by one rounding and errors do
+    not add up). Going back starts from the rounded state at the end and takes off one increment after another. The
+    error of each rounded state is known when it is kept: the largest of all is the certificate.
+
     Args:
         segments: keep the state at the start of each of K equal segments, and run a segment again as a whole (Chen et
             al. 2016): one more evaluation of f a step; the stages of a whole segment are alive at once.
@@ -50,28 +56,74 @@ class Checkpoint(Gradient):
             evaluates f least often for that many (Griewank and Walther 2000, Algorithm 799 "revolve"); the stages of
             one step are alive at once.
         memory: as many states as fit in this many bytes beside the stages of one step and what the way back works on.
+        bits: 8 or 16, of each number of a kept state; a scale for each row (see `row`) comes on top of them.
+        tolerance: with `bits`, a GradientError if the certificate is larger. Reads a number on the host in torch.
 
     Raises:
-        InputError: more than one of them.
+        InputError: more than one of the first four; other numbers of bits; a tolerance without bits.
     """
 
     segments: int | None = None
     states: int | None = None
     memory: int | None = dataclasses.field(default=None, metadata={"unit": "bytes"})
+    bits: int | None = None
+    tolerance: float | None = None
 
     name = "checkpoint"
     summary = "keep some states and compute the rest again"
-    exactness = "exact"
+    exactness = "exact (with bits: to their rounding)"
     formula = ("N s", "N s", "N s", "N")
-    variants: ClassVar = {"segments=K": ("N s", "N s", "N s", "K"), "states=K": ("N s", "(A+1) s", "N s", "K+1")}
+    variants: ClassVar = {
+        "segments=K": ("N s", "N s", "N s", "K"),
+        "states=K": ("N s", "(A+1) s", "N s", "K+1"),
+        "bits=B": ("N s", "N s", "N s", "2, N rounded"),
+    }
+    notable = ("bits=8",)
 
     def __post_init__(self) -> None:
-        given = {key: value for key, value in vars(self).items() if value is not None}
+        names = ("segments", "states", "memory", "bits")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         for key, value in given.items():
             whole(key, value)
         if len(given) > 1:
             options = " and ".join(f"{key}={value}" for key, value in given.items())
-            raise InputError(f"{options} of checkpoint", "one of segments, states and memory")
+            raise InputError(f"{options} of checkpoint", "one of segments, states, memory and bits")
+        tolerance_or_none(self.tolerance)
+        if self.bits not in (None, 8, 16):
+            raise InputError(f"bits={self.bits} of checkpoint", "8 or 16")
+        if self.bits is None:
+            if self.tolerance is not None:
+                raise InputError(
+                    f"tolerance={self.tolerance} of checkpoint, which is exact", "tolerance with bits=8 or bits=16"
+                )
+            return
+        # of this record, not of its class: without bits there is nothing to certify
+        object.__setattr__(self, "certifies", True)
+        object.__setattr__(self, "exactness", f"to the rounding of states to {self.bits} bits")
+
+    @staticmethod
+    def row(shape: Sequence[int]) -> int:
+        """How many of the last axes of a state are a row, the numbers that share a scale: enough for 32 numbers.
+
+        Never the first axis of several, so that samples do not mix: (B, C) and (B, T, C) have a scale for each sample
+        and position where C is not tiny, (B, C, H, W) for each channel of an image.
+        """
+        size, count = 1, 0
+        for length in reversed(shape[min(1, len(shape) - 1) :] if shape else ()):
+            if count and size >= 32:
+                break
+            size, count = size * length, count + 1
+        return count
+
+    def off(self, certificate: float | None = None) -> GradientError:
+        """The error of a certificate over the tolerance; None where its number is not known."""
+        by = "" if certificate is None else f"by {certificate:.1e}, "
+        more = "bits=16 keeps them 256 times as exactly, " if self.bits == 8 else ""
+        return GradientError(
+            f"states kept in {self.bits} bits are off {by}more than tolerance={self.tolerance}",
+            "certificates up to the tolerance",
+            f"{more}gradient='checkpoint' as they are; or smaller steps, or a larger tolerance",
+        )
 
     def parts(self, steps: int) -> list[tuple[int, int]]:
         """The segments as (first step, last step + 1), of lengths that differ by at most one; every step if none."""
@@ -111,6 +163,8 @@ class Checkpoint(Gradient):
                 f"the cost of {self.label}", "segments=K or states=K", "how many states fit depends on their size"
             )
         evaluations = solver.evaluations(steps)
+        if self.bits is not None:
+            return Cost(evaluations, evaluations, evaluations, 2, steps)
         if self.states is None:
             return Cost(evaluations, evaluations, evaluations, len(self.parts(steps)))
         assert isinstance(solver, StagedSolver)  # its evaluations are known
@@ -118,8 +172,11 @@ class Checkpoint(Gradient):
         return Cost(evaluations, again, evaluations, len(schedule(steps, self.states).forward))
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """0: what is computed again is what was there; a block that gives something else is found at once."""
-        return 0.0
+        """0: what is computed again is what was there; a block that gives something else is found at once.
+
+        With `bits` the certificate: how far the rounded states are off.
+        """
+        return 0.0 if self.bits is None else certificate
 
 
 WORKING = 8

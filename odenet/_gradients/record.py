@@ -19,12 +19,19 @@ class Cost:
         f_backward: field evaluations of the backward pass beside those that the VJPs contain in backprop.
         vjp: vector-Jacobian products of the field.
         states: states of the size of y kept between forward and backward pass.
+        rounded: states kept beside these in fewer bits.
     """
 
     f_forward: int
     f_backward: int
     vjp: int
     states: int
+    rounded: int = 0
+
+    @property
+    def kept(self) -> str:
+        """The states kept, in words."""
+        return f"{self.states} + {self.rounded} rounded" if self.rounded else str(self.states)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,13 @@ class Way:
         fixed: with equal steps.
         adaptive: with tolerances; None where that is not offered.
         options: names of the method's options that are offered; None for all.
+        adaptive_options: of these, names of the options that are offered with tolerances; None for all.
     """
 
     fixed: str | Callable[..., Any]
     adaptive: str | Callable[..., Any] | None = None
     options: tuple[str, ...] | None = None
+    adaptive_options: tuple[str, ...] | None = None
 
     def load(self, *, adaptive: bool = False) -> Callable[..., Any]:
         """The function.

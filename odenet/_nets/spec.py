@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections.abc
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from odenet._errors import InputError, NonFiniteError
+from odenet._check import within
+from odenet._errors import InputError, NonFiniteError, shown
 from odenet._names import lookup
 from odenet._nets.stages import EXPANSION, block_shapes, last, stem_width, units
 
@@ -24,6 +26,9 @@ _NORMS = {name: name for name in ("group", "none")}
 _ACTIVATIONS = {name: name for name in ("relu", "tanh")}
 _ALONG = {name: name for name in ("piecewise", "linear", "shared")}
 _STARTS = {name: name for name in ("smooth", "independent", "zero")}
+
+_MOST = 2**31 - 1  # of any size: frameworks count in 32 bits
+_STAGES = 16  # each has twice the channels of the one before
 
 GROUPS = 4  # of GroupNorm
 NORM_EPSILON = 1e-5  # added to the variance, as torch and equinox do
@@ -90,13 +95,13 @@ class NetSpec:
             ("kind of weights along depth", self.along, _ALONG),
         ):
             lookup(kind, name, table)
-        if not isinstance(self.inputs, Iterable):
-            raise InputError(f"inputs={self.inputs!r} of a network", "the shape of one input, as in (1, 8, 8)")
+        if not _is_list(self.inputs):
+            raise InputError(f"inputs={shown(self.inputs)} of a network", "the shape of one input, as in (1, 8, 8)")
         object.__setattr__(self, "inputs", tuple(self.inputs))
         for name in ("before", "after"):
             value = getattr(self, name)
-            if not isinstance(value, Iterable):
-                raise InputError(f"{name}={value!r} of a network", "how many blocks each stage has, as in (3, 4)")
+            if not _is_list(value):
+                raise InputError(f"{name}={shown(value)} of a network", "how many blocks each stage has, as in (3, 4)")
             object.__setattr__(self, name, tuple(value))
         sizes = {"depth": self.depth, "width": self.width, "hidden": self.hidden, "grid": self.grid}
         sizes |= {f"before[{i}]": count for i, count in enumerate(self.before)}
@@ -106,9 +111,13 @@ class NetSpec:
             sizes["classes"] = self.classes
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(f"{name}={size!r} of a network", "a whole number, at least 1")
-        if not isinstance(self.horizon, (int, float)) or not math.isfinite(self.horizon):
-            raise InputError(f"horizon={self.horizon!r} of a network", "a finite number")
+                raise InputError(f"{name}={shown(size)} of a network", "a whole number, at least 1")
+            if size > _MOST:
+                raise InputError(f"{name}={shown(size)} of a network", f"a whole number, at most {_MOST}")
+        for name, stages in (("before", self.before), ("after", self.after)):
+            if len(stages) > _STAGES:
+                raise InputError(f"{len(stages)} stages {name} the deep one of a network", f"at most {_STAGES}")
+        object.__setattr__(self, "horizon", within("horizon", self.horizon, of="a network"))
         if self.of_images and len(self.inputs) != 3:
             raise InputError(f"inputs={self.inputs} for a {self.block} network", "(channels, height, width)")
         self._check_surroundings()
@@ -120,7 +129,9 @@ class NetSpec:
                 f"width={self.width} with {'group normalisation' if self.norm == 'group' else 'no normalisation'} "
                 f"and before={self.before} of a {self.block} network",
                 f"multiples of {narrowest}",
-                "or norm='none', which divides no channels into groups" if self.norm == "group" else "",
+                "take such a width, or norm='none', which divides no channels into groups"
+                if self.norm == "group"
+                else "take such a width",
             )
         if self.classes is None and self.state_shape != self._flat_inputs:
             raise InputError(
@@ -129,7 +140,7 @@ class NetSpec:
 
     def _check_surroundings(self) -> None:
         if not isinstance(self.activated, bool):
-            raise InputError(f"activated={self.activated!r} of a network", "True or False")
+            raise InputError(f"activated={shown(self.activated)} of a network", "True or False")
         plain: dict[str, object] = {"before": (), "after": (), "activated": False, "grid": 1}
         for name, default in plain.items():
             value = getattr(self, name)
@@ -236,7 +247,7 @@ class NetSpec:
 
         lookup("start", start, _STARTS)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed={seed!r}", "a whole number, at least 0")
+            raise InputError(f"seed={shown(seed)}", "a whole number, at least 0")
         generator = np.random.default_rng(seed)
         steps = np.arange(self.layers) / self.depth  # depth of each layer, in [0, 1]
         weights: dict[str, np.ndarray] = {}
@@ -266,6 +277,8 @@ class NetSpec:
         """Weights of this network from those of the same network with `along="shared"`: its block for each layer."""
         import numpy as np
 
+        if not isinstance(weights, collections.abc.Mapping):
+            raise InputError(f"weights as a {type(weights).__name__}", "a dict of arrays by name")
         return {
             name: np.repeat(w, self.layers, axis=0) if name.startswith("block.") else w for name, w in weights.items()
         }
@@ -274,6 +287,8 @@ class NetSpec:
         """Raises InputError or NonFiniteError unless `weights` are those of this spec."""
         import numpy as np
 
+        if not isinstance(weights, collections.abc.Mapping):
+            raise InputError(f"weights as a {type(weights).__name__}", "a dict of arrays by name")
         shapes = self.shapes()
         if missing := sorted(shapes.keys() - weights.keys()):
             raise InputError(f"weights without {', '.join(missing)}", ", ".join(shapes))
@@ -304,6 +319,11 @@ class NetSpec:
         for name, array in (("inputs", inputs), ("targets", targets)):
             if not np.isfinite(array).all():
                 raise NonFiniteError(f"the {name} of a batch hold NaN or infinity", "finite numbers")
+
+
+def _is_list(value: object) -> bool:
+    scalar = getattr(value, "shape", None) == ()  # an array of no axis calls itself iterable
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict)) and not scalar
 
 
 def _law(name: str, shape: tuple[int, ...], activation: str, bottleneck: bool) -> tuple[float, float]:

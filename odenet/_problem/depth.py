@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from odenet import _tree
-from odenet._errors import DepthError
+from odenet._check import within, yes_or_no
+from odenet._errors import DepthError, shown
 from odenet._names import lookup
 
 Kind = Literal["shared", "piecewise", "linear"]
@@ -57,6 +58,9 @@ class Depth:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", lookup("kind of depth", self.kind, _KINDS))
+        yes_or_no("stacked", self.stacked)
+        if not self.stacked and not isinstance(self.tree, tuple):
+            raise DepthError(f"layers as a {type(self.tree).__name__}", "a tuple with one tree a layer", "Depth.each")
         if self.kind == "shared":
             return
         if self.stacked:
@@ -78,11 +82,14 @@ class Depth:
     @classmethod
     def each(cls, layers: Sequence[Any], kind: Kind = "piecewise") -> Depth:
         """Weights given as a list with one tree a layer."""
-        if len(layers) == 0:
+        if isinstance(layers, (str, bytes, dict)) or not isinstance(layers, Iterable) or _is_scalar(layers):
+            raise DepthError(f"layers as a {type(layers).__name__}", "a list with one tree of weights a layer")
+        layers = tuple(layers)
+        if not layers:
             raise DepthError("an empty list of layers", "at least one layer")
-        return cls(tuple(layers), kind, stacked=False)
+        return cls(layers, kind, stacked=False)
 
-    @property
+    @functools.cached_property  # asked for in every step
     def layers(self) -> int:
         """Number of layers (piecewise) or nodes (linear); 1 for shared weights."""
         if self.kind == "shared":
@@ -91,26 +98,28 @@ class Depth:
             return len(self.tree)
         return next(int(leaf.shape[0]) for leaf in _tree.leaves(self.tree) if _is_array(leaf))
 
-    @property
+    @functools.cached_property
     def intervals(self) -> int | None:
         """The natural number of steps; None for shared weights, which fit any."""
         return {"shared": None, "piecewise": self.layers, "linear": self.layers - 1}[self.kind]
 
     def at(self, n: int) -> Any:
         """The tree of weights of layer (or node) n, counted from 0."""
+        n = _index_of(n)
         if self.kind == "shared":
             return self.tree
-        if not 0 <= operator.index(n) < self.layers:
-            raise DepthError(f"layer {n} of {self.layers}", f"0 to {self.layers - 1}")
+        if not 0 <= n < self.layers:
+            raise DepthError(f"layer {shown(n)} of {self.layers}", f"0 to {self.layers - 1}")
         if not self.stacked:
             return self.tree[n]
         return self._arrays(lambda leaf: leaf[n])
 
     def between(self, n: int, position: float) -> Any:
         """The tree of weights at `position` in [0, 1] within step n."""
-        if self.kind != "linear" or position == 0:
+        place = within("position", position, 0.0, 1.0, least=True, of="a step")
+        if self.kind != "linear" or place == 0:
             return self.at(n)
-        return blend(self.at(n), self.at(n + 1), position)
+        return blend(self.at(n), self.at(_index_of(n) + 1), place)
 
     def refine(self, factor: int) -> Depth:
         """Each layer or interval cut into `factor`: the same function of depth, for a network `factor` times as deep.
@@ -120,6 +129,10 @@ class Depth:
         k = _factor(factor)
         if self.kind == "shared" or k == 1:
             return self
+        if k * (self.intervals or 1) > _MOST:
+            raise DepthError(
+                f"{self.layers} layers refined by {shown(k)}", f"at most {_MOST} layers", "leave deep weights coarse"
+            )
         if not self.stacked:
             return Depth(tuple(self._refined_layers(k)), self.kind, stacked=False)
         if self.kind == "piecewise":
@@ -151,12 +164,13 @@ class Depth:
         Raises:
             DepthError: `steps` is no multiple of the layers or intervals.
         """
+        _factor(steps, "steps=")
         if self.intervals is None:
             return 1
         if steps % self.intervals:
             what = "layers" if self.kind == "piecewise" else f"intervals ({self.layers} nodes)"
             raise DepthError(
-                f"steps={steps} with {self.kind} weights of {self.intervals} {what}",
+                f"steps={shown(steps)} with {self.kind} weights of {self.intervals} {what}",
                 f"steps that are a multiple of {self.intervals}",
                 f"leave steps out to take {self.intervals}, or refine/coarsen the weights",
             )
@@ -164,7 +178,9 @@ class Depth:
 
     def place(self, n: int, steps: int) -> tuple[int, float, float]:
         """Step n of `steps`: its layer or interval, where in it the step starts, and how much of it the step spans."""
-        k = self.factor(steps)
+        k, n = self.factor(steps), _index_of(n)
+        if not 0 <= n < steps:
+            raise DepthError(f"step {shown(n)} of {shown(steps)}", f"0 to {shown(steps - 1)}")
         return (0, 0.0, 1.0) if self.kind == "shared" else (n // k, (n % k) / k, 1 / k)
 
     def fit(self, steps: int) -> Depth:
@@ -214,16 +230,34 @@ def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape")
 
 
+def _is_scalar(value: Any) -> bool:
+    return getattr(value, "shape", None) == ()
+
+
 def _length(path: str, leaf: Any) -> int:
     if len(leaf.shape) == 0:
         raise DepthError(f"the weight {path} is a scalar without an axis of layers", "leaves with a leading layer axis")
     return int(leaf.shape[0])
 
 
-def _factor(factor: Any) -> int:
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        raise DepthError(f"a factor of {factor!r}", "a whole number, at least 1")
-    return factor
+_MOST = 10**8  # layers: what is more is a slip, and would be a list of gigabytes
+
+
+def _factor(factor: Any, name: str = "a factor of ") -> int:
+    try:
+        whole = operator.index(factor)
+    except (TypeError, ValueError, RuntimeError):
+        whole = 0
+    if isinstance(factor, bool) or whole < 1:
+        raise DepthError(f"{name}{shown(factor)}", "a whole number, at least 1")
+    return whole
+
+
+def _index_of(n: Any) -> int:
+    try:
+        return operator.index(n)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DepthError(f"layer {shown(n)}, a {type(n).__name__}", "a whole number, counted from 0") from error
 
 
 def _index(places: list[int]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._check import whole
+from odenet._check import real, whole, within
 from odenet._errors import InputError, shown
 
 
@@ -50,12 +50,11 @@ class Event:
         if not callable(self.condition):
             raise InputError(f"condition is a {type(self.condition).__name__}", "a callable condition(t, y)")
         _check_arguments(self.condition)
-        if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
+        if isinstance(self.direction, bool) or real(self.direction) not in (-1.0, 0.0, 1.0):
             raise InputError(f"direction={shown(self.direction)} of an event", "-1, 0 or 1")
-        number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
-        if self.tolerance is not None and not (number and 0 < self.tolerance < 1e308):
-            raise InputError(f"tolerance={shown(self.tolerance)} of an event", "a positive number, or None")
-        whole("subintervals", self.subintervals)
+        if self.tolerance is not None:
+            object.__setattr__(self, "tolerance", within("tolerance", self.tolerance, 0.0, of="an event"))
+        whole("subintervals", self.subintervals, most=_PARTS, of="an event")
 
     def positions(self, *, begun: bool = True) -> tuple[float, ...]:
         """Where in a step, from 0 to 1, the condition is looked at, the step's end left out.
@@ -69,6 +68,7 @@ class Event:
 
 
 _SOON = 2.0**-10
+_PARTS = 2**16  # of a step, which are looked at one by one
 
 
 def _check_arguments(condition: Callable[..., Any]) -> None:

@@ -91,8 +91,8 @@ class PIDController:
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             _check_tolerance(name, getattr(self, name))
-        if not callable(self.norm) and self.norm not in NORMS:
-            raise InputError(f"norm={self.norm!r}", f"{', '.join(NORMS)}, or a function of a tree to a scalar")
+        if not callable(self.norm) and not (isinstance(self.norm, str) and self.norm in NORMS):
+            raise InputError(f"norm={shown(self.norm)}", f"{', '.join(NORMS)}, or a function of a tree to a scalar")
         for name in ("pcoeff", "icoeff", "dcoeff"):
             _number(name, getattr(self, name), 0.0)
         if self.safety is not None:

@@ -112,23 +112,23 @@ def positions(tableau: Tableau, reverse: bool = False) -> tuple[float, ...]:
 
 def add(y: Leaves, d: Leaves) -> Leaves:
     """`y + d`, leaf by leaf."""
-    return tuple(leaf + change for leaf, change in zip(y, d, strict=True))
+    return tuple([leaf + change for leaf, change in zip(y, d, strict=True)])
 
 
 def subtract(y: Leaves, d: Leaves) -> Leaves:
     """`y - d`, leaf by leaf."""
-    return tuple(leaf - change for leaf, change in zip(y, d, strict=True))
+    return tuple([leaf - change for leaf, change in zip(y, d, strict=True)])
 
 
 def combine(*terms: tuple[float, Leaves]) -> Leaves:
     """The sum of factor times leaves over the terms, leaf by leaf."""
     (factor, first), *rest = terms
-    total = first if factor == 1 else tuple(factor * leaf for leaf in first)
+    total = first if factor == 1 else tuple([factor * leaf for leaf in first])
     for factor, leaves in rest:
         if factor == 1:
             total = add(total, leaves)
         elif factor == -1:
             total = subtract(total, leaves)
         elif factor:
-            total = tuple(leaf + factor * term for leaf, term in zip(total, leaves, strict=True))
+            total = tuple([leaf + factor * term for leaf, term in zip(total, leaves, strict=True)])
     return total

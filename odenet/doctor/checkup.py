@@ -163,14 +163,14 @@ def _cost(method: Gradient, parts: tuple[Part, ...], times: int = 1) -> Cost | N
         costs = [(method.cost(part.solver, times * part.steps), part.solves) for part in parts]
     except InputError:  # checkpoint with a budget of memory
         return None
-    names = ("f_forward", "f_backward", "vjp", "states")
+    names = ("f_forward", "f_backward", "vjp", "states", "rounded")
     return Cost(*(sum(getattr(cost, name) * solves for cost, solves in costs) for name in names))
 
 
 def _grows(method: Gradient, parts: tuple[Part, ...]) -> bool:
     """Whether twice the steps keep more states."""
     one, two = _cost(method, parts), _cost(method, parts, times=2)
-    return one is not None and two is not None and two.states > one.states
+    return one is not None and two is not None and two.states + two.rounded > one.states + one.rounded
 
 
 def _contraction(solved: dict[Gradient, tuple[Part, ...]], dtype: str) -> float | None:

@@ -66,7 +66,7 @@ def rows(record: Examinations) -> list[list[str]]:
     lines = []
     for examination in record.examinations:
         cost = examination.cost
-        counts = (cost.f_forward, cost.f_backward, cost.vjp, cost.states) if cost is not None else (None,) * 4
+        counts = (cost.f_forward, cost.f_backward, cost.vjp, cost.kept) if cost is not None else (None,) * 4
         numbers = (
             examination.gradient_error,
             examination.cosine_distance,

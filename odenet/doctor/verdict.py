@@ -114,7 +114,7 @@ def _take_checkpoint(record: Examinations, best: Examination | None) -> str:
     )
     if best is not None and isinstance(best.gradient, Checkpoint):
         off = "to the last bit" if best.gradient_error == 0 else f"up to {error(best.gradient_error)}"
-        kept = "" if best.cost is None else f", and keeps {best.cost.states} states and no stages"
+        kept = "" if best.cost is None else f", and keeps {best.cost.kept} states and no stages"
         return f"Take {best.label}: it is backprop's gradient {off}{kept}; {fewer}."
     tried = record.of(Checkpoint().label)
     why = f" (it was examined: {tried.trouble})" if tried is not None and tried.trouble is not None else ""

@@ -13,7 +13,25 @@ import pytest
 from odenet import Backend
 
 ONE, OTHER = "odenet_torch", "odenet_jax"
-CONVERSION = {"__init__", "branches", "calls", "convert", "converted", "handed", "layer", "runs", "sums"}
+CONVERSION = {
+    "__init__",
+    "attached",
+    "branches",
+    "calls",
+    "convert",
+    "converted",
+    "handed",
+    "layer",
+    "layer_run",
+    "linked",
+    "once_more",
+    "recomputed",
+    "residual",
+    "runs",
+    "selection",
+    "sums",
+    "ways",
+}
 DROP_IN = {
     "adaptive",
     "adjoint",
@@ -36,8 +54,13 @@ ALONE = {
         # what a function writes, reads and leaves by the side: pure functions have none of it
         "field/differentiating.py",
         "gradients/hookless.py",
+        "field/half_precision.py",  # sums of half-precision gradients
+        "gradients/sums.py",
+        "field/late_writes.py",
         "field/places.py",
         "field/reach.py",
+        "field/settled.py",
+        "steps/direct.py",
         "field/side_results.py",
         "field/surroundings.py",
         "field/written_on.py",
@@ -68,6 +91,7 @@ ALONE = {
         "gradients/flow.py",
         "gradients/linear_map.py",
         "gradients/plain_steps.py",
+        "gradients/raised.py",  # errors that a compiled program finds when it runs
         "nets/convolution.py",
         "steps/adaptive_loop.py",
         "steps/clock.py",  # times of float32: torch has them as Python floats
@@ -76,7 +100,7 @@ ALONE = {
     },
 }
 NAMES = {
-    ONE: {"convert", "odeint_adjoint", "odeint_dense", "odeint_event"},
+    ONE: {"convert", "odeint_adjoint", "odeint_dense", "odeint_event", "unconvert"},
     OTHER: {"certified_value_and_grad"},
 }
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
@@ -121,15 +145,27 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
-    "steps/fixed.py": ({"stacked"}, {"kept_rows", "loop_in_place", "read", "write"}),
+    "steps/fixed.py": ({"stacked"}, {"Beside", "kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": ({"LiveBytes"}, set()),
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
     "gradients/solve.py": (set(), {"solve_telling"}),
     "field/state.py": ({"as_tensor", "require_times"}, {"as_array"}),
     "gradients/adjoint.py": (
-        {"Sums", "refuse_transforms", "require_known", "standing", "unhooked", "refuse_second_derivatives"},
+        {
+            "mark",
+            "read",
+            "refuse_second_derivatives",
+            "refuse_transforms",
+            "require_known",
+            "standing",
+            "unhooked",
+        },
         {"Joining", "collect", "descend", "once"},
     ),
+    "gradients/rounded_states.py": (
+        {"Chain", "Seen", "restarts"},
+        {"Chains"},
+    ),  # a chain writes in place, or is carried
     "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
 }
 

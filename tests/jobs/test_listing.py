@@ -122,6 +122,7 @@ def test_the_options_listed_make_the_default_gradient():
 LETTERS = {  # of the variants: what their options are, and the letters that are not the default's
     "segments=K": [("segments=3", {"K": 3}), ("segments=5", {"K": 5})],
     "states=K": [("states=1", {"K": 1}), ("states=2", {"K": 2}), ("states=4", {"K": 4})],
+    "bits=B": [("bits=8", {"B": 8}), ("bits=16:tolerance=1e-3", {"B": 16})],
     "predictor=extrapolate": [
         ("predictor=extrapolate", {"k": 2}),
         ("predictor=extrapolate:order=1", {"k": 1}),
@@ -139,8 +140,11 @@ LETTERS = {  # of the variants: what their options are, and the letters that are
 
 def check_formulas(formulas, cost, letters):
     for name, formula in formulas.items():
-        text = formula.replace("s'", "r").replace(" ", "*").replace("*+*", "+")
+        whole, _, rounded = formula.removesuffix(" rounded").partition(", ")
+        text = whole.replace("s'", "r").replace(" ", "*").replace("*+*", "+")
         assert eval(text, {}, letters) == getattr(cost, name), (formula, name)
+        if name == "states":
+            assert eval(rounded or "0", {}, letters) == cost.rounded
 
 
 def letters_of(found, steps):

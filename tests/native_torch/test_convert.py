@@ -12,8 +12,10 @@ import transformers
 from torch import Tensor, nn
 
 from odenet import InputError, UnsupportedError
+from odenet_torch.conversion.attached import Attached
 from odenet_torch.conversion.convert import convert
 from odenet_torch.conversion.converted import FirstOfRun
+from odenet_torch.verbs.measure import LiveBytes
 
 transformers.logging.set_verbosity_error()
 WIDTH = 8
@@ -113,6 +115,12 @@ def off(found, expected):
     return float((square / sum(g.square().sum() for g in expected.values())).sqrt())
 
 
+def runs(model):
+    """Those of the layers that can be undone."""
+    found = {id(module.odenet_run): module.odenet_run for module in model.modules() if isinstance(module, Attached)}
+    return [run for run in found.values() if run.why is None]
+
+
 def stacks(model):
     return [module.stack for module in model.modules() if isinstance(module, FirstOfRun)]
 
@@ -120,8 +128,7 @@ def stacks(model):
 @MODELS
 def test_the_forward_is_the_model_s_own(make):
     model, converted, example = made(make)
-    assert [len(stack.blocks) for stack in stacks(converted)] == STEPS[make]
-    assert all((stack.t1 - stack.t0) / len(stack.blocks) == 1 for stack in stacks(converted))
+    assert [run.steps for run in runs(converted)] == STEPS[make]
     for training in (False, True):
         for recorded in (False, True):
             with torch.set_grad_enabled(recorded):
@@ -158,7 +165,7 @@ def test_the_adjoint_of_contractive_layers_comes_close_and_its_certificate_says_
         choice = f"discrete-adjoint:iterations={iterations}"
         converted = convert(copy.deepcopy(model), example=example, gradient=choice)
         errors.append(off(gradients(converted, example), expected))
-        assert errors[-1] < 10 * max(stack.certificate for stack in stacks(converted)) + 1e-13
+        assert errors[-1] < 10 * max(run.certificate for run in runs(converted)) + 1e-13
     assert errors[1] < 0.2 * errors[0]
     assert errors[2] < 1e-10
 
@@ -202,25 +209,19 @@ def test_copies_and_pickles_are_models_of_their_own(make):
 
 
 def test_nothing_is_stored_for_the_layers():
-    """What autograd keeps beside parameters does not grow with depth."""
+    """What is alive when the forward pass has ended does not grow with depth."""
     kept = {}
     for gradient in ("backprop", "discrete-adjoint"):
         for layers in (2, 8):
             blocks = nn.Sequential(*(PreActivation() for _ in range(layers)))
-            (x,) = (torch.randn(2, WIDTH, 8, 8),)
+            x = torch.randn(8, WIDTH, 16, 16)
             convert(blocks, example=x, gradient=gradient)
-            sizes: list[int] = []
-            own = {id(p) for p in blocks.parameters()}
-
-            def note(tensor, own=own, sizes=sizes):
-                sizes.append(0 if id(tensor) in own else tensor.numel())
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                blocks(x)
-            kept[gradient, layers] = sum(sizes)
+            with LiveBytes() as memory:
+                y = blocks(x)
+            kept[gradient, layers] = memory.live
+            y.sum().backward()
     assert kept["backprop", 8] > 3 * kept["backprop", 2]
-    assert kept["discrete-adjoint", 8] == kept["discrete-adjoint", 2]
+    assert kept["discrete-adjoint", 8] < 1.1 * kept["discrete-adjoint", 2]
 
 
 # ---- arguments beside the state
@@ -243,7 +244,7 @@ def test_an_argument_that_needs_a_gradient_gets_it():
     model = nn.TransformerDecoder(layer, 2)
     x, memory = (torch.randn(2, n, 16, dtype=torch.float64) for n in (5, 4))
     converted = convert(copy.deepcopy(model), example=(x, memory), gradient="checkpoint")
-    assert [len(stack.blocks) for stack in stacks(converted)] == [6]
+    assert [run.steps for run in runs(converted)] == [6]
     found = []
     for each in (model, converted):
         (out,) = call(each, (x, memory.requires_grad_()))
@@ -257,7 +258,7 @@ def test_a_cache_works_where_layers_run_once_and_is_refused_elsewhere():
     with torch.no_grad():
         words = [m.eval().generate(ids, max_new_tokens=4, do_sample=False) for m in (model, converted)]
     assert torch.equal(*words)
-    with pytest.raises(InputError, match=r"called with a DynamicCache, which they may write to.*use_cache=False"):
+    with pytest.raises(InputError, match=r"called with a DynamicCache, which it may write to.*use_cache=False"):
         converted.train()(ids)
 
 
@@ -357,7 +358,7 @@ def test_a_layer_is_taken_as_it_is_written(inner, steps):
     model = Loop(inner, inner).double()
     x = torch.randn(3, 4, dtype=torch.float64)
     converted = convert(copy.deepcopy(model), example=x, gradient="checkpoint")
-    assert [len(stack.blocks) for stack in stacks(converted)] == [steps]
+    assert [run.steps for run in runs(converted)] == [steps]
     for _ in range(3):
         expected = gradients(model, (x,))
         assert off(gradients(converted, (x,)), expected) < 1e-12
@@ -379,7 +380,7 @@ def test_runs_end_where_the_model_does_something_else():
     model = Loop(*5 * [scaled], call=lambda i, layer, x: layer(x * 1.5 if i == 2 else x))
     x = torch.randn(3, 4)
     expected = model(x)
-    assert [len(stack.blocks) for stack in stacks(convert(model, example=x))] == [2, 3]
+    assert [run.steps for run in runs(convert(model, example=x))] == [2, 3]
     torch.testing.assert_close(model(x), expected)
 
 
@@ -387,8 +388,9 @@ def test_only_the_named_part_is_converted():
     torch.manual_seed(0)
     model, example = bit()
     convert(model, "encoder.stages.1", example=example)
-    assert [len(stack.blocks) for stack in stacks(model)] == [3]
-    assert isinstance(model.encoder.stages[1].layers[1], FirstOfRun)
+    assert [run.steps for run in runs(model)] == [3]
+    assert isinstance(model.encoder.stages[1].layers[1], Attached)
+    assert not isinstance(model.encoder.stages[0].layers[1], Attached)
 
 
 def test_a_tied_layer_gets_the_sum_of_its_gradients():
@@ -448,7 +450,7 @@ def refused(model, example, match, error=InputError, **choices):
 def test_something_after_the_addition_is_refused(make, reason):
     torch.manual_seed(0)
     model, example = make()
-    refused(model, example, reason)
+    refused(model, example, reason, gradient="discrete-adjoint")
 
 
 @pytest.mark.parametrize(
@@ -461,25 +463,27 @@ def test_something_after_the_addition_is_refused(make, reason):
         (lambda layer, x, mask: 0.5 * x + layer.f(x), "adds mul and Linear .* and neither is its own input"),
         (
             lambda layer, x, mask: torch.add(x, layer.f(x), alpha=2),
-            "adding something else than a tensor, or a multiple",
+            r"adding something else than a tensor, or a multiple.*cannot be undone by trying: after 20 .* off by",
         ),
         (lambda layer, x, mask: x + layer.f(F.relu(x, inplace=True)), "changes its input in place.*inplace=False"),
         (lambda layer, x, mask: F.relu(counted(layer, x, mask), inplace=True), "is relu, not an addition to its own"),
-        (lambda layer, x, mask: (x + layer.f(x), x.mean()), "returns more than its state"),
         (lambda layer, x, mask: (x + layer.f(x)).repeat(1, 2), r"from float32 \(3, 4\) to float32 \(3, 8\)"),
     ],
-    ids=["projection", "scaled", "alpha", "in-place", "relu", "tuple", "shape"],
+    ids=["projection", "scaled", "alpha", "in-place", "relu", "shape"],
 )
 def test_a_layer_that_is_no_residual_block_is_refused(inner, reason):
     torch.manual_seed(0)
-    model = Loop(inner, inner, call=lambda i, layer, x: layer(x)[0] if "returns" in reason else layer(x)[:, :4])
-    refused(model, torch.ones(3, 4), reason)
+    model = Loop(inner, inner, call=lambda i, layer, x: layer(x)[:, :4])
+    refused(model, torch.ones(3, 4), reason, gradient="discrete-adjoint")
+
+
+ADJOINT = {"gradient": "discrete-adjoint"}
 
 
 def test_models_without_a_run_are_refused():
     x = torch.randn(3, 4)
-    refused(Loop(scaled), x, r"no two residual layers in a row in the model \(no container of two layers\)")
-    refused(nn.Sequential(Layer(scaled), nn.Linear(4, 4)), x, "0 is residual, and alone")
+    refused(Loop(scaled), x, r"no two residual layers in a row in the model \(no container of two layers\)", **ADJOINT)
+    refused(nn.Sequential(Layer(scaled), nn.Linear(4, 4)), x, "0 is residual, and alone", **ADJOINT)
     refused(
         Loop(scaled, scaled), x, "where='layer3', which the model does not have.*containers are layers", where="layer3"
     )
@@ -487,18 +491,30 @@ def test_models_without_a_run_are_refused():
     refused(
         Loop(scaled, scaled), x, "gradient 'reversible' with solver 'euler'", UnsupportedError, gradient="reversible"
     )
-    twice = lambda i, layer, x: layer(layer(x))  # noqa: E731
-    refused(Loop(scaled, scaled, call=twice), x, "is called 2 times on the example")
-    other = lambda i, layer, x: layer(x, MASK + i)  # noqa: E731
-    refused(Loop(masked, masked, call=other), x, "layers.1 is called with other arguments")
     between = lambda i, layer, x: layer(x.mul_(1.5))  # noqa: E731
-    refused(Loop(scaled, scaled, call=between), x, "layers.1 gets another state than the layer before it returned")
+    refused(Loop(scaled, scaled, call=between), x, "layers.1 is residual, and alone", **ADJOINT)
+    converted = convert(Loop(scaled, scaled), example=x)
+    refused(converted, x, "layers.0 is converted already")
+    refused(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), x, "no two layers of several operations each")
+    refused(nn.Sequential(nn.Identity(), nn.Identity()), x, "no two layers of several operations each")
+
+
+def test_models_without_a_run_for_another_solver_are_refused():
+    x, heun = torch.randn(3, 4), {"solver": "heun"}
+    twice = lambda i, layer, x: layer(layer(x))  # noqa: E731
+    refused(Loop(scaled, scaled, call=twice), x, "is called 2 times on the example", **heun)
+    other = lambda i, layer, x: layer(x, MASK + i)  # noqa: E731
+    refused(Loop(masked, masked, call=other), x, "layers.1 is called with other arguments", **heun)
+    between = lambda i, layer, x: layer(x.mul_(1.5))  # noqa: E731
+    refused(
+        Loop(scaled, scaled, call=between), x, "layers.1 gets another state than the layer before it returned", **heun
+    )
+    tail = lambda layer, x, mask: (x + layer.f(x), x.mean())  # noqa: E731
+    refused(Loop(tail, tail, call=lambda i, layer, x: layer(x)[0]), x, "returns more than its state", **heun)
     hooked = Loop(scaled, scaled)
     for layer in hooked.layers:
         layer.register_forward_hook(lambda *_: None)
-    refused(hooked, x, "Layer has hooks, which would not be called")
-    converted = convert(Loop(scaled, scaled), example=x)
-    refused(converted, x, "Layer is converted already")
+    refused(hooked, x, "Layer has hooks, which would not be called", **heun)
 
 
 def test_a_difference_is_refused():
@@ -510,7 +526,7 @@ def test_a_difference_is_refused():
 def test_calls_that_the_run_cannot_answer_are_refused():
     torch.manual_seed(0)
     x = torch.randn(3, 4)
-    model = convert(Loop(*3 * [masked]), example=x)
+    model = convert(Loop(*3 * [masked]), example=x, solver="heun")
     with pytest.raises(InputError, match="layer 2 of a converted run of 3 Layer was called out of turn"):
         model.layers[2](model.layers[0](x))
     with pytest.raises(InputError, match="or with another state"):

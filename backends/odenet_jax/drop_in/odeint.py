@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from odenet import ContinuousAdjoint, DtypeError, GridError, PIDController, Solution, StateError
-from odenet.kit import problem
+from odenet import ContinuousAdjoint, DtypeError, GridError, InputError, PIDController, Solution, StateError
+from odenet.kit import problem, real, shown
 from odenet_jax.gradients.adaptive import solve_adaptive
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
 
@@ -52,12 +52,25 @@ def odeint(
         DtypeError: t is not of floats. GridError: t has not one axis. StateError: the slope has not the state's shapes.
         SolveError: the solve could not go on. Inside of `jax.jit` what was not reached is NaN.
     """
-    t = t if isinstance(t, np.ndarray) else jnp.asarray(t)  # float64 times of NumPy are not rounded
+    if not callable(func):
+        raise InputError(f"func is a {type(func).__name__}", "a function func(y, t, *args)")
+    try:
+        t = t if isinstance(t, np.ndarray) else jnp.asarray(t)  # float64 times of NumPy are not rounded
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise GridError(f"t={shown(t)}", "a one-dimensional array of times") from error
+    most, largest = _bounded("mxstep", mxstep, 1.0), _bounded("hmax", hmax, 0.0)
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        _require_tolerance(name, value)
     if not jnp.issubdtype(t.dtype, jnp.floating):
         raise DtypeError(f"t is {t.dtype}", "an array of floats")
     if t.ndim != 1 or not t.size:
         raise GridError(f"t has shape {t.shape}", "a one-dimensional array of times")
-    flat, unravel = ravel_pytree(y0)
+    for leaf in jax.tree.leaves(y0):
+        if not isinstance(leaf, (Array, np.ndarray, np.generic, int, float, complex)) or not _holds(leaf):
+            raise StateError(
+                f"y0 holds {shown(leaf)}, a {type(leaf).__name__}", "arrays, or numbers that a float holds"
+            )
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, y0))
     leaves, structure = jax.tree.flatten(args)
 
     def field(t: Array, y: Array, leaves: Any) -> Array:
@@ -68,10 +81,42 @@ def odeint(
         _require_alike(slope, state)
         return ravel_pytree(slope)[0].astype(y.dtype)
 
-    most = _MOST if math.isinf(mxstep) else min(int(mxstep) * max(len(t) - 1, 1), _MOST)
-    control = PIDController(rtol, atol, max_steps=most, max_step=None if math.isinf(hmax) else float(hmax))
+    most = _MOST if most is None else min(int(most) * max(len(t) - 1, 1), _MOST)
+    control = PIDController(rtol, atol, max_steps=most, max_step=largest)
     found = _solve(field if leaves else lambda t, y: field(t, y, ()), flat, leaves or None, t[0], t[-1], t, control)
     return jax.vmap(unravel)(found.ys)
+
+
+def _bounded(name: str, value: Any, least: float) -> float | None:
+    """A bound as a number; None where it is infinite.
+
+    Raises:
+        InputError: no number, or none from `least` on.
+    """
+    found = real(value)
+    if found is None or not (found >= least and found > 0):
+        raise InputError(
+            f"{name}={shown(value)}", f"a number, at least {least:g}, or infinity" if least else "a positive number"
+        )
+    return None if math.isinf(found) else found
+
+
+def _require_tolerance(name: str, value: Any) -> None:
+    """Raises InputError unless a tolerance is a number, a tree of them, or of arrays of real numbers."""
+    for leaf in jax.tree.leaves(value):
+        array = isinstance(leaf, (Array, np.ndarray, np.generic))
+        kind = leaf.dtype if array else None
+        if array and not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+            raise InputError(f"{name} is of {kind}", "numbers of at least 0, or arrays of them")
+        if not array and real(leaf) is None:
+            raise InputError(f"{name}={shown(value)}", "numbers of at least 0, or arrays of them")
+
+
+def _holds(leaf: Any) -> bool:
+    """Whether this is a number, or an array of numbers, that JAX holds."""
+    if isinstance(leaf, int):
+        return leaf.bit_length() < 32
+    return not isinstance(leaf, (np.ndarray, np.generic)) or leaf.dtype.kind in "biufcV"
 
 
 def _require_alike(slope: Any, state: Any) -> None:

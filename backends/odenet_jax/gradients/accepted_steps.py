@@ -69,9 +69,9 @@ class WayBack(ABC):
             y0, allowed: of the forward solve.
         """
 
-    def settled(self, g: Leaves, trouble: Any) -> Leaves:
-        """The gradient g, if the way back has come to its end."""
-        return g
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """The gradients found, if the way back has come to its end."""
+        return found
 
 
 class Stretch:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -17,6 +16,7 @@ from odenet.kit import AnySolver, add, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Sums, vjp
+from odenet_jax.gradients.raised import raised
 from odenet_jax.steps.accepted import Accepted, Along, Line
 from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.fixed import read
@@ -102,9 +102,9 @@ class AdaptiveCostate(WayBack):
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
         return a, carry.sums, jnp.zeros((), run.layout.time), carry.pace
 
-    def settled(self, g: Leaves, trouble: Any) -> Leaves:
+    def settled(self, found: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""
-        return ended(g, trouble)
+        return ended(found, trouble)
 
     def _step(
         self, run: Along, line: Line, allowed: Tolerance, walked: Walked, gradients: Cotangents, carry: _Carry
@@ -188,8 +188,8 @@ class AdaptiveCostate(WayBack):
         return add(a, added), output - met.sum(dtype=output.dtype)
 
 
-def ended(a: Leaves, pace: Pace) -> Leaves:
-    """The adjoint at t0, if the way back has reached it.
+def ended(found: tuple[Leaves, Any, Array], pace: Pace) -> tuple[Leaves, Any, Array]:
+    """What the way back found, if it has reached t0.
 
     Raises:
         GradientError: it has not; a compiled program raises a RuntimeError of this message when it runs.
@@ -198,12 +198,9 @@ def ended(a: Leaves, pace: Pace) -> Leaves:
     if not isinstance(pace.outcome, Tracer):
         outcome = list(Result)[int(pace.outcome)]
         if outcome is Result.SUCCESS:
-            return a
+            return found
         raise GradientError(f"{given}, at t={pace.t.item():.8g}: {outcome.value}", allowed, REMEDY)
-    message = str(GradientError(given, allowed, REMEDY))
-    # by way of a number: what passes through error_if itself loses its sharding over devices
-    zero = eqx.error_if(jnp.zeros(()), pace.outcome != CODE[Result.SUCCESS], message)
-    return tuple(leaf + zero.astype(leaf.dtype) for leaf in a)
+    return raised(found, pace.outcome != CODE[Result.SUCCESS], GradientError(given, allowed, REMEDY))
 
 
 @dataclasses.dataclass(frozen=True)

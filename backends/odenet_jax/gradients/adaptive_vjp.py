@@ -383,15 +383,14 @@ class Steps(Linear):
         way = self.whole.way
         if self.whole.key is None:
             return self._picked(self._back(residuals, cotangents, way.settled)[0])
-        (g, *more), trouble = self._back_compiled(residuals, cotangents)
-        return self._picked((way.settled(g, trouble), *more))
+        return self._picked(way.settled(*self._back_compiled(residuals, cotangents)))
 
     @functools.cached_property
     def _back_compiled(self) -> Callable[..., Any]:
         """What raises an error by what it finds does so where that is known: outside of the program."""
-        return compiled(functools.partial(self._back, settled=lambda g, _: g), self.whole.key)
+        return compiled(functools.partial(self._back, settled=lambda found, _: found), self.whole.key)
 
-    def _back(self, residuals: Any, cotangents: Any, settled: Callable[[Leaves, Any], Leaves]) -> tuple[Any, Any]:
+    def _back(self, residuals: Any, cotangents: Any, settled: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
         """The gradients by y0, by what the field reads, by times and the probe; and what `WayBack.settled` looks at."""
         given, rest, (end, kept_ys, *_), walked = residuals
         y0, of, times, _ = jax.tree.unflatten(self.structure, given)
@@ -403,7 +402,7 @@ class Steps(Linear):
         meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
         sums = jax.tree.map(jnp.zeros_like, of)
         g, sums, residual, trouble = self.whole.way.back(run, walked, meeting, sums, y0, allowed)
-        g = settled(g, trouble)
+        g, sums, residual = settled((g, sums, residual), trouble)
         needed = Times(*(t if ask else None for t, ask in _times(times, self.asked, self.structure)))
         moved = of_times(run, needed, ts, walked, y0, g, y1, ys)
         return (g, sums, tuple(moved), residual), trouble

@@ -24,7 +24,7 @@ from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.linear_map import REMEDY, reverse_only
-from odenet_jax.steps.fixed import Carried, Run, kept_rows, loop_in_place, read
+from odenet_jax.steps.fixed import Beside, Carried, Run, kept_rows, loop_in_place, read
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 Value = TypeVar("Value")
@@ -45,6 +45,10 @@ class Adjoint(ABC):
         """The indices below N, in order, of the states that the way back is to be given beside the user's."""
         return ()
 
+    def beside(self, run: Run) -> Beside | None:
+        """What the forward pass is to make of its states, in place of the state at t1; None for nothing."""
+        return None
+
     def discover(self, run: Run, y0: Leaves) -> None:
         """Called before a forward pass that is to be differentiated."""
         return
@@ -60,9 +64,9 @@ class Adjoint(ABC):
             sums: zeros like the gradients of weights.
         """
 
-    def settled(self, g: Leaves, trouble: Any) -> Leaves:
-        """The gradient g, if the way back has come to its end."""
-        return g
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """The gradients found, if the way back has come to its end."""
+        return found
 
     def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
         """The leaves at the kept times, with this way back, and what blocks are told after it."""
@@ -100,7 +104,7 @@ class Adjoint(ABC):
         def forward(y0: Leaves, of: Any, rest: Any) -> tuple[Any, Any]:
             here = bound(of, rest)
             self.discover(here, y0)
-            ys, states, end, told = loop_in_place(here, y0, self.keeps(here))
+            ys, states, end, told = loop_in_place(here, y0, self.keeps(here), self.beside(here))
             kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
             return (ys, told and told.state), (kept, told)
 
@@ -118,7 +122,7 @@ class Adjoint(ABC):
 
         def back(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array]:
             g, sums, residual, trouble = way_back(residuals, gradients)
-            return self.settled(g, trouble), sums, residual
+            return self.settled((g, sums, residual), trouble)
 
         if run.field.collective:  # traced here, where named axes are known: JAX will call them where these are not
             (ys, _), residuals = eqx.filter_eval_shape(there, *arguments)
@@ -144,12 +148,13 @@ class Kept:
     Args:
         states: those that the method asked for, stacked.
         ys: the states at `grid.kept`, stacked; None where that is t1 alone.
-        end: the state at t1, or what a reversible solver needs for the way back; None where it is not asked for.
+        end: the state at t1, or what a reversible solver needs for the way back, or what the method makes of the states
+            (see `Adjoint.beside`); None where it is not asked for.
     """
 
     states: Leaves
     ys: Leaves | None
-    end: Carried | None
+    end: Carried | Any | None
 
 
 jax.tree_util.register_dataclass(Kept, ["states", "ys", "end"], [])

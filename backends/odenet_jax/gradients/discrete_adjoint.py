@@ -9,7 +9,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -20,6 +19,7 @@ from odenet.kit import add, combine, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.raised import raised
 from odenet_jax.steps.accepted import Along
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
 from odenet_jax.steps.record import Keep, Walked
@@ -121,15 +121,15 @@ class Reversal(Adjoint):
         new = ~(residual <= tolerance) & (trouble[0] < 0)
         return z, jax.tree.map(lambda now, before: jnp.where(new, now, before), (n, first, residual), trouble)
 
-    def settled(self, g: Leaves, trouble: Trouble) -> Leaves:
-        """The gradient g, if every step was undone to the tolerance.
+    def settled(self, found: tuple[Leaves, Sums, Array], trouble: Trouble) -> tuple[Leaves, Sums, Array]:
+        """What the way back found, if every step was undone to the tolerance.
 
         Raises:
             GradientError: it was not; a compiled program raises a RuntimeError of this message when it runs.
         """
         method = self.method
         if method.tolerance is None:
-            return g
+            return found
         given = f"cannot be undone to tolerance={method.tolerance}: after {method.limit} evaluations the residual"
         allowed = "steps with h Lip(f) < 1, which are undone by repetition"
         remedy = "take gradient='checkpoint', which undoes nothing; or smaller steps, a larger limit or tolerance"
@@ -137,11 +137,8 @@ class Reversal(Adjoint):
             n, first, last = (leaf.item() for leaf in trouble)
             if n >= 0:
                 raise GradientError(f"step {n} {given} went from {first:.1e} to {last:.1e}", allowed, remedy)
-            return g
-        message = str(GradientError(f"a step {given} is larger", allowed, remedy))
-        # by way of a number: what passes through error_if itself loses its sharding over devices
-        zero = eqx.error_if(jnp.zeros(()), trouble[0] >= 0, message)
-        return tuple(leaf + zero.astype(leaf.dtype) for leaf in g)
+            return found
+        return raised(found, trouble[0] >= 0, GradientError(f"a step {given} is larger", allowed, remedy))
 
 
 class AdaptiveReversal(WayBack):
@@ -185,9 +182,9 @@ class AdaptiveReversal(WayBack):
         _, _, g, output, sums, residual, trouble = repeat(alive, step, state)
         return stretch.finish(g, output), sums, residual, trouble
 
-    def settled(self, g: Leaves, trouble: Any) -> Leaves:
+    def settled(self, found: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""
-        return self.fixed.settled(g, trouble)
+        return self.fixed.settled(found, trouble)
 
 
 def relative(defect: Leaves, y: Leaves) -> Array:

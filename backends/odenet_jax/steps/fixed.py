@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -143,36 +143,58 @@ def loop(run: Run, y0: Leaves) -> tuple[Leaves, Told | None]:
     return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), told
 
 
-def loop_in_place(run: Run, y0: Leaves, also: Sequence[int] = ()) -> tuple[Leaves, Leaves, Carried, Told | None]:
+class Beside(Protocol):
+    """What a loop makes of its states as it goes."""
+
+    def start(self, y0: Leaves) -> Any:
+        """What is carried along, at t0."""
+        ...
+
+    def step(self, carried: Any, y: Leaves) -> tuple[Any, Any]:
+        """What is carried along after a step to y, and what is kept of the step."""
+        ...
+
+
+def loop_in_place(
+    run: Run, y0: Leaves, also: Sequence[int] = (), beside: Beside | None = None
+) -> tuple[Leaves, Leaves, Carried | Any, Told | None]:
     """The same without a derivative: weights are read and states written in place, so that no memory grows with N.
 
     Args:
         run: what to solve.
         y0: the state at t0.
         also: indices below N, in order, of further states that are wanted.
+        beside: what is to be made of the states.
 
     Returns:
         The leaves at `grid.kept`, those at `also` (empty where nothing is), what the way back starts from (y(t1), or
-        what a reversible solver keeps of what it carries), and what blocks are told and have read after it.
+        what a reversible solver keeps of what it carries; with `beside` what it carries in the end, and what it keeps
+        of the steps, stacked), and what blocks are told and have read after it.
     """
     grid, solver = run.grid, run.solver
     rows = None if grid.final_only else kept_rows(grid.kept, grid.steps)
     also_rows = kept_rows(also, grid.steps)
 
     def body(state: Any, _: None) -> tuple[Any, Any]:
-        walk, ys, states = state
-        n = walk[0]
+        walk, ys, states, along = state
+        n, row = walk[0], None
         states = write(states, also_rows[n], walk[1][0])
         walk, read = _step(run.at(n), walk)
-        return (walk, ys if rows is None else write(ys, rows[n + 1], walk[1][0]), states), read
+        if beside is not None:
+            along, row = beside.step(along, walk[1][0])
+        return (walk, ys if rows is None else write(ys, rows[n + 1], walk[1][0]), states, along), (read, row)
 
     ys = () if rows is None else write(_empty(y0, len(grid.kept)), rows[0], y0)
     states = _empty(y0, len(also)) if also else ()
     start, at_start = _start(run, lambda: run.at(jnp.int32(0)).slot, y0)
-    ((_, carried, state), ys, states), in_steps = lax.scan(body, alike((start, ys, states)), None, length=grid.steps)
+    along = None if beside is None else beside.start(y0)
+    begin = alike((start, ys, states, along))
+    ((_, carried, state), ys, states, along), (in_steps, stacked) = lax.scan(body, begin, None, length=grid.steps)
     if rows is None:
         ys = tuple(leaf[None] for leaf in carried[0])
     end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
+    if beside is not None:
+        end = along, stacked
     return ys, states, end, run.replay and after(run.replay.told, state, at_start, in_steps)
 
 

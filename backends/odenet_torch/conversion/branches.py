@@ -39,10 +39,12 @@ class Branch:
     Args:
         function: its value.
         names: of the layer's children, parameters and buffers that it reads.
+        start: the child that is called first in it, after all of the branches before; None where that is not known.
     """
 
     function: Function
     names: frozenset[str]
+    start: str | None = None
 
 
 def traced(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Branch, ...] | None:
@@ -107,8 +109,12 @@ class _Call(nn.Module):
     def forward(self, x: Any, leaves: Any) -> Any:
         given, unflatten = self.arguments
         args, kwargs = unflatten([leaf if type(leaf) in PLAIN else leaves[i] for i, leaf in enumerate(given)])
-        forward = _FORWARDS.get(type(self.layer).forward)
-        return self.layer(x, *args, **kwargs) if forward is None else forward(self.layer, x, *args, **kwargs)
+        # not by calling the layer: its hooks are no part of it
+        forward = vars(self.layer).get("forward")
+        if forward is not None:
+            return forward(x, *args, **kwargs)
+        forward = getattr(type(self.layer), "_odenet_base", type(self.layer)).forward
+        return _FORWARDS.get(forward, forward)(self.layer, x, *args, **kwargs)
 
 
 class _Tracer(fx.Tracer):
@@ -225,7 +231,20 @@ def _branch(layer: nn.Module, graph: fx.Graph, state: fx.Node, extras: fx.Node, 
     part.output(total)
     targets = [str(node.target) for node in part.nodes if node.op in ("call_module", "get_attr")]
     function = type(fx.GraphModule(layer, part)).forward  # reads what it needs from whatever it is called with
-    return Branch(function, frozenset(target.partition(".")[0] for target in targets))
+    names = frozenset(target.partition(".")[0] for target in targets)
+    return Branch(function, names, _start(graph, needed, state))
+
+
+def _start(graph: fx.Graph, needed: set[fx.Node], state: fx.Node) -> str | None:
+    """The child that a branch begins with: when it is called, all that makes the state before has run."""
+    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+    first = next((node for node in nodes if node in needed), None)
+    calls = [node for node in nodes if node.op == "call_module" and first is not None and node.target == first.target]
+    if first is None or len(calls) != 1:
+        return None
+    before = _ancestors([state], first)
+    late = any(node in before for node in nodes[nodes.index(first) :])
+    return None if late else _inside(first.target)
 
 
 def _inside(target: Any) -> str:

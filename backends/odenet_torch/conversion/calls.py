@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from odenet import InputError
 from odenet.kit import tree_leaves
-from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, difference
+from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference
 from odenet_torch.conversion.sums import version
 from odenet_torch.field.surroundings import no_trace
 
@@ -57,7 +57,7 @@ def calls(model: nn.Module, modules: Iterable[nn.Module], example: Any) -> dict[
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, arguments = arguments_of(module, args, kwargs)
-        found[id(module)].append(Call(x, arguments, _version(x)))
+        found[id(module)].append(Call(copied(x), copied(arguments), _version(x)))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = found[id(module)][-1]
@@ -84,7 +84,7 @@ def _version(value: Any) -> int:
     return version(value) if isinstance(value, Tensor) else 0
 
 
-def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
+def outputs(model: nn.Module, example: Any, training: bool, recorded: bool = False) -> list[Tensor]:
     """The tensors that a model returns for an example.
 
     Random state (so that the next call draws the same numbers) and buffers are put back; modules stay in the mode.
@@ -93,6 +93,7 @@ def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
         model: any module.
         example: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
         training: the mode.
+        recorded: whether as in training, with a graph.
 
     Raises:
         InputError: an example that is none of these, or no tensor in the output.
@@ -103,7 +104,7 @@ def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
             "what to call the model with: a tensor, a tuple of positional arguments, a mapping of keyword arguments",
         )
     model.train(training)
-    with leaving_no_trace([model]):
+    with leaving_no_trace([model], recorded):
         if isinstance(example, Mapping):
             out = model(**example)
         else:
@@ -119,18 +120,31 @@ def outputs(model: nn.Module, example: Any, training: bool) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def leaving_no_trace(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, nothing is recorded for gradients; afterwards random state, buffers and attributes are what they were."""
+def leaving_no_trace(modules: Sequence[nn.Module], recorded: bool = False) -> Iterator[None]:
+    """Records nothing if it is not asked for; afterwards random state, buffers and attributes are as before."""
     inner = {id(module): module for outer in modules for module in outer.modules()}.values()
     buffers = [(module, key, held) for module in inner for key, held in module._buffers.items() if held is not None]
     values = [held.clone() for _, _, held in buffers]
     devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)), no_trace(modules):
+    with torch.set_grad_enabled(recorded), torch.random.fork_rng(devices=list(devices)), no_trace(modules):
         try:
             yield
         finally:
             for (module, key, held), value in zip(buffers, values, strict=True):
-                module._buffers[key] = held.copy_(value)
+                with torch.no_grad():
+                    module._buffers[key] = held.copy_(value)
+
+
+@contextlib.contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Inside, a module is in training, or in evaluation."""
+    flags = [(inner, inner.training) for inner in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for inner, flag in flags:
+            inner.training = flag
 
 
 def check_unchanged(expected: Sequence[Tensor], found: Sequence[Tensor], what: str, tolerance: float) -> float:

@@ -1,4 +1,4 @@
-"""`convert`: runs of residual layers inside a model that somebody else wrote become residual stacks."""
+"""`convert`: layers inside a model that somebody else wrote are trained by a gradient method of this library."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from odenet import Gradient
+from odenet import Backprop, Checkpoint, Gradient
 from odenet.kit import AnySolver
+from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
+from odenet_torch.conversion.attached import Attached, attach, detach
 from odenet_torch.conversion.calls import check_unchanged, outputs
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
+from odenet_torch.conversion.layer import written_to
+from odenet_torch.conversion.layer_run import LayerRun, layerwise
+from odenet_torch.conversion.once_more import require_repeatable
 from odenet_torch.conversion.runs import Place, Run, runs_of
+from odenet_torch.conversion.selection import selection
 from odenet_torch.field.surroundings import no_trace
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,18 +37,24 @@ def convert(
     along: str = "piecewise",
     tolerance: float = 1e-6,
 ) -> Model:
-    """Train a residual network that somebody else wrote by a gradient method of this library; its function stays.
+    """Train layers that somebody else wrote by a gradient method of this library; the model's function stays.
 
-    In each `nn.Sequential` or `nn.ModuleList`, every run of two or more layers in a row that return their input plus
-    something of the same shape becomes one `ResidualStack` with h = 1. A layer `x1 = x + g1(x)`, `x2 = x1 + g2(x1)`,
-    such as a pre-norm transformer's, is two steps. The first layer of a run computes all of it (its attribute `stack`
-    is the `ResidualStack`, for statistics and the certificate) and the others hand the state on, so that the model's
-    own loop works as before.
+    With Euler's method, "backprop", "checkpoint" and "discrete-adjoint", each layer goes on computing its own output by
+    its own code, and only its gradient is taken in another way. Hooks, loops that stop early, features from the middle,
+    losses beside the state and attributes that change are as in the plain model, and get their gradients.
+
+    - "checkpoint" (exact) takes any layers in an `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict`, but for single
+      operations of torch's: blocks of every kind, residual or not.
+    - "discrete-adjoint" takes runs of two or more layers in a row that return their input plus something of the same
+      shape. The layers of a run share `layer.odenet_run`, whose `certificate` tells about the last pass. A layer
+      `x1 = x + g1(x)`, `x2 = x1 + g2(x1)`, such as a pre-norm transformer's, is undone in two steps of h = 1.
+
+    Other gradient methods, options and solvers are those of a `ResidualStack`: the first layer of a run computes all of
+    it (its attribute `stack`) and hands the state on; hidden states between the layers are not to be had then, and
+    whatever asks for one is refused.
 
     The model is changed in place and returned. Parameters are the same objects under the same names: optimizers,
-    `state_dict` and the plain model's checkpoints fit. In the places of the layers stand modules of other classes that
-    have the layers' children and attributes. The model sees the run's last state after each of its layers: hidden
-    states between them are not to be had.
+    `state_dict` and the plain model's checkpoints fit. `odenet.unconvert` undoes it.
 
     Before it returns, the model runs on the example as it was and as it is, in evaluation and in training, with the
     same random numbers; buffers are put back. Where outputs differ, the model is left as it was.
@@ -54,7 +66,7 @@ def convert(
             arguments. A small batch does.
         solver: "euler" is the model itself. Another one makes another network of the same weights.
         gradient: a name or record. The default is exact for any layers. "discrete-adjoint" keeps one state, but with
-            h = 1 may be far off, as `stack.certificate` says.
+            h = 1 may be far off, as the certificate says.
         along: as for `ResidualStack`.
         tolerance: the largest difference of an output, relative to its largest entry; in number types coarser than
             float32, 8 roundings if that is more.
@@ -63,33 +75,94 @@ def convert(
         The model.
 
     Raises:
-        InputError: no such submodule; no run of two layers, with reasons (an activation or norm after the addition,
-            another shape, a projection on the shortcut ...); outputs that differ. UnsupportedError: a gradient that the
-            solver does not go with.
+        ConversionError: no such submodule; no layers that can be converted, with reasons (an activation or norm after
+            the addition, another shape, a projection on the shortcut ...); outputs that differ. UnsupportedError: a
+            gradient that the solver does not go with.
     """
-    exact = {"tolerance": tolerance}
-    choices = {**exact, "solver": solver, "gradient": gradient, "along": along}
-    itself = solver_named(solver).label == "euler"
+    method, choices = gradient_named(gradient), {"solver": solver, "gradient": gradient, "along": along}
+    itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), no_trace([model]):
-            runs = runs_of(model, where, example, tolerance)
-            entries = _entries(runs, choices)
-            expected = [outputs(model, example, training) for training in (False, True)]
-            with _replaced(entries if itself else _entries(runs, exact)):
-                for training in (False, True):
-                    what = f"the model in {'training' if training else 'evaluation'}"
-                    check_unchanged(expected[training], outputs(model, example, training), what, tolerance)
-            if not itself:
-                with _replaced(entries):
-                    outputs(model, example, training=False)
+        if itself and layerwise(method):
+            _attach(model, where, example, method, tolerance)
+        else:
+            _replace(model, where, example, tolerance, choices)
     finally:
         for module, flag in flags:
             module.training = flag
+    return model
+
+
+def unconvert(model: Model) -> Model:
+    """The model with its own layers again, in place: the same parameters, as they are trained by now.
+
+    Args:
+        model: one that was converted, or parts of which were.
+
+    Returns:
+        The model. One that was not converted is left as it is.
+
+    Raises:
+        ConversionError: a layer whose class was changed since, as by FSDP.
+    """
+    modules = list(model.modules())
+    for module in modules:
+        if isinstance(module, Attached):
+            detach(module)
+    for module in modules:
+        for key, child in module._modules.items():
+            if isinstance(child, FirstOfRun | RestOfRun):
+                child.layer.module.train(child.training)
+                module._modules[key] = child.layer.module
+    return model
+
+
+def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradient, tolerance: float) -> None:
+    """Let each layer's own forward pass be recorded."""
+    exact = gradient in (Backprop(), Checkpoint())
+    with torch.no_grad(), no_trace([model]):
+        runs = selection(model, where, example, tolerance, residual=not exact)
+        expected = [outputs(model, example, training) for training in (False, True)]
+        for run in runs:
+            for layer in run:
+                if gradient != Backprop() and not written_to(layer.calls[0].arguments):
+                    require_repeatable(layer.module, layer.calls[0])
+    once = any(written_to(call.arguments) for run in runs for layer in run for call in layer.calls)
+    attached: dict[int, nn.Module] = {}  # one may stand at several places
+    for run in runs:
+        made = LayerRun(gradient, sum(layer.steps for layer in run), tolerance, run[0].why)
+        for layer in run:
+            if id(layer.module) not in attached:
+                attach(layer.module, made, layer.ways())
+                attached[id(layer.module)] = layer.module
+    try:
+        for training in (False, True):
+            after = outputs(model, example, training, recorded=not once)
+            what = f"the model in {'training' if training else 'evaluation'}"
+            check_unchanged(expected[training], after, what, tolerance)
+    except BaseException:
+        for module in attached.values():
+            detach(module)
+        raise
+
+
+def _replace(model: nn.Module, where: str | None, example: Any, tolerance: float, choices: dict[str, Any]) -> None:
+    """Let the first layer of each run compute all of it."""
+    exact = {"tolerance": tolerance}
+    itself = solver_named(choices["solver"]).label == "euler"
+    with torch.no_grad(), no_trace([model]):
+        runs = runs_of(model, where, example, tolerance)
+        entries = _entries(runs, exact | choices)
+        expected = [outputs(model, example, training) for training in (False, True)]
+        with _replaced(entries if itself else _entries(runs, exact)):
+            for training in (False, True):
+                what = f"the model in {'training' if training else 'evaluation'}"
+                check_unchanged(expected[training], outputs(model, example, training), what, tolerance)
+        if not itself:
+            with _replaced(entries):
+                outputs(model, example, training=False)
     for place, entry in entries:
         place.put(entry)
-        entry.training = entry.layer.module.training
-    return model
 
 
 def _entries(runs: Sequence[Run], choices: dict[str, Any]) -> _Entries:

@@ -17,17 +17,36 @@ from odenet_torch.field.reach import LIBRARIES, data_of_class
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a layer, beside its state."""
-_OF_MODULES = frozenset(vars(nn.Module()))
+_OF_MODULES = frozenset({*vars(nn.Module()), "odenet_run", "_odenet_ways"})
 _REMEMBERED = 16  # ways of calling a layer
 _READ_ONLY = (*PLAIN, Tensor, torch.dtype, torch.device)
 
 
 def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Arguments]:
     """The state that a layer is called with, its first argument, and the other arguments."""
-    if args:
+    name = state_name(module, args)
+    if name is None:
         return args[0], (args[1:], dict(kwargs))
-    name = next(iter(inspect.signature(module.forward).parameters), "")
     return kwargs.get(name), ((), {key: value for key, value in kwargs.items() if key != name})
+
+
+def copied(value: Any) -> Any:
+    """The same tensors and numbers in lists and dicts of their own, which a caller or a layer may go on filling."""
+    if type(value) is list:
+        return [copied(item) for item in value]
+    if type(value) is dict:
+        return {key: copied(item) for key, item in value.items()}
+    return tuple(map(copied, value)) if type(value) is tuple else value
+
+
+def state_name(module: nn.Module, args: tuple[Any, ...]) -> str | None:
+    """The name by which a layer is given its state; None where it comes first."""
+    return None if args else next(iter(inspect.signature(module.forward).parameters), "")
+
+
+def state_of(output: Any) -> Any:
+    """The new state in what a layer returned: all of it, or the first of several."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 class Layer:
@@ -82,7 +101,7 @@ class Layer:
         Raises:
             InputError: called in this way, the layer is no sum of its input and something.
         """
-        key = (_kind(args), _kind(kwargs))
+        key = (kind_of(args), kind_of(kwargs))
         if not self.whole:
             key = (*key, decisions(self.module))
         if key not in self.known:
@@ -108,13 +127,14 @@ class Layer:
 def decisions(module: nn.Module) -> Any:
     """What a trace of a layer's own code depends on: all that it reads beside tensors, and which children it has."""
     own = vars(module)
-    attributes = tuple((name, _kind(value)) for name, value in own.items() if name not in _OF_MODULES)
-    return attributes, tuple(map(id, own["_modules"].values())), _read(type(module))
+    attributes = tuple((name, kind_of(value)) for name, value in own.items() if name not in _OF_MODULES)
+    kind = getattr(type(module), "_odenet_base", type(module))
+    return attributes, tuple(map(id, own["_modules"].values())), _read(kind)
 
 
 def _read(kind: type) -> Any:
     """The data that code of a class reads from the class and from global names."""
-    return tuple((name, _kind(value)) for name, value in data_of_class(kind))
+    return tuple((name, kind_of(value)) for name, value in data_of_class(kind))
 
 
 def written_to(arguments: Arguments) -> str | None:
@@ -163,14 +183,14 @@ def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
     )
 
 
-def _kind(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
     """What a trace depends on: plain values and containers; of anything else its class."""
     if value is None or type(value) in PLAIN:
         return type(value), value
     if isinstance(value, Mapping):
-        return type(value), tuple((key, _kind(item)) for key, item in value.items())
+        return type(value), tuple((key, kind_of(item)) for key, item in value.items())
     if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(_kind, value))
+        return type(value), tuple(map(kind_of, value))
     if isinstance(value, Tensor):
         return Tensor
     own = getattr(value, "__dict__", None)

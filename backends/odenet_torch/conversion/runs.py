@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from odenet import InputError
+from odenet import ConversionError, InputError
 from odenet_torch.conversion.branches import PLAIN
 from odenet_torch.conversion.calls import Call, calls
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
@@ -16,7 +16,7 @@ from odenet_torch.conversion.layer import Layer, marks, same
 from odenet_torch.conversion.sums import in_place
 
 _LISTED = 6
-_CONTAINERS = (nn.Sequential, nn.ModuleList)
+CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def runs_of(model: nn.Module, where: str | None, example: Any, tolerance: float)
     """
     containers = [
         (name, module)
-        for name, module in _submodule(model, where).named_modules(prefix=where or "")
-        if isinstance(module, _CONTAINERS) and len(module) > 1
+        for name, module in submodule(model, where).named_modules(prefix=where or "")
+        if isinstance(module, CONTAINERS) and len(module) > 1
     ]
     seen = calls(model, [child for _, container in containers for child in container], example)
     runs: list[Run] = []
@@ -69,24 +69,33 @@ def runs_of(model: nn.Module, where: str | None, example: Any, tolerance: float)
             runs.append(run)
             inside |= {id(module) for member in run for module in member.layer.module.modules()}
     if not runs:
-        texts = list(dict.fromkeys(str(reason.given) for reason in reasons))
-        listed = "; ".join(texts[:_LISTED]) + (f"; and {len(texts) - _LISTED} more" if texts[_LISTED:] else "")
-        remedies = [reason.remedy for reason in reasons if reason.remedy]
-        raise InputError(
-            f"no two residual layers in a row in {where or 'the model'} ({listed or 'no container of two layers'})",
-            "an nn.Sequential or nn.ModuleList with layers x -> x + f(x) one after the other, which keep the shape and "
-            "end with the addition",
-            remedies[0] if remedies else "name another submodule with where=",
-        )
+        raise no_run(where, reasons, residual=True)
     return runs
 
 
-def _submodule(model: nn.Module, where: str | None) -> nn.Module:
+def no_run(where: str | None, reasons: list[InputError], residual: bool) -> ConversionError:
+    """The error for a model without layers that could be converted."""
+    texts = list(dict.fromkeys(str(reason.given) for reason in reasons))
+    listed = "; ".join(texts[:_LISTED]) + (f"; and {len(texts) - _LISTED} more" if texts[_LISTED:] else "")
+    remedies = [reason.remedy for reason in reasons if reason.remedy]
+    what = "two residual layers in a row" if residual else "two layers of several operations each"
+    return ConversionError(
+        f"no {what} in {where or 'the model'} ({listed or 'no container of two layers'})",
+        "an nn.Sequential or nn.ModuleList with layers x -> x + f(x) one after the other, which keep the shape and "
+        "end with the addition"
+        if residual
+        else "an nn.Sequential, nn.ModuleList or nn.ModuleDict of two or more blocks that the model calls",
+        remedies[0] if remedies else "name another submodule with where=",
+    )
+
+
+def submodule(model: nn.Module, where: str | None) -> nn.Module:
+    """The part of a model that is looked through."""
     try:
         return model.get_submodule(where or "")
     except AttributeError:
-        known = [name for name, module in model.named_modules() if isinstance(module, _CONTAINERS) and name]
-        raise InputError(
+        known = [name for name, module in model.named_modules() if isinstance(module, CONTAINERS) and name]
+        raise ConversionError(
             f"where={where!r}, which the model does not have",
             f"names of submodules; its containers are {', '.join(known[:12]) or '(none)'}",
         ) from None

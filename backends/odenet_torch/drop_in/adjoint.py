@@ -23,6 +23,7 @@ from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled import Recalled
+from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.adjoint import unhooked
 from odenet_torch.steps.size_control import On, Walk
@@ -77,7 +78,7 @@ class Back:
     def __init__(self, way: Way, params: Sequence[Tensor], timed: bool) -> None:
         self.way, self.params, self.timed = way, params, timed
         self.given, _ = layout(way.flow.y0)
-        self.sums = [torch.zeros_like(p) for p in params]
+        self.sums = [torch.zeros_like(p, dtype=torch.float32 if p.dtype in HALF else None) for p in params]
         self.moved = torch.zeros((), dtype=self.given.time, device=self.given.device)
         """What the adjoint adds to the gradient by t0 through the field's own dependence on time."""
         self.size: float | None = None
@@ -184,7 +185,8 @@ def weighed(slopes: Sequence[AnyLeaves], weights: Sequence[float], h: float) -> 
         for i, part in enumerate(slope.parts):
             if part is not None:
                 before = totals[i]
-                totals[i] = (h * weight) * part if before is None else before.add_(part, alpha=h * weight)
+                wide = part.float() if part.dtype in HALF else part
+                totals[i] = (h * weight) * wide if before is None else before.add_(part, alpha=h * weight)
     return totals
 
 
@@ -238,4 +240,4 @@ class _Solve(torch.autograd.Function):
             first = back.moved - sum(rates)
             rest = reversed(rates) if ctx.end is None else [torch.zeros_like(first)] * (len(flow.times) - 1)
             g = torch.stack([first, *rest]).to(flow.t.dtype)
-        return (None, g, a.to(flow.y0.dtype), *back.sums)
+        return (None, g, a.to(flow.y0.dtype), *(total.to(p.dtype) for total, p in zip(back.sums, params, strict=True)))

@@ -41,6 +41,8 @@ class Continuous:
         times = times_of_any_shape(t)
         moving = differentiable(times)
         flat = times.reshape(-1)
+        if not len(flat):
+            raise InputError("the solution at no time", "at least one time")
         found = [
             self._at(time, flat[i] if moving else time) for i, time in enumerate(flat.detach().double().cpu().tolist())
         ]

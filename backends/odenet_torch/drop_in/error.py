@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet import InputError
+from odenet.kit import shown
 from odenet_torch.drop_in.flow import Flow, Norm, mixed, rms, state_norm, tolerance
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance
@@ -29,13 +30,11 @@ class Reach(Tolerance):
         count: of parameters.
 
     Raises:
-        InputError: tolerances or a norm that cannot be used.
+        InputError: tolerances that cannot be used.
     """
 
     def __init__(self, flow: Flow, rtol: Any, atol: Any, norm: str | Norm | None, forward: Norm | None, count: int):
         self.flow, self.of_all = flow, norm
-        if isinstance(norm, str) and norm != "seminorm":
-            raise InputError(f"norm={norm!r} of adjoint_options", "'seminorm', or a function of a tuple")
         self.rtol, self.rtol_beside = _parted("adjoint_rtol", rtol, flow, count)
         self.atol, self.atol_beside = _parted("adjoint_atol", atol, flow, count)
         state = state_norm(forward, flow)
@@ -93,11 +92,23 @@ class Reach(Tolerance):
         return torch.stack([*parts, *((mixed(others).double(),) if others else ())]).amax()
 
 
+def require_norm(norm: Any) -> None:
+    """Raises InputError unless this can be the norm of a way back."""
+    if norm is not None and not callable(norm) and not (isinstance(norm, str) and norm == "seminorm"):
+        raise InputError(f"norm={shown(norm)} of adjoint_options", "'seminorm', or a function of a tuple")
+
+
 def _parted(name: str, given: Any, flow: Flow, count: int) -> tuple[tuple[Any, Any], list[Any]]:
     """A tolerance of the state and of its adjoint, and of what is beside them: time and parameters."""
-    if isinstance(given, Iterable) and getattr(given, "ndim", 1) and len(each := list(given)) == 3 + count:
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes)) and getattr(given, "ndim", 1)
+    if several and len(each := list(given)) == 3 + count:
         if flow.shapes is None or len(flow.shapes) != 3 + count:
-            t, y, a, *params = (torch.as_tensor(value).detach() for value in each)
+            try:
+                t, y, a, *params = (torch.as_tensor(value).detach() for value in each)
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+                raise InputError(f"{name}={shown(given)}", f"{3 + count} numbers of at least 0, or tensors") from error
+            if any(one.is_meta or one.is_complex() or not bool((one >= 0).all()) for one in (t, y, a, *params)):
+                raise InputError(f"{name}={shown(given)}", f"{3 + count} numbers of at least 0, or tensors of them")
             return (y, a), [t, *params]
     found = tolerance(name, given, flow)
     least = found if isinstance(found, float) else torch.as_tensor(found).min().item()

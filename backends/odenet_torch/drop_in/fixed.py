@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import GridError, InputError, SolveError, Solver
-from odenet.kit import Tableau, add, slopes
+from odenet.kit import Tableau, add, shown, slopes
 from odenet_torch.drop_in.flow import Flow
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.field.state import Layout, Leaves, layout
@@ -20,6 +20,7 @@ from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.size_control import On
 from odenet_torch.steps.weighted_sum import weigh_leaves
 
+_MOST = 2**31 - 1  # steps
 _EVENT_STEPS = 20000  # as there: then it is given up
 _PARTS = tuple(i / 8 for i in range(1, 8))  # of the step in which an event happened, whose ends are looked at
 _ROUNDING = 1e-6  # of a step: what is smaller is no step of its own
@@ -88,14 +89,20 @@ def nodes(flow: Flow, spacing: Spacing, y0: Tensor, t: Tensor) -> Tensor:
     """
     if spacing.grid_constructor is not None:
         grid = spacing.grid_constructor(flow.func if flow.shapes is None else flow.f, y0, t)
+        if not isinstance(grid, Tensor) or not grid.is_floating_point() or grid.ndim != 1 or not len(grid):
+            raise GridError(f"grid_constructor made {shown(grid)}", "a one-dimensional tensor of floats")
         ends, wanted = [grid[0].item(), grid[-1].item()], [t[0].item(), t[-1].item()]
         if ends != wanted:
             raise GridError(f"grid_constructor made a grid from {ends[0]} to {ends[1]}", f"{wanted[0]} to {wanted[1]}")
+        if not bool((torch.diff(grid.detach()) * math.copysign(1.0, wanted[1] - wanted[0]) >= 0).all()):
+            raise GridError(f"grid_constructor made {shown(grid.tolist())}", "times in the order of the solve")
         return grid
     if spacing.step_size is None:
         return t
     whole = (t[-1] - t[0]).item() / spacing.step_size
     # a last step of nothing but rounding is none
+    if abs(whole) > _MOST:
+        raise GridError(f"step_size={spacing.step_size} makes {abs(whole):.1e} steps", f"at most {_MOST}")
     count = max(1, math.ceil(abs(whole) - _ROUNDING))
     places = torch.arange(count, dtype=t.dtype, device=t.device) * math.copysign(spacing.step_size, whole)
     return torch.cat([places + t[0], t[-1:]])

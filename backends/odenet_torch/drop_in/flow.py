@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
+from odenet.kit import real, shown
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.differentiating import record
+from odenet_torch.field.half_precision import Reads
 from odenet_torch.steps.events import signed
 
 Norm = Callable[[Any], Any]
@@ -31,6 +34,7 @@ class Flow:
         times: the same as floats.
         event_fn: `event_fn(t, y)`, whose change of sign ends the solve.
         recording: what evaluations draw, for a way back; None where there is none.
+        reads: of a module's parameters, where autograd adds up their gradients.
     """
 
     func: Callable[[Tensor, Any], Any]
@@ -40,6 +44,7 @@ class Flow:
     times: tuple[float, ...]
     event_fn: Callable[[Tensor, Any], Tensor] | None
     recording: Recording | None = None
+    reads: Reads | None = None
 
     @property
     def direction(self) -> float:
@@ -63,7 +68,10 @@ class Flow:
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
         state = y if self.shapes is None else self.given(y)
         try:
-            value = self.func(t, state)
+            if self.reads is None:
+                value = self.func(t, state)
+            else:
+                value = self.reads.evaluate(lambda _: self.func(t, state), (), self.func)
         except RuntimeError as error:
             value = record(error, self.func, t, state)
         self.require_slope(value, y)
@@ -89,10 +97,23 @@ class Flow:
             )
 
     def event(self, t: Any, y: Tensor) -> Tensor:
-        """The conditions on time and state, numbers or booleans, in a row."""
+        """The conditions on time and state, numbers or booleans, in a row.
+
+        Raises:
+            StateError: the function returned something else.
+        """
         assert self.event_fn is not None
         time = torch.as_tensor(t, device=y.device).to(y.real.dtype)
-        return torch.as_tensor(self.event_fn(time, self.given(y))).reshape(-1)
+        value = self.event_fn(time, self.given(y))
+        try:
+            row = torch.as_tensor(value).reshape(-1)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            row = None
+        if row is None or row.is_complex() or row.is_meta or not len(row):
+            raise StateError(
+                f"event_fn returned {shown(value)}", "real numbers or booleans: one, or a tensor of at least one"
+            )
+        return row
 
     def signs(self, t: float, y: Tensor) -> list[float]:
         """Of the conditions; 1 and -1 for true and false.
@@ -132,10 +153,19 @@ def flow(
     """A checked flow.
 
     Raises:
-        StateError: y0 is neither a tensor nor a tuple of tensors.
+        InputError: func or event_fn is no function.
+        StateError: y0 is neither a tensor nor a tuple of tensors, or one without values.
         GridError, DtypeError: times that are no one-dimensional tensor of floats, or neither increase nor decrease.
     """
+    if not callable(func):
+        raise InputError(f"func is a {type(func).__name__}", "a function func(t, y)")
+    if event_fn is not None and not callable(event_fn):
+        raise InputError(f"event_fn is a {type(event_fn).__name__}", "a function event_fn(t, y), or None")
     shapes = None
+    for leaf in y0 if isinstance(y0, tuple) else (y0,):
+        if isinstance(leaf, Tensor) and (leaf.is_meta or leaf.layout is not torch.strided):
+            what = "on the meta device, without values" if leaf.is_meta else f"in the layout {leaf.layout}"
+            raise StateError(f"y0 has a tensor {what}", "dense tensors with values")
     if not isinstance(y0, Tensor):
         if not isinstance(y0, tuple) or not y0 or not all(isinstance(leaf, Tensor) for leaf in y0):
             raise StateError(f"y0 is a {type(y0).__name__}", "a tensor, or a tuple of tensors")
@@ -147,7 +177,11 @@ def flow(
         raise DtypeError(f"t is {t.dtype}", "a tensor of floats", "t.to(torch.float32)")
     if t.ndim != 1 or not len(t):
         raise GridError(f"t has shape {tuple(t.shape)}", "a one-dimensional tensor of times")
+    if t.is_meta:
+        raise GridError("t is on the meta device, without values", "times with values")
     times = tuple(t.tolist())
+    if not all(map(math.isfinite, times)):
+        raise GridError(f"t={shown(list(times))}", "finite times")
     ahead = {late > early for early, late in itertools.pairwise(times)}
     if len(ahead) > 1 or any(early == late for early, late in itertools.pairwise(times)):
         raise GridError(f"t={list(times)}", "times that strictly increase, or strictly decrease")
@@ -163,19 +197,46 @@ def tolerance(name: str, given: Any, flow: Flow) -> float | Tensor:
     """A tolerance as a number, or as one number an entry of the state.
 
     Raises:
-        InputError: it needs a gradient, or has not one entry for each of the state's.
+        InputError: it needs a gradient, has not one entry for each of the state's, or is no number of at least 0.
     """
-    if isinstance(given, (int, float)):
-        return float(given)
+    if isinstance(given, (int, float)) or not isinstance(given, Iterable):
+        return _number(name, given)
     if isinstance(given, Tensor) and given.requires_grad:
         raise InputError(f"{name} needs a gradient", "a tolerance that needs none", f"{name}.detach()")
-    if isinstance(given, Iterable) and flow.shapes is not None and getattr(given, "ndim", 1):
+    if isinstance(given, (str, bytes, Mapping)):
+        raise InputError(f"{name}={shown(given)}", _TOLERANCE)
+    if flow.shapes is not None and getattr(given, "ndim", 1):
         each = list(given)
         if len(each) != len(flow.shapes):
             raise InputError(f"{name} has {len(each)} entries for {len(flow.shapes)} of y0", "one for each")
-        return spread(each, [shape.numel() for shape in flow.shapes], flow.y0)
-    found = torch.as_tensor(given).detach()
-    return found.item() if found.ndim == 0 else found.to(flow.y0.device)
+        sizes = [shape.numel() for shape in flow.shapes]
+        return spread([_entries(name, one, (n,)) for one, n in zip(each, sizes, strict=True)], sizes, flow.y0)
+    if getattr(given, "shape", None) == ():
+        return _number(name, given)
+    return _entries(name, given, flow.y0.shape).to(flow.y0.device)
+
+
+_TOLERANCE = "numbers of at least 0: one, or a tensor that broadcasts to y0, or for a tuple one for each of its entries"
+
+
+def _number(name: str, given: Any) -> float:
+    found = real(given)
+    if found is None or not 0 <= found < math.inf:
+        raise InputError(f"{name}={shown(given)}", _TOLERANCE)
+    return found
+
+
+def _entries(name: str, given: Any, shape: Sequence[int]) -> Tensor:
+    """A tolerance that broadcasts to a shape."""
+    try:
+        found = torch.as_tensor(given).detach()
+        torch.broadcast_to(found, tuple(shape))
+        usable = found.dtype is not torch.bool and not found.is_complex() and not found.is_meta
+        if usable and bool(((found >= 0) & torch.isfinite(found)).all()):
+            return found
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    raise InputError(f"{name}={shown(given)} for entries of shape {tuple(shape)}", _TOLERANCE)
 
 
 def spread(values: Sequence[Any], sizes: Sequence[int], like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from types import ModuleType
 
 from odenet import SOLVERS, BackendUnavailableError, Solver, UnknownNameError
-from odenet.kit import Tableau
+from odenet.kit import Tableau, shown
 
 _THIRD = Fraction(1, 3)
 HEUN3 = Solver(
@@ -39,8 +39,10 @@ def delegated(*names: str | None) -> bool:
         UnknownNameError: of a method.
     """
     for name in names:
-        if name is not None and name not in (*ADAPTIVE, *FIXED, *DELEGATED):
-            raise UnknownNameError(f"there is no method called {name!r}", ", ".join((*ADAPTIVE, *FIXED, *DELEGATED)))
+        if name is not None and not (isinstance(name, str) and name in (*ADAPTIVE, *FIXED, *DELEGATED)):
+            raise UnknownNameError(
+                f"there is no method called {shown(name)}", ", ".join((*ADAPTIVE, *FIXED, *DELEGATED))
+            )
     return any(name in DELEGATED for name in names)
 
 

@@ -8,23 +8,26 @@ odenet's own steps. Where both differ, and how: docs/how-to/migrate.md.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odenet import InputError, PIDController, StateError
+from odenet import GridError, InputError, PIDController, StateError
+from odenet.kit import real, shown, yes_or_no
 from odenet_torch.drop_in import adaptive, adjoint, fixed
 from odenet_torch.drop_in.adjoint import Way
 from odenet_torch.drop_in.dense import Continuous
-from odenet_torch.drop_in.error import Reach
+from odenet_torch.drop_in.error import Reach, require_norm
 from odenet_torch.drop_in.events import linked
 from odenet_torch.drop_in.flow import Flow, flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
-from odenet_torch.drop_in.options import Spacing, control, spacing, watchers
+from odenet_torch.drop_in.options import Spacing, control, mapped, spacing, watchers
 from odenet_torch.drop_in.recalled import recalled
 from odenet_torch.drop_in.recording import Recording
+from odenet_torch.field.half_precision import Reads
 from odenet_torch.gradients.accepted_steps import plain
 from odenet_torch.gradients.adjoint import refuse_transforms
 
@@ -72,8 +75,10 @@ def odeint(
     if delegated(method):
         more = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         return torchdiffeq().odeint(func, y0, t, **more)
-    made = flow(func, y0, t, event_fn)
-    return _returned(made, _solver(made, method or "dopri5", dict(options or {}), rtol, atol)())
+    made, chosen = flow(func, y0, t, event_fn), mapped("options", options)
+    parameters = func.parameters() if isinstance(func, nn.Module) else ()
+    made = dataclasses.replace(made, reads=Reads.of(made.y0.device, parameters))
+    return _returned(made, _solver(made, method or "dopri5", chosen, rtol, atol)())
 
 
 def odeint_adjoint(
@@ -110,7 +115,7 @@ def odeint_adjoint(
         GradientError: the way back could not go on. Beside those of `odeint`.
     """
     if adjoint_params is not None:
-        named = tuple(adjoint_params)
+        named = _named(adjoint_params)
     elif isinstance(func, nn.Module):
         named = _parameters(func)
     else:
@@ -119,7 +124,7 @@ def odeint_adjoint(
             "an nn.Module, or adjoint_params",
             "adjoint_params=() says that there are none",
         )
-    back = adjoint_method or method
+    back = method if adjoint_method is None else adjoint_method
     if delegated(method, back):
         mine = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         theirs = {"adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol, "adjoint_method": adjoint_method}
@@ -127,10 +132,12 @@ def odeint_adjoint(
         return torchdiffeq().odeint_adjoint(func, y0, t, **mine, **theirs)
     if back != method and options is not None and adjoint_options is None:
         raise InputError(f"options of {method}, and none of adjoint_method={back}", "adjoint_options beside options")
+    options = mapped("options", options)
     if adjoint_options is None:
-        adjoint_options = {name: value for name, value in (options or {}).items() if name != "norm"}
+        adjoint_options = {name: value for name, value in options.items() if name != "norm"}
+    adjoint_options = mapped("adjoint_options", adjoint_options)
     params = tuple(each for each in named if each.requires_grad)
-    (made, again), options = recalled(flow(func, y0, t, event_fn)), dict(options or {})
+    made, again = recalled(flow(func, y0, t, event_fn))
     recording = Recording(func, made.y0.device)
     made = dataclasses.replace(made, recording=recording)
     if torch.is_grad_enabled():
@@ -139,13 +146,14 @@ def odeint_adjoint(
     back = back or "dopri5"
     rtol_back = rtol if adjoint_rtol is None else adjoint_rtol
     atol_back = atol if adjoint_atol is None else adjoint_atol
+    norm = adjoint_options.get("norm")
+    require_norm(norm)
+    rest = {name: value for name, value in adjoint_options.items() if name != "norm"}
     if back in ADAPTIVE:
-        norm = adjoint_options.get("norm")
         reach = Reach(made, rtol_back, atol_back, norm, options.get("norm"), len(params))
-        rest = {name: value for name, value in adjoint_options.items() if name != "norm"}
         choice: PIDController | Spacing = control(back, rest, made, 1.0, 1.0)
     else:
-        reach, choice = None, spacing(back, adjoint_options, atol_back)
+        reach, choice = None, spacing(back, rest, rtol_back, atol_back, made, "adjoint_")
     forth = _solver(made, method or "dopri5", options, rtol, atol)
     way = Way(made, again, forth, back, choice, reach, lambda shown: watchers(back, made, shown, "_adjoint"))
     event_t, ys = adjoint.solve(way, params)
@@ -181,6 +189,12 @@ def odeint_event(
     Raises:
         As `odeint_interface`.
     """
+    if not isinstance(t0, Tensor) or t0.numel() != 1 or not t0.is_floating_point() or t0.is_meta:
+        raise GridError(f"t0={shown(t0)}", "a tensor of one floating-point entry")
+    for name, function in (("event_fn", event_fn), ("odeint_interface", odeint_interface)):
+        if not callable(function):
+            raise InputError(f"{name} is a {type(function).__name__}", "a function")
+    yes_or_no("reverse_time", reverse_time)
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     event_t, found = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
@@ -224,9 +238,12 @@ def odeint_dense(
     name = method or "dopri5"
     if delegated(name) or name not in ADAPTIVE:
         raise InputError(f"odeint_dense with method {name!r}", ", ".join(ADAPTIVE))
-    t = torch.tensor([float(t0), float(t1)], dtype=torch.float64)
+    ends = [real(t0), real(t1)]
+    if any(end is None or not math.isfinite(end) for end in ends):
+        raise GridError(f"t0={shown(t0)} and t1={shown(t1)}", "finite numbers, or tensors of one entry")
+    t = torch.tensor(ends, dtype=torch.float64)
     made = flow(func, y0, t.to(y0.device))
-    choice, solver = control(name, dict(options or {}), made, rtol, atol), ADAPTIVE[name]
+    choice, solver = control(name, mapped("options", options), made, rtol, atol), ADAPTIVE[name]
     found, leaves = adaptive.forward(made, solver, choice, watchers(name, made, made.given), dense=True)
     plain(found, leaves)
     assert found.dense is not None
@@ -239,13 +256,26 @@ def _solver(made: Flow, name: str, options: Mapping[str, Any], rtol: Any, atol: 
     if name in ADAPTIVE:
         choice = control(name, options, made, rtol, atol)
         return lambda: adaptive.solve(made, ADAPTIVE[name], choice, on)
-    spaced = spacing(name, options, atol)
+    spaced = spacing(name, options, rtol, atol, made)
     return lambda: fixed.solve(made, FIXED[name], spaced, on)
 
 
 def _returned(made: Flow, found: Found) -> Any:
     event_t, ys = found
     return made.given(ys) if made.event_fn is None else (event_t, made.given(ys))
+
+
+def _named(params: Any) -> tuple[Tensor, ...]:
+    """What a caller named.
+
+    Raises:
+        InputError: something else than several tensors.
+    """
+    several = isinstance(params, Iterable) and not isinstance(params, (Tensor, Mapping, str, bytes))
+    named = tuple(params) if several else (params,)
+    if not several or not all(isinstance(each, Tensor) for each in named):
+        raise InputError(f"adjoint_params={shown(params)}", "a tuple of tensors", "adjoint_params=() for none")
+    return named
 
 
 def _parameters(module: nn.Module) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -11,22 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import InputError, PIDController
+from odenet import InputError, PIDController, StateError, UnknownNameError
+from odenet.kit import real, shown, within, yes_or_no
 from odenet_torch.drop_in.flow import Flow, state_norm, tolerance
 from odenet_torch.drop_in.methods import ADAPTIVE
 from odenet_torch.steps.size_control import On
 
 Options = Mapping[str, Any]
-_RENAMED = {
-    "safety": "safety",
-    "ifactor": "factor_max",
-    "dfactor": "factor_min",
-    "first_step": "first_step",
-    "min_step": "min_step",
-    "max_step": "max_step",
+_FACTORS = {
+    "safety": ("safety", 0.0, 1.0),
+    "ifactor": ("factor_max", 1.0, math.inf),
+    "dfactor": ("factor_min", 0.0, 1.0),
 }
-_ADAPTIVE = {*_RENAMED, "norm", "step_t", "jump_t", "max_num_steps", "dtype"}
+"""Our name of each, and its bounds."""
+_SIZES = ("first_step", "min_step", "max_step")
+_ADAPTIVE = {*_FACTORS, *_SIZES, "norm", "step_t", "jump_t", "max_num_steps", "dtype"}
 _FIXED = {"norm", "step_size", "grid_constructor", "interp", "perturb"}
+_ELSEWHERE = {"max_order", "max_iters", "implicit", "solver"}
+"""Of the methods that are left to torchdiffeq."""
+_MOST = 2**31 - 1
+_EVENT_STEPS = 20_000  # up to an event, where max_num_steps does not say otherwise
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
@@ -50,41 +55,91 @@ class Spacing:
 
 
 def control(method: str, options: Options, flow: Flow, rtol: Any, atol: Any) -> PIDController:
-    """That of an adaptive method. Unknown options are warned of."""
-    _warn(method, options, _ADAPTIVE)
+    """That of an adaptive method. Options of other methods are warned of.
+
+    Raises:
+        InputError: an option that cannot be used, or that no method has.
+    """
+    _look(method, options, _ADAPTIVE)
+    if flow.y0.numel() == 0:
+        raise StateError(
+            f"y0 of shape {tuple(flow.y0.shape)} holds no number, and the steps of {method} follow the error",
+            "at least one entry",
+            "leave empty batches out, or take a method of fixed steps, as rk4 with step_size",
+        )
     found: dict[str, Any] = {"safety": 0.9}
-    for name, ours in _RENAMED.items():
+    for name, (ours, above, most) in _FACTORS.items():
+        if (value := options.get(name)) is not None:
+            found[ours] = within(name, value, above, most, of=f"the options of {method}")
+    for name in _SIZES:
         value = options.get(name)
-        # 0 and infinity bound nothing
-        if value is not None and not (name.endswith("_step") and float(value) in (0.0, math.inf)):
-            found[ours] = float(value)
+        unbounded = (name == "max_step" and real(value) == math.inf) or (name == "min_step" and real(value) == 0)
+        if value is not None and not unbounded:
+            found[name] = within(name, value, 0.0, of=f"the options of {method}")
     for name in ("step_t", "jump_t"):
-        value = options.get(name)
-        if value is not None:
-            found[name] = torch.as_tensor(value).detach().reshape(-1).tolist()
+        if (value := options.get(name)) is not None:
+            found[name] = _times(name, value)
     both = [*found.get("step_t", ()), *found.get("jump_t", ())]
     if len(set(both)) < len(both):
         raise InputError(f"step_t and jump_t repeat one of {sorted(both)}", "times that are different from each other")
-    # there, so many between one time and the next
-    most = int(options.get("max_num_steps", 2**31 - 1)) * max(len(flow.times) - 1, 1)
+    # an event that never comes would let the solve go on for ever
+    most = options.get("max_num_steps", _MOST if flow.event_fn is None else _EVENT_STEPS)
+    count = real(most)
+    if count is None or not 1 <= count <= _MOST or count != int(count):
+        raise InputError(f"max_num_steps={shown(most)} of the options of {method}", f"a whole number, 1 to {_MOST}")
+    kind = options.get("dtype")
+    if kind is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        raise InputError(f"dtype={shown(kind)} of the options of {method}", "a floating-point torch.dtype")
     rtol, atol = tolerance("rtol", rtol, flow), tolerance("atol", atol, flow)
-    return PIDController(rtol, atol, state_norm(options.get("norm"), flow), max_steps=most, **found)
+    # there, so many between one time and the next
+    steps = int(count) * max(len(flow.times) - 1, 1)
+    return PIDController(rtol, atol, state_norm(options.get("norm"), flow), max_steps=steps, **found)
 
 
-def spacing(method: str, options: Options, atol: Any) -> Spacing:
-    """That of a method without an error estimate. Unknown options are warned of."""
-    _warn(method, options, _FIXED)
+def _times(name: str, value: Any) -> list[float]:
+    """One time or several."""
+    try:
+        several = value.reshape(-1).tolist() if hasattr(value, "tolist") else value
+    except (TypeError, ValueError, RuntimeError):  # on the meta device, or traced
+        several = [None]
+    listed = list(several) if isinstance(several, Iterable) and not isinstance(several, (str, bytes, Mapping)) else None
+    found = [real(time) for time in ([value] if listed is None else listed)]
+    times = [time for time in found if time is not None and math.isfinite(time)]
+    if len(times) < len(found):
+        raise InputError(f"{name}={shown(value)}", "finite times: a number, a list, or a one-dimensional tensor")
+    return times
+
+
+def spacing(method: str, options: Options, rtol: Any, atol: Any, flow: Flow, prefix: str = "") -> Spacing:
+    """That of a method without an error estimate. Options of other methods are warned of.
+
+    Args:
+        method: by name.
+        options: of it.
+        rtol, atol: of the solve; of use to the time of an event alone.
+        flow: the problem.
+        prefix: of the names of the tolerances.
+
+    Raises:
+        InputError: an option that cannot be used, or that no method has.
+    """
+    _look(method, options, _FIXED)
     size, constructor = options.get("step_size"), options.get("grid_constructor")
     if size is not None and constructor is not None:
         raise InputError("step_size together with grid_constructor", "one of them")
-    if size is not None and not float(size) > 0:
-        raise InputError(f"step_size={size}", "a positive number, whatever the direction of time")
+    if constructor is not None and not callable(constructor):
+        raise InputError(f"grid_constructor={shown(constructor)}", "a function of (func, y0, t) to the ends of steps")
+    step_size = None if size is None else real(size)
+    if size is not None and (step_size is None or not 0 < step_size < math.inf):
+        raise InputError(f"step_size={shown(size)}", "a finite positive number, whatever the direction of time")
     interp = options.get("interp", "linear")
-    if interp not in ("linear", "cubic"):
-        raise InputError(f"interp={interp!r}", "'linear' or 'cubic'")
-    precision = torch.as_tensor(atol).min().item() if not isinstance(atol, Iterable) else 0.0
-    step_size = None if size is None else float(size)
-    return Spacing(step_size, constructor, interp, bool(options.get("perturb", False)), precision)
+    if not isinstance(interp, str) or interp not in ("linear", "cubic"):
+        raise InputError(f"interp={shown(interp)}", "'linear' or 'cubic'")
+    perturb = options.get("perturb", False)
+    yes_or_no("perturb", perturb)
+    tolerance(f"{prefix}rtol", rtol, flow)
+    precision = tolerance(f"{prefix}atol", atol, flow)
+    return Spacing(step_size, constructor, interp, perturb, precision if isinstance(precision, float) else 0.0)
 
 
 def watchers(method: str, flow: Flow, shown: Callable[..., Any], suffix: str = "") -> On | None:
@@ -118,7 +173,33 @@ def watchers(method: str, flow: Flow, shown: Callable[..., Any], suffix: str = "
     return On(*(told(found[name]) for name in _CALLBACKS))
 
 
-def _warn(method: str, options: Options, known: set[str]) -> None:
+def _look(method: str, options: Options, known: set[str]) -> None:
+    """Warns of options that other methods have, as torchdiffeq does.
+
+    Raises:
+        InputError: of options that no method has, and of a norm that is no function.
+    """
+    norm = options.get("norm")
+    if norm is not None and not callable(norm):
+        raise InputError(f"norm={shown(norm)} of the options of {method}", "a function of a state to a number")
     unused = {name: value for name, value in options.items() if name not in known}
+    if strange := [name for name in unused if name not in _ADAPTIVE | _FIXED | _ELSEWHERE]:
+        near = difflib.get_close_matches(str(strange[0]), sorted(known), n=2, cutoff=0.5)
+        raise UnknownNameError(
+            f"{method} has no option {shown(strange[0])}",
+            ", ".join(sorted(known)),
+            f"take {' or '.join(near)}, if that is what you meant" if near else "leave it out",
+        )
     if unused:
         warnings.warn(f"{method}: Unexpected arguments {unused}", stacklevel=5)
+
+
+def mapped(name: str, options: Any) -> dict[str, Any]:
+    """Options as a dict; None has none.
+
+    Raises:
+        InputError: they are no mapping.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"{name}={shown(options)}", "a dict of options by name, or None")
+    return dict(options or {})

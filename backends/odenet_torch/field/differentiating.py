@@ -40,7 +40,8 @@ def unseen() -> AbstractContextManager[Any]:
     """
     if not hooked():
         return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+    # an output that its own node held would be freed by the garbage collector only
+    return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda saved: saved)
 
 
 def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from odenet import Depth, GradientError
 from odenet.kit import blend, check_alike, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field.differentiating import record
+from odenet_torch.field.half_precision import Reads
 from odenet_torch.field.state import as_tensor
 
 Stand = Mapping[int, Tensor]
@@ -28,6 +30,8 @@ class Field(ABC):
 
     depth: Depth | None
     captured: tuple[Tensor, ...] = ()
+    reads: Reads | None = None
+    """Of weights that many evaluations read, where autograd adds up what these add to the gradients."""
     homes: Mapping[int, tuple[Tensor, int]] = {}
     """Where the gradient of a row of a stacked weight goes, by `id` of the row: the stack and the index."""
 
@@ -71,6 +75,15 @@ class Field(ABC):
     def direct(self) -> Callable[[Tensor, Any], Any] | None:
         """f of time and state, where it is the same at all places; None where it is not."""
         return None
+
+    def recorded(self, device: torch.device, steps: int | None) -> None:
+        """Called before a forward pass that autograd records.
+
+        Args:
+            device: of the state.
+            steps: how many; None for as many as are needed.
+        """
+        return
 
     def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         """The modules that f is known to call at `position` of step n, with names for messages."""
@@ -133,6 +146,8 @@ class FunctionField(Field):
 
     def direct(self) -> Callable[[Tensor, Any], Any] | None:
         function = self.function
+        if self.reads is not None:
+            return None
         if self.depth is None:
             return function
         if self.depth.kind != "shared":
@@ -140,7 +155,15 @@ class FunctionField(Field):
         weights = self.trees[0]
         return lambda t, y: function(t, y, weights)
 
+    def recorded(self, device: torch.device, steps: int | None) -> None:
+        depth = self.depth
+        # f reads the parameters of a module in every step, and a layer in as many as there are to it
+        once = steps is not None and depth is not None and depth.kind != "shared" and depth.factor(steps) == 1
+        handed = () if depth is None or once else tree_leaves(self.trees)
+        self.reads = Reads.of(device, (*(leaf for leaf in handed if isinstance(leaf, Tensor)), *self.held.values()))
+
     def settle(self, ns: Iterable[int], steps: int) -> None:
+        self.reads = None
         self.moved = isinstance(self.function, nn.Module) and moved(self.function, self.held)
 
     @functools.cached_property
@@ -149,6 +172,12 @@ class FunctionField(Field):
         return _unstack(self.depth)
 
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        if self.reads is None:
+            return self._at(t, y, n, position, steps, stand)
+        weights = self.explicit(n, steps)
+        return self.reads.evaluate(lambda read: self._at(t, y, n, position, steps, read), weights, self.function)
+
+    def _at(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None) -> Any:
         if self.depth is None:
             return self._call(t, y)
         layer, start, span = self.depth.place(n, steps)
@@ -202,11 +231,26 @@ class BlockField(Field):
         self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
         self.extra = extra
         self.given = unique(leaf for leaf in tree_leaves(extra) if _differentiable(leaf))
-        # what the blocks hold now: inside functional_call or FSDP they hold something else when they run again
-        self.held: dict[int, dict[str, Tensor]] = {id(block): dict(block.named_parameters()) for block in blocks}
         self.moved = False
 
+    @functools.cached_property
+    def held(self) -> dict[int, dict[str, Tensor]]:
+        """What the blocks hold in the forward pass: inside functional_call or FSDP they hold something else when they
+        run again. Read in the forward pass by all that reads it later."""
+        return {id(block): dict(block.named_parameters()) for block in self.functions()}
+
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        if self.reads is None:
+            return self._at(t, y, n, position, steps, stand)
+        assert self.depth is not None
+        block = self.depth.tree[self.depth.place(n, steps)[0]]
+        return self.reads.evaluate(
+            lambda read: self._at(t, y, n, position, steps, read),
+            self.given,
+            block if self.depth.kind == "piecewise" else None,
+        )
+
+    def _at(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None) -> Any:
         assert self.depth is not None
         layer, start, span = self.depth.place(n, steps)
         local = start + span * position if self.depth.kind == "linear" else 0.0
@@ -225,9 +269,16 @@ class BlockField(Field):
         mixed = blend(self.held[id(one)], self.held[id(other)], local)
         return torch.func.functional_call(one, mixed, (y, *arguments), named)
 
+    def recorded(self, device: torch.device, steps: int | None) -> None:
+        assert self.depth is not None
+        count = collections.Counter(id(p) for block in self.depth.tree for p in self.held[id(block)].values())
+        several = (p for held in self.held.values() for p in held.values() if count[id(p)] > 1)
+        self.reads = Reads.of(device, (*self.given, *several))
+
     def settle(self, ns: Iterable[int], steps: int) -> None:
         """Looks whether the blocks still hold the parameters of the forward pass."""
         assert self.depth is not None
+        self.reads = None
         blocks = {layer: self.depth.tree[layer] for n in ns for layer in self.layers(n, steps)}
         self.moved = any(
             moved(block, self.held[id(block)]) for block in {id(block): block for block in blocks.values()}.values()

@@ -56,8 +56,9 @@ class Reach:
         """Tensors and arrays, which may be written on."""
         self.hooks: list[dict[Any, Any]] = []
         """Of modules; those that were empty are looked into when they no longer are."""
-        self.modules: list[nn.Module] = []
-        """Those that are not within another."""
+        self.cyclic = False
+        """Whether the root can be reached from what it holds, so that holding that would keep it alive."""
+        self._modules: list[nn.Module] = []
         self._inner: set[int] = set()
         self._packages = {_package(root)}
         self._seen: set[int] = set()
@@ -67,6 +68,7 @@ class Reach:
             name, value = stack.pop()
             kind = type(value)
             if kind in _ATOMS or id(value) in self._seen:
+                self.cyclic = self.cyclic or value is root
                 continue
             self._seen.add(id(value))
             self._alive.append(value)
@@ -74,7 +76,9 @@ class Reach:
             if into is not None:
                 stack.extend(into(self, name, value))
         self._alive.clear()
-        self.modules = [module for module in self.modules if id(module) not in self._inner]
+        outer = [module for module in self._modules if id(module) not in self._inner]
+        self._outer = [*map(weakref.ref, outer)]  # what is known of a module must not keep it alive
+        self._modules.clear()
         self.contents = [place.contents() for place in self.places]
         # dicts are compared all in one go: this is asked in every pass
         pairs = [*zip(self.places, self.contents, strict=True)]
@@ -83,6 +87,11 @@ class Reach:
         slots = [(p.entries, key, c.get(key)) for p, c in pairs if p.entries is not None for key in p.keys(c)]
         self._slots = [*zip(*slots, strict=True)] or [(), (), ()]
         self._others = [(place, contents) for place, contents in pairs if place.entries is None]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those that are not within another."""
+        return [module for ref in self._outer if (module := ref()) is not None]
 
     def current(self) -> bool:
         """Whether all of it still stands where it stood; it may say no where what stands there is equal."""
@@ -107,7 +116,7 @@ class Reach:
     def module(self, name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
         """Its attributes, children, and hooks."""
         own, kind = vars(module), type(module)
-        self.modules.append(module)
+        self._modules.append(module)
         self._inner |= set(map(id, module._modules.values()))
         self.hooks += (module._forward_hooks, module._forward_pre_hooks)
         yield from ((f"{name}.{key}", child) for key, child in module._modules.items())

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from odenet import GradientError
+from odenet_torch.field import late_writes
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same
 from odenet_torch.field.differentiating import unseen
@@ -73,7 +75,10 @@ class Replay:
         self.of_step: dict[int, set[int]] = {}
         self.random: dict[Key, list[Tensor]] = {}
         self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
+        self.uncached = False  # whether parametrize.cached() is active around the solve
         self.moving = False  # whether some module changes its buffers
+        self.late: set[int] = set()
+        """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
         self.before: list[tuple[Owned, Tensor, int, Tensor | None]] = []
         self.last = _dice.state(device)
         self.autocast = [
@@ -134,6 +139,8 @@ class Replay:
             if module not in _FUNCTIONS[module.training]:
                 self._check(key, place, name, out, evaluate)
                 _FUNCTIONS[module.training].add(module)
+        if not self.sides.cut and key[0] not in self.late:
+            self._look_for_late(key, place, out, evaluate)
         if met:
             self.sides.look(met, y, lambda: self._quietly(key, place, evaluate))
         return out
@@ -185,15 +192,27 @@ class Replay:
 
     @contextlib.contextmanager
     def forth(self) -> Iterator[None]:
-        """Under the forward pass's autocast, without its cache.
+        """Under the forward pass's autocast, without its cache, and without that of `parametrize.cached()`.
 
-        A cast of weights that is made without a graph would be found again where a graph is needed.
+        A cast of weights, or a parametrized weight, that is made without a graph would be found again where a graph is
+        needed; one that is made in the first of several steps would not be there when another runs again.
         """
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._without_cache())
             for kind, enabled, dtype in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield
+
+    @contextlib.contextmanager
+    def _without_cache(self) -> Iterator[None]:
+        before = parametrize._cache_enabled
+        self.uncached = self.uncached or before > 0
+        parametrize._cache_enabled = 0
+        try:
+            yield
+        finally:
+            parametrize._cache_enabled = before
 
     def _calls(self, place: Place) -> list[Module]:
         return [*self.modules(*place), *self.noticed]
@@ -227,6 +246,13 @@ class Replay:
             kept.append(((module, name), value))
         if kept:
             self.buffers[key], self.moving = kept, True
+            if self.uncached:
+                raise GradientError(
+                    f"{type(kept[0][0][0]).__name__} changes its buffer {kept[0][0][1]!r} in each evaluation, where "
+                    "torch.nn.utils.parametrize.cached() would have it changed once",
+                    "modules that change no buffers, such as parametrizations in eval()",
+                    "solve outside of parametrize.cached(), or take gradient='backprop'",
+                )
         moving = {id(module) for (module, _), _ in kept}
         for (module, _), *_ in self.before:
             if id(module) not in moving:
@@ -255,12 +281,32 @@ class Replay:
 
     def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
         """An evaluation of the forward pass once more, with its random state, which is put back."""
+        with unseen():
+            return self._replayed(key, place, evaluate)
+
+    def _replayed(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
         state = _dice.state(self.device)
         try:
-            with unseen():
-                return self.again(key, place, 1, evaluate)
+            return self.again(key, place, 1, evaluate)
         finally:
             _dice.restore(self.device, state)
+
+    def _look_for_late(self, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
+        """Whether a step's kernels may write on what they have saved; a field is run once more where it is not known.
+
+        Raises:
+            GradientError: something else came out.
+        """
+        roots = self._roots(place)
+        fresh = [root for root in roots if late_writes.known(root[1]) is None]
+        if fresh:
+            with no_trace([root for _, root in roots]):
+                again, late = late_writes.watched(lambda: self._replayed(key, place, evaluate))
+            require_same(fresh[0][0], out, again)
+            for _, root in fresh:
+                late_writes.remember(root, late)
+        if key in self.random or any(late_writes.known(root) for _, root in roots):
+            self.late.add(key[0])
 
     def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Once in a module's life: run it again and compare.

@@ -31,6 +31,8 @@ def reach(root: object) -> Reach:
     if known is not None and known[0]() is root and known[1].current():
         return known[1]
     now, key = Reach(root), id(root)
+    if now.cyclic:
+        return now
     with contextlib.suppress(TypeError):  # what can't be referred to weakly is looked up anew each time
         # names are bound early: the last of these are called when modules have been cleared
         _KNOWN[key] = weakref.ref(root, lambda _, known=_KNOWN: known.pop(key, None)), now

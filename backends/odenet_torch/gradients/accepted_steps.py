@@ -14,12 +14,17 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_second_derivatives, refuse_transforms, unhooked
-from odenet_torch.steps.adaptive import Forward
+from odenet_torch.gradients.adjoint import Adjoint, Kept, refuse_second_derivatives, refuse_transforms, unhooked
+from odenet_torch.gradients.sums import Sums
+from odenet_torch.steps.adaptive import Forward, evaluation
 
 
 def plain(found: Forward, y0: Leaves) -> Leaves:
     """The outputs as autograd records the accepted steps: step sizes are numbers."""
+    run = found.run
+    run.field.recorded(run.layout.device, None)
+    if run.field.reads is not None:
+        found.walk.evaluate = evaluation(run)
     outputs, _ = found.pass_over(y0)
     return _stacked(outputs)
 
@@ -70,6 +75,7 @@ class _Solve(torch.autograd.Function):
         ctx.found, ctx.adjoint, ctx.count = found, adjoint, count
         ctx.indices = tuple(states)
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])
+        ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
         stacked = _stacked(outputs)
         replay = found.run.replay
         if replay is not None:
@@ -106,8 +112,8 @@ class _Solve(torch.autograd.Function):
                 met, inside = joined(found, rows)
                 run = dataclasses.replace(run, inside=inside)
                 g = ctx.adjoint.back(run, Kept(states, ()), met, sums)
-        wanted = zip(ctx.weights, ctx.needs_input_grad[4 + count :], strict=True)
-        return (None, None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))
+        wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[4 + count :], strict=True)
+        return (None, None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
 
 
 def joined(found: Forward, rows: list[Leaves]) -> tuple[dict[int, AnyLeaves], dict[int, list[tuple[float, Leaves]]]]:

@@ -15,54 +15,15 @@ from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, Stats, UnsupportedError
 from odenet.kit import Leaves as AnyLeaves
-from odenet_torch.field.field import Field, Stand, now, outside
+from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.replay import Replay
+from odenet_torch.field.settled import Settled, settle
 from odenet_torch.field.state import Leaves
+from odenet_torch.gradients.sums import Sums
+from odenet_torch.steps.direct import Direct, NotAsBeforeError, NotSettledError
 from odenet_torch.steps.fixed import Run, loop, stacked
 
-
-class Sums:
-    """Gradients of weights as they add up; those of a stack's rows in place, so that there is no second copy."""
-
-    def __init__(self, field: Field) -> None:
-        self.field = field
-        self.by_tensor: dict[int, Tensor] = {}
-
-    def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0) -> None:
-        """Add `factor` times each gradient that is there; None is zero."""
-        for tensor, gradient in zip(tensors, gradients, strict=True):
-            if gradient is None:
-                continue
-            home, row = self.field.home(tensor)
-            before = self.by_tensor.get(id(home))
-            if row is None:
-                part = gradient if factor == 1 else factor * gradient
-                self.by_tensor[id(home)] = part if before is None else before + part
-            else:
-                stack = torch.zeros_like(home) if before is None else before
-                stack[row].add_(gradient, alpha=factor)
-                self.by_tensor[id(home)] = stack
-
-    def place(self, tensor: Tensor) -> tuple[int, int | None]:
-        """Where the gradient of a tensor is added up."""
-        home, row = self.field.home(tensor)
-        return id(home), row
-
-    def total(self, tensor: Tensor) -> Tensor | None:
-        """What was added up for a tensor so far."""
-        home, row = self.field.home(tensor)
-        total = self.by_tensor.get(id(home))
-        return total if total is None or row is None else total[row]
-
-    def put(self, tensor: Tensor, total: Tensor) -> None:
-        """Another total."""
-        home, row = self.field.home(tensor)
-        if row is None:
-            self.by_tensor[id(home)] = total
-        else:
-            if id(home) not in self.by_tensor:
-                self.by_tensor[id(home)] = torch.zeros_like(home)
-            self.by_tensor[id(home)][row] = total
+KNOWN = -1
 
 
 class Adjoint(ABC):
@@ -75,12 +36,24 @@ class Adjoint(ABC):
         """The indices of the states that the way back is to be given, beside those that the user keeps."""
         return (run.grid.steps,)
 
+    differentiable = False
+    """Whether the gradient can be differentiated again."""
+    by_steps = True
+    """Whether the way back takes the steps of the forward pass, by its solver, and no others."""
     reads_outputs = False
     """Whether the way back of an adaptive solve starts anew from each output."""
 
     def keeps_accepted(self, n: int) -> bool:
         """Whether an adaptive solve is to keep the state before its step n."""
         return False
+
+    def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
+        """The forward pass.
+
+        Returns:
+            The states that are wanted, by index, and groups of a tensor for each leaf of y0 (see `Kept`).
+        """
+        return loop(run, y0, self.keeps(run))
 
     @abstractmethod
     def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
@@ -98,12 +71,32 @@ class Adjoint(ABC):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        if run.direct is not None:
+            return self.settled(run, run.direct, y0)
         field = run.field.apart()
         replay = Replay.of(field, run.layout, run.grid.steps, cut=True)
         run = dataclasses.replace(run, field=field, replay=replay)
         with replay.forth():
             run.ready.append(self.discover(run, y0))
-            return _Solve.apply(run, self, len(y0), *y0, *field.everything(run.grid.steps))
+            outputs = _Solve.apply(run, self, len(y0), *y0, *field.everything(run.grid.steps))
+        if isinstance(field, BlockField):
+            settle(field, replay)
+        return outputs
+
+    def settled(self, run: Run, direct: Direct, y0: Leaves) -> Leaves:
+        """The same where every block is settled.
+
+        Raises:
+            NotSettledError: one is not. NotAsBeforeError: one is no longer.
+        """
+        settled = Settled.of(direct.field, run.layout.device) if self.by_steps else None
+        if settled is None:
+            raise NotSettledError
+        run = dataclasses.replace(run, settled=settled)
+        outputs = _Solve.apply(run, self, len(y0), *y0, *settled.parameters)
+        if not settled.same():
+            raise NotAsBeforeError
+        return outputs
 
     def discover(self, run: Run, y0: Leaves) -> Leaves:
         """The first evaluation with its graph: what it ends at, beside what is handed over, are tensors f captured."""
@@ -123,7 +116,7 @@ class Kept:
 
     Args:
         states: by index, exactly as they were; what is taken out of it is freed.
-        pair: what a reversible solver needs for the way back.
+        pair: what a reversible solver needs for the way back, or rounded states are made of.
     """
 
     states: dict[int, Leaves]
@@ -137,9 +130,23 @@ def zeros(y: AnyLeaves) -> Leaves:
 
 def standing(run: Run, n: int, y: Leaves) -> tuple[Leaves, tuple[Tensor, ...], dict[int, Tensor]]:
     """Fresh leaves for the state, the explicit weights of step n, and fresh leaves that stand in for these."""
+    if run.settled is not None:
+        return tuple([leaf.detach().requires_grad_() for leaf in y]), (), {}
     explicit = run.field.explicit(n, run.grid.steps)
     stand = {id(weight): weight.detach().requires_grad_() for weight in explicit}
     return tuple(leaf.detach().requires_grad_() for leaf in y), explicit, stand
+
+
+def mark(run: Run) -> int:
+    """`field.now`, for `require_known`; KNOWN where that is not asked, because all that blocks read is known."""
+    return KNOWN if run.settled is not None else now()
+
+
+def read(run: Run, n: int) -> tuple[Tensor, ...]:
+    """The captured leaves that f may read in step n (`Field.read`)."""
+    if run.settled is None or run.direct is None:
+        return run.field.read(n, run.grid.steps)
+    return run.settled.read(run.direct.called(n))
 
 
 def vjp(
@@ -160,11 +167,15 @@ def vjp(
     Raises:
         GradientError: f reads a tensor here that it did not read in step 0.
     """
+    if since == KNOWN and outputs[0].requires_grad:  # one tensor, and blocks that are known
+        found = torch.autograd.grad(outputs[0], (y[0], *captured), cotangent[0], allow_unused=True)
+        return (torch.zeros_like(y[0]) if found[0] is None else found[0],), captured, found[1:]
     fresh = tuple(stand.values())
     pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
     if not pairs:  # f depends on nothing that has a gradient
         return zeros(y), (), ()
-    require_known(n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
+    if since != KNOWN:
+        require_known(n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
     found = torch.autograd.grad(
         [d for d, _ in pairs], [*y, *fresh, *captured], [g for _, g in pairs], allow_unused=True
     )
@@ -225,7 +236,7 @@ def _retained() -> bool:
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, *tensors: Tensor) -> Leaves:
-        states, pair = loop(run, tensors[:count], adjoint.keeps(run))
+        states, pair = adjoint.forth(run, tensors[:count])
         if run.replay is not None:
             run.replay.sides.finish()
         ctx.run, ctx.adjoint, ctx.count = run, adjoint, count
@@ -235,12 +246,15 @@ class _Solve(torch.autograd.Function):
         ctx.states = [n for n in states if n in keeps and (n == 0 or n in run.grid.kept)]
         ctx.inner = {n: leaves for n, leaves in states.items() if n in keeps and n not in ctx.states}
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])  # the field keeps the tensors alive
+        ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
         flat = [leaf for leaves in (*(states[n] for n in ctx.states), *pair) for leaf in leaves]
         ctx.save_for_backward(*flat, *tensors[count:])
         return stacked(run, states)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and ctx.run.settled is not None and ctx.adjoint.differentiable:
+            return _recorded(ctx, gradients)
         refuse_second_derivatives(ctx.adjoint.stats.gradient)
         run, count = dataclasses.replace(ctx.run, again=True), ctx.count
         count_saved = len(ctx.saved_tensors) - len(ctx.weights)
@@ -254,8 +268,21 @@ class _Solve(torch.autograd.Function):
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
         sums = Sums(run.field)
-        run.field.settle(range(run.grid.steps), run.grid.steps)
-        with run.replay.back(), unhooked(run.field.everything(run.grid.steps)):
+        if run.settled is not None:
+            way, tensors = run.settled, run.settled.parameters
+        else:
+            run.field.settle(range(run.grid.steps), run.grid.steps)
+            way, tensors = run.replay, run.field.everything(run.grid.steps)
+        with way.back(), unhooked(tensors):
             g = ctx.adjoint.back(run, kept, by_index, sums)
-        wanted = zip(ctx.weights, ctx.needs_input_grad[3 + count :], strict=True)
-        return (None, None, None, *g, *(sums.by_tensor.get(key) if want else None for key, want in wanted))
+        wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[3 + count :], strict=True)
+        return (None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
+
+
+def _recorded(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """The gradient with a graph of its own: the steps run again from y0 and are recorded."""
+    y0, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[len(ctx.saved_tensors) - len(ctx.weights) :]
+    with ctx.run.settled.back():
+        outputs = stacked(ctx.run, loop(ctx.run, y0)[0])
+        found = torch.autograd.grad(outputs, [*y0, *weights], gradients, create_graph=True, allow_unused=True)
+    return (None, None, None, *found)

@@ -11,6 +11,8 @@ from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 def solve(run: Run, y0: Leaves) -> Leaves:
     """The leaves at the kept times."""
+    if run.direct is None:
+        run.field.recorded(run.layout.device, run.grid.steps)
     return stacked(run, loop(run, y0)[0])
 
 

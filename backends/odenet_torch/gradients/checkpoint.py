@@ -20,13 +20,28 @@ from odenet import Checkpoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
 from odenet_torch.field.differentiating import hooked, refuses_hooks
-from odenet_torch.field.field import leaves, now
+from odenet_torch.field.field import BlockField, leaves, now
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.late_writes import run_to_the_end
 from odenet_torch.field.replay import Replay
+from odenet_torch.field.settled import settle
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps, hookless
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, refuse_transforms, require_known, standing, zeros
+from odenet_torch.gradients.adjoint import (
+    KNOWN,
+    Adjoint,
+    Kept,
+    mark,
+    read,
+    refuse_transforms,
+    require_known,
+    standing,
+    zeros,
+)
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
+from odenet_torch.steps.direct import NotSettledError
 from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 
@@ -44,6 +59,11 @@ class Recomputation(Adjoint):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        if run.direct is not None and not hooked():
+            self.differentiable = True
+            return self.settled(run, run.direct, y0)
+        if run.direct is not None:  # what the caller's hooks are to see is saved by torch's checkpoint alone
+            raise NotSettledError
         if hookless.known(run.field):
             return super().solve(run, y0)
         before = hookless.Traces(run)
@@ -60,6 +80,7 @@ class Recomputation(Adjoint):
         """By torch's checkpoint, which hooks into what autograd saves."""
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
         states, y, since = {0: y0}, y0, now()
+        run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
             for first, end in self.method.parts(run.grid.steps):
                 states |= Part(run, replay, first, end)(y)
@@ -67,6 +88,8 @@ class Recomputation(Adjoint):
                 if first == 0:
                     replay.watch(leaves(y, since))
         replay.sides.finish()
+        if isinstance(run.field, BlockField):
+            settle(run.field, replay)
         return stacked(run, states)
 
     def keeps(self, run: Run) -> Iterable[int]:
@@ -83,7 +106,7 @@ class Recomputation(Adjoint):
 
         def saved(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+            return tensor.detach()
 
         if hookless.known(run.field):
             raise hookless.unmeasured()
@@ -167,29 +190,45 @@ class Recomputation(Adjoint):
         The step is `y + D(y)` as in the forward pass, and what was added up so far enters as cotangents of y and of the
         weights themselves: autograd then adds in the order of backprop, to the last bit.
         """
-        since = now()
+        if run.settled is not None and run.settled.once(run.grid.steps) and met is None:
+            return Recomputation.known_step(run, n, y, g, sums)
+        since = mark(run)
         at, explicit, stand = standing(run, n, y)
         with torch.enable_grad():
             d, outputs, cotangents = run.piece(n, at, stand, g)
             z = add(at, d)
-        captured = run.field.read(n, run.grid.steps)
+        captured = read(run, n)
         reads, weights = (*stand.values(), *captured), (*explicit, *captured)
-        require_known(n, z, (*at, *reads), since)
+        if since != KNOWN:
+            require_known(n, z, (*at, *reads), since)
         # one tensor may be read in several ways: what was added up so far enters once
         once = {sums.place(weight): (leaf, weight) for leaf, weight in zip(reads, weights, strict=True)}
-        so_far = [(leaf, total) for leaf, weight in once.values() if (total := sums.total(weight)) is not None]
+        exact = [(leaf, weight) for leaf, weight in once.values() if weight.dtype not in HALF]
+        so_far = [(leaf, total) for leaf, weight in exact if (total := sums.total(weight)) is not None]
         inside = zip(outputs[len(d) :], cotangents[len(d) :], strict=True)
         pairs = [*zip(z, g, strict=True), *inside, *(zip(at, met, strict=True) if met is not None else ()), *so_far]
         outputs, cotangents = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
         totals: dict[Any, tuple[Tensor, Tensor]] = {}
         for weight, part in zip(weights, found[len(at) :], strict=True):
-            if part is not None:
+            if part is not None and weight.dtype in HALF:  # added up in another number type than its own
+                sums.add([weight], [part])
+            elif part is not None:
                 _, before = totals.get(place := sums.place(weight), (weight, None))
                 totals[place] = weight, part if before is None else before + part
         for weight, total in totals.values():
             sums.put(weight, total)
         return found[: len(at)]
+
+    @staticmethod
+    def known_step(run: Run, n: int, y: Leaves, g: AnyLeaves, sums: Sums) -> Leaves:
+        """The same where the step reads parameters of its own alone: nothing was added up for them so far."""
+        at, weights = y[0].detach().requires_grad_(), read(run, n)
+        with torch.enable_grad():
+            z = at + run.increment(n, (at,))[0]
+        found = torch.autograd.grad(z, (at, *weights), g[0], allow_unused=True)
+        sums.by_tensor.update((id(x), part) for x, part in zip(weights, found[1:], strict=True) if part is not None)
+        return found[:1]
 
 
 @dataclasses.dataclass
@@ -211,6 +250,8 @@ class Part:
                 y = add(y, self.run.increment(n, y))
                 if n + 1 in wanted:
                     found += y
+            if not self.replay.late.isdisjoint(range(self.first, self.end)):
+                run_to_the_end()
             return found
 
         found = checkpoint(

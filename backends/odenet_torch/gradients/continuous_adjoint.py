@@ -18,7 +18,8 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, standing, vjp, zeros
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Along
 from odenet_torch.steps.adaptive import Back, Forward
 from odenet_torch.steps.fixed import Run, Solve
@@ -31,6 +32,8 @@ Between = Callable[[float, Leaves], Leaves]
 
 class Costate(Adjoint):
     """The augmented system (y, a), backward from t1, by a solver and a step count of its own."""
+
+    by_steps = False
 
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats) -> None:
         super().__init__(stats)

@@ -14,10 +14,10 @@ from torch import Tensor
 from odenet import DiscreteAdjoint, GradientError, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, combine, subtract
-from odenet_torch.field.field import now
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
 
@@ -41,13 +41,11 @@ class Reversal(Adjoint):
         seen: list[Leaves] = []  # increments, the latest first
         for n in reversed(range(steps)):
             z = kept.states[n] if n in kept.states else self.predict(run, n, y, seen)
-            since = now()
+            since = mark(run)
             at, explicit, stand = standing(run, n, z)
             with torch.enable_grad():
                 d, outputs, cotangents = run.piece(n, at, stand, g)
-            part, weights, found = vjp(
-                run.field.read(n, run.grid.steps), n, outputs, at, explicit, stand, cotangents, since
-            )
+            part, weights, found = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
             sums.add(weights, found)
             g = add(g, part)
             d = tuple(leaf.detach() for leaf in d)

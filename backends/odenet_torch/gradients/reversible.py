@@ -14,10 +14,10 @@ import torch
 from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
-from odenet_torch.field.field import now
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
 from odenet_torch.gradients.discrete_adjoint import relative
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve
 
 
@@ -60,13 +60,11 @@ class Pull:
         return self._pull(n, y, cotangent, functools.partial(self.run.increment, n, reverse=reverse))
 
     def _pull(self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]) -> tuple[Leaves, Leaves]:
-        since = now()
+        since = mark(self.run)
         at, explicit, stand = standing(self.run, n, y)
         with torch.enable_grad():
             value = evaluate(at, stand=stand)
-        part, weights, found = vjp(
-            self.run.field.read(n, self.run.grid.steps), n, value, at, explicit, stand, cotangent, since
-        )
+        part, weights, found = vjp(read(self.run, n), n, value, at, explicit, stand, cotangent, since)
         self.sums.add(weights, found)
         return tuple(leaf.detach() for leaf in value), part
 

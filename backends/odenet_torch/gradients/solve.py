@@ -10,6 +10,7 @@ A `Way` of torch holds two functions, each of `(problem, stats)`:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,10 +19,12 @@ import torch
 from odenet import Event, Gradient, GradientName, Grid, PIDController, Problem, Solution, SolverName, Span, Stats
 from odenet.kit import AnySolver, StagedSolver, problem, require
 from odenet_torch._entry import backend
-from odenet_torch.field.field import Field, FunctionField
-from odenet_torch.field.state import layout, require_times
+from odenet_torch.field import random_state
+from odenet_torch.field.field import BlockField, Field, FunctionField
+from odenet_torch.field.state import Leaves, layout, require_times
 from odenet_torch.steps.adaptive import solve_adaptive
-from odenet_torch.steps.fixed import Run
+from odenet_torch.steps.direct import Direct, NotSettledError, forget, learn
+from odenet_torch.steps.fixed import Run, Solve
 from odenet_torch.steps.moving_grid import at_times, on_numbers
 from odenet_torch.steps.resolution import resolved
 
@@ -87,14 +90,36 @@ def solve_problem(made: Problem, field: Field | None = None) -> Solution:
     require_times(given.time, (made.grid.t0, made.grid.t1))
     grid, field = on_numbers(made.grid, field or FunctionField(made.field, made.weights))
     run = Run(field, given, grid, made.solver)
-    given.memory.suspect(field.functions())
     steps = grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys = method(made, stats)(run, leaves)
-    given.memory.passed()
+    ys = _stepped(run, leaves, lambda: method(made, stats))
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)
     ys = at_times(made.grid, run, ys)
     ts = torch.tensor(made.grid.times, dtype=given.time, device=given.device)
     return Solution(ts, given.unflatten(ys), stats)
+
+
+def _stepped(run: Run, leaves: Leaves, method: Callable[[], Solve]) -> Leaves:
+    """The leaves at the kept times: by direct calls of blocks that are known, or with all looks at the field."""
+    direct = Direct.of(run.field, run.layout, run.grid, run.solver)
+    if direct is not None:
+        random = random_state.state(run.layout.device)
+        try:
+            ys = method()(dataclasses.replace(run, direct=direct), leaves)
+            direct.guarded = True
+            return ys
+        except NotSettledError:
+            pass
+        except Exception:  # whatever it is: the careful loop meets it again, and says what it is
+            random_state.restore(run.layout.device, random)
+            forget(direct.field)
+    if isinstance(run.field, BlockField):
+        _ = run.field.held  # read now, since it is asked for when the blocks may hold something else
+    memory = run.layout.memory
+    memory.suspect(run.field.functions())
+    ys = method()(run, leaves)
+    memory.passed()
+    learn(run.field, run.layout)
+    return ys

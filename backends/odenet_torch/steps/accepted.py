@@ -92,6 +92,10 @@ class Along(Field):
         """The slope at a time."""
         return self.field(t, y, *self.grid.place(time), self.count, stand)
 
+    def recorded(self, device: torch.device, steps: int | None) -> None:
+        self.field.recorded(device, None)
+        self.reads = self.field.reads
+
     def layer(self, n: int) -> int:
         """That of step n."""
         if self.count == 1 or n >= self.grid.steps:

@@ -282,13 +282,13 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     along = Along(field, grid)
     run = Run(along, given, grid, solver)
     tolerance = Tolerance(span.control, given, leaves)
-    walk = Walk(_evaluate(run), solver.tableau, span.control, tolerance, given.device, given.time, stops, jumps)
+    walk = Walk(evaluation(run), solver.tableau, span.control, tolerance, given.device, given.time, stops, jumps)
     walk.memory = given.memory
     dense = Dense(solver.tableau, given, t0, leaves) if span.dense else None
     return Forward(run, span, t0, t1, [], walk, dense)
 
 
-def _evaluate(run: Run) -> Evaluate:
+def evaluation(run: Run) -> Evaluate:
     """The field in the forward pass, with nothing between it and the loop that need not be there."""
     given, field = run.layout, run.field
     assert isinstance(field, Along)

@@ -15,8 +15,10 @@ from odenet.kit import Stage, StagedSolver, add, increment, interpolant, positio
 from odenet_torch.field.field import Field, Stand
 from odenet_torch.field.memory import overwritten, written
 from odenet_torch.field.replay import Replay
+from odenet_torch.field.settled import Settled
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
+from odenet_torch.steps.direct import Direct
 from odenet_torch.steps.weighted_sum import weigh_leaves
 
 
@@ -32,6 +34,8 @@ class Run:
         replay: for methods that evaluate f again; None where nothing is.
         again: whether this is the way back, which runs evaluations of the forward pass again.
         ready: evaluations made already, the next one last.
+        direct: calls the blocks where all are known; None where they are looked at.
+        settled: in the place of `replay` where all blocks run again as they ran.
         inside: outputs inside of steps, by step: positions, and the gradients of the loss with respect to them.
     """
 
@@ -42,11 +46,16 @@ class Run:
     replay: Replay | None = None
     again: bool = False
     ready: list[Leaves] = dataclasses.field(default_factory=list)
+    direct: Direct | None = None
+    settled: Settled | None = None
     inside: Mapping[int, Sequence[tuple[float, AnyLeaves]]] = dataclasses.field(default_factory=dict)
 
     def increment(self, n: int, y: Leaves, *, reverse: bool = False, stand: Stand | None = None) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
         size = self.grid.size(n)
+        direct = self.direct
+        if direct is not None and direct.single:
+            return ((-size if reverse else size) * direct.slope(n, direct.places[reverse][0], y[0]),)
         return increment(self.solver.increments, self._stage(n, reverse, stand), y, -size if reverse else size)
 
     def piece(self, n: int, y: Leaves, stand: Stand, g: AnyLeaves) -> tuple[Leaves, Leaves, AnyLeaves]:
@@ -66,6 +75,8 @@ class Run:
         return d, outputs, cotangents
 
     def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
+        if self.direct is not None:
+            return self.direct.stage(n, reverse)
         tableau, memory = self.solver.increments, self.layout.memory
         places = positions(tableau, reverse) if reverse else tableau.c
         last = tableau.step_stages - 1
@@ -108,6 +119,8 @@ class Run:
             reverse: whether in a reversed step.
             rank: which of the step's evaluations it is, where the position does not tell.
         """
+        if self.direct is not None:
+            return (self.direct.slope(n, position, y[0]),)
         if self.ready:
             return self.ready.pop()
         layout, memory = self.layout, self.layout.memory
@@ -136,13 +149,16 @@ class Run:
         return self.replay.first(key, place, evaluate, y)
 
 
-def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
+def loop(
+    run: Run, y: Leaves, also: Iterable[int] = (), seen: Callable[[int, Leaves], None] | None = None
+) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
     """All steps from y.
 
     Args:
         run: what to solve.
         y: the state at t0.
         also: further indices whose states are wanted.
+        seen: called with each step of a Runge-Kutta method and the state after it.
 
     Returns:
         The states at `grid.kept` and at these, by index, and what a reversible solver needs for the way back.
@@ -158,6 +174,8 @@ def loop(run: Run, y: Leaves, also: Iterable[int] = ()) -> tuple[dict[int, Leave
         return states, solver.kept(pair)
     for n in range(grid.steps):
         y = add(y, run.increment(n, y))
+        if seen is not None:
+            seen(n, y)
         if n + 1 in wanted:
             states[n + 1] = y
     return states, ()

@@ -11,11 +11,13 @@ from torch import nn
 
 from odenet import Gradient, InputError, Part, Sample, Stats
 from odenet.kit import Place, made_reversible, places
+from odenet_torch.conversion.attached import Attached
 from odenet_torch.conversion.converted import FirstOfRun
+from odenet_torch.conversion.layer_run import ConvertedRun
 from odenet_torch.nets.modules import NeuralODE, OdeNet, ResidualStack
 from odenet_torch.verbs.batch import on, scalar
 
-Solved = ResidualStack | NeuralODE | OdeNet
+Solved = ResidualStack | NeuralODE | OdeNet | ConvertedRun
 SOLVED = (ResidualStack, NeuralODE, OdeNet)
 
 
@@ -54,12 +56,22 @@ def examine(
 
 
 def solved(model: nn.Module) -> dict[str, Solved]:
-    """The solves in a model by path; "" for the model itself, "layers.0.stack" for a run of converted layers.
+    """The solves in a model by path; "" for the model itself, "layers.0.odenet_run" for a run of converted layers.
+
+    Of converted layers those that can be undone, if there are any: the others keep their own method.
 
     Raises:
         InputError: there are none.
     """
     found: dict[str, Solved] = {}
+    runs: dict[int, ConvertedRun] = {}
+    layers = [
+        (name, module, module.odenet_run) for name, module in model.named_modules() if isinstance(module, Attached)
+    ]
+    for name, module, run in [each for each in layers if each[2].why is None] or layers:
+        if id(run) not in runs:
+            runs[id(run)] = found[f"{name}.odenet_run" if name else "odenet_run"] = ConvertedRun(run)
+        runs[id(run)].blocks.append(module)
     for name, module in model.named_modules():
         if isinstance(module, FirstOfRun):
             found[f"{name}.stack" if name else "stack"] = module.stack  # which is no submodule of its own
@@ -116,11 +128,11 @@ def _layers(name: str, module: Solved, names: Mapping[int, str]) -> tuple[Any, t
     if isinstance(module, OdeNet):
         prefix = f"{name}." if name else ""
         return module.spec.along, places(module.spec, prefix)
-    blocks = list(module.blocks) if isinstance(module, ResidualStack) else [module.field]
+    blocks = list(module.blocks) if isinstance(module, ResidualStack | ConvertedRun) else [module.field]
     layers = tuple(
         {key: (names[id(p)], None) for key, p in block.named_parameters() if id(p) in names} for block in blocks
     )
-    return (module.along if isinstance(module, ResidualStack) else "shared"), layers
+    return (module.along if isinstance(module, ResidualStack | ConvertedRun) else "shared"), layers
 
 
 def _numpy(tensor: torch.Tensor) -> Any:

@@ -1,0 +1,178 @@
+"""Checkpointing with states in few bits: each increment is kept as whole numbers times a scale a row.
+
+The code is that of differential quantisation (Cutler 1952, US patent 2605361): the forward pass keeps the rounded chain
+`z[n+1] = z[n] + Q(y[n+1] - z[n])`, z[0] = y[0], and the way back takes the same increments off z[N]. What one increment
+loses is in the next one, so that z[n] is off by the rounding of one increment, however many steps follow.
+
+Where a step makes a row less than half as large as its increment, which would be rounded too coarsely for it, the chain
+of that row restarts: the row itself is kept in the increment's place, z[n+1] = Q(y[n+1]), and its scale is negative.
+Going back, z[n] is then made from y[0] on by what is kept, without f: sums of n increments.
+
+Where f sees y rounded to 16 bits and nothing but y (a state of half precision, and one stage), that is kept instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.core import Tracer
+
+from odenet import Checkpoint, Problem, Stats
+from odenet_jax.field.state import HALF, Leaves
+from odenet_jax.field.varying import alike
+from odenet_jax.gradients import checkpoint
+from odenet_jax.gradients.adjoint import Joining, Kept, Sums, descend
+from odenet_jax.gradients.raised import raised
+from odenet_jax.steps.fixed import Run, Solve, read
+
+Link = tuple[Array, Array, Array]
+"""Where the chain of a leaf is: z, the largest error of a state before it, and its own error."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """The leaves of the state as chains of rounded increments (`odenet_jax.steps.fixed.Beside`).
+
+    Args:
+        method: one with bits.
+        seen: for each leaf, the number type of 16 bits that f sees, if it is kept as f sees it; or None.
+    """
+
+    method: Checkpoint
+    seen: tuple[Any, ...]
+
+    def start(self, y0: Leaves) -> list[Link]:
+        """See `Beside`."""
+        parts = [_real(leaf) for leaf in y0]
+        return [(part, jnp.zeros((), part.dtype), jnp.zeros((), part.dtype)) for part in parts]
+
+    def step(self, carried: list[Link], y: Leaves) -> tuple[list[Link], list[tuple[Array, Array]]]:
+        """See `Beside`."""
+        taken = [
+            self.take(link, leaf) if kind is None else ((leaf, *link[1:]), (link[0].astype(kind), jnp.zeros(0, kind)))
+            for link, leaf, kind in zip(carried, y, self.seen, strict=True)
+        ]
+        return [link for link, _ in taken], [code for _, code in taken]
+
+    def take(self, link: Link, leaf: Array) -> tuple[Link, tuple[Array, Array]]:
+        """A link on, and the code of the increment: whole numbers and their scales."""
+        z, error, known = link
+        y, axes, most = _real(leaf), rows(self.method, leaf), 2 ** ((self.method.bits or 0) - 1) - 1
+        lost = y - z
+        of_lost, of_y = (jnp.max(jnp.abs(x), axes, keepdims=True) for x in (lost, y))
+        restart = 2 * of_y < of_lost
+        scale = jnp.maximum(jnp.where(restart, of_y, of_lost) / most, jnp.finfo(y.dtype).tiny)
+        # of a scale in 8 bits no more than a part in 500 is lost, and the rounded chain is made with what is left
+        # (XLA takes out a conversion to a narrower type and back)
+        short = self.method.bits == 8 and scale.dtype == jnp.float32
+        unit = lax.reduce_precision(scale, 8, 7) if short else scale
+        # NaN and infinity stay in the scale
+        code = jnp.clip(jnp.round(jnp.where(restart, y, lost) / unit), -most, most)
+        z = jnp.where(restart, 0, z) + code * unit
+        unit = jnp.where(restart, -unit, unit)
+        kept = code.astype(f"int{self.method.bits}"), unit.astype(jnp.bfloat16) if short else unit
+        # no VJP is taken at the last state
+        return (z, jnp.maximum(error, known), relative(y - z, y, axes)), kept
+
+
+class RoundedStates(checkpoint.Recomputation):
+    """Back from the rounded state at the end, an increment at a time."""
+
+    from_end = True
+
+    def keeps(self, run: Run) -> Sequence[int]:
+        """See `Adjoint.keeps`."""
+        return (0,)
+
+    def beside(self, run: Run) -> Chains:
+        """See `Adjoint.beside`."""
+        halves = self.method.bits == 16 and run.solver.stages == 1
+        return Chains(self.method, tuple(kind if halves and kind in HALF else None for kind in run.layout.given))
+
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+        """See `Adjoint.back`."""
+        assert kept.end is not None
+        end: Any = kept.end
+        steps, (links, codes) = run.grid.steps, end
+        y0 = tuple(leaf[0] for leaf in kept.states)
+        starts = [_real(leaf) for leaf in y0]
+
+        def step(n: Any, carry: Any) -> Any:
+            z, carry = carry
+            z = [_before(leaf, start, code, n) for leaf, start, code in zip(z, starts, codes, strict=True)]
+            y = tuple(_like(leaf, first) for leaf, first in zip(z, y0, strict=True))
+            return z, self.segment(run, n, 1, y, gradients, carry)
+
+        z, (g, sums) = descend(step, steps, steps, ([z for z, _, _ in links], (gradients.end(), sums)))
+        # what the forward pass knows, and how far rounding has carried the way back from y0
+        drifts = [
+            relative(leaf - _real(first), _real(first), rows(self.method, first))
+            for leaf, first in zip(z, y0, strict=True)
+        ]
+        errors = [(error + drift).astype(run.layout.time) for (_, error, _), drift in zip(links, drifts, strict=True)]
+        certificate = functools.reduce(jnp.maximum, errors)
+        return g, sums, certificate, None
+
+    def settled(self, found: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
+        """What the way back found, if the certificate, the last of it, is within the tolerance.
+
+        Raises:
+            GradientError: it is not; a compiled program raises a RuntimeError of this message when it runs.
+        """
+        tolerance, certificate = self.method.tolerance, found[-1]
+        if tolerance is None:
+            return found
+        if not isinstance(certificate, Tracer):
+            if not (reached := float(certificate)) <= tolerance:
+                raise self.method.off(reached)
+            return found
+        return raised(found, ~(certificate <= tolerance), self.method.off())
+
+
+def rows(method: Checkpoint, leaf: Array) -> tuple[int, ...]:
+    """The axes of a leaf's rows; real and imaginary part of a number, which make one axis more, are of one row."""
+    return tuple(range(-method.row(leaf.shape) - jnp.iscomplexobj(leaf), 0))
+
+
+def relative(defect: Array, y: Array, axes: tuple[int, ...]) -> Array:
+    """The largest |defect| / |y| of a row, Euclidean."""
+    wrong, sizes = (jnp.sqrt(jnp.sum(part * part, axes)) for part in (defect, y))
+    return jnp.max(wrong / jnp.maximum(sizes, jnp.finfo(sizes.dtype).tiny))
+
+
+def _before(z: Array, start: Array, kept: Leaves, n: Any) -> Array:
+    """The rounded leaf before step n, from that after it."""
+    code, scale = read(kept, n)
+    if jnp.issubdtype(code.dtype, jnp.floating):
+        return code.astype(z.dtype)
+    restart = scale < 0
+
+    def on(m: Any, there: Array) -> Array:
+        code, scale = read(kept, m)
+        scale = scale.astype(z.dtype)
+        return jnp.where(scale < 0, 0, there) + code.astype(z.dtype) * jnp.abs(scale)
+
+    # where no chain restarted in step n that is no step
+    there = lax.fori_loop(0, jnp.where(jnp.any(restart), n, 0), on, alike(start, z, kept))
+    return jnp.where(restart, there, z - code.astype(z.dtype) * scale.astype(z.dtype))
+
+
+def _real(leaf: Array) -> Array:
+    return jnp.stack([leaf.real, leaf.imag], -1) if jnp.iscomplexobj(leaf) else leaf
+
+
+def _like(leaf: Array, first: Array) -> Array:
+    return jax.lax.complex(leaf[..., 0], leaf[..., 1]) if jnp.iscomplexobj(first) else leaf
+
+
+def fixed(problem: Problem, stats: Stats) -> Solve:
+    """See `odenet_jax.gradients.solve`. Checkpointing, of whole states or of rounded ones."""
+    method = problem.gradient
+    assert isinstance(method, Checkpoint)
+    return checkpoint.fixed(problem, stats) if method.bits is None else RoundedStates(method, stats).solve

@@ -1,0 +1,329 @@
+"""Layers in a row whose states are rebuilt backward: one node of autograd's for each layer, linked to the next.
+
+Each layer runs by its own code, with a graph that is let go except where something beside the state needs it: what a
+hook or a module keeps has the gradient that it has in the plain model. A state is kept while no converted layer has
+taken it; then the layers after it can rebuild it. Autograd itself adds up what a state's readers send back, and runs
+the nodes from the last to the first, so that loops that stop early, hooks and features from the middle are as in the
+plain model.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
+from odenet.kit import add, staged, subtract, tree_leaves, tree_map
+from odenet.kit import solver as solver_named
+from odenet_torch.conversion.branches import Branch
+from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
+from odenet_torch.conversion.layer_run import LayerRun
+from odenet_torch.conversion.once_more import FIRST, Rerun
+from odenet_torch.conversion.ways import Way
+from odenet_torch.field.field import Field, Stand, ends, now, unique
+from odenet_torch.field.state import Leaves, layout
+from odenet_torch.field.written_on import version
+from odenet_torch.gradients.adjoint import Kept, Sums, _retained, refuse_second_derivatives, unhooked
+from odenet_torch.gradients.discrete_adjoint import Reversal
+from odenet_torch.steps.fixed import Run
+
+_EULER = staged(solver_named("euler"), "a converted model")
+
+
+def linked(
+    layer: Any,
+    plain: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    method: DiscreteAdjoint,
+) -> Any:
+    """What the layer returns, its new state as a node of a chain.
+
+    Args:
+        layer: a converted one.
+        plain: its own forward pass.
+        args, kwargs: of its call.
+        method: by which states are rebuilt; with `anchors=1` each is kept.
+    """
+    x, arguments = arguments_of(layer, args, kwargs)
+    arguments = copied(arguments)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise _no_state(layer, f"is called with a {type(x).__name__} as its state")
+    way = Way((), fresh=False) if method.anchors == 1 else layer._odenet_ways.of(layer, *arguments)
+    rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), max(1, len(way.branches)))
+    states: dict[int, Any] = {}
+    since = now()
+    with way.noting(layer, states, rerun.device):
+        out = rerun.first(x, lambda: plain(*args, **kwargs))
+    new = state_of(out)
+    if not isinstance(new, Tensor) or new.shape != x.shape or new.dtype != x.dtype:
+        raise _no_state(layer, "returns no state of the shape and number type of the one that it is called with")
+    if not new.requires_grad:
+        return out
+    way.draws = bool(rerun.replay.random)
+    branches = way.branches
+    if way.draws and len(states) + 1 < len(branches):  # it is not known what each branch draws
+        branches = ()
+    for index, state in states.items():
+        rerun.replay.random[index, *FIRST[1:]] = state
+    if FIRST in rerun.replay.buffers:
+        for index in range(1, len(branches)):
+            rerun.replay.buffers[index, *FIRST[1:]] = rerun.replay.buffers[FIRST]
+    given = unique(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.requires_grad)
+    weights = _weights(layer, rerun, new, (x, *given), since)
+    link = Link(rerun, layer.odenet_run, method, way, branches, x, new, arguments, given, weights)
+    y = _Node.apply(link, x, *given, *weights)
+    return y if isinstance(out, Tensor) else type(out)((y, *out[1:]))
+
+
+def _no_state(layer: nn.Module, does: str) -> ConversionError:
+    return ConversionError(
+        f"{type(layer).__name__} {does}",
+        "a state of real numbers that goes in and comes out in one shape and number type",
+        "take gradient='checkpoint', which needs none",
+    )
+
+
+def _weights(layer: nn.Module, rerun: Rerun, new: Tensor, known: tuple[Tensor, ...], since: int) -> tuple[Tensor, ...]:
+    """The tensors beside x and the arguments that the new state's gradient goes to."""
+    own = [*rerun.parameters()]
+    leaves, older = ends((new,), since)
+    nodes = {tensor.grad_fn for tensor in (*known, *own)}
+    if unknown := [node for node in older if node not in nodes]:
+        raise ConversionError(
+            f"{type(layer).__name__} reads a tensor that was computed outside of it (by {unknown[0].name()}), needs a "
+            "gradient and is no argument of it",
+            "such tensors as arguments of a layer, or as parameters",
+            "take gradient='checkpoint', which gives it its gradient",
+        )
+    ids = {id(tensor) for tensor in known}
+    return unique((*own, *(leaf for leaf in leaves if id(leaf) not in ids)))
+
+
+class Branches(Field):
+    """The branches of a layer as the steps of one run."""
+
+    depth = None
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.last: dict[int, tuple[Tensor, Tensor]] = {}
+        """Where each branch was evaluated last, and its value."""
+
+    def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        link = self.link
+        arguments = link.arguments
+        if stand and link.given:
+            arguments = tree_map(lambda leaf: stand.get(id(leaf), leaf), arguments)
+        if link.branches:
+            value = link.branches[n].function(link.rerun.layer, y, tree_leaves(arguments))
+        else:
+            value = link.evaluate(y, copied(arguments)) - y
+        self.last[n] = y.detach(), value.detach()
+        return value
+
+    def begin(self, y: Tensor) -> Tensor:
+        """The state before the layer as the way back from `y` found it."""
+        if not self.link.method.correct:
+            return self.last[0][0]
+        for n in reversed(range(self.link.steps)):
+            y = y - self.last[n][1]
+        return y
+
+    def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        return self.link.given
+
+    def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        return self.link.weights
+
+
+class Link:
+    """One call of a layer in a chain.
+
+    Args:
+        rerun: the call.
+        run: whose layer it is.
+        method: by which states are rebuilt.
+        way: the way in which it was called.
+        branches: of the layer, each a step; none where all of it is one.
+        x: the state before.
+        y: the state after it.
+        arguments: beside the state.
+        given: the tensors among them that need a gradient.
+        weights: the other tensors that do.
+    """
+
+    def __init__(
+        self,
+        rerun: Rerun,
+        run: LayerRun,
+        method: DiscreteAdjoint,
+        way: Way,
+        branches: tuple[Branch, ...],
+        x: Tensor,
+        y: Tensor,
+        arguments: Arguments,
+        given: tuple[Tensor, ...],
+        weights: tuple[Tensor, ...],
+    ) -> None:
+        self.rerun, self.way, self.branches, self.weights = rerun, way, branches, weights
+        self.run, self.method = run, method
+        # without a graph: an argument's graph may lead to earlier links, and those hold later ones
+        apart = {id(tensor): tensor.detach() for tensor in given}
+        self.arguments = tree_map(lambda leaf: apart.get(id(leaf), leaf), arguments)
+        self.given = tuple(tensor.requires_grad_() for tensor in apart.values())
+        self.spent = False
+        self.rebuilt: Tensor | None = None
+        self.y: Tensor | None = y.detach()
+        self.version, self.dtype = version(y), y.dtype
+        self.after: Link | None = None
+        before = _link(x)
+        self.before = None if before is None else weakref.ref(before)
+        self.index = 0 if before is None else before.index + before.steps
+        anchors = self.method.anchors
+        anchor = anchors is not None and -self.index % anchors < self.steps
+        self.checks = way.fresh and bool(branches)
+        self.x: Tensor | None = x.detach() if before is None or anchor or self.checks else None
+        self.x_version = version(x)
+        if before is None:
+            self.run.forget()
+        elif before.after is None and not before.checks:
+            before.after, before.y = self, None
+
+    @property
+    def steps(self) -> int:
+        """How many branches there are."""
+        return max(1, len(self.branches))
+
+    def evaluate(self, x: Tensor, arguments: Arguments) -> Tensor:
+        """The layer's new state by its own code."""
+        return state_of(self.rerun.call(x, arguments))
+
+    def end(self) -> Tensor:
+        """The state after the layer."""
+        y, self.rebuilt = self.rebuilt, None
+        if y is not None:
+            return y
+        # the next layer sent nothing back: from the first link on the way that has a state
+        links: list[Link] = [self]
+        while links[-1].y is None and links[-1].rebuilt is None:
+            if links[-1].after is None:
+                raise _spent()
+            links.append(links[-1].after)
+        last = links[-1]
+        y = last.rebuilt if last.y is None else _unwritten(last.y, last.version, last.rerun.layer)
+        assert y is not None
+        for link in reversed(links[1:]):
+            y = link.undone(y)
+        return y
+
+    def undone(self, y: Tensor) -> Tensor:
+        """The state before the layer, from `y` after it."""
+        if self.x is not None:
+            return self.begin()
+        with self.rerun.again(), torch.no_grad():
+            run, leaves = self.solve(y)
+            reversal = Reversal(self.method, self.stats())
+            for n in reversed(range(self.steps)):
+                z = reversal.predict(run, n, leaves, [])
+                leaves = subtract(leaves, run.increment(n, z)) if self.method.correct else z
+        return leaves[0]
+
+    def stats(self) -> Stats:
+        """For one way back through the layer."""
+        return Stats("torch", _EULER.label, self.method.label, self.steps, self.steps)
+
+    def solve(self, y: Tensor) -> tuple[Run, Leaves]:
+        """The layer's branches as steps of a solve, and a state in the number type that states are carried in."""
+        kind, (leaf,) = layout(y.to(self.dtype))
+        grid = Grid(0.0, float(self.steps), self.steps, (self.steps,))
+        return Run(Branches(self), kind, grid, _EULER, self.rerun.replay, again=True), (y.to(leaf.dtype),)
+
+    def pull(self, g: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """The gradients by x, and by the given tensors and weights, from that by y."""
+        if self.spent:
+            raise _spent()
+        y = self.end()
+        with self.rerun.again(), unhooked(self.weights):
+            run, leaves = self.solve(y)
+            states = {} if self.x is None else self.states(run, leaves)
+            if run.grid.steps != self.steps:  # the branches were not what the layer is
+                run, leaves = self.solve(y)
+            stats, sums = self.stats(), Sums(run.field)
+            kept = Kept(states | {self.steps: leaves}, ())
+            (gx,) = Reversal(self.method, stats).back(run, kept, {self.steps: (g.to(leaves[0].dtype),)}, sums)
+        self.run.note(stats)
+        before = None if self.before is None else self.before()
+        if before is not None and before.y is None:
+            assert isinstance(run.field, Branches)
+            before.rebuilt = run.field.begin(leaves[0]) if self.x is None else self.begin()
+        found = [sums.gradient(id(tensor), tensor.dtype) for tensor in (*self.given, *self.weights)]
+        if not _retained():
+            self.spent, self.x, self.y, self.after = True, None, None, None
+        return gx, found
+
+    def begin(self) -> Tensor:
+        """The state before the layer, which was kept."""
+        assert self.x is not None
+        return _unwritten(self.x, self.x_version, self.rerun.layer)
+
+    def states(self, run: Run, end: Leaves) -> dict[int, Leaves]:
+        """The states between the branches, from the kept one on; looks whether they lead to the end, if it is asked.
+
+        Where they do not, the layer's own code decides otherwise than its trace: all of it is one branch.
+        """
+        y = (self.begin().to(end[0].dtype),)
+        states = {0: y}
+        with torch.no_grad():
+            for n in range(self.steps - (not self.checks)):
+                y = add(y, run.increment(n, y))
+                states[n + 1] = y
+        if self.checks:
+            if difference(end[0], y[0]) > coarse(self.run.tolerance, end[0].to(self.dtype)):
+                self.branches = self.way.branches = ()
+                return {0: states[0]}
+            self.way.fresh = self.checks = False
+        return states
+
+
+def _link(x: Tensor) -> Link | None:
+    """That whose state a tensor is, as it was returned."""
+    link = getattr(x.grad_fn, "link", None)
+    return link if isinstance(link, Link) and version(x) == link.version else None
+
+
+def _unwritten(state: Tensor, before: int, layer: nn.Module) -> Tensor:
+    if version(state) != before:
+        raise GradientError(
+            f"a state between two converted layers, before or after a {type(layer).__name__}, was modified by an "
+            "inplace operation, and is needed to rebuild the others",
+            "operations that make new tensors",
+            "take the operation that is not in place, or gradient='checkpoint'",
+        )
+    return state
+
+
+def _spent() -> GradientError:
+    return GradientError(
+        "a second way back through converted layers, whose states have been let go",
+        "one backward pass, or retain_graph=True in all but the last",
+    )
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, link: Link, x: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.link = link
+        assert link.y is not None
+        return link.y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        link: Link = ctx.link
+        refuse_second_derivatives(link.method.label)
+        gx, found = link.pull(gradients[0])
+        return None, gx, *found

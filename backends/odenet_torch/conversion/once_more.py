@@ -1,0 +1,149 @@
+"""A layer that runs once more as it ran: with the random state, buffers and parameters of its first run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet import GradientError
+from odenet.kit import tree_leaves
+from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
+from odenet_torch.conversion.layer import Arguments, copied
+from odenet_torch.conversion.sums import in_place
+from odenet_torch.field import late_writes, random_state
+from odenet_torch.field.called_modules import Called, require_same
+from odenet_torch.field.differentiating import refuses_hooks
+from odenet_torch.field.replay import Key, Place, Replay
+from odenet_torch.field.written_on import version
+
+FIRST = (0, False, 0.0)
+"""The key of a layer's run in its replay."""
+
+
+def require_repeatable(layer: nn.Module, call: Call) -> None:
+    """Looks whether a layer gives the same when it runs again on the same, in training.
+
+    Raises:
+        GradientError: it does not, or it draws from a generator that is not torch's.
+    """
+    results = []
+    with in_mode(layer, True), random_state.others() as drawn:
+        for _ in range(2):
+            with leaving_no_trace([layer]):
+                results.append(_leaves(_watched(layer, call)))
+        if drawn():
+            raise GradientError(
+                f"{type(layer).__name__} draws random numbers from Python or NumPy, which are not drawn again as they "
+                "were",
+                "random numbers of torch's own generator",
+                "take torch.rand in its place, or gradient='backprop'",
+            )
+    require_same(type(layer).__name__, *results)
+
+
+def _watched(layer: nn.Module, call: Call) -> Any:
+    """What a layer returns; whether its kernels write on what they have saved is known from then on."""
+
+    def run() -> Any:
+        args, kwargs = copied(call.arguments)
+        return layer(copied(call.x), *args, **kwargs)
+
+    try:
+        out, late = late_writes.watched(run)
+    except RuntimeError as error:
+        if not refuses_hooks(error):  # it takes derivatives with torch.func, and is run without torch's checkpoint
+            raise
+        out, late = run(), False
+    late_writes.remember(layer, late)
+    return out
+
+
+def _leaves(out: Any) -> tuple[Tensor, ...]:
+    return tuple(leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+
+
+class Recall(Replay):
+    """The replay of one layer, which was looked at when the model was converted: it is not run twice here."""
+
+    def _check(self, key: Key, place: Place, name: str, out: Any, evaluate: Callable[[], Any]) -> None:
+        return
+
+    def _look_for_late(self, key: Key, place: Place, out: Any, evaluate: Callable[[], Any]) -> None:
+        (_, layer), *_ = self.roots(*place)
+        known = late_writes.known(layer)
+        if known or (known is None and key in self.random):  # in the other mode it was not looked at
+            self.late.add(key[0])
+
+
+class Rerun:
+    """One call of a layer, and what is needed to repeat it.
+
+    Args:
+        layer: it.
+        plain: its own forward pass.
+        x: its state, or what comes first among its arguments.
+        arguments: the others.
+        name: of the first, where it is given by name.
+        steps: how many branches it has.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        plain: Callable[..., Any],
+        x: Any,
+        arguments: Arguments,
+        name: str | None,
+        steps: int = 1,
+    ) -> None:
+        self.layer, self.plain, self.name = layer, plain, name
+        handed = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        first = next((leaf for leaf in (x, *handed) if isinstance(leaf, Tensor)), None)
+        self.device = torch.device("cpu") if first is None else first.device
+        named = [(type(layer).__name__, layer)]
+        # x is not among them: it would be kept
+        self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
+
+    def first(self, x: Any, run: Callable[[], Any]) -> Any:
+        """The run that counts."""
+        before = version(x) if isinstance(x, Tensor) else 0
+        with self.replay.forth():
+            out = self.replay.first(FIRST, (0, 0.0, 1), run)
+        self.replay.sides.finish()
+        if isinstance(x, Tensor) and version(x) != before:
+            raise in_place(type(self.layer).__name__)
+        return out
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Inside, it may run once more."""
+        with self.replay.back():
+            held = [(owner._parameters, key, p) for (owner, key), p, *_ in self._called().parameters]
+            others = [(owned, key, owned.get(key), p) for owned, key, p in held if owned.get(key) is not p]
+            try:
+                for owned, key, _, p in others:
+                    owned[key] = p  # pyright: ignore[reportArgumentType]
+                yield
+            finally:
+                for owned, key, now, _ in others:
+                    owned[key] = now
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Those that the layer held in its first run, and that need a gradient."""
+        return (p for _, p, _, wanted, _ in self._called().parameters if wanted)
+
+    def _called(self) -> Called:
+        return self.replay.called[id(self.layer)]
+
+    def call(self, x: Any, arguments: Arguments) -> Any:
+        """The layer by its own code."""
+        args, kwargs = arguments
+        return self.plain(x, *args, **kwargs) if self.name is None else self.plain(*args, **{self.name: x}, **kwargs)
+
+    def repeat(self, run: Callable[[], Any]) -> Any:
+        """One more run, inside `again`."""
+        return self.replay.again(FIRST, (0, 0.0, 1), 1, run)

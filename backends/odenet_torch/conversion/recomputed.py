@@ -1,0 +1,92 @@
+"""A layer under checkpointing: of its run nothing is kept but what it was called with."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from odenet import ConversionError, DiscreteAdjoint
+from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state_name
+from odenet_torch.conversion.linked import linked
+from odenet_torch.conversion.once_more import Rerun
+from odenet_torch.field import random_state
+from odenet_torch.field.differentiating import hooked, refuses_hooks
+from odenet_torch.field.late_writes import run_to_the_end
+
+_HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Layers that call torch.func inside, which refuses to run under the hooks of torch's checkpoint."""
+_EVERY_STATE = DiscreteAdjoint(anchors=1)
+
+
+def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the layer returns; all tensors in it have their gradients, and so has what the layer leaves elsewhere.
+
+    By torch's checkpoint (Chen et al. 2016), which runs the layer again from its arguments.
+    """
+    if layer in _HOOKLESS:
+        return linked(layer, plain, args, kwargs, _EVERY_STATE)
+    x, arguments = arguments_of(layer, args, kwargs)
+    rerun = Rerun(layer, plain, x, arguments, state_name(layer, args))
+    first, (again, named) = (args, kwargs), copied((args, kwargs))
+    before = rerun.replay.last
+    try:
+        return checkpoint(
+            _Recomputation(rerun, x, first),
+            *again,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(), _Again(rerun)),
+            **named,
+        )
+    except RuntimeError as error:
+        if not refuses_hooks(error) or hooked():  # hooks of the caller's are the caller's
+            raise
+        if layer.training and any(True for _ in layer.buffers()):
+            raise ConversionError(
+                f"{type(layer).__name__} has buffers and takes derivatives with torch.func, which refuses to run under "
+                "the hooks of torch's checkpoint",
+                "layers that do one of them",
+                "convert the model as it is now, so that this is known before; or take gradient='backprop'",
+            ) from error
+    random_state.restore(rerun.device, before)
+    _HOOKLESS.add(layer)
+    return linked(layer, plain, args, kwargs, _EVERY_STATE)
+
+
+class _Recomputation:
+    """The layer's own code, in the run that counts and in the others."""
+
+    def __init__(self, rerun: Rerun, x: Any, arguments: Arguments) -> None:
+        self.rerun = rerun
+        self.once: Any = x, arguments
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        rerun = self.rerun
+        if self.once is None:
+            args, kwargs = copied((args, kwargs))
+            out = rerun.repeat(lambda: rerun.plain(*args, **kwargs))
+        else:
+            (x, (own, named)), self.once = self.once, None  # not copied: what the layer adds to a list is the caller's
+            out = rerun.first(x, lambda: rerun.plain(*own, **named))
+        if rerun.replay.late:
+            run_to_the_end()
+        return out
+
+
+class _Again:
+    """The context of a run that repeats the first; a graph may be gone back through more than once."""
+
+    def __init__(self, rerun: Rerun) -> None:
+        self.rerun = rerun
+
+    def __enter__(self) -> None:
+        self.stack = contextlib.ExitStack()
+        self.stack.enter_context(self.rerun.again())
+
+    def __exit__(self, *raised: Any) -> None:
+        self.stack.__exit__(*raised)

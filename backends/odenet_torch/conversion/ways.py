@@ -1,0 +1,87 @@
+"""The residual branches of a layer for each way in which it is called, and where random numbers begin in each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from odenet import InputError
+from odenet_torch.conversion.branches import Branch, traced
+from odenet_torch.conversion.layer import Arguments, decisions, kind_of
+from odenet_torch.field import random_state
+
+_REMEMBERED = 16  # ways of calling a layer
+Step = Callable[[nn.Module, Tensor, Any], Tensor]
+
+
+@dataclass
+class Way:
+    """One way in which a layer is called.
+
+    Args:
+        branches: its residual branches in order; none where all that it adds is one branch.
+        fresh: whether their sum was not compared yet with what the layer returns.
+        draws: whether the layer is known to draw random numbers, called in this way.
+    """
+
+    branches: tuple[Branch, ...]
+    fresh: bool = True
+    draws: bool | None = None
+
+    @contextlib.contextmanager
+    def noting(self, layer: nn.Module, states: dict[int, Any], device: Any) -> Iterator[None]:
+        """Inside the layer runs; takes the random state at the start of each branch after the first."""
+        handles = []
+        if len(self.branches) > 1 and self.draws is not False:
+            for index, branch in enumerate(self.branches):
+                if index and branch.start is not None:
+                    child = layer.get_submodule(branch.start)
+                    handles.append(child.register_forward_pre_hook(_note(states, index, device)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _note(states: dict[int, Any], index: int, device: Any) -> Callable[..., None]:
+    def note(module: nn.Module, inputs: Any) -> None:
+        states.setdefault(index, random_state.state(device))
+
+    return note
+
+
+class Ways:
+    """Those of one layer."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Way] = {}
+
+    def of(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
+        """That of a call with these arguments beside the state."""
+        key = _key(layer, layer.training, (args, kwargs))
+        way = self.known.get(key)
+        if way is None:
+            try:
+                branches = traced(layer, args, kwargs) or ()
+            except InputError:  # it was seen to be a residual layer in another way
+                branches = ()
+            while len(self.known) >= _REMEMBERED:
+                del self.known[next(iter(self.known))]
+            way = self.known[key] = Way(branches if len(branches) > 1 else ())
+        return way
+
+    def add(self, layer: nn.Module, mode: bool, arguments: Arguments, way: Way) -> None:
+        """One that is known already."""
+        self.known[_key(layer, mode, arguments)] = way
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"known": {}}  # made code, which cannot be pickled and is made again
+
+
+def _key(layer: nn.Module, mode: bool, arguments: Arguments) -> Any:
+    return mode, *map(kind_of, arguments), decisions(layer)

@@ -1,0 +1,127 @@
+"""Half-precision weights that many steps read: what the steps add to their gradients adds up in float32.
+
+Autograd adds in the number type of the weight. In bfloat16, with 8 bits, a sum stops to grow at 256 times what is
+added, and a thousand steps leave nothing right in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet_torch.field.differentiating import transformed
+
+HALF = frozenset((torch.bfloat16, torch.float16))
+_CASTS = 32  # evaluations that read the same cast of a weight under autocast
+
+
+class Reads:
+    """The reads of half-precision weights in a forward pass that autograd records.
+
+    Each evaluation reads aliases of its own. Their gradients are added to a total of float32 that goes back from
+    evaluation to evaluation, in the shape of gradients of empty float32 tensors, and is rounded once at the start.
+
+    Args:
+        weights: of half precision, that many evaluations read.
+        cast: whether autocast is active, which casts a weight of float32 once for all evaluations: autograd would add
+            up the gradients of all in the number type of that cast. It is cast anew every 32 evaluations.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], cast: bool) -> None:
+        self.weights = {id(weight): weight for weight in weights}
+        self.cast = cast
+        self.evaluations = 0
+        self.totals: dict[int, Tensor] = {}
+        self.slots: dict[int, list[tuple[dict[str, Any], str, Tensor]]] = {}
+
+    @classmethod
+    def of(cls, device: torch.device, weights: Iterable[Tensor]) -> Reads | None:
+        """Those of weights that are read many times; None where nothing is to be done."""
+        if not torch.is_grad_enabled() or transformed():
+            return None
+        cast = device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
+        found = [weight for weight in weights if _is_half(weight)]
+        return cls(found, cast) if found or cast else None
+
+    def evaluate(self, f: Callable[[Mapping[int, Tensor]], Any], weights: Iterable[Tensor], module: Any = None) -> Any:
+        """What f returns, given what stands for the weights, by `id` of the weight.
+
+        Args:
+            f: an evaluation of the field.
+            weights: handed to it.
+            module: the module that it calls, if it is one: its parameters are exchanged meanwhile.
+        """
+        self.evaluations += 1
+        if self.cast and self.evaluations % _CASTS == 0:
+            torch.clear_autocast_cache()
+        slots = self._slots(module) if isinstance(module, nn.Module) else []
+        slots = [(held, key, weight) for held, key, weight in slots if held.get(key) is weight]
+        read = {id(w): w for w in (*weights, *(weight for _, _, weight in slots)) if id(w) in self.weights}
+        if not (read and torch.is_grad_enabled()):
+            return f({})
+        new = [weight for key, weight in read.items() if key not in self.totals]
+        if new:
+            self.totals |= zip(map(id, new), _Rounded.apply(*new), strict=True)
+        found = _Read.apply(*(self.totals[key] for key in read), *(weight.detach() for weight in read.values()))
+        stand = dict(zip(read, found[: len(read)], strict=True))
+        self.totals |= zip(read, found[len(read) :], strict=True)
+        for held, key, weight in slots:
+            held[key] = stand[id(weight)]
+        try:
+            return f(stand)
+        finally:
+            for held, key, weight in slots:
+                held[key] = weight
+
+    def _slots(self, module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+        known = self.slots.get(id(module))
+        if known is None:
+            inner = list(module.modules())
+            if any(each._compiled_call_impl is not None for each in inner):
+                inner = []  # compiled for its own parameters
+            tables: list[dict[str, Any]] = [each._parameters for each in inner]
+            known = [(held, key, p) for held in tables for key, p in held.items() if id(p) in self.weights]
+            self.slots[id(module)] = known
+        return known
+
+
+def _is_half(weight: Tensor) -> bool:
+    return weight.dtype in HALF and weight.requires_grad and type(weight) in (Tensor, nn.Parameter)
+
+
+class _Rounded(torch.autograd.Function):
+    """Empty float32 tensors, whose gradients are rounded to those of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, *weights: Tensor) -> Any:
+        ctx.kinds = [weight.dtype for weight in weights]
+        return tuple(weight.new_zeros((), dtype=torch.float32).expand(weight.shape) for weight in weights)
+
+    @staticmethod
+    def backward(ctx: Any, *totals: Tensor) -> Any:
+        return tuple(total.to(kind) for total, kind in zip(totals, ctx.kinds, strict=True))
+
+
+class _Read(torch.autograd.Function):
+    """Aliases of weights, and the totals for the evaluations that follow."""
+
+    @staticmethod
+    def forward(ctx: Any, *both: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        count = len(both) // 2
+        return (*(w.view_as(w) for w in both[count:]), *(total.view_as(total) for total in both[:count]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        count = len(gradients) // 2
+        pairs = zip(gradients[:count], gradients[count:], strict=True)
+        return (*(_sum(part, total) for part, total in pairs), *(None,) * count)
+
+
+def _sum(part: Tensor | None, total: Tensor | None) -> Tensor | None:
+    if part is None:
+        return total
+    return part.float() if total is None else total + part

@@ -1,0 +1,59 @@
+"""Kernels that write on what autograd has saved already, as RReLU does that saves its noise and then draws it.
+
+`torch.utils.checkpoint` stops a second run as soon as all has been saved again. What the last kernel writes after that
+would be missing: the memory holds what lay there before. Where a field has such kernels its steps run to their end.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# by training flag: whether what a field is made of writes late, by module, or by code of a function
+_KNOWN: dict[bool, weakref.WeakKeyDictionary[Any, bool]] = {flag: weakref.WeakKeyDictionary() for flag in (False, True)}
+
+
+def known(root: Any) -> bool | None:
+    """Whether a part of a field was seen to write late; None where it was not looked at."""
+    training, key = _key(root)
+    try:
+        return _KNOWN[training].get(key)
+    except TypeError:  # has no weak references, or no hash
+        return False
+
+
+def remember(root: Any, late: bool) -> None:
+    """It does, or does not."""
+    training, key = _key(root)
+    _KNOWN[training][key] = late
+
+
+def watched(evaluate: Callable[[], Any]) -> tuple[Any, bool]:
+    """What an evaluation with a graph returns, and whether what it saved was written on afterwards."""
+    saved: list[tuple[Tensor, Tensor]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        plain = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
+        if plain and not (tensor.is_leaf and tensor.requires_grad):
+            saved.append((tensor.detach(), tensor.detach().clone()))
+        return tensor.detach()  # an output that its own node held would be freed by the garbage collector only
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = evaluate()
+    return out, not all(torch.equal(now, then) for now, then in saved)
+
+
+def run_to_the_end() -> None:
+    """Saves a tensor as the last of a segment, in the first run and in each further one: none stops before it."""
+    with torch.enable_grad():
+        torch.ones((), device="cpu", requires_grad=True).square()
+
+
+def _key(root: Any) -> tuple[bool, Any]:
+    if isinstance(root, nn.Module):
+        return root.training, root
+    return False, getattr(root, "__code__", root)

@@ -1,0 +1,181 @@
+"""Blocks that run again as they ran, known from earlier passes: what `Replay` would look at step by step, once a pass.
+
+A block is settled when a careful pass has seen that it draws no random numbers, has no buffers and no hooks, leaves
+nothing by the side, and can reach no other tensor with a gradient than its parameters. As long as all that it can reach
+stands where it stood, that is taken to hold; what it holds is compared before the way back as `Replay` compares it, and
+a pass that drew a random number or left something is run again with a `Replay`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet_torch.field import random_state as _dice
+from odenet_torch.field.called_modules import changed
+from odenet_torch.field.field import BlockField
+from odenet_torch.field.reach import Reach
+from odenet_torch.field.replay import Replay
+from odenet_torch.field.surroundings import Surroundings, put_back
+from odenet_torch.field.written_on import sampled, version
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a block consists of.
+
+    Args:
+        reach: all that it can reach.
+        modules: the attributes of itself and of the modules in it (not they themselves: that would keep it alive).
+        training: their flags.
+        parameters: where each stands.
+        named: they by name, as in `BlockField.held`.
+    """
+
+    reach: Reach
+    modules: tuple[dict[str, Any], ...]
+    training: tuple[bool, ...]
+    parameters: tuple[tuple[dict[str, Any], str, Tensor], ...]
+    named: dict[str, Tensor]
+
+    def still(self, around: Surroundings) -> bool:
+        """Whether it still is that."""
+        return (
+            around.reach is self.reach
+            and tuple([own["training"] for own in self.modules]) == self.training
+            and not any(self.reach.hooks)
+            and all([owner.get(key) is tensor for owner, key, tensor in self.parameters])
+        )
+
+
+_SETTLED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], Known]] = weakref.WeakKeyDictionary()
+
+
+class Settled:
+    """The blocks of one forward pass, for its way back.
+
+    Args:
+        field: whose blocks are all known.
+        blocks: these, once each, and what they consist of.
+        steps: how many.
+        device: of the state.
+    """
+
+    def __init__(self, field: BlockField, blocks: list[tuple[Surroundings, Known]], device: torch.device) -> None:
+        self.field, self.blocks, self.device = field, blocks, device
+        self.random = _dice.state(device)
+        self.values = [_values(known) for _, known in blocks]
+        self.reads: dict[int, tuple[Tensor, ...]] = {
+            id(around.root): tuple(dict.fromkeys(x for *_, x in known.parameters if x.requires_grad))
+            for around, known in blocks
+        }
+
+    @classmethod
+    def of(cls, field: BlockField, device: torch.device) -> Settled | None:
+        """None where a block is not settled."""
+        if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+            return None
+        blocks = []
+        for n, block in enumerate(field.functions()):
+            known = _SETTLED.get(block, {}).get((block.training,))
+            if known is None:
+                return None
+            around = Surroundings(f"block {n} ({type(block).__name__})", block)
+            if not known.still(around):
+                return None
+            blocks.append((around, known))
+        return cls(field, blocks, device)
+
+    def once(self, steps: int) -> bool:
+        """Whether no two of so many steps read the same parameter."""
+        depth = self.field.depth
+        return depth is not None and not self.tied and depth.layers == steps
+
+    def read(self, blocks: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+        """The parameters of some blocks that need a gradient, once each."""
+        if len(blocks) == 1:
+            return self.reads[id(blocks[0])]
+        return tuple(dict.fromkeys(x for block in blocks for x in self.reads[id(block)]))
+
+    @functools.cached_property
+    def tied(self) -> bool:
+        """Whether a parameter is read in several layers."""
+        depth = self.field.depth
+        assert depth is not None
+        return depth.kind == "linear" or sum(len(self.reads[id(block)]) for block in depth.tree) > len(self.parameters)
+
+    @functools.cached_property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """All that need a gradient, once each."""
+        return tuple(dict.fromkeys(tensor for tensors in self.reads.values() for tensor in tensors))
+
+    def same(self) -> bool:
+        """After the forward pass: whether nothing was drawn or left; what was left is put back."""
+        drew = not _dice.same(_dice.state(self.device), self.random)
+        left = [each for around, _ in self.blocks for each in around.differences()]
+        if drew:
+            _dice.restore(self.device, self.random)
+        put_back(left)
+        return not drew and not left
+
+    @contextlib.contextmanager
+    def back(self, steps: Iterable[int] | None = None) -> Iterator[None]:
+        """The way back: blocks find what they found (see `Surroundings.again`).
+
+        Raises:
+            GradientError: a block is not what it was in the forward pass.
+        """
+        moves = False
+        with contextlib.ExitStack() as stack:
+            for (around, known), values in zip(self.blocks, self.values, strict=True):
+                if tuple([own["training"] for own in known.modules]) != known.training:
+                    raise changed(f"{around.name} was switched between train() and eval()", "the same mode")
+                if _values(known) != values:
+                    raise changed(f"a parameter of {around.name} was modified by an inplace operation")
+                around.require_unwritten()
+                if not around.untouched():
+                    stack.enter_context(around.again())
+                moves = moves or any([owner.get(key) is not tensor for owner, key, tensor in known.parameters])
+            if moves:
+                self.field.held = {id(around.root): known.named for around, known in self.blocks}
+            self.field.moved = moves
+            yield
+
+
+def settle(field: BlockField, replay: Replay) -> None:
+    """After a careful forward pass: the blocks that it showed to be settled are known from now on."""
+    if replay.random or replay.buffers or replay.moving or replay.noticed or replay.sides.kept or field.captured:
+        return
+    for block in field.functions():
+        modules = tuple(block.modules())
+        around = replay.sides.around.get(id(block))
+        if around is None or not around.untouched() or around.reach.cyclic or any(around.reach.hooks):
+            continue
+        if any(module._buffers or "parametrizations" in module._modules for module in modules):
+            continue
+        places = [
+            (module._parameters, key, tensor)
+            for module in modules
+            for key, tensor in module._parameters.items()
+            if tensor is not None
+        ]
+        own = {id(tensor) for *_, tensor in places}
+        if any(isinstance(x, Tensor) and x.requires_grad and id(x) not in own for _, x in around.reach.watched):
+            continue
+        if not all(tensor.is_leaf for *_, tensor in places):
+            continue
+        flags = tuple([module.training for module in modules])
+        known = Known(around.reach, tuple(map(vars, modules)), flags, tuple(places), dict(block.named_parameters()))
+        _SETTLED.setdefault(block, {})[(block.training,)] = known
+
+
+def _values(known: Known) -> list[Any]:
+    """What tells whether parameters were written on, frozen or thawed."""
+    return [(version(x), sampled(x), x.requires_grad) for *_, x in known.parameters]

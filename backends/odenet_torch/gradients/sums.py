@@ -1,0 +1,89 @@
+"""Gradients of weights as the steps of a way back add to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from odenet_torch.field.field import Field
+from odenet_torch.field.half_precision import HALF
+
+
+class Sums:
+    """Gradients of weights as they add up; those of a stack's rows in place, so that there is no second copy.
+
+    Where several are added for a weight of half precision they add up in float32, and are rounded once.
+    """
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.by_tensor: dict[int, Tensor] = {}
+        self.rows: dict[int, dict[int, Tensor]] = {}
+        """Totals in float32 of the rows of half-precision stacks that the running steps read."""
+
+    def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0) -> None:
+        """Add `factor` times each gradient that is there; None is zero."""
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            if gradient is None:
+                continue
+            home, row = self.field.home(tensor)
+            before = self.by_tensor.get(id(home))
+            if row is None:
+                self.by_tensor[id(home)] = _added(before, gradient, factor)
+                continue
+            stack = torch.zeros_like(home) if before is None else before
+            if home.dtype in HALF:
+                self._row(id(home), stack, row).add_(gradient, alpha=factor)
+            else:
+                stack[row].add_(gradient, alpha=factor)
+            self.by_tensor[id(home)] = stack
+
+    def place(self, tensor: Tensor) -> tuple[int, int | None]:
+        """Where the gradient of a tensor is added up."""
+        home, row = self.field.home(tensor)
+        return id(home), row
+
+    def total(self, tensor: Tensor) -> Tensor | None:
+        """What was added up for a tensor so far, not of half precision."""
+        home, row = self.field.home(tensor)
+        total = self.by_tensor.get(id(home))
+        return total if total is None or row is None else total[row]
+
+    def put(self, tensor: Tensor, total: Tensor) -> None:
+        """Another total, not of half precision."""
+        home, row = self.field.home(tensor)
+        if row is None:
+            self.by_tensor[id(home)] = total
+        else:
+            if id(home) not in self.by_tensor:
+                self.by_tensor[id(home)] = torch.zeros_like(home)
+            self.by_tensor[id(home)][row] = total
+
+    def gradient(self, key: int, kind: torch.dtype) -> Tensor | None:
+        """That of a tensor, by `id`, in its number type; None where nothing was added."""
+        total = self.by_tensor.pop(key, None)
+        if total is None:
+            return None
+        for row, wide in self.rows.pop(key, {}).items():
+            total[row] = wide
+        return total.to(kind)
+
+    def _row(self, key: int, stack: Tensor, row: int) -> Tensor:
+        rows = self.rows.setdefault(key, {})
+        if row not in rows:
+            for other in [other for other in rows if abs(other - row) > 1]:  # no step reads more than two neighbours
+                stack[other] = rows.pop(other)
+            rows[row] = stack[row].float()
+        return rows[row]
+
+
+def _added(before: Tensor | None, part: Tensor, factor: float) -> Tensor:
+    """`before + factor part`; a second part makes it float32 where it is of half precision."""
+    if part.dtype not in HALF:
+        part = part if factor == 1 else factor * part
+        return part if before is None else before + part
+    if before is None:
+        return part if factor == 1 else part.float().mul_(factor)
+    return torch.add(before.float(), part, alpha=factor)

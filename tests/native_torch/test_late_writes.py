@@ -1,0 +1,143 @@
+"""Kernels that write on what they have saved: torch's checkpoint would stop before them when it runs a step again."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import odenet
+from odenet_torch import NeuralODE, ResidualStack
+from odenet_torch.verbs.measure import LiveBytes
+
+EXACT = ("checkpoint", "checkpoint:segments=2", "checkpoint:states=2")
+
+
+class Scaled(torch.autograd.Function):
+    """x, whose gradient is multiplied by what is written on `scale` later."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(scale)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0], None
+
+
+def random_scale(x: Tensor) -> Tensor:
+    return torch.rand_like(x)
+
+
+def fixed_scale(x: Tensor) -> Tensor:
+    return x.detach().cos()
+
+
+class Last(nn.Module):
+    """A block that ends with such a kernel."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.last = last
+
+    def forward(self, x):
+        return self.last(self.linear(x))
+
+
+def written_by(value):
+    def last(x):
+        scale = torch.empty_like(x)
+        z = Scaled.apply(x, scale)
+        scale.data.copy_(value(x))
+        return z
+
+    return last
+
+
+LASTS = {
+    "RReLU": nn.RReLU(0.1, 0.9),
+    "RReLU in place": nn.RReLU(0.1, 0.9, inplace=True),
+    "rrelu": lambda x: F.rrelu(x, 0.1, 0.9, training=True),
+    "dropout": lambda x: F.dropout(x, 0.3, training=True),
+    "alpha dropout": nn.AlphaDropout(0.3),
+    "a Function, random": written_by(random_scale),
+    "a Function": written_by(fixed_scale),
+}
+
+
+class OfTime(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, t, y):
+        return self.block(y)
+
+
+def stack(blocks, choices):
+    return ResidualStack(blocks, along="piecewise", **choices)
+
+
+def ode(blocks, choices):
+    return NeuralODE(OfTime(blocks[0]), steps=len(blocks), **choices)
+
+
+def closure(blocks, choices):
+    weight, bias = (p for p in blocks[0].linear.parameters())
+    last = blocks[0].last
+
+    def f(t, y, w):
+        return last(F.linear(y, *w))
+
+    return lambda x: odenet.solve(f, x, (weight, bias), steps=len(blocks), **choices).y1
+
+
+def gradients(model, last, solver, gradient):
+    torch.manual_seed(0)
+    blocks = [Last(last) for _ in range(5)]
+    x = torch.randn(3, 4, requires_grad=True)
+    torch.manual_seed(1)
+    y = model(blocks, {"solver": solver, "gradient": gradient})(x)
+    y.square().sum().backward()
+    return [x.grad, *(p.grad for block in blocks for p in block.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("model", [stack, ode, closure])
+@pytest.mark.parametrize("last", LASTS.values(), ids=LASTS)
+def test_what_is_written_late_is_there_in_the_way_back(model, last):
+    for solver in ("euler", "heun"):
+        expected = gradients(model, last, solver, "backprop")
+        for gradient in EXACT:
+            for a, b in zip(gradients(model, last, solver, gradient), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda m: f"{gradient}: {m}")  # noqa: B023
+
+
+@pytest.mark.parametrize("last", [LASTS["RReLU"], LASTS["a Function, random"]], ids=["RReLU", "a Function"])
+def test_a_reversible_solver_draws_the_same_noise(last):
+    expected = gradients(ode, last, "reversible-heun", "backprop")
+    for a, b in zip(gradients(ode, last, "reversible-heun", "reversible"), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_function_with_a_generator_of_its_own_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    y0 = torch.ones(3, requires_grad=True)
+    with pytest.raises(odenet.GradientError, match="is not a function of its inputs"):
+        odenet.solve(lambda t, y: y * torch.rand(3, generator=generator), y0, steps=4, gradient="checkpoint")
+
+
+def test_looking_leaves_nothing_in_memory():
+    gc.disable()
+    try:
+        x = torch.randn(64, requires_grad=True)
+        with LiveBytes() as mode:
+            y = odenet.solve(lambda t, y: torch.tanh(y), x, steps=8, gradient="checkpoint").y1
+            assert mode.live <= 9 * x.nbytes
+        y.sum().backward()
+    finally:
+        gc.enable()
