@@ -3,7 +3,7 @@
 The field is `tanh(y a + b) c + d`, float32, one thread; dopri5 at rtol = atol = 1e-6 from t=0 to 4, and 20 equal steps
 of Heun. "module-level" is one function at every call, "fresh lambda" a new one that computes the same. seconds: median;
 over_jit: to that of the same function compiled by `jax.jit` once, runs interleaved; jit_of_a_fresh_lambda: what
-`jax.jit` of a new function costs a call, median of 5: it compiles. mb: growth of resident memory over the last half.
+`jax.jit` of a new function costs a call, median of 3: it compiles. mb: growth of resident memory over the last half.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from odenet_jax import solve
 from odenet_jax.verbs.batch import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 TITLE = "JAX outside of jit"
-SIZES = ((32, 8, 32), (256, 64, 256))  # batch, width, hidden
+SIZES = ((128, 32, 128),)  # batch, width, hidden
 CALLS = 200
 ADAPTIVE = {"t1": 4.0, "rtol": 1e-6, "atol": 1e-6}
 EQUAL = {"t1": 4.0, "steps": 20, "solver": "heun"}
@@ -81,7 +81,7 @@ def _rows(size: dict[str, Any], call: Callable[..., Any], given: Any) -> Iterato
         return lambda t, y, w: field(t, y, w)
 
     compiling = []
-    for _ in range(5):
+    for _ in range(3):
         compiling.append(_seconds(functools.partial(jax.jit(functools.partial(call, fresh())), *given)))
     compiled = jax.jit(lambda y0, w: call(field, y0, w))
     _seconds(lambda: compiled(*given))
