@@ -24,6 +24,7 @@ NAMES = (
     "memory",
     "overhead",
     "recovery",
+    "rounded_states",
     "step_time",
 )
 RESULTS = Path(__file__).parent / "results"

@@ -4,10 +4,12 @@ import importlib
 import typing
 
 from odenet._backend.entry import BackendEntry
+from odenet._backend.profile import Choices, Profile, Profiles
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
 from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
+from odenet._backend.unconvert import unconvert
 from odenet._errors import (
     BackendUnavailableError,
     ConversionError,
@@ -16,6 +18,7 @@ from odenet._errors import (
     DtypeError,
     FileError,
     GradientError,
+    GradientWarning,
     GridError,
     InputError,
     NonFiniteError,
@@ -25,9 +28,11 @@ from odenet._errors import (
     TableauError,
     UnknownNameError,
     UnsupportedError,
+    UselessGradientWarning,
 )
 from odenet._gradients.names import (
     GRADIENTS,
+    Auto,
     Backprop,
     Checkpoint,
     ContinuousAdjoint,
@@ -52,9 +57,12 @@ from odenet._solvers.names import SOLVERS, solver
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
+from odenet.doctor.auditor import Audit, Auditor
 from odenet.doctor.checkup import check_gradients
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import Examination
+from odenet.doctor.plan import Plan
+from odenet.doctor.planning import Audited, audit, plan
 
 __version__ = "0.1.0"
 
@@ -62,12 +70,17 @@ __all__ = [
     "GRADIENTS",
     "SOLVERS",
     "AsynchronousLeapfrog",
+    "Audit",
+    "Audited",
+    "Auditor",
+    "Auto",
     "Backend",
     "BackendEntry",
     "BackendName",
     "BackendUnavailableError",
     "Backprop",
     "Checkpoint",
+    "Choices",
     "ComparisonResults",
     "ContinuousAdjoint",
     "ConversionError",
@@ -89,6 +102,7 @@ __all__ = [
     "Gradient",
     "GradientError",
     "GradientName",
+    "GradientWarning",
     "Gradients",
     "Grid",
     "GridError",
@@ -99,7 +113,10 @@ __all__ = [
     "OdenetError",
     "PIDController",
     "Part",
+    "Plan",
     "Problem",
+    "Profile",
+    "Profiles",
     "Result",
     "Reversible",
     "ReversibleHeun",
@@ -116,6 +133,8 @@ __all__ = [
     "TableauError",
     "UnknownNameError",
     "UnsupportedError",
+    "UselessGradientWarning",
+    "audit",
     "available",
     "backend",
     "check_gradients",
@@ -123,10 +142,12 @@ __all__ = [
     "gradient",
     "known",
     "load_weights",
+    "plan",
     "read_results",
     "save_weights",
     "solve",
     "solver",
+    "unconvert",
     "value_and_grad",
 ]
 

@@ -17,7 +17,10 @@
     ├── DeviceUnavailableError (RuntimeError)    a device that the framework does not see
     └── FileError (OSError)                  a file that cannot be read, written or trusted
 
-Each says what was given, what is allowed and what to do next.
+Each says what was given, what is allowed and what to do next. And what is said and not raised:
+
+    GradientWarning (UserWarning)            a gradient that may be off by more than a tenth: once for each network
+    └── UselessGradientWarning               or by more than a half, or NaN: in every backward pass
 """
 
 from __future__ import annotations
@@ -89,6 +92,17 @@ class UnsupportedError(OdenetError, NotImplementedError):
 
 class GradientError(OdenetError, RuntimeError):
     """A gradient that could not be given truthfully."""
+
+
+class GradientWarning(UserWarning):
+    """A gradient that may be off by more than a tenth, by its certificate; said once for each network and method.
+
+    `warnings.simplefilter("error", odenet.GradientWarning)` makes it an error.
+    """
+
+
+class UselessGradientWarning(GradientWarning):
+    """A gradient that may be off by more than a half, or is NaN, by its certificate; said in every backward pass."""
 
 
 class SolveError(OdenetError, RuntimeError):

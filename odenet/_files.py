@@ -58,6 +58,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def rename(path: Path, target: Path) -> bool:
+    """Rename a plain file, over a plain file or to a new name; False where there is none.
+
+    Raises:
+        FileError: either is something else (a device, a pipe, a link, a folder), or the system refuses.
+    """
+    for each in (path, target):
+        if os.path.lexists(each) and (each.is_symlink() or not each.is_file()):
+            raise FileError(f"{each} is no plain file", "plain files, which alone are renamed", "move it elsewhere")
+    try:
+        os.replace(path, target)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise FileError(
+            f"{path} cannot be renamed ({error.strerror or error})", "a folder you may write to", "choose another path"
+        ) from error
+    return True
+
+
 def require_writable(folder: Path) -> None:
     """Raises FileError before any work is done, if the folder cannot be made or written to."""
     probe = write_text(folder / ".writable", "")

@@ -17,6 +17,7 @@ from odenet._backend.timing import seconds
 from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import real, whole, within, yes_or_no
 from odenet._errors import shown
+from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, place, quiet, signs
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.revolve import schedule
@@ -60,11 +61,14 @@ from odenet._tree import paths as tree_paths
 from odenet._tree import same_shape as tree_same_shape
 
 __all__ = [
+    "BUCKETS",
+    "DOUBTFUL",
     "GROUPS",
     "NORM_EPSILON",
     "TREE_RULES",
     "VELOCITY",
     "WEIGHT",
+    "Alarm",
     "AnySolver",
     "Arithmetic",
     "Arrays",
@@ -108,11 +112,14 @@ __all__ = [
     "Way",
     "Weigh",
     "add",
+    "alarm",
     "blend",
+    "channel_axes",
     "check_alike",
     "checked_state",
     "combine",
     "conformance",
+    "floor",
     "gradient",
     "increment",
     "interpolant",
@@ -121,9 +128,11 @@ __all__ = [
     "learning",
     "made_reversible",
     "number",
+    "place",
     "places",
     "positions",
     "problem",
+    "quiet",
     "real",
     "register_gradient",
     "register_solver",
@@ -133,6 +142,7 @@ __all__ = [
     "schedule",
     "seconds",
     "shown",
+    "signs",
     "slopes",
     "solver",
     "staged",

@@ -38,3 +38,6 @@ def few_objects_to_collect() -> None:
     """What the frameworks and earlier tests hold is not looked through again: jobs collect before each measurement."""
     gc.collect()
     gc.freeze()
+
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and what is printed into a pipe would be as narrow

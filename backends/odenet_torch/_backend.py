@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from odenet import (
     Backend,
+    Choices,
     Depth,
     DeviceUnavailableError,
     DtypeError,
@@ -23,14 +24,17 @@ from odenet import (
     Measurement,
     NetSpec,
     Problem,
+    Profiles,
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Trainer, seconds, tree_leaves, tree_map
+from odenet.kit import AnySolver, Arrays, Trainer, quiet, seconds, tree_leaves, tree_map
+from odenet_torch.conversion.convert import unconvert
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
+from odenet_torch.verbs import profile as profiling
 from odenet_torch.verbs.batch import mean_loss, on
-from odenet_torch.verbs.examine import examine
+from odenet_torch.verbs.examine import examine, trained
 from odenet_torch.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_torch.verbs.train import Descent
 
@@ -94,6 +98,7 @@ class TorchBackend(Backend):
         """See `Backend`."""
         return {name: self.to_numpy(p) for name, p in model.named_parameters()}
 
+    @quiet()  # the certificate is in what it returns
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
         """See `Backend`."""
         x, y = _batch(model, inputs, targets)
@@ -111,6 +116,10 @@ class TorchBackend(Backend):
             model.certificate,
         )
 
+    def trained(self, model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
+        """See `Backend`."""
+        return trained(model, batch, loss, steps, rate)
+
     def examine(
         self,
         model: nn.Module,
@@ -123,6 +132,33 @@ class TorchBackend(Backend):
         """See `Backend`. A model in training mode stays in it."""
         return examine(model, batch, loss, gradient, reversible)
 
+    def choices(self, model: nn.Module) -> dict[str, Choices]:
+        """See `Backend`. The steps of layers that were converted are those of their branches."""
+        return profiling.choices(model)
+
+    def with_gradient(self, model: nn.Module, gradient: Gradient) -> nn.Module:
+        """See `Backend`. The model itself is changed."""
+        return profiling.with_gradient(model, gradient)
+
+    def profile(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss: Callable[..., Any] | None,
+        gradients: Sequence[Gradient],
+        *,
+        reference: Gradient,
+        memory: int | None = None,
+        repeats: int = 3,
+    ) -> Profiles:
+        """See `Backend`. A model in training mode stays in it."""
+        return profiling.profile(model, batch, loss, gradients, reference, memory, repeats)
+
+    def unconvert(self, model: nn.Module) -> nn.Module:
+        """See `Backend`."""
+        return unconvert(model)
+
+    @quiet()
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
         """See `Backend`."""
         x, y = _batch(model, inputs, targets)
@@ -146,6 +182,8 @@ class TorchBackend(Backend):
 
         try:
             model.function = counted(function, counter)
+            counted_step()  # a method may look at a function once more in the first pass of its life
+            counter.f = counter.vjp = 0
             peak, method = peak_bytes(counted_step, x.device)
         finally:
             model.function = function

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from odenet import _tree
@@ -75,6 +75,7 @@ def solve(
         BackendUnavailableError: the backend's framework is not installed.
         SolveError: an adaptive solve could not go on; `PIDController(throw=False)` returns what there is.
     """
+    _require_own_times(backend, (y0, weights), {"t0": t0, "t1": t1, "ts": ts})
     made = problem(
         field,
         y0,
@@ -130,6 +131,7 @@ def value_and_grad(
     """
     if not callable(loss):
         raise InputError(f"loss is a {type(loss).__name__}", "a callable loss(solution) that returns a real scalar")
+    _require_own_times(backend, (y0, weights), {"t0": t0, "t1": t1, "ts": ts})
     made = problem(
         field,
         y0,
@@ -149,9 +151,31 @@ def value_and_grad(
     return _backend(made, backend).value_and_grad(loss, made)
 
 
+def _require_own_times(named: str | BackendEntry | None, trees: tuple[Any, Any], times: dict[str, Any]) -> None:
+    """Raises InputError where a time needs a gradient that the backend cannot give: that of another framework."""
+    for name, given in times.items():
+        each = given if isinstance(given, (list, tuple)) else [given]
+        moving = [time for time in each if getattr(time, "requires_grad", False)]
+        if not moving:
+            continue
+        y0, weights = trees
+        tree = weights.tree if isinstance(weights, Depth) else weights
+        found = _entry((y0, tree), named)
+        if other := owner(moving[0], besides=found):
+            raise InputError(
+                f"{name} is an array of {other.framework} that needs a gradient, and the backend is {found.name}",
+                f"times of {found.framework}, or numbers",
+                f"take {name}.detach(), or backend={other.name!r}",
+            )
+
+
+def _entry(trees: Iterable[Any], named: str | BackendEntry | None) -> BackendEntry:
+    return entry_for(trees) if named is None else named if isinstance(named, BackendEntry) else entry(named)
+
+
 def _backend(made: Problem, named: str | BackendEntry | None) -> Backend:
     trees = {"y0": made.y0, "weights": made.weights.tree if isinstance(made.weights, Depth) else None}
-    found = entry_for(trees.values()) if named is None else named if isinstance(named, BackendEntry) else entry(named)
+    found = _entry(trees.values(), named)
     require(found, made.solver, made.gradient, adaptive=isinstance(made.grid, Span))
     for argument, tree in trees.items():
         for path, leaf in _tree.paths(tree):

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from odenet._check import tolerance_or_none, whole, yes_or_no
-from odenet._errors import InputError
+from odenet._errors import GradientError, InputError
 from odenet._gradients.record import Cost, Gradient
 from odenet._names import lookup
 from odenet._solvers.names import AnySolver, solver
 from odenet._solvers.runge_kutta import Solver
 
+_UNDOES_NOTHING = (
+    "take gradient='checkpoint', which undoes nothing; or smaller steps, anchors, a larger limit or tolerance"
+)
 _PREDICTORS = {name: name for name in ("reverse", "extrapolate")}
 
 
@@ -33,8 +36,9 @@ class DiscreteAdjoint(Gradient):
             depth: O(N^-(order+1)) there, O(1/N) where they are not.
         anchors: keep every K-th state exactly, and go on from it: its step's VJP is exact and needs no prediction. None
             keeps none.
-        tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| is at
-            most this; a GradientError if `limit` evaluations do not reach it. Reads a number on the host in torch.
+        tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| of every
+            row is at most this; a GradientError if `limit` evaluations do not reach it, or if the certificate, which
+            knows what is left of all steps together, is larger. Reads a number on the host in torch.
         limit: of evaluations a step, with `tolerance`.
     """
 
@@ -89,6 +93,33 @@ class DiscreteAdjoint(Gradient):
         """Evaluations of the increment that predict z in each of the first `order` steps, extrapolating."""
         return max(1, self.order - 1, self.iterations)
 
+    def stuck(self, step: str, residual: str) -> GradientError:
+        """The error of a step that cannot be undone to the tolerance.
+
+        Args:
+            step: which, in words.
+            residual: what was reached, in words: "went from 1e-2 to 1e-3".
+        """
+        return GradientError(
+            f"{step} cannot be undone to tolerance={self.tolerance}: after {self.limit} evaluations the residual "
+            f"{residual}",
+            "steps with h Lip(f) < 1, which are undone by repetition",
+            _UNDOES_NOTHING,
+        )
+
+    def grown(self, reached: str) -> GradientError:
+        """The error of steps that were undone to the tolerance, each, and all together were not.
+
+        Args:
+            reached: the certificate, in words.
+        """
+        return GradientError(
+            f"rebuilt states are off by {reached} with tolerance={self.tolerance}, although each step was "
+            "undone to that: what is left over grows on the way back",
+            "networks whose steps, taken back, enlarge no error by much",
+            _UNDOES_NOTHING,
+        )
+
     def offered(self, solver: AnySolver) -> bool:
         """Methods whose increments odenet takes itself."""
         return isinstance(solver, Solver)
@@ -110,14 +141,8 @@ class DiscreteAdjoint(Gradient):
         return Cost(evaluations, (predicted + steps) * solver.stages, evaluations, 1 + len(anchored))
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """The certificate; half as many times as there are steps to go back without an anchor, where not corrected.
-
-        Corrected, each VJP is taken at a point that is off by about the certificate, and what is left after the
-        correction is smaller. Uncorrected, these errors add up on the way back, to half their sum on average.
-        """
-        if certificate is None or self.correct:
-            return certificate
-        return certificate * max(1.0, min(steps, self.anchors or steps) / 2)
+        """The certificate, which knows how far errors have added up by the end of the way back."""
+        return certificate
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
+import threading
 
 COMMANDS = {
     "list": "odenet._jobs.list.command",
@@ -41,6 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
                 return super().invoke(ctx)
             except OdenetError as error:
                 raise click.ClickException(str(error)) from error
+            except MemoryError as error:
+                raise click.ClickException(
+                    f"there is not enough memory for that ({error}). What to do: take smaller sizes."
+                ) from error
 
     @click.command(cls=Jobs, context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="odenet", prog_name="odenet")
@@ -61,4 +69,50 @@ def main(arguments: list[str] | None = None) -> None:
         Shell completion (bash): eval "$(_ODENET_COMPLETE=bash_source odenet)"
         """
 
-    odenet.main(args=arguments, prog_name="odenet")
+    if sys.stdout is None:
+        sys.exit("odenet: standard output is closed. What to do: send it to a file, or to /dev/null")
+    ended = _end_as_interrupted()
+    try:
+        odenet.main(args=arguments, prog_name="odenet", standalone_mode=True)
+    except SystemExit as error:
+        status = error.code
+    except OSError as error:  # of the output itself: those of files are FileErrors
+        _silence()
+        sys.exit(f"odenet: the output cannot be written ({error.strerror or error}). What to do: free space there")
+    else:
+        status = 0
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _silence()
+        sys.exit(f"odenet: the output cannot be written ({error.strerror or error}). What to do: free space there")
+    if ended:
+        print(f"odenet: ended by {ended[0].name}", file=sys.stderr)
+        status = 128 + ended[0]
+    sys.exit(status)
+
+
+def _end_as_interrupted() -> list[signal.Signals]:
+    """Let SIGTERM and SIGHUP end a job as Ctrl-C does: it says what is kept and how to go on.
+
+    Returns:
+        a list that the signal will be in. One that is ignored (nohup) stays so.
+    """
+    ended: list[signal.Signals] = []
+
+    def end(number: int, frame: object) -> None:
+        ended.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():  # signals are the main thread's alone
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+    return ended
+
+
+def _silence() -> None:
+    """Nothing more goes to an output that cannot be written: Python would try once more as it ends."""
+    with open(os.devnull, "w") as nothing, contextlib.suppress(OSError, ValueError):
+        os.dup2(nothing.fileno(), sys.stdout.fileno())

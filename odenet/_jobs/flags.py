@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,36 @@ import click
 from click.shell_completion import CompletionItem
 
 from odenet._backend.registry import entry, known
-from odenet._errors import InputError, OdenetError
+from odenet._errors import InputError, OdenetError, shown
 from odenet._gradients.names import Gradient, gradient, menu
 from odenet._solvers.names import ALL_SOLVERS, AnySolver, solver, solver_aliases
+
+MOST = 2**31 - 1  # of any count: frameworks count in 32 bits
+
+
+class Whole(click.IntRange):
+    """A whole number from a least one on, which 32 bits hold."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(min=least)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if found > MOST:
+            self.fail(f"{shown(found)} is above {MOST}, the largest that is counted to.", param, ctx)
+        return found
+
+
+class Real(click.FloatRange):
+    """A finite number within bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return found
 
 
 class Names(click.ParamType):
@@ -57,8 +85,8 @@ def whole_numbers(text: str) -> tuple[int, ...]:
                 numbers.append(int(last))
     except ValueError:
         raise InputError(f"{text!r} is no depth", "whole numbers, or a doubling range such as 4..64") from None
-    if min(numbers) < 1 or (dots and int(last) < numbers[0]):
-        raise InputError(f"{text!r} as depths", "whole numbers of at least 1, ranges that go up")
+    if min(numbers) < 1 or (dots and int(last) < numbers[0]) or max(numbers) > MOST:
+        raise InputError(f"{shown(text)} as depths", f"whole numbers, at least 1, at most {MOST}; ranges go up")
     return tuple(numbers)
 
 
@@ -161,7 +189,7 @@ def atol() -> Callable[[Any], Any]:
     """`--atol`, one number for all of `--rtol`."""
     return click.option(
         "--atol",
-        type=click.FloatRange(0.0, 1.0),
+        type=Real(0.0, 1.0),
         show_default="as rtol",
         help="Absolute tolerance of a step, one number.",
     )
@@ -203,7 +231,7 @@ def resume(
 
 def seed() -> Callable[[Any], Any]:
     """`--seed`."""
-    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and data.")
+    return click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of weights and data.")
 
 
 __all__ = [

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 Block = Literal["conv", "bottleneck", "mlp", "linear"]
+Start = Literal["smooth", "independent", "zero"]
 BLOCKS: tuple[Block, ...] = ("conv", "bottleneck", "mlp", "linear")
 _BLOCKS = {name: name for name in BLOCKS}
 _IMAGES = ("conv", "bottleneck")  # blocks whose state is an image
 _NORMS = {name: name for name in ("group", "none")}
 _ACTIVATIONS = {name: name for name in ("relu", "tanh")}
 _ALONG = {name: name for name in ("piecewise", "linear", "shared")}
-_STARTS = {name: name for name in ("smooth", "independent", "zero")}
+STARTS: tuple[Start, ...] = ("smooth", "independent", "zero")
+"""Of weights, see `NetSpec.init`."""
+_STARTS = {name: name for name in STARTS}
 
 _MOST = 2**31 - 1  # of any size: frameworks count in 32 bits
 _STAGES = 16  # each has twice the channels of the one before
@@ -234,7 +237,7 @@ class NetSpec:
             }
         return {f"block.{name}": shape for name, shape in block_shapes(self, self.width, self.width).items()}
 
-    def init(self, seed: int = 0, start: Literal["smooth", "independent", "zero"] = "smooth") -> dict[str, np.ndarray]:
+    def init(self, seed: int = 0, start: Start = "smooth") -> dict[str, np.ndarray]:
         """Random weights in float64.
 
         Args:

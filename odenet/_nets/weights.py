@@ -14,6 +14,8 @@ from odenet._files import write_atomically
 if TYPE_CHECKING:
     import numpy as np
 
+_LARGEST = 2**30  # bytes that a small file may unpack to
+_RATIO = 20  # times its size that a larger one may
 _SUFFIXES = "a name that ends in .safetensors or .npz"
 
 
@@ -49,16 +51,11 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
         FileError: no such file, another suffix, or not the format that the suffix names.
     """
-    import numpy as np
-
     suffix = _suffix(path)
     try:
         if suffix == ".npz":
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-                raise ValueError(f"it holds {', '.join(strange)}")
-            return arrays
+            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+                return _read_npz(archive, os.fstat(file.fileno()).st_size)
         from safetensors.numpy import load_file
 
         return dict(load_file(path))
@@ -78,6 +75,24 @@ def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def _read_npz(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
+    """What `_write_npz` and `np.savez` write, a member an array. (NumPy's reader takes `a` and `a.npy` for one.)"""
+    import numpy as np
+
+    members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(_LARGEST, _RATIO * size):
+        raise ValueError(f"its {size} bytes unpack to {unpacked}, of which at most {_LARGEST} are taken from so few")
+    arrays: dict[str, np.ndarray] = {}
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if name == member.filename or name in arrays:
+            raise ValueError(f"it holds {member.filename}" + (" twice" if name in arrays else ", which is no array"))
+        with archive.open(member) as entry:
+            arrays[name] = np.lib.format.read_array(entry, allow_pickle=False)
+    return arrays
 
 
 def _needs_safetensors(path: object) -> FileError:

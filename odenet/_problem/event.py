@@ -18,8 +18,7 @@ class Event:
     The condition is looked at where the solve begins and at the ends of `subintervals` equal parts of every step, on
     the step's dense output, without evaluating the field. The first part in which an entry has changed is divided once
     more in the same way, and the first part of that is bisected. Two changes of an entry within one part, there and
-    back, are not seen: take more subintervals, or bound the steps by `PIDController(max_step=...)`. (JAX looks within a
-    step where the condition has changed at its end.)
+    back, are not seen: take more subintervals, or bound the steps by `PIDController(max_step=...)`.
 
     An entry that is zero where the solve begins has no sign until it leaves zero, and NaN has no sign anywhere. A solve
     that goes on from an event (a bounce) starts beside zero, on either side by rounding, and with `direction=0` may end

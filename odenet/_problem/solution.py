@@ -76,10 +76,14 @@ class Stats:
 
     @property
     def certificate(self) -> float | None:
-        """The reconstruction residual: over all steps, the largest `|y[n+1] - z - D(z)| / |y[n+1]|`.
+        """The largest relative error of a rebuilt state that the way back came to know of, over steps and rows.
 
-        It says by how much a rebuilt state fails to step forward to the state it was rebuilt from. None before a
-        backward pass, or for a gradient method that rebuilds nothing.
+        A row is what the field treats alike: a sample, a position in a sequence or an image. In each step it is the
+        residual `|y[n+1] - z - D(z)| / |y[n+1]|` of the rebuilt state z: by how much that fails to step forward to the
+        state it was rebuilt from. Where the state is known (at t0, at anchors and at saved times) it is the whole error
+        that the way back arrives with there. Above 0.1 there is a `GradientWarning`, too. NaN where states are not
+        finite; None before a backward pass, or for a gradient method that rebuilds nothing. With
+        `checkpoint:bits=8` it is the largest relative error of a row of a stored state.
         """
         return None if self.residual is None else float(self.residual)
 
@@ -87,9 +91,8 @@ class Stats:
     def gradient_error_estimate(self) -> float | None:
         """The relative error `||g - g_backprop|| / ||g_backprop||` to expect of the whole gradient.
 
-        It comes from the certificate alone (see `Gradient.estimate`) and is no bound: with the corrected discrete
-        adjoint the true error was 0.16 to 2.4 times as large where f is smooth, and up to 40 times with ReLU
-        (docs/how-to/diagnose-gradients.md). None where there is no certificate.
+        It comes from the certificate alone (see `Gradient.estimate`) and is no bound: what was observed is in
+        docs/how-to/diagnose-gradients.md. None where there is no certificate.
         """
         certificate = self.certificate
         return None if certificate is None else gradient(self.gradient).estimate(certificate, self.steps)

@@ -50,8 +50,14 @@ def as_csv(kind: Any, rows: Iterable[Any]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns(kind)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(to_json(row) for row in rows)
+    writer.writerows({name: _cell(value) for name, value in to_json(row).items()} for row in rows)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, behind an apostrophe, which it does not show."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) and value != "-inf"
+    return f"'{value}" if formula else value
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ _WIDTH = 200  # of output into a file or a pipe, which has no width of its own
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that fits the terminal, or is wide where there is none."""
+    """A console that fits the terminal or COLUMNS, or is wide where there is neither."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _WIDTH)
+    known = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()  # rich reads COLUMNS itself
+    return Console(stderr=stderr, highlight=False, width=None if known else _WIDTH)
 
 
 @dataclass(frozen=True)

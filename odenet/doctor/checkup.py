@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from odenet._errors import InputError, OdenetError
 from odenet._gradients.adjoints import DiscreteAdjoint
-from odenet._gradients.exact import Backprop
+from odenet._gradients.exact import Backprop, Checkpoint, Reversible
 from odenet._gradients.names import gradient, menu
 from odenet._gradients.record import Cost, Gradient
 from odenet._literals import BackendName, GradientName
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 See = Callable[[Gradient, bool], "Sample"]
 """A gradient of the model by that method; True for the network that its solvers become as reversible ones."""
+
+STEPS, RATE = 10, 1e-2
+"""Of Adam on a copy: zero-initialised scales and heads begin to let gradients through, and a random start is left."""
 
 _FAILURES = (OdenetError, RuntimeError, MemoryError)
 
@@ -68,7 +73,11 @@ def check_gradients(
     def see(method: Gradient, reversible: bool) -> Sample:
         return loaded.examine(model, batch, loss, method, reversible=reversible)
 
-    return diagnose(see, methods, tolerance=tolerance, backend=entry.name, offers=entry.offers)
+    def later() -> See:
+        copy = loaded.trained(model, batch, loss, STEPS, RATE)
+        return lambda method, reversible: loaded.examine(copy, batch, loss, method, reversible=reversible)
+
+    return diagnose(see, methods, tolerance=tolerance, backend=entry.name, offers=entry.offers, later=later)
 
 
 def diagnose(
@@ -80,6 +89,7 @@ def diagnose(
     offers: Callable[[AnySolver, Gradient], bool],
     refer: See | None = None,
     reference: str = "",
+    later: Callable[[], See] | None = None,
 ) -> Diagnosis:
     """Examine one model by each of these methods.
 
@@ -91,6 +101,7 @@ def diagnose(
         offers: whether the backend can differentiate a solver by a method.
         refer: gives the exact gradient; None takes the model's own by backprop.
         reference: what that is, in words.
+        later: gives the same as `see` on a copy of the model after a few steps of training.
 
     Raises:
         OdenetError: the exact gradient cannot be had.
@@ -121,6 +132,10 @@ def diagnose(
         examinations.append(_examination(method, label, another, sample, references[another]))
         if not another:
             solved[method] = sample.parts
+    silent = _silent(truth)
+    training = "It was not examined after a few steps of training."
+    if later is not None:
+        examinations, training, silent = _trained(later, examinations, tolerance, silent)
     return Diagnosis(
         backend,
         dtype,
@@ -130,7 +145,47 @@ def diagnose(
         tolerance,
         _contraction(solved, dtype),
         smoothness(truth),
+        training,
+        silent,
     )
+
+
+def _trained(
+    later: Callable[[], See], examinations: list[Examination], tolerance: float, silent: bool
+) -> tuple[list[Examination], str, bool]:
+    """The same examinations with the errors after a few steps of training, what to say of these, and `silent`."""
+    inexact = [
+        examination
+        for examination in examinations
+        if examination.meets(tolerance)
+        and not examination.another
+        and not isinstance(examination.gradient, (Backprop, Checkpoint, Reversible))
+    ]
+    if not inexact:
+        return examinations, "", silent
+    from odenet.doctor.comparison import compare
+
+    try:
+        see = later()
+        truth = see(Backprop(), False)
+        errors = {each.gradient: compare(see(each.gradient, False), truth)["gradient_error"] for each in inexact}
+    except Exception as error:  # a loss, or a class that cannot be copied, of somebody else's
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return examinations, f"It could not be examined after a few steps of training ({why}).", silent
+    if not math.isfinite(truth.loss):
+        return examinations, f"After {STEPS} steps of Adam the loss is not finite: that says nothing.", silent
+    found = [replace(each, later=errors.get(each.gradient)) for each in examinations]
+    lost = [each.label for each in found if each.later is not None and not each.later <= tolerance]
+    words = f"{', '.join(lost)} met it only before training: after {STEPS} steps of Adam on a copy " if lost else ""
+    if lost:
+        words += "the error is " + ", ".join(f"{each.later:.1e}" for each in found if each.label in lost) + "."
+    return found, words, _silent(truth)
+
+
+def _silent(truth: Sample) -> bool:
+    """Whether no layer of a solve has a gradient that is not zero."""
+    names = {name for part in truth.parts for layer in part.layers for name, _ in layer.values()}
+    return bool(names) and not any(truth.gradients[name].any() for name in names if name in truth.gradients)
 
 
 def _needs_another(method: Gradient, parts: tuple[Part, ...]) -> bool:

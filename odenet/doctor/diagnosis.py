@@ -31,6 +31,8 @@ class Diagnosis(Examinations):
             h Lip(f), the largest of all solves; None where it was not examined, or is rounding.
         smoothness: `N max |w[n+1] - w[n]| / |w|` in depth, w being all weights of a layer and |w| the root mean
             square over layers, the largest of all solves; 0 for shared weights, None for layers of different shapes.
+        training: what the weights after a few steps of training say, or why that is not known, in words.
+        silent: whether every gradient of the layers is zero, so that nothing can be said of its error.
     """
 
     @property
@@ -65,6 +67,8 @@ class Diagnosis(Examinations):
             "tolerance": self.tolerance,
             "contraction": self.contraction,
             "smoothness": self.smoothness,
+            "training": self.training,
+            "silent": self.silent,
             "recommended": None if best is None else best.label,
             "verdict": self.verdict,
             "examinations": [examination.to_json() for examination in self.examinations],

@@ -33,6 +33,7 @@ class Examination:
         by_weight: the relative error by parameter.
         certificate: the reconstruction residual, the largest of all solves; None for a method without one.
         estimate: of the relative error, from the certificate alone (see `Gradient.estimate`).
+        later: the gradient's error on a copy after a few steps of training; None where that was not examined.
         cost: of all solves, by the cost model; None where it depends on sizes.
         grows: whether the states kept grow with the number of steps.
     """
@@ -49,6 +50,7 @@ class Examination:
     by_weight: Mapping[str, float] = dataclasses.field(default_factory=dict)
     certificate: float | None = None
     estimate: float | None = None
+    later: float | None = None
     cost: Cost | None = None
     grows: bool = True
 
@@ -58,8 +60,9 @@ class Examination:
         return f"{self.gradient.label} on {self.solver}" if self.another else self.gradient.label
 
     def meets(self, tolerance: float) -> bool:
-        """Whether the whole gradient's relative error is a number of at most `tolerance`."""
-        return self.gradient_error is not None and self.gradient_error <= tolerance
+        """Whether the whole gradient's relative error is a number of at most `tolerance`, now and after a few steps."""
+        now = self.gradient_error is not None and self.gradient_error <= tolerance
+        return now and (self.later is None or self.later <= tolerance)
 
     @property
     def memory(self) -> int:
@@ -86,6 +89,8 @@ class Examinations:
     tolerance: float = 1e-2
     contraction: float | None = None
     smoothness: float | None = None
+    training: str = ""
+    silent: bool = False
 
     @property
     def steps(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.exact import Checkpoint
 from odenet._report.units import error
 from odenet.doctor.examination import Examination, Examinations
@@ -29,12 +30,34 @@ MANY = 10
 def verdict(record: Examinations) -> str:
     """A few sentences, made from the numbers."""
     best = recommended(record)
-    sentences = [_repeatable(record)]
+    sentences = [_repeatable(record), _silent(record)]
     if best is not None and best.memory == 0:
         sentences += [_take(record, best), _why(record, best), _passed_over(record, best), *_remarks(record, best)]
     else:
         sentences += [_take_checkpoint(record, best), _missed(record), _why_not(record)]
-    return " ".join(sentence for sentence in sentences if sentence)
+    return " ".join(sentence for sentence in (*sentences, record.training, _worse(record)) if sentence)
+
+
+def _silent(record: Examinations) -> str:
+    if not record.silent:
+        return ""
+    return (
+        "Every gradient of the layers is zero, so that the error of a method that rebuilds states cannot be seen here "
+        "(a head or scales that start at zero?): examine again after some training."
+    )
+
+
+def _worse(record: Examinations) -> str:
+    """Where the correction is a loss."""
+    once, paper = (record.of(DiscreteAdjoint(correct=correct).label) for correct in (True, False))
+    if once is None or paper is None or once.gradient_error is None or paper.gradient_error is None:
+        return ""
+    if not once.gradient_error > paper.gradient_error > record.tolerance:
+        return ""
+    return (
+        f"The correction makes it worse here ({error(once.gradient_error)} against {error(paper.gradient_error)}): "
+        "h Lip(f) is above 1, where neither is of use."
+    )
 
 
 def _repeatable(record: Examinations) -> str:
@@ -112,6 +135,9 @@ def _take_checkpoint(record: Examinations, best: Examination | None) -> str:
         f"checkpoint:segments={segments} keeps about {segments} states a solve instead of {record.steps} for the same "
         "evaluations, checkpoint:states=K as few as you like for more"
     )
+    rounded = record.of(Checkpoint(bits=8).label)
+    if rounded is not None and rounded is not best and rounded.meets(record.tolerance):
+        fewer += f"; {rounded.label} keeps 8 bits of each number of a state, and is {error(rounded.gradient_error)} off"
     if best is not None and isinstance(best.gradient, Checkpoint):
         off = "to the last bit" if best.gradient_error == 0 else f"up to {error(best.gradient_error)}"
         kept = "" if best.cost is None else f", and keeps {best.cost.kept} states and no stages"

@@ -172,7 +172,7 @@ NAMES: dict[str, Case] = {
     "segments and states": (
         lambda fw: fw.solve(gradient="checkpoint:segments=2:states=2"),
         InputError,
-        r"segments=2 and states=2 of checkpoint.*one of segments, states and memory",
+        r"segments=2 and states=2 of checkpoint.*one of segments, states, memory and bits",
     ),
     "an order of extrapolation that is too high": (
         lambda fw: fw.solve(gradient="discrete-adjoint:predictor=extrapolate:order=5"),

@@ -217,7 +217,7 @@ def test_certificate_follows_the_error(thorough: str) -> None:
     residuals = [gradient(thorough, "euler", "discrete-adjoint", n)[1].certificate for n in (16, 32, 64)]
     iterated = gradient(thorough, "euler", "discrete-adjoint:iterations=3", 64)[1].certificate
     assert all(later < 0.4 * earlier for earlier, later in pairwise(residuals))
-    assert iterated < 1e-3 * residuals[-1]
+    assert iterated < 2e-3 * residuals[-1]
     assert gradient(thorough, "euler", "backprop", 16)[1].certificate is None
 
 

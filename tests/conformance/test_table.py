@@ -39,7 +39,7 @@ METHODS: dict[tuple[str, str], float | None] = {
     ("euler", "discrete-adjoint:iterations=12"): 1e-11,
     ("euler", "discrete-adjoint:predictor=extrapolate:order=2"): 4e-2,
     ("heun", "discrete-adjoint:anchors=4"): 1e-3,
-    ("euler", "discrete-adjoint:tolerance=1e-9"): 1e-9,
+    ("euler", "discrete-adjoint:tolerance=1e-7"): 1e-7,
     ("rk4", "continuous-adjoint"): 2e-4,
     ("rk4", "continuous-adjoint:interpolate=yes"): 2e-4,
     ("heun", "continuous-adjoint:solver=rk4:steps=16"): 6e-2,

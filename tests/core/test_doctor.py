@@ -255,9 +255,8 @@ def test_layers_of_different_shapes_have_no_smoothness_and_shared_ones_do_not_ch
     [
         ("discrete-adjoint", 1e-3, 1e-3),
         ("discrete-adjoint:iterations=4", 1e-3, 1e-3),
-        ("discrete-adjoint:correct=no", 1e-3, 8e-3),  # 16 / 2 of them add up
-        ("discrete-adjoint:correct=no:anchors=4", 1e-3, 2e-3),
-        ("discrete-adjoint:correct=no:anchors=64", 1e-3, 8e-3),
+        ("discrete-adjoint:correct=no", 1e-3, 1e-3),
+        ("discrete-adjoint:correct=no:anchors=4", 1e-3, 1e-3),
         ("discrete-adjoint", None, None),
         ("reversible", 1e-9, 1e-9),
         ("checkpoint:segments=4", 0.0, 0.0),
@@ -273,7 +272,7 @@ def test_stats_estimate_the_error_of_the_gradient():
     stats = Stats("toy", "euler", "discrete-adjoint:correct=no", 16, 16)
     assert stats.gradient_error_estimate is None
     stats.residual = 1e-3
-    assert stats.gradient_error_estimate == pytest.approx(8e-3)
+    assert stats.gradient_error_estimate == pytest.approx(1e-3)
 
 
 def test_methods_that_leave_a_certificate_say_so():

@@ -75,7 +75,7 @@ def test_a_frame_has_the_columns_of_the_table(results):
         {"backends": "nothing"},
         {"repeats": 0},
     ],
-    ids=str,
+    ids=lambda bad: "-".join(bad),
 )
 def test_bad_input_is_an_error_of_ours(fake, bad):
     with pytest.raises(odenet.OdenetError):

@@ -202,7 +202,7 @@ def test_components_are_named_after_their_place():
         (["decay", "--backend", "toy,picky", "--solver", "euler,rk4"], "picky does not offer solver rk4"),
         (["decay", "--solver", "rk5"], "take rk"),
         (["decay", "--depth", "0"], "at least 1"),
-        (["decay", "--depth", "64..16"], "ranges that go up"),
+        (["decay", "--depth", "64..16"], "ranges go up"),
         (["decay", "--depth", "many"], "doubling range"),
         (["decay", "--dtype", "float16"], "float64"),
         (["decay", "--backend", "toy", "--device", "cuda:9"], "no device 'cuda:9'"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import signal
 from typing import Any
 
 import jax
@@ -11,8 +9,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fuzz import Framework, outcome
-from fuzz_calls import calls
+from fuzz import Framework, judged
+from fuzz_calls import Call
 
 SECONDS = 120  # no call takes a tenth of it; one that does hangs
 
@@ -39,34 +37,15 @@ def gradient(loss: Any, y0: Any) -> list[np.ndarray]:
 JAX = Framework("jax", array, numpy, gradient)
 
 
-def ring(*_: Any) -> None:
-    """Ends a call that hangs."""
-    raise TimeoutError(f"{SECONDS} s")
-
-
-def judged(seed: int, count: int) -> collections.Counter[str]:
-    """How many calls ended how."""
-    found: collections.Counter[str] = collections.Counter()
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        for drawn in calls(seed, count):
-            signal.alarm(SECONDS)
-            try:
-                found[outcome(drawn, JAX)] += 1
-            except Exception as error:
-                raise AssertionError(f"{drawn}") from error
-            finally:
-                signal.alarm(0)
-            if drawn.seed % 100 == 99:
-                jax.clear_caches()
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    return found
+def clear(drawn: Call) -> None:
+    """Programs are not kept for two thousand calls."""
+    if drawn.seed % 100 == 99:
+        jax.clear_caches()
 
 
 def test_a_few_random_calls_are_right_or_refused():
     """Enough to see that the judge judges."""
-    found = judged(0, 24)
+    found = judged(0, 24, JAX, SECONDS, clear)
     assert found["solved"]
     assert found["refused"]
 
@@ -75,6 +54,6 @@ def test_a_few_random_calls_are_right_or_refused():
 @pytest.mark.parametrize("part", range(10))
 def test_random_calls_are_right_or_refused(part, x64):
     """Half of them are good, and are compared with NumPy or SciPy."""
-    found = judged(1000 + 200 * part, 200)
+    found = judged(1000 + 200 * part, 200, JAX, SECONDS, clear)
     assert found["solved"] > 50
     assert found["refused"] > 50

@@ -296,7 +296,7 @@ def test_a_step_that_cannot_be_undone_is_an_error(compiled):
     found = jax.jit(jax.grad(scalar), static_argnums=1) if compiled else jax.grad(scalar)
     message = "step 3 cannot be undone to tolerance=1e-06: after 8 evaluations the residual went from"
     if compiled:
-        message = "a step cannot be undone to tolerance=1e-06: after 8 evaluations the residual is larger"
+        message = "a step cannot be undone to tolerance=1e-06: after 8 evaluations the residual is about"
     with pytest.raises(RuntimeError if compiled else GradientError, match=message):
         jax.block_until_ready(found(start(), 1e-6))
     many = jnp.stack([1e-9 * start(), start()])

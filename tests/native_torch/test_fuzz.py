@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import collections
-import signal
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fuzz import Framework, outcome
-from fuzz_calls import calls
+from fuzz import Framework, judged
 
 from odenet import _tree
 
@@ -39,32 +36,9 @@ def gradient(loss: Any, y0: Any) -> list[np.ndarray]:
 TORCH = Framework("torch", array, numpy, gradient)
 
 
-def ring(*_: Any) -> None:
-    """Ends a call that hangs."""
-    raise TimeoutError(f"{SECONDS} s")
-
-
-def judged(seed: int, count: int) -> collections.Counter[str]:
-    """How many calls ended how."""
-    found: collections.Counter[str] = collections.Counter()
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        for drawn in calls(seed, count):
-            signal.alarm(SECONDS)
-            try:
-                found[outcome(drawn, TORCH)] += 1
-            except Exception as error:
-                raise AssertionError(f"{drawn}") from error
-            finally:
-                signal.alarm(0)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    return found
-
-
 def test_a_few_random_calls_are_right_or_refused():
     """Enough to see that the judge judges."""
-    found = judged(0, 100)
+    found = judged(0, 100, TORCH, SECONDS, lambda drawn: None)
     assert found["solved"]
     assert found["refused"]
 
@@ -73,6 +47,6 @@ def test_a_few_random_calls_are_right_or_refused():
 @pytest.mark.parametrize("part", range(10))
 def test_random_calls_are_right_or_refused(part):
     """Half of them are good, and are compared with NumPy or SciPy."""
-    found = judged(1000 + 200 * part, 200)
+    found = judged(1000 + 200 * part, 200, TORCH, SECONDS, lambda drawn: None)
     assert found["solved"] > 50
     assert found["refused"] > 50

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from odenet import GradientError, StateError
+from odenet import DtypeError, GradientError, StateError
 from odenet_torch import ResidualStack
 from odenet_torch.steps import direct as _direct
 
@@ -192,6 +192,57 @@ def test_a_loss_kept_by_the_side_from_now_on(gradient):
 
     expected, found = outcome(fresh), outcome(net)
     assert same(found, expected) if isinstance(expected, list) else found is expected
+
+
+class Surprising(Block):
+    """A block that does something else from a moment on that nothing can see coming."""
+
+    def __init__(self, act) -> None:
+        super().__init__()
+        self.act, self.begun = act, bytearray(1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.act(y) if self.begun[0] else super().forward(y)
+
+
+SURPRISES = {
+    "another shape": lambda y: y[:1],
+    "another number type": lambda y: y.to(torch.complex128),
+    "no tensor": lambda y: 0.0,
+    "a write on its input": lambda y: y.mul_(2.0),
+}
+
+
+@every
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_a_surprise_in_the_forward_pass_is_met_as_in_a_first_pass(solver, gradient, surprise):
+    outcomes = []
+    for known in (True, False):
+        surprising = Surprising(SURPRISES[surprise])
+        net = stack(solver, gradient, [Block(), surprising, Block()])
+        if known:
+            passed(net)
+            passed(net)
+        surprising.begun[0] = 1
+        try:
+            outcomes.append(net(x()))
+        except (StateError, DtypeError) as error:
+            outcomes.append(type(error))
+    one, other = outcomes
+    assert torch.equal(one, other) if isinstance(one, Tensor) else one is other
+
+
+@remembering
+@pytest.mark.parametrize("surprise", SURPRISES)
+def test_a_surprise_in_the_backward_pass_is_an_error_of_ours(gradient, surprise):
+    if surprise == "a write on its input" and gradient != "discrete-adjoint":
+        return  # what runs again with a graph at once is a leaf, and torch itself lets nobody write on it
+    surprising = Surprising(SURPRISES[surprise])
+    net = primed("euler", gradient, [Block(), surprising, Block()])
+    out = net(x())
+    surprising.begun[0] = 1
+    with pytest.raises((StateError, DtypeError)):
+        out.sum().backward()
 
 
 BETWEEN = {

@@ -5,12 +5,14 @@ Values are compared with a loop over the tableau in NumPy (equal steps) or with 
 
 from __future__ import annotations
 
+import signal
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fuzz_calls import BAD_CONDITIONS, BAD_FIELDS, CONDITIONS, FIELDS, FLOATS, INF, ROUNDING, Call, Numbers
+from fuzz_calls import BAD_CONDITIONS, BAD_FIELDS, CONDITIONS, FIELDS, FLOATS, INF, ROUNDING, Call, Numbers, calls
 from scipy.integrate import solve_ivp
 
 import odenet
@@ -173,3 +175,36 @@ def _loosest(drawn: Call) -> float:
 
 def _good(leaf: Any) -> bool:
     return isinstance(leaf, Numbers) and leaf.dtype in FLOATS and bool(np.abs(leaf.values).max(initial=0) < 100)
+
+
+def judged(seed: int, count: int, framework: Framework, seconds: int, after: Callable[[Call], object]) -> Counter[str]:
+    """How many calls ended how.
+
+    Args:
+        seed, count: which calls.
+        framework: that they are made on.
+        seconds: that one call may take; one that takes longer hangs.
+        after: called after each.
+
+    Raises:
+        AssertionError: naming the call that was wrong, hung, or raised something foreign.
+    """
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"{seconds} s")
+
+    endings: Counter[str] = Counter()
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for drawn in calls(seed, count):
+            signal.alarm(seconds)
+            try:
+                endings[outcome(drawn, framework)] += 1
+            except Exception as error:
+                raise AssertionError(f"{drawn}") from error
+            finally:
+                signal.alarm(0)
+            after(drawn)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return endings

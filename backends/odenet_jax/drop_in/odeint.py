@@ -71,6 +71,8 @@ def odeint(
                 f"y0 holds {shown(leaf)}, a {type(leaf).__name__}", "arrays, or numbers that a float holds"
             )
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, y0))
+    if not flat.size:  # an empty batch
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *jnp.shape(leaf))), y0)
     leaves, structure = jax.tree.flatten(args)
 
     def field(t: Array, y: Array, leaves: Any) -> Array:
@@ -105,7 +107,7 @@ def _require_tolerance(name: str, value: Any) -> None:
     """Raises InputError unless a tolerance is a number, a tree of them, or of arrays of real numbers."""
     for leaf in jax.tree.leaves(value):
         array = isinstance(leaf, (Array, np.ndarray, np.generic))
-        kind = leaf.dtype if array else None
+        kind: Any = leaf.dtype if array else None
         if array and not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
             raise InputError(f"{name} is of {kind}", "numbers of at least 0, or arrays of them")
         if not array and real(leaf) is None:

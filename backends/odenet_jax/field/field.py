@@ -21,6 +21,7 @@ from odenet_jax.field.closure import converted
 from odenet_jax.field.fingerprint import fingerprint
 from odenet_jax.field.programs import eager
 from odenet_jax.field.state import HALF, as_array
+from odenet_jax.field.unwritten import held, require_unwritten
 
 Arrays = list[Array]
 
@@ -223,7 +224,11 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
         return jax.tree.unflatten(structure, picked)
 
     def along(t: Any, y: Any, weights: Weights, *told: Any) -> Any:
-        return function(t, y, whole(weights), *told)
+        tree = whole(weights)
+        before = held(tree)
+        value = function(t, y, tree, *told)
+        require_unwritten(before)
+        return value
 
     made = Field(along, depth.kind, depth.intervals or 1)
     others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]

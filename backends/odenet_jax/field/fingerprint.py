@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from odenet.kit import Alarm
 from odenet_jax.field.closure import Converted
 
 _OURS = ("jax", "jaxlib", "equinox", "odenet", "odenet_jax")
@@ -129,7 +130,7 @@ class Reader:
             return self.program(value.jaxpr), self.read(value.consts)
         if isinstance(value, (np.ndarray, np.generic)):
             return kind, value.dtype, value.shape, value.tobytes()
-        if isinstance(value, jax.Array):
+        if isinstance(value, (jax.Array, Alarm)):  # an alarm is of one network: a program that rings it is no other's
             return Same(value)
         return self._object(value, kind)
 

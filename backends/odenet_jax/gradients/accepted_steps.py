@@ -51,6 +51,11 @@ class WayBack(ABC):
     resolve: Callable[..., Any] | None = None
     """How it can be differentiated again by solves, see `odenet_jax.gradients.adjoint_again`; None for not at all."""
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """See `odenet_jax.gradients.adjoint.Adjoint.choices`."""
+        return vars(self)
+
     @abstractmethod
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """What the forward pass is to keep."""
@@ -70,7 +75,7 @@ class WayBack(ABC):
         """
 
     def settled(self, found: Any, trouble: Any) -> Any:
-        """The gradients found, if the way back has come to its end."""
+        """See `odenet_jax.gradients.adjoint.Adjoint.settled`; after the gradients of weights come those of times."""
         return found
 
 

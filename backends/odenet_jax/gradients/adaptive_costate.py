@@ -22,7 +22,7 @@ from odenet_jax.steps.clock import Moment
 from odenet_jax.steps.fixed import read
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, repeat, start
-from odenet_jax.steps.tolerance import NORMS, Tolerance
+from odenet_jax.steps.tolerance import NORMS, Tolerance, scaled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 REMEDY = "take gradient='checkpoint', which solves nothing backward; or a larger max_steps, looser rtol and atol for it"
@@ -77,11 +77,12 @@ class AdaptiveCostate(WayBack):
                 "give ts, or take gradient='checkpoint'",
             )
         ts = jnp.zeros(0, run.layout.time) if gradients.ts is None else gradients.ts
-        line = run.line.turned(walked.end, ts)
+        end, y1 = self._last_read(walked, gradients)
+        line = run.line.turned(end, ts)
         run = dataclasses.replace(run, grid=Accepted(line, ts, jnp.int32(0)), solver=self.solver)
         there = run.between(line.t0, line.stop(line.t0))
         a, output = self._meet(line, gradients, walked.outputs - 1, line.t0, gradients.y1)
-        state, allowed = (*walked.y1, *a), self._tolerance(allowed)
+        state, allowed = (*y1, *a), self._tolerance(allowed)
         first, parts = self._slope(there, there.moment(0), state)
         size = first_size(
             self.control,
@@ -105,6 +106,16 @@ class AdaptiveCostate(WayBack):
     def settled(self, found: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""
         return ended(found, trouble)
+
+    @staticmethod
+    def _last_read(walked: Walked, gradients: Cotangents) -> tuple[Array, Leaves]:
+        """Where the way back begins, and the state there: where the solve ended; the last of the kept times where it
+        could not go on, and no later state is read: what stopped it may stop the way back."""
+        if gradients.ts is None or not gradients.ts.shape[0]:
+            return walked.end, walked.y1
+        n, read_end = jnp.maximum(walked.outputs - 1, 0), jnp.stack([jnp.any(leaf != 0) for leaf in gradients.y1]).any()
+        before = (walked.pace.outcome > CODE[Result.EVENT]) & (walked.outputs > 0) & ~read_end
+        return jnp.where(before, gradients.ts[n], walked.end), choose(before, read(walked.ys, n), walked.y1)
 
     def _step(
         self, run: Along, line: Line, allowed: Tolerance, walked: Walked, gradients: Cotangents, carry: _Carry
@@ -189,7 +200,7 @@ class AdaptiveCostate(WayBack):
 
 
 def ended(found: tuple[Leaves, Any, Array], pace: Pace) -> tuple[Leaves, Any, Array]:
-    """What the way back found, if it has reached t0.
+    """What the way back found, if it has reached t0; of rows of a `jax.vmap` those that have not are NaN.
 
     Raises:
         GradientError: it has not; a compiled program raises a RuntimeError of this message when it runs.
@@ -200,7 +211,7 @@ def ended(found: tuple[Leaves, Any, Array], pace: Pace) -> tuple[Leaves, Any, Ar
         if outcome is Result.SUCCESS:
             return found
         raise GradientError(f"{given}, at t={pace.t.item():.8g}: {outcome.value}", allowed, REMEDY)
-    return raised(found, pace.outcome != CODE[Result.SUCCESS], GradientError(given, allowed, REMEDY))
+    return raised(found, pace.outcome != CODE[Result.SUCCESS], GradientError(given, allowed, REMEDY), by_row=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,13 +221,12 @@ class _Doubled(Tolerance):
     count: int
     apart: bool
 
-    def _size(self, value: Leaves, sizes: Leaves) -> Array:
+    def _size(self, value: Leaves, sizes: Leaves, *, least: bool = False) -> Array:
         more = len(value) - 2 * self.count
         rtol, atol = ((*each, *each, *(jnp.min(jnp.asarray(each[0])),) * more) for each in (self.rtol, self.atol))
-        allowed = (a + r * size for a, r, size in zip(atol, rtol, sizes, strict=True))
-        scaled = tuple(jnp.abs(leaf) / scale for leaf, scale in zip(value, allowed, strict=True))
+        parts = scaled(value, sizes, rtol, atol, least)
         if not self.apart:
-            return jnp.asarray(self.norm(scaled), self.time)
-        found = [self.norm(scaled[: self.count]), self.norm(scaled[self.count : 2 * self.count])]
-        found += [jnp.max(leaf) for leaf in scaled[2 * self.count :]]
+            return jnp.asarray(self.norm(parts), self.time)
+        found = [self.norm(parts[: self.count]), self.norm(parts[self.count : 2 * self.count])]
+        found += [jnp.max(leaf) for leaf in parts[2 * self.count :]]
         return jnp.max(jnp.stack([jnp.asarray(each, self.time) for each in found]))

@@ -34,7 +34,7 @@ from odenet_jax.gradients.accepted_steps import Cotangents, WayBack
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
-from odenet_jax.gradients.plain_steps import most_steps, plain_steps
+from odenet_jax.gradients.plain_steps import Gate, most_steps, plain_steps
 from odenet_jax.steps.accepted import Accepted, Along, Line, line
 from odenet_jax.steps.adaptive_loop import March
 from odenet_jax.steps.clock import (
@@ -54,7 +54,7 @@ from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
-from odenet_jax.steps.weighted_sum import choose, only
+from odenet_jax.steps.weighted_sum import choose, gated, only
 
 _KEEPS = 16  # programs of one solve, by what is kept of it
 
@@ -83,7 +83,7 @@ class Whole:
     # of what `_bare` returns: what its programs are kept by, and these
     key: Hashable | None = None
     plainly: Callable[[Keep], Callable[..., Walked]]
-    network: Callable[[Keep], Callable[..., Out]]
+    walks: Callable[[Keep], tuple[Callable[..., Out], Callable[..., tuple[Out, Walked]]]]
     steps: Callable[[Keep, Any, tuple[bool, ...]], Steps]
     crossing: Callable[..., tuple[Array, Leaves]]
 
@@ -213,29 +213,37 @@ class Whole:
         bare = kept(bare.key, lambda: bare)
         if not differentiable:
             return bare.plainly(keep)(*lax.stop_gradient(arguments[:4])), None
-        out = bare.network(keep)(*arguments)
+        out = bare.network(keep, self.way)(*arguments)
         plain = lax.stop_gradient(out.walked)
         walked = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
         if good is not None and (isinstance(good, Tracer) or not good.all()):
             walked = walked._replace(ys=tuple(only(good, leaf) for leaf in walked.ys))
-        if self.span.event is None:
-            return walked, None
-        t, y1 = self._met(bare, walked)
-        met = walked.pace.outcome == CODE[Result.EVENT]
-        y1 = choose(met, y1, walked.y1)
-        return walked._replace(y1=y1), (only(met, t), y1)
+        # what is no result is made NaN here, where JAX differentiates: a loss that looks at the outcome first has NaN
+        # for its derivative by it, which must not reach the way back
+        ended = walked.pace.outcome <= CODE[Result.EVENT]
+        last, event = walked.y1, None
+        if self.span.event is not None:
+            met = walked.pace.outcome == CODE[Result.EVENT]
+            t, y1 = self._met(bare, met, walked)
+            last = choose(met, y1, last)
+            event = only(met, t), y1
+        return walked._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
 
-    def _met(self, bare: Whole, walked: Walked) -> tuple[Array, Leaves]:
-        """Time and state of an event with their derivatives: the time by the implicit function theorem."""
+    def _met(self, bare: Whole, met: Array, walked: Walked) -> tuple[Array, Leaves]:
+        """Time and state of an event with their derivatives, where one has been met: the time by the implicit function
+        theorem."""
         of = (self.weights.inexact, self.weights.closed)
         rest = lax.stop_gradient((self.weights.other, self.weights.constants, self.hoisted, self.line, None))
-        return bare.crossing(lax.stop_gradient(walked.end), walked.entry, walked.y1, of, self.hoisted, rest)
+        return bare.crossing(met, lax.stop_gradient(walked.end), walked.entry, walked.y1, of, self.hoisted, rest)
 
-    def _crossing(self, end: Array, entry: Array, y1: Leaves, of: Any, hoisted: Any, rest: Any) -> tuple[Array, Leaves]:
+    def _crossing(
+        self, met: Array, end: Array, entry: Array, y1: Leaves, of: Any, hoisted: Any, rest: Any
+    ) -> tuple[Array, Leaves]:
         """The same as a function of arrays alone."""
         *_, event = eqx.combine(hoisted, self.rest)
         holds, other = eqx.partition(event, eqx.is_inexact_array)
         fixed, static = eqx.partition(other, eqx.is_array)
+        y1, holds, of = gated(met, (y1, holds, of))
         span_event, clock = self.span.event, rest[3].clock
         assert span_event is not None
 
@@ -281,7 +289,7 @@ class Whole:
         del bare.weights, bare.times, bare.ends, bare.line, bare.hoisted
         bare.key = bare._key()
         bare.plainly = functools.lru_cache(maxsize=_KEEPS)(bare._plainly)
-        bare.network = functools.lru_cache(maxsize=_KEEPS)(bare._network)
+        bare.walks = functools.lru_cache(maxsize=_KEEPS)(bare._walks)
         bare.steps = functools.lru_cache(maxsize=_KEEPS)(functools.partial(Steps, bare))
         bare.crossing = compiled(bare._crossing, bare.key)
         return bare
@@ -291,7 +299,7 @@ class Whole:
         if self.field.key is None:
             return None
         leaves, structure = jax.tree.flatten(self.rest)
-        of = (self.span, self.made.solver, self.made.gradient, type(self.way), vars(self.way), leaves)
+        of = (self.span, self.made.solver, self.made.gradient, type(self.way), self.way.choices, leaves)
         found, layout = described(*of), self.layout
         if found is None:
             return None
@@ -301,8 +309,8 @@ class Whole:
         """The solve without a derivative."""
         return compiled(functools.partial(self._solve, keep=keep), self.key)
 
-    def _network(self, keep: Keep) -> Callable[..., Out]:
-        """The solve with its derivative: forward passes that keep what the way back needs only where there is one."""
+    def _walks(self, keep: Keep) -> tuple[Callable[..., Out], Callable[..., tuple[Out, Walked]]]:
+        """The forward pass, and that which also keeps what the way back needs."""
 
         def out(walked: Walked) -> Out:
             return Out(walked.y1, walked.ys, walked.record.y, walked.record.slopes, walked)
@@ -321,7 +329,16 @@ class Whole:
             kept = walked._replace(y1=(), ys=(), record=record._replace(y=(), slopes=()))
             return out(walked)._replace(walked=walked._replace(record=unseen)), kept
 
-        at_once, for_way_back = compiled(walking, self.key), compiled(walking_back, self.key)
+        return compiled(walking, self.key), compiled(walking_back, self.key)
+
+    def network(self, keep: Keep, way: WayBack) -> Callable[..., Out]:
+        """The solve with its derivative: forward passes that keep what the way back needs only where there is one.
+
+        Args:
+            keep: what is kept of it for its user.
+            way: the gradient method, as it is for this solve.
+        """
+        at_once, for_way_back = self.walks(keep)
 
         @jax.custom_jvp
         def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
@@ -341,7 +358,7 @@ class Whole:
                 return (found, kept), _unmoved((found, kept))
             t0, t1, ts = (value if ask else None for value, ask in _times(times, asked, structure))
             moving(self.field, t0, t1, ts)
-            rule = self.steps(keep, structure, asked)
+            rule = Derivative(self.steps(keep, structure, asked), way)
             carried = carry(
                 rule, (given, rest, found[:4], kept), found[:4], [t for t, ask in zip(moved, asked, strict=True) if ask]
             )
@@ -357,7 +374,32 @@ class Whole:
 
 
 @dataclass(frozen=True, eq=False)
-class Steps(Linear):
+class Derivative(Linear):
+    """The derivative of one solve.
+
+    Args:
+        steps: it, as of any solve of the same programs.
+        way: the gradient method, which tells what is to be said of this solve.
+    """
+
+    steps: Steps
+    way: WayBack
+
+    def forward(self, residuals: Any, tangents: Any) -> Any:
+        """See `Linear`."""
+        return self.steps.forward(residuals, tangents)
+
+    def backward(self, residuals: Any, cotangents: Any) -> Any:
+        """See `Linear`."""
+        return self.steps.picked(self.way.settled(*self.steps.back(residuals, cotangents)))
+
+    def second(self, residuals: Any, cotangents: Any) -> Any:
+        """See `Linear`."""
+        return self.steps.second(residuals, cotangents)
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
     """The derivative of a solve, its steps taken as they are, and its gradient method.
 
     Args:
@@ -378,34 +420,38 @@ class Steps(Linear):
             refuse_forward(label, drop_in=self.whole.way.resolve is not None)
         return self._again(False, most_steps(residuals[3]))(residuals, tangents)
 
-    def backward(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
-        way = self.whole.way
-        if self.whole.key is None:
-            return self._picked(self._back(residuals, cotangents, way.settled)[0])
-        return self._picked(way.settled(*self._back_compiled(residuals, cotangents)))
-
     @functools.cached_property
-    def _back_compiled(self) -> Callable[..., Any]:
-        """What raises an error by what it finds does so where that is known: outside of the program."""
-        return compiled(functools.partial(self._back, settled=lambda found, _: found), self.whole.key)
-
-    def _back(self, residuals: Any, cotangents: Any, settled: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    def back(self) -> Callable[..., Any]:
         """The gradients by y0, by what the field reads, by times and the probe; and what `WayBack.settled` looks at."""
+        return compiled(self._back, self.whole.key)
+
+    def _back(self, residuals: Any, cotangents: Any) -> tuple[Any, Any]:
         given, rest, (end, kept_ys, *_), walked = residuals
         y0, of, times, _ = jax.tree.unflatten(self.structure, given)
         ts = rest[-1]
         walked = walked._replace(y1=end, ys=kept_ys)
+        walked = self._unread(walked, rest, y0, cotangents)
         run, allowed = self._run(of, rest, walked)
         read = bool(jax.tree.leaves(cotangents[2:]))
         y1, ys, y, slopes = self._filled(residuals, cotangents)
         meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
         sums = jax.tree.map(jnp.zeros_like, of)
         g, sums, residual, trouble = self.whole.way.back(run, walked, meeting, sums, y0, allowed)
-        g, sums, residual = settled((g, sums, residual), trouble)
         needed = Times(*(t if ask else None for t, ask in _times(times, self.asked, self.structure)))
         moved = of_times(run, needed, ts, walked, y0, g, y1, ys)
         return (g, sums, tuple(moved), residual), trouble
+
+    def _unread(self, walked: Walked, rest: Any, y0: Leaves, cotangents: Any) -> Walked:
+        """The solve; one that could not go on, and that nobody reads a state of, with no step taken.
+
+        The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow.
+        """
+        read = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]
+        idle = (walked.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
+        pace = walked.pace._replace(accepted=jnp.where(idle, 0, walked.pace.accepted))
+        end, outputs = jnp.where(idle, rest[3].t0, walked.end), jnp.where(idle, 0, walked.outputs)
+        y1 = choose(idle, y0, walked.y1)
+        return walked._replace(pace=pace, end=end, outputs=outputs, y1=y1)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         """See `Linear`."""
@@ -429,7 +475,7 @@ class Steps(Linear):
             g, sums, moved = adjoint_again(
                 self.whole.way.resolve, self.whole.slope, of, rest, times, y0, ends, gradients
             )
-            return self._picked((g, sums, tuple(moved), jnp.zeros_like(probe)))
+            return self.picked((g, sums, tuple(moved), jnp.zeros_like(probe)))
 
         return compiled(program, self.whole.key)
 
@@ -439,7 +485,7 @@ class Steps(Linear):
 
         def program(transposed: bool, most: int) -> Callable[..., Any]:
             def linear(residuals: Any, values: Any) -> Any:
-                function, moving = self._plain(residuals, most)
+                function, moving = self._plain(residuals, gated if transposed else lambda _, tree: tree, most)
                 if transposed:
                     return jax.vjp(function, moving)[1](self._filled(residuals, values))[0]
                 return jax.jvp(function, (moving,), (values,))[1]
@@ -448,7 +494,7 @@ class Steps(Linear):
 
         return functools.lru_cache(maxsize=_KEEPS)(program)
 
-    def _plain(self, residuals: Any, most: int) -> tuple[Callable[[list[Array]], Any], list[Array]]:
+    def _plain(self, residuals: Any, gate: Gate, most: int) -> tuple[Callable[[list[Array]], Any], list[Array]]:
         """The outputs as a function of what a derivative is asked for, and that."""
         given, rest, _, walked = residuals
         walked = lax.stop_gradient(walked)
@@ -460,23 +506,25 @@ class Steps(Linear):
             run, _ = self._run(of, rest, walked)
             line, ts = run.line, rest[-1]
             t0, t1, moved_ts = offsets(rest, times)
-            slope, shared = self.whole.slope, run.field.kind == "shared"
+            shared, failed = run.field.kind == "shared", walked.pace.outcome > CODE[Result.EVENT]
+            begun = ~failed | (walked.pace.accepted > 0)
+
+            def passed(go: Array, place: Any, otherwise: Leaves) -> Leaves:
+                moving, reads = gate(go, (place, of))
+                return choose(go, passing(self.whole.slope, *moving, reads, rest), otherwise)
+
             if shared:  # also where no derivative by times is asked for now: one of this may be
-                y0 = passing(slope, line.t0, t0, y0, of, rest)
-            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense, most)
+                y0 = passed(begun, (line.t0, t0, y0), y0)
+            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense, gate, most)
             if shared:
                 inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
-                y1 = choose(inside, y1, passing(slope, t1, line.t1, y1, of, rest))
+                y1 = passed(~(failed | inside), (t1, line.t1, y1), y1)
             if times[2] is not None:
-                reached = jnp.arange(ts.shape[0]) < walked.outputs
-                moved = lax.map(lambda each: passing(slope, *each, of, rest), (moved_ts, ts, ys))
-                ys = tuple(
-                    jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, before)
-                    for leaf, before in zip(moved, ys, strict=True)
-                )
+                reached = (jnp.arange(ts.shape[0]) < walked.outputs) & begun
+                ys = lax.map(lambda each: passed(each[0], each[1:], each[3]), (reached, moved_ts, ts, ys))
             return y1, ys, y, slopes
 
-        return function, self._picked(jax.tree.unflatten(self.structure, given))
+        return function, self.picked(jax.tree.unflatten(self.structure, given))
 
     def _run(self, of: Any, rest: Any, walked: Walked) -> tuple[Along, Tolerance]:
         run, allowed, _ = self.whole._run(of, rest)
@@ -485,7 +533,7 @@ class Steps(Linear):
             run = dataclasses.replace(run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps))
         return run, allowed
 
-    def _picked(self, tree: Any) -> list[Any]:
+    def picked(self, tree: Any) -> list[Any]:
         """The leaves that a derivative is asked for; None among them is a time that needs none."""
         leaves = self.structure.flatten_up_to(tree)
         return [leaf for leaf, ask in zip(leaves, self.asked, strict=True) if ask]

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Grid, Stats, UnsupportedError
-from odenet.kit import add
+from odenet.kit import Alarm, add
 from odenet_jax.field.field import Weights
 from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
+from odenet_jax.gradients.certificate import Sketch
 from odenet_jax.gradients.linear_map import REMEDY, reverse_only
 from odenet_jax.steps.fixed import Beside, Carried, Run, kept_rows, loop_in_place, read
 
@@ -38,8 +39,17 @@ class Adjoint(ABC):
     from_end = True
     """Whether the way back starts from the state at t1, which is kept for it."""
 
-    def __init__(self, stats: Stats) -> None:
-        self.stats = stats
+    def __init__(self, stats: Stats, alarm: Alarm | None = None) -> None:
+        self.stats, self.alarm = stats, alarm
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What its programs depend on: all but what belongs to one solve, and is told of by `settled`."""
+        return {name: value for name, value in sorted(vars(self).items()) if name not in ("stats", "alarm")}
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """What the way back is to be given of the state at t0."""
+        return None
 
     def keeps(self, run: Run) -> Sequence[int]:
         """The indices below N, in order, of the states that the way back is to be given beside the user's."""
@@ -65,7 +75,14 @@ class Adjoint(ABC):
         """
 
     def settled(self, found: Any, trouble: Any) -> Any:
-        """The gradients found, if the way back has come to its end."""
+        """What the way back found, if it has come to its end; what is to be said of it is said.
+
+        Not part of a program that is kept: errors and warnings are those of this solve.
+
+        Args:
+            found: gradients with respect to y0, to weights, others if there are any, and the residual.
+            trouble: see `back`.
+        """
         return found
 
     def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
@@ -77,19 +94,18 @@ class Adjoint(ABC):
         weights = alike(run.weights, y0)
         moving = reverse_only((alike(y0, weights), (weights.inexact, weights.closed)), self.stats.gradient)
         arguments = (*moving, (weights.other, weights.constants, told), alike(probe, moving))
-        key = run.key("gradient", type(self), *(each for name, each in sorted(vars(self).items()) if name != "stats"))
+        key = run.key("gradient", type(self), self.choices)
         bare = dataclasses.replace(run, weights=Weights([], []), replay=None)
-        network = kept(key, lambda: self.network(bare, key, arguments))
+        network = self.network(bare, kept(key, lambda: self.programs(bare, key)), arguments)
         ys, state = network(*arguments)
         return ys, told and dataclasses.replace(told, state=lax.stop_gradient(state))
 
-    def network(self, run: Run, key: Hashable | None, arguments: Any) -> Callable[..., Any]:
-        """The solve as a function of arrays alone, with this way back.
+    def programs(self, run: Run, key: Hashable | None) -> tuple[Callable[..., Any], ...]:
+        """The solve, the solve with what the way back needs of it, and the way back, as functions of arrays alone.
 
         Args:
             run: without its arrays.
-            key: of the programs, see `odenet_jax.field.programs`.
-            arguments: examples.
+            key: what they are kept by, see `odenet_jax.field.programs`.
         """
 
         def bound(of: Any, rest: Any) -> Run:
@@ -105,7 +121,7 @@ class Adjoint(ABC):
             here = bound(of, rest)
             self.discover(here, y0)
             ys, states, end, told = loop_in_place(here, y0, self.keeps(here), self.beside(here))
-            kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None)
+            kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None, self.sketch(y0))
             return (ys, told and told.state), (kept, told)
 
         def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array, Any]:
@@ -114,7 +130,17 @@ class Adjoint(ABC):
             sums = jax.tree.map(jnp.zeros_like, of)
             return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
 
-        at_once, for_way_back, way_back = (compiled(each, key) for each in (primal, forward, backward))
+        return tuple(compiled(each, key) for each in (primal, forward, backward))
+
+    def network(self, run: Run, programs: tuple[Callable[..., Any], ...], arguments: Any) -> Callable[..., Any]:
+        """The solve as a function of arrays alone, with this way back; made anew for each solve, see `settled`.
+
+        Args:
+            run: without its arrays.
+            programs: see there; those of a solve before it may do.
+            arguments: examples.
+        """
+        at_once, for_way_back, way_back = programs
 
         def there(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Any, Any]:
             found, (kept, told) = for_way_back(y0, of, rest)
@@ -155,9 +181,10 @@ class Kept:
     states: Leaves
     ys: Leaves | None
     end: Carried | Any | None
+    sketch: Sketch | None = None
 
 
-jax.tree_util.register_dataclass(Kept, ["states", "ys", "end"], [])
+jax.tree_util.register_dataclass(Kept, ["states", "ys", "end", "sketch"], [])
 
 
 class Joining:

@@ -9,17 +9,18 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
 
-from odenet import DiscreteAdjoint, GradientError, Problem, Stats
-from odenet.kit import add, combine, subtract
+from odenet import DiscreteAdjoint, Problem, Stats
+from odenet.kit import Alarm, add, alarm, combine, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
-from odenet_jax.gradients.raised import raised
+from odenet_jax.gradients.certificate import Sketch, certify, relative, tied, worse
 from odenet_jax.steps.accepted import Along
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
 from odenet_jax.steps.record import Keep, Walked
@@ -34,9 +35,13 @@ Trouble = tuple[Array, Array, Array]
 class Reversal(Adjoint):
     """Backward from y[N], a step at a time."""
 
-    def __init__(self, method: DiscreteAdjoint, stats: Stats) -> None:
-        super().__init__(stats)
+    def __init__(self, method: DiscreteAdjoint, stats: Stats, alarm: Alarm | None) -> None:
+        super().__init__(stats, alarm)
         self.method = method
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """See `Adjoint.sketch`."""
+        return Sketch(y0)
 
     def keeps(self, run: Run) -> Sequence[int]:
         """See `Adjoint.keeps`."""
@@ -51,7 +56,7 @@ class Reversal(Adjoint):
             buffers.append((kept.ys, gradients.rows))
 
         def step(n: Any, carry: Any, *, early: bool) -> Any:
-            y, g, sums, residual, seen, trouble = carry
+            y, g, sums, worst, seen, trouble = carry
             here = run.at(n)
             predict = functools.partial(self.predict, here, n, y, seen, trouble, early=early)
             known, exact = jnp.array(False), y
@@ -63,22 +68,26 @@ class Reversal(Adjoint):
             d, pull = vjp(here, lambda run, z: run.increment(n, z), z)
             part, *found = pull(g)
             before = subtract(y, d)
-            defect = jnp.where(known, 0.0, relative(subtract(before, z), y))
+            # where y[n] is known, its own increment taken back from a rebuilt y[n+1] misses it by what that is off
+            of = tuple(jnp.where(known, *pair) for pair in zip(z, y, strict=True)) if buffers else y
+            worst = worse(worst, relative(subtract(before, z), of), n)
             after = before if method.correct else z
             y = tuple(jnp.where(known, *pair) for pair in zip(z, after, strict=True)) if buffers else after
             g = gradients.join(n, add(g, part))
             seen = (d, *seen[:-1]) if seen else ()
-            return y, g, collect(here, n, sums, found), _largest(residual, defect), seen, trouble
+            return y, g, collect(here, n, sums, found), worst, seen, trouble
 
         zero = jnp.zeros((), run.layout.time)
         seen = (zeros(y),) * method.order if method.extrapolates else ()
-        carry = (y, gradients.end(), sums, zero, seen, (jnp.int32(-1), zero, zero))
+        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), seen, (jnp.int32(-1), zero, zero))
         early = min(method.order, steps) if method.extrapolates else steps
         carry = descend(functools.partial(step, early=True), steps, early, carry)
         if early < steps:
             carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
-        _, g, sums, residual, _, trouble = carry
-        return g, sums, residual, trouble
+        y, g, sums, worst, _, trouble = carry
+        assert kept.sketch is not None
+        worst = worse(worst, kept.sketch.error(y), -1)
+        return g, sums, worst[0], (trouble, steps, worst)
 
     def predict(
         self, run: Run, n: Any, y: Leaves, seen: tuple[Leaves, ...], trouble: Trouble, *, early: bool
@@ -121,32 +130,57 @@ class Reversal(Adjoint):
         new = ~(residual <= tolerance) & (trouble[0] < 0)
         return z, jax.tree.map(lambda now, before: jnp.where(new, now, before), (n, first, residual), trouble)
 
-    def settled(self, found: tuple[Leaves, Sums, Array], trouble: Trouble) -> tuple[Leaves, Sums, Array]:
-        """What the way back found, if every step was undone to the tolerance.
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """See `Adjoint.settled`. The gradients, if every step was undone to the tolerance, and all were.
 
         Raises:
-            GradientError: it was not; a compiled program raises a RuntimeError of this message when it runs.
+            GradientError: they were not; a compiled program raises a RuntimeError of this message when it runs, with
+                the power of ten of what was reached.
         """
+        trouble, steps, worst = trouble
+        return certify(self.stats, self.alarm, steps, worst, self._undone(found, trouble, worst[0]))
+
+    def _undone(self, found: Any, trouble: Trouble, certificate: Array) -> Any:
         method = self.method
         if method.tolerance is None:
             return found
-        given = f"cannot be undone to tolerance={method.tolerance}: after {method.limit} evaluations the residual"
-        allowed = "steps with h Lip(f) < 1, which are undone by repetition"
-        remedy = "take gradient='checkpoint', which undoes nothing; or smaller steps, a larger limit or tolerance"
-        if not isinstance(trouble[0], Tracer):
-            n, first, last = (leaf.item() for leaf in trouble)
-            if n >= 0:
-                raise GradientError(f"step {n} {given} went from {first:.1e} to {last:.1e}", allowed, remedy)
+        n, first, last = trouble
+        if not isinstance(n, Tracer):
+            if n.item() >= 0:
+                raise self.method.stuck(f"step {n.item()}", f"went from {first.item():.1e} to {last.item():.1e}")
+            if not certificate.item() <= method.tolerance:
+                raise self.method.grown(f"{certificate.item():.1e}")
             return found
-        return raised(found, trouble[0] >= 0, GradientError(f"a step {given} is larger", allowed, remedy))
+        stuck = [str(self.method.stuck("a step", f"is about {size}")) for size in _SIZES]
+        grown = [str(self.method.grown(f"about {size}")) for size in _SIZES]
+        # by way of a number: what passes through error_if itself loses its sharding over devices
+        zero = eqx.branched_error_if(jnp.zeros(()), n >= 0, _size(last), stuck)
+        zero = eqx.branched_error_if(zero, ~(certificate <= method.tolerance), _size(certificate), grown)
+        # whichever gradients are wanted: where only those of weights are, that of the state is never worked out
+        *gradients, residual = found
+        return *tied(zero, gradients), residual
+
+
+_SIZES = ("less than 1e-15", *(f"1e{power}" for power in range(-15, 2)), "more than 1e2, or not finite")
+
+
+def _size(value: Array) -> Array:
+    """Which of the words for sizes is that of a number."""
+    power = jnp.nan_to_num(jnp.log10(value), nan=2, posinf=2, neginf=-16)
+    return jnp.clip(jnp.round(power) + 16, 0, len(_SIZES) - 1).astype(jnp.int32)
 
 
 class AdaptiveReversal(WayBack):
     """The same over the steps that an adaptive solve accepted."""
 
-    def __init__(self, method: DiscreteAdjoint, stats: Stats) -> None:
+    def __init__(self, method: DiscreteAdjoint, stats: Stats, alarm: Alarm | None) -> None:
         self.method = method
-        self.fixed = Reversal(method, stats)
+        self.fixed = Reversal(method, stats, alarm)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """See `WayBack.choices`."""
+        return self.fixed.choices
 
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
@@ -163,51 +197,41 @@ class AdaptiveReversal(WayBack):
             return state[0] >= 0
 
         def step(state: Any) -> Any:
-            n, y, g, output, sums, residual, trouble = state
+            n, y, g, output, sums, worst, trouble = state
             go, place = alive(state), jnp.maximum(n, 0)
             z, found = self.fixed.predict(run.at(place), place, y, (), trouble, early=True)
             d, g, output, sums = stretch.step(place, go, z, g, output, sums)
             before = subtract(y, d)
-            residual = jnp.where(go, _largest(residual, relative(subtract(before, z), y)), residual)
+            worst = choose(go, worse(worst, relative(subtract(before, z), y), place), worst)
             y = choose(go, before if method.correct else z, y)
             if anchors is not None:
                 row = place // (method.anchors or 1) - 1
                 known = go & (place > 0) & (place % (method.anchors or 1) == 0) & (row < anchors.starts.shape[0])
-                y = choose(known, read(anchors.rows, jnp.maximum(row, 0)), y)
-            return n - go, y, g, output, sums, residual, choose(go, found, trouble)
+                exact = read(anchors.rows, jnp.maximum(row, 0))
+                worst = choose(known, worse(worst, relative(subtract(y, exact), exact), place), worst)
+                y = choose(known, exact, y)
+            return n - go, y, g, output, sums, worst, choose(go, found, trouble)
 
         g, output = stretch.start()
         zero = jnp.zeros((), run.layout.time)
-        state = (walked.pace.accepted - 1, walked.last, g, output, sums, zero, (jnp.int32(-1), zero, zero))
-        _, _, g, output, sums, residual, trouble = repeat(alive, step, state)
-        return stretch.finish(g, output), sums, residual, trouble
+        worst, trouble = (zero, jnp.int32(-1)), (jnp.int32(-1), zero, zero)
+        state = (walked.pace.accepted - 1, walked.last, g, output, sums, worst, trouble)
+        _, y, g, output, sums, worst, trouble = repeat(alive, step, state)
+        worst = worse(worst, relative(subtract(y, y0), y0), -1)
+        return stretch.finish(g, output), sums, worst[0], (trouble, walked.pace.accepted, worst)
 
     def settled(self, found: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""
         return self.fixed.settled(found, trouble)
 
 
-def relative(defect: Leaves, y: Leaves) -> Array:
-    """|defect| / |y|, Euclidean over all leaves."""
-    size = _norm(y)
-    return _norm(defect) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
-
-
-def _norm(leaves: Leaves) -> Array:
-    return functools.reduce(jnp.hypot, (jnp.linalg.norm(leaf.ravel()) for leaf in leaves))
-
-
-def _largest(residual: Array, defect: Array) -> Array:
-    return jnp.maximum(residual, defect.astype(residual.dtype))
-
-
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_jax.gradients.solve`."""
     assert isinstance(problem.gradient, DiscreteAdjoint)
-    return Reversal(problem.gradient, stats).solve
+    return Reversal(problem.gradient, stats, alarm(problem.field)).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> WayBack:
     """See `odenet_jax.gradients.solve`."""
     assert isinstance(problem.gradient, DiscreteAdjoint)
-    return AdaptiveReversal(problem.gradient, stats)
+    return AdaptiveReversal(problem.gradient, stats, alarm(problem.field))

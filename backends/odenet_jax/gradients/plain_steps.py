@@ -6,7 +6,9 @@ kept, and what lies between them is computed again. Forward mode and second deri
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +25,9 @@ from odenet_jax.steps.dense import between
 from odenet_jax.steps.record import Walked
 from odenet_jax.steps.weighted_sum import choose
 
+Gate = Callable[[Any, Any], Any]
+"""See `odenet_jax.steps.weighted_sum.gated`."""
+
 Ends = tuple[Leaves, Leaves, Leaves, tuple[Leaves, ...]]
 """The state at the end, those at the kept times, and what dense output reads, as in `Cotangents`."""
 
@@ -36,7 +41,7 @@ def most_steps(walked: Walked) -> int:
     return max(1, min(most, 1 << max(int(count) - 1, 0).bit_length()))
 
 
-def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int, most: int) -> Ends:
+def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int, gate: Gate, most: int) -> Ends:
     """The end of the accepted steps from y0, and what lies within them.
 
     Args:
@@ -45,6 +50,7 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         y0: the state at t0.
         ts: the kept times; None where that is its end alone.
         dense: of how many steps what dense output reads; 0 for none.
+        gate: `gated` where cotangents are to go back.
         most: see `most_steps`.
     """
     assert walked.record.nodes is not None
@@ -53,14 +59,14 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
     inner = jnp.zeros(0, jnp.int32)
     if ts is not None:  # the step that each lies in, -1 for t0 itself
         before = reached & (sign * (nodes - ts[:, None]) < 0)
-        inner = jnp.sum(before, 1, dtype=jnp.int32) - 1
+        inner = jnp.minimum(jnp.sum(before, 1, dtype=jnp.int32), count) - 1
     if walked.position is not None:
         inner = jnp.concatenate([inner, count[None] - 1])
-    y1, starts, stacked = _loop(run, walked, y0, inner, dense, max(most, dense))
+    y1, starts, stacked = _loop(run, walked, y0, inner, dense, gate, max(most, dense))
 
-    def within(place: tuple[Array, Array, Leaves]) -> Leaves:
-        n, position, y = place
-        here = _standing(run, walked, n)
+    def within(place: tuple[Array, Array, Array, Leaves]) -> Leaves:
+        go, n, position, y = place
+        here, position, y = _read(gate, go, _standing(run, walked, n), position, y)
         assert here.ends is not None
         _, slopes = piece(here, y)
         return between(run.solver.increments, position, y, here.ends[1] - here.ends[0], slopes)
@@ -72,7 +78,7 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         position = jnp.clip((ts - a) / jnp.where(b == a, 1, b - a), 0, 1)
         rows = tuple(leaf[: ts.shape[0]] for leaf in starts)
         early = (inner[: ts.shape[0]] < 0) | (jnp.arange(ts.shape[0]) >= walked.outputs)
-        found = lax.map(jax.checkpoint(within), (n, position, rows))
+        found = lax.map(jax.checkpoint(within), (~early, n, position, rows))
         ys = tuple(
             jnp.where(early.reshape(-1, *[1] * first.ndim), first, leaf) for first, leaf in zip(y0, found, strict=True)
         )
@@ -80,7 +86,8 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         ys = tuple(jnp.where(late.reshape(-1, *[1] * (leaf.ndim - 1)), lax.stop_gradient(leaf), leaf) for leaf in ys)
     if walked.position is not None:
         last = tuple(leaf[-1] for leaf in starts)
-        y1 = choose(walked.position < 1, within((jnp.maximum(count - 1, 0), walked.position, last)), y1)
+        inside = walked.position < 1
+        y1 = choose(inside, within((inside, jnp.maximum(count - 1, 0), walked.position, last)), y1)
     return y1, ys, *stacked
 
 
@@ -91,7 +98,15 @@ def _standing(run: Along, walked: Walked, n: Any) -> Along:
     return run.between(a, jnp.where(walked.pace.accepted > 0, b, a))
 
 
-def _loop(run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int, most: int) -> tuple[Leaves, Leaves, Any]:
+def _read(gate: Gate, go: Array, run: Along, *reads: Any) -> tuple[Any, ...]:
+    """A run and what a step of it reads, where the step is taken."""
+    weights, slot, *others = gate(go, (run.weights, run.slot, *reads))
+    return dataclasses.replace(run, weights=weights, slot=slot), *others
+
+
+def _loop(
+    run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int, gate: Gate, most: int
+) -> tuple[Leaves, Leaves, Any]:
     """The end, the states at the start of some steps, and what dense output reads."""
     count = walked.pace.accepted
     chunk = max(1, math.isqrt(most))
@@ -99,8 +114,8 @@ def _loop(run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int, most
     def step(carry: tuple[Leaves, Leaves], n: Array) -> tuple[tuple[Leaves, Leaves], Any]:
         y, starts = carry
         go = n < count
-        # where no step is left: the first one from y0, which is known to be finite
-        here, at = _standing(run, walked, jnp.where(go, n, 0)), choose(go, y, y0)
+        # where no step is left: the first one from y0, which is known to be finite but where there is none at all
+        here, at = _read(gate, go, _standing(run, walked, jnp.where(go, n, 0)), choose(go, y, y0))
         if inner.shape[0]:
             starts = tuple(
                 jnp.where((inner == n).reshape(-1, *[1] * leaf.ndim), leaf, kept)

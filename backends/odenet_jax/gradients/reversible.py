@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Problem, ReversibleSolver, Stats
+from odenet.kit import alarm
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
-from odenet_jax.gradients.discrete_adjoint import relative
+from odenet_jax.gradients.certificate import certify, relative
 from odenet_jax.steps.fixed import Run, Solve
 
 
@@ -40,7 +41,14 @@ class Retrace(Adjoint):
         pair, g, sums = descend(step, steps, steps, carry)
         pull = Pull(run.at(jnp.int32(0)))
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        return gradient, pull.collect(jnp.int32(0), sums), relative(defect, y).astype(run.layout.time), None
+        residual = relative(defect, y).astype(run.layout.time)
+        sums = pull.collect(jnp.int32(0), sums)
+        return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
+
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """See `Adjoint.settled`."""
+        steps, worst = trouble
+        return certify(self.stats, self.alarm, steps, worst, found)
 
 
 @dataclass(frozen=True)
@@ -76,4 +84,4 @@ class Pull:
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_jax.gradients.solve`."""
-    return Retrace(stats).solve
+    return Retrace(stats, alarm(problem.field)).solve

@@ -1,4 +1,7 @@
-"""Networks: residual stacks of any equinox modules, neural ODEs, and the networks of a `NetSpec`."""
+"""Networks: residual stacks of any equinox modules, neural ODEs, and the networks of a `NetSpec`.
+
+Over 250 lines, most of them docstrings, so that the three networks stand in one file as they do for torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution
+from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, StateError
 from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -59,6 +62,12 @@ class ResidualStack(eqx.Module):
         t1: float = 1.0,
     ) -> None:
         self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
+        for name, time in (("t0", t0), ("t1", t1)):
+            if isinstance(time, jax.Array):
+                raise InputError(
+                    f"{name} of a ResidualStack is an array, which would get no gradient",
+                    f"a number, as in float({name})",
+                )
         self.t0, self.t1 = t0, t1
         self.along = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         single = {id(block): block for block in blocks}
@@ -69,7 +78,10 @@ class ResidualStack(eqx.Module):
             jax.tree.structure(arrays) != jax.tree.structure(parts[0][0]) or not eqx.tree_equal(static, parts[0][1])
             for arrays, static in parts
         ):
-            raise InputError(f"{len(parts)} blocks of different structures", "at least one, all of one structure")
+            remedy = _STATEFUL if any(map(_holds_state, single.values())) else ""
+            raise InputError(
+                f"{len(parts)} blocks of different structures", "at least one, all of one structure", remedy
+            )
         self.blocks = eqx.combine(jax.tree.map(lambda *each: jnp.stack(each), *(a for a, _ in parts)), parts[0][1])
 
     @classmethod
@@ -133,6 +145,9 @@ class ResidualStack(eqx.Module):
             StateError: a state that is not that of these blocks.
         """
 
+        if state is None and _holds_state(self.blocks):
+            raise StateError("blocks with a state (BatchNorm), called without one", "stack(x, state=state)", _STATEFUL)
+
         def field(t: Array, y: Any, block: Any, *told: Any) -> Any:
             value = call(block, (y, *arguments), named, *told, axis_name=axis_name)
             return value if told else value[0]
@@ -144,6 +159,15 @@ class ResidualStack(eqx.Module):
         return solution.y1 if state is None else (solution.y1, after)
 
 
+_STATEFUL = "ResidualStack.stateful(make, keys) makes the blocks of such a stack together with their state"
+
+
+def _holds_state(block: Any) -> bool:
+    """Whether some layer of equinox in it keeps a state beside its arrays."""
+    leaves = jax.tree.leaves(block, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex))
+    return any(isinstance(leaf, eqx.nn.StateIndex) for leaf in leaves)
+
+
 class NeuralODE(eqx.Module):
     """`y(t1)` of `y' = field(t, y)` from y(t0) = x.
 
@@ -151,7 +175,7 @@ class NeuralODE(eqx.Module):
         field: a module `field(t, y)`.
         steps: of the solver; None for an adaptive solve.
         solver, gradient: names or records; the default solver is rk4, of an adaptive solve dopri5.
-        t0, t1: times.
+        t0, t1: times; of an adaptive solve also arrays, which get a gradient.
         rtol, atol, control: of an adaptive solve, as in `odenet.solve`; numbers, or trees of them without arrays.
 
     Shapes: any array in, the same shape out.
@@ -164,8 +188,9 @@ class NeuralODE(eqx.Module):
     steps: int | None = eqx.field(static=True)
     solver: AnySolver = eqx.field(static=True)
     gradient: Gradient = eqx.field(static=True)
-    t0: float = eqx.field(static=True)
-    t1: float = eqx.field(static=True)
+    times: tuple[Any, Any]
+    """t0 and t1 where they are arrays, which are leaves; else None."""
+    numbers: tuple[Any, Any] = eqx.field(static=True)
     rtol: Any = eqx.field(static=True)
     atol: Any = eqx.field(static=True)
     control: PIDController | None = eqx.field(static=True)
@@ -177,8 +202,8 @@ class NeuralODE(eqx.Module):
         steps: int | None = None,
         solver: str | AnySolver | None = None,
         gradient: str | Gradient = "backprop",
-        t0: float = 0.0,
-        t1: float = 1.0,
+        t0: Any = 0.0,
+        t1: Any = 1.0,
         rtol: Any = None,
         atol: Any = None,
         control: PIDController | None = None,
@@ -188,7 +213,17 @@ class NeuralODE(eqx.Module):
         self.field, self.steps = field, steps
         self.solver = solver_named(solver or ("rk4" if steps is not None else "dopri5"))
         self.gradient = gradient_named(gradient)
-        self.t0, self.t1 = t0, t1
+        self.times, self.numbers = eqx.partition((t0, t1), lambda time: isinstance(time, jax.Array))
+
+    @property
+    def t0(self) -> Any:
+        """The first time."""
+        return eqx.combine(self.times, self.numbers)[0]
+
+    @property
+    def t1(self) -> Any:
+        """The last time."""
+        return eqx.combine(self.times, self.numbers)[1]
 
     def __call__(self, x: Any, probe: Array | None = None) -> Any:
         """The state at t1; for `probe` see `odenet_jax.solve`."""

@@ -13,7 +13,7 @@ from odenet import Event, PIDController, Result
 from odenet.kit import trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.steps.accepted import Along, Line
-from odenet_jax.steps.dense import Watch, between, slope_between
+from odenet_jax.steps.dense import Look, Watch, between, slope_between
 from odenet_jax.steps.fixed import write
 from odenet_jax.steps.record import Keep, Record, Walked, empty, kept
 from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, renewed, repeat, start
@@ -22,14 +22,13 @@ from odenet_jax.steps.weighted_sum import choose, only, weigh_leaves
 
 
 class Seen(NamedTuple):
-    """The last accepted step and what an event's condition was at its start."""
+    """The last accepted step, and what was seen of an event's condition along it."""
 
     t: Array
     y: Leaves
     y1: Leaves
     slopes: tuple[Leaves, ...]
-    before: Array
-    happened: Array
+    look: Look
 
 
 class _Carry(NamedTuple):
@@ -91,24 +90,22 @@ class March:
         ratio = self.tolerance.ratio(made.error, y, made.y1)
         accepted, now = judge(self.control, tableau.error_order, line, pace, step, ratio)
 
-        seen, happened = carry.seen, None
-        if seen is not None:
-            now, happened = self._look(now, seen, step.t1, made.y1, accepted)
         jumped = line.jumping(step.t1) if line.jumps.shape[0] else False
         first, slopes, renewals = made.slopes[-1], made.slopes, carry.renewals
         if not tableau.fsal:
-            needed = accepted & (now.alive & ~jumped | self._reads_end(ts, carry.output, step.t1, happened))
+            needed = accepted & (now.alive & ~jumped | self._reads_end(ts, carry.output, step.t1))
             first = renewed_end(here, needed, made.y1, carry.first)
             slopes, renewals = (*slopes, first), renewals + needed
+        seen = carry.seen
+        if seen is not None:
+            now, seen = self._look(now, seen, carry, step.t1, made.y1, slopes, accepted)
         if line.jumps.shape[0]:
             needed = accepted & now.alive & jumped
             first = renewed(self.run, needed, step.t1, made.y1, first)
             renewals = renewals + needed
-        if seen is not None and happened is not None:
-            seen = self._seen(seen, carry, step.t1, made.y1, slopes, accepted, happened)
         output, ys = carry.output, carry.ys
         if ts is not None:
-            passing = accepted if seen is None else accepted & ~seen.happened.any()
+            passing = accepted if seen is None else accepted & ~seen.look.happened.any()
             output, ys = self._emit(ts, output, ys, passing, (pace.t, step.t1), step.t1, y, made.y1, slopes)
         return _Carry(
             now,
@@ -121,15 +118,14 @@ class March:
             seen,
         )
 
-    def _reads_end(self, ts: Array | None, output: Array, t1: Array, happened: Array | None) -> Any:
+    def _reads_end(self, ts: Array | None, output: Array, t1: Array) -> Any:
         """Whether dense output of the step to t1 is read, and with it the slope there."""
-        if self.keep.dense:
+        if self.keep.dense or self.event is not None:
             return True
-        inside = jnp.zeros((), bool) if happened is None else happened.any()
         if ts is None:
-            return inside
+            return False
         following = ts[jnp.minimum(output, ts.shape[0] - 1)]
-        return inside | (output < ts.shape[0]) & (self.line.sign * (following - t1) < 0)
+        return (output < ts.shape[0]) & (self.line.sign * (following - t1) < 0)
 
     def _early(self, y0: Leaves, ts: Array, ys: Leaves) -> tuple[Array, Leaves]:
         """The outputs at t0 itself."""
@@ -166,57 +162,65 @@ class March:
 
         return repeat(more, emit, (output, ys))
 
+    def _slack(self, *ends: Array) -> Array:
+        """How far beyond the event in a step a time in `ts` counts as that of the event."""
+        assert self.event is not None
+        rounding = 64 * float(jnp.finfo(ends[0].dtype).eps) * jnp.maximum(*map(jnp.abs, ends))
+        return rounding + (self.event.tolerance or 0.0)
+
     def _unseen(self, y0: Leaves) -> Seen | None:
         if self.event is None:
             return None
         before = self._watch().signs(self.line.t0, y0)
         tableau = self.run.solver.increments
         slopes = (tuple(jnp.zeros_like(leaf) for leaf in y0),) * (tableau.stages + (not tableau.fsal))
-        return Seen(self.line.t0, y0, y0, slopes, before, jnp.zeros(before.shape, bool))
+        zero = jnp.zeros((), self.line.t0.dtype)
+        return Seen(self.line.t0, y0, y0, slopes, Look(before, zero, zero, jnp.zeros(before.shape, bool)))
 
     def _watch(self) -> Watch:
         assert self.event is not None
         return Watch(self.event, self.run.layout, self.line.clock)
 
-    def _look(self, pace: Pace, seen: Seen, t1: Array, y1: Leaves, accepted: Any) -> tuple[Pace, Array]:
-        """Where the loop is if an event may end it, and which entries of its condition changed their sign."""
-        assert self.event is not None
-        happened = self._watch().happened(t1, y1, seen.before) & accepted
-        ends = happened.any()
-        outcome = jnp.where(ends, CODE[Result.EVENT], pace.outcome).astype(jnp.int32)
-        return pace._replace(alive=pace.alive & ~ends, outcome=outcome), happened
+    def _look(
+        self, pace: Pace, seen: Seen, carry: _Carry, t1: Array, y1: Leaves, slopes: Any, accepted: Any
+    ) -> tuple[Pace, Seen]:
+        """Where the loop is if an event in the step ends it, and what was seen of the last accepted step.
 
-    def _seen(
-        self, seen: Seen, carry: _Carry, t1: Array, y1: Leaves, slopes: Any, accepted: Any, happened: Array
-    ) -> Seen:
-        assert self.event is not None
-        after = self._watch().signs(t1, y1, seen.before)
-        after = jnp.where(accepted & ~happened.any(), after, seen.before)
-        t, y, y1, slopes = choose(accepted, (carry.pace.t, carry.y, y1, slopes), tuple(seen[:4]))
-        # a row that an event has ended stays in the loop until the slowest one is done, and none of its further passes
-        # is an accepted step: what has happened must outlive them
-        return Seen(t, y, y1, slopes, after, seen.happened | happened)
+        A row that an event has ended stays in the loop until the slowest one is done, and none of its further passes is
+        an accepted step: what has happened outlives them.
+        """
+        t, y = carry.pace.t, carry.y
+        h = t1 - t
+
+        def at(position: Array) -> Leaves:
+            return between(self.run.solver.increments, position, y, h, slopes)
+
+        look = self._watch().look(at, t, h, y1, seen.look.before)
+        ends = look.happened.any() & accepted
+        outcome = jnp.where(ends, CODE[Result.EVENT], pace.outcome).astype(jnp.int32)
+        pace = pace._replace(alive=pace.alive & ~ends, outcome=outcome)
+        return pace, choose(accepted, Seen(t, y, y1, slopes, look), seen)
 
     def _walked(self, carry: _Carry, ts: Array | None) -> Walked:
         pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t
         position, entry, slope = None, None, ()
         if carry.seen is not None and self.event is not None:
             seen, watch, tableau = carry.seen, self._watch(), self.run.solver.increments
-            h, met = pace.t - seen.t, seen.happened.any()
+            h, met = pace.t - seen.t, seen.look.happened.any()
 
             def at(position: Array) -> Leaves:
                 return between(tableau, position, seen.y, h, seen.slopes)
 
-            position = jnp.where(met, watch.locate(at, seen.t, h, seen.before), 1).astype(h.dtype)
+            look = watch.locate(at, seen.t, h, seen.look)
+            position = jnp.where(met, look.high, 1).astype(h.dtype)
             inside = met & (position < 1)
             end = jnp.where(inside, seen.t + position * h, pace.t)
             y1 = choose(inside, at(position), carry.y)
             slope = slope_between(tableau, position, seen.slopes)
-            entry = jnp.argmax(watch.happened(end, y1, seen.before))
+            entry = jnp.argmax(watch.happened(end, y1, look.before))
             if ts is not None:
-                output, ys = self._emit(ts, output, ys, met, (seen.t, pace.t), end, seen.y, seen.y1, seen.slopes)
-        failed = pace.outcome > CODE[Result.EVENT]
-        y1 = tuple(only(~failed, leaf) for leaf in y1)
+                until = end + self.line.sign * self._slack(seen.t, pace.t)
+                output, ys = self._emit(ts, output, ys, met, (seen.t, pace.t), until, seen.y, seen.y1, seen.slopes)
         if ts is not None:
             ys = tuple(only(jnp.arange(ts.shape[0]) < output, leaf) for leaf in ys)
         return Walked(ys, y1, carry.y, end, pace, output, carry.renewals, carry.record, position, entry, slope)

@@ -166,21 +166,34 @@ class Watch:
         rises, falls = (before < 0) & up, (before > 0) & down
         return {0: rises | falls, 1: rises, -1: falls}[self.event.direction]
 
-    def locate(self, at: Callable[[Array], Leaves], t: Array, h: Array, before: Array) -> Array:
-        """The position in the step at which an entry changes first, given that one does: by bisection on dense output.
+    def look(self, at: Callable[[Array], Leaves], t: Array, h: Array, y1: Leaves, before: Array) -> Look:
+        """What is seen of a step: the first part in which an entry changes; none has happened where none does.
 
         Args:
-            at: the state at a position.
+            at: the state at a position, by dense output.
             t, h: the step.
+            y1: the state at its end.
             before: the signs at its start.
         """
-        kind, parts = t.dtype, self.event.subintervals
-        zero, one = jnp.zeros((), kind), jnp.ones((), kind)
+        zero, one = jnp.zeros((), t.dtype), jnp.ones((), t.dtype)
         look = Look(before, zero, zero, jnp.zeros(before.shape, bool))
-        look = self._part(at, t, h, look, jnp.asarray(self.event.positions(begun=False), kind), one)
+        look = self._first(at, t, h, look, jnp.asarray(self.event.positions(begun=False), t.dtype))
+        return self._seen(look, one, t + h, y1)
+
+    def locate(self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look) -> Look:
+        """Where in a step an entry changes first, `high`, given that one does: by bisection on dense output.
+
+        Args:
+            at, t, h: see `look`.
+            look: what was seen of the step.
+        """
+        kind, parts, end = t.dtype, self.event.subintervals, look.high
         # of several changes within that part the first
-        finer = look.low + (look.high - look.low) * (jnp.arange(1, parts, dtype=kind) / parts)
-        look = self._part(at, t, h, look._replace(high=look.low), finer, look.high)
+        finer = look.low + (end - look.low) * (jnp.arange(1, parts, dtype=kind) / parts)
+        start = look._replace(high=look.low, happened=jnp.zeros(look.happened.shape, bool))
+        look = self._first(at, t, h, start, finer)
+        met = look.happened.any()
+        look = look._replace(low=jnp.where(met, look.low, look.high), high=jnp.where(met, look.high, end))
         least = float(jnp.finfo(kind).eps) if self.event.tolerance is None else self.event.tolerance / jnp.abs(h)
 
         def middle(look: Look) -> Array:
@@ -195,19 +208,12 @@ class Watch:
             crossed = self.happened(t + inner * h, at(inner), look.before).any()
             return look._replace(low=jnp.where(crossed, look.low, inner), high=jnp.where(crossed, inner, look.high))
 
-        return lax.while_loop(wide, halve, look).high
-
-    def _part(
-        self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look, positions: Array, end: Array
-    ) -> Look:
-        """The first part, between positions up to `end`, in which an entry changes: the last if in none before."""
-        start = look._replace(happened=jnp.zeros(look.happened.shape, bool))
-        look = self._first(at, t, h, start, positions)
-        met = look.happened.any()
-        return look._replace(low=jnp.where(met, look.low, look.high), high=jnp.where(met, look.high, end))
+        return lax.while_loop(wide, halve, look)
 
     def _first(self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look, positions: Array) -> Look:
         """On to each of the positions, until an entry changes."""
+        if not positions.shape[0]:
+            return look
 
         def on(i: Any, look: Look) -> Look:
             return self._seen(look, positions[i], t + positions[i] * h, at(positions[i]))

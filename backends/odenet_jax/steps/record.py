@@ -60,7 +60,7 @@ class Walked(NamedTuple):
 
     Args:
         ys: states at the kept times, NaN for those that were not reached.
-        y1: the state where the solve ended.
+        y1: the state where the solve ended, whether at t1, at an event, or where it could not go on.
         last: the state at the end of the last step; y1, but with an event.
         end: the time where it ended.
         pace: where the loop ended.

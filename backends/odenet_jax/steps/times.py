@@ -10,11 +10,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from odenet import UnsupportedError
+from odenet import Result, UnsupportedError
 from odenet_jax.field.field import Field
 from odenet_jax.field.state import Leaves
 from odenet_jax.steps.accepted import Along
 from odenet_jax.steps.record import Walked
+from odenet_jax.steps.size_control import CODE
 
 
 class Times(NamedTuple):
@@ -56,15 +57,17 @@ def of_times(
     here, line = run.between(run.line.t0, run.line.t1), run.line
 
     def along(t: Array, y: Leaves, g: Leaves) -> Array:
+        # where nobody reads the state its slope does not count, and it may be none
         slope = here.slope_at(line.clock.moment(t), y)
-        parts = [jnp.sum(jnp.real(a * k)) for a, k in zip(g, slope, strict=True)]
+        parts = [jnp.sum(jnp.where(a == 0, 0, jnp.real(a * k))) for a, k in zip(g, slope, strict=True)]
         return sum(parts[1:], parts[0]).astype(t.dtype)
 
     t0 = None if times.t0 is None else -along(line.t0, y0, g0)
     t1 = None
     if times.t1 is not None:
         t1 = along(line.t1, walked.y1, g1)
-        t1 = t1 if walked.position is None else jnp.where(walked.position < 1, 0, t1)
+        still = walked.pace.outcome > CODE[Result.EVENT]
+        t1 = jnp.where(still if walked.position is None else still | (walked.position < 1), 0, t1)
     by_ts = None
     if times.ts is not None:
         assert ts is not None

@@ -43,12 +43,25 @@ class Tolerance:
 
     def size(self, value: Leaves, y: Leaves) -> Array:
         """The norm of a value over what is allowed at y."""
-        return self._size(value, tuple(jnp.abs(leaf) for leaf in y))
+        return self._size(value, tuple(jnp.abs(leaf) for leaf in y), least=True)
 
-    def _size(self, value: Leaves, sizes: Leaves) -> Array:
-        allowed = (atol + rtol * size for atol, rtol, size in zip(self.atol, self.rtol, sizes, strict=True))
-        found = self.norm(tuple(jnp.abs(leaf) / scale for leaf, scale in zip(value, allowed, strict=True)))
-        return jnp.asarray(found, self.time)
+    def _size(self, value: Leaves, sizes: Leaves, *, least: bool = False) -> Array:
+        return jnp.asarray(self.norm(scaled(value, sizes, self.rtol, self.atol, least)), self.time)
+
+
+def scaled(value: Leaves, sizes: Leaves, rtol: Any, atol: Any, least: bool) -> Leaves:
+    """Entries over what is allowed. With atol=0 none is allowed of an entry that is zero: no error is none too many,
+    and with `least`, for the first step, such an entry says nothing."""
+
+    def of(leaf: Array, size: Array, rtol: Any, atol: Any) -> Array:
+        allowed = atol + rtol * size
+        found = jnp.abs(leaf)
+        if isinstance(atol, float) and atol > 0:
+            return found / allowed
+        none = (allowed == 0) & (least | (leaf == 0))
+        return jnp.where(none, 0, found / jnp.where(none, 1, allowed))
+
+    return tuple(of(*each) for each in zip(value, sizes, rtol, atol, strict=True))
 
 
 def tolerance(control: PIDController, layout: Layout, like: Leaves) -> Tolerance:
@@ -93,7 +106,7 @@ def _each(name: str, given: Any, layout: Layout, like: Leaves) -> tuple[Any, ...
                 f"{name} holds an array of shape {array.shape} for a leaf of shape {leaf.shape}",
                 "numbers of at least 0 that broadcast to the leaf",
             )
-        found.append(array)
+        found.append(jnp.where(array >= 0, array, jnp.nan) if isinstance(array, Tracer) else array)
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 
 from odenet_jax.field.state import Leaves
@@ -44,6 +44,19 @@ def only(condition: Array, leaf: Array) -> Array:
         return leaf
     with jax.debug_nans(False):
         return jnp.where(condition.reshape(*condition.shape, *[1] * (leaf.ndim - condition.ndim)), leaf, jnp.nan)
+
+
+def gated(condition: Any, tree: Any) -> Any:
+    """A tree, to which no cotangent comes back where the condition does not hold.
+
+    What `choose` takes from elsewhere still has a cotangent, zero, and the derivative of a function at a state where it
+    overflows makes NaN of that. So the arguments of such a function are gated by the condition under which it is taken.
+    """
+
+    def of(leaf: Any) -> Any:
+        return jnp.where(condition, leaf, lax.stop_gradient(leaf)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+
+    return jax.tree.map(of, tree)
 
 
 def choose(condition: Any, one: Any, other: Any) -> Any:

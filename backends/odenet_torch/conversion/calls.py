@@ -125,14 +125,24 @@ def leaving_no_trace(modules: Sequence[nn.Module], recorded: bool = False) -> It
     inner = {id(module): module for outer in modules for module in outer.modules()}.values()
     buffers = [(module, key, held) for module in inner for key, held in module._buffers.items() if held is not None]
     values = [held.clone() for _, _, held in buffers]
+    # hooks that a model registers when it is called first, and a flag that they are there, go together
+    hooks = [(held, dict(held)) for module in inner for key, held in vars(module).items() if _of_hooks(key, held)]
     devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
     with torch.set_grad_enabled(recorded), torch.random.fork_rng(devices=list(devices)), no_trace(modules):
         try:
             yield
         finally:
+            for held, before in hooks:
+                if held.keys() != before.keys():
+                    held.clear()
+                    held.update(before)
             for (module, key, held), value in zip(buffers, values, strict=True):
                 with torch.no_grad():
                     module._buffers[key] = held.copy_(value)
+
+
+def _of_hooks(key: str, held: Any) -> bool:
+    return key.startswith("_") and "_hooks" in key and isinstance(held, dict)
 
 
 @contextlib.contextmanager

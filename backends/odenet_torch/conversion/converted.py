@@ -1,4 +1,7 @@
-"""What stands in a converted model: the first layer of a run computes all of it, the others hand it on."""
+"""What stands in a model converted for another solver: the first layer of a run computes all of it.
+
+The others hand its result on. Over 250 lines: both stand in for a layer in the same way.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from odenet import Backprop, InputError
+from odenet import Backprop, Checkpoint, ConversionError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.calls import check_unchanged, leaving_no_trace
 from odenet_torch.conversion.handed import Handed
@@ -32,11 +35,11 @@ class Step(nn.Module):
         """Take what the layer holds now: a child, parameter or buffer may have been replaced.
 
         Raises:
-            InputError: called like this, the layer has more or fewer branches than when it was converted.
+            ConversionError: called like this, the layer has more or fewer branches than when it was converted.
         """
         found, module = self.layer.branches(*arguments), self.layer.module
         if len(found) != self.count:
-            raise InputError(
+            raise ConversionError(
                 f"{type(module).__name__} has {len(found)} residual branches when it is called like this, and had "
                 f"{self.count} when it was converted",
                 f"calls with {self.count}",
@@ -121,7 +124,7 @@ class FirstOfRun(_Entry):
     Shapes: as the layer's.
 
     Raises:
-        InputError: an object that a branch may write to, such as a cache of keys and values, where branches are
+        ConversionError: an object that a branch may write to, such as a cache of keys and values, where branches are
             evaluated more than once; layers that, called in this way, are not the sum of their branches.
     """
 
@@ -151,12 +154,13 @@ class FirstOfRun(_Entry):
         written = written_to(arguments)
         once = isinstance(self.stack.gradient, Backprop) or not torch.is_grad_enabled()
         if written and not (once and self.stack.solver.label == "euler"):
-            raise InputError(
+            raise ConversionError(
                 f"layers called with a {written}, which they may write to, while solver={self.stack.solver.label!r} "
                 f"and gradient={self.stack.gradient.label!r} evaluate a layer more than once",
                 "tensors, numbers, strings, None, and containers of these",
                 "train without a cache (in transformers: use_cache=False); under torch.no_grad() a cache works",
             )
+        self._refuse_hooks(once)
         for step in self.steps:
             step.bind(arguments)
         if not written and any(layer.fresh for layer in self.run):
@@ -167,6 +171,22 @@ class FirstOfRun(_Entry):
         handed = Handed.of(state, of)
         self.handed, self.following = (weakref.ref(handed), marks(arguments)), 1
         return self.layer.returned(handed)
+
+    def _refuse_hooks(self, once: bool) -> None:
+        """What a hook takes from a pass that keeps no graph would have no gradient."""
+        gradient = self.stack.gradient
+        if once or (isinstance(gradient, Checkpoint) and gradient.states is None and gradient.memory is None):
+            return
+        for layer in self.run:
+            for name, inner in layer.module.named_modules():
+                if inner._forward_hooks or inner._forward_pre_hooks:
+                    raise ConversionError(
+                        f"forward hooks on {name or type(inner).__name__} of a converted "
+                        f"{type(layer.module).__name__}, while gradient={gradient.label!r} with solver="
+                        f"{self.stack.solver.label!r} keeps no graph for what they are given",
+                        "hooks with solver='euler', or with gradient='checkpoint'",
+                        "remove the hooks, or take gradient='checkpoint'",
+                    )
 
     def _check(self, x: Tensor, arguments: Arguments) -> None:
         """The layers and the sums of their branches give the same for a call like this."""
@@ -201,7 +221,7 @@ class RestOfRun(_Entry):
     Shapes: as the layer's.
 
     Raises:
-        InputError: called with another state or other arguments than the run before it, or out of turn.
+        ConversionError: called with another state or other arguments than the run before it, or out of turn.
     """
 
     first: FirstOfRun
@@ -218,7 +238,7 @@ class RestOfRun(_Entry):
         first = self.first
         handed = first.handed if first.following == self.index else None
         if handed is None or handed[0]() is not x or not same(handed[1], marks(arguments)):
-            raise InputError(
+            raise ConversionError(
                 f"layer {self.index} of a converted run of {len(first.run)} {type(self.layer.module).__name__} was "
                 "called out of turn, or with another state or other arguments than the layer before it",
                 "all layers of the run, one after the other",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import InputError
+from odenet import ConversionError
 
 # what may be asked of a state without looking at its values
 _ASKED = {
@@ -79,7 +79,7 @@ class Handed(Tensor):
                 return func(args[0].state, *args[1:], **(kwargs or {}))
         handed = next((value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Handed)), None)
         what = "a converted run" if handed is None else handed.between
-        raise InputError(
+        raise ConversionError(
             f"the state between two layers of {what} is used ({getattr(func, '__name__', func)}), and the first layer "
             "has computed all of them",
             "all layers of the run, one after the other",

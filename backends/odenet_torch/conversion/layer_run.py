@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from odenet import Backprop, Checkpoint, ConversionError, DiscreteAdjoint, Gradient, InputError, Stats, UnsupportedError
-from odenet.kit import AnySolver
+from odenet import (
+    Backprop,
+    Checkpoint,
+    ConversionError,
+    DiscreteAdjoint,
+    Gradient,
+    Grid,
+    InputError,
+    Stats,
+    UnsupportedError,
+)
+from odenet.kit import Alarm, AnySolver
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
+from odenet_torch.field.field import Field, Stand
+from odenet_torch.gradients.certificate import Errors, certify
+from odenet_torch.steps.fixed import Run
 
 _EULER = solver_named("euler")
 
@@ -22,6 +35,21 @@ def layerwise(gradient: Gradient) -> bool:
     if isinstance(gradient, DiscreteAdjoint):
         return not gradient.extrapolates
     return isinstance(gradient, Backprop) or gradient == Checkpoint()
+
+
+class _Names(Field):
+    """What tells the names of layers, for messages."""
+
+    depth = None
+
+    def __init__(self, errors: Sequence[tuple[int, str, Any]]) -> None:
+        self.names = {step: name for step, name, _ in errors}
+
+    def __call__(self, t: Any, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
+        raise AssertionError("layers are called by the model")
+
+    def modules(self, n: int, position: float, steps: int) -> Sequence[Any]:
+        return [(self.names[n], None)] if n in self.names else ()
 
 
 class LayerRun:
@@ -38,6 +66,7 @@ class LayerRun:
 
     def __init__(self, gradient: Gradient, steps: int, tolerance: float, why: InputError | None = None) -> None:
         self.steps, self.tolerance, self.why = steps, tolerance, why
+        self.errors: list[tuple[int, str, torch.Tensor]] = []
         self.gradient = gradient
 
     @property
@@ -76,12 +105,24 @@ class LayerRun:
     def forget(self) -> None:
         """A chain of layers begins."""
         self.stats = dataclasses.replace(self.stats, residual=None)
+        self.errors = []
 
-    def note(self, stats: Stats) -> None:
-        """A layer was gone back through."""
+    def note(self, step: int, layer: nn.Module, stats: Stats) -> None:
+        """A layer was gone back through, whose first branch is `step` in its chain."""
         before = self.stats.residual
         if stats.residual is not None:
+            self.errors.append((step, type(layer).__name__, stats.residual))
             self.stats.residual = stats.residual if before is None else torch.maximum(before, stats.residual)
+
+    def certify(self, alarm: Alarm | None, run: Run) -> None:
+        """The way back has come to where a chain began: what was noted is said if it is large."""
+        steps = max((step for step, *_ in self.errors), default=0) + run.grid.steps
+        grid = Grid(0.0, float(steps), steps, (steps,))
+        errors = Errors(dataclasses.replace(run, field=_Names(self.errors), grid=grid))
+        for step, _, error in self.errors:
+            errors.add(error, step)
+            errors.worst()  # steps may be left out between this and the next
+        certify(self.stats, alarm, errors)
 
     @property
     def certificate(self) -> float | None:

@@ -5,6 +5,8 @@ hook or a module keeps has the gradient that it has in the plain model. A state 
 taken it; then the layers after it can rebuild it. Autograd itself adds up what a state's readers send back, and runs
 the nodes from the last to the first, so that loops that stop early, hooks and features from the middle are as in the
 plain model.
+
+Over 250 lines: a link's forward call, what it keeps, and its way back are one thing.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
-from odenet.kit import add, staged, subtract, tree_leaves, tree_map
+from odenet.kit import add, alarm, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
@@ -29,6 +31,7 @@ from odenet_torch.field.state import Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import Kept, Sums, _retained, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.discrete_adjoint import Reversal
+from odenet_torch.gradients.stages import advance
 from odenet_torch.steps.fixed import Run
 
 _EULER = staged(solver_named("euler"), "a converted model")
@@ -140,6 +143,10 @@ class Branches(Field):
     def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
         return self.link.weights
 
+    def modules(self, n: int, position: float, steps: int) -> list[tuple[str, nn.Module]]:
+        layer = self.link.rerun.layer
+        return [(type(layer).__name__, layer)]
+
 
 class Link:
     """One call of a layer in a chain.
@@ -189,6 +196,7 @@ class Link:
         self.checks = way.fresh and bool(branches)
         self.x: Tensor | None = x.detach() if before is None or anchor or self.checks else None
         self.x_version = version(x)
+        self.alarm = alarm(run) if before is None else None  # told where the way back ends
         if before is None:
             self.run.forget()
         elif before.after is None and not before.checks:
@@ -255,8 +263,13 @@ class Link:
                 run, leaves = self.solve(y)
             stats, sums = self.stats(), Sums(run.field)
             kept = Kept(states | {self.steps: leaves}, ())
-            (gx,) = Reversal(self.method, stats).back(run, kept, {self.steps: (g.to(leaves[0].dtype),)}, sums)
-        self.run.note(stats)
+            by_x = advance(Reversal(self.method, stats).back(run, kept, {self.steps: (g.to(leaves[0].dtype),)}, sums))
+            assert by_x is not None
+            (gx,) = by_x
+        if self.method == self.run.gradient:
+            self.run.note(self.index, self.rerun.layer, stats)
+            if self.before is None:
+                self.run.certify(self.alarm, run)
         before = None if self.before is None else self.before()
         if before is not None and before.y is None:
             assert isinstance(run.field, Branches)

@@ -106,6 +106,12 @@ def _blocks(
         place, found = f"{name}.{key}" if name else key, seen[id(child)]
         if isinstance(child, Attached):
             reasons.append(ConversionError(f"{place} is converted already", "", "take odenet.unconvert(model) before"))
+        elif any(kind.__module__.startswith("torch.distributed") for kind in type(child).__mro__):
+            reasons.append(
+                ConversionError(
+                    f"{type(child).__name__} ({place}) is sharded already", "", "convert before fully_shard"
+                )
+            )
         elif not found:
             reasons.append(ConversionError(f"{type(child).__name__} ({place}) is not called on the example"))
         elif "forward" in vars(child):

@@ -64,7 +64,7 @@ class Reach(Tolerance):
     def size(self, value: Leaves, y: Leaves) -> Tensor:
         """See `Tolerance`."""
         with torch.no_grad():
-            return self._whole(self._scaled(value, (leaf.abs() for leaf in y)), [None] * len(self.totals()))
+            return self._whole(self._scaled(value, (leaf.abs() for leaf in y), least=True), [None] * len(self.totals()))
 
     def _beside(self) -> list[Tensor | None]:
         """The errors of the quadratures over what is allowed."""
@@ -75,7 +75,8 @@ class Reach(Tolerance):
                 found.append(None)
                 continue
             size = torch.maximum(total.abs(), (total + step).abs())
-            found.append(error.abs() / (atol + rtol * size))
+            bound = atol + rtol * size
+            found.append(torch.where((bound == 0) & (error == 0), 0, error.abs() / bound))
         return found
 
     def _whole(self, both: Leaves, beside: list[Tensor | None]) -> Tensor:

@@ -146,6 +146,7 @@ def odeint_adjoint(
     back = back or "dopri5"
     rtol_back = rtol if adjoint_rtol is None else adjoint_rtol
     atol_back = atol if adjoint_atol is None else adjoint_atol
+    forth = _solver(made, method or "dopri5", options, rtol, atol)
     norm = adjoint_options.get("norm")
     require_norm(norm)
     rest = {name: value for name, value in adjoint_options.items() if name != "norm"}
@@ -154,7 +155,6 @@ def odeint_adjoint(
         choice: PIDController | Spacing = control(back, rest, made, 1.0, 1.0)
     else:
         reach, choice = None, spacing(back, rest, rtol_back, atol_back, made, "adjoint_")
-    forth = _solver(made, method or "dopri5", options, rtol, atol)
     way = Way(made, again, forth, back, choice, reach, lambda shown: watchers(back, made, shown, "_adjoint"))
     event_t, ys = adjoint.solve(way, params)
     if event_t is not None:
@@ -238,7 +238,7 @@ def odeint_dense(
     name = method or "dopri5"
     if delegated(name) or name not in ADAPTIVE:
         raise InputError(f"odeint_dense with method {name!r}", ", ".join(ADAPTIVE))
-    ends = [real(t0), real(t1)]
+    ends: list[Any] = [real(t0), real(t1)]
     if any(end is None or not math.isfinite(end) for end in ends):
         raise GridError(f"t0={shown(t0)} and t1={shown(t1)}", "finite numbers, or tensors of one entry")
     t = torch.tensor(ends, dtype=torch.float64)
@@ -272,7 +272,7 @@ def _named(params: Any) -> tuple[Tensor, ...]:
         InputError: something else than several tensors.
     """
     several = isinstance(params, Iterable) and not isinstance(params, (Tensor, Mapping, str, bytes))
-    named = tuple(params) if several else (params,)
+    named: tuple[Any, ...] = tuple(params) if several else (params,)
     if not several or not all(isinstance(each, Tensor) for each in named):
         raise InputError(f"adjoint_params={shown(params)}", "a tuple of tensors", "adjoint_params=() for none")
     return named

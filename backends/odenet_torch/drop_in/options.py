@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import InputError, PIDController, StateError, UnknownNameError
+from odenet import InputError, PIDController, UnknownNameError
 from odenet.kit import real, shown, within, yes_or_no
 from odenet_torch.drop_in.flow import Flow, state_norm, tolerance
 from odenet_torch.drop_in.methods import ADAPTIVE
@@ -61,12 +61,6 @@ def control(method: str, options: Options, flow: Flow, rtol: Any, atol: Any) -> 
         InputError: an option that cannot be used, or that no method has.
     """
     _look(method, options, _ADAPTIVE)
-    if flow.y0.numel() == 0:
-        raise StateError(
-            f"y0 of shape {tuple(flow.y0.shape)} holds no number, and the steps of {method} follow the error",
-            "at least one entry",
-            "leave empty batches out, or take a method of fixed steps, as rk4 with step_size",
-        )
     found: dict[str, Any] = {"safety": 0.9}
     for name, (ours, above, most) in _FACTORS.items():
         if (value := options.get(name)) is not None:
@@ -124,7 +118,8 @@ def spacing(method: str, options: Options, rtol: Any, atol: Any, flow: Flow, pre
         InputError: an option that cannot be used, or that no method has.
     """
     _look(method, options, _FIXED)
-    size, constructor = options.get("step_size"), options.get("grid_constructor")
+    size: Any = options.get("step_size")
+    constructor: Any = options.get("grid_constructor")
     if size is not None and constructor is not None:
         raise InputError("step_size together with grid_constructor", "one of them")
     if constructor is not None and not callable(constructor):
@@ -139,7 +134,8 @@ def spacing(method: str, options: Options, rtol: Any, atol: Any, flow: Flow, pre
     yes_or_no("perturb", perturb)
     tolerance(f"{prefix}rtol", rtol, flow)
     precision = tolerance(f"{prefix}atol", atol, flow)
-    return Spacing(step_size, constructor, interp, perturb, precision if isinstance(precision, float) else 0.0)
+    ours: Any = constructor
+    return Spacing(step_size, ours, interp, perturb, precision if isinstance(precision, float) else 0.0)
 
 
 def watchers(method: str, flow: Flow, shown: Callable[..., Any], suffix: str = "") -> On | None:

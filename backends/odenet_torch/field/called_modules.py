@@ -43,8 +43,7 @@ class Called:
         for inner in module.modules():
             for key, tensor in inner._parameters.items():
                 if tensor is not None:
-                    state = version(tensor), tensor.requires_grad, sampled(tensor)
-                    parameters.append(((inner, key), tensor, *state))
+                    parameters.append(((inner, key), tensor, *state(tensor)))
             for key, tensor in inner._buffers.items():
                 if tensor is not None and not indifferent(inner):
                     buffers.append(((inner, key), tensor, version(tensor), sampled(tensor)))
@@ -73,6 +72,11 @@ class Called:
             same = owner._buffers.get(key) is tensor and version(tensor) == before and sampled(tensor) == values
             if not same and (id(owner), key) not in kept:
                 raise changed(f"the buffer {key} of {self.name} was changed")
+
+
+def state(parameter: Tensor) -> tuple[int, bool, Any]:
+    """What tells whether a parameter was written on, frozen or thawed: version, `requires_grad`, and a sample."""
+    return version(parameter), parameter.requires_grad, sampled(parameter)
 
 
 def require_same(name: str, out: Leaves, again: Leaves) -> None:

@@ -77,6 +77,7 @@ class Replay:
         self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
         self.uncached = False  # whether parametrize.cached() is active around the solve
         self.moving = False  # whether some module changes its buffers
+        self.looked: dict[int, bool] = {}  # by `id` of what f is made of: whether it may do as follows
         self.late: set[int] = set()
         """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
         self.before: list[tuple[Owned, Tensor, int, Tensor | None]] = []
@@ -298,6 +299,14 @@ class Replay:
             GradientError: something else came out.
         """
         roots = self._roots(place)
+        if not self.looked.keys() >= {id(root) for _, root in roots}:
+            self._look_once(key, place, roots, out, evaluate)
+        if key in self.random or any([self.looked[id(root)] for _, root in roots]):
+            self.late.add(key[0])
+
+    def _look_once(
+        self, key: Key, place: Place, roots: Sequence[Root], out: Leaves, evaluate: Callable[[], Leaves]
+    ) -> None:
         fresh = [root for root in roots if late_writes.known(root[1]) is None]
         if fresh:
             with no_trace([root for _, root in roots]):
@@ -305,8 +314,7 @@ class Replay:
             require_same(fresh[0][0], out, again)
             for _, root in fresh:
                 late_writes.remember(root, late)
-        if key in self.random or any(late_writes.known(root) for _, root in roots):
-            self.late.add(key[0])
+        self.looked |= {id(root): bool(late_writes.known(root)) for _, root in roots}
 
     def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Once in a module's life: run it again and compare.

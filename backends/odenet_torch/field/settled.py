@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from odenet_torch.field import random_state as _dice
-from odenet_torch.field.called_modules import changed
+from odenet_torch.field.called_modules import Called, state
 from odenet_torch.field.field import BlockField
 from odenet_torch.field.reach import Reach
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.surroundings import Surroundings, put_back
-from odenet_torch.field.written_on import sampled, version
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,33 @@ class Known:
     parameters: tuple[tuple[dict[str, Any], str, Tensor], ...]
     named: dict[str, Tensor]
 
+    def flags(self) -> tuple[bool, ...]:
+        """Training flags as they are now."""
+        return tuple([own["training"] for own in self.modules])
+
+    def values(self) -> list[Any]:
+        """What tells whether parameters are what they were (see `called_modules.state`)."""
+        return [state(x) for *_, x in self.parameters]
+
+    def as_called(self, around: Surroundings, values: list[Any]) -> Called:
+        """The same as `Replay` knows it, which says what is no longer as it was."""
+        block: Any = around.root
+        pairs = zip(self.parameters, values, strict=True)
+        places: Any = tuple([((block, key), x, *then) for (_, key, x), then in pairs])
+        return Called(around.name, block, self.training, places, ())
+
     def still(self, around: Surroundings) -> bool:
         """Whether it still is that."""
         return (
             around.reach is self.reach
-            and tuple([own["training"] for own in self.modules]) == self.training
+            and self.flags() == self.training
             and not any(self.reach.hooks)
             and all([owner.get(key) is tensor for owner, key, tensor in self.parameters])
         )
 
 
-_SETTLED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], Known]] = weakref.WeakKeyDictionary()
+_SETTLED: weakref.WeakKeyDictionary[nn.Module, dict[bool, Known]] = weakref.WeakKeyDictionary()
+"""By the block's training flag."""
 
 
 class Settled:
@@ -64,14 +79,13 @@ class Settled:
     Args:
         field: whose blocks are all known.
         blocks: these, once each, and what they consist of.
-        steps: how many.
         device: of the state.
     """
 
     def __init__(self, field: BlockField, blocks: list[tuple[Surroundings, Known]], device: torch.device) -> None:
         self.field, self.blocks, self.device = field, blocks, device
         self.random = _dice.state(device)
-        self.values = [_values(known) for _, known in blocks]
+        self.values = [known.values() for _, known in blocks]
         self.reads: dict[int, tuple[Tensor, ...]] = {
             id(around.root): tuple(dict.fromkeys(x for *_, x in known.parameters if x.requires_grad))
             for around, known in blocks
@@ -84,7 +98,7 @@ class Settled:
             return None
         blocks = []
         for n, block in enumerate(field.functions()):
-            known = _SETTLED.get(block, {}).get((block.training,))
+            known = _SETTLED.get(block, {}).get(block.training)
             if known is None:
                 return None
             around = Surroundings(f"block {n} ({type(block).__name__})", block)
@@ -126,19 +140,22 @@ class Settled:
         return not drew and not left
 
     @contextlib.contextmanager
-    def back(self, steps: Iterable[int] | None = None) -> Iterator[None]:
+    def back(self, blocks: Sequence[nn.Module] | None = None) -> Iterator[None]:
         """The way back: blocks find what they found (see `Surroundings.again`).
+
+        Args:
+            blocks: those that are to run again; None for all.
 
         Raises:
             GradientError: a block is not what it was in the forward pass.
         """
-        moves = False
+        moves, wanted = False, None if blocks is None else set(map(id, blocks))
         with contextlib.ExitStack() as stack:
             for (around, known), values in zip(self.blocks, self.values, strict=True):
-                if tuple([own["training"] for own in known.modules]) != known.training:
-                    raise changed(f"{around.name} was switched between train() and eval()", "the same mode")
-                if _values(known) != values:
-                    raise changed(f"a parameter of {around.name} was modified by an inplace operation")
+                if wanted is not None and id(around.root) not in wanted:
+                    continue
+                if known.flags() != known.training or known.values() != values:
+                    known.as_called(around, values).require_unchanged((), moves=True)
                 around.require_unwritten()
                 if not around.untouched():
                     stack.enter_context(around.again())
@@ -173,9 +190,4 @@ def settle(field: BlockField, replay: Replay) -> None:
             continue
         flags = tuple([module.training for module in modules])
         known = Known(around.reach, tuple(map(vars, modules)), flags, tuple(places), dict(block.named_parameters()))
-        _SETTLED.setdefault(block, {})[(block.training,)] = known
-
-
-def _values(known: Known) -> list[Any]:
-    """What tells whether parameters were written on, frozen or thawed."""
-    return [(version(x), sampled(x), x.requires_grad) for *_, x in known.parameters]
+        _SETTLED.setdefault(block, {})[block.training] = known

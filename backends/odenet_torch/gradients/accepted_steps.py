@@ -11,10 +11,11 @@ from torch import Tensor
 
 from odenet import GradientError
 from odenet.kit import Leaves as AnyLeaves
-from odenet.kit import add
+from odenet.kit import add, alarm
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, Kept, refuse_second_derivatives, refuse_transforms, unhooked
+from odenet_torch.gradients.stages import advance
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Forward, evaluation
 
@@ -34,6 +35,7 @@ def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
     if not torch.is_grad_enabled():
         return plain(found, y0)
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
+    adjoint.alarm = alarm(next(iter(found.run.field.functions()), None))
     field = found.run.field.apart()
     replay = Replay.of(field, found.run.layout, 1, cut=True)
     run = dataclasses.replace(found.run, field=field, replay=replay)
@@ -74,6 +76,7 @@ class _Solve(torch.autograd.Function):
         outputs, states = found.pass_over(tensors[:count], adjoint.keeps_accepted, first)
         ctx.found, ctx.adjoint, ctx.count = found, adjoint, count
         ctx.indices = tuple(states)
+        ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])
         ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
         stacked = _stacked(outputs)
@@ -111,7 +114,8 @@ class _Solve(torch.autograd.Function):
             else:
                 met, inside = joined(found, rows)
                 run = dataclasses.replace(run, inside=inside)
-                g = ctx.adjoint.back(run, Kept(states, ()), met, sums)
+                g = advance(ctx.adjoint.back(run, Kept(states, (), ctx.sketch), met, sums))
+                assert g is not None
         wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[4 + count :], strict=True)
         return (None, None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
 

@@ -14,11 +14,14 @@ from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, Stats, UnsupportedError
+from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import Settled, settle
 from odenet_torch.field.state import Leaves
+from odenet_torch.gradients.certificate import Sketch
+from odenet_torch.gradients.stages import Course, Descent, Recorded, Way, chain, stages
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.direct import Direct, NotAsBeforeError, NotSettledError
 from odenet_torch.steps.fixed import Run, loop, stacked
@@ -29,8 +32,15 @@ KNOWN = -1
 class Adjoint(ABC):
     """A way back from the last state."""
 
+    alarm: Alarm | None = None
+    """Of the network that is solved; see `certify`."""
+
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """What the way back is to be given of the state at t0, if that is not kept."""
+        return None
 
     def keeps(self, run: Run) -> Iterable[int]:
         """The indices of the states that the way back is to be given, beside those that the user keeps."""
@@ -47,6 +57,10 @@ class Adjoint(ABC):
         """Whether an adaptive solve is to keep the state before its step n."""
         return False
 
+    def again_from(self, first: int) -> int:
+        """The lowest step that is evaluated while the way back goes down to step `first`."""
+        return first
+
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
         """The forward pass.
 
@@ -56,8 +70,10 @@ class Adjoint(ABC):
         return loop(run, y0, self.keeps(run))
 
     @abstractmethod
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Way:
         """Gradient with respect to y0; those of weights go to `sums`.
+
+        A generator of the steps that it has gone back, the gradient being its value; or the gradient, all at once.
 
         Args:
             run: the forward solve.
@@ -71,6 +87,7 @@ class Adjoint(ABC):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        self.alarm = alarm(next(iter(run.field.functions()), None))
         if run.direct is not None:
             return self.settled(run, run.direct, y0)
         field = run.field.apart()
@@ -78,7 +95,7 @@ class Adjoint(ABC):
         run = dataclasses.replace(run, field=field, replay=replay)
         with replay.forth():
             run.ready.append(self.discover(run, y0))
-            outputs = _Solve.apply(run, self, len(y0), *y0, *field.everything(run.grid.steps))
+            outputs = self.applied(run, y0, field.everything(run.grid.steps))
         if isinstance(field, BlockField):
             settle(field, replay)
         return outputs
@@ -93,10 +110,26 @@ class Adjoint(ABC):
         if settled is None:
             raise NotSettledError
         run = dataclasses.replace(run, settled=settled)
-        outputs = _Solve.apply(run, self, len(y0), *y0, *settled.parameters)
+        outputs = self.applied(run, y0, settled.parameters)
         if not settled.same():
             raise NotAsBeforeError
         return outputs
+
+    def applied(self, run: Run, y0: Leaves, every: tuple[Tensor, ...]) -> Leaves:
+        """The nodes of autograd's for a pass over weights: one, or a chain of them (see `stages`)."""
+
+        def reads(n: int) -> Iterable[Tensor]:
+            if run.settled is not None:
+                return read(run, n)
+            tensors = (*run.field.explicit(n, run.grid.steps), *run.field.read(n, run.grid.steps))
+            return (run.field.home(tensor)[0] for tensor in tensors)
+
+        top, *lower = stages(self.back, run.grid.steps, reads, every)
+        if not lower:
+            return _Solve.apply(run, self, len(y0), None, *y0, *every)
+        course = Course(y0, every, top.first)
+        at = (leaf.detach() for leaf in y0)  # whose gradient comes from the last node
+        return _Solve.apply(run, self, len(y0), course, *at, chain(course, lower), *top.weights)
 
     def discover(self, run: Run, y0: Leaves) -> Leaves:
         """The first evaluation with its graph: what it ends at, beside what is handed over, are tensors f captured."""
@@ -117,10 +150,12 @@ class Kept:
     Args:
         states: by index, exactly as they were; what is taken out of it is freed.
         pair: what a reversible solver needs for the way back, or rounded states are made of.
+        sketch: see `Adjoint.sketch`.
     """
 
     states: dict[int, Leaves]
     pair: tuple[Leaves, ...]
+    sketch: Sketch | None = None
 
 
 def zeros(y: AnyLeaves) -> Leaves:
@@ -235,20 +270,21 @@ def _retained() -> bool:
 
 class _Solve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, *tensors: Tensor) -> Leaves:
+    def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, course: Course | None, *tensors: Tensor) -> Leaves:
         states, pair = adjoint.forth(run, tensors[:count])
         if run.replay is not None:
             run.replay.sides.finish()
-        ctx.run, ctx.adjoint, ctx.count = run, adjoint, count
+        ctx.run, ctx.adjoint, ctx.count, ctx.course = run, adjoint, count, course
+        ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
+        weights = tensors[count + (course is not None) :]
         # a reversible solver's y(t1) is in its pair
         keeps = {*adjoint.keeps(run)}
         # what the user can see, and so change in place, is saved by torch, which would notice
         ctx.states = [n for n in states if n in keeps and (n == 0 or n in run.grid.kept)]
         ctx.inner = {n: leaves for n, leaves in states.items() if n in keeps and n not in ctx.states}
-        ctx.weights = tuple(id(tensor) for tensor in tensors[count:])  # the field keeps the tensors alive
-        ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
+        ctx.weights = tuple((id(tensor), tensor.dtype) for tensor in weights)  # the field keeps the tensors alive
         flat = [leaf for leaves in (*(states[n] for n in ctx.states), *pair) for leaf in leaves]
-        ctx.save_for_backward(*flat, *tensors[count:])
+        ctx.save_for_backward(*flat, *weights)
         return stacked(run, states)
 
     @staticmethod
@@ -263,26 +299,56 @@ class _Solve(torch.autograd.Function):
         inner = dict(ctx.inner)
         if not _retained():
             ctx.inner = {}  # so that a way back can free what it has used
-        kept = Kept(inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]))
+        kept = Kept(inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]), ctx.sketch)
         del inner
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
-        sums = Sums(run.field)
-        if run.settled is not None:
-            way, tensors = run.settled, run.settled.parameters
-        else:
-            run.field.settle(range(run.grid.steps), run.grid.steps)
-            way, tensors = run.replay, run.field.everything(run.grid.steps)
-        with way.back(), unhooked(tensors):
-            g = ctx.adjoint.back(run, kept, by_index, sums)
-        wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[3 + count :], strict=True)
-        return (None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
+        course: Course | None = ctx.course
+        every = ctx.saved_tensors[count_saved:] if course is None else course.every
+        sums, steps = Sums(run.field), run.grid.steps
+
+        @contextlib.contextmanager
+        def surrounded(first: int, last: int) -> Iterator[None]:
+            """What the steps from last down to first need around them, and no others: those above are done."""
+            ns = range(ctx.adjoint.again_from(first), last)
+            if run.settled is None:
+                run.field.settle(ns, steps)
+                around = run.replay.back(ns)
+            else:
+                around = run.settled.back(None if len(ns) == steps else [b for n in ns for b in run.direct.called(n)])
+            with around, unhooked(every):
+                yield
+
+        way = Descent(lambda: ctx.adjoint.back(run, kept, by_index, sums), sums, surrounded, steps)
+        if course is not None:
+            course.begin(way)
+        return _returned(ctx, way, gradients)
+
+
+def _returned(ctx: Any, way: Descent | Recorded, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """What the node returns: its own part of the way."""
+    course: Course | None = ctx.course
+    if course is None:
+        below = way.reach(0)
+        assert below is not None
+    else:
+        way.reach(course.top)
+        below = *(None,) * ctx.count, gradients[0].new_zeros((), dtype=torch.float32)
+    wanted = zip(ctx.weights, ctx.needs_input_grad[4 + len(below) :], strict=True)
+    return (None, None, None, None, *below, *(way.gradient(weight) if want else None for weight, want in wanted))
 
 
 def _recorded(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The gradient with a graph of its own: the steps run again from y0 and are recorded."""
-    y0, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[len(ctx.saved_tensors) - len(ctx.weights) :]
+    course: Course | None = ctx.course
+    if course is None:
+        y0, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[len(ctx.saved_tensors) - len(ctx.weights) :]
+    else:
+        y0, weights = course.y0, course.every
     with ctx.run.settled.back():
         outputs = stacked(ctx.run, loop(ctx.run, y0)[0])
         found = torch.autograd.grad(outputs, [*y0, *weights], gradients, create_graph=True, allow_unused=True)
-    return (None, None, None, *found)
+    way = Recorded(found[: len(y0)], dict(zip(map(id, weights), found[len(y0) :], strict=True)))
+    if course is not None:
+        course.begin(way)
+    return _returned(ctx, way, gradients)

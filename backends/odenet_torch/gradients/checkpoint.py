@@ -38,6 +38,7 @@ from odenet_torch.gradients.adjoint import (
     standing,
     zeros,
 )
+from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
@@ -59,11 +60,11 @@ class Recomputation(Adjoint):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
-        if run.direct is not None and not hooked():
+        if run.direct is not None:
+            if hooked():  # what the caller's hooks are to see is saved by torch's checkpoint alone
+                raise NotSettledError
             self.differentiable = True
             return self.settled(run, run.direct, y0)
-        if run.direct is not None:  # what the caller's hooks are to see is saved by torch's checkpoint alone
-            raise NotSettledError
         if hookless.known(run.field):
             return super().solve(run, y0)
         before = hookless.Traces(run)
@@ -128,21 +129,25 @@ class Recomputation(Adjoint):
         self.method = Checkpoint(states=self.method.affordable(state, stages))
         return first
 
+    def again_from(self, first: int) -> int:
+        """See `Adjoint.again_from`: a schedule, and a segment, run again from a kept state below."""
+        return first if self.method == Checkpoint() else 0
+
     def keeps_accepted(self, n: int) -> bool:
         """See `Adjoint.keeps_accepted`. A schedule needs to know how many steps there are: then they run once more."""
         return self.method == Checkpoint()
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         known = kept.states
         if isinstance(run.grid, Accepted):
             if self.method == Checkpoint():
-                return self.each(run, known, gradients, sums)
+                return (yield from self.each(run, known, gradients, sums))
             count = min(self.method.states or self.method.segments or 1, run.grid.steps)
             self.method = Checkpoint(states=max(count, 1))
             known = self.again(run, known[0])
         if self.method.states is None:
-            return self.segments(run, known, gradients, sums)
+            return (yield from self.segments(run, known, gradients, sums))
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for turn in schedule(run.grid.steps, self.method.states).turns:
             y = known[turn.origin]
@@ -152,9 +157,10 @@ class Recomputation(Adjoint):
                     known[n + 1] = y
             g = self.step(run, turn.step, y, g, gradients.get(turn.step), sums)
             known.pop(turn.step, None)
+            yield turn.step
         return g
 
-    def segments(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def segments(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """Back from segment to segment, whose first states are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for first, end in reversed(self.method.parts(run.grid.steps)):
@@ -162,14 +168,16 @@ class Recomputation(Adjoint):
                 known[n + 1] = add(known[n], run.increment(n, known[n]))
             for n in reversed(range(first, end)):
                 g = self.step(run, n, known.pop(n), g, gradients.get(n), sums)
+                yield n
         return g
 
-    def each(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def each(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """Back from state to state, all of which are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for n in reversed(range(run.grid.steps)):
             known.pop(n + 1)
             g = self.step(run, n, known[n], g, gradients.get(n), sums)
+            yield n
         return g
 
     def again(self, run: Run, y: Leaves) -> dict[int, Leaves]:

@@ -19,6 +19,7 @@ from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, Kept, standing, vjp, zeros
+from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Along
 from odenet_torch.steps.adaptive import Back, Forward
@@ -44,7 +45,7 @@ class Costate(Adjoint):
         """See `Adjoint.keeps`."""
         return range(run.grid.steps + 1) if self.method.interpolate else (*run.grid.kept, run.grid.steps)
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
@@ -58,6 +59,7 @@ class Costate(Adjoint):
             if n in meets:
                 y = kept.states.get(meets[n], y)
                 a = add(a, gradients[meets[n]]) if meets[n] in gradients else a
+            yield n * forward // steps
         return a
 
     def between(self, run: Run, n: int, states: dict[int, Leaves]) -> Between:

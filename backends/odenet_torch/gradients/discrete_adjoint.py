@@ -9,14 +9,15 @@ import functools
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
-from odenet import DiscreteAdjoint, GradientError, Problem, Stats
+from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, combine, subtract
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.certificate import Errors, Sketch, certify, relative
+from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
@@ -33,10 +34,11 @@ class Reversal(Adjoint):
         """See `Adjoint.keeps`."""
         return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         steps, method = run.grid.steps, self.method
-        y, residual = kept.states[steps], torch.zeros((), dtype=run.layout.time, device=run.layout.device)
+        y = kept.states[steps]
+        errors = Errors(run)
         g: AnyLeaves = gradients.get(steps) or zeros(y)
         seen: list[Leaves] = []  # increments, the latest first
         for n in reversed(range(steps)):
@@ -47,20 +49,33 @@ class Reversal(Adjoint):
                 d, outputs, cotangents = run.piece(n, at, stand, g)
             part, weights, found = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
             sums.add(weights, found)
+            del found  # a copy of a layer's weights, while autograd takes the sums
             g = add(g, part)
             d = tuple(leaf.detach() for leaf in d)
             before = subtract(y, d)
             if n in kept.states:
+                # its own increment taken back from a rebuilt y[n+1] misses y[n] by what y[n+1] is off
+                errors.add(relative(subtract(before, z), z), n)
                 y = z
             else:
-                residual = torch.maximum(residual, relative(subtract(before, z), y))
+                errors.add(relative(subtract(before, z), y), n)
                 y = before if method.correct else z
             if n in gradients:
                 g = add(g, gradients[n])
             if method.extrapolates:
                 seen = [d, *seen[: method.order - 1]]
-        self.stats.residual = residual
+            yield n
+        if kept.sketch is not None:
+            errors.add(kept.sketch.error(y), -1)
+        worst = certify(self.stats, self.alarm, errors)
+        if method.tolerance is not None:
+            if not float(worst) <= method.tolerance:
+                raise self.method.grown(f"{float(worst):.1e}")
         return g
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """See `Adjoint.sketch`."""
+        return Sketch(y0)
 
     def keeps_accepted(self, n: int) -> bool:
         """See `Adjoint.keeps_accepted`."""
@@ -92,22 +107,7 @@ class Reversal(Adjoint):
             z = after
             if residuals[-1] <= tolerance:
                 return z
-        raise GradientError(
-            f"step {n} cannot be undone to tolerance={tolerance}: after {self.method.limit} evaluations the residual "
-            f"went from {residuals[0]:.1e} to {residuals[-1]:.1e}",
-            "steps with h Lip(f) < 1, which are undone by repetition",
-            "take gradient='checkpoint', which undoes nothing; or smaller steps, a larger limit or tolerance",
-        )
-
-
-def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
-    """|defect| / |y|, Euclidean over all leaves."""
-    size = _norm(y)
-    return _norm(defect) / size.clamp_min(torch.finfo(size.dtype).tiny)
-
-
-def _norm(leaves: AnyLeaves) -> Tensor:
-    return functools.reduce(torch.hypot, (torch.linalg.vector_norm(leaf) for leaf in leaves))
+        raise self.method.stuck(f"step {n}", f"went from {residuals[0]:.1e} to {residuals[-1]:.1e}")
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:

@@ -16,7 +16,8 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
-from odenet_torch.gradients.discrete_adjoint import relative
+from odenet_torch.gradients.certificate import Errors, certify, relative
+from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve
 
@@ -28,7 +29,7 @@ class Retrace(Adjoint):
         """See `Adjoint.keeps`."""
         return ()
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         solver, h, steps, pair = run.solver, run.grid.size(0), run.grid.steps, kept.pair
         assert isinstance(solver, ReversibleSolver)
@@ -39,8 +40,11 @@ class Retrace(Adjoint):
             pair, g = solver.back(pull, n, h, steps, pair, g)
             if n in gradients:
                 g = (add(g[0], gradients[n]), *g[1:])
+            yield n
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        self.stats.residual = relative(defect, y).to(run.layout.time)
+        errors = Errors(run)
+        errors.add(relative(defect, y), -1)
+        certify(self.stats, self.alarm, errors)
         return gradient
 
 

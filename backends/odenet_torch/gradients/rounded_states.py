@@ -23,7 +23,9 @@ from odenet import Checkpoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import checkpoint
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, zeros
+from odenet_torch.gradients.stages import Steps
+from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
 
 _KINDS = {8: torch.int8, 16: torch.int16}
@@ -118,7 +120,7 @@ class RoundedStates(Adjoint):
         kept = [(chain.z, chain.codes, chain.scales, chain.error) for chain in chains]
         return states, tuple(zip(*kept, strict=True))
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         ends, codes, scales, errors = kept.pair
         y0, z = kept.states[0], ends
@@ -131,6 +133,7 @@ class RoundedStates(Adjoint):
                 z = tuple(map(_otherwise, z, starts, codes, scales, [n] * len(z)))
             y = tuple(_like(leaf, first) for leaf, first in zip(z, y0, strict=True)) if n else y0
             g = checkpoint.Recomputation.step(run, n, y, g, gradients.get(n), sums)
+            yield n
         self.stats.residual = self.certified(z, y0, errors).to(run.layout.time)
         return g
 

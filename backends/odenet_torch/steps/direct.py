@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from odenet import Grid, Solver
+from odenet import Grid, Solver, StateError
 from odenet.kit import positions, tree_leaves
 from odenet_torch.field.field import BlockField
 from odenet_torch.field.half_precision import HALF
-from odenet_torch.field.memory import written
+from odenet_torch.field.memory import overwritten, written
 from odenet_torch.field.state import Layout, Leaves
 
 if TYPE_CHECKING:
@@ -42,13 +42,16 @@ class Direct:
 
     Args:
         field: whose blocks are known.
+        layout: of the state.
         places: of the stages within a step, forwards and reversed.
         steps: how many.
     """
 
-    def __init__(self, field: BlockField, places: tuple[Sequence[float], Sequence[float]], steps: int) -> None:
+    def __init__(
+        self, field: BlockField, layout: Layout, places: tuple[Sequence[float], Sequence[float]], steps: int
+    ) -> None:
         assert field.depth is not None
-        self.field = field
+        self.field, self.layout = field, layout
         self.extra = field.extra
         self.blocks: Sequence[nn.Module] = field.depth.tree
         self.each = steps // (field.depth.intervals or 1)
@@ -76,7 +79,7 @@ class Direct:
         if tableau is None or (field.depth.kind == "linear" and not isinstance(solver, Solver)):
             return None
         places = tableau.c[: tableau.step_stages], positions(tableau, reverse=True)
-        direct = cls(field, places, grid.steps)
+        direct = cls(field, layout, places, grid.steps)
         between = direct.linear and (direct.each > 1 or not {*places[0], *places[1]} <= {0, 1})
         return None if between else direct
 
@@ -104,10 +107,16 @@ class Direct:
         else:
             k = block(y, *arguments, **named)
         if y._version != before:
-            raise written() if self.guarded else NotAsBeforeError
+            raise self._other(written())
         if type(k) is not Tensor or k.shape != y.shape or k.dtype is not y.dtype:
-            raise NotAsBeforeError
+            if not self.guarded:
+                raise NotAsBeforeError
+            (k,) = self.layout.slope(k, (y,))  # says what is wrong with it
         return k
+
+    def _other(self, error: StateError) -> Exception:
+        """What is raised where a block does something else now: in the forward pass, that it is to run again."""
+        return error if self.guarded else NotAsBeforeError()
 
     def stage(self, n: int, reverse: bool) -> Callable[[int, Leaves], Leaves]:
         """The stages of step n (`odenet.kit.Stage`)."""
@@ -119,7 +128,7 @@ class Direct:
         def stage_of_several(i: int, at: Leaves) -> Leaves:
             k = slope(n, places[i], at[0])
             if any(before is k or before._version != version for before, version in held):
-                raise NotAsBeforeError
+                raise self._other(overwritten())
             held.append((k, k._version))
             return (k,)
 

@@ -49,13 +49,19 @@ class Tolerance:
     def size(self, value: Leaves, y: Leaves) -> Tensor:
         """The norm of a value over what is allowed at y."""
         with torch.no_grad():
-            return self.norm(self._scaled(value, (leaf.abs() for leaf in y)))
+            return self.norm(self._scaled(value, (leaf.abs() for leaf in y), least=True))
 
-    def _scaled(self, value: Leaves, sizes: Any) -> Leaves:
-        return tuple(
-            leaf.abs() / (atol + rtol * size)
-            for leaf, size, rtol, atol in zip(value, sizes, self.rtol, self.atol, strict=True)
-        )
+    def _scaled(self, value: Leaves, sizes: Any, *, least: bool = False) -> Leaves:
+        """Entries over what is allowed. With atol=0 none is allowed of an entry that is zero: no error is none too
+        many, and with `least`, for the first step, such an entry says nothing."""
+        found: list[Tensor] = []
+        for leaf, size, rtol, atol in zip(value, sizes, self.rtol, self.atol, strict=True):
+            allowed = atol + rtol * size
+            scaled = leaf.abs() / allowed
+            if not (isinstance(atol, float) and atol > 0):
+                scaled = torch.where((allowed == 0) & (least | (leaf == 0)), 0, scaled)
+            found.append(scaled)
+        return tuple(found)
 
     def _norm(self, control: PIDController, layout: Layout) -> Callable[[Leaves], Tensor]:
         if callable(control.norm):
@@ -105,7 +111,7 @@ def _is_array(value: Any) -> bool:
 def _rms(leaves: Leaves) -> Tensor:
     total = sum(leaf.numel() for leaf in leaves)
     if len(leaves) == 1:
-        return torch.linalg.vector_norm(leaves[0]) / total**0.5
+        return torch.linalg.vector_norm(leaves[0]) / max(total, 1) ** 0.5  # drop-ins have empty batches
     kind = _widest(leaves)
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(leaf).to(kind) for leaf in leaves])) / (
         total**0.5

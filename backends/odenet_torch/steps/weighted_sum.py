@@ -81,6 +81,7 @@ class Buffered:
             and 0 < y[0].numel() <= _SMALL
             and type(y[0]) is Tensor
             and all(isinstance(each, float) for each in (*tolerance.rtol, *tolerance.atol))
+            and bool(tolerance.atol[0] > 0)  # else an entry may have nothing allowed
         )
 
     def trial(self, stage: Any, y: Leaves, h: float, first: Leaves) -> tuple[Trial, float]:

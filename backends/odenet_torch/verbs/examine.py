@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from odenet import Gradient, InputError, Part, Sample, Stats
-from odenet.kit import Place, made_reversible, places
+from odenet import Backprop, Gradient, InputError, Part, Sample, Stats
+from odenet.kit import Place, made_reversible, places, quiet
 from odenet_torch.conversion.attached import Attached
 from odenet_torch.conversion.converted import FirstOfRun
 from odenet_torch.conversion.layer_run import ConvertedRun
@@ -32,7 +33,13 @@ def examine(
     example = next(iter(named.values()))
     inputs, target = on(example, batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
     stats: dict[str, list[Stats]] = {name: [] for name in solves}
-    with unchanged(model, solves), torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as hooks:
+    with (
+        unchanged(model, solves),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        quiet(),
+        contextlib.ExitStack() as hooks,
+    ):
         for name, module in solves.items():
             module.gradient = gradient
             module.solver = made_reversible(module.solver) if reversible else module.solver
@@ -52,7 +59,26 @@ def examine(
         name: _numpy(torch.zeros_like(p) if g is None else g) for (name, p), g in zip(named.items(), found, strict=True)
     }
     weights = {name: _numpy(p) for name, p in named.items()}
-    return Sample(value.item(), gradients, weights, tuple(parts), _coarsest(named))
+    return Sample(value.item(), gradients, weights, tuple(parts), coarsest(named))
+
+
+def trained(model: nn.Module, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> nn.Module:
+    """See `Backend.trained`."""
+    made = copy.deepcopy(model)
+    solves = solved(made)
+    parameters = [p for p in made.parameters() if p.requires_grad]
+    inputs, target = on(parameters[0], batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
+    descent = torch.optim.Adam(parameters, rate)
+    # the copy shares no buffer with the model, and the random state is put back
+    with unchanged(made, solves), torch.inference_mode(False), torch.enable_grad():
+        for module in solves.values():
+            module.gradient = Backprop()
+        for _ in range(steps):
+            descent.zero_grad()
+            scalar(loss, made(inputs), target).backward()
+            descent.step()
+    descent.zero_grad()
+    return made
 
 
 def solved(model: nn.Module) -> dict[str, Solved]:
@@ -141,6 +167,7 @@ def _numpy(tensor: torch.Tensor) -> Any:
     return (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
 
 
-def _coarsest(named: Mapping[str, torch.Tensor]) -> str:
+def coarsest(named: Mapping[str, torch.Tensor]) -> str:
+    """The coarsest number type among these, by name."""
     kind = max((p.dtype for p in named.values()), key=lambda dtype: torch.finfo(dtype).eps)
     return str(kind).removeprefix("torch.")

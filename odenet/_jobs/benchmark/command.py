@@ -41,10 +41,8 @@ def command() -> None:
 @_flags.atol()
 @_flags.dtype("float64")
 @_flags.device()
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Times each cell is timed.")
-@click.option(
-    "--max-steps", type=click.IntRange(min=1), default=20000, show_default=True, help="Steps tried in a solve."
-)
+@click.option("--repeats", type=_flags.Whole(1), default=5, show_default=True, help="Times each cell is timed.")
+@click.option("--max-steps", type=_flags.Whole(1), default=20000, show_default=True, help="Steps tried in a solve.")
 @_flags.out("results/work-precision")
 @_flags.resume()
 @click.pass_context

@@ -9,7 +9,7 @@ import click
 
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.grid import Plan
-from odenet._nets.spec import BLOCKS
+from odenet._nets.spec import BLOCKS, STARTS
 
 _PLURAL = {name: f"{name}s" for name in ("backend", "solver", "gradient", "depth")}
 Decorator = Callable[[Any], Any]
@@ -41,7 +41,7 @@ def network_flags(plan: Plan) -> Decorator:
         ),
         choice(
             "--start",
-            ("smooth", "independent", "zero"),
+            STARTS,
             "Weights: a smooth function of depth, or layer by layer.",
             plan,
         ),
@@ -53,7 +53,7 @@ def network_flags(plan: Plan) -> Decorator:
 def number(flag: str, text: str, plan: Plan) -> Decorator:
     """A whole number of at least 1, by default the plan's."""
     default = getattr(plan, flag.removeprefix("--"))
-    return click.option(flag, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+    return click.option(flag, type=_flags.Whole(1), default=default, show_default=True, help=text)
 
 
 def choice(flag: str, names: tuple[str, ...], text: str, plan: Plan) -> Decorator:

@@ -13,12 +13,11 @@ from odenet._gradients.names import Backprop, Gradient, gradient
 from odenet._jobs.cells.plan import CellPlan
 from odenet._jobs.cells.resume import reading
 from odenet._names import lookup
-from odenet._nets.spec import Block, NetSpec
+from odenet._nets.spec import STARTS, Block, NetSpec, Start
 from odenet._solvers.names import AnySolver, solver
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
 Key = tuple[str, str, str, int]
-_STARTS = {name: name for name in ("smooth", "independent", "zero")}
 _ALONG = {name: name for name in ("auto", "piecewise", "linear", "shared")}
 
 
@@ -83,7 +82,7 @@ class Plan(CellPlan):
     width: int = 16
     norm: Literal["group", "none"] = "group"
     activation: Literal["relu", "tanh"] = "relu"
-    start: Literal["smooth", "independent", "zero"] = "smooth"
+    start: Start = "smooth"
     along: Along = "auto"
     repeats: int = 3
     network: NetSpec | None = None
@@ -91,7 +90,7 @@ class Plan(CellPlan):
     def __post_init__(self) -> None:
         self.check("a comparison")
         lookup("kind of weights along depth", self.along, _ALONG)
-        lookup("start of the weights", self.start, _STARTS)
+        lookup("start of the weights", self.start, {name: name for name in STARTS})
         for name in ("batch", "repeats"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

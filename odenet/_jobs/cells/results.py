@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import time
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from odenet._errors import FileError, InputError
-from odenet._files import write_text
+from odenet._errors import InputError
+from odenet._files import rename, write_text
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.cells.plan import CellPlan, KeyedCell
 from odenet._jobs.cells.row import CellRow
@@ -61,6 +61,14 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         by_key = {each.key: each for each in self.rows} | {row.key: row}
         rows = tuple(by_key[cell.key] for cell in self.plan.cells() if cell.key in by_key)
         return replace(self, rows=rows, seconds=self.seconds + seconds)
+
+    def growing(self, rows: Iterable[AnyRow]) -> Iterator[tuple[AnyRow, Self]]:
+        """Each row as it is measured, and these results with all rows so far and the time that they took."""
+        results, last = self, time.perf_counter()
+        for row in rows:
+            now = time.perf_counter()
+            results, last = results.add(row, now - last), now
+            yield row, results
 
     def resumed(self, plan: AnyPlan, machine: Mapping[str, str]) -> Self:
         """These results as the beginning of `plan` on `machine`.
@@ -132,11 +140,6 @@ def set_aside(folder: Path) -> list[Path]:
     for name in (CSV, JSON):
         path = folder / name
         target = path.with_name(f"{path.stem}.previous{path.suffix}")
-        try:
-            os.replace(path, target)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise FileError(f"{path} cannot be renamed ({error})", "a folder you may write to") from error
-        moved.append(target)
+        if rename(path, target):
+            moved.append(target)
     return moved

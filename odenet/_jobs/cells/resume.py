@@ -12,6 +12,7 @@ from odenet._errors import FileError, OdenetError
 from odenet._files import write_text
 
 Kind = TypeVar("Kind")
+_LARGEST = 2**30  # bytes of a file; real ones have a few thousand a row
 START_ANEW = "leave --resume out, or choose another --out"
 
 
@@ -45,6 +46,10 @@ def read(
         FileError: a file that this version of the command did not write.
     """
     with reading(str(path), f"a {path.name} that this version of {command} wrote", remedy):
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no plain file")
+        if path.is_file() and path.stat().st_size > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST} bytes")
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -59,7 +64,7 @@ def reading(what: str, allowed: str, remedy: str = "") -> Iterator[None]:
     """Errors that strange data lead to, as a FileError that says of what."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = error.given if isinstance(error, OdenetError) else error
         raise FileError(f"{what} cannot be read ({reason})", allowed, remedy) from error
 

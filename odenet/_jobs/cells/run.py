@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,7 +50,7 @@ def complete(
         messages: for progress and where the files are.
 
     Returns:
-        the exit status: 0; 1 if a cell failed; 130 if the run was interrupted.
+        the exit status: 0; 1 if a cell failed or none was measured; 130 if the run was interrupted.
 
     Raises:
         FileError: `out` cannot be written to, or holds results that cannot be resumed.
@@ -67,12 +66,10 @@ def complete(
     cells, interrupted = results.todo(), False
     try:
         with watch(messages, cells) as progress:
-            last = time.perf_counter()
-            for row in measure(results.plan, cells):
+            for row, grown in results.growing(measure(results.plan, cells)):
                 if not resume and not results.rows:
                     _say(messages, "kept the earlier results as", set_aside(out))
-                now = time.perf_counter()
-                results, last = results.add(row, now - last), now
+                results = grown
                 results.write(out)
                 progress.finished(in_words(row), row.ok)
     except KeyboardInterrupt:
@@ -84,6 +81,9 @@ def complete(
     if interrupted:
         messages.print(GO_ON, markup=False)
         return 130
+    if not any(row.ok for row in results.rows):
+        messages.print("nothing was measured: no cell is offered by what is installed", markup=False)
+        return 1
     return 1 if any(row.failed for row in results.rows) else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from odenet._jobs.compare.row import COLUMNS
 from odenet._jobs.compare.verdict import verdict
 from odenet._literals import BackendName, GradientName, SolverName
 from odenet._names import lookup
-from odenet._nets.spec import NetSpec
+from odenet._nets.spec import NetSpec, Start
 from odenet._report.machine import machine
 from odenet._report.rows import to_json
 from odenet._solvers.names import AnySolver, solver
@@ -93,7 +92,7 @@ def compare(
     dtype: Literal["float32", "float64"] = "float64",
     device: str = "cpu",
     seed: int = 0,
-    start: Literal["smooth", "independent", "zero"] = "smooth",
+    start: Start = "smooth",
     repeats: int = 3,
 ) -> ComparisonResults:
     """Compare solvers, gradient methods and backends on one network, as `odenet compare` does.
@@ -104,8 +103,8 @@ def compare(
     Args:
         network: its `depth` and `along` are replaced by those of each cell (piecewise weights for euler, linear ones
             for other solvers). None takes the tanh mlp of 16 features that `odenet compare` takes.
-        batch: inputs (images, *network.inputs) and class numbers (images,), as arrays. None takes 100 handwritten
-            digits.
+        batch: inputs (images, *network.inputs) and class numbers (images,), as arrays; without classes the states
+            aimed at. None takes 100 handwritten digits.
         solvers, gradients, depths, backends: one or several. Gradients by default: backprop, the discrete adjoint with
             and without correction, the continuous adjoint.
         dtype: of the cells.
@@ -148,10 +147,8 @@ def compare(
     )
     plan.require_a_backend()
     results = ComparisonResults(plan, machine(plan.backends))
-    last = time.perf_counter()
-    for row in measure(plan, plan.cells(), data):
-        now = time.perf_counter()
-        results, last = results.add(row, now - last), now
+    for _, grown in results.growing(measure(plan, plan.cells(), data)):
+        results = grown
     return results
 
 
@@ -176,14 +173,10 @@ def _several(value: Any) -> list[Any]:
 
 
 def _checked(batch: Any, spec: NetSpec) -> tuple[np.ndarray, np.ndarray]:
-    allowed = f"(inputs of shape (images, {', '.join(map(str, spec.inputs))}), labels of shape (images,))"
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise InputError(f"a batch of type {type(batch).__name__}", allowed)
+        raise InputError(f"a batch of type {type(batch).__name__}", "(inputs, labels)")
     inputs, labels = (np.asarray(part) for part in batch)
-    if inputs.shape[1:] != spec.inputs or labels.shape != inputs.shape[:1] or not len(inputs):
-        raise InputError(f"a batch of shapes {inputs.shape} and {labels.shape}", allowed)
-    if labels.dtype.kind not in "iu" or (spec.classes and not (0 <= labels.min() and labels.max() < spec.classes)):
-        raise InputError(
-            f"labels of {labels.dtype}, {labels.min()} to {labels.max()}", f"0 to {(spec.classes or 1) - 1}"
-        )
-    return inputs.astype(np.float64), labels.astype(np.int64)
+    if spec.classes is not None and labels.dtype.kind not in "iu":
+        raise InputError(f"labels of {labels.dtype}", f"whole numbers from 0 to {spec.classes - 1}")
+    spec.check_batch(inputs, labels)
+    return inputs.astype(np.float64), labels.astype(np.int64 if spec.classes is not None else np.float64)

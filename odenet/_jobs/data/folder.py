@@ -6,6 +6,7 @@ Images are read when they are asked for, so that a set may be larger than memory
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from odenet._errors import FileError, InputError
 from odenet._jobs.data.images import Images, ImageSet
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+_PIXELS = 2**26  # of an image; unpacked they take three bytes each
 _LAYOUT = "ROOT/train/CLASS/ and ROOT/val/CLASS/ with files *.png, *.jpg or *.jpeg"
 
 
@@ -37,7 +39,7 @@ def image_folder(root: str | Path, size: int = 32) -> ImageSet:
         raise InputError(f"size={size!r} of images", "a whole number, at least 1")
     _require_pillow()
     root = Path(root)
-    train, test = (_classes(root / part) for part in ("train", "val"))
+    train, test = (_classes(root / part, root) for part in ("train", "val"))
     if strange := sorted(test.keys() - train.keys()):
         raise FileError(f"{root / 'val'} has the classes {', '.join(strange)}", f"those of {root / 'train'}")
     classes = tuple(train)
@@ -51,11 +53,12 @@ def image_folder(root: str | Path, size: int = 32) -> ImageSet:
     )
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
+def _classes(folder: Path, root: Path) -> dict[str, list[Path]]:
     """The images of each class, by name."""
     try:
+        _require_within(folder, root)
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-        found = {name: _files(folder / name) for name in names}
+        found = {name: _files(folder / name, root) for name in names}
     except OSError as error:
         raise FileError(f"{folder} cannot be read ({error.strerror or error})", _LAYOUT) from error
     if not found:
@@ -65,7 +68,19 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _files(folder: Path) -> list[Path]:
+def _require_within(path: Path, root: Path) -> None:
+    """Raises FileError for a link that leads out of the tree: a set from elsewhere could show any file."""
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise FileError(
+            f"{path} is a link that leads out of {root}", "files and links within it", "copy what it leads to"
+        )
+
+
+def _files(folder: Path, root: Path) -> list[Path]:
+    _require_within(folder, root)
+    for entry in os.scandir(folder):
+        if entry.is_symlink() and entry.name.lower().endswith(SUFFIXES):
+            _require_within(folder / entry.name, root)
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     return [folder / name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
 
@@ -86,15 +101,21 @@ def _pixels(path: Path, size: int) -> np.ndarray:
 
     try:
         # by name of format: a .png that is something else is not handed to whichever decoder takes it
-        with Image.open(path, formats=("PNG", "JPEG")) as opened:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("PNG", "JPEG")) as opened:
+            if opened.width * opened.height > _PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels, of which at most {_PIXELS} are unpacked")
             image = opened.convert("RGB")
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
+        if width * height > _PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, too long for {size} x {size}")
         left, top = (width - size) // 2, (height - size) // 2
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image.crop((left, top, left + size, top + size)), np.uint8).transpose(2, 0, 1)
     except Exception as error:  # each decoder has its own ways to refuse a file
-        raise FileError(f"{path} cannot be read as an image ({error})", "a whole PNG or JPEG file") from error
+        raise FileError(
+            f"{path} cannot be read as an image ({str(error) or type(error).__name__})", "a whole PNG or JPEG file"
+        ) from error
 
 
 def _require_pillow() -> None:

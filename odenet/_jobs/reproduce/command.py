@@ -26,10 +26,10 @@ from odenet._report.terminal import console, table
 @click.command("reproduce", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, metavar="[NAME... | all]")
 @_flags.backends("torch")
-@click.option("--seeds", type=click.IntRange(min=1), show_default="of each", help="How many seeds, from 0.")
+@click.option("--seeds", type=_flags.Whole(1), show_default="of each", help="How many seeds, from 0.")
 @click.option(
     "--depth",
-    type=click.IntRange(min=32),
+    type=_flags.Whole(32),
     show_default="of each",
     help="Largest depth; each goes up to it by doubling.",
 )

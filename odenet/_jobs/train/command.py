@@ -11,7 +11,7 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._jobs.train.plan import TrainingPlan
-from odenet._nets.spec import BLOCKS
+from odenet._nets.spec import BLOCKS, STARTS
 from odenet._report.terminal import console
 
 
@@ -24,6 +24,8 @@ class _One(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name, or the label of a record."""
+        if self.name == "gradient" and isinstance(value, str) and value.strip().lower().startswith("auto"):
+            value = value.replace(",", ":")  # its options are written in one go; there is but one method here
         found = self.names.convert(value, param, ctx)
         if len(found) != 1:
             self.fail(f"{value!r} names {len(found)}; a run has one {self.name}", param, ctx)
@@ -57,13 +59,13 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @click.command("train", context_settings={"help_option_names": ["-h", "--help"]})
 @_flag("--data", click.Choice(NAMES), "Images: embedded digits, CIFAR-10 on disk, or one folder a class.")
 @_flag("--data-dir", click.Path(file_okay=False), "Where cifar-10-batches-py, or train and val, are.")
-@_flag("--size", click.IntRange(min=1), "Height and width of the images of a folder.  [default: 32]")
+@_flag("--size", _flags.Whole(1), "Height and width of the images of a folder.  [default: 32]")
 @_flag("--net", click.Choice(BLOCKS), "Kind of block.")
 @_flag("--backend", _One(_flags.BACKENDS), "Backend.")
 @_flag("--solver", _One(_flags.SOLVERS), "Solver, see `odenet list solvers`.")
 @_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method, with options behind colons.")
-@_flag("--depth", click.IntRange(min=1), "Steps N.")
-@_flag("--width", click.IntRange(min=1), "Channels (conv, bottleneck) or features.")
+@_flag("--depth", _flags.Whole(1), "Steps N.")
+@_flag("--width", _flags.Whole(1), "Channels (conv, bottleneck) or features.")
 @_flag("--norm", click.Choice(["group", "none"]), "Normalisation of conv and bottleneck blocks.")
 @_flag("--activation", click.Choice(["relu", "tanh"]), "Activation.")
 @_flag("--along", click.Choice(["auto", "piecewise", "linear", "shared"]), "Weights along depth; auto: by solver.")
@@ -75,23 +77,23 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
     show_default=True,
     help="Normalisation and activation behind the stem.",
 )
-@_flag("--grid", click.IntRange(min=1), "Parts of the image, each way, that the head takes means of.")
+@_flag("--grid", _flags.Whole(1), "Parts of the image, each way, that the head takes means of.")
 @click.option("--scaled/--unscaled", default=TrainingPlan.scaled, show_default=True, help="Steps of 1/N, or of 1.")
-@_flag("--start", click.Choice(["smooth", "independent", "zero"]), "Weights at the beginning, along depth.")
+@_flag("--start", click.Choice(STARTS), "Weights at the beginning, along depth.")
 @_flag("--device", str, "Device, as `odenet list backends` names it.")
 @_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
-@_flag("--epochs", click.IntRange(min=1), "Times that all training images are seen.")
-@_flag("--batch", click.IntRange(min=1), "Images in a batch.")
-@_flag("--lr", float, "Rate at the beginning.")
-@_flag("--momentum", float, "Of gradient descent.")
-@_flag("--weight-decay", float, "Of all weights.")
+@_flag("--epochs", _flags.Whole(1), "Times that all training images are seen.")
+@_flag("--batch", _flags.Whole(1), "Images in a batch.")
+@_flag("--lr", _flags.Real(), "Rate at the beginning.")
+@_flag("--momentum", _flags.Real(), "Of gradient descent.")
+@_flag("--weight-decay", _flags.Real(), "Of all weights.")
 @_flag("--schedule", click.Choice(SCHEDULES), "Rate: a tenth after each third (the paper's), cosine, or constant.")
-@_flag("--seed", click.IntRange(min=0), "Of weights, split, order and augmentation.")
+@_flag("--seed", _flags.Whole(0), "Of weights, split, order and augmentation.")
 @click.option(
     "--augment/--no-augment", default=TrainingPlan.augment, show_default=True, help="Random crops, and mirror images."
 )
-@_flag("--validation", float, "Part of the training images that chooses the best epoch.")
-@_flag("--limit-train", click.IntRange(min=2), "Use this many training images.")
+@_flag("--validation", _flags.Real(), "Part of the training images that chooses the best epoch.")
+@_flag("--limit-train", _flags.Whole(2), "Use this many training images.")
 @_flags.out("results/train", "Folder of the run.")
 @_flags.resume("Go on after the last whole epoch of the run in --out, bit for bit.")
 @click.pass_context
@@ -106,6 +108,7 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
     Examples:
       odenet train
       odenet train --backend jax --solver heun --gradient discrete-adjoint --depth 32 --out results/heun
+      odenet train --depth 64 --gradient auto:tolerance=1e-2,memory=64M
       odenet train --data cifar10 --data-dir DIR --width 32 --epochs 90 --batch 256 --device cuda
       odenet train --data folder --data-dir ROOT --size 224 --net bottleneck --width 1024 --depth 22 --before 3,4 \\
           --after 3 --unscaled --device cuda

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import time
+import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,9 @@ from rich.console import Console
 
 from odenet._backend import registry as _registry
 from odenet._backend.trainer import Trainer
-from odenet._errors import FileError, GradientError, InputError
+from odenet._errors import FileError, GradientError, GradientWarning, InputError
 from odenet._files import require_writable
-from odenet._gradients.names import gradient
+from odenet._gradients.names import Auto, gradient
 from odenet._jobs.data.images import ImageSet, moments
 from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches, Split, split
@@ -31,6 +35,8 @@ from odenet._jobs.train.row import Epoch
 from odenet._nets.weights import save_weights
 from odenet._report.machine import machine
 from odenet._solvers.names import solver
+from odenet.doctor.auditor import MOVED
+from odenet.doctor.candidates import reference
 
 WEIGHTS = "weights.npz"
 
@@ -55,11 +61,11 @@ def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int
         GradientError: the loss is no finite number any more.
     """
     require_writable(out)
-    with alone(out):
-        return _train(plan, out, resume, messages)
+    with alone(out) as require_same:
+        return _train(plan, out, resume, messages, require_same)
 
 
-def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int:
+def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console, require_same: Callable[[], None]) -> int:
     run = _earlier(plan, out, resume, messages)
     images = image_set(plan.data, plan.data_dir, plan.size)
     parts = split(images.train, plan.validation, plan.limit_train, plan.seed)
@@ -76,7 +82,8 @@ def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> in
         raise InputError(f"a batch of {plan.batch} from {len(parts.train)} training images", "no larger than these")
     if run.test is None:
         try:
-            run = _finish(run, images, learnt, Batches(parts.validation, plan.batch, **common), out, messages)
+            chosen_by = Batches(parts.validation, plan.batch, **common)
+            run = _finish(run, images, learnt, chosen_by, out, messages, require_same)
         except KeyboardInterrupt:
             reached = read(out)
             whole = f"epoch {reached.epoch} is whole and" if reached else "no epoch is whole, nothing"
@@ -85,6 +92,7 @@ def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> in
             return 130
     from odenet._jobs.train.curve import write_curve  # matplotlib takes a second
 
+    require_same()
     curve = write_curve(run, out)[0]
     messages.print(_summary(run, len(parts.validation)), markup=False)
     messages.print(f"wrote {out / WEIGHTS}, {out / 'log.csv'}, {out / 'run.json'}, {curve}", markup=False)
@@ -124,12 +132,21 @@ def _identity(images: ImageSet, parts: Split, mean: list[float], deviation: list
 
 
 def _finish(
-    run: TrainingRun, images: ImageSet, learnt: Batches, chosen_by: Batches, out: Path, messages: Console
+    run: TrainingRun,
+    images: ImageSet,
+    learnt: Batches,
+    chosen_by: Batches,
+    out: Path,
+    messages: Console,
+    require_same: Callable[[], None],
 ) -> TrainingRun:
-    """All epochs that are left, then the test."""
+    """All epochs that are left, then the test. `require_same` is called before each write."""
     plan = run.plan
     entry = _registry.entry(plan.backend)
-    _registry.require(entry, solver(plan.solver), gradient(plan.gradient))
+    method, by = gradient(plan.gradient), solver(plan.solver)
+    if isinstance(method, Auto):
+        method = reference(entry, (by,))  # what is chosen from is what the backend offers
+    _registry.require(entry, by, method)
     backend = _registry.backend(plan.backend)
     with backend.prepare(plan.dtype, plan.device):
         spec = plan.spec(images)
@@ -144,20 +161,49 @@ def _finish(
         trainer = backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay)
         if run.epoch:
             trainer.load(run.state(out, run.epoch))
+        require_same()
         events.begin(out, run.rows)
-        with watch(messages, plan.epochs, learnt.steps) as progress:
+        with _telling(messages), watch(messages, plan.epochs, learnt.steps) as progress:
             for epoch in range(run.epoch + 1, plan.epochs + 1):
                 row = _epoch(trainer, plan, epoch, learnt, chosen_by, progress)
+                require_same()
                 run = run.saved(out, row, trainer.state())
                 events.add(out, row)
                 progress.finished(row, run.best == epoch)
         state = run.state(out, run.best)
         trainer.load(state)
         loss, accuracy = evaluate(trainer, replace(chosen_by, images=images.test))
+        require_same()
         save_weights(out / WEIGHTS, trainer.read())
         run = replace(run, test=Outcome(run.best, loss, accuracy, len(images.test)))
         run.write(out)
     return run
+
+
+class _Tell(logging.Handler):
+    def __init__(self, messages: Console) -> None:
+        super().__init__(logging.INFO)
+        self.messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        self.messages.print(record.getMessage(), markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _telling(messages: Console) -> Iterator[None]:
+    """Inside, what the library logs is seen: what gradient=auto chose, and why it moved."""
+    log, handler = logging.getLogger("odenet"), _Tell(messages)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f".*{MOVED}", GradientWarning)  # which says the same
+            yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
 
 
 def _epoch(

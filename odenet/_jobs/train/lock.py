@@ -1,9 +1,9 @@
-"""One process at a time in the folder of a run."""
+"""One process at a time in the folder of a run, and that folder to the end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,14 +16,32 @@ except ImportError:  # Windows, which has no locks on folders
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder until the end, however that comes: the system lets go of it when a process is killed.
+
+    A lock is one on the folder, not on its name: where the folder was deleted or moved, another run may stand under
+    the name. What is yielded is called before each write, and raises FileError then.
 
     Raises:
         FileError: another process holds it.
     """
+    begun = os.stat(folder)
+
+    def require_same() -> None:
+        try:
+            same = os.path.samestat(begun, os.stat(folder))
+        except OSError:
+            same = False
+        if not same:
+            raise FileError(
+                f"the folder {folder} of this run was deleted, moved or replaced while it was training, "
+                "and nothing more is written there",
+                "a folder that stays where it is until the run ends",
+                "where it was moved, go on with --resume --out and its new name; else begin anew",
+            )
+
     if fcntl is None:
-        yield
+        yield require_same
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -35,6 +53,6 @@ def alone(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:
             pass  # a file system without locks
-        yield
+        yield require_same
     finally:
         os.close(handle)

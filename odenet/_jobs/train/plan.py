@@ -16,7 +16,7 @@ from odenet._jobs.data.images import ImageSet
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._names import lookup
-from odenet._nets.spec import Block, NetSpec
+from odenet._nets.spec import Block, NetSpec, Start
 from odenet._solvers.names import solver
 
 
@@ -56,7 +56,7 @@ class TrainingPlan:
     activated: bool = False
     grid: int = 1
     scaled: bool = True
-    start: Literal["smooth", "independent", "zero"] = "smooth"
+    start: Start = "smooth"
     backend: str = "torch"
     solver: str = "euler"
     gradient: str = "backprop"

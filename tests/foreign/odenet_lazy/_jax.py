@@ -8,7 +8,7 @@ class Lazy(Reversal):
     """The backward pass without a prediction."""
 
     def __init__(self, stats):
-        super().__init__(DiscreteAdjoint(), stats)
+        super().__init__(DiscreteAdjoint(), stats, None)
 
     def predict(self, run, n, y, seen, trouble, *, early):
         """The state where we stand."""
@@ -19,7 +19,7 @@ class AdaptiveLazy(AdaptiveReversal):
     """The same over the steps that an adaptive solve accepted."""
 
     def __init__(self, stats):
-        super().__init__(DiscreteAdjoint(), stats)
+        super().__init__(DiscreteAdjoint(), stats, None)
         self.fixed = Lazy(stats)
 
 

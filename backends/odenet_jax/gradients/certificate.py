@@ -1,0 +1,182 @@
+"""How far rebuilt states are off, by what the way back knows of them, and what is said of it.
+
+A state's rows, and what an error in them is held against, are `odenet._gradients.certified`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from odenet import Stats
+from odenet.kit import BUCKETS, DOUBTFUL, Alarm, channel_axes, floor, place, signs
+from odenet_jax.field.state import Leaves
+
+Tree = TypeVar("Tree")
+Worst = tuple[Array, Array]
+"""The largest error so far, and the step that it was met in: -1 is the state at t0."""
+
+
+def relative(defect: Leaves, y: Leaves) -> Array:
+    """|defect| / |y| of the worst row of the worst leaf, a scalar."""
+    found = [_worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.size for reading in _readings(d, leaf)]
+    return functools.reduce(_larger, found) if found else jnp.zeros(())
+
+
+def worse(worst: Worst, error: Array, n: Any) -> Worst:
+    """The worst so far with one more error, of step n; NaN is the worst there is."""
+    error = error.astype(worst[0].dtype)
+    new = ~(error <= worst[0]) & ~jnp.isnan(worst[0])
+    return jnp.where(new, error, worst[0]), jnp.where(new, n, worst[1]).astype(worst[1].dtype)
+
+
+def _larger(one: Array, other: Array) -> Array:
+    kind = jnp.promote_types(one.dtype, other.dtype)
+    return jnp.maximum(one.astype(kind), other.astype(kind))
+
+
+def _readings(defect: Array, y: Array) -> list[tuple[Array, Array, int]]:
+    readings = [(defect, y, axis) for axis in channel_axes(y.ndim)]
+    # of one axis, they may be channels of one row or rows of one channel
+    return readings if y.ndim > 1 else [*readings, (defect[..., None], y[..., None], -1)]
+
+
+def _worst(defect: Array, y: Array, axis: int) -> Array:
+    return jnp.max(jnp.linalg.norm(defect, axis=axis) / _scale(jnp.linalg.norm(y, axis=axis), y.shape[axis]))
+
+
+def _scale(sizes: Array, width: int) -> Array:
+    """What an error of each row is held against: its size, or where that is nearly zero the floor."""
+    # a mean of roots, which neither a few huge rows nor many rows of zeros carry away
+    least = jnp.square(jnp.mean(jnp.sqrt(sizes))) * floor(width)
+    return jnp.maximum(sizes, jnp.maximum(least, jnp.finfo(sizes.dtype).tiny))
+
+
+class Sketch:
+    """What is kept of a state to tell later by how much another one differs from it: a few sums of each row.
+
+    The entries of a row are added up in `BUCKETS` buckets, with signs as if by chance; the root of the sum of the
+    squares of these is the row's norm on average (Charikar, Chen and Farach-Colton 2002). Rows no wider are kept whole.
+    """
+
+    def __init__(self, y: Leaves) -> None:
+        self.rows = tuple(_sketched(leaf, axis) for leaf, axis in self._places(y))
+
+    @staticmethod
+    def _places(y: Leaves) -> list[tuple[Array, int]]:
+        leaves = (leaf if leaf.ndim else leaf[None] for leaf in y if leaf.size)
+        return [(leaf, axis) for leaf in leaves for axis in channel_axes(leaf.ndim)]
+
+    def error(self, y: Leaves) -> Array:
+        """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so."""
+        found = [
+            jnp.max(
+                jnp.linalg.norm(_sketched(leaf, axis) - kept, axis=-1)
+                / _scale(jnp.linalg.norm(kept, axis=-1), leaf.shape[axis])
+            )
+            for (leaf, axis), kept in zip(self._places(y), self.rows, strict=True)
+        ]
+        return functools.reduce(_larger, found) if found else jnp.zeros(())
+
+
+def _flatten(sketch: Sketch) -> tuple[tuple[Array, ...], None]:
+    return sketch.rows, None
+
+
+def _unflatten(_: None, rows: Any) -> Sketch:
+    sketch = object.__new__(Sketch)
+    sketch.rows = rows
+    return sketch
+
+
+jax.tree_util.register_pytree_node(Sketch, _flatten, _unflatten)
+
+
+def _sketched(leaf: Array, axis: int) -> Array:
+    rows, width = jnp.moveaxis(leaf, axis, -1), leaf.shape[axis]
+    if width <= BUCKETS:
+        return rows
+    rows = rows * signs(jnp.arange(width, dtype=jnp.int32)).astype(rows.real.dtype)
+    rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -width % BUCKETS)])
+    return rows.reshape(*rows.shape[:-1], -1, BUCKETS).sum(-2)
+
+
+def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a way back found, which says it when it is there if the worst error is large.
+
+    Said by the host while the program runs; not by a program that `jax.export` made, which has no host to call.
+
+    Args:
+        stats: of the solve.
+        alarm: of the network; None where nothing is to be said.
+        steps: of the way back.
+        worst: of the errors that the way back came to know of.
+        found: the gradients of the state at t0, of weights, others if there are any, and the residual.
+    """
+    if alarm is None:
+        return found
+    g, sums, *others, residual = found
+    error, n, steps = (lax.stop_gradient(leaf) for leaf in (*worst, jnp.asarray(steps, jnp.int32)))
+    # by way of a number that gradients need: a call that gives nothing is taken for one that does nothing
+    zero = _told.bind(error, n, steps, tell=functools.partial(_tell, alarm, stats.gradient, stats.solver))
+    leaves, structure = jax.tree.flatten(sums)
+    small = min(range(len(leaves)), key=lambda i: leaves[i].size, default=None)
+    if small is not None:
+        leaves[small] = leaves[small] + zero.astype(leaves[small].dtype)
+    return tied(zero, g), jax.tree.unflatten(structure, leaves), *tied(zero, others), residual
+
+
+def tied(zero: Array, tree: Tree) -> Tree:
+    """The tree, of which nothing can be had without this zero."""
+    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
+
+
+def _tell(alarm: Alarm, gradient: str, solver: str, error: Any, n: Any, steps: Any) -> None:
+    alarm.tell(float(error), f"{gradient} through {int(steps)} steps of {solver}", place(int(n), int(steps)))
+
+
+_told = Primitive("odenet_certificate")
+
+
+@_told.def_impl
+def _now(error: Array, n: Array, steps: Array, *, tell: Callable[..., None]) -> Array:
+    tell(error, n, steps)
+    return jnp.zeros_like(error)
+
+
+@_told.def_abstract_eval
+def _like(error: Any, n: Any, steps: Any, *, tell: Callable[..., None]) -> Any:
+    return error
+
+
+def _for_all_rows(arguments: Any, axes: Any, *, tell: Callable[..., None]) -> tuple[Array, None]:
+    """Of all rows of a `jax.vmap` the worst is told."""
+    places = [*zip(arguments, axes, strict=True)]
+    rows = next(leaf.shape[axis] for leaf, axis in places if axis is not None)
+    each = [jnp.broadcast_to(leaf, (rows,)) if axis is None else leaf for leaf, axis in places]
+    at = jnp.argmax(each[0])  # NaN, where there is one
+    return _told.bind(*(leaf[at] for leaf in each), tell=tell), None
+
+
+batching.primitive_batchers[_told] = _for_all_rows
+
+
+def _in_a_program(context: Any, *arguments: Any, tell: Callable[..., None]) -> Any:
+    exported = getattr(context.module_context.lowering_parameters, "for_export", False)
+
+    def program(error: Array, *others: Array) -> Array:
+        if not exported:
+            lax.cond(error <= DOUBTFUL, lambda: None, lambda: jax.debug.callback(tell, error, *others))
+        return jnp.zeros_like(error)
+
+    return mlir.lower_fun(program, multiple_results=False)(context, *arguments)
+
+
+mlir.register_lowering(_told, _in_a_program)

@@ -1,0 +1,182 @@
+"""How far rebuilt states are off, by what the way back knows of them, and what is said of it.
+
+A state's rows, and what an error in them is held against, are `odenet._gradients.certified`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from odenet import Stats
+from odenet.kit import BUCKETS, Alarm, channel_axes, floor, place, signs
+from odenet.kit import Leaves as AnyLeaves
+from odenet_torch.steps.fixed import Run
+
+
+def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
+    """|defect| / |y| of the worst row of the worst leaf, a scalar on the device."""
+    found = [
+        _worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.numel() for reading in _readings(d, leaf)
+    ]
+    return functools.reduce(torch.maximum, found) if found else torch.zeros(())
+
+
+def _readings(defect: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, int]]:
+    readings = [(defect, y, axis) for axis in channel_axes(y.ndim)]
+    # of one axis, they may be channels of one row or rows of one channel
+    return readings if y.ndim > 1 else [*readings, (defect[..., None], y[..., None], -1)]
+
+
+def _worst(defect: Tensor, y: Tensor, axis: int) -> Tensor:
+    return (_norm(defect, axis) / _scale(_norm(y, axis), y.shape[axis])).amax()
+
+
+def _norm(y: Tensor, axis: int = -1) -> Tensor:
+    if axis == -1:
+        return torch.linalg.vector_norm(y, dim=-1)
+    # over an axis in the middle, PyTorch's own is up to a hundred times slower than the sum
+    return (y.abs() if y.is_complex() else y).square().sum(axis).sqrt()
+
+
+def _scale(sizes: Tensor, width: int) -> Tensor:
+    """What an error of each row is held against: its size, or where that is nearly zero the floor."""
+    # a mean of roots, which neither a few huge rows nor many rows of zeros carry away
+    least = (sizes.sqrt().mean().square() * floor(width)).clamp_min(torch.finfo(sizes.dtype).tiny)
+    return torch.maximum(sizes, least)
+
+
+class Sketch:
+    """What is kept of a state to tell later by how much another one differs from it: a few sums of each row.
+
+    The entries of a row are added up in `BUCKETS` buckets, with signs as if by chance; the root of the sum of the
+    squares of these is the row's norm on average (Charikar, Chen and Farach-Colton 2002). Rows no wider are kept whole.
+    """
+
+    def __init__(self, y: AnyLeaves) -> None:
+        self.rows = [(_sketched(leaf, axis), leaf.shape[axis]) for leaf, axis in self._places(y)]
+
+    @staticmethod
+    def _places(y: AnyLeaves) -> list[tuple[Tensor, int]]:
+        leaves = (leaf if leaf.ndim else leaf[None] for leaf in y if leaf.numel())
+        return [(leaf, axis) for leaf in leaves for axis in channel_axes(leaf.ndim)]
+
+    def error(self, y: AnyLeaves) -> Tensor:
+        """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so."""
+        found = [
+            (_norm(_sketched(leaf, axis) - kept) / _scale(_norm(kept), width)).amax()
+            for (leaf, axis), (kept, width) in zip(self._places(y), self.rows, strict=True)
+        ]
+        return functools.reduce(torch.maximum, found) if found else torch.zeros(())
+
+
+def _sketched(leaf: Tensor, axis: int) -> Tensor:
+    rows, width = leaf.movedim(axis, -1), leaf.shape[axis]
+    if width <= BUCKETS:
+        return rows.clone()  # the user may write on y0
+    rows = rows * signs(torch.arange(width, device=leaf.device))
+    return pad(rows, (0, -width % BUCKETS)).unflatten(-1, (-1, BUCKETS)).sum(-2)
+
+
+class Errors:
+    """The errors that a way back comes to know of, of which the largest and its place are kept, on the device."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.pair = torch.zeros(2, dtype=run.layout.time, device=run.layout.device)
+        self.recent: list[Tensor] = []
+        self.first = -1  # the step of the first of these, which the others follow downward
+
+    def add(self, error: Tensor, n: int) -> None:
+        """One more, of step n; -1 is the state at t0."""
+        self.first = self.first if self.recent else n
+        self.recent.append(error)
+        if len(self.recent) == _TOGETHER:
+            self.worst()
+
+    def worst(self) -> Tensor:
+        """The largest, NaN if there is one, and the step that it is of."""
+        if self.recent:
+            kind = self.pair.dtype
+            every = torch.stack([self.pair[0], *(error.to(kind) for error in self.recent)])
+            value, index = every.max(0)
+            step = torch.where(index == 0, self.pair[1], self.first + 1 - index)
+            self.pair = torch.stack([value, step.to(kind)])
+            self.recent = []
+        return self.pair
+
+
+_TOGETHER = 32
+"""Errors that are looked through at once: one at a time takes longer, and all take memory that grows with depth."""
+
+
+def certify(stats: Stats, alarm: Alarm | None, errors: Errors) -> Tensor:
+    """Leave the largest error that a way back came to know of in the stats, and say it if it is large.
+
+    Nothing waits for a CUDA device here: what is still being worked out there is said when a later backward pass, or
+    the end of the process, finds it done.
+
+    Args:
+        stats: of the solve.
+        alarm: of the network; None where nothing is to be said.
+        errors: of the way back.
+    """
+    for told in [*_waiting]:
+        told.settle()
+    pair = errors.worst()
+    stats.residual = pair[0]
+    if alarm is not None:
+        _Told(alarm, stats, errors.run, pair).settle()
+    return pair[0]
+
+
+_waiting: list[_Told] = []
+"""What a device has not worked out yet."""
+
+
+@dataclass(eq=False)
+class _Told:
+    """A certificate on its way to the host."""
+
+    alarm: Alarm
+    stats: Stats
+    run: Run
+    pair: Tensor
+    done: Any = None
+
+    def settle(self, *, wait: bool = False) -> None:
+        if type(self.pair) is not Tensor or self.pair.is_meta:
+            return  # shapes without numbers
+        if self.pair.device.type == "cuda" and self.done is None:
+            if torch.cuda.is_current_stream_capturing():
+                return  # a CUDA graph holds no word to the host
+            self.pair = self.pair.to("cpu", non_blocking=True)
+            self.done = torch.cuda.Event()
+            self.done.record()
+            _waiting.append(self)
+            return
+        if self.done is not None:
+            if wait:
+                self.done.synchronize()
+            elif not self.done.query():
+                return
+            with contextlib.suppress(ValueError):  # another thread may have said it
+                _waiting.remove(self)
+        value, n = self.pair.tolist()
+        step, count = int(n), self.run.grid.steps
+        names = () if step < 0 else self.run.field.modules(step, 0.0, count)
+        where = place(step, count, names[0][0] if names else "")
+        self.alarm.tell(value, f"{self.stats.gradient} through {count} steps of {self.stats.solver}", where)
+
+
+@atexit.register
+def _say_what_is_left() -> None:
+    for told in [*_waiting]:
+        told.settle(wait=True)

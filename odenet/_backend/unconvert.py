@@ -1,0 +1,26 @@
+"""`odenet.unconvert`: a model with its own layers again."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from odenet._backend.registry import backend, entry_for
+
+Model = TypeVar("Model")
+
+
+def unconvert(model: Model) -> Model:
+    """A converted model with its own layers again: the same parameters, as they are trained by now.
+
+    Args:
+        model: one that `odenet_torch.convert` has converted, or parts of which were. It is changed in place; one that
+            was not converted is left as it is.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConversionError: a layer whose class was changed since it was converted, as by FSDP. UnsupportedError: a model
+            of a backend that converts none.
+    """
+    return backend(entry_for([model]).name).unconvert(model)

@@ -1,0 +1,131 @@
+"""What a certificate is measured by, and what is said when it is large: the same in every backend."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from odenet._errors import GradientWarning, UselessGradientWarning
+
+DOUBTFUL = 0.1
+"""A certificate above this is said, once for each network and method."""
+USELESS = 0.5
+"""A certificate above this is said in every backward pass."""
+BUCKETS = 8
+"""Numbers kept of a row of y0 to know it again by: the root of their mean square difference is off by a quarter."""
+
+Integers = TypeVar("Integers", bound=Any)
+
+_alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
+_quiet = threading.local()
+
+
+def channel_axes(rank: int) -> tuple[int, ...]:
+    """The axes of an array of a state that may hold the channels: what is not among them counts rows.
+
+    One array of (channels,) or (batch, channels) has its channels last. Of a larger one nobody says whether they are
+    last, as in (batch, time, channels) and in JAX's images, or second, as in torch's images (batch, channels, height,
+    width): both are read, and the larger error counts. Read wrongly, lines of an image or of one channel in time stand
+    for rows, in which a place that is wrong still shows.
+    """
+    return () if rank == 0 else (-1,) if rank < 3 else (-1, 1)
+
+
+def floor(width: int) -> float:
+    """The least size of a row of that many entries, in typical sizes of rows, that an error is held against.
+
+    A class token may be a hundred times smaller than other rows, and is what the loss reads: it has its own size. A
+    row of few entries may be nearly zero by chance alone, and one of many only because it is padding, or about to
+    begin: what is off there is held against the other rows.
+    """
+    return max(0.01, 2.0 ** (1 - width))
+
+
+def signs(places: Integers) -> Integers:
+    """+1 or -1 for each place, as if by chance: an integer array of either framework, and of 32 bits or more."""
+    mixed = places
+    for _ in range(2):
+        mixed = mixed * 0x45D9F3B & 0x7FFFFFFF
+        mixed = mixed ^ (mixed >> 16)
+    return 1 - 2 * (mixed & 1)
+
+
+class Alarm:
+    """Says that the gradients of one network are doubtful, or useless.
+
+    Doubtful is said once for each method of the network, useless every time. Python shows either of them wherever its
+    filters do not say otherwise, and raises them where these say "error".
+    """
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def tell(self, certificate: float, method: str, where: str) -> None:
+        """Say it if there is something to say.
+
+        Args:
+            certificate: see `Stats.certificate`.
+            method: the gradient method and what it went back through, for the message.
+            where: the place in depth, for the message.
+        """
+        if certificate <= DOUBTFUL:
+            return
+        useless = not certificate <= USELESS
+        if not useless:
+            if method in self._said:
+                return
+            self._said.add(method)
+        category = UselessGradientWarning if useless else GradientWarning
+        # without a registry of what was shown: Python would show a text once for all networks
+        warnings.warn_explicit(_message(certificate, method, where), category, "odenet", 1, registry=None)
+
+
+def _message(certificate: float, method: str, where: str) -> str:
+    if certificate != certificate:
+        return (
+            f"The certificate of {method} is NaN ({where}): states are not finite, in the forward pass or rebuilt, and "
+            "neither is the gradient. What to do: look at the forward pass first; where that is finite, steps cannot "
+            "be undone, and gradient='checkpoint' undoes none."
+        )
+    so = "the gradient is useless" if certificate > USELESS else "the gradient may be off by as much"
+    return (
+        f"The certificate of {method} is {certificate:.2g} ({where}): a rebuilt state is off by that share of its own "
+        f"size, and {so}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
+        "where h Lip(f) < 1, or anchors. odenet.check_gradients measures the error of every method."
+    )
+
+
+def alarm(network: Any) -> Alarm | None:
+    """The alarm of a network: a module, a function, or an object of which a method is the field. None where quiet."""
+    if getattr(_quiet, "deep", 0):
+        return None
+    network = getattr(network, "__self__", network)
+    try:
+        return _alarms.setdefault(network, Alarm())
+    except TypeError:  # neither hashed nor weakly referred to: nothing to know it again by
+        return Alarm()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Solves that begin here, in this thread, have no alarm: for those who measure errors, and tell them."""
+    _quiet.deep = getattr(_quiet, "deep", 0) + 1
+    try:
+        yield
+    finally:
+        _quiet.deep -= 1
+
+
+Tell = Callable[[float, int], None]
+"""Is told a certificate and its place: the step, or -1 for the state at t0."""
+
+
+def place(step: int, steps: int, layer: str = "") -> str:
+    """Where a certificate is from, in words."""
+    if step < 0:
+        return f"of the state at t0, after all {steps} steps back"
+    return f"in step {step} of {steps}{layer and ', '}{layer}"

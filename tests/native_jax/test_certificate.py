@@ -1,0 +1,156 @@
+"""A gradient by rebuilt states that is badly wrong says so, under every transformation, and a tolerance is held."""
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odenet
+import odenet_jax
+from odenet_jax.gradients.certificate import Sketch, relative
+
+RNG = np.random.default_rng(0)
+W = jnp.asarray(RNG.standard_normal((6, 8, 8)))
+Y0 = jnp.asarray(RNG.standard_normal((4, 8)))
+
+
+def field(t, y, w):
+    return 5 * jnp.tanh(y @ w)
+
+
+def loss(w, y0, gradient="discrete-adjoint"):
+    solution = odenet_jax.solve(field, y0, odenet.Depth(w, "piecewise"), solver="euler", gradient=gradient)
+    return (solution.y1**2).sum()
+
+
+def said_by(function, *arguments):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", odenet.GradientWarning)
+        jax.block_until_ready(function(*arguments))
+        jax.effects_barrier()
+    return [(each.category, str(each.message)) for each in said if issubclass(each.category, odenet.GradientWarning)]
+
+
+def trained(w, y0):
+    def step(w, _):
+        return w - 1e-4 * jax.grad(loss)(w, y0), None
+
+    return jax.lax.scan(step, w, None, length=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "times"),
+    [
+        (jax.jit(jax.grad(loss)), 1),
+        (jax.jit(jax.vmap(jax.grad(loss), (None, 0))), 1),  # the worst of the rows
+        (jax.jit(jax.grad(lambda w, y0: jax.vmap(loss, (None, 0))(w, y0).sum())), 1),
+        (jax.jit(jax.grad(jax.checkpoint(loss))), 1),
+        (jax.jit(trained), 2),
+    ],
+)
+def test_useless_gradients_are_said_every_time_under_every_transformation(function, times):
+    said = said_by(function, W, Y0)
+    assert [category for category, _ in said] == [odenet.UselessGradientWarning] * times
+    assert len(said_by(function, W, Y0)) == times
+    assert said_by(function, 0.01 * W, Y0) == []
+    assert "6 steps of euler" in said[0][1]
+    assert "checkpoint" in said[0][1]
+
+
+def test_what_says_it_leaks_no_tracer():
+    with jax.checking_leaks():
+        assert said_by(jax.jit(jax.grad(lambda w, y0: loss(w, y0))), W, Y0)
+
+
+def test_doubtful_is_said_once_for_a_program_and_nan_every_time():
+    function = jax.jit(jax.grad(loss))
+    said = [category for w in (0.15 * W, 0.15 * W) for category, _ in said_by(function, w, Y0)]
+    assert said == [odenet.GradientWarning]
+    for _ in range(2):
+        ((category, text),) = said_by(function, jnp.nan * W, Y0)
+        assert category is odenet.UselessGradientWarning
+        assert "NaN" in text
+
+
+def test_the_adaptive_way_back_says_it_too():
+    def value(y0):
+        solution = odenet_jax.solve(
+            lambda t, y: -8 * y + 8 * jnp.sin(3 * y),
+            y0,
+            t1=5.0,
+            rtol=1e-2,
+            atol=1e-2,
+            solver="bosh3",
+            gradient="discrete-adjoint",
+        )
+        return solution.y1.sum()
+
+    said = said_by(jax.jit(jax.grad(value)), jnp.array([[2.0, -1.0], [0.3, 1.4]]))
+    assert [category for category, _ in said] == [odenet.UselessGradientWarning]
+
+
+def test_a_compiled_tolerance_is_held_when_only_the_gradient_of_weights_is_asked_for():
+    function = jax.jit(jax.grad(lambda w, y0: loss(w, y0, "discrete-adjoint:tolerance=1e-5")))
+    with pytest.raises(RuntimeError, match=r"residual is about 1e-\d.*checkpoint"):
+        jax.block_until_ready(function(W, Y0))
+
+
+class Transformer(eqx.Module):
+    attention: eqx.nn.MultiheadAttention
+    norm: eqx.nn.LayerNorm
+    mlp: eqx.nn.MLP
+
+    def __init__(self, key):
+        one, two = jax.random.split(key)
+        self.attention = eqx.nn.MultiheadAttention(2, 16, key=one)
+        self.norm = eqx.nn.LayerNorm(16)
+        self.mlp = eqx.nn.MLP(16, 16, 32, 1, key=two)
+
+    def __call__(self, x):
+        at = jax.vmap(self.norm)(x)
+        a = self.attention(at, at, at)
+        return a + jax.vmap(lambda row: self.mlp(self.norm(row)))(x + a)
+
+
+def test_a_class_token_among_many_other_rows_is_seen():
+    blocks = [Transformer(key) for key in jax.random.split(jax.random.key(0), 4)]
+    x = jnp.asarray(3 * RNG.standard_normal((2, 49, 16))).at[:, 0].multiply(0.01)
+
+    def value(both, gradient):
+        stack, probe = both
+        stack = odenet_jax.ResidualStack(blocks, gradient=gradient, t1=3.0) if stack is None else stack
+        y = jax.vmap(lambda row, probe: stack(row, probe=probe))(x, probe)
+        return (y[:, 0, 0] - y[:, 0, 1]).sum()
+
+    def gradient(name):
+        stack = odenet_jax.ResidualStack(blocks, gradient=name, t1=3.0)
+        grads, probe = eqx.filter_jit(eqx.filter_grad(lambda both: value(both, name)))((stack, jnp.zeros(2)))
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)]), probe.max()
+
+    with pytest.warns(odenet.UselessGradientWarning):
+        found, certificate = jax.block_until_ready(gradient("discrete-adjoint"))
+    exact, _ = gradient("checkpoint")
+    off = jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
+    assert off > 0.1
+    assert off < 3 * certificate
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 4), (2, 50, 30), (2, 4, 8, 8)])
+def test_a_row_that_is_wrong_shows_whatever_axis_holds_the_channels(shape):
+    y = jnp.asarray(RNG.standard_normal(shape))
+    assert relative((jnp.zeros_like(y),), (y,)) == 0
+    assert jnp.isnan(relative((jnp.full_like(y, jnp.nan),), (y,)))
+    for axis in {len(shape) - 1, min(1, len(shape) - 1)} if shape else ():
+        place = tuple(slice(None) if i == axis else 0 for i in range(len(shape)))
+        wrong = jnp.zeros_like(y).at[place].set(y[place])
+        assert 0.99 < relative((wrong,), (y,)) < 3
+        assert Sketch((y,)).error((y + wrong,)) > 0.3
+    assert Sketch((y,)).error((y,)) == 0
+
+
+def test_exported_programs_call_no_host():
+    exported = jax.export.export(jax.jit(jax.grad(loss)))(W, Y0)
+    assert "callback" not in exported.mlir_module()

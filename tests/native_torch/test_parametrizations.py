@@ -1,0 +1,100 @@
+"""Blocks with parametrized weights, whose cache a second evaluation must not read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import odenet
+from odenet_torch import NeuralODE, ResidualStack, odeint, odeint_adjoint
+
+KINDS = {
+    "weight_norm": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "spectral_norm": lambda module: parametrizations.spectral_norm(module).eval(),
+}
+
+
+class OfTime(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, t, y):
+        return self.block(y)
+
+
+def block(kind):
+    return nn.Sequential(KINDS[kind](nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 4))
+
+
+def layers(kind, **choices):
+    return ResidualStack([block(kind) for _ in range(3)], **choices)
+
+
+def tied(kind, **choices):
+    return ResidualStack([block(kind)] * 3, **choices)
+
+
+def ode(kind, **choices):
+    return NeuralODE(OfTime(block(kind)), steps=3, **choices)
+
+
+def adaptive(kind, **choices):
+    return NeuralODE(OfTime(block(kind)), rtol=1e-3, atol=1e-3, **choices)
+
+
+def gradients(build, kind, gradient, cached):
+    torch.manual_seed(0)
+    model = build(kind, gradient=gradient)
+    x = torch.randn(2, 4, requires_grad=True)
+    if cached == "forward and backward":
+        with parametrize.cached():
+            model(x).square().sum().backward()
+            assert parametrize._cache_enabled == 1
+    elif cached == "forward":
+        with parametrize.cached():
+            y = model(x)
+        y.square().sum().backward()
+    else:
+        model(x).square().sum().backward()
+    return [x.grad, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("build", [layers, tied, ode, adaptive])
+@pytest.mark.parametrize("kind", KINDS)
+def test_within_parametrize_cached(build, kind):
+    for gradient in ("checkpoint", "checkpoint:states=2", "discrete-adjoint"):
+        expected = gradients(build, kind, gradient, None)
+        for cached in ("forward", "forward and backward"):
+            for a, b in zip(gradients(build, kind, gradient, cached), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "checkpoint:states=2", "discrete-adjoint"])
+def test_a_power_iteration_a_step_is_refused_where_the_cache_would_make_one(gradient):
+    stack = ResidualStack([nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4)))] * 3, gradient=gradient)
+    with parametrize.cached(), pytest.raises(odenet.GradientError, match=r"outside of parametrize.cached\(\)"):
+        stack(torch.randn(2, 4))
+    assert parametrize._cache_enabled == 0
+    stack(torch.randn(2, 4)).sum().backward()
+
+
+def test_the_calls_of_torchdiffeq_within_parametrize_cached():
+    def solve(interface, cached):
+        torch.manual_seed(0)
+        f, y0 = OfTime(block("orthogonal")), torch.randn(2, 4, requires_grad=True)
+        t = torch.tensor([0.0, 1.0])
+        if cached:
+            with parametrize.cached():
+                interface(f, y0, t, rtol=1e-5, atol=1e-5)[-1].square().sum().backward()
+        else:
+            interface(f, y0, t, rtol=1e-5, atol=1e-5)[-1].square().sum().backward()
+        return [y0.grad, *(p.grad for p in f.parameters())]
+
+    expected = solve(odeint, cached=False)
+    for interface in (odeint, odeint_adjoint):
+        for a, b in zip(solve(interface, cached=True), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
