@@ -14,6 +14,7 @@ from odenet._backend import registry as _registry
 from odenet._errors import BackendUnavailableError, InputError
 from odenet._files import require_writable
 from odenet._jobs import flags as _flags
+from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.progress import watch
 from odenet._jobs.cells.run import GO_ON
 from odenet._jobs.reproduce.reproduction import SCALES, Choices, Reproduction, reproductions
@@ -82,6 +83,7 @@ def command(context: click.Context, names: tuple[str, ...], out: Path, resume: b
         if not _registry.entry(name).available:
             entry = _registry.entry(name)
             raise BackendUnavailableError(f"backend {name} is not available", "an installed backend", entry.install)
+    keep_programs()
     context.exit(reproduce(chosen, choices, out, resume, console(), console(stderr=True)))
 
 
