@@ -27,6 +27,7 @@ CONVERSION = {
     "once_more",
     "recomputed",
     "residual",
+    "rounded",
     "runs",
     "selection",
     "sums",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from odenet import Backprop, Checkpoint, Gradient
+from odenet import Backprop, DiscreteAdjoint, Gradient
 from odenet.kit import AnySolver
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -119,9 +119,9 @@ def unconvert(model: Model) -> Model:
 
 def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradient, tolerance: float) -> None:
     """Let each layer's own forward pass be recorded."""
-    exact = gradient in (Backprop(), Checkpoint())
+    residual = isinstance(gradient, DiscreteAdjoint)
     with torch.no_grad(), no_trace([model]):
-        runs = selection(model, where, example, tolerance, residual=not exact)
+        runs = selection(model, where, example, tolerance, residual=residual)
         expected = [outputs(model, example, training) for training in (False, True)]
         for run in runs:
             for layer in run:
