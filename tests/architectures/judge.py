@@ -3,12 +3,14 @@
 The gradient of a random functional of all outputs, by all parameters and all inputs of real numbers, is held against
 that of plain autograd on a copy of the model. Two errors are taken, both relative and Euclidean: `error` of the whole
 gradient, all tensors together, and `worst`, the largest of one tensor (of those that hold at least a thousandth of the
-whole gradient: of less, nothing but rounding may be left).
+whole gradient: of less, nothing but rounding may be left). Where the first is over what the method promises, a
+warning has to say a number between a third of the first and three times the second.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,12 +26,13 @@ from odenet_torch import convert
 
 Verdict = Literal["right", "said", "refused", "said wrongly", "wrong in silence", "crashed"]
 State = Literal["start", "trained"]
-METHODS = ("checkpoint", "checkpoint:bits=8", "discrete-adjoint")
+METHODS = ("checkpoint", "checkpoint:bits=8", "discrete-adjoint", "auto")
 STATES: tuple[State, ...] = ("start", "trained")
 PROMISED = {"checkpoint": 1e-6, "checkpoint:bits=8": 0.1, "discrete-adjoint": 0.1, "auto": 1e-2}
 """The error of the whole gradient that a method promises where it says nothing: rounding for what is exact, the
 tolerance for `auto`, and for the others the certificate that a `GradientWarning` is given above."""
-FACTOR = 3.0  # between the number that a warning says and the true error
+FACTOR = 3.0  # between the number that a warning says and the true errors
+PASSES = {"auto": 4}  # it plans in the first pass, audits itself in the second and third, and these are exact
 STEPS, RATE = 20, 3e-3  # of Adam, to the trained state
 _SMALL = 1e-3  # of the whole gradient
 
@@ -50,32 +53,41 @@ class Judgement:
 
 def judged(network: str, state: State, method: str) -> Judgement:
     """Convert a copy of a network, and compare its loss and gradient with the network's own."""
-    model, batch = made(network, state)
+    model, batch, expected_value, expected = exactly(network, state)
     own = copy.deepcopy(model)
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
         try:
             convert(own, example=batch, gradient=method)
-            value, gradient = loss_and_gradient(own, batch)
+            value, gradient = loss_and_gradient(own, batch, PASSES.get(method, 2))
         except odenet.OdenetError as error:
             return Judgement(network, state, method, "refused", reason=f"{type(error).__name__}: {error}"[:400])
         except Exception as error:
             return Judgement(network, state, method, "crashed", reason=f"{type(error).__name__}: {error}"[:400])
-    expected_value, expected = loss_and_gradient(model, batch)
     error, worst = differences(gradient, expected)
     if not abs(value - expected_value) <= 1e-5 * max(abs(expected_value), 1e-3):
         error = math.inf  # another function
     numbers = [w.message.certificate for w in record if isinstance(w.message, odenet.GradientWarning)]
-    said = math.nan if any(number != number for number in numbers) else max(numbers, default=0.0)
+    said = math.nan if any(number != number for number in numbers) else max(numbers, default=math.nan)
+    return Judgement(network, state, method, verdict(method, error, worst, said), error, worst, said)
+
+
+def verdict(method: str, error: float, worst: float, said: float) -> Verdict:
+    """Of a gradient with these errors, and the number that a warning said; NaN where none did."""
     if error <= PROMISED[method]:
-        verdict: Verdict = "right"
-    elif not numbers:
-        verdict = "wrong in silence"
-    else:
-        # more than all of the gradient is as much as all of it: `UselessGradientWarning` says no more than that
-        ratio = min(said, 1.0) / min(error, 1.0)
-        verdict = "said" if 1 / FACTOR <= ratio <= FACTOR else "said wrongly"
-    return Judgement(network, state, method, verdict, error, worst, said if numbers else math.nan)
+        return "right"
+    if said != said:
+        return "wrong in silence"
+    # more than all of the gradient is as much as all of it: a `UselessGradientWarning` says no more than that
+    low, high = min(error, 1.0) / FACTOR, min(worst, 1.0) * FACTOR
+    return "said" if low <= min(said, 1.0) <= high else "said wrongly"
+
+
+@functools.cache
+def exactly(network: str, state: State) -> tuple[nn.Module, Batch, float, dict[str, Tensor]]:
+    """A network with its batch, and its loss and gradient by plain autograd."""
+    model, batch = made(network, state)
+    return model, batch, *loss_and_gradient(model, batch)
 
 
 def made(network: str, state: State) -> tuple[nn.Module, Batch]:
@@ -93,12 +105,12 @@ def made(network: str, state: State) -> tuple[nn.Module, Batch]:
     return model, batch
 
 
-def loss_and_gradient(model: nn.Module, batch: Batch) -> tuple[float, dict[str, Tensor]]:
-    """The second of two passes: what a first call leaves behind would show."""
+def loss_and_gradient(model: nn.Module, batch: Batch, passes: int = 2) -> tuple[float, dict[str, Tensor]]:
+    """The last of several passes, all on the same: what a first call leaves behind would show."""
     inputs: dict[str, Tensor] = {}
     value = torch.zeros(())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    for _ in range(2):
+    for _ in range(passes):
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
         model.zero_grad()
@@ -153,3 +165,70 @@ def differences(gradient: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     whole = math.hypot(*sizes.values())
     each = [defects[name] / size for name, size in sizes.items() if size > _SMALL * whole]
     return math.hypot(*defects.values()) / whole, max(each, default=0.0)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """`auto` over a training.
+
+    Args:
+        network, steps: what was trained, and for how long.
+        tolerance: of the gradient.
+        chosen: the method of each solve at the end.
+        audits: how many there were.
+        moves: how many of them found an error over the tolerance, in a pass that was exact, and moved to another method.
+        used: the largest error of a gradient that was trained with, held against plain autograd's in every tenth step.
+        losses: at the start and at the end.
+    """
+
+    network: str
+    steps: int
+    tolerance: float
+    chosen: list[str]
+    audits: int
+    moves: int
+    used: float
+    losses: tuple[float, float]
+
+
+def audited(network: str, steps: int = 200) -> Audited:
+    """Train an untrained network with `gradient="auto"`."""
+    model, batch = made(network, "start")
+    if isinstance(batch, Mapping) and "output_router_logits" in batch:  # what `auto` refuses
+        batch = {**batch, "output_router_logits": False}
+    plain = copy.deepcopy(model)
+    convert(model, example=batch, gradient="auto")
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    losses: list[float] = []
+    used = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", odenet.GradientWarning)  # of an audit that moves to another method
+        for step in range(steps):
+            for each in (plain, model) if step % 10 == 0 else (model,):
+                if each is plain:
+                    plain.load_state_dict(model.state_dict())
+                each.zero_grad()
+                torch.manual_seed(step)
+                loss = functional(call(each, batch))
+                loss.backward()
+            if step % 10 == 0:
+                used = max(used, differences(gradients(model), gradients(plain))[0])
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    stacks = [module.stack for module in model.modules() if hasattr(module, "stack")]
+    audits = [audit for stack in stacks for audit in stack.audits]
+    return Audited(
+        network,
+        steps,
+        stacks[0].gradient.tolerance,
+        [stack.auditor.method.label for stack in stacks],
+        len(audits),
+        sum(audit.moved_to is not None for audit in audits),
+        used,
+        (losses[0], losses[-1]),
+    )
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """By name; zeros where a parameter has none."""
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}

@@ -24,6 +24,7 @@ CONVERSION = {
     "layer",
     "layer_run",
     "linked",
+    "measured",
     "once_more",
     "recomputed",
     "residual",

@@ -18,6 +18,7 @@ from odenet_torch.conversion.calls import check_unchanged, outputs
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, layerwise
+from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.conversion.once_more import require_repeatable
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
@@ -129,8 +130,9 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
                     require_repeatable(layer.module, layer.calls[0])
     once = any(written_to(call.arguments) for run in runs for layer in run for call in layer.calls)
     attached: dict[int, nn.Module] = {}  # one may stand at several places
+    measured = MeasuredError()
     for run in runs:
-        made = LayerRun(gradient, sum(layer.steps for layer in run), tolerance, run[0].why)
+        made = LayerRun(gradient, sum(layer.steps for layer in run), tolerance, run[0].why, measured)
         for layer in run:
             if id(layer.module) not in attached:
                 attach(layer.module, made, layer.ways())

@@ -23,6 +23,7 @@ from odenet import (
 from odenet.kit import Alarm, AnySolver, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
+from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.field.field import Field, Stand
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.certificate import Errors, certify
@@ -67,12 +68,21 @@ class LayerRun:
         steps: how many residual branches the layers have together; for exact methods, how many layers.
         tolerance: how far the sum of a layer's branches may be from what the layer returns.
         why: why the layers cannot be undone; None where they can.
+        measured: what is shared with all runs of the model, see `gradient_error`.
     """
 
     along = "piecewise"
 
-    def __init__(self, gradient: Gradient, steps: int, tolerance: float, why: InputError | None = None) -> None:
+    def __init__(
+        self,
+        gradient: Gradient,
+        steps: int,
+        tolerance: float,
+        why: InputError | None = None,
+        measured: MeasuredError | None = None,
+    ) -> None:
         self.steps, self.tolerance, self.why = steps, tolerance, why
+        self.measured = measured or MeasuredError()
         self.errors: list[tuple[int, str, torch.Tensor]] = []
         self.count = 0  # of the steps of a chain
         self.gradient = gradient
@@ -139,6 +149,15 @@ class LayerRun:
     def certificate(self) -> float | None:
         """The largest reconstruction residual since the first layer was called last (see `odenet.Stats`)."""
         return self.stats.certificate
+
+    @property
+    def gradient_error(self) -> float | None:
+        """The relative error of the whole gradient of all converted layers, measured; for rounded states.
+
+        It is put together of the errors of each layer's VJP, for a cotangent of signs, which are measured in a layer's
+        first calls and in every 200th. None for other methods, and before the first backward pass.
+        """
+        return self.measured.error if rounds(self.gradient) else None
 
     def __repr__(self) -> str:
         return f"LayerRun(gradient={self.gradient.label}, steps={self.steps})"

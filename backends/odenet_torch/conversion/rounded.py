@@ -10,7 +10,7 @@ follow each other, and none of them is off by more than one rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from odenet.kit import alarm, tree_flatten, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.layer import arguments_of, copied, state_name
 from odenet_torch.conversion.layer_run import LayerRun
+from odenet_torch.conversion.measured import apart, cotangent, due, watched
 from odenet_torch.conversion.once_more import Rerun, spent
+from odenet_torch.conversion.ways import Ways
 from odenet_torch.field.field import now, unique
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.gradients.adjoint import _retained, refuse_second_derivatives, unhooked
@@ -96,6 +98,8 @@ def rounded(
     own = (x,) if state is not None else ()
     weights = rerun.weights([leaves[i] for i in wanted], (*own, *given), since)
     link = RoundedLink(rerun, layer.odenet_run, method, x, first, state, arguments, given, weights, wanted)
+    if state is not None:
+        link.measure(x, state.state(), [leaves[i] for i in wanted])
     for i, leaf in zip(wanted, _Node.apply(link, [leaves[i] for i in wanted], *own, *given, *weights), strict=True):
         leaves[i] = leaf
     return unflatten(leaves)
@@ -132,6 +136,8 @@ class RoundedLink:
     ) -> None:
         self.rerun, self.run, self.method = rerun, run, method
         self.state, self.weights, self.wanted = state, weights, wanted
+        self.rounds, self.fresh = state is not None, False
+        self.errors: tuple[Tensor, Tensor] | None = None
         # without a graph: what computed an argument is the business of the argument's own node
         apart = {id(tensor): tensor.detach().requires_grad_() for tensor in given}
         self.given = tuple(apart.values())
@@ -144,23 +150,41 @@ class RoundedLink:
         if self.begins:
             run.forget()
 
-    def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-        """The gradients by x where that is rounded, by the given tensors and by the weights."""
-        if self.spent:
-            raise spent()
+    def measure(self, x: Tensor, rounded: Tensor, outputs: list[Tensor]) -> None:
+        """The error of the layer's VJP, if it is time to look at it again."""
+        layer: Any = self.rerun.layer
+        ways: Ways = layer._odenet_ways
+        self.fresh = due(ways.calls) and not watched(layer)
+        ways.calls += 1
+        if self.fresh:
+            cotangents = [cotangent(y) for y in outputs]
+            before = 1 + len(self.given)
+            exact, found = (self.gradients(each, cotangents) for each in (x, rounded))
+            ways.errors = apart(found[:before], exact[:before]), apart(found[before:], exact[before:])
+        self.errors = ways.errors
+
+    def gradients(self, x: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Those by x where that is a state, by the given tensors and by the weights, at this x."""
         with self.rerun.again(), unhooked(self.weights), torch.enable_grad():
-            x = self.first if self.state is None else self.state.state().detach().requires_grad_()
+            if self.rounds:
+                x = x.detach().requires_grad_()
             arguments = copied(self.arguments)
             leaves = tree_leaves(self.rerun.repeat(lambda: self.rerun.call(copied(x), arguments)))
             outputs = [leaves[i] for i in self.wanted]
             pairs = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None and y.requires_grad]
-            sources: list[Any] = [*(() if self.state is None else (x,)), *self.given, *self.weights]
+            sources: list[Any] = [*((x,) if self.rounds else ()), *self.given, *self.weights]
             ys, gs = zip(*pairs, strict=True)
-            found = torch.autograd.grad(ys, sources, gs, allow_unused=True)
+            return [*torch.autograd.grad(ys, sources, gs, allow_unused=True)]
+
+    def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """The gradients by x where that is rounded, by the given tensors and by the weights."""
+        if self.spent:
+            raise spent()
+        found = self.gradients(self.first if self.state is None else self.state.state(), cotangents)
         self._note()
         if not _retained():
             self.spent, self.state = True, None
-        return [*found]
+        return found
 
     def _note(self) -> None:
         if self.method != self.run.gradient:
@@ -168,6 +192,8 @@ class RoundedLink:
         if self.state is not None:
             stats = Stats("torch", solver_named("euler").label, self.method.label, 1, 1, residual=self.state.error)
             self.run.note(self.index, self.rerun.layer, stats)
+            if self.errors is not None:
+                self.run.measured.note(self.rerun.layer, self.errors, self.fresh, self.method.label)
         if self.begins:
             self.run.certify(self.alarm)
 
