@@ -176,7 +176,7 @@ class Audited:
         tolerance: of the gradient.
         chosen: the method of each solve at the end.
         audits: how many there were.
-        moves: how many of them found an error over the tolerance, in a pass that was exact, and moved to another method.
+        moves: how many of them found an error over the tolerance, in an exact pass, and moved to another method.
         used: the largest error of a gradient that was trained with, held against plain autograd's in every tenth step.
         losses: at the start and at the end.
     """
