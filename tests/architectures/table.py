@@ -14,14 +14,9 @@ _BEGIN, _END = "<!-- {} begins: written by make test-architectures -->", "<!-- {
 Row = Mapping[str, Any]
 
 
-def written(page: str, results: Mapping[str, Sequence[Row]]) -> str:
+def written(page: str, rows: Sequence[Row]) -> str:
     """The page with the tables of these results."""
-    tables = {
-        "counts": counts(results["gradients"]),
-        "networks": networks(results["gradients"]),
-        "auto": trainings(results["auto"]),
-    }
-    for name, table in tables.items():
+    for name, table in (("counts", counts(rows)), ("networks", networks(rows))):
         begin, end = _BEGIN.format(name), _END.format(name)
         before, rest = page.split(begin)
         page = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
@@ -30,8 +25,8 @@ def written(page: str, results: Mapping[str, Sequence[Row]]) -> str:
 
 def counts(rows: Sequence[Row]) -> str:
     """How often each verdict was given, a line a method and state."""
-    lines = ["| method | state | right | right, and warned of | warned of | refused | wrong in silence |", "|---|" * 7]
-    lines[1] = "|" + "---|" * 7
+    lines = ["| method | state | right | right, and warned of | warned of | refused | wrong in silence |"]
+    lines.append("|" + "---|" * 7)
     for method, state in dict.fromkeys((row["method"], row["state"]) for row in rows):
         mine = [row for row in rows if (row["method"], row["state"]) == (method, state)]
         verdicts = Counter(row["verdict"] for row in mine)
@@ -51,17 +46,6 @@ def networks(rows: Sequence[Row]) -> str:
         mine = [row for row in rows if row["network"] == network]
         cells = [_cells([row for row in mine if row["method"] == method]) for method in methods]
         lines.append(f"| {network} | {mine[0]['package']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def trainings(rows: Sequence[Row]) -> str:
-    """A line a training with `auto`."""
-    lines = ["| network | steps | tolerance | largest error of a gradient | audits | moves | at the end |"]
-    lines.append("|" + "---|" * 7)
-    for row in rows:
-        chosen = ", ".join(f"`{label}`" for label in dict.fromkeys(row["chosen"]))
-        numbers = (row["steps"], _number(row["tolerance"]), _number(row["used"]), row["audits"], row["moves"], chosen)
-        lines.append(f"| {row['network']} | " + " | ".join(map(str, numbers)) + " |")
     return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ CONVERSION = {
     "linked",
     "measured",
     "once_more",
+    "planned",
     "recomputed",
     "residual",
     "rounded",

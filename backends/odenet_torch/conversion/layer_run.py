@@ -17,6 +17,7 @@ from odenet import (
     Gradient,
     Grid,
     InputError,
+    Plan,
     Stats,
     UnsupportedError,
 )
@@ -85,6 +86,8 @@ class LayerRun:
         self.measured = measured or MeasuredError()
         self.errors: list[tuple[int, str, torch.Tensor]] = []
         self.count = 0  # of the steps of a chain
+        self.plan: Plan | None = None
+        """How the method was chosen, where the model was converted with `gradient="auto"`."""
         self.gradient = gradient
 
     @property
