@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from odenet import Stats
-from odenet.kit import BUCKETS, DOUBTFUL, Alarm, channel_axes, floor, place, signs
+from odenet.kit import BUCKETS, DOUBTFUL, Alarm, channel_axes, floor, signs
 from odenet_jax.field.state import Leaves
 
 Tree = TypeVar("Tree")
@@ -139,7 +139,7 @@ def tied(zero: Array, tree: Tree) -> Tree:
 
 
 def _tell(alarm: Alarm, gradient: str, solver: str, error: Any, n: Any, steps: Any) -> None:
-    alarm.tell(float(error), f"{gradient} through {int(steps)} steps of {solver}", place(int(n), int(steps)))
+    alarm.tell(float(error), gradient, solver, int(steps), int(n))
 
 
 _told = Primitive("odenet_certificate")
