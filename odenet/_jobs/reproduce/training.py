@@ -14,6 +14,7 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._backend.trainer import Trainer
 from odenet._errors import InputError
+from odenet._gradients.certified import quiet
 from odenet._gradients.names import Gradient
 from odenet._jobs.data.cifar import FOLDER
 from odenet._jobs.data.images import Images, ImageSet, moments
@@ -166,7 +167,8 @@ def train(
         Batches(part, recipe.batch, mean, deviation, dtype, cell.seed, recipe.augment, every.mirrored)
         for part in (learnt, _some(every.test, recipe.test, shuffled=False))
     )
-    epochs = tuple(_epochs(trainer, batches, recipe))
+    with quiet():  # certificates are in what it returns
+        epochs = tuple(_epochs(trainer, batches, recipe))
     done = Trained(trainer, epochs, guessing(choices))
     return replace(done, error=1 - evaluate(trainer, test)[1]) if done.finished else done
 
