@@ -219,9 +219,9 @@ REPRODUCTION = Reproduction(
     "code, but without the ReLUs between blocks; the memory-free gradient is used in the 22 equal blocks of the third "
     "stage. The authors' code scales these by 1/N, and reads running statistics on the way back by calling eval() "
     "there: each of the two is done with and without. A training that breaks down counts as guessing. "
-    f"Quick: 32 channels there in the place of 1024, and one block in each of two other stages, {_QUICK}; reduced: 64 channels, {_REDUCED}. Paper: {_PAPER}, on "
-    "an image folder given by --data. Gradient errors are of a batch of 64, in float64. Without --data, digits in the "
-    "place of ImageNet.",
+    f"Quick: 32 channels there in the place of 1024, and one block in each of two other stages, {_QUICK}; reduced: 64 "
+    f"channels, {_REDUCED}. Paper: {_PAPER}, on an image folder given by --data. Gradient errors are of a batch of 64, "
+    "in float64. Without --data, digits in the place of ImageNet.",
     cells,
     measure,
     draw,
