@@ -13,7 +13,7 @@ from odenet.kit import GROUPS, NORM_EPSILON, NORM_MOMENTUM, Unit, units
 
 Weights = Mapping[str, Tensor]
 Normalise = Callable[[NetSpec, Tensor, Weights, str], Tensor]
-"""Of a network, an image, the weights of a block, and how the names of the normalisation's own begin."""
+"""Of a network, an image, weights, and how the names of the normalisation's own begin among these."""
 _ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh}
 
 
@@ -41,7 +41,7 @@ def enter(spec: NetSpec, weights: Weights, x: Tensor, training: bool) -> Tensor:
     kernel, stride, padding = spec.stem
     y = F.conv2d(x, weights["stem.weight"], weights["stem.bias"], stride=stride, padding=padding)
     if spec.ends_stem:
-        y = _ACTIVATIONS[spec.activation](_ordinary(training)(spec, y, _inside(weights, "stem."), "norm."))
+        y = _ACTIVATIONS[spec.activation](_ordinary(training)(spec, y, weights, "stem.norm."))
     if kernel == 7:
         y = F.max_pool2d(y, 3, 2, 1)
     for unit in units(spec)[0]:
@@ -58,23 +58,30 @@ def leave(spec: NetSpec, weights: Weights, y: Tensor, training: bool) -> Tensor:
     return F.linear(y, weights["head.weight"], weights["head.bias"])
 
 
-def _residual(spec: NetSpec, unit: Unit, y: Tensor, weights: Weights, normalise: Normalise) -> Tensor:
-    w = _inside(weights, unit.name)
-    slope = branch(spec, y, w, unit.stride, normalise)
+def _residual(spec: NetSpec, unit: Unit, y: Tensor, w: Weights, normalise: Normalise) -> Tensor:
+    slope = branch(spec, y, w, unit.stride, normalise, unit.name)
     if not unit.projects:
         return y + slope
-    projected = F.conv2d(y, w["project.weight"], w.get("project.bias"), stride=unit.stride)
-    return normalise(spec, projected, w, "project.norm.") + slope
+    project = f"{unit.name}project."
+    projected = F.conv2d(y, w[f"{project}weight"], w.get(f"{project}bias"), stride=unit.stride)
+    return normalise(spec, projected, w, f"{project}norm.") + slope
 
 
-def branch(spec: NetSpec, y: Tensor, w: Weights, stride: int, normalise: Normalise) -> Tensor:
-    """f of convolutional blocks; the first of the largest kernels has the stride."""
+def branch(spec: NetSpec, y: Tensor, w: Weights, stride: int, normalise: Normalise, start: str = "") -> Tensor:
+    """f of convolutional blocks; the first of the largest kernels has the stride.
+
+    Args:
+        spec, y, w: of the network.
+        stride: of the block.
+        normalise: behind each convolution.
+        start: how the names of the block's weights begin.
+    """
     count = 3 if spec.block == "bottleneck" else 2
     for i in range(1, count + 1):
-        weight = w[f"conv{i}.weight"]
+        weight = w[f"{start}conv{i}.weight"]
         step = stride if i == count - 1 else 1
-        y = F.conv2d(y, weight, w.get(f"conv{i}.bias"), stride=step, padding=weight.shape[-1] // 2)
-        y = normalise(spec, y, w, f"norm{i}.")
+        y = F.conv2d(y, weight, w.get(f"{start}conv{i}.bias"), stride=step, padding=weight.shape[-1] // 2)
+        y = normalise(spec, y, w, f"{start}norm{i}.")
         if i < count:
             y = _ACTIVATIONS[spec.activation](y)
     return y
@@ -97,7 +104,3 @@ def _ordinary(training: bool) -> Normalise:
         return F.batch_norm(y, *statistics, *learnt, training, NORM_MOMENTUM, NORM_EPSILON)
 
     return normalise
-
-
-def _inside(weights: Weights, start: str) -> Weights:
-    return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}

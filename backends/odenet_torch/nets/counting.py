@@ -105,13 +105,13 @@ class CountingField(_BatchNorm):
 
     def _move(self, statistics: Mapping[str, Tensor]) -> None:
         count = self.get_buffer("evaluations")
-        part = NORM_MOMENTUM * (count > 0)[:, None]  # a layer that was not read keeps its own
+        read = (count > 0)[:, None]  # a layer that was not read keeps its own
         for norm in self.norms:
             sums = self.get_buffer(norm)
             means = sums / count.clamp(min=1)[:, None, None].to(sums.dtype)
             for index, kind in enumerate(("running_mean", "running_var")):
                 running = statistics[f"{norm}.{kind}"]
-                running.add_((part * (means[:, index] - running)).to(running.dtype))
+                running.add_(torch.where(read, NORM_MOMENTUM * (means[:, index] - running), 0))
 
     @property
     def _evaluates(self) -> bool:
