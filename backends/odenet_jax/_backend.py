@@ -103,7 +103,7 @@ class JaxBackend(Backend):
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
         """See `Backend`."""
-        return {name: self.to_numpy(leaf) for name, leaf in model.weights.items()}
+        return {name: self.to_numpy(leaf) for name, leaf in (model.weights | model.statistics).items()}
 
     @quiet()  # the certificate is in what it returns
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
@@ -251,7 +251,7 @@ def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Arra
 
 
 def _loss(model: OdeNet, weights: dict[str, Array], probe: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    outputs = eqx.tree_at(lambda m: m.weights, model, weights)(x, probe)
+    outputs, _ = eqx.tree_at(lambda m: m.weights, model, weights).in_training(x, probe)
     return mean_loss(outputs, y), outputs
 
 
@@ -273,7 +273,7 @@ def _program(
     device: Any,
 ) -> tuple[Any, float | None]:
     """Kept for the next call of the same kind. The loss alone is that of backprop's loop, for every gradient method."""
-    zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
+    zeros = {name: np.zeros(shape) for name, shape in (spec.shapes() | spec.statistics()).items()}
     model = network(spec, zeros, solver=solver, gradient=gradient or Backprop(), dtype=kinds[0])
     x, y = (jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip((x_shape, y_shape), kinds, strict=True))
     loss = functools.partial(_loss, model)

@@ -115,11 +115,12 @@ class Backend(ABC):
         raise _no_networks(self)
 
     def read(self, model: Any) -> dict[str, np.ndarray]:
-        """The weights of a network that `build` made, by name."""
+        """The weights and running statistics of a network that `build` made, by name."""
         raise _no_networks(self)
 
     def evaluate(self, model: Any, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
-        """Loss, outputs and gradients of a network on a batch."""
+        """Loss, outputs and gradients of a network on a batch, which running statistics do not count; batch
+        normalisation is by the batch."""
         raise _no_networks(self)
 
     def examine(
