@@ -17,7 +17,7 @@ from jax.core import Tracer
 from odenet import Depth
 from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.closure import converted
-from odenet_jax.field.state import HALF, as_array
+from odenet_jax.field.state import HALF, as_array, require_arrays
 from odenet_jax.field.unwritten import held, require_unwritten
 
 Arrays = list[Array]
@@ -160,8 +160,13 @@ class Field:
                 lambda: jax.tree.map(lambda leaf: leaf[0], (weights.inexact, weights.other))
             )
             example = Weights(inexact, other)
-        function = self.function  # in a lambda, since a function without closure would not be looked at
-        pure = converted(lambda *arguments: function(*arguments), t, y, example, *told)
+        function = self.function
+
+        def traced(*arguments: Any) -> Any:
+            require_arrays(value := function(*arguments))
+            return value
+
+        pure = converted(traced, t, y, example, *told)
         leaves, structure = jax.tree.flatten(pure)
         closed = [leaf for leaf in leaves if _is_traced(leaf) and eqx.is_inexact_array(leaf)]
         constants = [leaf for leaf in leaves if _is_traced(leaf) and not eqx.is_inexact_array(leaf)]
