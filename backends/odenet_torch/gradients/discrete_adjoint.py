@@ -55,10 +55,10 @@ class Reversal(Adjoint):
             before = subtract(y, d)
             if n in kept.states:
                 # its own increment taken back from a rebuilt y[n+1] misses y[n] by what y[n+1] is off
-                errors.add(relative(subtract(before, z), z), n)
+                errors.add_difference(before, z, z, n)
                 y = z
             else:
-                errors.add(relative(subtract(before, z), y), n)
+                errors.add_difference(before, z, y, n)
                 y = before if method.correct else z
             if n in gradients:
                 g = add(g, gradients[n])
