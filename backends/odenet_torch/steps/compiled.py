@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -51,10 +52,13 @@ class _Graph:
     def __init__(self, step: types.FunctionType, choices: Choices) -> None:
         self.step, self.choices = step, choices
         self.count = 0
+        self.modes: set[tuple[bool, bool]] = set()
+        """In which it has run: whether steps have a gradient, and whether autograd is on."""
         self.renew()
 
     def renew(self) -> None:
         """Forgets what is compiled."""
+        self.modes.clear()
         step = self.step
         code = step.__code__.replace(co_name=f"trial_step_{next(_NUMBERS)}")
         alone = types.FunctionType(code, step.__globals__, code.co_name, step.__defaults__, step.__closure__)
@@ -167,9 +171,16 @@ class CompiledSteps:
         return Trial(y1, (), (first, *slopes)), ratio.item()  # the step's one host read
 
     def _run(self, *arguments: Any) -> Any:
-        graph = self.graph
+        graph, mode = self.graph, (self.recorded, torch.is_grad_enabled())
         try:
-            found = graph.run(*arguments)
+            if mode in graph.modes:
+                found = graph.run(*arguments)
+            else:
+                with warnings.catch_warnings():
+                    # torch asks states for their .grad as it compiles, and warns of itself
+                    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+                    found = graph.run(*arguments)
+                graph.modes.add(mode)
         except Exception as error:
             if not _of_compiler(error):
                 raise
@@ -251,7 +262,7 @@ def compilable(made: Problem) -> Choices:
         raise UnsupportedError("compile with per_sample=True", "steps for all rows", "leave out one of them")
     if not isinstance(made.gradient, Backprop):
         raise UnsupportedError(
-            f"compile with gradient {made.gradient.label!r}, which looks at each evaluation that it runs again",
+            f"compile with gradient {made.gradient.label!r}, whose way back runs the field by itself",
             "backprop",
             "leave out compile, or take gradient='backprop'",
         )
