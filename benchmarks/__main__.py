@@ -17,6 +17,7 @@ NAMES = (
     "adaptive_jax",
     "adaptive_torch",
     "certificate",
+    "conversion_time",
     "detest",
     "equal_error",
     "gradient_order",
@@ -24,6 +25,7 @@ NAMES = (
     "overhead",
     "recovery",
     "rounded_states",
+    "small_steps",
     "step_time",
 )
 RESULTS = Path(__file__).parent / "results"

@@ -177,8 +177,9 @@ class CompiledSteps:
                 found = graph.run(*arguments)
             else:
                 with warnings.catch_warnings():
-                    # torch asks states for their .grad as it compiles, and warns of itself
+                    # torch warns of itself as it compiles: that it asks states for their .grad, and of what it imports
                     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+                    warnings.simplefilter("ignore", DeprecationWarning)
                     found = graph.run(*arguments)
                 graph.modes.add(mode)
         except Exception as error:
