@@ -20,6 +20,7 @@ NAMES = (
     "conversion_time",
     "detest",
     "equal_error",
+    "gpu",
     "gradient_order",
     "memory",
     "overhead",
