@@ -28,8 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError:
         sys.exit("odenet: the command line needs click and rich. What to do: pip install 'odenet[cli]'")
     from odenet._errors import OdenetError
+    from odenet._jobs.groups import SuggestingGroup
 
-    class Jobs(click.Group):
+    class Jobs(SuggestingGroup):
         """Commands that are imported when they are named."""
 
         def list_commands(self, ctx: click.Context) -> list[str]:
@@ -38,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
             if cmd_name not in COMMANDS:
                 return None
-            return importlib.import_module(COMMANDS[cmd_name]).command
+            from odenet._jobs.config import with_config
+
+            return with_config(importlib.import_module(COMMANDS[cmd_name]).command, (cmd_name,), COMMANDS)
 
         def invoke(self, ctx: click.Context) -> object:
             try:

@@ -11,6 +11,7 @@ from rich.console import Console
 from odenet._backend import registry as _registry
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.run import complete, one_thread
+from odenet._jobs.groups import SuggestingGroup
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan
 from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
@@ -22,7 +23,7 @@ from odenet._report.units import error, seconds
 _PLURAL = {"problem": "problems", "backend": "backends", "solver": "solvers", "rtol": "tolerances"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Measure solves of test problems.
 

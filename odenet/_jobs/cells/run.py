@@ -11,9 +11,11 @@ from rich.console import Console
 
 from odenet._files import require_writable
 from odenet._jobs.cells.progress import watch
-from odenet._jobs.cells.results import CellResults, set_aside
+from odenet._jobs.cells.results import JSON, CellResults, set_aside
+from odenet._jobs.cells.resume import nothing_there
 
 GO_ON = "go on with: the same command and --resume"
+BEGIN = "nothing is kept; begin again with: the same command"
 AnyResults = TypeVar("AnyResults", bound=CellResults[Any, Any])
 
 
@@ -53,16 +55,16 @@ def complete(
         the exit status: 0; 1 if a cell failed or none was measured; 130 if the run was interrupted.
 
     Raises:
-        FileError: `out` cannot be written to, or holds results that cannot be resumed.
+        FileError: `out` cannot be written to, holds results that cannot be resumed, or has none to resume.
         InputError: the results there have other settings, or are of another machine.
         BackendUnavailableError: none of the backends is installed.
     """
     fresh.plan.require_a_backend()
-    require_writable(out)
     earlier = fresh.read(out) if resume else None
-    results = fresh if earlier is None else earlier.resumed(fresh.plan, fresh.machine)
     if resume and earlier is None:
-        messages.print(f"there are no results in {out} yet: starting from the beginning", markup=False)
+        raise nothing_there(out, JSON, "no results.json")
+    require_writable(out)
+    results = fresh if earlier is None else earlier.resumed(fresh.plan, fresh.machine)
     cells, interrupted = results.todo(), False
     try:
         with watch(messages, cells) as progress:
@@ -79,7 +81,7 @@ def complete(
     if results.rows:  # an earlier report is not replaced by an empty one
         _say(messages, "wrote", [path for path in write(results, out) if path.suffix != ".svg"])
     if interrupted:
-        messages.print(GO_ON, markup=False)
+        messages.print(GO_ON if results.rows else BEGIN, markup=False)
         return 130
     if not any(row.ok for row in results.rows):
         messages.print("nothing was measured: no cell is offered by what is installed", markup=False)

@@ -15,13 +15,15 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._backend.sample import Sample
 from odenet._backend.seam import Backend
-from odenet._files import require_writable, write_text
+from odenet._files import require_target, write_text
 from odenet._gradients.names import Backprop
 from odenet._gradients.record import Gradient
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.data.digits import batch
+from odenet._jobs.output import OutputFile, say_written
+from odenet._jobs.output import screen as screen_for
 from odenet._nets.weights import load_weights
 from odenet._report.machine import machine
 from odenet._report.rows import plain
@@ -153,7 +155,7 @@ class _Examined:
     type=_flags.Real(min=0),
     help=f"Exit with 1 if a whole gradient's relative error is above this; the verdict takes {TOLERANCE:g} without it.",
 )
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file.")
+@click.option("--json", "target", type=OutputFile(), help="Write everything to this file; - is stdout.")
 @click.pass_context
 def command(
     context: click.Context, weights: Path | None, tolerance: float | None, target: Path | None, **options: Any
@@ -173,8 +175,8 @@ def command(
     plan.require_a_backend()
     named = load_weights(weights) if weights is not None else None
     if target is not None:
-        require_writable(target.parent)  # found out now, rather than after the work
-    screen, messages = console(), console(stderr=True)
+        require_target(target)  # found out now, rather than after the work
+    screen, messages = screen_for(target), console(stderr=True)
     found = []
     for check in checks(plan, named, tolerance or TOLERANCE):
         found.append(check)
@@ -194,7 +196,7 @@ def command(
                 _print(messages, f"{check.backend} {check.solver.label} {each.label} N={check.depth}: {text}")
     if target is not None:
         write_text(target, _json(plan, weights, found))
-        _print(messages, f"wrote {target}")
+        say_written(target)
     context.exit(1 if bad else 0)
 
 

@@ -15,9 +15,10 @@ from odenet._errors import BackendUnavailableError, InputError
 from odenet._files import require_writable
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.progress import watch
-from odenet._jobs.cells.run import GO_ON
+from odenet._jobs.cells.resume import nothing_there
+from odenet._jobs.cells.run import BEGIN, GO_ON
 from odenet._jobs.reproduce.reproduction import SCALES, Choices, Reproduction, reproductions
-from odenet._jobs.reproduce.results import ReproductionPoints, read
+from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
 from odenet._names import lookup
 from odenet._report.machine import machine
 from odenet._report.terminal import console, table
@@ -102,9 +103,11 @@ def reproduce(
         the exit status: 0; 1 if a verdict fails; 130 if the run was interrupted.
 
     Raises:
-        FileError: `out` cannot be written to, or holds points that cannot be resumed.
+        FileError: `out` cannot be written to, holds points that cannot be resumed, or has none to resume.
         InputError: the points there have other choices.
     """
+    if resume and not any((out / each.name / JSON).exists() for each in chosen):
+        raise nothing_there(out, JSON, "no folder of these reproductions")
     require_writable(out)
     here = machine(choices.backends)
     if choices.data is not None:
@@ -122,7 +125,8 @@ def reproduce(
                 results = grown
                 results.write(folder)
         except KeyboardInterrupt:  # no verdict: an order of half the depths is none
-            messages.print(f"interrupted; {GO_ON}", markup=False)
+            kept = results.points or len(done)
+            messages.print(f"interrupted; {GO_ON if kept else BEGIN}", markup=False)
             return 130
         from odenet._jobs.reproduce.report import (  # matplotlib takes a second
             Finished,
