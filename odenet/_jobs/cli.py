@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 COMMANDS = {
     "list": "odenet._jobs.list.command",
@@ -39,9 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
             if cmd_name not in COMMANDS:
                 return None
-            from odenet._jobs.config import with_config
-
-            return with_config(importlib.import_module(COMMANDS[cmd_name]).command, (cmd_name,), COMMANDS)
+            return command_named(cmd_name)
 
         def invoke(self, ctx: click.Context) -> object:
             try:
@@ -93,6 +92,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"odenet: ended by {ended[0].name}", file=sys.stderr)
         status = 128 + ended[0]
     sys.exit(status)
+
+
+def command_named(name: str) -> Any:
+    """One of `COMMANDS`, a command of click, with the option `--config` that all have."""
+    from odenet._jobs.config import with_config
+
+    return with_config(importlib.import_module(COMMANDS[name]).command, (name,), COMMANDS)
 
 
 def _end_as_interrupted() -> list[signal.Signals]:
