@@ -9,28 +9,15 @@ from typing import Any
 
 import click
 
-<<<<<<< HEAD
-from odenet._backend import registry as _registry
-from odenet._backend.sample import Sample
-from odenet._backend.seam import Backend
-from odenet._files import require_target, write_text
-from odenet._gradients.names import Backprop
-from odenet._gradients.record import Gradient
-from odenet._jobs import flags as _flags
-from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
-from odenet._jobs.cells.grid import Plan
-from odenet._jobs.data.digits import batch
-from odenet._jobs.output import OutputFile, say_written
-from odenet._jobs.output import screen as screen_for
-=======
 from odenet._errors import InputError
-from odenet._files import require_writable, write_text
+from odenet._files import require_target, write_text
 from odenet._gradients.names import in_bytes
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.check.checks import TOLERANCE, Check, checks
->>>>>>> main
+from odenet._jobs.output import OutputFile, say_written
+from odenet._jobs.output import screen as screen_for
 from odenet._nets.weights import load_weights
 from odenet._report.machine import machine
 from odenet._report.rows import plain
@@ -57,13 +44,9 @@ DEFAULT = Plan(solvers=(solver_named("euler"),), depths=(16,))
     type=_flags.Real(min=0),
     help=f"Exit with 1 if a whole gradient's relative error is above this; the verdict takes {TOLERANCE:g} without it.",
 )
-<<<<<<< HEAD
-@click.option("--json", "target", type=OutputFile(), help="Write everything to this file; - is stdout.")
-=======
 @click.option("--plan/--no-plan", "planned", help="Measure time and memory, too, and choose; the table of odenet.plan.")
 @click.option("--memory", help="For the plan: the most a loss and its gradient may take, as in 64M.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file.")
->>>>>>> main
+@click.option("--json", "target", type=OutputFile(), help="Write everything to this file; - is stdout.")
 @click.pass_context
 def command(
     context: click.Context,
