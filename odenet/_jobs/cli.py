@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "odenet._jobs.train.command",
     "reproduce": "odenet._jobs.reproduce.command",
     "benchmark": "odenet._jobs.benchmark.command",
+    "merge": "odenet._jobs.merge.command",
 }
 
 

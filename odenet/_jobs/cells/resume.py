@@ -13,7 +13,7 @@ from odenet._errors import FileError, OdenetError
 from odenet._files import write_text
 
 Kind = TypeVar("Kind")
-_LARGEST = 2**30  # bytes of a file; real ones have a few thousand a row
+LARGEST = 2**30  # bytes of a file; real ones have a few thousand a row
 START_ANEW = "leave --resume out, or choose another --out"
 
 
@@ -49,8 +49,8 @@ def read(
     with reading(str(path), f"a {path.name} that this version of {command} wrote", remedy):
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ValueError("it is no plain file")
-        if path.is_file() and path.stat().st_size > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST} bytes")
+        if path.is_file() and path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
