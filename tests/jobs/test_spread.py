@@ -111,6 +111,7 @@ def test_clusters_of_other_libraries_lose_nothing(tmp_path, monkeypatch, name):
     if importlib.util.find_spec({"dask": "distributed"}.get(kind, kind)) is None:
         pytest.skip(f"{kind} is not installed")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the workers of a cluster have a path of their own
     found, _, lost = spread(name, tmp_path, once=(1,), together=2)
     assert whole(found)
     assert not lost

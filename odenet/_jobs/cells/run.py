@@ -17,7 +17,7 @@ from odenet._jobs.cells.executor import ExecutorChoice, pool
 from odenet._jobs.cells.progress import watch
 from odenet._jobs.cells.results import JSON, CellResults, set_aside
 from odenet._jobs.cells.resume import nothing_there
-from odenet._jobs.cells.spread import Spread, UnitPlan
+from odenet._jobs.cells.spread import ALONE, Spread, UnitPlan
 from odenet._report.machine import joined, machine
 
 GO_ON = "go on with: the same command and --resume"
@@ -118,7 +118,7 @@ def measured(
 
     def lost(unit: Sequence[Any], error: BaseException) -> None:
         names = ", ".join(map(str, unit))
-        messages.print(f"given up, since its worker was lost each time ({error}): {names}", markup=False)
+        messages.print(f"given up after {ALONE} tries alone ({type(error).__name__}: {error}): {names}", markup=False)
 
     workers = pool(executor)
     try:
