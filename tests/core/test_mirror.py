@@ -25,6 +25,7 @@ CONVERSION = {
     "layer_run",
     "linked",
     "once_more",
+    "planned",
     "recomputed",
     "residual",
     "runs",
