@@ -6,7 +6,7 @@ import contextlib
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from odenet._errors import GradientWarning, UselessGradientWarning
@@ -64,24 +64,40 @@ class Alarm:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def tell(self, certificate: float, method: str, where: str) -> None:
+    def tell(
+        self,
+        certificate: float,
+        gradient: str,
+        solver: str,
+        steps: int,
+        step: int,
+        layer: str = "",
+        *,
+        measured: bool = False,
+    ) -> None:
         """Say it if there is something to say.
 
         Args:
-            certificate: see `Stats.certificate`.
-            method: the gradient method and what it went back through, for the message.
-            where: the place in depth, for the message.
+            certificate: see `Stats.certificate`; or the measured error of a gradient.
+            gradient, solver: by label.
+            steps: of the solve.
+            step: the one that the certificate is from; -1 is the state at t0.
+            layer: the class of the layer that this step evaluates, where that is known.
+            measured: whether the number is of the gradient.
         """
         if certificate <= DOUBTFUL:
             return
         useless = not certificate <= USELESS
+        method = f"{gradient} through {steps} steps of {solver}"
         if not useless:
             if method in self._said:
                 return
             self._said.add(method)
-        category = UselessGradientWarning if useless else GradientWarning
+        kind = UselessGradientWarning if useless else GradientWarning
+        text = (_measured if measured else _message)(certificate, method, _place(step, steps, layer))
+        warning = kind(text, certificate=certificate, gradient=gradient, step=step, layer=layer)
         # without a registry of what was shown: Python would show a text once for all networks
-        warnings.warn_explicit(_message(certificate, method, where), category, "odenet", 1, registry=None)
+        warnings.warn_explicit(warning, kind, "odenet", 1, registry=None)
 
 
 _AT_START = "of the state at t0"
@@ -106,6 +122,15 @@ def _message(certificate: float, method: str, where: str) -> str:
     )
 
 
+def _measured(error: float, method: str, where: str) -> str:
+    if error != error:
+        return _message(error, method, where)
+    return (
+        f"The gradient by {method} is off by about {error:.2g} of its size, as measured on this batch (the most "
+        f"{where}). What to do: take gradient='checkpoint', which is exact, or more bits."
+    )
+
+
 def alarm(network: Any) -> Alarm | None:
     """The alarm of a network: a module, a function, or an object of which a method is the field. None where quiet."""
     if getattr(_quiet, "deep", 0):
@@ -127,11 +152,7 @@ def quiet() -> Iterator[None]:
         _quiet.deep -= 1
 
 
-Tell = Callable[[float, int], None]
-"""Is told a certificate and its place: the step, or -1 for the state at t0."""
-
-
-def place(step: int, steps: int, layer: str = "") -> str:
+def _place(step: int, steps: int, layer: str) -> str:
     """Where a certificate is from, in words."""
     if step < 0:
         return f"{_AT_START}, after all {steps} steps back"
