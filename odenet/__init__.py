@@ -4,6 +4,7 @@ import importlib
 import typing
 
 from odenet._backend.entry import BackendEntry
+from odenet._backend.profile import Choices, Profile, Profiles
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
 from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
@@ -31,6 +32,7 @@ from odenet._errors import (
 )
 from odenet._gradients.names import (
     GRADIENTS,
+    Auto,
     Backprop,
     Checkpoint,
     ContinuousAdjoint,
@@ -55,9 +57,12 @@ from odenet._solvers.names import SOLVERS, solver
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
+from odenet.doctor.auditor import Audit, Auditor
 from odenet.doctor.checkup import check_gradients
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import Examination
+from odenet.doctor.plan import Plan
+from odenet.doctor.planning import Audited, audit, plan
 
 __version__ = "0.1.0"
 
@@ -65,12 +70,17 @@ __all__ = [
     "GRADIENTS",
     "SOLVERS",
     "AsynchronousLeapfrog",
+    "Audit",
+    "Audited",
+    "Auditor",
+    "Auto",
     "Backend",
     "BackendEntry",
     "BackendName",
     "BackendUnavailableError",
     "Backprop",
     "Checkpoint",
+    "Choices",
     "ComparisonResults",
     "ContinuousAdjoint",
     "ConversionError",
@@ -103,7 +113,10 @@ __all__ = [
     "OdenetError",
     "PIDController",
     "Part",
+    "Plan",
     "Problem",
+    "Profile",
+    "Profiles",
     "Result",
     "Reversible",
     "ReversibleHeun",
@@ -121,6 +134,7 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedError",
     "UselessGradientWarning",
+    "audit",
     "available",
     "backend",
     "check_gradients",
@@ -128,6 +142,7 @@ __all__ = [
     "gradient",
     "known",
     "load_weights",
+    "plan",
     "read_results",
     "save_weights",
     "solve",

@@ -68,8 +68,9 @@ GradientName = Literal[
     "discrete-adjoint:correct=no",
     "discrete-adjoint:iterations=2",
     "discrete-adjoint:predictor=extrapolate",
+    "auto",
 ]
-"""odenet's own gradient methods, their aliases, and the variants worth a look."""
+"""odenet's own gradient methods, their aliases, the variants worth a look, and the wish to have one chosen."""
 
 BackendName = Literal[
     "torch",

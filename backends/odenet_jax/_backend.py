@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +20,7 @@ from odenet import (
     Backend,
     Backprop,
     Checkpoint,
+    Choices,
     Depth,
     DeviceUnavailableError,
     DtypeError,
@@ -30,6 +31,7 @@ from odenet import (
     Measurement,
     NetSpec,
     Problem,
+    Profiles,
     Sample,
     Solution,
 )
@@ -37,6 +39,7 @@ from odenet.kit import AnySolver, Arrays, Trainer, quiet, seconds
 from odenet_jax.field.state import as_array
 from odenet_jax.gradients.solve import solve_problem
 from odenet_jax.nets.modules import OdeNet
+from odenet_jax.verbs import profile as profiling
 from odenet_jax.verbs.batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
 from odenet_jax.verbs.examine import examine, trained
 from odenet_jax.verbs.measure import Counter, counted, finished, peak_bytes
@@ -129,6 +132,28 @@ class JaxBackend(Backend):
     ) -> Sample:
         """See `Backend`. A solve inside of `vmap`, or called several times, has the mean of its certificates."""
         return examine(model, batch, loss, gradient, reversible)
+
+    def choices(self, model: Any) -> dict[str, Choices]:
+        """See `Backend`."""
+        return profiling.choices(model)
+
+    def with_gradient(self, model: Any, gradient: Gradient) -> Any:
+        """See `Backend`. A copy; the method is static, and a program of the copy is compiled anew."""
+        return profiling.with_gradient(model, gradient)
+
+    def profile(
+        self,
+        model: Any,
+        batch: Any,
+        loss: Callable[..., Any] | None,
+        gradients: Sequence[Gradient],
+        *,
+        reference: Gradient,
+        memory: int | None = None,
+        repeats: int = 3,
+    ) -> Profiles:
+        """See `Backend`. Seconds are those of the compiled program."""
+        return profiling.profile(model, batch, loss, gradients, reference, memory, repeats)
 
     @quiet()
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from odenet import (
     Backend,
+    Choices,
     Depth,
     DeviceUnavailableError,
     DtypeError,
@@ -23,6 +24,7 @@ from odenet import (
     Measurement,
     NetSpec,
     Problem,
+    Profiles,
     Sample,
     Solution,
 )
@@ -30,6 +32,7 @@ from odenet.kit import AnySolver, Arrays, Trainer, quiet, seconds, tree_leaves, 
 from odenet_torch.conversion.convert import unconvert
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
+from odenet_torch.verbs import profile as profiling
 from odenet_torch.verbs.batch import mean_loss, on
 from odenet_torch.verbs.examine import examine, trained
 from odenet_torch.verbs.measure import Counter, counted, finished, peak_bytes
@@ -129,6 +132,28 @@ class TorchBackend(Backend):
     ) -> Sample:
         """See `Backend`. A model in training mode stays in it."""
         return examine(model, batch, loss, gradient, reversible)
+
+    def choices(self, model: nn.Module) -> dict[str, Choices]:
+        """See `Backend`. The steps of layers that were converted are those of their branches."""
+        return profiling.choices(model)
+
+    def with_gradient(self, model: nn.Module, gradient: Gradient) -> nn.Module:
+        """See `Backend`. The model itself is changed."""
+        return profiling.with_gradient(model, gradient)
+
+    def profile(
+        self,
+        model: nn.Module,
+        batch: Any,
+        loss: Callable[..., Any] | None,
+        gradients: Sequence[Gradient],
+        *,
+        reference: Gradient,
+        memory: int | None = None,
+        repeats: int = 3,
+    ) -> Profiles:
+        """See `Backend`. A model in training mode stays in it."""
+        return profiling.profile(model, batch, loss, gradients, reference, memory, repeats)
 
     def unconvert(self, model: nn.Module) -> nn.Module:
         """See `Backend`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -16,6 +16,7 @@ from odenet._solvers.family import AnySolver
 if TYPE_CHECKING:
     import numpy as np
 
+    from odenet._backend.profile import Choices, Profiles
     from odenet._backend.sample import Sample
     from odenet._backend.trainer import Trainer
     from odenet._nets.spec import NetSpec
@@ -85,8 +86,8 @@ class Measurement:
 class Backend(ABC):
     """What a framework has to do for odenet. One instance serves a process; it holds no state.
 
-    The verbs for networks (`build`, `read`, `evaluate`, `examine`, `measure`, `trainer`) are for a backend whose entry
-    says `networks=True`; another leaves them out.
+    The verbs for networks (`build`, `read`, `evaluate`, `examine`, `choices`, `with_gradient`, `profile`, `measure`,
+    `trainer`) are for a backend whose entry says `networks=True`; another leaves them out.
     """
 
     @abstractmethod
@@ -136,6 +137,49 @@ class Backend(ABC):
 
         Raises:
             InputError: a model without a solve or without parameters, or a loss that is no real scalar.
+        """
+        raise _no_networks(self)
+
+    def choices(self, model: Any) -> dict[str, Choices]:
+        """How each solve in a model is done, by its path in the model ("" for the model itself).
+
+        Raises:
+            InputError: a model without a solve.
+        """
+        raise _no_networks(self)
+
+    def with_gradient(self, model: Any, gradient: Gradient) -> Any:
+        """The model with that method in every solve; where the method was `Auto`, `Auto` with that method.
+
+        Returns:
+            The model itself where modules can be changed, else a copy.
+        """
+        raise _no_networks(self)
+
+    def profile(
+        self,
+        model: Any,
+        batch: Any,
+        loss: Callable[..., Any] | None,
+        gradients: Sequence[Gradient],
+        *,
+        reference: Gradient,
+        memory: int | None = None,
+        repeats: int = 3,
+    ) -> Profiles:
+        """Time, memory and gradient error of methods, each in the place of the model's own, on one batch.
+
+        The model is left exactly as it was, and all methods draw the same random numbers.
+
+        Args:
+            model, batch, loss: as for `examine`.
+            gradients: the methods.
+            reference: the exact method that their gradients are compared with.
+            memory: bytes; a method that needs more is stopped where that can be told, and not timed.
+            repeats: rounds of timing; 0 leaves time and memory out.
+
+        Raises:
+            OdenetError: the reference fails.
         """
         raise _no_networks(self)
 

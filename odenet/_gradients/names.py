@@ -6,12 +6,14 @@ A flag spells options behind colons: `discrete-adjoint:correct=no:iterations=2`.
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from odenet._announced import Announced, load_entry_point
 from odenet._errors import InputError
 from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
+from odenet._gradients.auto import Auto
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.way import Method, Way
@@ -20,6 +22,7 @@ from odenet._names import boolean, lookup
 __all__ = [
     "ALIASES",
     "GRADIENTS",
+    "Auto",
     "Backprop",
     "Checkpoint",
     "ContinuousAdjoint",
@@ -31,6 +34,7 @@ __all__ = [
     "Way",
     "foreign_way",
     "gradient",
+    "in_bytes",
     "menu",
     "register_gradient",
 ]
@@ -63,6 +67,10 @@ def _read(point: Any) -> type[Gradient]:
 GRADIENTS: Announced[type[Gradient]] = Announced("odenet.gradients", _OWN, _read)
 """Every method by name: odenet's own, the exact ones first, then those of installed packages (entry-point group
 `odenet.gradients`)."""
+
+
+CHOICES: Mapping[str, type[Gradient]] = {Auto.name: Auto}
+"""What can stand in the place of a method and is none: no backend has a `Way` for it, and no table lists it as one."""
 
 
 def register_gradient(method: Method) -> None:
@@ -103,10 +111,13 @@ def gradient(name: str | Gradient) -> Gradient:
     if isinstance(name, Gradient):
         return name
     if not isinstance(name, str):
-        raise InputError(f"gradient={name!r}", f"a name ({', '.join(GRADIENTS)}) or a record such as DiscreteAdjoint()")
+        names = ", ".join((*GRADIENTS, *CHOICES))
+        raise InputError(f"gradient={name!r}", f"a name ({names}) or a record such as DiscreteAdjoint()")
     plain, *given = name.split(":")
-    kind = lookup("gradient method", plain, GRADIENTS, ALIASES)
-    readers = {field.name: _reader(field) for field in dataclasses.fields(kind)}
+    if plain.strip().lower() in CHOICES:  # whose options are often written in one go, `auto:audit=200,memory=64M`
+        given = [option for text in given for option in text.split(",")]
+    kind = lookup("gradient method", plain, ChainMap(dict(CHOICES), GRADIENTS), ALIASES)  # pyright: ignore
+    readers = {field.name: _reader(field) for field in dataclasses.fields(kind) if field.metadata.get("flag", True)}
     options: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
@@ -134,7 +145,7 @@ def _number(text: str) -> float:
         raise InputError(f"{text!r} is no number", "digits, as in 1e-6") from None
 
 
-def _bytes(text: str) -> int:
+def in_bytes(text: str) -> int:
     """`"64M"`, `"1.5G"`, `"4096"`; K, M and G are powers of 1024."""
     plain = text.strip().upper().removesuffix("IB").removesuffix("B")
     power = {"K": 1, "M": 2, "G": 3}.get(plain[-1:], 0)
@@ -147,7 +158,7 @@ def _bytes(text: str) -> int:
 def _reader(option: dataclasses.Field[Any]) -> Callable[[str], Any]:
     """What reads an option's text: by its type, or that which the field names (`metadata={"unit": "bytes"}`)."""
     if option.metadata.get("unit") == "bytes":
-        return _bytes
+        return in_bytes
     kinds = {part.strip() for part in str(getattr(option.type, "__name__", option.type)).split("|")}
     return next((read for kind, read in _READERS.items() if kind in kinds), str)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from odenet import _tree
 from odenet._errors import GridError, InputError, StateError, UnsupportedError, shown
+from odenet._gradients.auto import decided
 from odenet._gradients.names import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
 from odenet._problem.depth import Depth
 from odenet._problem.event import Event
@@ -76,7 +77,7 @@ def problem(
     adaptive = not (rtol is None and atol is None and control is None)
     method, differentiated = (
         _solver(("dopri5" if adaptive else "euler") if solver is None else solver),
-        _gradient(gradient),
+        decided(_gradient(gradient)),
     )
     require_pair(method, differentiated)
     if adaptive:

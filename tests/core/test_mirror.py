@@ -25,6 +25,7 @@ CONVERSION = {
     "layer_run",
     "linked",
     "once_more",
+    "planned",
     "recomputed",
     "residual",
     "runs",
@@ -54,6 +55,13 @@ ALONE = {
         # what a function writes, reads and leaves by the side: pure functions have none of it
         "field/differentiating.py",
         "gradients/hookless.py",
+        # a plan and audits inside of a backward pass, which pure functions have outside: odenet.plan, odenet.audit
+        "field/live_bytes.py",
+        "gradients/audited.py",
+        "gradients/profiles.py",
+        "gradients/ranks.py",
+        "gradients/trial.py",
+        "nets/watched.py",
         "field/half_precision.py",  # sums of half-precision gradients
         "gradients/sums.py",
         "gradients/stages.py",  # nodes of autograd
@@ -141,15 +149,17 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"odeint_adjoint", "odeint_dense", "odeint_event"},
         set(),
     ),  # torchdiffeq's calls, and JAX's one
-    "verbs/examine.py": ({"unchanged"}, {"Probed"}),
+    "verbs/examine.py": ({"coarsest", "unchanged"}, {"Probed", "changed", "mapped", "named"}),
     "field/field.py": (
         {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
     "steps/fixed.py": ({"stacked"}, {"Beside", "kept_rows", "loop_in_place", "read", "write"}),
-    "verbs/measure.py": ({"LiveBytes"}, set()),
+    "verbs/measure.py": (set(), {"finished", "peak_bytes"}),  # in torch in field/live_bytes.py
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
     "gradients/solve.py": (set(), {"solve_telling"}),
+    # running statistics are buffers here, arguments and results there
+    "nets/blocks.py": (set(), {"Ordinary", "by_running"}),
     "field/state.py": ({"as_tensor", "require_times"}, {"as_array"}),
     "gradients/adjoint.py": (
         {

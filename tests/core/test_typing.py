@@ -14,7 +14,7 @@ import pytest
 
 import odenet
 from odenet import _literals
-from odenet._gradients.names import ALIASES, GRADIENTS
+from odenet._gradients.names import ALIASES, CHOICES, GRADIENTS
 from odenet._solvers.names import ALL_SOLVERS
 from odenet._solvers.runge_kutta import RUNGE_KUTTA
 
@@ -42,7 +42,7 @@ def test_the_literals_are_the_names_of_the_records():
     assert sorted(solvers) == sorted([*ALL_SOLVERS.own, *aliases, *(f"reversible:{name}" for name in RUNGE_KUTTA)])
     gradients = get_args(_literals.GradientName)
     variants = [f"{name}:{option}" for name, kind in GRADIENTS.own.items() for option in kind.notable]
-    assert sorted(gradients) == sorted([*GRADIENTS.own, *ALIASES, *variants])
+    assert sorted(gradients) == sorted([*GRADIENTS.own, *ALIASES, *variants, *CHOICES])
     assert all(odenet.solver(name) for name in solvers)
     assert all(odenet.gradient(name) for name in gradients)
     ours = {

@@ -25,7 +25,7 @@ SOLVED = (ResidualStack, NeuralODE, OdeNet)
 def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, reversible: bool) -> Sample:
     """See `Backend.examine`."""
     solves = solved(model)
-    weights = _named(model)
+    weights = named(model)
     if not weights:
         raise InputError(f"a {type(model).__name__} without an inexact array", "at least one parameter")
     with like(weights.values()):
@@ -39,7 +39,7 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
             if not isinstance(node, SOLVED):
                 return node
             zero = jnp.zeros((), time)
-            return Probed(_name(path), _changed(node, gradient, reversible), zero, zero, seen)
+            return Probed(_name(path), changed(node, gradient, reversible), zero, zero, seen)
 
         @eqx.filter_jit
         @eqx.filter_value_and_grad
@@ -47,11 +47,11 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
             return scalar(loss, model(inputs), target)
 
         with quiet():
-            value, found = value_and_grad(_map(probed, model), inputs, target)
+            value, found = value_and_grad(mapped(probed, model), inputs, target)
         probes = {name: (float(node.residual), float(node.solves)) for name, node in _probes(found).items()}
-        gradients = _named(_map(lambda _, node: node.module if isinstance(node, Probed) else node, found, Probed))
+        gradients = named(mapped(lambda _, node: node.module if isinstance(node, Probed) else node, found, Probed))
         parts = tuple(
-            _part(name, solves[name], _changed(solves[name], gradient, reversible), probe, seen[name], weights)
+            _part(name, solves[name], changed(solves[name], gradient, reversible), probe, seen[name], weights)
             for name, probe in probes.items()
             if seen[name]
         )
@@ -72,7 +72,7 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
 
 def trained(model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
     """See `Backend.trained`."""
-    made = _map(lambda _, node: _changed(node, Backprop(), False) if isinstance(node, SOLVED) else node, model)
+    made = mapped(lambda _, node: changed(node, Backprop(), False) if isinstance(node, SOLVED) else node, model)
     arrays, rest = eqx.partition(made, eqx.is_inexact_array)
     with like(jax.tree.leaves(arrays)):
         inputs, target = on(
@@ -162,7 +162,7 @@ def _ticked(count: Array, g: Array) -> tuple[Array, Array]:
 _tick.defvjp(lambda x, count: (x, count), _ticked)
 
 
-def _changed(module: Any, gradient: Gradient, reversible: bool) -> Any:
+def changed(module: Any, gradient: Gradient, reversible: bool) -> Any:
     """A copy with another method: fields that are static cannot be replaced otherwise."""
     made = copy.copy(module)
     object.__setattr__(made, "gradient", gradient)
@@ -196,7 +196,7 @@ def _layers(name: str, module: Any, weights: Mapping[str, Array]) -> tuple[Any, 
             return "shared", module.steps, (inner,)
 
 
-def _named(model: Any) -> dict[str, Array]:
+def named(model: Any) -> dict[str, Array]:
     """The inexact arrays by name; those of an OdeNet by the names of its spec."""
     arrays = eqx.filter(model, eqx.is_inexact_array)
     found = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]}
@@ -221,7 +221,8 @@ def _probes(found: Any) -> dict[str, Probed]:
     return {node.name: node for node in leaves if isinstance(node, Probed)}
 
 
-def _map(function: Callable[[Any, Any], Any], model: Any, kinds: Any = SOLVED) -> Any:
+def mapped(function: Callable[[Any, Any], Any], model: Any, kinds: Any = SOLVED) -> Any:
+    """The model with `function(path, node)` in the place of each node of these kinds."""
     return jax.tree_util.tree_map_with_path(function, model, is_leaf=lambda node: isinstance(node, kinds))
 
 

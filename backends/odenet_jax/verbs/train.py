@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from odenet import Gradient, NetSpec
+from odenet import Auditor, Auto, Backprop, Checkpoint, Gradient, NetSpec, Plan, plan
 from odenet.kit import VELOCITY, WEIGHT, AnySolver, Trainer, TrainingStep, checked_state, learning
 from odenet_jax.nets.modules import OdeNet
 from odenet_jax.verbs.batch import like, mean_loss, on
 from odenet_jax.verbs.measure import peak_bytes
+from odenet_jax.verbs.profile import profile
 
 
 class Descent(Trainer):
@@ -38,6 +39,7 @@ class Descent(Trainer):
         with like(self.weights.values()):
             self.velocities = {name: jnp.zeros_like(weight) for name, weight in self.weights.items()}
         self._peak: int | None = None
+        self.auditor = Auditor(model.gradient) if isinstance(model.gradient, Auto) else None
 
     def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> TrainingStep:
         """See `Trainer`. One program takes the step, compiled for the first batch of its size."""
@@ -45,13 +47,18 @@ class Descent(Trainer):
         with like(self.weights.values()):
             example = next(iter(self.weights.values()))
             x, y = on(example, (inputs, np.asarray(targets, np.int32)))
+            if self.auditor is not None and self.auditor.due:
+                self._look(self.auditor, x, y)
             rates = jnp.asarray([lr, self.momentum, self.weight_decay], example.dtype)
             program, peak = _step_program(*self._kind(x), y.shape, self.factors)
             self._peak = max(peak, self._peak or 0)
             before = self.weights, self.velocities, self.statistics
             (self.weights, self.velocities, self.statistics), told = program(before, rates, x, y)
             loss, correct, residual = jax.device_get(told)
-        certificate = float(residual) if self.model.gradient.certifies else None
+        certificate = float(residual) if self._method().certifies else None
+        if self.auditor is not None:
+            self.auditor.counted()
+            self.auditor.certified(certificate)
         return TrainingStep(float(loss), int(correct), certificate)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -85,7 +92,35 @@ class Descent(Trainer):
     def _kind(self, x: Array) -> tuple[Any, ...]:
         """All that a program depends on."""
         model = self.model
-        return type(model), model.spec, model.solver, model.gradient, x.dtype.name, next(iter(x.devices())), x.shape
+        return type(model), model.spec, model.solver, self._method(), x.dtype.name, next(iter(x.devices())), x.shape
+
+    def _method(self) -> Gradient:
+        """The gradient method; of `auto` what is chosen now, or an exact one where nothing could be measured."""
+        if self.auditor is None:
+            return self.model.gradient
+        exact = Backprop() if self.model.solver.reversible else self.auditor.exact(self.model.spec.depth)
+        return self.auditor.method or exact
+
+    def _look(self, auditor: Auditor, x: Array, y: Array) -> None:
+        """Plan or audit on this batch, before its step is taken."""
+        model = eqx.tree_at(lambda m: m.weights, self.model, self.weights).for_training()
+
+        def planned() -> Plan:
+            return plan(model, (x, y), backend="jax")  # by the memory and tolerance of the model's own `Auto`
+
+        if auditor.method is None:
+            found = planned()
+            if found.zero:
+                auditor.unmeasurable()
+            else:
+                auditor.planned(found)
+            return
+        exact = Backprop() if model.solver.reversible else Checkpoint()
+        measured = profile(model, (x, y), None, (auditor.method,), exact, None, 0)
+        if measured.zero:
+            auditor.unmeasurable()
+        else:
+            auditor.judge(measured.rows[0], planned)
 
 
 def _empty(net: type[OdeNet], spec: NetSpec, solver: AnySolver, gradient: Gradient, dtype: str) -> OdeNet:

@@ -17,6 +17,7 @@ from odenet import (
     Gradient,
     Grid,
     InputError,
+    Plan,
     Stats,
     UnsupportedError,
 )
@@ -67,6 +68,8 @@ class LayerRun:
     def __init__(self, gradient: Gradient, steps: int, tolerance: float, why: InputError | None = None) -> None:
         self.steps, self.tolerance, self.why = steps, tolerance, why
         self.errors: list[tuple[int, str, torch.Tensor]] = []
+        self.plan: Plan | None = None
+        """How the method was chosen, where the model was converted with `gradient="auto"`."""
         self.gradient = gradient
 
     @property

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from odenet import Event, Gradient, GradientName, Grid, PIDController, Problem, Solution, SolverName, Span, Stats
-from odenet.kit import AnySolver, StagedSolver, problem, require
+from odenet.kit import AnySolver, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
@@ -69,16 +69,17 @@ def solve(
     )
 
 
-def solve_problem(made: Problem, field: Field | None = None) -> Solution:
+def solve_problem(made: Problem, field: Field | None = None, way: Way | None = None) -> Solution:
     """The solution of a problem.
 
     Args:
         made: the problem.
         field: stands for the problem's own field and weights, where a module knows better how to read its layers.
+        way: what is done for its gradient method; None for what the backend does.
     """
     adaptive = isinstance(made.grid, Span)
     require(backend, made.solver, made.gradient, adaptive=adaptive)
-    way = backend.way(made.gradient)
+    way = way or backend.way(made.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
     if adaptive:

@@ -61,6 +61,16 @@ class Sums:
                 self.by_tensor[id(home)] = torch.zeros_like(home)
             self.by_tensor[id(home)][row] = total
 
+    def so_far(self, home: Tensor) -> Tensor | None:
+        """All that was added up for a tensor, or for the rows of a stack; it is not to be written on."""
+        total, rows = self.by_tensor.get(id(home)), self.rows.get(id(home), {})
+        if total is None or not rows:
+            return total
+        total = total.clone()
+        for row, wide in rows.items():
+            total[row] = wide
+        return total
+
     def gradient(self, key: int, kind: torch.dtype) -> Tensor | None:
         """That of a tensor, by `id`, in its number type; None where nothing was added."""
         total = self.by_tensor.pop(key, None)

@@ -13,14 +13,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, Stats
+from odenet import (
+    Auto,
+    Backprop,
+    Depth,
+    DiscreteAdjoint,
+    Gradient,
+    InputError,
+    NetSpec,
+    PIDController,
+    Problem,
+    Solution,
+    Stats,
+    UnsupportedError,
+)
 from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
-from odenet_torch.field.field import BlockField
+from odenet_torch.field.field import BlockField, Field
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.blocks import Weights, enter, field, leave
 from odenet_torch.nets.counting import CountingField
+from odenet_torch.nets.watched import Watched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +47,7 @@ def _call(method: Callable[..., Any], *arguments: Any) -> Any:
 _uncompiled: Callable[..., Any] = torch.compiler.disable(_call)
 
 
-class _Solved(nn.Module):
+class _Solved(Watched):
     """A module whose forward pass is a solve, and which remembers what that took."""
 
     def __init__(self, solver: str | AnySolver, gradient: str | Gradient, t0: float, t1: float) -> None:
@@ -50,7 +64,9 @@ class _Solved(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by print."""
-        return f"solver={self.solver.label}, gradient={self.gradient.label}, t0={self.t0}, t1={self.t1}"
+        chosen = getattr(self.auditor, "method", None)
+        now = "" if chosen is None else f" ({chosen.label})"
+        return f"solver={self.solver.label}, gradient={self.gradient.label}{now}, t0={self.t0}, t1={self.t1}"
 
 
 class ResidualStack(_Solved):
@@ -137,10 +153,11 @@ class ResidualStack(_Solved):
                 stacklevel=2,
             )
         field = BlockField(list(self.blocks), self.along, (arguments, named))
-        made = problem(_unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=self.gradient)
-        solution = solve_problem(made, field)
-        self.stats = solution.stats
-        return solution.y1
+
+        def make(gradient: Gradient) -> Problem:
+            return problem(_unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=gradient)
+
+        return self._solution(make, field).y1
 
 
 class NeuralODE(_Solved):
@@ -188,10 +205,11 @@ class NeuralODE(_Solved):
         self.field.compile(*arguments, **choices)
 
     def _solved(self, x: Tensor) -> Tensor:
-        choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        solution = solve_problem(problem(self.field, x, steps=self.steps, **choices, **self.tolerances))
-        self.stats = solution.stats
-        return solution.ys[0]
+        def make(gradient: Gradient) -> Problem:
+            choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": gradient}
+            return problem(self.field, x, steps=self.steps, **choices, **self.tolerances)
+
+        return self._solution(make).ys[0]
 
 
 class OdeNet(_Solved):
@@ -242,22 +260,22 @@ class OdeNet(_Solved):
         inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
         statistics = {name: inner.pop(name) for name in list(inner) if name.rpartition(".")[2].startswith("running_")}
         if self.counting is not None:
+            if spec.norm == "batch-eval-backward" and not isinstance(self.gradient, Backprop | DiscreteAdjoint):
+                raise UnsupportedError(
+                    f"norm={spec.norm!r}, a fault of one method, with gradient {self.gradient.label!r}",
+                    "discrete-adjoint, and backprop, which it does not change",
+                    "take norm='batch'",
+                )
             inner = self.counting.told(inner, statistics, self.training)
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
-        made = problem(
-            self.function,
-            y,
-            Depth(inner, spec.along),
-            steps=spec.depth,
-            t1=spec.horizon,
-            solver=self.solver,
-            gradient=self.gradient,
-        )
+        depth, choices = Depth(inner, spec.along), {"steps": spec.depth, "t1": spec.horizon, "solver": self.solver}
+
+        def make(gradient: Gradient) -> Problem:
+            return problem(self.function, y, depth, gradient=gradient, **choices)
+
         with contextlib.nullcontext() if self.counting is None else self.counting.counting(statistics):
-            solution = self.solve(made)
-        self.stats = solution.stats
-        y = solution.ys[0]
+            y = self._solution(make).ys[0]
         return y if spec.classes is None else leave(spec, weights, y, self.training)
 
     @contextlib.contextmanager
@@ -274,6 +292,13 @@ class OdeNet(_Solved):
     def solve(self, made: Problem) -> Solution:
         """Takes the steps; a network whose steps are another library's has its own."""
         return solve_problem(made)
+
+    def _solution(self, make: Callable[[Gradient], Problem], field: Field | None = None) -> Solution:
+        if isinstance(self.gradient, Auto) and type(self).solve is OdeNet.solve:
+            return super()._solution(make, field)
+        solution = self.solve(make(self.gradient))
+        self.stats = solution.stats
+        return solution
 
 
 def _register(module: nn.Module, path: list[str], tensor: Tensor) -> None:

@@ -59,7 +59,7 @@ def examine(
         name: _numpy(torch.zeros_like(p) if g is None else g) for (name, p), g in zip(named.items(), found, strict=True)
     }
     weights = {name: _numpy(p) for name, p in named.items()}
-    return Sample(value.item(), gradients, weights, tuple(parts), _coarsest(named))
+    return Sample(value.item(), gradients, weights, tuple(parts), coarsest(named))
 
 
 def trained(model: nn.Module, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> nn.Module:
@@ -167,6 +167,7 @@ def _numpy(tensor: torch.Tensor) -> Any:
     return (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
 
 
-def _coarsest(named: Mapping[str, torch.Tensor]) -> str:
+def coarsest(named: Mapping[str, torch.Tensor]) -> str:
+    """The coarsest number type among these, by name."""
     kind = max((p.dtype for p in named.values()), key=lambda dtype: torch.finfo(dtype).eps)
     return str(kind).removeprefix("torch.")

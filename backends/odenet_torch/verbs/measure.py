@@ -1,17 +1,18 @@
-"""Counting and timing: seconds, bytes, field evaluations and VJPs."""
+"""Counting field evaluations and VJPs; bytes and seconds are `odenet_torch.field.live_bytes`."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from odenet.kit import tree_flatten, tree_leaves
+from odenet.kit import tree_flatten
+from odenet_torch.field.live_bytes import LiveBytes, finished, peak_bytes
+
+__all__ = ["Counter", "LiveBytes", "counted", "finished", "peak_bytes"]
 
 
 @dataclass
@@ -45,70 +46,3 @@ def counted(field: Callable[..., Any], counter: Counter) -> Callable[..., Any]:
         return unflatten([_Tick.apply(counter, leaves[0]), *leaves[1:]])
 
     return wrapped
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that operations make while this is entered: `peak` is the most alive at one time.
-
-    Exact and the same on every machine: storages are counted when they appear and when they are freed. What kernels
-    allocate and free inside one operation is not seen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and see what it made."""
-        out = func(*args, **(kwargs or {}))
-        made = {id(s): s for s in (x.untyped_storage() for x in _tensors(out)) if id(s) not in self._known}
-        if made:  # views and in-place operations give back what they were given
-            given = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
-            for key in made.keys() - given:
-                self._count(made[key])
-        return out
-
-    def _count(self, storage: Any) -> None:
-        size, key = storage.nbytes(), id(storage)
-
-        def freed(_: object) -> None:
-            self.live -= size
-            self._known.pop(key, None)
-
-        self._known[key] = weakref.ref(storage, freed)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-
-def peak_bytes(function: Callable[[], object], device: torch.device) -> tuple[int, str]:
-    """Most bytes alive at once while `function` runs, beyond those before it, and how they were counted."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before, "torch.cuda allocator"
-    with LiveBytes() as mode:
-        function()
-    return mode.peak, "live tensor storages"
-
-
-def finished(function: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """The function, returning when the device has done its work."""
-
-    def wait() -> None:
-        function()
-        _synchronise(device)
-
-    return wait
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

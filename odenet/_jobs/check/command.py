@@ -2,142 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from odenet._backend import registry as _registry
-from odenet._backend.sample import Sample
-from odenet._backend.seam import Backend
+from odenet._errors import InputError
 from odenet._files import require_writable, write_text
-from odenet._gradients.names import Backprop
-from odenet._gradients.record import Gradient
+from odenet._gradients.names import in_bytes
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import Plan
-from odenet._jobs.data.digits import batch
+from odenet._jobs.check.checks import TOLERANCE, Check, checks
 from odenet._nets.weights import load_weights
 from odenet._report.machine import machine
 from odenet._report.rows import plain
 from odenet._report.terminal import console
 from odenet._report.units import error
-from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
-from odenet.doctor.checkup import diagnose
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import OUTSIDE, Examination
 from odenet.doctor.tables import tables
 
-TOLERANCE = 1e-2
-"""Of the recommended method, where none is given."""
 DEFAULT = Plan(solvers=(solver_named("euler"),), depths=(16,))
-
-
-@dataclass(frozen=True)
-class Check:
-    """The gradient methods of one network, by one backend.
-
-    Args:
-        backend, solver, depth: what was checked, by name.
-        gradients: the methods.
-        diagnosis: against exact backprop in float64; None where nothing could be checked.
-        skipped: why not: the backend is not installed, or none can give the reference.
-    """
-
-    backend: str
-    solver: AnySolver
-    depth: int
-    gradients: tuple[Gradient, ...]
-    diagnosis: Diagnosis | None = None
-    skipped: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.backend} {self.solver.label} N={self.depth}"
-
-    @property
-    def examinations(self) -> tuple[Examination, ...]:
-        """One a method, those that were skipped, too."""
-        if self.diagnosis is not None:
-            return self.diagnosis.examinations
-        label = self.solver.label
-        return tuple(Examination(each, label, offered=False, trouble=self.skipped) for each in self.gradients)
-
-
-def checks(
-    plan: Plan, weights: Mapping[str, np.ndarray] | None = None, tolerance: float = TOLERANCE
-) -> Iterator[Check]:
-    """One check a backend, solver and depth of the plan.
-
-    Args:
-        plan: what to check, and on what network.
-        weights: named arrays; None for the plan's own random ones.
-        tolerance: of the recommended method.
-
-    Raises:
-        InputError: weights that are not those of the plan's network.
-        OdenetError: exact backprop fails.
-    """
-    data = batch(plan.batch, plan.seed)
-    references: dict[tuple[str, int], _Examined] = {}
-    for name in plan.backends:
-        entry = _registry.entry(name)
-        for solver in plan.solvers:
-            for depth in plan.depths:
-                made = functools.partial(Check, name, solver, depth, plan.gradients)
-                reference = plan.reference(solver)
-                if not entry.networks or not entry.available or reference is None:
-                    why = "not offered: the backend has no networks"
-                    if entry.networks:
-                        why = "no reference" if entry.available else f"not available: {entry.install}"
-                    yield made(skipped=why)
-                    continue
-                spec = plan.spec(solver, depth)
-                named = dict(weights) if weights is not None else spec.init(plan.seed, plan.start)
-                spec.check(named)
-                examined = functools.partial(_Examined, plan, spec, named, solver, data)
-                if (solver.label, depth) not in references:
-                    references[solver.label, depth] = examined(reference, "float64")
-                diagnosis = diagnose(
-                    examined(name, plan.dtype).see,
-                    plan.gradients,
-                    tolerance=tolerance,
-                    backend=name,
-                    offers=entry.offers,
-                    refer=references[solver.label, depth].see,
-                    reference=f"exact backprop in float64 by {reference}",
-                )
-                yield made(diagnosis=diagnosis)
-
-
-class _Examined:
-    """A network of the plan in a backend and a number type, and the gradients seen so far."""
-
-    def __init__(
-        self, plan: Plan, spec: Any, weights: dict[str, np.ndarray], solver: AnySolver, data: Any, name: str, dtype: str
-    ) -> None:
-        self.backend: Backend = _registry.backend(name)
-        self.data = data
-        self.choices: dict[str, Any] = {"dtype": dtype, "device": plan.device}
-        with self.backend.prepare(**self.choices):
-            self.model = self.backend.build(spec, weights, solver=solver, gradient=Backprop(), **self.choices)
-        self.seen: dict[tuple[Gradient, bool], Sample] = {}
-
-    def see(self, method: Gradient, reversible: bool) -> Sample:
-        """See `odenet.doctor.checkup.See`. Exact gradients are kept: several backends are compared with them."""
-        key = (method, reversible)
-        if key not in self.seen:
-            with self.backend.prepare(**self.choices):
-                sample = self.backend.examine(self.model, self.data, None, method, reversible=reversible)
-            if not isinstance(method, Backprop):
-                return sample
-            self.seen[key] = sample
-        return self.seen[key]
 
 
 @click.command("check", context_settings={"help_option_names": ["-h", "--help"]})
@@ -153,10 +42,18 @@ class _Examined:
     type=_flags.Real(min=0),
     help=f"Exit with 1 if a whole gradient's relative error is above this; the verdict takes {TOLERANCE:g} without it.",
 )
+@click.option("--plan/--no-plan", "planned", help="Measure time and memory, too, and choose; the table of odenet.plan.")
+@click.option("--memory", help="For the plan: the most a loss and its gradient may take, as in 64M.")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file.")
 @click.pass_context
 def command(
-    context: click.Context, weights: Path | None, tolerance: float | None, target: Path | None, **options: Any
+    context: click.Context,
+    weights: Path | None,
+    tolerance: float | None,
+    planned: bool,
+    memory: str | None,
+    target: Path | None,
+    **options: Any,
 ) -> None:
     """Check the gradient methods of a network against exact backprop in float64, by layer and by weight.
 
@@ -167,6 +64,7 @@ def command(
     Examples:
       odenet check --depth 64 --gradient all
       odenet check --solver heun --block mlp --activation tanh --backend jax --json check.json
+      odenet check --depth 64 --gradient all --memory 16M
       odenet check --weights trained.safetensors --depth 32 --tolerance 1e-3
     """
     plan = plan_of(options)
@@ -176,14 +74,21 @@ def command(
         require_writable(target.parent)  # found out now, rather than after the work
     screen, messages = console(), console(stderr=True)
     found = []
-    for check in checks(plan, named, tolerance or TOLERANCE):
+    limit = None if memory is None else in_bytes(memory)
+    chosen = {"planned": planned or memory is not None, "memory": limit}
+    for check in checks(plan, named, tolerance or TOLERANCE, **chosen):
         found.append(check)
         for made in tables(check.diagnosis, str(check), weights=True) if check.diagnosis is not None else ():
             screen.print(made)
+    bad = False
     for check in found:
         if check.diagnosis is not None:
             _print(screen, f"{check}: {check.diagnosis.verdict}\n")
-    bad = False
+        if isinstance(check.choice, InputError):
+            bad = True
+            _print(messages, f"{check}: {check.choice}")
+        elif check.choice is not None:
+            _print(screen, f"{check.choice}\n")
     for check in found:
         for each in check.examinations:
             text = each.trouble
@@ -209,6 +114,11 @@ def _json(plan: Plan, weights: Path | None, found: Sequence[Check]) -> str:
         "weights": None if weights is None else str(weights),
         "machine": machine(plan.backends),
         "checks": [_row(check, each) for check in found for each in check.examinations],
+        "plans": [
+            {"backend": check.backend, "solver": check.solver.label, "depth": check.depth} | check.choice.to_dict()
+            for check in found
+            if check.choice is not None and not isinstance(check.choice, InputError)
+        ],
         "diagnoses": [_diagnosis(check, check.diagnosis) for check in found if check.diagnosis is not None],
     }
     return json.dumps(plain(whole), indent=1, allow_nan=False) + "\n"

@@ -24,6 +24,8 @@ class _One(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name, or the label of a record."""
+        if self.name == "gradient" and isinstance(value, str) and value.strip().lower().startswith("auto"):
+            value = value.replace(",", ":")  # its options are written in one go; there is but one method here
         found = self.names.convert(value, param, ctx)
         if len(found) != 1:
             self.fail(f"{value!r} names {len(found)}; a run has one {self.name}", param, ctx)
@@ -106,6 +108,7 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
     Examples:
       odenet train
       odenet train --backend jax --solver heun --gradient discrete-adjoint --depth 32 --out results/heun
+      odenet train --depth 64 --gradient auto:tolerance=1e-2,memory=64M
       odenet train --data cifar10 --data-dir DIR --width 32 --epochs 90 --batch 256 --device cuda
       odenet train --data folder --data-dir ROOT --size 224 --net bottleneck --width 1024 --depth 22 --before 3,4 \\
           --after 3 --unscaled --device cuda

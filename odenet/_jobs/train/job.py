@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import time
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,9 @@ from rich.console import Console
 
 from odenet._backend import registry as _registry
 from odenet._backend.trainer import Trainer
-from odenet._errors import FileError, GradientError, InputError
+from odenet._errors import FileError, GradientError, GradientWarning, InputError
 from odenet._files import require_writable
-from odenet._gradients.names import gradient
+from odenet._gradients.names import Auto, gradient
 from odenet._jobs.data.images import ImageSet, moments
 from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches, Split, split
@@ -32,6 +35,8 @@ from odenet._jobs.train.row import Epoch
 from odenet._nets.weights import save_weights
 from odenet._report.machine import machine
 from odenet._solvers.names import solver
+from odenet.doctor.auditor import MOVED
+from odenet.doctor.candidates import reference
 
 WEIGHTS = "weights.npz"
 
@@ -138,7 +143,10 @@ def _finish(
     """All epochs that are left, then the test. `require_same` is called before each write."""
     plan = run.plan
     entry = _registry.entry(plan.backend)
-    _registry.require(entry, solver(plan.solver), gradient(plan.gradient))
+    method, by = gradient(plan.gradient), solver(plan.solver)
+    if isinstance(method, Auto):
+        method = reference(entry, (by,))  # what is chosen from is what the backend offers
+    _registry.require(entry, by, method)
     backend = _registry.backend(plan.backend)
     with backend.prepare(plan.dtype, plan.device):
         spec = plan.spec(images)
@@ -155,7 +163,7 @@ def _finish(
             trainer.load(run.state(out, run.epoch))
         require_same()
         events.begin(out, run.rows)
-        with watch(messages, plan.epochs, learnt.steps) as progress:
+        with _telling(messages), watch(messages, plan.epochs, learnt.steps) as progress:
             for epoch in range(run.epoch + 1, plan.epochs + 1):
                 row = _epoch(trainer, plan, epoch, learnt, chosen_by, progress)
                 require_same()
@@ -170,6 +178,32 @@ def _finish(
         run = replace(run, test=Outcome(run.best, loss, accuracy, len(images.test)))
         run.write(out)
     return run
+
+
+class _Tell(logging.Handler):
+    def __init__(self, messages: Console) -> None:
+        super().__init__(logging.INFO)
+        self.messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        self.messages.print(record.getMessage(), markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _telling(messages: Console) -> Iterator[None]:
+    """Inside, what the library logs is seen: what gradient=auto chose, and why it moved."""
+    log, handler = logging.getLogger("odenet"), _Tell(messages)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f".*{MOVED}", GradientWarning)  # which says the same
+            yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
 
 
 def _epoch(

@@ -1,0 +1,223 @@
+"""`gradient="auto"`: passes that are exact, in whose backward pass other methods are measured on the very same batch.
+
+The exact way back is that of checkpointing. It knows y0, the weights and the cotangent of the loss, so that another
+method can be run there on the same pass: its solve is begun anew from y0, with the random state and the buffers of the
+forward pass, and leaves nothing behind. What is returned is the exact gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import Auditor, Backprop, Checkpoint, Gradient, Plan, Problem, Profile, Solution, Span, Stats
+from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import Way, tree_leaves
+from odenet_torch._entry import backend
+from odenet_torch.field.field import Field, FunctionField
+from odenet_torch.field.state import Leaves
+from odenet_torch.gradients import accepted_steps
+from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums
+from odenet_torch.gradients.checkpoint import Recomputation
+from odenet_torch.gradients.profiles import Groups, measurable, profiles
+from odenet_torch.gradients.ranks import agreed, several
+from odenet_torch.gradients.solve import solve_problem
+from odenet_torch.gradients.stages import advance
+from odenet_torch.gradients.trial import Before, Make, Trial
+from odenet_torch.steps.adaptive import Back
+from odenet_torch.steps.fixed import Run, Solve
+
+_READ = 16
+"""On a device whose numbers are waited for, the certificate is read after every 16th pass."""
+
+
+def solve_auto(auditor: Auditor, make: Make, field: Field | None, last: Stats | None) -> Solution:
+    """A solve by what was chosen, or an exact one in whose backward pass is planned or audited.
+
+    Args:
+        auditor: of the module.
+        make: the problem, with a gradient method.
+        field: as for `solve_problem`.
+        last: of the solve before this one.
+    """
+    if not torch.is_grad_enabled():
+        return solve_problem(make(Backprop()), field)  # the loop alone
+    residual = None if last is None else last.residual
+    if residual is not None and not several() and (residual.device.type == "cpu" or auditor.passes % _READ == 0):
+        auditor.certified(float(residual))
+    if auditor.due:
+        made = make(Backprop())
+        whole = field or FunctionField(made.field, made.weights)
+        exact = auditor.exact(made.grid.steps if not isinstance(made.grid, Span) else 1)
+        heard = Pass(auditor, make, whole, Before.of(made, whole))
+        way = Way(heard.fixed, heard.adaptive)
+        return solve_problem(make(exact if exact.offered(made.solver) else Backprop()), whole, way)
+    assert auditor.method is not None  # not due
+    solution = solve_problem(make(auditor.method), field)
+    for leaf in tree_leaves(solution.ys):
+        if leaf.requires_grad:
+            leaf.register_hook(_Counted(auditor))
+            break
+    return solution
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Called with a cotangent: a backward pass."""
+
+    auditor: Auditor
+
+    def __call__(self, _: Tensor) -> None:
+        self.auditor.counted()
+
+
+class Pass:
+    """An exact pass, whose backward pass plans or audits.
+
+    Args:
+        auditor: what is told.
+        make: the problem, with a gradient method.
+        field: of the problem.
+        before: the forward pass.
+    """
+
+    def __init__(self, auditor: Auditor, make: Make, field: Field, before: Before) -> None:
+        self.auditor, self.make, self.field, self.before = auditor, make, field, before
+
+    def fixed(self, problem: Problem, stats: Stats) -> Solve:
+        """See `odenet_torch.gradients.solve`."""
+        return self._adjoint(problem, stats).solve
+
+    def adaptive(self, problem: Problem, stats: Stats) -> Back:
+        """See `odenet_torch.gradients.solve`."""
+        adjoint = self._adjoint(problem, stats)
+        return lambda found, y0: accepted_steps.solve(adjoint, found, y0)
+
+    def _adjoint(self, problem: Problem, stats: Stats) -> Adjoint:
+        if isinstance(problem.gradient, Checkpoint):
+            return AuditedRecomputation(problem.gradient, stats, self)
+        return AuditedBackprop(stats, self)
+
+    def heard(self, run: Run, y0: Leaves, gradients: dict[int, AnyLeaves], g: Leaves, sums: Sums) -> Tensor | None:
+        """Plan or audit; afterwards the pass is counted.
+
+        Args:
+            run: the solve.
+            y0: where it began.
+            gradients: of the loss with respect to the states that were returned, by index.
+            g, sums: the exact gradient, with respect to y0 and the weights.
+
+        Returns:
+            The certificate of the method audited, where it has one.
+        """
+        auditor = self.auditor
+        try:
+            if not auditor.due:  # another pass of the same backward pass was first
+                return None
+            trial = Trial(self.make, self.field, self.before, run, y0, gradients)
+            exact = trial.groups(g, [sums.so_far(tensor) for tensor in trial.tensors])
+            if not agreed([float(measurable(exact))], least=True)[0]:
+                auditor.unmeasurable()
+                return None
+            if auditor.method is None:
+                auditor.planned(self._plan(trial, exact))
+                return None
+            (row,), _ = profiles([auditor.method], trial, exact, y0[0].device, repeats=0)
+            (row,) = shared((row,))
+            auditor.judge(row, lambda: self._plan(trial, exact))
+            return None if row.certificate is None else torch.tensor(row.certificate, dtype=run.layout.time)
+        finally:
+            auditor.counted()
+
+    def _plan(self, trial: Trial, exact: Groups) -> Plan:
+        auditor, made = self.auditor, self.make(Backprop())
+        methods = auditor.candidates(backend, made.solver, trial.steps, adaptive=isinstance(made.grid, Span))
+        dtype = str(trial.y0[0].dtype).removeprefix("torch.")
+
+        def measured(methods: Sequence[Gradient], memory: int | None, repeats: int) -> tuple[Sequence[Profile], str]:
+            rows, counted = profiles(methods, trial, exact, self.before.device, memory=memory, repeats=repeats)
+            return shared(rows), counted
+
+        limit = None if several() else auditor.auto.memory  # all processes run all of each method
+        where = ("torch", made.solver, trial.steps, dtype)
+        return auditor.plan_of(where, measured(methods, limit, 3), lambda stopped: measured(stopped, None, 1)[0])
+
+
+class AuditedRecomputation(Recomputation):
+    """Checkpointing that tells a `Pass` what it found."""
+
+    def __init__(self, method: Checkpoint, stats: Stats, heard: Pass) -> None:
+        super().__init__(method, stats)
+        self.heard = heard
+
+    def solve(self, run: Run, y0: Leaves) -> Leaves:
+        """See `Adjoint.solve`: by a way back of our own, which alone sees the cotangents and the gradient."""
+        return Adjoint.solve(self, run, y0)
+
+    def back(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums
+    ) -> Leaves:
+        """See `Adjoint.back`."""
+        y0 = kept.states[0]
+        g = advance(super().back(run, kept, gradients, sums))  # all at once: what is compared is the whole gradient
+        assert g is not None  # it went to the start
+        self.stats.residual = self.heard.heard(run, y0, gradients, g, sums)
+        return g
+
+
+class AuditedBackprop(Adjoint):
+    """For solvers that do not go with checkpointing: backprop from y0, all of it in the backward pass."""
+
+    by_steps = False
+
+    def __init__(self, stats: Stats, heard: Pass) -> None:
+        super().__init__(stats)
+        self.heard = heard
+
+    def keeps(self, run: Run) -> Any:
+        """See `Adjoint.keeps`."""
+        return (0, run.grid.steps)
+
+    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+        """See `Adjoint.back`."""
+        y0 = kept.states[0]
+        heard = self.heard
+        trial = Trial(heard.make, heard.field, heard.before, run, y0, gradients)
+        found, _ = trial(Backprop())
+        sums.add(trial.tensors, found["weights"])
+        wanted = iter(found["input"])
+        needed = [leaf.requires_grad for leaf in tree_leaves(self.heard.make(Backprop()).y0)]
+        g = tuple(
+            torch.zeros_like(y) if part is None else part.to(y.dtype)
+            for y, part in zip(y0, (next(wanted) if need else None for need in needed), strict=True)
+        )
+        self.stats.residual = self.heard.heard(run, y0, gradients, g, sums)
+        return g
+
+
+def shared(rows: tuple[Profile, ...]) -> tuple[Profile, ...]:
+    """The rows as all processes of a training agree on them: the largest numbers of any."""
+    if not several():
+        return rows
+    names = ("seconds", "peak_bytes", "gradient_error", "certificate")
+    gone = float("-inf")
+    numbers = [gone if (value := getattr(row, name)) is None else float(value) for row in rows for name in names]
+    numbers += [float(row.trouble is not None) for row in rows]
+    found = agreed(numbers)
+    made = []
+    for i, row in enumerate(rows):
+        values = {
+            name: None if value == gone else value
+            for name, value in zip(names, found[i * len(names) : (i + 1) * len(names)], strict=True)
+        }
+        peak = values["peak_bytes"]
+        failed = bool(found[len(rows) * len(names) + i])
+        trouble = row.trouble or ("it failed in another process" if failed else None)
+        made.append(
+            Profile(row.gradient, **{**values, "peak_bytes": None if peak is None else int(peak)}, trouble=trouble)
+        )
+    return tuple(made)

@@ -1,0 +1,76 @@
+"""What a backend measures of gradient methods on a model: time, memory, and the error of the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from odenet._gradients.record import Gradient
+from odenet._solvers.names import AnySolver
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one gradient method takes on a model and a batch.
+
+    Args:
+        gradient: the method.
+        seconds: of loss and gradient, the median; None where it was not run.
+        peak_bytes: most bytes alive at once meanwhile, beyond weights and batch; gradients are among them. Where it was
+            stopped since it needs too much, what it had reached by then.
+        gradient_error: the relative error against the exact gradient, the largest over the parts of the model: the
+            weights of each solve, and all others. The error of the whole gradient is at most that.
+        certificate: see `Stats.certificate`.
+        trouble: why it could not be run, or not to its end.
+    """
+
+    gradient: Gradient
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    gradient_error: float | None = None
+    certificate: float | None = None
+    trouble: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The method as a flag spells it."""
+        return self.gradient.label
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the gradient error is a number of at most that."""
+        return self.gradient_error is not None and self.gradient_error <= tolerance
+
+    def fits(self, memory: int | None) -> bool:
+        """Whether it ran to its end within that many bytes."""
+        ran = self.trouble is None and self.peak_bytes is not None
+        return ran and (memory is None or (self.peak_bytes or 0) <= memory)
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Several methods on one model and batch.
+
+    Args:
+        rows: one a method, in the order asked for.
+        dtype: the coarsest number type of the model's parameters, by name.
+        counted: how bytes were counted.
+        zero: whether the exact gradient of the solves is zero or not finite, so that no error can be measured.
+    """
+
+    rows: tuple[Profile, ...]
+    dtype: str
+    counted: str
+    zero: bool
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a solve in a model is done.
+
+    Args:
+        solver, gradient: the records.
+        steps: None where it is solved to a tolerance.
+    """
+
+    solver: AnySolver
+    gradient: Gradient
+    steps: int | None
