@@ -203,6 +203,20 @@ def test_without_gradients_it_counts_and_in_evaluation_it_does_not():
     assert all(torch.equal(moved[name], buffer) for name, buffer in model.named_buffers())
 
 
+def test_an_evaluation_between_the_passes_changes_nothing():
+    plain, mine = made(SPEC), made(SPEC, gradient="discrete-adjoint:iterations=6")
+    exact, loss = passed(plain), F.cross_entropy(mine(X), TARGETS)
+    outputs = mine.eval()(X)
+    mine.train()
+    found = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(mine.parameters()))])
+    assert (found - exact).norm() <= 1e-6 * exact.norm()
+    assert torch.equal(mine.eval()(X), outputs)
+    loss = mine.train()(X).sum()
+    mine.eval()
+    with pytest.raises(GradientError, match="switched between"):
+        loss.backward()
+
+
 def test_gradients_in_evaluation_are_those_of_backprop():
     plain, mine = made(SPEC).eval(), made(SPEC, gradient="discrete-adjoint:iterations=8").eval()
     exact = passed(plain)

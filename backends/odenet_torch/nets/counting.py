@@ -63,17 +63,14 @@ class CountingField(_BatchNorm):
 
         return branch(self.spec, y, w, 1, by_batch)
 
-    def told(self, inner: Weights, statistics: Weights, training: bool) -> dict[str, Tensor]:
+    def told(self, inner: Weights, statistics: Weights) -> dict[str, Tensor]:
         """The weights of the blocks with what f reads beside them.
 
         Args:
             inner: the weights along depth.
             statistics: the running statistics along depth.
-            training: whether batches are to be normalised by themselves.
         """
-        if self.training != training:
-            self.train(training)
-        if not training:
+        if not self.training:
             return {**inner, **statistics}
         layers = torch.arange(self.spec.layers, device=next(iter(inner.values())).device, dtype=torch.float32)
         # copies: the running ones are written on before the way back

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -266,7 +266,7 @@ class OdeNet(_Solved):
                     "discrete-adjoint, and backprop, which it does not change",
                     "take norm='batch'",
                 )
-            inner = self.counting.told(inner, statistics, self.training)
+            inner = self.counting.told(inner, statistics)
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
         depth, choices = Depth(inner, spec.along), {"steps": spec.depth, "t1": spec.horizon, "solver": self.solver}
@@ -277,6 +277,12 @@ class OdeNet(_Solved):
         with contextlib.nullcontext() if self.counting is None else self.counting.counting(statistics):
             y = self._solution(make).ys[0]
         return y if spec.classes is None else leave(spec, weights, y, self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module."""
+        if self.counting is not None:
+            self.counting.train(mode)
+        return super().train(mode)
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
