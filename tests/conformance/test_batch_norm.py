@@ -60,10 +60,10 @@ def test_two_steps_of_training_leave_the_same_weights_and_statistics(solver, alo
         np.testing.assert_allclose(array, other[name], rtol=1e-8, atol=1e-8, err_msg=name)
     np.testing.assert_allclose(outputs, others, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose([s.loss for s in steps], [s.loss for s in other_steps], rtol=1e-8)
-    unread = solver == "midpoint" and along == "linear"  # never evaluated at the last node
-    for name in spec.statistics():
+    unread = along == "linear" and solver in ("euler", "midpoint", "alf")  # which evaluate nothing at the last node
+    for name in (name for name in spec.statistics() if name.endswith("var")):  # means may stay at 0 by symmetry
         moved = one[f"weight.{name}"] != weights[name]
-        assert moved[:-1].all() if unread and name.startswith("block.") else moved.all(), name
+        assert moved[: -1 if unread and name.startswith("block.") else None].all(), name
 
 
 def test_jax_in_training_and_in_evaluation():
