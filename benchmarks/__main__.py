@@ -18,6 +18,7 @@ NAMES = (
     "adaptive_torch",
     "certificate",
     "detest",
+    "eager_jax",
     "equal_error",
     "gradient_order",
     "memory",

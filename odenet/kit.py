@@ -17,7 +17,7 @@ from odenet._backend.timing import seconds
 from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import real, whole, within, yes_or_no
 from odenet._errors import shown
-from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, place, quiet, signs
+from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, quiet, signs
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.revolve import schedule
@@ -129,7 +129,6 @@ __all__ = [
     "learning",
     "made_reversible",
     "number",
-    "place",
     "places",
     "positions",
     "problem",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from odenet import Stats
-from odenet.kit import BUCKETS, Alarm, channel_axes, floor, place, signs
+from odenet.kit import BUCKETS, Alarm, channel_axes, floor, signs
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.steps.fixed import Run
 
@@ -172,8 +172,8 @@ class _Told:
         value, n = self.pair.tolist()
         step, count = int(n), self.run.grid.steps
         names = () if step < 0 else self.run.field.modules(step, 0.0, count)
-        where = place(step, count, names[0][0] if names else "")
-        self.alarm.tell(value, f"{self.stats.gradient} through {count} steps of {self.stats.solver}", where)
+        layer = names[0][0] if names else ""
+        self.alarm.tell(value, self.stats.gradient, self.stats.solver, count, step, layer)
 
 
 @atexit.register

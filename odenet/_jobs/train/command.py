@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from odenet._jobs import flags as _flags
+from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._jobs.train.plan import TrainingPlan
@@ -116,4 +117,5 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
     """
     from odenet._jobs.train.job import train
 
+    keep_programs()
     context.exit(train(TrainingPlan(**options), out, resume, console(stderr=True)))
