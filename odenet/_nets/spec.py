@@ -75,9 +75,10 @@ class NetSpec:
             averaged in `statistics`; else by those. A training pass moves the statistics of each layer once, by 0.1 of
             the way to the mean over the evaluations that read this layer (between two layers: the one before),
             whichever gradient method runs blocks again. As in torch, running variances are unbiased.
-            "batch-eval-backward": a fault, kept to reproduce figure 3b: as "batch", but what a gradient method runs
-            again on its way back is normalised by the running statistics from before the pass, as the authors' code
-            for ImageNet does by calling `.eval()` there. With backprop it is "batch". Only in torch.
+            "batch-eval-backward": a fault, kept to reproduce figure 3b. As "batch", until a gradient method runs a
+            block again on its way back: that switches the blocks to evaluation, where they stay until `train()` is
+            called at the start of the next epoch. The authors' code for ImageNet does so on one device, by calling
+            `.eval()` there. Only in torch; with backprop, which runs nothing again, it is "batch".
             "none": convolutions then have a bias.
         activation: "relu" or "tanh".
         along: weights along depth, "piecewise" (N layers: ResNet), "linear" (N+1 nodes: HeunNet) or "shared".

@@ -168,6 +168,8 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "verbs/measure.py": (set(), {"finished", "peak_bytes"}),  # in torch in field/live_bytes.py
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
     "gradients/solve.py": (set(), {"solve_telling"}),
+    # running statistics are buffers here, arguments and results there
+    "nets/blocks.py": (set(), {"Ordinary", "by_running"}),
     "field/state.py": ({"as_tensor", "require_times"}, {"as_array"}),
     "gradients/adjoint.py": (
         {
