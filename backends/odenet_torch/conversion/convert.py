@@ -177,6 +177,8 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
         for module in attached.values():
             detach(module)
         raise
+    for module in attached.values():
+        vars(module)["_odenet_ways"].calls = 0  # those were not of a training
     return shared
 
 
