@@ -100,6 +100,9 @@ class Alarm:
         warnings.warn_explicit(warning, kind, "odenet", 1, registry=None)
 
 
+_AT_START = "of the state at t0"
+
+
 def _message(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return (
@@ -107,10 +110,14 @@ def _message(certificate: float, method: str, where: str) -> str:
             "neither is the gradient. What to do: look at the forward pass first; where that is finite, steps cannot "
             "be undone, and gradient='checkpoint' undoes none."
         )
+    # within the way back one step's residual is known, and at t0 the whole error
+    what = (
+        "the rebuilt state is off" if where.startswith(_AT_START) else "a rebuilt state, or the one it leads to, is off"
+    )
     so = "the gradient is useless" if certificate > USELESS else "the gradient may be off by as much"
     return (
-        f"The certificate of {method} is {certificate:.2g} ({where}): a rebuilt state is off by that share of its own "
-        f"size, and {so}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
+        f"The certificate of {method} is {certificate:.2g} ({where}): {what} by that share of its own size, "
+        f"and {so}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
         "where h Lip(f) < 1, or anchors. odenet.check_gradients measures the error of every method."
     )
 
@@ -148,5 +155,5 @@ def quiet() -> Iterator[None]:
 def _place(step: int, steps: int, layer: str) -> str:
     """Where a certificate is from, in words."""
     if step < 0:
-        return f"of the state at t0, after all {steps} steps back"
+        return f"{_AT_START}, after all {steps} steps back"
     return f"in step {step} of {steps}{layer and ', '}{layer}"
