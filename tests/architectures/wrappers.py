@@ -94,9 +94,7 @@ def test_low_rank_adapters(gradient, before_lora):
     for convert_it in (False, True):
         torch.manual_seed(3)
         model: Any = copy.deepcopy(plain)
-        config = peft.LoraConfig(
-            r=2, lora_alpha=1, target_modules=["c_attn", "c_proj"], lora_dropout=0.1, init_lora_weights=False
-        )
+        config = peft.LoraConfig(r=2, lora_alpha=1, target_modules=["c_attn", "c_proj"], lora_dropout=0.1)
         if convert_it and before_lora:
             model = converted(model, gradient)
         torch.manual_seed(4)
