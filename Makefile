@@ -58,6 +58,7 @@ test-slow: .venv/.test
 	@touch $@
 
 test-architectures: .venv-architectures/.made
+	.venv-architectures/bin/python -m pytest -q tests/architectures/wrappers.py
 	.venv-architectures/bin/python tests/architectures $(ARGS)
 
 lint: .venv/.test
