@@ -19,6 +19,7 @@ NAMES = (
     "certificate",
     "conversion_time",
     "detest",
+    "eager_jax",
     "equal_error",
     "gpu",
     "gradient_order",

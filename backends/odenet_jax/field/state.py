@@ -63,7 +63,9 @@ class Layout:
             )
         for leaf in leaves:
             if not isinstance(leaf, (jax.Array, np.ndarray)):
-                raise StateError(f"the field returned a {type(leaf).__name__}", "arrays", "use jnp.zeros_like for 0")
+                # a builtin's name: JAX has a float of its own
+                kind = next(kind for kind in type(leaf).__mro__ if kind.__module__ == "builtins")
+                raise StateError(f"the field returned a {kind.__name__}", "arrays", "use jnp.zeros_like for 0")
         if any(k.shape != y.shape for k, y in zip(leaves, like, strict=True)):
             raise StateError(
                 f"the field returned shapes {[k.shape for k in leaves]} for a state of shapes "

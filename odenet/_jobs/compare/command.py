@@ -13,6 +13,7 @@ from rich.console import Console
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, number, plan_field, plan_of
 from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import complete, one_thread
 from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
@@ -55,6 +56,7 @@ def command(context: click.Context, out: Path, resume: bool, full: bool, **optio
       odenet compare --resume --gradient discrete-adjoint:iterations=2
     """
     one_thread()
+    keep_programs()
     if full:
         unset = (name for name in options if context.get_parameter_source(name) is ParameterSource.DEFAULT)
         options |= {name: getattr(FULL, plan_field(name)) for name in unset}

@@ -45,6 +45,7 @@ class ReproductionPoints:
         machine: as `odenet._report.machine.machine` tells it.
         seconds: that the cells took.
         points: of the finished cells, each cell's together.
+        thresholds: of the verdicts, as they stood when the run began; None of results that do not tell.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ReproductionPoints:
     machine: Mapping[str, str]
     seconds: float = 0.0
     points: tuple[Point, ...] = ()
+    thresholds: Mapping[str, float] | None = None
 
     def todo(self, reproduction: Reproduction) -> tuple[CurveCell, ...]:
         """Cells without points."""
@@ -97,6 +99,7 @@ class ReproductionPoints:
             "choices": dataclasses.asdict(self.choices),
             "machine": dict(self.machine),
             "seconds": self.seconds,
+            "thresholds": None if self.thresholds is None else dict(self.thresholds),
             "points": [to_json(each) for each in self.points],
         }
         _resume.write(folder / JSON, FORMAT, plain, indent=None)
@@ -116,7 +119,9 @@ def read(folder: Path) -> ReproductionPoints | None:
 def _built(plain: Mapping[str, Any]) -> ReproductionPoints:
     choices = Choices(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
     points = tuple(from_json(Point, each) for each in plain["points"])
-    return ReproductionPoints(plain["name"], choices, plain["machine"], float(plain["seconds"]), points)
+    # results from before thresholds were recorded go on, and the report says so
+    recorded = plain.get("thresholds")
+    return ReproductionPoints(plain["name"], choices, plain["machine"], float(plain["seconds"]), points, recorded)
 
 
 def quartiles(points: Sequence[Point]) -> list[Quartiles]:
