@@ -18,10 +18,8 @@ from odenet_torch.field.state import Leaves, layout
 from odenet_torch.gradients.accepted_steps import plain
 from odenet_torch.steps.adaptive import Forward, begin
 from odenet_torch.steps.compiled import compilable
-from odenet_torch.steps.size_control import On
+from odenet_torch.steps.size_control import EVER, On
 from odenet_torch.steps.times import from_start, moves, to_outputs
-
-_FAR = 1e38  # an event ends a solve wherever it is: the second time tells the direction only
 
 
 def solve(
@@ -69,7 +67,7 @@ def forward(
     else:
         found = [each for each in torch.as_tensor(control.atol).reshape(-1).tolist() if each > 0]
         event = Event(flow.event, tolerance=min(found, default=None))
-        span = Span(ts[0], flow.direction * _FAR, None, control, event)
+        span = Span(ts[0], flow.direction * EVER, None, control, event)
     made = Problem(flow.f, flow.y0, None, span, solver, Backprop(), compiling(compile))
     given, leaves = layout(flow.y0)
     field = FunctionField(flow.f, None)

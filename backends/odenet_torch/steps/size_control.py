@@ -19,6 +19,8 @@ from odenet_torch.steps.tolerance import Tolerance
 from odenet_torch.steps.weighted_sum import Buffered, weigh_leaves
 
 _EPSILON = 2.0**-52  # of times, which are Python floats
+_LOOKS = frozenset((20_000, 100_000, 1_000_000))  # steps tried, after which the pace is looked at
+EVER = 1e38  # where a solve that only an event ends would end
 
 Evaluate = Callable[[Tensor, int, float, Leaves], Leaves]
 """`evaluate(t, rank, time, y)`: the field at a time (as a tensor, and as a float), for stage `rank` of the step."""
@@ -149,6 +151,7 @@ class Walk:
         control, tableau, order = self.control, self.tableau, self.tableau.error_order
         if t == self.stops[-1]:
             return
+        begin = t
         direction = 1.0 if self.stops[-1] > t else -1.0
         spacing = _EPSILON * max(abs(t), abs(self.stops[-1]))
         place = 0
@@ -169,7 +172,7 @@ class Walk:
         elif Buffered.fits(self.tolerance, y):
             fast = Buffered(tableau, self.tolerance, y[0])
         while True:
-            if self.tried >= control.max_steps:
+            if self.tried >= control.max_steps or (self.tried in _LOOKS and self._endless(begin, t)):
                 self.failed = Result.MAX_STEPS
                 return
             self.tried += 1
@@ -229,6 +232,13 @@ class Walk:
             return times
         at_end = ((node == 1, time) for node, time in zip(self.tableau.c, times, strict=True))
         return [self._beside(t1 if end else time, t, t1) for end, time in at_end]
+
+    def _endless(self, begin: float, t: float) -> bool:
+        """Whether at a thousand times the pace so far `max_steps` would still not do: a solve to t=1e30 for days."""
+        if len(self.stops) > 1 or abs(self.stops[-1]) >= EVER:
+            return False
+        reach = 1e3 * abs(t - begin) * self.control.max_steps / self.tried
+        return reach < abs(self.stops[-1] - begin)
 
     def _stage(self, t: float, t1: float, h: float) -> Stage:
         """The field at the stages of a step."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet import InputError, PIDController
-from odenet.kit import tree_leaves, tree_same_shape
+from odenet.kit import shown, tree_leaves, tree_same_shape
 from odenet_torch.field.state import Layout, Leaves
 
 _Each = tuple["float | Tensor", ...]
@@ -98,7 +98,10 @@ def _each(name: str, given: Any, layout: Layout, like: Leaves) -> _Each:
         if isinstance(value, (int, float)):
             found.append(float(value))
             continue
-        tensor = torch.as_tensor(value, device=leaf.device).detach().to(leaf.real.dtype)
+        try:
+            tensor = torch.as_tensor(value, device=leaf.device).detach().to(leaf.real.dtype)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(f"{name} holds {shown(value)} ({error})", "numbers of at least 0") from error
         try:
             fits = torch.broadcast_shapes(tensor.shape, leaf.shape) == leaf.shape
         except RuntimeError:
