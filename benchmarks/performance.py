@@ -1,7 +1,7 @@
 """Fills the measured numbers of docs/performance.md from benchmarks/results: `python -m benchmarks.performance`.
 
-A row of a table there ends with where its number is from, as in `` `small_steps[mode=eager; solver=euler].ratio` ``: the
-file, the entries that tell the row of it, and the column. The number stands in the cell before.
+A row of a table there ends with where its number is from, as in `` `small_steps[mode=eager; solver=euler].ratio` ``:
+the file, the entries that tell the row of it, and the column. The number stands in the cell before.
 """
 
 from __future__ import annotations

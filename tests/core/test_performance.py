@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-spec = importlib.util.spec_from_file_location("performance", Path(__file__).parents[2] / "benchmarks" / "performance.py")
+spec = importlib.util.spec_from_file_location(
+    "performance", Path(__file__).parents[2] / "benchmarks" / "performance.py"
+)
 assert spec is not None
 assert spec.loader is not None
 performance = importlib.util.module_from_spec(spec)
