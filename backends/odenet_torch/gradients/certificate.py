@@ -46,9 +46,9 @@ def _joined(norms: Sequence[list[tuple[Tensor, Tensor, int]]]) -> Tensor:
     found = []
     for column in zip(*norms, strict=True):
         off, sizes, widths = zip(*column, strict=True)
-        ratios = torch.stack(off).flatten(1) / _scale(torch.stack(sizes).flatten(1), widths[0])
-        found.append(ratios.amax(1))
-    return functools.reduce(torch.maximum, found)
+        above, below = (torch.stack(rows).reshape(len(norms), -1) for rows in (off, sizes))  # a state may be one row
+        found.append((above / _scale(below, widths[0])).amax(1))
+    return functools.reduce(torch.maximum, found) if found else torch.zeros(len(norms))
 
 
 def _norm(y: Tensor, axis: int = -1) -> Tensor:
