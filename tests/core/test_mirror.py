@@ -149,7 +149,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"Again", "Cotangents", "Stretch", "WayBack", "piece"},
     ),
     "gradients/certificate.py": (
-        {"Errors", "relatives"},
+        {"Errors"},
         {"tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
