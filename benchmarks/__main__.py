@@ -17,6 +17,7 @@ NAMES = (
     "adaptive_jax",
     "adaptive_torch",
     "certificate",
+    "compile_jax",
     "detest",
     "eager_jax",
     "equal_error",
