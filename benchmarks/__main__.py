@@ -18,14 +18,17 @@ NAMES = (
     "adaptive_torch",
     "certificate",
     "compile_jax",
+    "conversion_time",
     "detest",
     "eager_jax",
     "equal_error",
+    "gpu",
     "gradient_order",
     "memory",
     "overhead",
     "recovery",
     "rounded_states",
+    "small_steps",
     "step_time",
 )
 RESULTS = Path(__file__).parent / "results"
