@@ -24,8 +24,9 @@ BLOCKS: tuple[Block, ...] = ("conv", "bottleneck", "mlp", "linear")
 _BLOCKS = {name: name for name in BLOCKS}
 _IMAGES = ("conv", "bottleneck")  # blocks whose state is an image
 Norm = Literal["group", "batch", "batch-eval-backward", "none"]
-NORMS: tuple[Norm, ...] = ("group", "batch", "batch-eval-backward", "none")
-_NORMS = {name: name for name in NORMS}
+NORMS: tuple[Norm, ...] = ("group", "batch", "none")
+"""Without the fault that only a reproduction wants."""
+_NORMS = {name: name for name in (*NORMS, "batch-eval-backward")}
 _ACTIVATIONS = {name: name for name in ("relu", "tanh")}
 _ALONG = {name: name for name in ("piecewise", "linear", "shared")}
 STARTS: tuple[Start, ...] = ("smooth", "independent", "zero")
@@ -148,7 +149,7 @@ class NetSpec:
             raise InputError(
                 f"width={self.width} with norm={self.norm!r} and before={self.before} of a {self.block} network",
                 f"multiples of {narrowest}",
-                "take such a width, or norm='none', which divides no channels into groups"
+                "take such a width, or norm='batch' or 'none', which divide no channels into groups"
                 if self.norm == "group"
                 else "take such a width",
             )
