@@ -27,7 +27,7 @@ from odenet._nets.stages import Unit, units
 from odenet._problem.depth import Depth, Kind, blend, check_alike, kind_of_blocks
 from odenet._problem.event import Event
 from odenet._problem.grid import Grid
-from odenet._problem.problem import Problem, problem, require_one_grid
+from odenet._problem.problem import Compile, Problem, compiling, problem, require_one_grid
 from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Span, number
 from odenet._solvers.controller import Arithmetic, Past, PIDController
@@ -76,6 +76,7 @@ __all__ = [
     "Backend",
     "BackendEntry",
     "Check",
+    "Compile",
     "Cost",
     "Coupled",
     "Depth",
@@ -119,6 +120,7 @@ __all__ = [
     "check_alike",
     "checked_state",
     "combine",
+    "compiling",
     "conformance",
     "floor",
     "gradient",

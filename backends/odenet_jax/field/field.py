@@ -20,7 +20,7 @@ from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.closure import converted
 from odenet_jax.field.fingerprint import fingerprint
 from odenet_jax.field.programs import eager
-from odenet_jax.field.state import HALF, as_array
+from odenet_jax.field.state import HALF, as_array, require_arrays
 from odenet_jax.field.unwritten import held, require_unwritten
 
 Arrays = list[Array]
@@ -165,8 +165,13 @@ class Field:
                 lambda: jax.tree.map(lambda leaf: leaf[0], (weights.inexact, weights.other))
             )
             example = Weights(inexact, other)
-        function = self.function  # in a lambda, since a function without closure would not be looked at
-        pure = converted(lambda *arguments: function(*arguments), t, y, example, *told)
+        function = self.function
+
+        def traced(*arguments: Any) -> Any:
+            require_arrays(value := function(*arguments))
+            return value
+
+        pure = converted(traced, t, y, example, *told)
         collective = "NamedAxisEffect" in {type(effect).__name__ for effect in pure.jaxpr.effects}
         key = fingerprint(pure) if eager() and not collective else None
         leaves, structure = jax.tree.flatten(pure)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import Called, state
-from odenet_torch.field.field import BlockField
+from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.reach import Reach
 from odenet_torch.field.replay import Replay
@@ -83,8 +83,7 @@ class Settled:
         self.random = _dice.state(device)
         self.values = [known.values() for _, known in blocks]
         self.reads: dict[int, tuple[Tensor, ...]] = {
-            id(around.root): tuple(dict.fromkeys(x for *_, x in known.parameters if x.requires_grad))
-            for around, known in blocks
+            id(around.root): unique([x for *_, x in known.parameters if x.requires_grad]) for around, known in blocks
         }
 
     @classmethod
@@ -113,7 +112,7 @@ class Settled:
         """The parameters of some blocks that need a gradient, once each."""
         if len(blocks) == 1:
             return self.reads[id(blocks[0])]
-        return tuple(dict.fromkeys(x for block in blocks for x in self.reads[id(block)]))
+        return unique([x for block in blocks for x in self.reads[id(block)]])
 
     @functools.cached_property
     def tied(self) -> bool:
@@ -125,7 +124,7 @@ class Settled:
     @functools.cached_property
     def parameters(self) -> tuple[Tensor, ...]:
         """All that need a gradient, once each."""
-        return tuple(dict.fromkeys(tensor for tensors in self.reads.values() for tensor in tensors))
+        return unique([tensor for tensors in self.reads.values() for tensor in tensors])
 
     def same(self) -> bool:
         """After the forward pass: whether nothing was drawn or left; what was left is put back."""

@@ -27,7 +27,7 @@ from odenet import (
     Stats,
     UnsupportedError,
 )
-from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
+from odenet.kit import AnySolver, Compile, Kind, compiling, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.field.field import BlockField, Field
@@ -169,6 +169,7 @@ class NeuralODE(_Solved):
         solver, gradient: names or records; the default solver is rk4, of an adaptive solve dopri5.
         t0, t1: times.
         rtol, atol, control: of an adaptive solve, as in `odenet.solve`.
+        compile: its steps, as in `odenet.solve`; the method `compile` is for the field of equal steps.
 
     Shapes: any tensor in, the same shape out.
 
@@ -188,6 +189,7 @@ class NeuralODE(_Solved):
         rtol: Any = None,
         atol: Any = None,
         control: PIDController | None = None,
+        compile: Compile = False,
     ) -> None:
         tolerances = {"rtol": rtol, "atol": atol, "control": control}
         require_one_grid(steps, tolerances)
@@ -195,6 +197,8 @@ class NeuralODE(_Solved):
         self.tolerances = tolerances
         self.field = field
         self.steps = steps
+        self.compiled = compiling(compile)
+        """Choices of how steps are compiled; None: they are not."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The state at t1."""
@@ -206,7 +210,8 @@ class NeuralODE(_Solved):
 
     def _solved(self, x: Tensor) -> Tensor:
         def make(gradient: Gradient) -> Problem:
-            choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": gradient}
+            choices: dict[str, Any] = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": gradient}
+            choices["compile"] = False if self.compiled is None else self.compiled
             return problem(self.field, x, steps=self.steps, **choices, **self.tolerances)
 
         return self._solution(make).ys[0]
