@@ -30,6 +30,7 @@ from odenet._jobs.reproduce.claims import (
     implicit_regularization,
     lighter,
     linear_limit,
+    looped,
     mean_ode,
     memory,
     nonlinear_limit,
@@ -223,6 +224,17 @@ def right_implicit_regularization():
     return found
 
 
+def right_looped():
+    backprop, paper, corrected = looped.BACKPROP, looped.PAPER, looped.CORRECTED
+    found = {(curve, looped.ERROR, None): (0, 0.1) for curve in looped.CURVES}
+    return found | {
+        (backprop, looped.BEFORE, None): (0, 0.3),
+        (backprop, looped.APART, None): (1, 1e-2),
+        (backprop, paper, None): (1, 1e-2),
+        (backprop, corrected, None): (2, 1e-2),
+    }
+
+
 def right_scaling():
     return {(name, scaling.MOVED, None): (apart, 1.0) for name, (_, apart) in scaling.CURVES.items()}
 
@@ -239,6 +251,7 @@ RIGHT = {
     "nonlinear-limit": (right_nonlinear_limit, DEPTHS),
     "gradient-error": (right_gradient_error, DEPTHS),
     "implicit-regularization": (right_implicit_regularization, DEPTHS),
+    "looped": (right_looped, DEPTHS),
     "scaling": (right_scaling, DEPTHS),
     "mean-ode": (right_mean_ode, DEPTHS),
     "memory": (right_memory, DEPTHS),
