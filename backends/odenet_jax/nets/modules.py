@@ -275,7 +275,7 @@ class OdeNet(eqx.Module):
             )
         self.spec, self.training = spec, False
         self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
-        self.function = CountingField(spec) if spec.counts else field(spec)
+        self.function = CountingField(spec) if spec.batch_normalised else field(spec)
         self.weights = {name: jnp.asarray(weights[name], dtype) for name in spec.shapes()}
         self.statistics = {name: jnp.asarray(weights[name], dtype) for name in spec.statistics()}
 
@@ -300,7 +300,7 @@ class OdeNet(eqx.Module):
 
     def _run(self, x: Array, probe: Array | None, training: bool) -> tuple[Array, dict[str, Array]]:
         spec, weights = self.spec, self.weights | self.statistics
-        counts, ordinary = training and spec.counts, Ordinary(training)
+        counts, ordinary = training and spec.batch_normalised, Ordinary(training)
         if training:
             spec.check_training(len(x))
         y = x if spec.of_images else x.reshape(x.shape[0], -1)

@@ -247,7 +247,7 @@ class OdeNet(_Solved):
         super().__init__(solver, gradient, 0.0, spec.horizon)
         spec.check(weights)
         self.spec = spec
-        counting = CountingField(spec) if spec.counts else None
+        counting = CountingField(spec) if spec.batch_normalised else None
         # not as a submodule: its buffers are those of one pass, and `function` may be replaced by any function
         vars(self).update(counting=counting, function=counting or field(spec))
         for name in (*spec.shapes(), *spec.statistics()):
