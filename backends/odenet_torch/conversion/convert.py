@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, InputError
-from odenet.kit import AnySolver
+from odenet.kit import AnySolver, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.attached import Attached, attach, detach
@@ -86,6 +86,9 @@ def convert(
             the addition, another shape, a projection on the shortcut ...); outputs that differ. UnsupportedError: a
             gradient that the solver does not go with.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
+    within("tolerance", tolerance, 0.0, of="convert")
     method, choices = gradient_named(gradient), {"solver": solver, "gradient": gradient, "along": along}
     itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
