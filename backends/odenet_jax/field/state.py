@@ -132,7 +132,10 @@ def require_arrays(value: Any) -> None:
     """Raises StateError for a slope with a leaf that is no array; called before JAX is asked to trace it."""
     for leaf in jax.tree.leaves(value):
         if not isinstance(leaf, (jax.Array, np.ndarray)):
-            raise StateError(f"the field returned a {type(leaf).__name__}", "arrays", "use jnp.zeros_like for 0")
+            # a builtin's name: JAX has a float of its own
+            kind = next((kind for kind in type(leaf).__mro__ if kind.__module__ == "builtins"), type(leaf))
+            name = type(leaf).__name__ if kind is object else kind.__name__
+            raise StateError(f"the field returned a {name}", "arrays", "use jnp.zeros_like for 0")
 
 
 def _narrow(k: Any, kind: Any, given: Any) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from odenet import Backprop, Checkpoint, Gradient, InputError
+from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, InputError
 from odenet.kit import AnySolver, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -18,7 +18,9 @@ from odenet_torch.conversion.calls import check_unchanged, outputs
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, layerwise
+from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.conversion.once_more import require_repeatable
+from odenet_torch.conversion.planned import take_fastest
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
 from odenet_torch.field.surroundings import no_trace
@@ -48,6 +50,10 @@ def convert(
     - "discrete-adjoint" takes runs of two or more layers in a row that return their input plus something of the same
       shape. The layers of a run share `layer.odenet_run`, whose `certificate` tells about the last pass. A layer
       `x1 = x + g1(x)`, `x2 = x1 + g2(x1)`, such as a pre-norm transformer's, is undone in two steps of h = 1.
+
+    - "auto" measures backprop and checkpoint on the example and takes the faster one that fits `memory=` (bytes of the
+      model's forward and backward pass; give an example of the size of a training batch). If neither does, residual
+      layers are rebuilt as by a `ResidualStack` with `gradient="auto"`, which audits itself.
 
     Other gradient methods, options and solvers are those of a `ResidualStack`: the first layer of a run computes all of
     it (its attribute `stack`) and hands the state on; hidden states between the layers are not to be had then, and
@@ -86,7 +92,9 @@ def convert(
     itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
     try:
-        if itself and layerwise(method):
+        if itself and isinstance(method, Auto):
+            _choose(model, where, example, method, tolerance, choices)
+        elif itself and layerwise(method):
             _attach(model, where, example, method, tolerance)
         else:
             _replace(model, where, example, tolerance, choices)
@@ -120,11 +128,35 @@ def unconvert(model: Model) -> Model:
     return model
 
 
-def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradient, tolerance: float) -> None:
+def _choose(
+    model: nn.Module, where: str | None, example: Any, auto: Auto, tolerance: float, choices: dict[str, Any]
+) -> None:
+    """The fastest exact method that fits; where none does, residual runs that are rebuilt and audited."""
+    if auto.method is not None:  # as it was chosen before, and audited if it is not exact
+        if auto.method in (Backprop(), Checkpoint()):
+            _attach(model, where, example, auto.method, tolerance)
+        else:
+            _replace(model, where, example, tolerance, choices)
+        return
+    runs = _attach(model, where, example, Checkpoint(), tolerance)
+    try:
+        take_fastest(model, example, runs, auto)
+    except BaseException as too_much:
+        unconvert(model)
+        if auto.memory is None or not isinstance(too_much, InputError):
+            raise
+        try:
+            _replace(model, where, example, tolerance, choices)
+        except InputError as refused:
+            reason = f"where states are rebuilt, which needs less: {refused.given}"
+            raise InputError(f"{too_much.given}; {reason}", too_much.allowed, too_much.remedy) from refused
+
+
+def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradient, tolerance: float) -> list[LayerRun]:
     """Let each layer's own forward pass be recorded."""
-    exact = gradient in (Backprop(), Checkpoint())
+    residual = isinstance(gradient, DiscreteAdjoint)
     with torch.no_grad(), no_trace([model]):
-        runs = selection(model, where, example, tolerance, residual=not exact)
+        runs = selection(model, where, example, tolerance, residual=residual)
         expected = [outputs(model, example, training) for training in (False, True)]
         for run in runs:
             for layer in run:
@@ -132,11 +164,12 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
                     require_repeatable(layer.module, layer.calls[0])
     once = any(written_to(call.arguments) for run in runs for layer in run for call in layer.calls)
     attached: dict[int, nn.Module] = {}  # one may stand at several places
-    for run in runs:
-        made = LayerRun(gradient, sum(layer.steps for layer in run), tolerance, run[0].why)
+    measured = MeasuredError()
+    shared = [LayerRun(gradient, sum(layer.steps for layer in run), tolerance, run[0].why, measured) for run in runs]
+    for run, layer_run in zip(runs, shared, strict=True):
         for layer in run:
             if id(layer.module) not in attached:
-                attach(layer.module, made, layer.ways())
+                attach(layer.module, layer_run, layer.ways())
                 attached[id(layer.module)] = layer.module
     try:
         for training in (False, True):
@@ -147,6 +180,7 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
         for module in attached.values():
             detach(module)
         raise
+    return shared
 
 
 def _replace(model: nn.Module, where: str | None, example: Any, tolerance: float, choices: dict[str, Any]) -> None:

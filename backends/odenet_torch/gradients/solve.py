@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import torch
 
 from odenet import Event, Gradient, GradientName, Grid, PIDController, Problem, Solution, SolverName, Span, Stats
-from odenet.kit import AnySolver, StagedSolver, Way, problem, require
+from odenet.kit import AnySolver, Compile, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.state import Leaves, layout, require_times
 from odenet_torch.steps.adaptive import solve_adaptive
+from odenet_torch.steps.compiled import compilable
 from odenet_torch.steps.direct import Direct, NotSettledError, forget, learn
 from odenet_torch.steps.fixed import Run, Solve
 from odenet_torch.steps.moving_grid import at_times, on_numbers
@@ -47,6 +48,7 @@ def solve(
     control: PIDController | None = None,
     event: Event | Callable[[Any, Any], Any] | None = None,
     dense: bool = False,
+    compile: Compile = False,
 ) -> Solution[State]:
     """`odenet.solve` without asking which backend: see there for the arguments."""
     return solve_problem(
@@ -65,6 +67,7 @@ def solve(
             control=control,
             event=event,
             dense=dense,
+            compile=compile,
         )
     )
 
@@ -82,6 +85,8 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     way = way or backend.way(made.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
+    if made.compile is not None:
+        made = dataclasses.replace(made, compile=compilable(made))
     if adaptive:
         return solve_adaptive(made, lambda stats: method(made, stats), field)
     assert isinstance(made.grid, Grid)

@@ -16,6 +16,7 @@ from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.memory import written
 from odenet_torch.field.state import Layout, Leaves, layout, meta_state, require_times
 from odenet_torch.steps.accepted import Accepted, Along, stops_of
+from odenet_torch.steps.compiled import CompiledSteps
 from odenet_torch.steps.dense import Dense, between
 from odenet_torch.steps.events import Watch
 from odenet_torch.steps.fixed import Run
@@ -287,6 +288,10 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     tolerance = Tolerance(span.control, given, leaves)
     walk = Walk(evaluation(run), solver.tableau, span.control, tolerance, given.device, given.time, stops, jumps)
     walk.memory = given.memory
+    choices = made.compile
+    if choices is not None:
+        assert isinstance(field, FunctionField)
+        walk.compiled = lambda y, first: CompiledSteps(field, walk, given, grid, choices, y, first)
     dense = Dense(solver.tableau, given, t0, leaves) if span.dense else None
     return Forward(run, span, t0, t1, [], walk, dense)
 
