@@ -41,9 +41,10 @@ def convert(
 ) -> Model:
     """Train layers that somebody else wrote by a gradient method of this library; the model's function stays.
 
-    With Euler's method, "backprop", "checkpoint" and "discrete-adjoint", each layer goes on computing its own output by
-    its own code, and only its gradient is taken in another way. Hooks, loops that stop early, features from the middle,
-    losses beside the state and attributes that change are as in the plain model, and get their gradients.
+    With Euler's method, "backprop", "checkpoint" (also with bits) and "discrete-adjoint", each layer goes on computing
+    its own output by its own code, and only its gradient is taken in another way. Hooks, loops that stop early,
+    features from the middle, losses beside the state and attributes that change are as in the plain model, and get
+    their gradients.
 
     - "checkpoint" (exact) takes any layers in an `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict`, but for single
       operations of torch's: blocks of every kind, residual or not.
@@ -180,6 +181,8 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
         for module in attached.values():
             detach(module)
         raise
+    for module in attached.values():
+        vars(module)["_odenet_ways"].calls = 0  # those were not of a training
     return shared
 
 
