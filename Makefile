@@ -33,8 +33,12 @@ help:
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps -e tests/foreign
 	@touch $@
 
-.venv/.docs: .venv/.run
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --group docs
+# an environment of its own, for the same reason as that of the architectures: a notebook takes a ViT of timm, and so torchvision
+.venv-docs/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	grep -v '^torch==' constraints.txt > .venv-docs/constraints.txt
+	.venv-docs/bin/python -m pip install --quiet $(PIP_ARGS) -c .venv-docs/constraints.txt 'pip>=25.1'
+	.venv-docs/bin/python -m pip install --quiet $(PIP_ARGS) -c .venv-docs/constraints.txt -e '.[all]' --group docs
 	@touch $@
 
 compare: .venv/.run
@@ -72,11 +76,12 @@ lint: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-docs: .venv/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+docs: .venv-docs/.made
+	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" JUPYTER_PLATFORM_DIRS=1 $(SINGLE) NO_MKDOCS_2_WARNING=1 \
+		.venv-docs/bin/mkdocs build --strict
 
 bench: .venv/.test
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .hypothesis site
+	rm -rf .venv .venv-docs .venv-oldest .venv-architectures .pytest_cache .ruff_cache .hypothesis site

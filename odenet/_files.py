@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,16 @@ from typing import BinaryIO
 
 from odenet._errors import FileError
 
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_LINKS = 40  # that are followed; Linux follows as many
+
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Call `write` with a temporary file beside `path`, then rename it: a reader sees the old file or the new one.
 
     A symbolic link stays one: what it leads to is replaced, or made. What is there and no plain file (a device, a
-    pipe) is never renamed over: it is written to.
+    pipe) is never renamed over: it is written to. So is what this process has open already (`/dev/stdout`,
+    `/dev/fd/3`), a plain file, too, which would else be cut off from what still prints into it.
 
     Raises:
         FileError: the folder cannot be made or written to.
@@ -24,6 +30,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     target = Path(path)
     temporary: str | None = None
     try:
+        descriptor = open_descriptor(target)
+        if descriptor is not None:
+            memory = io.BytesIO()
+            write(memory)
+            _send(descriptor, memory.getvalue())
+            return Path(path)
         if target.is_symlink():
             target = Path(os.path.realpath(target))
         if target.exists() and not target.is_file() and not target.is_dir():
@@ -82,6 +94,57 @@ def require_writable(folder: Path) -> None:
     """Raises FileError before any work is done, if the folder cannot be made or written to."""
     probe = write_text(folder / ".writable", "")
     probe.unlink()
+
+
+def require_target(path: Path) -> None:
+    """Raises FileError before any work is done, if `write_atomically` could not write this file."""
+    if open_descriptor(path) is not None:
+        return
+    if path.is_dir():
+        raise FileError(f"{path} cannot be written (it is a folder)", "a file", "choose another path")
+    if path.exists() and not path.is_file():  # a device or a pipe, whose folder need not be writable
+        if not os.access(path, os.W_OK):
+            raise FileError(f"{path} cannot be written", "what you may write to", "choose another path")
+        return
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FileError(
+            f"{path} cannot be written ({error.strerror or error})",
+            "a folder you may write to",
+            "choose another path",
+        ) from error
+
+
+def open_descriptor(path: Path) -> int | None:
+    """The number of an open file of this process that a path names, by way of links, too; None for other paths."""
+    for _ in range(_LINKS):
+        text = Path(os.path.normpath(path)).as_posix()
+        match = re.fullmatch(rf"/dev/fd/(\d{{1,9}})|/proc/(?:self|{os.getpid()})/fd/(\d{{1,9}})", text)
+        if match is not None:
+            return int(match[1] or match[2])
+        if text in _STREAMS:
+            return _STREAMS[text]
+        if not path.is_symlink():
+            return None
+        path = path.parent / os.readlink(path)
+    return None
+
+
+def _send(descriptor: int, data: bytes) -> None:
+    """Write to an open file, behind what was printed there before."""
+    stream = {1: sys.stdout, 2: sys.stderr}.get(descriptor)
+    if stream is not None:
+        stream.flush()
+        if hasattr(stream, "buffer"):  # which a test or a notebook may have put in its place
+            stream.buffer.write(data)
+            stream.flush()
+            return
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(data)
 
 
 def _forget(temporary: str | None) -> None:

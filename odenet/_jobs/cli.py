@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 COMMANDS = {
     "list": "odenet._jobs.list.command",
@@ -17,6 +18,7 @@ COMMANDS = {
     "train": "odenet._jobs.train.command",
     "reproduce": "odenet._jobs.reproduce.command",
     "benchmark": "odenet._jobs.benchmark.command",
+    "merge": "odenet._jobs.merge.command",
 }
 
 
@@ -28,8 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError:
         sys.exit("odenet: the command line needs click and rich. What to do: pip install 'odenet[cli]'")
     from odenet._errors import OdenetError
+    from odenet._jobs.groups import SuggestingGroup
 
-    class Jobs(click.Group):
+    class Jobs(SuggestingGroup):
         """Commands that are imported when they are named."""
 
         def list_commands(self, ctx: click.Context) -> list[str]:
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
             if cmd_name not in COMMANDS:
                 return None
-            return importlib.import_module(COMMANDS[cmd_name]).command
+            return command_named(cmd_name)
 
         def invoke(self, ctx: click.Context) -> object:
             try:
@@ -90,6 +93,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"odenet: ended by {ended[0].name}", file=sys.stderr)
         status = 128 + ended[0]
     sys.exit(status)
+
+
+def command_named(name: str) -> Any:
+    """One of `COMMANDS`, a command of click, with the option `--config` that all have."""
+    from odenet._jobs.config import with_config
+
+    return with_config(importlib.import_module(COMMANDS[name]).command, (name,), COMMANDS)
 
 
 def _end_as_interrupted() -> list[signal.Signals]:

@@ -13,6 +13,8 @@ from click.shell_completion import CompletionItem
 from odenet._backend.registry import entry, known
 from odenet._errors import InputError, OdenetError, shown
 from odenet._gradients.names import Gradient, gradient, menu
+from odenet._jobs.cells.executor import require_known
+from odenet._jobs.cells.shard import ShardFlag
 from odenet._solvers.names import ALL_SOLVERS, AnySolver, solver, solver_aliases
 
 MOST = 2**31 - 1  # of any count: frameworks count in 32 bits
@@ -229,6 +231,26 @@ def resume(
     return click.option("--resume", is_flag=True, help=text)
 
 
+def shard() -> Callable[[Any], Any]:
+    """`--shard`, to a `Shard`."""
+    text = "Do part I of N only; odenet merge joins the parts. Parts have an --out each."
+    return click.option("--shard", type=ShardFlag(), help=text)
+
+
+def executor() -> Callable[[Any], Any]:
+    """`--executor`, to a name that `odenet._jobs.cells.executor.pool` knows."""
+
+    def known(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        try:
+            require_known(value or "processes")
+        except OdenetError as error:
+            raise click.BadParameter(str(error), context, param) from error
+        return value
+
+    text = "Who measures: processes:4, dask[:ADDRESS], ray[:ADDRESS], submitit:slurm,NAME=VALUE,...; else this process."
+    return click.option("--executor", callback=known, help=text)
+
+
 def seed() -> Callable[[Any], Any]:
     """`--seed`."""
     return click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of weights and data.")
@@ -242,11 +264,13 @@ __all__ = [
     "depths",
     "device",
     "dtype",
+    "executor",
     "gradients",
     "out",
     "problems",
     "resume",
     "seed",
+    "shard",
     "solvers",
     "tolerances",
 ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
 from odenet._backend import registry as _registry
+
+SEVERAL = " | "  # between the values of several machines
 
 
 def machine(backends: Iterable[str]) -> dict[str, str]:
@@ -28,6 +30,15 @@ def machine(backends: Iterable[str]) -> dict[str, str]:
         entry = _registry.entry(name)
         found[entry.framework] = _version(entry.framework) if entry.available else "not installed"
     return found
+
+
+def joined(machines: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Several machines as one description: what differs stands side by side."""
+    values: dict[str, dict[str, None]] = {}
+    for each in machines:
+        for name, value in each.items():
+            values.setdefault(name, {}).update(dict.fromkeys(value.split(SEVERAL)))
+    return {name: SEVERAL.join(found) for name, found in values.items()}
 
 
 def _version(framework: str) -> str:

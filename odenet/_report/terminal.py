@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,13 @@ _WIDTH = 200  # of output into a file or a pipe, which has no width of its own
 def console(stderr: bool = False) -> Console:
     """A console that fits the terminal or COLUMNS, or is wide where there is neither."""
     stream = sys.stderr if stderr else sys.stdout
-    known = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()  # rich reads COLUMNS itself
-    return Console(stderr=stderr, highlight=False, width=None if known else _WIDTH)
+    columns = os.environ.get("COLUMNS", "")
+    chosen = int(columns) if columns.isdecimal() else None
+    if chosen == 0:  # nobody's width, which rich would take
+        chosen = shutil.get_terminal_size().columns
+    if chosen is None and not stream.isatty():
+        chosen = _WIDTH
+    return Console(stderr=stderr, highlight=False, width=chosen)
 
 
 @dataclass(frozen=True)

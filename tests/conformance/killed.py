@@ -45,7 +45,7 @@ def child(out: Path, boundary: tuple[str, int] | None = None) -> int:
                 return true(*arguments, **named)
 
             setattr(os, name, counted)
-        os._exit(job.train(PLAN, out, resume=True, messages=Console(quiet=True)))
+        os._exit(job.train(PLAN, out, resume=(out / "run.json").exists(), messages=Console(quiet=True)))
     except BaseException:
         traceback.print_exc()
         os._exit(70)

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 
 from odenet._backend import registry as _registry
 from odenet._gradients.names import GRADIENTS
-from odenet._jobs.cli import COMMANDS
+from odenet._jobs.cli import COMMANDS, command_named
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -175,7 +175,7 @@ def test_commands_parse(words):
     if name.startswith("-"):
         assert words in (["--version"], ["--help"], ["-h"])
         return
-    command = importlib.import_module(COMMANDS[name]).command
+    command = command_named(name)
     with contextlib.suppress(click.exceptions.Exit), contextlib.redirect_stdout(io.StringIO()):  # --help ends here
         if isinstance(command, click.Group):
             name, *rest = rest
@@ -184,7 +184,7 @@ def test_commands_parse(words):
 
 
 def test_cheap_commands_run():
-    command = importlib.import_module(COMMANDS["list"]).command
+    command = command_named("list")
     cheap = {param.values[0][1] for param in EVERY_COMMAND if param.values[0][0] == "list" and param.values[0][1:]}
     assert cheap >= {"solvers", "gradients", "problems"}
     for what in cheap - {"backends"}:  # which loads frameworks
@@ -201,8 +201,7 @@ def test_every_command_is_documented():
 def test_every_option_named_on_the_command_line_page_exists():
     text = (ROOT / "docs" / "how-to" / "command-line.md").read_text(encoding="utf-8")
     known = {"--version", "--help"}
-    for module in COMMANDS.values():
-        command = importlib.import_module(module).command
+    for command in map(command_named, COMMANDS):
         inner = command.commands.values() if isinstance(command, click.Group) else ()
         for each in (command, *inner):
             known |= {option for parameter in each.params for option in parameter.opts}

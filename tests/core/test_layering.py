@@ -38,7 +38,7 @@ FLOORS = (
     ("__main__",),
 )
 PLAIN_FLOORS = {name for floor in FLOORS[:8] for name in floor} - {"_test_problems"}
-SHARED_BY_JOBS = {"cells", "data", "descent", "work_precision", "flags"}
+SHARED_BY_JOBS = {"cells", "data", "descent", "work_precision", "flags", "groups", "output"}
 """What jobs may import of `_jobs`; a job imports no other."""
 ROOMS = ("_entry", "field", "steps", "gradients", "nets", "conversion", "drop_in", "verbs", "_backend", "__init__")
 """The floors of the native backends."""

@@ -284,10 +284,12 @@ def test_resume_refuses_what_it_did_not_write(fake, quick, tmp_path, text):
     assert (tmp_path / "results.json").read_text() == text
 
 
-def test_resume_without_results_starts_and_says_so(fake, quick, tmp_path):
-    done = run(tmp_path / "new", "--resume")
-    assert done.exit_code == 0
-    assert "starting from the beginning" in done.stderr
+def test_resume_without_results_is_refused_and_the_nearest_folder_is_named(fake, quick, tmp_path):
+    run(tmp_path / "new")
+    error = _error(tmp_path / "nwe", "--resume", kind=FileError)
+    assert "nothing to resume" in str(error)
+    assert str(tmp_path / "new") in error.remedy
+    assert not (tmp_path / "nwe").exists()
 
 
 def test_a_new_run_sets_the_earlier_one_aside(fake, quick, tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from odenet import PIDController, Result
 from odenet.kit import Past, Stage, Tableau, Trial, landing, resumed, trial
-from odenet_torch.field.differentiating import transformed
+from odenet_torch.field.differentiating import listed
 from odenet_torch.field.memory import Memory
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance
@@ -226,6 +226,13 @@ class Walk:
                 self.failed = Result.NONFINITE
                 return
 
+    def _endless(self, begin: float, t: float) -> bool:
+        """Whether at a thousand times the pace so far `max_steps` would still not do: a solve to t=1e30 for days."""
+        if len(self.stops) > 1 or abs(self.stops[-1]) >= EVER:
+            return False
+        reach = 1e3 * abs(t - begin) * self.control.max_steps / self.tried
+        return reach < abs(self.stops[-1] - begin)
+
     def _times(self, t: float, t1: float, h: float) -> list[float]:
         """Those of the stages of a step."""
         times = [t + h * node for node in self.tableau.c]
@@ -233,13 +240,6 @@ class Walk:
             return times
         at_end = ((node == 1, time) for node, time in zip(self.tableau.c, times, strict=True))
         return [self._beside(t1 if end else time, t, t1) for end, time in at_end]
-
-    def _endless(self, begin: float, t: float) -> bool:
-        """Whether at a thousand times the pace so far `max_steps` would still not do: a solve to t=1e30 for days."""
-        if len(self.stops) > 1 or abs(self.stops[-1]) >= EVER:
-            return False
-        reach = 1e3 * abs(t - begin) * self.control.max_steps / self.tried
-        return reach < abs(self.stops[-1] - begin)
 
     def _stage(self, t: float, t1: float, h: float) -> Stage:
         """The field at the stages of a step."""
@@ -254,9 +254,7 @@ class Walk:
     def _first_size(self, t: float, y: Leaves, first: Leaves, direction: float, stop: float) -> float:
         """Hairer, Norsett, Wanner I, p. 169: two host reads and one evaluation."""
         control, tolerance = self.control, self.tolerance
-        both = torch.stack([tolerance.size(y, y).double(), tolerance.size(first, y).double()])
-        # within a transform torch 2.6 reads one number at a time
-        d0, d1 = (float(both[0]), float(both[1])) if transformed() else both.tolist()
+        d0, d1 = listed(torch.stack([tolerance.size(y, y).double(), tolerance.size(first, y).double()]))
         size = min(control.trial(d0, d1), abs(stop - t))
         if not size:  # the slope is not finite
             return 0.0

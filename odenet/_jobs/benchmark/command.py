@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from rich.console import Console
 
 from odenet._backend import registry as _registry
 from odenet._jobs import flags as _flags
+from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import complete, one_thread
+from odenet._jobs.cells.shard import Shard
+from odenet._jobs.groups import SuggestingGroup
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan
 from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
@@ -23,7 +27,7 @@ from odenet._report.units import error, seconds
 _PLURAL = {"problem": "problems", "backend": "backends", "solver": "solvers", "rtol": "tolerances"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Measure solves of test problems.
 
@@ -46,8 +50,12 @@ def command() -> None:
 @click.option("--max-steps", type=_flags.Whole(1), default=20000, show_default=True, help="Steps tried in a solve.")
 @_flags.out("results/work-precision")
 @_flags.resume()
+@_flags.shard()
+@_flags.executor()
 @click.pass_context
-def _work_precision(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
+def _work_precision(
+    context: click.Context, out: Path, resume: bool, shard: Shard | None, executor: str | None, **options: Any
+) -> None:
     """Error against field evaluations and against seconds, for all backends in one figure.
 
     Each problem is solved by each solver to each tolerance, by every backend in turn. What a backend does not offer is
@@ -63,10 +71,18 @@ def _work_precision(context: click.Context, out: Path, resume: bool, **options: 
     one_thread()
     keep_programs()
     plan = SolvePlan(**{_PLURAL.get(name, name): value for name, value in options.items()})
-    context.exit(work_precision(plan, out, resume, console(), console(stderr=True)))
+    context.exit(work_precision(plan, out, resume, console(), console(stderr=True), shard, executor))
 
 
-def work_precision(plan: SolvePlan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
+def work_precision(
+    plan: SolvePlan,
+    out: Path,
+    resume: bool,
+    screen: Console,
+    messages: Console,
+    shard: Shard | None = None,
+    executor: ExecutorChoice | None = None,
+) -> int:
     """Run a plan, and show it.
 
     Args:
@@ -75,21 +91,27 @@ def work_precision(plan: SolvePlan, out: Path, resume: bool, screen: Console, me
         resume: whether to go on from what is there.
         screen: for the tables.
         messages: for progress and where the files are.
+        shard: the part of the plan to do; None for all.
+        executor: who measures; None for this process.
 
     Returns, raises: as `odenet._jobs.cells.run.complete`.
     """
+    fresh = WorkPrecision(plan, machine(plan.backends), shard=shard)
+    shown = partial(show, screen=screen)
+    return complete(fresh, out, resume, measure, _in_words, shown, write, messages, executor)
 
-    def show(results: WorkPrecision) -> None:
-        for table in tables([row for row in results.rows if not row.skipped]):
-            screen.print(table)
 
-    def write(results: WorkPrecision, folder: Path) -> list[Path]:
-        from odenet._jobs.benchmark.report import write_report  # matplotlib takes a second: not before cells are timed
+def show(results: WorkPrecision, screen: Console) -> None:
+    """The tables."""
+    for table in tables([row for row in results.rows if not row.skipped]):
+        screen.print(table)
 
-        return write_report(results, folder)
 
-    fresh = WorkPrecision(plan, machine(plan.backends))
-    return complete(fresh, out, resume, measure, _in_words, show, write, messages)
+def write(results: WorkPrecision, folder: Path) -> list[Path]:
+    """The report."""
+    from odenet._jobs.benchmark.report import write_report  # matplotlib takes a second: not before cells are timed
+
+    return write_report(results, folder)
 
 
 def _in_words(row: AdaptiveSolve) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -128,6 +129,11 @@ class Plan(CellPlan):
             for depth in self.depths
             for gradient in self.gradients
         )
+
+    def units(self, cells: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Those of one backend, solver and depth together: they share a reference."""
+        groups = itertools.groupby(cells, lambda cell: (cell.backend, cell.solver.label, cell.depth))
+        return [tuple(group) for _, group in groups]
 
     def references(self, solver: AnySolver) -> tuple[str, ...]:
         """The backends that can give the exact float64 gradient with which all are compared, in the plan's order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from odenet._backend import registry as _registry
@@ -35,6 +35,10 @@ class CellPlan(ABC):
     @abstractmethod
     def cells(self) -> tuple[KeyedCell, ...]:
         """Every cell, in the order in which they are run."""
+
+    def units(self, cells: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Cells in groups that are best measured together: what a shard and a worker have is whole groups."""
+        return [(cell,) for cell in cells]
 
     @abstractmethod
     def in_order(self) -> Self:
@@ -95,7 +99,7 @@ class CellPlan(ABC):
             *most, last = self.grid
             raise InputError(
                 f"the results to resume were measured with other settings: {'; '.join(changed)}",
-                f"the same settings; {', '.join(most)} and {last} may be added",
+                f"the same settings; {' and '.join((', '.join(most), last)) if most else last} may be added",
                 f"give the earlier settings, {START_ANEW}",
             )
         grown = {name: tuple(dict.fromkeys((*getattr(self, name), *getattr(old, name)))) for name in self.grid}

@@ -16,24 +16,23 @@ class CellProgress:
     """Says which cell runs, and how each ended: a bar on a terminal, a line a cell anywhere else."""
 
     def __init__(self, console: Console, cells: Sequence[Any], bar: Progress | None) -> None:
-        self._console, self._cells, self._bar, self._done = console, cells, bar, 0
+        self._console, self._left, self._bar, self._count = console, list(cells), bar, len(cells)
         self._task = bar.add_task("", total=len(cells)) if bar is not None else None
         self._announce()
 
-    def finished(self, how: str, ok: bool = True) -> None:
-        """The next cell is done, and this is to be said of it; what is not ok stays on a terminal, too."""
-        self._done += 1
+    def finished(self, cell: Any, how: str, ok: bool = True) -> None:
+        """A cell is done, and this is to be said of it; what is not ok stays on a terminal, too."""
+        self._left.remove(cell)
         if self._bar is None:
-            cell = self._cells[self._done - 1]
-            self._console.print(f"[{self._done}/{len(self._cells)}] {cell}: {how}", markup=False)
+            self._console.print(f"[{self._count - len(self._left)}/{self._count}] {cell}: {how}", markup=False)
         elif not ok:
-            self._bar.console.print(f"{self._cells[self._done - 1]}: {how}", markup=False, style="red")
+            self._bar.console.print(f"{cell}: {how}", markup=False, style="red")
         self._announce()
 
     def _announce(self) -> None:
         if self._bar is not None and self._task is not None:
-            left = self._cells[self._done :]
-            self._bar.update(self._task, completed=self._done, description=str(left[0]) if left else "done")
+            description = str(self._left[0]) if self._left else "done"
+            self._bar.update(self._task, completed=self._count - len(self._left), description=description)
             self._bar.refresh()
 
 

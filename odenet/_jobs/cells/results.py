@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,8 @@ from odenet._files import rename, write_text
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.cells.plan import CellPlan, KeyedCell
 from odenet._jobs.cells.row import CellRow
+from odenet._jobs.cells.shard import Shard
+from odenet._report.machine import SEVERAL
 from odenet._report.rows import as_csv, columns, from_json, to_json
 
 CSV, JSON = "results.csv", "results.json"
@@ -30,12 +33,14 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         machine: as `odenet._report.machine.machine` tells it.
         rows: one a finished cell.
         seconds: that the job took so far, by the clock: cells that run side by side are counted once.
+        shard: the part of the plan that is this job's; None for all of it.
     """
 
     plan: AnyPlan
     machine: Mapping[str, str]
     rows: tuple[AnyRow, ...] = ()
     seconds: float = 0.0
+    shard: Shard | None = None
 
     form: ClassVar[str]
     """The format, as results.json names it."""
@@ -46,15 +51,22 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
     compared: ClassVar[str] = "times"
     """What depends on the machine."""
 
+    def cells(self) -> tuple[KeyedCell, ...]:
+        """Those of the plan that are this job's, in the plan's order."""
+        cells = self.plan.cells()
+        if self.shard is None:
+            return cells
+        return tuple(itertools.chain.from_iterable(self.shard.part(self.plan.units(cells))))
+
     def todo(self) -> tuple[KeyedCell, ...]:
         """Cells without a row, and those that failed, in the plan's order."""
         done = {row.key for row in self.rows if not row.failed}
-        return tuple(cell for cell in self.plan.cells() if cell.key not in done)
+        return tuple(cell for cell in self.cells() if cell.key not in done)
 
     def missing(self) -> int:
-        """How many cells of the plan have no row yet."""
+        """How many of this job's cells have no row yet."""
         done = {row.key for row in self.rows}
-        return sum(cell.key not in done for cell in self.plan.cells())
+        return sum(cell.key not in done for cell in self.cells())
 
     def add(self, row: AnyRow, seconds: float = 0.0) -> Self:
         """With this row in its place in the plan's order, and the seconds that went by since the last one."""
@@ -70,21 +82,35 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
             results, last = results.add(row, now - last), now
             yield row, results
 
-    def resumed(self, plan: AnyPlan, machine: Mapping[str, str]) -> Self:
+    def resumed(self, plan: AnyPlan, machine: Mapping[str, str], shard: Shard | None = None) -> Self:
         """These results as the beginning of `plan` on `machine`.
 
         Raises:
-            InputError: other settings, or another machine, whose times cannot stand beside these.
+            InputError: other settings, or another machine, whose times cannot stand beside these; another shard, or a
+                plan of a shard that grew, so that its cells would be others'.
         """
         grown = plan.continued_from(self.plan)
-        changed = _resume.changes(self.machine, machine)
+        if shard != self.shard:
+            raise InputError(
+                f"the results to resume are {_part(self.shard)}, and this is {_part(shard)}",
+                "the same part",
+                "give each part an --out of its own, and join them with odenet merge",
+            )
+        if shard is not None and len(grown.cells()) != len(self.plan.cells()):
+            raise InputError(
+                f"shard {shard} of a plan that grew",
+                "the plan of the other shards",
+                "merge them, then add to the whole",
+            )
+        same = {name: value for name, value in machine.items() if value in self.machine.get(name, "").split(SEVERAL)}
+        changed = _resume.changes(self.machine, {name: machine[name] for name in machine if name not in same})
         if changed:
             raise InputError(
                 f"the results to resume were measured on another machine or with other versions: {'; '.join(changed)}",
                 f"the same machine and versions, since {self.compared} are compared",
                 _resume.START_ANEW,
             )
-        return replace(self, plan=grown, machine={**self.machine, **machine})
+        return replace(self, plan=grown, machine={**machine, **self.machine})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, but for the format."""
@@ -93,6 +119,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
             "plan": self.plan.to_json(),
             "machine": dict(self.machine),
             "seconds": self.seconds,
+            "shard": None if self.shard is None else str(self.shard),
             "columns": columns(self.row_kind),
             "rows": [to_json(row) for row in self.rows],
         }
@@ -102,7 +129,8 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         """The results that `to_json` wrote."""
         rows: Any = tuple(from_json(cls.row_kind, row) for row in plain["rows"])
         plan: Any = cls.plan_kind.from_json(plain["plan"])
-        return cls(plan, plain["machine"], rows, float(plain.get("seconds", 0.0)))
+        shard = None if plain.get("shard") is None else Shard.read(plain["shard"])
+        return cls(plan, plain["machine"], rows, float(plain.get("seconds", 0.0)), shard)
 
     def text(self) -> str:
         """All of it as JSON."""
@@ -125,6 +153,10 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
             FileError: a results.json that this version of odenet did not write.
         """
         return _resume.read(folder / JSON, cls.form, cls.command, cls.from_json)
+
+
+def _part(shard: Shard | None) -> str:
+    return "the whole" if shard is None else f"shard {shard}"
 
 
 def set_aside(folder: Path) -> list[Path]:

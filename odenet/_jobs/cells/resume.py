@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from odenet._errors import FileError, OdenetError
 from odenet._files import write_text
 
 Kind = TypeVar("Kind")
-_LARGEST = 2**30  # bytes of a file; real ones have a few thousand a row
+LARGEST = 2**30  # bytes of a file; real ones have a few thousand a row
 START_ANEW = "leave --resume out, or choose another --out"
 
 
@@ -48,8 +49,8 @@ def read(
     with reading(str(path), f"a {path.name} that this version of {command} wrote", remedy):
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ValueError("it is no plain file")
-        if path.is_file() and path.stat().st_size > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST} bytes")
+        if path.is_file() and path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -57,6 +58,25 @@ def read(
         if not isinstance(plain, dict) or plain.get("format") != form:
             raise ValueError(f"it is not in the format {form!r}")
         return build(plain)
+
+
+def nothing_there(folder: Path, file: str, what: str) -> FileError:
+    """The error of --resume where nothing can be gone on with: most often the folder is misspelt.
+
+    Args:
+        folder: that --out names.
+        file: whose name a folder with something to resume has in it, or in a folder in it.
+        what: would be resumed.
+    """
+    beside = folder.absolute().parent
+    names = [each.parent.name for each in beside.glob(f"*/{file}")] if beside.is_dir() else []
+    near = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.5)
+    hint = f"take --out {folder.parent / near[0]}, if that is what you meant; or " if near else ""
+    return FileError(
+        f"there is {what} in {folder}, so there is nothing to resume",
+        f"a folder with a {file}",
+        f"{hint}leave --resume out to begin",
+    )
 
 
 @contextmanager

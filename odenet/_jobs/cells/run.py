@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 
 from odenet._files import require_writable
+from odenet._jobs.cells.executor import ExecutorChoice, pool
 from odenet._jobs.cells.progress import watch
-from odenet._jobs.cells.results import CellResults, set_aside
+from odenet._jobs.cells.results import JSON, CellResults, set_aside
+from odenet._jobs.cells.resume import nothing_there
+from odenet._jobs.cells.spread import ALONE, Spread, UnitPlan
+from odenet._report.machine import joined, machine
 
 GO_ON = "go on with: the same command and --resume"
+BEGIN = "nothing is kept; begin again with: the same command"
 AnyResults = TypeVar("AnyResults", bound=CellResults[Any, Any])
 
 
@@ -34,6 +42,7 @@ def complete(
     show: Callable[[AnyResults], None],
     write: Callable[[AnyResults, Path], list[Path]],
     messages: Console,
+    executor: ExecutorChoice | None = None,
 ) -> int:
     """Measure the cells of a plan that are left, show the results, and write their report.
 
@@ -48,30 +57,35 @@ def complete(
         show: prints tables of the results.
         write: writes the report and says what it wrote; called with the results and `out`.
         messages: for progress and where the files are.
+        executor: who measures, see `odenet._jobs.cells.executor.pool`; None for this process.
 
     Returns:
-        the exit status: 0; 1 if a cell failed or none was measured; 130 if the run was interrupted.
+        the exit status: 0; 1 if a cell failed, is left or none was measured; 130 if the run was interrupted.
 
     Raises:
-        FileError: `out` cannot be written to, or holds results that cannot be resumed.
+        FileError: `out` cannot be written to, holds results that cannot be resumed, or has none to resume.
         InputError: the results there have other settings, or are of another machine.
         BackendUnavailableError: none of the backends is installed.
     """
     fresh.plan.require_a_backend()
-    require_writable(out)
     earlier = fresh.read(out) if resume else None
-    results = fresh if earlier is None else earlier.resumed(fresh.plan, fresh.machine)
     if resume and earlier is None:
-        messages.print(f"there are no results in {out} yet: starting from the beginning", markup=False)
+        raise nothing_there(out, JSON, "no results.json")
+    require_writable(out)
+    results = fresh if earlier is None else earlier.resumed(fresh.plan, fresh.machine, fresh.shard)
     cells, interrupted = results.todo(), False
+    by_key = {cell.key: cell for cell in cells}
     try:
-        with watch(messages, cells) as progress:
-            for row, grown in results.growing(measure(results.plan, cells)):
+        with (
+            measured(measure, results.plan, cells, executor, messages) as (rows, machines),
+            watch(messages, cells) as progress,
+        ):
+            for row, grown in results.growing(rows):
                 if not resume and not results.rows:
                     _say(messages, "kept the earlier results as", set_aside(out))
-                results = grown
+                results = replace(grown, machine=joined([grown.machine, *machines])) if machines else grown
                 results.write(out)
-                progress.finished(in_words(row), row.ok)
+                progress.finished(by_key[row.key], in_words(row), row.ok)
     except KeyboardInterrupt:
         messages.print(f"interrupted: {results.missing()} cells are left; writing the report of the rest")
         interrupted = True
@@ -79,12 +93,40 @@ def complete(
     if results.rows:  # an earlier report is not replaced by an empty one
         _say(messages, "wrote", [path for path in write(results, out) if path.suffix != ".svg"])
     if interrupted:
-        messages.print(GO_ON, markup=False)
+        messages.print(GO_ON if results.rows or resume else BEGIN, markup=False)
         return 130
     if not any(row.ok for row in results.rows):
         messages.print("nothing was measured: no cell is offered by what is installed", markup=False)
         return 1
-    return 1 if any(row.failed for row in results.rows) else 0
+    if results.missing():
+        messages.print(f"{results.missing()} cells are left; {GO_ON}", markup=False)
+    return 1 if results.missing() or any(row.failed for row in results.rows) else 0
+
+
+@contextmanager
+def measured(
+    measure: Callable[[Any, Any], Iterator[Any]],
+    plan: UnitPlan,
+    cells: Sequence[Any],
+    executor: ExecutorChoice | None,
+    messages: Console,
+) -> Iterator[tuple[Iterator[Any], list[Mapping[str, str]]]]:
+    """The rows of cells as they come, here or by an executor's workers, and what machines these turn out to be."""
+    if executor is None:
+        yield measure(plan, cells), []
+        return
+
+    def lost(unit: Sequence[Any], error: BaseException) -> None:
+        names = ", ".join(map(str, unit))
+        messages.print(f"given up after {ALONE} tries alone ({type(error).__name__}: {error}): {names}", markup=False)
+
+    workers = pool(executor)
+    try:
+        spread = Spread(workers, measure, plan, partial(machine, plan.backends), lost)
+        spread.machines.append({"executor": executor if isinstance(executor, str) else type(executor).__name__})
+        yield spread.results(plan.units(cells)), spread.machines
+    finally:
+        workers.close()
 
 
 def _say(messages: Console, what: str, paths: list[Path]) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import click
 
 from odenet._errors import InputError
-from odenet._files import require_writable, write_text
+from odenet._files import require_target, write_text
 from odenet._gradients.names import in_bytes
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.check.checks import TOLERANCE, Check, checks
+from odenet._jobs.output import OutputFile, say_written
+from odenet._jobs.output import screen as screen_for
 from odenet._nets.weights import load_weights
 from odenet._report.machine import machine
 from odenet._report.rows import plain
@@ -44,7 +46,7 @@ DEFAULT = Plan(solvers=(solver_named("euler"),), depths=(16,))
 )
 @click.option("--plan/--no-plan", "planned", help="Measure time and memory, too, and choose; the table of odenet.plan.")
 @click.option("--memory", help="For the plan: the most a loss and its gradient may take, as in 64M.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file.")
+@click.option("--json", "target", type=OutputFile(), help="Write everything to this file; - is stdout.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -71,8 +73,8 @@ def command(
     plan.require_a_backend()
     named = load_weights(weights) if weights is not None else None
     if target is not None:
-        require_writable(target.parent)  # found out now, rather than after the work
-    screen, messages = console(), console(stderr=True)
+        require_target(target)  # found out now, rather than after the work
+    screen, messages = screen_for(target), console(stderr=True)
     found = []
     limit = None if memory is None else in_bytes(memory)
     chosen = {"planned": planned or memory is not None, "memory": limit}
@@ -99,7 +101,7 @@ def command(
                 _print(messages, f"{check.backend} {check.solver.label} {each.label} N={check.depth}: {text}")
     if target is not None:
         write_text(target, _json(plan, weights, found))
-        _print(messages, f"wrote {target}")
+        say_written(target)
     context.exit(1 if bad else 0)
 
 

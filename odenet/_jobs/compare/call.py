@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import warnings
 from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +16,9 @@ import numpy as np
 from odenet._errors import FileError, InputError
 from odenet._gradients.names import gradient
 from odenet._gradients.record import Gradient
+from odenet._jobs.cells.executor import pool
 from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.spread import Spread
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.results import Comparison
 from odenet._jobs.compare.row import COLUMNS
@@ -20,7 +26,7 @@ from odenet._jobs.compare.verdict import verdict
 from odenet._literals import BackendName, GradientName, SolverName
 from odenet._names import lookup
 from odenet._nets.spec import NetSpec, Start
-from odenet._report.machine import machine
+from odenet._report.machine import joined, machine
 from odenet._report.rows import to_json
 from odenet._solvers.names import AnySolver, solver
 
@@ -94,6 +100,7 @@ def compare(
     seed: int = 0,
     start: Start = "smooth",
     repeats: int = 3,
+    executor: str | Executor | None = None,
 ) -> ComparisonResults:
     """Compare solvers, gradient methods and backends on one network, as `odenet compare` does.
 
@@ -111,6 +118,9 @@ def compare(
         device: as the backends name it.
         seed, start: of the weights, see `NetSpec.init`.
         repeats: how often each cell is timed; the median counts.
+        executor: who measures: "processes", "processes:4", "dask", "dask:tcp://HOST:PORT", "ray", "ray:auto",
+            "submitit:slurm,NAME=VALUE", or an executor of `concurrent.futures`; None for this process. Cells of a
+            worker that is lost are done again. Times of cells that run beside each other disturb each other.
 
     Returns:
         rows in the order of the grid. A cell that could not be run has a row whose `status` says why.
@@ -147,9 +157,28 @@ def compare(
     )
     plan.require_a_backend()
     results = ComparisonResults(plan, machine(plan.backends))
-    for _, grown in results.growing(measure(plan, plan.cells(), data)):
-        results = grown
-    return results
+    if executor is None:
+        for _, grown in results.growing(measure(plan, plan.cells(), data)):
+            results = grown
+        return results
+    lost: list[str] = []
+    workers = pool(executor)
+    try:
+        spread = Spread(
+            workers,
+            functools.partial(measure, data=data),
+            plan,
+            functools.partial(machine, plan.backends),
+            lambda unit, error: lost.append(f"{', '.join(map(str, unit))} ({error})"),
+        )
+        for _, grown in results.growing(spread.results(plan.units(plan.cells()))):
+            results = grown
+    finally:
+        workers.close()
+    if lost:
+        text = f"cells that took their worker with them each time are not in the results: {'; '.join(lost)}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return replace(results, machine=joined([results.machine, *spread.machines]))
 
 
 def read_results(folder: str | Path) -> ComparisonResults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from odenet._jobs import flags as _flags
+from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.flags import grid_flags, network_flags, number, plan_field, plan_of
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import complete, one_thread
+from odenet._jobs.cells.shard import Shard
 from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.results import Comparison
@@ -41,8 +44,18 @@ DEFAULT = dataclasses.replace(
 @number("--repeats", "Times that each cell is timed; the median counts.", DEFAULT)
 @_flags.out("results/compare")
 @_flags.resume()
+@_flags.shard()
+@_flags.executor()
 @click.pass_context
-def command(context: click.Context, out: Path, resume: bool, full: bool, **options: Any) -> None:
+def command(
+    context: click.Context,
+    out: Path,
+    resume: bool,
+    full: bool,
+    shard: Shard | None,
+    executor: str | None,
+    **options: Any,
+) -> None:
     """Compare solvers, gradient methods and backends on one network and real data (handwritten digits).
 
     Every cell is compared with exact backprop in float64 at the same depth. Ctrl-C keeps what is done. Exit status: 0,
@@ -54,16 +67,25 @@ def command(context: click.Context, out: Path, resume: bool, full: bool, **optio
       odenet compare --full
       odenet compare --backend torch --solver heun --depth 8..128 --out results/heun
       odenet compare --resume --gradient discrete-adjoint:iterations=2
+      odenet compare --shard 1/4 --executor processes:4 --out part1
     """
     one_thread()
     keep_programs()
     if full:
         unset = (name for name in options if context.get_parameter_source(name) is ParameterSource.DEFAULT)
         options |= {name: getattr(FULL, plan_field(name)) for name in unset}
-    context.exit(compare(plan_of(options), out, resume, console(), console(stderr=True)))
+    context.exit(compare(plan_of(options), out, resume, console(), console(stderr=True), shard, executor))
 
 
-def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Console) -> int:
+def compare(
+    plan: Plan,
+    out: Path,
+    resume: bool,
+    screen: Console,
+    messages: Console,
+    shard: Shard | None = None,
+    executor: ExecutorChoice | None = None,
+) -> int:
     """Run a plan, and show it.
 
     Args:
@@ -72,24 +94,30 @@ def compare(plan: Plan, out: Path, resume: bool, screen: Console, messages: Cons
         resume: whether to go on from what is there.
         screen: for the tables and what they say.
         messages: for progress and where the files are.
+        shard: the part of the plan to do; None for all.
+        executor: who measures; None for this process.
 
     Returns, raises: as `odenet._jobs.cells.run.complete`.
     """
+    fresh = Comparison(plan, machine(plan.backends), shard=shard)
+    shown = partial(show, screen=screen)
+    return complete(fresh, out, resume, measure, _in_words, shown, write, messages, executor)
 
-    def show(results: Comparison) -> None:
-        for table in tables(results.rows, screen):
-            screen.print(table)
-        screen.print(verdict(results), style="bold", markup=False)
-        for finding in findings(results):
-            screen.print(f"• {finding}", markup=False)
 
-    def write(results: Comparison, folder: Path) -> list[Path]:
-        from odenet._jobs.compare.report import write_report  # matplotlib takes a second: not before cells are timed
+def show(results: Comparison, screen: Console) -> None:
+    """The tables, and what they say."""
+    for table in tables(results.rows, screen):
+        screen.print(table)
+    screen.print(verdict(results), style="bold", markup=False)
+    for finding in findings(results):
+        screen.print(f"• {finding}", markup=False)
 
-        return write_report(results, folder)
 
-    fresh = Comparison(plan, machine(plan.backends))
-    return complete(fresh, out, resume, measure, _in_words, show, write, messages)
+def write(results: Comparison, folder: Path) -> list[Path]:
+    """The report."""
+    from odenet._jobs.compare.report import write_report  # matplotlib takes a second: not before cells are timed
+
+    return write_report(results, folder)
 
 
 def _in_words(row: MeasuredGradient) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from odenet._backend import registry as _registry
 from odenet._errors import BackendUnavailableError, InputError
 from odenet._files import require_writable
 from odenet._jobs import flags as _flags
+from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.progress import watch
-from odenet._jobs.cells.run import GO_ON
-from odenet._jobs.reproduce.reproduction import SCALES, Choices, Reproduction, reproductions
-from odenet._jobs.reproduce.results import ReproductionPoints, read
+from odenet._jobs.cells.resume import nothing_there
+from odenet._jobs.cells.run import BEGIN, GO_ON, measured
+from odenet._jobs.cells.shard import Shard
+from odenet._jobs.reproduce.reproduction import SCALES, Choices, CurveCell, Point, Reproduction, reproductions
+from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._names import lookup
-from odenet._report.machine import machine
+from odenet._report.machine import joined, machine
 from odenet._report.terminal import console, table
 
 
@@ -51,8 +55,18 @@ from odenet._report.terminal import console, table
 )
 @_flags.out("results/reproduce", "Folder of the report, with a folder for each name.")
 @_flags.resume("Go on from the points in --out: only missing cells are run.")
+@_flags.shard()
+@_flags.executor()
 @click.pass_context
-def command(context: click.Context, names: tuple[str, ...], out: Path, resume: bool, **options: Any) -> None:
+def command(
+    context: click.Context,
+    names: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    shard: Shard | None,
+    executor: str | None,
+    **options: Any,
+) -> None:
     """Reproduce figures of Sander, Ablin and Peyre (NeurIPS 2022); without a NAME, list them.
 
     Each has a figure, its points and their quartiles over seeds as CSV, and verdicts: the paper's claims held against
@@ -86,11 +100,18 @@ def command(context: click.Context, names: tuple[str, ...], out: Path, resume: b
             entry = _registry.entry(name)
             raise BackendUnavailableError(f"backend {name} is not available", "an installed backend", entry.install)
     keep_programs()
-    context.exit(reproduce(chosen, choices, out, resume, console(), console(stderr=True)))
+    context.exit(reproduce(chosen, choices, out, resume, console(), console(stderr=True), shard, executor))
 
 
 def reproduce(
-    chosen: tuple[Reproduction, ...], choices: Choices, out: Path, resume: bool, screen: Console, messages: Console
+    chosen: tuple[Reproduction, ...],
+    choices: Choices,
+    out: Path,
+    resume: bool,
+    screen: Console,
+    messages: Console,
+    shard: Shard | None = None,
+    executor: ExecutorChoice | None = None,
 ) -> int:
     """Run reproductions and show their verdicts.
 
@@ -101,64 +122,121 @@ def reproduce(
         resume: whether to go on from what is there.
         screen: for the verdicts.
         messages: for progress and where the files are.
+        shard: the part of each to do, which is not judged; None for all.
+        executor: who measures; None for this process.
 
     Returns:
-        the exit status: 0; 1 if a verdict fails or its test is blind; 130 if the run was interrupted.
+        the exit status: 0; 1 if a verdict fails, its test is blind, or cells are left; 130 if the run was interrupted.
 
     Raises:
-        FileError: `out` cannot be written to, or holds points that cannot be resumed.
+        FileError: `out` cannot be written to, holds points that cannot be resumed, or has none to resume.
         InputError: the points there have other choices.
     """
+    if resume and not any((out / each.name / JSON).exists() for each in chosen):
+        raise nothing_there(out, JSON, "no folder of these reproductions")
     require_writable(out)
+    passed = True
     here = machine(choices.backends)
     if choices.data is not None:
         from odenet._jobs.reproduce.training import chosen as chosen_images
 
         here = {**here, "images": chosen_images(choices).origin}
         messages.print(f"images: {here['images']}", markup=False)
-    done: list[Finished] = []
+    done: list[ReproductionPoints] = []
     for each in dict.fromkeys(chosen):
         folder = out / each.name
         earlier = read(folder) if resume else None
-        if earlier is None:
-            results = ReproductionPoints(each.name, choices, here, thresholds=thresholds(each.name))
-        else:
-            results = earlier.resumed(choices, here)
+        fresh = ReproductionPoints(each.name, choices, here, thresholds=thresholds(each.name), shard=shard)
+        results = fresh if earlier is None else earlier.resumed(choices, here, shard)
         try:
-            for grown in _run(each, results, messages):
-                results = grown
+            for grown in _run(each, results, messages, executor):
+                results = grown.in_order(each)
                 results.write(folder)
         except KeyboardInterrupt:  # no verdict: an order of half the depths is none
-            messages.print(f"interrupted; {GO_ON}", markup=False)
+            kept = results.points or len(done)
+            messages.print(f"interrupted; {GO_ON if kept else BEGIN}", markup=False)
             return 130
-        from odenet._jobs.reproduce.report import (  # matplotlib takes a second
-            Finished,
-            verdict_table,
-            write_one,
-            write_page,
+        done.append(results)
+        if not judge(done, out, screen, messages):
+            passed = False
+    return 0 if passed else 1
+
+
+def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messages: Console) -> bool:
+    """Draw the last of these, and hold the paper's claims against it; the page has all.
+
+    Returns:
+        whether every verdict holds. Of a shard, or where cells are left, nothing can be said, and it says so.
+    """
+    from odenet._jobs.reproduce.report import (  # matplotlib takes a second
+        Finished,
+        tally,
+        verdict_table,
+        write_one,
+        write_page,
+    )
+
+    every = reproductions()
+    last = done[-1]
+    left = len(last.todo(every[last.name]))
+    if left:
+        messages.print(f"{last.name}: {left} cells are left; {GO_ON}", markup=False)
+        return False
+    if last.shard is not None:
+        messages.print(
+            f"{last.name}: shard {last.shard} is done; odenet merge joins the parts and judges", markup=False
         )
+        return True
+    finished = [Finished(every[each.name], each) for each in done if not each.todo(every[each.name])]
+    screen.print(verdict_table(finished[-1]))
+    for change in finished[-1].changes:
+        screen.print(change, markup=False)
+    paths = write_one(finished[-1], out / last.name)
+    page = write_page(finished, last.machine, out)  # after each, so that a long run can be read as it goes
+    messages.print(f"wrote {paths[0]}, {page}", markup=False)
+    if len(finished) > 1:
+        screen.print(tally([verdict for each in finished for verdict in each.every]), markup=False)
+    return not finished[-1].failed
 
-        done.append(Finished(each, results))
-        screen.print(verdict_table(done[-1]))
-        for change in done[-1].changes:
-            screen.print(change, markup=False)
-        paths = write_one(done[-1], folder)
-        page = write_page(done, here, out)  # after each, so that a long run can be read as it goes
-        messages.print(f"wrote {paths[0]}, {page}", markup=False)
-    from odenet._jobs.reproduce.report import tally
 
-    screen.print(tally([verdict for each in done for verdict in each.every]), markup=False)
-    return 1 if any(each.failed for each in done) else 0
-
-
-def _run(reproduction: Reproduction, results: ReproductionPoints, messages: Console) -> Iterator[ReproductionPoints]:
+def _run(
+    reproduction: Reproduction, results: ReproductionPoints, messages: Console, executor: ExecutorChoice | None
+) -> Iterator[ReproductionPoints]:
     """The results after each missing cell."""
     cells = results.todo(reproduction)
-    with watch(messages, cells) as progress:
-        for cell in cells:
-            start = time.perf_counter()
-            points = reproduction.measure(cell, results.choices)
-            results = results.add(points, time.perf_counter() - start)
+    plan = _Cells(reproduction.name, results.choices)
+    last = time.perf_counter()
+    with (
+        measured(points_of, plan, cells, executor, messages) as (found, machines),
+        watch(messages, cells) as progress,
+    ):
+        for points in found:
+            now = time.perf_counter()
+            results, last = results.add(points, now - last), now
+            if machines:
+                results = replace(results, machine=joined([results.machine, *machines]))
             yield results
-            progress.finished(f"{points[0].quantity} {points[0].value:.2e}")
+            progress.finished(points[0].cell, f"{points[0].quantity} {points[0].value:.2e}")
     yield results
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What a worker needs to know of a reproduction."""
+
+    name: str
+    choices: Choices
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        return self.choices.backends
+
+    def units(self, cells: Sequence[CurveCell]) -> list[tuple[CurveCell, ...]]:
+        return [(cell,) for cell in cells]
+
+
+def points_of(plan: _Cells, cells: Sequence[CurveCell]) -> Iterator[tuple[Point, ...]]:
+    """The points of each cell."""
+    reproduction = reproductions()[plan.name]
+    for cell in cells:
+        yield reproduction.measure(cell, plan.choices)

@@ -12,6 +12,7 @@ from typing import Any
 from odenet._errors import InputError
 from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
+from odenet._jobs.cells.shard import Shard
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction
 from odenet._report.rows import as_csv, column, from_json, to_json
 
@@ -46,6 +47,7 @@ class ReproductionPoints:
         seconds: that the cells took.
         points: of the finished cells, each cell's together.
         thresholds: of the verdicts, as they stood when the run began; None of results that do not tell.
+        shard: the part of the cells that is this run's; None for all.
     """
 
     name: str
@@ -54,11 +56,13 @@ class ReproductionPoints:
     seconds: float = 0.0
     points: tuple[Point, ...] = ()
     thresholds: Mapping[str, float] | None = None
+    shard: Shard | None = None
 
     def todo(self, reproduction: Reproduction) -> tuple[CurveCell, ...]:
-        """Cells without points."""
+        """Cells without points, of this run's part."""
         done = {each.cell for each in self.points}
-        return tuple(cell for cell in reproduction.cells(self.choices) if cell not in done)
+        cells = reproduction.cells(self.choices)
+        return tuple(cell for cell in (self.shard.part(cells) if self.shard else cells) if cell not in done)
 
     @property
     def seeds(self) -> int:
@@ -69,18 +73,27 @@ class ReproductionPoints:
         """With what one more cell found."""
         return replace(self, points=(*self.points, *points), seconds=self.seconds + seconds)
 
-    def resumed(self, choices: Choices, machine: Mapping[str, str]) -> ReproductionPoints:
-        """These as the beginning of a run with `choices`: more seeds and backends are welcome.
+    def in_order(self, reproduction: Reproduction) -> ReproductionPoints:
+        """With points in the order of the cells, whoever was the first to be done."""
+        place = {cell: number for number, cell in enumerate(reproduction.cells(self.choices))}
+        points = sorted(self.points, key=lambda each: place.get(each.cell, len(place)))
+        return replace(self, points=tuple(points))
+
+    def resumed(self, choices: Choices, machine: Mapping[str, str], shard: Shard | None = None) -> ReproductionPoints:
+        """These as the beginning of a run with `choices`: more seeds and backends are welcome, but not in a shard.
 
         Raises:
             InputError: another scale, depth, device or other images, of which the points would not be comparable.
         """
-        for name in ("scale", "depth", "device", "data"):
+        fixed = ("scale", "depth", "device", "data")
+        for name in (*fixed, "seeds", "backends") if shard else fixed:
             was, now = getattr(self.choices, name), getattr(choices, name)
             if was != now:
                 raise InputError(
                     f"the {self.name} to resume was run with {name}={was}, and this has {now}", f"{name}={was}"
                 )
+        if shard != self.shard:
+            raise InputError(f"shard {shard} of a run that was of shard {self.shard}", "the same part, or an own --out")
         kept = tuple(
             each
             for each in self.points
@@ -100,6 +113,7 @@ class ReproductionPoints:
             "machine": dict(self.machine),
             "seconds": self.seconds,
             "thresholds": None if self.thresholds is None else dict(self.thresholds),
+            "shard": None if self.shard is None else str(self.shard),
             "points": [to_json(each) for each in self.points],
         }
         _resume.write(folder / JSON, FORMAT, plain, indent=None)
@@ -121,7 +135,9 @@ def _built(plain: Mapping[str, Any]) -> ReproductionPoints:
     points = tuple(from_json(Point, each) for each in plain["points"])
     # results from before thresholds were recorded go on, and the report says so
     recorded = plain.get("thresholds")
-    return ReproductionPoints(plain["name"], choices, plain["machine"], float(plain["seconds"]), points, recorded)
+    shard = None if plain.get("shard") is None else Shard.read(plain["shard"])
+    seconds = float(plain["seconds"])
+    return ReproductionPoints(plain["name"], choices, plain["machine"], seconds, points, recorded, shard)
 
 
 def quartiles(points: Sequence[Point]) -> list[Quartiles]:

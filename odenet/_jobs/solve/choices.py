@@ -1,11 +1,8 @@
-"""What `odenet solve` checks before it solves and says when it has written, with equal steps and with tolerances."""
+"""What `odenet solve` checks before it solves, with equal steps and with tolerances."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-
-import click
 
 from odenet._backend.registry import backend, entry, require
 from odenet._gradients.names import Backprop
@@ -30,10 +27,3 @@ def require_offered(
             require(entry(name), solver, Backprop(), adaptive=adaptive)
         with backend(name).prepare(dtype, device):
             pass
-
-
-def say_written(csv: Path | None, json: Path | None, figure: tuple[Path, str] | None) -> None:
-    """One line on stderr for each file that was asked for."""
-    for path in (csv, json, figure and figure[0]):
-        if path is not None:
-            click.echo(f"wrote {path}", err=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +10,10 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from odenet._backend.registry import available
-from odenet._errors import FileError, OdenetError
+from odenet._errors import OdenetError
+from odenet._files import require_target
 from odenet._jobs import flags as _flags
+from odenet._jobs.output import OutputFile, screen
 from odenet._jobs.solve.equal_steps import solve_in_equal_steps
 from odenet._jobs.solve.tolerances import solve_to_tolerances
 from odenet._jobs.work_precision.plan import SolvePlan
@@ -65,8 +65,8 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @_flags.dtype("float64")
 @_flags.device()
 @click.option("--plot", type=_file, help="Write a figure here: error against steps, and the solution; against work.")
-@click.option("--csv", "csv_path", type=_file, help="Write the table here, one row a run.")
-@click.option("--json", "json_path", type=_file, help="Write the table here, with the orders of convergence.")
+@click.option("--csv", "csv_path", type=OutputFile(), help="Write the table here, one row a run; - is stdout.")
+@click.option("--json", "json_path", type=OutputFile(), help="The same with the orders of convergence; - is stdout.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -100,9 +100,11 @@ def command(
 
     if (depths or atol is not None) and bool(depths) == bool(rtol):
         raise click.UsageError("take --depth, or --rtol with or without --atol")
+    screen(csv_path, json_path)  # refuses two files on stdout before anything is solved
     steps = tuple(sorted({count for group in depths for count in group})) or problem.depths
     for path in (plot, csv_path, json_path):
-        _check_writable(path)
+        if path is not None:
+            require_target(path)  # now, rather than after the work
     figure = (plot, figure_format(plot)) if plot is not None else None
     if rtol:
         if context.get_parameter_source("solver") is ParameterSource.DEFAULT:
@@ -111,18 +113,3 @@ def command(
         solve_to_tolerances(plan, figure, csv_path, json_path)
     else:
         solve_in_equal_steps(problem, backend, solver, steps, dtype, device, figure, csv_path, json_path)
-
-
-def _check_writable(path: Path | None) -> None:
-    """Raises FileError now rather than after the work, unless a file can be made there."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        reason = error.strerror or os.strerror(error.errno or 0)
-        raise FileError(
-            f"{path} cannot be written ({reason})", "a folder you may write to", "choose another path"
-        ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
 
 from odenet import _tree
@@ -15,7 +16,8 @@ from odenet._backend import registry
 from odenet._backend.registry import backend as backend_named
 from odenet._backend.solve import solve
 from odenet._files import write_atomically, write_text
-from odenet._jobs.solve.choices import require_offered, say_written
+from odenet._jobs.output import say_written, screen
+from odenet._jobs.solve.choices import require_offered
 from odenet._jobs.solve.convergence import EqualStepSolve, as_json, fitted_order, observed_order, series
 from odenet._problem.solution import Result, Solution
 from odenet._report.rows import as_csv
@@ -54,8 +56,8 @@ def solve_in_equal_steps(
     require_offered(backends, solvers, dtype, device)
     truth = reference(problem)
     runs: list[EqualStepSolve] = []
-    screen = console(stderr=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    messages = console(stderr=True)
+    with Progress(console=messages, transient=True, disable=not messages.is_terminal) as progress:
         task = progress.add_task(problem.name, total=len(backends) * len(solvers) * sum(depths))
         for backend in backends:
             for solver in solvers:
@@ -63,14 +65,14 @@ def solve_in_equal_steps(
                     progress.update(task, description=f"{problem.name}: {backend} {solver.name}, {steps} steps")
                     runs.append(_run(problem, backend, solver, steps, dtype, device, truth.state))
                     progress.advance(task, steps)
-    _show(problem, runs, truth)
+    _show(problem, runs, truth, screen(csv, json))
     if csv is not None:
         write_text(csv, as_csv(EqualStepSolve, runs))
     if json is not None:
         write_text(json, as_json(problem, runs, truth))
     if figure is not None:
         _draw(problem, runs, truth, dtype, device, *figure)
-    say_written(csv, json, figure)
+    say_written(csv, json, figure and figure[0])
 
 
 def _solve(problem: TestProblem, backend: str, solver: AnySolver, steps: int, dtype: str, ts: Any) -> Solution:
@@ -112,7 +114,7 @@ def _run(
     )
 
 
-def _show(problem: TestProblem, runs: Sequence[EqualStepSolve], truth: Reference) -> None:
+def _show(problem: TestProblem, runs: Sequence[EqualStepSolve], truth: Reference, page: Console) -> None:
     """The table: one row a run, each backend and solver from few steps to many."""
     rows: list[tuple[str, ...]] = []
     for same_solver in series(runs).values():
@@ -140,7 +142,7 @@ def _show(problem: TestProblem, runs: Sequence[EqualStepSolve], truth: Reference
         "order: from the row above. fitted: over rows with errors between rounding and 0.5. "
         "seconds: one call, compilation included; `odenet compare` measures with a warm-up."
     )
-    console().print(table(f"{problem.name}: {problem.summary}", columns, rows, caption))
+    page.print(table(f"{problem.name}: {problem.summary}", columns, rows, caption))
 
 
 def _number(value: float | None) -> str:

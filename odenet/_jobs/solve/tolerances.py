@@ -8,7 +8,8 @@ from rich.progress import Progress
 
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import write_atomically, write_text
-from odenet._jobs.solve.choices import require_offered, say_written
+from odenet._jobs.output import say_written, screen
+from odenet._jobs.solve.choices import require_offered
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan, estimates
 from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
@@ -38,21 +39,21 @@ def solve_to_tolerances(plan: SolvePlan, figure: tuple[Path, str] | None, csv: P
                 "take one of these, or --depth",
             )
     require_offered(plan.backends, plan.solvers, plan.dtype, plan.device, adaptive=True)
-    screen, cells, rows = console(stderr=True), plan.cells(), []
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    messages, cells, rows = console(stderr=True), plan.cells(), []
+    with Progress(console=messages, transient=True, disable=not messages.is_terminal) as progress:
         task = progress.add_task(plan.problems[0].name, total=len(cells))
         for row in measure(plan, cells):
             rows.append(row)
             progress.advance(task)
     for table in tables(rows):
-        console().print(table)
+        screen(csv, json).print(table)
     if csv is not None:
         write_text(csv, as_csv(AdaptiveSolve, rows))
     if json is not None:
         write_text(json, WorkPrecision(plan, machine(plan.backends), tuple(rows)).text())
     if figure is not None:
         _draw(rows, *figure)
-    say_written(csv, json, figure)
+    say_written(csv, json, figure and figure[0])
     for row in rows:
         if row.failed:
             raise OdenetError(f"{row.backend} {row.solver} with rtol={row.rtol:g} failed: {row.status.rstrip('.')}")

@@ -9,6 +9,7 @@ import click
 
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
+from odenet._jobs.cells.shard import Shard
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._jobs.train.plan import TrainingPlan
@@ -90,6 +91,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--weight-decay", _flags.Real(), "Of all weights.")
 @_flag("--schedule", click.Choice(SCHEDULES), "Rate: a tenth after each third (the paper's), cosine, or constant.")
 @_flag("--seed", _flags.Whole(0), "Of weights, split, order and augmentation.")
+@click.option("--seeds", type=_flags.Whole(1), help="Train this often, from --seed on; each run in --out/seed-N.")
 @click.option(
     "--augment/--no-augment", default=TrainingPlan.augment, show_default=True, help="Random crops, and mirror images."
 )
@@ -97,8 +99,18 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--limit-train", _flags.Whole(2), "Use this many training images.")
 @_flags.out("results/train", "Folder of the run.")
 @_flags.resume("Go on after the last whole epoch of the run in --out, bit for bit.")
+@_flags.shard()
+@_flags.executor()
 @click.pass_context
-def command(context: click.Context, out: Path, resume: bool, **options: Any) -> None:
+def command(
+    context: click.Context,
+    out: Path,
+    resume: bool,
+    seeds: int | None,
+    shard: Shard | None,
+    executor: str | None,
+    **options: Any,
+) -> None:
     """Train a network on images, with any solver and gradient method.
 
     After each epoch the run is on disk; killed at any moment it loses no more than the epoch it was in. The best epoch
@@ -114,8 +126,16 @@ def command(context: click.Context, out: Path, resume: bool, **options: Any) -> 
       odenet train --data folder --data-dir ROOT --size 224 --net bottleneck --width 1024 --depth 22 --before 3,4 \\
           --after 3 --unscaled --device cuda
       odenet train --resume
+      odenet train --seeds 5 --executor processes --out results/seeds
     """
     from odenet._jobs.train.job import train
+    from odenet._jobs.train.seeds import train_seeds
 
     keep_programs()
-    context.exit(train(TrainingPlan(**options), out, resume, console(stderr=True)))
+    plan, messages = TrainingPlan(**options), console(stderr=True)
+    if seeds is None and (shard or executor):
+        raise click.UsageError("--shard and --executor divide --seeds")
+    if seeds is None:
+        context.exit(train(plan, out, resume, messages))
+    every = range(plan.seed, plan.seed + seeds)
+    context.exit(train_seeds(plan, every, out, resume, console(), messages, shard, executor))

@@ -20,6 +20,7 @@ from odenet._backend.trainer import Trainer
 from odenet._errors import FileError, GradientError, GradientWarning, InputError
 from odenet._files import require_writable
 from odenet._gradients.names import Auto, gradient
+from odenet._jobs.cells.resume import nothing_there
 from odenet._jobs.data.images import ImageSet, moments
 from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches, Split, split
@@ -27,7 +28,7 @@ from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
 from odenet._jobs.descent.training_pass import training_pass
 from odenet._jobs.train import events
-from odenet._jobs.train.checkpoint import Outcome, TrainingRun, read
+from odenet._jobs.train.checkpoint import RUN, Outcome, TrainingRun, read
 from odenet._jobs.train.lock import alone
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._jobs.train.progress import EpochProgress, percent, watch
@@ -54,12 +55,14 @@ def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int
         the exit status: 0, or 130 if the run was interrupted.
 
     Raises:
-        FileError: images or a checkpoint cannot be read, `out` cannot be written to, is in use by another process, or
-            holds a run that was not to be resumed.
+        FileError: images or a checkpoint cannot be read, `out` cannot be written to, is in use by another process,
+            holds a run that was not to be resumed, or none that was.
         InputError: the run there has other settings or images.
         UnsupportedError: the backend does not train, or does not offer the solver with the gradient method.
         GradientError: the loss is no finite number any more.
     """
+    if resume and not (out / RUN).exists():
+        raise nothing_there(out, RUN, "no run")
     require_writable(out)
     with alone(out) as require_same:
         return _train(plan, out, resume, messages, require_same)
@@ -86,7 +89,7 @@ def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console, requi
             run = _finish(run, images, learnt, chosen_by, out, messages, require_same)
         except KeyboardInterrupt:
             reached = read(out)
-            whole = f"epoch {reached.epoch} is whole and" if reached else "no epoch is whole, nothing"
+            whole = f"epoch {reached.epoch} is whole and" if reached and reached.epoch else "no epoch is whole, nothing"
             messages.print(f"interrupted: {whole} kept in {out}", markup=False)
             messages.print("go on with: the same command and --resume", markup=False)
             return 130
@@ -102,9 +105,9 @@ def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console, requi
 def _earlier(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> TrainingRun | None:
     run = read(out)
     if run is None:
-        if resume:
-            messages.print(f"there is no run in {out} yet: starting from the beginning", markup=False)
         return None
+    if not resume and not run.epoch:
+        return None  # begun, and nothing of it is kept
     if not resume:
         raise FileError(
             f"{out} holds a run already, of {run.epoch} epochs",
@@ -162,6 +165,8 @@ def _finish(
         if run.epoch:
             trainer.load(run.state(out, run.epoch))
         require_same()
+        if not run.epoch:
+            run.write(out)  # from now on there is something to resume
         events.begin(out, run.rows)
         with _telling(messages), watch(messages, plan.epochs, learnt.steps) as progress:
             for epoch in range(run.epoch + 1, plan.epochs + 1):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from odenet._errors import InputError
 from odenet._jobs.cells.plan import CellPlan
@@ -82,6 +82,10 @@ class SolvePlan(CellPlan):
             for tolerance in self.tolerances
             for backend in self.backends
         )
+
+    def units(self, cells: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Those that are timed in turn together."""
+        return [tuple(group) for group in groups(cells)]
 
     def in_order(self) -> Self:
         """With tolerances that go down."""

@@ -1,0 +1,1 @@
+"""`odenet merge`: parts of a job, measured on their own, as one."""

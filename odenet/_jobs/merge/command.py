@@ -1,0 +1,141 @@
+"""`odenet merge`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from odenet._errors import FileError, InputError
+from odenet._files import require_writable
+from odenet._jobs.cells.results import JSON, set_aside
+from odenet._jobs.cells.resume import LARGEST
+from odenet._jobs.cells.run import GO_ON
+from odenet._jobs.merge.rows import left, merged
+from odenet._report.terminal import console
+
+_NAMED = 5  # cells that are named of those that are left
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Where the results of a job are known, as "module:name": they are imported when a folder has such results."""
+
+    kind: str
+    show: str
+    write: str
+    carry: str | None = None
+
+
+JOBS = {
+    "odenet compare 1": _Job(
+        "odenet._jobs.compare.results:Comparison",
+        "odenet._jobs.compare.command:show",
+        "odenet._jobs.compare.command:write",
+    ),
+    "odenet work-precision 1": _Job(
+        "odenet._jobs.work_precision.results:WorkPrecision",
+        "odenet._jobs.benchmark.command:show",
+        "odenet._jobs.benchmark.command:write",
+    ),
+    "odenet train seeds 1": _Job(
+        "odenet._jobs.train.seeds:TrainedSeeds",
+        "odenet._jobs.train.seeds:show",
+        "odenet._jobs.train.seeds:write",
+        "odenet._jobs.train.seeds:carry",
+    ),
+}
+REPRODUCE = "odenet._jobs.reproduce.merging:merge"
+
+
+@click.command("merge", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the whole.")
+@click.pass_context
+def command(context: click.Context, folders: tuple[Path, ...], out: Path) -> None:
+    """Join the parts of a job that --shard divided: of compare, benchmark, reproduce, or train --seeds.
+
+    Every row is in the whole once. Parts with other settings are refused, and so are two measurements of one cell. What
+    is left is said, and done by the job's own command with --resume and --out of the whole. Exit status: 0, or 1 if
+    cells are left or failed.
+
+    \b
+    Examples:
+      odenet compare --shard 1/2 --out part1
+      odenet compare --shard 2/2 --out part2
+      odenet merge part1 part2 -o results/compare
+    """
+    context.exit(merge(tuple(dict.fromkeys(folders)), out, console(), console(stderr=True)))
+
+
+def merge(folders: Sequence[Path], out: Path, screen: Console, messages: Console) -> int:
+    """Join results in folders, show them, and write them with their report.
+
+    Returns:
+        the exit status.
+
+    Raises:
+        FileError: a folder without results, or an `out` that cannot be written to.
+        InputError: results that do not belong together.
+    """
+    kinds = {folder: _kind(folder) for folder in folders}
+    (first, kind), *others = kinds.items()
+    for folder, other in others:
+        if other != kind:
+            raise InputError(f"{folder} has results of {other}, and {first} of {kind}", "results of one job")
+    if kind == "odenet reproduce":
+        return _named(REPRODUCE)(folders, out, screen, messages)
+    job = JOBS[kind]
+    parts = {folder: _named(job.kind).read(folder) for folder in folders}
+    whole = merged(parts)
+    require_writable(out)
+    if job.carry is not None:
+        whole = _named(job.carry)(whole, parts, out)
+    if out.resolve() not in {folder.resolve() for folder in folders}:
+        moved = set_aside(out)
+        if moved:
+            messages.print(f"kept the earlier results as {', '.join(map(str, moved))}", markup=False)
+    whole.write(out)
+    _named(job.show)(whole, screen)
+    paths = [path for path in _named(job.write)(whole, out) if path.suffix != ".svg"]
+    messages.print(
+        f"{len(whole.rows)} rows of {len(folders)} folders; wrote {', '.join(map(str, paths))}", markup=False
+    )
+    missing = left(whole)
+    if missing:
+        some = ", ".join(map(str, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
+        messages.print(f"{len(missing)} cells are left ({some}); {GO_ON} --out {out}", markup=False)
+    return 1 if missing or any(row.failed for row in whole.rows) or not any(row.ok for row in whole.rows) else 0
+
+
+def _kind(folder: Path) -> str:
+    """Which job left results here, by the format that they name."""
+    path = folder / JSON
+    if path.is_file():
+        try:
+            if path.stat().st_size > LARGEST:
+                raise ValueError(f"it has more than {LARGEST} bytes")
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            form = plain.get("format") if isinstance(plain, dict) else None
+        except (OSError, ValueError, RecursionError) as error:
+            raise FileError(f"{path} cannot be read ({error})", "a results.json that odenet wrote") from error
+        if form not in JOBS:
+            raise FileError(f"{path} is in the format {form!r}", f"one of {', '.join(JOBS)}")
+        return form
+    if any(folder.glob("*/points.json")):
+        return "odenet reproduce"
+    raise FileError(
+        f"{folder} has no results.json, and no folders of reproductions",
+        "folders that odenet compare, benchmark, reproduce or train --seeds wrote",
+    )
+
+
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
