@@ -32,6 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
     from odenet._errors import InputError, OdenetError
     from odenet._jobs.groups import SuggestingGroup
 
+    class Unusable(click.ClickException):
+        """What was typed: shown as its exception is, without the usage of the command."""
+
+        exit_code = click.UsageError.exit_code
+
     class Jobs(SuggestingGroup):
         """Commands that are imported when they are named."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odenet import Event, InputError, StateError
 from odenet.kit import Tableau, interpolant
+from odenet_torch.field.differentiating import listed
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import between
@@ -180,7 +181,7 @@ class Watch:
                     f"an event's condition had shape {tuple(self.shape)}, and now {tuple(look.shape)}",
                     "the same shape at all times",
                 )
-        return signed(torch.stack(looks)).reshape(len(looks), -1).tolist()
+        return listed(signed(torch.stack(looks)).reshape(len(looks), -1))
 
     def _changed(self, values: list[float]) -> list[int]:
         """The entries that have changed, in the direction that is watched."""
