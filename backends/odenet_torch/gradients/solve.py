@@ -16,7 +16,19 @@ from typing import Any, TypeVar
 
 import torch
 
-from odenet import Event, Gradient, GradientName, Grid, PIDController, Problem, Solution, SolverName, Span, Stats
+from odenet import (
+    Event,
+    Gradient,
+    GradientName,
+    Grid,
+    PIDController,
+    Problem,
+    Solution,
+    SolverName,
+    Span,
+    Stats,
+    UnsupportedError,
+)
 from odenet.kit import AnySolver, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
@@ -83,6 +95,7 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
     if adaptive:
+        _require_no_export()
         return solve_adaptive(made, lambda stats: method(made, stats), field)
     assert isinstance(made.grid, Grid)
     assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
@@ -100,6 +113,18 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     ys = at_times(made.grid, run, ys)
     ts = torch.tensor(made.grid.times, dtype=given.time, device=given.device)
     return Solution(ts, given.unflatten(ys), stats)
+
+
+def _require_no_export() -> None:
+    """Raises UnsupportedError where a graph is recorded, which would have the steps of one example for every input."""
+    exporting = getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
+    if exporting or torch.jit.is_tracing():
+        raise UnsupportedError(
+            "steps that follow a tolerance in torch.export, torch.onnx or torch.jit.trace: how many there are depends on "
+            "the input, and a graph has a fixed number",
+            "equal steps in what is exported",
+            "give steps=N in the place of rtol and atol; odenet.solve(...).stats.accepted says how many are enough",
+        )
 
 
 def _stepped(run: Run, leaves: Leaves, method: Callable[[], Solve]) -> Leaves:
