@@ -11,7 +11,7 @@ from odenet_torch import NeuralODE, ResidualStack, convert
 
 METHODS = {
     "backprop": "euler",
-    "checkpoint": "heun",
+    "checkpoint": "euler",
     "checkpoint:states=2": "euler",
     "discrete-adjoint": "euler",
     "continuous-adjoint": "euler",

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from odenet import (
+    Backprop,
     Event,
     Gradient,
     GradientName,
@@ -91,11 +92,13 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     """
     adaptive = isinstance(made.grid, Span)
     require(backend, made.solver, made.gradient, adaptive=adaptive)
-    way = way or backend.way(made.gradient)
+    recorded = _recorded()
+    # a graph has outputs alone: what is run once more, or looked at by value, for the way back has no place in it
+    way = backend.way(Backprop()) if recorded and not adaptive else way or backend.way(made.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
     if adaptive:
-        _require_no_export()
+        _require_eager(recorded)
         return solve_adaptive(made, lambda stats: method(made, stats), field)
     assert isinstance(made.grid, Grid)
     assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
@@ -115,10 +118,14 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     return Solution(ts, given.unflatten(ys), stats)
 
 
-def _require_no_export() -> None:
+def _recorded() -> bool:
+    """Whether torch.export or torch.jit.trace records a graph."""
+    return getattr(torch.compiler, "is_exporting", bool)() or torch.jit.is_tracing()  # the first since torch 2.7
+
+
+def _require_eager(recorded: bool) -> None:
     """Raises UnsupportedError where a graph is recorded, which would have the steps of one example for every input."""
-    exporting = getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
-    if exporting or torch.jit.is_tracing():
+    if recorded:
         raise UnsupportedError(
             "steps that follow a tolerance in torch.export, torch.onnx or torch.jit.trace: how many there are depends on "
             "the input, and a graph has a fixed number",

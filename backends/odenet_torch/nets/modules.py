@@ -49,6 +49,9 @@ class _Solved(Watched):
         self.t0, self.t1 = t0, t1
         self.stats: Stats | None = None
 
+    __jit_unused_properties__: ClassVar = ["certificate", "depth", "field"]
+    """torch.jit.trace would read them all, and `field` raises where there is none."""
+
     @property
     def certificate(self) -> float | None:
         """The reconstruction residual of the last backward pass; None where there was none (see `Stats`)."""
