@@ -17,13 +17,17 @@ NAMES = (
     "adaptive_jax",
     "adaptive_torch",
     "certificate",
+    "conversion_time",
     "detest",
+    "eager_jax",
     "equal_error",
+    "gpu",
     "gradient_order",
     "memory",
     "overhead",
     "recovery",
     "rounded_states",
+    "small_steps",
     "step_time",
 )
 RESULTS = Path(__file__).parent / "results"

@@ -25,6 +25,8 @@ Each says what was given, what is allowed and what to do next. And what is said 
 
 from __future__ import annotations
 
+import math
+
 
 class OdenetError(Exception):
     """Base of all exceptions of this library.
@@ -98,7 +100,30 @@ class GradientWarning(UserWarning):
     """A gradient that may be off by more than a tenth, by its certificate; said once for each network and method.
 
     `warnings.simplefilter("error", odenet.GradientWarning)` makes it an error.
+
+    Args:
+        message: all of it, in words.
+        certificate: the number that is said: see `Stats.certificate`, or the measured error of a gradient.
+        gradient: the label of the gradient method.
+        step: of the depth, where the number is from: 0 is the first, -1 the state at t0 after all steps back. None
+            where it is of no one step.
+        layer: the class of the layer that the step evaluates, where that is known.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        certificate: float = math.nan,
+        gradient: str = "",
+        step: int | None = None,
+        layer: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.certificate = certificate
+        self.gradient = gradient
+        self.step = step
+        self.layer = layer
 
 
 class UselessGradientWarning(GradientWarning):

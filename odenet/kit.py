@@ -17,17 +17,17 @@ from odenet._backend.timing import seconds
 from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import real, whole, within, yes_or_no
 from odenet._errors import shown
-from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, place, quiet, signs
+from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, quiet, signs
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.revolve import schedule
 from odenet._gradients.way import Method, Way
-from odenet._nets.spec import GROUPS, NORM_EPSILON, NetSpec
+from odenet._nets.spec import GROUPS, NORM_EPSILON, NORM_MOMENTUM, NetSpec
 from odenet._nets.stages import Unit, units
 from odenet._problem.depth import Depth, Kind, blend, check_alike, kind_of_blocks
 from odenet._problem.event import Event
 from odenet._problem.grid import Grid
-from odenet._problem.problem import Problem, problem, require_one_grid
+from odenet._problem.problem import Compile, Problem, compiling, problem, require_one_grid
 from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Span, number
 from odenet._solvers.controller import Arithmetic, Past, PIDController
@@ -65,6 +65,7 @@ __all__ = [
     "DOUBTFUL",
     "GROUPS",
     "NORM_EPSILON",
+    "NORM_MOMENTUM",
     "TREE_RULES",
     "VELOCITY",
     "WEIGHT",
@@ -75,6 +76,7 @@ __all__ = [
     "Backend",
     "BackendEntry",
     "Check",
+    "Compile",
     "Cost",
     "Coupled",
     "Depth",
@@ -118,6 +120,7 @@ __all__ = [
     "check_alike",
     "checked_state",
     "combine",
+    "compiling",
     "conformance",
     "floor",
     "gradient",
@@ -128,7 +131,6 @@ __all__ = [
     "learning",
     "made_reversible",
     "number",
-    "place",
     "places",
     "positions",
     "problem",

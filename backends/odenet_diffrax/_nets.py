@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax import Array
 
-from odenet import Problem, Solution
+from odenet import Problem, Solution, UnsupportedError
 from odenet_diffrax._solve import solve_problem
 from odenet_jax.nets.modules import OdeNet
 
@@ -14,6 +16,15 @@ class DiffraxNet(OdeNet):
 
     __init__ = OdeNet.__init__  # equinox would make one of the fields
 
-    def solve(self, made: Problem, probe: Array | None) -> Solution:
-        """See `odenet_jax.OdeNet`. There is nothing to probe."""
-        return solve_problem(made)
+    def solve(self, made: Problem, probe: Array | None, told: Any) -> tuple[Solution, Any]:
+        """See `odenet_jax.OdeNet`. There is nothing to probe.
+
+        Raises:
+            UnsupportedError: batch normalisation in training, whose running statistics diffrax would not hand on.
+        """
+        if told is not None:
+            raise UnsupportedError(
+                f"{type(self).__name__} with norm='batch' in training",
+                "norm='group' or 'none'; norm='batch' on backends torch and jax",
+            )
+        return solve_problem(made), None

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -43,6 +44,7 @@ from odenet_jax.verbs import profile as profiling
 from odenet_jax.verbs.batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
 from odenet_jax.verbs.examine import examine, trained
 from odenet_jax.verbs.measure import Counter, counted, finished, peak_bytes
+from odenet_jax.verbs.on_disk import compiled, keep_programs
 from odenet_jax.verbs.train import Descent
 
 _DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
@@ -101,7 +103,7 @@ class JaxBackend(Backend):
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
         """See `Backend`."""
-        return {name: self.to_numpy(leaf) for name, leaf in model.weights.items()}
+        return {name: self.to_numpy(leaf) for name, leaf in (model.weights | model.statistics).items()}
 
     @quiet()  # the certificate is in what it returns
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
@@ -162,7 +164,8 @@ class JaxBackend(Backend):
             x, y = _batch(model, inputs, targets)
             forward, forward_compile = _compiled(model, x, y, None)
             step, step_compile = _compiled(model, x, y, model.gradient)
-            compile_seconds = forward_compile + step_compile
+            both = forward_compile, step_compile
+            compile_seconds = sum(each for each in both if each is not None) if None not in both else None
             arguments = (model.weights, _probe(model), x, y)
             timed = [finished(lambda: forward(*arguments)), finished(lambda: step(*arguments))]
             forward_seconds, step_seconds = seconds(timed, repeats)
@@ -175,6 +178,10 @@ class JaxBackend(Backend):
     ) -> Trainer:
         """See `Backend`."""
         return Descent(model, momentum, weight_decay, rates)
+
+    def keep_programs(self, folder: Path) -> None:
+        """See `Backend`. JAX's persistent compilation cache; programs that call Python are not kept."""
+        keep_programs(folder)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Backend`."""
@@ -244,12 +251,12 @@ def _batch(model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> tuple[Arra
 
 
 def _loss(model: OdeNet, weights: dict[str, Array], probe: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    outputs = eqx.tree_at(lambda m: m.weights, model, weights)(x, probe)
+    outputs, _ = eqx.tree_at(lambda m: m.weights, model, weights).in_training(x, probe)
     return mean_loss(outputs, y), outputs
 
 
-def _compiled(model: OdeNet, x: Array, y: Array, gradient: Gradient | None) -> tuple[Any, float]:
-    """The program for loss and gradient, or for the loss alone, and the seconds of compiling it."""
+def _compiled(model: OdeNet, x: Array, y: Array, gradient: Gradient | None) -> tuple[Any, float | None]:
+    """The program for loss and gradient, or for the loss alone, and the seconds of compiling it if they are known."""
     kinds = (x.dtype.name, y.dtype.name)
     return _program(type(model), model.spec, model.solver, gradient, kinds, x.shape, y.shape, next(iter(x.devices())))
 
@@ -264,16 +271,18 @@ def _program(
     x_shape: Any,
     y_shape: Any,
     device: Any,
-) -> tuple[Any, float]:
+) -> tuple[Any, float | None]:
     """Kept for the next call of the same kind. The loss alone is that of backprop's loop, for every gradient method."""
-    zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
+    zeros = {name: np.zeros(shape) for name, shape in (spec.shapes() | spec.statistics()).items()}
     model = network(spec, zeros, solver=solver, gradient=gradient or Backprop(), dtype=kinds[0])
     x, y = (jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip((x_shape, y_shape), kinds, strict=True))
     loss = functools.partial(_loss, model)
     start = time.perf_counter()
     traced = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True) if gradient is not None else loss
-    program = jax.jit(traced).lower(model.weights, _probe(model), x, y).compile()
-    return program, time.perf_counter() - start
+    lowered = jax.jit(traced).lower(model.weights, _probe(model), x, y)
+    traced_in = time.perf_counter() - start
+    program, taken = compiled(lowered)
+    return program, None if taken is None else traced_in + taken
 
 
 def _count(model: OdeNet, x: Array, y: Array) -> tuple[int, int, int]:

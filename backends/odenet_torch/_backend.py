@@ -96,16 +96,17 @@ class TorchBackend(Backend):
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
         """See `Backend`."""
-        return {name: self.to_numpy(p) for name, p in model.named_parameters()}
+        return {name: self.to_numpy(p) for name, p in (*model.named_parameters(), *model.named_buffers())}
 
     @quiet()  # the certificate is in what it returns
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
         """See `Backend`."""
         x, y = _batch(model, inputs, targets)
         names, parameters = zip(*model.named_parameters(), strict=True)
-        outputs = model(x)
-        loss = mean_loss(outputs, y)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with model.uncounted():
+            outputs = model(x)
+            loss = mean_loss(outputs, y)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return Evaluation(
             loss.item(),
             self.to_numpy(outputs),
@@ -170,7 +171,8 @@ class TorchBackend(Backend):
         def step() -> object:
             return torch.autograd.grad(forward(), parameters, allow_unused=True)
 
-        forward_seconds, step_seconds = seconds([finished(forward, x.device), finished(step, x.device)], repeats)
+        with model.uncounted():
+            forward_seconds, step_seconds = seconds([finished(forward, x.device), finished(step, x.device)], repeats)
         counter, function = Counter(), model.function
         f_forward = 0
 
@@ -181,12 +183,13 @@ class TorchBackend(Backend):
             return torch.autograd.grad(loss, parameters, allow_unused=True)
 
         try:
-            model.function = counted(function, counter)
-            counted_step()  # a method may look at a function once more in the first pass of its life
-            counter.f = counter.vjp = 0
-            peak, method = peak_bytes(counted_step, x.device)
+            vars(model)["function"] = counted(function, counter)
+            with model.uncounted():
+                counted_step()  # a method may look at a function once more in the first pass of its life
+                counter.f = counter.vjp = 0
+                peak, method = peak_bytes(counted_step, x.device)
         finally:
-            model.function = function
+            vars(model)["function"] = function
         f_backward = counter.f - f_forward
         return Measurement(forward_seconds, step_seconds, 0.0, peak, method, f_forward, f_backward, counter.vjp)
 

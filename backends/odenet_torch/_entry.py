@@ -30,4 +30,5 @@ backend = BackendEntry(
     families=("runge-kutta", "reversible"),
     adaptive_families=("runge-kutta",),
     networks=True,
+    compiles=True,
 )

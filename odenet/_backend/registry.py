@@ -6,7 +6,7 @@ Available: known, and its framework is installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -63,9 +63,16 @@ def entry(name: str) -> BackendEntry:
     return lookup("backend", name, known())
 
 
+when_loaded: list[Callable[[Backend], object]] = []
+"""What is done with each announced backend as it is loaded: a job of the command line adds to it."""
+
+
 @cache
 def _loaded(name: str) -> Backend:
-    return known()[name].load()
+    loaded = known()[name].load()
+    for act in when_loaded:
+        act(loaded)
+    return loaded
 
 
 def backend(name: str | BackendEntry) -> Backend:

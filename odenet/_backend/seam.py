@@ -14,6 +14,8 @@ from odenet._problem.solution import Solution
 from odenet._solvers.family import AnySolver
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from odenet._backend.profile import Choices, Profiles
@@ -66,7 +68,8 @@ class Measurement:
     Args:
         forward_seconds: median seconds of the loss alone.
         step_seconds: median seconds of loss and gradient.
-        compile_seconds: compilation of both, 0 where nothing is compiled.
+        compile_seconds: compilation of both, 0 where nothing is compiled. A program that an earlier job compiled
+            (`Backend.keep_programs`) has the seconds that it took then; None where nobody knows them.
         peak_bytes: most bytes alive at once for loss and gradient, beyond weights and batch.
         peak_bytes_method: how that was counted.
         f_forward, f_backward, vjp: field evaluations and VJPs, as in `Cost`, counted in a run of the same solver,
@@ -75,7 +78,7 @@ class Measurement:
 
     forward_seconds: float
     step_seconds: float
-    compile_seconds: float
+    compile_seconds: float | None
     peak_bytes: int
     peak_bytes_method: str
     f_forward: int
@@ -112,11 +115,12 @@ class Backend(ABC):
         raise _no_networks(self)
 
     def read(self, model: Any) -> dict[str, np.ndarray]:
-        """The weights of a network that `build` made, by name."""
+        """The weights and running statistics of a network that `build` made, by name."""
         raise _no_networks(self)
 
     def evaluate(self, model: Any, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
-        """Loss, outputs and gradients of a network on a batch."""
+        """Loss, outputs and gradients of a network on a batch, which running statistics do not count; batch
+        normalisation is by the batch."""
         raise _no_networks(self)
 
     def examine(
@@ -224,6 +228,15 @@ class Backend(ABC):
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of trees of arrays to such trees, as the framework runs it fastest when it is called often."""
         return function
+
+    def keep_programs(self, folder: Path) -> None:  # noqa: B027 (nothing is compiled, unless a backend says otherwise)
+        """Keep compiled programs in a folder from now on, and take those that are there: for jobs, which ask for it.
+
+        Only a program of the same computation, framework, flags and kind of processor is taken.
+
+        Raises:
+            FileError: it cannot be written to.
+        """
 
     @abstractmethod
     def to_numpy(self, leaf: Any) -> np.ndarray:

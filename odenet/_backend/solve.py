@@ -10,12 +10,12 @@ from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import backend as load
 from odenet._backend.registry import entry, entry_for, owner, require
 from odenet._backend.seam import Backend, Gradients
-from odenet._errors import InputError
+from odenet._errors import InputError, UnsupportedError
 from odenet._gradients.names import Gradient
 from odenet._literals import BackendName, GradientName, SolverName
 from odenet._problem.depth import Depth
 from odenet._problem.event import Event
-from odenet._problem.problem import Problem, problem
+from odenet._problem.problem import Compile, Problem, problem
 from odenet._problem.solution import Solution
 from odenet._problem.span import Span
 from odenet._solvers.controller import PIDController
@@ -41,6 +41,7 @@ def solve(
     control: PIDController | None = None,
     event: Event | Callable[[Any, Any], Any] | None = None,
     dense: bool = False,
+    compile: Compile = False,
 ) -> Solution[State]:
     """Solve `y' = field(t, y, w)` from y(t0) = y0 to t1: in `steps` equal steps, or to a tolerance.
 
@@ -65,6 +66,8 @@ def solve(
         control: everything else about step sizes.
         event: an `Event`, or its condition(t, y), that ends an adaptive solve where it changes sign.
         dense: keep what `Solution.at(t)` needs to evaluate the solution at any time. Adaptive solves only.
+        compile: compile the trial step of an adaptive solve, once for a field and a shape of state; True, or a mapping
+            of options (`{"backend": "inductor"}`). torch with backprop or without gradients; in JAX take `jax.jit`.
 
     Returns:
         Solution with `ts`, time-major `ys`, `y1`, `stats` and `result`.
@@ -91,6 +94,7 @@ def solve(
         control=control,
         event=event,
         dense=dense,
+        compile=compile,
     )
     return _backend(made, backend).solve(made)
 
@@ -113,13 +117,14 @@ def value_and_grad(
     control: PIDController | None = None,
     event: Event | Callable[[Any, Any], Any] | None = None,
     dense: bool = False,
+    compile: Compile = False,
 ) -> tuple[Any, Gradients[State, Any], Solution[State]]:
     """A scalar loss of a solution and its gradients, the same way in every backend.
 
     Args:
         loss: `loss(solution)`, a real scalar of the framework.
-        field, y0, weights, t0, t1, steps, ts, solver, gradient, backend, rtol, atol, control, event, dense: as in
-            `solve`.
+        field, y0, weights, t0, t1, steps, ts, solver, gradient, backend, rtol, atol, control, event, dense, compile:
+            as in `solve`.
 
     Returns:
         The loss, `Gradients(y0, weights)` and the solution, whose `stats.certificate` says how far the gradient
@@ -147,6 +152,7 @@ def value_and_grad(
         control=control,
         event=event,
         dense=dense,
+        compile=compile,
     )
     return _backend(made, backend).value_and_grad(loss, made)
 
@@ -177,6 +183,12 @@ def _backend(made: Problem, named: str | BackendEntry | None) -> Backend:
     trees = {"y0": made.y0, "weights": made.weights.tree if isinstance(made.weights, Depth) else None}
     found = _entry(trees.values(), named)
     require(found, made.solver, made.gradient, adaptive=isinstance(made.grid, Span))
+    if made.compile is not None and not found.compiles:
+        raise UnsupportedError(
+            f"compile with backend {found.name}",
+            "backend torch",
+            "leave out compile; a solve in JAX is compiled whole by jax.jit around it",
+        )
     for argument, tree in trees.items():
         for path, leaf in _tree.paths(tree):
             if other := owner(leaf, besides=found):

@@ -46,6 +46,9 @@ class Trainer(ABC):
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, in the form
     where the rate multiplies the velocity.
 
+    Running statistics (of batch normalisation) are moved by each step and are no weights that learn; outputs of
+    `predict` are by them.
+
     Two trainers that are in the same state and get the same batches go through the same states, bit for bit, on the
     same machine with the same versions and number of threads.
     """
@@ -69,10 +72,11 @@ class Trainer(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of all weights, as `weight.NAME`, and velocities, as `momentum.NAME`, in their number type."""
+        """Copies of all weights and running statistics, as `weight.NAME`, and velocities, as `momentum.NAME`, in their
+        number type."""
 
     def read(self) -> dict[str, np.ndarray]:
-        """Copies of all weights, by name."""
+        """Copies of all weights and running statistics, by name."""
         return {name.removeprefix(WEIGHT): w for name, w in self.state().items() if name.startswith(WEIGHT)}
 
     @abstractmethod
@@ -123,6 +127,6 @@ def checked_state(spec: NetSpec, state: Mapping[str, np.ndarray]) -> dict[str, d
     }
     if strange := sorted(name for name in state if not name.startswith((WEIGHT, VELOCITY))):
         raise InputError(f"a state of training with {', '.join(strange)}", f"names that begin with {WEIGHT} {VELOCITY}")
-    for arrays in found.values():
-        spec.check(arrays)
+    spec.check(found[WEIGHT])
+    spec.check_named(found[VELOCITY], spec.shapes())
     return found

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from odenet._errors import GradientWarning, UselessGradientWarning
@@ -64,24 +64,43 @@ class Alarm:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def tell(self, certificate: float, method: str, where: str) -> None:
+    def tell(
+        self,
+        certificate: float,
+        gradient: str,
+        solver: str,
+        steps: int,
+        step: int,
+        layer: str = "",
+        *,
+        measured: bool = False,
+    ) -> None:
         """Say it if there is something to say.
 
         Args:
-            certificate: see `Stats.certificate`.
-            method: the gradient method and what it went back through, for the message.
-            where: the place in depth, for the message.
+            certificate: see `Stats.certificate`; or the measured error of a gradient.
+            gradient, solver: by label.
+            steps: of the solve.
+            step: the one that the certificate is from; -1 is the state at t0.
+            layer: the class of the layer that this step evaluates, where that is known.
+            measured: whether the number is of the gradient.
         """
         if certificate <= DOUBTFUL:
             return
         useless = not certificate <= USELESS
+        method = f"{gradient} through {steps} steps of {solver}"
         if not useless:
             if method in self._said:
                 return
             self._said.add(method)
-        category = UselessGradientWarning if useless else GradientWarning
+        kind = UselessGradientWarning if useless else GradientWarning
+        text = (_measured if measured else _message)(certificate, method, _place(step, steps, layer))
+        warning = kind(text, certificate=certificate, gradient=gradient, step=step, layer=layer)
         # without a registry of what was shown: Python would show a text once for all networks
-        warnings.warn_explicit(_message(certificate, method, where), category, "odenet", 1, registry=None)
+        warnings.warn_explicit(warning, kind, "odenet", 1, registry=None)
+
+
+_AT_START = "of the state at t0"
 
 
 def _message(certificate: float, method: str, where: str) -> str:
@@ -91,11 +110,24 @@ def _message(certificate: float, method: str, where: str) -> str:
             "neither is the gradient. What to do: look at the forward pass first; where that is finite, steps cannot "
             "be undone, and gradient='checkpoint' undoes none."
         )
+    # within the way back one step's residual is known, and at t0 the whole error
+    what = (
+        "the rebuilt state is off" if where.startswith(_AT_START) else "a rebuilt state, or the one it leads to, is off"
+    )
     so = "the gradient is useless" if certificate > USELESS else "the gradient may be off by as much"
     return (
-        f"The certificate of {method} is {certificate:.2g} ({where}): a rebuilt state is off by that share of its own "
-        f"size, and {so}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
+        f"The certificate of {method} is {certificate:.2g} ({where}): {what} by that share of its own size, "
+        f"and {so}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
         "where h Lip(f) < 1, or anchors. odenet.check_gradients measures the error of every method."
+    )
+
+
+def _measured(error: float, method: str, where: str) -> str:
+    if error != error:
+        return _message(error, method, where)
+    return (
+        f"The gradient by {method} is off by about {error:.2g} of its size, as measured on this batch (the most "
+        f"{where}). What to do: take gradient='checkpoint', which is exact, or more bits."
     )
 
 
@@ -120,12 +152,8 @@ def quiet() -> Iterator[None]:
         _quiet.deep -= 1
 
 
-Tell = Callable[[float, int], None]
-"""Is told a certificate and its place: the step, or -1 for the state at t0."""
-
-
-def place(step: int, steps: int, layer: str = "") -> str:
+def _place(step: int, steps: int, layer: str) -> str:
     """Where a certificate is from, in words."""
     if step < 0:
-        return f"of the state at t0, after all {steps} steps back"
+        return f"{_AT_START}, after all {steps} steps back"
     return f"in step {step} of {steps}{layer and ', '}{layer}"

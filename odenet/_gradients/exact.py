@@ -105,12 +105,13 @@ class Checkpoint(Gradient):
     def row(shape: Sequence[int]) -> int:
         """How many of the last axes of a state are a row, the numbers that share a scale: enough for 32 numbers.
 
-        Never the first axis of several, so that samples do not mix: (B, C) and (B, T, C) have a scale for each sample
-        and position where C is not tiny, (B, C, H, W) for each channel of an image.
+        Never the first axis of several, so that samples do not mix: (B, C) has a scale for each sample, (B, C, H, W)
+        for each channel of an image. In (B, T, C) 8 numbers are enough: a class token may be a hundred times smaller
+        than the other positions, and is what the loss reads.
         """
-        size, count = 1, 0
+        enough, size, count = 8 if len(shape) == 3 else 32, 1, 0
         for length in reversed(shape[min(1, len(shape) - 1) :] if shape else ()):
-            if count and size >= 32:
+            if count and size >= enough:
                 break
             size, count = size * length, count + 1
         return count

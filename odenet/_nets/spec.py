@@ -23,7 +23,9 @@ Start = Literal["smooth", "independent", "zero"]
 BLOCKS: tuple[Block, ...] = ("conv", "bottleneck", "mlp", "linear")
 _BLOCKS = {name: name for name in BLOCKS}
 _IMAGES = ("conv", "bottleneck")  # blocks whose state is an image
-_NORMS = {name: name for name in ("group", "none")}
+Norm = Literal["group", "batch", "batch-eval-backward", "none"]
+NORMS: tuple[Norm, ...] = ("group", "batch", "batch-eval-backward", "none")
+_NORMS = {name: name for name in NORMS}
 _ACTIVATIONS = {name: name for name in ("relu", "tanh")}
 _ALONG = {name: name for name in ("piecewise", "linear", "shared")}
 STARTS: tuple[Start, ...] = ("smooth", "independent", "zero")
@@ -35,6 +37,7 @@ _STAGES = 16  # each has twice the channels of the one before
 
 GROUPS = 4  # of GroupNorm
 NORM_EPSILON = 1e-5  # added to the variance, as torch and equinox do
+NORM_MOMENTUM = 0.1  # part of a batch's statistics in the running ones, as in torch
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class NetSpec:
         before, after: ordinary residual stages around this deep one, which then is a stage of a larger network: how
             many blocks each has. A stage has twice the channels and half the height and width of the one before it;
             its first block sees to that, also in the deep stage, which has one more block then. ResNet-101 is
-            `NetSpec("bottleneck", 22, 1024, before=(3, 4), after=(3,), horizon=22.0)`, but for its normalisation and
-            the ReLU behind each sum. These blocks are not scaled, and always backpropagated. For conv and bottleneck.
+            `NetSpec("bottleneck", 22, 1024, before=(3, 4), after=(3,), norm="batch", horizon=22.0)`, but for the ReLU
+            behind each sum. These blocks are not scaled, and always backpropagated. For conv and bottleneck.
         grid: the head takes means over grid x grid equal parts of the image, and a linear map of all; 1 is one mean.
             The authors' network for CIFAR-10 has 2. For conv and bottleneck.
         activated: whether normalisation and activation follow the stem, as in the authors' networks; always with
@@ -66,7 +69,16 @@ class NetSpec:
         hidden: features inside an mlp block.
         inputs: shape of one input: (channels, height, width) for conv and bottleneck; anything else is flattened.
         classes: size of the output; None for no stem and no head (the state itself goes in and comes out).
-        norm: "group" (4 groups) or "none" (convolutions then have a bias); for conv and bottleneck.
+        norm: for conv and bottleneck.
+            "group": over each of 4 groups of channels of one image.
+            "batch" (Ioffe and Szegedy 2015): in training, over all images of a batch, whose means and variances are
+            averaged in `statistics`; else by those. A training pass moves the statistics of each layer once, by 0.1 of
+            the way to the mean over the evaluations that read this layer (between two layers: the one before),
+            whichever gradient method runs blocks again. As in torch, running variances are unbiased.
+            "batch-eval-backward": a fault, kept to reproduce figure 3b: as "batch", but what a gradient method runs
+            again on its way back is normalised by the running statistics from before the pass, as the authors' code
+            for ImageNet does by calling `.eval()` there. With backprop it is "batch". Only in torch.
+            "none": convolutions then have a bias.
         activation: "relu" or "tanh".
         along: weights along depth, "piecewise" (N layers: ResNet), "linear" (N+1 nodes: HeunNet) or "shared".
         horizon: t1; 1 scales each step by 1/N, `depth` gives the plain ResNet with steps of 1.
@@ -81,7 +93,7 @@ class NetSpec:
     hidden: int = 16
     inputs: tuple[int, ...] = (1, 8, 8)
     classes: int | None = 10
-    norm: Literal["group", "none"] = "group"
+    norm: Norm = "group"
     activation: Literal["relu", "tanh"] = "relu"
     along: Literal["piecewise", "linear", "shared"] = "piecewise"
     horizon: float = 1.0
@@ -121,6 +133,10 @@ class NetSpec:
             if len(stages) > _STAGES:
                 raise InputError(f"{len(stages)} stages {name} the deep one of a network", f"at most {_STAGES}")
         object.__setattr__(self, "horizon", within("horizon", self.horizon, of="a network"))
+        if self.counts and not self.of_images:
+            raise InputError(
+                f"norm={self.norm!r} of a {self.block} network", f"a network of {' or '.join(_IMAGES)} blocks"
+            )
         if self.of_images and len(self.inputs) != 3:
             raise InputError(f"inputs={self.inputs} for a {self.block} network", "(channels, height, width)")
         self._check_surroundings()
@@ -129,8 +145,7 @@ class NetSpec:
             narrowest *= GROUPS
         if self.width % narrowest:
             raise InputError(
-                f"width={self.width} with {'group normalisation' if self.norm == 'group' else 'no normalisation'} "
-                f"and before={self.before} of a {self.block} network",
+                f"width={self.width} with norm={self.norm!r} and before={self.before} of a {self.block} network",
                 f"multiples of {narrowest}",
                 "take such a width, or norm='none', which divides no channels into groups"
                 if self.norm == "group"
@@ -160,6 +175,15 @@ class NetSpec:
                 "or grid=1",
             )
 
+    def check_training(self, batch: int) -> None:
+        """Raises InputError where so many inputs would give batch normalisation one value, which has no variance."""
+        height, width = self._final_size if self.of_images else (1, 1)
+        if self.counts and batch * height * width < 2:
+            raise InputError(
+                f"a batch of {batch} for norm={self.norm!r} over images of {height} x {width}",
+                "at least 2 values in each channel, in training",
+            )
+
     @property
     def _final_size(self) -> tuple[int, ...]:
         """Height and width of what the head sees."""
@@ -169,6 +193,11 @@ class NetSpec:
     def of_images(self) -> bool:
         """Whether states are images, (channels, height, width)."""
         return self.block in _IMAGES
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has running statistics."""
+        return self.norm.startswith("batch")
 
     @property
     def layers(self) -> int:
@@ -202,7 +231,8 @@ class NetSpec:
         return (self.width, *sizes)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight by name. Those of the blocks (`block.*`) have a leading axis of `layers`."""
+        """Shape of every weight that is trained, by name. Those of the blocks (`block.*`) have a leading axis of
+        `layers`."""
         block = {name: (self.layers, *shape) for name, shape in self._block_shapes().items()}
         if self.classes is None:
             return block
@@ -212,13 +242,22 @@ class NetSpec:
         else:
             stem = (first, *self._flat_inputs)
         ends = {"stem.weight": stem, "stem.bias": (first,)}
-        if self.ends_stem and self.norm == "group":
+        if self.ends_stem and self.norm != "none":
             ends |= {"stem.norm.weight": (first,), "stem.norm.bias": (first,)}
         before, after = (
             {name: shape for unit in some for name, shape in unit.shapes(self).items()} for some in units(self)
         )
         head = {"head.weight": (self.classes, final * self.grid**2), "head.bias": (self.classes,)}
         return ends | before | block | after | head
+
+    def statistics(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every running statistic by name, beside `shapes`; there are some with batch normalisation."""
+        norms = [name for name in self.shapes() if self.counts and ".norm" in name and name.endswith("weight")]
+        return {
+            name.removesuffix("weight") + kind: self.shapes()[name]
+            for name in norms
+            for kind in ("running_mean", "running_var")
+        }
 
     @property
     def ends_stem(self) -> bool:
@@ -238,7 +277,7 @@ class NetSpec:
         return {f"block.{name}": shape for name, shape in block_shapes(self, self.width, self.width).items()}
 
     def init(self, seed: int = 0, start: Start = "smooth") -> dict[str, np.ndarray]:
-        """Random weights in float64.
+        """Random weights in float64, and running statistics of mean 0 and variance 1.
 
         Args:
             seed: of NumPy's generator.
@@ -266,6 +305,8 @@ class NetSpec:
                 weights[name] = mean + scale * generator.standard_normal(shape)
             if start == "zero" and name in self._last():
                 weights[name] = np.zeros(shape)
+        for name, shape in self.statistics().items():
+            weights[name] = np.full(shape, float(name.endswith("var")))
         return weights
 
     def _last(self) -> tuple[str, ...]:
@@ -287,12 +328,15 @@ class NetSpec:
         }
 
     def check(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Raises InputError or NonFiniteError unless `weights` are those of this spec."""
+        """Raises InputError or NonFiniteError unless `weights` are those of this spec, with its statistics."""
+        self.check_named(weights, self.shapes() | self.statistics())
+
+    def check_named(self, weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises InputError or NonFiniteError unless these are finite arrays of these names and shapes."""
         import numpy as np
 
         if not isinstance(weights, collections.abc.Mapping):
             raise InputError(f"weights as a {type(weights).__name__}", "a dict of arrays by name")
-        shapes = self.shapes()
         if missing := sorted(shapes.keys() - weights.keys()):
             raise InputError(f"weights without {', '.join(missing)}", ", ".join(shapes))
         if extra := sorted(weights.keys() - shapes.keys()):
@@ -302,6 +346,8 @@ class NetSpec:
                 raise InputError(f"weight {name} of shape {np.shape(weights[name])}", f"{shape} for this network")
             if not np.isfinite(weights[name]).all():
                 raise NonFiniteError(f"weight {name} holds NaN or infinity", "finite numbers")
+            if name.endswith("running_var") and np.min(weights[name]) < 0:
+                raise InputError(f"a smallest value of {np.min(weights[name]):g} in {name}", "variances, 0 or more")
 
     def check_batch(self, inputs: np.ndarray, targets: np.ndarray) -> None:
         """Raises InputError or NonFiniteError unless a batch fits; its targets are class numbers, or states."""

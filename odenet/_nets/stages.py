@@ -105,7 +105,7 @@ def block_shapes(spec: Staged, channels: int, width: int) -> Shapes:
     shapes: Shapes = {}
     for i, kernel in enumerate(kernels, 1):
         shapes[f"conv{i}.weight"] = kernel
-        shapes |= _norm(spec, f"norm{i}.", kernel[0]) if spec.norm == "group" else {f"conv{i}.bias": kernel[:1]}
+        shapes |= _norm(spec, f"norm{i}.", kernel[0]) if spec.norm != "none" else {f"conv{i}.bias": kernel[:1]}
     return shapes
 
 
@@ -114,7 +114,7 @@ def last(spec: Staged) -> tuple[str, ...]:
     number = 3 if spec.block == "bottleneck" else 2
     return (
         (f"norm{number}.weight", f"norm{number}.bias")
-        if spec.norm == "group"
+        if spec.norm != "none"
         else (
             f"conv{number}.weight",
             f"conv{number}.bias",

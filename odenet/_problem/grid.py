@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def _index(whole: Grid, t: float) -> int:
     place = (t - whole.t0) / (whole.t1 - whole.t0) * whole.steps
     least, most = _WITHIN
     close = min(most, max(least, _CLOSE * max(abs(whole.t0), abs(whole.t1)) / abs(whole.h)))
-    n = round(place)
+    n = round(place) if math.isfinite(place) else -1
     if not 0 <= n <= whole.steps:
         raise GridError(f"ts holds {t}, outside [{whole.t0}, {whole.t1}]", "times between t0 and t1")
     if abs(place - n) > close:

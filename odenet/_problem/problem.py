@@ -8,7 +8,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from odenet import _tree
 from odenet._errors import GridError, InputError, StateError, UnsupportedError, shown
@@ -20,6 +20,8 @@ from odenet._problem.grid import Grid, grid
 from odenet._problem.span import Span, span
 from odenet._solvers.controller import PIDController
 from odenet._solvers.names import ALL_SOLVERS, AnySolver, solver
+
+Compile = bool | Literal["step"] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Problem:
         grid: times and steps; a `Span` where the steps are the solver's choice.
         solver: the method.
         gradient: the gradient method.
+        compile: choices of the framework's compiler, by which steps are compiled; None: they are not.
     """
 
     field: Callable[..., Any]
@@ -41,6 +44,7 @@ class Problem:
     grid: Grid | Span
     solver: AnySolver
     gradient: Gradient
+    compile: Mapping[str, Any] | None = None
 
 
 def problem(
@@ -59,6 +63,7 @@ def problem(
     control: PIDController | None = None,
     event: Event | Callable[[Any, Any], Any] | None = None,
     dense: bool = False,
+    compile: Compile = False,
 ) -> Problem:
     """A checked `Problem`; the arguments are those of `odenet.solve`.
 
@@ -88,7 +93,7 @@ def problem(
                 "leave steps out to solve adaptively",
             )
         whole = span(t0, t1, ts, _control(control, rtol, atol), _event(event), dense)
-        made = Problem(field, y0, depth, whole, method, differentiated)
+        made = Problem(field, y0, depth, whole, method, differentiated, compiling(compile))
         _check_adaptive(made)
         return made
     for name, value in (("event", event), ("dense", dense or None)):
@@ -104,12 +109,27 @@ def problem(
                 "steps=N; weights as Depth(tree, 'piecewise' | 'linear'); or rtol and atol for an adaptive solve",
             )
     checked = grid(t0, t1, steps, ts)
-    made = Problem(field, y0, depth, checked, method, differentiated)
+    made = Problem(field, y0, depth, checked, method, differentiated, compiling(compile))
     if depth is not None:
         depth.factor(checked.steps)
     if isinstance(made.gradient, ContinuousAdjoint):
         _check_backward(made, checked, made.gradient)
     return made
+
+
+def compiling(given: Compile) -> Mapping[str, Any] | None:
+    """The choices of a compiler in the argument `compile`; None for False.
+
+    Raises:
+        InputError: something else than True, False, "step" or a mapping by name.
+    """
+    if isinstance(given, bool) or given == "step":
+        return {} if given else None
+    if isinstance(given, Mapping) and all(isinstance(name, str) for name in given):
+        return dict(given)
+    raise InputError(
+        f"compile={shown(given)}", "True (or 'step'), False, or a mapping of the compiler's options by name"
+    )
 
 
 def require_one_grid(steps: int | None, tolerances: Mapping[str, Any]) -> None:

@@ -40,8 +40,10 @@ def fit(depths: Sequence[int], errors: Iterable[float], rounding: float) -> Fit 
     if len({n for n, _ in kept}) < 3:
         return None
     x, y = (np.log([pair[i] for pair in kept]) for i in (0, 1))
-    slope, offset = np.polynomial.polynomial.polyfit(x, y, 1)[::-1]
-    spread = float(((y - y.mean()) ** 2).sum())
-    left = float(((y - offset - slope * x) ** 2).sum())
+    across, up = x - x.mean(), y - y.mean()
+    slope = float(across @ up) / float(across @ across)
+    offset = y.mean() - slope * x.mean()
+    spread = float(up @ up)
+    left = float(((up - slope * across) ** 2).sum())
     straight = 1 - left / spread if spread > 0 else 1.0
-    return Fit(-float(slope), float(np.exp(offset)), tuple(n for n, _ in kept), straight)
+    return Fit(-slope, float(np.exp(offset)), tuple(n for n, _ in kept), straight)

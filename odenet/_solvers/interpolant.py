@@ -75,9 +75,15 @@ def interpolant(tableau: Tableau) -> Interpolant:
         change = np.array([defects(direction) for direction in free.T]).T
         wanted = targets.ravel() - defects(found)
         found = found + free @ np.linalg.lstsq(change, wanted, rcond=1e-8)[0]
-        found = found - np.linalg.lstsq(conditions, conditions @ found - values, rcond=1e-12)[0]  # rounding
     rows = found.reshape(slopes, -1)
     rows[np.abs(rows).max(axis=1) < 1e-9 * np.abs(rows).max()] = 0  # slopes that are not read
+    # last, and of those that are read alone: what setting others to zero and rounding lose would be an error of 1e-12
+    # in the simplest of solutions, y' = 1, where the methods themselves have none
+    read = np.repeat(rows.any(axis=1), rows.shape[1])
+    exact = conditions.astype(np.longdouble)
+    for _ in range(2):
+        lost = (exact @ rows.ravel().astype(np.longdouble) - values).astype(float)
+        rows.reshape(-1)[read] -= np.linalg.lstsq(conditions[:, read], lost, rcond=1e-12)[0]
     return Interpolant(tuple(tuple(row) for row in rows.tolist()), order)
 
 

@@ -171,7 +171,7 @@ class Auditor:
             f"{MOVED} {self.method.label}"
         )
         LOG.warning("%s", text)
-        warnings.warn(text, GradientWarning, stacklevel=2)
+        warnings.warn(GradientWarning(text, certificate=found, gradient=method.label), stacklevel=2)
 
     def _take(self, method: Gradient) -> None:
         self.method = method

@@ -1,24 +1,31 @@
 """The tools of the paper's theory (Sander, Ablin and Peyre 2022), for any network: `from odenet import theory`.
 
-Smoothness of weights in depth, distance to the Neural ODE with what bounds it, the predicted error of recovered states,
-and limits over N. They are computed on the host, and by the backend where the network's own field is asked.
+Smoothness and roughness of weights in depth and the limit that a network is near, its distance to the Neural ODE with
+what bounds it, the predicted error of recovered states, and limits over N. They are computed on the host, and by the
+backend where the network's own field is asked.
 """
 
 from odenet.theory._distance import Distance, distance
 from odenet.theory._limit import Limit, limit
+from odenet.theory._nearest import Limits, limits
 from odenet.theory._reconstruction import Reconstruction, reconstruction
+from odenet.theory._roughness import Roughness, roughness
 from odenet.theory._smoothness import largest_change, smoothness
 from odenet.theory._way_back import reversed_depth, way_back
 
 __all__ = [
     "Distance",
     "Limit",
+    "Limits",
     "Reconstruction",
+    "Roughness",
     "distance",
     "largest_change",
     "limit",
+    "limits",
     "reconstruction",
     "reversed_depth",
+    "roughness",
     "smoothness",
     "way_back",
 ]

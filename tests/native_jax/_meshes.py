@@ -14,9 +14,11 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backen
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from odenet import Event
 from odenet_jax import solve
 
 METHODS = ("backprop", "checkpoint", "discrete-adjoint", "continuous-adjoint")
@@ -24,11 +26,33 @@ ROWS = jnp.asarray(np.linspace(0.5, 2.0, 8).reshape(4, 2), jnp.float32)
 WEIGHT = jnp.float32(0.5)
 
 
-def total(y, weight, closed=False, **choices):
+def turning(t, y, w):
+    """A field that looks at the time, and holds numbers and loops."""
+    slope = lax.cond(t < 0.05, lambda: -(w + 1.0) * y, lambda: -w * y * y)
+    slope = lax.scan(lambda c, _: (0.9 * c, None), slope, None, length=2)[0]
+    slope = (
+        lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, 0.9 * c[1]), (0, lax.stop_gradient(w) * 0.01))[1]
+        + slope
+    )
+    return jax.checkpoint(lambda w, k: (w + 0.5) * k)(w, slope)
+
+
+def total(y, weight, closed=False, turns=False, event=None, **choices):
     """A loss of the last state."""
+    if turns:
+        return solve(lambda t, y: turning(t, y, weight), y, **choices).y1.sum()
+    if event is not None:
+        met = solve(lambda t, y, w: -w * y * y, y, weight, event=EVENTS[event], **choices)
+        return met.y1.sum() + met.event_t
     if closed:
         return solve(lambda t, y: -weight * y * y, y, **choices).y1.sum()
     return solve(lambda t, y, w: -w * y * y, y, weight, **choices).y1.sum()
+
+
+EVENTS = {
+    "time": Event(lambda t, y: t - 0.43),
+    "state": Event(lambda t, y: y.max() - 0.48),
+}
 
 
 def gradients(function):
@@ -79,6 +103,24 @@ def main(few: bool) -> None:
                 np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=2e-4)
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    for kind, method, (name, also) in itertools.product(
+        kinds, methods[:1] if few else methods, [("turns", {"turns": True}), *((e, {"event": e}) for e in EVENTS)]
+    ):
+        chosen = {"gradient": method, **also, "rtol": 1e-5}
+        if few and (name == "time" or kind == "explicit"):
+            continue
+        try:
+            if kind in ("auto", "explicit", "single"):
+                right = jax.jit(gradients(lambda y, w, chosen=chosen: total(y, w, **chosen)))(ROWS, WEIGHT)
+            else:  # each device has an event of its own
+                run = jax.jit(gradients(lambda y, w, chosen=chosen: total(y, w, **chosen)))
+                one, two = run(ROWS[:2], WEIGHT), run(ROWS[2:], WEIGHT)
+                rows = jnp.concatenate([one[1][0], two[1][0]])
+                right = one[0] + two[0], (rows, one[1][1] + two[1][1])
+            for mine, other in zip(*map(jax.tree.leaves, (sharded(kind, **chosen), right)), strict=True):
+                np.testing.assert_allclose(np.asarray(mine), np.asarray(other), rtol=5e-4, atol=1e-6)
+        except Exception as error:
+            print(f"{kind}, {method}, {name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     print("OK")
 
 

@@ -363,8 +363,25 @@ class Backwards(Block):
         self.itself = self.forward
 
 
+class Owned(Block):
+    """A block with something of another package, which nobody looks into and which leads back to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owner = Owner(self)
+
+
+class Owner:
+    """Stands for a trainer."""
+
+    __module__ = "somewhere.else"
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+
 @every
-@pytest.mark.parametrize("kind", [Block, Backwards])
+@pytest.mark.parametrize("kind", [Block, Backwards, Owned])
 def test_blocks_that_are_gone_are_not_held(solver, gradient, kind):
     net = stack(solver, gradient, [kind() for _ in range(N)])
     for _ in range(3):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.extend.core import Jaxpr, Literal
 
 from odenet_jax.field.varying import alike, axes_of
@@ -31,44 +31,126 @@ class Converted(eqx.Module):
         """The function's value."""
         leaves, structure = jax.tree.flatten(arguments)
         assert structure == self.inputs, (structure, self.inputs)
+        leaves = [
+            alike(jnp.asarray(leaf), axes=axes) if (axes := axes_of(variable.aval)) else leaf
+            for leaf, variable in zip(leaves, self.jaxpr.invars, strict=True)
+        ]
         return jax.tree.unflatten(self.outputs, _evaluate(self.jaxpr, self.consts, leaves))
 
 
-def _evaluate(jaxpr: Any, consts: Any, arguments: list[Any]) -> list[Any]:
-    """The program's values. What it makes varying over mesh axes may be so already (see `field.varying`)."""
-    if not any(_varies(leaf) for leaf in (*consts, *arguments)):
+def _evaluate(jaxpr: Any, consts: Any, arguments: Sequence[Any]) -> list[Any]:
+    """The program's values. Its inputs may vary over more mesh axes than when it was traced, as arrays of a closure do
+    in a loop (see `field.varying`): then what is computed of them varies, too, and what meets it is made to."""
+    if not any(axes_of(leaf) for leaf in (*consts, *arguments)):
         return jax.core.eval_jaxpr(jaxpr, consts, *arguments)
     known: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
     def value(variable: Any) -> Any:
-        return variable.val if isinstance(variable, Literal) else known[variable]
+        if isinstance(variable, Literal):
+            return jnp.asarray(variable.val, variable.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+        return known[variable]
 
     for equation in jaxpr.eqns:
         inputs, name = [value(each) for each in equation.invars], equation.primitive.name
         if name == "pvary":
-            found = [alike(jnp.asarray(each), axes=equation.params["axes"]) for each in inputs]
-        elif name in ("jit", "pjit"):
-            inner = equation.params["jaxpr"]
-            found = _evaluate(inner.jaxpr, inner.consts, inputs)
+            found: Any = [alike(each, axes=equation.params["axes"]) for each in inputs]
+        elif all(axes_of(one) == axes_of(each.aval) for one, each in zip(inputs, equation.invars, strict=True)):
+            found = _bound(equation, inputs)
         else:
-            own = [each for each in equation.invars if not isinstance(each, Literal)]
-            alone = jaxpr.replace(
-                constvars=[],
-                invars=list(dict.fromkeys(own)),
-                outvars=equation.outvars,
-                eqns=[equation],
-                debug_info=None,
-            )
-            found = jax.core.eval_jaxpr(alone, (), *(known[each] for each in alone.invars))
+            again = _AGAIN.get(name)
+            found = (_bound if again is None else again)(equation, alike(inputs))
         known.update(zip(equation.outvars, found, strict=True))
     return [value(each) for each in jaxpr.outvars]
 
 
-def _varies(leaf: Any) -> bool:
-    return bool(axes_of(leaf))
+def _bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """One equation's values: those of a program that has no other."""
+    variables = [_variable(each) if isinstance(each, Literal) else each for each in equation.invars]
+    alone = equation.replace(invars=variables)
+    known = dict(zip(variables, inputs, strict=True))  # an equation may read one variable twice
+    program = Jaxpr([], list(known), equation.outvars, [alone], equation.effects)
+    return jax.core.eval_jaxpr(program, (), *known.values())
+
+
+def _variable(literal: Literal) -> Any:
+    """One that stands for a number."""
+    return jax.make_jaxpr(lambda x: x)(literal.val).jaxpr.invars[0]
+
+
+def _inner(closed: Any, axes: frozenset[str]) -> Callable[..., list[Any]]:
+    """A program within the program, whose values vary over these axes."""
+    return lambda *arguments: [alike(each, axes=axes) for each in _evaluate(closed.jaxpr, closed.consts, arguments)]
+
+
+def _axes(values: Any) -> frozenset[str]:
+    return frozenset[str]().union(*map(axes_of, values))
+
+
+def _jit(equation: Any, inputs: list[Any]) -> list[Any]:
+    return _inner(equation.params["jaxpr"], frozenset())(*inputs)
+
+
+def _cond(equation: Any, inputs: list[Any]) -> list[Any]:
+    index, *rest = inputs
+    return lax.switch(index, [_inner(each, _axes(inputs)) for each in equation.params["branches"]], *rest)
+
+
+def _scan(equation: Any, inputs: list[Any]) -> list[Any]:
+    given, axes = equation.params, _axes(inputs)
+    fixed, moving = given["num_consts"], given["num_consts"] + given["num_carry"]
+    consts, inner = inputs[:fixed], _inner(given["jaxpr"], axes)
+
+    def body(carry: Any, each: Any) -> Any:
+        found = inner(*consts, *carry, *each)
+        return found[: moving - fixed], found[moving - fixed :]
+
+    carry, found = lax.scan(
+        body, inputs[fixed:moving], inputs[moving:], given["length"], given["reverse"], given["unroll"]
+    )
+    return [*carry, *found]
+
+
+def _while(equation: Any, inputs: list[Any]) -> list[Any]:
+    given, axes = equation.params, _axes(inputs)
+    first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
+    going, body = _inner(given["cond_jaxpr"], axes), _inner(given["body_jaxpr"], axes)
+    return lax.while_loop(
+        lambda carry: going(*inputs[:first], *carry)[0],
+        lambda carry: body(*inputs[first:second], *carry),
+        inputs[second:],
+    )
+
+
+def _checkpoint(equation: Any, inputs: list[Any]) -> list[Any]:
+    given = equation.params
+    whole = jax.checkpoint(
+        lambda *arguments: _evaluate(given["jaxpr"], (), arguments),
+        prevent_cse=given["prevent_cse"],
+        policy=given["policy"],
+    )
+    return whole(*inputs)
+
+
+_AGAIN = {
+    "jit": _jit,
+    "pjit": _jit,
+    "checkpoint": _checkpoint,
+    "remat2": _checkpoint,
+    "cond": _cond,
+    "scan": _scan,
+    "while": _while,
+}
+"""How programs within the program are run, by the name of the primitive that holds them."""
 
 
 def converted(function: Callable[..., Any], *examples: Any) -> Converted:
-    """The function, traced with examples."""
+    """The function, traced with examples.
+
+    It is traced as it will be called in a loop: with arguments that vary over all mesh axes that some argument, or an
+    array of the closure, varies over. A program traced with others would not have its numbers vary as the arguments.
+    """
+    examples = alike(examples)
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+    if any(map(axes_of, closed.consts)):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*alike(examples, closed.consts))
     return Converted(closed.jaxpr, closed.consts, jax.tree.structure(examples), jax.tree.structure(shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
+from jax.extend.core import Jaxpr
 
 from odenet import Depth
 from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.closure import converted
-from odenet_jax.field.state import HALF, as_array
+from odenet_jax.field.fingerprint import fingerprint
+from odenet_jax.field.programs import eager
+from odenet_jax.field.state import HALF, as_array, require_arrays
 from odenet_jax.field.unwritten import held, require_unwritten
 
 Arrays = list[Array]
@@ -89,12 +92,14 @@ class Field:
         kind: of the weights along depth.
         intervals: layers or intervals; 1 for shared weights.
         collective: whether it reads other rows of a `jax.vmap`, by the name of its axis (known once it is hoisted).
+        key: what it computes, once it is hoisted outside of `jax.jit` and if that can be told (see `field.programs`).
     """
 
     function: Callable[..., Any]
     kind: Kind
     intervals: int
     collective: bool = False
+    key: Hashable | None = None
 
     def slots(self, weights: Weights, steps: int) -> Slot | None:
         """The weights of all steps, stacked to be scanned over and differentiated by JAX in O(steps); None if shared.
@@ -160,13 +165,25 @@ class Field:
                 lambda: jax.tree.map(lambda leaf: leaf[0], (weights.inexact, weights.other))
             )
             example = Weights(inexact, other)
-        function = self.function  # in a lambda, since a function without closure would not be looked at
-        pure = converted(lambda *arguments: function(*arguments), t, y, example, *told)
+        function = self.function
+
+        def traced(*arguments: Any) -> Any:
+            require_arrays(value := function(*arguments))
+            return value
+
+        pure = converted(traced, t, y, example, *told)
+        collective = "NamedAxisEffect" in {type(effect).__name__ for effect in pure.jaxpr.effects}
+        key = fingerprint(pure) if eager() and not collective else None
         leaves, structure = jax.tree.flatten(pure)
-        closed = [leaf for leaf in leaves if _is_traced(leaf) and eqx.is_inexact_array(leaf)]
-        constants = [leaf for leaf in leaves if _is_traced(leaf) and not eqx.is_inexact_array(leaf)]
-        places = [_is_traced(leaf) and (1 if eqx.is_inexact_array(leaf) else 2) for leaf in leaves]
-        kinds = [leaf.dtype if place else None for leaf, place in zip(leaves, places, strict=True)]
+        places = [_place(leaf, whole=key is not None) for leaf in leaves]
+        closed = [leaf for leaf, place in zip(leaves, places, strict=True) if place == 1]
+        # a copy of NumPy's, which may be written to before the way back reads it
+        constants = [
+            leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
+            for leaf, place in zip(leaves, places, strict=True)
+            if place == 2
+        ]
+        kinds = [leaf.dtype if place == 1 else None for leaf, place in zip(leaves, places, strict=True)]
         others = [None if place else leaf for leaf, place in zip(leaves, places, strict=True)]  # no tracer is left
 
         def whole(t: Any, y: Any, w: Weights, *told: Any) -> Any:
@@ -181,8 +198,8 @@ class Field:
             ]
             return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
 
-        effects = {type(effect).__name__ for effect in pure.jaxpr.effects}
-        made = dataclasses.replace(self, function=whole, collective="NamedAxisEffect" in effects)
+        key = key and (key, tuple(places), self.kind, self.intervals)
+        made = dataclasses.replace(self, function=whole, collective=collective, key=key)
         return made, Weights(weights.inexact, weights.other, widened(closed), constants)
 
 
@@ -230,12 +247,11 @@ def widened(leaves: Arrays) -> Arrays:
     return [leaf.astype(jnp.float32) if leaf.dtype in HALF else leaf for leaf in leaves]
 
 
-def _first(leaf: Array) -> Array:
-    return leaf[0]
-
-
-def _is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, Tracer)
+def _place(leaf: Any, *, whole: bool) -> int:
+    """Where a leaf of a field goes: 1 to what has a gradient, 2 to the constants, 0 nowhere."""
+    if isinstance(leaf, Tracer):
+        return 1 if eqx.is_inexact_array(leaf) else 2
+    return 2 if whole and not isinstance(leaf, Jaxpr) else 0
 
 
 def _is_array(leaf: Any) -> bool:

@@ -61,9 +61,7 @@ class Layout:
                 f"the field returned {_describe(value)} for a state that is {_describe(self.unflatten(like))}",
                 "a tree like the state's",
             )
-        for leaf in leaves:
-            if not isinstance(leaf, (jax.Array, np.ndarray)):
-                raise StateError(f"the field returned a {type(leaf).__name__}", "arrays", "use jnp.zeros_like for 0")
+        require_arrays(leaves)
         if any(k.shape != y.shape for k, y in zip(leaves, like, strict=True)):
             raise StateError(
                 f"the field returned shapes {[k.shape for k in leaves]} for a state of shapes "
@@ -128,6 +126,16 @@ def as_array(name: str, leaf: Any) -> Array:
             "jax.config.update('jax_enable_x64', True) before any array is made",
         )
     return jnp.asarray(leaf)
+
+
+def require_arrays(value: Any) -> None:
+    """Raises StateError for a slope with a leaf that is no array; called before JAX is asked to trace it."""
+    for leaf in jax.tree.leaves(value):
+        if not isinstance(leaf, (jax.Array, np.ndarray)):
+            # a builtin's name: JAX has a float of its own
+            kind = next((kind for kind in type(leaf).__mro__ if kind.__module__ == "builtins"), type(leaf))
+            name = type(leaf).__name__ if kind is object else kind.__name__
+            raise StateError(f"the field returned a {name}", "arrays", "use jnp.zeros_like for 0")
 
 
 def _narrow(k: Any, kind: Any, given: Any) -> Array:

@@ -45,10 +45,10 @@ def _mesh(leaf: object) -> Any:
 
 
 def axes_of(leaf: object) -> frozenset[str]:
-    """The mesh axes that an array varies over."""
-    if not isinstance(leaf, jax.Array) or not hasattr(jax, "typeof"):
+    """The mesh axes that an array, or what is known of one, varies over."""
+    if not hasattr(jax, "typeof"):
         return frozenset()
-    kind = jax.typeof(leaf)
+    kind = jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf
     manual = getattr(kind, "mat", None)  # JAX 0.10; `vma` before
     return frozenset(getattr(kind, "vma", ()) if manual is None else manual.varying)
 

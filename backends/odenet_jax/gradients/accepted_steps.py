@@ -51,6 +51,11 @@ class WayBack(ABC):
     resolve: Callable[..., Any] | None = None
     """How it can be differentiated again by solves, see `odenet_jax.gradients.adjoint_again`; None for not at all."""
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """See `odenet_jax.gradients.adjoint.Adjoint.choices`."""
+        return vars(self)
+
     @abstractmethod
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """What the forward pass is to keep."""
@@ -58,8 +63,8 @@ class WayBack(ABC):
     @abstractmethod
     def back(
         self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
-    ) -> tuple[Leaves, Sums, Array]:
-        """Gradients with respect to y0 and to weights, and the reconstruction residual.
+    ) -> tuple[Leaves, Sums, Array, Any]:
+        """Gradients with respect to y0 and to weights, the reconstruction residual, and what `settled` looks at.
 
         Args:
             run: along the accepted steps.
@@ -68,6 +73,10 @@ class WayBack(ABC):
             sums: zeros like the gradients of weights.
             y0, allowed: of the forward solve.
         """
+
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """See `odenet_jax.gradients.adjoint.Adjoint.settled`; after the gradients of weights come those of times."""
+        return found
 
 
 class Stretch:
@@ -203,7 +212,7 @@ class Again(WayBack):
 
     def back(
         self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
-    ) -> tuple[Leaves, Sums, Array]:
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`."""
         stretch, states = Stretch(run, walked, gradients), walked.record.states
         assert states is not None
@@ -245,4 +254,4 @@ class Again(WayBack):
         g, output = stretch.start()
         carry = (walked.pace.accepted, g, output, sums, empty)
         _, g, output, sums, _ = repeat(lambda carry: carry[0] > 0, segment, carry)
-        return stretch.finish(g, output), sums, jnp.zeros((), run.layout.time)
+        return stretch.finish(g, output), sums, jnp.zeros((), run.layout.time), None

@@ -64,7 +64,7 @@ class AdaptiveCostate(WayBack):
 
     def back(
         self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
-    ) -> tuple[Leaves, Sums, Array]:
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`.
 
         Raises:
@@ -101,7 +101,11 @@ class AdaptiveCostate(WayBack):
         carry = repeat(lambda carry: carry.pace.alive, step, carry)
         count = len(a)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        return ended((a, carry.sums, jnp.zeros((), run.layout.time)), carry.pace)
+        return a, carry.sums, jnp.zeros((), run.layout.time), carry.pace
+
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """See `WayBack.settled`."""
+        return ended(found, trouble)
 
     @staticmethod
     def _last_read(walked: Walked, gradients: Cotangents) -> tuple[Array, Leaves]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,13 +26,15 @@ from odenet_jax.field.closure import converted
 from odenet_jax.field.collectives import collective_axes
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
+from odenet_jax.field.fingerprint import described
+from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.accepted_steps import Cotangents, WayBack
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
-from odenet_jax.gradients.plain_steps import Gate, plain_steps
+from odenet_jax.gradients.plain_steps import Gate, most_steps, plain_steps
 from odenet_jax.steps.accepted import Accepted, Along, Line, line
 from odenet_jax.steps.adaptive_loop import March
 from odenet_jax.steps.clock import (
@@ -52,6 +55,8 @@ from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
 from odenet_jax.steps.weighted_sum import choose, gated, only
+
+_KEEPS = 16  # programs of one solve, by what is kept of it
 
 
 class Out(NamedTuple):
@@ -75,6 +80,13 @@ class Whole:
         way: the gradient method.
     """
 
+    # of what `_bare` returns: what its programs are kept by, and these
+    key: Hashable | None = None
+    plainly: Callable[[Keep], Callable[..., Walked]]
+    walks: Callable[[Keep], tuple[Callable[..., Out], Callable[..., tuple[Out, Walked]]]]
+    steps: Callable[[Keep, Any, tuple[bool, ...]], Steps]
+    crossing: Callable[..., tuple[Array, Leaves]]
+
     def __init__(self, made: Problem, span: Span, layout: Layout, y0: Leaves, way: WayBack) -> None:
         if span.event is not None:
             span = dataclasses.replace(
@@ -94,7 +106,13 @@ class Whole:
         event = None
         if span.event is not None:
             event = _hoisted(span.event.condition, self.times[0], layout.call(y0))
-        self.hoisted, self.rest = eqx.partition((allowed.rtol, allowed.atol, norm, event), eqx.is_array)
+        rtol, atol = allowed.rtol, allowed.atol
+        if self.field.key is not None:  # another tolerance is no other program
+            rtol, atol = (
+                tuple(jnp.asarray(each, leaf.real.dtype) for each, leaf in zip(of, y0, strict=True))
+                for of in (rtol, atol)
+            )
+        self.hoisted, self.rest = eqx.partition((rtol, atol, norm, event), eqx.is_array)
 
     def _require_alone(self, allowed: Tolerance, y0: Leaves) -> None:
         """Rows that read each other would read each other at different times: each has steps of its own.
@@ -191,9 +209,11 @@ class Whole:
             probe,
         )
         arguments = alike(arguments)
+        bare = self._bare()
+        bare = kept(bare.key, lambda: bare)
         if not differentiable:
-            return self._solve(*lax.stop_gradient(arguments[:4]), keep), None
-        out = self._bare()._network(keep)(*arguments)
+            return bare.plainly(keep)(*lax.stop_gradient(arguments[:4])), None
+        out = bare.network(keep, self.way)(*arguments)
         plain = lax.stop_gradient(out.walked)
         walked = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
         if good is not None and (isinstance(good, Tracer) or not good.all()):
@@ -204,26 +224,32 @@ class Whole:
         last, event = walked.y1, None
         if self.span.event is not None:
             met = walked.pace.outcome == CODE[Result.EVENT]
-            t, y1 = self._met(met, walked)
+            t, y1 = self._met(bare, met, walked)
             last = choose(met, y1, last)
             event = only(met, t), y1
         return walked._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
 
-    def _met(self, met: Array, walked: Walked) -> tuple[Array, Leaves]:
+    def _met(self, bare: Whole, met: Array, walked: Walked) -> tuple[Array, Leaves]:
         """Time and state of an event with their derivatives, where one has been met: the time by the implicit function
         theorem."""
-        *_, event = eqx.combine(self.hoisted, self.rest)
+        of = (self.weights.inexact, self.weights.closed)
+        rest = lax.stop_gradient((self.weights.other, self.weights.constants, self.hoisted, self.line, None))
+        return bare.crossing(met, lax.stop_gradient(walked.end), walked.entry, walked.y1, of, self.hoisted, rest)
+
+    def _crossing(
+        self, met: Array, end: Array, entry: Array, y1: Leaves, of: Any, hoisted: Any, rest: Any
+    ) -> tuple[Array, Leaves]:
+        """The same as a function of arrays alone."""
+        *_, event = eqx.combine(hoisted, self.rest)
         holds, other = eqx.partition(event, eqx.is_inexact_array)
         fixed, static = eqx.partition(other, eqx.is_array)
-        bare, entry, end = self._bare(), walked.entry, lax.stop_gradient(walked.end)
-        y1, holds, of = gated(met, (walked.y1, holds, (self.weights.inexact, self.weights.closed)))
-        span_event, clock = bare.span.event, self.line.clock
-        assert entry is not None
+        y1, holds, of = gated(met, (y1, holds, of))
+        span_event, clock = self.span.event, rest[3].clock
         assert span_event is not None
 
         def value(s: Array, y: Leaves, holds: Any, fixed: Any) -> Array:
             of = dataclasses.replace(span_event, condition=eqx.combine(holds, fixed[0], static))
-            return Watch(of, bare.layout, fixed[1]).value(told(fixed[1], s), y)
+            return Watch(of, self.layout, fixed[1]).value(told(fixed[1], s), y)
 
         if jax.eval_shape(value, end, y1, holds, (fixed, clock)).dtype == bool:
             return without_rate(clock.time(end), y1)
@@ -231,9 +257,8 @@ class Whole:
         def condition(s: Array, y: Leaves, holds: Any, fixed: Any) -> Array:
             return value(s, y, holds, fixed)[fixed[2]]
 
-        rest = lax.stop_gradient((self.weights.other, self.weights.constants, self.hoisted, self.line, None))
-        s = meeting(condition, bare.slope, end, y1, of, holds, (rest, (fixed, clock, entry)))
-        return told(clock, s), passing(bare.slope, s, end, y1, of, rest)
+        s = meeting(condition, self.slope, end, y1, of, holds, (rest, (fixed, clock, entry)))
+        return told(clock, s), passing(self.slope, s, end, y1, of, rest)
 
     def slope(self, s: Array, y: Leaves, of: Any, rest: Any) -> Leaves:
         """The field at a time since t0 as a function of arrays alone, see `odenet_jax.gradients.flow.Slope`."""
@@ -262,21 +287,39 @@ class Whole:
         bare.span = dataclasses.replace(self.span, t0=None, t1=None, ts=None, control=control, event=event)
         bare.made = dataclasses.replace(self.made, field=_nothing, y0=None, weights=None, grid=bare.span)
         del bare.weights, bare.times, bare.ends, bare.line, bare.hoisted
+        bare.key = bare._key()
+        bare.plainly = functools.lru_cache(maxsize=_KEEPS)(bare._plainly)
+        bare.walks = functools.lru_cache(maxsize=_KEEPS)(bare._walks)
+        bare.steps = functools.lru_cache(maxsize=_KEEPS)(functools.partial(Steps, bare))
+        bare.crossing = compiled(bare._crossing, bare.key)
         return bare
 
-    def _network(self, keep: Keep) -> Callable[..., Out]:
-        """The solve with its derivative: forward passes that keep what the way back needs only where there is one."""
+    def _key(self) -> Hashable | None:
+        """What its programs are kept by (see `odenet_jax.field.programs`)."""
+        if self.field.key is None:
+            return None
+        leaves, structure = jax.tree.flatten(self.rest)
+        of = (self.span, self.made.solver, self.made.gradient, type(self.way), self.way.choices, leaves)
+        found, layout = described(*of), self.layout
+        if found is None:
+            return None
+        return found, self.field.key, structure, (layout.structure, layout.given, layout.carried, layout.time)
+
+    def _plainly(self, keep: Keep) -> Callable[..., Walked]:
+        """The solve without a derivative."""
+        return compiled(functools.partial(self._solve, keep=keep), self.key)
+
+    def _walks(self, keep: Keep) -> tuple[Callable[..., Out], Callable[..., tuple[Out, Walked]]]:
+        """The forward pass, and that which also keeps what the way back needs."""
 
         def out(walked: Walked) -> Out:
             return Out(walked.y1, walked.ys, walked.record.y, walked.record.slopes, walked)
 
-        @jax.custom_jvp
-        def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
+        def walking(y0: Leaves, of: Any, times: Any, rest: Any) -> Out:
             also = dataclasses.replace(keep, nodes=keep.dense > 0)
             return out(self._solve(y0, of, times, rest, also))
 
-        @jax.custom_jvp
-        def keeping(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> tuple[Out, Walked]:
+        def walking_back(y0: Leaves, of: Any, times: Any, rest: Any) -> tuple[Out, Walked]:
             run, _, _ = self._run(of, rest)
             wanted = self.way.keep(run, y0, self.span.control.max_steps)
             wanted = dataclasses.replace(wanted, dense=keep.dense, nodes=wanted.nodes or keep.dense > 0)
@@ -285,6 +328,25 @@ class Whole:
             unseen = record._replace(states=None, nodes=record.nodes if keep.dense else None)
             kept = walked._replace(y1=(), ys=(), record=record._replace(y=(), slopes=()))
             return out(walked)._replace(walked=walked._replace(record=unseen)), kept
+
+        return compiled(walking, self.key), compiled(walking_back, self.key)
+
+    def network(self, keep: Keep, way: WayBack) -> Callable[..., Out]:
+        """The solve with its derivative: forward passes that keep what the way back needs only where there is one.
+
+        Args:
+            keep: what is kept of it for its user.
+            way: the gradient method, as it is for this solve.
+        """
+        at_once, for_way_back = self.walks(keep)
+
+        @jax.custom_jvp
+        def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
+            return at_once(y0, of, times, rest)
+
+        @jax.custom_jvp
+        def keeping(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> tuple[Out, Walked]:
+            return for_way_back(y0, of, times, rest)
 
         def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
             y0, of, times, rest, probe = primals
@@ -296,7 +358,7 @@ class Whole:
                 return (found, kept), _unmoved((found, kept))
             t0, t1, ts = (value if ask else None for value, ask in _times(times, asked, structure))
             moving(self.field, t0, t1, ts)
-            rule = Steps(self, keep, structure, asked)
+            rule = Derivative(self.steps(keep, structure, asked), way)
             carried = carry(
                 rule, (given, rest, found[:4], kept), found[:4], [t for t, ask in zip(moved, asked, strict=True) if ask]
             )
@@ -312,7 +374,32 @@ class Whole:
 
 
 @dataclass(frozen=True, eq=False)
-class Steps(Linear):
+class Derivative(Linear):
+    """The derivative of one solve.
+
+    Args:
+        steps: it, as of any solve of the same programs.
+        way: the gradient method, which tells what is to be said of this solve.
+    """
+
+    steps: Steps
+    way: WayBack
+
+    def forward(self, residuals: Any, tangents: Any) -> Any:
+        """See `Linear`."""
+        return self.steps.forward(residuals, tangents)
+
+    def backward(self, residuals: Any, cotangents: Any) -> Any:
+        """See `Linear`."""
+        return self.steps.picked(self.way.settled(*self.steps.back(residuals, cotangents)))
+
+    def second(self, residuals: Any, cotangents: Any) -> Any:
+        """See `Linear`."""
+        return self.steps.second(residuals, cotangents)
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
     """The derivative of a solve, its steps taken as they are, and its gradient method.
 
     Args:
@@ -331,11 +418,14 @@ class Steps(Linear):
         label = self.whole.made.gradient.label
         if not self.whole.way.again:
             refuse_forward(label, drop_in=self.whole.way.resolve is not None)
-        function, moving = self._plain(residuals, lambda _, tree: tree)
-        return jax.jvp(function, (moving,), (tangents,))[1]
+        return self._again(False, most_steps(residuals[3]))(residuals, tangents)
 
-    def backward(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
+    @functools.cached_property
+    def back(self) -> Callable[..., Any]:
+        """The gradients by y0, by what the field reads, by times and the probe; and what `WayBack.settled` looks at."""
+        return compiled(self._back, self.whole.key)
+
+    def _back(self, residuals: Any, cotangents: Any) -> tuple[Any, Any]:
         given, rest, (end, kept_ys, *_), walked = residuals
         y0, of, times, _ = jax.tree.unflatten(self.structure, given)
         ts = rest[-1]
@@ -346,10 +436,10 @@ class Steps(Linear):
         y1, ys, y, slopes = self._filled(residuals, cotangents)
         meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
         sums = jax.tree.map(jnp.zeros_like, of)
-        g, sums, residual = self.whole.way.back(run, walked, meeting, sums, y0, allowed)
+        g, sums, residual, trouble = self.whole.way.back(run, walked, meeting, sums, y0, allowed)
         needed = Times(*(t if ask else None for t, ask in _times(times, self.asked, self.structure)))
         moved = of_times(run, needed, ts, walked, y0, g, y1, ys)
-        return self._picked((g, sums, tuple(moved), residual))
+        return (g, sums, tuple(moved), residual), trouble
 
     def _unread(self, walked: Walked, rest: Any, y0: Leaves, cotangents: Any) -> Walked:
         """The solve; one that could not go on, and that nobody reads a state of, with no step taken.
@@ -367,18 +457,44 @@ class Steps(Linear):
         """See `Linear`."""
         label, way = self.whole.made.gradient.label, self.whole.way
         if way.resolve is not None:
+            return self._by_solves(residuals, cotangents)
+        if not way.again:
+            raise UnsupportedError(f"a second derivative through gradient={label!r}", "first derivatives", REMEDY)
+        return self._again(True, most_steps(residuals[3]))(residuals, cotangents)
+
+    @functools.cached_property
+    def _by_solves(self) -> Callable[..., Any]:
+        """The transpose as a program of solves."""
+
+        def program(residuals: Any, cotangents: Any) -> Any:
             given, rest, (y1, kept_ys, *_), _ = residuals
             y0, of, times, probe = jax.tree.unflatten(self.structure, given)
             times = offsets(rest, times)
             ends, gradients = (y1, kept_ys), self._filled(residuals, cotangents)[:2]
-            g, sums, moved = adjoint_again(way.resolve, self.whole.slope, of, rest, times, y0, ends, gradients)
-            return self._picked((g, sums, tuple(moved), jnp.zeros_like(probe)))
-        if not way.again:
-            raise UnsupportedError(f"a second derivative through gradient={label!r}", "first derivatives", REMEDY)
-        function, moving = self._plain(residuals, gated)
-        return jax.vjp(function, moving)[1](self._filled(residuals, cotangents))[0]
+            assert self.whole.way.resolve is not None
+            g, sums, moved = adjoint_again(
+                self.whole.way.resolve, self.whole.slope, of, rest, times, y0, ends, gradients
+            )
+            return self.picked((g, sums, tuple(moved), jnp.zeros_like(probe)))
 
-    def _plain(self, residuals: Any, gate: Gate) -> tuple[Callable[[list[Array]], Any], list[Array]]:
+        return compiled(program, self.whole.key)
+
+    @functools.cached_property
+    def _again(self) -> Callable[[bool, int], Callable[..., Any]]:
+        """The map, or its transpose, as a program that JAX can differentiate, of a number of steps at most."""
+
+        def program(transposed: bool, most: int) -> Callable[..., Any]:
+            def linear(residuals: Any, values: Any) -> Any:
+                function, moving = self._plain(residuals, gated if transposed else lambda _, tree: tree, most)
+                if transposed:
+                    return jax.vjp(function, moving)[1](self._filled(residuals, values))[0]
+                return jax.jvp(function, (moving,), (values,))[1]
+
+            return compiled(linear, self.whole.key)
+
+        return functools.lru_cache(maxsize=_KEEPS)(program)
+
+    def _plain(self, residuals: Any, gate: Gate, most: int) -> tuple[Callable[[list[Array]], Any], list[Array]]:
         """The outputs as a function of what a derivative is asked for, and that."""
         given, rest, _, walked = residuals
         walked = lax.stop_gradient(walked)
@@ -399,7 +515,7 @@ class Steps(Linear):
 
             if shared:  # also where no derivative by times is asked for now: one of this may be
                 y0 = passed(begun, (line.t0, t0, y0), y0)
-            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense, gate)
+            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense, gate, most)
             if shared:
                 inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
                 y1 = passed(~(failed | inside), (t1, line.t1, y1), y1)
@@ -408,7 +524,7 @@ class Steps(Linear):
                 ys = lax.map(lambda each: passed(each[0], each[1:], each[3]), (reached, moved_ts, ts, ys))
             return y1, ys, y, slopes
 
-        return function, self._picked(jax.tree.unflatten(self.structure, given))
+        return function, self.picked(jax.tree.unflatten(self.structure, given))
 
     def _run(self, of: Any, rest: Any, walked: Walked) -> tuple[Along, Tolerance]:
         run, allowed, _ = self.whole._run(of, rest)
@@ -417,7 +533,7 @@ class Steps(Linear):
             run = dataclasses.replace(run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps))
         return run, allowed
 
-    def _picked(self, tree: Any) -> list[Any]:
+    def picked(self, tree: Any) -> list[Any]:
         """The leaves that a derivative is asked for; None among them is a time that needs none."""
         leaves = self.structure.flatten_up_to(tree)
         return [leaf for leaf, ask in zip(leaves, self.asked, strict=True) if ask]

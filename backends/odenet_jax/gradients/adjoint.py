@@ -1,10 +1,13 @@
-"""What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces."""
+"""What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces.
+
+A few lines over 250: the solve as a function of arrays alone is the method's, whose way back it calls.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import Grid, Stats, UnsupportedError
-from odenet.kit import add
+from odenet.kit import Alarm, add
 from odenet_jax.field.field import Weights
+from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.replay import Replay, Told
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
@@ -35,8 +39,13 @@ class Adjoint(ABC):
     from_end = True
     """Whether the way back starts from the state at t1, which is kept for it."""
 
-    def __init__(self, stats: Stats) -> None:
-        self.stats = stats
+    def __init__(self, stats: Stats, alarm: Alarm | None = None) -> None:
+        self.stats, self.alarm = stats, alarm
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What its programs depend on: all but what belongs to one solve, and is told of by `settled`."""
+        return {name: value for name, value in sorted(vars(self).items()) if name not in ("stats", "alarm")}
 
     def sketch(self, y0: Leaves) -> Sketch | None:
         """What the way back is to be given of the state at t0."""
@@ -55,8 +64,8 @@ class Adjoint(ABC):
         return
 
     @abstractmethod
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
-        """Gradients with respect to y0 and to weights, and the reconstruction residual.
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+        """Gradients with respect to y0 and to weights, the reconstruction residual, and what `settled` looks at.
 
         Args:
             run: the forward solve.
@@ -65,55 +74,97 @@ class Adjoint(ABC):
             sums: zeros like the gradients of weights.
         """
 
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """What the way back found, if it has come to its end; what is to be said of it is said.
+
+        Not part of a program that is kept: errors and warnings are those of this solve.
+
+        Args:
+            found: gradients with respect to y0, to weights, others if there are any, and the residual.
+            trouble: see `back`.
+        """
+        return found
+
     def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
         """The leaves at the kept times, with this way back, and what blocks are told after it."""
         y0, given = alike((y0, run.weights))
         run = dataclasses.replace(run, weights=given)
-        t = jnp.asarray(run.grid.t0, run.layout.time)
-        example = () if run.replay is None else run.replay.told.example()
-        field, weights = run.field.hoist(run.weights, t, run.layout.call(y0), *example)
+        run = run.hoisted(y0)
+        told = run.replay and run.replay.told
+        weights = alike(run.weights, y0)
+        moving = reverse_only((alike(y0, weights), (weights.inexact, weights.closed)), self.stats.gradient)
+        arguments = (*moving, (weights.other, weights.constants, told), alike(probe, moving))
+        key = run.key("gradient", type(self), self.choices)
+        bare = dataclasses.replace(run, weights=Weights([], []), replay=None)
+        network = self.network(bare, kept(key, lambda: self.programs(bare, key)), arguments)
+        ys, state = network(*arguments)
+        return ys, told and dataclasses.replace(told, state=lax.stop_gradient(state))
+
+    def programs(self, run: Run, key: Hashable | None) -> tuple[Callable[..., Any], ...]:
+        """The solve, the solve with what the way back needs of it, and the way back, as functions of arrays alone.
+
+        Args:
+            run: without its arrays.
+            key: what they are kept by, see `odenet_jax.field.programs`.
+        """
 
         def bound(of: Any, rest: Any) -> Run:
             (inexact, closed), (other, constants, told) = of, rest
             replay = None if told is None else Replay(told)
-            weights = Weights(inexact, other, closed, constants)
-            return dataclasses.replace(run, field=field, weights=weights, replay=replay)
+            return dataclasses.replace(run, weights=Weights(inexact, other, closed, constants), replay=replay)
 
-        def primal(y0: Leaves, of: Any, rest: Any, probe: Array) -> Any:
+        def primal(y0: Leaves, of: Any, rest: Any) -> Any:
             ys, _, _, told = loop_in_place(bound(of, rest), y0)
             return ys, told and told.state
 
-        def forward(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Any, Any]:
+        def forward(y0: Leaves, of: Any, rest: Any) -> tuple[Any, Any]:
             here = bound(of, rest)
             self.discover(here, y0)
             ys, states, end, told = loop_in_place(here, y0, self.keeps(here), self.beside(here))
             kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None, self.sketch(y0))
-            return (ys, told and told.state), (kept, of, (*rest[:2], told))
+            return (ys, told and told.state), (kept, told)
 
-        def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array]:
+        def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array, Any]:
             kept, of, rest = residuals
             here = dataclasses.replace(bound(of, rest), again=True)
             sums = jax.tree.map(jnp.zeros_like, of)
             return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
 
-        told = run.replay and run.replay.told
-        weights = alike(weights, y0)
-        moving = reverse_only((alike(y0, weights), (weights.inexact, weights.closed)), self.stats.gradient)
-        arguments = (*moving, (weights.other, weights.constants, told), alike(probe, moving))
-        if field.collective:  # traced here, where named axes are known: JAX will call them where these are not
-            (ys, _), residuals = eqx.filter_eval_shape(forward, *arguments)
-            backward = eqx.filter_closure_convert(backward, residuals, ys)
-            forward = eqx.filter_closure_convert(forward, *arguments)
+        return tuple(compiled(each, key) for each in (primal, forward, backward))
 
-        network = jax.custom_vjp(primal)
+    def network(self, run: Run, programs: tuple[Callable[..., Any], ...], arguments: Any) -> Callable[..., Any]:
+        """The solve as a function of arrays alone, with this way back; made anew for each solve, see `settled`.
 
-        def back(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
-            g, sums, residual = once(self.stats.gradient, backward(residuals, gradients[0]))
+        Args:
+            run: without its arrays.
+            programs: see there; those of a solve before it may do.
+            arguments: examples.
+        """
+        at_once, for_way_back, way_back = programs
+
+        def there(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Any, Any]:
+            found, (kept, told) = for_way_back(y0, of, rest)
+            return found, (kept, of, (*rest[:2], told))
+
+        def back(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array]:
+            g, sums, residual, trouble = way_back(residuals, gradients)
+            return self.settled((g, sums, residual), trouble)
+
+        if run.field.collective:  # traced here, where named axes are known: JAX will call them where these are not
+            (ys, _), residuals = eqx.filter_eval_shape(there, *arguments)
+            back = eqx.filter_closure_convert(back, residuals, ys)
+            there = eqx.filter_closure_convert(there, *arguments)
+
+        def refusing(residuals: Any, gradients: Any) -> tuple[Leaves, Any, None, Array]:
+            g, sums, residual = once(self.stats.gradient, back(residuals, gradients[0]))
             return g, sums, None, alike(residual, g, sums)
 
-        network.defvjp(forward, back)
-        ys, state = network(*arguments)
-        return ys, told and dataclasses.replace(told, state=lax.stop_gradient(state))
+        @jax.custom_vjp
+        def network(y0: Leaves, of: Any, rest: Any, probe: Array) -> Any:
+            return at_once(y0, of, rest)
+
+        network.defvjp(there, refusing)
+        return network
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from odenet import Stats
-from odenet.kit import BUCKETS, DOUBTFUL, Alarm, channel_axes, floor, place, signs
+from odenet.kit import BUCKETS, DOUBTFUL, Alarm, channel_axes, floor, signs
 from odenet_jax.field.state import Leaves
 
 Tree = TypeVar("Tree")
@@ -108,8 +108,8 @@ def _sketched(leaf: Array, axis: int) -> Array:
     return rows.reshape(*rows.shape[:-1], -1, BUCKETS).sum(-2)
 
 
-def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, g: Leaves, sums: Tree) -> tuple[Leaves, Tree]:
-    """The gradients, which say it when they are there if the worst error is large.
+def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a way back found, which says it when it is there if the worst error is large.
 
     Said by the host while the program runs; not by a program that `jax.export` made, which has no host to call.
 
@@ -118,10 +118,11 @@ def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, g: Leav
         alarm: of the network; None where nothing is to be said.
         steps: of the way back.
         worst: of the errors that the way back came to know of.
-        g, sums: the gradients of the state at t0, and of weights.
+        found: the gradients of the state at t0, of weights, others if there are any, and the residual.
     """
     if alarm is None:
-        return g, sums
+        return found
+    g, sums, *others, residual = found
     error, n, steps = (lax.stop_gradient(leaf) for leaf in (*worst, jnp.asarray(steps, jnp.int32)))
     # by way of a number that gradients need: a call that gives nothing is taken for one that does nothing
     zero = _told.bind(error, n, steps, tell=functools.partial(_tell, alarm, stats.gradient, stats.solver))
@@ -129,7 +130,7 @@ def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, g: Leav
     small = min(range(len(leaves)), key=lambda i: leaves[i].size, default=None)
     if small is not None:
         leaves[small] = leaves[small] + zero.astype(leaves[small].dtype)
-    return tied(zero, g), jax.tree.unflatten(structure, leaves)
+    return tied(zero, g), jax.tree.unflatten(structure, leaves), *tied(zero, others), residual
 
 
 def tied(zero: Array, tree: Tree) -> Tree:
@@ -138,7 +139,7 @@ def tied(zero: Array, tree: Tree) -> Tree:
 
 
 def _tell(alarm: Alarm, gradient: str, solver: str, error: Any, n: Any, steps: Any) -> None:
-    alarm.tell(float(error), f"{gradient} through {int(steps)} steps of {solver}", place(int(n), int(steps)))
+    alarm.tell(float(error), gradient, solver, int(steps), int(n))
 
 
 _told = Primitive("odenet_certificate")

@@ -57,7 +57,7 @@ class Recomputation(Adjoint):
         """See `Adjoint.discover`."""
         self.method = resolved(self.method, run, y0)
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         carry = (gradients.end(), sums)
         if self.method.states is not None:
@@ -73,7 +73,7 @@ class Recomputation(Adjoint):
 
                 carry = descend(step, total + count, count, carry)
         g, sums = carry
-        return g, sums, jnp.zeros((), run.layout.time)
+        return g, sums, jnp.zeros((), run.layout.time), None
 
     def turn(self, run: Run, states: Leaves, gradients: Joining, carry: Any) -> Any:
         """All turns of the optimal schedule, the kept states in a buffer with one row more than states may be kept."""

@@ -37,7 +37,7 @@ class Costate(Adjoint):
         """See `Adjoint.keeps`."""
         return range(run.grid.steps) if self.method.interpolate else ()
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         assert kept.end is not None
         solver, steps = self.method.backward(self.solver, run.grid.steps)
@@ -55,7 +55,7 @@ class Costate(Adjoint):
 
         (y,) = kept.end
         _, a, sums = descend(step, steps, steps, (y, meeting.end(), sums))
-        return a, sums, jnp.zeros((), run.layout.time)
+        return a, sums, jnp.zeros((), run.layout.time), None
 
     def between(self, run: Run, n: Any, start: Leaves, end: Leaves) -> Between:
         """y within step n of the forward solve: the kept states, and the cubic Hermite interpolant between them."""

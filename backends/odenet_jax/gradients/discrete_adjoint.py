@@ -36,8 +36,8 @@ class Reversal(Adjoint):
     """Backward from y[N], a step at a time."""
 
     def __init__(self, method: DiscreteAdjoint, stats: Stats, alarm: Alarm | None) -> None:
-        super().__init__(stats)
-        self.method, self.alarm = method, alarm
+        super().__init__(stats, alarm)
+        self.method = method
 
     def sketch(self, y0: Leaves) -> Sketch | None:
         """See `Adjoint.sketch`."""
@@ -47,7 +47,7 @@ class Reversal(Adjoint):
         """See `Adjoint.keeps`."""
         return self.method.anchored(run.grid.steps)
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         assert kept.end is not None
         steps, method, (y,) = run.grid.steps, self.method, kept.end
@@ -87,8 +87,7 @@ class Reversal(Adjoint):
         y, g, sums, worst, _, trouble = carry
         assert kept.sketch is not None
         worst = worse(worst, kept.sketch.error(y), -1)
-        g, sums = self.settled(g, sums, trouble, worst[0])
-        return *certify(self.stats, self.alarm, steps, worst, g, sums), worst[0]
+        return g, sums, worst[0], (trouble, steps, worst)
 
     def predict(
         self, run: Run, n: Any, y: Leaves, seen: tuple[Leaves, ...], trouble: Trouble, *, early: bool
@@ -131,30 +130,35 @@ class Reversal(Adjoint):
         new = ~(residual <= tolerance) & (trouble[0] < 0)
         return z, jax.tree.map(lambda now, before: jnp.where(new, now, before), (n, first, residual), trouble)
 
-    def settled(self, g: Leaves, sums: Sums, trouble: Trouble, certificate: Array) -> tuple[Leaves, Sums]:
-        """The gradients of the state at t0 and of weights, if every step was undone to the tolerance, and all were.
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """See `Adjoint.settled`. The gradients, if every step was undone to the tolerance, and all were.
 
         Raises:
             GradientError: they were not; a compiled program raises a RuntimeError of this message when it runs, with
                 the power of ten of what was reached.
         """
+        trouble, steps, worst = trouble
+        return certify(self.stats, self.alarm, steps, worst, self._undone(found, trouble, worst[0]))
+
+    def _undone(self, found: Any, trouble: Trouble, certificate: Array) -> Any:
         method = self.method
         if method.tolerance is None:
-            return g, sums
+            return found
         n, first, last = trouble
         if not isinstance(n, Tracer):
             if n.item() >= 0:
                 raise self.method.stuck(f"step {n.item()}", f"went from {first.item():.1e} to {last.item():.1e}")
             if not certificate.item() <= method.tolerance:
                 raise self.method.grown(f"{certificate.item():.1e}")
-            return g, sums
+            return found
         stuck = [str(self.method.stuck("a step", f"is about {size}")) for size in _SIZES]
         grown = [str(self.method.grown(f"about {size}")) for size in _SIZES]
         # by way of a number: what passes through error_if itself loses its sharding over devices
         zero = eqx.branched_error_if(jnp.zeros(()), n >= 0, _size(last), stuck)
         zero = eqx.branched_error_if(zero, ~(certificate <= method.tolerance), _size(certificate), grown)
         # whichever gradients are wanted: where only those of weights are, that of the state is never worked out
-        return tied(zero, (g, sums))
+        *gradients, residual = found
+        return *tied(zero, gradients), residual
 
 
 _SIZES = ("less than 1e-15", *(f"1e{power}" for power in range(-15, 2)), "more than 1e2, or not finite")
@@ -173,6 +177,11 @@ class AdaptiveReversal(WayBack):
         self.method = method
         self.fixed = Reversal(method, stats, alarm)
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """See `WayBack.choices`."""
+        return self.fixed.choices
+
     def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
         anchors = self.method.anchors
@@ -180,7 +189,7 @@ class AdaptiveReversal(WayBack):
 
     def back(
         self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
-    ) -> tuple[Leaves, Sums, Array]:
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`."""
         stretch, anchors, method = Stretch(run, walked, gradients), walked.record.states, self.method
 
@@ -209,8 +218,11 @@ class AdaptiveReversal(WayBack):
         state = (walked.pace.accepted - 1, walked.last, g, output, sums, worst, trouble)
         _, y, g, output, sums, worst, trouble = repeat(alive, step, state)
         worst = worse(worst, relative(subtract(y, y0), y0), -1)
-        g, sums = self.fixed.settled(stretch.finish(g, output), sums, trouble, worst[0])
-        return *certify(self.fixed.stats, self.fixed.alarm, walked.pace.accepted, worst, g, sums), worst[0]
+        return stretch.finish(g, output), sums, worst[0], (trouble, walked.pace.accepted, worst)
+
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """See `WayBack.settled`."""
+        return self.fixed.settled(found, trouble)
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:

@@ -32,7 +32,16 @@ Ends = tuple[Leaves, Leaves, Leaves, tuple[Leaves, ...]]
 """The state at the end, those at the kept times, and what dense output reads, as in `Cotangents`."""
 
 
-def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int, gate: Gate) -> Ends:
+def most_steps(walked: Walked) -> int:
+    """The most steps of a program for a solve: a power of two where they are known, so that few are compiled."""
+    assert walked.record.nodes is not None
+    count, most = walked.pace.accepted, walked.record.nodes.shape[0] - 1
+    if isinstance(count, Tracer):
+        return most
+    return max(1, min(most, 1 << max(int(count) - 1, 0).bit_length()))
+
+
+def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int, gate: Gate, most: int) -> Ends:
     """The end of the accepted steps from y0, and what lies within them.
 
     Args:
@@ -42,6 +51,7 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         ts: the kept times; None where that is its end alone.
         dense: of how many steps what dense output reads; 0 for none.
         gate: `gated` where cotangents are to go back.
+        most: see `most_steps`.
     """
     assert walked.record.nodes is not None
     nodes, count, sign = walked.record.nodes, walked.pace.accepted, run.line.sign
@@ -52,7 +62,7 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         inner = jnp.minimum(jnp.sum(before, 1, dtype=jnp.int32), count) - 1
     if walked.position is not None:
         inner = jnp.concatenate([inner, count[None] - 1])
-    y1, starts, stacked = _loop(run, walked, y0, inner, dense, gate)
+    y1, starts, stacked = _loop(run, walked, y0, inner, dense, gate, max(most, dense))
 
     def within(place: tuple[Array, Array, Array, Leaves]) -> Leaves:
         go, n, position, y = place
@@ -94,13 +104,11 @@ def _read(gate: Gate, go: Array, run: Along, *reads: Any) -> tuple[Any, ...]:
     return dataclasses.replace(run, weights=weights, slot=slot), *others
 
 
-def _loop(run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int, gate: Gate) -> tuple[Leaves, Leaves, Any]:
+def _loop(
+    run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int, gate: Gate, most: int
+) -> tuple[Leaves, Leaves, Any]:
     """The end, the states at the start of some steps, and what dense output reads."""
-    assert walked.record.nodes is not None
-    count, most = walked.pace.accepted, walked.record.nodes.shape[0] - 1
-    if not isinstance(count, Tracer):  # a power of two, so that few programs are compiled
-        most = max(1, min(most, 1 << max(int(count) - 1, 0).bit_length()))
-    most = max(most, dense)
+    count = walked.pace.accepted
     chunk = max(1, math.isqrt(most))
 
     def step(carry: tuple[Leaves, Leaves], n: Array) -> tuple[tuple[Leaves, Leaves], Any]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Problem, ReversibleSolver, Stats
-from odenet.kit import Alarm, alarm
+from odenet.kit import alarm
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.certificate import certify, relative
@@ -24,11 +24,7 @@ from odenet_jax.steps.fixed import Run, Solve
 class Retrace(Adjoint):
     """Back from what the solver carries at t1."""
 
-    def __init__(self, stats: Stats, alarm: Alarm | None) -> None:
-        super().__init__(stats)
-        self.alarm = alarm
-
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         solver, h, steps = run.solver, run.grid.h, run.grid.steps
         assert isinstance(solver, ReversibleSolver)
@@ -47,7 +43,12 @@ class Retrace(Adjoint):
         y, defect, gradient = solver.origin(pull, h, pair, g)
         residual = relative(defect, y).astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
-        return *certify(self.stats, self.alarm, steps, (residual, jnp.int32(-1)), gradient, sums), residual
+        return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
+
+    def settled(self, found: Any, trouble: Any) -> Any:
+        """See `Adjoint.settled`."""
+        steps, worst = trouble
+        return certify(self.stats, self.alarm, steps, worst, found)
 
 
 @dataclass(frozen=True)

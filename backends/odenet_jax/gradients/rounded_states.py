@@ -95,7 +95,7 @@ class RoundedStates(checkpoint.Recomputation):
         halves = self.method.bits == 16 and run.solver.stages == 1
         return Chains(self.method, tuple(kind if halves and kind in HALF else None for kind in run.layout.given))
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array]:
+    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         assert kept.end is not None
         end: Any = kept.end
@@ -117,9 +117,9 @@ class RoundedStates(checkpoint.Recomputation):
         ]
         errors = [(error + drift).astype(run.layout.time) for (_, error, _), drift in zip(links, drifts, strict=True)]
         certificate = functools.reduce(jnp.maximum, errors)
-        return self.within((g, sums, certificate))
+        return g, sums, certificate, None
 
-    def within(self, found: tuple[Leaves, Sums, Array]) -> tuple[Leaves, Sums, Array]:
+    def settled(self, found: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
         """What the way back found, if the certificate, the last of it, is within the tolerance.
 
         Raises:

@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from odenet import NetSpec
-from odenet.kit import Unit, units
-from odenet_jax.nets.convolution import convolve, convolve_in_loop, group_norm, largest
+from odenet.kit import NORM_MOMENTUM, Unit, units
+from odenet_jax.nets.convolution import batch_norm, by_statistics, convolve, convolve_in_loop, group_norm, largest
 
 Weights = Mapping[str, Array]
+Normalise = Callable[[NetSpec, Array, Weights, str], Array]
+"""Of a network, an image, weights, and how the names of the normalisation's own begin among these."""
 _ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
 
 def field(spec: NetSpec) -> Callable[[Array, Array, Weights], Array]:
-    """The field f(t, y, w) of a spec's blocks."""
+    """The field f(t, y, w) of a spec's blocks, without batch normalisation."""
     activation = _ACTIVATIONS[spec.activation]
 
     def linear(t: Array, y: Array, w: Weights) -> Array:
@@ -28,30 +30,30 @@ def field(spec: NetSpec) -> Callable[[Array, Array, Weights], Array]:
         return hidden @ w["linear2.weight"].T + w["linear2.bias"]
 
     def images(t: Array, y: Array, w: Weights) -> Array:
-        return _branch(spec, y, w, 1)
+        return branch(spec, y, w, 1, _norm)
 
     return {"linear": linear, "mlp": mlp}.get(spec.block, images)
 
 
-def enter(spec: NetSpec, weights: Weights, x: Array) -> Array:
+def enter(spec: NetSpec, weights: Weights, x: Array, normalise: Ordinary) -> Array:
     """The first state of a batch of inputs."""
     if not spec.of_images:
         return x @ weights["stem.weight"].T + weights["stem.bias"]
     kernel, stride, padding = spec.stem
     y = convolve(x, weights["stem.weight"], stride, padding) + weights["stem.bias"][:, None, None]
     if spec.ends_stem:
-        y = _ACTIVATIONS[spec.activation](_norm(spec, y, _inside(weights, "stem."), "norm."))
+        y = _ACTIVATIONS[spec.activation](normalise(spec, y, weights, "stem.norm."))
     if kernel == 7:
         y = largest(y, 3, 2, 1)
     for unit in units(spec)[0]:
-        y = _residual(spec, unit, y, weights)
+        y = _residual(spec, unit, y, weights, normalise)
     return y
 
 
-def leave(spec: NetSpec, weights: Weights, y: Array) -> Array:
+def leave(spec: NetSpec, weights: Weights, y: Array, normalise: Ordinary) -> Array:
     """Logits of a batch of final states."""
     for unit in units(spec)[1]:
-        y = _residual(spec, unit, y, weights)
+        y = _residual(spec, unit, y, weights, normalise)
     if spec.of_images:
         batch, width, *image = y.shape
         parts = [side for size in image for side in (spec.grid, size // spec.grid)]
@@ -59,23 +61,30 @@ def leave(spec: NetSpec, weights: Weights, y: Array) -> Array:
     return y @ weights["head.weight"].T + weights["head.bias"]
 
 
-def _residual(spec: NetSpec, unit: Unit, y: Array, weights: Weights) -> Array:
-    w = _inside(weights, unit.name)
-    branch = _branch(spec, y, w, unit.stride)
+def _residual(spec: NetSpec, unit: Unit, y: Array, w: Weights, normalise: Normalise) -> Array:
+    slope = branch(spec, y, w, unit.stride, normalise, unit.name)
     if not unit.projects:
-        return y + branch
-    projected = _biased(convolve(y, w["project.weight"], unit.stride, 0), w, "project.bias")
-    return _norm(spec, projected, w, "project.norm.") + branch
+        return y + slope
+    project = f"{unit.name}project."
+    projected = _biased(convolve(y, w[f"{project}weight"], unit.stride, 0), w, f"{project}bias")
+    return normalise(spec, projected, w, f"{project}norm.") + slope
 
 
-def _branch(spec: NetSpec, y: Array, w: Weights, stride: int) -> Array:
-    """f of convolutional blocks; the first of the largest kernels has the stride."""
+def branch(spec: NetSpec, y: Array, w: Weights, stride: int, normalise: Normalise, start: str = "") -> Array:
+    """f of convolutional blocks; the first of the largest kernels has the stride.
+
+    Args:
+        spec, y, w: of the network.
+        stride: of the block.
+        normalise: behind each convolution.
+        start: how the names of the block's weights begin.
+    """
     count = 3 if spec.block == "bottleneck" else 2
     for i in range(1, count + 1):
-        weight = w[f"conv{i}.weight"]
+        weight = w[f"{start}conv{i}.weight"]
         strided = stride > 1 and i == count - 1
         y = convolve(y, weight, stride, weight.shape[-1] // 2) if strided else convolve_in_loop(y, weight)
-        y = _norm(spec, _biased(y, w, f"conv{i}.bias"), w, f"norm{i}.")
+        y = normalise(spec, _biased(y, w, f"{start}conv{i}.bias"), w, f"{start}norm{i}.")
         if i < count:
             y = _ACTIVATIONS[spec.activation](y)
     return y
@@ -91,5 +100,34 @@ def _norm(spec: NetSpec, y: Array, w: Weights, name: str) -> Array:
     return group_norm(y, w[f"{name}weight"], w[f"{name}bias"])
 
 
-def _inside(weights: Weights, start: str) -> Weights:
-    return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
+class Ordinary:
+    """Normalisation of what is evaluated once in a pass, and never run again by a gradient method.
+
+    Args:
+        training: whether batches are normalised by themselves.
+
+    Attributes:
+        moved: the running statistics that were met in training, as they are after the pass, by name.
+    """
+
+    def __init__(self, training: bool) -> None:
+        self.training = training
+        self.moved: dict[str, Array] = {}
+
+    def __call__(self, spec: NetSpec, y: Array, w: Weights, name: str) -> Array:
+        """The normalised image."""
+        if not spec.counts:
+            return _norm(spec, y, w, name)
+        if not self.training:
+            return by_running(spec, y, w, name)
+        y, seen = batch_norm(y, w[f"{name}weight"], w[f"{name}bias"])
+        for kind, now in zip(("running_mean", "running_var"), seen, strict=True):
+            running = lax.stop_gradient(w[f"{name}{kind}"])
+            self.moved[f"{name}{kind}"] = running + NORM_MOMENTUM * (now - running)
+        return y
+
+
+def by_running(spec: NetSpec, y: Array, w: Weights, name: str) -> Array:
+    """By the running statistics among the weights, which have no gradient."""
+    mean, variance = (lax.stop_gradient(w[f"{name}{kind}"]) for kind in ("running_mean", "running_var"))
+    return by_statistics(y, mean, variance, w[f"{name}weight"], w[f"{name}bias"])

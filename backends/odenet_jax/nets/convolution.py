@@ -1,4 +1,4 @@
-"""Convolution and group normalisation, as the networks of a `NetSpec` have them."""
+"""Convolution and normalisation, as the networks of a `NetSpec` have them."""
 
 from __future__ import annotations
 
@@ -50,4 +50,19 @@ def group_norm(y: Array, weight: Array, bias: Array) -> Array:
     mean = grouped.mean(-1, keepdims=True)
     variance = grouped.var(-1, keepdims=True)
     normal = ((grouped - mean) * lax.rsqrt(variance + NORM_EPSILON)).reshape(y.shape)
+    return normal * weight[:, None, None] + bias[:, None, None]
+
+
+def batch_norm(y: Array, weight: Array, bias: Array) -> tuple[Array, Array]:
+    """Normalisation of (batch, channels, height, width) over all but channels; and mean and unbiased variance, shape
+    (2, channels), without a gradient."""
+    count = y.size // y.shape[1]
+    mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3))
+    statistics = lax.stop_gradient(jnp.stack([mean, variance * (count / (count - 1))]))
+    return by_statistics(y, mean, variance, weight, bias), statistics
+
+
+def by_statistics(y: Array, mean: Array, variance: Array, weight: Array, bias: Array) -> Array:
+    """(batch, channels, height, width) with given mean and variance of each channel."""
+    normal = (y - mean[:, None, None]) * lax.rsqrt(variance + NORM_EPSILON)[:, None, None]
     return normal * weight[:, None, None] + bias[:, None, None]

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, StateError
+from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, StateError, UnsupportedError
 from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
-from odenet_jax.field.replay import call, tell
+from odenet_jax.field.replay import Told, call, tell
 from odenet_jax.gradients.solve import solve_problem, solve_telling
-from odenet_jax.nets.blocks import Weights, enter, field, leave
+from odenet_jax.nets.blocks import Ordinary, enter, field, leave
+from odenet_jax.nets.counting import counting_field, moved, told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -234,11 +235,13 @@ class NeuralODE(eqx.Module):
 
 
 class OdeNet(eqx.Module):
-    """The network of a `NetSpec`; `weights` has the spec's names.
+    """The network of a `NetSpec`; `weights` has the spec's names, and `statistics` those of running statistics.
+
+    A call is one in evaluation: batch normalisation is by the running statistics. `in_training` is the other.
 
     Args:
         spec: what to build.
-        weights: by name, as NumPy arrays.
+        weights: by name, as NumPy arrays, with the running statistics.
         solver, gradient: names or records.
         dtype: of the parameters.
 
@@ -246,7 +249,8 @@ class OdeNet(eqx.Module):
     """
 
     weights: dict[str, Array]
-    function: Callable[[Array, Array, Weights], Array] = eqx.field(static=True)
+    statistics: dict[str, Array]
+    function: Callable[..., Any] = eqx.field(static=True)
     spec: NetSpec = eqx.field(static=True)
     solver: AnySolver = eqx.field(static=True)
     gradient: Gradient = eqx.field(static=True)
@@ -261,18 +265,40 @@ class OdeNet(eqx.Module):
         dtype: Any = jnp.float32,
     ) -> None:
         spec.check(weights)
+        if spec.norm == "batch-eval-backward":
+            raise UnsupportedError(
+                f"norm={spec.norm!r} on JAX, where a block cannot tell the way back from the way forth",
+                "norm='batch', 'group' or 'none'; backend torch",
+            )
         self.spec = spec
         self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
-        self.function = field(spec)
+        self.function = counting_field(spec) if spec.counts else field(spec)
         self.weights = {name: jnp.asarray(weights[name], dtype) for name in spec.shapes()}
+        self.statistics = {name: jnp.asarray(weights[name], dtype) for name in spec.statistics()}
 
     def __call__(self, x: Array, probe: Array | None = None) -> Array:
         """Logits, or final states; for `probe` see `odenet_jax.solve`."""
-        spec, weights = self.spec, self.weights
+        return self._run(x, probe, training=False)[0]
+
+    def in_training(self, x: Array, probe: Array | None = None) -> tuple[Array, dict[str, Array]]:
+        """The same with batches normalised by themselves, and the running statistics after it, which count the batch
+        once; the network's own stay as they are. `eqx.tree_at(lambda net: net.statistics, net, after)` has the new.
+
+        Raises:
+            InputError: a batch that gives a normalisation one value.
+        """
+        return self._run(x, probe, training=True)
+
+    def _run(self, x: Array, probe: Array | None, training: bool) -> tuple[Array, dict[str, Array]]:
+        spec, weights = self.spec, self.weights | self.statistics
+        counts, ordinary = training and spec.counts, Ordinary(training)
+        if training:
+            spec.check_training(len(x))
         y = x if spec.of_images else x.reshape(x.shape[0], -1)
         if spec.classes is not None:
-            y = enter(spec, weights, y)
-        inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
+            y = enter(spec, weights, y, ordinary)
+        read = self.weights if counts else weights
+        inner = {name.removeprefix("block."): w for name, w in read.items() if name.startswith("block.")}
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
         made = problem(
@@ -284,9 +310,11 @@ class OdeNet(eqx.Module):
             solver=self.solver,
             gradient=self.gradient,
         )
-        y = self.solve(made, probe).ys[0]
-        return y if spec.classes is None else leave(spec, weights, y)
+        solution, totals = self.solve(made, probe, told(spec, self.statistics, made) if counts else None)
+        y = solution.ys[0]
+        y = y if spec.classes is None else leave(spec, weights, y, ordinary)
+        return y, self.statistics | ordinary.moved | (moved(self.statistics, totals) if counts else {})
 
-    def solve(self, made: Problem, probe: Array | None) -> Solution:
-        """Takes the steps; a network whose steps are another library's has its own."""
-        return solve_problem(made, probe)
+    def solve(self, made: Problem, probe: Array | None, told: Told | None) -> tuple[Solution, Any]:
+        """Takes the steps, as `solve_telling`; a network whose steps are another library's has its own."""
+        return solve_telling(made, probe, told)

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from odenet import Event, InputError
 from odenet.kit import Tableau, interpolant
 from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import Clock, Parts, beyond, roundings, since, spelled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
@@ -208,7 +209,7 @@ class Watch:
             crossed = self.happened(t + inner * h, at(inner), look.before).any()
             return look._replace(low=jnp.where(crossed, look.low, inner), high=jnp.where(crossed, inner, look.high))
 
-        return lax.while_loop(wide, halve, look)
+        return lax.while_loop(wide, halve, alike(look, t, h))
 
     def _first(self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look, positions: Array) -> Look:
         """On to each of the positions, until an entry changes."""
@@ -218,7 +219,7 @@ class Watch:
         def on(i: Any, look: Look) -> Look:
             return self._seen(look, positions[i], t + positions[i] * h, at(positions[i]))
 
-        return lax.fori_loop(0, positions.shape[0], on, look)
+        return lax.fori_loop(0, positions.shape[0], on, alike(look, t, h))
 
     def _seen(self, look: Look, position: Array, t: Array, y: Leaves) -> Look:
         """A look at one more position; nothing is seen any more once an entry has changed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from jax import Array, lax
 from odenet import Grid, ReversibleSolver
 from odenet.kit import StagedSolver, add, increment, positions
 from odenet_jax.field.field import Field, Slot, Weights
+from odenet_jax.field.fingerprint import described
 from odenet_jax.field.replay import Replay, Told, after
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
@@ -46,6 +47,23 @@ class Run:
     slot: Slot | None = None
     replay: Replay | None = None
     again: bool = False
+
+    def key(self, *more: Any) -> Hashable | None:
+        """What its programs are kept by (see `odenet_jax.field.programs`), with what else these depend on."""
+        if self.field.key is None:
+            return None
+        layout = self.layout
+        found = described(self.grid, self.solver, *more)
+        if found is None:
+            return None
+        return found, self.field.key, (layout.structure, layout.given, layout.carried, layout.time)
+
+    def hoisted(self, y0: Leaves) -> Run:
+        """The run with its field hoisted, see `Field.hoist`."""
+        t = jnp.asarray(self.grid.t0, self.layout.time)
+        example = () if self.replay is None else self.replay.told.example()
+        field, weights = self.field.hoist(self.weights, t, self.layout.call(y0), *example)
+        return dataclasses.replace(self, field=field, weights=weights)
 
     def require_times(self, y0: Leaves) -> None:
         """Raises GridError where the number type cannot tell the grid's times, and the field reads them."""

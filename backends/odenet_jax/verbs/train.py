@@ -34,7 +34,7 @@ class Descent(Trainer):
     ) -> None:
         self.model = model
         self.momentum, self.weight_decay = momentum, weight_decay
-        self.weights = dict(model.weights)
+        self.weights, self.statistics = dict(model.weights), dict(model.statistics)
         self.factors = tuple(learning(self.weights, rates).items())
         with like(self.weights.values()):
             self.velocities = {name: jnp.zeros_like(weight) for name, weight in self.weights.items()}
@@ -52,7 +52,8 @@ class Descent(Trainer):
             rates = jnp.asarray([lr, self.momentum, self.weight_decay], example.dtype)
             program, peak = _step_program(*self._kind(x), y.shape, self.factors)
             self._peak = max(peak, self._peak or 0)
-            self.weights, self.velocities, told = program(self.weights, self.velocities, rates, x, y)
+            before = self.weights, self.velocities, self.statistics
+            (self.weights, self.velocities, self.statistics), told = program(before, rates, x, y)
             loss, correct, residual = jax.device_get(told)
         certificate = float(residual) if self._method().certifies else None
         if self.auditor is not None:
@@ -64,13 +65,13 @@ class Descent(Trainer):
         """See `Trainer`."""
         with like(self.weights.values()):
             x = on(next(iter(self.weights.values())), inputs)
-            return np.asarray(_predict_program(*self._kind(x))(self.weights, x))
+            return np.asarray(_predict_program(*self._kind(x))(self.weights, self.statistics, x))
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Trainer`."""
         return {
             start + name: np.array(leaf)
-            for start, leaves in ((WEIGHT, self.weights), (VELOCITY, self.velocities))
+            for start, leaves in ((WEIGHT, self.weights | self.statistics), (VELOCITY, self.velocities))
             for name, leaf in leaves.items()
         }
 
@@ -79,9 +80,9 @@ class Descent(Trainer):
         found = checked_state(self.model.spec, state)
         with like(self.weights.values()):
             example = next(iter(self.weights.values()))
-            self.weights, self.velocities = (
-                {name: jnp.array(found[start][name], example.dtype) for name in self.weights}
-                for start in (WEIGHT, VELOCITY)
+            self.weights, self.statistics, self.velocities = (
+                {name: jnp.array(found[start][name], example.dtype) for name in names}
+                for start, names in ((WEIGHT, self.weights), (WEIGHT, self.statistics), (VELOCITY, self.weights))
             )
 
     def peak_bytes(self) -> int | None:
@@ -123,7 +124,7 @@ class Descent(Trainer):
 
 
 def _empty(net: type[OdeNet], spec: NetSpec, solver: AnySolver, gradient: Gradient, dtype: str) -> OdeNet:
-    zeros = {name: np.zeros(shape) for name, shape in spec.shapes().items()}
+    zeros = {name: np.zeros(shape) for name, shape in (spec.shapes() | spec.statistics()).items()}
     return net(spec, zeros, solver=solver, gradient=gradient, dtype=dtype)
 
 
@@ -149,24 +150,27 @@ def _step_program(
     """
     model = _empty(net, spec, solver, gradient, dtype)
 
-    def loss(some: dict[str, Array], probe: Array, weights: Any, x: Array, y: Array) -> tuple[Array, Array]:
-        outputs = eqx.tree_at(lambda m: m.weights, model, weights | some)(x, probe)
-        return mean_loss(outputs, y), outputs
+    def loss(some: dict[str, Array], probe: Array, weights: Any, statistics: Any, x: Array, y: Array) -> Any:
+        whole = eqx.tree_at(lambda m: (m.weights, m.statistics), model, (weights | some, statistics))
+        outputs, after = whole.in_training(x, probe)
+        return mean_loss(outputs, y), (outputs, after)
 
-    def step(weights: Any, velocities: Any, rates: Array, x: Array, y: Array) -> Any:
+    def step(state: Any, rates: Array, x: Array, y: Array) -> Any:
+        weights, velocities, statistics = state
         lr, momentum, decay = rates
         probe = jnp.zeros((), rates.dtype)
         before = {name: weights[name] for name, _ in factors}
-        (value, outputs), (gradients, residual) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-            before, probe, weights, x, y
+        (value, (outputs, after)), (gradients, residual) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+            before, probe, weights, statistics, x, y
         )
         pushed = {name: momentum * velocities[name] + (gradients[name] + decay * w) for name, w in before.items()}
         moved = {name: before[name] - factor * lr * pushed[name] for name, factor in factors}
-        return weights | moved, velocities | pushed, (value, (outputs.argmax(1) == y).sum(), residual)
+        told = value, (outputs.argmax(1) == y).sum(), residual
+        return (weights | moved, velocities | pushed, after), told
 
     x, y = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(targets, np.int32)
     rates = jax.ShapeDtypeStruct((3,), dtype)
-    program = jax.jit(step).lower(model.weights, model.weights, rates, x, y).compile()
+    program = jax.jit(step).lower((model.weights, model.weights, model.statistics), rates, x, y).compile()
     return program, peak_bytes(program)[0]
 
 
@@ -174,10 +178,10 @@ def _step_program(
 def _predict_program(
     net: type[OdeNet], spec: NetSpec, solver: AnySolver, gradient: Gradient, dtype: str, device: Any, shape: Any
 ) -> Any:
-    """The network as a function of weights and inputs."""
+    """The network in evaluation as a function of weights, running statistics and inputs."""
     model = _empty(net, spec, solver, gradient, dtype)
 
-    def predict(weights: Any, x: Array) -> Array:
-        return eqx.tree_at(lambda m: m.weights, model, weights)(x)
+    def predict(weights: Any, statistics: Any, x: Array) -> Array:
+        return eqx.tree_at(lambda m: (m.weights, m.statistics), model, (weights, statistics))(x)
 
-    return jax.jit(predict).lower(model.weights, jax.ShapeDtypeStruct(shape, dtype)).compile()
+    return jax.jit(predict).lower(model.weights, model.statistics, jax.ShapeDtypeStruct(shape, dtype)).compile()

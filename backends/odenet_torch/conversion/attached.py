@@ -18,9 +18,10 @@ from torch import nn
 
 from odenet import Backprop, ConversionError, DiscreteAdjoint
 from odenet_torch.conversion.layer import written_to
-from odenet_torch.conversion.layer_run import LayerRun
+from odenet_torch.conversion.layer_run import LayerRun, rounds
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.recomputed import recomputed
+from odenet_torch.conversion.rounded import rounded
 from odenet_torch.conversion.ways import Ways
 from odenet_torch.gradients.adjoint import refuse_transforms
 
@@ -124,4 +125,6 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
         )
     if isinstance(run.gradient, DiscreteAdjoint):
         return linked(layer, plain, args, kwargs, run.gradient)
+    if rounds(run.gradient):
+        return rounded(layer, plain, args, kwargs, run.gradient)
     return recomputed(layer, plain, args, kwargs)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from odenet import Auto, Backprop, Checkpoint, Gradient, InputError
+from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, InputError
 from odenet.kit import AnySolver
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -18,6 +18,7 @@ from odenet_torch.conversion.calls import check_unchanged, outputs
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, layerwise
+from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.conversion.once_more import require_repeatable
 from odenet_torch.conversion.planned import take_fastest
 from odenet_torch.conversion.runs import Place, Run, runs_of
@@ -150,9 +151,9 @@ def _choose(
 
 def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradient, tolerance: float) -> list[LayerRun]:
     """Let each layer's own forward pass be recorded."""
-    exact = gradient in (Backprop(), Checkpoint())
+    residual = isinstance(gradient, DiscreteAdjoint)
     with torch.no_grad(), no_trace([model]):
-        runs = selection(model, where, example, tolerance, residual=not exact)
+        runs = selection(model, where, example, tolerance, residual=residual)
         expected = [outputs(model, example, training) for training in (False, True)]
         for run in runs:
             for layer in run:
@@ -160,7 +161,8 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
                     require_repeatable(layer.module, layer.calls[0])
     once = any(written_to(call.arguments) for run in runs for layer in run for call in layer.calls)
     attached: dict[int, nn.Module] = {}  # one may stand at several places
-    shared = [LayerRun(gradient, sum(layer.steps for layer in run), tolerance, run[0].why) for run in runs]
+    measured = MeasuredError()
+    shared = [LayerRun(gradient, sum(layer.steps for layer in run), tolerance, run[0].why, measured) for run in runs]
     for run, layer_run in zip(runs, shared, strict=True):
         for layer in run:
             if id(layer.module) not in attached:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.branches import PLAIN, Branch, traced, whole
 from odenet_torch.conversion.sums import added, in_place, version
+from odenet_torch.field.places import OF_MODULES
 from odenet_torch.field.reach import LIBRARIES, data_of_class
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a layer, beside its state."""
-_OF_MODULES = frozenset({*vars(nn.Module()), "odenet_run", "_odenet_ways"})
+_OF_MODULES = OF_MODULES | {"odenet_run", "_odenet_ways"}
 _REMEMBERED = 16  # ways of calling a layer
 _READ_ONLY = (*PLAIN, Tensor, torch.dtype, torch.device)
 

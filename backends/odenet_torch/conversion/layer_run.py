@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -21,10 +21,12 @@ from odenet import (
     Stats,
     UnsupportedError,
 )
-from odenet.kit import Alarm, AnySolver
+from odenet.kit import Alarm, AnySolver, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
+from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.field.field import Field, Stand
+from odenet_torch.field.state import layout
 from odenet_torch.gradients.certificate import Errors, certify
 from odenet_torch.steps.fixed import Run
 
@@ -35,7 +37,12 @@ def layerwise(gradient: Gradient) -> bool:
     """Whether a method can be followed from layer to layer, each of which computes its own output."""
     if isinstance(gradient, DiscreteAdjoint):
         return not gradient.extrapolates
-    return isinstance(gradient, Backprop) or gradient == Checkpoint()
+    return isinstance(gradient, Backprop) or gradient == Checkpoint() or rounds(gradient)
+
+
+def rounds(gradient: Gradient) -> TypeGuard[Checkpoint]:
+    """Whether a method keeps states in few bits."""
+    return isinstance(gradient, Checkpoint) and gradient.bits is not None
 
 
 class _Names(Field):
@@ -57,17 +64,28 @@ class LayerRun:
     """The layers that were converted together: how their gradient is taken, and what that took.
 
     Args:
-        gradient: a record: backprop, checkpoint without an option, or a discrete adjoint that does not extrapolate.
+        gradient: a record: backprop, checkpoint without an option or with bits, or a discrete adjoint that does not
+            extrapolate.
         steps: how many residual branches the layers have together; for exact methods, how many layers.
         tolerance: how far the sum of a layer's branches may be from what the layer returns.
         why: why the layers cannot be undone; None where they can.
+        measured: what is shared with all runs of the model, see `gradient_error`.
     """
 
     along = "piecewise"
 
-    def __init__(self, gradient: Gradient, steps: int, tolerance: float, why: InputError | None = None) -> None:
+    def __init__(
+        self,
+        gradient: Gradient,
+        steps: int,
+        tolerance: float,
+        why: InputError | None = None,
+        measured: MeasuredError | None = None,
+    ) -> None:
         self.steps, self.tolerance, self.why = steps, tolerance, why
+        self.measured = measured or MeasuredError()
         self.errors: list[tuple[int, str, torch.Tensor]] = []
+        self.count = 0  # of the steps of a chain
         self.plan: Plan | None = None
         """How the method was chosen, where the model was converted with `gradient="auto"`."""
         self.gradient = gradient
@@ -83,7 +101,7 @@ class LayerRun:
         if not layerwise(record):
             raise UnsupportedError(
                 f"gradient={record.label!r} for converted layers that compute their own outputs",
-                "backprop, checkpoint without an option, discrete-adjoint without predictor=extrapolate",
+                "backprop, checkpoint without an option or with bits, discrete-adjoint without predictor=extrapolate",
                 f"unconvert the model, and convert it with gradient={record.label!r}",
             )
         if self.why is not None and isinstance(record, DiscreteAdjoint):
@@ -108,20 +126,23 @@ class LayerRun:
     def forget(self) -> None:
         """A chain of layers begins."""
         self.stats = dataclasses.replace(self.stats, residual=None)
-        self.errors = []
+        self.errors, self.count = [], 0
 
     def note(self, step: int, layer: nn.Module, stats: Stats) -> None:
         """A layer was gone back through, whose first branch is `step` in its chain."""
         before = self.stats.residual
         if stats.residual is not None:
             self.errors.append((step, type(layer).__name__, stats.residual))
+            self.count = max(self.count, step + stats.steps)
             self.stats.residual = stats.residual if before is None else torch.maximum(before, stats.residual)
 
-    def certify(self, alarm: Alarm | None, run: Run) -> None:
+    def certify(self, alarm: Alarm | None) -> None:
         """The way back has come to where a chain began: what was noted is said if it is large."""
-        steps = max((step for step, *_ in self.errors), default=0) + run.grid.steps
-        grid = Grid(0.0, float(steps), steps, (steps,))
-        errors = Errors(dataclasses.replace(run, field=_Names(self.errors), grid=grid))
+        if not self.errors:
+            return
+        kind, _ = layout(self.errors[0][2])
+        grid = Grid(0.0, float(self.count), self.count, (self.count,))
+        errors = Errors(Run(_Names(self.errors), kind, grid, staged(_EULER, "a converted model")))
         for step, _, error in self.errors:
             errors.add(error, step)
             errors.worst()  # steps may be left out between this and the next
@@ -131,6 +152,15 @@ class LayerRun:
     def certificate(self) -> float | None:
         """The largest reconstruction residual since the first layer was called last (see `odenet.Stats`)."""
         return self.stats.certificate
+
+    @property
+    def gradient_error(self) -> float | None:
+        """The relative error of the whole gradient of all converted layers, measured; for rounded states.
+
+        It is put together of the errors of each layer's VJP, for a cotangent of signs, which are measured in a layer's
+        first calls and in every 200th. None for other methods, and before the first backward pass.
+        """
+        return self.measured.error if rounds(self.gradient) else None
 
     def __repr__(self) -> str:
         return f"LayerRun(gradient={self.gradient.label}, steps={self.steps})"

@@ -24,9 +24,9 @@ from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
-from odenet_torch.conversion.once_more import FIRST, Rerun
+from odenet_torch.conversion.once_more import FIRST, Rerun, spent
 from odenet_torch.conversion.ways import Way
-from odenet_torch.field.field import Field, Stand, ends, now, unique
+from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import Kept, Sums, _retained, refuse_second_derivatives, unhooked
@@ -77,7 +77,7 @@ def linked(
         for index in range(1, len(branches)):
             rerun.replay.buffers[index, *FIRST[1:]] = rerun.replay.buffers[FIRST]
     given = unique(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.requires_grad)
-    weights = _weights(layer, rerun, new, (x, *given), since)
+    weights = rerun.weights([new], (x, *given), since)
     link = Link(rerun, layer.odenet_run, method, way, branches, x, new, arguments, given, weights)
     y = _Node.apply(link, x, *given, *weights)
     return y if isinstance(out, Tensor) else type(out)((y, *out[1:]))
@@ -89,22 +89,6 @@ def _no_state(layer: nn.Module, does: str) -> ConversionError:
         "a state of real numbers that goes in and comes out in one shape and number type",
         "take gradient='checkpoint', which needs none",
     )
-
-
-def _weights(layer: nn.Module, rerun: Rerun, new: Tensor, known: tuple[Tensor, ...], since: int) -> tuple[Tensor, ...]:
-    """The tensors beside x and the arguments that the new state's gradient goes to."""
-    own = [*rerun.parameters()]
-    leaves, older = ends((new,), since)
-    nodes = {tensor.grad_fn for tensor in (*known, *own)}
-    if unknown := [node for node in older if node not in nodes]:
-        raise ConversionError(
-            f"{type(layer).__name__} reads a tensor that was computed outside of it (by {unknown[0].name()}), needs a "
-            "gradient and is no argument of it",
-            "such tensors as arguments of a layer, or as parameters",
-            "take gradient='checkpoint', which gives it its gradient",
-        )
-    ids = {id(tensor) for tensor in known}
-    return unique((*own, *(leaf for leaf in leaves if id(leaf) not in ids)))
 
 
 class Branches(Field):
@@ -220,7 +204,7 @@ class Link:
         links: list[Link] = [self]
         while links[-1].y is None and links[-1].rebuilt is None:
             if links[-1].after is None:
-                raise _spent()
+                raise spent()
             links.append(links[-1].after)
         last = links[-1]
         y = last.rebuilt if last.y is None else _unwritten(last.y, last.version, last.rerun.layer)
@@ -254,7 +238,7 @@ class Link:
     def pull(self, g: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The gradients by x, and by the given tensors and weights, from that by y."""
         if self.spent:
-            raise _spent()
+            raise spent()
         y = self.end()
         with self.rerun.again(), unhooked(self.weights):
             run, leaves = self.solve(y)
@@ -269,7 +253,7 @@ class Link:
         if self.method == self.run.gradient:
             self.run.note(self.index, self.rerun.layer, stats)
             if self.before is None:
-                self.run.certify(self.alarm, run)
+                self.run.certify(self.alarm)
         before = None if self.before is None else self.before()
         if before is not None and before.y is None:
             assert isinstance(run.field, Branches)
@@ -318,13 +302,6 @@ def _unwritten(state: Tensor, before: int, layer: nn.Module) -> Tensor:
             "take the operation that is not in place, or gradient='checkpoint'",
         )
     return state
-
-
-def _spent() -> GradientError:
-    return GradientError(
-        "a second way back through converted layers, whose states have been let go",
-        "one backward pass, or retain_graph=True in all but the last",
-    )
 
 
 class _Node(torch.autograd.Function):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odenet import GradientError
+from odenet import ConversionError, GradientError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
 from odenet_torch.conversion.layer import Arguments, copied
@@ -17,6 +17,7 @@ from odenet_torch.conversion.sums import in_place
 from odenet_torch.field import late_writes, random_state
 from odenet_torch.field.called_modules import Called, require_same
 from odenet_torch.field.differentiating import refuses_hooks
+from odenet_torch.field.field import ends, unique
 from odenet_torch.field.replay import Key, Place, Replay
 from odenet_torch.field.written_on import version
 
@@ -101,11 +102,12 @@ class Rerun:
         steps: int = 1,
     ) -> None:
         self.layer, self.plain, self.name = layer, plain, name
-        handed = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        kept = arguments if isinstance(x, Tensor) else (arguments, x)
+        handed = [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
         first = next((leaf for leaf in (x, *handed) if isinstance(leaf, Tensor)), None)
         self.device = torch.device("cpu") if first is None else first.device
         named = [(type(layer).__name__, layer)]
-        # x is not among them: it would be kept
+        # a state is not among them: it would be kept
         self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:
@@ -136,6 +138,30 @@ class Rerun:
         """Those that the layer held in its first run, and that need a gradient."""
         return (p for _, p, _, wanted, _ in self._called().parameters if wanted)
 
+    def weights(self, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> tuple[Tensor, ...]:
+        """The tensors that the gradient of outputs goes to, beside known ones.
+
+        Args:
+            outputs: of the first run.
+            known: what the layer was called with.
+            since: a mark from before the first run, see `now`.
+
+        Raises:
+            ConversionError: the layer reads a tensor that was computed elsewhere, and is no argument of it.
+        """
+        own = [*self.parameters()]
+        leaves, older = ends(outputs, since)
+        nodes = {tensor.grad_fn for tensor in (*known, *own)}
+        if unknown := [node for node in older if node not in nodes]:
+            raise ConversionError(
+                f"{type(self.layer).__name__} reads a tensor that was computed outside of it (by {unknown[0].name()}), "
+                "needs a gradient and is no argument of it",
+                "such tensors as arguments of a layer, or as parameters",
+                "take gradient='checkpoint', which gives it its gradient",
+            )
+        ids = {id(tensor) for tensor in known}
+        return unique((*own, *(leaf for leaf in leaves if id(leaf) not in ids)))
+
     def _called(self) -> Called:
         return self.replay.called[id(self.layer)]
 
@@ -147,3 +173,11 @@ class Rerun:
     def repeat(self, run: Callable[[], Any]) -> Any:
         """One more run, inside `again`."""
         return self.replay.again(FIRST, (0, 0.0, 1), 1, run)
+
+
+def spent() -> GradientError:
+    """The error of a second way back through layers of which nothing is kept any more."""
+    return GradientError(
+        "a second way back through converted layers, whose states have been let go",
+        "one backward pass, or retain_graph=True in all but the last",
+    )

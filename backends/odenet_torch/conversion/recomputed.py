@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from odenet import ConversionError, DiscreteAdjoint
@@ -33,6 +33,8 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
     x, arguments = arguments_of(layer, args, kwargs)
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args))
     first, (again, named) = (args, kwargs), copied((args, kwargs))
+    if isinstance(x, Tensor):
+        rerun.replay.watch([x])  # torch's checkpoint keeps it, and looks at no version
     before = rerun.replay.last
     try:
         return checkpoint(

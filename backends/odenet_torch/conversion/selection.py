@@ -160,7 +160,8 @@ def _judge(layer: Selected, tolerance: float) -> None:
     try:
         layer.branches = residual_branches(layer.module, layer.calls[0], tolerance)
     except InputError as error:
-        layer.why = error
+        # without its traceback, whose frames hold the example's activations, and would for the life of the model
+        layer.why = type(error)(error.given, error.allowed, error.remedy)
 
 
 def _runs(layers: Sequence[Selected]) -> list[list[Selected]]:

@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odenet import Backprop, Event, PIDController, Problem, Solver, Span
-from odenet_torch.drop_in.flow import Flow
+from odenet.kit import Compile, compiling
+from odenet_torch.drop_in.flow import Flow, parts
 from odenet_torch.field.differentiating import readable
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.gradients.accepted_steps import plain
 from odenet_torch.steps.adaptive import Forward, begin
-from odenet_torch.steps.size_control import On
+from odenet_torch.steps.compiled import compilable
+from odenet_torch.steps.size_control import EVER, On
 from odenet_torch.steps.times import from_start, moves, to_outputs
 
-_FAR = 1e38  # an event ends a solve wherever it is: the second time tells the direction only
 
-
-def solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> tuple[Tensor | None, Tensor]:
+def solve(
+    flow: Flow, solver: Solver, control: PIDController, on: On | None, compile: Compile = False
+) -> tuple[Tensor | None, Tensor]:
     """The time of the event (None without one), and the state at the times (with one: at t0 and there).
 
     Raises:
         SolveError: it could not go on.
     """
     with readable("an adaptive solve"):
-        return _solve(flow, solver, control, on)
+        return _solve(flow, solver, control, on, compile)
 
 
-def _solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) -> tuple[Tensor | None, Tensor]:
+def _solve(
+    flow: Flow, solver: Solver, control: PIDController, on: On | None, compile: Compile
+) -> tuple[Tensor | None, Tensor]:
     if flow.event_fn is None:
-        found, leaves = forward(flow, solver, control, on)
+        found, leaves = forward(flow, solver, control, on, compile=compile)
         ys = to_outputs(found, found.run, plain(found, leaves))
         return None, found.run.layout.returned(ys[0], 0)
     if 0.0 in flow.signs(flow.times[0], flow.y0):
         return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
-    found, leaves = forward(flow, solver, control, on)
+    found, leaves = forward(flow, solver, control, on, compile=compile)
     (last,) = plain(found, leaves)
     assert found.event is not None
     event_t = torch.tensor(found.event, dtype=flow.t.dtype, device=flow.t.device)
@@ -45,7 +51,13 @@ def _solve(flow: Flow, solver: Solver, control: PIDController, on: On | None) ->
 
 
 def forward(
-    flow: Flow, solver: Solver, control: PIDController, on: On | None = None, *, dense: bool = False
+    flow: Flow,
+    solver: Solver,
+    control: PIDController,
+    on: On | None = None,
+    *,
+    dense: bool = False,
+    compile: Compile = False,
 ) -> tuple[Forward, Leaves]:
     """A pass that is about to run, and where it begins."""
     moving = moves(flow.t)
@@ -55,9 +67,24 @@ def forward(
     else:
         found = [each for each in torch.as_tensor(control.atol).reshape(-1).tolist() if each > 0]
         event = Event(flow.event, tolerance=min(found, default=None))
-        span = Span(ts[0], flow.direction * _FAR, None, control, event)
-    made = Problem(flow.f, flow.y0, None, span, solver, Backprop())
+        span = Span(ts[0], flow.direction * EVER, None, control, event)
+    made = Problem(flow.f, flow.y0, None, span, solver, Backprop(), compiling(compile))
     given, leaves = layout(flow.y0)
-    run = begin(made, given, leaves, FunctionField(flow.f, None))
+    field = FunctionField(flow.f, None)
+    if made.compile is not None:
+        made = dataclasses.replace(made, compile=compilable(made))
+        field.traced, field.module, field.inner = (
+            functools.partial(_slope, flow.func, flow.shapes),
+            flow.func,
+            flow.reads,
+        )
+    run = begin(made, given, leaves, field)
     run.walk.on = on
     return run, from_start(span, run.run, leaves)
+
+
+def _slope(func: Any, shapes: tuple[torch.Size, ...] | None, t: Tensor, y: Tensor) -> Tensor:
+    """What `Flow.f` does of each evaluation, for a graph."""
+    value = func(t.to(y.real.dtype), y if shapes is None else parts(y, shapes))
+    value = value if shapes is None else torch.cat([part.reshape(-1) for part in value])
+    return value.to(y.dtype) if y.is_complex() or not value.is_complex() else value  # that widens the state

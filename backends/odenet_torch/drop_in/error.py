@@ -13,7 +13,7 @@ from odenet import InputError
 from odenet.kit import shown
 from odenet_torch.drop_in.flow import Flow, Norm, mixed, rms, state_norm, tolerance
 from odenet_torch.field.state import Leaves
-from odenet_torch.steps.tolerance import Tolerance
+from odenet_torch.steps.tolerance import Tolerance, scaled
 
 Totals = Callable[[], Sequence[Tensor]]
 Tried = Callable[[], Sequence[tuple[Tensor | None, Tensor | None]]]
@@ -59,12 +59,13 @@ class Reach(Tolerance):
         with torch.no_grad():
             sizes = (torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y1, strict=True))
             beside = [] if self.of_all == "seminorm" else self._beside()
-            return self._whole(self._scaled(error, sizes), beside)
+            return self._whole(scaled(error, sizes, self.rtol, self.atol), beside)
 
     def size(self, value: Leaves, y: Leaves) -> Tensor:
         """See `Tolerance`."""
         with torch.no_grad():
-            return self._whole(self._scaled(value, (leaf.abs() for leaf in y), least=True), [None] * len(self.totals()))
+            own = scaled(value, (leaf.abs() for leaf in y), self.rtol, self.atol, least=True)
+            return self._whole(own, [None] * len(self.totals()))
 
     def _beside(self) -> list[Tensor | None]:
         """The errors of the quadratures over what is allowed."""

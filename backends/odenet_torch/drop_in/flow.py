@@ -132,9 +132,13 @@ class Flow:
         """A state as it was given: the tensor, or the tuple; with the leading axes that y has."""
         if self.shapes is None:
             return y
-        sizes = [shape.numel() for shape in self.shapes]
-        parts = zip(y.split(sizes, dim=-1), self.shapes, strict=True)
-        return tuple(part.reshape((*y.shape[:-1], *shape)) for part, shape in parts)
+        return parts(y, self.shapes)
+
+
+def parts(y: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
+    """The entries of a state that lie in a row, with the leading axes that y has."""
+    pairs = zip(y.split([shape.numel() for shape in shapes], dim=-1), shapes, strict=True)
+    return tuple([part.reshape((*y.shape[:-1], *shape)) for part, shape in pairs])
 
 
 def described(value: Any) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import GridError, InputError, PIDController, StateError
-from odenet.kit import real, shown, yes_or_no
+from odenet import GridError, InputError, PIDController, StateError, UnsupportedError
+from odenet.kit import Compile, real, shown, yes_or_no
 from odenet_torch.drop_in import adaptive, adjoint, fixed
 from odenet_torch.drop_in.adjoint import Way
 from odenet_torch.drop_in.dense import Continuous
@@ -46,6 +46,7 @@ def odeint(
     method: str | None = None,
     options: Options = None,
     event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+    compile: Compile = False,
 ) -> Any:
     """The solution of `dy/dt = func(t, y)`, `y(t[0]) = y0` at times t, differentiable by autograd through its steps.
 
@@ -62,6 +63,7 @@ def odeint(
             interp ("linear" or "cubic"), perturb.
         event_fn: `event_fn(t, y)`: the solve ends where one of its entries changes its sign; t[1] tells its direction
             alone.
+        compile: the trial step of an adaptive method as one graph, as in `odenet.solve` (torchdiffeq has none of it).
 
     Returns:
         The state at each time, shape (len(t), *y0.shape), or a tuple of these. With `event_fn` the time of the event,
@@ -72,13 +74,15 @@ def odeint(
         SolveError: the solve could not go on (torchdiffeq: an AssertionError).
         BackendUnavailableError: a method of torchdiffeq's without torchdiffeq.
     """
+    if compile is not False and (method or "dopri5") not in ADAPTIVE:
+        raise UnsupportedError(f"compile with method {method!r}", ", ".join(ADAPTIVE), "leave out compile")
     if delegated(method):
         more = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         return torchdiffeq().odeint(func, y0, t, **more)
     made, chosen = flow(func, y0, t, event_fn), mapped("options", options)
     parameters = func.parameters() if isinstance(func, nn.Module) else ()
     made = dataclasses.replace(made, reads=Reads.of(made.y0.device, parameters))
-    return _returned(made, _solver(made, method or "dopri5", chosen, rtol, atol)())
+    return _returned(made, _solver(made, method or "dopri5", chosen, rtol, atol, compile)())
 
 
 def odeint_adjoint(
@@ -250,12 +254,14 @@ def odeint_dense(
     return Continuous(solver.tableau, found.run.layout, found.dense.nodes, found.dense.steps)
 
 
-def _solver(made: Flow, name: str, options: Mapping[str, Any], rtol: Any, atol: Any) -> Callable[[], Found]:
+def _solver(
+    made: Flow, name: str, options: Mapping[str, Any], rtol: Any, atol: Any, compile: Compile = False
+) -> Callable[[], Found]:
     """The solve by an own method, which is yet to run."""
     on = watchers(name, made, made.given)
     if name in ADAPTIVE:
         choice = control(name, options, made, rtol, atol)
-        return lambda: adaptive.solve(made, ADAPTIVE[name], choice, on)
+        return lambda: adaptive.solve(made, ADAPTIVE[name], choice, on, compile)
     spaced = spacing(name, options, rtol, atol, made)
     return lambda: fixed.solve(made, FIXED[name], spaced, on)
 

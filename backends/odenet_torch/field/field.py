@@ -116,10 +116,14 @@ class FunctionField(Field):
         DepthError: layers that cannot be interpolated.
     """
 
+    inner: Reads | None
+
     def __init__(self, function: Callable[..., Any], depth: Depth | None) -> None:
         if depth is not None and depth.kind == "linear" and not depth.stacked:
             check_alike(depth.tree)
         self.function = function
+        # of a compiled step: what it calls, the module whose weights that reads, and how, where it is not `reads`
+        self.traced, self.module, self.inner = function, function, None
         self.depth = depth
         # as in BlockField
         self.held: dict[str, Tensor] = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
@@ -212,6 +216,14 @@ class FunctionField(Field):
             if _differentiable(stack)
         }
         return alone
+
+    def around(self, layer: int, count: int, stand: Stand | None) -> tuple[Any, ...]:
+        """The weights that a step within a layer reads, of `count` layers: none, one tree, or both ends' of an
+        interval."""
+        if self.depth is None:
+            return ()
+        layers = self.layers(layer, count)
+        return tuple(self._weights(each, stand) for each in layers)
 
     def _weights(self, layer: int, stand: Stand | None) -> Any:
         tree = self.trees[layer]

@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from odenet_torch.field.knowledge import KEY
+
 MISSING = object()
 """In the place of a value: there is none."""
-OF_MODULES = frozenset(vars(nn.Module()))
+OF_MODULES = frozenset({*vars(nn.Module()), KEY})
 """The attributes that every module has."""
 
 
@@ -65,7 +67,7 @@ class Mapping(Where):
         return self._entries
 
     def contents(self) -> dict[Any, Any]:
-        return dict(self.entries)
+        return {key: value for key, value in self.entries.items() if key != KEY}
 
     def put(self, key: Any, value: Any) -> None:
         if value is MISSING:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.places import (
     OF_MODULES,
     Attributes,
@@ -56,8 +57,6 @@ class Reach:
         """Tensors and arrays, which may be written on."""
         self.hooks: list[dict[Any, Any]] = []
         """Of modules; those that were empty are looked into when they no longer are."""
-        self.cyclic = False
-        """Whether the root can be reached from what it holds, so that holding that would keep it alive."""
         self._modules: list[nn.Module] = []
         self._inner: set[int] = set()
         self._packages = {_package(root)}
@@ -68,7 +67,6 @@ class Reach:
             name, value = stack.pop()
             kind = type(value)
             if kind in _ATOMS or id(value) in self._seen:
-                self.cyclic = self.cyclic or value is root
                 continue
             self._seen.add(id(value))
             self._alive.append(value)
@@ -77,7 +75,7 @@ class Reach:
                 stack.extend(into(self, name, value))
         self._alive.clear()
         outer = [module for module in self._modules if id(module) not in self._inner]
-        self._outer = [*map(weakref.ref, outer)]  # what is known of a module must not keep it alive
+        self._outer = [*map(weakref.ref, outer)]  # a block knows of the stack that holds it, and may outlive that
         self._modules.clear()
         self.contents = [place.contents() for place in self.places]
         # dicts are compared all in one go: this is asked in every pass
@@ -140,7 +138,7 @@ class Reach:
             yield from ((name, inner) for inner in own.values() if isinstance(inner, nn.Module))
         elif _package(value) in self._packages or isinstance(value, _RECORDS):
             self.places.append(Mapping(name, own))
-            yield from ((f"{name}.{key}", item) for key, item in own.items())
+            yield from ((f"{name}.{key}", item) for key, item in own.items() if key != KEY)
             yield from self.kind(type(value))
 
     def kind(self, kind: type) -> Iterator[tuple[str, Any]]:
@@ -169,7 +167,7 @@ class Reach:
                 yield from ((free, value) for value in place.contents().values())
         yield from ((f"{name} (a default)", value) for value in function.__defaults__ or ())
         yield from ((f"{name} (a default)", value) for value in (function.__kwdefaults__ or {}).values())
-        if function.__dict__:
+        if function.__dict__.keys() - {KEY}:
             yield name, function.__dict__
         reads, writes = _names(function.__code__)
         entries = function.__globals__
@@ -183,7 +181,7 @@ class Reach:
         if len(value) > _MANY:
             return ()
         self.places.append(Items(name, value))
-        return ((f"{name}[{key!r}]", item) for key, item in value.items())
+        return ((f"{name}[{key!r}]", item) for key, item in value.items() if key != KEY)
 
     def sequence(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """A list, deque or set, and its entries."""

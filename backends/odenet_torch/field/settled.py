@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import Called, state
-from odenet_torch.field.field import BlockField
+from odenet_torch.field.field import BlockField, unique
+from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.reach import Reach
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.surroundings import Surroundings, put_back
@@ -32,7 +32,7 @@ class Known:
 
     Args:
         reach: all that it can reach.
-        modules: the attributes of itself and of the modules in it (not they themselves: that would keep it alive).
+        modules: the attributes of itself and of the modules in it.
         training: their flags.
         parameters: where each stands.
         named: they by name, as in `BlockField.held`.
@@ -69,10 +69,6 @@ class Known:
         )
 
 
-_SETTLED: weakref.WeakKeyDictionary[nn.Module, dict[bool, Known]] = weakref.WeakKeyDictionary()
-"""By the block's training flag."""
-
-
 class Settled:
     """The blocks of one forward pass, for its way back.
 
@@ -87,8 +83,7 @@ class Settled:
         self.random = _dice.state(device)
         self.values = [known.values() for _, known in blocks]
         self.reads: dict[int, tuple[Tensor, ...]] = {
-            id(around.root): tuple(dict.fromkeys(x for *_, x in known.parameters if x.requires_grad))
-            for around, known in blocks
+            id(around.root): unique([x for *_, x in known.parameters if x.requires_grad]) for around, known in blocks
         }
 
     @classmethod
@@ -98,7 +93,8 @@ class Settled:
             return None
         blocks = []
         for n, block in enumerate(field.functions()):
-            known = _SETTLED.get(block, {}).get(block.training)
+            held = knowledge(block)
+            known = None if held is None else held.settled.get(block.training)
             if known is None:
                 return None
             around = Surroundings(f"block {n} ({type(block).__name__})", block)
@@ -116,7 +112,7 @@ class Settled:
         """The parameters of some blocks that need a gradient, once each."""
         if len(blocks) == 1:
             return self.reads[id(blocks[0])]
-        return tuple(dict.fromkeys(x for block in blocks for x in self.reads[id(block)]))
+        return unique([x for block in blocks for x in self.reads[id(block)]])
 
     @functools.cached_property
     def tied(self) -> bool:
@@ -128,7 +124,7 @@ class Settled:
     @functools.cached_property
     def parameters(self) -> tuple[Tensor, ...]:
         """All that need a gradient, once each."""
-        return tuple(dict.fromkeys(tensor for tensors in self.reads.values() for tensor in tensors))
+        return unique([tensor for tensors in self.reads.values() for tensor in tensors])
 
     def same(self) -> bool:
         """After the forward pass: whether nothing was drawn or left; what was left is put back."""
@@ -173,7 +169,7 @@ def settle(field: BlockField, replay: Replay) -> None:
     for block in field.functions():
         modules = tuple(block.modules())
         around = replay.sides.around.get(id(block))
-        if around is None or not around.untouched() or around.reach.cyclic or any(around.reach.hooks):
+        if around is None or not around.untouched() or any(around.reach.hooks):
             continue
         if any(module._buffers or "parametrizations" in module._modules for module in modules):
             continue
@@ -190,4 +186,5 @@ def settle(field: BlockField, replay: Replay) -> None:
             continue
         flags = tuple([module.training for module in modules])
         known = Known(around.reach, tuple(map(vars, modules)), flags, tuple(places), dict(block.named_parameters()))
-        _SETTLED.setdefault(block, {})[block.training] = known
+        if (held := knowledge(block)) is not None:
+            held.settled[block.training] = known

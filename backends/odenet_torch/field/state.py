@@ -183,6 +183,11 @@ def _describe(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
 
 
+def meta_state() -> StateError:
+    """The error for a state whose numbers step sizes would be taken from, and that has none."""
+    return StateError("y0 lies on the meta device, whose tensors hold no numbers to adapt to", "a device with memory")
+
+
 def require_times(kind: torch.dtype, times: Iterable[float]) -> None:
     """Raises GridError for a time that the number type of times does not hold."""
     most = torch.finfo(kind).max

@@ -8,13 +8,13 @@ look at is told by `reach`.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from odenet import GradientError
+from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.places import MISSING, Where
 from odenet_torch.field.reach import Reach
 from odenet_torch.field.written_on import sampled, version
@@ -22,20 +22,16 @@ from odenet_torch.field.written_on import sampled, version
 Difference = tuple[Where, Any, Any, Any]
 """A place, a key there, what stood there, and what stands there now."""
 _NUMBERS = (bool, int, float, complex)
-_KNOWN: dict[int, tuple[weakref.ref[Any], Reach]] = {}
 
 
 def reach(root: object) -> Reach:
     """What can be reached from something now; looked up again only where something stands elsewhere."""
-    known = _KNOWN.get(id(root))
-    if known is not None and known[0]() is root and known[1].current():
-        return known[1]
-    now, key = Reach(root), id(root)
-    if now.cyclic:
-        return now
-    with contextlib.suppress(TypeError):  # what can't be referred to weakly is looked up anew each time
-        # names are bound early: the last of these are called when modules have been cleared
-        _KNOWN[key] = weakref.ref(root, lambda _, known=_KNOWN: known.pop(key, None)), now
+    known = knowledge(root)
+    if known is None:
+        return Reach(root)
+    now = known.reach
+    if now is None or not now.current():
+        now = known.reach = Reach(root)
     return now
 
 
@@ -66,7 +62,8 @@ class Surroundings:
         found = self.differences()
         if found:
             self.own = {(id(place), key) for place, key, _, _ in found}
-            _KNOWN.pop(id(self.root), None)
+            if (known := knowledge(self.root)) is not None:
+                known.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
             self.before = [{k: v for k, v in c.items() if (id(p), k) not in self.own} for p, c in pairs]
             gone = {id(tensor) for _, _, old, _ in found for tensor in tensors_in(old)}

@@ -27,7 +27,22 @@ def plain(found: Forward, y0: Leaves) -> Leaves:
     if run.field.reads is not None:
         found.walk.evaluate = evaluation(run)
     outputs, _ = found.pass_over(y0)
+    if found.walk.compiled is not None:
+        return tuple(_Once.apply(leaf) for leaf in _stacked(outputs))
     return _stacked(outputs)
+
+
+class _Once(torch.autograd.Function):
+    """Outputs of compiled steps, which autograd differentiates once."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        refuse_second_derivatives("backprop of compiled steps")
+        return g
 
 
 def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:

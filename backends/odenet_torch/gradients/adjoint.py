@@ -203,7 +203,7 @@ def vjp(
         GradientError: f reads a tensor here that it did not read in step 0.
     """
     if since == KNOWN and outputs[0].requires_grad:  # one tensor, and blocks that are known
-        found = torch.autograd.grad(outputs[0], (y[0], *captured), cotangent[0], allow_unused=True)
+        found = pulled(outputs[0], (y[0], *captured), cotangent[0])
         return (torch.zeros_like(y[0]) if found[0] is None else found[0],), captured, found[1:]
     fresh = tuple(stand.values())
     pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
@@ -216,6 +216,13 @@ def vjp(
     )
     part = tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(y, found[: len(y)], strict=True))
     return part, (*explicit, *captured), found[len(y) :]
+
+
+def pulled(output: Tensor, inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad` of one plain tensor, where the shapes are known to fit: its checks of them take as long as
+    the arithmetic of a small block. Inputs that the output does not depend on have None."""
+    engine = torch.autograd.Variable._execution_engine
+    return engine.run_backward((output,), (cotangent,), False, False, inputs, True, accumulate_grad=False)
 
 
 def refuse_transforms(gradient: str, instead: str = "gradient='backprop'") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,27 +17,38 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from odenet import Stats
-from odenet.kit import BUCKETS, Alarm, channel_axes, floor, place, signs
+from odenet.kit import BUCKETS, Alarm, channel_axes, floor, signs, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.steps.fixed import Run
 
 
 def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
     """|defect| / |y| of the worst row of the worst leaf, a scalar on the device."""
-    found = [
-        _worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.numel() for reading in _readings(d, leaf)
-    ]
+    found = [_worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.numel() for reading in _read(d, leaf)]
     return functools.reduce(torch.maximum, found) if found else torch.zeros(())
 
 
-def _readings(defect: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, int]]:
-    readings = [(defect, y, axis) for axis in channel_axes(y.ndim)]
+def relatives(rebuilt: Sequence[AnyLeaves], known: Sequence[AnyLeaves], y: Sequence[AnyLeaves]) -> Tensor:
+    """`relative(rebuilt[k] - known[k], y[k])` of several steps, shape (steps,), in as many operations as one."""
+    found = []
+    for columns in zip(*(zip(*each, strict=True) for each in (rebuilt, known, y)), strict=True):
+        one, other, leaf = map(torch.stack, columns)
+        if leaf.numel():
+            found += [_worst(*reading, steps=1) for reading in _read(one.sub_(other), leaf, steps=1)]
+    return functools.reduce(torch.maximum, found) if found else torch.zeros(len(y))
+
+
+def _read(defect: Tensor, y: Tensor, steps: int = 0) -> list[tuple[Tensor, Tensor, int]]:
+    """What may be rows, after the axis of steps if there is one: along which axis of which arrays."""
+    rank = y.ndim - steps
+    readings = [(defect, y, axis if axis < 0 else axis + steps) for axis in channel_axes(rank)]
     # of one axis, they may be channels of one row or rows of one channel
-    return readings if y.ndim > 1 else [*readings, (defect[..., None], y[..., None], -1)]
+    return readings if rank > 1 else [*readings, (defect[..., None], y[..., None], -1)]
 
 
-def _worst(defect: Tensor, y: Tensor, axis: int) -> Tensor:
-    return (_norm(defect, axis) / _scale(_norm(y, axis), y.shape[axis])).amax()
+def _worst(defect: Tensor, y: Tensor, axis: int, steps: int = 0) -> Tensor:
+    off = _norm(defect, axis) / _scale(_norm(y, axis), y.shape[axis], steps)
+    return off.reshape(len(off), -1).amax(1) if steps else off.amax()
 
 
 def _norm(y: Tensor, axis: int = -1) -> Tensor:
@@ -46,10 +58,12 @@ def _norm(y: Tensor, axis: int = -1) -> Tensor:
     return (y.abs() if y.is_complex() else y).square().sum(axis).sqrt()
 
 
-def _scale(sizes: Tensor, width: int) -> Tensor:
+def _scale(sizes: Tensor, width: int, steps: int = 0) -> Tensor:
     """What an error of each row is held against: its size, or where that is nearly zero the floor."""
+    roots = sizes.sqrt()
+    mean = roots.reshape(len(roots), -1).mean(1).view(-1, *[1] * (roots.ndim - 1)) if steps else roots.mean()
     # a mean of roots, which neither a few huge rows nor many rows of zeros carry away
-    least = (sizes.sqrt().mean().square() * floor(width)).clamp_min(torch.finfo(sizes.dtype).tiny)
+    least = (mean.square() * floor(width)).clamp_min(torch.finfo(sizes.dtype).tiny)
     return torch.maximum(sizes, least)
 
 
@@ -92,29 +106,54 @@ class Errors:
         self.run = run
         self.pair = torch.zeros(2, dtype=run.layout.time, device=run.layout.device)
         self.recent: list[Tensor] = []
+        self.count = 0  # of their entries
         self.first = -1  # the step of the first of these, which the others follow downward
+        self.waiting: list[tuple[AnyLeaves, AnyLeaves, AnyLeaves]] = []
 
     def add(self, error: Tensor, n: int) -> None:
         """One more, of step n; -1 is the state at t0."""
-        self.first = self.first if self.recent else n
-        self.recent.append(error)
-        if len(self.recent) == _TOGETHER:
+        self._join()
+        self._count(n)
+        self.recent.append(error.reshape(1))
+        if self.count == _TOGETHER:
             self.worst()
+
+    def add_difference(self, rebuilt: AnyLeaves, known: AnyLeaves, y: AnyLeaves, n: int) -> None:
+        """That of step n is `relative(rebuilt - known, y)`."""
+        if sum(leaf.numel() for leaf in y) > _SMALL:
+            self.add(relative(subtract(rebuilt, known), y), n)
+            return
+        self._count(n)
+        self.waiting.append((rebuilt, known, y))
+        if self.count == _TOGETHER:
+            self.worst()
+
+    def _count(self, n: int) -> None:
+        self.first = self.first if self.count else n
+        self.count += 1
+
+    def _join(self) -> None:
+        if self.waiting:
+            self.recent.append(relatives(*zip(*self.waiting, strict=True)))
+            self.waiting = []
 
     def worst(self) -> Tensor:
         """The largest, NaN if there is one, and the step that it is of."""
+        self._join()
         if self.recent:
             kind = self.pair.dtype
-            every = torch.stack([self.pair[0], *(error.to(kind) for error in self.recent)])
+            every = torch.cat([self.pair[:1], *(errors.to(kind) for errors in self.recent)])
             value, index = every.max(0)
             step = torch.where(index == 0, self.pair[1], self.first + 1 - index)
             self.pair = torch.stack([value, step.to(kind)])
-            self.recent = []
+            self.recent, self.count = [], 0
         return self.pair
 
 
 _TOGETHER = 32
 """Errors that are looked through at once: one at a time takes longer, and all take memory that grows with depth."""
+_SMALL = 1 << 12
+"""Entries of a state of which 32 are kept for that, 512 KiB in float32. What is larger is bound by arithmetic."""
 
 
 def certify(stats: Stats, alarm: Alarm | None, errors: Errors) -> Tensor:
@@ -172,8 +211,8 @@ class _Told:
         value, n = self.pair.tolist()
         step, count = int(n), self.run.grid.steps
         names = () if step < 0 else self.run.field.modules(step, 0.0, count)
-        where = place(step, count, names[0][0] if names else "")
-        self.alarm.tell(value, f"{self.stats.gradient} through {count} steps of {self.stats.solver}", where)
+        layer = names[0][0] if names else ""
+        self.alarm.tell(value, self.stats.gradient, self.stats.solver, count, step, layer)
 
 
 @atexit.register

@@ -32,6 +32,7 @@ from odenet_torch.gradients.adjoint import (
     Adjoint,
     Kept,
     mark,
+    pulled,
     read,
     refuse_transforms,
     require_known,
@@ -234,9 +235,10 @@ class Recomputation(Adjoint):
         at, weights = y[0].detach().requires_grad_(), read(run, n)
         with torch.enable_grad():
             z = at + run.increment(n, (at,))[0]
-        found = torch.autograd.grad(z, (at, *weights), g[0], allow_unused=True)
+        found = pulled(z, (at, *weights), g[0])
         sums.by_tensor.update((id(x), part) for x, part in zip(weights, found[1:], strict=True) if part is not None)
-        return found[:1]
+        assert found[0] is not None
+        return (found[0],)
 
 
 @dataclasses.dataclass

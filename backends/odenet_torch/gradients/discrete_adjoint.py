@@ -15,7 +15,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, combine, subtract
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, pulled, read, standing, vjp, zeros
 from odenet_torch.gradients.certificate import Errors, Sketch, certify, relative
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
@@ -41,24 +41,20 @@ class Reversal(Adjoint):
         errors = Errors(run)
         g: AnyLeaves = gradients.get(steps) or zeros(y)
         seen: list[Leaves] = []  # increments, the latest first
+        known = run.settled is not None and run.settled.once(steps)
         for n in reversed(range(steps)):
             z = kept.states[n] if n in kept.states else self.predict(run, n, y, seen)
-            since = mark(run)
-            at, explicit, stand = standing(run, n, z)
-            with torch.enable_grad():
-                d, outputs, cotangents = run.piece(n, at, stand, g)
-            part, weights, found = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
-            sums.add(weights, found)
-            del found  # a copy of a layer's weights, while autograd takes the sums
-            g = add(g, part)
-            d = tuple(leaf.detach() for leaf in d)
+            if known:
+                d, g = self.known_step(run, n, z, g, sums)
+            else:
+                d, g = self.step(run, n, z, g, sums)
             before = subtract(y, d)
             if n in kept.states:
                 # its own increment taken back from a rebuilt y[n+1] misses y[n] by what y[n+1] is off
-                errors.add(relative(subtract(before, z), z), n)
+                errors.add_difference(before, z, z, n)
                 y = z
             else:
-                errors.add(relative(subtract(before, z), y), n)
+                errors.add_difference(before, z, y, n)
                 y = before if method.correct else z
             if n in gradients:
                 g = add(g, gradients[n])
@@ -72,6 +68,29 @@ class Reversal(Adjoint):
             if not float(worst) <= method.tolerance:
                 raise self.method.grown(f"{float(worst):.1e}")
         return g
+
+    @staticmethod
+    def step(run: Run, n: int, z: Leaves, g: AnyLeaves, sums: Sums) -> tuple[Leaves, Leaves]:
+        """The increment of step n at z, and the cotangent at its start."""
+        since = mark(run)
+        at, explicit, stand = standing(run, n, z)
+        with torch.enable_grad():
+            d, outputs, cotangents = run.piece(n, at, stand, g)
+        part, weights, found = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
+        sums.add(weights, found)
+        return tuple(leaf.detach() for leaf in d), add(g, part)
+
+    @staticmethod
+    def known_step(run: Run, n: int, z: Leaves, g: AnyLeaves, sums: Sums) -> tuple[Leaves, Leaves]:
+        """The same where the state is one tensor, and the step reads parameters of its own alone."""
+        at, weights = z[0].detach().requires_grad_(), read(run, n)
+        with torch.enable_grad():
+            (d,) = run.increment(n, (at,))
+        if not d.requires_grad:  # the block depends on nothing
+            return (d,), tuple(g)
+        part, *found = pulled(d, (at, *weights), g[0])
+        sums.by_tensor.update([(id(x), k) for x, k in zip(weights, found, strict=True) if k is not None])
+        return (d.detach(),), (g[0] if part is None else g[0] + part,)
 
     def sketch(self, y0: Leaves) -> Sketch | None:
         """See `Adjoint.sketch`."""

@@ -30,12 +30,13 @@ from odenet import (
     Stats,
     UnsupportedError,
 )
-from odenet.kit import AnySolver, StagedSolver, Way, problem, require
+from odenet.kit import AnySolver, Compile, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.state import Leaves, layout, require_times
 from odenet_torch.steps.adaptive import solve_adaptive
+from odenet_torch.steps.compiled import compilable
 from odenet_torch.steps.direct import Direct, NotSettledError, forget, learn
 from odenet_torch.steps.fixed import Run, Solve
 from odenet_torch.steps.moving_grid import at_times, on_numbers
@@ -60,6 +61,7 @@ def solve(
     control: PIDController | None = None,
     event: Event | Callable[[Any, Any], Any] | None = None,
     dense: bool = False,
+    compile: Compile = False,
 ) -> Solution[State]:
     """`odenet.solve` without asking which backend: see there for the arguments."""
     return solve_problem(
@@ -78,6 +80,7 @@ def solve(
             control=control,
             event=event,
             dense=dense,
+            compile=compile,
         )
     )
 
@@ -97,6 +100,8 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     way = backend.way(Backprop()) if recorded and not adaptive else way or backend.way(made.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
+    if made.compile is not None:
+        made = dataclasses.replace(made, compile=compilable(made))
     if adaptive:
         _require_eager(recorded)
         return solve_adaptive(made, lambda stats: method(made, stats), field)
@@ -127,8 +132,8 @@ def _require_eager(recorded: bool) -> None:
     """Raises UnsupportedError where a graph is recorded, which would have the steps of one example for every input."""
     if recorded:
         raise UnsupportedError(
-            "steps that follow a tolerance in torch.export, torch.onnx or torch.jit.trace: how many there are depends on "
-            "the input, and a graph has a fixed number",
+            "steps that follow a tolerance in torch.export, torch.onnx or torch.jit.trace: how many there are depends "
+            "on the input, and a graph has a fixed number",
             "equal steps in what is exported",
             "give steps=N in the place of rtol and atol; odenet.solve(...).stats.accepted says how many are enough",
         )

@@ -1,10 +1,14 @@
-"""Networks: residual stacks of any modules, neural ODEs, and the networks of a `NetSpec`."""
+"""Networks: residual stacks of any modules, neural ODEs, and the networks of a `NetSpec`.
+
+Over 250 lines, most of them docstrings, so that the three networks stand in one file as they do for JAX.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +24,13 @@ from odenet import (
     Solution,
     Stats,
 )
-from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
+from odenet.kit import AnySolver, Compile, Kind, compiling, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.field.field import BlockField, Field
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.blocks import Weights, enter, field, leave
+from odenet_torch.nets.counting import CountingField
 from odenet_torch.nets.watched import Watched
 
 if TYPE_CHECKING:
@@ -48,9 +53,6 @@ class _Solved(Watched):
         self.gradient = gradient_named(gradient)
         self.t0, self.t1 = t0, t1
         self.stats: Stats | None = None
-
-    __jit_unused_properties__: ClassVar = ["certificate", "depth", "field"]
-    """torch.jit.trace would read them all, and `field` raises where there is none."""
 
     @property
     def certificate(self) -> float | None:
@@ -81,6 +83,8 @@ class ResidualStack(_Solved):
     Raises:
         InputError: no blocks, something that is no module, or different blocks to be interpolated.
     """
+
+    __jit_ignored_attributes__: ClassVar = ["depth", "field"]  # torch.jit.trace would read them, and they may raise
 
     def __init__(
         self,
@@ -164,6 +168,7 @@ class NeuralODE(_Solved):
         solver, gradient: names or records; the default solver is rk4, of an adaptive solve dopri5.
         t0, t1: times.
         rtol, atol, control: of an adaptive solve, as in `odenet.solve`.
+        compile: its steps, as in `odenet.solve`; the method `compile` is for the field of equal steps.
 
     Shapes: any tensor in, the same shape out.
 
@@ -183,6 +188,7 @@ class NeuralODE(_Solved):
         rtol: Any = None,
         atol: Any = None,
         control: PIDController | None = None,
+        compile: Compile = False,
     ) -> None:
         tolerances = {"rtol": rtol, "atol": atol, "control": control}
         require_one_grid(steps, tolerances)
@@ -190,6 +196,8 @@ class NeuralODE(_Solved):
         self.tolerances = tolerances
         self.field = field
         self.steps = steps
+        self.compiled = compiling(compile)
+        """Choices of how steps are compiled; None: they are not."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The state at t1."""
@@ -201,23 +209,29 @@ class NeuralODE(_Solved):
 
     def _solved(self, x: Tensor) -> Tensor:
         def make(gradient: Gradient) -> Problem:
-            choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": gradient}
+            choices: dict[str, Any] = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": gradient}
+            choices["compile"] = False if self.compiled is None else self.compiled
             return problem(self.field, x, steps=self.steps, **choices, **self.tolerances)
 
         return self._solution(make).ys[0]
 
 
 class OdeNet(_Solved):
-    """The network of a `NetSpec`; its `state_dict` has the spec's names.
+    """The network of a `NetSpec`; its `state_dict` has the spec's names, running statistics among them.
+
+    With batch normalisation, `train()` and `eval()` are those of any module.
 
     Args:
         spec: what to build.
-        weights: by name, as NumPy arrays.
+        weights: by name, as NumPy arrays, with the running statistics.
         solver, gradient: names or records.
         dtype, device: of the parameters.
 
     Shapes: (batch, *spec.inputs) to (batch, classes), or to the state's shape without classes.
     """
+
+    counting: CountingField | None
+    function: Callable[[Tensor, Tensor, Weights], Tensor]
 
     def __init__(
         self,
@@ -232,18 +246,25 @@ class OdeNet(_Solved):
         super().__init__(solver, gradient, 0.0, spec.horizon)
         spec.check(weights)
         self.spec = spec
-        self.function: Callable[[Tensor, Tensor, Weights], Tensor] = field(spec)
-        for name in spec.shapes():
+        counting = CountingField(spec) if spec.counts else None
+        # not as a submodule: its buffers are those of one pass, and `function` may be replaced by any function
+        vars(self).update(counting=counting, function=counting or field(spec))
+        for name in (*spec.shapes(), *spec.statistics()):
             tensor = torch.tensor(weights[name], dtype=dtype, device=device)
-            _register(self, name.split("."), nn.Parameter(tensor))
+            _register(self, name.split("."), tensor if name in spec.statistics() else nn.Parameter(tensor))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, or final states."""
-        spec, weights = self.spec, dict(self.named_parameters())
+        spec, weights = self.spec, {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        if self.training:
+            spec.check_training(len(x))
         y = x if spec.of_images else x.flatten(1)
         if spec.classes is not None:
-            y = enter(spec, weights, y)
+            y = enter(spec, weights, y, self.training)
         inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
+        statistics = {name: inner.pop(name) for name in list(inner) if name.rpartition(".")[2].startswith("running_")}
+        if self.counting is not None:
+            inner = self.counting.told(inner, statistics, self.training)
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
         depth, choices = Depth(inner, spec.along), {"steps": spec.depth, "t1": spec.horizon, "solver": self.solver}
@@ -251,8 +272,21 @@ class OdeNet(_Solved):
         def make(gradient: Gradient) -> Problem:
             return problem(self.function, y, depth, gradient=gradient, **choices)
 
-        y = self._solution(make).ys[0]
-        return y if spec.classes is None else leave(spec, weights, y)
+        with contextlib.nullcontext() if self.counting is None else self.counting.counting(statistics):
+            solution = self._solution(make)
+        y = solution.ys[0]
+        return y if spec.classes is None else leave(spec, weights, y, self.training)
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Afterwards the running statistics are what they were."""
+        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
 
     def solve(self, made: Problem) -> Solution:
         """Takes the steps; a network whose steps are another library's has its own."""
@@ -266,14 +300,17 @@ class OdeNet(_Solved):
         return solution
 
 
-def _register(module: nn.Module, path: list[str], parameter: nn.Parameter) -> None:
-    """A parameter under nested plain modules, so that its name is the dotted path."""
+def _register(module: nn.Module, path: list[str], tensor: Tensor) -> None:
+    """A parameter or buffer under nested plain modules, so that its name is the dotted path."""
     *inner, last = path
     for name in inner:
         if name not in module._modules:
             module.add_module(name, nn.Module())
         module = module.get_submodule(name)
-    module.register_parameter(last, parameter)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(last, tensor)
+    else:
+        module.register_buffer(last, tensor)
 
 
 def _unused(t: Tensor, y: Any, w: Any) -> Any:

@@ -35,6 +35,11 @@ class Accepted:
     places: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
     @property
+    def count(self) -> int:
+        """How many layers there are."""
+        return len(self.layers) - 1
+
+    @property
     def steps(self) -> int:
         """How many steps were accepted."""
         return len(self.nodes) - 1
@@ -79,7 +84,7 @@ class Along(Field):
     def __init__(self, field: Field, grid: Accepted) -> None:
         self.field = field
         self.grid = grid
-        self.count = len(grid.layers) - 1
+        self.count = grid.count
         self.depth = field.depth
 
     def capture(self, tensors: Iterable[Tensor]) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, StateError, Stats
+from odenet import Event, Problem, Result, Solution, SolveError, Solver, Span, Stats
 from odenet.kit import number
 from odenet_torch.field.differentiating import readable, record
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.memory import written
-from odenet_torch.field.state import Layout, Leaves, layout, require_times
+from odenet_torch.field.state import Layout, Leaves, layout, meta_state, require_times
 from odenet_torch.steps.accepted import Accepted, Along, stops_of
+from odenet_torch.steps.compiled import CompiledSteps
 from odenet_torch.steps.dense import Dense, between
 from odenet_torch.steps.events import Watch
 from odenet_torch.steps.fixed import Run
@@ -204,9 +205,14 @@ class Forward:
         walk = self.walk
         if walk.failed is None or not self.span.control.throw:
             return
+        happened = walk.failed.happened
+        if walk.failed is Result.MAX_STEPS and walk.tried < self.span.control.max_steps:
+            happened = (
+                f"at that pace, and at a thousand times it, {self.span.control.max_steps} steps would not reach t1"
+            )
         raise SolveError(
             f"the solve stopped at t={self.grid.nodes[-1]:.8g} after {walk.n} steps "
-            f"({walk.tried - walk.n} rejected): {walk.failed.happened}",
+            f"({walk.tried - walk.n} rejected): {happened}",
             remedy=f"{walk.failed.remedy}; PIDController(throw=False) returns what there is",
         )
 
@@ -269,9 +275,7 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     assert t0 is not None
     assert t1 is not None
     if given.device.type == "meta":
-        raise StateError(
-            "y0 lies on the meta device, whose tensors hold no numbers to adapt to", "a device with memory"
-        )
+        raise meta_state()
     given = resolved(given, t0, t1)
     require_times(given.time, (t0, t1))
     depth = made.weights
@@ -284,6 +288,10 @@ def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward
     tolerance = Tolerance(span.control, given, leaves)
     walk = Walk(evaluation(run), solver.tableau, span.control, tolerance, given.device, given.time, stops, jumps)
     walk.memory = given.memory
+    choices = made.compile
+    if choices is not None:
+        assert isinstance(field, FunctionField)
+        walk.compiled = lambda y, first: CompiledSteps(field, walk, given, grid, choices, y, first)
     dense = Dense(solver.tableau, given, t0, leaves) if span.dense else None
     return Forward(run, span, t0, t1, [], walk, dense)
 

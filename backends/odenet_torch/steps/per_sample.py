@@ -27,7 +27,7 @@ from odenet.kit import Tableau, Trial, interpolant, landing, number, trial
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import FunctionField
-from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.field.state import Layout, Leaves, meta_state
 from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.independence import refuse_batch_statistics, require_independent
 from odenet_torch.steps.resolution import explained, resolved, widened
@@ -240,7 +240,9 @@ def _check(made: Problem, span: Span, y: Leaves) -> None:
         raise UnsupportedError("event, dense, ts='all', step_t or jump_t with per_sample=True", "times in ts")
     if made.weights is not None and made.weights.kind != "shared":
         raise UnsupportedError("weights that change with depth with per_sample=True", "shared weights, or steps=N")
-    if len({leaf.shape[0] if leaf.ndim else None for leaf in y} | {None}) != 2:
+    if any(leaf.is_meta for leaf in y):
+        raise meta_state()
+    if not all(leaf.ndim for leaf in y) or len({leaf.shape[0] for leaf in y}) != 1:
         raise StateError(
             f"leaves of shapes {[tuple(leaf.shape) for leaf in y]} with per_sample=True",
             "leaves with one leading axis of the same length, that of the samples",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet.kit import Arithmetic
+from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
 
 
@@ -63,44 +64,61 @@ class Gate:
 
     def enter(self, *leaves: Tensor) -> Leaves:
         """The state that the field is called with."""
-        return _Enter.apply(self, *leaves)
+        return (_Enter if transformed() else _EnterPlain).apply(self, *leaves)
 
     def leave(self, *leaves: Tensor) -> Leaves:
         """The slope."""
-        return _Leave.apply(self, *leaves)
+        return (_Leave if transformed() else _LeavePlain).apply(self, *leaves)
 
 
-class _Enter(torch.autograd.Function):
+class _Passing(torch.autograd.Function):
+    """Leaves as they are, in the form that transforms of torch.func take."""
+
     @staticmethod
     def forward(gate: Gate, *leaves: Tensor) -> Leaves:
-        return tuple(leaf.view_as(leaf) for leaf in leaves)
+        return tuple([leaf.view_as(leaf) for leaf in leaves])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.gate = inputs[0]
         ctx.set_materialize_grads(False)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        read = ctx.gate.read
-        return None, *(g if g is None or read is None else _without_nan(g, read) for g in gradients)
 
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(gate: Gate, *leaves: Tensor) -> Leaves:
-        return tuple(leaf.view_as(leaf) for leaf in leaves)
+class _PassingPlain(torch.autograd.Function):
+    """The same where there is no transform: torch reads the other form's signature in every call, a third of a step."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.gate = inputs[0]
+    def forward(ctx: Any, gate: Gate, *leaves: Tensor) -> Leaves:
+        ctx.gate = gate
         ctx.set_materialize_grads(False)
+        return tuple([leaf.view_as(leaf) for leaf in leaves])
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        read = [_deep(g).flatten(1).any(1) for g in gradients if g is not None]  # NaN is true
-        ctx.gate.read = functools.reduce(torch.logical_or, read) if read else None
-        return None, *gradients
+
+def _entered(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    read = ctx.gate.read
+    return None, *(g if g is None or read is None else _without_nan(g, read) for g in gradients)
+
+
+def _left(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    read = [_deep(g).flatten(1).any(1) for g in gradients if g is not None]  # NaN is true
+    ctx.gate.read = functools.reduce(torch.logical_or, read) if read else None
+    return None, *gradients
+
+
+class _Enter(_Passing):
+    backward = staticmethod(_entered)
+
+
+class _EnterPlain(_PassingPlain):
+    backward = staticmethod(_entered)
+
+
+class _Leave(_Passing):
+    backward = staticmethod(_left)
+
+
+class _LeavePlain(_PassingPlain):
+    backward = staticmethod(_left)
 
 
 def _without_nan(g: Tensor, read: Tensor) -> Tensor:

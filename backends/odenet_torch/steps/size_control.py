@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,9 +19,23 @@ from odenet_torch.steps.tolerance import Tolerance
 from odenet_torch.steps.weighted_sum import Buffered, weigh_leaves
 
 _EPSILON = 2.0**-52  # of times, which are Python floats
+_LOOKS = frozenset((20_000, 100_000, 1_000_000))  # steps tried, after which the pace is looked at
+EVER = 1e38  # where a solve that only an event ends would end
 
 Evaluate = Callable[[Tensor, int, float, Leaves], Leaves]
 """`evaluate(t, rank, time, y)`: the field at a time (as a tensor, and as a float), for stage `rank` of the step."""
+
+
+class Trials(Protocol):
+    """What makes compiled trial steps (`odenet_torch.steps.compiled.CompiledSteps`)."""
+
+    def enter(self, leaves: Leaves) -> Leaves:
+        """A state as it takes it."""
+        ...
+
+    def trial(self, t: float, t1: float, times: Sequence[float], y: Leaves, first: Leaves) -> tuple[Trial, float]:
+        """A step, and the ratio of its error to what is allowed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,7 @@ class Walk:
         proposed: size of the step after the last one accepted.
         memory: of the slopes that the step holds, where these are the field's own.
         on: who is told of steps; None in all but the drop-in for torchdiffeq, whose users may watch them.
+        compiled: what makes the trial steps of a state and its slope, where they are compiled.
     """
 
     evaluate: Evaluate
@@ -111,9 +127,7 @@ class Walk:
     size: float = 0.0
     on: On | None = None
     memory: Memory | None = None
-
-    def __post_init__(self) -> None:
-        self.nodes = torch.tensor(self.tableau.c, dtype=self.time, device=self.device)
+    compiled: Callable[[Leaves, Leaves], Trials] | None = None
 
     def slope(self, t: float, y: Leaves, rank: int, start: float, end: float) -> Leaves:
         """The field at one end of a step from `start` to `end`."""
@@ -137,6 +151,7 @@ class Walk:
         control, tableau, order = self.control, self.tableau, self.tableau.error_order
         if t == self.stops[-1]:
             return
+        begin = t
         direction = 1.0 if self.stops[-1] > t else -1.0
         spacing = _EPSILON * max(abs(t), abs(self.stops[-1]))
         place = 0
@@ -148,9 +163,16 @@ class Walk:
         size = control.first_step or self._first_size(t, y, first, direction, stop)
         size = control.bounded(min(size, abs(self.stops[-1] - t)))
         past: Past = (1.0, 1.0)
-        fast = Buffered(tableau, self.tolerance, y[0]) if Buffered.fits(self.tolerance, y) else None
+        graph, fast = None, None
+        if self.compiled is not None:
+            if self.memory is not None and self.memory.evaluated < 2:
+                self.slope(t, y, 0, t, stop)  # it is known after two evaluations where the field writes
+            graph = self.compiled(y, first)
+            y = graph.enter(y)
+        elif Buffered.fits(self.tolerance, y):
+            fast = Buffered(tableau, self.tolerance, y[0])
         while True:
-            if self.tried >= control.max_steps:
+            if self.tried >= control.max_steps or (self.tried in _LOOKS and self._endless(begin, t)):
                 self.failed = Result.MAX_STEPS
                 return
             self.tried += 1
@@ -165,11 +187,13 @@ class Walk:
             self.size = h
             if self.on is not None:
                 self.on.tried(t, y, h)
-            stage = self._stage(t, t1, h)
-            if fast is not None:
-                made, ratio = fast.trial(stage, y, h, first)
+            self.evaluations += tableau.stages - 1
+            if graph is not None:
+                made, ratio = graph.trial(t, t1, self._times(t, t1, h), y, first)
+            elif fast is not None:
+                made, ratio = fast.trial(self._stage(t, t1, h), y, h, first)
             else:
-                self.trial = made = trial(tableau, stage, y, h, first, weigh_leaves)
+                self.trial = made = trial(tableau, self._stage(t, t1, h), y, h, first, weigh_leaves)
                 ratio = float(self.tolerance.ratio(made.error, y, made.y1))  # the step's one host read
             accepted, factor, past = control.judge(order, ratio, past)
             if self.memory is not None:
@@ -201,17 +225,25 @@ class Walk:
                 self.failed = Result.NONFINITE
                 return
 
+    def _endless(self, begin: float, t: float) -> bool:
+        """Whether at a thousand times the pace so far `max_steps` would still not do: a solve to t=1e30 for days."""
+        if len(self.stops) > 1 or abs(self.stops[-1]) >= EVER:
+            return False
+        reach = 1e3 * abs(t - begin) * self.control.max_steps / self.tried
+        return reach < abs(self.stops[-1] - begin)
+
+    def _times(self, t: float, t1: float, h: float) -> list[float]:
+        """Those of the stages of a step."""
+        times = [t + h * node for node in self.tableau.c]
+        if not (self.jumps and (t in self.jumps or t1 in self.jumps)):
+            return times
+        at_end = ((node == 1, time) for node, time in zip(self.tableau.c, times, strict=True))
+        return [self._beside(t1 if end else time, t, t1) for end, time in at_end]
+
     def _stage(self, t: float, t1: float, h: float) -> Stage:
         """The field at the stages of a step."""
-        tableau, evaluate = self.tableau, self.evaluate
-        self.evaluations += tableau.stages - 1
-        values = [t + h * node for node in tableau.c]
-        if self.jumps and (t in self.jumps or t1 in self.jumps):
-            at_end = ((node == 1, value) for node, value in zip(tableau.c, values, strict=True))
-            values = [self._beside(t1 if end else value, t, t1) for end, value in at_end]
-            times: Sequence[Tensor] = torch.tensor(values, dtype=self.time, device=self.device).unbind(0)
-        else:
-            times = (self.nodes * h).add_(t).unbind(0)
+        evaluate, values = self.evaluate, self._times(t, t1, h)
+        times = torch.tensor(values, dtype=self.time, device=self.device).unbind(0)
 
         def stage(i: int, at: Leaves) -> Leaves:
             return evaluate(times[i], i, values[i], at)

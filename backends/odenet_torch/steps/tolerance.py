@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet import InputError, PIDController
-from odenet.kit import tree_leaves, tree_same_shape
+from odenet.kit import shown, tree_leaves, tree_same_shape
 from odenet_torch.field.state import Layout, Leaves
 
 _Each = tuple["float | Tensor", ...]
@@ -33,6 +33,7 @@ class Tolerance:
         self.atol = _each("atol", control.atol, layout, like)
         self.rows = control.per_sample
         self.norm = self._norm(control, layout)
+        self.named = None if callable(control.norm) else control.norm
         self.plain = control.norm == "rms" and len(like) == 1 and not self.rows and not like[0].is_complex()
 
     def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
@@ -42,26 +43,13 @@ class Tolerance:
             error: of the step.
             y, y1: the states at both ends of the step.
         """
-        with torch.no_grad():
-            sizes = (torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y1, strict=True))
-            return self.norm(self._scaled(error, sizes))
+        return within(self.norm, error, y, y1, self.rtol, self.atol)
 
     def size(self, value: Leaves, y: Leaves) -> Tensor:
         """The norm of a value over what is allowed at y."""
         with torch.no_grad():
-            return self.norm(self._scaled(value, (leaf.abs() for leaf in y), least=True))
-
-    def _scaled(self, value: Leaves, sizes: Any, *, least: bool = False) -> Leaves:
-        """Entries over what is allowed. With atol=0 none is allowed of an entry that is zero: no error is none too
-        many, and with `least`, for the first step, such an entry says nothing."""
-        found: list[Tensor] = []
-        for leaf, size, rtol, atol in zip(value, sizes, self.rtol, self.atol, strict=True):
-            allowed = atol + rtol * size
-            scaled = leaf.abs() / allowed
-            if not (isinstance(atol, float) and atol > 0):
-                scaled = torch.where((allowed == 0) & (least | (leaf == 0)), 0, scaled)
-            found.append(scaled)
-        return tuple(found)
+            sizes = (leaf.abs() for leaf in y)
+            return self.norm(scaled(value, sizes, self.rtol, self.atol, least=True))
 
     def _norm(self, control: PIDController, layout: Layout) -> Callable[[Leaves], Tensor]:
         if callable(control.norm):
@@ -70,6 +58,26 @@ class Tolerance:
         if self.rows:
             return {"rms": _rms_rows, "mixed": _mixed_rows, "max": _max_rows}[control.norm]
         return {"rms": _rms, "mixed": _mixed, "max": _max}[control.norm]
+
+
+def within(norm: Callable[[Leaves], Tensor], error: Leaves, y: Leaves, y1: Leaves, rtol: _Each, atol: _Each) -> Tensor:
+    """The norm of the error of a step over what is allowed; the arguments are those of a `Tolerance`."""
+    with torch.no_grad():
+        sizes = (torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y1, strict=True))
+        return norm(scaled(error, sizes, rtol, atol))
+
+
+def scaled(value: Leaves, sizes: Iterable[Tensor], rtol: _Each, atol: _Each, *, least: bool = False) -> Leaves:
+    """Entries over what is allowed. With atol=0 none is allowed of an entry that is zero: no error is none too many,
+    and with `least`, for the first step, such an entry says nothing."""
+    found: list[Tensor] = []
+    for leaf, size, relative, absolute in zip(value, sizes, rtol, atol, strict=True):
+        allowed = absolute + relative * size
+        scaled = leaf.abs() / allowed
+        if not (isinstance(absolute, float) and absolute > 0):
+            scaled = torch.where((allowed == 0) & (least | (leaf == 0)), 0, scaled)
+        found.append(scaled)
+    return tuple(found)
 
 
 def _each(name: str, given: Any, layout: Layout, like: Leaves) -> _Each:
@@ -90,7 +98,10 @@ def _each(name: str, given: Any, layout: Layout, like: Leaves) -> _Each:
         if isinstance(value, (int, float)):
             found.append(float(value))
             continue
-        tensor = torch.as_tensor(value, device=leaf.device).detach().to(leaf.real.dtype)
+        try:
+            tensor = torch.as_tensor(value, device=leaf.device).detach().to(leaf.real.dtype)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(f"{name} holds {shown(value)} ({error})", "numbers of at least 0") from error
         try:
             fits = torch.broadcast_shapes(tensor.shape, leaf.shape) == leaf.shape
         except RuntimeError:

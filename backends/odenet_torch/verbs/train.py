@@ -29,7 +29,9 @@ class Descent(Trainer):
     ) -> None:
         self.model = copy.deepcopy(model)
         self.momentum, self.weight_decay = momentum, weight_decay
+        self.model.train()
         self.weights = dict(self.model.named_parameters())
+        self.arrays = self.weights | dict(self.model.named_buffers())
         self.factors = learning(self.weights, rates)
         self.learning = {name: self.weights[name] for name in self.factors}
         for name, weight in self.weights.items():
@@ -67,14 +69,18 @@ class Descent(Trainer):
     @torch.no_grad()
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """See `Trainer`."""
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            return self.model(on(next(iter(self.weights.values())), inputs)).cpu().numpy()
+        self.model.eval()
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                return self.model(on(next(iter(self.weights.values())), inputs)).cpu().numpy()
+        finally:
+            self.model.train()
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Trainer`."""
         return {
             start + name: tensor.detach().cpu().numpy().copy()
-            for start, tensors in ((WEIGHT, self.weights), (VELOCITY, self.velocities))
+            for start, tensors in ((WEIGHT, self.arrays), (VELOCITY, self.velocities))
             for name, tensor in tensors.items()
         }
 
@@ -82,7 +88,7 @@ class Descent(Trainer):
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainer`."""
         found = checked_state(self.model.spec, state)
-        for start, tensors in ((WEIGHT, self.weights), (VELOCITY, self.velocities)):
+        for start, tensors in ((WEIGHT, self.arrays), (VELOCITY, self.velocities)):
             for name, tensor in tensors.items():
                 tensor.copy_(torch.from_numpy(np.array(found[start][name])))
 

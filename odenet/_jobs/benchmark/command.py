@@ -12,6 +12,7 @@ from rich.console import Console
 from odenet._backend import registry as _registry
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.executor import ExecutorChoice
+from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import complete, one_thread
 from odenet._jobs.cells.shard import Shard
 from odenet._jobs.groups import SuggestingGroup
@@ -68,6 +69,7 @@ def _work_precision(
       odenet benchmark work-precision --problem robertson,oregonator --backend diffrax --solver kvaerno3,kvaerno5
     """
     one_thread()
+    keep_programs()
     plan = SolvePlan(**{_PLURAL.get(name, name): value for name, value in options.items()})
     context.exit(work_precision(plan, out, resume, console(), console(stderr=True), shard, executor))
 

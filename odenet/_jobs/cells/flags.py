@@ -9,7 +9,7 @@ import click
 
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.grid import Plan
-from odenet._nets.spec import BLOCKS, STARTS
+from odenet._nets.spec import BLOCKS, NORMS, STARTS
 
 _PLURAL = {name: f"{name}s" for name in ("backend", "solver", "gradient", "depth")}
 Decorator = Callable[[Any], Any]
@@ -35,7 +35,7 @@ def network_flags(plan: Plan) -> Decorator:
         number("--batch", "Images in the batch, 1 to 1797.", plan),
         choice("--block", BLOCKS, "Kind of block.", plan),
         number("--width", "Channels (conv) or features.", plan),
-        choice("--norm", ("group", "none"), "Normalisation of conv blocks.", plan),
+        choice("--norm", NORMS, "Normalisation of conv blocks.", plan),
         choice(
             "--activation", ("relu", "tanh"), "Activation; a smooth one shows the order of a method most clearly.", plan
         ),

@@ -14,7 +14,7 @@ from odenet._gradients.names import Backprop, Gradient, gradient
 from odenet._jobs.cells.plan import CellPlan
 from odenet._jobs.cells.resume import reading
 from odenet._names import lookup
-from odenet._nets.spec import STARTS, Block, NetSpec, Start
+from odenet._nets.spec import STARTS, Block, NetSpec, Norm, Start
 from odenet._solvers.names import AnySolver, solver
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
@@ -81,7 +81,7 @@ class Plan(CellPlan):
     batch: int = 10
     block: Block = "conv"
     width: int = 16
-    norm: Literal["group", "none"] = "group"
+    norm: Norm = "group"
     activation: Literal["relu", "tanh"] = "relu"
     start: Start = "smooth"
     along: Along = "auto"

@@ -15,6 +15,7 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.flags import grid_flags, network_flags, number, plan_field, plan_of
 from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import complete, one_thread
 from odenet._jobs.cells.shard import Shard
 from odenet._jobs.compare.findings import findings
@@ -69,6 +70,7 @@ def command(
       odenet compare --shard 1/4 --executor processes:4 --out part1
     """
     one_thread()
+    keep_programs()
     if full:
         unset = (name for name in options if context.get_parameter_source(name) is ParameterSource.DEFAULT)
         options |= {name: getattr(FULL, plan_field(name)) for name in unset}

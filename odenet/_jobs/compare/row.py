@@ -36,7 +36,8 @@ class MeasuredGradient(CellRow):
     )
     step_seconds: float | None = column("median seconds of loss and gradient, compiled and warm")
     compile_seconds: float | None = column(
-        "seconds of compiling both, beside another cell that compiles; 0 where nothing is compiled"
+        "seconds of compiling both, beside another cell that compiles; of a program that an earlier job compiled and "
+        "kept (ODENET_CACHE) those that it took then; 0 where nothing is compiled"
     )
     peak_bytes: int | None = column("most bytes alive at once for loss and gradient, beyond weights and batch")
     gradient_bytes: int | None = column("bytes of the gradient itself, as large as the weights; part of peak_bytes")

@@ -16,12 +16,14 @@ from odenet._errors import BackendUnavailableError, InputError
 from odenet._files import require_writable
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.executor import ExecutorChoice
+from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.progress import watch
 from odenet._jobs.cells.resume import nothing_there
 from odenet._jobs.cells.run import BEGIN, GO_ON, measured
 from odenet._jobs.cells.shard import Shard
 from odenet._jobs.reproduce.reproduction import SCALES, Choices, CurveCell, Point, Reproduction, reproductions
 from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
+from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._names import lookup
 from odenet._report.machine import joined, machine
 from odenet._report.terminal import console, table
@@ -68,8 +70,9 @@ def command(
     """Reproduce figures of Sander, Ablin and Peyre (NeurIPS 2022); without a NAME, list them.
 
     Each has a figure, its points and their quartiles over seeds as CSV, and verdicts: the paper's claims held against
-    the numbers. All of it is in one page, report.html. Ctrl-C keeps what is done. Exit status: 0, 1 if a verdict fails,
-    130 after Ctrl-C.
+    the numbers, with an interval over seeds, and with the same test on data that must fail it and on data that must
+    not. What too few seeds leave undecided is said to be. All of it is in one page, report.html. Ctrl-C keeps what is
+    done. Exit status: 0, 1 if a verdict fails, 130 after Ctrl-C.
 
     \b
     Examples:
@@ -96,6 +99,7 @@ def command(
         if not _registry.entry(name).available:
             entry = _registry.entry(name)
             raise BackendUnavailableError(f"backend {name} is not available", "an installed backend", entry.install)
+    keep_programs()
     context.exit(reproduce(chosen, choices, out, resume, console(), console(stderr=True), shard, executor))
 
 
@@ -122,7 +126,7 @@ def reproduce(
         executor: who measures; None for this process.
 
     Returns:
-        the exit status: 0; 1 if a verdict fails or cells are left; 130 if the run was interrupted.
+        the exit status: 0; 1 if a verdict fails, its test is blind, or cells are left; 130 if the run was interrupted.
 
     Raises:
         FileError: `out` cannot be written to, holds points that cannot be resumed, or has none to resume.
@@ -142,7 +146,7 @@ def reproduce(
     for each in dict.fromkeys(chosen):
         folder = out / each.name
         earlier = read(folder) if resume else None
-        fresh = ReproductionPoints(each.name, choices, here, shard=shard)
+        fresh = ReproductionPoints(each.name, choices, here, thresholds=thresholds(each.name), shard=shard)
         results = fresh if earlier is None else earlier.resumed(choices, here, shard)
         try:
             for grown in _run(each, results, messages, executor):
@@ -166,6 +170,7 @@ def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messag
     """
     from odenet._jobs.reproduce.report import (  # matplotlib takes a second
         Finished,
+        tally,
         verdict_table,
         write_one,
         write_page,
@@ -184,10 +189,14 @@ def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messag
         return True
     finished = [Finished(every[each.name], each) for each in done if not each.todo(every[each.name])]
     screen.print(verdict_table(finished[-1]))
+    for change in finished[-1].changes:
+        screen.print(change, markup=False)
     paths = write_one(finished[-1], out / last.name)
     page = write_page(finished, last.machine, out)  # after each, so that a long run can be read as it goes
     messages.print(f"wrote {paths[0]}, {page}", markup=False)
-    return finished[-1].passed
+    if len(finished) > 1:
+        screen.print(tally([verdict for each in finished for verdict in each.every]), markup=False)
+    return not finished[-1].failed
 
 
 def _run(

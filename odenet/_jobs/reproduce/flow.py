@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -20,6 +20,14 @@ LOSS, SMOOTHNESS, STATES, WEIGHTS = "loss", "smoothness", "distance of states", 
 ENTRY, CHANGE = "weight", "change of weights"  # by layer, of one network
 MEAN = "mean distance of weights"  # over layers
 FINAL, LARGEST = "loss at the end", "largest smoothness"  # over training, relative to what it began with
+RATE, LIMIT_RATE = "rate at which the loss falls", "rate of the limit"  # in a unit of time
+BEFORE, AFTER = "roughness exponent at the start", "roughness exponent after training"
+_LAYERS = 8  # that a roughness exponent needs
+RATE_APART = "distance of the rate to that of the limit"
+
+
+Limits = Mapping[str, float]
+"""Thresholds by name."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
     """
     moments = train(flow, cell.backend, cell.seed, cell.depth, steps, rough=rough, device=device)
     found = []
-    for now, limit in zip(moments, _limit(flow, cell.backend, cell.seed, deepest, steps, device), strict=True):
+    limits = _limit(flow, cell.backend, cell.seed, deepest, steps, device)
+    for now, limit in zip(moments, limits, strict=True):
         stride = len(limit.weights) // cell.depth
         weights = _norms(now.weights - limit.weights[::stride])
         apart = {
@@ -104,12 +113,28 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
     for quantity in (STATES, WEIGHTS, MEAN):
         found.append(cell.point(quantity, max(each.value for each in found if each.quantity == quantity)))
     smooth = [each.value for each in found if each.quantity == SMOOTHNESS]
+    rate, to_be = _rate(flow, moments), _rate(flow, limits)
     return (
         *found,
         cell.point(SMOOTHNESS, max(smooth)),
-        cell.point(LARGEST, max(smooth) / smooth[0]),
+        cell.point(LARGEST, max(smooth) / smooth[0] if smooth[0] else np.inf),  # of a tied start nothing is a part
         cell.point(FINAL, moments[-1].loss / moments[0].loss),
+        cell.point(RATE, rate),
+        cell.point(LIMIT_RATE, to_be),
+        cell.point(RATE_APART, abs(rate - to_be)),
+        *(
+            cell.point(quantity, theory.roughness(Depth(moment.weights, "piecewise")).exponent)
+            for quantity, moment in ((BEFORE, moments[0]), (AFTER, moments[-1]))
+            if cell.depth >= _LAYERS
+        ),
     )
+
+
+def _rate(flow: Flow, moments: Sequence[Moment]) -> float:
+    """Of `loss = c exp(-rate time)`, by least squares over the second half of training, where the loss is small."""
+    late = moments[len(moments) // 2 :]
+    times = [flow.rate * each.step for each in late]
+    return -float(np.polynomial.polynomial.polyfit(times, [np.log(each.loss) for each in late], 1)[1])
 
 
 def train(
@@ -182,34 +207,39 @@ def ones(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
     return {n: [1.0] * len(each) for n, each in values(points, curve, FINAL).items()}
 
 
-def trained(points: Sequence[Point], curve: str) -> Verdict:
+def trained(points: Sequence[Point], curve: str, limits: Limits) -> Verdict:
     """The loss tends to 0."""
-    return below(f"{curve}: the loss falls to a hundredth", values(points, curve, FINAL), ones(points, curve), 0.01)
+    claim = f"{curve}: the loss falls to {limits['trained']:g} of the first"
+    return below(claim, values(points, curve, FINAL), ones(points, curve), limits["trained"])
 
 
-def stays_smooth(points: Sequence[Point], curve: str) -> tuple[Verdict, Verdict]:
+def stays_smooth(points: Sequence[Point], curve: str, limits: Limits) -> tuple[Verdict, Verdict]:
     """Smoothness is bounded over N, and over training."""
     claim = f"{curve}: N max |w[n+1] - w[n]| over training does not grow with N"
+    grown = f"{curve}: it grows at most to {limits['grown']:g} times its start"
     return (
-        stays(claim, values(points, curve, SMOOTHNESS), 0.2),
-        below(f"{curve}: it grows at most to twice its start", values(points, curve, LARGEST), ones(points, curve), 2),
+        stays(claim, values(points, curve, SMOOTHNESS), limits["smoothness_tolerance"]),
+        below(grown, values(points, curve, LARGEST), ones(points, curve), limits["grown"]),
     )
 
 
-def tends(points: Sequence[Point], curve: str, quantity: str) -> tuple[Verdict, Verdict]:
-    """A distance to the limit falls as 1/N, uniformly over training; weights start on the limit."""
+def tends(points: Sequence[Point], curve: str, quantity: str, limits: Limits) -> tuple[Verdict, Verdict]:
+    """A distance to the limit falls as 1/N, uniformly over training, but for a start that is on the limit."""
     steps = sorted({each.step for each in points if each.step is not None})[quantity != STATES :]
-    moments = {step: values(points, curve, quantity, step) for step in steps}
+    every = {step: values(points, curve, quantity, step) for step in steps}
+    moments = {step: seen for step, seen in every.items() if any(x != 0 for each in seen.values() for x in each)}
+    allowed = limits["order"], limits["tolerance"]
     return (
-        falls(f"{curve}: the {quantity} to the limit falls as 1/N", values(points, curve, quantity), 1, 0.2),
-        falls_throughout(f"{curve}: the {quantity} falls as 1/N at each moment of training", moments, 1, 0.2),
+        falls(f"{curve}: the {quantity} to the limit falls as 1/N", values(points, curve, quantity), *allowed),
+        falls_throughout(f"{curve}: the {quantity} falls as 1/N at each moment of training", moments, *allowed),
     )
 
 
-def stays_rough(points: Sequence[Point], curve: str) -> tuple[Verdict, Verdict]:
+def stays_rough(points: Sequence[Point], curve: str, limits: Limits) -> tuple[Verdict, Verdict]:
     """What is not smooth at the start does not become smooth."""
     claim = f"{curve}: N max |w[n+1] - w[n]| grows as N"
+    weights = values(points, curve, WEIGHTS)
     return (
-        falls(claim, values(points, curve, SMOOTHNESS), -1, 0.3),
-        stays(f"{curve}: the weights do not tend to the limit", values(points, curve, WEIGHTS), 0.3),
+        falls(claim, values(points, curve, SMOOTHNESS), limits["rough_order"], limits["rough_tolerance"]),
+        stays(f"{curve}: the weights do not tend to the limit of smooth starts", weights, limits["rough_tolerance"]),
     )

@@ -56,6 +56,12 @@ def merged(parts: Mapping[Path, ReproductionPoints]) -> ReproductionPoints:
         changed = changes(vars(first.choices), vars(part.choices))
         if changed:
             raise InputError(f"{first.name} in {folder} has other choices than in {begun}: {'; '.join(changed)}", "one")
+        if part.thresholds != first.thresholds:
+            raise InputError(
+                f"{first.name} in {folder} was begun with other thresholds of its verdicts than in {begun}",
+                "parts of one run, by one version",
+                "measure the part again by the version of the others",
+            )
         cells: dict[CurveCell, list[Point]] = {}
         for point in part.points:
             cells.setdefault(point.cell, []).append(point)

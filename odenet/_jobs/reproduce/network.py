@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 WIDTH, BATCH = 16, 8
+NOISE = {"a": WIDTH**-0.5, "b": 1.0}
+"""Standard deviations of what rough weights have more than smooth ones, in each entry."""
+
 Weights = dict[str, np.ndarray]
 
 
@@ -40,6 +43,5 @@ def smooth_weights(seed: int, nodes: np.ndarray) -> Weights:
 def rough_weights(seed: int, nodes: np.ndarray) -> Weights:
     """The smooth function with noise on it that is drawn for each node on its own."""
     generator = np.random.default_rng([seed, 3, len(nodes)])
-    noise = {"a": WIDTH**-0.5, "b": 1.0}
     smooth = smooth_weights(seed, nodes)
-    return {name: leaf + noise[name] * generator.standard_normal(leaf.shape) for name, leaf in smooth.items()}
+    return {name: leaf + NOISE[name] * generator.standard_normal(leaf.shape) for name, leaf in smooth.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 from odenet._files import write_atomically, write_text
 from odenet._jobs.reproduce.reproduction import Point, Reproduction
 from odenet._jobs.reproduce.results import ReproductionPoints
+from odenet._jobs.reproduce.thresholds import changed, thresholds
 from odenet._jobs.reproduce.verdict import Verdict
 from odenet._report.figures import canvas, rc, render
 from odenet._report.html import REPORT, document, facts, figure, header, section
@@ -22,7 +25,14 @@ from odenet._report.terminal import Table, table
 from odenet._report.units import seconds
 
 VERDICTS = "verdicts.json"
-_HEADINGS = ("verdict", "claim", "expected", "observed")
+_BAD = ("FAILS", "BLIND")
+_NONE = "none could be made"
+_OTHERS = {
+    "FAILS": "FAIL",
+    "BLIND": "BLIND: the test passes data that it must refuse",
+    "undecided": "undecided: the numbers scatter too much to tell; more --seeds would",
+}
+_HEADINGS = ("verdict", "claim", "expected", "observed", "controls")
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,19 @@ class Finished:
         return [point for point in self.results.points if point.backend == backend]
 
     @property
-    def passed(self) -> bool:
-        """Whether all of them hold."""
-        return all(each.passed for found in self.verdicts.values() for each in found)
+    def every(self) -> list[Verdict]:
+        """The verdicts of all backends."""
+        return [each for found in self.verdicts.values() for each in found]
+
+    @property
+    def failed(self) -> bool:
+        """Whether one of them fails, or is blind; one that too few seeds leave undecided does not fail."""
+        return any(each.state in _BAD for each in self.every)
+
+    @cached_property
+    def changes(self) -> tuple[str, ...]:
+        """What to say of thresholds that are not those of the run."""
+        return changed(self.results.thresholds, self.reproduction.name)
 
     @cached_property
     def figure(self) -> Figure:
@@ -67,6 +87,7 @@ class Finished:
         parts = (
             f"<p><b>The paper.</b> {claim}</p><p><b>Here.</b> {method}</p>",
             figure(svg, f"Medians with quartiles: {_size(self.results)}."),
+            *(f"<p><b>{escape(each)}</b></p>" for each in self.changes),
             *(f"<h3>{escape(backend)}</h3>{_rows(found)}" for backend, found in self.verdicts.items()),
         )
         return section(self.reproduction.name, "".join(parts))
@@ -86,8 +107,10 @@ def write_one(done: Finished, folder: Path) -> list[Path]:
         "claim": done.reproduction.claim,
         "method": done.reproduction.method,
         "seconds": done.results.seconds,
+        "thresholds": thresholds(done.reproduction.name),
+        "changes": done.changes,
         "verdicts": [
-            {"backend": backend, "claim": v.claim, "expected": v.expected, "observed": v.observed, "passed": v.passed}
+            {"backend": backend, "state": v.state, **dataclasses.asdict(v)}
             for backend, found in done.verdicts.items()
             for v in found
         ],
@@ -104,9 +127,8 @@ def write_page(done: Sequence[Finished], machine: Mapping[str, str], folder: Pat
     Raises:
         FileError: the folder cannot be written to.
     """
-    found = [v for each in done for verdicts in each.verdicts.values() for v in verdicts]
     lead = "Sander, Ablin and Peyre, NeurIPS 2022 (arXiv 2205.14612)"
-    how_many = f"{sum(v.passed for v in found)} of {len(found)} verdicts hold"
+    how_many = tally([v for each in done for v in each.every])
     parts = [header("odenet reproduce", (lead, how_many)), *(each.section for each in done)]
     parts.append(section("Machine", facts(machine)))
     return write_text(folder / REPORT, document("odenet reproduce", parts))
@@ -114,17 +136,24 @@ def write_page(done: Sequence[Finished], machine: Mapping[str, str], folder: Pat
 
 def _rows(found: Sequence[Verdict]) -> str:
     head = "".join(f"<th>{each}</th>" for each in _HEADINGS)
+    rows = (("bad" if v.state in _BAD else "", (*_cells(v), "; ".join(map(str, v.controls)) or _NONE)) for v in found)
     body = "".join(
-        f"<tr{'' if each.passed else ' class=bad'}>{''.join(f'<td>{escape(text)}</td>' for text in _cells(each))}</tr>"
-        for each in found
+        f'<tr class="{kind}">{"".join(f"<td>{escape(text)}</td>" for text in texts)}</tr>' for kind, texts in rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def verdict_table(done: Finished) -> Table:
     """The verdicts for a terminal."""
-    rows = [(*_cells(each), backend) for backend, found in done.verdicts.items() for each in found]
+    rows = [(*_cells(each), _controls(each), backend) for backend, found in done.verdicts.items() for each in found]
     return table(f"{done.reproduction.name} ({_size(done.results)})", (*_HEADINGS, "backend"), rows)
+
+
+def tally(found: Sequence[Verdict]) -> str:
+    """How many verdicts hold, and what became of the others."""
+    states = Counter(each.state for each in found)
+    others = [f"{states[name]} {said}" for name, said in _OTHERS.items() if states[name]]
+    return "; ".join([f"{states['holds']} of {len(found)} verdicts hold", *others])
 
 
 def _size(results: ReproductionPoints) -> str:
@@ -135,4 +164,10 @@ def _size(results: ReproductionPoints) -> str:
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:
-    return ("holds" if verdict.passed else "FAILS", verdict.claim, verdict.expected, verdict.observed)
+    return (verdict.state, verdict.claim, verdict.expected, verdict.observed)
+
+
+def _controls(verdict: Verdict) -> str:
+    """In a few words; all of them where one is wrong."""
+    wrong = [str(each) for each in verdict.controls if not each.right]
+    return "; ".join(wrong) or (f"{len(verdict.controls)} right" if verdict.controls else _NONE)

@@ -46,6 +46,7 @@ class ReproductionPoints:
         machine: as `odenet._report.machine.machine` tells it.
         seconds: that the cells took.
         points: of the finished cells, each cell's together.
+        thresholds: of the verdicts, as they stood when the run began; None of results that do not tell.
         shard: the part of the cells that is this run's; None for all.
     """
 
@@ -54,6 +55,7 @@ class ReproductionPoints:
     machine: Mapping[str, str]
     seconds: float = 0.0
     points: tuple[Point, ...] = ()
+    thresholds: Mapping[str, float] | None = None
     shard: Shard | None = None
 
     def todo(self, reproduction: Reproduction) -> tuple[CurveCell, ...]:
@@ -110,6 +112,7 @@ class ReproductionPoints:
             "choices": dataclasses.asdict(self.choices),
             "machine": dict(self.machine),
             "seconds": self.seconds,
+            "thresholds": None if self.thresholds is None else dict(self.thresholds),
             "shard": None if self.shard is None else str(self.shard),
             "points": [to_json(each) for each in self.points],
         }
@@ -130,8 +133,11 @@ def read(folder: Path) -> ReproductionPoints | None:
 def _built(plain: Mapping[str, Any]) -> ReproductionPoints:
     choices = Choices(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
     points = tuple(from_json(Point, each) for each in plain["points"])
+    # results from before thresholds were recorded go on, and the report says so
+    recorded = plain.get("thresholds")
     shard = None if plain.get("shard") is None else Shard.read(plain["shard"])
-    return ReproductionPoints(plain["name"], choices, plain["machine"], float(plain["seconds"]), points, shard)
+    seconds = float(plain["seconds"])
+    return ReproductionPoints(plain["name"], choices, plain["machine"], seconds, points, recorded, shard)
 
 
 def quartiles(points: Sequence[Point]) -> list[Quartiles]:

@@ -1,122 +1,209 @@
-"""A claim of the paper held against what was seen, by number."""
+"""A claim of the paper held against what was seen, by number: with an interval, and with controls run beside it."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from odenet._report.fit import STRAIGHT, Fit, fit
+from odenet._jobs.reproduce.controls import Said, Verdict, judged
+from odenet._jobs.reproduce.order import OverSeeds, of_order, order
+from odenet._jobs.reproduce.ratio import below_in_the_mean, bounded, moved, paired, scaled
+from odenet._jobs.reproduce.thresholds import thresholds
+from odenet._report.interval import LEVEL, interval
 
-FLOOR = 1e-12
-"""Errors below this are rounding, summed over thousands of steps of float64, and say nothing about an order."""
+__all__ = [
+    "OverSeeds",
+    "Verdict",
+    "as_good",
+    "below",
+    "falls",
+    "falls_at_least",
+    "falls_throughout",
+    "from_depth",
+    "medians",
+    "near",
+    "no_worse",
+    "points_above",
+    "smaller",
+    "stays",
+]
 
-OverSeeds = Mapping[int, Sequence[float]]
-"""By depth, the values of all seeds."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a claim.
-
-    Args:
-        claim: the claim, as a sentence without a full stop.
-        expected: the numbers that it allows.
-        observed: the numbers that were seen.
-        passed: whether these are among those.
-    """
-
-    claim: str
-    expected: str
-    observed: str
-    passed: bool
+STRAIGHT = thresholds("all")["straightness"]
+_ENDS = f"{100 * LEVEL:g} % interval over seeds"
 
 
-def falls(claim: str, over_seeds: OverSeeds, order: float, tolerance: float, least_depth: int = 1) -> Verdict:
-    """`value = c N**-order`, on a straight line: the order is that of the medians over seeds.
+def falls(
+    claim: str, over_seeds: OverSeeds, order: float, tolerance: float, least_depth: int = 1, straight: bool = True
+) -> Verdict:
+    """`value = c N**-order`: the order's whole interval is within the tolerance, and the medians lie on a line.
 
     Args:
         claim: see `Verdict`.
         over_seeds: values by depth.
         order, tolerance: what is allowed. A negative order is of what grows.
         least_depth: where the line is fitted from, if shallow networks are not near the limit yet.
+        straight: False asks for no straight line, of what is drawn anew at each depth and scatters about one.
     """
-    found = _fit(over_seeds, least_depth)
-    straight = found is not None and found.straightness > STRAIGHT
-    return Verdict(
+    return falls_throughout(claim, {0: over_seeds}, order, tolerance, least_depth, straight)
+
+
+def falls_throughout(
+    claim: str,
+    moments: Mapping[int, OverSeeds],
+    order: float,
+    tolerance: float,
+    least_depth: int = 1,
+    straight: bool = True,
+) -> Verdict:
+    """`falls`, at each moment."""
+    line, on_a_line = (STRAIGHT, f", R² above {STRAIGHT}") if straight else (-math.inf, "")
+    several = f", at {len(moments)} moments" if len(moments) != 1 else ""
+    return judged(
         claim,
-        f"order {order:g} ± {tolerance:g}, R² above {STRAIGHT}",
-        _said(found, over_seeds, least_depth),
-        found is not None and straight and abs(found.order - order) <= tolerance,
+        f"order {order:g} ± {tolerance:g} with its whole {_ENDS}{on_a_line}{several}",
+        lambda data: _orders(data, order - tolerance, order + tolerance, line, least_depth),
+        moments,
+        bad={f"order {order + 2 * tolerance:g}": _like(moments, order + 2 * tolerance, least_depth)},
+        good={f"order {order:g}": _like(moments, order, least_depth)},
     )
 
 
-def falls_throughout(claim: str, moments: Mapping[int, OverSeeds], order: float, tolerance: float) -> Verdict:
-    """`falls`, at each moment."""
-    found = [_fit(over_seeds, 1) for over_seeds in moments.values()]
-    fits = [each for each in found if each is not None]
-    expected = f"orders {order:g} ± {tolerance:g}, R² above {STRAIGHT}, at {len(moments)} moments"
-    if not fits or len(fits) < len(found):
-        return Verdict(claim, expected, f"an order at {len(fits)} of {len(found)} moments", False)
-    orders, straightness = [each.order for each in fits], min(each.straightness for each in fits)
-    observed = f"orders {min(orders):.3f} to {max(orders):.3f}, R² at least {straightness:.4f}"
-    near = all(abs(each - order) <= tolerance for each in orders)
-    return Verdict(claim, expected, observed, near and straightness > STRAIGHT)
-
-
 def stays(claim: str, over_seeds: OverSeeds, tolerance: float, least_depth: int = 1) -> Verdict:
-    """No power of N: the fitted order is 0 up to the tolerance (and R² means nothing)."""
-    found = _fit(over_seeds, least_depth)
-    passed = found is not None and abs(found.order) <= tolerance
-    return Verdict(claim, f"order 0 ± {tolerance:g}", _said(found, over_seeds, least_depth), passed)
+    """No power of N: the fitted order is 0 up to the tolerance with all of its interval (and R² means nothing)."""
+    moments = {0: over_seeds}
+    return judged(
+        claim,
+        f"order 0 ± {tolerance:g} with its whole {_ENDS}",
+        lambda data: _orders(data, -tolerance, tolerance, -math.inf, least_depth),
+        moments,
+        bad={f"order {2 * tolerance:g}": _like(moments, 2 * tolerance, least_depth)},
+        good={"order 0": _like(moments, 0, least_depth)},
+    )
+
+
+def falls_at_least(claim: str, over_seeds: OverSeeds, least: float, least_depth: int = 1) -> Verdict:
+    """The order is `least` or more, with the lower end of its interval; nothing is said of a line."""
+    moments = {0: over_seeds}
+    return judged(
+        claim,
+        f"order at least {least:g} at the lower end of its {_ENDS}",
+        lambda data: _orders(data, least, math.inf, -math.inf, least_depth),
+        moments,
+        bad={"order 0": _like(moments, 0, least_depth)},
+        good={f"order {2 * least:g}": _like(moments, 2 * least, least_depth)},
+    )
 
 
 def below(claim: str, small: OverSeeds, large: OverSeeds, factor: float = 1.0) -> Verdict:
-    """`small <= factor * large` for every depth and seed."""
-    expected = f"a ratio of at most {factor:g}, all of them"
-    pairs = [pair for depth in small if depth in large for pair in zip(small[depth], large[depth], strict=True)]
-    if not pairs:
-        return Verdict(claim, expected, "nothing to compare", False)
-    ratios = [one / other for one, other in pairs if other]
-    observed = f"ratios {min(ratios):.2g} to {max(ratios):.2g}" if ratios else "zeros"
-    return Verdict(claim, expected, observed, all(one <= factor * other for one, other in pairs))
+    """`small <= factor * large` for every depth and seed: of what is true of each, as a bound is."""
+    pairs = paired(small, large)
+    return judged(
+        claim,
+        f"a ratio of at most {factor:g}, all of them",
+        lambda data: bounded(data, factor),
+        pairs,
+        bad={f"a ratio of {2 * factor:g}": scaled(pairs, 2 * factor)},
+        good={f"a ratio of {factor / 2:g}": scaled(pairs, factor / 2)},
+    )
 
 
-def changes(claim: str, over_seeds: OverSeeds, *, least: float = -math.inf, most: float = math.inf) -> Verdict:
-    """The deepest networks' median against the shallowest ones', whatever lies between.
+def smaller(
+    claim: str,
+    small: OverSeeds,
+    large: OverSeeds,
+    factor: float = 1.0,
+    bad: Mapping[str, OverSeeds] | None = None,
+) -> Verdict:
+    """`small < factor * large` in the geometric mean over seeds, at the upper end of its interval, at each depth.
 
     Args:
         claim: see `Verdict`.
-        over_seeds: values by depth.
-        least, most: which ratio is allowed; one of them.
+        small, large, factor: by depth, of the same seeds.
+        bad: what is known not to be smaller, by what it is: it must not pass in the place of `small`.
     """
-    expected = f"a ratio of at least {least:g}" if math.isinf(most) else f"a ratio of at most {most:g}"
-    if len(over_seeds) < 2:
-        return Verdict(claim, expected, "fewer than two depths", False)
-    first, last = min(over_seeds), max(over_seeds)
-    ratio = statistics.median(over_seeds[last]) / statistics.median(over_seeds[first])
-    observed = f"N={last} has {ratio:.2g} times that of N={first}"
-    return Verdict(claim, expected, observed, least <= ratio <= most)
+    pairs = paired(small, large)
+    return judged(
+        claim,
+        f"a mean ratio below {factor:g} at the upper end of its {_ENDS}, at each N",
+        lambda data: below_in_the_mean(data, factor),
+        pairs,
+        bad={
+            f"a ratio of {2 * factor:g} with this scatter": moved(pairs, 2 * factor),
+            **{what: paired(some, large) or None for what, some in (bad or {}).items()},
+        },
+        good={f"a ratio of {factor / 2:g} with this scatter": moved(pairs, factor / 2)},
+    )
 
 
-def as_good(claim: str, errors: OverSeeds, reference: OverSeeds, points: float, least_depth: int = 1) -> Verdict:
-    """Test errors, as parts of one, are those of a reference: in the mean over seeds, at each depth.
+def near(claim: str, over_seeds: OverSeeds, target: float, tolerance: float) -> Verdict:
+    """The mean over seeds is a number, with its whole interval within the tolerance, at each depth."""
+    centred = {n: [each - statistics.mean(some) + target for each in some] for n, some in over_seeds.items()}
+    away = {n: [each + 2 * tolerance for each in some] for n, some in centred.items()}
+    return judged(
+        claim,
+        f"{target:g} ± {tolerance:g} with its whole {_ENDS}, at each N",
+        lambda data: _within(data, target - tolerance, target + tolerance),
+        over_seeds,
+        bad={f"{target + 2 * tolerance:g} with this scatter": away or None},
+        good={f"{target:g} with this scatter": centred or None},
+    )
+
+
+def as_good(
+    claim: str,
+    errors: OverSeeds,
+    reference: OverSeeds,
+    points: float,
+    least_depth: int = 1,
+    bad: Mapping[str, OverSeeds] | None = None,
+) -> Verdict:
+    """Test errors, as parts of one, are those of a reference: equivalence by two one-sided tests of paired seeds.
 
     Args:
         claim: see `Verdict`.
         errors, reference: by depth, of the same seeds.
-        points: of a hundred that the means may be apart.
+        points: of a hundred: the margin of the equivalence, of the mean over seeds at each depth.
         least_depth: shallower networks are not looked at.
+        bad: errors of a gradient that is known to be bad, by what it is: they must not pass.
     """
-    gaps = from_depth(points_above(errors, reference), least_depth)
-    return Verdict(
+
+    expected = f"a mean difference within ± {points:g} points with its whole {_ENDS} (equivalence, two tests at 5 %)"
+    return _margin(claim, expected, errors, reference, (-points, points), least_depth, bad or {})
+
+
+def no_worse(claim: str, errors: OverSeeds, reference: OverSeeds, points: float) -> Verdict:
+    """Test errors are at most so many points above those of a reference: one test of paired seeds, at each depth."""
+    expected = f"a mean difference of at most {points:g} points at the upper end of its {_ENDS}"
+    return _margin(claim, expected, errors, reference, (-math.inf, points), 1, {})
+
+
+def _margin(
+    claim: str,
+    expected: str,
+    errors: OverSeeds,
+    reference: OverSeeds,
+    allowed: tuple[float, float],
+    least_depth: int,
+    bad: Mapping[str, OverSeeds],
+) -> Verdict:
+    def gaps(some: OverSeeds) -> dict[int, list[float]]:
+        return {n: each for n, each in points_above(some, reference).items() if n >= least_depth}
+
+    most = allowed[1]
+    seen, asked = gaps(errors), from_depth(errors, least_depth).keys()
+    centred = {n: [each - statistics.mean(some) for each in some] for n, some in seen.items()}
+    away = {n: [each + 2 * most for each in some] for n, some in centred.items()}
+    return judged(
         claim,
-        f"means over seeds within {points:g} points",
-        "; ".join(f"N={n}: {spread(each)}" for n, each in gaps.items()) or "nothing to compare",
-        bool(gaps)
-        and gaps.keys() == from_depth(errors, least_depth).keys()
-        and all(abs(statistics.mean(each)) <= points for each in gaps.values()),
+        expected,
+        lambda data: _within(data, *allowed),
+        seen if seen.keys() == asked else {},
+        bad={
+            f"{2 * most:g} points more with this scatter": away or None,
+            **{what: gaps(some) or None for what, some in bad.items()},
+        },
+        good={"no difference with this scatter": centred or None},
     )
 
 
@@ -129,16 +216,6 @@ def points_above(errors: OverSeeds, reference: OverSeeds) -> dict[int, list[floa
     }
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and range of signed numbers, for a person."""
-    return f"{statistics.mean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f})"
-
-
-def means(over_seeds: OverSeeds) -> dict[int, list[float]]:
-    """The mean over seeds as the only value of each depth."""
-    return {depth: [statistics.mean(each)] for depth, each in over_seeds.items()}
-
-
 def from_depth(over_seeds: OverSeeds, least: int) -> dict[int, Sequence[float]]:
     """Without shallower networks."""
     return {depth: each for depth, each in over_seeds.items() if depth >= least}
@@ -149,19 +226,35 @@ def medians(over_seeds: OverSeeds) -> dict[int, list[float]]:
     return {depth: [statistics.median(each)] for depth, each in over_seeds.items()}
 
 
-def _fit(over_seeds: OverSeeds, least_depth: int) -> Fit | None:
-    kept = [depth for depth in over_seeds if depth >= least_depth]
-    return fit(kept, [statistics.median(over_seeds[depth]) for depth in kept], FLOOR)
+def _within(gaps: OverSeeds, low: float, high: float) -> Said:
+    found = {n: interval(some) for n, some in gaps.items()}
+    observed = "; ".join(
+        f"N={n}: {statistics.mean(gaps[n]):+.2f}" + (f" [{each.low:+.2f}, {each.high:+.2f}]" if each else ", one seed")
+        for n, each in found.items()
+    )
+    passed = all(each is not None and each.inside(low, high) for each in found.values())
+    return bool(found) and passed, observed or "nothing to compare"
 
 
-def _said(found: Fit | None, over_seeds: OverSeeds, least_depth: int) -> str:
-    if found is None:
-        return f"fewer than three depths with a value that is finite and above {FLOOR:g}"
-    text = f"order {found.order:.3f}, R² {found.straightness:.4f}, N={found.depths[0]}..{found.depths[-1]}"
-    seeds = min(map(len, over_seeds.values()))
-    if seeds < 2:
-        return text
-    singly = [_fit({depth: [each[seed]] for depth, each in over_seeds.items()}, least_depth) for seed in range(seeds)]
-    orders = [each.order for each in singly if each is not None]
-    low, _, high = statistics.quantiles(orders, n=4, method="inclusive") if len(orders) > 1 else (orders * 3)
-    return f"{text}; quartiles over {len(orders)} seeds {low:.3f} to {high:.3f}"
+def _orders(moments: Mapping[int, OverSeeds], low: float, high: float, straight: float, least: int) -> Said:
+    found = [order(each, least) for each in moments.values()]
+    known = [each for each in found if each is not None]
+    if not known or len(known) < len(found):
+        return False, f"{len(known)} of {len(found)} have three depths with a value that is finite and above rounding"
+    passed = all(each.interval.inside(low, high) and each.straightness > straight for each in known)
+    if len(known) == 1:
+        return passed, str(known[0])
+    ends = min(each.interval.low for each in known), max(each.interval.high for each in known)
+    means = min(each.interval.mean for each in known), max(each.interval.mean for each in known)
+    straightness = min(each.straightness for each in known)
+    return passed, (
+        f"orders {means[0]:.3f} to {means[1]:.3f}, intervals in [{ends[0]:.3f}, {ends[1]:.3f}], "
+        f"R² at least {straightness:.4f}"
+    )
+
+
+def _like(moments: Mapping[int, OverSeeds], slope: float, least: int) -> Mapping[int, OverSeeds] | None:
+    """Data of that order at each moment, which scatter as those seen."""
+    made = {step: of_order(each, slope, least) for step, each in moments.items()}
+    known = {step: each for step, each in made.items() if each is not None}
+    return known if known and len(known) == len(made) else None

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from odenet._jobs import flags as _flags
+from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.shard import Shard
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._jobs.train.plan import TrainingPlan
-from odenet._nets.spec import BLOCKS, STARTS
+from odenet._nets.spec import BLOCKS, NORMS, STARTS
 from odenet._report.terminal import console
 
 
@@ -67,7 +68,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method, with options behind colons.")
 @_flag("--depth", _flags.Whole(1), "Steps N.")
 @_flag("--width", _flags.Whole(1), "Channels (conv, bottleneck) or features.")
-@_flag("--norm", click.Choice(["group", "none"]), "Normalisation of conv and bottleneck blocks.")
+@_flag("--norm", click.Choice(NORMS), "Normalisation of conv and bottleneck blocks.")
 @_flag("--activation", click.Choice(["relu", "tanh"]), "Activation.")
 @_flag("--along", click.Choice(["auto", "piecewise", "linear", "shared"]), "Weights along depth; auto: by solver.")
 @_flag("--before", _Counts(), "Ordinary stages before the deep one: blocks of each, as in 3,4.")
@@ -130,6 +131,7 @@ def command(
     from odenet._jobs.train.job import train
     from odenet._jobs.train.seeds import train_seeds
 
+    keep_programs()
     plan, messages = TrainingPlan(**options), console(stderr=True)
     if seeds is None and (shard or executor):
         raise click.UsageError("--shard and --executor divide --seeds")

@@ -16,7 +16,7 @@ from odenet._jobs.data.images import ImageSet
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._names import lookup
-from odenet._nets.spec import Block, NetSpec, Start
+from odenet._nets.spec import Block, NetSpec, Norm, Start
 from odenet._solvers.names import solver
 
 
@@ -48,7 +48,7 @@ class TrainingPlan:
     net: Block = "conv"
     depth: int = 8
     width: int = 16
-    norm: Literal["group", "none"] = "group"
+    norm: Norm = "group"
     activation: Literal["relu", "tanh"] = "relu"
     along: str = "auto"
     before: tuple[int, ...] = ()

@@ -16,8 +16,9 @@ from odenet._jobs.reproduce.drawing import COLOURS
 from odenet._jobs.reproduce.errors import BLOCKS
 from odenet._jobs.reproduce.methods import BACKPROP, METHODS
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.training import Recipe, network, train
-from odenet._jobs.reproduce.verdict import Verdict, as_good, below, means
+from odenet._jobs.reproduce.verdict import Verdict, as_good, below, smaller
 from odenet._nets.spec import NetSpec
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ LOSS_BEFORE, LOSS_AFTER = "training loss before", "training loss after"
 BYTES, CERTIFICATE = "peak bytes of a step", "largest certificate"
 CURVES = METHODS
 _MEMORY_FREE = tuple(name for name in CURVES if name != BACKPROP)
-POINTS = 0.5  # of accuracy that a method may be apart from backpropagation
-_LOWER = 0.99  # what is no lower than that is the same
+LIMITS = thresholds("fine-tune")
 _QUICK = Recipe(images=600, test=None, epochs=4, batch=50, lr=0.03), 5
 _REDUCED = Recipe(images=2000, test=5000, epochs=6, batch=50, lr=0.03), 4
 _PAPER = Recipe(images=None, test=None, epochs=200, batch=128, lr=0.1), 50
@@ -132,25 +132,20 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """That fine-tuning helps, without stored activations as with them, and for less memory."""
-    after = {curve: values(points, curve, AFTER) for curve in CURVES}
+    before, after = ({curve: values(points, curve, name) for curve in CURVES} for name in (BEFORE, AFTER))
     exact = values(points, BACKPROP, BYTES)
     return (
         *(
-            below(
+            smaller(
                 f"{curve}: fine-tuning lowers the training loss",
                 values(points, curve, LOSS_AFTER),
                 values(points, curve, LOSS_BEFORE),
-                _LOWER,
+                LIMITS["lower"],
             )
             for curve in _MEMORY_FREE
         ),
         *(
-            below(
-                f"{curve}: fine-tuning lowers the test error in the mean",
-                means(after[curve]),
-                means(values(points, curve, BEFORE)),
-                _LOWER,
-            )
+            smaller(f"{curve}: fine-tuning lowers the test error", after[curve], before[curve], LIMITS["lower"])
             for curve in _MEMORY_FREE
         ),
         *(
@@ -158,11 +153,15 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
                 f"{curve}: the test error after fine-tuning is that of backpropagation",
                 after[curve],
                 after[BACKPROP],
-                POINTS,
+                LIMITS["margin"],
+                bad={"no fine-tuning, which is a gradient of 0": before[curve]},
             )
             for curve in _MEMORY_FREE
         ),
-        *(below(f"{curve}: in half the memory", values(points, curve, BYTES), exact, 0.5) for curve in _MEMORY_FREE),
+        *(
+            below(f"{curve}: in half the memory", values(points, curve, BYTES), exact, LIMITS["memory"])
+            for curve in _MEMORY_FREE
+        ),
     )
 
 

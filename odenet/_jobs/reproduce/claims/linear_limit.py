@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odenet._jobs.reproduce import flow, flow_figure
-from odenet._jobs.reproduce.flow import STATES, WEIGHTS, Flow, Start
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction
-from odenet._jobs.reproduce.verdict import Verdict
+from odenet._jobs.reproduce.flow import LIMIT_RATE, RATE, RATE_APART, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
+from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.thresholds import thresholds
+from odenet._jobs.reproduce.verdict import Verdict, below, falls
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 4
+LIMITS = thresholds("linear-limit")
 SMOOTH, ROUGH = "smooth start", "rough start"
 
 
@@ -62,11 +64,29 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """What holds from a smooth start, and fails from a rough one."""
     return (
-        flow.trained(points, SMOOTH),
-        *flow.stays_smooth(points, SMOOTH),
-        *flow.tends(points, SMOOTH, STATES),
-        *flow.tends(points, SMOOTH, WEIGHTS),
-        *flow.stays_rough(points, ROUGH),
+        flow.trained(points, SMOOTH, LIMITS),
+        *flow.stays_smooth(points, SMOOTH, LIMITS),
+        *flow.tends(points, SMOOTH, STATES, LIMITS),
+        *flow.tends(points, SMOOTH, WEIGHTS, LIMITS),
+        falls(
+            f"{SMOOTH}: what a layer adds changes from layer to layer by O(1/N²), over all of training",
+            {n: [each / n**2 for each in some] for n, some in values(points, SMOOTH, SMOOTHNESS).items()},
+            LIMITS["layer_order"],
+            LIMITS["layer_tolerance"],
+        ),
+        below(
+            f"{SMOOTH}: the loss falls exponentially in time, at {LIMITS['rate']:g} of the limit's rate or more",
+            values(points, SMOOTH, LIMIT_RATE),
+            values(points, SMOOTH, RATE),
+            1 / LIMITS["rate"],
+        ),
+        falls(
+            f"{SMOOTH}: the rate tends to the limit's as 1/N",
+            values(points, SMOOTH, RATE_APART),
+            LIMITS["rate_order"],
+            LIMITS["rate_tolerance"],
+        ),
+        *flow.stays_rough(points, ROUGH, LIMITS),
     )
 
 

@@ -12,9 +12,11 @@ import numpy as np
 
 from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Checkpoint, DiscreteAdjoint, Gradient
+from odenet._jobs.reproduce.controls import judged
 from odenet._jobs.reproduce.drawing import INK, finish, over_depth
 from odenet._jobs.reproduce.methods import BACKPROP, NETS, built
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, falls, from_depth
 from odenet._nets.spec import NetSpec
 
@@ -26,8 +28,8 @@ METHODS = (BACKPROP, CHECKPOINT, ADJOINT)
 TIED, UNTIED, GRADIENT = "bytes, tied", "bytes beyond the gradient, untied", "bytes of the gradient, untied"
 EVALUATIONS = "evaluations of f a step, backward"
 
-_DEEP = 16  # shallower, what is kept is less than what one step works on
-_GROWTH = 1.1
+LIMITS = thresholds("memory")
+_DEEP = int(LIMITS["from_depth"])
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,14 @@ def _verdicts(points: Sequence[Point], net: str) -> tuple[Verdict, ...]:
     beyond = values(points, _curve(net, ADJOINT), UNTIED)
     deepest = max(backprop, default=1)
     return (
-        falls(f"{net}, backprop: what each doubling of N adds grows as N", _added(backprop), -1, 0.15),
+        falls(f"{net}, backprop: what each doubling of N adds grows as N", _added(backprop), -1, LIMITS["growth"]),
         _constant(f"{net}, discrete adjoint: bytes do not grow with N (tied)", adjoint),
         _constant(f"{net}, discrete adjoint: bytes beyond the gradient do not grow with N (untied)", beyond),
         below(
-            f"{net}: at the largest N the discrete adjoint needs at most 8/N of what backprop does (tied)",
+            f"{net}: at the largest N the discrete adjoint needs at most {LIMITS['share']:g}/N of backprop's (tied)",
             from_depth(adjoint, deepest),
             backprop,
-            8 / deepest,
+            LIMITS["share"] / deepest,
         ),
         below(
             f"{net}: checkpointing needs less than backprop from N={_DEEP} on (tied)",
@@ -157,14 +159,25 @@ def _added(over_seeds: OverSeeds) -> dict[int, list[float]]:
 
 
 def _constant(claim: str, over_seeds: OverSeeds) -> Verdict:
-    """The most bytes against the fewest, over all depths of a seed."""
-    expected = f"most / fewest at most {_GROWTH:g}, over all N"
-    seeds = list(zip(*over_seeds.values(), strict=True))
-    if len(over_seeds) < 2 or min(map(min, seeds)) <= 0:
-        return Verdict(claim, expected, "fewer than two depths with a number above 0", False)
-    ratio = max(max(each) / min(each) for each in seeds)
-    observed = f"{ratio:.4g}, N={min(over_seeds)}..{max(over_seeds)}"
-    return Verdict(claim, expected, observed, ratio <= _GROWTH)
+    """The most bytes against the fewest, over all depths of a seed. Bytes are counted: they have no scatter."""
+    most = LIMITS["constant"]
+    seeds = [list(each) for each in zip(*over_seeds.values(), strict=True)]
+    depths = sorted(over_seeds)
+
+    def test(counts: list[list[float]]) -> tuple[bool, str]:
+        if len(depths) < 2 or not all(min(each) > 0 for each in counts):
+            return False, "fewer than two depths with a number above 0"
+        ratio = max(max(each) / min(each) for each in counts)
+        return ratio <= most, f"{ratio:.4g}, N={depths[0]}..{depths[-1]}"
+
+    return judged(
+        claim,
+        f"most / fewest at most {most:g}, over all N",
+        test,
+        seeds,
+        bad={"bytes that grow as N": [list(map(float, depths))]},
+        good={"the same bytes at each N": [[1.0] * len(depths)]},
+    )
 
 
 REPRODUCTION = Reproduction(

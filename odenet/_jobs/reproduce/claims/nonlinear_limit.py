@@ -12,7 +12,8 @@ from odenet._jobs.reproduce import flow, flow_figure
 from odenet._jobs.reproduce.flow import MEAN, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.network import tanh
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
-from odenet._jobs.reproduce.verdict import Verdict, changes
+from odenet._jobs.reproduce.thresholds import thresholds
+from odenet._jobs.reproduce.verdict import Verdict, smaller
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ TANH, RELU = "tanh", "ReLU"
 ROUGH_TANH, ROUGH_RELU = "tanh, rough start", "ReLU, rough start"
 _SCALE, _APART = 0.7, 0.3  # of the weights, and of what the target's network has more
 _TEACHER = 1024
-_GROWN = 1.5  # and no power of N, before all kinks are resolved
+LIMITS = thresholds("nonlinear-limit")
 
 Activation = Callable[[Any], Any]
 
@@ -90,21 +91,25 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """What holds for a smooth activation, and how much of it for one with a kink."""
+    smoothness = values(points, RELU, SMOOTHNESS)
+    deepest = max(smoothness, default=1)
     return (
-        flow.trained(points, TANH),
-        *flow.stays_smooth(points, TANH),
-        *flow.tends(points, TANH, STATES),
-        *flow.tends(points, TANH, WEIGHTS),
-        *flow.stays_rough(points, ROUGH_TANH),
-        flow.trained(points, RELU),
-        *flow.tends(points, RELU, STATES),
-        *flow.tends(points, RELU, MEAN),
-        changes(
-            f"{RELU}: N max |w[n+1] - w[n]| over training grows with N",
-            values(points, RELU, SMOOTHNESS),
-            least=_GROWN,
+        flow.trained(points, TANH, LIMITS),
+        *flow.stays_smooth(points, TANH, LIMITS),
+        *flow.tends(points, TANH, STATES, LIMITS),
+        *flow.tends(points, TANH, WEIGHTS, LIMITS),
+        *flow.stays_rough(points, ROUGH_TANH, LIMITS),
+        flow.trained(points, RELU, LIMITS),
+        *flow.tends(points, RELU, STATES, LIMITS),
+        *flow.tends(points, RELU, MEAN, LIMITS),
+        smaller(
+            f"{RELU}: N max |w[n+1] - w[n]| over training grows with N: that of the shallowest over the deepest's",
+            {deepest: smoothness.get(min(smoothness, default=1), [])} if len(smoothness) > 1 else {},
+            smoothness,
+            1 / LIMITS["kinks_grow"],
+            bad={"the same at both": smoothness},
         ),
-        *flow.stays_rough(points, ROUGH_RELU),
+        *flow.stays_rough(points, ROUGH_RELU, LIMITS),
     )
 
 

@@ -1,0 +1,95 @@
+"""A verdict, and the controls that are judged beside it by the same test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Data = TypeVar("Data")
+State = Literal["holds", "FAILS", "undecided", "BLIND"]
+
+
+@dataclass(frozen=True)
+class Control:
+    """The same test on data of which the answer is known.
+
+    Args:
+        data: what they are.
+        must_pass: the known answer.
+        passed: what the test said.
+    """
+
+    data: str
+    must_pass: bool
+    passed: bool
+
+    @property
+    def right(self) -> bool:
+        """Whether the test said what is known."""
+        return self.passed == self.must_pass
+
+    def __str__(self) -> str:
+        said = "passes" if self.passed else "is refused"
+        return f"{self.data}: {said}{'' if self.right else ', and should not be' if self.must_pass else ', wrongly'}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Args:
+        claim: the claim, as a sentence without a full stop.
+        expected: the numbers that it allows.
+        observed: the numbers that were seen.
+        passed: whether these are among those, and the test refuses what it must refuse.
+        controls: the same test on data that it must refuse, and on data that it must not.
+    """
+
+    claim: str
+    expected: str
+    observed: str
+    passed: bool
+    controls: tuple[Control, ...] = ()
+
+    @property
+    def state(self) -> State:
+        """In a word: BLIND where a bad control passes, undecided where a good one does not: too few, or too scattered.
+
+        A test that would not know the claim if it were true has not refuted it.
+        """
+        if any(each.passed and not each.must_pass for each in self.controls):
+            return "BLIND"
+        if self.passed:
+            return "holds"
+        return "FAILS" if all(each.right for each in self.controls) else "undecided"
+
+
+Said = tuple[bool, str]
+
+
+def judged(
+    claim: str,
+    expected: str,
+    test: Callable[[Data], Said],
+    data: Data,
+    *,
+    bad: Mapping[str, Data | None],
+    good: Mapping[str, Data | None],
+) -> Verdict:
+    """A verdict with its controls.
+
+    Args:
+        claim, expected: see `Verdict`.
+        test: says whether data pass, and what they are.
+        data: that were seen.
+        bad, good: data that must not pass and that must, by what they are; None where none can be made.
+    """
+    passed, observed = test(data)
+    controls = tuple(
+        Control(what, must_pass, test(each)[0])
+        for must_pass, some in ((False, bad), (True, good))
+        for what, each in some.items()
+        if each is not None
+    )
+    return Verdict(claim, expected, observed, passed and not any(c.passed > c.must_pass for c in controls), controls)

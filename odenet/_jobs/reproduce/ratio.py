@@ -1,0 +1,61 @@
+"""Pairs of numbers of the same depth and seed, and tests of their ratios."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from odenet._jobs.reproduce.controls import Said
+from odenet._jobs.reproduce.order import OverSeeds
+from odenet._report.interval import Interval, interval
+
+Pairs = Mapping[int, Sequence[tuple[float, float]]]
+
+
+def paired(small: OverSeeds, large: OverSeeds) -> Pairs:
+    """Seed by seed, at the depths that both have."""
+    return {n: list(zip(small[n], large[n], strict=True)) for n in small if n in large}
+
+
+def scaled(pairs: Pairs, ratio: float) -> Pairs | None:
+    """The same large numbers with that ratio to each; None without any."""
+    return {n: [(ratio * other, other) for _, other in each] for n, each in pairs.items()} or None
+
+
+def moved(pairs: Pairs, ratio: float) -> Pairs | None:
+    """Ratios that scatter as these, with that geometric mean at each depth; None where one is no number above 0."""
+    logs = {n: _logs(each) for n, each in pairs.items()}
+    if not all(some and all(map(math.isfinite, some)) for some in logs.values()):
+        return None
+    return {n: [(ratio * math.exp(x - statistics.mean(some)), 1.0) for x in some] for n, some in logs.items()} or None
+
+
+def _logs(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    return [math.log(one / other) if one > 0 and other > 0 else math.nan if one else -math.inf for one, other in pairs]
+
+
+def bounded(pairs: Pairs, factor: float) -> Said:
+    """Whether each small number is at most `factor` times its large one."""
+    every = [pair for some in pairs.values() for pair in some]
+    if not every:
+        return False, "nothing to compare"
+    ratios = [one / other for one, other in every if other]
+    observed = f"ratios {min(ratios):.3g} to {max(ratios):.3g}, {len(every)} of them" if ratios else "zeros"
+    return all(one <= factor * other for one, other in every), observed
+
+
+def below_in_the_mean(pairs: Pairs, factor: float) -> Said:
+    """Whether the geometric mean of the ratios is under `factor` at each depth, at the upper end of its interval."""
+    found = {n: interval(_logs(some)) for n, some in pairs.items()}
+    known = {n: each for n, each in found.items() if each is not None and math.isfinite(each.mean)}
+    if not known or len(known) < len(found):
+        return False, "fewer than two seeds with a ratio" if found else "nothing to compare"
+    worst = max(known, key=lambda n: known[n].high)
+    low, high = min(each.mean for each in known.values()), max(each.mean for each in known.values())
+    observed = f"mean ratios {math.exp(low):.2g} to {math.exp(high):.2g}; worst at N={worst}: {_of_logs(known[worst])}"
+    return known[worst].high < math.log(factor), observed
+
+
+def _of_logs(found: Interval) -> str:
+    return str(Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.count))

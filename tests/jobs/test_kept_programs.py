@@ -1,0 +1,150 @@
+"""Jobs keep JAX's compiled programs in a folder: bounded, to be switched off, and not for who merely imports odenet."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import odenet_jax
+from odenet._jobs.cells import programs
+from odenet._jobs.cells.programs import folder, shorten
+from odenet_jax.verbs import on_disk
+
+COMPARE = ["compare", "--backend", "jax", "--solver", "euler", "--gradient", "checkpoint", "--depth", "4"]
+SMALL = ["--batch", "8", "--block", "mlp", "--repeats", "1", "--out"]
+
+
+def python(*arguments, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ODENET", "JAX_COMP", "XDG"))}
+    found = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env={**kept, **environment}
+    )
+    assert found.returncode == 0, found.stderr
+    return found
+
+
+def compared(out, **environment):
+    """The row of a job in a process of its own, and what it said beside."""
+    said = python("-m", "odenet", *COMPARE, *SMALL, str(out), **environment).stderr
+    with (out / "results.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    return row, said
+
+
+def test_a_job_takes_the_programs_of_the_job_before_and_says_how_long_they_were_compiled(tmp_path):
+    cache = tmp_path / "cache"
+    first, said = compared(tmp_path / "one", ODENET_CACHE=str(cache))
+    assert "compiled programs" not in said
+    there = {path.name for path in cache.rglob("*-cache")}
+    assert any("value_and_grad" in name or "loss" in name for name in there)
+    assert cache.stat().st_mode & 0o077 == 0
+    second, _ = compared(tmp_path / "two", ODENET_CACHE=str(cache))
+    assert {path.name for path in cache.rglob("*-cache")} == there  # nothing was compiled that is worth keeping
+    assert float(second["compile_seconds"]) > 0.5 * float(first["compile_seconds"])
+    same = ("loss", "gradient_error", "peak_bytes", "f_forward", "f_backward", "vjp", "status")
+    assert {name: first[name] for name in same} == {name: second[name] for name in same}
+
+
+def backend(asked):
+    """One that compiles, and writes down in which folders it was to keep what."""
+
+    class Compiling(programs.Backend):
+        def keep_programs(self, folder):
+            asked.append(folder)
+
+    Compiling.__abstractmethods__ = frozenset()
+    return Compiling()
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_and_no_more(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ODENET_CACHE", str(tmp_path / "file" / "below"))
+    asked = []
+    programs._keep(backend(asked))
+    said = capsys.readouterr().err
+    assert asked == []
+    assert said.count("compiled programs are not kept") == said.count("What to do") == 1
+    assert str(tmp_path / "file") in said
+    assert "ODENET_CACHE" in said
+
+
+def test_what_jax_cannot_write_to_is_said_and_no_more(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ODENET_CACHE", str(tmp_path))
+    (tmp_path / f"jax-{on_disk._processor()}").touch()
+    programs._keep(odenet_jax.backend.load())
+    assert "compiled programs are not kept" in capsys.readouterr().err
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize("value", ["off", "OFF", "0"])
+def test_it_can_be_switched_off(value, monkeypatch):
+    monkeypatch.setenv("ODENET_CACHE", value)
+    assert folder() is None
+    asked = []
+
+    programs._keep(backend(asked))
+    assert asked == []
+
+
+def test_the_folder_is_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("ODENET_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert folder() == tmp_path / "odenet"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert folder() == tmp_path / "home" / ".cache" / "odenet"
+
+
+def test_the_files_that_were_not_used_for_the_longest_are_removed(tmp_path):
+    for age, name in enumerate(("newest", "newer", "older", "oldest")):
+        path = tmp_path / "deep" / name if age % 2 else tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(100))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.write_bytes(bytes(1000))
+    (tmp_path / "link").symlink_to(outside)
+    shorten(tmp_path, 400)
+    assert sum(path.is_file() and not path.is_symlink() for path in tmp_path.rglob("*")) == 4
+    shorten(tmp_path, 250)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"newest", "newer", "link"}
+    assert outside.exists()
+    assert programs.MOST_BYTES <= 2**30
+
+
+def test_a_backend_that_is_loaded_in_a_job_is_bounded_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("ODENET_CACHE", str(tmp_path))
+    monkeypatch.setattr(programs, "MOST_BYTES", 10)
+    ends = []
+    monkeypatch.setattr(programs.atexit, "register", lambda *call: ends.append(call))
+    (tmp_path / "old").write_bytes(bytes(100))
+    asked = []
+
+    programs._keep(backend(asked))
+    assert asked == [tmp_path]
+    assert not (tmp_path / "old").exists()
+    (tmp_path / "new").write_bytes(bytes(100))
+    ((function, *arguments),) = ends  # as the job ends
+    function(*arguments)
+    assert not (tmp_path / "new").exists()
+
+
+def test_odenet_as_a_library_sets_nothing(tmp_path):
+    code = "import odenet, odenet_jax; odenet_jax.backend.load(); odenet._backend.registry.backend('jax'); import jax; "
+    python("-c", f"{code}assert jax.config.jax_compilation_cache_dir is None", ODENET_CACHE=str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_of_the_users_own_stays_that(tmp_path, monkeypatch):
+    monkeypatch.setenv("ODENET_CACHE", str(tmp_path / "cache"))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    try:
+        programs._keep(odenet_jax.backend.load())
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
