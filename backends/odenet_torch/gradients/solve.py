@@ -114,7 +114,7 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     run = Run(field, given, grid, made.solver)
     steps = grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys = _stepped(run, leaves, lambda: method(made, stats))
+    ys = method(made, stats)(run, leaves) if recorded else _stepped(run, leaves, lambda: method(made, stats))
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +84,6 @@ class ResidualStack(_Solved):
         InputError: no blocks, something that is no module, or different blocks to be interpolated.
     """
 
-    __jit_ignored_attributes__: ClassVar = ["depth", "field"]  # torch.jit.trace would read them, and they may raise
-
     def __init__(
         self,
         blocks: Sequence[nn.Module],
@@ -122,14 +120,22 @@ class ResidualStack(_Solved):
         Raises:
             InputError: blocks that differ in more than their parameters, or that have buffers.
         """
-        first, *others = self.blocks
-        if any(str(block) != str(first) for block in others) or list(self.blocks.buffers()):
+        first = self.blocks[0]
+        if not self._alike():
             raise InputError(
                 f"{len(self.blocks)} blocks that differ in more than their parameters",
                 "blocks of one structure, without buffers",
                 "odenet.solve takes any function of a layer as field, and Depth.each of any layers",
             )
         return lambda t, y, w: torch.func.functional_call(first, dict(w), (y,))
+
+    def _alike(self) -> bool:
+        """Whether blocks differ in their parameters alone."""
+        return len({str(block) for block in self.blocks}) == 1 and not list(self.blocks.buffers())
+
+    def __dir__(self) -> list[str]:
+        """Without `field` where there is none: torch.jit.trace reads all that is named here."""
+        return [name for name in super().__dir__() if name != "field" or self._alike()]
 
     def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
         """The state after the last block."""
