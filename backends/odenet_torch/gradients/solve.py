@@ -95,15 +95,15 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     """
     adaptive = isinstance(made.grid, Span)
     require(backend, made.solver, made.gradient, adaptive=adaptive)
-    recorded = _recorded()
+    graph = recorded()
     # a graph has outputs alone: what is run once more, or looked at by value, for the way back has no place in it
-    way = backend.way(Backprop()) if recorded and not adaptive else way or backend.way(made.gradient)
+    way = backend.way(Backprop()) if graph and not adaptive else way or backend.way(made.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
     if made.compile is not None:
         made = dataclasses.replace(made, compile=compilable(made))
     if adaptive:
-        _require_eager(recorded)
+        _require_eager(graph)
         return solve_adaptive(made, lambda stats: method(made, stats), field)
     assert isinstance(made.grid, Grid)
     assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
@@ -114,7 +114,7 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     run = Run(field, given, grid, made.solver)
     steps = grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys = method(made, stats)(run, leaves) if recorded else _stepped(run, leaves, lambda: method(made, stats))
+    ys = method(made, stats)(run, leaves) if graph else _stepped(run, leaves, lambda: method(made, stats))
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)
@@ -123,14 +123,14 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     return Solution(ts, given.unflatten(ys), stats)
 
 
-def _recorded() -> bool:
+def recorded() -> bool:
     """Whether torch.export or torch.jit.trace records a graph."""
     return getattr(torch.compiler, "is_exporting", bool)() or torch.jit.is_tracing()  # the first since torch 2.7
 
 
-def _require_eager(recorded: bool) -> None:
+def _require_eager(graph: bool) -> None:
     """Raises UnsupportedError where a graph is recorded, which would have the steps of one example for every input."""
-    if recorded:
+    if graph:
         raise UnsupportedError(
             "steps that follow a tolerance in torch.export, torch.onnx or torch.jit.trace: how many there are depends "
             "on the input, and a graph has a fixed number",

@@ -28,7 +28,7 @@ from odenet.kit import AnySolver, Compile, Kind, compiling, kind_of_blocks, prob
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.field.field import BlockField, Field
-from odenet_torch.gradients.solve import solve_problem
+from odenet_torch.gradients.solve import recorded, solve_problem
 from odenet_torch.nets.blocks import Weights, enter, field, leave
 from odenet_torch.nets.counting import CountingField
 from odenet_torch.nets.watched import Watched
@@ -139,7 +139,8 @@ class ResidualStack(_Solved):
 
     def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
         """The state after the last block."""
-        return _uncompiled(self._solved, x, arguments, named, torch.compiler.is_compiling())
+        compiling = torch.compiler.is_compiling() and not recorded()  # torch.export is said to compile, too
+        return _uncompiled(self._solved, x, arguments, named, compiling)
 
     def compile(self, *arguments: Any, **choices: Any) -> None:
         """Compile the blocks, each on its own, in place; arguments as in `torch.compile`.
