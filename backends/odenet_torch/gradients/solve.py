@@ -125,7 +125,8 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
 
 def recorded() -> bool:
     """Whether torch.export or torch.jit.trace records a graph."""
-    return getattr(torch.compiler, "is_exporting", bool)() or torch.jit.is_tracing()  # the first since torch 2.7
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return tracing or getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
 
 
 def _require_eager(graph: bool) -> None:
