@@ -13,7 +13,7 @@ BIN := .venv/bin
 # one thread a worker: two workers share two cores
 SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help compare test test-slow test-architectures lint docs bench clean
+.PHONY: help compare test test-slow test-oldest test-architectures lint docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +50,17 @@ test: lint
 test-slow: .venv/.test
 	$(BIN)/pytest -m slow $(ARGS)
 
+# the oldest versions that pyproject.toml allows, in an environment of their own; PIP_ARGS can name an index of CPU builds
+.venv-oldest/.made: pyproject.toml constraints-oldest.txt tests/foreign/pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet $(PIP_ARGS) 'pip>=25.1'
+	.venv-oldest/bin/python -m pip install --quiet $(PIP_ARGS) -c constraints-oldest.txt -e '.[all]' --group test
+	.venv-oldest/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -e tests/foreign
+	@touch $@
+
+test-oldest: .venv-oldest/.made
+	$(SINGLE) .venv-oldest/bin/pytest -n 2 -m "not slow" tests/native_torch tests/native_jax tests/conformance $(ARGS)
+
 # an environment of its own: torchvision fits one build of torch, which need not be the one that the constraints name
 .venv-architectures/.made: pyproject.toml
 	$(PYTHON) -m venv .venv-architectures
@@ -58,6 +69,7 @@ test-slow: .venv/.test
 	@touch $@
 
 test-architectures: .venv-architectures/.made
+	.venv-architectures/bin/python -m pytest -q tests/architectures/wrappers.py
 	.venv-architectures/bin/python tests/architectures $(ARGS)
 
 lint: .venv/.test
@@ -73,4 +85,4 @@ bench: .venv/.test
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-docs .venv-architectures .pytest_cache .ruff_cache .hypothesis site
+	rm -rf .venv .venv-docs .venv-architectures .venv-oldest .pytest_cache .ruff_cache .hypothesis site

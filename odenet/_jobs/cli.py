@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         import rich  # noqa: F401
     except ImportError:
         sys.exit("odenet: the command line needs click and rich. What to do: pip install 'odenet[cli]'")
-    from odenet._errors import OdenetError
+    from odenet._errors import InputError, OdenetError
     from odenet._jobs.groups import SuggestingGroup
 
     class Jobs(SuggestingGroup):
@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 return super().invoke(ctx)
             except OdenetError as error:
-                raise click.ClickException(str(error)) from error
+                failure = click.ClickException(str(error))
+                failure.exit_code = 2 if isinstance(error, InputError) else 1  # what was typed is a usage error
+                raise failure from error
             except MemoryError as error:
                 raise click.ClickException(
                     f"there is not enough memory for that ({error}). What to do: take smaller sizes."

@@ -75,9 +75,9 @@ def number(name: str, value: Any) -> float | None:
     if getattr(value, "shape", ()) != ():
         raise refused
     plain = value
-    if hasattr(value, "tolist"):
+    if hasattr(value, "item"):
         try:
-            plain = value.tolist()
+            plain = value.item()  # not tolist, which torch 2.6 cannot within torch.func.grad
         except TypeError:  # JAX: traced
             return None
         except RuntimeError as error:  # torch: on the meta device, or under vmap

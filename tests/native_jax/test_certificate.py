@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import odenet
 import odenet_jax
@@ -152,5 +153,5 @@ def test_a_row_that_is_wrong_shows_whatever_axis_holds_the_channels(shape):
 
 
 def test_exported_programs_call_no_host():
-    exported = jax.export.export(jax.jit(jax.grad(loss)))(W, Y0)
+    exported = export.export(jax.jit(jax.grad(loss)))(W, Y0)
     assert "callback" not in exported.mlir_module()

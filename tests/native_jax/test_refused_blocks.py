@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import equinox as eqx
@@ -18,7 +19,9 @@ class Normed(eqx.Module):
     norm: eqx.nn.BatchNorm
 
     def __init__(self, key):
-        self.norm = eqx.nn.BatchNorm(2, axis_name="rows", mode="batch")
+        # older versions of equinox have one mode, and no name for it
+        named = {"mode": "batch"} if "mode" in inspect.signature(eqx.nn.BatchNorm).parameters else {}
+        self.norm = eqx.nn.BatchNorm(2, axis_name="rows", **named)
 
     def __call__(self, x, state):
         return self.norm(x, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import equinox as eqx
 import jax
@@ -46,7 +47,9 @@ class Block(eqx.Module):
 
     def __init__(self, key, mode):
         self.linear = eqx.nn.Linear(WIDTH, WIDTH, key=key)
-        self.norm = eqx.nn.BatchNorm(WIDTH, "batch", mode=mode)
+        # older versions of equinox have one mode, and no name for it
+        named = {"mode": mode} if "mode" in inspect.signature(eqx.nn.BatchNorm).parameters else {}
+        self.norm = eqx.nn.BatchNorm(WIDTH, "batch", **named)
         self.dropout = eqx.nn.Dropout(0.5)
 
     def __call__(self, x, state, *, key=None):

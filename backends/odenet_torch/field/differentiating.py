@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,8 +21,15 @@ _UNREADABLE = ("Cannot access data pointer", ".item()", "data-dependent control 
 
 
 def refuses_hooks(error: RuntimeError) -> bool:
-    """Whether torch.func was called where hooks on saved tensors are active."""
-    return _HOOKS in str(error) and "torch.func" in str(error)
+    """Whether torch.func was called where hooks on saved tensors are active.
+
+    Those of `torch.utils.checkpoint` itself are off afterwards: torch 2.6 leaves them on for as long as the frame of
+    its call is alive, which the traceback keeps.
+    """
+    refused = _HOOKS in str(error) and "torch.func" in str(error)
+    if refused:
+        traceback.clear_frames(error.__traceback__)
+    return refused
 
 
 def hooked() -> bool:

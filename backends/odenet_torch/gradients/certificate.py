@@ -24,31 +24,31 @@ from odenet_torch.steps.fixed import Run
 
 def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
     """|defect| / |y| of the worst row of the worst leaf, a scalar on the device."""
-    found = [_worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.numel() for reading in _read(d, leaf)]
+    found = [(off.flatten() / _scale(sizes.flatten(), width)).amax() for off, sizes, width in _norms(defect, y)]
     return functools.reduce(torch.maximum, found) if found else torch.zeros(())
 
 
-def relatives(rebuilt: Sequence[AnyLeaves], known: Sequence[AnyLeaves], y: Sequence[AnyLeaves]) -> Tensor:
-    """`relative(rebuilt[k] - known[k], y[k])` of several steps, shape (steps,), in as many operations as one."""
-    found = []
-    for columns in zip(*(zip(*each, strict=True) for each in (rebuilt, known, y)), strict=True):
-        one, other, leaf = map(torch.stack, columns)
-        if leaf.numel():
-            found += [_worst(*reading, steps=1) for reading in _read(one.sub_(other), leaf, steps=1)]
-    return functools.reduce(torch.maximum, found) if found else torch.zeros(len(y))
+def _norms(defect: AnyLeaves, y: AnyLeaves) -> list[tuple[Tensor, Tensor, int]]:
+    """Of all that may be rows: the norms of the defect's, those of y's, and how many entries a row has."""
+    pairs = [(d, leaf) for d, leaf in zip(defect, y, strict=True) if leaf.numel()]
+    readings = [reading for pair in pairs for reading in _read(*pair)]
+    return [(_norm(d, axis), _norm(leaf, axis), leaf.shape[axis]) for d, leaf, axis in readings]
 
 
-def _read(defect: Tensor, y: Tensor, steps: int = 0) -> list[tuple[Tensor, Tensor, int]]:
-    """What may be rows, after the axis of steps if there is one: along which axis of which arrays."""
-    rank = y.ndim - steps
-    readings = [(defect, y, axis if axis < 0 else axis + steps) for axis in channel_axes(rank)]
+def _read(defect: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, int]]:
+    readings = [(defect, y, axis) for axis in channel_axes(y.ndim)]
     # of one axis, they may be channels of one row or rows of one channel
-    return readings if rank > 1 else [*readings, (defect[..., None], y[..., None], -1)]
+    return readings if y.ndim > 1 else [*readings, (defect[..., None], y[..., None], -1)]
 
 
-def _worst(defect: Tensor, y: Tensor, axis: int, steps: int = 0) -> Tensor:
-    off = _norm(defect, axis) / _scale(_norm(y, axis), y.shape[axis], steps)
-    return off.reshape(len(off), -1).amax(1) if steps else off.amax()
+def _joined(norms: Sequence[list[tuple[Tensor, Tensor, int]]]) -> Tensor:
+    """The relative error of each of several steps, shape (steps,), in as many operations as that of one."""
+    found = []
+    for column in zip(*norms, strict=True):
+        off, sizes, widths = zip(*column, strict=True)
+        above, below = (torch.stack(rows).reshape(len(norms), -1) for rows in (off, sizes))  # a state may be one row
+        found.append((above / _scale(below, widths[0])).amax(1))
+    return functools.reduce(torch.maximum, found) if found else torch.zeros(len(norms))
 
 
 def _norm(y: Tensor, axis: int = -1) -> Tensor:
@@ -58,12 +58,11 @@ def _norm(y: Tensor, axis: int = -1) -> Tensor:
     return (y.abs() if y.is_complex() else y).square().sum(axis).sqrt()
 
 
-def _scale(sizes: Tensor, width: int, steps: int = 0) -> Tensor:
-    """What an error of each row is held against: its size, or where that is nearly zero the floor."""
-    roots = sizes.sqrt()
-    mean = roots.reshape(len(roots), -1).mean(1).view(-1, *[1] * (roots.ndim - 1)) if steps else roots.mean()
+def _scale(sizes: Tensor, width: int) -> Tensor:
+    """What an error of each row is held against: its size, or where that is nearly zero the floor. Rows are the last
+    axis; those of several steps have theirs before it."""
     # a mean of roots, which neither a few huge rows nor many rows of zeros carry away
-    least = (mean.square() * floor(width)).clamp_min(torch.finfo(sizes.dtype).tiny)
+    least = (sizes.sqrt().mean(-1, keepdim=True).square() * floor(width)).clamp_min(torch.finfo(sizes.dtype).tiny)
     return torch.maximum(sizes, least)
 
 
@@ -85,7 +84,7 @@ class Sketch:
     def error(self, y: AnyLeaves) -> Tensor:
         """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so."""
         found = [
-            (_norm(_sketched(leaf, axis) - kept) / _scale(_norm(kept), width)).amax()
+            (_norm(_sketched(leaf, axis) - kept).flatten() / _scale(_norm(kept).flatten(), width)).amax()
             for (leaf, axis), (kept, width) in zip(self._places(y), self.rows, strict=True)
         ]
         return functools.reduce(torch.maximum, found) if found else torch.zeros(())
@@ -108,7 +107,7 @@ class Errors:
         self.recent: list[Tensor] = []
         self.count = 0  # of their entries
         self.first = -1  # the step of the first of these, which the others follow downward
-        self.waiting: list[tuple[AnyLeaves, AnyLeaves, AnyLeaves]] = []
+        self.waiting: list[list[tuple[Tensor, Tensor, int]]] = []
 
     def add(self, error: Tensor, n: int) -> None:
         """One more, of step n; -1 is the state at t0."""
@@ -120,11 +119,14 @@ class Errors:
 
     def add_difference(self, rebuilt: AnyLeaves, known: AnyLeaves, y: AnyLeaves, n: int) -> None:
         """That of step n is `relative(rebuilt - known, y)`."""
+        defect = subtract(rebuilt, known)
         if sum(leaf.numel() for leaf in y) > _SMALL:
-            self.add(relative(subtract(rebuilt, known), y), n)
+            self.add(relative(defect, y), n)
             return
         self._count(n)
-        self.waiting.append((rebuilt, known, y))
+        self.waiting.append(_norms(defect, y))
+        if len(self.waiting) == _NORMS_TOGETHER:
+            self._join()
         if self.count == _TOGETHER:
             self.worst()
 
@@ -134,7 +136,7 @@ class Errors:
 
     def _join(self) -> None:
         if self.waiting:
-            self.recent.append(relatives(*zip(*self.waiting, strict=True)))
+            self.recent.append(_joined(self.waiting))
             self.waiting = []
 
     def worst(self) -> Tensor:
@@ -152,8 +154,10 @@ class Errors:
 
 _TOGETHER = 32
 """Errors that are looked through at once: one at a time takes longer, and all take memory that grows with depth."""
-_SMALL = 1 << 12
-"""Entries of a state of which 32 are kept for that, 512 KiB in float32. What is larger is bound by arithmetic."""
+_NORMS_TOGETHER = 8
+"""Steps whose norms of rows, of states that are small, become errors at once."""
+_SMALL = 1 << 14
+"""Entries of such a state. What is larger is bound by arithmetic, and its norms would take memory."""
 
 
 def certify(stats: Stats, alarm: Alarm | None, errors: Errors) -> Tensor:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from odenet import (
     Auto,
+    Backprop,
     Depth,
+    DiscreteAdjoint,
     Gradient,
     InputError,
     NetSpec,
@@ -23,6 +25,7 @@ from odenet import (
     Problem,
     Solution,
     Stats,
+    UnsupportedError,
 )
 from odenet.kit import AnySolver, Compile, Kind, compiling, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
@@ -253,7 +256,7 @@ class OdeNet(_Solved):
         super().__init__(solver, gradient, 0.0, spec.horizon)
         spec.check(weights)
         self.spec = spec
-        counting = CountingField(spec) if spec.counts else None
+        counting = CountingField(spec) if spec.batch_normalised else None
         # not as a submodule: its buffers are those of one pass, and `function` may be replaced by any function
         vars(self).update(counting=counting, function=counting or field(spec))
         for name in (*spec.shapes(), *spec.statistics()):
@@ -271,7 +274,13 @@ class OdeNet(_Solved):
         inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
         statistics = {name: inner.pop(name) for name in list(inner) if name.rpartition(".")[2].startswith("running_")}
         if self.counting is not None:
-            inner = self.counting.told(inner, statistics, self.training)
+            if spec.norm == "batch-eval-backward" and not isinstance(self.gradient, Backprop | DiscreteAdjoint):
+                raise UnsupportedError(
+                    f"norm={spec.norm!r}, a fault of one method, with gradient {self.gradient.label!r}",
+                    "discrete-adjoint, and backprop, which it does not change",
+                    "take norm='batch'",
+                )
+            inner = self.counting.told(inner, statistics)
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
         depth, choices = Depth(inner, spec.along), {"steps": spec.depth, "t1": spec.horizon, "solver": self.solver}
@@ -280,9 +289,14 @@ class OdeNet(_Solved):
             return problem(self.function, y, depth, gradient=gradient, **choices)
 
         with contextlib.nullcontext() if self.counting is None else self.counting.counting(statistics):
-            solution = self._solution(make)
-        y = solution.ys[0]
+            y = self._solution(make).ys[0]
         return y if spec.classes is None else leave(spec, weights, y, self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module."""
+        if self.counting is not None:
+            self.counting.train(mode)
+        return super().train(mode)
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:

@@ -127,7 +127,7 @@ class CompiledSteps:
         key = (walk.tableau, tolerance.named, self.linear, memory.lends, memory.takes, kinds, tree, str(choices), *more)
         kept = _KEPT.setdefault(anchor, {})
         if key not in kept:
-            kept[key] = _Graph(_step(walk.tableau, layout, self.linear, tolerance.norm), choices)
+            kept[key] = _Graph(_step(walk.tableau, layout, self.linear, None if self.norm else tolerance.norm), choices)
         self.graph, self.before = kept[key], kept[key].count
         self.last: Leaves | None = None
 
@@ -198,7 +198,7 @@ class CompiledSteps:
         return found
 
 
-def _step(tableau: Tableau, layout: Layout, linear: bool, norm: Callable[[Leaves], Tensor]) -> Any:
+def _step(tableau: Tableau, layout: Layout, linear: bool, norm: Callable[[Leaves], Tensor] | None) -> Any:
     """The function that is compiled. It holds nothing of the solve that it was made in but plain data."""
     single, given, carried, unflatten = layout.single, layout.given, layout.carried, layout.unflatten
     cast, stages = given != carried, tableau.stages
@@ -223,7 +223,7 @@ def _step(tableau: Tableau, layout: Layout, linear: bool, norm: Callable[[Leaves
             return tuple([_slope(k, leaf, kind) for k, leaf, kind in zip(slope, at, carried, strict=True)])
 
         made = trial_step(tableau, stage, y, h, first)
-        ratio = within(norm if norm_of is None else norm_of, made.error, y, made.y1, rtol, atol)
+        ratio = within(norm or norm_of, made.error, y, made.y1, rtol, atol)
         y1 = tuple([leaf.contiguous() for leaf in made.y1])
         return y1, tuple([tuple([leaf.contiguous() for leaf in k]) for k in made.slopes[1:]]), ratio
 
