@@ -77,11 +77,15 @@ def number(name: str, value: Any) -> float | None:
     plain = value
     if hasattr(value, "item"):
         try:
-            plain = value.item()  # not tolist, which torch 2.6 cannot within torch.func.grad
+            # JAX reads the item of a time that jax.grad differentiates, whose gradient would be lost, and not its list
+            plain = value.tolist() if hasattr(value, "tolist") else value.item()
         except TypeError:  # JAX: traced
             return None
-        except RuntimeError as error:  # torch: on the meta device, or under vmap
-            raise refused from error
+        except RuntimeError:
+            try:
+                plain = value.item()  # torch 2.6 makes no list within torch.func.grad
+            except RuntimeError as error:  # torch: on the meta device, or under vmap
+                raise refused from error
     if isinstance(plain, (str, bytes)):
         raise refused
     try:
