@@ -69,6 +69,7 @@ test-oldest: .venv-oldest/.made
 	@touch $@
 
 test-architectures: .venv-architectures/.made
+	.venv-architectures/bin/python -m pytest -q tests/architectures/wrappers.py
 	.venv-architectures/bin/python tests/architectures $(ARGS)
 
 lint: .venv/.test
@@ -84,4 +85,4 @@ bench: .venv/.test
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-docs .venv-oldest .venv-architectures .pytest_cache .ruff_cache .hypothesis site
+	rm -rf .venv .venv-docs .venv-architectures .venv-oldest .pytest_cache .ruff_cache .hypothesis site

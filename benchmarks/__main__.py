@@ -17,6 +17,7 @@ NAMES = (
     "adaptive_jax",
     "adaptive_torch",
     "certificate",
+    "compile_jax",
     "conversion_time",
     "detest",
     "eager_jax",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 from odenet._errors import InputError, shown
@@ -21,6 +23,18 @@ def yes_or_no(name: str, value: Any) -> None:
     """Raises InputError unless the value is True or False."""
     if not isinstance(value, bool):
         raise InputError(f"{name}={shown(value)}", "True or False")
+
+
+def takes(function: Callable[..., Any], count: int, what: str, allowed: str) -> None:
+    """Raises InputError, which calls the function `what`, unless it can be called with that many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # callables of an extension module may have none
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        raise InputError(f"{what} takes {signature} ({error})", allowed) from None
 
 
 def real(value: Any) -> float | None:

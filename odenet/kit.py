@@ -15,7 +15,7 @@ from odenet._backend.sample import Part, Place, Sample, places
 from odenet._backend.seam import Arrays, Backend, Evaluation, Gradients, Measurement
 from odenet._backend.timing import seconds
 from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
-from odenet._check import real, whole, within, yes_or_no
+from odenet._check import real, takes, whole, within, yes_or_no
 from odenet._errors import shown
 from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, quiet, signs
 from odenet._gradients.names import gradient, register_gradient
@@ -149,6 +149,7 @@ __all__ = [
     "solver",
     "staged",
     "subtract",
+    "takes",
     "tree_flatten",
     "tree_leaves",
     "tree_map",

@@ -10,6 +10,7 @@ from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import backend as load
 from odenet._backend.registry import entry, entry_for, owner, require
 from odenet._backend.seam import Backend, Gradients
+from odenet._check import takes
 from odenet._errors import InputError, UnsupportedError
 from odenet._gradients.names import Gradient
 from odenet._literals import BackendName, GradientName, SolverName
@@ -136,6 +137,7 @@ def value_and_grad(
     """
     if not callable(loss):
         raise InputError(f"loss is a {type(loss).__name__}", "a callable loss(solution) that returns a real scalar")
+    takes(loss, 1, "loss", "a loss that can be called as loss(solution)")
     _require_own_times(backend, (y0, weights), {"t0": t0, "t1": t1, "ts": ts})
     made = problem(
         field,

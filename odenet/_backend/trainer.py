@@ -53,6 +53,10 @@ class Trainer(ABC):
     same machine with the same versions and number of threads.
     """
 
+    def begin_pass(self) -> None:
+        """Called before each pass over the training images: back to training mode, where something has left it."""
+        return
+
     @abstractmethod
     def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> TrainingStep:
         """Take one step.

@@ -150,9 +150,12 @@ def in_bytes(text: str) -> int:
     plain = text.strip().upper().removesuffix("IB").removesuffix("B")
     power = {"K": 1, "M": 2, "G": 3}.get(plain[-1:], 0)
     try:
-        return int(float(plain[:-1] if power else plain) * 1024**power)
+        found = int(float(plain[:-1] if power else plain) * 1024**power)
     except (ValueError, OverflowError):
-        raise InputError(f"{text!r} is no amount of memory", "bytes, or as in 512K, 64M, 1.5G") from None
+        found = 0
+    if found < 1:
+        raise InputError(f"{text!r} is no amount of memory", "bytes, or as in 512K, 64M, 1.5G")
+    return found
 
 
 def _reader(option: dataclasses.Field[Any]) -> Callable[[str], Any]:

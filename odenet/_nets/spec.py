@@ -24,8 +24,9 @@ BLOCKS: tuple[Block, ...] = ("conv", "bottleneck", "mlp", "linear")
 _BLOCKS = {name: name for name in BLOCKS}
 _IMAGES = ("conv", "bottleneck")  # blocks whose state is an image
 Norm = Literal["group", "batch", "batch-eval-backward", "none"]
-NORMS: tuple[Norm, ...] = ("group", "batch", "batch-eval-backward", "none")
-_NORMS = {name: name for name in NORMS}
+NORMS: tuple[Norm, ...] = ("group", "batch", "none")
+"""Without the fault that only a reproduction wants."""
+_NORMS = {name: name for name in (*NORMS, "batch-eval-backward")}
 _ACTIVATIONS = {name: name for name in ("relu", "tanh")}
 _ALONG = {name: name for name in ("piecewise", "linear", "shared")}
 STARTS: tuple[Start, ...] = ("smooth", "independent", "zero")
@@ -75,9 +76,10 @@ class NetSpec:
             averaged in `statistics`; else by those. A training pass moves the statistics of each layer once, by 0.1 of
             the way to the mean over the evaluations that read this layer (between two layers: the one before),
             whichever gradient method runs blocks again. As in torch, running variances are unbiased.
-            "batch-eval-backward": a fault, kept to reproduce figure 3b: as "batch", but what a gradient method runs
-            again on its way back is normalised by the running statistics from before the pass, as the authors' code
-            for ImageNet does by calling `.eval()` there. With backprop it is "batch". Only in torch.
+            "batch-eval-backward": a fault, kept to reproduce figure 3b. As "batch", until a gradient method runs a
+            block again on its way back: that switches the blocks to evaluation, where they stay until `train()` is
+            called at the start of the next epoch. The authors' code for ImageNet does so on one device, by calling
+            `.eval()` there. Only in torch; with backprop, which runs nothing again, it is "batch".
             "none": convolutions then have a bias.
         activation: "relu" or "tanh".
         along: weights along depth, "piecewise" (N layers: ResNet), "linear" (N+1 nodes: HeunNet) or "shared".
@@ -133,7 +135,7 @@ class NetSpec:
             if len(stages) > _STAGES:
                 raise InputError(f"{len(stages)} stages {name} the deep one of a network", f"at most {_STAGES}")
         object.__setattr__(self, "horizon", within("horizon", self.horizon, of="a network"))
-        if self.counts and not self.of_images:
+        if self.batch_normalised and not self.of_images:
             raise InputError(
                 f"norm={self.norm!r} of a {self.block} network", f"a network of {' or '.join(_IMAGES)} blocks"
             )
@@ -147,7 +149,7 @@ class NetSpec:
             raise InputError(
                 f"width={self.width} with norm={self.norm!r} and before={self.before} of a {self.block} network",
                 f"multiples of {narrowest}",
-                "take such a width, or norm='none', which divides no channels into groups"
+                "take such a width, or norm='batch' or 'none', which divide no channels into groups"
                 if self.norm == "group"
                 else "take such a width",
             )
@@ -178,7 +180,7 @@ class NetSpec:
     def check_training(self, batch: int) -> None:
         """Raises InputError where so many inputs would give batch normalisation one value, which has no variance."""
         height, width = self._final_size if self.of_images else (1, 1)
-        if self.counts and batch * height * width < 2:
+        if self.batch_normalised and batch * height * width < 2:
             raise InputError(
                 f"a batch of {batch} for norm={self.norm!r} over images of {height} x {width}",
                 "at least 2 values in each channel, in training",
@@ -195,7 +197,7 @@ class NetSpec:
         return self.block in _IMAGES
 
     @property
-    def counts(self) -> bool:
+    def batch_normalised(self) -> bool:
         """Whether it has running statistics."""
         return self.norm.startswith("batch")
 
@@ -252,7 +254,9 @@ class NetSpec:
 
     def statistics(self) -> dict[str, tuple[int, ...]]:
         """Shape of every running statistic by name, beside `shapes`; there are some with batch normalisation."""
-        norms = [name for name in self.shapes() if self.counts and ".norm" in name and name.endswith("weight")]
+        norms = [
+            name for name in self.shapes() if self.batch_normalised and ".norm" in name and name.endswith("weight")
+        ]
         return {
             name.removesuffix("weight") + kind: self.shapes()[name]
             for name in norms

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._check import real, whole, within
+from odenet._check import real, takes, whole, within
 from odenet._errors import InputError, shown
 
 
@@ -48,7 +47,7 @@ class Event:
     def __post_init__(self) -> None:
         if not callable(self.condition):
             raise InputError(f"condition is a {type(self.condition).__name__}", "a callable condition(t, y)")
-        _check_arguments(self.condition)
+        takes(self.condition, 2, "an event's condition", "a condition that can be called as condition(t, y)")
         if isinstance(self.direction, bool) or real(self.direction) not in (-1.0, 0.0, 1.0):
             raise InputError(f"direction={shown(self.direction)} of an event", "-1, 0 or 1")
         if self.tolerance is not None:
@@ -68,16 +67,3 @@ class Event:
 
 _SOON = 2.0**-10
 _PARTS = 2**16  # of a step, which are looked at one by one
-
-
-def _check_arguments(condition: Callable[..., Any]) -> None:
-    try:
-        signature = inspect.signature(condition)
-    except (TypeError, ValueError):  # callables of an extension module may have none
-        return
-    try:
-        signature.bind("t", "y")
-    except TypeError as error:
-        raise InputError(
-            f"an event's condition takes {signature} ({error})", "a condition that can be called as condition(t, y)"
-        ) from None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from odenet import _tree
+from odenet._check import takes
 from odenet._errors import GridError, InputError, StateError, UnsupportedError, shown
 from odenet._gradients.auto import decided
 from odenet._gradients.names import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
@@ -232,21 +232,10 @@ def _check_arguments(field: Callable[..., Any], alone: bool) -> None:
             return
     except TypeError:  # no weak reference to it
         pass
-    _check_signature(field, alone)
+    what = "field(t, y), since there are no weights" if alone else "field(t, y, w), since there are weights"
+    takes(field, 2 if alone else 3, "field", f"a field that can be called as {what}")
     with contextlib.suppress(TypeError):
         _CHECKED[alone].add(field)
-
-
-def _check_signature(field: Callable[..., Any], alone: bool) -> None:
-    try:
-        signature = inspect.signature(field)
-    except (TypeError, ValueError):  # callables of an extension module may have none
-        return
-    try:
-        signature.bind(*("t", "y", "w")[: 2 if alone else 3])
-    except TypeError as error:
-        what = "field(t, y), since there are no weights" if alone else "field(t, y, w), since there are weights"
-        raise InputError(f"field takes {signature} ({error})", f"a field that can be called as {what}") from None
 
 
 def _checked_leaves(y0: Any) -> list[tuple[str, Any]]:

@@ -72,9 +72,10 @@ def _repeatable(record: Examinations) -> str:
 
 
 def _take(record: Examinations, best: Examination) -> str:
+    later = "" if best.later is None else f" ({error(best.later)} after a few steps of training)"
     text = (
-        f"Take {best.label}: its gradient is {error(best.gradient_error)} off backprop's, within the tolerance of "
-        f"{error(record.tolerance)}"
+        f"Take {best.label}: its gradient is {error(best.gradient_error)} off backprop's{later}, within the tolerance "
+        f"of {error(record.tolerance)}"
     )
     if best.cost is None:
         return f"{text}, and the memory it needs does not grow with depth."

@@ -181,7 +181,7 @@ def test_convolutions_have_a_bias_exactly_where_there_is_no_normalisation():
     ("given", "error", "match"),
     [
         ({"block": "conf"}, UnknownNameError, "take conv"),
-        ({"norm": "batch"}, UnknownNameError, "no norm called 'batch'.*group, none"),
+        ({"norm": "layer"}, UnknownNameError, "no norm called 'layer'.*group, batch, none"),
         ({"activation": "gelu"}, UnknownNameError, "relu, tanh"),
         ({"along": "piecwise"}, UnknownNameError, "take piecewise"),
         ({"depth": 0}, InputError, "depth=0.*at least 1"),
@@ -191,7 +191,7 @@ def test_convolutions_have_a_bias_exactly_where_there_is_no_normalisation():
         ({"classes": 0}, InputError, "classes=0"),
         ({"inputs": (1, 0, 8)}, InputError, r"inputs\[1\]=0"),
         ({"inputs": (64,)}, InputError, r"\(64,\) for a conv network.*\(channels, height, width\)"),
-        ({"width": 6}, InputError, "width=6 with group normalisation.*multiples of 4.*norm='none'"),
+        ({"width": 6}, InputError, "width=6 with norm='group'.*multiples of 4.*norm='batch' or 'none'"),
         ({"horizon": float("inf")}, InputError, "horizon=inf"),
         ({"block": "bottleneck", "width": 24}, InputError, "width=24 .*bottleneck network.*multiples of 16"),
         ({"block": "bottleneck", "width": 18, "norm": "none"}, InputError, "width=18 .*multiples of 4"),

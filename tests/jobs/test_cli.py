@@ -88,6 +88,40 @@ def test_an_error_of_the_library_is_one_line_and_not_a_traceback(said):
     assert "Traceback" not in out + err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("solve", "decay", "--depth", "4..2"),
+        ("solve", "decay", "--depth", "1..1e9"),
+        ("solve", "decay", "--depth", "1" * 5000),
+        ("solve", "decay", "--solver", ","),
+        ("solve", "decay", "--backend", "nothing"),
+        ("solve", "no-such-problem"),
+        ("check", "--memory", "-1"),
+        ("check", "--memory", "0"),
+        ("check", "--memory", "nan"),
+        ("check", "--gradient", "backprob"),
+        ("train", "--validation", "nan"),
+        ("train", "--weight-decay", "-1"),
+        ("train", "--weight-decay", "inf"),
+        ("train", "--epochs", "1e3"),
+        ("compare", "--depth", ""),
+        ("compare", "--gradient", ","),
+        ("reproduce", "nothing"),
+        ("list", "nothing"),
+        ("benchmark", "work-precision", "--solver", "%s"),
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_what_cannot_be_asked_is_a_usage_error_in_our_words(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = said(*words)
+    assert code == 2, err
+    assert "Error: " in err
+    assert "Traceback" not in out + err
+    assert not any(tmp_path.iterdir())  # nothing was begun
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_are_printed(shell):
     found = odenet_command(_ODENET_COMPLETE=f"{shell}_source")

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from odenet._backend import registry as _registry
+from odenet._jobs.data.text import CHARACTERS, lines
 from odenet._jobs.reproduce import flow
-from odenet._jobs.reproduce.claims import distance, implicit_regularization, mean_ode, scaling
+from odenet._jobs.reproduce.claims import distance, implicit_regularization, looped, mean_ode, scaling
 from odenet._jobs.reproduce.network import NOISE, smooth_weights, states
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell
+from odenet._report.difference import relative
 
 NATIVE = [name for name, entry in _registry.available().items() if entry.array_modules]
 CHOICES = Choices(("torch",), seeds=2, scale="quick")
@@ -88,3 +90,34 @@ def test_a_tied_start_is_the_identity_and_stays_smooth(backend):
     assert np.array_equal(first.states[-1], first.states[0])
     assert last.loss < first.loss / 2
     assert 8 * np.abs(np.diff(last.weights, axis=0)).max() < 2
+
+
+@BOTH
+def test_the_gradient_of_a_looped_transformer(backend):
+    """By all weights, against central differences; and the memory-free one is another, and near with many loops."""
+    weights, text = looped.start(0), lines("train", looped.BATCH, looped.LENGTH + 1, 0)
+    with _registry.backend(backend).prepare("float64", "cpu"):
+        _, exact, _ = looped.gradient(weights, text, 4, looped.BACKPROP, backend)
+        apart = {}
+        for loops in (4, 32):
+            _, truth, _ = looped.gradient(weights, text, loops, looped.BACKPROP, backend)
+            _, other, _ = looped.gradient(weights, text, loops, looped.CORRECTED, backend)
+            apart[loops] = relative(looped._flat(other), looped._flat(truth))
+        for name in ("q", "o", "in", "readout", "characters", "places"):
+            way = np.random.default_rng(1).standard_normal(weights[name].shape)
+            ends = [
+                looped.gradient(weights | {name: weights[name] + s * 1e-5 * way}, text, 4, looped.BACKPROP, backend)[0]
+                for s in (1, -1)
+            ]
+            assert (ends[0] - ends[1]) / 2e-5 == pytest.approx((exact[name] * way).sum(), rel=1e-5, abs=1e-9)
+    assert 1e-6 < apart[32] < apart[4] / 4
+
+
+def test_the_text_is_pythons_own():
+    one, same, other = (lines("train", 4, 50, seed) for seed in (0, 0, 1))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert one.shape == (4, 50)
+    assert one.max() < len(CHARACTERS)
+    read = "".join(CHARACTERS[place] for place in lines("test", 1, 20000, 0)[0])
+    assert " the " in read

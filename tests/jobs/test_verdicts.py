@@ -80,6 +80,16 @@ def test_one_seed_decides_no_difference(kind):
     assert judge(true, QUIET, 1).state == "undecided"
 
 
+def test_a_mean_that_would_pass_is_not_refuted():
+    """Its scatter is small enough for a claim at the centre of what is allowed, and not for one near its end."""
+    near_the_end = verdict.falls("", seeds(1.17, 0.15), 1, 0.2)
+    assert all(each.right for each in near_the_end.controls)
+    assert near_the_end.state == "undecided"
+    assert verdict.as_good("", *points(0.45, 0.2), 0.5).state == "undecided"
+    assert verdict.near("", {4: [0.1, 0.19]}, 0, 0.2).state == "undecided"
+    assert verdict.near("", {4: [0.3, 0.301]}, 0, 0.2).state == "FAILS"
+
+
 def test_a_mean_within_the_margin_is_no_equivalence():
     """What the old verdict took: 0.1 points apart in the mean, and by 2 points from seed to seed."""
     assert verdict.as_good("", *points(0.1, 2.0), 0.5).state == "undecided"
@@ -198,6 +208,7 @@ def test_what_is_undecided_is_counted_and_does_not_fail():
         Verdict("d", "", "", False, (Control("bad", False, True),)),
     ]
     assert [each.state for each in states] == ["holds", "FAILS", "undecided", "BLIND"]
+    assert Verdict("e", "", "", False, (Control("good", True, True),), scattered=True).state == "undecided"
     said = tally(states)
     assert said.startswith("1 of 4 verdicts hold; 1 FAIL; 1 BLIND")
     assert "1 undecided" in said

@@ -100,10 +100,9 @@ def test_a_solve_inside_of_a_field_says_it_of_its_own_network():
         return lambda y: solve(field, y, steps=1, solver="euler").y1.sum()
 
     inners = network(), network()
-    for each in (*inners, *inners):
-        said, _ = said_by(lambda inner, scale: outer(inner)(scale * W), each, 1.0)
-        assert said
-        assert set(said) == {odenet.UselessGradientWarning}
+    for each, times in ((inners[0], 1), (inners[1], 1), (inners[0], 0), (inners[1], 0)):
+        said, _ = said_by(lambda inner, scale: outer(inner)(scale * W), each, 0.15)
+        assert said == [odenet.GradientWarning] * times
 
 
 CHOICES = {"solver": "euler", "gradient": "discrete-adjoint"}

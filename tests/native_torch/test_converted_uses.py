@@ -20,7 +20,8 @@ from odenet import ConversionError, GradientError, InputError, UnsupportedError
 from odenet_torch import convert
 from odenet_torch.conversion.attached import Attached
 
-METHODS = pytest.mark.parametrize("gradient", ["checkpoint", "discrete-adjoint:iterations=40"])
+TOLERANCES = {"checkpoint": 1e-9, "discrete-adjoint:iterations=40": 1e-9, "checkpoint:bits=16": 1e-3}
+METHODS = pytest.mark.parametrize("gradient", TOLERANCES)
 WIDTH = 6
 
 
@@ -79,7 +80,8 @@ def outcome(model, x, use):
 
 def require_alike(one, other, tolerance):
     (loss, expected), (again, found) = one, other
-    torch.testing.assert_close(again, loss, rtol=1e-12, atol=1e-12)
+    rounded = tolerance > 1e-6  # and so are the gradients that some losses are made of
+    torch.testing.assert_close(again, loss, rtol=tolerance if rounded else 1e-12, atol=1e-12)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (gradient is None or not gradient.any()) == (found[name] is None or not found[name].any()), name
@@ -367,7 +369,7 @@ def test_a_use_of_the_model(use, gradient):
     plain, converted, x = shared(gradient)
     for model in (plain, converted):
         model.zero_grad()
-    require_alike(outcome(plain, x, use), outcome(converted, x, use), 1e-9)
+    require_alike(outcome(plain, x, use), outcome(converted, x, use), TOLERANCES[gradient])
 
 
 # ---- changes after the conversion
@@ -452,7 +454,7 @@ def test_a_change_after_the_conversion(change, gradient):
             if not before:
                 change(model)
             model.zero_grad()
-        require_alike(outcome(plain, x, use), outcome(converted, x, use), 1e-9)
+        require_alike(outcome(plain, x, use), outcome(converted, x, use), TOLERANCES[gradient])
 
 
 @METHODS
@@ -462,7 +464,7 @@ def test_a_layer_that_becomes_no_residual_one(gradient):
     for model in (plain, converted):
         model.layers[1].register_forward_hook(lambda module, inputs, output: torch.relu(output))
     use = lambda model, x: model(x).square().sum()  # noqa: E731
-    require_alike(outcome(plain, x, use), outcome(converted, x, use), 1e-9)
+    require_alike(outcome(plain, x, use), outcome(converted, x, use), TOLERANCES[gradient])
 
 
 # ---- what is let go, and what is refused

@@ -116,7 +116,7 @@ class Ordinary:
 
     def __call__(self, spec: NetSpec, y: Array, w: Weights, name: str) -> Array:
         """The normalised image."""
-        if not spec.counts:
+        if not spec.batch_normalised:
             return _norm(spec, y, w, name)
         if not self.training:
             return by_running(spec, y, w, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,59 +22,61 @@ Totals = dict[str, Array]
 channels), and how many there were, shape (layers,)."""
 
 
-def counting_field(spec: NetSpec) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class CountingField:
     """f(t, y, w) by the running statistics in w; f(t, y, w, totals, key) by the batch's, which returns the totals, too.
 
     What a gradient method runs again is told totals as any state of blocks, and what it returns of them is dropped.
+
+    Args:
+        spec: of the network.
     """
 
-    def field(t: Array, y: Array, w: Weights, totals: Totals | None = None, key: Array | None = None) -> Any:
+    spec: NetSpec
+
+    def __call__(self, t: Array, y: Array, w: Weights, totals: Totals | None = None, key: Array | None = None) -> Any:
+        """The slope at y, in training with the totals after it."""
         if totals is None:
-            return branch(spec, y, w, 1, by_running)
-        seen: Totals = {}
+            return branch(self.spec, y, w, 1, by_running)
+        seen: Totals = {_EVALUATIONS: jnp.ones_like(totals[_EVALUATIONS])}
 
         def by_batch(spec: NetSpec, y: Array, w: Weights, name: str) -> Array:
             y, seen[name[:-1]] = batch_norm(y, w[f"{name}weight"], w[f"{name}bias"])
             return y
 
-        value = branch(spec, y, w, 1, by_batch)
-        seen[_EVALUATIONS] = jnp.ones_like(totals[_EVALUATIONS])
+        value = branch(self.spec, y, w, 1, by_batch)
         return value, {name: total + lax.stop_gradient(seen[name]) for name, total in totals.items()}
 
-    return field
+    def told(self, statistics: Mapping[str, Array], made: Problem) -> Told:
+        """What the blocks are told in a training pass: totals of nothing yet, of all layers.
 
+        Args:
+            statistics: the running ones of the network, by name.
+            made: the problem.
+        """
+        spec = self.spec
+        means = {name: leaf for name, leaf in statistics.items() if name.startswith(_BLOCK) and name.endswith("_mean")}
+        totals = {
+            name.removeprefix(_BLOCK).removesuffix(".running_mean"): jnp.zeros(
+                (len(leaf), 2, leaf.shape[1]), leaf.dtype
+            )
+            for name, leaf in means.items()
+        }
+        totals[_EVALUATIONS] = jnp.zeros(spec.layers, jnp.float32)
+        order = (0,) * spec.depth if spec.along == "shared" else tuple(range(spec.layers))
+        found = tell(totals, None, order, spec.along, made)
+        assert found is not None
+        return found
 
-def told(spec: NetSpec, statistics: Mapping[str, Array], made: Problem) -> Told:
-    """What the blocks are told in a training pass: totals of nothing yet, of all layers.
-
-    Args:
-        spec: of the network.
-        statistics: the running ones, by name.
-        made: the problem.
-    """
-    means = {name: leaf for name, leaf in statistics.items() if name.startswith(_BLOCK) and name.endswith("_mean")}
-    totals = {
-        name.removeprefix(_BLOCK).removesuffix(".running_mean"): jnp.zeros((spec.layers, 2, leaf.shape[1]), leaf.dtype)
-        for name, leaf in means.items()
-    }
-    totals[_EVALUATIONS] = jnp.zeros(spec.layers, jnp.float32)
-    order = (0,) * spec.depth if spec.along == "shared" else tuple(range(spec.layers))
-    found = tell(totals, None, order, spec.along, made)
-    assert found is not None
-    return found
-
-
-def moved(statistics: Mapping[str, Array], totals: Totals) -> dict[str, Array]:
-    """The running statistics of the blocks after a pass, by name; a layer that was not read keeps its own."""
-    count = totals[_EVALUATIONS]
-    read = (count > 0)[:, None]
-    found: dict[str, Array] = {}
-    for norm, total in totals.items():
-        if norm == _EVALUATIONS:
-            continue
-        means = total / jnp.maximum(count, 1)[:, None, None].astype(total.dtype)
-        for index, kind in enumerate(("running_mean", "running_var")):
-            name = f"{_BLOCK}{norm}.{kind}"
-            running = statistics[name]
-            found[name] = running + jnp.where(read, NORM_MOMENTUM * (means[:, index] - running), 0)
-    return found
+    def moved(self, statistics: Mapping[str, Array], totals: Totals) -> dict[str, Array]:
+        """The running statistics of the blocks after a pass, by name; a layer that was not read keeps its own."""
+        count = totals[_EVALUATIONS]
+        read = (count > 0)[:, None]
+        found: dict[str, Array] = {}
+        for norm in (name for name in totals if name != _EVALUATIONS):
+            means = totals[norm] / jnp.maximum(count, 1)[:, None, None].astype(totals[norm].dtype)
+            for index, kind in enumerate(("running_mean", "running_var")):
+                name = f"{_BLOCK}{norm}.{kind}"
+                running = lax.stop_gradient(statistics[name])
+                found[name] = running + jnp.where(read, NORM_MOMENTUM * (means[:, index] - running), 0)
+        return found

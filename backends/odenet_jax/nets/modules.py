@@ -5,6 +5,7 @@ Over 250 lines, most of them docstrings, so that the three networks stand in one
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from odenet.kit import solver as solver_named
 from odenet_jax.field.replay import Told, call, tell
 from odenet_jax.gradients.solve import solve_problem, solve_telling
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
-from odenet_jax.nets.counting import counting_field, moved, told
+from odenet_jax.nets.counting import CountingField
 
 if TYPE_CHECKING:
     import numpy as np
@@ -237,7 +238,8 @@ class NeuralODE(eqx.Module):
 class OdeNet(eqx.Module):
     """The network of a `NetSpec`; `weights` has the spec's names, and `statistics` those of running statistics.
 
-    A call is one in evaluation: batch normalisation is by the running statistics. `in_training` is the other.
+    A call normalises batches by the running statistics, one of `for_training()` by themselves; `in_training` does so
+    and returns the running statistics after it, too.
 
     Args:
         spec: what to build.
@@ -254,6 +256,7 @@ class OdeNet(eqx.Module):
     spec: NetSpec = eqx.field(static=True)
     solver: AnySolver = eqx.field(static=True)
     gradient: Gradient = eqx.field(static=True)
+    training: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -270,15 +273,21 @@ class OdeNet(eqx.Module):
                 f"norm={spec.norm!r} on JAX, where a block cannot tell the way back from the way forth",
                 "norm='batch', 'group' or 'none'; backend torch",
             )
-        self.spec = spec
+        self.spec, self.training = spec, False
         self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
-        self.function = counting_field(spec) if spec.counts else field(spec)
+        self.function = CountingField(spec) if spec.batch_normalised else field(spec)
         self.weights = {name: jnp.asarray(weights[name], dtype) for name in spec.shapes()}
         self.statistics = {name: jnp.asarray(weights[name], dtype) for name in spec.statistics()}
 
     def __call__(self, x: Array, probe: Array | None = None) -> Array:
         """Logits, or final states; for `probe` see `odenet_jax.solve`."""
-        return self._run(x, probe, training=False)[0]
+        return self._run(x, probe, training=self.training)[0]
+
+    def for_training(self) -> OdeNet:
+        """A copy whose calls normalise batches by themselves, and count nothing."""
+        made = copy.copy(self)
+        object.__setattr__(made, "training", True)  # a frozen module's own copy
+        return made
 
     def in_training(self, x: Array, probe: Array | None = None) -> tuple[Array, dict[str, Array]]:
         """The same with batches normalised by themselves, and the running statistics after it, which count the batch
@@ -291,7 +300,7 @@ class OdeNet(eqx.Module):
 
     def _run(self, x: Array, probe: Array | None, training: bool) -> tuple[Array, dict[str, Array]]:
         spec, weights = self.spec, self.weights | self.statistics
-        counts, ordinary = training and spec.counts, Ordinary(training)
+        counts, ordinary = training and spec.batch_normalised, Ordinary(training)
         if training:
             spec.check_training(len(x))
         y = x if spec.of_images else x.reshape(x.shape[0], -1)
@@ -310,10 +319,13 @@ class OdeNet(eqx.Module):
             solver=self.solver,
             gradient=self.gradient,
         )
-        solution, totals = self.solve(made, probe, told(spec, self.statistics, made) if counts else None)
+        counting = CountingField(spec) if counts else None  # not `function`, which may be one that is counted itself
+        told = None if counting is None else counting.told(self.statistics, made)
+        solution, totals = self.solve(made, probe, told)
         y = solution.ys[0]
         y = y if spec.classes is None else leave(spec, weights, y, ordinary)
-        return y, self.statistics | ordinary.moved | (moved(self.statistics, totals) if counts else {})
+        moved = {} if counting is None else counting.moved(self.statistics, totals)
+        return y, self.statistics | ordinary.moved | moved
 
     def solve(self, made: Problem, probe: Array | None, told: Told | None) -> tuple[Solution, Any]:
         """Takes the steps, as `solve_telling`; a network whose steps are another library's has its own."""

@@ -15,8 +15,6 @@ import jax.monitoring
 
 from odenet import FileError
 
-LEAST_SECONDS = 0.1
-"""Of compilation, for a program to be kept."""
 _HIT = "/jax/compilation_cache/cache_hits"
 _kept: list[Path] = []
 _here = threading.local()
@@ -36,7 +34,9 @@ def keep_programs(folder: Path) -> None:
     except OSError as error:
         raise FileError(f"{place} cannot be made ({error.strerror or error})", "a folder you may write to") from error
     jax.config.update("jax_compilation_cache_dir", str(place))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", 0.0
+    )  # small ones take longer to compile than to read
     _kept.append(place)
 
 

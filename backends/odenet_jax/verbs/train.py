@@ -103,7 +103,7 @@ class Descent(Trainer):
 
     def _look(self, auditor: Auditor, x: Array, y: Array) -> None:
         """Plan or audit on this batch, before its step is taken."""
-        model = eqx.tree_at(lambda m: m.weights, self.model, self.weights)
+        model = eqx.tree_at(lambda m: m.weights, self.model, self.weights).for_training()
 
         def planned() -> Plan:
             return plan(model, (x, y), backend="jax")  # by the memory and tolerance of the model's own `Auto`

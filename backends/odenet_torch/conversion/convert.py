@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, InputError
-from odenet.kit import AnySolver
+from odenet.kit import AnySolver, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.attached import Attached, attach, detach
@@ -23,6 +23,7 @@ from odenet_torch.conversion.once_more import require_repeatable
 from odenet_torch.conversion.planned import take_fastest
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
+from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.surroundings import no_trace
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,9 +42,10 @@ def convert(
 ) -> Model:
     """Train layers that somebody else wrote by a gradient method of this library; the model's function stays.
 
-    With Euler's method, "backprop", "checkpoint" and "discrete-adjoint", each layer goes on computing its own output by
-    its own code, and only its gradient is taken in another way. Hooks, loops that stop early, features from the middle,
-    losses beside the state and attributes that change are as in the plain model, and get their gradients.
+    With Euler's method, "backprop", "checkpoint" (also with bits) and "discrete-adjoint", each layer goes on computing
+    its own output by its own code, and only its gradient is taken in another way. Hooks, loops that stop early,
+    features from the middle, losses beside the state and attributes that change are as in the plain model, and get
+    their gradients.
 
     - "checkpoint" (exact) takes any layers in an `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict`, but for single
       operations of torch's: blocks of every kind, residual or not.
@@ -85,6 +87,9 @@ def convert(
             the addition, another shape, a projection on the shortcut ...); outputs that differ. UnsupportedError: a
             gradient that the solver does not go with.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
+    within("tolerance", tolerance, 0.0, of="convert")
     method, choices = gradient_named(gradient), {"solver": solver, "gradient": gradient, "along": along}
     itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
@@ -122,6 +127,8 @@ def unconvert(model: Model) -> Model:
             if isinstance(child, FirstOfRun | RestOfRun):
                 child.layer.module.train(child.training)
                 module._modules[key] = child.layer.module
+    for module in model.modules():
+        vars(module).pop(KEY, None)
     return model
 
 
@@ -177,6 +184,8 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
         for module in attached.values():
             detach(module)
         raise
+    for module in attached.values():
+        vars(module)["_odenet_ways"].calls = 0  # those were not of a training
     return shared
 
 

@@ -7,7 +7,10 @@ are compared, for a cotangent of signs, in its first calls and then now and agai
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,58 +41,87 @@ def cotangent(y: Tensor) -> Tensor:
     return signs(places).reshape(y.shape).to(y.dtype)
 
 
+def square(gradients: Iterable[Tensor | None]) -> Tensor:
+    """The sum of all squares, of float64 on the CPU or the device."""
+    total = torch.zeros((), dtype=torch.float64)
+    for g in gradients:
+        if g is not None:
+            size = torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+            total = total.to(g.device) + size.double().square()
+    return total
+
+
 def apart(found: list[Tensor | None], exact: list[Tensor | None]) -> Tensor:
-    """The relative difference of two gradients, Euclidean, over all tensors; 0 where both are zero."""
-    defect, size = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for one, other in zip(found, exact, strict=True):
-        if one is not None and other is not None:
-            wide = torch.promote_types(other.dtype, torch.float32)
-            size = size + torch.linalg.vector_norm(other, dtype=wide).double().square().to(size.device)
-            defect = defect + torch.linalg.vector_norm(one - other, dtype=wide).double().square().to(size.device)
-    return torch.where(defect == 0, defect, defect / size).sqrt()
+    """The relative difference of two gradients, squared and Euclidean, over all tensors; 0 where both are zero."""
+    pairs = [(one, other) for one, other in zip(found, exact, strict=True) if one is not None and other is not None]
+    defect, size = square(one - other for one, other in pairs), square(other for _, other in pairs)
+    return torch.where(defect == 0, defect, defect / size)
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """What a layer's rounded state does to its gradients, and how large these are in the pass that is gone back.
+
+    Args:
+        layer: its class.
+        by_state: the error of the gradients by its state and arguments, relative and squared.
+        by_weights: of those by its weights.
+        weights: the square of the gradient by its weights.
+        state: of that by its state, where the layer is the first of a chain; else 0.
+    """
+
+    layer: str
+    by_state: Tensor
+    by_weights: Tensor
+    weights: Tensor
+    state: Tensor
 
 
 class MeasuredError:
     """The error of the whole gradient, from those of single layers, of all layers that were converted together.
 
     What a layer does to the cotangent of the state before it is in the gradients of all layers before, what it does to
-    its own weights in these alone. The errors are as if by chance, so that their squares add up.
+    its own weights in these alone. The errors are as if by chance, so that their squares add up; each gradient counts
+    as it is large. What the model computes before the first layer has the error of that layer's state.
     """
 
     def __init__(self) -> None:
         self.error: float | None = None  # of the whole gradient, when it was measured last
-        self._layers: list[tuple[str, tuple[Tensor, Tensor]]] = []
-        self._fresh = False
-        self._alarm: Alarm | None = None
-        self._gradient = ""
+        self.worst = (0, 0, "")  # the layer that makes most of it, of how many, and its class
+        self._layers: list[LayerErrors] = []
+        self._told = False
 
-    def note(self, layer: nn.Module, errors: tuple[Tensor, Tensor], fresh: bool, gradient: str) -> None:
-        """A backward pass has gone through a layer; said when all of the pass is done.
+    def note(self, gradient: str, errors: LayerErrors | None) -> None:
+        """A backward pass has gone through a layer; what there is to say is said when all of the pass is done.
 
         Args:
-            layer: the layer.
-            errors: of the gradients by its state and arguments, and by its weights.
-            fresh: whether they were measured in this pass.
             gradient: the method, by label.
+            errors: of the layer, where they were measured in this pass.
         """
-        if not self._layers:
-            self._alarm, self._gradient = alarm(self), gradient
+        if not self._told:
+            self._told = True
             engine: Any = torch.autograd.Variable._execution_engine
-            engine.queue_callback(self._finish)
-        self._layers.append((type(layer).__name__, errors))
-        self._fresh = self._fresh or fresh
+            engine.queue_callback(functools.partial(self._finish, alarm(self), gradient))
+        if errors is not None:
+            self._layers.append(errors)
 
-    def _finish(self) -> None:
-        layers, self._layers = self._layers, []
-        names = [name for name, _ in reversed(layers)]
-        if self._fresh or self.error is None:
-            by_state, by_weights = (
-                [each.to("cpu") for each in column] for column in zip(*(e for _, e in reversed(layers)), strict=True)
-            )
-            self.by_state = torch.stack(by_state).tolist()
-            self.error = math.hypot(*self.by_state, max(torch.stack(by_weights).tolist()))
-        self._fresh = False
-        if self._alarm is not None:
-            step = max(range(len(self.by_state)), key=self.by_state.__getitem__)
-            name = names[step] if step < len(names) else ""
-            self._alarm.tell(self.error, self._gradient, "euler", len(layers), step, name, measured=True)
+    def _finish(self, said: Alarm | None, gradient: str) -> None:
+        layers, self._layers, self._told = self._layers, [], False
+        if layers:
+            self._measure(layers)
+        if self.error is not None and said is not None:
+            step, count, name = self.worst
+            said.tell(self.error, gradient, "euler", count, step, name, measured=True)
+
+    def _measure(self, layers: list[LayerErrors]) -> None:
+        names = ("by_state", "by_weights", "weights", "state")
+        columns = [torch.stack([getattr(each, name).to("cpu") for each in layers]).tolist() for name in names]
+        later, defect, size = 0.0, 0.0, 0.0  # from the last layer to the first
+        for by_state, by_weights, weights, state in zip(*columns, strict=True):
+            defect += (later + by_weights) * weights
+            later += by_state
+            defect += later * state
+            size += weights + state
+        self.error = math.sqrt(defect / size) if size else 0.0
+        most = max(range(len(layers)), key=columns[0].__getitem__)
+        self.worst = len(layers) - 1 - most, len(layers), layers[most].layer

@@ -21,7 +21,7 @@ from odenet.kit import alarm, tree_flatten, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.layer import arguments_of, copied, state_name
 from odenet_torch.conversion.layer_run import LayerRun
-from odenet_torch.conversion.measured import apart, cotangent, due, watched
+from odenet_torch.conversion.measured import LayerErrors, apart, cotangent, due, square, watched
 from odenet_torch.conversion.once_more import Rerun, spent
 from odenet_torch.conversion.ways import Ways
 from odenet_torch.field.field import now, unique
@@ -136,7 +136,7 @@ class RoundedLink:
     ) -> None:
         self.rerun, self.run, self.method = rerun, run, method
         self.state, self.weights, self.wanted = state, weights, wanted
-        self.rounds, self.fresh = state is not None, False
+        self.rounds = state is not None
         self.errors: tuple[Tensor, Tensor] | None = None
         # without a graph: what computed an argument is the business of the argument's own node
         apart = {id(tensor): tensor.detach().requires_grad_() for tensor in given}
@@ -154,14 +154,12 @@ class RoundedLink:
         """The error of the layer's VJP, if it is time to look at it again."""
         layer: Any = self.rerun.layer
         ways: Ways = layer._odenet_ways
-        self.fresh = due(ways.calls) and not watched(layer)
         ways.calls += 1
-        if self.fresh:
+        if due(ways.calls - 1) and not watched(layer):
             cotangents = [cotangent(y) for y in outputs]
             before = 1 + len(self.given)
             exact, found = (self.gradients(each, cotangents) for each in (x, rounded))
-            ways.errors = apart(found[:before], exact[:before]), apart(found[before:], exact[before:])
-        self.errors = ways.errors
+            self.errors = apart(found[:before], exact[:before]), apart(found[before:], exact[before:])
 
     def gradients(self, x: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Those by x where that is a state, by the given tensors and by the weights, at this x."""
@@ -181,19 +179,23 @@ class RoundedLink:
         if self.spent:
             raise spent()
         found = self.gradients(self.first if self.state is None else self.state.state(), cotangents)
-        self._note()
+        self._note(found)
         if not _retained():
             self.spent, self.state = True, None
         return found
 
-    def _note(self) -> None:
+    def _note(self, found: list[Tensor | None]) -> None:
         if self.method != self.run.gradient:
             return
+        layer = self.rerun.layer
         if self.state is not None:
             stats = Stats("torch", solver_named("euler").label, self.method.label, 1, 1, residual=self.state.error)
-            self.run.note(self.index, self.rerun.layer, stats)
+            self.run.note(self.index, layer, stats)
+            errors = None
             if self.errors is not None:
-                self.run.measured.note(self.rerun.layer, self.errors, self.fresh, self.method.label)
+                sizes = square(found[1 + len(self.given) :]), square(found[:1] if self.begins else ())
+                errors = LayerErrors(type(layer).__name__, *self.errors, *sizes)
+            self.run.measured.note(self.method.label, errors)
         if self.begins:
             self.run.certify(self.alarm)
 

@@ -61,8 +61,6 @@ class Ways:
     def __init__(self) -> None:
         self.known: dict[Any, Way] = {}
         self.calls = 0  # with rounded states
-        self.errors: tuple[Tensor, Tensor] | None = None
-        """Of the layer's VJP at a rounded state, when it was measured last: by state and arguments, and by weights."""
 
     def of(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
         """That of a call with these arguments beside the state."""
@@ -83,7 +81,7 @@ class Ways:
         self.known[_key(layer, mode, arguments)] = way
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"known": {}, "calls": 0, "errors": None}  # made code, which cannot be pickled and is made again
+        return {"known": {}, "calls": 0}  # made code, which cannot be pickled and is made again
 
 
 def _key(layer: nn.Module, mode: bool, arguments: Arguments) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
-from odenet.kit import real, shown
+from odenet.kit import real, shown, takes
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.differentiating import listed, record
 from odenet_torch.field.half_precision import Reads
@@ -74,6 +74,9 @@ class Flow:
                 value = self.reads.evaluate(lambda _: self.func(t, state), (), self.func)
         except RuntimeError as error:
             value = record(error, self.func, t, state)
+        except TypeError:
+            takes(self.func, 2, "func", "a function that can be called as func(t, y)")
+            raise
         self.require_slope(value, y)
         return value if self.shapes is None else torch.cat([part.reshape(-1) for part in value])
 
@@ -104,7 +107,11 @@ class Flow:
         """
         assert self.event_fn is not None
         time = torch.as_tensor(t, device=y.device).to(y.real.dtype)
-        value = self.event_fn(time, self.given(y))
+        try:
+            value = self.event_fn(time, self.given(y))
+        except TypeError:
+            takes(self.event_fn, 2, "event_fn", "a function that can be called as event_fn(t, y)")
+            raise
         try:
             row = torch.as_tensor(value).reshape(-1)
         except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -120,6 +120,11 @@ class Memory:
             self.lends, lent = True, tuple(map(_copy, y))
             before = self.count(lent)
             slope = layout.slope(f(layout.call(lent)), y)
+        if not self.evaluated and any(k.device != leaf.device for k, leaf in zip(slope, y, strict=True)):
+            raise StateError(
+                f"the field returned a slope on {slope[0].device} for a state on {y[0].device}",
+                "the device of the state",
+            )
         wrote = self.count(lent) != before
         if lent is y:
             if wrote:

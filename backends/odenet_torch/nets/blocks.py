@@ -97,7 +97,7 @@ def _ordinary(training: bool) -> Normalise:
     """Of what is evaluated once in a pass, and never run again by a gradient method."""
 
     def normalise(spec: NetSpec, y: Tensor, w: Weights, name: str) -> Tensor:
-        if not spec.counts:
+        if not spec.batch_normalised:
             return _norm(spec, y, w, name)
         statistics = w[f"{name}running_mean"], w[f"{name}running_var"]
         learnt = w[f"{name}weight"], w[f"{name}bias"]

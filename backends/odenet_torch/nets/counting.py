@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,8 @@ from odenet_torch.nets.blocks import Weights, branch
 
 # no attribute: what a field finds in a forward pass it is made to find again on the way back
 _FORWARD: ContextVar[bool] = ContextVar("whether a forward pass is running", default=False)
+_SWITCHED: weakref.WeakSet[CountingField] = weakref.WeakSet()
+"""Those that a way back has switched to evaluation, as is their fault: from the next pass on, and until `train`."""
 _PLACE = "place"  # of the weights in depth, among the weights
 _BLOCK = "block."
 
@@ -45,7 +49,10 @@ class CountingField(_BatchNorm):
     def forward(self, t: Tensor, y: Tensor, w: Weights) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The slope at y."""
         counts = self.training and _FORWARD.get()
-        if not self.training or (self._evaluates and not counts):
+        if self.training and self._evaluates and not counts:
+            _SWITCHED.add(self)
+            return branch(self.spec, y, w, 1, _by_running)
+        if not self.training:
             return branch(self.spec, y, w, 1, _by_running)
         row = w[_PLACE].detach().long().view(1)  # between two layers it is the one before
         if counts:
@@ -63,17 +70,21 @@ class CountingField(_BatchNorm):
 
         return branch(self.spec, y, w, 1, by_batch)
 
-    def told(self, inner: Weights, statistics: Weights, training: bool) -> dict[str, Tensor]:
+    def train(self, mode: bool = True) -> Self:
+        """As of any module."""
+        _SWITCHED.discard(self)
+        return super().train(mode)
+
+    def told(self, inner: Weights, statistics: Weights) -> dict[str, Tensor]:
         """The weights of the blocks with what f reads beside them.
 
         Args:
             inner: the weights along depth.
             statistics: the running statistics along depth.
-            training: whether batches are to be normalised by themselves.
         """
-        if self.training != training:
-            self.train(training)
-        if not training:
+        if self in _SWITCHED:
+            super().train(False)
+        if not self.training:
             return {**inner, **statistics}
         layers = torch.arange(self.spec.layers, device=next(iter(inner.values())).device, dtype=torch.float32)
         # copies: the running ones are written on before the way back
@@ -115,7 +126,7 @@ class CountingField(_BatchNorm):
 
     @property
     def _evaluates(self) -> bool:
-        """Whether the way back is to be normalised by running statistics."""
+        """Whether a way back switches it to evaluation."""
         return self.spec.norm == "batch-eval-backward"
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from odenet import (
     Auto,
+    Backprop,
     Depth,
+    DiscreteAdjoint,
     Gradient,
     InputError,
     NetSpec,
@@ -23,12 +25,13 @@ from odenet import (
     Problem,
     Solution,
     Stats,
+    UnsupportedError,
 )
 from odenet.kit import AnySolver, Compile, Kind, compiling, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.field.field import BlockField, Field
-from odenet_torch.gradients.solve import solve_problem
+from odenet_torch.gradients.solve import recorded, solve_problem
 from odenet_torch.nets.blocks import Weights, enter, field, leave
 from odenet_torch.nets.counting import CountingField
 from odenet_torch.nets.watched import Watched
@@ -120,8 +123,8 @@ class ResidualStack(_Solved):
         Raises:
             InputError: blocks that differ in more than their parameters, or that have buffers.
         """
-        first, *others = self.blocks
-        if any(str(block) != str(first) for block in others) or list(self.blocks.buffers()):
+        first = self.blocks[0]
+        if not self._alike():
             raise InputError(
                 f"{len(self.blocks)} blocks that differ in more than their parameters",
                 "blocks of one structure, without buffers",
@@ -129,9 +132,18 @@ class ResidualStack(_Solved):
             )
         return lambda t, y, w: torch.func.functional_call(first, dict(w), (y,))
 
+    def _alike(self) -> bool:
+        """Whether blocks differ in their parameters alone."""
+        return len({str(block) for block in self.blocks}) == 1 and not list(self.blocks.buffers())
+
+    def __dir__(self) -> list[str]:
+        """Without `field` where there is none: torch.jit.trace reads all that is named here."""
+        return [name for name in super().__dir__() if name != "field" or self._alike()]
+
     def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
         """The state after the last block."""
-        return _uncompiled(self._solved, x, arguments, named, torch.compiler.is_compiling())
+        compiling = torch.compiler.is_compiling() and not recorded()  # torch.export is said to compile, too
+        return _uncompiled(self._solved, x, arguments, named, compiling)
 
     def compile(self, *arguments: Any, **choices: Any) -> None:
         """Compile the blocks, each on its own, in place; arguments as in `torch.compile`.
@@ -244,7 +256,7 @@ class OdeNet(_Solved):
         super().__init__(solver, gradient, 0.0, spec.horizon)
         spec.check(weights)
         self.spec = spec
-        counting = CountingField(spec) if spec.counts else None
+        counting = CountingField(spec) if spec.batch_normalised else None
         # not as a submodule: its buffers are those of one pass, and `function` may be replaced by any function
         vars(self).update(counting=counting, function=counting or field(spec))
         for name in (*spec.shapes(), *spec.statistics()):
@@ -262,7 +274,13 @@ class OdeNet(_Solved):
         inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
         statistics = {name: inner.pop(name) for name in list(inner) if name.rpartition(".")[2].startswith("running_")}
         if self.counting is not None:
-            inner = self.counting.told(inner, statistics, self.training)
+            if spec.norm == "batch-eval-backward" and not isinstance(self.gradient, Backprop | DiscreteAdjoint):
+                raise UnsupportedError(
+                    f"norm={spec.norm!r}, a fault of one method, with gradient {self.gradient.label!r}",
+                    "discrete-adjoint, and backprop, which it does not change",
+                    "take norm='batch'",
+                )
+            inner = self.counting.told(inner, statistics)
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
         depth, choices = Depth(inner, spec.along), {"steps": spec.depth, "t1": spec.horizon, "solver": self.solver}
@@ -271,9 +289,14 @@ class OdeNet(_Solved):
             return problem(self.function, y, depth, gradient=gradient, **choices)
 
         with contextlib.nullcontext() if self.counting is None else self.counting.counting(statistics):
-            solution = self._solution(make)
-        y = solution.ys[0]
+            y = self._solution(make).ys[0]
         return y if spec.classes is None else leave(spec, weights, y, self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module."""
+        if self.counting is not None:
+            self.counting.train(mode)
+        return super().train(mode)
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:

@@ -39,6 +39,10 @@ class Descent(Trainer):
         self.velocities = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         self._peak: int | None = None
 
+    def begin_pass(self) -> None:
+        """See `Trainer`."""
+        self.model.train()
+
     def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> TrainingStep:
         """See `Trainer`. The first step that is one alone is watched for its memory, which changes no number."""
         self.model.spec.check_batch(inputs, targets)

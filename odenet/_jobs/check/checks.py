@@ -18,7 +18,7 @@ from odenet._gradients.record import Gradient
 from odenet._jobs.cells.grid import Plan
 from odenet._jobs.data.digits import batch
 from odenet._solvers.names import AnySolver
-from odenet.doctor.checkup import diagnose
+from odenet.doctor.checkup import RATE, STEPS, See, diagnose
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import Examination
 from odenet.doctor.plan import Plan as Planned
@@ -110,6 +110,7 @@ def checks(
                     offers=entry.offers,
                     refer=references[solver.label, depth].see,
                     reference=f"exact backprop in float64 by {reference}",
+                    later=own.later,
                 )
                 choice = own.plan(memory, tolerance) if planned else None
                 yield made(diagnosis=diagnosis, choice=choice)
@@ -139,6 +140,17 @@ class _Examined:
                 return sample
             self.seen[key] = sample
         return self.seen[key]
+
+    def later(self) -> See:
+        """The same of a copy after a few steps of training."""
+        with self.backend.prepare(**self.choices):
+            copy = self.backend.trained(self.model, self.data, None, STEPS, RATE)
+
+        def see(method: Gradient, reversible: bool) -> Sample:
+            with self.backend.prepare(**self.choices):
+                return self.backend.examine(copy, self.data, None, method, reversible=reversible)
+
+        return see
 
     def plan(self, memory: int | None, tolerance: float) -> Planned | InputError:
         """The plan for this network; or the error that says why there is none."""

@@ -59,8 +59,9 @@ def command(
 ) -> None:
     """Check the gradient methods of a network against exact backprop in float64, by layer and by weight.
 
-    The verdict says which method to take, and why. `reversible` needs a reversible solver: for a Runge-Kutta method it
-    is checked on the network that this becomes as reversible:NAME, against backprop of that network.
+    The verdict says which method to take, and why; inexact methods are examined on a copy after a few steps of
+    training, too. `reversible` needs a reversible solver: for a Runge-Kutta method it is checked on the network that
+    this becomes as reversible:NAME, against backprop of that network.
 
     \b
     Examples:
@@ -95,7 +96,9 @@ def command(
         for each in check.examinations:
             text = each.trouble
             if text is None and tolerance is not None and not each.meets(tolerance):
-                text = f"gradient error {error(each.gradient_error)} is above {tolerance}"
+                now = each.gradient_error is not None and each.gradient_error <= tolerance
+                number, when = (each.later, " after a few steps of training") if now else (each.gradient_error, "")
+                text = f"gradient error {error(number)}{when} is above {tolerance}"
             bad |= text is not None and each.offered
             if text is not None:
                 _print(messages, f"{check.backend} {check.solver.label} {each.label} N={check.depth}: {text}")
@@ -126,6 +129,9 @@ def _json(plan: Plan, weights: Path | None, found: Sequence[Check]) -> str:
     return json.dumps(plain(whole), indent=1, allow_nan=False) + "\n"
 
 
+_NUMBERS = ("gradient_error", "later", "cosine_distance", "certificate", "estimate", "cost")
+
+
 def _row(check: Check, each: Examination) -> dict[str, Any]:
     layers = [label for label in each.by_layer if label not in (OUTSIDE, "shared")]
     record = each.to_json()
@@ -137,7 +143,7 @@ def _row(check: Check, each: Examination) -> dict[str, Any]:
         "examined_on": each.solver,
         "skipped": None if each.offered else each.trouble,
         "failed": each.trouble if each.offered else None,
-        **{key: record[key] for key in ("gradient_error", "cosine_distance", "certificate", "estimate", "cost")},
+        **{key: record[key] for key in _NUMBERS},
         "by_weight": record["by_weight"] or None,
         "by_layer": [each.by_layer[label] for label in layers],
         "cosine_by_layer": [each.cosine_by_layer[label] for label in layers],
@@ -146,6 +152,7 @@ def _row(check: Check, each: Examination) -> dict[str, Any]:
 
 def _diagnosis(check: Check, found: Diagnosis) -> dict[str, Any]:
     record = found.to_json()
-    kept = ("reference", "dtype", "tolerance", "contraction", "smoothness", "recommended", "verdict")
+    kept = ("reference", "dtype", "tolerance", "contraction", "smoothness", "training", "silent")
+    kept += ("recommended", "verdict")
     place = {"backend": check.backend, "solver": check.solver.label, "depth": check.depth}
     return place | {key: record[key] for key in kept}

@@ -57,7 +57,8 @@ def _classes(folder: Path, root: Path) -> dict[str, list[Path]]:
     """The images of each class, by name."""
     try:
         _require_within(folder, root)
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         found = {name: _files(folder / name, root) for name in names}
     except OSError as error:
         raise FileError(f"{folder} cannot be read ({error.strerror or error})", _LAYOUT) from error
@@ -78,11 +79,11 @@ def _require_within(path: Path, root: Path) -> None:
 
 def _files(folder: Path, root: Path) -> list[Path]:
     _require_within(folder, root)
-    for entry in os.scandir(folder):
-        if entry.is_symlink() and entry.name.lower().endswith(SUFFIXES):
-            _require_within(folder / entry.name, root)
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-    return [folder / name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")]
+    for entry in found:
+        _require_within(folder / entry.name, root)
+    return [folder / name for name in sorted(entry.name for entry in found if entry.is_file())]
 
 
 def _images(found: dict[str, list[Path]], classes: tuple[str, ...], size: int) -> Images:

@@ -50,6 +50,7 @@ def training_pass(
     """
     loss, correct, images, residuals = 0.0, 0, 0, []
     steps = 0
+    trainer.begin_pass()
     for inputs, labels in batches.shuffled(epoch):
         step = trainer.step(inputs, labels, lr)
         steps += 1

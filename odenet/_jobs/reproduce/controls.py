@@ -44,6 +44,7 @@ class Verdict:
         observed: the numbers that were seen.
         passed: whether these are among those, and the test refuses what it must refuse.
         controls: the same test on data that it must refuse, and on data that it must not.
+        scattered: whether the means over seeds would pass if they were known without an interval, and do not.
     """
 
     claim: str
@@ -51,18 +52,20 @@ class Verdict:
     observed: str
     passed: bool
     controls: tuple[Control, ...] = ()
+    scattered: bool = False
 
     @property
     def state(self) -> State:
-        """In a word: BLIND where a bad control passes, undecided where a good one does not: too few, or too scattered.
+        """In a word: BLIND where a bad control passes; undecided where scatter alone keeps the test from passing.
 
-        A test that would not know the claim if it were true has not refuted it.
+        That is where a good control does not pass, or where the means, without their scatter, do: a test that would not
+        know the claim if it were true has not refuted it.
         """
         if any(each.passed and not each.must_pass for each in self.controls):
             return "BLIND"
         if self.passed:
             return "holds"
-        return "FAILS" if all(each.right for each in self.controls) else "undecided"
+        return "undecided" if self.scattered or not all(each.right for each in self.controls) else "FAILS"
 
 
 Said = tuple[bool, str]
@@ -76,6 +79,7 @@ def judged(
     *,
     bad: Mapping[str, Data | None],
     good: Mapping[str, Data | None],
+    centre: Data | None = None,
 ) -> Verdict:
     """A verdict with its controls.
 
@@ -84,6 +88,7 @@ def judged(
         test: says whether data pass, and what they are.
         data: that were seen.
         bad, good: data that must not pass and that must, by what they are; None where none can be made.
+        centre: the means over seeds in the place of each; None where nothing scatters.
     """
     passed, observed = test(data)
     controls = tuple(
@@ -92,4 +97,6 @@ def judged(
         for what, each in some.items()
         if each is not None
     )
-    return Verdict(claim, expected, observed, passed and not any(c.passed > c.must_pass for c in controls), controls)
+    blind = any(each.passed > each.must_pass for each in controls)
+    scattered = not passed and centre is not None and test(centre)[0]
+    return Verdict(claim, expected, observed, passed and not blind, controls, scattered)

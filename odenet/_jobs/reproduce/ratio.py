@@ -31,6 +31,14 @@ def moved(pairs: Pairs, ratio: float) -> Pairs | None:
     return {n: [(ratio * math.exp(x - statistics.mean(some)), 1.0) for x in some] for n, some in logs.items()} or None
 
 
+def middle(pairs: Pairs) -> Pairs | None:
+    """The geometric mean of the ratios, in the place of each of two; None where one is no number above 0."""
+    logs = {n: _logs(each) for n, each in pairs.items()}
+    if not all(some and all(map(math.isfinite, some)) for some in logs.values()):
+        return None
+    return {n: [(math.exp(statistics.mean(some)), 1.0)] * 2 for n, some in logs.items()} or None
+
+
 def _logs(pairs: Sequence[tuple[float, float]]) -> list[float]:
     return [math.log(one / other) if one > 0 and other > 0 else math.nan if one else -math.inf for one, other in pairs]
 

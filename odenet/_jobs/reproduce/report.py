@@ -24,7 +24,7 @@ from odenet._report.html import REPORT, document, facts, figure, header, section
 from odenet._report.terminal import Table, table
 from odenet._report.units import seconds
 
-VERDICTS = "verdicts.json"
+VERDICTS, TABLE = "verdicts.json", "verdicts.md"
 _BAD = ("FAILS", "BLIND")
 _NONE = "none could be made"
 _OTHERS = {
@@ -94,7 +94,7 @@ class Finished:
 
 
 def write_one(done: Finished, folder: Path) -> list[Path]:
-    """The figure as NAME.png and the verdicts as verdicts.json.
+    """The figure as NAME.png and the verdicts as verdicts.json and verdicts.md.
 
     Returns:
         the paths written, the figure first.
@@ -117,6 +117,7 @@ def write_one(done: Finished, folder: Path) -> list[Path]:
     }
     return [
         write_atomically(folder / f"{done.reproduction.name}.png", lambda file: file.write(png)),
+        write_text(folder / TABLE, markdown(done)),
         write_text(folder / VERDICTS, json.dumps(plain, indent=1, ensure_ascii=False) + "\n"),
     ]
 
@@ -141,6 +142,19 @@ def _rows(found: Sequence[Verdict]) -> str:
         f'<tr class="{kind}">{"".join(f"<td>{escape(text)}</td>" for text in texts)}</tr>' for kind, texts in rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def markdown(done: Finished) -> str:
+    """The verdicts as a Markdown table, with what was run under it."""
+    several = len(done.verdicts) > 1
+    heads = ("claim", "allowed", "seen", "controls", "verdict", *(("backend",) if several else ()))
+    rows = [heads, ("---",) * len(heads)]
+    for backend, found in done.verdicts.items():
+        for v in found:
+            state = v.state if v.state == "holds" else f"**{v.state}**"
+            rows.append((v.claim, v.expected, v.observed, _controls(v), state, *((backend,) if several else ())))
+    lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
+    return "\n".join((*lines, "", f"{_size(done.results)}.", *done.changes)) + "\n"
 
 
 def verdict_table(done: Finished) -> Table:

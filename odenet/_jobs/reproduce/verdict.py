@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from odenet._jobs.reproduce.controls import Said, Verdict, judged
 from odenet._jobs.reproduce.order import OverSeeds, of_order, order
-from odenet._jobs.reproduce.ratio import below_in_the_mean, bounded, moved, paired, scaled
+from odenet._jobs.reproduce.ratio import below_in_the_mean, bounded, middle, moved, paired, scaled
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._report.interval import LEVEL, interval
 
@@ -66,6 +66,7 @@ def falls_throughout(
         moments,
         bad={f"order {order + 2 * tolerance:g}": _like(moments, order + 2 * tolerance, least_depth)},
         good={f"order {order:g}": _like(moments, order, least_depth)},
+        centre=_middle(moments),
     )
 
 
@@ -79,6 +80,7 @@ def stays(claim: str, over_seeds: OverSeeds, tolerance: float, least_depth: int 
         moments,
         bad={f"order {2 * tolerance:g}": _like(moments, 2 * tolerance, least_depth)},
         good={"order 0": _like(moments, 0, least_depth)},
+        centre=_middle(moments),
     )
 
 
@@ -92,6 +94,7 @@ def falls_at_least(claim: str, over_seeds: OverSeeds, least: float, least_depth:
         moments,
         bad={"order 0": _like(moments, 0, least_depth)},
         good={f"order {2 * least:g}": _like(moments, 2 * least, least_depth)},
+        centre=_middle(moments),
     )
 
 
@@ -132,7 +135,8 @@ def smaller(
             f"a ratio of {2 * factor:g} with this scatter": moved(pairs, 2 * factor),
             **{what: paired(some, large) or None for what, some in (bad or {}).items()},
         },
-        good={f"a ratio of {factor / 2:g} with this scatter": moved(pairs, factor / 2)},
+        good={f"a ratio of {factor / 10:g} with this scatter": moved(pairs, factor / 10)},
+        centre=middle(pairs),
     )
 
 
@@ -147,6 +151,7 @@ def near(claim: str, over_seeds: OverSeeds, target: float, tolerance: float) -> 
         over_seeds,
         bad={f"{target + 2 * tolerance:g} with this scatter": away or None},
         good={f"{target:g} with this scatter": centred or None},
+        centre={n: [statistics.mean(some)] * 2 for n, some in over_seeds.items()},
     )
 
 
@@ -204,6 +209,7 @@ def _margin(
             **{what: gaps(some) or None for what, some in bad.items()},
         },
         good={"no difference with this scatter": centred or None},
+        centre={n: [statistics.mean(some)] * 2 for n, some in seen.items()} if seen.keys() == asked else None,
     )
 
 
@@ -251,6 +257,15 @@ def _orders(moments: Mapping[int, OverSeeds], low: float, high: float, straight:
         f"orders {means[0]:.3f} to {means[1]:.3f}, intervals in [{ends[0]:.3f}, {ends[1]:.3f}], "
         f"R² at least {straightness:.4f}"
     )
+
+
+def _middle(moments: Mapping[int, OverSeeds]) -> Mapping[int, OverSeeds] | None:
+    """Geometric means over seeds, in the place of each of two."""
+    if not all(x > 0 for each in moments.values() for some in each.values() for x in some):
+        return None
+    return {
+        step: {n: [statistics.geometric_mean(some)] * 2 for n, some in each.items()} for step, each in moments.items()
+    }
 
 
 def _like(moments: Mapping[int, OverSeeds], slope: float, least: int) -> Mapping[int, OverSeeds] | None:

@@ -13,6 +13,7 @@ from odenet._jobs.reproduce.drawing import COLOURS
 from odenet._jobs.reproduce.errors import errors
 from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.training import Recipe, guessing, network, sample, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below
 from odenet._nets.spec import Norm
@@ -67,11 +68,7 @@ CURVES = {curve(way, steps): (way, steps) for steps in (SCALED, PLAIN) for way i
 BLOCKS = 22  # steps of the third stage: the first of its 23 blocks gives it its size
 _BEFORE, _AFTER = (3, 4), (3,)
 _FEW = (1,)  # blocks of the other stages in a quick run
-# Thresholds of the verdicts.
-LEARNT = 0.85  # of the error of guessing that backpropagation has at most: it is a training of 150 steps
-POINTS = 3.0  # of test error that the paper's gradient may be away from backpropagation's with steps of 1/N
-FAILS = 0.9  # with steps of 1, backpropagation has at most this part of its error, in every seed
-EVAL_FAILS = 0.95  # the same of what reads running statistics on its way back
+LIMITS = thresholds("adjoint-failure")
 _QUICK = Recipe(images=800, test=None, epochs=4, batch=50, lr=0.1, schedule="constant", augment=False)
 _REDUCED = Recipe(
     images=3200, test=2000, epochs=3, batch=64, lr=0.1, schedule="constant", weight_decay=1e-4, augment=False
@@ -175,7 +172,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         {steps: values(points, curve(BACKPROP, steps), of(PAPER)) for steps in (SCALED, PLAIN)}
         for of in (error_of, certificate_of)
     )
-    tenth = {n: [0.1] * len(each) for n, each in error[PLAIN].items()}
+    wrong = {n: [LIMITS["wrong"]] * len(each) for n, each in error[PLAIN].items()}
     iterated = values(points, curve(BACKPROP, SCALED), error_of(ITERATED))
 
     def exact(steps: str) -> dict[int, list[float]]:
@@ -183,7 +180,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
 
     found = [
         *(
-            below(f"backpropagation trains it, with {steps}", exact(steps), guess[steps], LEARNT)
+            below(f"backpropagation trains it, with {steps}", exact(steps), guess[steps], LIMITS["learnt"])
             for steps in (SCALED, PLAIN)
         ),
         *(
@@ -191,22 +188,27 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
                 f"{way}, {SCALED}: the test error is that of backpropagation",
                 seen[curve(way, SCALED)],
                 exact(SCALED),
-                POINTS,
+                LIMITS["margin"],
             )
             for way in (PAPER, CORRECTED)
         ),
         *(
-            below(f"{way}, {PLAIN}: it fails to train", exact(PLAIN), seen[curve(way, PLAIN)], FAILS)
+            below(f"{way}, {PLAIN}: it fails to train", exact(PLAIN), seen[curve(way, PLAIN)], LIMITS["fails"])
             for way in (PAPER, CORRECTED)
         ),
-        below(f"paper, {PLAIN}: the gradient is wrong by a tenth or more", tenth, error[PLAIN]),
-        below("steps of 1/N have a fifth of that gradient error", error[SCALED], error[PLAIN], 0.2),
-        below("and 4 iterations a hundredth of what is left", iterated, error[SCALED], 0.01),
-        below("the certificate is five times as large with steps of 1", residual[SCALED], residual[PLAIN], 0.2),
+        below(f"paper, {PLAIN}: the gradient is wrong by a tenth or more", wrong, error[PLAIN]),
+        below("steps of 1/N have a fifth of that gradient error", error[SCALED], error[PLAIN], LIMITS["scaled"]),
+        below("and 4 iterations a hundredth of what is left", iterated, error[SCALED], LIMITS["iterated"]),
+        below(
+            "the certificate is five times as large with steps of 1",
+            residual[SCALED],
+            residual[PLAIN],
+            LIMITS["certificate"],
+        ),
     ]
     if any(seen[curve(EVAL, steps)] for steps in (SCALED, PLAIN)):  # torch only
         found += [
-            below(f"{EVAL}, {steps}: it loses accuracy", exact(steps), seen[curve(EVAL, steps)], EVAL_FAILS)
+            below(f"{EVAL}, {steps}: it loses accuracy", exact(steps), seen[curve(EVAL, steps)], LIMITS["eval_fails"])
             for steps in (SCALED, PLAIN)
         ]
     return tuple(found)
@@ -217,8 +219,9 @@ REPRODUCTION = Reproduction(
     "Figure 3b: in the third stage of a ResNet-101, of 23 blocks, the memory-free gradient fails to train on ImageNet.",
     "ResNet-101's stages of 3, 4, 23 and 3 bottleneck blocks with BatchNorm, which start at random, as in the authors' "
     "code, but without the ReLUs between blocks; the memory-free gradient is used in the 22 equal blocks of the third "
-    "stage. The authors' code scales these by 1/N, and reads running statistics on the way back by calling eval() "
-    "there: each of the two is done with and without. A training that breaks down counts as guessing. "
+    "stage. The authors' code scales these by 1/N, and its way back calls eval(), which on one device switches the "
+    "blocks to running statistics until the next epoch: each of the two is done with and without. A training that "
+    "breaks down counts as guessing. "
     f"Quick: 32 channels there in the place of 1024, and one block in each of two other stages, {_QUICK}; reduced: 64 "
     f"channels, {_REDUCED}. Paper: {_PAPER}, on an image folder given by --data. Gradient errors are of a batch of 64, "
     "in float64. Without --data, digits in the place of ImageNet.",

@@ -10,6 +10,7 @@ from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
 from odenet._jobs.reproduce.errors import errors
 from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.training import Recipe, guessing, sample, small_network, train
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, as_good, below, medians, points_above
 
@@ -33,10 +34,7 @@ CURVES: dict[str, tuple[str, Gradient]] = {
     HEUNNET_PAPER: ("heun", DiscreteAdjoint(correct=False)),
 }
 _REFERENCE = {RESNET_PAPER: RESNET, RESNET_CORRECTED: RESNET, HEUNNET_PAPER: HEUNNET}
-DEEP, POINTS = 16, 1.0  # from which depth on, and how many points of accuracy are allowed
-SHALLOW = 4  # up to which depth the paper's method is to lose accuracy in a ResNet
-LOSES = 0.9  # there, backpropagation has at most this part of its error, in every seed
-CLOSES = 0.25  # and the deepest network loses at most this part of that
+LIMITS = thresholds("depth-accuracy")
 _QUICK = Recipe(images=600, test=None, epochs=3, batch=50, lr=0.1)
 _REDUCED = Recipe(images=10_000, test=None, epochs=15, batch=128, lr=0.1)  # 1170 steps
 _PAPER = Recipe(images=None, test=None, epochs=90, batch=128, lr=0.1, schedule="step")
@@ -105,7 +103,8 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
                 capsize=3,
                 label=curve,
             )
-    apart.axhspan(-POINTS, POINTS, color="#888888", alpha=0.15, label=f"± {POINTS} points")
+    margin = LIMITS["margin"]
+    apart.axhspan(-margin, margin, color="#888888", alpha=0.15, label=f"± {margin:g} points")
     apart.set(xscale="log", xlabel="depth N", ylabel="points of test error above backpropagation's")
     depths = sorted({each.depth for each in points})
     apart.set_xticks(depths, [str(n) for n in depths])
@@ -133,23 +132,23 @@ def _gaps(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Whether a deep network is as good without stored activations, and what a shallow one loses."""
     error = {curve: values(points, curve, ERROR) for curve in CURVES}
-    lost = _gaps(points, RESNET_PAPER)
+    lost, deep = _gaps(points, RESNET_PAPER), int(LIMITS["deep"])
     return (
         *(_learns(points, curve) for curve in (RESNET, HEUNNET)),
         below(
-            f"ResNet, paper: the shallowest network (N up to {SHALLOW}) loses accuracy",
-            {n: each for n, each in error[RESNET].items() if n == min(lost, default=0) <= SHALLOW},
+            f"ResNet, paper: the shallowest network (N up to {LIMITS['shallow']}) loses accuracy",
+            {n: each for n, each in error[RESNET].items() if n == min(lost, default=0) <= LIMITS["shallow"]},
             error[RESNET_PAPER],
-            LOSES,
+            LIMITS["loses"],
         ),
         _closes(lost),
         *(
             as_good(
-                f"{curve}: from N={DEEP} on the test error is that of backpropagation",
+                f"{curve}: from N={deep} on the test error is that of backpropagation",
                 error[curve],
                 error[_REFERENCE[curve]],
-                POINTS,
-                DEEP,
+                LIMITS["margin"],
+                deep,
             )
             for curve in (HEUNNET_PAPER, RESNET_CORRECTED)
         ),
@@ -158,7 +157,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
             "(medians, networks that backpropagation made)",
             medians(values(points, HEUNNET, GRADIENT)),
             medians(values(points, RESNET, GRADIENT)),
-            0.5,
+            LIMITS["fewer_layers"],
         ),
     )
 
@@ -167,14 +166,18 @@ def _closes(lost: OverSeeds) -> Verdict:
     """Whether depth mends what the paper's method loses: means over seeds of the shallowest and deepest networks."""
     mean = {n: statistics.mean(each) for n, each in lost.items()}
     shallow, deep = ([mean[end(mean)]] if len(mean) > 1 else [] for end in (min, max))
-    claim = f"ResNet, paper: the deepest network loses {CLOSES:g} of what the shallowest does, or less (mean points)"
-    return below(claim, {0: deep}, {0: shallow}, CLOSES)
+    part = LIMITS["closes"]
+    claim = f"ResNet, paper: the deepest network loses {part:g} of what the shallowest does, or less (mean points)"
+    return below(claim, {0: deep}, {0: shallow}, part)
 
 
 def _learns(points: Sequence[Point], curve: str) -> Verdict:
     """Else no difference would mean anything."""
     return below(
-        f"{curve}: every network has learnt", values(points, curve, ERROR), values(points, curve, GUESSING), 0.8
+        f"{curve}: every network has learnt",
+        values(points, curve, ERROR),
+        values(points, curve, GUESSING),
+        LIMITS["learnt"],
     )
 
 

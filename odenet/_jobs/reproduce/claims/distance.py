@@ -35,7 +35,7 @@ _QUADRATURE = 40  # nodes of the mean over the noise, exact for tanh to about 1e
 
 def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 512."""
-    return choices.cells(list(CURVES), choices.depths(4, 512, quick=256))
+    return choices.cells(list(CURVES), choices.depths(4, 512, quick=256), seeds=choices.sized(3, 5, 5))
 
 
 def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:

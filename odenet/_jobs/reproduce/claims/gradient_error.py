@@ -36,7 +36,7 @@ def resampled(net: str) -> str:
 def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
     curves = [*NETS, *map(resampled, NETS)]
-    return choices.cells(curves, choices.depths(4, 64, quick=32), seeds=8)
+    return choices.cells(curves, choices.depths(4, 64, quick=32), seeds=choices.sized(5, 8, 8))
 
 
 def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
@@ -80,7 +80,7 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
     for line, curve in (("-", RESNET), ("--", HEUNNET)):
         for index, method in enumerate(_METHODS):
             over_depth(over, values(points, curve, method), f"{curve}, {method}", index, line)
-            over_depth(one, values(points, resampled(curve), method), f"_{method}", index, line)
+            over_depth(one, values(points, resampled(curve), method), f"{curve}, {method}", index, line)
             layers = _layers(points, curve, method, deepest)
             medians = [np.median(values(points, curve, method, layer=layer)[deepest]) for layer in layers]
             by_layer.semilogy(layers, medians, line, color=COLOURS[index], label=f"{curve}, {method}")
