@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 import tomllib
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +138,9 @@ def test_python_blocks_run_and_print_what_the_page_says(page, workplace, monkeyp
     for framework in ("torch", "jax"):
         if re.search(rf"\b{framework}\b", text) and not importlib.util.find_spec(framework):
             pytest.skip(f"{framework} is not installed")
-    namespace = {"__name__": "page"}
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # torch.compile looks functions up in their modules
+    namespace = vars(module)
     printed = io.StringIO()
     for block in found:
         where = f"{page.relative_to(ROOT)}:{block.line}"
