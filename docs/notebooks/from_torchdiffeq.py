@@ -46,9 +46,8 @@ def gradient(solve):
 options = {"rtol": 1e-6, "atol": 1e-8, "method": "dopri5"}
 theirs, before = gradient(lambda *a: torchdiffeq.odeint_adjoint(*a, **options))
 ours, after = gradient(lambda *a: odenet_torch.odeint_adjoint(*a, **options))
-print(
-    f"gradients differ by {((ours - theirs).norm() / theirs.norm()).item():.0e}; {before:.3f} s before, {after:.3f} s after"
-)
+apart = ((ours - theirs).norm() / theirs.norm()).item()
+print(f"gradients differ by {apart:.0e}; {before:.3f} s before, {after:.3f} s after")
 assert (ours - theirs).norm() < 1e-3 * theirs.norm()
 
 # %% [markdown]

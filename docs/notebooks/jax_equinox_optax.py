@@ -1,7 +1,8 @@
 # %% [markdown]
 # # JAX: equinox modules, optax
 #
-# A `ResidualStack` is an equinox module: `eqx.filter_jit`, `eqx.filter_value_and_grad` and optax take it as any other.
+# A `ResidualStack` is an equinox module: `eqx.filter_jit`, `eqx.filter_value_and_grad` and optax take it as any
+# other.
 
 # %%
 import equinox as eqx

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From a ResNet to its ODE
 #
-# A residual network of N blocks is Euler's method with N steps. If its weights are a smooth function of depth, it has a
-# limit as N grows, which is an ODE, and comes near it as 1/N; Heun's network (HeunNet) as 1/N².
+# A residual network of N blocks is Euler's method with N steps. If its weights are a smooth function of depth, it has
+# a limit as N grows, which is an ODE, and comes near it as 1/N; Heun's network (HeunNet) as 1/N².
 
 # %%
 import jax
@@ -66,5 +66,5 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Where weights of neighbouring layers have nothing to do with each other, there is no such limit: `odenet.theory` says how
-# smooth a network's weights are, and how far it is from its Neural ODE. See [Ask the theory](../../how-to/theory/).
+# Where weights of neighbouring layers have nothing to do with each other, there is no such limit: `odenet.theory`
+# says how smooth a network's weights are, and how far it is from its Neural ODE.

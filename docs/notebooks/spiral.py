@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A spiral and a flow: two Neural ODEs
 #
-# A field that learns a spiral from points on it, and a continuous normalising flow that learns a density. Both are solved
-# to a tolerance; the gradient is exact and keeps a few states (`checkpoint`).
+# A field that learns a spiral from points on it, to a tolerance and with an exact gradient that keeps a few states;
+# and a continuous normalising flow that learns a density, in equal steps.
 
 # %%
 import math
@@ -21,8 +21,8 @@ span = {"t0": 0.0, "t1": ts[-1], "ts": ts}
 spiral = odenet.solve(lambda t, y: (y**3) @ truth, torch.tensor([[2.0, 0.0]]), **span, **tolerances).ys
 
 # %% [markdown]
-# The field is a small network of $y^3$, as in torchdiffeq's demonstration. Each step of training solves from a random point
-# of the spiral over the next ten times.
+# The field is a small network of $y^3$, as in torchdiffeq's demonstration. Each step of training solves from a random
+# point of the spiral over the next ten times.
 
 # %%
 net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2))
@@ -58,8 +58,8 @@ plt.show()
 # %% [markdown]
 # ## A continuous normalising flow
 #
-# Points of the plane flow into a Gaussian. Along the way the logarithm of their density changes by minus the trace of the
-# field's Jacobian, which the state carries as a second part: a state may be any tree.
+# Points of the plane flow into a Gaussian. Along the way the logarithm of their density changes by minus the trace of
+# the field's Jacobian, which the state carries as a second part: a state may be any tree.
 
 # %%
 angles = math.pi * torch.rand(256)
@@ -89,7 +89,7 @@ flow = Flow()
 normal = torch.distributions.Normal(0.0, 1.0)
 optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3)
 steps = []
-for step in range(120):
+for _ in range(120):
     x = data[torch.randint(0, len(data), (128,))]
     start = (x, torch.zeros(len(x)))
     end, change = odenet.solve(flow, start, t0=0.0, t1=1.0, steps=6, solver="rk4", gradient="backprop").y1

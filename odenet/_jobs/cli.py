@@ -32,6 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
     from odenet._errors import InputError, OdenetError
     from odenet._jobs.groups import SuggestingGroup
 
+    class Unusable(click.ClickException):
+        """What was typed: shown as its exception is, without the usage of the command."""
+
+        exit_code = click.UsageError.exit_code
+
     class Jobs(SuggestingGroup):
         """Commands that are imported when they are named."""
 
@@ -47,9 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 return super().invoke(ctx)
             except OdenetError as error:
-                failure = click.ClickException(str(error))
-                failure.exit_code = 2 if isinstance(error, InputError) else 1  # what was typed is a usage error
-                raise failure from error
+                kind = click.UsageError if isinstance(error, InputError) else click.ClickException  # status 2, or 1
+                raise kind(str(error)) from error
             except MemoryError as error:
                 raise click.ClickException(
                     f"there is not enough memory for that ({error}). What to do: take smaller sizes."

@@ -167,7 +167,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "steps/fixed.py": ({"stacked"}, {"Beside", "kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": (set(), {"finished", "peak_bytes"}),  # in torch in field/live_bytes.py
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
-    "gradients/solve.py": (set(), {"solve_telling"}),
+    "gradients/solve.py": ({"recorded"}, {"solve_telling"}),
     "field/state.py": ({"as_tensor", "meta_state", "require_times"}, {"as_array", "require_arrays"}),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),

@@ -128,8 +128,8 @@ class _Tracer(fx.Tracer):
 
 def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph | None:
     """The layer's graph; None where it cannot be traced, or where a trace would freeze what a call decides."""
+    around = reach(layer)  # first: what is known of a layer stands among its attributes
     before, state, dice = dict(vars(layer)), torch.get_rng_state(), random.getstate()
-    around = reach(layer)
     try:
         graph = _Tracer().trace(_Call(layer, args, kwargs))
     except Exception:  # somebody else's code on arguments that it does not know: it may raise anything

@@ -23,6 +23,7 @@ from odenet_torch.conversion.once_more import require_repeatable
 from odenet_torch.conversion.planned import take_fastest
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
+from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.surroundings import no_trace
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -126,6 +127,8 @@ def unconvert(model: Model) -> Model:
             if isinstance(child, FirstOfRun | RestOfRun):
                 child.layer.module.train(child.training)
                 module._modules[key] = child.layer.module
+    for module in model.modules():
+        vars(module).pop(KEY, None)
     return model
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
 from odenet.kit import real, shown, takes
 from odenet_torch.drop_in.recording import Recording
-from odenet_torch.field.differentiating import record
+from odenet_torch.field.differentiating import listed, record
 from odenet_torch.field.half_precision import Reads
 from odenet_torch.steps.events import signed
 
@@ -190,7 +190,7 @@ def flow(
         raise GridError(f"t has shape {tuple(t.shape)}", "a one-dimensional tensor of times")
     if t.is_meta:
         raise GridError("t is on the meta device, without values", "times with values")
-    times = tuple(t.tolist())
+    times = tuple(listed(t))
     if not all(map(math.isfinite, times)):
         raise GridError(f"t={shown(list(times))}", "finite times")
     ahead = {late > early for early, late in itertools.pairwise(times)}

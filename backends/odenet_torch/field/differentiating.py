@@ -116,6 +116,13 @@ def readable(what: str) -> Iterator[None]:
         ) from error
 
 
+def listed(values: Tensor) -> Any:
+    """`values.tolist()`; within a transform of torch.func, torch 2.6 reads one number at a time."""
+    if not transformed():
+        return values.tolist()
+    return values.item() if values.ndim == 0 else [listed(row) for row in values.unbind(0)]
+
+
 def transformed() -> bool:
     """Whether a transform of torch.func, or forward differentiation, is active: its tensors have no memory to name."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

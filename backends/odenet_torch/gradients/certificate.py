@@ -124,8 +124,11 @@ class Errors:
             self.add(relative(defect, y), n)
             return
         self._count(n)
-        self.waiting.append(_norms(defect, y))
-        if len(self.waiting) == _NORMS_TOGETHER:
+        norms = _norms(defect, y)
+        self.waiting.append(norms)
+        kept = len(self.waiting) * sum(off.numel() + sizes.numel() for off, sizes, _ in norms)
+        # never as much as a state: a network of any depth is to need what a shallow one does
+        if len(self.waiting) == _NORMS_TOGETHER or 2 * kept > sum(leaf.numel() for leaf in y):
             self._join()
         if self.count == _TOGETHER:
             self.worst()

@@ -16,7 +16,20 @@ from typing import Any, TypeVar
 
 import torch
 
-from odenet import Event, Gradient, GradientName, Grid, PIDController, Problem, Solution, SolverName, Span, Stats
+from odenet import (
+    Backprop,
+    Event,
+    Gradient,
+    GradientName,
+    Grid,
+    PIDController,
+    Problem,
+    Solution,
+    SolverName,
+    Span,
+    Stats,
+    UnsupportedError,
+)
 from odenet.kit import AnySolver, Compile, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
@@ -82,12 +95,15 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     """
     adaptive = isinstance(made.grid, Span)
     require(backend, made.solver, made.gradient, adaptive=adaptive)
-    way = way or backend.way(made.gradient)
+    graph = recorded()
+    # a graph has outputs alone: what is run once more, or looked at by value, for the way back has no place in it
+    way = backend.way(Backprop()) if graph and not adaptive else way or backend.way(made.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
     if made.compile is not None:
         made = dataclasses.replace(made, compile=compilable(made))
     if adaptive:
+        _require_eager(graph)
         return solve_adaptive(made, lambda stats: method(made, stats), field)
     assert isinstance(made.grid, Grid)
     assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
@@ -98,13 +114,30 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     run = Run(field, given, grid, made.solver)
     steps = grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys = _stepped(run, leaves, lambda: method(made, stats))
+    ys = method(made, stats)(run, leaves) if graph else _stepped(run, leaves, lambda: method(made, stats))
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)
     ys = at_times(made.grid, run, ys)
     ts = torch.tensor(made.grid.times, dtype=given.time, device=given.device)
     return Solution(ts, given.unflatten(ys), stats)
+
+
+def recorded() -> bool:
+    """Whether torch.export or torch.jit.trace records a graph."""
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return tracing or getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
+
+
+def _require_eager(graph: bool) -> None:
+    """Raises UnsupportedError where a graph is recorded, which would have the steps of one example for every input."""
+    if graph:
+        raise UnsupportedError(
+            "steps that follow a tolerance in torch.export, torch.onnx or torch.jit.trace: how many there are depends "
+            "on the input, and a graph has a fixed number",
+            "equal steps in what is exported",
+            "give steps=N in the place of rtol and atol; odenet.solve(...).stats.accepted says how many are enough",
+        )
 
 
 def _stepped(run: Run, leaves: Leaves, method: Callable[[], Solve]) -> Leaves:

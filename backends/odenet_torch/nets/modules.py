@@ -31,7 +31,7 @@ from odenet.kit import AnySolver, Compile, Kind, compiling, kind_of_blocks, prob
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.field.field import BlockField, Field
-from odenet_torch.gradients.solve import solve_problem
+from odenet_torch.gradients.solve import recorded, solve_problem
 from odenet_torch.nets.blocks import Weights, enter, field, leave
 from odenet_torch.nets.counting import CountingField
 from odenet_torch.nets.watched import Watched
@@ -123,8 +123,8 @@ class ResidualStack(_Solved):
         Raises:
             InputError: blocks that differ in more than their parameters, or that have buffers.
         """
-        first, *others = self.blocks
-        if any(str(block) != str(first) for block in others) or list(self.blocks.buffers()):
+        first = self.blocks[0]
+        if not self._alike():
             raise InputError(
                 f"{len(self.blocks)} blocks that differ in more than their parameters",
                 "blocks of one structure, without buffers",
@@ -132,9 +132,18 @@ class ResidualStack(_Solved):
             )
         return lambda t, y, w: torch.func.functional_call(first, dict(w), (y,))
 
+    def _alike(self) -> bool:
+        """Whether blocks differ in their parameters alone."""
+        return len({str(block) for block in self.blocks}) == 1 and not list(self.blocks.buffers())
+
+    def __dir__(self) -> list[str]:
+        """Without `field` where there is none: torch.jit.trace reads all that is named here."""
+        return [name for name in super().__dir__() if name != "field" or self._alike()]
+
     def forward(self, x: Any, *arguments: Any, **named: Any) -> Any:
         """The state after the last block."""
-        return _uncompiled(self._solved, x, arguments, named, torch.compiler.is_compiling())
+        compiling = torch.compiler.is_compiling() and not recorded()  # torch.export is said to compile, too
+        return _uncompiled(self._solved, x, arguments, named, compiling)
 
     def compile(self, *arguments: Any, **choices: Any) -> None:
         """Compile the blocks, each on its own, in place; arguments as in `torch.compile`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from odenet import Event, InputError, StateError
 from odenet.kit import Tableau, interpolant
+from odenet_torch.field.differentiating import listed
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import between
@@ -25,18 +27,19 @@ def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
         InputError: it returned neither.
     """
     time = torch.as_tensor(t, dtype=layout.time, device=layout.device)
-    return asked(event, layout, time, y).reshape(-1)
+    return asked(event, layout, [time], [y])[0].reshape(-1)
 
 
-def asked(event: Event, layout: Layout, t: Tensor, y: Leaves) -> Tensor:
-    """The entries of a condition in their own shape.
+def asked(event: Event, layout: Layout, times: Sequence[Tensor], states: Sequence[Leaves]) -> list[Tensor]:
+    """The entries of a condition at times and states, in their own shape.
 
     Raises:
-        InputError: it returned no entries. StateError: it wrote on the state.
+        InputError: it returned no entries. StateError: it wrote on a state.
     """
-    before = versions(y)
-    found = _entries(event.condition(t, layout.call(y)))
-    if versions(y) != before:
+    leaves = tuple(itertools.chain.from_iterable(states))
+    before = versions(leaves)
+    found = [_entries(event.condition(t, layout.call(y))) for t, y in zip(times, states, strict=True)]
+    if versions(leaves) != before:
         raise StateError(
             "an event's condition wrote on the state that it was given",
             "conditions that leave their arguments as they are",
@@ -153,7 +156,14 @@ class Watch:
         if sum(leaf.numel() for leaf in step.y) > _SMALL:
             return [self._between(step, position, ends) for position in positions]
         columns = [
-            (leaf + step.h * torch.tensordot(_weights(self.tableau, positions, leaf), torch.stack(slopes), 1)).unbind(0)
+            torch.addmm(
+                leaf.reshape(1, -1),
+                _weights(self.tableau, positions, leaf),
+                torch.stack(slopes).reshape(len(slopes), -1),
+                alpha=step.h,
+            )
+            .view(-1, *leaf.shape)
+            .unbind(0)
             for leaf, *slopes in zip(step.y, *ends, strict=True)
         ]
         return list(zip(*columns, strict=True))
@@ -162,7 +172,7 @@ class Watch:
         """The entries of the condition at each time: one host read."""
         layout = self.layout
         moments = torch.tensor(times, dtype=layout.time, device=layout.device).unbind(0)
-        looks = [asked(self.event, layout, t, y) for t, y in zip(moments, states, strict=True)]
+        looks = asked(self.event, layout, moments, states)
         if self.shape is None:
             self.shape = looks[0].shape
         for look in looks:
@@ -171,7 +181,7 @@ class Watch:
                     f"an event's condition had shape {tuple(self.shape)}, and now {tuple(look.shape)}",
                     "the same shape at all times",
                 )
-        return signed(torch.stack(looks)).reshape(len(looks), -1).tolist()
+        return listed(signed(torch.stack(looks)).reshape(len(looks), -1))
 
     def _changed(self, values: list[float]) -> list[int]:
         """The entries that have changed, in the direction that is watched."""

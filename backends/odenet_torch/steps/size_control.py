@@ -13,7 +13,7 @@ from torch import Tensor
 
 from odenet import PIDController, Result
 from odenet.kit import Past, Stage, Tableau, Trial, landing, resumed, trial
-from odenet_torch.field.differentiating import transformed
+from odenet_torch.field.differentiating import listed
 from odenet_torch.field.memory import Memory
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance
@@ -254,9 +254,7 @@ class Walk:
     def _first_size(self, t: float, y: Leaves, first: Leaves, direction: float, stop: float) -> float:
         """Hairer, Norsett, Wanner I, p. 169: two host reads and one evaluation."""
         control, tolerance = self.control, self.tolerance
-        both = torch.stack([tolerance.size(y, y).double(), tolerance.size(first, y).double()])
-        # within a transform torch 2.6 reads one number at a time
-        d0, d1 = (float(both[0]), float(both[1])) if transformed() else both.tolist()
+        d0, d1 = listed(torch.stack([tolerance.size(y, y).double(), tolerance.size(first, y).double()]))
         size = min(control.trial(d0, d1), abs(stop - t))
         if not size:  # the slope is not finite
             return 0.0

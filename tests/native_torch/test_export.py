@@ -1,0 +1,86 @@
+"""Networks as graphs: torch.export and torch.jit.trace have the same outputs, or it is said why not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from odenet import UnsupportedError
+from odenet_torch import NeuralODE, ResidualStack, convert
+
+METHODS = {
+    "backprop": "euler",
+    "checkpoint": "euler",
+    "checkpoint:states=2": "euler",
+    "discrete-adjoint": "euler",
+    "continuous-adjoint": "euler",
+    "reversible": "alf",
+    "auto": "euler",
+}
+
+
+class Field(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, t, y):
+        return torch.tanh(self.linear(y)) + t
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
+
+    def forward(self, x):
+        return x + self.f(x)
+
+
+def stack(gradient):
+    blocks = [nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.5)) for _ in range(3)]
+    return ResidualStack(blocks, solver=METHODS[gradient], gradient=gradient, along="piecewise")
+
+
+NETWORKS = {
+    **{f"stack, {gradient}": lambda gradient=gradient: stack(gradient) for gradient in METHODS},
+    **{
+        f"NeuralODE, {gradient}": lambda gradient=gradient: NeuralODE(Field(), steps=3, gradient=gradient)
+        for gradient in ("checkpoint", "discrete-adjoint")
+    },
+    "converted": lambda: convert(
+        nn.Sequential(*[Residual() for _ in range(3)]), example=torch.randn(2, 4), gradient="checkpoint"
+    ),
+}
+
+
+def exported(net, x):
+    batch = torch.export.Dim("batch", min=2, max=64)
+    return torch.export.export(net, (x,), dynamic_shapes=({0: batch},)).module()
+
+
+def traced(net, x):
+    with torch.no_grad():
+        return torch.jit.trace(net, x)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that both ways grow old, and that some constants are kept
+@pytest.mark.parametrize("way", [exported, traced])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_graph_has_the_outputs_of_the_network(name, way):
+    torch.manual_seed(0)
+    net = NETWORKS[name]().eval()
+    graph = way(net, torch.randn(3, 4))
+    x = torch.randn(7, 4)  # of another size
+    with torch.no_grad():
+        assert torch.equal(graph(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", [exported, traced])
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "continuous-adjoint"])
+def test_steps_that_follow_a_tolerance_are_refused(gradient, way):
+    net = NeuralODE(Field(), rtol=1e-3, atol=1e-3, gradient=gradient).eval()
+    with pytest.raises(UnsupportedError, match="steps=N"):
+        way(net, torch.randn(3, 4))
