@@ -154,7 +154,7 @@ def in_bytes(text: str) -> int:
     except (ValueError, OverflowError):
         found = 0
     if found < 1:
-        raise InputError(f"{text!r} is no amount of memory", "bytes, or as in 512K, 64M, 1.5G")
+        raise InputError(f"memory={text!r} is no amount of memory", "at least 1 byte, as in 512K, 64M, 1.5G")
     return found
 
 

@@ -168,7 +168,7 @@ NAMES: dict[str, Case] = {
         InputError,
         r"'lots' is no amount of memory.*512K, 64M, 1\.5G",
     ),
-    "no memory": (lambda fw: fw.solve(gradient="checkpoint:memory=0"), InputError, r"memory=0.*at least 1"),
+    "no memory": (lambda fw: fw.solve(gradient="checkpoint:memory=0"), InputError, r"memory='0'.*at least 1"),
     "segments and states": (
         lambda fw: fw.solve(gradient="checkpoint:segments=2:states=2"),
         InputError,

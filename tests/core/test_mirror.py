@@ -168,7 +168,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "verbs/measure.py": (set(), {"finished", "peak_bytes"}),  # in torch in field/live_bytes.py
     "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
     "gradients/solve.py": ({"recorded"}, {"solve_telling"}),
-    "field/state.py": ({"as_tensor", "meta_state", "require_times"}, {"as_array", "require_arrays"}),
+    "field/state.py": ({"as_tensor", "meta_state", "require_times"}, {"as_array", "require_arrays", "require_like"}),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),
     "gradients/adjoint.py": (

@@ -20,7 +20,7 @@ from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.closure import converted
 from odenet_jax.field.fingerprint import fingerprint
 from odenet_jax.field.programs import eager
-from odenet_jax.field.state import HALF, as_array, require_arrays
+from odenet_jax.field.state import HALF, as_array, require_arrays, require_like
 from odenet_jax.field.unwritten import held, require_unwritten
 
 Arrays = list[Array]
@@ -168,7 +168,9 @@ class Field:
         function = self.function
 
         def traced(*arguments: Any) -> Any:
-            require_arrays(value := function(*arguments))
+            value = function(*arguments)
+            require_like(value, arguments[1])
+            require_arrays(value)
             return value
 
         pure = converted(traced, t, y, example, *told)

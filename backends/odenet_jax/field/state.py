@@ -55,12 +55,8 @@ class Layout:
             StateError: another tree or other shapes than the state's.
             DtypeError: a number type that would widen the state's.
         """
-        leaves, structure = jax.tree.flatten(value)
-        if structure != self.structure:
-            raise StateError(
-                f"the field returned {_describe(value)} for a state that is {_describe(self.unflatten(like))}",
-                "a tree like the state's",
-            )
+        require_like(value, self.unflatten(like))
+        leaves = jax.tree.leaves(value)
         require_arrays(leaves)
         if any(k.shape != y.shape for k, y in zip(leaves, like, strict=True)):
             raise StateError(
@@ -126,6 +122,14 @@ def as_array(name: str, leaf: Any) -> Array:
             "jax.config.update('jax_enable_x64', True) before any array is made",
         )
     return jnp.asarray(leaf)
+
+
+def require_like(value: Any, y: Any) -> None:
+    """Raises StateError for a slope that is another tree than the state."""
+    if jax.tree.structure(value) != jax.tree.structure(y):
+        raise StateError(
+            f"the field returned {_describe(value)} for a state that is {_describe(y)}", "a tree like the state's"
+        )
 
 
 def require_arrays(value: Any) -> None:
