@@ -288,5 +288,5 @@ class Coupled(ReversibleSolver):
 
 
 REVERSIBLE_SOLVERS: dict[str, ReversibleSolver] = {
-    found.name: found for found in (ReversibleHeun(), AsynchronousLeapfrog(), Coupled())
+    record.name: record for record in (ReversibleHeun(), AsynchronousLeapfrog(), Coupled())
 }
