@@ -109,11 +109,11 @@ class Auditor:
         def make(rows: tuple[Profile, ...]) -> Plan:
             return Plan(*fixed, rows, tolerance, memory, "the exact gradient of the same pass", counted)
 
-        made = completed(rows, memory, again, make)
-        if not any(exact(row.gradient) for row in made.qualified):
-            only = tuple(row for row in made.profiles if exact(row.gradient))
+        plan = completed(rows, memory, again, make)
+        if not any(exact(row.gradient) for row in plan.qualified):
+            only = tuple(row for row in plan.profiles if exact(row.gradient))
             completed(only, memory, again, make)
-        return made
+        return plan
 
     def counted(self) -> None:
         """One more backward pass came to its end."""
@@ -155,23 +155,23 @@ class Auditor:
             planned: makes a plan on the same batch, with a tolerance that leaves `ROOM`.
         """
         assert self.method is not None
-        method, found = self.method, _number(profile.gradient_error)
-        if found <= self.auto.tolerance:
-            self.audits = (*self.audits, Audit(self.passes, method, found, self.auto.tolerance))
+        method, off = self.method, _number(profile.gradient_error)
+        if off <= self.auto.tolerance:
+            self.audits = (*self.audits, Audit(self.passes, method, off, self.auto.tolerance))
             self._again(profile)
             return
         self.left |= {method}
         self.plan = planned()
         others = (row.gradient for row in self.plan.qualified if row.gradient not in self.left)
         self._take(next(others, self.exact(self.plan.steps)))
-        self.audits = (*self.audits, Audit(self.passes, method, found, self.auto.tolerance, self.method))
+        self.audits = (*self.audits, Audit(self.passes, method, off, self.auto.tolerance, self.method))
         when = f" after {self.passes} backward passes" if self.passes else ""
         text = (
-            f"{method.label} is {error(found)} off the exact gradient{when}, more than {error(self.auto.tolerance)}: "
+            f"{method.label} is {error(off)} off the exact gradient{when}, more than {error(self.auto.tolerance)}: "
             f"{MOVED} {self.method.label}"
         )
         LOG.warning("%s", text)
-        warnings.warn(GradientWarning(text, certificate=found, gradient=method.label), stacklevel=2)
+        warnings.warn(GradientWarning(text, certificate=off, gradient=method.label), stacklevel=2)
 
     def _take(self, method: Gradient) -> None:
         self.method = method

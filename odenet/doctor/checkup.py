@@ -168,18 +168,29 @@ def _trained(
     try:
         see = later()
         truth = see(Backprop(), False)
-        errors = {each.gradient: compare(see(each.gradient, False), truth)["gradient_error"] for each in inexact}
+        errors = {
+            examination.gradient: compare(see(examination.gradient, False), truth)["gradient_error"]
+            for examination in inexact
+        }
     except Exception as error:  # a loss, or a class that cannot be copied, of somebody else's
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         return examinations, f"It could not be examined after a few steps of training ({why}).", silent
     if not math.isfinite(truth.loss):
         return examinations, f"After {STEPS} steps of Adam the loss is not finite: that says nothing.", silent
-    found = [replace(each, later=errors.get(each.gradient)) for each in examinations]
-    lost = [each.label for each in found if each.later is not None and not each.later <= tolerance]
+    examined = [replace(examination, later=errors.get(examination.gradient)) for examination in examinations]
+    lost = [
+        examination.label
+        for examination in examined
+        if examination.later is not None and not examination.later <= tolerance
+    ]
     words = f"{', '.join(lost)} met it only before training: after {STEPS} steps of Adam on a copy " if lost else ""
     if lost:
-        words += "the error is " + ", ".join(f"{each.later:.1e}" for each in found if each.label in lost) + "."
-    return found, words, _silent(truth)
+        words += (
+            "the error is "
+            + ", ".join(f"{examination.later:.1e}" for examination in examined if examination.label in lost)
+            + "."
+        )
+    return examined, words, _silent(truth)
 
 
 def _silent(truth: Sample) -> bool:
