@@ -155,11 +155,9 @@ def _trained(
 ) -> tuple[list[Examination], str, bool]:
     """The same examinations with the errors after a few steps of training, what to say of these, and `silent`."""
     inexact = [
-        examination
-        for examination in examinations
-        if examination.meets(tolerance)
-        and not examination.another
-        and not isinstance(examination.gradient, (Backprop, Checkpoint, Reversible))
+        row
+        for row in examinations
+        if row.meets(tolerance) and not row.another and not isinstance(row.gradient, (Backprop, Checkpoint, Reversible))
     ]
     if not inexact:
         return examinations, "", silent
@@ -168,28 +166,17 @@ def _trained(
     try:
         see = later()
         truth = see(Backprop(), False)
-        errors = {
-            examination.gradient: compare(see(examination.gradient, False), truth)["gradient_error"]
-            for examination in inexact
-        }
+        errors = {row.gradient: compare(see(row.gradient, False), truth)["gradient_error"] for row in inexact}
     except Exception as error:  # a loss, or a class that cannot be copied, of somebody else's
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         return examinations, f"It could not be examined after a few steps of training ({why}).", silent
     if not math.isfinite(truth.loss):
         return examinations, f"After {STEPS} steps of Adam the loss is not finite: that says nothing.", silent
-    examined = [replace(examination, later=errors.get(examination.gradient)) for examination in examinations]
-    lost = [
-        examination.label
-        for examination in examined
-        if examination.later is not None and not examination.later <= tolerance
-    ]
+    examined = [replace(row, later=errors.get(row.gradient)) for row in examinations]
+    lost = [row.label for row in examined if row.later is not None and not row.later <= tolerance]
     words = f"{', '.join(lost)} met it only before training: after {STEPS} steps of Adam on a copy " if lost else ""
     if lost:
-        words += (
-            "the error is "
-            + ", ".join(f"{examination.later:.1e}" for examination in examined if examination.label in lost)
-            + "."
-        )
+        words += "the error is " + ", ".join(f"{row.later:.1e}" for row in examined if row.label in lost) + "."
     return examined, words, _silent(truth)
 
 

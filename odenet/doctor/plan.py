@@ -146,14 +146,8 @@ class Plan:
     def rows(self) -> list[tuple[str, ...]]:
         """A row of cells for each method, under gradient method, time, peak, error and note."""
         return [
-            (
-                profile.label,
-                seconds(profile.seconds),
-                self._peak(profile),
-                error(profile.gradient_error),
-                self._note(profile),
-            )
-            for profile in self.profiles
+            (row.label, seconds(row.seconds), self._peak(row), error(row.gradient_error), self._note(row))
+            for row in self.profiles
         ]
 
     def __str__(self) -> str:
@@ -184,9 +178,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; numbers that are not finite are left as they are."""
-        rows = [
-            _plain(profile) | {"gradient": profile.label, "reason": self.reason(profile)} for profile in self.profiles
-        ]
+        rows = [_plain(row) | {"gradient": row.label, "reason": self.reason(row)} for row in self.profiles]
         return {**_plain(self), "chosen": self.gradient.label, "verdict": self.verdict, "profiles": rows}
 
     def _exact_enough(self, profile: Profile) -> bool:
