@@ -1,4 +1,7 @@
-"""Networks that every backend can build from one spec and one set of named NumPy weights."""
+"""Networks that every backend can build from one spec and one set of named NumPy weights.
+
+Over 250 lines: one record, whose checks, shapes and start of the weights read the same fields.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Weights along depth: what turns one field f(t, y, w) into a network of layers."""
+"""Weights along depth: what turns one field f(t, y, w) into a network of layers.
+
+Over 250 lines: one class, and the checks of the leaves, indices and factors that it is given.
+"""
 
 from __future__ import annotations
 

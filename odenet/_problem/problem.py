@@ -1,4 +1,7 @@
-"""What is to be solved, checked and complete: this is what a backend is given."""
+"""What is to be solved, checked and complete: this is what a backend is given.
+
+Over 250 lines: one function makes a problem, and the rest are the checks that it runs in their order.
+"""
 
 from __future__ import annotations
 
