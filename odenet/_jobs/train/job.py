@@ -225,7 +225,8 @@ def _epoch(
         raise GradientError(
             f"the loss is {done.loss} in step {done.steps} of epoch {epoch}",
             "a finite loss",
-            "take a smaller --lr (of another optimizer: its own rate), or gradient backprop if a certificate was large before; then another --out",
+            "take a smaller --lr (or rate of the optimizer), or gradient backprop if a certificate was large before; "
+            "then another --out",
         )
     validation_loss, validation_accuracy = evaluate(trainer, chosen_by)
     return Epoch(
