@@ -1,4 +1,7 @@
-"""The verbs of the torch backend."""
+"""The verbs of the torch backend.
+
+Over 250 lines: the descriptor and all verbs of the seam stand side by side, each with its whole signature.
+"""
 
 from __future__ import annotations
 
