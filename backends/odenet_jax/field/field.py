@@ -169,8 +169,9 @@ class Field:
 
         def traced(*arguments: Any) -> Any:
             value = function(*arguments)
-            require_like(value, arguments[1])
-            require_arrays(value)
+            slope = value[0] if told else value  # what was told is returned beside it
+            require_like(slope, arguments[1])
+            require_arrays(slope)
             return value
 
         pure = converted(traced, t, y, example, *told)
