@@ -25,7 +25,7 @@ from odenet import (
 )
 from odenet.kit import Tableau, Trial, interpolant, landing, number, trial
 from odenet_torch.field import random_state
-from odenet_torch.field.differentiating import record
+from odenet_torch.field.differentiating import record, transformed
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, meta_state
 from odenet_torch.steps.dense import differentiable
@@ -187,7 +187,8 @@ class March:
 
     def _gated(self, time: Tensor, y: Leaves) -> Leaves:
         layout = self.layout
-        if not torch.is_grad_enabled():
+        recorded = torch.is_grad_enabled() and (transformed() or any(leaf.requires_grad for leaf in y))
+        if not recorded:  # as at a y0 that needs no gradient: none comes back to it
             return layout.evaluate(lambda y: self.field(time, y), y)
         gate = Gate()
         y = gate.enter(*y)
