@@ -105,6 +105,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
 
             size = _first_size(control, order, tolerance, (t, y, first), change, abs(t1 - t0))
     past = torch.ones_like(t), torch.ones_like(t)
+    asked = direction * torch.tensor(wanted, dtype=kind, device=device).unsqueeze(1)
     while going:
         with torch.no_grad():
             end, lands = landing(t, size, last, direction, spacing, ROWS)
@@ -122,23 +123,25 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
             good = good & active
             tried, accepted = tried + active, accepted + good
             size = torch.where(active, control.bounded(h.abs() * factor, ROWS), size)
-            crossed = [
-                good & (direction * time > direction * t) & (direction * time <= direction * end) for time in wanted
-            ]
+            before, after = direction * t, direction * end
+            crossed = good & (asked > before) & (asked <= after)
             done = good & lands
             full = active & ~done & (tried >= control.max_steps)
             outcome = torch.where(full, _MAX_STEPS, outcome)
             wild = active & ~good & ~(ratio <= _WILD)
             active = active & ~done & ~full
-            flags = [active.any(), active.all(), good.any(), wild.any(), *(mask.any() for mask in crossed)]
-            going, whole, some, astray, *any_crossed = torch.stack(flags).tolist()  # the host read
+            flags = [active.any(), active.all(), good.any(), wild.any()]
+            flags = torch.cat([torch.stack(flags), crossed.any(1)])
+            going, whole, some, astray, *any_crossed = flags.tolist()  # the host read
         if not some:
             continue
         if astray and torch.is_grad_enabled():
             # what went astray must not be part of what autograd records: the accepted rows once more, without it
             step = march.attempt(t, y, torch.where(good, h, 0), first, good)
-        for i, (mask, met) in enumerate(zip(crossed, any_crossed, strict=True)):
-            if met:
+        for i, (mask, met) in enumerate(zip(crossed.unbind(0), any_crossed, strict=True)):
+            if met and wanted[i] == t1:  # the steps that come to it end there
+                outs[i] = choose_rows(mask, step.y1, outs[i])
+            elif met:
                 position = torch.where(mask, (wanted[i] - t) / torch.where(h == 0, 1, h), 1.0)
                 parts = [w if isinstance(w, Tensor) else None for w in weights.weights(position)]
                 inside = weigh_rows(y, torch.where(mask, h, 0), parts, step.slopes)

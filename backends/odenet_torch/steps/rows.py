@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -21,11 +22,16 @@ def beside(row: Tensor, like: Tensor) -> Tensor:
 
 
 def weigh_rows(y: Leaves | None, h: Tensor, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
-    """See `odenet._solvers.step.Weigh`, h and weights being numbers, or one a row."""
+    """See `odenet._solvers.step.Weigh`, h and weights being numbers, or one a row.
+
+    Without y it is an error, of which nobody asks the derivative: it is not recorded.
+    """
     terms = [(w, k) for w, k in zip(weights, slopes, strict=False) if isinstance(w, Tensor) or w]
     assert terms
-    if all(isinstance(weight, float) for weight, _ in terms):
-        return _scaled_sum(y, h, terms)
+    plain = [(weight, slope) for weight, slope in terms if isinstance(weight, float)]
+    if len(plain) == len(terms):
+        with torch.no_grad() if y is None else contextlib.nullcontext():
+            return _scaled_sum(y, h, plain)
     total = y
     for weight, slope in terms:
         parts = tuple(beside((h * weight).to(k.real.dtype), k) * k for k in slope)
@@ -85,7 +91,7 @@ class Gate:
 
     def enter(self, *leaves: Tensor) -> Leaves:
         """The state that the field is called with."""
-        if transformed() or len(leaves) > 1:
+        if transformed() or len(leaves) != 1:
             return (_Enter if transformed() else _EnterPlain).apply(self, *leaves)
         self.hooked = True
         return _hooked(leaves[0], self._enter)
