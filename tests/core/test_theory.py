@@ -13,7 +13,7 @@ from odenet import SOLVERS, Depth, DepthError, DiscreteAdjoint, InputError, _tre
 from odenet._backend import registry as _registry
 from odenet._jobs.reproduce.claims import distance as claim
 from odenet._jobs.reproduce.network import field, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell
+from odenet._jobs.reproduce.reproduction import CurveCell, Settings
 from odenet.theory import distance, limit, reconstruction, reversed_depth, smoothness, way_back
 
 NATIVE = [name for name, entry in _registry.available().items() if entry.array_modules]
@@ -183,7 +183,7 @@ def test_the_estimates_are_near_what_is_known_of_tanh():
     """The reproduction writes x'' and L out for its own field."""
     n = 16
     seen = {
-        each.quantity: each.value for each in claim.measure(CurveCell(LIGHT, 0, claim.SMOOTH, n), Choices((LIGHT,)))
+        each.quantity: each.value for each in claim.measure(CurveCell(LIGHT, 0, claim.SMOOTH, n), Settings((LIGHT,)))
     }
     nodes = smooth_weights(0, np.arange(n + 1) / n)
     known = max(np.linalg.norm(a, 2) for a in nodes["a"])

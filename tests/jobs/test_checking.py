@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from odenet import FileError, GradientError, InputError, OdenetError, gradient, save_weights, solver
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.check.command import checks, command
 from odenet.doctor.tables import shown, tables
 
@@ -16,7 +16,7 @@ SMALL = ["--backend", "fake", "--depth", "8", "--batch", "4", "--width", "4"]
 
 def plan(**changes):
     base = {"backends": ("fake",), "solvers": (solver("euler"),), "depths": (8,), "batch": 4, "width": 4}
-    return Plan(**base | changes)
+    return GridPlan(**base | changes)
 
 
 def run(*more):

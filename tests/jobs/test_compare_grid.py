@@ -7,7 +7,7 @@ import pytest
 
 from odenet import BackendUnavailableError, DepthError, FileError, GradientError, InputError, gradient, solver
 from odenet._backend import registry as _registry
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.row import OK
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.row import COLUMNS, MeasuredGradient
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures("fake")
 
 def plan(**changes):
     base = {"backends": ("fake",), "solvers": (solver("euler"), solver("heun")), "depths": (2, 4, 8), "batch": 4}
-    return Plan(**base | {"width": 4} | changes)
+    return GridPlan(**base | {"width": 4} | changes)
 
 
 def test_the_default_plan_is_the_main_job():
-    made = Plan(backends=("fake", "other"))
+    made = GridPlan(backends=("fake", "other"))
     assert len(made.cells()) == 2 * 3 * 4 * len(made.depths)
     assert [each.name for each in made.solvers] == ["euler", "heun", "rk4"]
     assert (min(made.depths), max(made.depths)) == (4, 64)
@@ -44,15 +44,15 @@ def test_auto_gives_a_resnet_its_blocks_and_a_heunnet_its_nodes():
 
 def test_a_plan_survives_json():
     made = plan(gradients=(gradient("discrete-adjoint:iterations=2"),), start="zero", dtype="float32")
-    assert Plan.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert GridPlan.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
 @pytest.mark.parametrize("broken", [{"solvers": ["no"]}, {"gradients": ["no"]}, {"depths": None}, {"width": "wide"}])
 def test_a_plan_that_odenet_did_not_write(broken):
     with pytest.raises(FileError, match="plan"):
-        Plan.from_json(plan().to_json() | broken)
+        GridPlan.from_json(plan().to_json() | broken)
     with pytest.raises(FileError, match="plan"):
-        Plan.from_json({name: 1 for name in broken})
+        GridPlan.from_json({name: 1 for name in broken})
 
 
 def test_a_resumed_plan_keeps_the_earlier_grid():

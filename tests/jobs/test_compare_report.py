@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from odenet import FileError, GradientError, InputError, OdenetError, gradient, solver
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.compare import command as job
 from odenet._jobs.compare.figures import figures
 from odenet._jobs.compare.findings import findings
@@ -44,7 +44,7 @@ def quick(monkeypatch):
 def results(**changes):
     """A finished run; needs the fake backends."""
     base = {"backends": ("fake", "other"), "solvers": (solver("euler"), solver("heun")), "batch": 4, "width": 4}
-    made = Comparison(Plan(**base | {"depths": (4, 8, 16)} | changes), {"cpu": "a <fast> one", "cores": "2"})
+    made = Comparison(GridPlan(**base | {"depths": (4, 8, 16)} | changes), {"cpu": "a <fast> one", "cores": "2"})
     for row in measure(made.plan, made.plan.cells()):
         made = made.add(row)
     return made

@@ -10,11 +10,11 @@ from odenet._jobs.data.text import CHARACTERS, lines
 from odenet._jobs.reproduce import flow
 from odenet._jobs.reproduce.claims import distance, implicit_regularization, looped, mean_ode, scaling
 from odenet._jobs.reproduce.network import NOISE, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell
+from odenet._jobs.reproduce.reproduction import CurveCell, Settings
 from odenet._report.difference import relative
 
 NATIVE = [name for name, entry in _registry.available().items() if entry.array_modules]
-CHOICES = Choices(("torch",), seeds=2, scale="quick")
+CHOICES = Settings(("torch",), seeds=2, scale="quick")
 BOTH = pytest.mark.parametrize("backend", NATIVE)
 
 

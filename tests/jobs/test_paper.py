@@ -40,12 +40,12 @@ from odenet._jobs.reproduce.claims import (
 )
 from odenet._jobs.reproduce.command import command
 from odenet._jobs.reproduce.network import field, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, reproductions, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Settings, reproductions, values
 from odenet._jobs.reproduce.results import POINTS, SUMMARY, ReproductionPoints, quartiles, read
 from odenet._jobs.reproduce.training import Recipe, chosen, sample, train
 
 NATIVE = [name for name, entry in _registry.available().items() if entry.array_modules]
-CHOICES = Choices(("torch",), seeds=2, scale="quick")
+CHOICES = Settings(("torch",), seeds=2, scale="quick")
 HEUN = depth_accuracy.HEUNNET_PAPER
 CONSTANTS = {1: 3.0, 2: 2.0}  # of the lines drawn by `made`, by seed
 NO_CONSTANT = {lighter.TIME, flow.AFTER, mean_ode.LEARNT}  # numbers without a unit, which are the same for all seeds
@@ -423,18 +423,18 @@ def test_quartiles_are_over_seeds():
 
 
 def test_choices():
-    assert Choices(("torch",), depth=64).depths(2, 4096, 16) == (2, 4, 8, 16, 32, 64)
-    assert Choices(("torch",), scale="quick").depths(4, 4096, 16) == (4, 8, 16)
-    assert Choices(("torch",)).depths(4, 64, 16)[-1] == 64
+    assert Settings(("torch",), depth=64).depths(2, 4096, 16) == (2, 4, 8, 16, 32, 64)
+    assert Settings(("torch",), scale="quick").depths(4, 4096, 16) == (4, 8, 16)
+    assert Settings(("torch",)).depths(4, 64, 16)[-1] == 64
     wrongs: tuple[dict[str, Any], ...] = ({"seeds": 0}, {"depth": 16}, {"scale": "huge"})
     for wrong in wrongs:
         with pytest.raises(InputError):
-            Choices(("torch",), **wrong)
+            Settings(("torch",), **wrong)
 
 
 def test_results_go_on_and_refuse_others(tmp_path):
     each = reproductions()["reconstruction"]
-    choices = Choices(("torch",), seeds=1, scale="quick")
+    choices = Settings(("torch",), seeds=1, scale="quick")
     first, *_ = each.cells(choices)
     ReproductionPoints(each.name, choices, {}).add([first.point(reconstruction.ERROR, 0.5)], 1.0).write(tmp_path)
     again = read(tmp_path)
@@ -453,7 +453,7 @@ def test_results_go_on_and_refuse_others(tmp_path):
 def test_results_that_cannot_be_compared_are_not_gone_on_with(other):
     """Neither way: not those chosen on purpose after the default ones, nor the default ones after those."""
     (name,) = other
-    one, two = Choices(("torch",), scale="quick"), replace(Choices(("torch",), scale="quick"), **other)
+    one, two = Settings(("torch",), scale="quick"), replace(Settings(("torch",), scale="quick"), **other)
     for was, now in ((one, two), (two, one)):
         with pytest.raises(InputError, match="distance to resume was") as raised:
             ReproductionPoints("distance", was, {}).resumed(now, {})
@@ -462,7 +462,7 @@ def test_results_that_cannot_be_compared_are_not_gone_on_with(other):
             assert raised.value.allowed == f"{name}={getattr(was, name)}"
 
 
-def asked(monkeypatch, *arguments) -> Choices:
+def asked(monkeypatch, *arguments) -> Settings:
     """What the command makes of its options, without running anything; an error that it raises, as it is."""
     taken = []
     monkeypatch.setattr(
@@ -640,7 +640,7 @@ def test_the_command(tmp_path, monkeypatch):
     runner = CliRunner()
     assert "linear-limit" in runner.invoke(command, []).output
     monkeypatch.setattr(
-        "odenet._jobs.reproduce.reproduction.Choices.depths", lambda self, first, last, quick: (16, 32, 64)
+        "odenet._jobs.reproduce.reproduction.Settings.depths", lambda self, first, last, quick: (16, 32, 64)
     )  # shallow: the figure and the files are what is looked at
     monkeypatch.setattr(reconstruction, "CURVES", reconstruction.METHODS)  # rough ones need more layers and seeds
     arguments = ["reconstruction", "--seeds", "2", "--out", str(tmp_path)]

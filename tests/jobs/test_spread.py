@@ -22,14 +22,14 @@ from unit_work import Numbers, here, squares
 import odenet
 from odenet import InputError, OdenetError
 from odenet._jobs.cells.executor import pool
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.shard import Shard
 from odenet._jobs.cells.spread import Spread
 from odenet._jobs.compare.results import Comparison
 from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.merge import command as merging
 from odenet._jobs.reproduce.command import reproduce
-from odenet._jobs.reproduce.reproduction import Choices, reproductions
+from odenet._jobs.reproduce.reproduction import Settings, reproductions
 from odenet._jobs.reproduce.results import read
 from odenet._jobs.train.job import train
 from odenet._jobs.train.plan import TrainingPlan
@@ -121,7 +121,7 @@ def test_clusters_of_other_libraries_lose_nothing(tmp_path, monkeypatch, name):
 
 
 PLANS = {
-    "compare": Plan(depths=(4, 8, 16)),
+    "compare": GridPlan(depths=(4, 8, 16)),
     "work-precision": SolvePlan(
         (problem_named("decay"), problem_named("kepler")),
         ("torch", "jax"),
@@ -153,7 +153,7 @@ def test_other_shards_are_refused(text):
 # --- merge
 
 
-PLAN = Plan(backends=("torch",), depths=(4, 8), gradients=PLANS["compare"].gradients[:2])
+PLAN = GridPlan(backends=("torch",), depths=(4, 8), gradients=PLANS["compare"].gradients[:2])
 
 
 def part(number, count=2, plan=PLAN, **changes):
@@ -271,7 +271,7 @@ def test_a_reproduction_in_parts_is_the_whole_one(tmp_path, monkeypatch):
 
     reproduction = replace(every["distance"], measure=measure, verdicts=lambda points: ())
     monkeypatch.setattr("odenet._jobs.reproduce.command.reproductions", lambda: {**every, "distance": reproduction})
-    choices = Choices(("torch",), seeds=2, scale="quick")
+    choices = Settings(("torch",), seeds=2, scale="quick")
     cells = reproduction.cells(choices)
     for number in (1, 2):
         out = tmp_path / f"part{number}"

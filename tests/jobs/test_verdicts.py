@@ -15,7 +15,7 @@ from odenet._jobs.reproduce.claims import reconstruction
 from odenet._jobs.reproduce.controls import Control, Verdict
 from odenet._jobs.reproduce.order import of_order, order
 from odenet._jobs.reproduce.report import Finished, tally, verdict_table, write_one
-from odenet._jobs.reproduce.reproduction import Choices, Point, reproductions
+from odenet._jobs.reproduce.reproduction import Point, Settings, reproductions
 from odenet._jobs.reproduce.results import ReproductionPoints, read
 from odenet._jobs.reproduce.thresholds import changed, thresholds
 from odenet._report.interval import interval
@@ -165,7 +165,7 @@ def finished(recorded):
         for n in DEPTHS
         for seed in range(2)
     )
-    return Finished(each, ReproductionPoints(each.name, Choices(("torch",)), {}, 1.0, found, recorded))
+    return Finished(each, ReproductionPoints(each.name, Settings(("torch",)), {}, 1.0, found, recorded))
 
 
 def test_a_threshold_that_changed_after_the_run_is_told(tmp_path):
@@ -187,11 +187,11 @@ def test_a_threshold_that_changed_after_the_run_is_told(tmp_path):
 
 
 def test_results_keep_the_thresholds_they_began_with(tmp_path):
-    results = ReproductionPoints("reconstruction", Choices(("torch",)), {}, thresholds={"tolerance": 0.1})
+    results = ReproductionPoints("reconstruction", Settings(("torch",)), {}, thresholds={"tolerance": 0.1})
     results.write(tmp_path)
     again = read(tmp_path)
     assert again is not None
-    assert again.resumed(Choices(("torch",), seeds=9), {}).thresholds == {"tolerance": 0.1}
+    assert again.resumed(Settings(("torch",), seeds=9), {}).thresholds == {"tolerance": 0.1}
     plain = json.loads((tmp_path / "points.json").read_text())
     del plain["thresholds"]  # as results of earlier versions are
     (tmp_path / "points.json").write_text(json.dumps(plain))

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from odenet._jobs import flags as _flags
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._nets.spec import BLOCKS, NORMS, STARTS
 
 _PLURAL = {name: f"{name}s" for name in ("backend", "solver", "gradient", "depth")}
 Decorator = Callable[[Any], Any]
 
 
-def grid_flags(plan: Plan) -> Decorator:
+def grid_flags(plan: GridPlan) -> Decorator:
     """`--backend --solver --gradient --depth --dtype --device --seed`, by default this plan's."""
     flags = (
         _flags.backends(",".join(plan.backends)),
@@ -29,7 +29,7 @@ def grid_flags(plan: Plan) -> Decorator:
     return lambda command: _apply(command, flags)
 
 
-def network_flags(plan: Plan) -> Decorator:
+def network_flags(plan: GridPlan) -> Decorator:
     """`--batch --block --width --norm --activation --start --along`, by default this plan's."""
     flags = (
         number("--batch", "Images in the batch, 1 to 1797.", plan),
@@ -50,21 +50,21 @@ def network_flags(plan: Plan) -> Decorator:
     return lambda command: _apply(command, flags)
 
 
-def number(flag: str, text: str, plan: Plan) -> Decorator:
+def number(flag: str, text: str, plan: GridPlan) -> Decorator:
     """A whole number of at least 1, by default the plan's."""
     default = getattr(plan, flag.removeprefix("--"))
     return click.option(flag, type=_flags.Whole(1), default=default, show_default=True, help=text)
 
 
-def choice(flag: str, names: tuple[str, ...], text: str, plan: Plan) -> Decorator:
+def choice(flag: str, names: tuple[str, ...], text: str, plan: GridPlan) -> Decorator:
     """One of some names, by default the plan's."""
     default = getattr(plan, flag.removeprefix("--"))
     return click.option(flag, type=click.Choice(names), default=default, show_default=True, help=text)
 
 
-def plan_of(options: Mapping[str, Any]) -> Plan:
+def plan_of(options: Mapping[str, Any]) -> GridPlan:
     """The plan that these flags ask for; flags are singular (`--solver`), a plan's fields are not."""
-    return Plan(**{plan_field(name): value for name, value in options.items()})
+    return GridPlan(**{plan_field(name): value for name, value in options.items()})
 
 
 def plan_field(option: str) -> str:

@@ -41,7 +41,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan(CellPlan):
+class GridPlan(CellPlan):
     """All options of a comparison.
 
     Args:
@@ -160,7 +160,7 @@ class Plan(CellPlan):
             spec = None if network is None else NetSpec(**network)
         return super().from_json({**plain, "network": spec})
 
-    def changed_from(self, old: Plan) -> list[str]:
+    def changed_from(self, old: GridPlan) -> list[str]:
         """Another network, data, number type or reference, in words."""
         return super().changed_from(old) + [
             f"the reference of {record.name} came from {old.reference(record)} "

@@ -15,13 +15,13 @@ from odenet._backend.seam import Backend
 from odenet._errors import InputError
 from odenet._gradients.names import Backprop
 from odenet._gradients.record import Gradient
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.data.digits import batch
 from odenet._solvers.names import AnySolver
 from odenet.doctor.checkup import RATE, STEPS, See, diagnose
 from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import Examination
-from odenet.doctor.plan import Plan as Planned
+from odenet.doctor.plan import Plan
 from odenet.doctor.planning import plan as choose
 
 TOLERANCE = 1e-2
@@ -29,7 +29,7 @@ TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class Check:
+class CellCheck:
     """The gradient methods of one network, by one backend.
 
     Args:
@@ -46,7 +46,7 @@ class Check:
     gradients: tuple[Gradient, ...]
     diagnosis: Diagnosis | None = None
     skipped: str | None = None
-    choice: Planned | InputError | None = None
+    choice: Plan | InputError | None = None
 
     def __str__(self) -> str:
         return f"{self.backend} {self.solver.label} N={self.depth}"
@@ -61,13 +61,13 @@ class Check:
 
 
 def checks(
-    plan: Plan,
+    plan: GridPlan,
     weights: Mapping[str, np.ndarray] | None = None,
     tolerance: float = TOLERANCE,
     *,
     planned: bool = False,
     memory: int | None = None,
-) -> Iterator[Check]:
+) -> Iterator[CellCheck]:
     """One check a backend, solver and depth of the plan.
 
     Args:
@@ -87,7 +87,7 @@ def checks(
         entry = _registry.entry(name)
         for solver in plan.solvers:
             for depth in plan.depths:
-                check = functools.partial(Check, name, solver, depth, plan.gradients)
+                check = functools.partial(CellCheck, name, solver, depth, plan.gradients)
                 reference = plan.reference(solver)
                 if not entry.networks or not entry.available or reference is None:
                     why = "not offered: the backend has no networks"
@@ -120,7 +120,14 @@ class _Examined:
     """A network of the plan in a backend and a number type, and the gradients seen so far."""
 
     def __init__(
-        self, plan: Plan, spec: Any, weights: dict[str, np.ndarray], solver: AnySolver, data: Any, name: str, dtype: str
+        self,
+        plan: GridPlan,
+        spec: Any,
+        weights: dict[str, np.ndarray],
+        solver: AnySolver,
+        data: Any,
+        name: str,
+        dtype: str,
     ) -> None:
         self.name = name
         self.backend: Backend = _registry.backend(name)
@@ -152,7 +159,7 @@ class _Examined:
 
         return see
 
-    def plan(self, memory: int | None, tolerance: float) -> Planned | InputError:
+    def plan(self, memory: int | None, tolerance: float) -> Plan | InputError:
         """The plan for this network; or the error that says why there is none."""
         backend: Any = self.name
         with self.backend.prepare(**self.choices):

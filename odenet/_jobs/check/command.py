@@ -14,8 +14,8 @@ from odenet._files import require_target, write_text
 from odenet._gradients.names import in_bytes
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
-from odenet._jobs.cells.grid import Plan
-from odenet._jobs.check.checks import TOLERANCE, Check, checks
+from odenet._jobs.cells.grid import GridPlan
+from odenet._jobs.check.checks import TOLERANCE, CellCheck, checks
 from odenet._jobs.output import OutputFile, say_written
 from odenet._jobs.output import screen as screen_for
 from odenet._nets.weights import load_weights
@@ -28,7 +28,7 @@ from odenet.doctor.diagnosis import Diagnosis
 from odenet.doctor.examination import OUTSIDE, Examination
 from odenet.doctor.tables import tables
 
-DEFAULT = Plan(solvers=(solver_named("euler"),), depths=(16,))
+DEFAULT = GridPlan(solvers=(solver_named("euler"),), depths=(16,))
 
 
 @click.command("check", context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,7 +114,7 @@ def _print(messages: Any, text: str) -> None:
     messages.print(text, markup=False, soft_wrap=True)
 
 
-def _json(plan: Plan, weights: Path | None, results: Sequence[Check]) -> str:
+def _json(plan: GridPlan, weights: Path | None, results: Sequence[CellCheck]) -> str:
     whole = {
         "format": "odenet check 1",
         "plan": plan.to_json(),
@@ -134,7 +134,7 @@ def _json(plan: Plan, weights: Path | None, results: Sequence[Check]) -> str:
 _NUMBERS = ("gradient_error", "later", "cosine_distance", "certificate", "estimate", "cost")
 
 
-def _row(check: Check, examination: Examination) -> dict[str, Any]:
+def _row(check: CellCheck, examination: Examination) -> dict[str, Any]:
     layers = [label for label in examination.by_layer if label not in (OUTSIDE, "shared")]
     record = examination.to_json()
     return {
@@ -152,7 +152,7 @@ def _row(check: Check, examination: Examination) -> dict[str, Any]:
     }
 
 
-def _diagnosis(check: Check, diagnosis: Diagnosis) -> dict[str, Any]:
+def _diagnosis(check: CellCheck, diagnosis: Diagnosis) -> dict[str, Any]:
     record = diagnosis.to_json()
     keys = ("reference", "dtype", "tolerance", "contraction", "smoothness", "training", "silent")
     keys += ("recommended", "verdict")

@@ -17,7 +17,7 @@ from odenet._errors import FileError, InputError
 from odenet._gradients.names import gradient
 from odenet._gradients.record import Gradient
 from odenet._jobs.cells.executor import pool
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.spread import Spread
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.results import Comparison
@@ -142,7 +142,7 @@ def compare(
             "batch=(inputs, labels); the digits fit inputs=(1, 8, 8) and classes=10",
         )
     options: dict[str, Any] = {} if gradients is None else {"gradients": tuple(map(gradient, _several(gradients)))}
-    plan = Plan(
+    plan = GridPlan(
         backends=tuple(_several(backends)),
         solvers=tuple(map(solver, _several(solvers))),
         depths=tuple(_several(depths)),

@@ -14,7 +14,7 @@ from rich.console import Console
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.flags import grid_flags, network_flags, number, plan_field, plan_of
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import complete, one_thread
 from odenet._jobs.cells.shard import Shard
@@ -29,7 +29,7 @@ from odenet._report.terminal import console
 from odenet._report.units import error, seconds
 from odenet._solvers.names import solver
 
-FULL = Plan()
+FULL = GridPlan()
 """The convolutional network of the paper: minutes, most of which JAX compiles."""
 DEFAULT = dataclasses.replace(
     FULL, solvers=tuple(map(solver, ("euler", "heun"))), block="mlp", activation="tanh", batch=100
@@ -78,7 +78,7 @@ def command(
 
 
 def compare(
-    plan: Plan,
+    plan: GridPlan,
     out: Path,
     resume: bool,
     screen: Console,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from odenet._jobs.cells.grid import Plan
+from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.compare.results import Comparison
 from odenet._jobs.compare.row import MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
@@ -42,7 +42,7 @@ def findings(results: Comparison) -> list[Finding]:
     ]
 
 
-def _reference(plan: Plan, series: Sequence[Curve]) -> str:
+def _reference(plan: GridPlan, series: Sequence[Curve]) -> str:
     names = list(dict.fromkeys(plan.reference(solver) or "none" for solver in plan.solvers))
     text = (
         f"every gradient is compared with exact backprop in float64 by {' and '.join(names)}, on the same weights and "
@@ -95,7 +95,7 @@ def _orders(series: Sequence[Curve]) -> list[Finding]:
     return paragraphs
 
 
-def _agreement(plan: Plan, rows: Iterable[MeasuredGradient]) -> list[str]:
+def _agreement(plan: GridPlan, rows: Iterable[MeasuredGradient]) -> list[str]:
     references = {solver.label: plan.reference(solver) for solver in plan.solvers}
     others = [row for row in rows if row.ok and row.backend != references.get(row.solver)]
     if not others:

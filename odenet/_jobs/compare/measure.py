@@ -17,7 +17,7 @@ from odenet._backend import registry as _registry
 from odenet._backend.seam import Backend, Evaluation, Measurement
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients.names import Backprop, Cost
-from odenet._jobs.cells.grid import Cell, Plan
+from odenet._jobs.cells.grid import Cell, GridPlan
 from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
 from odenet._jobs.compare.row import MeasuredGradient as Row
 from odenet._jobs.data.digits import batch
@@ -27,7 +27,7 @@ from odenet._solvers.delegated import DelegatedSolver
 from odenet._solvers.names import AnySolver
 
 
-def measure(plan: Plan, cells: Iterable[Cell], data: tuple[np.ndarray, np.ndarray] | None = None) -> Iterator[Row]:
+def measure(plan: GridPlan, cells: Iterable[Cell], data: tuple[np.ndarray, np.ndarray] | None = None) -> Iterator[Row]:
     """One row for each of these cells, as soon as it is done.
 
     Args:
@@ -69,7 +69,7 @@ class _Evaluated:
 class _References:
     """The exact float64 evaluation of each solver and depth, made when it is first needed."""
 
-    def __init__(self, plan: Plan, inputs: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, plan: GridPlan, inputs: np.ndarray, labels: np.ndarray) -> None:
         self.plan, self.inputs, self.labels = plan, inputs, labels
         self.evaluations: dict[tuple[str, int], Evaluation] = {}
         self.alone = Lock()
@@ -116,7 +116,7 @@ def exact(
         return loaded.evaluate(model, inputs, labels)
 
 
-def _blank(plan: Plan, cell: Cell) -> Row:
+def _blank(plan: GridPlan, cell: Cell) -> Row:
     return Row(
         backend=cell.backend,
         device=plan.device,
@@ -128,7 +128,7 @@ def _blank(plan: Plan, cell: Cell) -> Row:
     )
 
 
-def _evaluated(plan: Plan, cell: Cell, references: _References) -> _Evaluated:
+def _evaluated(plan: GridPlan, cell: Cell, references: _References) -> _Evaluated:
     start = time.perf_counter()
     row, model = _blank(plan, cell), None
     entry = _registry.entry(cell.backend)
@@ -146,7 +146,7 @@ def _evaluated(plan: Plan, cell: Cell, references: _References) -> _Evaluated:
     return _Evaluated(cell, row, model, time.perf_counter() - start)
 
 
-def _evaluate(plan: Plan, cell: Cell, row: Row, references: _References) -> tuple[Row, Any]:
+def _evaluate(plan: GridPlan, cell: Cell, row: Row, references: _References) -> tuple[Row, Any]:
     reference = references.of(cell)
     spec = plan.spec(cell.solver, cell.depth)
     backend: Backend = _registry.backend(cell.backend)
@@ -163,7 +163,7 @@ def _evaluate(plan: Plan, cell: Cell, row: Row, references: _References) -> tupl
     return _compared(row, evaluation, reference), model
 
 
-def _timed(plan: Plan, done: _Evaluated, references: _References) -> Row:
+def _timed(plan: GridPlan, done: _Evaluated, references: _References) -> Row:
     start, row, cell = time.perf_counter(), done.row, done.cell
     if done.model is not None:
         backend = _registry.backend(cell.backend)

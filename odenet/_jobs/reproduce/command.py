@@ -21,7 +21,7 @@ from odenet._jobs.cells.progress import watch
 from odenet._jobs.cells.resume import nothing_there
 from odenet._jobs.cells.run import BEGIN, GO_ON, measured
 from odenet._jobs.cells.shard import Shard
-from odenet._jobs.reproduce.reproduction import SCALES, Choices, CurveCell, Point, Reproduction, reproductions
+from odenet._jobs.reproduce.reproduction import SCALES, CurveCell, Point, Reproduction, Settings, reproductions
 from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._names import lookup
@@ -94,7 +94,7 @@ def command(
         return
     every = reproductions()
     chosen = tuple(every.values()) if "all" in names else tuple(lookup("reproduction", name, every) for name in names)
-    choices = Choices(backends, scale=scale, **options)
+    choices = Settings(backends, scale=scale, **options)
     for name in backends:
         if not _registry.entry(name).available:
             entry = _registry.entry(name)
@@ -105,7 +105,7 @@ def command(
 
 def reproduce(
     chosen: tuple[Reproduction, ...],
-    choices: Choices,
+    choices: Settings,
     out: Path,
     resume: bool,
     screen: Console,
@@ -227,7 +227,7 @@ class _Cells:
     """What a worker needs to know of a reproduction."""
 
     name: str
-    choices: Choices
+    choices: Settings
 
     @property
     def backends(self) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Choices:
+class Settings:
     """What a user chooses of a reproduction.
 
     Args:
@@ -143,8 +143,8 @@ class Reproduction:
     name: str
     claim: str
     method: str
-    cells: Callable[[Choices], tuple[CurveCell, ...]]
-    measure: Callable[[CurveCell, Choices], tuple[Point, ...]]
+    cells: Callable[[Settings], tuple[CurveCell, ...]]
+    measure: Callable[[CurveCell, Settings], tuple[Point, ...]]
     draw: Callable[[Sequence[Point], Figure], None]
     verdicts: Callable[[Sequence[Point]], tuple[Verdict, ...]]
     size: tuple[float, float] = (8.0, 5.0)

@@ -13,7 +13,7 @@ from odenet._errors import InputError
 from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.cells.shard import Shard
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings
 from odenet._report.rows import as_csv, column, from_json, to_json
 
 FORMAT = "odenet reproduce 2"
@@ -51,7 +51,7 @@ class ReproductionPoints:
     """
 
     name: str
-    choices: Choices
+    choices: Settings
     machine: Mapping[str, str]
     seconds: float = 0.0
     points: tuple[Point, ...] = ()
@@ -79,7 +79,7 @@ class ReproductionPoints:
         points = sorted(self.points, key=lambda point: place.get(point.cell, len(place)))
         return replace(self, points=tuple(points))
 
-    def resumed(self, choices: Choices, machine: Mapping[str, str], shard: Shard | None = None) -> ReproductionPoints:
+    def resumed(self, choices: Settings, machine: Mapping[str, str], shard: Shard | None = None) -> ReproductionPoints:
         """These as the beginning of a run with `choices`: more seeds and backends are welcome, but not in a shard.
 
         Raises:
@@ -131,7 +131,7 @@ def read(folder: Path) -> ReproductionPoints | None:
 
 
 def _built(plain: Mapping[str, Any]) -> ReproductionPoints:
-    choices = Choices(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
+    choices = Settings(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
     points = tuple(from_json(Point, point) for point in plain["points"])
     # results from before thresholds were recorded go on, and the report says so
     recorded = plain.get("thresholds")

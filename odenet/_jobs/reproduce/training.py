@@ -24,7 +24,7 @@ from odenet._jobs.descent.evaluate import evaluate
 from odenet._jobs.descent.schedule import rate
 from odenet._jobs.descent.training_pass import TrainingPass, training_pass
 from odenet._jobs.reproduce.methods import built
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell
+from odenet._jobs.reproduce.reproduction import CurveCell, Settings
 from odenet._nets.spec import Block, NetSpec, Norm
 
 
@@ -90,7 +90,7 @@ class Trained:
         return self.trainer.read()
 
 
-def chosen(choices: Choices) -> ImageSet:
+def chosen(choices: Settings) -> ImageSet:
     """The images that a user chose; those of a folder have 224 pixels each way at the paper's scale, else 32."""
     return images(*_source(choices))
 
@@ -113,19 +113,19 @@ def images(data: str | None, size: int = 32) -> ImageSet:
     return image_set("folder", data, size)
 
 
-def guessing(choices: Choices) -> float:
+def guessing(choices: Settings) -> float:
     """The error of guessing, where all classes are as large."""
     return 1 - 1 / len(chosen(choices).classes)
 
 
-def network(choices: Choices, block: Block, depth: int, width: int, **options: Any) -> NetSpec:
+def network(choices: Settings, block: Block, depth: int, width: int, **options: Any) -> NetSpec:
     """A network for the images that a user chose; `options` are further ones of `NetSpec`."""
     data = chosen(choices)
     return NetSpec(block, depth, width=width, inputs=data.train.shape, classes=len(data.classes), **options)
 
 
 def small_network(
-    choices: Choices, depth: int, along: Literal["piecewise", "linear", "shared"], norm: Norm = "group"
+    choices: Settings, depth: int, along: Literal["piecewise", "linear", "shared"], norm: Norm = "group"
 ) -> NetSpec:
     """The authors' for CIFAR-10, which has norm="batch"; half as wide in a quick run."""
     return network(choices, "conv", depth, choices.sized(8, 16, 16), along=along, activated=True, grid=2, norm=norm)
@@ -133,7 +133,7 @@ def small_network(
 
 def train(
     cell: CurveCell,
-    choices: Choices,
+    choices: Settings,
     spec: NetSpec,
     recipe: Recipe,
     *,
@@ -173,7 +173,7 @@ def train(
     return replace(done, error=1 - evaluate(trainer, test)[1]) if done.finished else done
 
 
-def sample(choices: Choices, recipe: Recipe, seed: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
+def sample(choices: Settings, recipe: Recipe, seed: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """A batch to take gradients of: the first training images, as they are, in float64."""
     learnt, mean, deviation = _learnt(*_source(choices), recipe.images)
     batches = Batches(learnt, min(count, len(learnt)), mean, deviation, "float64", seed)
@@ -189,7 +189,7 @@ def _epochs(trainer: Trainer, batches: Batches, recipe: Recipe) -> Iterator[Trai
         yield done
 
 
-def _source(choices: Choices) -> tuple[str | None, int]:
+def _source(choices: Settings) -> tuple[str | None, int]:
     return choices.data, choices.sized(32, 32, 224)
 
 

@@ -12,7 +12,7 @@ from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.drawing import COLOURS
 from odenet._jobs.reproduce.errors import errors
 from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.training import Recipe, guessing, network, sample, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below
@@ -39,7 +39,7 @@ _GRADIENTS: dict[str, Gradient] = {
 
 
 @dataclass(frozen=True)
-class Way:
+class Training:
     """How a network is scaled and trained.
 
     Args:
@@ -52,10 +52,10 @@ class Way:
 
 
 WAYS = {
-    BACKPROP: Way(Backprop()),
-    PAPER: Way(_GRADIENTS[PAPER]),
-    CORRECTED: Way(_GRADIENTS[CORRECTED]),
-    EVAL: Way(_GRADIENTS[PAPER], "batch-eval-backward"),
+    BACKPROP: Training(Backprop()),
+    PAPER: Training(_GRADIENTS[PAPER]),
+    CORRECTED: Training(_GRADIENTS[CORRECTED]),
+    EVAL: Training(_GRADIENTS[PAPER], "batch-eval-backward"),
 }
 
 
@@ -86,13 +86,13 @@ def certificate_of(method: str) -> str:
     return f"certificate of that, {method}"
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """The one depth that ResNet-101 has. What reads running statistics on its way back is a network of torch only."""
     candidates = choices.cells(list(CURVES), [BLOCKS], seeds=choices.sized(1, 3, 1))
     return tuple(cell for cell in candidates if cell.backend == "torch" or CURVES[cell.curve][0] != EVAL)
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """Train; then, of the networks that backpropagation made, the errors of the other gradients."""
     name, steps = CURVES[cell.curve]
     way, recipe = WAYS[name], choices.sized(_QUICK, _REDUCED, _PAPER)

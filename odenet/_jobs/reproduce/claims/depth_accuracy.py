@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
 from odenet._jobs.reproduce.errors import errors
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.training import Recipe, guessing, sample, small_network, train
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, as_good, below, medians, points_above
@@ -40,7 +40,7 @@ _REDUCED = Recipe(images=10_000, test=None, epochs=15, batch=128, lr=0.1)  # 117
 _PAPER = Recipe(images=None, test=None, epochs=90, batch=128, lr=0.1, schedule="step")
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 4 and 16 for a look, 2 to 16 in a reduced run, and 2 to 64 at the paper's scale, from shallow to deep."""
     depths = choices.sized((4, 16), (2, 4, 8, 16), (2, 4, 8, 16, 32, 64))
     if choices.depth is not None:
@@ -50,7 +50,7 @@ def cells(choices: Choices) -> tuple[CurveCell, ...]:
     return tuple(sorted(candidates, key=lambda cell: cell.depth))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """Train from the same weights with the same batches, whatever the gradient method; then, of the networks that
     backpropagation made, the error of the paper's gradient."""
     solver, gradient = CURVES[cell.curve]

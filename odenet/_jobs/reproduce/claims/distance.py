@@ -12,7 +12,7 @@ from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.network import NOISE, Weights, field, rough_weights, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, from_depth, stays
 from odenet._problem.depth import Depth, Kind
@@ -33,12 +33,12 @@ _LIPSCHITZ, _CURVATURE = 1.0, 1.0  # L and max |x''| of the extremal problem
 _QUADRATURE = 40  # nodes of the mean over the noise, exact for tanh to about 1e-9
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 4 to 512."""
     return choices.cells(list(CURVES), choices.depths(4, 512, quick=256), seeds=choices.sized(3, 5, 5))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """The largest distance over layers and batch, with the bound and the error of what it is measured against."""
     n = cell.depth
     if cell.curve == EXTREMAL:
@@ -65,7 +65,7 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     return points if cell.curve not in _WEIGHTS else (*points, cell.point(BOUND, bound(weights, ode)))
 
 
-def _extremal(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def _extremal(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """`x' = L x + C s - L C s²/2` from 0, whose solution is C s²/2: x'' is C throughout, and every error has one sign.
 
     Euler's error is then `C/(2 N L) ((1 + L/N)**N - 1)`, which over the bound tends to 1. The seed draws nothing.
@@ -137,7 +137,9 @@ def bound(weights: Weights, ode: np.ndarray) -> float:
     return float(np.expm1(lipschitz)) / (2 * n * lipschitz) * largest
 
 
-def _trajectory(cell: CurveCell, choices: Choices, weights: Weights, kind: Kind, solver: str, steps: int) -> np.ndarray:
+def _trajectory(
+    cell: CurveCell, choices: Settings, weights: Weights, kind: Kind, solver: str, steps: int
+) -> np.ndarray:
     backend = _registry.backend(cell.backend)
     with backend.prepare("float64", choices.device):
         return backend.to_numpy(_states(cell.backend, kind, solver, steps)(states(cell.seed), weights))

@@ -15,7 +15,7 @@ from odenet._gradients.names import Backprop
 from odenet._jobs.reproduce.drawing import COLOURS
 from odenet._jobs.reproduce.errors import BLOCKS
 from odenet._jobs.reproduce.methods import BACKPROP, METHODS
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.training import Recipe, network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, smaller
@@ -52,13 +52,13 @@ class Tied:
     loss: float
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """One depth of the deep stage: 32 blocks."""
     depth = choices.sized(16, 32, 32) if choices.depth is None else choices.depth
     return choices.cells(list(CURVES), [depth], seeds=choices.sized(2, 3, 5))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """Fine-tune the deep stage; all methods start from the same network."""
     start = _tied(cell.backend, cell.seed, cell.depth, choices)
     if not math.isfinite(start.loss):
@@ -88,7 +88,7 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
 
 
 @lru_cache(maxsize=2)
-def _tied(backend: str, seed: int, depth: int, choices: Choices) -> Tied:
+def _tied(backend: str, seed: int, depth: int, choices: Settings) -> Tied:
     """Train with one block for all steps, by backpropagation."""
     spec = network(
         choices,

@@ -13,7 +13,7 @@ from odenet._jobs.reproduce.digits_network import DigitsNetwork
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
 from odenet._jobs.reproduce.errors import BLOCKS
 from odenet._jobs.reproduce.methods import CORRECTED, EXTRAPOLATED, HEUNNET, METHODS, NETS, PAPER, RESNET
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, falls_at_least, from_depth, smaller
 
@@ -33,13 +33,13 @@ def resampled(net: str) -> str:
     return f"{net}, one network"
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
     curves = [*NETS, *map(resampled, NETS)]
     return choices.cells(curves, choices.depths(4, 64, quick=32), seeds=choices.sized(5, 8, 8))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """Train by backpropagation, then take one gradient by each method."""
     if cell.curve not in NETS:
         return _of_one_network(cell, choices)
@@ -56,7 +56,7 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def _of_one_network(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def _of_one_network(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """The errors of a network of this depth whose layer i is layer `i base / N` of a trained one of `_BASE` steps."""
     solver, along = NETS[cell.curve.split(", ")[0]]
     network = DigitsNetwork(cell.backend, choices.device, solver, along, cell.depth, cell.seed)

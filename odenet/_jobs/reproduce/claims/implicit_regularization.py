@@ -11,7 +11,7 @@ from odenet._jobs.reproduce import flow, flow_figure
 from odenet._jobs.reproduce.drawing import finish, over_depth
 from odenet._jobs.reproduce.flow import AFTER, BEFORE, STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.network import tanh
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, near
 
@@ -41,12 +41,12 @@ def start(seed: int, depth: int) -> Start:
 FLOW = Flow(field, start, rate=0.25, noise=1.0)
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """L = 8 to 64."""
     return choices.cells([TIED, INDEPENDENT], choices.depths(8, 64, quick=32), seeds=choices.sized(3, 5, 5))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """See `flow.measure`."""
     return flow.measure(
         FLOW,

@@ -16,7 +16,7 @@ from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.digits_network import DigitsNetwork
 from odenet._jobs.reproduce.drawing import INK, finish, over_depth
 from odenet._jobs.reproduce.methods import CORRECTED, METHODS, NETS, PAPER, built
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, smaller
 from odenet._nets.spec import NetSpec
@@ -55,7 +55,7 @@ class _TimedSize:
 _SIZES = (_TimedSize(8, 16), _TimedSize(8, 16), _TimedSize(64, 128))  # quick, reduced, paper
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 8 to 64, costs from 16; three seeds unless more are asked for."""
     curves = [_curve(net, kind) for net in NETS for kind in (UNTIED, INDEPENDENT, COST)]
     every = choices.cells(curves, choices.depths(8, 64, quick=32), seeds=3)
@@ -66,13 +66,13 @@ def _curve(net: str, kind: str) -> str:
     return f"{net}: {kind}"
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """The errors of all methods on one trained network, or what they cost."""
     net, kind = cell.curve.split(": ")
     return (_cost if kind == COST else _errors)(cell, choices, net, kind)
 
 
-def _errors(cell: CurveCell, choices: Choices, net: str, start: str) -> tuple[Point, ...]:
+def _errors(cell: CurveCell, choices: Settings, net: str, start: str) -> tuple[Point, ...]:
     """Train by backpropagation, then take one gradient by each method."""
     network = DigitsNetwork(cell.backend, choices.device, *NETS[net], cell.depth, cell.seed)
     steps = choices.sized(*_STEPS)
@@ -90,7 +90,7 @@ def _errors(cell: CurveCell, choices: Choices, net: str, start: str) -> tuple[Po
     )
 
 
-def _cost(cell: CurveCell, choices: Choices, net: str, kind: str) -> tuple[Point, ...]:
+def _cost(cell: CurveCell, choices: Settings, net: str, kind: str) -> tuple[Point, ...]:
     """Counts, and seconds of loss and gradient: by turns, as a busy machine has fast and slow spells."""
     solver, along = NETS[net]
     size = choices.sized(*_SIZES)

@@ -9,7 +9,7 @@ import numpy as np
 
 from odenet._jobs.reproduce import flow, flow_figure
 from odenet._jobs.reproduce.flow import LIMIT_RATE, RATE, RATE_APART, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, below, falls
 
@@ -38,12 +38,12 @@ def start(seed: int, depth: int) -> Start:
 LINEAR = Flow(field, start, rate=0.1, noise=0.5 / WIDTH**0.5)
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 4 to 64."""
     return choices.cells([SMOOTH, ROUGH], choices.depths(4, 64, quick=32))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """See `flow.measure`."""
     return flow.measure(
         LINEAR,

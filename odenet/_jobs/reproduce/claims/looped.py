@@ -16,7 +16,7 @@ from odenet._jobs.data.text import CHARACTERS, lines
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER
 from odenet._jobs.reproduce.network import tanh
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, as_good, falls, smaller
 from odenet._problem.depth import Depth
@@ -131,14 +131,14 @@ def trained(backend: str, seed: int, curve: str, steps: int, device: str) -> Map
     return weights
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """8 loops for each gradient; of backpropagation's network 4 to 64 loops, too."""
     depths = choices.depths(4, 128, quick=64)
     every = choices.cells(list(CURVES), depths, seeds=choices.sized(3, 5, 5))
     return tuple(cell for cell in every if cell.curve == BACKPROP or cell.depth == TRAINED)
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """Errors on text that was not seen; of backpropagation's network, other gradients and other numbers of loops."""
     steps, deepest = choices.sized(*_STEPS), max(cell.depth for cell in cells(choices))
     weights = dict(trained(cell.backend, cell.seed, cell.curve, steps, choices.device))

@@ -12,7 +12,7 @@ from odenet._jobs.reproduce import flow
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.flow import Flow, Start
 from odenet._jobs.reproduce.network import tanh
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, falls, near, smaller
 
@@ -55,12 +55,12 @@ FLOWS = {
 }
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """L = 8 to 128; to 64 in a quick run."""
     return choices.cells(list(CURVES), choices.depths(8, 128, quick=64), seeds=choices.sized(8, 12, 12))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """Train, and compare the outputs with the limit's after as many steps."""
     first, *_, last = flow.train(
         FLOWS[CURVES[cell.curve]], cell.backend, cell.seed, cell.depth, _STEPS, device=choices.device

@@ -15,7 +15,7 @@ from odenet._gradients.names import Backprop, Checkpoint, DiscreteAdjoint, Gradi
 from odenet._jobs.reproduce.controls import judged
 from odenet._jobs.reproduce.drawing import INK, finish, over_depth
 from odenet._jobs.reproduce.methods import BACKPROP, NETS, built
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, falls, from_depth
 from odenet._nets.spec import NetSpec
@@ -46,7 +46,7 @@ _SIZES = (
 )  # quick, reduced, paper
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 4 to 256. One seed, unless more are asked for: bytes do not depend on the values of weights."""
     curves = [_curve(net, method) for net in NETS for method in METHODS]
     return choices.cells(curves, choices.depths(4, 256, quick=32), seeds=1)
@@ -65,7 +65,7 @@ def _method(name: str, depth: int) -> Gradient:
     }[name]
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """One gradient of the tied and of the untied network."""
     net, name = cell.curve.split(", ")
     solver, along = NETS[net]

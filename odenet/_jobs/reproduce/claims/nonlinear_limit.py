@@ -11,7 +11,7 @@ import numpy as np
 from odenet._jobs.reproduce import flow, flow_figure
 from odenet._jobs.reproduce.flow import MEAN, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.network import tanh
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, smaller
 
@@ -64,13 +64,13 @@ CURVES = {TANH: (tanh, False), RELU: (relu, False), ROUGH_TANH: (tanh, True), RO
 FLOWS = {activation: _flow(activation) for activation in (tanh, relu)}
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 4 to 64; three seeds of a quick run."""
     depths = choices.depths(4, choices.sized(32, 64, 256), quick=32)
     return choices.cells(list(CURVES), depths, seeds=choices.sized(3, 5, 5))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """See `flow.measure`."""
     activation, rough = CURVES[cell.curve]
     return flow.measure(

@@ -13,7 +13,7 @@ from odenet._backend.solve import solve
 from odenet._gradients.names import DiscreteAdjoint
 from odenet._jobs.reproduce.drawing import finish, over_depth
 from odenet._jobs.reproduce.network import field, rough_weights, smooth_weights, states
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, falls
 from odenet._problem.depth import Depth, Kind
@@ -52,12 +52,12 @@ walk: an order between 1 and 1.5, and one more with the correction."""
 CURVES = METHODS | ROUGH
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 2 to 4096."""
     return choices.cells(list(CURVES), choices.depths(2, 4096, quick=256))
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """All states forward, then all states from the last one back."""
     kind = CURVES[cell.curve][1]
     along = rough_weights if cell.curve in ROUGH else smooth_weights

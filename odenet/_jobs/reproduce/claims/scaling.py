@@ -12,7 +12,7 @@ from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
 from odenet._jobs.reproduce.network import BATCH, WIDTH, states, tanh
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, falls, stays
 from odenet._problem.depth import Depth
@@ -47,12 +47,12 @@ def layers(seed: int, hurst: float, depth: int) -> np.ndarray:
     return (factor @ noise).reshape(depth, WIDTH, WIDTH) / WIDTH**0.5
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """L = 16 to 1024."""
     return choices.cells(list(CURVES), choices.depths(16, 1024, quick=256), seeds=8)
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """One pass through a network at its start."""
     hurst, apart = CURVES[cell.curve]
     backend = _registry.backend(cell.backend)

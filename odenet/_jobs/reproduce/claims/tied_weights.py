@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.errors import errors
 from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER
-from odenet._jobs.reproduce.reproduction import Choices, CurveCell, Point, Reproduction, values
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.training import Recipe, guessing, sample, small_network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, falls, no_worse, smaller
@@ -29,14 +29,14 @@ _REDUCED = Recipe(images=2000, test=2000, epochs=5, batch=50, lr=0.1)
 _PAPER = Recipe(images=None, test=None, epochs=200, batch=128, lr=0.1)
 
 
-def cells(choices: Choices) -> tuple[CurveCell, ...]:
+def cells(choices: Settings) -> tuple[CurveCell, ...]:
     """N = 4 to 64; the control at the deepest, where the claim is made."""
     depths = choices.depths(4, 64, quick=32)
     every = choices.cells(list(CURVES), depths, seeds=choices.sized(2, 3, 5))
     return tuple(cell for cell in every if cell.curve != FROZEN or cell.depth == depths[-1])
 
 
-def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
+def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """Train; of the network that backpropagation made, the errors of other gradients."""
     recipe = choices.sized(_QUICK, _REDUCED, _PAPER)
     spec = small_network(choices, cell.depth, "shared")
