@@ -22,6 +22,7 @@ NAMES = (
     "detest",
     "eager_jax",
     "equal_error",
+    "events_and_rows",
     "gpu",
     "gradient_order",
     "memory",

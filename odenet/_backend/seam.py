@@ -1,4 +1,7 @@
-"""The seam. A backend is asked for what the user wants done, never for array operations."""
+"""The seam. A backend is asked for what the user wants done, never for array operations.
+
+Over 250 lines: one class says all that a backend may be asked for, with shapes and errors of each request.
+"""
 
 from __future__ import annotations
 

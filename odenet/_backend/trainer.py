@@ -115,12 +115,12 @@ def learning(names: Iterable[str], rates: Mapping[str, float] | None) -> dict[st
         if not 0 < factor < math.inf:
             raise InputError(f"a factor of {factor!r} for the rate of {start}*", "a number above 0")
     starts = {name: [start for start in factors if name.startswith(start)] for name in every}
-    found = {name: float(factors[max(mine, key=len)]) for name, mine in starts.items() if mine}
-    if not found:
+    by_name = {name: float(factors[max(mine, key=len)]) for name, mine in starts.items() if mine}
+    if not by_name:
         raise InputError(
             f"rates={dict(factors)!r} of a training", f"beginnings of {', '.join(every)}, and a factor for each"
         )
-    return found
+    return by_name
 
 
 def checked_state(
@@ -136,13 +136,13 @@ def checked_state(
     Raises:
         InputError: names or shapes that are not those of the spec.
     """
-    found = {
+    groups = {
         start: {name.removeprefix(start): array for name, array in state.items() if name.startswith(start)}
         for start in (WEIGHT, memory)
     }
     if strange := sorted(name for name in state if not name.startswith((WEIGHT, memory))):
         raise InputError(f"a state of training with {', '.join(strange)}", f"names that begin with {WEIGHT} {memory}")
-    spec.check(found[WEIGHT])
+    spec.check(groups[WEIGHT])
     if memory == VELOCITY:
-        spec.check_named(found[VELOCITY], spec.shapes())
-    return found
+        spec.check_named(groups[VELOCITY], spec.shapes())
+    return groups

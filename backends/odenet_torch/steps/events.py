@@ -30,15 +30,24 @@ def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
     return asked(event, layout, [time], [y])[0].reshape(-1)
 
 
-def asked(event: Event, layout: Layout, times: Sequence[Tensor], states: Sequence[Leaves]) -> list[Tensor]:
+def asked(
+    event: Event, layout: Layout, times: Sequence[Tensor], states: Sequence[Leaves], apart: Leaves | None = None
+) -> list[Tensor]:
     """The entries of a condition at times and states, in their own shape.
+
+    Args:
+        event: with the condition.
+        layout: of the state.
+        times, states: where.
+        apart: those leaves of the states that share no count of writes with another one, as views of one tensor do;
+            None for all.
 
     Raises:
         InputError: it returned no entries. StateError: it wrote on a state.
     """
-    leaves = tuple(itertools.chain.from_iterable(states))
-    before = versions(leaves)
-    found = [_entries(event.condition(t, layout.call(y))) for t, y in zip(times, states, strict=True)]
+    leaves = tuple(itertools.chain.from_iterable(states)) if apart is None else apart
+    before, call, of = versions(leaves), layout.call, event.condition
+    found = [_entries(of(t, call(y))) for t, y in zip(times, states, strict=True)]
     if versions(leaves) != before:
         raise StateError(
             "an event's condition wrote on the state that it was given",
@@ -50,7 +59,7 @@ def asked(event: Event, layout: Layout, times: Sequence[Tensor], states: Sequenc
 
 def _entries(value: Any) -> Tensor:
     try:
-        entries = torch.as_tensor(value)
+        entries = value if type(value) is Tensor else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"an event's condition returned a {type(value).__name__} ({error})", _ALLOWED) from error
     if entries.is_complex() or not entries.numel():
@@ -94,13 +103,14 @@ class Watch:
         self.layout = layout
         self.tableau = tableau
         self.shape: torch.Size | None = None
+        self.parts = event.positions()
         with torch.no_grad():
             (now,) = self._values([t], [y])
         self.before = [value if value == value else 0.0 for value in now]
 
     def crossing(self, step: Step) -> Crossing | None:
         """The first change within a step; None without one. One host read a step."""
-        positions = self.event.positions(begun=all(self.before))
+        positions = self.parts if all(self.before) else self.event.positions(begun=False)
         ends = step.ends if positions else ()
         with torch.no_grad():
             first = self._first(step, 0.0, positions, 1.0, ends)
@@ -109,7 +119,7 @@ class Watch:
             low, high, entry = first
             ends = step.ends
             # of several changes within that part the first
-            finer = [low + (high - low) * part for part in self.event.positions()]
+            finer = [low + (high - low) * part for part in self.parts]
             low, high, entry = self._first(step, low, finer, high, ends) or first
             return self._bisected(step, low, high, entry, ends)
 
@@ -117,13 +127,16 @@ class Watch:
         self, step: Step, low: float, positions: Sequence[float], high: float, ends: Sequence[Leaves]
     ) -> tuple[float, float, int] | None:
         """Between which of the positions the condition changes first, and which entry of it."""
-        times = [step.t + position * step.h for position in positions]
+        t, h = step.t, step.h
+        times = [t + position * h for position in positions]
         states = self._inside(step, positions, ends)
-        if high == 1.0:
-            times, states = [*times, step.t1], [*states, step.y1]
-        else:
-            times, states = [*times, step.t + high * step.h], [*states, self._between(step, high, ends)]
-        for position, now in zip((*positions, high), self._values(times, states), strict=True):
+        at = step.y1 if high == 1.0 else self._between(step, high, ends)
+        # the states inside are views of one tensor a leaf, whose writes torch counts together
+        apart = (*states[0], *at) if states and self._small(step) else None
+        values = self._values([*times, step.t1 if high == 1.0 else t + high * h], [*states, at], apart)
+        if self._unchanged(values):
+            return None
+        for position, now in zip((*positions, high), values, strict=True):
             entries = self._changed(now)
             if entries:
                 return low, position, entries[0]
@@ -153,7 +166,7 @@ class Watch:
         """The states at positions within the step: small ones by one product for all."""
         if not positions:
             return []
-        if sum(leaf.numel() for leaf in step.y) > _SMALL:
+        if not self._small(step):
             return [self._between(step, position, ends) for position in positions]
         columns = [
             torch.addmm(
@@ -168,11 +181,17 @@ class Watch:
         ]
         return list(zip(*columns, strict=True))
 
-    def _values(self, times: Sequence[float], states: Sequence[Leaves]) -> list[list[float]]:
+    @staticmethod
+    def _small(step: Step) -> bool:
+        return sum([leaf.numel() for leaf in step.y]) <= _SMALL
+
+    def _values(
+        self, times: Sequence[float], states: Sequence[Leaves], apart: Leaves | None = None
+    ) -> list[list[float]]:
         """The entries of the condition at each time: one host read."""
         layout = self.layout
         moments = torch.tensor(times, dtype=layout.time, device=layout.device).unbind(0)
-        looks = asked(self.event, layout, moments, states)
+        looks = asked(self.event, layout, moments, states, apart)
         if self.shape is None:
             self.shape = looks[0].shape
         for look in looks:
@@ -182,6 +201,14 @@ class Watch:
                     "the same shape at all times",
                 )
         return listed(signed(torch.stack(looks)).reshape(len(looks), -1))
+
+    def _unchanged(self, values: list[list[float]]) -> bool:
+        """Whether all entries keep the sign that they had: what is seen of most steps at once."""
+        # where NaN comes first, least and most are NaN, and each value is looked at for itself
+        return all(
+            min(column) > 0 if before > 0 else before < 0 and max(column) < 0
+            for before, column in zip(self.before, zip(*values, strict=True), strict=True)
+        )
 
     def _changed(self, values: list[float]) -> list[int]:
         """The entries that have changed, in the direction that is watched."""

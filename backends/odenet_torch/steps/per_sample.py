@@ -28,7 +28,7 @@ from odenet import (
 )
 from odenet.kit import Tableau, Trial, interpolant, landing, number, trial
 from odenet_torch.field import random_state
-from odenet_torch.field.differentiating import record
+from odenet_torch.field.differentiating import record, transformed
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, meta_state
 from odenet_torch.steps.dense import differentiable
@@ -108,6 +108,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
 
             size = _first_size(control, order, tolerance, (t, y, first), change, abs(t1 - t0))
     past = torch.ones_like(t), torch.ones_like(t)
+    asked = direction * torch.tensor(wanted, dtype=kind, device=device).unsqueeze(1)
     while going:
         with torch.no_grad():
             end, lands = landing(t, size, last, direction, spacing, ROWS)
@@ -125,23 +126,25 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
             good = good & active
             tried, accepted = tried + active, accepted + good
             size = torch.where(active, control.bounded(h.abs() * factor, ROWS), size)
-            crossed = [
-                good & (direction * time > direction * t) & (direction * time <= direction * end) for time in wanted
-            ]
+            before, after = direction * t, direction * end
+            crossed = good & (asked > before) & (asked <= after)
             done = good & lands
             full = active & ~done & (tried >= control.max_steps)
             outcome = torch.where(full, _MAX_STEPS, outcome)
             wild = active & ~good & ~(ratio <= _WILD)
             active = active & ~done & ~full
-            flags = [active.any(), active.all(), good.any(), wild.any(), *(mask.any() for mask in crossed)]
-            going, whole, some, astray, *any_crossed = torch.stack(flags).tolist()  # the host read
+            flags = [active.any(), active.all(), good.any(), wild.any()]
+            flags = torch.cat([torch.stack(flags), crossed.any(1)])
+            going, whole, some, astray, *any_crossed = flags.tolist()  # the host read
         if not some:
             continue
         if astray and torch.is_grad_enabled():
             # what went astray must not be part of what autograd records: the accepted rows once more, without it
             step = march.attempt(t, y, torch.where(good, h, 0), first, good)
-        for i, (mask, met) in enumerate(zip(crossed, any_crossed, strict=True)):
-            if met:
+        for i, (mask, met) in enumerate(zip(crossed.unbind(0), any_crossed, strict=True)):
+            if met and wanted[i] == t1:  # the steps that come to it end there
+                outs[i] = choose_rows(mask, step.y1, outs[i])
+            elif met:
                 position = torch.where(mask, (wanted[i] - t) / torch.where(h == 0, 1, h), 1.0)
                 parts = [w if isinstance(w, Tensor) else None for w in weights.weights(position)]
                 inside = weigh_rows(y, torch.where(mask, h, 0), parts, step.slopes)
@@ -190,7 +193,8 @@ class March:
 
     def _gated(self, time: Tensor, y: Leaves) -> Leaves:
         layout = self.layout
-        if not torch.is_grad_enabled():
+        recorded = torch.is_grad_enabled() and (transformed() or any(leaf.requires_grad for leaf in y))
+        if not recorded:  # as at a y0 that needs no gradient: none comes back to it
             return layout.evaluate(lambda y: self.field(time, y), y)
         gate = Gate()
         y = gate.enter(*y)

@@ -140,11 +140,10 @@ def _max(leaves: Leaves) -> Tensor:
 
 
 def _rms_rows(leaves: Leaves) -> Tensor:
-    total = sum(leaf[0].numel() for leaf in leaves)
+    count = sum(leaf[0].numel() for leaf in leaves)
     kind = _widest(leaves)
-    return (
-        torch.stack([leaf.flatten(1).to(kind).square().sum(1) for leaf in map(_rows, leaves)]).sum(0) / total
-    ).sqrt()
+    first, *rest = [leaf.flatten(1).to(kind).square().sum(1) for leaf in map(_rows, leaves)]
+    return (sum(rest, first) / count).sqrt()
 
 
 def _mixed_rows(leaves: Leaves) -> Tensor:

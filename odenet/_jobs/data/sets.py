@@ -33,7 +33,7 @@ def image_set(name: str, directory: str | Path | None = None, size: int | None =
         from odenet._jobs.data.own import own_set
 
         return own_set(name)
-    kind = lookup("image set", name, {each: each for each in NAMES})
+    kind = lookup("image set", name, {set_name: set_name for set_name in NAMES})
     if kind != "folder" and size is not None:
         raise InputError(f"a size of {size} for the images of {kind}", "none: they have their own size")
     if kind == "digits":

@@ -30,10 +30,10 @@ class _One(click.ParamType):
         """The name, or the label of a record."""
         if self.name == "gradient" and isinstance(value, str) and value.strip().lower().startswith("auto"):
             value = value.replace(",", ":")  # its options are written in one go; there is but one method here
-        found = self.names.convert(value, param, ctx)
-        if len(found) != 1:
-            self.fail(f"{value!r} names {len(found)}; a run has one {self.name}", param, ctx)
-        return getattr(found[0], "label", found[0])
+        records = self.names.convert(value, param, ctx)
+        if len(records) != 1:
+            self.fail(f"{value!r} names {len(records)}; a run has one {self.name}", param, ctx)
+        return getattr(records[0], "label", records[0])
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
         """Names that begin so."""
@@ -66,7 +66,7 @@ class _Counts(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """All of them."""
         try:
-            return value if isinstance(value, tuple) else tuple(int(each) for each in value.split(",") if each)
+            return value if isinstance(value, tuple) else tuple(int(count) for count in value.split(",") if count)
         except ValueError:
             self.fail(f"{value!r} is not whole numbers between commas, as in 3,4", param, ctx)
 
