@@ -50,6 +50,8 @@ nan = np.where(pixels == pixels.max(), np.nan, pixels), labels
 mixed = [(np.zeros((1, 4, 4)), 0), (np.zeros((1, 4, 5)), 1), (np.zeros((1, 4, 4)), 1)]
 hot = [(np.zeros((1, 4, 4)), [0, 1])] * 10
 number = 3
+large = (pixels * 1e9).astype(np.int64), labels
+huge = pixels.astype(np.float64) * 1e200, labels
 
 
 def made(count=60):
@@ -365,6 +367,10 @@ def test_moments_of_real_numbers():
     np.testing.assert_allclose(deviation, pixels.std((0, 2, 3)), rtol=1e-12)
     constant = replace(images, read=lambda indices: np.full((len(indices), 2, 4, 4), 0.1))
     assert moments(constant)[1].tolist() == [1.0, 1.0]
+    far = replace(images, read=lambda indices: 1e9 + images.read(indices).astype(np.float64))
+    np.testing.assert_allclose(moments(far)[1], deviation, rtol=1e-5)
+    large = image_set("owns:large").train
+    assert (moments(large)[1] > 1e8).all()
 
 
 @pytest.mark.parametrize(
@@ -375,6 +381,7 @@ def test_moments_of_real_numbers():
         ("negative", InputError, "down to -1"),
         ("endless", InputError, "list_iterator|tuple_iterator"),
         ("nan", NonFiniteError, "NaN"),
+        ("huge", InputError, "up to 1e\\+30"),
         ("mixed", InputError, "item 1 .*as item 0 has"),
         ("hot", InputError, "the label of item 0"),
         ("number", InputError, "is a int"),
@@ -402,4 +409,5 @@ def test_the_command_takes_both(tmp_path):
     assert outcome.exit_code == 0, outcome.output
     assert read(tmp_path / "out").plan.optimizer == "torch.optim:AdamW,lr=0.01"
     changed = [*given.replace("0.01", "0.02").split(), "--out", str(tmp_path / "out"), "--resume"]
+    assert "import paths with a colon" in CliRunner().invoke(command, ["--optimizer", "adamw"]).output
     assert "optimizer was" in str(CliRunner().invoke(command, changed).exception)

@@ -94,14 +94,21 @@ def moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
         two float64 arrays of shape (channels,).
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), MOST)).astype(np.int64))
-    total = squares = np.zeros(images.shape[0], np.int64)
+    total = squares = shift = np.zeros(images.shape[0], np.int64)
     for start in range(0, len(chosen), CHUNK):
         pixels = images.read(chosen[start : start + CHUNK])
-        pixels = pixels.astype(np.float64 if pixels.dtype.kind == "f" else np.int64)
+        if pixels.dtype.kind == "f":
+            pixels = pixels.astype(np.float64)
+            # near their mean: squares of numbers far from 0 would leave nothing of a small deviation
+            shift = shift if start else pixels.mean((0, 2, 3))
+            pixels = pixels - shift[:, None, None]
+        else:
+            pixels = pixels.astype(np.int64)
         total = total + pixels.sum((0, 2, 3))
         squares = squares + (pixels**2).sum((0, 2, 3))
     count = len(chosen) * images.shape[1] * images.shape[2]
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    least = 1e-7 * np.abs(mean) if total.dtype.kind == "f" else 0.0  # what rounding leaves of a constant channel
+    mean = mean + shift
+    least = 1e-12 * np.abs(mean) if total.dtype.kind == "f" else 0.0  # what rounding leaves of a constant channel
     return mean, np.where(deviation > least, deviation, 1.0)

@@ -14,6 +14,7 @@ from odenet._jobs.data.images import Images, ImageSet
 
 _SPLIT = 20180  # of the images that are set aside for the test: drawn once, whatever the seed of a run
 _TEST = 0.2  # part of them, as of the digits
+_LARGEST = 1e30  # of a pixel, whose square is a number, too
 _TWICE = 4  # items that are read twice
 _PLAIN = {"sampler": ("SequentialSampler", "RandomSampler"), "batch_sampler": ("BatchSampler",)}
 _FORM = "a dataset of pairs (image, label), a DataLoader of one, a pair (images, labels) of arrays, or what returns one"
@@ -78,6 +79,10 @@ def _images(found: Any, text: str) -> Images:
         raise InputError(f"{text} without images", "at least one")
     if not np.isfinite(pixels).all():
         raise NonFiniteError(f"images of {text} with NaN or infinity", "finite numbers")
+    if np.abs(pixels.astype(np.float64)).max() > _LARGEST:
+        raise InputError(f"images of {text} with numbers above {_LARGEST:g}", f"numbers up to {_LARGEST:g}")
+    if pixels.dtype.kind in "ui" and pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float64)  # whole numbers are added up in 64 bits, which large squares overflow
     if labels.min() < 0:
         raise InputError(f"labels of {text} down to {labels.min()}", "whole numbers from 0")
     channels, height, width = pixels.shape[1:]

@@ -45,7 +45,13 @@ class _NameOrPath(click.Choice):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The name, or the path as it is."""
-        return value if is_path(value) else super().convert(value, param, ctx)
+        if is_path(value):
+            return value
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            own = "Your own are import paths with a colon, as in torch.optim:AdamW,lr=1e-3."
+            raise click.BadParameter(f"{error.message} {own}", ctx, param) from error
 
     def get_metavar(self, *arguments: Any, **options: Any) -> str:
         """As the help shows it."""

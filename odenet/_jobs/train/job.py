@@ -164,8 +164,8 @@ def _finish(
             dtype=plan.dtype,
             device=plan.device,
         )
-        own: dict[str, Any] = {} if optimizer is None else {"optimizer": optimizer}
-        trainer = backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay, **own)
+        chosen: dict[str, Any] = {"optimizer": optimizer} if optimizer else {}
+        trainer = backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay, **chosen)
         if run.epoch:
             trainer.load(run.state(out, run.epoch))
         require_same()
@@ -179,8 +179,7 @@ def _finish(
                 run = run.saved(out, row, trainer.state())
                 events.add(out, row)
                 progress.finished(row, run.best == epoch)
-        state = run.state(out, run.best)
-        trainer.load(state)
+        trainer.load(run.state(out, run.best))
         loss, accuracy = evaluate(trainer, replace(chosen_by, images=images.test))
         require_same()
         save_weights(out / WEIGHTS, trainer.read())
@@ -225,8 +224,7 @@ def _epoch(
         raise GradientError(
             f"the loss is {done.loss} in step {done.steps} of epoch {epoch}",
             "a finite loss",
-            "take a smaller --lr (or rate of the optimizer), or gradient backprop if a certificate was large before; "
-            "then another --out",
+            "take a smaller --lr (or optimizer's rate), or backprop if a certificate was large; then another --out",
         )
     validation_loss, validation_accuracy = evaluate(trainer, chosen_by)
     return Epoch(

@@ -124,7 +124,7 @@ class TrainingPlan:
         Raises:
             InputError: it cannot be imported.
         """
-        return None if self.optimizer in OPTIMIZERS else imported(self.optimizer, "optimizer")
+        return None if self.optimizer in OPTIMIZERS else imported(self.optimizer, "optimiser")
 
     def spec(self, images: ImageSet) -> NetSpec:
         """The network for these images."""
