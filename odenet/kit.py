@@ -10,11 +10,12 @@ How each is done is in the documentation: add a backend, add a gradient method, 
 
 from odenet._backend.conformance import Check, conformance
 from odenet._backend.entry import BackendEntry
+from odenet._backend.imported import Imported
 from odenet._backend.registry import require
 from odenet._backend.sample import Part, Place, Sample, places
 from odenet._backend.seam import Arrays, Backend, Evaluation, Gradients, Measurement
 from odenet._backend.timing import seconds
-from odenet._backend.trainer import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
+from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import real, takes, whole, within, yes_or_no
 from odenet._errors import shown
 from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, quiet, signs
@@ -66,6 +67,7 @@ __all__ = [
     "GROUPS",
     "NORM_EPSILON",
     "NORM_MOMENTUM",
+    "OPTIMIZER",
     "TREE_RULES",
     "VELOCITY",
     "WEIGHT",
@@ -85,6 +87,7 @@ __all__ = [
     "Gradient",
     "Gradients",
     "Grid",
+    "Imported",
     "Kind",
     "Landing",
     "Leaves",

@@ -1,4 +1,7 @@
-"""The verbs of the JAX backend."""
+"""The verbs of the JAX backend.
+
+Over 250 lines: the descriptor and all verbs of the seam stand side by side, each with its whole signature.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Trainer, quiet, seconds
+from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds
 from odenet_jax.field.state import as_array
 from odenet_jax.gradients.solve import solve_problem
 from odenet_jax.nets.modules import OdeNet
@@ -174,10 +177,16 @@ class JaxBackend(Backend):
         return Measurement(forward_seconds, step_seconds, compile_seconds, peak, method, f_forward, f_backward, vjp)
 
     def trainer(
-        self, model: OdeNet, *, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+        self,
+        model: OdeNet,
+        *,
+        momentum: float,
+        weight_decay: float,
+        rates: Mapping[str, float] | None = None,
+        optimizer: Imported | None = None,
     ) -> Trainer:
         """See `Backend`."""
-        return Descent(model, momentum, weight_decay, rates)
+        return Descent(model, momentum, weight_decay, rates, optimizer)
 
     def keep_programs(self, folder: Path) -> None:
         """See `Backend`. JAX's persistent compilation cache; programs that call Python are not kept."""

@@ -1,4 +1,7 @@
-"""The verbs of the torch backend."""
+"""The verbs of the torch backend.
+
+Over 250 lines: the descriptor and all verbs of the seam stand side by side, each with its whole signature.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Trainer, quiet, seconds, tree_leaves, tree_map
+from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds, tree_leaves, tree_map
 from odenet_torch.conversion.convert import unconvert
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
@@ -194,10 +197,16 @@ class TorchBackend(Backend):
         return Measurement(forward_seconds, step_seconds, 0.0, peak, method, f_forward, f_backward, counter.vjp)
 
     def trainer(
-        self, model: OdeNet, *, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+        self,
+        model: OdeNet,
+        *,
+        momentum: float,
+        weight_decay: float,
+        rates: Mapping[str, float] | None = None,
+        optimizer: Imported | None = None,
     ) -> Trainer:
         """See `Backend`."""
-        return Descent(model, momentum, weight_decay, rates)
+        return Descent(model, momentum, weight_decay, rates, optimizer)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
         """See `Backend`."""

@@ -2,6 +2,7 @@
 
 Each check compares the backend with arithmetic done here in NumPy, or with an exact solution. Fields are of `+ - * /`
 alone, so that they run on arrays of any framework.
+Over 250 lines: one list of checks, which share the field, the weights and the loss.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class BackendEntry:
     @property
     def available(self) -> bool:
         """Whether the framework is installed, and that of `base`. They are looked for, not imported."""
-        found = importlib.util.find_spec(self.framework) is not None
-        return found and (self.base is None or self.base.available)
+        installed = importlib.util.find_spec(self.framework) is not None
+        return installed and (self.base is None or self.base.available)
 
     def owns(self, leaf: object) -> bool:
         """Whether an array is of this backend's framework."""

@@ -25,15 +25,15 @@ GROUP = "odenet.backends"
 @cache
 def _scan() -> tuple[dict[str, BackendEntry], dict[str, OdenetError]]:
     """The entries that could be read, and what is wrong with the others: one broken package must not stop the rest."""
-    found: dict[str, BackendEntry] = {}
+    entries: dict[str, BackendEntry] = {}
     broken: dict[str, OdenetError] = {}
     for point in sorted(entry_points(group=GROUP), key=_ours_first):
         try:
-            found[point.name] = load_entry_point(point, BackendEntry)
+            entries[point.name] = load_entry_point(point, BackendEntry)
         except OdenetError as error:
             broken[point.name] = error
     # those that a user gets without asking come first
-    return dict(sorted(found.items(), key=lambda item: not item[1].array_modules)), broken
+    return dict(sorted(entries.items(), key=lambda item: not item[1].array_modules)), broken
 
 
 def known() -> dict[str, BackendEntry]:
@@ -48,7 +48,7 @@ def broken() -> dict[str, OdenetError]:
 
 def available() -> dict[str, BackendEntry]:
     """The known backends whose framework is installed."""
-    return {name: found for name, found in known().items() if found.available}
+    return {name: record for name, record in known().items() if record.available}
 
 
 def entry(name: str) -> BackendEntry:
@@ -102,10 +102,10 @@ def entry_for(trees: Iterable[Any]) -> BackendEntry:
         InputError: arrays of no backend, or of two.
     """
     leaves = [leaf for tree in trees for leaf in _tree.leaves(tree)]
-    owners = [found for found in known().values() if any(found.owns(leaf) for leaf in leaves)]
+    owners = [record for record in known().values() if any(record.owns(leaf) for leaf in leaves)]
     if len(owners) == 1:
         return owners[0]
-    names = ", ".join(found.name for found in owners) or "none"
+    names = ", ".join(record.name for record in owners) or "none"
     kinds = ", ".join(sorted({type(leaf).__module__ + "." + type(leaf).__qualname__ for leaf in leaves}))
     raise InputError(
         f"the arrays ({kinds}) belong to {names} of the known backends",
@@ -118,7 +118,7 @@ def owner(leaf: Any, besides: BackendEntry) -> BackendEntry | None:
     """Another backend whose array this is. NumPy's arrays are everybody's."""
     if besides.owns(leaf) or type(leaf).__module__ == "numpy":
         return None
-    return next((found for found in known().values() if found.owns(leaf) and found is not besides.base), None)
+    return next((record for record in known().values() if record.owns(leaf) and record is not besides.base), None)
 
 
 def _ours_first(point: Any) -> tuple[bool, str]:
@@ -127,7 +127,9 @@ def _ours_first(point: Any) -> tuple[bool, str]:
 
 def offering(solver: AnySolver) -> tuple[str, ...]:
     """The known backends that run a solver, with equal steps or with tolerances."""
-    return tuple(name for name, found in known().items() if solver.name in (*found.runs(), *found.runs(adaptive=True)))
+    return tuple(
+        name for name, record in known().items() if solver.name in (*record.runs(), *record.runs(adaptive=True))
+    )
 
 
 def require(entry: BackendEntry, solver: AnySolver, gradient: Gradient, *, adaptive: bool = False) -> None:

@@ -1,4 +1,7 @@
-"""The seam. A backend is asked for what the user wants done, never for array operations."""
+"""The seam. A backend is asked for what the user wants done, never for array operations.
+
+Over 250 lines: one class says all that a backend may be asked for, with shapes and errors of each request.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from odenet._backend.imported import Imported
     from odenet._backend.profile import Choices, Profiles
     from odenet._backend.sample import Sample
     from odenet._backend.trainer import Trainer
@@ -207,7 +211,13 @@ class Backend(ABC):
         raise _no_networks(self)
 
     def trainer(
-        self, model: Any, *, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+        self,
+        model: Any,
+        *,
+        momentum: float,
+        weight_decay: float,
+        rates: Mapping[str, float] | None = None,
+        optimizer: Imported | None = None,
     ) -> Trainer:
         """A network that `build` made, to be trained: see `Trainer`. The model given is not changed.
 
@@ -216,9 +226,12 @@ class Backend(ABC):
             momentum, weight_decay: of the update.
             rates: factors of the rate by how the names of weights begin, the longest beginning counts: `{"": 1.0}`
                 by default. Weights whose names begin in no such way stay as they are.
+            optimizer: the framework's own, in the place of gradient descent with momentum; `momentum` and
+                `weight_decay` are then not read.
 
         Raises:
-            InputError: no weight is left to be trained, a beginning of no weight, or a factor that is not above 0.
+            InputError: no weight is left to be trained, a beginning of no weight, a factor that is not above 0, or an
+                optimiser that is none of this framework's.
             UnsupportedError: this backend solves, and does not train.
         """
         raise UnsupportedError(

@@ -80,7 +80,7 @@ def solve(
         SolveError: an adaptive solve could not go on; `PIDController(throw=False)` returns what there is.
     """
     _require_own_times(backend, (y0, weights), {"t0": t0, "t1": t1, "ts": ts})
-    made = problem(
+    ivp = problem(
         field,
         y0,
         weights,
@@ -97,7 +97,7 @@ def solve(
         dense=dense,
         compile=compile,
     )
-    return _backend(made, backend).solve(made)
+    return _backend(ivp, backend).solve(ivp)
 
 
 def value_and_grad(
@@ -139,7 +139,7 @@ def value_and_grad(
         raise InputError(f"loss is a {type(loss).__name__}", "a callable loss(solution) that returns a real scalar")
     takes(loss, 1, "loss", "a loss that can be called as loss(solution)")
     _require_own_times(backend, (y0, weights), {"t0": t0, "t1": t1, "ts": ts})
-    made = problem(
+    ivp = problem(
         field,
         y0,
         weights,
@@ -156,23 +156,23 @@ def value_and_grad(
         dense=dense,
         compile=compile,
     )
-    return _backend(made, backend).value_and_grad(loss, made)
+    return _backend(ivp, backend).value_and_grad(loss, ivp)
 
 
 def _require_own_times(named: str | BackendEntry | None, trees: tuple[Any, Any], times: dict[str, Any]) -> None:
     """Raises InputError where a time needs a gradient that the backend cannot give: that of another framework."""
-    for name, given in times.items():
-        each = given if isinstance(given, (list, tuple)) else [given]
-        moving = [time for time in each if getattr(time, "requires_grad", False)]
+    for name, value in times.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        moving = [time for time in values if getattr(time, "requires_grad", False)]
         if not moving:
             continue
         y0, weights = trees
         tree = weights.tree if isinstance(weights, Depth) else weights
-        found = _entry((y0, tree), named)
-        if other := owner(moving[0], besides=found):
+        record = _entry((y0, tree), named)
+        if other := owner(moving[0], besides=record):
             raise InputError(
-                f"{name} is an array of {other.framework} that needs a gradient, and the backend is {found.name}",
-                f"times of {found.framework}, or numbers",
+                f"{name} is an array of {other.framework} that needs a gradient, and the backend is {record.name}",
+                f"times of {record.framework}, or numbers",
                 f"take {name}.detach(), or backend={other.name!r}",
             )
 
@@ -181,22 +181,22 @@ def _entry(trees: Iterable[Any], named: str | BackendEntry | None) -> BackendEnt
     return entry_for(trees) if named is None else named if isinstance(named, BackendEntry) else entry(named)
 
 
-def _backend(made: Problem, named: str | BackendEntry | None) -> Backend:
-    trees = {"y0": made.y0, "weights": made.weights.tree if isinstance(made.weights, Depth) else None}
-    found = _entry(trees.values(), named)
-    require(found, made.solver, made.gradient, adaptive=isinstance(made.grid, Span))
-    if made.compile is not None and not found.compiles:
+def _backend(ivp: Problem, named: str | BackendEntry | None) -> Backend:
+    trees = {"y0": ivp.y0, "weights": ivp.weights.tree if isinstance(ivp.weights, Depth) else None}
+    record = _entry(trees.values(), named)
+    require(record, ivp.solver, ivp.gradient, adaptive=isinstance(ivp.grid, Span))
+    if ivp.compile is not None and not record.compiles:
         raise UnsupportedError(
-            f"compile with backend {found.name}",
+            f"compile with backend {record.name}",
             "backend torch",
             "leave out compile; a solve in JAX is compiled whole by jax.jit around it",
         )
     for argument, tree in trees.items():
         for path, leaf in _tree.paths(tree):
-            if other := owner(leaf, besides=found):
+            if other := owner(leaf, besides=record):
                 raise InputError(
-                    f"{argument} {path} is an array of {other.framework}, and the backend is {found.name}",
-                    f"arrays of {found.framework} or NumPy, and numbers",
+                    f"{argument} {path} is an array of {other.framework}, and the backend is {record.name}",
+                    f"arrays of {record.framework} or NumPy, and numbers",
                     f"convert it, or take backend={other.name!r}",
                 )
-    return load(found)
+    return load(record)

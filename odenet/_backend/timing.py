@@ -15,13 +15,13 @@ def seconds(functions: Sequence[Callable[[], object]], repeats: int, budget: flo
     The first round is a warm-up and counts only where it is the only one: after `budget` seconds no further round
     begins, since what takes long is little disturbed.
     """
-    taken: list[list[float]] = [[] for _ in functions]
+    rounds: list[list[float]] = [[] for _ in functions]
     began = time.perf_counter()
     for done in range(repeats + 1):
         if done and time.perf_counter() - began > budget:
             break
-        for function, times in zip(functions, taken, strict=True):
+        for function, times in zip(functions, rounds, strict=True):
             start = time.perf_counter()
             function()
             times.append(time.perf_counter() - start)
-    return [statistics.median(times[1:] or times) for times in taken]
+    return [statistics.median(times[1:] or times) for times in rounds]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from odenet._nets.spec import NetSpec
 
-WEIGHT, VELOCITY = "weight.", "momentum."  # how the names of a state begin
+WEIGHT, VELOCITY, OPTIMIZER = "weight.", "momentum.", "optimizer."  # how the names of a state begin
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainingStep:
 
 
 class Trainer(ABC):
-    """A network with what its optimiser remembers: stochastic gradient descent with momentum.
+    """A network with what its optimiser remembers: stochastic gradient descent with momentum, or another optimiser.
 
     For each weight w with gradient g of the mean loss, and a velocity v that starts at 0,
 
@@ -45,6 +45,9 @@ class Trainer(ABC):
     as `torch.optim.SGD` without dampening does it. All weights that learn decay; some may have a multiple of the rate.
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, in the form
     where the rate multiplies the velocity.
+
+    With an optimiser of the framework's (`Backend.trainer(optimizer=)`) the update is that optimiser's. It has a rate
+    of its own, which the `lr` of a step multiplies.
 
     Running statistics (of batch normalisation) are moved by each step and are no weights that learn; outputs of
     `predict` are by them.
@@ -64,10 +67,11 @@ class Trainer(ABC):
         Args:
             inputs, targets: a batch, as `NetSpec.check_batch` allows; all batches should have one size, since
                 backends that compile do so for each size anew.
-            lr: rate of this step.
+            lr: rate of this step; of an optimiser of the framework's a factor of its own rate.
 
         Raises:
             InputError: a batch that does not fit the network.
+            UnsupportedError: an optimiser that cannot take a step from gradients alone.
         """
 
     @abstractmethod
@@ -77,7 +81,7 @@ class Trainer(ABC):
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all weights and running statistics, as `weight.NAME`, and velocities, as `momentum.NAME`, in their
-        number type."""
+        number type. What an optimiser of the framework's remembers is `optimizer.NAME`, in the place of velocities."""
 
     def read(self) -> dict[str, np.ndarray]:
         """Copies of all weights and running statistics, by name."""
@@ -111,26 +115,34 @@ def learning(names: Iterable[str], rates: Mapping[str, float] | None) -> dict[st
         if not 0 < factor < math.inf:
             raise InputError(f"a factor of {factor!r} for the rate of {start}*", "a number above 0")
     starts = {name: [start for start in factors if name.startswith(start)] for name in every}
-    found = {name: float(factors[max(mine, key=len)]) for name, mine in starts.items() if mine}
-    if not found:
+    by_name = {name: float(factors[max(mine, key=len)]) for name, mine in starts.items() if mine}
+    if not by_name:
         raise InputError(
             f"rates={dict(factors)!r} of a training", f"beginnings of {', '.join(every)}, and a factor for each"
         )
-    return found
+    return by_name
 
 
-def checked_state(spec: NetSpec, state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Weights and velocities of a state, each by plain name, by the beginning of their names.
+def checked_state(
+    spec: NetSpec, state: Mapping[str, np.ndarray], memory: str = VELOCITY
+) -> dict[str, dict[str, np.ndarray]]:
+    """Weights and what the optimiser remembers of a state, each by plain name, by the beginning of their names.
+
+    Args:
+        spec: of the network.
+        state: as `Trainer.state` gives it.
+        memory: how names of what the optimiser remembers begin: `VELOCITY`, or `OPTIMIZER`, which is not checked here.
 
     Raises:
         InputError: names or shapes that are not those of the spec.
     """
-    found = {
+    groups = {
         start: {name.removeprefix(start): array for name, array in state.items() if name.startswith(start)}
-        for start in (WEIGHT, VELOCITY)
+        for start in (WEIGHT, memory)
     }
-    if strange := sorted(name for name in state if not name.startswith((WEIGHT, VELOCITY))):
-        raise InputError(f"a state of training with {', '.join(strange)}", f"names that begin with {WEIGHT} {VELOCITY}")
-    spec.check(found[WEIGHT])
-    spec.check_named(found[VELOCITY], spec.shapes())
-    return found
+    if strange := sorted(name for name in state if not name.startswith((WEIGHT, memory))):
+        raise InputError(f"a state of training with {', '.join(strange)}", f"names that begin with {WEIGHT} {memory}")
+    spec.check(groups[WEIGHT])
+    if memory == VELOCITY:
+        spec.check_named(groups[VELOCITY], spec.shapes())
+    return groups

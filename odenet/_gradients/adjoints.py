@@ -191,9 +191,9 @@ class ContinuousAdjoint(Gradient):
 
     def backward(self, forward: AnySolver, steps: int) -> tuple[Solver, int]:
         """Solver and step count of the backward solve."""
-        found = solver(self.solver) if self.solver is not None else forward
-        assert isinstance(found, Solver)  # a pair that is offered
-        return found, self.steps or steps
+        record = solver(self.solver) if self.solver is not None else forward
+        assert isinstance(record, Solver)  # a pair that is offered
+        return record, self.steps or steps
 
     def between(self, forward: AnySolver) -> bool:
         """Whether a backward step reads y between two kept states."""

@@ -82,11 +82,11 @@ class Checkpoint(Gradient):
 
     def __post_init__(self) -> None:
         names = ("segments", "states", "memory", "bits")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        for key, value in given.items():
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for key, value in chosen.items():
             whole(key, value)
-        if len(given) > 1:
-            options = " and ".join(f"{key}={value}" for key, value in given.items())
+        if len(chosen) > 1:
+            options = " and ".join(f"{key}={value}" for key, value in chosen.items())
             raise InputError(f"{options} of checkpoint", "one of segments, states, memory and bits")
         tolerance_or_none(self.tolerance)
         if self.bits not in (None, 8, 16):

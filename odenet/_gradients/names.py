@@ -113,14 +113,14 @@ def gradient(name: str | Gradient) -> Gradient:
     if not isinstance(name, str):
         names = ", ".join((*GRADIENTS, *CHOICES))
         raise InputError(f"gradient={name!r}", f"a name ({names}) or a record such as DiscreteAdjoint()")
-    plain, *given = name.split(":")
+    plain, *texts = name.split(":")
     if plain.strip().lower() in CHOICES:  # whose options are often written in one go, `auto:audit=200,memory=64M`
-        given = [option for text in given for option in text.split(",")]
+        texts = [option for text in texts for option in text.split(",")]
     kind = lookup("gradient method", plain, ChainMap(dict(CHOICES), GRADIENTS), ALIASES)  # pyright: ignore
     fields = dataclasses.fields(kind) if given else ()
     readers = {field.name: _reader(field) for field in fields if field.metadata.get("flag", True)}
     options: dict[str, Any] = {}
-    for text in given:
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"{text!r} in gradient {name!r}", "option=value", f"options are {', '.join(readers)}")
@@ -151,12 +151,12 @@ def in_bytes(text: str) -> int:
     plain = text.strip().upper().removesuffix("IB").removesuffix("B")
     power = {"K": 1, "M": 2, "G": 3}.get(plain[-1:], 0)
     try:
-        found = int(float(plain[:-1] if power else plain) * 1024**power)
+        count = int(float(plain[:-1] if power else plain) * 1024**power)
     except (ValueError, OverflowError):
-        found = 0
-    if found < 1:
+        count = 0
+    if count < 1:
         raise InputError(f"memory={text!r} is no amount of memory", "at least 1 byte, as in 512K, 64M, 1.5G")
-    return found
+    return count
 
 
 def _reader(option: dataclasses.Field[Any]) -> Callable[[str], Any]:

@@ -58,7 +58,7 @@ class Gradient:
     @property
     def changed(self) -> tuple[str, ...]:
         """Names of the options that are not at their default."""
-        return tuple(each.name for each in dataclasses.fields(self) if getattr(self, each.name) != each.default)
+        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
 
     def offered(self, solver: AnySolver) -> bool:
         """Whether this method can differentiate a solve by that solver."""

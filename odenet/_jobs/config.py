@@ -45,7 +45,7 @@ def with_config(command: click.Command, path: tuple[str, ...], commands: Mapping
         file = value if value is not None else _nearest()
         if file is None:
             return
-        options = _options(command, path, file, commands, asked=value is not None)
+        options = _options(command, path, file, commands, explicit=value is not None)
         if options:
             context.default_map = {**(context.default_map or {}), **options}
             flags = sorted(max(p.opts, key=len) for p in command.params if p.name in options)
@@ -71,14 +71,14 @@ def _nearest() -> Path | None:
 
 
 def _options(
-    command: click.Command, path: tuple[str, ...], file: Path, commands: Mapping[str, str], asked: bool
+    command: click.Command, path: tuple[str, ...], file: Path, commands: Mapping[str, str], explicit: bool
 ) -> dict[str, Any]:
     """What the file sets of the command's parameters, by their names in Python."""
     whole = _read(file)
     if file.name == PYPROJECT:
         tool = whole.get("tool", {})
         whole = tool.get("odenet", {}) if isinstance(tool, dict) else {}
-        if asked and not whole:
+        if explicit and not whole:
             raise FileError(f"{file} has no table [tool.odenet]", "[tool.odenet.COMMAND] with options by name")
     if not isinstance(whole, dict):
         raise FileError(f"[tool.odenet] in {file} is no table", "[tool.odenet.COMMAND] with options by name")
@@ -90,13 +90,13 @@ def _options(
         every = {flag for module in commands.values() for flag in _flags(importlib.import_module(module).command)}
         _known(map(_spelling, strange), sorted(every), "an option of any command", file)
         click.echo(f"in {file}, of other commands: {' '.join(sorted(strange))}", err=True)
-    found = _values(command, {name: value for name, value in above.items() if name not in strange}, file)
+    values = _values(command, {name: value for name, value in above.items() if name not in strange}, file)
     level: Any = tables
     for depth, name in enumerate(path):
         level = level.get(name, {})
         if not isinstance(level, dict):
             raise FileError(f"{'.'.join(path[: depth + 1])} in {file} is no table", "a table of options")
-    return found | _values(command, level, file)
+    return values | _values(command, level, file)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -139,9 +139,11 @@ def _value(option: click.Option, name: str, value: Any, file: Path) -> Any:
             raise FileError(f"{name} = {value!r} in {file}", "true or false")
         return value
     entries = value if isinstance(value, list) else [value]
-    if not entries or not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in entries):
+    if not entries or not all(
+        isinstance(entry, str | int | float) and not isinstance(entry, bool) for entry in entries
+    ):
         raise FileError(f"{name} = {value!r} in {file}", "text, a number, or a list of these")
-    texts = [each if isinstance(each, str) else repr(each) for each in entries]
+    texts = [entry if isinstance(entry, str) else repr(entry) for entry in entries]
     return tuple(texts) if option.multiple else ",".join(texts)
 
 

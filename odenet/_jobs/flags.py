@@ -1,4 +1,7 @@
-"""The flags that several commands share. Choices are read from the registries, so a new solver is a choice at once."""
+"""The flags that several commands share. Choices are read from the registries, so a new solver is a choice at once.
+
+Over 250 lines: each flag is a few lines, and stands beside the others that a command takes with it.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ class Whole(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number."""
-        found = super().convert(value, param, ctx)
-        if found > MOST:
-            self.fail(f"{shown(found)} is above {MOST}, the largest that is counted to.", param, ctx)
-        return found
+        number = super().convert(value, param, ctx)
+        if number > MOST:
+            self.fail(f"{shown(number)} is above {MOST}, the largest that is counted to.", param, ctx)
+        return number
 
 
 class Real(click.FloatRange):
@@ -39,10 +42,10 @@ class Real(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number."""
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number.", param, ctx)
-        return found
+        return number
 
 
 class Names(click.ParamType):
@@ -129,8 +132,8 @@ class Tolerances(Names):
         """From loose to tight, without repeats."""
         if not isinstance(value, str):
             return tuple(value)
-        found = {number for group in super().convert(value, param, ctx) for number in group}
-        return tuple(sorted(found, reverse=True))
+        numbers = {number for group in super().convert(value, param, ctx) for number in group}
+        return tuple(sorted(numbers, reverse=True))
 
 
 def _joined(ctx: click.Context, param: click.Parameter, values: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...]:
@@ -138,8 +141,8 @@ def _joined(ctx: click.Context, param: click.Parameter, values: tuple[tuple[Any,
 
 
 def _several(flag: str, kind: Names, default: str | None, text: str) -> Callable[[Any], Any]:
-    given = {"default": (default,), "show_default": default} if default is not None else {}
-    return click.option(flag, type=kind, multiple=True, callback=_joined, help=text, **given)
+    defaults = {"default": (default,), "show_default": default} if default is not None else {}
+    return click.option(flag, type=kind, multiple=True, callback=_joined, help=text, **defaults)
 
 
 def _problem_names() -> Sequence[str]:

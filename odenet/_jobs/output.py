@@ -32,10 +32,10 @@ def screen(*paths: Path | None) -> Console:
     Raises:
         UsageError: two of the files are.
     """
-    taken = sum(path == STDOUT for path in paths)
-    if taken > 1:
+    count = sum(path == STDOUT for path in paths)
+    if count > 1:
         raise click.UsageError("standard output takes one file: give the other a path")
-    return console(stderr=bool(taken))
+    return console(stderr=bool(count))
 
 
 def say_written(*paths: Path | None) -> None:

@@ -62,10 +62,10 @@ class Unit:
 
     def shapes(self, spec: Staged) -> Shapes:
         """Of its weights by name."""
-        found = block_shapes(spec, self.channels, self.width)
+        shapes = block_shapes(spec, self.channels, self.width)
         if self.projects:
-            found |= {"project.weight": (self.width, self.channels, 1, 1)} | _norm(spec, "project.", self.width)
-        return {self.name + name: shape for name, shape in found.items()}
+            shapes |= {"project.weight": (self.width, self.channels, 1, 1)} | _norm(spec, "project.", self.width)
+        return {self.name + name: shape for name, shape in shapes.items()}
 
 
 def units(spec: Staged) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
@@ -77,12 +77,12 @@ def units(spec: Staged) -> tuple[tuple[Unit, ...], tuple[Unit, ...]]:
     for place, count in enumerate((*spec.before, 1, *spec.after)):
         name = {True: f"before{place}", False: f"after{place - first - 1}"}[place < first]
         width = spec.width * 2**place // 2**first
-        made: list[Unit] = []
+        members: list[Unit] = []
         for number in range(count):
             unit = "transition." if place == first else f"{name}.{number}."
-            made.append(Unit(unit, channels, width, 2 if place and not number else 1))
+            members.append(Unit(unit, channels, width, 2 if place and not number else 1))
             channels = width
-        stages.append(made)
+        stages.append(members)
     before = stages[: first + 1] if first else []
     return tuple(chain.from_iterable(before)), tuple(chain.from_iterable(stages[first + 1 :]))
 

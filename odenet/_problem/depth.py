@@ -1,4 +1,7 @@
-"""Weights along depth: what turns one field f(t, y, w) into a network of layers."""
+"""Weights along depth: what turns one field f(t, y, w) into a network of layers.
+
+Over 250 lines: one class, and the checks of the leaves, indices and factors that it is given.
+"""
 
 from __future__ import annotations
 
@@ -70,9 +73,9 @@ class Depth:
             if any(not _tree.same_shape(self.tree[0], layer) for layer in self.tree[1:]):
                 raise DepthError("the layers are trees of different containers or keys", "one tree of weights a layer")
         if len(sizes) != 1:
-            found = ", ".join(f"{p}: {tuple(x.shape)}" for p, x in _tree.paths(self.tree) if _is_array(x))
+            shapes = ", ".join(f"{p}: {tuple(x.shape)}" for p, x in _tree.paths(self.tree) if _is_array(x))
             raise DepthError(
-                f"the leaves do not agree on the number of layers ({found or 'there are none'})",
+                f"the leaves do not agree on the number of layers ({shapes or 'there are none'})",
                 "leaves with the same leading axis, one entry a layer",
             )
         least = 2 if self.kind == "linear" else 1
@@ -152,7 +155,7 @@ class Depth:
             raise DepthError(f"{self.intervals} intervals cannot be coarsened by {k}", f"divisors of {self.intervals}")
         if not self.stacked:
             groups = [self.tree[n : n + k] for n in range(0, self.layers, k)]
-            means = [_tree.map(lambda *each: _mean(each), *group) for group in groups if len(group) == k]
+            means = [_tree.map(lambda *leaves: _mean(leaves), *group) for group in groups if len(group) == k]
             return Depth(self.tree[::k] if self.kind == "linear" else tuple(means), self.kind, stacked=False)
         if self.kind == "linear":
             return self._with(lambda leaf: leaf[::k])
@@ -266,5 +269,5 @@ def _index(places: list[int]) -> Any:
     return np.asarray(places)
 
 
-def _mean(each: Sequence[Any]) -> Any:
-    return functools.reduce(operator.add, each) * (1 / len(each)) if _is_array(each[0]) else each[0]
+def _mean(leaves: Sequence[Any]) -> Any:
+    return functools.reduce(operator.add, leaves) * (1 / len(leaves)) if _is_array(leaves[0]) else leaves[0]

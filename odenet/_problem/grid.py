@@ -64,8 +64,8 @@ class Grid:
     @property
     def spread(self) -> tuple[int, ...] | None:
         """Where each saved time stands in `kept`; None where they are the same."""
-        kept = self.kept
-        return None if kept == self.saved else tuple(kept.index(n) for n in self.saved)
+        distinct = self.kept
+        return None if distinct == self.saved else tuple(distinct.index(n) for n in self.saved)
 
     @property
     def times(self) -> tuple[float, ...]:

@@ -1,4 +1,7 @@
-"""What is to be solved, checked and complete: this is what a backend is given."""
+"""What is to be solved, checked and complete: this is what a backend is given.
+
+Over 250 lines: one function makes a problem, and the rest are the checks that it runs in their order.
+"""
 
 from __future__ import annotations
 
@@ -93,9 +96,9 @@ def problem(
                 "leave steps out to solve adaptively",
             )
         whole = span(t0, t1, ts, _control(control, rtol, atol), _event(event), dense)
-        made = Problem(field, y0, depth, whole, method, differentiated, compiling(compile))
-        _check_adaptive(made)
-        return made
+        ivp = Problem(field, y0, depth, whole, method, differentiated, compiling(compile))
+        _check_adaptive(ivp)
+        return ivp
     for name, value in (("event", event), ("dense", dense or None)):
         if value is not None:
             raise InputError(
@@ -109,43 +112,43 @@ def problem(
                 "steps=N; weights as Depth(tree, 'piecewise' | 'linear'); or rtol and atol for an adaptive solve",
             )
     checked = grid(t0, t1, steps, ts)
-    made = Problem(field, y0, depth, checked, method, differentiated, compiling(compile))
+    ivp = Problem(field, y0, depth, checked, method, differentiated, compiling(compile))
     if depth is not None:
         depth.factor(checked.steps)
-    if isinstance(made.gradient, ContinuousAdjoint):
-        _check_backward(made, checked, made.gradient)
-    return made
+    if isinstance(ivp.gradient, ContinuousAdjoint):
+        _check_backward(ivp, checked, ivp.gradient)
+    return ivp
 
 
-def compiling(given: Compile) -> Mapping[str, Any] | None:
+def compiling(choice: Compile) -> Mapping[str, Any] | None:
     """The choices of a compiler in the argument `compile`; None for False.
 
     Raises:
         InputError: something else than True, False, "step" or a mapping by name.
     """
-    if isinstance(given, bool) or given == "step":
-        return {} if given else None
-    if isinstance(given, Mapping) and all(isinstance(name, str) for name in given):
-        return dict(given)
+    if isinstance(choice, bool) or choice == "step":
+        return {} if choice else None
+    if isinstance(choice, Mapping) and all(isinstance(name, str) for name in choice):
+        return dict(choice)
     raise InputError(
-        f"compile={shown(given)}", "True (or 'step'), False, or a mapping of the compiler's options by name"
+        f"compile={shown(choice)}", "True (or 'step'), False, or a mapping of the compiler's options by name"
     )
 
 
 def require_one_grid(steps: int | None, tolerances: Mapping[str, Any]) -> None:
     """Raises InputError unless either `steps` or one of the tolerances is given."""
-    given = [name for name, value in tolerances.items() if value is not None]
-    if (steps is None) == (not given):
-        found = f"steps={steps} and {', '.join(given)}" if given else "neither steps nor rtol, atol or control"
-        raise InputError(found, "steps=N for equal steps, or tolerances for an adaptive solve")
+    names = [name for name, value in tolerances.items() if value is not None]
+    if (steps is None) == (not names):
+        argument = f"steps={steps} and {', '.join(names)}" if names else "neither steps nor rtol, atol or control"
+        raise InputError(argument, "steps=N for equal steps, or tolerances for an adaptive solve")
 
 
 def _control(control: PIDController | None, rtol: Any, atol: Any) -> PIDController:
     """The controller with these tolerances."""
     if control is not None and not isinstance(control, PIDController):
         raise InputError(f"control={control!r}", "an odenet.PIDController")
-    given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
-    return dataclasses.replace(control or PIDController(), **given)
+    changes = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    return dataclasses.replace(control or PIDController(), **changes)
 
 
 def _event(event: Event | Callable[[Any, Any], Any] | None) -> Event | None:
@@ -157,13 +160,13 @@ def adaptive_solvers() -> tuple[str, ...]:
     return tuple(name for name, record in ALL_SOLVERS.items() if record.estimates_error)
 
 
-def _check_adaptive(made: Problem) -> None:
+def _check_adaptive(ivp: Problem) -> None:
     """Raises UnsupportedError for what needs equal steps, or an error estimate that is not there."""
-    found = [("solver", made.solver)]
-    method = made.gradient
+    records = [("solver", ivp.solver)]
+    method = ivp.gradient
     if isinstance(method, ContinuousAdjoint):
         if method.solver is not None:
-            found.append(("backward solver", solver(method.solver)))
+            records.append(("backward solver", solver(method.solver)))
         if method.steps is not None or method.interpolate:
             raise UnsupportedError(
                 f"gradient {method.label!r} of an adaptive solve",
@@ -175,10 +178,10 @@ def _check_adaptive(made: Problem) -> None:
             f"gradient {method.label!r} of an adaptive solve, whose increments belong to steps of different sizes",
             "predictor=reverse",
         )
-    for what, each in found:
-        if not each.estimates_error:
+    for what, record in records:
+        if not record.estimates_error:
             raise UnsupportedError(
-                f"{what} {each.label!r} with tolerances: it estimates no error",
+                f"{what} {record.label!r} with tolerances: it estimates no error",
                 ", ".join(adaptive_solvers()),
                 "take one of these, or steps=N",
             )
@@ -197,7 +200,7 @@ def require_pair(solver: AnySolver, gradient: Gradient) -> None:
     )
 
 
-def _check_backward(made: Problem, grid: Grid, method: ContinuousAdjoint) -> None:
+def _check_backward(ivp: Problem, grid: Grid, method: ContinuousAdjoint) -> None:
     """The backward grid must meet every layer boundary and every kept time."""
     for name in ("rtol", "atol"):
         if getattr(method, name) is not None:
@@ -209,8 +212,8 @@ def _check_backward(made: Problem, grid: Grid, method: ContinuousAdjoint) -> Non
             "the same steps",
             "leave out steps= of the continuous adjoint, or interpolate",
         )
-    if made.weights is not None:
-        made.weights.factor(steps)
+    if ivp.weights is not None:
+        ivp.weights.factor(steps)
     if any(n * steps % grid.steps for n in grid.saved):
         raise GridError(
             f"a continuous adjoint of {steps} steps jumps over a time in ts, on a grid of {grid.steps} steps",
@@ -239,15 +242,15 @@ def _check_arguments(field: Callable[..., Any], alone: bool) -> None:
 
 
 def _checked_leaves(y0: Any) -> list[tuple[str, Any]]:
-    found = list(_tree.paths(y0))
-    if not found:
+    leaves = list(_tree.paths(y0))
+    if not leaves:
         raise StateError("y0 is an empty tree", "an array, or a tree of at least one")
-    for path, leaf in found:
+    for path, leaf in leaves:
         if isinstance(leaf, str) or not (hasattr(leaf, "shape") or isinstance(leaf, (int, float, complex))):
             raise StateError(f"y0 {path} is a {type(leaf).__name__}", "arrays or numbers in tuples, lists and dicts")
         if isinstance(leaf, int) and not _fits_float(leaf):
             raise StateError(f"y0 {path} is {shown(leaf)}, which no floating-point number holds", "numbers below 1e308")
-    return found
+    return leaves
 
 
 def _fits_float(value: int) -> bool:

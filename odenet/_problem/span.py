@@ -89,16 +89,16 @@ def number(name: str, value: Any) -> float | None:
     if isinstance(plain, (str, bytes)):
         raise refused
     try:
-        found = float(plain)
+        real = float(plain)
     except (TypeError, ValueError, OverflowError) as error:
         raise refused from error
     except RuntimeError as error:  # torch: within vmap, or on the meta device
         raise GridError(
             f"{name} is a tensor whose value cannot be read here", "numbers, and tensors outside of torch.func.vmap"
         ) from error
-    if not math.isfinite(found):
-        raise GridError(f"{name}={found}", "a finite number")
-    return found
+    if not math.isfinite(real):
+        raise GridError(f"{name}={real}", "a finite number")
+    return real
 
 
 def _checked(first: float | None, last: float | None, ts: Any) -> Any:

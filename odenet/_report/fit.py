@@ -36,14 +36,14 @@ class Fit:
 
 def fit(depths: Sequence[int], errors: Iterable[float], rounding: float) -> Fit | None:
     """The fitted order, or None where less than three depths have an error that is finite and above `rounding`."""
-    kept = [(n, e) for n, e in zip(depths, errors, strict=True) if np.isfinite(e) and e > rounding]
-    if len({n for n, _ in kept}) < 3:
+    pairs = [(n, e) for n, e in zip(depths, errors, strict=True) if np.isfinite(e) and e > rounding]
+    if len({n for n, _ in pairs}) < 3:
         return None
-    x, y = (np.log([pair[i] for pair in kept]) for i in (0, 1))
+    x, y = (np.log([pair[i] for pair in pairs]) for i in (0, 1))
     across, up = x - x.mean(), y - y.mean()
     slope = float(across @ up) / float(across @ across)
     offset = y.mean() - slope * x.mean()
     spread = float(up @ up)
     left = float(((up - slope * across) ** 2).sum())
     straight = 1 - left / spread if spread > 0 else 1.0
-    return Fit(-slope, float(np.exp(offset)), tuple(n for n, _ in kept), straight)
+    return Fit(-slope, float(np.exp(offset)), tuple(n for n, _ in pairs), straight)

@@ -41,7 +41,7 @@ def interval(values: Sequence[float]) -> Interval | None:
         return None
     count = len(values)
     mean = math.fsum(values) / count
-    spread = math.fsum((each - mean) ** 2 for each in values) / (count - 1)
+    spread = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     return around(mean, math.sqrt(spread / count), count - 1, count)
 
 

@@ -16,7 +16,7 @@ SEVERAL = " | "  # between the values of several machines
 
 def machine(backends: Iterable[str]) -> dict[str, str]:
     """The machine and the versions that matter for times, as names and readable values."""
-    found = {
+    properties = {
         "cpu": _cpu(),
         "cores": _cores(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
@@ -28,17 +28,17 @@ def machine(backends: Iterable[str]) -> dict[str, str]:
     }
     for name in backends:
         entry = _registry.entry(name)
-        found[entry.framework] = _version(entry.framework) if entry.available else "not installed"
-    return found
+        properties[entry.framework] = _version(entry.framework) if entry.available else "not installed"
+    return properties
 
 
 def joined(machines: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """Several machines as one description: what differs stands side by side."""
     values: dict[str, dict[str, None]] = {}
-    for each in machines:
-        for name, value in each.items():
+    for description in machines:
+        for name, value in description.items():
             values.setdefault(name, {}).update(dict.fromkeys(value.split(SEVERAL)))
-    return {name: SEVERAL.join(found) for name, found in values.items()}
+    return {name: SEVERAL.join(distinct) for name, distinct in values.items()}
 
 
 def _version(framework: str) -> str:
@@ -50,10 +50,10 @@ def _version(framework: str) -> str:
 
 def _cpu() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        line = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:  # no Linux
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine() or "unknown"
+        line = None
+    return line.group(1) if line else platform.processor() or platform.machine() or "unknown"
 
 
 def _cores() -> str:

@@ -197,9 +197,9 @@ def _times(name: str, values: Any) -> tuple[float, ...]:
     try:
         if isinstance(values, (str, bytes, dict)) or any(isinstance(t, (str, bytes)) for t in values):
             raise TypeError
-        found = tuple(sorted(float(t) for t in values))
+        times = tuple(sorted(float(t) for t in values))
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise GridError(f"{name}={shown(values)}", "a list or 1-d array of times known before the solve") from error
-    if not all(map(math.isfinite, found)):
-        raise GridError(f"{name}={found}", "finite times")
-    return found
+    if not all(map(math.isfinite, times)):
+        raise GridError(f"{name}={times}", "finite times")
+    return times

@@ -59,5 +59,5 @@ DOP853 = DelegatedSolver(
 )
 
 DELEGATED_SOLVERS: dict[str, DelegatedSolver] = {
-    found.name: found for found in list(globals().values()) if isinstance(found, DelegatedSolver)
+    record.name: record for record in list(globals().values()) if isinstance(record, DelegatedSolver)
 }

@@ -35,13 +35,13 @@ class Interpolant:
 
     def weights(self, position: Any) -> list[Any]:
         """b_i at a position in [0, 1] of the step; None for those that are zero everywhere."""
-        found = []
+        polynomials = []
         for row in self.coefficients:
             value: Any = 0.0
             for coefficient in reversed(row):
                 value = (value + coefficient) * position
-            found.append(value if any(row) else None)
-        return found
+            polynomials.append(value if any(row) else None)
+        return polynomials
 
 
 @cache
@@ -55,15 +55,15 @@ def interpolant(tableau: Tableau) -> Interpolant:
     for order in range(1, tableau.order + 1):
         degree = max(order + 1, 3)
         conditions, values = _conditions(a, b, order, degree)
-        found = np.linalg.lstsq(conditions, values, rcond=1e-12)[0]
-        if np.abs(conditions @ found - values).max() > _EXACT:
+        coefficients = np.linalg.lstsq(conditions, values, rcond=1e-12)[0]
+        if np.abs(conditions @ coefficients - values).max() > _EXACT:
             break
-        best = order, found, conditions, values
+        best = order, coefficients, conditions, values
     assert best is not None  # a cubic through two states and two slopes is there for every consistent method
-    order, found, conditions, values = best
+    order, coefficients, conditions, values = best
     free = _free(conditions)
     if free.shape[1]:
-        degree = len(found) // slopes
+        degree = len(coefficients) // slopes
         phis = np.array([phi for phi, _ in elementary_weights(a, order + 1)])
         targets = np.zeros((len(phis), degree))
         if degree > order:
@@ -73,9 +73,9 @@ def interpolant(tableau: Tableau) -> Interpolant:
             return (phis @ x.reshape(slopes, degree)).ravel()
 
         change = np.array([defects(direction) for direction in free.T]).T
-        wanted = targets.ravel() - defects(found)
-        found = found + free @ np.linalg.lstsq(change, wanted, rcond=1e-8)[0]
-    rows = found.reshape(slopes, -1)
+        residual = targets.ravel() - defects(coefficients)
+        coefficients = coefficients + free @ np.linalg.lstsq(change, residual, rcond=1e-8)[0]
+    rows = coefficients.reshape(slopes, -1)
     rows[np.abs(rows).max(axis=1) < 1e-9 * np.abs(rows).max()] = 0  # slopes that are not read
     # last, and of those that are read alone: what setting others to zero and rounding lose would be an error of 1e-12
     # in the simplest of solutions, y' = 1, where the methods themselves have none

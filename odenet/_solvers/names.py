@@ -114,9 +114,9 @@ def staged(record: AnySolver, what: str) -> StagedSolver:
     )
 
 
-def made_reversible(given: AnySolver) -> AnySolver:
+def made_reversible(method: AnySolver) -> AnySolver:
     """The Runge-Kutta method as `reversible:NAME`; a reversible solver as it is."""
-    return Coupled(given) if isinstance(given, Solver) else given
+    return Coupled(method) if isinstance(method, Solver) else method
 
 
 def _coupled(name: str) -> Coupled:

@@ -3,6 +3,7 @@
 They carry more than y, and change the forward map. Written once for every backend, the way back included: a backend
 supplies the evaluation of f on the way there, and evaluation and VJP in one on the way back (see `Forth`, `Back`).
 Cotangents of what is carried are leaves like the state's.
+Over 250 lines: three solvers, each with its step, the step back and the cotangents, beside the class that they share.
 """
 
 from __future__ import annotations
@@ -288,5 +289,5 @@ class Coupled(ReversibleSolver):
 
 
 REVERSIBLE_SOLVERS: dict[str, ReversibleSolver] = {
-    found.name: found for found in (ReversibleHeun(), AsynchronousLeapfrog(), Coupled())
+    record.name: record for record in (ReversibleHeun(), AsynchronousLeapfrog(), Coupled())
 }

@@ -28,8 +28,8 @@ def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
         y: leaves of the state.
         h: step size; negative to step back in time.
     """
-    found = slopes(tableau, stage, y, h)
-    weighed = [(h * weight, slope) for weight, slope in zip(tableau.b, found, strict=False) if weight]
+    stage_slopes = slopes(tableau, stage, y, h)
+    weighed = [(h * weight, slope) for weight, slope in zip(tableau.b, stage_slopes, strict=False) if weight]
     (first, slope), *rest = weighed
     total = tuple(first * k for k in slope)
     for weight, slope in rest:
@@ -39,14 +39,14 @@ def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
 
 def slopes(tableau: Tableau, stage: Stage, y: Leaves, h: float, count: int | None = None) -> list[Leaves]:
     """Those of the first `count` stages, or of the stages that the step weighs; the rest is as in `increment`."""
-    found: list[Leaves] = []
+    stage_slopes: list[Leaves] = []
     for i in range(count or tableau.step_stages):
         at = y
-        for weight, slope in zip(tableau.a[i], found, strict=True):
+        for weight, slope in zip(tableau.a[i], stage_slopes, strict=True):
             if weight:
                 at = tuple(leaf + (h * weight) * k for leaf, k in zip(at, slope, strict=True))
-        found.append(stage(i, at))
-    return found
+        stage_slopes.append(stage(i, at))
+    return stage_slopes
 
 
 def weigh(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:

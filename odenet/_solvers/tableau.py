@@ -106,8 +106,8 @@ def order_defect(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int)
 
 
 def _order_defect(a: Sequence[Sequence[Number]], b: Sequence[Number], order: int, memo: _Memo) -> Number:
-    found = elementary_weights(a, order, memo)
-    return max(abs(sum(map(_times, b, phi)) - Fraction(1, gamma)) for phi, gamma in found)
+    weights = elementary_weights(a, order, memo)
+    return max(abs(sum(map(_times, b, phi)) - Fraction(1, gamma)) for phi, gamma in weights)
 
 
 def elementary_weights(
@@ -162,14 +162,14 @@ def trees(nodes: int) -> tuple[Tree, ...]:
     def forests(total: int, largest: int) -> set[Tree]:
         if total == 0:
             return {()}
-        found: set[Tree] = set()
+        multisets: set[Tree] = set()
         for size in range(1, min(total, largest) + 1):
             for count in range(1, total // size + 1):
                 for rest in forests(total - size * count, size - 1):
-                    found |= {
+                    multisets |= {
                         tuple(sorted((*some, *rest))) for some in combinations_with_replacement(trees(size), count)
                     }
-        return found
+        return multisets
 
     return tuple(sorted(forests(nodes - 1, nodes - 1)))
 

@@ -1,5 +1,8 @@
 """Named initial value problems with known solutions. A new one is one more `TestProblem` below: `odenet list`, `odenet
-solve` and the tests have it at once. DETEST is in `_detest.py`, what is stiff in `_stiff.py`."""
+solve` and the tests have it at once. DETEST is in `detest.py`, what is stiff in `stiff.py`.
+
+Over 250 lines: a list of problems, each of about ten lines.
+"""
 
 from __future__ import annotations
 

@@ -60,9 +60,9 @@ class Auditor:
         self.method = auto.method
         self.passes = 0
         self.chosen_at = self.next = 0
-        self.seen: tuple[float, float] | None = None  # certificate and error at the last audit
+        self.certified_error: tuple[float, float] | None = None  # certificate and error at the last audit
         self.left: frozenset[Gradient] = frozenset()
-        self.told = False
+        self.logged = False
 
     def exact(self, steps: int) -> Gradient:
         """The exact method for the passes that plan and audit: the fastest known to fit, or one that keeps little."""
@@ -109,11 +109,11 @@ class Auditor:
         def make(rows: tuple[Profile, ...]) -> Plan:
             return Plan(*fixed, rows, tolerance, memory, "the exact gradient of the same pass", counted)
 
-        made = completed(rows, memory, again, make)
-        if not any(exact(row.gradient) for row in made.qualified):
-            only = tuple(row for row in made.profiles if exact(row.gradient))
+        plan = completed(rows, memory, again, make)
+        if not any(exact(row.gradient) for row in plan.qualified):
+            only = tuple(row for row in plan.profiles if exact(row.gradient))
             completed(only, memory, again, make)
-        return made
+        return plan
 
     def counted(self) -> None:
         """One more backward pass came to its end."""
@@ -124,17 +124,17 @@ class Auditor:
 
         The error of a corrected reconstruction grows like the square of its certificate.
         """
-        if self.seen is None or certificate is None:
+        if self.certified_error is None or certificate is None:
             return
-        before, off = self.seen
+        before, off = self.certified_error
         ratio = certificate / before
         if not off * max(ratio, ratio**2) <= self.auto.tolerance:  # so, too, where it is NaN
             self.next = self.passes
 
     def unmeasurable(self) -> None:
         """The exact gradient of this pass was zero or not finite: the next one is exact, too."""
-        if not self.told:
-            self.told = True
+        if not self.logged:
+            self.logged = True
             LOG.info(
                 "gradient=auto: the exact gradient is zero or not finite, so that no method's error can be measured; "
                 "passes are exact (%s) until it is not",
@@ -155,35 +155,35 @@ class Auditor:
             planned: makes a plan on the same batch, with a tolerance that leaves `ROOM`.
         """
         assert self.method is not None
-        method, found = self.method, _number(profile.gradient_error)
-        if found <= self.auto.tolerance:
-            self.audits = (*self.audits, Audit(self.passes, method, found, self.auto.tolerance))
+        method, off = self.method, _number(profile.gradient_error)
+        if off <= self.auto.tolerance:
+            self.audits = (*self.audits, Audit(self.passes, method, off, self.auto.tolerance))
             self._again(profile)
             return
         self.left |= {method}
         self.plan = planned()
         others = (row.gradient for row in self.plan.qualified if row.gradient not in self.left)
         self._take(next(others, self.exact(self.plan.steps)))
-        self.audits = (*self.audits, Audit(self.passes, method, found, self.auto.tolerance, self.method))
+        self.audits = (*self.audits, Audit(self.passes, method, off, self.auto.tolerance, self.method))
         when = f" after {self.passes} backward passes" if self.passes else ""
         text = (
-            f"{method.label} is {error(found)} off the exact gradient{when}, more than {error(self.auto.tolerance)}: "
+            f"{method.label} is {error(off)} off the exact gradient{when}, more than {error(self.auto.tolerance)}: "
             f"{MOVED} {self.method.label}"
         )
         LOG.warning("%s", text)
-        warnings.warn(GradientWarning(text, certificate=found, gradient=method.label), stacklevel=2)
+        warnings.warn(GradientWarning(text, certificate=off, gradient=method.label), stacklevel=2)
 
     def _take(self, method: Gradient) -> None:
         self.method = method
         self.chosen_at, self.next = self.passes, self.passes + 1
-        self.seen = None
+        self.certified_error = None
 
     def _again(self, profile: Profile) -> None:
         """The next audit: as many passes from now as there were since the choice, up to `audit`."""
         self.next = self.passes + min(max(self.passes - self.chosen_at, 1), self.auto.audit)
         certificate, off = profile.certificate, profile.gradient_error
         known = certificate and off and math.isfinite(certificate) and math.isfinite(off)
-        self.seen = (certificate, off) if known and certificate and off else None
+        self.certified_error = (certificate, off) if known and certificate and off else None
 
 
 def _number(value: float | None) -> float:

@@ -28,10 +28,10 @@ def candidates(
         steps: the most of one solve.
         adaptive: whether one of them is solved to a tolerance.
     """
-    made = [method for kind in GRADIENTS.values() for method in _variants(kind, steps)]
+    variants = [method for kind in GRADIENTS.values() for method in _variants(kind, steps)]
     return tuple(
         method
-        for method in dict.fromkeys(made)
+        for method in dict.fromkeys(variants)
         if all(entry.offers(solver, method, adaptive=adaptive) for solver in solvers)
         and not (adaptive and isinstance(method, DiscreteAdjoint) and method.extrapolates)
     )
@@ -40,7 +40,7 @@ def candidates(
 def reference(entry: BackendEntry, solvers: tuple[AnySolver, ...], *, adaptive: bool = False) -> Gradient:
     """The exact method that all are compared with: checkpointing, and backprop where a solver does not go with it."""
     method = Checkpoint()
-    return method if all(entry.offers(each, method, adaptive=adaptive) for each in solvers) else Backprop()
+    return method if all(entry.offers(solver, method, adaptive=adaptive) for solver in solvers) else Backprop()
 
 
 def few_states(steps: int) -> Checkpoint:

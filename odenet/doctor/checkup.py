@@ -155,11 +155,9 @@ def _trained(
 ) -> tuple[list[Examination], str, bool]:
     """The same examinations with the errors after a few steps of training, what to say of these, and `silent`."""
     inexact = [
-        examination
-        for examination in examinations
-        if examination.meets(tolerance)
-        and not examination.another
-        and not isinstance(examination.gradient, (Backprop, Checkpoint, Reversible))
+        row
+        for row in examinations
+        if row.meets(tolerance) and not row.another and not isinstance(row.gradient, (Backprop, Checkpoint, Reversible))
     ]
     if not inexact:
         return examinations, "", silent
@@ -168,18 +166,18 @@ def _trained(
     try:
         see = later()
         truth = see(Backprop(), False)
-        errors = {each.gradient: compare(see(each.gradient, False), truth)["gradient_error"] for each in inexact}
+        errors = {row.gradient: compare(see(row.gradient, False), truth)["gradient_error"] for row in inexact}
     except Exception as error:  # a loss, or a class that cannot be copied, of somebody else's
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         return examinations, f"It could not be examined after a few steps of training ({why}).", silent
     if not math.isfinite(truth.loss):
         return examinations, f"After {STEPS} steps of Adam the loss is not finite: that says nothing.", silent
-    found = [replace(each, later=errors.get(each.gradient)) for each in examinations]
-    lost = [each.label for each in found if each.later is not None and not each.later <= tolerance]
+    examined = [replace(row, later=errors.get(row.gradient)) for row in examinations]
+    lost = [row.label for row in examined if row.later is not None and not row.later <= tolerance]
     words = f"{', '.join(lost)} met it only before training: after {STEPS} steps of Adam on a copy " if lost else ""
     if lost:
-        words += "the error is " + ", ".join(f"{each.later:.1e}" for each in found if each.label in lost) + "."
-    return found, words, _silent(truth)
+        words += "the error is " + ", ".join(f"{row.later:.1e}" for row in examined if row.label in lost) + "."
+    return examined, words, _silent(truth)
 
 
 def _silent(truth: Sample) -> bool:

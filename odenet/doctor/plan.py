@@ -53,12 +53,12 @@ class Plan:
     zero: bool = False
 
     def __post_init__(self) -> None:
-        if any(self._qualifies(each) for each in self.profiles):
+        if any(self._qualifies(profile) for profile in self.profiles):
             return
-        good = [each for each in self.profiles if each.trouble is None and self._exact_enough(each)]
-        ran = [each for each in self.profiles if each.trouble is None]
+        good = [profile for profile in self.profiles if profile.trouble is None and self._exact_enough(profile)]
+        ran = [profile for profile in self.profiles if profile.trouble is None]
         if good:
-            least = min(good, key=lambda each: each.peak_bytes or 0)
+            least = min(good, key=lambda profile: profile.peak_bytes or 0)
             near = _nearest(self.by_speed)
             fitting = "" if near is None else f"; of those that fit, {near.label} is {error(near.gradient_error)} off"
             raise InputError(
@@ -68,7 +68,7 @@ class Plan:
             )
         near = _nearest(ran)
         reached = "none ran to its end" if near is None else f"{near.label} reached {error(near.gradient_error)}"
-        troubles = "; ".join(f"{each.label}: {each.trouble}" for each in self.profiles if each.trouble)
+        troubles = "; ".join(f"{profile.label}: {profile.trouble}" for profile in self.profiles if profile.trouble)
         raise InputError(
             f"tolerance={self.tolerance:g} with these methods: {reached}{f' ({troubles})' if troubles else ''}",
             "a method within it",
@@ -79,8 +79,8 @@ class Plan:
     def chosen(self) -> Profile:
         """The row of the method chosen: the fastest that fits; of those about as fast, the most exact."""
         fastest = self.qualified[0]
-        equal = [each for each in self.qualified if _number(each.seconds) <= NOISE * _number(fastest.seconds)]
-        return min(equal, key=lambda each: (_number(each.gradient_error), _number(each.seconds)))
+        equal = [profile for profile in self.qualified if _number(profile.seconds) <= NOISE * _number(fastest.seconds)]
+        return min(equal, key=lambda profile: (_number(profile.gradient_error), _number(profile.seconds)))
 
     @property
     def gradient(self) -> Gradient:
@@ -90,7 +90,7 @@ class Plan:
     @property
     def qualified(self) -> tuple[Profile, ...]:
         """The rows that fit memory and tolerance, the fastest first."""
-        return tuple(each for each in self.by_speed if self._qualifies(each))
+        return tuple(profile for profile in self.by_speed if self._qualifies(profile))
 
     @property
     def by_speed(self) -> tuple[Profile, ...]:
@@ -136,7 +136,7 @@ class Plan:
                 "The exact gradient of the solves is zero or not finite on this batch, so that the error of no other "
                 "method can be measured: plan again after some steps of training."
             )
-        elif not any(self._qualifies(each) for each in self.profiles if not exact(each.gradient)):
+        elif not any(self._qualifies(profile) for profile in self.profiles if not exact(profile.gradient)):
             if near := _nearest([e for e in self.profiles if e.trouble is None and not exact(e.gradient)]):
                 rest = f"the nearest, {near.label}, is {error(near.gradient_error)} off."
                 other = f"Of the others none fits both: {self.reason(near)}"
@@ -146,8 +146,8 @@ class Plan:
     def rows(self) -> list[tuple[str, ...]]:
         """A row of cells for each method, under gradient method, time, peak, error and note."""
         return [
-            (each.label, seconds(each.seconds), self._peak(each), error(each.gradient_error), self._note(each))
-            for each in self.profiles
+            (row.label, seconds(row.seconds), self._peak(row), error(row.gradient_error), self._note(row))
+            for row in self.profiles
         ]
 
     def __str__(self) -> str:
@@ -157,7 +157,7 @@ class Plan:
             "  ".join((row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4])).rstrip()
             for row in body
         ]
-        failed = [self.reason(each) for each in self.profiles if self._note(each) == "failed"]
+        failed = [self.reason(profile) for profile in self.profiles if self._note(profile) == "failed"]
         said = [line for text in (self.verdict, *failed) for line in textwrap.wrap(text, 80)]
         return "\n".join([*textwrap.wrap(self.title, 80), "", *lines, "", *said])
 
@@ -178,7 +178,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; numbers that are not finite are left as they are."""
-        rows = [_plain(each) | {"gradient": each.label, "reason": self.reason(each)} for each in self.profiles]
+        rows = [_plain(row) | {"gradient": row.label, "reason": self.reason(row)} for row in self.profiles]
         return {**_plain(self), "chosen": self.gradient.label, "verdict": self.verdict, "profiles": rows}
 
     def _exact_enough(self, profile: Profile) -> bool:
@@ -241,7 +241,7 @@ def _plain(record: Plan | Profile) -> dict[str, Any]:
 
 
 def _nearest(rows: Sequence[Profile]) -> Profile | None:
-    return min(rows, key=lambda each: _number(each.gradient_error), default=None)
+    return min(rows, key=lambda profile: _number(profile.gradient_error), default=None)
 
 
 def _number(value: float | None) -> float:

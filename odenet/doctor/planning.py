@@ -78,14 +78,14 @@ def plan(
                 entry.require(solver, method, adaptive=adaptive)
     exactly = reference(entry, solvers, adaptive=adaptive)
     loaded = _registry.backend(entry.name)
-    found = loaded.profile(model, batch, loss, methods, reference=exactly, memory=memory, repeats=repeats)
-    common = (", ".join(dict.fromkeys(solver.label for solver in solvers)), steps, found.dtype)
-    rest = (tolerance, memory, exactly.label, found.counted, found.zero)
+    profiles = loaded.profile(model, batch, loss, methods, reference=exactly, memory=memory, repeats=repeats)
+    common = (", ".join(dict.fromkeys(solver.label for solver in solvers)), steps, profiles.dtype)
+    rest = (tolerance, memory, exactly.label, profiles.counted, profiles.zero)
 
     def again(methods: Sequence[Gradient]) -> Sequence[Profile]:
         return loaded.profile(model, batch, loss, methods, reference=exactly, repeats=1).rows
 
-    return completed(found.rows, memory, again, lambda rows: Plan(entry.name, *common, rows, *rest))
+    return completed(profiles.rows, memory, again, lambda rows: Plan(entry.name, *common, rows, *rest))
 
 
 class Audited(NamedTuple):
@@ -129,7 +129,7 @@ def audit(
         InputError: solves with different methods, or with none so far.
     """
     entry, choices = _looked(model, backend)
-    methods = {each.gradient for each in choices.values()}
+    methods = {choice.gradient for choice in choices.values()}
     if len(methods) > 1:
         labels = ", ".join(sorted(method.label for method in methods))
         raise InputError(f"a model whose solves have the methods {labels}", "one method in all", "call plan.apply")
@@ -143,15 +143,15 @@ def audit(
     solvers, steps, adaptive = _solves(choices)
     del steps
     loaded, exactly = _registry.backend(entry.name), reference(entry, solvers, adaptive=adaptive)
-    found = loaded.profile(model, batch, loss, (now,), reference=exactly, repeats=0)
-    if found.zero:
+    profiles = loaded.profile(model, batch, loss, (now,), reference=exactly, repeats=0)
+    if profiles.zero:
         return Audited(model, None)
     auditor = Auditor(wish)
 
     def planned() -> Plan:
         return plan(model, batch, wish.memory, ROOM * wish.tolerance, loss, gradients=gradients, backend=backend)
 
-    auditor.judge(found.rows[0], planned)
+    auditor.judge(profiles.rows[0], planned)
     assert auditor.method is not None
     return Audited(model if auditor.method == now else loaded.with_gradient(model, auditor.method), auditor.audits[-1])
 
@@ -163,9 +163,9 @@ def _looked(model: Any, backend: BackendName | None) -> tuple[BackendEntry, dict
 
 def _solves(choices: dict[str, Choices]) -> tuple[tuple[AnySolver, ...], int, bool]:
     """The solvers, the most steps, and whether a solve is adaptive."""
-    solvers = tuple(dict.fromkeys(each.solver for each in choices.values()))
-    adaptive = any(each.steps is None for each in choices.values())
-    return solvers, max(each.steps or _ADAPTIVE for each in choices.values()), adaptive
+    solvers = tuple(dict.fromkeys(choice.solver for choice in choices.values()))
+    adaptive = any(choice.steps is None for choice in choices.values())
+    return solvers, max(choice.steps or _ADAPTIVE for choice in choices.values()), adaptive
 
 
 _ADAPTIVE = 16
@@ -173,4 +173,4 @@ _ADAPTIVE = 16
 
 
 def _wish(choices: dict[str, Choices]) -> Auto | None:
-    return next((each.gradient for each in choices.values() if isinstance(each.gradient, Auto)), None)
+    return next((choice.gradient for choice in choices.values() if isinstance(choice.gradient, Auto)), None)

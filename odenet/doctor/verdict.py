@@ -141,8 +141,8 @@ def _take_checkpoint(record: Examinations, best: Examination | None) -> str:
         fewer += f"; {rounded.label} keeps 8 bits of each number of a state, and is {error(rounded.gradient_error)} off"
     if best is not None and isinstance(best.gradient, Checkpoint):
         off = "to the last bit" if best.gradient_error == 0 else f"up to {error(best.gradient_error)}"
-        kept = "" if best.cost is None else f", and keeps {best.cost.kept} states and no stages"
-        return f"Take {best.label}: it is backprop's gradient {off}{kept}; {fewer}."
+        states = "" if best.cost is None else f", and keeps {best.cost.kept} states and no stages"
+        return f"Take {best.label}: it is backprop's gradient {off}{states}; {fewer}."
     tried = record.of(Checkpoint().label)
     why = f" (it was examined: {tried.trouble})" if tried is not None and tried.trouble is not None else ""
     if best is not None and best.memory == 1:

@@ -60,8 +60,8 @@ def limit(terms: Sequence[Any], *, order: float | None = 1, eliminations: int | 
     most = len(arrays) - 1 if order is not None else 1
     if eliminations is not None:
         whole("eliminations", eliminations, 1, most, "an extrapolation")
-    seen = _observed(arrays)
-    power = seen if order is None else order
+    observed = _observed(arrays)
+    power = observed if order is None else order
     if power is None or not power > 0:
         raise InputError(f"terms whose observed order is {power}", "terms that converge", "give order=")
     column = arrays
@@ -70,7 +70,7 @@ def limit(terms: Sequence[Any], *, order: float | None = 1, eliminations: int | 
         before = column[-1]
         ratio = 2.0 ** (power + step)
         column = [(ratio * fine - coarse) / (ratio - 1) for coarse, fine in itertools.pairwise(column)]
-    return Limit(column[-1], float(np.abs(column[-1] - before).max(initial=0.0)), seen)
+    return Limit(column[-1], float(np.abs(column[-1] - before).max(initial=0.0)), observed)
 
 
 def _observed(arrays: Sequence[np.ndarray]) -> float | None:

@@ -97,28 +97,28 @@ def limits(
     count = steps or depth.intervals or getattr(stack, "steps", None)
     if count is None:
         raise InputError("shared weights without steps", "steps=N", "give the number of steps")
-    found = roughness(depth)
+    along_depth = roughness(depth)
     moves = np.full(count, abs(float(end) - float(start)) / count)
     if x is not None and stack is not None:
         net = network(
             stack.field, x, depth, t0=start, t1=end, steps=count, backend=backend, device=device, batched=batched
         )
         states = net.trajectory(net.depth, stack.solver, net.steps)
-        sizes, moved = ((np.abs(each) ** 2).sum(axis=(1, 2)) for each in (states[:-1], np.diff(states, axis=0)))
+        sizes, moved = ((np.abs(vectors) ** 2).sum(axis=(1, 2)) for vectors in (states[:-1], np.diff(states, axis=0)))
         moves = np.sqrt(moved / np.maximum(sizes, np.finfo(float).tiny))
-    return _named(found, float(moves.max()), float(np.sqrt((moves**2).sum())))
+    return _named(along_depth, float(moves.max()), float(np.sqrt((moves**2).sum())))
 
 
-def _named(found: Roughness, increment: float, wander: float) -> Limits:
-    exponent = f"lag**{found.exponent:.2f} [{found.low:.2f}, {found.high:.2f}] along depth"
-    share = f"{100 * found.independent:.2g} % of their variance is new from layer to layer"
-    smooth = found.exponent >= SMOOTH
+def _named(along_depth: Roughness, increment: float, wander: float) -> Limits:
+    exponent = f"lag**{along_depth.exponent:.2f} [{along_depth.low:.2f}, {along_depth.high:.2f}] along depth"
+    share = f"{100 * along_depth.independent:.2g} % of their variance is new from layer to layer"
+    smooth = along_depth.exponent >= SMOOTH
     if increment >= SMALL:
         name, gradient = "none", "checkpoint"
         reason = (
             f"A step moves the state by {increment:.2g} of its size, too far to be undone; weights go as {exponent}."
         )
-    elif found.exponent >= FUNCTION:
+    elif along_depth.exponent >= FUNCTION:
         name, gradient = "ODE", "discrete-adjoint"
         more = (
             "Neighbouring layers have nearly the same weights: solvers keep their orders, and "
@@ -126,7 +126,7 @@ def _named(found: Roughness, increment: float, wander: float) -> Limits:
             if smooth
             else "Solvers that read two layers in a step lose orders, and extrapolation gains nothing."
         )
-        rate = "1/N" if smooth else f"N**-{found.exponent:.2g}"
+        rate = "1/N" if smooth else f"N**-{along_depth.exponent:.2g}"
         reason = (
             f"Weights go as {exponent} ({share}): the distance to the ODE through them is to fall as {rate}. {more}"
         )
@@ -143,4 +143,4 @@ def _named(found: Roughness, increment: float, wander: float) -> Limits:
             "of the state's size away. The discrete adjoint loses h**3 a step, h**2 without its correction: over N "
             "steps of N**-1/2 that is N**-1/2, or O(1). checkpoint is exact."
         )
-    return Limits(name, found, increment, wander, gradient, reason)
+    return Limits(name, along_depth, increment, wander, gradient, reason)

@@ -83,14 +83,14 @@ def roughness(depth: Depth) -> Roughness:
 def _paths(depth: Depth) -> np.ndarray:
     """Every entry over depth, of arrays that change, each array in units of its own spread: shape (layers, entries)."""
     layers = [[np.ravel(leaf) for leaf in _tree.leaves(depth.at(n)) if _is_array(leaf)] for n in range(depth.layers)]
-    arrays = [np.stack(each) for each in zip(*layers, strict=True)]
-    arrays = [each.astype(np.result_type(each.dtype, np.float64)) for each in arrays]
-    found = [np.zeros((depth.layers, 0))]
+    arrays = [np.stack(leaves) for leaves in zip(*layers, strict=True)]
+    arrays = [array.astype(np.result_type(array.dtype, np.float64)) for array in arrays]
+    columns = [np.zeros((depth.layers, 0))]
     for array in arrays:
         spread = float(np.sqrt((np.abs(array - array.mean(axis=0)) ** 2).mean())) if array.size else 0.0
         if not spread == 0:  # NaN goes on, and is told
-            found.append(array / spread)
-    return np.concatenate(found, axis=1)
+            columns.append(array / spread)
+    return np.concatenate(columns, axis=1)
 
 
 def _groups(changes: list[np.ndarray]) -> list[list[np.ndarray]]:
@@ -100,7 +100,7 @@ def _groups(changes: list[np.ndarray]) -> list[list[np.ndarray]]:
     along = max(1, min(_GROUPS // across, len(changes[-1]) // 4))
     some = [[np.array_split(change, along)[place] for change in changes] for place in range(along)]
     columns = np.array_split(np.arange(entries), across)
-    return [[part[:, each] for part in parts] for parts in some for each in columns]
+    return [[part[:, column] for part in parts] for parts in some for column in columns]
 
 
 def _slope(lags: list[int], means: list[float]) -> float:

@@ -83,7 +83,7 @@ def test_another_reference_cannot_be_resumed():
         ({"backends": ("nobody",)}, "nobody"),
         ({"along": "sideways"}, "sideways"),
         ({"dtype": "float16"}, "float16"),
-        ({"width": 6}, "group normalisation"),
+        ({"width": 6}, "norm='group'.*multiples of 4"),
         ({"depths": (0,)}, "depth=0"),
     ],
 )

@@ -6,6 +6,7 @@ Over 250 lines, most of them docstrings, so that the three networks stand in one
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,31 @@ from odenet_jax.nets.counting import CountingField
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+class _Owner:
+    """Whose method the field of a network is: what the alarm of `odenet.kit` knows the network by."""
+
+
+class _Unseen:
+    """The owner as a static field. All are equal to JAX, so that networks of one structure stay of one structure.
+
+    The field of a network is a function made anew at each call, and an updated network another object: known by either,
+    a network would be told at each call what is said once.
+    """
+
+    def __init__(self) -> None:
+        self.owner = _Owner()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unseen)
+
+    def __hash__(self) -> int:
+        return hash(_Unseen)
+
+    def method(self, field: Callable[..., Any]) -> Callable[..., Any]:
+        """A field, its first argument the owner, as a method of the owner."""
+        return types.MethodType(field, self.owner)
 
 
 class ResidualStack(eqx.Module):
@@ -52,6 +78,7 @@ class ResidualStack(eqx.Module):
     along: Kind = eqx.field(static=True)
     t0: float = eqx.field(static=True)
     t1: float = eqx.field(static=True)
+    unseen: _Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -63,7 +90,7 @@ class ResidualStack(eqx.Module):
         t0: float = 0.0,
         t1: float = 1.0,
     ) -> None:
-        self.solver, self.gradient = solver_named(solver), gradient_named(gradient)
+        self.solver, self.gradient, self.unseen = solver_named(solver), gradient_named(gradient), _Unseen()
         for name, time in (("t0", t0), ("t1", t1)):
             if isinstance(time, jax.Array):
                 raise InputError(
@@ -150,12 +177,12 @@ class ResidualStack(eqx.Module):
         if state is None and _holds_state(self.blocks):
             raise StateError("blocks with a state (BatchNorm), called without one", "stack(x, state=state)", _STATEFUL)
 
-        def field(t: Array, y: Any, block: Any, *told: Any) -> Any:
+        def field(_: _Owner, t: Array, y: Any, block: Any, *told: Any) -> Any:
             value = call(block, (y, *arguments), named, *told, axis_name=axis_name)
             return value if told else value[0]
 
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        made = problem(field, x, self.depth, **choices)
+        made = problem(self.unseen.method(field), x, self.depth, **choices)
         told = tell(state, key, self.order, self.along, made)
         solution, after = solve_telling(made, probe, told)
         return solution.y1 if state is None else (solution.y1, after)
@@ -196,6 +223,7 @@ class NeuralODE(eqx.Module):
     rtol: Any = eqx.field(static=True)
     atol: Any = eqx.field(static=True)
     control: PIDController | None = eqx.field(static=True)
+    unseen: _Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -210,7 +238,7 @@ class NeuralODE(eqx.Module):
         atol: Any = None,
         control: PIDController | None = None,
     ) -> None:
-        self.rtol, self.atol, self.control = rtol, atol, control
+        self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, _Unseen()
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         self.field, self.steps = field, steps
         self.solver = solver_named(solver or ("rk4" if steps is not None else "dopri5"))
@@ -231,7 +259,7 @@ class NeuralODE(eqx.Module):
         """The state at t1; for `probe` see `odenet_jax.solve`."""
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
         choices |= {"steps": self.steps, "rtol": self.rtol, "atol": self.atol, "control": self.control}
-        made = problem(lambda t, y, field: field(t, y), x, self.field, **choices)
+        made = problem(self.unseen.method(lambda _, t, y, field: field(t, y)), x, self.field, **choices)
         return solve_problem(made, probe).y1
 
 

@@ -1,4 +1,7 @@
-"""The scan over N equal steps."""
+"""The scan over N equal steps.
+
+Over 250 lines: the scan, and the same scan with outputs written in place, share what they carry.
+"""
 
 from __future__ import annotations
 

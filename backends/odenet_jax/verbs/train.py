@@ -13,31 +13,43 @@ import numpy as np
 from jax import Array
 
 from odenet import Auditor, Auto, Backprop, Checkpoint, Gradient, NetSpec, Plan, plan
-from odenet.kit import VELOCITY, WEIGHT, AnySolver, Trainer, TrainingStep, checked_state, learning
+from odenet.kit import OPTIMIZER, VELOCITY, WEIGHT, AnySolver, Imported, Trainer, TrainingStep, checked_state, learning
 from odenet_jax.nets.modules import OdeNet
 from odenet_jax.verbs.batch import like, mean_loss, on
 from odenet_jax.verbs.measure import peak_bytes
+from odenet_jax.verbs.optimizer import ChosenOptimizer
 from odenet_jax.verbs.profile import profile
 
 
 class Descent(Trainer):
-    """Gradient descent with momentum, see `Trainer`.
+    """Gradient descent with momentum, or a transformation of optax's, see `Trainer`.
 
     Args:
         model: what to train; a copy of it is trained.
         momentum, weight_decay: of the update.
         rates: factors of the rate by how names of weights begin; None for 1, of all.
+        optimizer: what makes the optimiser; None for gradient descent with momentum.
     """
 
     def __init__(
-        self, model: OdeNet, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+        self,
+        model: OdeNet,
+        momentum: float,
+        weight_decay: float,
+        rates: Mapping[str, float] | None = None,
+        optimizer: Imported | None = None,
     ) -> None:
         self.model = model
         self.momentum, self.weight_decay = momentum, weight_decay
         self.weights, self.statistics = dict(model.weights), dict(model.statistics)
         self.factors = tuple(learning(self.weights, rates).items())
+        self.optimizer = None if optimizer is None else ChosenOptimizer(optimizer)
         with like(self.weights.values()):
-            self.velocities = {name: jnp.zeros_like(weight) for name, weight in self.weights.items()}
+            # what the optimiser remembers: velocities by name, or a tree of its own
+            if self.optimizer is None:
+                self.memory: Any = {name: jnp.zeros_like(weight) for name, weight in self.weights.items()}
+            else:
+                self.memory = self.optimizer.begin({name: self.weights[name] for name, _ in self.factors})
         self._peak: int | None = None
         self.auditor = Auditor(model.gradient) if isinstance(model.gradient, Auto) else None
 
@@ -50,10 +62,10 @@ class Descent(Trainer):
             if self.auditor is not None and self.auditor.due:
                 self._look(self.auditor, x, y)
             rates = jnp.asarray([lr, self.momentum, self.weight_decay], example.dtype)
-            program, peak = _step_program(*self._kind(x), y.shape, self.factors)
+            program, peak = _step_program(*self._kind(x), y.shape, self.factors, self.optimizer)
             self._peak = max(peak, self._peak or 0)
-            before = self.weights, self.velocities, self.statistics
-            (self.weights, self.velocities, self.statistics), told = program(before, rates, x, y)
+            before = self.weights, self.memory, self.statistics
+            (self.weights, self.memory, self.statistics), told = program(before, rates, x, y)
             loss, correct, residual = jax.device_get(told)
         certificate = float(residual) if self._method().certifies else None
         if self.auditor is not None:
@@ -69,20 +81,24 @@ class Descent(Trainer):
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Trainer`."""
-        return {
-            start + name: np.array(leaf)
-            for start, leaves in ((WEIGHT, self.weights | self.statistics), (VELOCITY, self.velocities))
-            for name, leaf in leaves.items()
-        }
+        weights = {WEIGHT + name: np.array(leaf) for name, leaf in (self.weights | self.statistics).items()}
+        if self.optimizer is None:
+            return weights | {VELOCITY + name: np.array(leaf) for name, leaf in self.memory.items()}
+        return weights | {OPTIMIZER + name: array for name, array in self.optimizer.kept(self.memory).items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainer`."""
-        found = checked_state(self.model.spec, state)
+        memory = VELOCITY if self.optimizer is None else OPTIMIZER
+        found = checked_state(self.model.spec, state, memory)
         with like(self.weights.values()):
-            example = next(iter(self.weights.values()))
-            self.weights, self.statistics, self.velocities = (
-                {name: jnp.array(found[start][name], example.dtype) for name in names}
-                for start, names in ((WEIGHT, self.weights), (WEIGHT, self.statistics), (VELOCITY, self.weights))
+            kind = next(iter(self.weights.values())).dtype
+            if self.optimizer is None:
+                self.memory = {name: jnp.array(found[memory][name], kind) for name in self.weights}
+            else:
+                self.memory = self.optimizer.restored(self.memory, found[memory])
+            self.weights, self.statistics = (
+                {name: jnp.array(found[WEIGHT][name], kind) for name in names}
+                for names in (self.weights, self.statistics)
             )
 
     def peak_bytes(self) -> int | None:
@@ -139,6 +155,7 @@ def _step_program(
     shape: Any,
     targets: Any,
     factors: tuple[tuple[str, float], ...],
+    optimizer: ChosenOptimizer | None,
 ) -> tuple[Any, int]:
     """The program of a step, and the bytes that it needs.
 
@@ -147,6 +164,7 @@ def _step_program(
         device: where it runs: another one, another program.
         shape, targets: of a batch.
         factors: of the rate, by name of the weights that change.
+        optimizer: that moves them; None for gradient descent with momentum.
     """
     model = _empty(net, spec, solver, gradient, dtype)
 
@@ -156,21 +174,27 @@ def _step_program(
         return mean_loss(outputs, y), (outputs, after)
 
     def step(state: Any, rates: Array, x: Array, y: Array) -> Any:
-        weights, velocities, statistics = state
+        weights, memory, statistics = state
         lr, momentum, decay = rates
         probe = jnp.zeros((), rates.dtype)
         before = {name: weights[name] for name, _ in factors}
         (value, (outputs, after)), (gradients, residual) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
             before, probe, weights, statistics, x, y
         )
-        pushed = {name: momentum * velocities[name] + (gradients[name] + decay * w) for name, w in before.items()}
-        moved = {name: before[name] - factor * lr * pushed[name] for name, factor in factors}
         told = value, (outputs.argmax(1) == y).sum(), residual
-        return (weights | moved, velocities | pushed, after), told
+        if optimizer is not None:
+            moved, memory = optimizer.moved(before, gradients, memory, {name: factor * lr for name, factor in factors})
+            return (weights | moved, memory, after), told
+        pushed = {name: momentum * memory[name] + (gradients[name] + decay * w) for name, w in before.items()}
+        moved = {name: before[name] - factor * lr * pushed[name] for name, factor in factors}
+        return (weights | moved, memory | pushed, after), told
 
     x, y = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(targets, np.int32)
     rates = jax.ShapeDtypeStruct((3,), dtype)
-    program = jax.jit(step).lower((model.weights, model.weights, model.statistics), rates, x, y).compile()
+    memory: Any = model.weights
+    if optimizer is not None:
+        memory = jax.eval_shape(optimizer.begin, {name: model.weights[name] for name, _ in factors})
+    program = jax.jit(step).lower((model.weights, memory, model.statistics), rates, x, y).compile()
     return program, peak_bytes(program)[0]
 
 

@@ -3,6 +3,8 @@
 Signatures and behaviour are those of torchdiffeq 0.2.5 (Chen 2018, github.com/rtqichen/torchdiffeq). The methods
 explicit_adams, implicit_adams, fixed_adams and scipy_solver are left to an installed torchdiffeq; all others run on
 odenet's own steps. Where both differ, and how: docs/how-to/migrate.md.
+
+Over 250 lines: four functions, each with torchdiffeq's whole signature and the docstring that says what differs.
 """
 
 from __future__ import annotations

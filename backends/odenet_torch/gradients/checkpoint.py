@@ -2,6 +2,8 @@
 
 Chen et al. 2016 (segments, run again by `torch.utils.checkpoint`); Griewank and Walther 2000 (the optimal schedule,
 `odenet._gradients.revolve`).
+
+Over 250 lines: equal and accepted steps, segments and the optimal schedule share the parts that are run again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The continuous adjoint: solve `a' = -(df/dy)^T a` backward in time, together with y and the weights' quadrature.
 
 Pontryagin 1962; Chen et al. 2018, appendix B.
+
+Over 250 lines: the costate of equal and of accepted steps, which differ in how steps are found alone.
 """
 
 from __future__ import annotations

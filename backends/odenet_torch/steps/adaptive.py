@@ -1,4 +1,7 @@
-"""An adaptive solve: the steps are accepted one by one, and what the user wants of each is kept."""
+"""An adaptive solve: the steps are accepted one by one, and what the user wants of each is kept.
+
+Over 250 lines: the loop and what is kept of each of its steps, with and without gradients, read each other.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ operations on Python floats beside the one number that is read of a step, and st
 
 Graphs are kept by what the field is made of: a module or another object, and of functions their code, so that a lambda
 that is made anew at each call finds its graph.
+
+Over 250 lines: the graph, what it is kept by, and the refusals of what no graph can hold belong together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A batch in which each row has steps of its own: one loop for all, in which rows that are done stand still."""
+"""A batch in which each row has steps of its own: one loop for all, in which rows that are done stand still.
+
+Over 250 lines: one loop, whose every line is about rows in different states.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The loop with step-size control: one host read a step, times and step sizes being Python floats."""
+"""The loop with step-size control: one host read a step, times and step sizes being Python floats.
+
+Over 250 lines: one loop; its events, compiled and buffered steps are told apart within it.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 They are those of the ODE: `dy(t)/dt = f(t, y)`, and y(t) moves with t0 as with y0 - (t0' - t0) f(t0, y0). The state is
 moved by a difference that is zero and has the right derivatives, up to the second: a midpoint step of no length.
+
+Over 250 lines: one rule of derivative for each time that may need a gradient, and the node that all share.
 """
 
 from __future__ import annotations

@@ -9,23 +9,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odenet.kit import VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
+from odenet.kit import OPTIMIZER, VELOCITY, WEIGHT, Imported, Trainer, TrainingStep, checked_state, learning
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs.batch import mean_loss, on
 from odenet_torch.verbs.measure import peak_bytes
+from odenet_torch.verbs.optimizer import ChosenOptimizer
 
 
 class Descent(Trainer):
-    """Gradient descent with momentum, see `Trainer`.
+    """Gradient descent with momentum, or an optimiser of torch's, see `Trainer`.
 
     Args:
         model: what to train; a copy of it is trained.
         momentum, weight_decay: of the update.
         rates: factors of the rate by how names of weights begin; None for 1, of all.
+        optimizer: what makes the optimiser; None for gradient descent with momentum.
     """
 
     def __init__(
-        self, model: OdeNet, momentum: float, weight_decay: float, rates: Mapping[str, float] | None = None
+        self,
+        model: OdeNet,
+        momentum: float,
+        weight_decay: float,
+        rates: Mapping[str, float] | None = None,
+        optimizer: Imported | None = None,
     ) -> None:
         self.model = copy.deepcopy(model)
         self.momentum, self.weight_decay = momentum, weight_decay
@@ -36,7 +43,10 @@ class Descent(Trainer):
         self.learning = {name: self.weights[name] for name in self.factors}
         for name, weight in self.weights.items():
             weight.requires_grad_(name in self.learning)
-        self.velocities = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+        self.optimizer = None if optimizer is None else ChosenOptimizer(optimizer, self.learning, self.factors)
+        self.velocities = (
+            {name: torch.zeros_like(weight) for name, weight in self.weights.items()} if self.optimizer is None else {}
+        )
         self._peak: int | None = None
 
     def begin_pass(self) -> None:
@@ -64,11 +74,18 @@ class Descent(Trainer):
             gradients = torch.autograd.grad(loss, list(self.learning.values()), allow_unused=True)
         with torch.no_grad():
             correct = (outputs.argmax(1) == y).sum()
-            for (name, weight), gradient in zip(self.learning.items(), gradients, strict=True):
-                push = weight * self.weight_decay if gradient is None else gradient.add(weight, alpha=self.weight_decay)
-                velocity = self.velocities[name].mul_(self.momentum).add_(push)
-                weight.sub_(velocity, alpha=lr * self.factors[name])
+        if self.optimizer is None:
+            self._descend(gradients, lr)
+        else:
+            self.optimizer.step(gradients, lr)
         return TrainingStep(loss.item(), int(correct.item()), self.model.certificate)
+
+    @torch.no_grad()
+    def _descend(self, gradients: tuple[Tensor | None, ...], lr: float) -> None:
+        for (name, weight), gradient in zip(self.learning.items(), gradients, strict=True):
+            push = weight * self.weight_decay if gradient is None else gradient.add(weight, alpha=self.weight_decay)
+            velocity = self.velocities[name].mul_(self.momentum).add_(push)
+            weight.sub_(velocity, alpha=lr * self.factors[name])
 
     @torch.no_grad()
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -82,16 +99,19 @@ class Descent(Trainer):
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Trainer`."""
+        memory = {} if self.optimizer is None else self.optimizer.state()
         return {
             start + name: tensor.detach().cpu().numpy().copy()
             for start, tensors in ((WEIGHT, self.arrays), (VELOCITY, self.velocities))
             for name, tensor in tensors.items()
-        }
+        } | {OPTIMIZER + name: array for name, array in memory.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainer`."""
-        found = checked_state(self.model.spec, state)
+        found = checked_state(self.model.spec, state, VELOCITY if self.optimizer is None else OPTIMIZER)
+        if self.optimizer is not None:
+            self.optimizer.load(found[OPTIMIZER])
         for start, tensors in ((WEIGHT, self.arrays), (VELOCITY, self.velocities)):
             for name, tensor in tensors.items():
                 tensor.copy_(torch.from_numpy(np.array(found[start][name])))

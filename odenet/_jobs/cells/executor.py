@@ -1,6 +1,7 @@
 """Who runs units of work: processes of this machine, or the workers of Dask, Ray or submitit where these are installed.
 
 Each is a `WorkerPool` around an executor of `concurrent.futures`, or around what is as good as one.
+Over 250 lines: four kinds of workers, of about thirty lines each, and the choice among them by name.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class SubmititWorkers(WorkerPool):
     def __init__(self, detail: str = "") -> None:
         submitit = _module("submitit", "submitit")
         cluster, *pairs = detail.split(",")
-        options = dict(_pair(each) for each in pairs)
+        options = dict(_pair(pair) for pair in pairs)
         self.workers = _count(options.pop("workers", "8"), "submitit")
         folder = Path(options.pop("folder", ".submitit"))
         self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster or None)

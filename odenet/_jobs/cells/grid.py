@@ -163,9 +163,10 @@ class Plan(CellPlan):
     def changed_from(self, old: Plan) -> list[str]:
         """Another network, data, number type or reference, in words."""
         return super().changed_from(old) + [
-            f"the reference of {each.name} came from {old.reference(each)} and would come from {self.reference(each)}"
-            for each in self.solvers
-            if each in old.solvers and old.reference(each) != self.reference(each)
+            f"the reference of {record.name} came from {old.reference(record)} "
+            f"and would come from {self.reference(record)}"
+            for record in self.solvers
+            if record in old.solvers and old.reference(record) != self.reference(record)
         ]
 
     def in_order(self) -> Self:

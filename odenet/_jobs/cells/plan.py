@@ -78,7 +78,7 @@ class CellPlan(ABC):
             FileError: data that is no plan of this version of odenet.
         """
         with reading("the plan in these results", "a plan that odenet wrote"):
-            options = {each.name: plain[each.name] for each in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+            options = {field.name: plain[field.name] for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
             options |= {name: tuple(plain[name]) for name in cls.grid}
             for name, (_, record) in cls.records.items():
                 options[name] = tuple(map(record, options[name]))

@@ -54,8 +54,8 @@ def _keep(backend: Backend) -> None:
         backend.keep_programs(place)
     except (OSError, FileError) as error:
         remedy = f"What to do: set {VARIABLE} to a folder you may write to, or to off."
-        given = error.given if isinstance(error, FileError) else f"{place} cannot be made ({error.strerror})"
-        click.echo(f"compiled programs are not kept: {given}. {remedy}", err=True)
+        problem = error.given if isinstance(error, FileError) else f"{place} cannot be made ({error.strerror})"
+        click.echo(f"compiled programs are not kept: {problem}. {remedy}", err=True)
         return
     shorten(place)
     atexit.register(shorten, place)

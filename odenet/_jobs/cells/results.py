@@ -70,7 +70,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
 
     def add(self, row: AnyRow, seconds: float = 0.0) -> Self:
         """With this row in its place in the plan's order, and the seconds that went by since the last one."""
-        by_key = {each.key: each for each in self.rows} | {row.key: row}
+        by_key = {earlier.key: earlier for earlier in self.rows} | {row.key: row}
         rows = tuple(by_key[cell.key] for cell in self.plan.cells() if cell.key in by_key)
         return replace(self, rows=rows, seconds=self.seconds + seconds)
 

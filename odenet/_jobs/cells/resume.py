@@ -69,7 +69,7 @@ def nothing_there(folder: Path, file: str, what: str) -> FileError:
         what: would be resumed.
     """
     beside = folder.absolute().parent
-    names = [each.parent.name for each in beside.glob(f"*/{file}")] if beside.is_dir() else []
+    names = [path.parent.name for path in beside.glob(f"*/{file}")] if beside.is_dir() else []
     near = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.5)
     hint = f"take --out {folder.parent / near[0]}, if that is what you meant; or " if near else ""
     return FileError(

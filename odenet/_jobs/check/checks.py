@@ -57,7 +57,7 @@ class Check:
         if self.diagnosis is not None:
             return self.diagnosis.examinations
         label = self.solver.label
-        return tuple(Examination(each, label, offered=False, trouble=self.skipped) for each in self.gradients)
+        return tuple(Examination(method, label, offered=False, trouble=self.skipped) for method in self.gradients)
 
 
 def checks(
@@ -87,13 +87,13 @@ def checks(
         entry = _registry.entry(name)
         for solver in plan.solvers:
             for depth in plan.depths:
-                made = functools.partial(Check, name, solver, depth, plan.gradients)
+                check = functools.partial(Check, name, solver, depth, plan.gradients)
                 reference = plan.reference(solver)
                 if not entry.networks or not entry.available or reference is None:
                     why = "not offered: the backend has no networks"
                     if entry.networks:
                         why = "no reference" if entry.available else f"not available: {entry.install}"
-                    yield made(skipped=why)
+                    yield check(skipped=why)
                     continue
                 spec = plan.spec(solver, depth)
                 named = dict(weights) if weights is not None else spec.init(plan.seed, plan.start)
@@ -113,7 +113,7 @@ def checks(
                     later=own.later,
                 )
                 choice = own.plan(memory, tolerance) if planned else None
-                yield made(diagnosis=diagnosis, choice=choice)
+                yield check(diagnosis=diagnosis, choice=choice)
 
 
 class _Examined:
@@ -128,18 +128,18 @@ class _Examined:
         self.choices: dict[str, Any] = {"dtype": dtype, "device": plan.device}
         with self.backend.prepare(**self.choices):
             self.model = self.backend.build(spec, weights, solver=solver, gradient=Backprop(), **self.choices)
-        self.seen: dict[tuple[Gradient, bool], Sample] = {}
+        self.samples: dict[tuple[Gradient, bool], Sample] = {}
 
     def see(self, method: Gradient, reversible: bool) -> Sample:
         """See `odenet.doctor.checkup.See`. Exact gradients are kept: several backends are compared with them."""
         key = (method, reversible)
-        if key not in self.seen:
+        if key not in self.samples:
             with self.backend.prepare(**self.choices):
                 sample = self.backend.examine(self.model, self.data, None, method, reversible=reversible)
             if not isinstance(method, Backprop):
                 return sample
-            self.seen[key] = sample
-        return self.seen[key]
+            self.samples[key] = sample
+        return self.samples[key]
 
     def later(self) -> See:
         """The same of a copy after a few steps of training."""

@@ -76,15 +76,15 @@ def command(
     if target is not None:
         require_target(target)  # found out now, rather than after the work
     screen, messages = screen_for(target), console(stderr=True)
-    found = []
+    results = []
     limit = None if memory is None else in_bytes(memory)
     chosen = {"planned": planned or memory is not None, "memory": limit}
     for check in checks(plan, named, tolerance or TOLERANCE, **chosen):
-        found.append(check)
-        for made in tables(check.diagnosis, str(check), weights=True) if check.diagnosis is not None else ():
-            screen.print(made)
+        results.append(check)
+        for diagnosis_table in tables(check.diagnosis, str(check), weights=True) if check.diagnosis is not None else ():
+            screen.print(diagnosis_table)
     bad = False
-    for check in found:
+    for check in results:
         if check.diagnosis is not None:
             _print(screen, f"{check}: {check.diagnosis.verdict}\n")
         if isinstance(check.choice, InputError):
@@ -92,18 +92,20 @@ def command(
             _print(messages, f"{check}: {check.choice}")
         elif check.choice is not None:
             _print(screen, f"{check.choice}\n")
-    for check in found:
-        for each in check.examinations:
-            text = each.trouble
-            if text is None and tolerance is not None and not each.meets(tolerance):
-                now = each.gradient_error is not None and each.gradient_error <= tolerance
-                number, when = (each.later, " after a few steps of training") if now else (each.gradient_error, "")
+    for check in results:
+        for examination in check.examinations:
+            text = examination.trouble
+            if text is None and tolerance is not None and not examination.meets(tolerance):
+                now = examination.gradient_error is not None and examination.gradient_error <= tolerance
+                number, when = (
+                    (examination.later, " after a few steps of training") if now else (examination.gradient_error, "")
+                )
                 text = f"gradient error {error(number)}{when} is above {tolerance}"
-            bad |= text is not None and each.offered
+            bad |= text is not None and examination.offered
             if text is not None:
-                _print(messages, f"{check.backend} {check.solver.label} {each.label} N={check.depth}: {text}")
+                _print(messages, f"{check.backend} {check.solver.label} {examination.label} N={check.depth}: {text}")
     if target is not None:
-        write_text(target, _json(plan, weights, found))
+        write_text(target, _json(plan, weights, results))
         say_written(target)
     context.exit(1 if bad else 0)
 
@@ -112,19 +114,19 @@ def _print(messages: Any, text: str) -> None:
     messages.print(text, markup=False, soft_wrap=True)
 
 
-def _json(plan: Plan, weights: Path | None, found: Sequence[Check]) -> str:
+def _json(plan: Plan, weights: Path | None, results: Sequence[Check]) -> str:
     whole = {
         "format": "odenet check 1",
         "plan": plan.to_json(),
         "weights": None if weights is None else str(weights),
         "machine": machine(plan.backends),
-        "checks": [_row(check, each) for check in found for each in check.examinations],
+        "checks": [_row(check, examination) for check in results for examination in check.examinations],
         "plans": [
             {"backend": check.backend, "solver": check.solver.label, "depth": check.depth} | check.choice.to_dict()
-            for check in found
+            for check in results
             if check.choice is not None and not isinstance(check.choice, InputError)
         ],
-        "diagnoses": [_diagnosis(check, check.diagnosis) for check in found if check.diagnosis is not None],
+        "diagnoses": [_diagnosis(check, check.diagnosis) for check in results if check.diagnosis is not None],
     }
     return json.dumps(plain(whole), indent=1, allow_nan=False) + "\n"
 
@@ -132,27 +134,27 @@ def _json(plan: Plan, weights: Path | None, found: Sequence[Check]) -> str:
 _NUMBERS = ("gradient_error", "later", "cosine_distance", "certificate", "estimate", "cost")
 
 
-def _row(check: Check, each: Examination) -> dict[str, Any]:
-    layers = [label for label in each.by_layer if label not in (OUTSIDE, "shared")]
-    record = each.to_json()
+def _row(check: Check, examination: Examination) -> dict[str, Any]:
+    layers = [label for label in examination.by_layer if label not in (OUTSIDE, "shared")]
+    record = examination.to_json()
     return {
         "backend": check.backend,
         "solver": check.solver.label,
-        "gradient": each.gradient.label,
+        "gradient": examination.gradient.label,
         "depth": check.depth,
-        "examined_on": each.solver,
-        "skipped": None if each.offered else each.trouble,
-        "failed": each.trouble if each.offered else None,
+        "examined_on": examination.solver,
+        "skipped": None if examination.offered else examination.trouble,
+        "failed": examination.trouble if examination.offered else None,
         **{key: record[key] for key in _NUMBERS},
         "by_weight": record["by_weight"] or None,
-        "by_layer": [each.by_layer[label] for label in layers],
-        "cosine_by_layer": [each.cosine_by_layer[label] for label in layers],
+        "by_layer": [examination.by_layer[label] for label in layers],
+        "cosine_by_layer": [examination.cosine_by_layer[label] for label in layers],
     }
 
 
-def _diagnosis(check: Check, found: Diagnosis) -> dict[str, Any]:
-    record = found.to_json()
-    kept = ("reference", "dtype", "tolerance", "contraction", "smoothness", "training", "silent")
-    kept += ("recommended", "verdict")
+def _diagnosis(check: Check, diagnosis: Diagnosis) -> dict[str, Any]:
+    record = diagnosis.to_json()
+    keys = ("reference", "dtype", "tolerance", "contraction", "smoothness", "training", "silent")
+    keys += ("recommended", "verdict")
     place = {"backend": check.backend, "solver": check.solver.label, "depth": check.depth}
-    return place | {key: record[key] for key in kept}
+    return place | {key: record[key] for key in keys}

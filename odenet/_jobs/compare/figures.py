@@ -24,44 +24,44 @@ Panel = Callable[[Axes, Sequence[Curve], Sequence[Curve]], None]
 
 def figures(rows: Sequence[MeasuredGradient]) -> dict[str, Figure]:
     """The figures by file name without suffix; none where no row was measured."""
-    found = curves(rows)
-    if not found:
+    series = curves(rows)
+    if not series:
         return {}
     with matplotlib.rc_context(rc()):
         return {
-            "gradient_error": _by_solver(found, _error_panel, "Gradient error against exact backprop"),
-            "memory": _by_solver(found, _memory_panel, "Peak memory of loss and gradient"),
-            "time": _by_solver(found, _time_panel, "Time of loss and gradient, compiled and warm"),
-            "overview": _overview(found),
+            "gradient_error": _by_solver(series, _error_panel, "Gradient error against exact backprop"),
+            "memory": _by_solver(series, _memory_panel, "Peak memory of loss and gradient"),
+            "time": _by_solver(series, _time_panel, "Time of loss and gradient, compiled and warm"),
+            "overview": _overview(series),
         }
 
 
-def _by_solver(found: Sequence[Curve], panel: Panel, title: str) -> Figure:
-    solvers = list(dict.fromkeys(curve.solver for curve in found))
+def _by_solver(series: Sequence[Curve], panel: Panel, title: str) -> Figure:
+    solvers = list(dict.fromkeys(curve.solver for curve in series))
     figure, panels = _paper(len(solvers))
     for axes, solver in zip(panels, solvers, strict=True):
-        mine = [curve for curve in found if curve.solver == solver]
-        panel(axes, mine, found)
+        mine = [curve for curve in series if curve.solver == solver]
+        panel(axes, mine, series)
         axes.set_title(_title(mine))
     figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)
-    _key(figure, found)
+    _key(figure, series)
     return figure
 
 
-def _overview(found: Sequence[Curve]) -> Figure:
+def _overview(series: Sequence[Curve]) -> Figure:
     """For a README: the error of the first two solvers, and memory of the first."""
-    solvers = list(dict.fromkeys(curve.solver for curve in found))[:2]
-    shown = [curve for curve in found if curve.solver in solvers]
+    solvers = list(dict.fromkeys(curve.solver for curve in series))[:2]
+    shown = [curve for curve in series if curve.solver in solvers]
     figure, panels = _paper(len(solvers) + 1)
     for axes, solver in zip(panels, solvers, strict=False):
-        mine = [curve for curve in found if curve.solver == solver]
+        mine = [curve for curve in series if curve.solver == solver]
         _error_panel(axes, mine, shown)
         axes.set_title(f"Gradient error, {_title(mine)}")
-    first = [curve for curve in found if curve.solver == solvers[0]]
+    first = [curve for curve in series if curve.solver == solvers[0]]
     _memory_panel(panels[-1], first, first)
     axes = panels[-1]
     axes.set_title(f"Peak memory, {_title(first)}")
-    _key(figure, found)
+    _key(figure, series)
     return figure
 
 
@@ -90,10 +90,10 @@ def _draw(axes: Axes, mine: Sequence[Curve], value: Callable[[MeasuredGradient],
 def _error_panel(axes: Axes, mine: Sequence[Curve], every: Sequence[Curve]) -> None:
     rounding = ROUNDING[mine[0].first.dtype]
     errors = [e for curve in every for row in curve.rows.values() if (e := row.gradient_error) and math.isfinite(e)]
-    seen = [e for e in errors if e > rounding] or [1.0]
+    visible = [e for e in errors if e > rounding] or [1.0]
     # a strip below all errors that mean something holds those that are rounding: on a true axis they would take half
     # of the figure and say nothing
-    top, low = max(seen) * 3, min(seen) / 3
+    top, low = max(visible) * 3, min(visible) / 3
     strip = low / (top / low) ** 0.2, low
     place = strip[0] ** 0.35 * strip[1] ** 0.65
 
@@ -183,8 +183,8 @@ def _plain(text: str) -> str:
     return f"{float(number):g} {unit}"
 
 
-def _key(figure: Figure, found: Sequence[Curve]) -> None:
+def _key(figure: Figure, series: Sequence[Curve]) -> None:
     """Which marker is which backend, once below all panels."""
-    styles = markers(list(dict.fromkeys(curve.backend for curve in found)))
+    styles = markers(list(dict.fromkeys(curve.backend for curve in series)))
     handles = [Line2D([], [], color=GREY, label=backend, **style) for backend, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=11, handlelength=3)

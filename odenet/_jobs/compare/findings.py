@@ -26,49 +26,49 @@ class Finding:
 
 def findings(results: Comparison) -> list[Finding]:
     """What a reader should know, most important first."""
-    found = curves(results.rows)
-    if not found:
+    series = curves(results.rows)
+    if not series:
         return [Finding("Nothing measured", "there is no cell to read from yet."), *_not_run(results)]
     return [
-        Finding("Reference", _reference(results.plan, found)),
-        *(Finding("Exact", text) for text in _exact(found)),
-        *_orders(found),
+        Finding("Reference", _reference(results.plan, series)),
+        *(Finding("Exact", text) for text in _exact(series)),
+        *_orders(series),
         *(Finding("Agreement", text) for text in _agreement(results.plan, results.rows)),
         *(Finding("Certificate", text) for text in _certificate(results.rows)),
-        *_memory(found),
-        *_time(found),
+        *_memory(series),
+        *_time(series),
         Finding("Counts", _counts(results.rows)),
         *_not_run(results),
     ]
 
 
-def _reference(plan: Plan, found: Sequence[Curve]) -> str:
+def _reference(plan: Plan, series: Sequence[Curve]) -> str:
     names = list(dict.fromkeys(plan.reference(solver) or "none" for solver in plan.solvers))
     text = (
         f"every gradient is compared with exact backprop in float64 by {' and '.join(names)}, on the same weights and "
         f"the same {plan.batch} images at the same depth."
     )
-    if plan.dtype == "float64" and any(curve.gradient == "backprop" and curve.backend in names for curve in found):
+    if plan.dtype == "float64" and any(curve.gradient == "backprop" and curve.backend in names for curve in series):
         text += f" The backprop rows of {' and '.join(names)} compare the reference with itself: 0 means repeatable."
     return text
 
 
-def _exact(found: Sequence[Curve]) -> list[str]:
+def _exact(series: Sequence[Curve]) -> list[str]:
     sentences = []
-    for gradient in _names(found, "gradient"):
-        mine = [curve for curve in found if curve.gradient == gradient]
+    for gradient in _names(series, "gradient"):
+        mine = [curve for curve in series if curve.gradient == gradient]
         if all(curve.exact for curve in mine):
             worst = max(row.gradient_error or 0.0 for curve in mine for row in curve.rows.values())
             sentences.append(f"{gradient} is exact up to rounding: its largest error anywhere is {error(worst)}.")
     return sentences
 
 
-def _orders(found: Sequence[Curve]) -> list[Finding]:
-    made, rough = [], False
-    for gradient in _names(found, "gradient"):
+def _orders(series: Sequence[Curve]) -> list[Finding]:
+    paragraphs, rough = [], False
+    for gradient in _names(series, "gradient"):
         parts = []
-        for solver in _names(found, "solver"):
-            mine = [c for c in found if (c.solver, c.gradient) == (solver, gradient) and c.fit is not None]
+        for solver in _names(series, "solver"):
+            mine = [c for c in series if (c.solver, c.gradient) == (solver, gradient) and c.fit is not None]
             if not mine:
                 continue
             worst = max(mine, key=lambda c: c.last.gradient_error or 0.0)
@@ -82,9 +82,9 @@ def _orders(found: Sequence[Curve]) -> list[Finding]:
                 f"{error(last.gradient_error)} at N={last.depth})"
             )
         if parts:
-            made.append(Finding(gradient, f"gradient error: {'; '.join(parts)}."))
+            paragraphs.append(Finding(gradient, f"gradient error: {'; '.join(parts)}."))
     if rough:
-        made.append(
+        paragraphs.append(
             Finding(
                 "Orders marked ~",
                 f"the errors do not lie on a straight line in the logarithms (R squared under {STRAIGHT}), so that the "
@@ -92,7 +92,7 @@ def _orders(found: Sequence[Curve]) -> list[Finding]:
                 "kink changes the gradient by a jump; --activation tanh shows the order of the methods themselves.",
             )
         )
-    return made
+    return paragraphs
 
 
 def _agreement(plan: Plan, rows: Iterable[MeasuredGradient]) -> list[str]:
@@ -117,10 +117,10 @@ def _certificate(rows: Iterable[MeasuredGradient]) -> list[str]:
     ]
 
 
-def _memory(found: Sequence[Curve]) -> list[Finding]:
-    made = []
-    for backend in _names(found, "backend"):
-        mine = [curve for curve in found if curve.backend == backend and curve.memory_growth is not None]
+def _memory(series: Sequence[Curve]) -> list[Finding]:
+    paragraphs = []
+    for backend in _names(series, "backend"):
+        mine = [curve for curve in series if curve.backend == backend and curve.memory_growth is not None]
         parts = []
         for gradient in _names(mine, "gradient"):
             growths = [c.memory_growth or 0.0 for c in mine if c.gradient == gradient]
@@ -130,9 +130,9 @@ def _memory(found: Sequence[Curve]) -> list[Finding]:
             first, last = mine[0].first, mine[0].last
             grown = f"from N={first.depth} to N={last.depth} ({factor(last.depth / first.depth)})"
             text = f"peak memory grows {grown} by: {'; '.join(parts)}. Counted by: {first.peak_bytes_method}."
-            made.append(Finding(f"Memory, {backend}", text))
-    if made:
-        made.append(
+            paragraphs.append(Finding(f"Memory, {backend}", text))
+    if paragraphs:
+        paragraphs.append(
             Finding(
                 "Memory, all",
                 "the peak contains the gradient itself, which is as large as the weights and so grows with N for every "
@@ -140,28 +140,28 @@ def _memory(found: Sequence[Curve]) -> list[Finding]:
                 "ways, so compare within a backend only.",
             )
         )
-    return made
+    return paragraphs
 
 
-def _time(found: Sequence[Curve]) -> list[Finding]:
-    base = {(c.backend, c.solver, c.last.depth): c.last.step_seconds for c in found if c.gradient == "backprop"}
-    made = []
-    for backend in _names(found, "backend"):
+def _time(series: Sequence[Curve]) -> list[Finding]:
+    base = {(c.backend, c.solver, c.last.depth): c.last.step_seconds for c in series if c.gradient == "backprop"}
+    paragraphs = []
+    for backend in _names(series, "backend"):
         ratios: dict[str, list[float]] = {}
-        for curve in found:
-            taken, exact = curve.last.step_seconds, base.get((backend, curve.solver, curve.last.depth))
-            if curve.backend == backend and curve.gradient != "backprop" and taken and exact:
-                ratios.setdefault(curve.gradient, []).append(taken / exact)
+        for curve in series:
+            step_seconds, exact = curve.last.step_seconds, base.get((backend, curve.solver, curve.last.depth))
+            if curve.backend == backend and curve.gradient != "backprop" and step_seconds and exact:
+                ratios.setdefault(curve.gradient, []).append(step_seconds / exact)
         parts = [f"{k} {' to '.join(dict.fromkeys((factor(min(v)), factor(max(v)))))}" for k, v in ratios.items()]
         if parts:
             text = f"loss and gradient at the largest depth take, against backprop: {'; '.join(parts)}."
-            made.append(Finding(f"Time, {backend}", text))
-    compiled = [row.compile_seconds for curve in found for row in curve.rows.values() if row.compile_seconds]
+            paragraphs.append(Finding(f"Time, {backend}", text))
+    compiled = [row.compile_seconds for curve in series for row in curve.rows.values() if row.compile_seconds]
     text = "medians of few repeats on one machine: read factors, not per cents."
     if compiled:
         ends = " to ".join(dict.fromkeys((seconds(min(compiled)), seconds(max(compiled)))))
         text += f" Compilation took {ends} a cell and is in none of the times."
-    return [*made, Finding("Time, all", text)]
+    return [*paragraphs, Finding("Time, all", text)]
 
 
 def _counts(rows: Iterable[MeasuredGradient]) -> str:
@@ -174,7 +174,7 @@ def _counts(rows: Iterable[MeasuredGradient]) -> str:
 
 
 def _not_run(results: Comparison) -> list[Finding]:
-    made = []
+    paragraphs = []
     reasons: dict[str, list[MeasuredGradient]] = {}
     for row in results.rows:
         if not row.ok:
@@ -183,13 +183,13 @@ def _not_run(results: Comparison) -> list[Finding]:
         first = rows[0]
         where = f"{first.backend} {first.solver} {first.gradient} N={first.depth}"
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-        made.append(Finding("Not measured", f"{where}{more}: {status}"))
+        paragraphs.append(Finding("Not measured", f"{where}{more}: {status}"))
     if missing := results.missing():
         total = len(results.plan.cells())
         text = f"{missing} of {total} cells have not been run; the same command with --resume goes on."
-        made.append(Finding("Interrupted", text))
-    return made
+        paragraphs.append(Finding("Interrupted", text))
+    return paragraphs
 
 
-def _names(found: Iterable[Curve], what: str) -> list[str]:
-    return list(dict.fromkeys(getattr(curve, what) for curve in found))
+def _names(series: Iterable[Curve], what: str) -> list[str]:
+    return list(dict.fromkeys(getattr(curve, what) for curve in series))

@@ -71,7 +71,7 @@ class _References:
 
     def __init__(self, plan: Plan, inputs: np.ndarray, labels: np.ndarray) -> None:
         self.plan, self.inputs, self.labels = plan, inputs, labels
-        self.found: dict[tuple[str, int], Evaluation] = {}
+        self.evaluations: dict[tuple[str, int], Evaluation] = {}
         self.alone = Lock()
 
     def of(self, cell: Cell) -> Evaluation:
@@ -80,9 +80,9 @@ class _References:
 
     def _of(self, cell: Cell) -> Evaluation:
         place = cell.solver.label, cell.depth
-        if place not in self.found:
-            self.found[place] = self._exact(cell)
-        return self.found[place]
+        if place not in self.evaluations:
+            self.evaluations[place] = self._exact(cell)
+        return self.evaluations[place]
 
     def _exact(self, cell: Cell) -> Evaluation:
         """By the first backend that can: that one cannot must not take the others' results away."""

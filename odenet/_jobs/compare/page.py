@@ -33,14 +33,14 @@ def page(results: Comparison, figures: Mapping[str, str]) -> str:
     plan = results.plan
     measured = sum(row.ok for row in results.rows)
     lead = (
-        f"{' and '.join(plan.backends)} · {', '.join(each.name for each in plan.solvers)} · "
+        f"{' and '.join(plan.backends)} · {', '.join(solver.name for solver in plan.solvers)} · "
         f"{len(plan.gradients)} gradient methods · depths {', '.join(map(str, plan.depths))}"
     )
     how_many = f"{measured} of {len(plan.cells())} cells measured in {seconds(results.seconds)}"
     parts = [
         header("odenet compare", (lead, how_many)),
         f"<p><strong>{escape(verdict(results))}</strong></p>",
-        *(figure(figures[each], caption) for each, caption in _CAPTIONS.items() if each in figures),
+        *(figure(figures[what], caption) for what, caption in _CAPTIONS.items() if what in figures),
         section("How to read this", _list(findings(results))),
         section("Errors, orders and costs", _summary(results.rows)),
         *details(results.rows, COLUMNS, "heun jax N=64 …", plan.to_json(), results.machine),
@@ -53,16 +53,17 @@ def notebook(results: Comparison) -> str:
     return f"<p><strong>{escape(verdict(results))}</strong></p>{_summary(results.rows)}"
 
 
-def _list(found: Iterable[Finding]) -> str:
-    return "<ul>" + "".join(f"<li><b>{escape(each.topic)}</b>: {escape(each.text)}</li>" for each in found) + "</ul>"
+def _list(paragraphs: Iterable[Finding]) -> str:
+    items = (f"<li><b>{escape(finding.topic)}</b>: {escape(finding.text)}</li>" for finding in paragraphs)
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def _summary(rows: Sequence[MeasuredGradient]) -> str:
-    found = curves(rows)
-    colour = colours(curve.gradient for curve in found)
+    series = curves(rows)
+    colour = colours(curve.gradient for curve in series)
     parts = []
-    for solver in dict.fromkeys(curve.solver for curve in found):
-        mine = [curve for curve in found if curve.solver == solver]
+    for solver in dict.fromkeys(curve.solver for curve in series):
+        mine = [curve for curve in series if curve.solver == solver]
         depths, ends = depths_of(mine)
         body = []
         for curve in mine:

@@ -19,10 +19,10 @@ def tables(rows: Iterable[MeasuredGradient], screen: Console) -> list[Table]:
         rows: of the comparison.
         screen: whose width it is for; on a narrow one there are fewer depths, then the largest depth alone.
     """
-    found = curves(rows)
+    series = curves(rows)
     return [
-        _table([curve for curve in found if curve.solver == solver], screen)
-        for solver in dict.fromkeys(curve.solver for curve in found)
+        _table([curve for curve in series if curve.solver == solver], screen)
+        for solver in dict.fromkeys(curve.solver for curve in series)
     ]
 
 
@@ -54,24 +54,24 @@ def line(curve: Curve, depths: Sequence[int], ends: Sequence[int]) -> list[str]:
     ]
 
 
-def depths_of(found: Sequence[Curve]) -> tuple[list[int], list[int]]:
+def depths_of(series: Sequence[Curve]) -> tuple[list[int], list[int]]:
     """Every depth measured, and the first and the last of them."""
-    depths = sorted({depth for curve in found for depth in curve.rows})
+    depths = sorted({depth for curve in series for depth in curve.rows})
     return depths, list(dict.fromkeys((depths[0], depths[-1])))
 
 
-def title(found: Sequence[Curve]) -> str:
+def title(series: Sequence[Curve]) -> str:
     """What a solver's table shows."""
-    kinds = ", ".join(dict.fromkeys(curve.first.along for curve in found))
-    return f"{found[0].solver} (weights along depth: {kinds}) — gradient error against exact backprop in float64"
+    kinds = ", ".join(dict.fromkeys(curve.first.along for curve in series))
+    return f"{series[0].solver} (weights along depth: {kinds}) — gradient error against exact backprop in float64"
 
 
-def _table(found: Sequence[Curve], screen: Console) -> Table:
-    depths, ends = depths_of(found)
+def _table(series: Sequence[Curve], screen: Console) -> Table:
+    depths, ends = depths_of(series)
     for shown, cost in ((depths, ends), (ends, ends), (ends, ends[-1:])):
-        candidate = table(title(found), columns(shown, cost), [line(curve, shown, cost) for curve in found])
+        candidate = table(title(series), columns(shown, cost), [line(curve, shown, cost) for curve in series])
         if candidate.fits(screen.width):
             return candidate
-    short = [[*cells[:-3], *cells[-2:-1]] for cells in (line(curve, ends, ends[-1:]) for curve in found)]
+    short = [[*cells[:-3], *cells[-2:-1]] for cells in (line(curve, ends, ends[-1:]) for curve in series)]
     heads = columns(ends, ends[-1:])
-    return table(title(found), [*heads[:-3], *heads[-2:-1]], short)
+    return table(title(series), [*heads[:-3], *heads[-2:-1]], short)

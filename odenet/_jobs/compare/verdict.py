@@ -17,17 +17,17 @@ ALIKE = 1.25  # methods whose memory is within this factor of the least are chos
 def verdict(results: Comparison) -> str:
     """A sentence for each solver, from the rows of the first backend that has them at the largest depth."""
     sentences = []
-    found = curves(results.rows)
-    for solver in dict.fromkeys(curve.solver for curve in found):
-        backend = next(curve.backend for curve in found if curve.solver == solver)
-        sentences.append(_sentence([c for c in found if (c.solver, c.backend) == (solver, backend)]))
+    series = curves(results.rows)
+    for solver in dict.fromkeys(curve.solver for curve in series):
+        backend = next(curve.backend for curve in series if curve.solver == solver)
+        sentences.append(_sentence([c for c in series if (c.solver, c.backend) == (solver, backend)]))
     return " ".join(sentences) or "No cell has been measured yet."
 
 
-def _sentence(found: Sequence[Curve]) -> str:
+def _sentence(series: Sequence[Curve]) -> str:
     """About the gradient methods of one solver and backend."""
-    depth = max(curve.last.depth for curve in found)
-    there = [curve for curve in found if curve.last.depth == depth]
+    depth = max(curve.last.depth for curve in series)
+    there = [curve for curve in series if curve.last.depth == depth]
     where = f"{there[0].backend}, {there[0].solver}, N={depth}"
     base = next((curve.last for curve in there if curve.gradient == Backprop().label), None)
     if base is None:

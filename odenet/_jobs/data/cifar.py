@@ -78,8 +78,8 @@ def _images(pixels: np.ndarray, labels: np.ndarray) -> Images:
 
 def _meta(path: Path) -> tuple[tuple[str, ...], int]:
     """Names of the classes, and images in a batch."""
-    found = read(path)
-    names, count, size = (found.get(key) for key in ("label_names", "num_cases_per_batch", "num_vis"))
+    content = read(path)
+    names, count, size = (content.get(key) for key in ("label_names", "num_cases_per_batch", "num_vis"))
     if not isinstance(names, list) or not 0 < len(names) <= 1000 or not all(_is_name(name) for name in names):
         raise _wrong(path, "label_names", "a list of names")
     if not isinstance(count, int) or not _is_whole(count) or count < 1:
@@ -90,8 +90,8 @@ def _meta(path: Path) -> tuple[tuple[str, ...], int]:
 
 
 def _batch(path: Path, classes: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    found = read(path)
-    pixels, labels = found.get("data"), found.get("labels")
+    content = read(path)
+    pixels, labels = content.get("data"), content.get("labels")
     if not isinstance(pixels, np.ndarray) or pixels.shape != (count, np.prod(SHAPE)):
         raise _wrong(path, "data", f"bytes of shape ({count}, {np.prod(SHAPE)}), as {_META} says")
     if not isinstance(labels, list) or len(labels) != count:

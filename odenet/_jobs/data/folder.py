@@ -59,14 +59,14 @@ def _classes(folder: Path, root: Path) -> dict[str, list[Path]]:
         _require_within(folder, root)
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-        found = {name: _files(folder / name, root) for name in names}
+        by_class = {name: _files(folder / name, root) for name in names}
     except OSError as error:
         raise FileError(f"{folder} cannot be read ({error.strerror or error})", _LAYOUT) from error
-    if not found:
+    if not by_class:
         raise FileError(f"{folder} has no folders in it", _LAYOUT)
-    if empty := [name for name, files in found.items() if not files]:
+    if empty := [name for name, files in by_class.items() if not files]:
         raise FileError(f"{folder} has no images of {', '.join(empty)}", _LAYOUT)
-    return found
+    return by_class
 
 
 def _require_within(path: Path, root: Path) -> None:
@@ -80,15 +80,17 @@ def _require_within(path: Path, root: Path) -> None:
 def _files(folder: Path, root: Path) -> list[Path]:
     _require_within(folder, root)
     with os.scandir(folder) as entries:
-        found = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")]
-    for entry in found:
+        pictures = [
+            entry for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
+        ]
+    for entry in pictures:
         _require_within(folder / entry.name, root)
-    return [folder / name for name in sorted(entry.name for entry in found if entry.is_file())]
+    return [folder / name for name in sorted(entry.name for entry in pictures if entry.is_file())]
 
 
-def _images(found: dict[str, list[Path]], classes: tuple[str, ...], size: int) -> Images:
-    paths = [path for files in found.values() for path in files]
-    labels = np.repeat([classes.index(name) for name in found], [len(files) for files in found.values()])
+def _images(by_class: dict[str, list[Path]], classes: tuple[str, ...], size: int) -> Images:
+    paths = [path for files in by_class.values() for path in files]
+    labels = np.repeat([classes.index(name) for name in by_class], [len(files) for files in by_class.values()])
 
     def read(indices: np.ndarray) -> np.ndarray:
         return np.stack([_pixels(paths[index], size) for index in indices])

@@ -19,7 +19,7 @@ class Images:
     """Labelled images, one after the other.
 
     Args:
-        read: a 1-D array of indices to pixels, uint8 of shape (number of indices, *shape).
+        read: a 1-D array of indices to pixels, of shape (number of indices, *shape): uint8, or what a user's own have.
         labels: int64 of shape (number of images,), from 0.
         shape: of one image, (channels, height, width).
     """
@@ -86,8 +86,9 @@ def in_memory(pixels: np.ndarray, labels: np.ndarray) -> Images:
 def moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, in units of a pixel (0 to 255).
 
-    Of more than 50 000 images, that many evenly spread ones are read. Sums are exact (integers), so that they do not
-    depend on the order of reading. The deviation of a channel that is the same everywhere is given as 1.
+    Of more than 50 000 images, that many evenly spread ones are read. Sums of integers are exact, so that they do not
+    depend on the order of reading; real numbers are added up in float64. The deviation of a channel that is the same
+    everywhere is given as 1.
 
     Returns:
         two float64 arrays of shape (channels,).
@@ -95,10 +96,12 @@ def moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), MOST)).astype(np.int64))
     total = squares = np.zeros(images.shape[0], np.int64)
     for start in range(0, len(chosen), CHUNK):
-        pixels = images.read(chosen[start : start + CHUNK]).astype(np.int64)
+        pixels = images.read(chosen[start : start + CHUNK])
+        pixels = pixels.astype(np.float64 if pixels.dtype.kind == "f" else np.int64)
         total = total + pixels.sum((0, 2, 3))
         squares = squares + (pixels**2).sum((0, 2, 3))
     count = len(chosen) * images.shape[1] * images.shape[2]
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    return mean, np.where(deviation > 0, deviation, 1.0)
+    least = 1e-7 * np.abs(mean) if total.dtype.kind == "f" else 0.0  # what rounding leaves of a constant channel
+    return mean, np.where(deviation > least, deviation, 1.0)

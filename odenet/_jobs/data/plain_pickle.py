@@ -130,10 +130,10 @@ def read(path: Path) -> dict[str, Any]:
         if len(content) > LARGEST:
             raise _Refused(f"it has more than {LARGEST} bytes")
         _look(content)
-        found = _Reader(io.BytesIO(content), encoding="latin1").load()
-        if not isinstance(found, dict):
-            raise _Refused(f"it holds a {type(found).__name__}")
-        return {_text(key): _plain(value) for key, value in found.items()}
+        loaded = _Reader(io.BytesIO(content), encoding="latin1").load()
+        if not isinstance(loaded, dict):
+            raise _Refused(f"it holds a {type(loaded).__name__}")
+        return {_text(key): _plain(value) for key, value in loaded.items()}
     except _Refused as error:
         raise FileError(
             f"{path} was refused: {error}",
@@ -164,7 +164,7 @@ def _plain(value: Any) -> Any:
             raise _Refused("it holds an array without content")
         return value.value
     if isinstance(value, list):
-        return [_text(each) if isinstance(each, str | bytes) else each for each in value]
+        return [_text(item) if isinstance(item, str | bytes) else item for item in value]
     return _text(value) if isinstance(value, str | bytes) else value
 
 

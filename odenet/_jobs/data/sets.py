@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from odenet._backend.imported import is_path
 from odenet._errors import InputError
 from odenet._jobs.data.images import ImageSet
 from odenet._names import lookup
@@ -16,7 +17,7 @@ def image_set(name: str, directory: str | Path | None = None, size: int | None =
 
     Args:
         name: "digits" (embedded), "cifar10" (the official layout in `directory`) or "folder" (one folder a class in
-            `directory`).
+            `directory`), or the import path of a user's own, see `own_set`.
         directory: where the files are; none for digits.
         size: height and width that the images of a folder are brought to, by default 32; the others have theirs.
 
@@ -24,7 +25,15 @@ def image_set(name: str, directory: str | Path | None = None, size: int | None =
         InputError: an unknown name, a directory or a size where there can be none, or no directory where there must be.
         FileError: files that are missing, damaged or hostile.
     """
-    kind = lookup("image set", name, {each: each for each in NAMES})
+    if is_path(name):
+        if directory is not None or size is not None:
+            raise InputError(
+                f"a directory or a size for {name}", "neither", "give them as options: module:name,key=value"
+            )
+        from odenet._jobs.data.own import own_set
+
+        return own_set(name)
+    kind = lookup("image set", name, {set_name: set_name for set_name in NAMES})
     if kind != "folder" and size is not None:
         raise InputError(f"a size of {size} for the images of {kind}", "none: they have their own size")
     if kind == "digits":

@@ -1,4 +1,7 @@
-"""`odenet list`: what can be chosen by name, read from the registries."""
+"""`odenet list`: what can be chosen by name, read from the registries.
+
+Over 250 lines: four sections, each with its rows of plain values and its table.
+"""
 
 from __future__ import annotations
 
@@ -45,25 +48,25 @@ def solvers() -> list[Row]:
     """
     return [
         {
-            "name": found.name,
-            "aliases": list(found.aliases),
-            "order": found.order,
-            "family": found.family,
-            "stages": found.stages if isinstance(found, StagedSolver) else None,
-            "tableau_stages": found.tableau.stages if isinstance(found, Solver) else None,
-            "fsal": found.tableau.fsal if isinstance(found, Solver) else None,
-            "embedded_order": found.tableau.order_low if isinstance(found, Solver) else None,
-            "reversible": found.reversible,
-            "implicit": isinstance(found, DelegatedSolver) and found.implicit,
+            "name": solver.name,
+            "aliases": list(solver.aliases),
+            "order": solver.order,
+            "family": solver.family,
+            "stages": solver.stages if isinstance(solver, StagedSolver) else None,
+            "tableau_stages": solver.tableau.stages if isinstance(solver, Solver) else None,
+            "fsal": solver.tableau.fsal if isinstance(solver, Solver) else None,
+            "embedded_order": solver.tableau.order_low if isinstance(solver, Solver) else None,
+            "reversible": solver.reversible,
+            "implicit": isinstance(solver, DelegatedSolver) and solver.implicit,
             "backends": [
-                each.name
-                for each in known().values()
-                if any(each.offers(found, Backprop(), adaptive=adaptive) for adaptive in (False, True))
+                entry.name
+                for entry in known().values()
+                if any(entry.offers(solver, Backprop(), adaptive=adaptive) for adaptive in (False, True))
             ],
-            "summary": found.summary,
-            "source": found.source,
+            "summary": solver.summary,
+            "source": solver.source,
         }
-        for found in ALL_SOLVERS.values()
+        for solver in ALL_SOLVERS.values()
     ]
 
 
@@ -79,7 +82,7 @@ def gradients() -> list[Row]:
             "options": {field.name: field.default for field in dataclasses.fields(kind)},
             "exactness": kind.exactness,
             "cost": dict(zip(_PARTS, kind.formula, strict=True)),
-            "variants": {label: dict(zip(_PARTS, each, strict=True)) for label, each in kind.variants.items()},
+            "variants": {label: dict(zip(_PARTS, counts, strict=True)) for label, counts in kind.variants.items()},
             "summary": kind.summary,
         }
         for kind in GRADIENTS.values()
@@ -231,9 +234,9 @@ def _gradient_table(rows: Sequence[Row]) -> Table:
         lines = [(row["name"], *row["cost"].values())]
         for name, value in row["options"].items():
             default = _default(row["name"], value)
-            found = [(label, cost) for label, cost in row["variants"].items() if label.partition("=")[0] == name]
-            lines += [(f"  {label} ({default})", *cost.values()) for label, cost in found]
-            lines += [] if found else [(f"  {name}={default}", "", "", "", "")]
+            variants = [(label, cost) for label, cost in row["variants"].items() if label.partition("=")[0] == name]
+            lines += [(f"  {label} ({default})", *cost.values()) for label, cost in variants]
+            lines += [] if variants else [(f"  {name}={default}", "", "", "", "")]
         columns_of_lines = ("\n".join(column) for column in zip(*lines, strict=True))
         cells.append((*columns_of_lines, f"{row['exactness']}; {row['summary']}"))
     flags = (

@@ -89,7 +89,7 @@ def command(
     if scale is None:
         scale = "quick" if quick else "reduced" if options["device"] == "cpu" else "paper"
     if not names or names == ("list",):
-        rows = [(each.name, each.claim) for each in reproductions().values()]
+        rows = [(reproduction.name, reproduction.claim) for reproduction in reproductions().values()]
         console().print(table("Reproductions", ("name", "what the paper says"), rows))
         return
     every = reproductions()
@@ -132,7 +132,7 @@ def reproduce(
         FileError: `out` cannot be written to, holds points that cannot be resumed, or has none to resume.
         InputError: the points there have other choices.
     """
-    if resume and not any((out / each.name / JSON).exists() for each in chosen):
+    if resume and not any((out / reproduction.name / JSON).exists() for reproduction in chosen):
         raise nothing_there(out, JSON, "no folder of these reproductions")
     require_writable(out)
     passed = True
@@ -143,18 +143,20 @@ def reproduce(
         here = {**here, "images": chosen_images(choices).origin}
         messages.print(f"images: {here['images']}", markup=False)
     done: list[ReproductionPoints] = []
-    for each in dict.fromkeys(chosen):
-        folder = out / each.name
+    for reproduction in dict.fromkeys(chosen):
+        folder = out / reproduction.name
         earlier = read(folder) if resume else None
-        fresh = ReproductionPoints(each.name, choices, here, thresholds=thresholds(each.name), shard=shard)
+        fresh = ReproductionPoints(
+            reproduction.name, choices, here, thresholds=thresholds(reproduction.name), shard=shard
+        )
         results = fresh if earlier is None else earlier.resumed(choices, here, shard)
         try:
-            for grown in _run(each, results, messages, executor):
-                results = grown.in_order(each)
+            for grown in _run(reproduction, results, messages, executor):
+                results = grown.in_order(reproduction)
                 results.write(folder)
         except KeyboardInterrupt:  # no verdict: an order of half the depths is none
-            kept = results.points or len(done)
-            messages.print(f"interrupted; {GO_ON if kept else BEGIN}", markup=False)
+            saved = results.points or len(done)
+            messages.print(f"interrupted; {GO_ON if saved else BEGIN}", markup=False)
             return 130
         done.append(results)
         if not judge(done, out, screen, messages):
@@ -187,7 +189,7 @@ def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messag
             f"{last.name}: shard {last.shard} is done; odenet merge joins the parts and judges", markup=False
         )
         return True
-    finished = [Finished(every[each.name], each) for each in done if not each.todo(every[each.name])]
+    finished = [Finished(every[results.name], results) for results in done if not results.todo(every[results.name])]
     screen.print(verdict_table(finished[-1]))
     for change in finished[-1].changes:
         screen.print(change, markup=False)
@@ -195,7 +197,7 @@ def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messag
     page = write_page(finished, last.machine, out)  # after each, so that a long run can be read as it goes
     messages.print(f"wrote {paths[0]}, {page}", markup=False)
     if len(finished) > 1:
-        screen.print(tally([verdict for each in finished for verdict in each.every]), markup=False)
+        screen.print(tally([verdict for results in finished for verdict in results.every]), markup=False)
     return not finished[-1].failed
 
 
@@ -207,10 +209,10 @@ def _run(
     plan = _Cells(reproduction.name, results.choices)
     last = time.perf_counter()
     with (
-        measured(points_of, plan, cells, executor, messages) as (found, machines),
+        measured(points_of, plan, cells, executor, messages) as (groups, machines),
         watch(messages, cells) as progress,
     ):
-        for points in found:
+        for points in groups:
             now = time.perf_counter()
             results, last = results.add(points, now - last), now
             if machines:

@@ -61,11 +61,11 @@ class Verdict:
         That is where a good control does not pass, or where the means, without their scatter, do: a test that would not
         know the claim if it were true has not refuted it.
         """
-        if any(each.passed and not each.must_pass for each in self.controls):
+        if any(control.passed and not control.must_pass for control in self.controls):
             return "BLIND"
         if self.passed:
             return "holds"
-        return "undecided" if self.scattered or not all(each.right for each in self.controls) else "FAILS"
+        return "undecided" if self.scattered or not all(control.right for control in self.controls) else "FAILS"
 
 
 Said = tuple[bool, str]
@@ -92,11 +92,11 @@ def judged(
     """
     passed, observed = test(data)
     controls = tuple(
-        Control(what, must_pass, test(each)[0])
+        Control(what, must_pass, test(counterpart)[0])
         for must_pass, some in ((False, bad), (True, good))
-        for what, each in some.items()
-        if each is not None
+        for what, counterpart in some.items()
+        if counterpart is not None
     )
-    blind = any(each.passed > each.must_pass for each in controls)
+    blind = any(control.passed > control.must_pass for control in controls)
     scattered = not passed and centre is not None and test(centre)[0]
     return Verdict(claim, expected, observed, passed and not blind, controls, scattered)

@@ -69,8 +69,8 @@ class DigitsNetwork:
 
     def errors(self, weights: Mapping[str, np.ndarray], methods: Mapping[str, Gradient]) -> dict[str, Errors]:
         """The errors of each method's gradient of one batch, by name of the method."""
-        seen = batch(BATCH, _SEEDS * self.seed + _SEEDS - 1)
-        return errors(self.backend, self.device, self.spec, weights, self.solver, seen, methods)
+        examples = batch(BATCH, _SEEDS * self.seed + _SEEDS - 1)
+        return errors(self.backend, self.device, self.spec, weights, self.solver, examples, methods)
 
     def smoothness(self, weights: Mapping[str, np.ndarray]) -> float:
         """How smooth the weights of the blocks are in depth, see `odenet.theory.smoothness`."""

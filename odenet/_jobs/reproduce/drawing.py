@@ -39,9 +39,9 @@ def slope(axes: Axes, over_seeds: OverSeeds, order: float, label: str) -> None:
 
 def finish(axes: Axes, what: str, title: str) -> None:
     """Labels, a tick for the depths measured, a key."""
-    found = sorted({int(x) for line in axes.get_lines() for x in np.asarray(line.get_xdata())})
+    depths = sorted({int(x) for line in axes.get_lines() for x in np.asarray(line.get_xdata())})
     axes.set(ylabel=what)
     axes.set_title(title)
-    if found:
-        depth_axis(axes, found)
+    if depths:
+        depth_axis(axes, depths)
         axes.legend()

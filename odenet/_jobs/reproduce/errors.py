@@ -44,12 +44,12 @@ def errors(
     """The errors of each method's gradient of the mean loss of a batch, in float64, by name of the method."""
     loaded = _registry.backend(backend)
 
-    def taken(method: Gradient) -> Evaluation:
+    def gradient_of(method: Gradient) -> Evaluation:
         return loaded.evaluate(built(backend, device, spec, weights, solver, method, "float64"), *batch)
 
     with loaded.prepare("float64", device):
-        exact = _of_blocks(taken(Backprop()))
-        return {name: _errors(taken(method), exact) for name, method in methods.items()}
+        exact = _of_blocks(gradient_of(Backprop()))
+        return {name: _errors(gradient_of(method), exact) for name, method in methods.items()}
 
 
 def _errors(evaluation: Evaluation, exact: np.ndarray) -> Errors:

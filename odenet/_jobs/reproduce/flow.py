@@ -90,7 +90,7 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
         device: of the backend.
     """
     moments = train(flow, cell.backend, cell.seed, cell.depth, steps, rough=rough, device=device)
-    found = []
+    points = []
     limits = _limit(flow, cell.backend, cell.seed, deepest, steps, device)
     for now, limit in zip(moments, limits, strict=True):
         stride = len(limit.weights) // cell.depth
@@ -102,20 +102,20 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
             WEIGHTS: weights.max(),
             MEAN: weights.mean(),
         }
-        found += [cell.point(quantity, value, now.step) for quantity, value in apart.items()]
+        points += [cell.point(quantity, value, now.step) for quantity, value in apart.items()]
         if cell.seed == 0 and cell.depth == deepest:
             by_layer = {
                 ENTRY: now.weights.reshape(cell.depth, -1)[:, 1],
                 CHANGE: cell.depth * _norms(np.diff(now.weights, axis=0)),
             }
             for quantity, entries in by_layer.items():
-                found += [cell.point(quantity, entry, now.step, layer) for layer, entry in enumerate(entries)]
+                points += [cell.point(quantity, entry, now.step, layer) for layer, entry in enumerate(entries)]
     for quantity in (STATES, WEIGHTS, MEAN):
-        found.append(cell.point(quantity, max(each.value for each in found if each.quantity == quantity)))
-    smooth = [each.value for each in found if each.quantity == SMOOTHNESS]
+        points.append(cell.point(quantity, max(point.value for point in points if point.quantity == quantity)))
+    smooth = [point.value for point in points if point.quantity == SMOOTHNESS]
     rate, to_be = _rate(flow, moments), _rate(flow, limits)
     return (
-        *found,
+        *points,
         cell.point(SMOOTHNESS, max(smooth)),
         cell.point(LARGEST, max(smooth) / smooth[0] if smooth[0] else np.inf),  # of a tied start nothing is a part
         cell.point(FINAL, moments[-1].loss / moments[0].loss),
@@ -133,8 +133,8 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
 def _rate(flow: Flow, moments: Sequence[Moment]) -> float:
     """Of `loss = c exp(-rate time)`, by least squares over the second half of training, where the loss is small."""
     late = moments[len(moments) // 2 :]
-    times = [flow.rate * each.step for each in late]
-    return -float(np.polynomial.polynomial.polyfit(times, [np.log(each.loss) for each in late], 1)[1])
+    times = [flow.rate * moment.step for moment in late]
+    return -float(np.polynomial.polynomial.polyfit(times, [np.log(moment.loss) for moment in late], 1)[1])
 
 
 def train(
@@ -204,7 +204,7 @@ def _norms(differences: np.ndarray) -> np.ndarray:
 
 def ones(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
     """What relative numbers of a curve are relative to."""
-    return {n: [1.0] * len(each) for n, each in values(points, curve, FINAL).items()}
+    return {n: [1.0] * len(of_seeds) for n, of_seeds in values(points, curve, FINAL).items()}
 
 
 def trained(points: Sequence[Point], curve: str, limits: Limits) -> Verdict:
@@ -225,9 +225,13 @@ def stays_smooth(points: Sequence[Point], curve: str, limits: Limits) -> tuple[V
 
 def tends(points: Sequence[Point], curve: str, quantity: str, limits: Limits) -> tuple[Verdict, Verdict]:
     """A distance to the limit falls as 1/N, uniformly over training, but for a start that is on the limit."""
-    steps = sorted({each.step for each in points if each.step is not None})[quantity != STATES :]
+    steps = sorted({point.step for point in points if point.step is not None})[quantity != STATES :]
     every = {step: values(points, curve, quantity, step) for step in steps}
-    moments = {step: seen for step, seen in every.items() if any(x != 0 for each in seen.values() for x in each)}
+    moments = {
+        step: at_depths
+        for step, at_depths in every.items()
+        if any(x != 0 for of_seeds in at_depths.values() for x in of_seeds)
+    }
     allowed = limits["order"], limits["tolerance"]
     return (
         falls(f"{curve}: the {quantity} to the limit falls as 1/N", values(points, curve, quantity), *allowed),

@@ -67,13 +67,13 @@ def draw_changes(points: Sequence[Point], axes: Axes, curves: Sequence[str]) -> 
 
 
 def _over_layers(points: Sequence[Point], curve: str, quantity: str, step: int) -> tuple[list[int], list[float]]:
-    found = [each for each in points if (each.curve, each.quantity, each.step) == (curve, quantity, step)]
-    return [each.layer or 0 for each in found], [each.value for each in found]
+    mine = [point for point in points if (point.curve, point.quantity, point.step) == (curve, quantity, step)]
+    return [point.layer or 0 for point in mine], [point.value for point in mine]
 
 
 def _deepest(points: Sequence[Point]) -> int:
-    return max(each.depth for each in points)
+    return max(point.depth for point in points)
 
 
 def _steps(points: Sequence[Point]) -> list[int]:
-    return sorted({each.step for each in points if each.step is not None})
+    return sorted({point.step for point in points if point.step is not None})

@@ -34,7 +34,7 @@ def merge(folders: Sequence[Path], out: Path, screen: Console, messages: Console
             points = read(path.parent)
             if points is not None:
                 parts.setdefault(lookup("reproduction", points.name, reproductions()).name, {})[folder] = points
-    every = {name: merged(found) for name, found in parts.items()}
+    every = {name: merged(shards) for name, shards in parts.items()}
     require_writable(out)
     passed, done = True, []
     for name, points in every.items():

@@ -32,12 +32,12 @@ def states(seed: int) -> np.ndarray:
 def smooth_weights(seed: int, nodes: np.ndarray) -> Weights:
     """A smooth random function of depth, `cos(pi s / 2) w0 + sin(pi s / 2) w1`, at these s in [0, 1]."""
     generator = np.random.default_rng([seed, 2])
-    found = {}
+    weights = {}
     for name, shape, scale in (("a", (WIDTH, WIDTH), WIDTH**-0.5), ("b", (WIDTH,), 0.5)):
         first, second = (scale * generator.standard_normal(shape) for _ in range(2))
         angle = (np.pi / 2 * nodes).reshape(-1, *[1] * len(shape))
-        found[name] = np.cos(angle) * first + np.sin(angle) * second
-    return found
+        weights[name] = np.cos(angle) * first + np.sin(angle) * second
+    return weights
 
 
 def rough_weights(seed: int, nodes: np.ndarray) -> Weights:

@@ -49,17 +49,17 @@ def order(over_seeds: OverSeeds, least_depth: int = 1) -> Order | None:
         over_seeds: by depth.
         least_depth: shallower networks are not looked at.
     """
-    kept = {n: list(each) for n, each in sorted(over_seeds.items()) if n >= least_depth}
-    middle = _fit(kept, statistics.median)
+    by_depth = {n: list(of_seeds) for n, of_seeds in sorted(over_seeds.items()) if n >= least_depth}
+    middle = _fit(by_depth, statistics.median)
     if middle is None:
         return None
-    seeds = min(len(kept[n]) for n in middle.depths)
-    singly = [_fit(kept, itemgetter(seed)) for seed in range(seeds)]
-    orders = [each.order for each in singly if each is not None]
+    seeds = min(len(by_depth[n]) for n in middle.depths)
+    singly = [_fit(by_depth, itemgetter(seed)) for seed in range(seeds)]
+    orders = [line.order for line in singly if line is not None]
     if len(orders) < seeds:
         return None
-    found = interval(orders) or _of_regression(middle, [kept[n][0] for n in middle.depths])
-    return Order(found, middle.straightness, middle.depths, seeds)
+    spread = interval(orders) or _of_regression(middle, [by_depth[n][0] for n in middle.depths])
+    return Order(spread, middle.straightness, middle.depths, seeds)
 
 
 def of_order(over_seeds: OverSeeds, slope: float, least_depth: int = 1) -> dict[int, list[float]] | None:
@@ -68,21 +68,21 @@ def of_order(over_seeds: OverSeeds, slope: float, least_depth: int = 1) -> dict[
     Returns:
         by depth; None where the data have no order.
     """
-    seen = order(over_seeds, least_depth)
-    if seen is None:
+    observed = order(over_seeds, least_depth)
+    if observed is None:
         return None
-    logs = {n: np.log(list(over_seeds[n])[: seen.seeds]) for n in seen.depths}
-    middle = {n: float(each.mean()) for n, each in logs.items()}
-    first = seen.depths[0]
+    logs = {n: np.log(list(over_seeds[n])[: observed.seeds]) for n in observed.depths}
+    middle = {n: float(of_depth.mean()) for n, of_depth in logs.items()}
+    first = observed.depths[0]
     level = middle[first]
-    if seen.seeds == 1:  # what is left of the seed's own line
-        line = np.polynomial.Polynomial.fit(np.log(seen.depths), list(middle.values()), 1)
+    if observed.seeds == 1:  # what is left of the seed's own line
+        line = np.polynomial.Polynomial.fit(np.log(observed.depths), list(middle.values()), 1)
         middle = {n: float(line(math.log(n))) for n in middle}
-    return {n: [*np.exp(level - slope * math.log(n / first) + logs[n] - middle[n])] for n in seen.depths}
+    return {n: [*np.exp(level - slope * math.log(n / first) + logs[n] - middle[n])] for n in observed.depths}
 
 
-def _fit(kept: Mapping[int, Sequence[float]], value: Callable[[Sequence[float]], float]) -> Fit | None:
-    return fit(list(kept), [value(each) for each in kept.values()], FLOOR)
+def _fit(by_depth: Mapping[int, Sequence[float]], value: Callable[[Sequence[float]], float]) -> Fit | None:
+    return fit(list(by_depth), [value(of_seeds) for of_seeds in by_depth.values()], FLOOR)
 
 
 def _of_regression(line: Fit, values: Sequence[float]) -> Interval:

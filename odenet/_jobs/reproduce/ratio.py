@@ -20,12 +20,12 @@ def paired(small: OverSeeds, large: OverSeeds) -> Pairs:
 
 def scaled(pairs: Pairs, ratio: float) -> Pairs | None:
     """The same large numbers with that ratio to each; None without any."""
-    return {n: [(ratio * other, other) for _, other in each] for n, each in pairs.items()} or None
+    return {n: [(ratio * other, other) for _, other in of_depth] for n, of_depth in pairs.items()} or None
 
 
 def moved(pairs: Pairs, ratio: float) -> Pairs | None:
     """Ratios that scatter as these, with that geometric mean at each depth; None where one is no number above 0."""
-    logs = {n: _logs(each) for n, each in pairs.items()}
+    logs = {n: _logs(of_depth) for n, of_depth in pairs.items()}
     if not all(some and all(map(math.isfinite, some)) for some in logs.values()):
         return None
     return {n: [(ratio * math.exp(x - statistics.mean(some)), 1.0) for x in some] for n, some in logs.items()} or None
@@ -33,7 +33,7 @@ def moved(pairs: Pairs, ratio: float) -> Pairs | None:
 
 def middle(pairs: Pairs) -> Pairs | None:
     """The geometric mean of the ratios, in the place of each of two; None where one is no number above 0."""
-    logs = {n: _logs(each) for n, each in pairs.items()}
+    logs = {n: _logs(of_depth) for n, of_depth in pairs.items()}
     if not all(some and all(map(math.isfinite, some)) for some in logs.values()):
         return None
     return {n: [(math.exp(statistics.mean(some)), 1.0)] * 2 for n, some in logs.items()} or None
@@ -55,15 +55,17 @@ def bounded(pairs: Pairs, factor: float) -> Said:
 
 def below_in_the_mean(pairs: Pairs, factor: float) -> Said:
     """Whether the geometric mean of the ratios is under `factor` at each depth, at the upper end of its interval."""
-    found = {n: interval(_logs(some)) for n, some in pairs.items()}
-    known = {n: each for n, each in found.items() if each is not None and math.isfinite(each.mean)}
-    if not known or len(known) < len(found):
-        return False, "fewer than two seeds with a ratio" if found else "nothing to compare"
+    intervals = {n: interval(_logs(some)) for n, some in pairs.items()}
+    known = {
+        n: log_ratio for n, log_ratio in intervals.items() if log_ratio is not None and math.isfinite(log_ratio.mean)
+    }
+    if not known or len(known) < len(intervals):
+        return False, "fewer than two seeds with a ratio" if intervals else "nothing to compare"
     worst = max(known, key=lambda n: known[n].high)
-    low, high = min(each.mean for each in known.values()), max(each.mean for each in known.values())
+    low, high = min(log_ratio.mean for log_ratio in known.values()), max(log_ratio.mean for log_ratio in known.values())
     observed = f"mean ratios {math.exp(low):.2g} to {math.exp(high):.2g}; worst at N={worst}: {_of_logs(known[worst])}"
     return known[worst].high < math.log(factor), observed
 
 
-def _of_logs(found: Interval) -> str:
-    return str(Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.count))
+def _of_logs(logs: Interval) -> str:
+    return str(Interval(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high), logs.count))

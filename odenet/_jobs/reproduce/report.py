@@ -59,12 +59,12 @@ class Finished:
     @property
     def every(self) -> list[Verdict]:
         """The verdicts of all backends."""
-        return [each for found in self.verdicts.values() for each in found]
+        return [verdict for verdicts in self.verdicts.values() for verdict in verdicts]
 
     @property
     def failed(self) -> bool:
         """Whether one of them fails, or is blind; one that too few seeds leave undecided does not fail."""
-        return any(each.state in _BAD for each in self.every)
+        return any(verdict.state in _BAD for verdict in self.every)
 
     @cached_property
     def changes(self) -> tuple[str, ...]:
@@ -87,8 +87,8 @@ class Finished:
         parts = (
             f"<p><b>The paper.</b> {claim}</p><p><b>Here.</b> {method}</p>",
             figure(svg, f"Medians with quartiles: {_size(self.results)}."),
-            *(f"<p><b>{escape(each)}</b></p>" for each in self.changes),
-            *(f"<h3>{escape(backend)}</h3>{_rows(found)}" for backend, found in self.verdicts.items()),
+            *(f"<p><b>{escape(change)}</b></p>" for change in self.changes),
+            *(f"<h3>{escape(backend)}</h3>{_rows(verdicts)}" for backend, verdicts in self.verdicts.items()),
         )
         return section(self.reproduction.name, "".join(parts))
 
@@ -111,8 +111,8 @@ def write_one(done: Finished, folder: Path) -> list[Path]:
         "changes": done.changes,
         "verdicts": [
             {"backend": backend, "state": v.state, **dataclasses.asdict(v)}
-            for backend, found in done.verdicts.items()
-            for v in found
+            for backend, verdicts in done.verdicts.items()
+            for v in verdicts
         ],
     }
     return [
@@ -129,15 +129,17 @@ def write_page(done: Sequence[Finished], machine: Mapping[str, str], folder: Pat
         FileError: the folder cannot be written to.
     """
     lead = "Sander, Ablin and Peyre, NeurIPS 2022 (arXiv 2205.14612)"
-    how_many = tally([v for each in done for v in each.every])
-    parts = [header("odenet reproduce", (lead, how_many)), *(each.section for each in done)]
+    how_many = tally([v for reproduced in done for v in reproduced.every])
+    parts = [header("odenet reproduce", (lead, how_many)), *(reproduced.section for reproduced in done)]
     parts.append(section("Machine", facts(machine)))
     return write_text(folder / REPORT, document("odenet reproduce", parts))
 
 
-def _rows(found: Sequence[Verdict]) -> str:
-    head = "".join(f"<th>{each}</th>" for each in _HEADINGS)
-    rows = (("bad" if v.state in _BAD else "", (*_cells(v), "; ".join(map(str, v.controls)) or _NONE)) for v in found)
+def _rows(verdicts: Sequence[Verdict]) -> str:
+    head = "".join(f"<th>{heading}</th>" for heading in _HEADINGS)
+    rows = (
+        ("bad" if v.state in _BAD else "", (*_cells(v), "; ".join(map(str, v.controls)) or _NONE)) for v in verdicts
+    )
     body = "".join(
         f'<tr class="{kind}">{"".join(f"<td>{escape(text)}</td>" for text in texts)}</tr>' for kind, texts in rows
     )
@@ -149,8 +151,8 @@ def markdown(done: Finished) -> str:
     several = len(done.verdicts) > 1
     heads = ("claim", "allowed", "seen", "controls", "verdict", *(("backend",) if several else ()))
     rows = [heads, ("---",) * len(heads)]
-    for backend, found in done.verdicts.items():
-        for v in found:
+    for backend, verdicts in done.verdicts.items():
+        for v in verdicts:
             state = v.state if v.state == "holds" else f"**{v.state}**"
             rows.append((v.claim, v.expected, v.observed, _controls(v), state, *((backend,) if several else ())))
     lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
@@ -159,15 +161,19 @@ def markdown(done: Finished) -> str:
 
 def verdict_table(done: Finished) -> Table:
     """The verdicts for a terminal."""
-    rows = [(*_cells(each), _controls(each), backend) for backend, found in done.verdicts.items() for each in found]
+    rows = [
+        (*_cells(verdict), _controls(verdict), backend)
+        for backend, verdicts in done.verdicts.items()
+        for verdict in verdicts
+    ]
     return table(f"{done.reproduction.name} ({_size(done.results)})", (*_HEADINGS, "backend"), rows)
 
 
-def tally(found: Sequence[Verdict]) -> str:
+def tally(verdicts: Sequence[Verdict]) -> str:
     """How many verdicts hold, and what became of the others."""
-    states = Counter(each.state for each in found)
+    states = Counter(verdict.state for verdict in verdicts)
     others = [f"{states[name]} {said}" for name, said in _OTHERS.items() if states[name]]
-    return "; ".join([f"{states['holds']} of {len(found)} verdicts hold", *others])
+    return "; ".join([f"{states['holds']} of {len(verdicts)} verdicts hold", *others])
 
 
 def _size(results: ReproductionPoints) -> str:
@@ -183,5 +189,5 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
 
 def _controls(verdict: Verdict) -> str:
     """In a few words; all of them where one is wrong."""
-    wrong = [str(each) for each in verdict.controls if not each.right]
+    wrong = [str(control) for control in verdict.controls if not control.right]
     return "; ".join(wrong) or (f"{len(verdict.controls)} right" if verdict.controls else _NONE)

@@ -153,18 +153,19 @@ class Reproduction:
 @cache
 def reproductions() -> dict[str, Reproduction]:
     """Every reproduction by name: those that the files in `claims` define."""
-    found = [
-        importlib.import_module(f"{claims.__name__}.{each.name}") for each in pkgutil.iter_modules(claims.__path__)
+    modules = [
+        importlib.import_module(f"{claims.__name__}.{module_info.name}")
+        for module_info in pkgutil.iter_modules(claims.__path__)
     ]
-    return {module.REPRODUCTION.name: module.REPRODUCTION for module in found}
+    return {module.REPRODUCTION.name: module.REPRODUCTION for module in modules}
 
 
 def values(
     points: Sequence[Point], curve: str, quantity: str, step: int | None = None, layer: int | None = None
 ) -> dict[int, list[float]]:
     """By depth, from shallow to deep, the values over seeds."""
-    found: dict[int, list[float]] = {}
-    for each in sorted(points, key=lambda each: (each.depth, each.seed)):
-        if (each.curve, each.quantity, each.step, each.layer) == (curve, quantity, step, layer):
-            found.setdefault(each.depth, []).append(each.value)
-    return found
+    by_depth: dict[int, list[float]] = {}
+    for point in sorted(points, key=lambda point: (point.depth, point.seed)):
+        if (point.curve, point.quantity, point.step, point.layer) == (curve, quantity, step, layer):
+            by_depth.setdefault(point.depth, []).append(point.value)
+    return by_depth

@@ -60,14 +60,14 @@ class ReproductionPoints:
 
     def todo(self, reproduction: Reproduction) -> tuple[CurveCell, ...]:
         """Cells without points, of this run's part."""
-        done = {each.cell for each in self.points}
+        done = {point.cell for point in self.points}
         cells = reproduction.cells(self.choices)
         return tuple(cell for cell in (self.shard.part(cells) if self.shard else cells) if cell not in done)
 
     @property
     def seeds(self) -> int:
         """How many there are points of."""
-        return len({each.seed for each in self.points})
+        return len({point.seed for point in self.points})
 
     def add(self, points: Iterable[Point], seconds: float) -> ReproductionPoints:
         """With what one more cell found."""
@@ -76,7 +76,7 @@ class ReproductionPoints:
     def in_order(self, reproduction: Reproduction) -> ReproductionPoints:
         """With points in the order of the cells, whoever was the first to be done."""
         place = {cell: number for number, cell in enumerate(reproduction.cells(self.choices))}
-        points = sorted(self.points, key=lambda each: place.get(each.cell, len(place)))
+        points = sorted(self.points, key=lambda point: place.get(point.cell, len(place)))
         return replace(self, points=tuple(points))
 
     def resumed(self, choices: Choices, machine: Mapping[str, str], shard: Shard | None = None) -> ReproductionPoints:
@@ -94,12 +94,12 @@ class ReproductionPoints:
                 )
         if shard != self.shard:
             raise InputError(f"shard {shard} of a run that was of shard {self.shard}", "the same part, or an own --out")
-        kept = tuple(
-            each
-            for each in self.points
-            if each.backend in choices.backends and (choices.seeds is None or each.seed < choices.seeds)
+        points = tuple(
+            point
+            for point in self.points
+            if point.backend in choices.backends and (choices.seeds is None or point.seed < choices.seeds)
         )
-        return replace(self, choices=choices, machine={**self.machine, **machine}, points=kept)
+        return replace(self, choices=choices, machine={**self.machine, **machine}, points=points)
 
     def write(self, folder: Path) -> None:
         """All three files, each atomically.
@@ -114,7 +114,7 @@ class ReproductionPoints:
             "seconds": self.seconds,
             "thresholds": None if self.thresholds is None else dict(self.thresholds),
             "shard": None if self.shard is None else str(self.shard),
-            "points": [to_json(each) for each in self.points],
+            "points": [to_json(point) for point in self.points],
         }
         _resume.write(folder / JSON, FORMAT, plain, indent=None)
         write_text(folder / POINTS, as_csv(Point, self.points))
@@ -132,7 +132,7 @@ def read(folder: Path) -> ReproductionPoints | None:
 
 def _built(plain: Mapping[str, Any]) -> ReproductionPoints:
     choices = Choices(**{**plain["choices"], "backends": tuple(plain["choices"]["backends"])})
-    points = tuple(from_json(Point, each) for each in plain["points"])
+    points = tuple(from_json(Point, point) for point in plain["points"])
     # results from before thresholds were recorded go on, and the report says so
     recorded = plain.get("thresholds")
     shard = None if plain.get("shard") is None else Shard.read(plain["shard"])
@@ -143,11 +143,11 @@ def _built(plain: Mapping[str, Any]) -> ReproductionPoints:
 def quartiles(points: Sequence[Point]) -> list[Quartiles]:
     """Over the seeds of each backend, curve, quantity, depth, step and layer, in the order of the points."""
     groups: dict[tuple[Any, ...], list[float]] = {}
-    for each in points:
-        key = (each.backend, each.curve, each.quantity, each.depth, each.step, each.layer)
-        groups.setdefault(key, []).append(each.value)
-    found = []
+    for point in points:
+        key = (point.backend, point.curve, point.quantity, point.depth, point.step, point.layer)
+        groups.setdefault(key, []).append(point.value)
+    rows = []
     for key, values in groups.items():
         low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if values[1:] else values * 3
-        found.append(Quartiles(*key, seeds=len(values), lower_quartile=low, median=middle, upper_quartile=high))
-    return found
+        rows.append(Quartiles(*key, seeds=len(values), lower_quartile=low, median=middle, upper_quartile=high))
+    return rows

@@ -1,4 +1,7 @@
-"""A claim of the paper held against what was seen, by number: with an interval, and with controls run beside it."""
+"""A claim of the paper held against what was seen, by number: with an interval, and with controls run beside it.
+
+Over 250 lines: the kinds of claim are short functions, which share how they make their controls.
+"""
 
 from __future__ import annotations
 
@@ -142,8 +145,8 @@ def smaller(
 
 def near(claim: str, over_seeds: OverSeeds, target: float, tolerance: float) -> Verdict:
     """The mean over seeds is a number, with its whole interval within the tolerance, at each depth."""
-    centred = {n: [each - statistics.mean(some) + target for each in some] for n, some in over_seeds.items()}
-    away = {n: [each + 2 * tolerance for each in some] for n, some in centred.items()}
+    centred = {n: [value - statistics.mean(some) + target for value in some] for n, some in over_seeds.items()}
+    away = {n: [value + 2 * tolerance for value in some] for n, some in centred.items()}
     return judged(
         claim,
         f"{target:g} ± {tolerance:g} with its whole {_ENDS}, at each N",
@@ -193,66 +196,67 @@ def _margin(
     bad: Mapping[str, OverSeeds],
 ) -> Verdict:
     def gaps(some: OverSeeds) -> dict[int, list[float]]:
-        return {n: each for n, each in points_above(some, reference).items() if n >= least_depth}
+        return {n: of_seeds for n, of_seeds in points_above(some, reference).items() if n >= least_depth}
 
     most = allowed[1]
-    seen, asked = gaps(errors), from_depth(errors, least_depth).keys()
-    centred = {n: [each - statistics.mean(some) for each in some] for n, some in seen.items()}
-    away = {n: [each + 2 * most for each in some] for n, some in centred.items()}
+    observed, depths = gaps(errors), from_depth(errors, least_depth).keys()
+    centred = {n: [gap - statistics.mean(some) for gap in some] for n, some in observed.items()}
+    away = {n: [gap + 2 * most for gap in some] for n, some in centred.items()}
     return judged(
         claim,
         expected,
         lambda data: _within(data, *allowed),
-        seen if seen.keys() == asked else {},
+        observed if observed.keys() == depths else {},
         bad={
             f"{2 * most:g} points more with this scatter": away or None,
             **{what: gaps(some) or None for what, some in bad.items()},
         },
         good={"no difference with this scatter": centred or None},
-        centre={n: [statistics.mean(some)] * 2 for n, some in seen.items()} if seen.keys() == asked else None,
+        centre={n: [statistics.mean(some)] * 2 for n, some in observed.items()} if observed.keys() == depths else None,
     )
 
 
 def points_above(errors: OverSeeds, reference: OverSeeds) -> dict[int, list[float]]:
     """By depth, how many points of a hundred an error is above that of the reference, seed by seed."""
     return {
-        n: [100 * (a - b) for a, b in zip(each, reference[n], strict=True)]
-        for n, each in errors.items()
-        if len(reference.get(n, ())) == len(each)
+        n: [100 * (a - b) for a, b in zip(of_seeds, reference[n], strict=True)]
+        for n, of_seeds in errors.items()
+        if len(reference.get(n, ())) == len(of_seeds)
     }
 
 
 def from_depth(over_seeds: OverSeeds, least: int) -> dict[int, Sequence[float]]:
     """Without shallower networks."""
-    return {depth: each for depth, each in over_seeds.items() if depth >= least}
+    return {depth: of_seeds for depth, of_seeds in over_seeds.items() if depth >= least}
 
 
 def medians(over_seeds: OverSeeds) -> dict[int, list[float]]:
     """The median over seeds as the only value of each depth: what single seeds may be an exception to."""
-    return {depth: [statistics.median(each)] for depth, each in over_seeds.items()}
+    return {depth: [statistics.median(of_seeds)] for depth, of_seeds in over_seeds.items()}
 
 
 def _within(gaps: OverSeeds, low: float, high: float) -> Said:
-    found = {n: interval(some) for n, some in gaps.items()}
+    intervals = {n: interval(some) for n, some in gaps.items()}
     observed = "; ".join(
-        f"N={n}: {statistics.mean(gaps[n]):+.2f}" + (f" [{each.low:+.2f}, {each.high:+.2f}]" if each else ", one seed")
-        for n, each in found.items()
+        f"N={n}: {statistics.mean(gaps[n]):+.2f}"
+        + (f" [{spread.low:+.2f}, {spread.high:+.2f}]" if spread else ", one seed")
+        for n, spread in intervals.items()
     )
-    passed = all(each is not None and each.inside(low, high) for each in found.values())
-    return bool(found) and passed, observed or "nothing to compare"
+    passed = all(spread is not None and spread.inside(low, high) for spread in intervals.values())
+    return bool(intervals) and passed, observed or "nothing to compare"
 
 
 def _orders(moments: Mapping[int, OverSeeds], low: float, high: float, straight: float, least: int) -> Said:
-    found = [order(each, least) for each in moments.values()]
-    known = [each for each in found if each is not None]
-    if not known or len(known) < len(found):
-        return False, f"{len(known)} of {len(found)} have three depths with a value that is finite and above rounding"
-    passed = all(each.interval.inside(low, high) and each.straightness > straight for each in known)
+    orders = [order(by_depth, least) for by_depth in moments.values()]
+    known = [fitted for fitted in orders if fitted is not None]
+    if not known or len(known) < len(orders):
+        return False, f"{len(known)} of {len(orders)} have three depths with a value that is finite and above rounding"
+    passed = all(fitted.interval.inside(low, high) and fitted.straightness > straight for fitted in known)
     if len(known) == 1:
         return passed, str(known[0])
-    ends = min(each.interval.low for each in known), max(each.interval.high for each in known)
-    means = min(each.interval.mean for each in known), max(each.interval.mean for each in known)
-    straightness = min(each.straightness for each in known)
+    ends = min(fitted.interval.low for fitted in known), max(fitted.interval.high for fitted in known)
+    means = min(fitted.interval.mean for fitted in known), max(fitted.interval.mean for fitted in known)
+    straightness = min(fitted.straightness for fitted in known)
     return passed, (
         f"orders {means[0]:.3f} to {means[1]:.3f}, intervals in [{ends[0]:.3f}, {ends[1]:.3f}], "
         f"R² at least {straightness:.4f}"
@@ -261,15 +265,16 @@ def _orders(moments: Mapping[int, OverSeeds], low: float, high: float, straight:
 
 def _middle(moments: Mapping[int, OverSeeds]) -> Mapping[int, OverSeeds] | None:
     """Geometric means over seeds, in the place of each of two."""
-    if not all(x > 0 for each in moments.values() for some in each.values() for x in some):
+    if not all(x > 0 for by_depth in moments.values() for some in by_depth.values() for x in some):
         return None
     return {
-        step: {n: [statistics.geometric_mean(some)] * 2 for n, some in each.items()} for step, each in moments.items()
+        step: {n: [statistics.geometric_mean(some)] * 2 for n, some in by_depth.items()}
+        for step, by_depth in moments.items()
     }
 
 
 def _like(moments: Mapping[int, OverSeeds], slope: float, least: int) -> Mapping[int, OverSeeds] | None:
     """Data of that order at each moment, which scatter as those seen."""
-    made = {step: of_order(each, slope, least) for step, each in moments.items()}
-    known = {step: each for step, each in made.items() if each is not None}
-    return known if known and len(known) == len(made) else None
+    counterparts = {step: of_order(by_depth, slope, least) for step, by_depth in moments.items()}
+    known = {step: by_depth for step, by_depth in counterparts.items() if by_depth is not None}
+    return known if known and len(known) == len(counterparts) else None

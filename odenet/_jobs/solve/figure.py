@@ -30,8 +30,8 @@ def figure_format(path: Path) -> str:
     formats = FigureCanvasAgg.get_supported_filetypes()
     suffix = path.suffix.removeprefix(".").lower()
     if suffix not in formats:
-        given = f"ends in .{suffix}" if suffix else "has no suffix"
-        raise FileError(f"the figure {path} {given}", ", ".join(f".{name}" for name in sorted(formats)))
+        ending = f"ends in .{suffix}" if suffix else "has no suffix"
+        raise FileError(f"the figure {path} {ending}", ", ".join(f".{name}" for name in sorted(formats)))
     return suffix
 
 

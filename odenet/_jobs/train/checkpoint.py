@@ -109,9 +109,9 @@ class TrainingRun:
 
     def sweep(self, folder: Path) -> None:
         """Delete states of other epochs, and what a process that was killed left half written."""
-        kept = {state_name(self.epoch), state_name(self.best)}
+        names = {state_name(self.epoch), state_name(self.best)}
         for path in folder.glob("state-*.npz"):
-            if path.name not in kept:
+            if path.name not in names:
                 path.unlink(missing_ok=True)
         for name in ("state-*.npz", RUN, LOG, "events.*", "curve.*", "weights.npz", ".writable"):
             for path in folder.glob(f".{name}.*"):

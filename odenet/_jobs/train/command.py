@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from odenet._backend.imported import is_path
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.shard import Shard
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
-from odenet._jobs.train.plan import TrainingPlan
+from odenet._jobs.train.plan import OF_SGD, OPTIMIZERS, TrainingPlan, not_read
 from odenet._nets.spec import BLOCKS, NORMS, STARTS
 from odenet._report.terminal import console
 
@@ -28,14 +30,26 @@ class _One(click.ParamType):
         """The name, or the label of a record."""
         if self.name == "gradient" and isinstance(value, str) and value.strip().lower().startswith("auto"):
             value = value.replace(",", ":")  # its options are written in one go; there is but one method here
-        found = self.names.convert(value, param, ctx)
-        if len(found) != 1:
-            self.fail(f"{value!r} names {len(found)}; a run has one {self.name}", param, ctx)
-        return getattr(found[0], "label", found[0])
+        records = self.names.convert(value, param, ctx)
+        if len(records) != 1:
+            self.fail(f"{value!r} names {len(records)}; a run has one {self.name}", param, ctx)
+        return getattr(records[0], "label", records[0])
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
         """Names that begin so."""
         return self.names.shell_complete(ctx, param, incomplete)
+
+
+class _NameOrPath(click.Choice):
+    """One of some names, or an import path `module:name,key=value,...`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name, or the path as it is."""
+        return value if is_path(value) else super().convert(value, param, ctx)
+
+    def get_metavar(self, *arguments: Any, **options: Any) -> str:
+        """As the help shows it."""
+        return f"[{'|'.join(map(str, self.choices))}|MODULE:NAME]"
 
 
 class _Counts(click.ParamType):
@@ -46,7 +60,7 @@ class _Counts(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """All of them."""
         try:
-            return value if isinstance(value, tuple) else tuple(int(each) for each in value.split(",") if each)
+            return value if isinstance(value, tuple) else tuple(int(count) for count in value.split(",") if count)
         except ValueError:
             self.fail(f"{value!r} is not whole numbers between commas, as in 3,4", param, ctx)
 
@@ -59,7 +73,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 
 
 @click.command("train", context_settings={"help_option_names": ["-h", "--help"]})
-@_flag("--data", click.Choice(NAMES), "Images: embedded digits, CIFAR-10 on disk, or one folder a class.")
+@_flag("--data", _NameOrPath(NAMES), "Images: embedded digits, CIFAR-10 on disk, one folder a class, or your own.")
 @_flag("--data-dir", click.Path(file_okay=False), "Where cifar-10-batches-py, or train and val, are.")
 @_flag("--size", _flags.Whole(1), "Height and width of the images of a folder.  [default: 32]")
 @_flag("--net", click.Choice(BLOCKS), "Kind of block.")
@@ -86,6 +100,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
 @_flag("--epochs", _flags.Whole(1), "Times that all training images are seen.")
 @_flag("--batch", _flags.Whole(1), "Images in a batch.")
+@_flag("--optimizer", _NameOrPath(OPTIMIZERS), "As torch.optim:AdamW,lr=1e-3 or optax:adamw,learning_rate=1e-3.")
 @_flag("--lr", _flags.Real(), "Rate at the beginning.")
 @_flag("--momentum", _flags.Real(), "Of gradient descent.")
 @_flag("--weight-decay", _flags.Real(), "Of all weights.")
@@ -125,6 +140,8 @@ def command(
       odenet train --data cifar10 --data-dir DIR --width 32 --epochs 90 --batch 256 --device cuda
       odenet train --data folder --data-dir ROOT --size 224 --net bottleneck --width 1024 --depth 22 --before 3,4 \\
           --after 3 --unscaled --device cuda
+      odenet train --optimizer torch.optim:AdamW,lr=1e-3,weight_decay=0.01 --schedule cosine
+      odenet train --data mymodule:MyDataset,root=DIR --batch 64
       odenet train --resume
       odenet train --seeds 5 --executor processes --out results/seeds
     """
@@ -132,6 +149,10 @@ def command(
     from odenet._jobs.train.seeds import train_seeds
 
     keep_programs()
+    if options["optimizer"] not in OPTIMIZERS:
+        for name in OF_SGD:  # also where the value is the default, which the plan cannot see
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise not_read(name, options["optimizer"])
     plan, messages = TrainingPlan(**options), console(stderr=True)
     if seeds is None and (shard or executor):
         raise click.UsageError("--shard and --executor divide --seeds")

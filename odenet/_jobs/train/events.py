@@ -63,8 +63,8 @@ def _event(time: float, step: int, what: bytes) -> bytes:
 
 
 def _summary(values: Mapping[str, float]) -> bytes:
-    each = (_field(1, tag.encode()) + b"\x15" + struct.pack("<f", value) for tag, value in values.items())
-    return _field(5, b"".join(_field(1, value) for value in each))
+    messages = (_field(1, tag.encode()) + b"\x15" + struct.pack("<f", value) for tag, value in values.items())
+    return _field(5, b"".join(_field(1, value) for value in messages))
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from odenet._backend import registry as _registry
+from odenet._backend.imported import Imported
 from odenet._backend.trainer import Trainer
 from odenet._errors import FileError, GradientError, GradientWarning, InputError
 from odenet._files import require_writable
@@ -69,6 +70,7 @@ def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int
 
 
 def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console, require_same: Callable[[], None]) -> int:
+    optimizer = plan.imported_optimizer()  # a misspelt one is said before anything is read
     run = _earlier(plan, out, resume, messages)
     images = image_set(plan.data, plan.data_dir, plan.size)
     parts = split(images.train, plan.validation, plan.limit_train, plan.seed)
@@ -86,7 +88,7 @@ def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console, requi
     if run.test is None:
         try:
             chosen_by = Batches(parts.validation, plan.batch, **common)
-            run = _finish(run, images, learnt, chosen_by, out, messages, require_same)
+            run = _finish(run, images, learnt, chosen_by, optimizer, out, messages, require_same)
         except KeyboardInterrupt:
             reached = read(out)
             whole = f"epoch {reached.epoch} is whole and" if reached and reached.epoch else "no epoch is whole, nothing"
@@ -139,6 +141,7 @@ def _finish(
     images: ImageSet,
     learnt: Batches,
     chosen_by: Batches,
+    optimizer: Imported | None,
     out: Path,
     messages: Console,
     require_same: Callable[[], None],
@@ -161,7 +164,8 @@ def _finish(
             dtype=plan.dtype,
             device=plan.device,
         )
-        trainer = backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay)
+        own: dict[str, Any] = {} if optimizer is None else {"optimizer": optimizer}
+        trainer = backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay, **own)
         if run.epoch:
             trainer.load(run.state(out, run.epoch))
         require_same()
@@ -215,13 +219,14 @@ def _epoch(
     trainer: Trainer, plan: TrainingPlan, epoch: int, learnt: Batches, chosen_by: Batches, progress: EpochProgress
 ) -> Epoch:
     began = time.perf_counter()
-    lr = rate(plan.schedule, plan.lr, epoch, plan.epochs)
+    lr = rate(plan.schedule, plan.rate, epoch, plan.epochs)
     done = training_pass(trainer, learnt, epoch, lr, functools.partial(progress.step, epoch))
     if not done.finished:
         raise GradientError(
             f"the loss is {done.loss} in step {done.steps} of epoch {epoch}",
             "a finite loss",
-            "take a smaller --lr, or gradient backprop if a certificate was large before; then another --out",
+            "take a smaller --lr (or rate of the optimizer), or gradient backprop if a certificate was large before; "
+            "then another --out",
         )
     validation_loss, validation_accuracy = evaluate(trainer, chosen_by)
     return Epoch(

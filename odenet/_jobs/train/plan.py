@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from odenet._backend import registry as _registry
+from odenet._backend.imported import Imported, imported, is_path
 from odenet._errors import InputError
 from odenet._gradients.names import gradient
 from odenet._jobs.cells.resume import changes, reading
@@ -18,6 +19,9 @@ from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._names import lookup
 from odenet._nets.spec import Block, NetSpec, Norm, Start
 from odenet._solvers.names import solver
+
+OPTIMIZERS = ("sgd",)
+OF_SGD = ("lr", "momentum", "weight_decay")  # an optimiser of the framework's has options of its own
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class TrainingPlan:
         start: of the weights, see `NetSpec.init`.
         backend, solver, gradient, device, dtype: how it is solved and differentiated, by name.
         epochs, batch, lr, momentum, weight_decay, schedule: of gradient descent, see `Trainer` and `schedule.rate`.
+        optimizer: "sgd", or the import path of one of the framework's with its options, among them its rate. Then lr,
+            momentum and weight_decay stay as they are by default, and the schedule multiplies its rate.
         seed: of weights, split, order and augmentation.
         augment: whether training images are moved and, where that changes nothing, mirrored at random.
         validation: part of the training images that chooses the best epoch.
@@ -68,6 +74,7 @@ class TrainingPlan:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "step"
+    optimizer: str = "sgd"
     seed: int = 0
     augment: bool = True
     validation: float = 0.1
@@ -75,7 +82,10 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         plain = {
-            "data": lookup("image set", self.data, _same(NAMES)),
+            "data": self.data.strip() if is_path(self.data) else lookup("image set", self.data, _same(NAMES)),
+            "optimizer": self.optimizer.strip()
+            if is_path(self.optimizer)
+            else lookup("optimizer", self.optimizer, _same(OPTIMIZERS)),
             "backend": _registry.entry(self.backend).name,
             "solver": solver(self.solver).label,
             "gradient": gradient(self.gradient).label,
@@ -96,8 +106,25 @@ class TrainingPlan:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not above <= value < below or (name == "lr" and value == 0):
                 raise InputError(f"{name}={value!r} of a run", f"a number from {above}, below {below}")
+        if self.optimizer not in OPTIMIZERS:
+            for name in OF_SGD:
+                if getattr(self, name) != getattr(TrainingPlan, name):
+                    raise not_read(name, self.optimizer)
         if not 0 < self.validation < 1:
             raise InputError(f"validation={self.validation!r} of a run", "a number above 0 and below 1")
+
+    @property
+    def rate(self) -> float:
+        """What the schedule multiplies: lr, or 1 where the optimiser has a rate of its own."""
+        return self.lr if self.optimizer in OPTIMIZERS else 1.0
+
+    def imported_optimizer(self) -> Imported | None:
+        """The optimiser of the framework's; None for gradient descent with momentum.
+
+        Raises:
+            InputError: it cannot be imported.
+        """
+        return None if self.optimizer in OPTIMIZERS else imported(self.optimizer, "optimizer")
 
     def spec(self, images: ImageSet) -> NetSpec:
         """The network for these images."""
@@ -144,6 +171,15 @@ class TrainingPlan:
                 "the same settings (the number of epochs, too, since the rate depends on it)",
                 "give the earlier settings, or choose another --out",
             )
+
+
+def not_read(option: str, optimizer: str) -> InputError:
+    """The error of an option of gradient descent beside another optimiser, which does not read it."""
+    return InputError(
+        f"{option} of a run beside the optimizer {optimizer}, which does not read it",
+        f"{', '.join(OF_SGD)} with the optimizer sgd",
+        "give it as an option of the optimizer, as in torch.optim:AdamW,lr=1e-3,weight_decay=0.01",
+    )
 
 
 def _same(names: tuple[str, ...]) -> dict[str, str]:

@@ -12,7 +12,7 @@ class Epoch:
     """What an epoch came to; each field is a column, with its meaning in the metadata."""
 
     epoch: int = column("number of the epoch, from 1", 0)
-    lr: float = column("rate of gradient descent", 0.0)
+    lr: float = column("rate of gradient descent; factor of the rate of an optimizer of the framework's", 0.0)
     train_loss: float = column("mean cross-entropy over the steps of the epoch, each before its update", 0.0)
     train_accuracy: float = column("part of the (augmented) training images that were classified right", 0.0)
     validation_loss: float = column("mean cross-entropy over the validation images, after the epoch", 0.0)

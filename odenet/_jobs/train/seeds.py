@@ -1,4 +1,7 @@
-"""One training for several seeds: a run for each, in a folder of its own, and a table of what came of them."""
+"""One training for several seeds: a run for each, in a folder of its own, and a table of what came of them.
+
+Over 250 lines: plan, cell, row, results and table of one kind of job, each of which is short.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +160,7 @@ def train_seeds(
     Returns, raises: as `odenet._jobs.cells.run.complete`; FileError if runs are there that were not to be resumed.
     """
     plan = SeedPlan(training, tuple(seeds), str(out.absolute()))
-    begun = [each.seed for each in plan.cells() if (folder(out, each.seed) / RUN).exists()]
+    begun = [cell.seed for cell in plan.cells() if (folder(out, cell.seed) / RUN).exists()]
     if begun and not resume:
         raise FileError(
             f"{out} holds runs of the seeds {', '.join(map(str, begun))} already",
@@ -188,7 +191,7 @@ def measure(plan: SeedPlan, cells: Sequence[SeedCell]) -> Iterator[TrainedSeed]:
         run = read(out)
         assert run is not None
         assert run.test is not None, "a run that ended is whole on disk"
-        residuals = [each.certificate for each in run.rows if each.certificate is not None]
+        residuals = [epoch.certificate for epoch in run.rows if epoch.certificate is not None]
         yield replace(
             row,
             status=OK,

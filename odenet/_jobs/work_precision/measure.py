@@ -42,8 +42,8 @@ def measure(plan: SolvePlan, cells: Iterable[SolveCell]) -> Iterator[AdaptiveSol
                 again[cell.key] = run
         if plan.repeats and again:
             gc.collect()  # now, rather than while the clock runs
-            taken = dict(zip(again, seconds(list(again.values()), plan.repeats, _BUDGET), strict=True))
-            rows = [replace(row, solve_seconds=taken.get(row.key)) for row in rows]
+            medians = dict(zip(again, seconds(list(again.values()), plan.repeats, _BUDGET), strict=True))
+            rows = [replace(row, solve_seconds=medians.get(row.key)) for row in rows]
         yield from rows
 
 
@@ -52,15 +52,15 @@ class _Programs:
     """The compiled solve of each problem, backend and solver: tolerances are among its arguments."""
 
     plan: SolvePlan
-    made: dict[tuple[str, str, str], Callable[..., Any]] = field(default_factory=dict)
+    compiled: dict[tuple[str, str, str], Callable[..., Any]] = field(default_factory=dict)
 
     def of(self, cell: SolveCell) -> Callable[..., Any]:
         name = cell.problem.name, cell.backend, cell.solver.label
-        if name not in self.made:
+        if name not in self.compiled:
             control = PIDController(max_steps=self.plan.max_steps, throw=False)
 
             def timed_solve(y0: Any, weights: Any, rtol: Any, atol: Any) -> Any:
-                found = solve(
+                solution = solve(
                     cell.problem.field,
                     y0,
                     weights,
@@ -72,11 +72,12 @@ class _Programs:
                     solver=cell.solver,
                     backend=_registry.entry(cell.backend),
                 )
-                counts = found.stats.steps, found.stats.rejected, found.stats.f_evaluations
-                return found.ts, found.ys, counts, found.outcome  # arrays: all that a compiled function can return
+                counts = solution.stats.steps, solution.stats.rejected, solution.stats.f_evaluations
+                # arrays: all that a compiled function can return
+                return solution.ts, solution.ys, counts, solution.outcome
 
-            self.made[name] = _registry.backend(cell.backend).compiled(timed_solve)
-        return self.made[name]
+            self.compiled[name] = _registry.backend(cell.backend).compiled(timed_solve)
+        return self.compiled[name]
 
 
 def _first(plan: SolvePlan, cell: SolveCell, programs: _Programs) -> tuple[AdaptiveSolve, Callable[[], object] | None]:
@@ -104,8 +105,8 @@ def _first(plan: SolvePlan, cell: SolveCell, programs: _Programs) -> tuple[Adapt
 
     def run() -> Solution:
         with backend.prepare(plan.dtype, plan.device):
-            given = arrays(cell.problem.y0, plan.dtype), arrays(cell.problem.weights, plan.dtype)
-            ts, ys, counts, outcome = programs.of(cell)(*given, cell.rtol, atol)
+            inputs = arrays(cell.problem.y0, plan.dtype), arrays(cell.problem.weights, plan.dtype)
+            ts, ys, counts, outcome = programs.of(cell)(*inputs, cell.rtol, atol)
             ys = _tree.map(backend.to_numpy, ys)  # waits for the device
             # None where a peer does not tell: diffrax does not count the evaluations of implicit solvers
             steps, rejected, evaluations = (None if count is None else int(count) for count in counts)
@@ -118,7 +119,7 @@ def _first(plan: SolvePlan, cell: SolveCell, programs: _Programs) -> tuple[Adapt
     except _FAILURES as error:
         own = isinstance(error, OdenetError)
         return replace(row, status=str(error) if own else f"{type(error).__name__}: {error}"), None
-    taken = time.perf_counter() - start
+    elapsed = time.perf_counter() - start
     result = solution.result
     row = replace(
         row,
@@ -127,7 +128,7 @@ def _first(plan: SolvePlan, cell: SolveCell, programs: _Programs) -> tuple[Adapt
         f_evaluations=solution.stats.f_evaluations,
         accepted=solution.stats.accepted,
         rejected=solution.stats.rejected,
-        first_seconds=taken,
+        first_seconds=elapsed,
     )
     if result is not Result.SUCCESS:
         return row, None

@@ -88,8 +88,8 @@ def certificate_of(method: str) -> str:
 
 def cells(choices: Choices) -> tuple[CurveCell, ...]:
     """The one depth that ResNet-101 has. What reads running statistics on its way back is a network of torch only."""
-    found = choices.cells(list(CURVES), [BLOCKS], seeds=choices.sized(1, 3, 1))
-    return tuple(cell for cell in found if cell.backend == "torch" or CURVES[cell.curve][0] != EVAL)
+    candidates = choices.cells(list(CURVES), [BLOCKS], seeds=choices.sized(1, 3, 1))
+    return tuple(cell for cell in candidates if cell.backend == "torch" or CURVES[cell.curve][0] != EVAL)
 
 
 def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
@@ -108,20 +108,20 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     )
     start = spec.init(cell.seed, "independent")
     done = train(cell, choices, spec, recipe, solver="euler", gradient=way.gradient, weights=start)
-    found = [
+    points = [
         cell.point(LOSS, done.epochs[-1].loss),
         cell.point(ERROR, done.error),
         cell.point(GUESSING, guessing(choices)),
     ]
     if done.certificate is not None and math.isfinite(done.certificate):
-        found.append(cell.point(CERTIFICATE, done.certificate))
+        points.append(cell.point(CERTIFICATE, done.certificate))
     if isinstance(way.gradient, Backprop) and done.finished:
         batch = sample(choices, recipe, cell.seed)
         apart = errors(cell.backend, choices.device, spec, done.weights, "euler", batch, _GRADIENTS)
-        for method, each in apart.items():
-            found.append(cell.point(error_of(method), each.whole))
-            found.append(cell.point(certificate_of(method), each.certificate or 0.0))
-    return tuple(found)
+        for method, difference in apart.items():
+            points.append(cell.point(error_of(method), difference.whole))
+            points.append(cell.point(certificate_of(method), difference.certificate or 0.0))
+    return tuple(points)
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
@@ -141,13 +141,13 @@ def _by_way(axes: Axes, points: Sequence[Point], quantity: str) -> None:
     factor = 100 if quantity == ERROR else 1
     for index, steps in enumerate((SCALED, PLAIN)):
         for place, way in enumerate(WAYS):
-            seen = [factor * v for v in values(points, curve(way, steps), quantity).get(BLOCKS, [])]
-            if not seen:
+            of_seeds = [factor * v for v in values(points, curve(way, steps), quantity).get(BLOCKS, [])]
+            if not of_seeds:
                 continue
             x = place + 0.3 * index - 0.15
             label = steps if way == PAPER else None
-            axes.bar(x, statistics.median(seen), 0.28, color=COLOURS[index], alpha=0.5, label=label)
-            axes.plot([x] * len(seen), seen, "o", color=COLOURS[index], markersize=4)
+            axes.bar(x, statistics.median(of_seeds), 0.28, color=COLOURS[index], alpha=0.5, label=label)
+            axes.plot([x] * len(of_seeds), of_seeds, "o", color=COLOURS[index], markersize=4)
     axes.set_xticks(range(len(WAYS)), list(WAYS), rotation=15)
     axes.set(ylabel=f"{quantity} (%)" if quantity == ERROR else quantity)
 
@@ -157,7 +157,7 @@ def _errors_and_certificates(axes: Axes, points: Sequence[Point]) -> None:
         for index, name in enumerate(_GRADIENTS, 1):
             trained = curve(BACKPROP, steps)
             pair = (values(points, trained, quantity) for quantity in (certificate_of(name), error_of(name)))
-            residuals, apart = (each.get(BLOCKS, []) for each in pair)
+            residuals, apart = (over_depth.get(BLOCKS, []) for over_depth in pair)
             axes.loglog(residuals, apart, marker, color=COLOURS[index], label=f"{name}, {steps}")
     axes.set(xlabel="certificate", ylabel="relative error of the gradient")
     axes.set_title("After training by backpropagation")
@@ -166,19 +166,19 @@ def _errors_and_certificates(axes: Axes, points: Sequence[Point]) -> None:
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """What fails with which steps, what does not, and what says so."""
-    seen = {name: values(points, name, ERROR) for name in CURVES}
+    by_curve = {name: values(points, name, ERROR) for name in CURVES}
     guess = {steps: values(points, curve(BACKPROP, steps), GUESSING) for steps in (SCALED, PLAIN)}
     error, residual = (
         {steps: values(points, curve(BACKPROP, steps), of(PAPER)) for steps in (SCALED, PLAIN)}
         for of in (error_of, certificate_of)
     )
-    wrong = {n: [LIMITS["wrong"]] * len(each) for n, each in error[PLAIN].items()}
+    wrong = {n: [LIMITS["wrong"]] * len(of_seeds) for n, of_seeds in error[PLAIN].items()}
     iterated = values(points, curve(BACKPROP, SCALED), error_of(ITERATED))
 
     def exact(steps: str) -> dict[int, list[float]]:
-        return seen[curve(BACKPROP, steps)]
+        return by_curve[curve(BACKPROP, steps)]
 
-    found = [
+    judgements = [
         *(
             below(f"backpropagation trains it, with {steps}", exact(steps), guess[steps], LIMITS["learnt"])
             for steps in (SCALED, PLAIN)
@@ -186,14 +186,14 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         *(
             as_good(
                 f"{way}, {SCALED}: the test error is that of backpropagation",
-                seen[curve(way, SCALED)],
+                by_curve[curve(way, SCALED)],
                 exact(SCALED),
                 LIMITS["margin"],
             )
             for way in (PAPER, CORRECTED)
         ),
         *(
-            below(f"{way}, {PLAIN}: it fails to train", exact(PLAIN), seen[curve(way, PLAIN)], LIMITS["fails"])
+            below(f"{way}, {PLAIN}: it fails to train", exact(PLAIN), by_curve[curve(way, PLAIN)], LIMITS["fails"])
             for way in (PAPER, CORRECTED)
         ),
         below(f"paper, {PLAIN}: the gradient is wrong by a tenth or more", wrong, error[PLAIN]),
@@ -206,12 +206,14 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
             LIMITS["certificate"],
         ),
     ]
-    if any(seen[curve(EVAL, steps)] for steps in (SCALED, PLAIN)):  # torch only
-        found += [
-            below(f"{EVAL}, {steps}: it loses accuracy", exact(steps), seen[curve(EVAL, steps)], LIMITS["eval_fails"])
+    if any(by_curve[curve(EVAL, steps)] for steps in (SCALED, PLAIN)):  # torch only
+        judgements += [
+            below(
+                f"{EVAL}, {steps}: it loses accuracy", exact(steps), by_curve[curve(EVAL, steps)], LIMITS["eval_fails"]
+            )
             for steps in (SCALED, PLAIN)
         ]
-    return tuple(found)
+    return tuple(judgements)
 
 
 REPRODUCTION = Reproduction(

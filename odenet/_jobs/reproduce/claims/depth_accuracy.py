@@ -45,8 +45,9 @@ def cells(choices: Choices) -> tuple[CurveCell, ...]:
     depths = choices.sized((4, 16), (2, 4, 8, 16), (2, 4, 8, 16, 32, 64))
     if choices.depth is not None:
         depths = choices.depths(depths[0], depths[-1], quick=16)
-    found = choices.cells(list(CURVES), depths, seeds=choices.sized(2, 3, 5))
-    return tuple(sorted(found, key=lambda cell: cell.depth))  # a shallow network takes a tenth of the time of a deep
+    candidates = choices.cells(list(CURVES), depths, seeds=choices.sized(2, 3, 5))
+    # a shallow network takes a tenth of the time of a deep one
+    return tuple(sorted(candidates, key=lambda cell: cell.depth))
 
 
 def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
@@ -66,18 +67,18 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
         # a block's gradient has a factor of 1/N: with the rate times N all depths learn alike (section 3)
         rates={"": 1.0, "block.": choices.sized(float(cell.depth), float(cell.depth), 1.0)},
     )
-    found = [
+    points = [
         cell.point(ERROR, done.error),
         cell.point(GUESSING, guessing(choices)),
         cell.point(LOSS, done.epochs[-1].loss),
     ]
     if done.certificate is not None:
-        found.append(cell.point(CERTIFICATE, done.certificate))
+        points.append(cell.point(CERTIFICATE, done.certificate))
     if isinstance(gradient, Backprop) and done.finished:
         batch, method = sample(choices, recipe, cell.seed), {GRADIENT: DiscreteAdjoint(correct=False)}
         apart = errors(cell.backend, choices.device, spec, done.weights, solver, batch, method)
-        found.append(cell.point(GRADIENT, apart[GRADIENT].whole))
-    return tuple(found)
+        points.append(cell.point(GRADIENT, apart[GRADIENT].whole))
+    return tuple(points)
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
@@ -91,8 +92,8 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
         if curve in _REFERENCE:
             gaps = _gaps(points, curve)
             places = [n * 1.05**place for n in gaps]  # side by side
-            middle = [statistics.mean(each) for each in gaps.values()]
-            ends = [(m - min(each), max(each) - m) for m, each in zip(middle, gaps.values(), strict=True)]
+            middle = [statistics.mean(gap) for gap in gaps.values()]
+            ends = [(m - min(gap), max(gap) - m) for m, gap in zip(middle, gaps.values(), strict=True)]
             apart.errorbar(
                 places,
                 middle,
@@ -106,7 +107,7 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
     margin = LIMITS["margin"]
     apart.axhspan(-margin, margin, color="#888888", alpha=0.15, label=f"± {margin:g} points")
     apart.set(xscale="log", xlabel="depth N", ylabel="points of test error above backpropagation's")
-    depths = sorted({each.depth for each in points})
+    depths = sorted({point.depth for point in points})
     apart.set_xticks(depths, [str(n) for n in depths])
     apart.minorticks_off()
     apart.set_title("Same weights and batches: mean and range over seeds")
@@ -137,7 +138,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         *(_learns(points, curve) for curve in (RESNET, HEUNNET)),
         below(
             f"ResNet, paper: the shallowest network (N up to {LIMITS['shallow']}) loses accuracy",
-            {n: each for n, each in error[RESNET].items() if n == min(lost, default=0) <= LIMITS["shallow"]},
+            {n: of_seeds for n, of_seeds in error[RESNET].items() if n == min(lost, default=0) <= LIMITS["shallow"]},
             error[RESNET_PAPER],
             LIMITS["loses"],
         ),
@@ -164,7 +165,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
 
 def _closes(lost: OverSeeds) -> Verdict:
     """Whether depth mends what the paper's method loses: means over seeds of the shallowest and deepest networks."""
-    mean = {n: statistics.mean(each) for n, each in lost.items()}
+    mean = {n: statistics.mean(of_seeds) for n, of_seeds in lost.items()}
     shallow, deep = ([mean[end(mean)]] if len(mean) > 1 else [] for end in (min, max))
     part = LIMITS["closes"]
     claim = f"ResNet, paper: the deepest network loses {part:g} of what the shallowest does, or less (mean points)"

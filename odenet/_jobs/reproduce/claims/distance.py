@@ -58,11 +58,11 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
 
     ode = solved(substeps)
     coarse = solved(substeps // 2)  # of order 4, so that half the steps have 16 times the error
-    found = (
+    points = (
         cell.point(DISTANCE, _apart(network, ode[::substeps])),
         cell.point(REFINEMENT, _apart(coarse, ode[::2]) / 15),
     )
-    return found if cell.curve not in _WEIGHTS else (*found, cell.point(BOUND, bound(weights, ode)))
+    return points if cell.curve not in _WEIGHTS else (*points, cell.point(BOUND, bound(weights, ode)))
 
 
 def _extremal(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
@@ -103,15 +103,15 @@ def _mean_ode(seed: int, steps: int) -> np.ndarray:
         mean = x @ half["a"][node] + half["b"][node]
         return np.tanh(mean[..., None] + spread[..., None] * places) @ shares
 
-    found, h = [states(seed)], 1 / steps
+    trajectory, h = [states(seed)], 1 / steps
     for step in range(steps):
-        x = found[-1]
+        x = trajectory[-1]
         k1 = slope(x, 2 * step)
         k2 = slope(x + h / 2 * k1, 2 * step + 1)
         k3 = slope(x + h / 2 * k2, 2 * step + 1)
         k4 = slope(x + h * k3, 2 * step + 2)
-        found.append(x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))
-    return np.stack(found)
+        trajectory.append(x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4))
+    return np.stack(trajectory)
 
 
 def bound(weights: Weights, ode: np.ndarray) -> float:

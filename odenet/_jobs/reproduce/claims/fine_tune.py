@@ -74,17 +74,17 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
         weights=start.weights,
         rates={BLOCKS: float(cell.depth)},
     )
-    found = {
+    quantities = {
         BEFORE: start.error,
         AFTER: done.error,
         LOSS_BEFORE: start.loss,
         LOSS_AFTER: done.epochs[-1].loss,
     }
     if (most := done.trainer.peak_bytes()) is not None:
-        found[BYTES] = float(most)
+        quantities[BYTES] = float(most)
     if done.certificate is not None:
-        found[CERTIFICATE] = done.certificate
-    return tuple(cell.point(name, value) for name, value in found.items())
+        quantities[CERTIFICATE] = done.certificate
+    return tuple(cell.point(name, value) for name, value in quantities.items())
 
 
 @lru_cache(maxsize=2)
@@ -123,8 +123,8 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
     error.set_title("Tied (left), untied and fine-tuned (right)")
     loss.set_title("The same, each line a seed")
     for place, curve in enumerate(CURVES):
-        found = _all(points, curve, BYTES)
-        memory.bar(place, statistics.median(found) / 2**20 if found else 0, color=COLOURS[place])
+        peaks = _all(points, curve, BYTES)
+        memory.bar(place, statistics.median(peaks) / 2**20 if peaks else 0, color=COLOURS[place])
     memory.set_xticks(range(len(CURVES)), list(CURVES))
     memory.set(ylabel="MiB")
     memory.set_title("Peak memory of a step")
@@ -166,7 +166,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
 
 
 def _all(points: Sequence[Point], curve: str, quantity: str) -> list[float]:
-    return [value for each in values(points, curve, quantity).values() for value in each]
+    return [value for of_seeds in values(points, curve, quantity).values() for value in of_seeds]
 
 
 REPRODUCTION = Reproduction(

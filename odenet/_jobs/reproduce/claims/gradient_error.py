@@ -45,15 +45,15 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
         return _of_one_network(cell, choices)
     network = DigitsNetwork(cell.backend, choices.device, *NETS[cell.curve], cell.depth, cell.seed)
     descended = network.descend(network.spec.init(cell.seed), choices.sized(*_STEPS))
-    found = [
+    points = [
         cell.point(LOSS, descended.loss),
         cell.point(ACCURACY, descended.accuracy),
         cell.point(SMOOTHNESS, network.smoothness(descended.weights)),
     ]
     for name, errors in network.errors(descended.weights, _METHODS).items():
-        found.append(cell.point(name, errors.whole))
-        found += [cell.point(name, error, layer=layer) for layer, error in enumerate(errors.by_layer)]
-    return tuple(found)
+        points.append(cell.point(name, errors.whole))
+        points += [cell.point(name, error, layer=layer) for layer, error in enumerate(errors.by_layer)]
+    return tuple(points)
 
 
 def _of_one_network(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
@@ -63,9 +63,9 @@ def _of_one_network(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     weights = _base(replace(network, depth=_BASE), choices.sized(*_STEPS))
     layers = cell.depth + (along == "linear")
     places = np.arange(layers) * _BASE // cell.depth
-    taken = {name: w[places] if name.startswith(BLOCKS) else w for name, w in weights.items()}
-    errors = network.errors(taken, _METHODS)
-    return tuple(cell.point(name, each.whole) for name, each in errors.items())
+    picked = {name: w[places] if name.startswith(BLOCKS) else w for name, w in weights.items()}
+    errors = network.errors(picked, _METHODS)
+    return tuple(cell.point(name, error.whole) for name, error in errors.items())
 
 
 @lru_cache(maxsize=4)
@@ -76,7 +76,7 @@ def _base(network: DigitsNetwork, steps: int) -> Mapping[str, np.ndarray]:
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Over depth, and by layer in the deepest network."""
     over, one, by_layer = figure.subplots(1, 3)
-    deepest = max(each.depth for each in points)
+    deepest = max(point.depth for point in points)
     for line, curve in (("-", RESNET), ("--", HEUNNET)):
         for index, method in enumerate(_METHODS):
             over_depth(over, values(points, curve, method), f"{curve}, {method}", index, line)
@@ -91,8 +91,8 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
 
 
 def _layers(points: Sequence[Point], curve: str, method: str, depth: int) -> list[int]:
-    mine = [each for each in points if (each.curve, each.quantity, each.depth) == (curve, method, depth)]
-    return sorted({each.layer for each in mine if each.layer is not None})
+    mine = [point for point in points if (point.curve, point.quantity, point.depth) == (curve, method, depth)]
+    return sorted({point.layer for point in mine if point.layer is not None})
 
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:

@@ -81,12 +81,12 @@ def _errors(cell: CurveCell, choices: Choices, net: str, start: str) -> tuple[Po
         first = network.spec.untied(tied.weights)
     else:
         first = network.spec.init(cell.seed, "independent")
-    found = network.descend(first, steps)
-    errors = network.errors(found.weights, _METHODS)
+    trained = network.descend(first, steps)
+    errors = network.errors(trained.weights, _METHODS)
     return (
-        *(cell.point(name, each.whole) for name, each in errors.items()),
-        cell.point(ACCURACY, found.accuracy),
-        cell.point(SMOOTHNESS, network.smoothness(found.weights)),
+        *(cell.point(name, error.whole) for name, error in errors.items()),
+        cell.point(ACCURACY, trained.accuracy),
+        cell.point(SMOOTHNESS, network.smoothness(trained.weights)),
     )
 
 
@@ -95,20 +95,20 @@ def _cost(cell: CurveCell, choices: Choices, net: str, kind: str) -> tuple[Point
     solver, along = NETS[net]
     size = choices.sized(*_SIZES)
     spec = size.spec(cell.depth, along)
-    backend, weights, seen = _registry.backend(cell.backend), spec.init(cell.seed), batch(size.batch, cell.seed)
+    backend, weights, examples = _registry.backend(cell.backend), spec.init(cell.seed), batch(size.batch, cell.seed)
 
     def once(method: Gradient) -> Any:
         model = built(cell.backend, choices.device, spec, weights, solver, method)
-        return lambda: backend.evaluate(model, *seen)
+        return lambda: backend.evaluate(model, *examples)
 
     functions = [once(_METHODS[name]) for name in (PAPER, SECOND)]
     rounds = [seconds(functions, 0) for _ in range(1 + choices.sized(*_ROUNDS))][1:]  # the first is the warm-up
-    found = [cell.point(TIME, statistics.median(lighter / paper for paper, lighter in rounds))]
+    points = [cell.point(TIME, statistics.median(lighter / paper for paper, lighter in rounds))]
     for name, method in _METHODS.items():
         evaluations, vjps = _counts(cell.backend, choices.device, solver, along, method, cell.depth)
-        found.append(cell.point(f"{name}: {EVALUATIONS}", evaluations / cell.depth))
-        found.append(cell.point(f"{name}: {VJPS}", vjps / cell.depth))
-    return tuple(found)
+        points.append(cell.point(f"{name}: {EVALUATIONS}", evaluations / cell.depth))
+        points.append(cell.point(f"{name}: {VJPS}", vjps / cell.depth))
+    return tuple(points)
 
 
 @cache
@@ -130,7 +130,7 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
                 over_depth(axes, values(points, _curve(net, start), method), label, index, line)
         cost = _curve(net, COST)
         over_depth(panels[2], values(points, cost, TIME), f"{net}, time", 3, line)
-        own, paper = (values(points, cost, f"{each}: {EVALUATIONS}") for each in (SECOND, PAPER))
+        own, paper = (values(points, cost, f"{tableau}: {EVALUATIONS}") for tableau in (SECOND, PAPER))
         over_depth(panels[2], _relative(own, paper), f"{net}, evaluations of f backward", 4, line)
     finish(panels[0], "relative error of the gradient of all blocks", "Tied, then untied")
     finish(panels[1], "", "Independent start")
@@ -187,10 +187,10 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
 
 
 def _lighter(points: Sequence[Point], net: str) -> Verdict:
-    found, paper = (values(points, _curve(net, COST), f"{each}: {EVALUATIONS}") for each in (SECOND, PAPER))
+    own, paper = (values(points, _curve(net, COST), f"{tableau}: {EVALUATIONS}") for tableau in (SECOND, PAPER))
     return below(
         f"{net}: N s evaluations of f backward in the place of 2 N s, but for the first steps, from N={_DEEP} on",
-        from_depth(found, _DEEP),
+        from_depth(own, _DEEP),
         paper,
         LIMITS["evaluations"],
     )
@@ -198,10 +198,10 @@ def _lighter(points: Sequence[Point], net: str) -> Verdict:
 
 def _faster(points: Sequence[Point], net: str) -> Verdict:
     """Time of loss and gradient: each seed's own geometric mean over N, as depth does not change the ratio."""
-    found = values(points, _curve(net, COST), TIME)
-    seeds = [list(each) for each in zip(*found.values(), strict=True)]
-    means = {max(found, default=1): [math.exp(statistics.mean(map(math.log, each))) for each in seeds]}
-    ones = {n: [1.0] * len(each) for n, each in means.items()}
+    times = values(points, _curve(net, COST), TIME)
+    seeds = [list(of_seed) for of_seed in zip(*times.values(), strict=True)]
+    means = {max(times, default=1): [math.exp(statistics.mean(map(math.log, of_seed))) for of_seed in seeds]}
+    ones = {n: [1.0] * len(of_seed) for n, of_seed in means.items()}
     return smaller(f"{net}: faster than the paper's", means, ones, LIMITS["time"])
 
 

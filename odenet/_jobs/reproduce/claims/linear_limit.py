@@ -70,7 +70,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         *flow.tends(points, SMOOTH, WEIGHTS, LIMITS),
         falls(
             f"{SMOOTH}: what a layer adds changes from layer to layer by O(1/N²), over all of training",
-            {n: [each / n**2 for each in some] for n, some in values(points, SMOOTH, SMOOTHNESS).items()},
+            {n: [value / n**2 for value in some] for n, some in values(points, SMOOTH, SMOOTHNESS).items()},
             LIMITS["layer_order"],
             LIMITS["layer_tolerance"],
         ),

@@ -71,25 +71,25 @@ def start(seed: int) -> Weights:
         "in": (WIDTH, HIDDEN), "out": (HIDDEN, WIDTH),
         "readout": (WIDTH, len(CHARACTERS)), "characters": (len(CHARACTERS), WIDTH), "places": (LENGTH, WIDTH),
     }  # fmt: skip
-    found = {name: generator.standard_normal(shape) / shape[0] ** 0.5 for name, shape in shapes.items()}
-    return found | {"characters": generator.standard_normal(shapes["characters"]), "places": 0.3 * found["places"]}
+    weights = {name: generator.standard_normal(shape) / shape[0] ** 0.5 for name, shape in shapes.items()}
+    return weights | {"characters": generator.standard_normal(shapes["characters"]), "places": 0.3 * weights["places"]}
 
 
 def gradient(weights: Weights, text: np.ndarray, loops: int, curve: str, backend: str) -> tuple[float, Weights, Any]:
     """Loss, gradient by all weights, and the last state, of text of shape (BATCH, LENGTH + 1)."""
-    seen, target = text[:, :-1], np.eye(len(CHARACTERS))[text[:, 1:]]
+    context, target = text[:, :-1], np.eye(len(CHARACTERS))[text[:, 1:]]
     block = {name: weights[name] for name in ("q", "k", "v", "o", "in", "out")} | {"past": np.tri(LENGTH)}
-    y0 = weights["characters"][seen] + weights["places"]
+    y0 = weights["characters"][context] + weights["places"]
     loaded = _registry.backend(backend)
     with quiet():  # with few loops the adjoint is far off, which is what is measured
         loss, by_block, *others = _compiled(curve, loops, backend)(y0, target, weights["readout"], block)
     by_y, by_readout, last = map(loaded.to_numpy, others)
-    found = {name: loaded.to_numpy(by_block[name]) for name in block if name != "past"}
+    gradients = {name: loaded.to_numpy(by_block[name]) for name in block if name != "past"}
     characters = np.zeros_like(weights["characters"])
-    np.add.at(characters, seen, by_y)
+    np.add.at(characters, context, by_y)
     return (
         float(loaded.to_numpy(loss)),
-        found | {"characters": characters, "places": by_y.sum(0), "readout": by_readout},
+        gradients | {"characters": characters, "places": by_y.sum(0), "readout": by_readout},
         last,
     )
 
@@ -140,23 +140,23 @@ def cells(choices: Choices) -> tuple[CurveCell, ...]:
 
 def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     """Errors on text that was not seen; of backpropagation's network, other gradients and other numbers of loops."""
-    steps, deepest = choices.sized(*_STEPS), max(each.depth for each in cells(choices))
+    steps, deepest = choices.sized(*_STEPS), max(cell.depth for cell in cells(choices))
     weights = dict(trained(cell.backend, cell.seed, cell.curve, steps, choices.device))
     with _registry.backend(cell.backend).prepare("float64", choices.device):
-        found = []
+        points = []
         if cell.depth == TRAINED:
-            found = [
+            points = [
                 cell.point(ERROR, _error(cell, weights)),
                 cell.point(BEFORE, _error(cell, start(cell.seed))),
             ]
         if cell.curve == BACKPROP:
             text = lines("test", BATCH, LENGTH + 1, 0)
             loss, exact, _ = gradient(weights, text, cell.depth, BACKPROP, cell.backend)
-            found.append(cell.point(APART, abs(loss - _limit(cell.backend, cell.seed, deepest, steps, choices.device))))
+            points += [cell.point(APART, abs(loss - _limit(cell.backend, cell.seed, deepest, steps, choices.device)))]
             for name in (PAPER, CORRECTED):
                 _, other, _ = gradient(weights, text, cell.depth, name, cell.backend)
-                found.append(cell.point(name, relative(_flat(other), _flat(exact))))
-    return tuple(found)
+                points.append(cell.point(name, relative(_flat(other), _flat(exact))))
+    return tuple(points)
 
 
 def _flat(gradients: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -224,7 +224,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
             as_good(
                 f"{curve}: trained without stored activations it guesses as well",
                 error[curve],
-                {n: each for n, each in error[BACKPROP].items() if n in error[curve]},
+                {n: of_seeds for n, of_seeds in error[BACKPROP].items() if n in error[curve]},
                 LIMITS["margin"],
                 bad={"no training, which is a gradient of 0": before},
             )

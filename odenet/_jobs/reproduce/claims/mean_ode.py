@@ -85,9 +85,11 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
     """Over depth, and over the number of units in all."""
     depth, units = figure.subplots(1, 2, sharey=True)
     for index, (name, hidden) in enumerate(CURVES.items()):
-        seen = values(points, name, APART)
-        over_depth(depth, seen, name, index)
-        over_depth(units, {hidden * n: each for n, each in seen.items()}, name, index, "-" if index == 0 else "--")
+        distances = values(points, name, APART)
+        over_depth(depth, distances, name, index)
+        over_depth(
+            units, {hidden * n: of_seeds for n, of_seeds in distances.items()}, name, index, "-" if index == 0 else "--"
+        )
     slope(depth, values(points, curve(1), APART), 0.5, "L^-1/2")
     finish(depth, "distance of the outputs to the limit", "Over depth L")
     finish(units, "", "Over units in all, L M")
@@ -99,12 +101,12 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     apart = {hidden: values(points, curve(hidden), APART) for hidden in HIDDEN}
     narrow, wide = min(HIDDEN), max(HIDDEN)
     same = {
-        n: [a / b for a, b in zip(each, apart[narrow][n * wide // narrow], strict=False)]
-        for n, each in apart[wide].items()
+        n: [a / b for a, b in zip(of_seeds, apart[narrow][n * wide // narrow], strict=False)]
+        for n, of_seeds in apart[wide].items()
         if n * wide // narrow in apart[narrow]
     }
     learnt = values(points, curve(wide), LEARNT)
-    ones = {n: [1.0] * len(each) for n, each in learnt.items()}
+    ones = {n: [1.0] * len(of_seeds) for n, of_seeds in learnt.items()}
     return (
         smaller("the networks learn", learnt, ones, LIMITS["learnt"]),
         *(
@@ -119,7 +121,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         ),
         near(
             f"depth is width: the logarithm of the distance with M={wide} over that with M={narrow} and as many units",
-            {n: [float(np.log(x)) for x in each] for n, each in same.items()},
+            {n: [float(np.log(x)) for x in of_seeds] for n, of_seeds in same.items()},
             0,
             LIMITS["same"],
         ),

@@ -81,15 +81,15 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
             return backend.measure(model, images, labels, repeats=0)
 
     tied, untied = (
-        NetSpec("conv", cell.depth, width=size.width, inputs=size.inputs, along=each) for each in ("shared", along)
+        NetSpec("conv", cell.depth, width=size.width, inputs=size.inputs, along=kind) for kind in ("shared", along)
     )
     gradient = 4 * sum(math.prod(shape) for shape in untied.shapes().values())
-    found = measured(tied)
+    cost = measured(tied)
     return (
-        cell.point(TIED, found.peak_bytes),
+        cell.point(TIED, cost.peak_bytes),
         cell.point(UNTIED, measured(untied).peak_bytes - gradient),
         cell.point(GRADIENT, gradient),
-        cell.point(EVALUATIONS, found.f_backward / cell.depth),
+        cell.point(EVALUATIONS, cost.f_backward / cell.depth),
     )
 
 
@@ -111,7 +111,7 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
 
 
 def _mebibytes(over_seeds: OverSeeds) -> dict[int, list[float]]:
-    return {n: [each / 2**20 for each in found] for n, found in over_seeds.items()}
+    return {n: [size / 2**20 for size in of_seeds] for n, of_seeds in over_seeds.items()}
 
 
 def _sum(some: OverSeeds, more: OverSeeds) -> dict[int, list[float]]:
@@ -120,7 +120,7 @@ def _sum(some: OverSeeds, more: OverSeeds) -> dict[int, list[float]]:
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Who grows, and how much is saved."""
-    return tuple(each for net in NETS for each in _verdicts(points, net))
+    return tuple(verdict for net in NETS for verdict in _verdicts(points, net))
 
 
 def _verdicts(points: Sequence[Point], net: str) -> tuple[Verdict, ...]:
@@ -161,13 +161,13 @@ def _added(over_seeds: OverSeeds) -> dict[int, list[float]]:
 def _constant(claim: str, over_seeds: OverSeeds) -> Verdict:
     """The most bytes against the fewest, over all depths of a seed. Bytes are counted: they have no scatter."""
     most = LIMITS["constant"]
-    seeds = [list(each) for each in zip(*over_seeds.values(), strict=True)]
+    seeds = [list(of_seed) for of_seed in zip(*over_seeds.values(), strict=True)]
     depths = sorted(over_seeds)
 
     def test(counts: list[list[float]]) -> tuple[bool, str]:
-        if len(depths) < 2 or not all(min(each) > 0 for each in counts):
+        if len(depths) < 2 or not all(min(of_seed) > 0 for of_seed in counts):
             return False, "fewer than two depths with a number above 0"
-        ratio = max(max(each) / min(each) for each in counts)
+        ratio = max(max(of_seed) / min(of_seed) for of_seed in counts)
         return ratio <= most, f"{ratio:.4g}, N={depths[0]}..{depths[-1]}"
 
     return judged(

@@ -65,8 +65,8 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     backend = _registry.backend(cell.backend)
     with backend.prepare("float64", choices.device):
         there, back = _there_and_back(cell.backend, cell.curve)(states(cell.seed), along(cell.seed, nodes))
-        ys, found = backend.to_numpy(there), backend.to_numpy(back)[::-1]
-    errors = np.linalg.norm(found - ys, axis=(1, 2)) / np.linalg.norm(ys, axis=(1, 2))
+        ys, rebuilt = backend.to_numpy(there), backend.to_numpy(back)[::-1]
+    errors = np.linalg.norm(rebuilt - ys, axis=(1, 2)) / np.linalg.norm(ys, axis=(1, 2))
     return (cell.point(ERROR, errors.max()),)
 
 

@@ -44,12 +44,12 @@ def measure(cell: CurveCell, choices: Choices) -> tuple[Point, ...]:
     rates = {start: 1.0 for start in _OTHERS} if cell.curve == FROZEN else None
     start = spec.init(cell.seed)
     done = train(cell, choices, spec, recipe, solver="euler", gradient=method, weights=start, rates=rates)
-    found = [cell.point(ERROR, done.error), cell.point(GUESSING, guessing(choices))]
+    points = [cell.point(ERROR, done.error), cell.point(GUESSING, guessing(choices))]
     if cell.curve == BACKPROP and done.finished:
         batch = sample(choices, recipe, cell.seed)
         apart = errors(cell.backend, choices.device, spec, done.weights, "euler", batch, _METHODS)
-        found += [cell.point(name, each.whole) for name, each in apart.items()]
-    return tuple(found)
+        points += [cell.point(name, error.whole) for name, error in apart.items()]
+    return tuple(points)
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
@@ -75,7 +75,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         smaller("every network has learnt", exact, values(points, BACKPROP, GUESSING), LIMITS["learnt"]),
         no_worse(
             "tied weights train at any depth: the deepest network is as good as the shallowest",
-            {n: each for n, each in exact.items() if n == deepest},
+            {n: of_seeds for n, of_seeds in exact.items() if n == deepest},
             {deepest: exact.get(min(exact, default=1), [])},
             more,
         ),
