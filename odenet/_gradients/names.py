@@ -117,7 +117,8 @@ def gradient(name: str | Gradient) -> Gradient:
     if plain.strip().lower() in CHOICES:  # whose options are often written in one go, `auto:audit=200,memory=64M`
         texts = [option for text in texts for option in text.split(",")]
     kind = lookup("gradient method", plain, ChainMap(dict(CHOICES), GRADIENTS), ALIASES)  # pyright: ignore
-    readers = {field.name: _reader(field) for field in dataclasses.fields(kind) if field.metadata.get("flag", True)}
+    fields = dataclasses.fields(kind) if texts else ()
+    readers = {field.name: _reader(field) for field in fields if field.metadata.get("flag", True)}
     options: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")

@@ -67,7 +67,7 @@ class Memory:
         careful: whether something is to be copied, or to be found out yet.
         lends: whether f is handed copies of states, because it writes on them.
         takes: whether copies of slopes are taken, because f returns them in memory that it uses again.
-        held: slopes that the running step holds, with their versions when they were returned.
+        held: slopes that the running step holds, with their versions when they were returned; one list all along.
     """
 
     def __init__(self, leaves: int) -> None:
@@ -157,8 +157,13 @@ class Memory:
         Raises:
             StateError: f wrote on one of them.
         """
+        count = self.count
+        if count is _one:  # of many steps the most: without a call for each
+            if any([slope[0]._version != before for slope, before in self.held]):
+                raise overwritten()
+            return
         for slope, before in self.held:
-            if self.count(slope) != before:
+            if count(slope) != before:
                 raise overwritten()
 
     def _settle(self) -> None:

@@ -123,7 +123,7 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
         raise StateError(f"y0 lies on {', '.join(sorted(map(str, devices)))}", "leaves on one device")
     given = tuple(tensor.dtype for tensor in tensors)
     carried = tuple(torch.float32 if kind in _HALF else kind for kind in given)
-    real = [torch.zeros((), dtype=kind).real.dtype for kind in carried]
+    real = [kind.to_real() for kind in carried]
     time = torch.float64 if torch.float64 in real else torch.float32
     found = Layout(unflatten, leaves[0] is y0, given, carried, time, devices.pop(), Memory(len(tensors)))
     # what needs no gradient is an alias: a field that calls requires_grad_() on it leaves the caller's tensor alone

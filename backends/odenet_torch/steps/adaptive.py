@@ -304,7 +304,7 @@ def evaluation(run: Run) -> Evaluate:
     given, field = run.layout, run.field
     assert isinstance(field, Along)
     at, slope, direct, memory = field.at, given.slope, field.field.direct(), given.memory
-    counted = memory.counted
+    counted, held = memory.counted, memory.held
 
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
         found = given.evaluate(lambda y: at(t, time, y), y)
@@ -347,7 +347,7 @@ def evaluation(run: Run) -> Evaluate:
         if leaf._version != before:
             raise written()
         if type(value) is Tensor and value.shape == leaf.shape and value.dtype is leaf.dtype:
-            memory.held.append((found := (value,), value._version))
+            held.append((found := (value,), value._version))
             return found
         found = slope(value, y)
         memory.hold(found)

@@ -41,7 +41,7 @@ def resolved(layout: Layout, t0: Any, t1: Any) -> Layout:
 
 def widened(layout: Layout) -> bool:
     """Whether times are float64 for their own sake, and the state is not."""
-    kinds = [torch.zeros((), dtype=kind).real.dtype for kind in layout.carried]
+    kinds = [kind.to_real() for kind in layout.carried]
     return layout.time is torch.float64 and torch.float64 not in kinds
 
 

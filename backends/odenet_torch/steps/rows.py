@@ -112,10 +112,18 @@ class Gate:
     def _enter(self, g: Tensor) -> Tensor | None:
         late, self.late = self.late, None
         if late is not None:
-            if math.isfinite(g.sum().item()):
+            if _finite(g):
                 return None
             self.read = _rows_read(late)
         return None if self.read is None else _without_nan(g, self.read)
+
+
+def _finite(g: Tensor) -> bool:
+    """Whether a gradient is known to be finite; a batch of gradients is not read."""
+    try:
+        return math.isfinite(g.sum().item())
+    except RuntimeError:
+        return False
 
 
 def _hooked(leaf: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Leaves:
@@ -162,7 +170,7 @@ def _left(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _rows_read(g: Tensor) -> Tensor:
     """The rows of a slope that have a gradient; NaN is one."""
-    return _deep(g).flatten(1).any(1)
+    return g.reshape(len(g), math.prod(g.shape[1:])).any(1)  # torch.autograd.grad of batched vectors knows no flatten
 
 
 class _Enter(_Passing):

@@ -153,6 +153,7 @@ class Walk:
             first: the slope there, if it is known.
         """
         control, tableau, order = self.control, self.tableau, self.tableau.error_order
+        stages, fsal = tableau.stages - 1, tableau.fsal
         if t == self.stops[-1]:
             return
         begin = t
@@ -191,7 +192,7 @@ class Walk:
             self.size = h
             if self.on is not None:
                 self.on.tried(t, y, h)
-            self.evaluations += tableau.stages - 1
+            self.evaluations += stages
             if graph is not None:
                 made, ratio = graph.trial(t, t1, self._times(t, t1, h), y, first)
             elif fast is not None:
@@ -221,7 +222,7 @@ class Walk:
                     place += 1
                     stop = self.stops[place]
                 jumped = t1 in self.jumps
-                first = None if jumped else made.slopes[-1] if tableau.fsal else step.end
+                first = None if jumped else made.slopes[-1] if fsal else step.end
                 t, y = t1, made.y1
                 if first is None:
                     first = self.slope(t, y, 0, t, stop) if jumped else step.ends[-1]

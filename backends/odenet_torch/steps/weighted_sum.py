@@ -59,7 +59,8 @@ class Buffered:
     def __init__(self, tableau: Tableau, tolerance: Tolerance, y: Tensor) -> None:
         stages, entries = tableau.stages, y.numel()
         self.tableau, self.shape = tableau, y.shape
-        self.inner = stages - 1 - tableau.fsal
+        self.fsal = tableau.fsal
+        self.inner = stages - 1 - self.fsal
         """Stages after the first that are not at the end of the step."""
         slopes = y.new_empty(stages, entries)
         self.slopes = slopes.view(stages, *y.shape).unbind(0)
@@ -97,7 +98,7 @@ class Buffered:
             into[i].copy_(slope[0])
         flat1 = product(flat, before[len(slopes)], self.last, alpha=h)
         y1 = (flat1.view(self.shape),)
-        if self.tableau.fsal:
+        if self.fsal:
             slope = stage(i + 1, y1)
             slopes.append(slope)
             into[i + 1].copy_(slope[0])
