@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from dataclasses import replace
@@ -201,8 +200,6 @@ def test_a_run_with_an_optimiser_of_torch_goes_on_bit_for_bit(optimizer, tmp_pat
 
 @pytest.mark.parametrize("optimizer", ["owns:heavy,rate=0.05", "optax:adamw,learning_rate=1e-2"])
 def test_a_run_with_a_transformation_for_jax_goes_on_bit_for_bit(optimizer, tmp_path, monkeypatch):
-    if optimizer.startswith("optax") and importlib.util.find_spec("optax") is None:
-        pytest.skip("optax is not installed")
     _, whole = run(tmp_path / "whole", optimizer=optimizer, backend="jax")
     _, cut = interrupted(monkeypatch, tmp_path / "cut", optimizer=optimizer, backend="jax")
     state = assert_equal(whole, cut, (tmp_path / "whole", tmp_path / "cut"))
