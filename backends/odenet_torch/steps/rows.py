@@ -80,7 +80,7 @@ class Gate:
     """A call of the field between an entrance and an exit: a row of whose slope the loss reads nothing has no gradient.
 
     A derivative that is infinite (that of a root at zero) would make NaN of its zeros. A state of one tensor has hooks
-    in the place of the two: they cost a quarter, and what is finite on the host is left as it is.
+    in the place of the two: they cost about half, and what is finite on the host is left as it is.
     """
 
     read: Tensor | None = None
