@@ -68,13 +68,13 @@ def within(
     Raises:
         InputError: it is none, or not within the bounds.
     """
-    found = real(value)
-    inside = found is not None and math.isfinite(found) and found <= most
-    if found is None or not inside or not (found >= above if least else found > above):
+    number = real(value)
+    inside = number is not None and math.isfinite(number) and number <= most
+    if number is None or not inside or not (number >= above if least else number > above):
         low = "" if above == -math.inf else f", at least {above:g}" if least else f" above {above:g}"
         high = "" if most == math.inf else f", at most {most:g}"
         raise InputError(f"{name}={shown(value)}" + (f" of {of}" if of else ""), f"a finite number{low}{high}")
-    return found
+    return number
 
 
 def tolerance_or_none(value: Any) -> None:

@@ -76,9 +76,9 @@ def rename(path: Path, target: Path) -> bool:
     Raises:
         FileError: either is something else (a device, a pipe, a link, a folder), or the system refuses.
     """
-    for each in (path, target):
-        if os.path.lexists(each) and (each.is_symlink() or not each.is_file()):
-            raise FileError(f"{each} is no plain file", "plain files, which alone are renamed", "move it elsewhere")
+    for place in (path, target):
+        if os.path.lexists(place) and (place.is_symlink() or not place.is_file()):
+            raise FileError(f"{place} is no plain file", "plain files, which alone are renamed", "move it elsewhere")
     try:
         os.replace(path, target)
     except FileNotFoundError:

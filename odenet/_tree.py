@@ -59,7 +59,7 @@ def leaves(tree: Any) -> list[Any]:
 def map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """`function` of each leaf of `tree` and the leaves at the same place in `others`."""
     first, unflatten = flatten(tree)
-    return unflatten([function(*each) for each in zip(first, *(leaves(other) for other in others), strict=True)])
+    return unflatten([function(*group) for group in zip(first, *(leaves(other) for other in others), strict=True)])
 
 
 def same_shape(one: Any, other: Any) -> bool:

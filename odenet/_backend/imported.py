@@ -51,7 +51,7 @@ class Imported:
     def origins(self) -> set[str]:
         """The packages that the object and its classes are from: that of `torch.optim:Adam` are torch and builtins."""
         classes = self.object.__mro__ if isinstance(self.object, type) else (self.object, *type(self.object).__mro__)
-        return {str(getattr(each, "__module__", "")).partition(".")[0] for each in classes}
+        return {str(getattr(kind, "__module__", "")).partition(".")[0] for kind in classes}
 
 
 def is_path(text: object) -> bool:

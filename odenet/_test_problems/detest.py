@@ -230,4 +230,4 @@ E5 = _problem(
     autonomous=False,
 )
 
-DETEST = {found.name: found for found in list(globals().values()) if isinstance(found, TestProblem)}
+DETEST = {problem.name: problem for problem in list(globals().values()) if isinstance(problem, TestProblem)}

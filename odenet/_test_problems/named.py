@@ -257,7 +257,7 @@ ARENSTORF = TestProblem(
 )
 
 PROBLEMS: dict[str, TestProblem] = {
-    **{found.name: found for found in list(globals().values()) if isinstance(found, TestProblem)},
+    **{problem.name: problem for problem in list(globals().values()) if isinstance(problem, TestProblem)},
     **DETEST,
     **STIFF,
 }

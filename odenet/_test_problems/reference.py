@@ -94,7 +94,7 @@ def numerical(
 
     method, tight_rtol, tight_atol = _integrator(problem)
     field, start, tree = flattened(problem)
-    found = solve_ivp(
+    solution = solve_ivp(
         field,
         (problem.t0, ts[-1]),
         start,
@@ -103,7 +103,7 @@ def numerical(
         rtol=tight_rtol if rtol is None else rtol,
         atol=tight_atol if atol is None else atol,
     )
-    return [tree(column) for column in found.y.T]
+    return [tree(column) for column in solution.y.T]
 
 
 def flattened(

@@ -8,8 +8,8 @@ from odenet._test_problems.record import TestProblem
 
 
 def _robertson(t: Any, y: Any) -> Any:
-    made, back, spent = 0.04 * y[0], 1e4 * y[1] * y[2], 3e7 * y[1] ** 2
-    return back - made, made - back - spent, spent
+    gain, back, spent = 0.04 * y[0], 1e4 * y[1] * y[2], 3e7 * y[1] ** 2
+    return back - gain, gain - back - spent, spent
 
 
 def _oregonator(t: Any, y: Any) -> Any:
@@ -48,4 +48,4 @@ OREGONATOR = TestProblem(
     stiff=True,
 )
 
-STIFF = {found.name: found for found in (VAN_DER_POL, ROBERTSON, OREGONATOR)}
+STIFF = {problem.name: problem for problem in (VAN_DER_POL, ROBERTSON, OREGONATOR)}

@@ -33,12 +33,12 @@ def own_set(text: str) -> ImageSet:
         NonFiniteError: a pixel is NaN or infinite.
     """
     choice = imported(text, "image set")
-    found = choice.object
-    if choice.options or isinstance(found, type) or not _is_data(found):
-        if not callable(found):
-            raise InputError(f"{text} is a {type(found).__name__}", _FORM)
-        found = choice()
-    parts = dict(found) if isinstance(found, Mapping) else {"": found}
+    data = choice.object
+    if choice.options or isinstance(data, type) or not _is_data(data):
+        if not callable(data):
+            raise InputError(f"{text} is a {type(data).__name__}", _FORM)
+        data = choice()
+    parts = dict(data) if isinstance(data, Mapping) else {"": data}
     if set(parts) not in ({""}, {"train", "test"}):
         raise InputError(f"{text} is a mapping with {', '.join(map(repr, parts)) or 'nothing'}", "'train' and 'test'")
     read = {name: _images(part, f"{text} ({name})" if name else text) for name, part in parts.items()}
@@ -52,7 +52,7 @@ def own_set(text: str) -> ImageSet:
         origin = f"{len(whole)} images of {text}, a fifth of them for the test"
     else:
         origin = f"{len(read['train'])} and {len(read['test'])} images of {text}"
-    classes = _classes(next(iter(parts.values())), max(int(each.labels.max()) for each in read.values()), text)
+    classes = _classes(next(iter(parts.values())), max(int(images.labels.max()) for images in read.values()), text)
     return ImageSet(text, origin, classes, read["train"], read["test"], mirrored=False)
 
 
@@ -60,10 +60,10 @@ def _is_data(thing: Any) -> bool:
     return isinstance(thing, Mapping) or hasattr(thing, "dataset") or hasattr(thing, "__getitem__")
 
 
-def _images(found: Any, text: str) -> Images:
-    found = _dataset(found, text)
-    if isinstance(found, tuple) and len(found) == 2:
-        pixels, labels = _array(found[0], text), _array(found[1], text)
+def _images(data: Any, text: str) -> Images:
+    data = _dataset(data, text)
+    if isinstance(data, tuple) and len(data) == 2:
+        pixels, labels = _array(data[0], text), _array(data[1], text)
         if pixels.ndim == 3:
             pixels = pixels[:, None]
         if pixels.ndim != 4 or labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
@@ -74,7 +74,7 @@ def _images(found: Any, text: str) -> Images:
         if pixels.shape[0]:
             _image(pixels[0], text, "0")
     else:
-        pixels, labels = _read_items(found, text)
+        pixels, labels = _read_items(data, text)
     if len(labels) == 0:
         raise InputError(f"{text} without images", "at least one")
     if not np.isfinite(pixels).all():
@@ -89,34 +89,34 @@ def _images(found: Any, text: str) -> Images:
     return Images(lambda indices: pixels[indices], labels.astype(np.int64), (channels, height, width))
 
 
-def _dataset(found: Any, text: str) -> Any:
+def _dataset(data: Any, text: str) -> Any:
     """The dataset of a DataLoader: batches, their order and the part for validation are those of the run."""
-    if not hasattr(found, "dataset") or not hasattr(found, "batch_size"):
-        return found
+    if not hasattr(data, "dataset") or not hasattr(data, "batch_size"):
+        return data
     for name, plain in _PLAIN.items():
-        if type(getattr(found, name, None)).__name__ not in (*plain, "NoneType"):
+        if type(getattr(data, name, None)).__name__ not in (*plain, "NoneType"):
             raise InputError(
                 f"{text} is a DataLoader with a {name} of its own",
                 "one that reads all items, in order or shuffled, since --batch and --seed make the batches",
                 "give its dataset",
             )
-    if getattr(getattr(found, "collate_fn", None), "__name__", "default_collate") != "default_collate":
+    if getattr(getattr(data, "collate_fn", None), "__name__", "default_collate") != "default_collate":
         raise InputError(
             f"{text} is a DataLoader with a collate_fn of its own",
             "one without, since --batch makes the batches",
             "give its dataset",
         )
-    return found.dataset
+    return data.dataset
 
 
-def _read_items(found: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
-    if not hasattr(found, "__getitem__") or not hasattr(found, "__len__"):
-        raise InputError(f"{text} is a {type(found).__name__}", _FORM, "give a dataset with __len__ and __getitem__")
-    count = len(found)
+def _read_items(dataset: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise InputError(f"{text} is a {type(dataset).__name__}", _FORM, "give a dataset with __len__ and __getitem__")
+    count = len(dataset)
     labels = np.zeros(count, np.int64)
     pixels = np.zeros(0)
     for index in range(count):
-        image, labels[index] = _item(found, index, text)
+        image, labels[index] = _item(dataset, index, text)
         if index == 0:
             try:
                 pixels = np.zeros((count, *image.shape), image.dtype)
@@ -133,7 +133,7 @@ def _read_items(found: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
             )
         pixels[index] = image
     for index in range(min(_TWICE, count)):
-        image, label = _item(found, index, text)
+        image, label = _item(dataset, index, text)
         if label != labels[index] or image.tobytes() != pixels[index].tobytes():
             raise InputError(
                 f"item {index} of {text} is another when it is read again",
@@ -143,9 +143,9 @@ def _read_items(found: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels
 
 
-def _item(found: Any, index: int, text: str) -> tuple[np.ndarray, int]:
+def _item(dataset: Any, index: int, text: str) -> tuple[np.ndarray, int]:
     try:
-        item = found[index]
+        item = dataset[index]
     except Exception as error:  # code of somebody else's, which may fail in any way
         raise InputError(
             f"item {index} of {text} cannot be read ({type(error).__name__}: {error})", "an image and its label"
@@ -188,9 +188,9 @@ def _array(value: Any, text: str) -> np.ndarray:
         ) from error
 
 
-def _classes(found: Any, largest: int, text: str) -> tuple[str, ...]:
+def _classes(data: Any, largest: int, text: str) -> tuple[str, ...]:
     """Names of the classes: the dataset's, or numbers up to the largest label."""
-    names = getattr(getattr(found, "dataset", found), "classes", None)
+    names = getattr(getattr(data, "dataset", data), "classes", None)
     if names is None:
         return tuple(str(number) for number in range(largest + 1))
     if not isinstance(names, tuple | list) or len(names) <= largest:
