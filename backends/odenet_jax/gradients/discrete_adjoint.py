@@ -21,7 +21,7 @@ from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.certificate import Sketch, certify, relative, tied, worse
-from odenet_jax.gradients.raised import rows
+from odenet_jax.gradients.raised import checked_by_row
 from odenet_jax.steps.accepted import Along
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
 from odenet_jax.steps.record import Keep, Walked
@@ -162,7 +162,7 @@ class Reversal(Adjoint):
             zero = eqx.branched_error_if(jnp.zeros(()), unsettled, _size(last), stuck)
             return eqx.branched_error_if(zero, off, _size(certificate), grown)
 
-        zero = rows(checked, 2)(n >= 0, ~(certificate <= method.tolerance), last, certificate)
+        zero = checked_by_row(checked, 2)(n >= 0, ~(certificate <= method.tolerance), last, certificate)
         # whichever gradients are wanted: where only those of weights are, that of the state is never worked out
         *gradients, residual = found
         return *tied(zero, gradients), residual

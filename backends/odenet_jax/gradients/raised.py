@@ -33,11 +33,11 @@ def raised(tree: Tree, wrong: Array, error: GradientError, *, by_row: bool = Fal
         return eqx.error_if(jnp.zeros(()), wrong, message)
 
     # by way of a number: what passes through error_if itself loses its sharding over devices
-    zero = (rows(checked) if by_row else checked)(wrong)
+    zero = (checked_by_row(checked) if by_row else checked)(wrong)
     return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
 
 
-def rows(checked: Callable[..., Array], conditions: int = 1) -> Callable[..., Array]:
+def checked_by_row(checked: Callable[..., Array], conditions: int = 1) -> Callable[..., Array]:
     """A check as a function that, of rows of a `jax.vmap`, makes NaN of those that are wrong, and raises nothing.
 
     Args:
