@@ -1,6 +1,6 @@
 """What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces.
 
-A few lines over 250: the solve as a function of arrays alone is the method's, whose way back it calls.
+Over 250 lines: the solve as a function of arrays alone is the method's, whose way back it calls.
 """
 
 from __future__ import annotations

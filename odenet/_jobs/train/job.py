@@ -1,4 +1,7 @@
-"""The job `odenet train`."""
+"""The job `odenet train`.
+
+Over 250 lines: the epochs, what is written after each, and how it is taken up again belong to one another.
+"""
 
 from __future__ import annotations
 
