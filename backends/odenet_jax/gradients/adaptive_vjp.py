@@ -442,19 +442,16 @@ class Steps:
         return (g, sums, tuple(moved), residual), trouble
 
     def _unread(self, walked: Walked, rest: Any, y0: Leaves, cotangents: Any) -> Walked:
-        """The solve; one that nobody reads a state of with no step taken.
+        """The solve; one that could not go on, and that nobody reads a state of, with no step taken.
 
-        The way back from where a solve stopped would meet what stopped it: steps that vanish, or states that overflow.
-        One that reached its end may miss the tolerance of its way back. Where rows read each other, they go together.
+        The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow.
         """
         read = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]
-        idle = ~jnp.any(jnp.stack(read))
-        if self.whole.field.collective:
-            idle &= walked.pace.outcome > CODE[Result.EVENT]
+        idle = (walked.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
         pace = walked.pace._replace(accepted=jnp.where(idle, 0, walked.pace.accepted))
         end, outputs = jnp.where(idle, rest[3].t0, walked.end), jnp.where(idle, 0, walked.outputs)
-        y1, last = (choose(idle, y0, y) for y in (walked.y1, walked.last))
-        return walked._replace(pace=pace, end=end, outputs=outputs, y1=y1, last=last)
+        y1 = choose(idle, y0, walked.y1)
+        return walked._replace(pace=pace, end=end, outputs=outputs, y1=y1)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         """See `Linear`."""

@@ -128,9 +128,7 @@ class Adjoint(ABC):
             kept, of, rest = residuals
             here = dataclasses.replace(bound(of, rest), again=True)
             sums = jax.tree.map(jnp.zeros_like, of)
-            joining = Joining(run.grid, gradients, run.grid.steps)
-            g, sums, residual, trouble = self.back(here, kept, joining, sums)
-            return *joining.passed(run, (g, sums)), residual, trouble
+            return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
 
         return tuple(compiled(each, key) for each in (primal, forward, backward))
 
@@ -204,21 +202,6 @@ class Joining:
         self.rows = None
         if not grid.final_only:
             self.rows = kept_rows([n * steps // grid.steps for n in grid.kept], steps)
-
-    def unread(self, run: Run) -> Array:
-        """Whether nobody reads a state: all gradients are zero. Never where other rows may have read one by a name."""
-        if run.field.collective:
-            return jnp.array(False)
-        return ~jnp.stack([jnp.any(leaf != 0) for leaf in self.gradients]).any()
-
-    def passed(self, run: Run, found: Any) -> Any:
-        """What a way back found; zero where nobody reads a state.
-
-        A row of a `jax.vmap` that overflowed, and that the loss leaves out, has zero for its gradients, of which the
-        derivative of a step at such a state makes NaN, and this is added to what weights have from the other rows.
-        """
-        unread = self.unread(run)
-        return jax.tree.map(lambda leaf: jnp.where(unread, jnp.zeros((), leaf.dtype), leaf), found)
 
     def end(self) -> Leaves:
         """That at t1; zero where y(t1) is not kept."""

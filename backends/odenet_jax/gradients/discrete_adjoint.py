@@ -21,7 +21,6 @@ from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.certificate import Sketch, certify, relative, tied, worse
-from odenet_jax.gradients.raised import checked_by_row
 from odenet_jax.steps.accepted import Along
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
 from odenet_jax.steps.record import Keep, Walked
@@ -88,9 +87,7 @@ class Reversal(Adjoint):
         y, g, sums, worst, _, trouble = carry
         assert kept.sketch is not None
         worst = worse(worst, kept.sketch.error(y), -1)
-        unread = gradients.unread(run)  # then nothing is wrong with the gradients
-        trouble = (jnp.where(unread, -1, trouble[0]), *trouble[1:])
-        return g, sums, worst[0], (trouble, steps, (jnp.where(unread, 0, worst[0]), worst[1]))
+        return g, sums, worst[0], (trouble, steps, worst)
 
     def predict(
         self, run: Run, n: Any, y: Leaves, seen: tuple[Leaves, ...], trouble: Trouble, *, early: bool
@@ -138,7 +135,7 @@ class Reversal(Adjoint):
 
         Raises:
             GradientError: they were not; a compiled program raises a RuntimeError of this message when it runs, with
-                the power of ten of what was reached. Of rows of a `jax.vmap` those that were not are NaN.
+                the power of ten of what was reached.
         """
         trouble, steps, worst = trouble
         return certify(self.stats, self.alarm, steps, worst, self._undone(found, trouble, worst[0]))
@@ -156,13 +153,9 @@ class Reversal(Adjoint):
             return found
         stuck = [str(self.method.stuck("a step", f"is about {size}")) for size in _SIZES]
         grown = [str(self.method.grown(f"about {size}")) for size in _SIZES]
-
-        def checked(unsettled: Array, off: Array, last: Array, certificate: Array) -> Array:
-            # by way of a number: what passes through error_if itself loses its sharding over devices
-            zero = eqx.branched_error_if(jnp.zeros(()), unsettled, _size(last), stuck)
-            return eqx.branched_error_if(zero, off, _size(certificate), grown)
-
-        zero = checked_by_row(checked, 2)(n >= 0, ~(certificate <= method.tolerance), last, certificate)
+        # by way of a number: what passes through error_if itself loses its sharding over devices
+        zero = eqx.branched_error_if(jnp.zeros(()), n >= 0, _size(last), stuck)
+        zero = eqx.branched_error_if(zero, ~(certificate <= method.tolerance), _size(certificate), grown)
         # whichever gradients are wanted: where only those of weights are, that of the state is never worked out
         *gradients, residual = found
         return *tied(zero, gradients), residual

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,22 +32,15 @@ def raised(tree: Tree, wrong: Array, error: GradientError, *, by_row: bool = Fal
         return eqx.error_if(jnp.zeros(()), wrong, message)
 
     # by way of a number: what passes through error_if itself loses its sharding over devices
-    zero = (checked_by_row(checked) if by_row else checked)(wrong)
+    zero = (_by_row(checked) if by_row else checked)(wrong)
     return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
 
 
-def checked_by_row(checked: Callable[..., Array], conditions: int = 1) -> Callable[..., Array]:
-    """A check as a function that, of rows of a `jax.vmap`, makes NaN of those that are wrong, and raises nothing.
-
-    Args:
-        checked: a function to the zero that the check is tied to.
-        conditions: how many of its arguments, the first, say that something is wrong.
-    """
+def _by_row(checked: Callable[[Array], Array]) -> Callable[[Array], Array]:
     function = custom_vmap(checked)
 
     @function.def_vmap
-    def _(size: int, batched: Any, *arguments: Array) -> tuple[Array, bool]:
-        wrong = functools.reduce(jnp.logical_or, arguments[:conditions])
-        return jnp.broadcast_to(jnp.where(wrong, jnp.nan, jnp.zeros(())), (size,)), True
+    def _(size: int, batched: Any, wrong: Array) -> tuple[Array, bool]:
+        return jnp.where(wrong, jnp.nan, jnp.zeros(())), True
 
     return function

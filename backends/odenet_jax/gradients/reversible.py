@@ -43,8 +43,7 @@ class Retrace(Adjoint):
         y, defect, gradient = solver.origin(pull, h, pair, g)
         residual = relative(defect, y).astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
-        worst = jnp.where(gradients.unread(run), 0, residual)  # then nothing is wrong with the gradients
-        return gradient, sums, residual, (steps, (worst, jnp.int32(-1)))
+        return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
 
     def settled(self, found: Any, trouble: Any) -> Any:
         """See `Adjoint.settled`."""

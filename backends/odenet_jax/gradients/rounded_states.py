@@ -117,25 +117,22 @@ class RoundedStates(checkpoint.Recomputation):
         ]
         errors = [(error + drift).astype(run.layout.time) for (_, error, _), drift in zip(links, drifts, strict=True)]
         certificate = functools.reduce(jnp.maximum, errors)
-        return g, sums, certificate, gradients.unread(run)
+        return g, sums, certificate, None
 
     def settled(self, found: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
         """What the way back found, if the certificate, the last of it, is within the tolerance.
 
-        A gradient of zeros, where nobody reads a state, needs none.
-
         Raises:
-            GradientError: it is not; a compiled program raises a RuntimeError of this message when it runs. Of rows of
-                a `jax.vmap` those of which it is not are NaN.
+            GradientError: it is not; a compiled program raises a RuntimeError of this message when it runs.
         """
         tolerance, certificate = self.method.tolerance, found[-1]
         if tolerance is None:
             return found
         if not isinstance(certificate, Tracer):
-            if not (reached := float(certificate)) <= tolerance and not trouble:
+            if not (reached := float(certificate)) <= tolerance:
                 raise self.method.off(reached)
             return found
-        return raised(found, ~(certificate <= tolerance) & ~trouble, self.method.off(), by_row=True)
+        return raised(found, ~(certificate <= tolerance), self.method.off())
 
 
 def rows(method: Checkpoint, leaf: Array) -> tuple[int, ...]:
