@@ -66,5 +66,5 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Where weights of neighbouring layers have nothing to do with each other, there is no such limit: `odenet.theory`
-# says how smooth a network's weights are, and how far it is from its Neural ODE.
+# Where weights of neighbouring layers have nothing to do with each other, the limit depends on how one reads them between
+# the layers, and is another one: `odenet.theory.limits` says how rough a network's weights are, and which limit is near.
