@@ -66,5 +66,5 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Where weights of neighbouring layers have nothing to do with each other, the limit depends on how one reads them between
-# the layers, and is another one: `odenet.theory.limits` says how rough a network's weights are, and which limit is near.
+# Where weights of neighbouring layers have nothing to do with each other, the limit is another one, and depends on how
+# weights are read between layers: `odenet.theory.limits` says how rough they are, and which limit is near.
