@@ -103,3 +103,16 @@ def test_debug_nans_and_checking_leaks():
         jax.jit(lambda y, w: odenet.solve(lambda t, y, w: -w * y, y, w, rtol=1e-4, gradient="continuous-adjoint").y1)(
             jnp.ones(()), 1.0
         )
+
+
+@pytest.mark.parametrize("name", ["t0", "t1", "ts"])
+@pytest.mark.parametrize("transform", [jax.grad, lambda f: jax.jit(jax.grad(f)), jax.jit, jax.jacfwd, jax.hessian])
+def test_a_time_of_equal_steps_that_is_traced_is_refused_and_never_read(name, transform):
+    """A tracer of `jax.grad` outside of jit has a number to read; what is worked out from that has no gradient."""
+
+    def scalar(time):
+        times = {"t0": 0.0, "t1": 1.0} | {name: [time] if name == "ts" else time}
+        return odenet.solve(decay, jnp.ones(2), steps=4, **times).ys.sum()
+
+    with pytest.raises(GridError, match="no number that is known"):
+        transform(scalar)(0.5)
