@@ -19,25 +19,14 @@ from typing import Any
 
 import torch
 import torchdiffeq
-from torch import Tensor, nn
+from torch import Tensor
 
 import odenet_torch
+from benchmarks.adaptive_torch import Mlp
 from odenet import PIDController
 
 TITLE = "Events, and rows with steps of their own, on torch"
 REPEATS = 15
-
-
-class Mlp(nn.Module):
-    """y' = W2 tanh(W1 y + b1) + b2."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope."""
-        return self.two(torch.tanh(self.one(y)))
 
 
 def rows() -> Iterator[dict[str, Any]]:

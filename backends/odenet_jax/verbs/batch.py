@@ -39,6 +39,11 @@ def on(like: Array, batch: Any) -> Any:
     return jax.tree.map(leaf, batch)
 
 
+def pair(like: Array, batch: Any) -> tuple[Any, Any]:
+    """Input and target, as `on` has them; None as the target of a batch that is no pair."""
+    return on(like, batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
+
+
 def mean_loss(outputs: Any, target: Any = None) -> Array:
     """Cross-entropy, half the mean squared difference to a target, or half the mean square where there is none.
 

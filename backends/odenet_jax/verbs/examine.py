@@ -16,7 +16,7 @@ from jax import Array
 from odenet import Backprop, Gradient, InputError, Part, Sample
 from odenet.kit import Place, made_reversible, places, quiet
 from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
-from odenet_jax.verbs.batch import like, on, scalar
+from odenet_jax.verbs.batch import like, pair, scalar
 
 Solved = ResidualStack | NeuralODE | OdeNet
 SOLVED = (ResidualStack, NeuralODE, OdeNet)
@@ -25,13 +25,9 @@ SOLVED = (ResidualStack, NeuralODE, OdeNet)
 def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, reversible: bool) -> Sample:
     """See `Backend.examine`."""
     solves = solved(model)
-    weights = named(model)
-    if not weights:
-        raise InputError(f"a {type(model).__name__} without an inexact array", "at least one parameter")
+    weights = trainable(model)
     with like(weights.values()):
-        inputs, target = on(
-            next(iter(weights.values())), batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
-        )
+        inputs, target = pair(next(iter(weights.values())), batch)
         time = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in weights.values()))
         seen = {name: 0 for name in solves}
 
@@ -75,9 +71,7 @@ def trained(model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int,
     made = mapped(lambda _, node: changed(node, Backprop(), False) if isinstance(node, SOLVED) else node, model)
     arrays, rest = eqx.partition(made, eqx.is_inexact_array)
     with like(jax.tree.leaves(arrays)):
-        inputs, target = on(
-            jax.tree.leaves(arrays)[0], batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
-        )
+        inputs, target = pair(jax.tree.leaves(arrays)[0], batch)
 
         def value(arrays: Any, inputs: Any, target: Any) -> Array:
             return scalar(loss, eqx.combine(arrays, rest)(inputs), target)
@@ -194,6 +188,18 @@ def _layers(name: str, module: Any, weights: Mapping[str, Array]) -> tuple[Any, 
             prefix += "field."
             inner = {each.removeprefix(prefix): (each, None) for each in weights if each.startswith(prefix)}
             return "shared", module.steps, (inner,)
+
+
+def trainable(model: Any) -> dict[str, Array]:
+    """The inexact arrays, as `named` has them.
+
+    Raises:
+        InputError: there are none.
+    """
+    arrays = named(model)
+    if not arrays:
+        raise InputError(f"a {type(model).__name__} without an inexact array", "at least one parameter")
+    return arrays
 
 
 def named(model: Any) -> dict[str, Array]:

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odenet import Auto, Choices, Gradient, InputError, OdenetError, Profile, Profiles
+from odenet import Auto, Choices, Gradient, OdenetError, Profile, Profiles
 from odenet.kit import quiet, seconds
 from odenet_jax.nets.modules import OdeNet, ResidualStack
-from odenet_jax.verbs.batch import like, on, scalar
-from odenet_jax.verbs.examine import Solved, changed, mapped, named, solved
+from odenet_jax.verbs.batch import like, pair, scalar
+from odenet_jax.verbs.examine import Solved, changed, mapped, named, solved, trainable
 from odenet_jax.verbs.measure import finished, peak_bytes
 
 _BUDGET = 0.1
@@ -58,12 +58,9 @@ def profile(
 ) -> Profiles:
     """See `Backend.profile`. Bytes are those that XLA plans for: a program that needs too many is not run."""
     solves = solved(model)
-    weights = named(model)
-    if not weights:
-        raise InputError(f"a {type(model).__name__} without an inexact array", "at least one parameter")
+    weights = trainable(model)
     with quiet(), like(weights.values()):
-        pair = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
-        given = on(next(iter(weights.values())), pair)
+        given = pair(next(iter(weights.values())), batch)
 
         def program(method: Gradient) -> tuple[Any, Any]:
             """The compiled gradient, of arrays that it is to be called with."""

@@ -105,10 +105,7 @@ def outputs(model: nn.Module, example: Any, training: bool, recorded: bool = Fal
         )
     model.train(training)
     with leaving_no_trace([model], recorded):
-        if isinstance(example, Mapping):
-            out = model(**example)
-        else:
-            out = model(*example) if isinstance(example, tuple) else model(example)
+        out = called(model, example)
     found = [leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     if not found:
         raise InputError(
@@ -117,6 +114,13 @@ def outputs(model: nn.Module, example: Any, training: bool, recorded: bool = Fal
             "wrap it in a module that does",
         )
     return found
+
+
+def called(model: nn.Module, example: Any) -> Any:
+    """What a model returns on an example (see `outputs`)."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from odenet import Auditor, Auto, Backprop, Checkpoint, Gradient, InputError, Plan, Profile
 from odenet.kit import quiet, tree_leaves
-from odenet_torch.conversion.calls import leaving_no_trace
+from odenet_torch.conversion.calls import called, leaving_no_trace
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.gradients.adjoint import unhooked
 from odenet_torch.gradients.profiles import Groups, profiles
@@ -63,12 +63,8 @@ def _give(runs: Sequence[LayerRun], gradient: Gradient, plan: Plan | None) -> No
 
 def _functional(model: nn.Module, example: Any) -> Tensor:
     """A fixed random linear functional of all outputs that have a gradient, so that no cotangent is zero."""
-    if isinstance(example, Mapping):
-        out = model(**example)
-    else:
-        out = model(*example) if isinstance(example, tuple) else model(example)
     total = None
-    for leaf in tree_leaves(out):
+    for leaf in tree_leaves(called(model, example)):
         if isinstance(leaf, Tensor) and leaf.requires_grad:
             real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
             direction = torch.linspace(-1.0, 1.0, max(1, real.numel()), device=real.device, dtype=real.dtype)

@@ -16,7 +16,7 @@ from odenet_torch.conversion.attached import Attached
 from odenet_torch.conversion.converted import FirstOfRun
 from odenet_torch.conversion.layer_run import ConvertedRun
 from odenet_torch.nets.modules import NeuralODE, OdeNet, ResidualStack
-from odenet_torch.verbs.batch import on, scalar
+from odenet_torch.verbs.batch import pair, scalar
 
 Solved = ResidualStack | NeuralODE | OdeNet | ConvertedRun
 SOLVED = (ResidualStack, NeuralODE, OdeNet)
@@ -27,11 +27,9 @@ def examine(
 ) -> Sample:
     """See `Backend.examine`."""
     solves = solved(model)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        raise InputError(f"a {type(model).__name__} without a parameter that needs a gradient", "at least one")
+    named = trainable(model)
     example = next(iter(named.values()))
-    inputs, target = on(example, batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
+    inputs, target = pair(example, batch)
     stats: dict[str, list[Stats]] = {name: [] for name in solves}
     with (
         unchanged(model, solves),
@@ -67,7 +65,7 @@ def trained(model: nn.Module, batch: Any, loss: Callable[..., Any] | None, steps
     made = copy.deepcopy(model)
     solves = solved(made)
     parameters = [p for p in made.parameters() if p.requires_grad]
-    inputs, target = on(parameters[0], batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
+    inputs, target = pair(parameters[0], batch)
     descent = torch.optim.Adam(parameters, rate)
     # the copy shares no buffer with the model, and the random state is put back
     with unchanged(made, solves), torch.inference_mode(False), torch.enable_grad():
@@ -79,6 +77,18 @@ def trained(model: nn.Module, batch: Any, loss: Callable[..., Any] | None, steps
             descent.step()
     descent.zero_grad()
     return made
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that need a gradient, by name.
+
+    Raises:
+        InputError: there are none.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise InputError(f"a {type(model).__name__} without a parameter that needs a gradient", "at least one")
+    return parameters
 
 
 def solved(model: nn.Module) -> dict[str, Solved]:

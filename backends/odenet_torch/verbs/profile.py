@@ -16,8 +16,8 @@ from odenet_torch.field.surroundings import no_trace
 from odenet_torch.gradients.adjoint import unhooked
 from odenet_torch.gradients.profiles import Groups, measurable, profiles
 from odenet_torch.nets.modules import OdeNet, ResidualStack
-from odenet_torch.verbs.batch import on, scalar
-from odenet_torch.verbs.examine import Solved, coarsest, solved, unchanged
+from odenet_torch.verbs.batch import pair, scalar
+from odenet_torch.verbs.examine import Solved, coarsest, solved, trainable, unchanged
 
 
 def choices(model: nn.Module) -> dict[str, Choices]:
@@ -44,11 +44,9 @@ def profile(
 ) -> Profiles:
     """See `Backend.profile`."""
     solves = solved(model)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        raise InputError(f"a {type(model).__name__} without a parameter that needs a gradient", "at least one")
+    named = trainable(model)
     example = next(iter(named.values()))
-    inputs, target = on(example, batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None))
+    inputs, target = pair(example, batch)
     parameters = list(named.values())
     groups = _groups(solves, parameters)
 

@@ -75,16 +75,7 @@ def falls_throughout(
 
 def stays(claim: str, over_seeds: OverSeeds, tolerance: float, least_depth: int = 1) -> Verdict:
     """No power of N: the fitted order is 0 up to the tolerance with all of its interval (and R² means nothing)."""
-    moments = {0: over_seeds}
-    return judged(
-        claim,
-        f"order 0 ± {tolerance:g} with its whole {_ENDS}",
-        lambda data: _orders(data, -tolerance, tolerance, -math.inf, least_depth),
-        moments,
-        bad={f"order {2 * tolerance:g}": _like(moments, 2 * tolerance, least_depth)},
-        good={"order 0": _like(moments, 0, least_depth)},
-        centre=_middle(moments),
-    )
+    return falls(claim, over_seeds, 0, tolerance, least_depth, straight=False)
 
 
 def falls_at_least(claim: str, over_seeds: OverSeeds, least: float, least_depth: int = 1) -> Verdict:
