@@ -176,6 +176,11 @@ class _Forth:
         h = -self.grid.h if reverse else self.grid.h
         return increment(self.record.increments, lambda i, at: self.slope(n, places[i], at), y, h)
 
+    def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
+        import numpy as np
+
+        return tuple(np.round(leaf + shift) for leaf in y)
+
     def states(self) -> list[Leaves]:
         """After each step, y0 first."""
         y = tuple(self.leaves)

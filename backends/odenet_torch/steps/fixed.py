@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.direct import Direct
 from odenet_torch.steps.weighted_sum import weigh_leaves
+from odenet_torch.steps.whole_numbers import straight_through
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class Run:
             outputs += weigh_leaves(y, h, interpolant(tableau).weights(position), found)
             cotangents += (*cotangent,)
         return d, outputs, cotangents
+
+    def rounded(self, y: AnyLeaves, shift: float = 0.0) -> Leaves:
+        """Whole numbers next to y + shift (`odenet.kit.ReversibleSolver`); gradients go straight through."""
+        return tuple(straight_through(leaf, shift) for leaf in y)
 
     def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
         if self.direct is not None:
@@ -149,8 +155,25 @@ class Run:
         return self.replay.first(key, place, evaluate, y)
 
 
+Carried = tuple[Leaves, ...]
+"""What a solver carries from step to step: y alone, or more for a reversible one; y first."""
+
+
+def begun(run: Run, y0: Leaves) -> Carried:
+    """What is carried at t0."""
+    solver = run.solver
+    return solver.start(run, run.grid.size(0), y0) if isinstance(solver, ReversibleSolver) else (y0,)
+
+
+def advanced(run: Run, n: int, carried: Carried) -> Carried:
+    """What is carried after step n."""
+    if isinstance(run.solver, ReversibleSolver):
+        return run.solver.step(run, n, run.grid.size(n), run.grid.steps, carried)
+    return (add(carried[0], run.increment(n, carried[0])),)
+
+
 def loop(
-    run: Run, y: Leaves, also: Iterable[int] = (), seen: Callable[[int, Leaves], None] | None = None
+    run: Run, y: Leaves, also: Iterable[int] = (), seen: Callable[[int, Any], None] | None = None
 ) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
     """All steps from y.
 
@@ -158,7 +181,7 @@ def loop(
         run: what to solve.
         y: the state at t0.
         also: further indices whose states are wanted.
-        seen: called with each step of a Runge-Kutta method and the state after it.
+        seen: called with each step and the state after it; of a reversible solver, with what it carries before it.
 
     Returns:
         The states at `grid.kept` and at these, by index, and what a reversible solver needs for the way back.
@@ -168,6 +191,8 @@ def loop(
     if isinstance(solver, ReversibleSolver):
         pair = solver.start(run, grid.size(0), y)
         for n in range(grid.steps):
+            if seen is not None:
+                seen(n, pair)
             pair = solver.step(run, n, grid.size(n), grid.steps, pair)
             if n + 1 in wanted:
                 states[n + 1] = pair[0]
