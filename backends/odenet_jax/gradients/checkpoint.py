@@ -5,7 +5,6 @@ Chen et al. 2016 (segments); Griewank and Walther 2000 (the optimal schedule, `o
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from odenet import Checkpoint, Problem, Stats
+from odenet import Checkpoint, Problem, ReversibleSolver, Stats
 from odenet.kit import add, schedule
 from odenet_jax.field.field import Slot, Weights
+from odenet_jax.field.replay import Told
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import ROWS, Again, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
-from odenet_jax.steps.fixed import Run, Solve, read, write
+from odenet_jax.steps.fixed import Run, Solve, loop, read, segments, write
 
 
 class Recomputation(Adjoint):
@@ -42,16 +42,8 @@ class Recomputation(Adjoint):
         return [first + i * length for length, first, count in self.parts(steps) for i in range(count)]
 
     def parts(self, steps: int) -> list[tuple[int, int, int]]:
-        """Those of `Checkpoint.parts` by length, the longer first: each length, the first step of all, and how many.
-
-        One loop runs all segments of one length.
-        """
-        lengths = collections.Counter(end - first for first, end in self.method.parts(steps))
-        found, first = [], 0
-        for length in sorted(lengths, reverse=True):
-            found.append((length, first, lengths[length]))
-            first += length * lengths[length]
-        return found
+        """Those of `Checkpoint.parts` by length."""
+        return segments(self.method.parts(steps))
 
     def discover(self, run: Run, y0: Leaves) -> None:
         """See `Adjoint.discover`."""
@@ -190,7 +182,14 @@ def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_jax.gradients.solve`."""
     assert isinstance(problem.gradient, Checkpoint)
-    return Recomputation(problem.gradient, stats).solve
+    method = problem.gradient
+    if isinstance(problem.solver, ReversibleSolver):  # carries more than y: JAX's own recomputation keeps all of it
+
+        def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
+            return loop(run.hoisted(y0), y0, method.parts(run.grid.steps))
+
+        return solve
+    return Recomputation(method, stats).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> WayBack:

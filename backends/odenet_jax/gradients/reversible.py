@@ -14,34 +14,80 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Problem, ReversibleSolver, Stats
-from odenet.kit import alarm
+from odenet.kit import Alarm, alarm
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
-from odenet_jax.gradients.certificate import certify, relative
-from odenet_jax.steps.fixed import Run, Solve
+from odenet_jax.gradients.certificate import Sketch, certify, relative
+from odenet_jax.steps.fixed import Carried, Run, Solve, read
+from odenet_jax.steps.whole_numbers import packed, unpacked, whole
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The side information of each step, in bytes (`odenet_jax.steps.fixed.Beside`).
+
+    Args:
+        run: what is solved.
+        solver: by which.
+    """
+
+    run: Run
+    solver: ReversibleSolver
+
+    def start(self, y0: Leaves) -> None:
+        """See `Beside`."""
+        return
+
+    def step(self, along: None, before: Carried, after: Carried) -> tuple[None, Leaves]:
+        """See `Beside`."""
+        return None, tuple(packed(leaf, self.solver.side_bits) for leaf in self.solver.side(self.run, before))
 
 
 class Retrace(Adjoint):
-    """Back from what the solver carries at t1."""
+    """Back from what the solver carries at t1.
+
+    Args:
+        solver: whose steps are undone.
+        stats: of the solve.
+        alarm: see `certify`.
+    """
+
+    def __init__(self, solver: ReversibleSolver, stats: Stats, alarm: Alarm | None = None) -> None:
+        super().__init__(stats, alarm)
+        self.solver = solver
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """See `Adjoint.sketch`. States that are rounded to a grid begin elsewhere."""
+        return None if self.solver.rounds else Sketch(y0)
+
+    def beside(self, run: Run) -> Sides | None:
+        """See `Adjoint.beside`."""
+        return Sides(run, self.solver) if self.solver.side_bits else None
 
     def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
-        solver, h, steps = run.solver, run.grid.h, run.grid.steps
-        assert isinstance(solver, ReversibleSolver)
+        solver, h, steps, bits = self.solver, run.grid.h, run.grid.steps, self.solver.side_bits
         assert kept.end is not None
+        pair, _, sides = kept.end if bits else (kept.end, None, ())
 
         def step(n: Any, carry: Any) -> Any:
             pair, g, sums = carry
             pull = Pull(run.at(n))
+            if bits:
+                side = zip(read(sides, n), pair[0], strict=True)
+                pair = (*pair, tuple(unpacked(found, bits, leaf) for found, leaf in side))
             pair, g = solver.back(pull, n, h, steps, pair, g)
             return pair, (gradients.join(n, g[0]), *g[1:]), pull.collect(n, sums)
 
         end = gradients.end()
-        carry = (kept.end, solver.cotangents(end, zeros(end)), sums)
+        carry = (pair, solver.cotangents(end, zeros(end)), sums)
         pair, g, sums = descend(step, steps, steps, carry)
         pull = Pull(run.at(jnp.int32(0)))
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        residual = relative(defect, y).astype(run.layout.time)
+        residual = relative(defect, y)
+        if kept.sketch is not None:
+            residual = jnp.maximum(residual, kept.sketch.error(y))
+        residual = residual.astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
         return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
 
@@ -71,6 +117,10 @@ class Pull:
         """See `Back`."""
         return self._pull(y, cotangent, lambda run, y: run.increment(n, y, reverse=reverse))
 
+    def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
+        """See `Back`."""
+        return tuple(whole(leaf, shift) for leaf in y)
+
     def collect(self, n: Any, sums: Sums) -> Sums:
         """The sums with what was found added."""
         return collect(self.run, n, sums, jax.tree.map(lambda *each: sum(each), *self.found)) if self.found else sums
@@ -84,4 +134,5 @@ class Pull:
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_jax.gradients.solve`."""
-    return Retrace(stats, alarm(problem.field)).solve
+    assert isinstance(problem.solver, ReversibleSolver)
+    return Retrace(problem.solver, stats, alarm(problem.field)).solve

@@ -5,6 +5,7 @@ Over 250 lines: the scan, and the same scan with outputs written in place, share
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from odenet_jax.field.replay import Replay, Told, after
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import later, parts, require_fine, require_span
+from odenet_jax.steps.whole_numbers import straight_through
 
 Carried = tuple[Leaves, ...]
 """What a solver carries from step to step: y alone, or more for a reversible one; y first."""
@@ -127,9 +129,20 @@ class Run:
             value = self.replay.first(place, evaluate)
         return self.layout.slope(value, y)
 
+    def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
+        """Whole numbers next to y + shift (`odenet.kit.ReversibleSolver`); gradients go straight through."""
+        return tuple(straight_through(leaf, shift) for leaf in y)
 
-def loop(run: Run, y0: Leaves) -> tuple[Leaves, Told | None]:
-    """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`, and what blocks are told after it."""
+
+def loop(run: Run, y0: Leaves, pieces: Sequence[tuple[int, int]] = ()) -> tuple[Leaves, Told | None]:
+    """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`, and what blocks are told after it.
+
+    Args:
+        run: what to solve.
+        y0: the state at t0.
+        pieces: the first step, and the last step + 1, of segments of which JAX is to keep nothing but where they start;
+            none where it is to keep everything.
+    """
     grid = run.grid
     slots = run.field.slots(run.weights, grid.steps)
 
@@ -138,12 +151,44 @@ def loop(run: Run, y0: Leaves) -> tuple[Leaves, Told | None]:
         return walk, None if grid.final_only else walk[1][0]
 
     start, _ = _start(run, lambda: jax.tree.map(lambda leaf: leaf[0], slots), y0)
-    (_, carried, state), emitted = lax.scan(body, alike(start, run.weights), slots, length=grid.steps)
+    walk = alike(start, run.weights)
+    if pieces:
+        (_, carried, state), emitted = _in_segments(body, walk, slots, pieces)
+    else:
+        (_, carried, state), emitted = lax.scan(body, walk, slots, length=grid.steps)
     told = run.replay and after(run.replay.told, state)
     if emitted is None:
         return tuple(leaf[None] for leaf in carried[0]), told
     picks = jnp.asarray(grid.kept)
     return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), told
+
+
+def _in_segments(body: Any, walk: Walk, slots: Any, pieces: Sequence[tuple[int, int]]) -> tuple[Walk, Leaves | None]:
+    """The scan of a body whose segments are computed again where it is differentiated."""
+    rows = []
+    for length, first, count in segments(pieces):
+
+        def rowed(leaf: Array, first: int = first, count: int = count, length: int = length) -> Array:
+            return leaf[first : first + count * length].reshape(count, length, *leaf.shape[1:])
+
+        def part(walk: Walk, slots: Any, length: int = length) -> tuple[Walk, Leaves | None]:
+            return lax.scan(body, walk, slots, length=length)
+
+        again = jax.checkpoint(part, prevent_cse=False)
+        walk, emitted = lax.scan(again, walk, jax.tree.map(rowed, slots), length=count)
+        rows.append(emitted and tuple(leaf.reshape(-1, *leaf.shape[2:]) for leaf in emitted))
+    return walk, rows[0] and tuple(jnp.concatenate(column) for column in zip(*rows, strict=True))
+
+
+def segments(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Segments, as first step and last step + 1, by length, the longer first: each length, the first step of all of
+    that length, and how many there are. One loop runs all of one length."""
+    lengths = collections.Counter(end - first for first, end in pieces)
+    found, first = [], 0
+    for length in sorted(lengths, reverse=True):
+        found.append((length, first, lengths[length]))
+        first += length * lengths[length]
+    return found
 
 
 class Beside(Protocol):
@@ -153,8 +198,13 @@ class Beside(Protocol):
         """What is carried along, at t0."""
         ...
 
-    def step(self, carried: Any, y: Leaves) -> tuple[Any, Any]:
-        """What is carried along after a step to y, and what is kept of the step."""
+    def step(self, along: Any, before: Carried, after: Carried) -> tuple[Any, Any]:
+        """What is carried along after a step, and what is kept of the step.
+
+        Args:
+            along: what was carried along.
+            before, after: what the solver carried before and after it.
+        """
         ...
 
 
@@ -171,8 +221,8 @@ def loop_in_place(
 
     Returns:
         The leaves at `grid.kept`, those at `also` (empty where nothing is), what the way back starts from (y(t1), or
-        what a reversible solver keeps of what it carries; with `beside` what it carries in the end, and what it keeps
-        of the steps, stacked), and what blocks are told and have read after it.
+        what a reversible solver keeps of what it carries; with `beside` this, what is carried along in the end, and
+        what is kept of the steps, stacked), and what blocks are told and have read after it.
     """
     grid, solver = run.grid, run.solver
     rows = None if grid.final_only else kept_rows(grid.kept, grid.steps)
@@ -180,11 +230,11 @@ def loop_in_place(
 
     def body(state: Any, _: None) -> tuple[Any, Any]:
         walk, ys, states, along = state
-        n, row = walk[0], None
+        n, before, row = walk[0], walk[1], None
         states = write(states, also_rows[n], walk[1][0])
         walk, read = _step(run.at(n), walk)
         if beside is not None:
-            along, row = beside.step(along, walk[1][0])
+            along, row = beside.step(along, before, walk[1])
         return (walk, ys if rows is None else write(ys, rows[n + 1], walk[1][0]), states, along), (read, row)
 
     ys = () if rows is None else write(_empty(y0, len(grid.kept)), rows[0], y0)
@@ -197,7 +247,7 @@ def loop_in_place(
         ys = tuple(leaf[None] for leaf in carried[0])
     end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
     if beside is not None:
-        end = along, stacked
+        end = end, along, stacked
     return ys, states, end, run.replay and after(run.replay.told, state, at_start, in_steps)
 
 
