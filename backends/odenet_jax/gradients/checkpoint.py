@@ -5,6 +5,7 @@ Chen et al. 2016 (segments); Griewank and Walther 2000 (the optimal schedule, `o
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from odenet_jax.field.replay import Told
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import ROWS, Again, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
-from odenet_jax.steps.fixed import Run, Solve, loop, read, segments, write
+from odenet_jax.steps.fixed import Run, Solve, loop, read, write
 
 
 class Recomputation(Adjoint):
@@ -42,8 +43,8 @@ class Recomputation(Adjoint):
         return [first + i * length for length, first, count in self.parts(steps) for i in range(count)]
 
     def parts(self, steps: int) -> list[tuple[int, int, int]]:
-        """Those of `Checkpoint.parts` by length."""
-        return segments(self.method.parts(steps))
+        """See `_by_length`."""
+        return _by_length(self.method.parts(steps))
 
     def discover(self, run: Run, y0: Leaves) -> None:
         """See `Adjoint.discover`."""
@@ -158,6 +159,19 @@ def table(steps: int, states: int) -> tuple[Turns, Keeps]:
     return Turns(*np.array(turns, np.int32).T), Keeps(*np.array(keeps, np.int32).T)
 
 
+def _by_length(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Those of `Checkpoint.parts` by length, the longer first: each length, the first step of all, and how many.
+
+    One loop runs all segments of one length.
+    """
+    lengths = collections.Counter(end - first for first, end in pieces)
+    found, first = [], 0
+    for length in sorted(lengths, reverse=True):
+        found.append((length, first, lengths[length]))
+        first += length * lengths[length]
+    return found
+
+
 def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
     """The method with `memory` turned into how many states fit beside what the VJP of step 0 keeps.
 
@@ -186,7 +200,7 @@ def fixed(problem: Problem, stats: Stats) -> Solve:
     if isinstance(problem.solver, ReversibleSolver):  # carries more than y: JAX's own recomputation keeps all of it
 
         def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
-            return loop(run.hoisted(y0), y0, method.parts(run.grid.steps))
+            return loop(run.hoisted(y0), y0, _by_length(method.parts(run.grid.steps)))
 
         return solve
     return Recomputation(method, stats).solve

@@ -23,7 +23,7 @@ from odenet_jax.steps.whole_numbers import packed, unpacked, whole
 
 
 @dataclass(frozen=True)
-class Sides:
+class _Sides:
     """The side information of each step, in bytes (`odenet_jax.steps.fixed.Beside`).
 
     Args:
@@ -60,9 +60,9 @@ class Retrace(Adjoint):
         """See `Adjoint.sketch`. States that are rounded to a grid begin elsewhere."""
         return None if self.solver.rounds else Sketch(y0)
 
-    def beside(self, run: Run) -> Sides | None:
+    def beside(self, run: Run) -> _Sides | None:
         """See `Adjoint.beside`."""
-        return Sides(run, self.solver) if self.solver.side_bits else None
+        return _Sides(run, self.solver) if self.solver.side_bits else None
 
     def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""

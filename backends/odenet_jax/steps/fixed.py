@@ -5,7 +5,6 @@ Over 250 lines: the scan, and the same scan with outputs written in place, share
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -134,14 +133,14 @@ class Run:
         return tuple(straight_through(leaf, shift) for leaf in y)
 
 
-def loop(run: Run, y0: Leaves, pieces: Sequence[tuple[int, int]] = ()) -> tuple[Leaves, Told | None]:
+def loop(run: Run, y0: Leaves, pieces: Sequence[tuple[int, int, int]] = ()) -> tuple[Leaves, Told | None]:
     """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`, and what blocks are told after it.
 
     Args:
         run: what to solve.
         y0: the state at t0.
-        pieces: the first step, and the last step + 1, of segments of which JAX is to keep nothing but where they start;
-            none where it is to keep everything.
+        pieces: segments of which JAX is to keep nothing but where they start, by length: each length, the first step of
+            all of that length, and how many there are. None where it is to keep everything.
     """
     grid = run.grid
     slots = run.field.slots(run.weights, grid.steps)
@@ -163,10 +162,12 @@ def loop(run: Run, y0: Leaves, pieces: Sequence[tuple[int, int]] = ()) -> tuple[
     return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), told
 
 
-def _in_segments(body: Any, walk: Walk, slots: Any, pieces: Sequence[tuple[int, int]]) -> tuple[Walk, Leaves | None]:
+def _in_segments(
+    body: Any, walk: Walk, slots: Any, pieces: Sequence[tuple[int, int, int]]
+) -> tuple[Walk, Leaves | None]:
     """The scan of a body whose segments are computed again where it is differentiated."""
     rows = []
-    for length, first, count in segments(pieces):
+    for length, first, count in pieces:
 
         def rowed(leaf: Array, first: int = first, count: int = count, length: int = length) -> Array:
             return leaf[first : first + count * length].reshape(count, length, *leaf.shape[1:])
@@ -178,17 +179,6 @@ def _in_segments(body: Any, walk: Walk, slots: Any, pieces: Sequence[tuple[int, 
         walk, emitted = lax.scan(again, walk, jax.tree.map(rowed, slots), length=count)
         rows.append(emitted and tuple(leaf.reshape(-1, *leaf.shape[2:]) for leaf in emitted))
     return walk, rows[0] and tuple(jnp.concatenate(column) for column in zip(*rows, strict=True))
-
-
-def segments(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Segments, as first step and last step + 1, by length, the longer first: each length, the first step of all of
-    that length, and how many there are. One loop runs all of one length."""
-    lengths = collections.Counter(end - first for first, end in pieces)
-    found, first = [], 0
-    for length in sorted(lengths, reverse=True):
-        found.append((length, first, lengths[length]))
-        first += length * lengths[length]
-    return found
 
 
 class Beside(Protocol):

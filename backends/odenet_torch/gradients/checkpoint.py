@@ -46,7 +46,7 @@ from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.direct import NotSettledError
-from odenet_torch.steps.fixed import Carried, Run, Solve, advanced, begun, loop, stacked
+from odenet_torch.steps.fixed import Carried, Run, Solve, loop, stacked
 
 
 class Recomputation(Adjoint):
@@ -91,7 +91,7 @@ class Recomputation(Adjoint):
         states, since = {0: y0}, now()
         run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
-            carried = begun(run, y0)
+            carried = _begun(run, y0)
             for first, end in self.method.parts(run.grid.steps):
                 found, carried = Part(run, replay, first, end)(carried)
                 states |= found
@@ -266,7 +266,7 @@ class Part:
         def steps(*flat: Tensor) -> list[Tensor]:
             carried, found = _grouped(flat, count), []
             for n in range(self.first, self.end):
-                carried = advanced(self.run, n, carried)
+                carried = _advanced(self.run, n, carried)
                 if n + 1 in wanted:
                     found += carried[0]
             if not self.replay.late.isdisjoint(range(self.first, self.end)):
@@ -295,6 +295,19 @@ class Part:
         """No longer."""
         self.run = dataclasses.replace(self.run, again=False)
         self.entered.__exit__(*raised)
+
+
+def _begun(run: Run, y0: Leaves) -> Carried:
+    """What is carried at t0."""
+    solver = run.solver
+    return solver.start(run, run.grid.size(0), y0) if isinstance(solver, ReversibleSolver) else (y0,)
+
+
+def _advanced(run: Run, n: int, carried: Carried) -> Carried:
+    """What is carried after step n."""
+    if isinstance(run.solver, ReversibleSolver):
+        return run.solver.step(run, n, run.grid.size(n), run.grid.steps, carried)
+    return (add(carried[0], run.increment(n, carried[0])),)
 
 
 def _grouped(flat: Sequence[Tensor], count: int) -> Carried:

@@ -23,6 +23,9 @@ from odenet_torch.steps.direct import Direct
 from odenet_torch.steps.weighted_sum import weigh_leaves
 from odenet_torch.steps.whole_numbers import straight_through
 
+Carried = tuple[Leaves, ...]
+"""What a solver carries from step to step: y alone, or more for a reversible one; y first."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -153,23 +156,6 @@ class Run:
         if self.again:
             return self.replay.again(key, place, self.solver.increments.step_stages, evaluate)
         return self.replay.first(key, place, evaluate, y)
-
-
-Carried = tuple[Leaves, ...]
-"""What a solver carries from step to step: y alone, or more for a reversible one; y first."""
-
-
-def begun(run: Run, y0: Leaves) -> Carried:
-    """What is carried at t0."""
-    solver = run.solver
-    return solver.start(run, run.grid.size(0), y0) if isinstance(solver, ReversibleSolver) else (y0,)
-
-
-def advanced(run: Run, n: int, carried: Carried) -> Carried:
-    """What is carried after step n."""
-    if isinstance(run.solver, ReversibleSolver):
-        return run.solver.step(run, n, run.grid.size(n), run.grid.steps, carried)
-    return (add(carried[0], run.increment(n, carried[0])),)
 
 
 def loop(

@@ -14,11 +14,11 @@ def whole(y: Tensor, shift: float = 0.0) -> Tensor:
 
 
 def straight_through(y: Tensor, shift: float = 0.0) -> Tensor:
-    """The same, with the derivative 1 by y.
+    """The same, with the derivative 1 by y, in forward mode, too.
 
     The difference of y and a whole number next to it is a number of y's type, so that adding it to y rounds nothing.
     """
-    return y + (whole(y, shift) - y).detach() if y.requires_grad and torch.is_grad_enabled() else whole(y, shift)
+    return y + (whole(y, shift) - y).detach()
 
 
 def packed(numbers: Tensor, bits: int) -> Tensor:
