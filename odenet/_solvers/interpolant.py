@@ -46,7 +46,7 @@ class Interpolant:
 
 @cache
 def interpolant(tableau: Tableau) -> Interpolant:
-    """That of a method."""
+    """The interpolant of a Runge-Kutta method."""
     import numpy as np
 
     a, b = _extended(tableau)

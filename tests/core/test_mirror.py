@@ -121,11 +121,14 @@ NAMES = {
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
-    "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between", "without_rate"}),
+    "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
+    "steps/dense.py": (
+        {"differentiable", "times_of_any_shape"},
+        {"EventBracket", "Watch", "slope_between", "without_rate"},
+    ),
     "steps/times.py": (
         {
-            "Passed",
+            "ForwardPass",
             "WithoutRate",
             "at_event",
             "crossing",
@@ -140,16 +143,16 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "steps/tolerance.py": ({"within"}, {"tolerance"}),
     "steps/size_control.py": (
-        {"On", "Step", "Trials", "Walk", "beside"},
-        {"Pace", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
+        {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside"},
+        {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
     "steps/weighted_sum.py": ({"Buffered"}, {"choose", "gated", "only"}),
     "gradients/accepted_steps.py": (
         {"joined", "plain", "solve"},
-        {"Again", "Cotangents", "Stretch", "WayBack", "piece"},
+        {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "WayBack", "piece"},
     ),
     "gradients/certificate.py": (
-        {"Errors"},
+        {"StepErrors"},
         {"tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
@@ -164,10 +167,10 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
-    "steps/fixed.py": ({"stacked"}, {"Beside", "kept_rows", "loop_in_place", "read", "write"}),
+    "steps/fixed.py": ({"stacked"}, {"LoopObserver", "kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": (set(), {"finished", "peak_bytes"}),  # in torch in field/live_bytes.py
-    "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
-    "gradients/solve.py": ({"recorded"}, {"solve_telling"}),
+    "field/replay.py": (set(), {"BlockContext", "after", "block_context", "call"}),  # torch modules hold it themselves
+    "gradients/solve.py": ({"recorded"}, {"solve_with_context"}),
     "field/state.py": ({"as_tensor", "meta_state", "require_times"}, {"as_array", "require_arrays", "require_like"}),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),
@@ -182,13 +185,13 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
             "standing",
             "unhooked",
         },
-        {"Joining", "collect", "descend", "once"},
+        {"OutputCotangents", "collect", "descend", "once"},
     ),
     "gradients/rounded_states.py": (
-        {"Chain", "Seen", "restarts"},
+        {"Chain", "HalfPrecisionChain", "restarts"},
         {"Chains"},
     ),  # a chain writes in place, or is carried
-    "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
+    "gradients/checkpoint.py": ({"Segment"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
 }
 
 APART = {"steps/times.py", "steps/size_control.py", "gradients/accepted_steps.py"}

@@ -20,9 +20,9 @@ from jax.core import Tracer
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.accepted_steps import piece
-from odenet_jax.steps.accepted import Along
+from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.dense import between
-from odenet_jax.steps.record import Walked
+from odenet_jax.steps.record import AdaptiveResult
 from odenet_jax.steps.weighted_sum import choose
 
 Gate = Callable[[Any, Any], Any]
@@ -32,7 +32,7 @@ Ends = tuple[Leaves, Leaves, Leaves, tuple[Leaves, ...]]
 """The state at the end, those at the kept times, and what dense output reads, as in `Cotangents`."""
 
 
-def most_steps(walked: Walked) -> int:
+def most_steps(walked: AdaptiveResult) -> int:
     """The most steps of a program for a solve: a power of two where they are known, so that few are compiled."""
     assert walked.record.nodes is not None
     count, most = walked.pace.accepted, walked.record.nodes.shape[0] - 1
@@ -41,7 +41,9 @@ def most_steps(walked: Walked) -> int:
     return max(1, min(most, 1 << max(int(count) - 1, 0).bit_length()))
 
 
-def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int, gate: Gate, most: int) -> Ends:
+def plain_steps(
+    run: AcceptedRun, walked: AdaptiveResult, y0: Leaves, ts: Array | None, dense: int, gate: Gate, most: int
+) -> Ends:
     """The end of the accepted steps from y0, and what lies within them.
 
     Args:
@@ -78,9 +80,9 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         position = jnp.clip((ts - a) / jnp.where(b == a, 1, b - a), 0, 1)
         rows = tuple(leaf[: ts.shape[0]] for leaf in starts)
         early = (inner[: ts.shape[0]] < 0) | (jnp.arange(ts.shape[0]) >= walked.outputs)
-        found = lax.map(jax.checkpoint(within), (~early, n, position, rows))
+        states = lax.map(jax.checkpoint(within), (~early, n, position, rows))
         ys = tuple(
-            jnp.where(early.reshape(-1, *[1] * first.ndim), first, leaf) for first, leaf in zip(y0, found, strict=True)
+            jnp.where(early.reshape(-1, *[1] * first.ndim), first, leaf) for first, leaf in zip(y0, states, strict=True)
         )
         late = jnp.arange(ts.shape[0]) >= walked.outputs
         ys = tuple(jnp.where(late.reshape(-1, *[1] * (leaf.ndim - 1)), lax.stop_gradient(leaf), leaf) for leaf in ys)
@@ -91,21 +93,21 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
     return y1, ys, *stacked
 
 
-def _standing(run: Along, walked: Walked, n: Any) -> Along:
+def _standing(run: AcceptedRun, walked: AdaptiveResult, n: Any) -> AcceptedRun:
     """The run at accepted step n; at no step at all where none was accepted."""
     assert walked.record.nodes is not None
     a, b = walked.record.nodes[n], walked.record.nodes[n + 1]
     return run.between(a, jnp.where(walked.pace.accepted > 0, b, a))
 
 
-def _read(gate: Gate, go: Array, run: Along, *reads: Any) -> tuple[Any, ...]:
+def _read(gate: Gate, go: Array, run: AcceptedRun, *reads: Any) -> tuple[Any, ...]:
     """A run and what a step of it reads, where the step is taken."""
     weights, slot, *others = gate(go, (run.weights, run.slot, *reads))
     return dataclasses.replace(run, weights=weights, slot=slot), *others
 
 
 def _loop(
-    run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int, gate: Gate, most: int
+    run: AcceptedRun, walked: AdaptiveResult, y0: Leaves, inner: Array, dense: int, gate: Gate, most: int
 ) -> tuple[Leaves, Leaves, Any]:
     """The end, the states at the start of some steps, and what dense output reads."""
     count = walked.pace.accepted
@@ -118,8 +120,8 @@ def _loop(
         here, at = _read(gate, go, _standing(run, walked, jnp.where(go, n, 0)), choose(go, y, y0))
         if inner.shape[0]:
             starts = tuple(
-                jnp.where((inner == n).reshape(-1, *[1] * leaf.ndim), leaf, kept)
-                for leaf, kept in zip(y, starts, strict=True)
+                jnp.where((inner == n).reshape(-1, *[1] * leaf.ndim), leaf, start)
+                for leaf, start in zip(y, starts, strict=True)
             )
         if not dense:
             return (choose(go, here.advanced(at), y), starts), None
@@ -141,7 +143,7 @@ def _loop(
     rows = -(-most // chunk)
     starts = tuple(jnp.broadcast_to(leaf, (inner.shape[0], *leaf.shape)) for leaf in y0)
     places = jnp.arange(rows * chunk, dtype=jnp.int32).reshape(rows, chunk)
-    (y1, starts), found = lax.scan(body, (y0, starts), places)
+    (y1, starts), recorded = lax.scan(body, (y0, starts), places)
     if not dense:
         return y1, starts, ((), ())
-    return y1, starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:dense], found)
+    return y1, starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:dense], recorded)

@@ -18,7 +18,7 @@ from odenet import Grid, ReversibleSolver
 from odenet.kit import StagedSolver, add, increment, positions
 from odenet_jax.field.field import Field, Slot, Weights
 from odenet_jax.field.fingerprint import described
-from odenet_jax.field.replay import Replay, Told, after
+from odenet_jax.field.replay import BlockContext, Replay, after
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import later, parts, require_fine, require_span
@@ -56,15 +56,15 @@ class Run:
         if self.field.key is None:
             return None
         layout = self.layout
-        found = described(self.grid, self.solver, *more)
-        if found is None:
+        fingerprint = described(self.grid, self.solver, *more)
+        if fingerprint is None:
             return None
-        return found, self.field.key, (layout.structure, layout.given, layout.carried, layout.time)
+        return fingerprint, self.field.key, (layout.structure, layout.dtypes, layout.carried, layout.time)
 
     def hoisted(self, y0: Leaves) -> Run:
         """The run with its field hoisted, see `Field.hoist`."""
         t = jnp.asarray(self.grid.t0, self.layout.time)
-        example = () if self.replay is None else self.replay.told.example()
+        example = () if self.replay is None else self.replay.context.example()
         field, weights = self.field.hoist(self.weights, t, self.layout.call(y0), *example)
         return dataclasses.replace(self, field=field, weights=weights)
 
@@ -74,9 +74,9 @@ class Run:
         require_span(grid.t0, grid.t1, kind, least=grid.h)
 
         def field(t: Array) -> Any:
-            told = () if self.replay is None else self.replay.told.example()
+            context = () if self.replay is None else self.replay.context.example()
             slot = self.field.slot(self.weights, jnp.int32(0), grid.steps)
-            return self.field(t, self.layout.call(y0), 0.0, slot, self.weights, *told)
+            return self.field(t, self.layout.call(y0), 0.0, slot, self.weights, *context)
 
         require_fine(grid.t0, grid.t1, kind, ("field", field, (jnp.zeros((), kind),)))
 
@@ -88,9 +88,9 @@ class Run:
         """The run at the step that reads this slot."""
         return dataclasses.replace(self, slot=slot)
 
-    def telling(self, state: Any) -> Run:
+    def with_state(self, state: Any) -> Run:
         """The run from where blocks have this state: its `replay` is left with the state after what is run."""
-        replay = None if self.replay is None else Replay(self.replay.told, state)
+        replay = None if self.replay is None else Replay(self.replay.context, state)
         return dataclasses.replace(self, replay=replay)
 
     def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
@@ -115,8 +115,8 @@ class Run:
         offset = (t1 - t0) * ((jnp.asarray(n, kind) + position) / self.grid.steps)
         t = jnp.asarray(later(parts(t0, kind), offset))
 
-        def evaluate(*told: Any) -> Any:
-            return self.field(t, self.layout.call(y), position, self.slot, self.weights, *told)
+        def evaluate(*context: Any) -> Any:
+            return self.field(t, self.layout.call(y), position, self.slot, self.weights, *context)
 
         place = (n, position, reverse, rank)
         if self.replay is None:
@@ -128,7 +128,7 @@ class Run:
         return self.layout.slope(value, y)
 
 
-def loop(run: Run, y0: Leaves) -> tuple[Leaves, Told | None]:
+def loop(run: Run, y0: Leaves) -> tuple[Leaves, BlockContext | None]:
     """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`, and what blocks are told after it."""
     grid = run.grid
     slots = run.field.slots(run.weights, grid.steps)
@@ -139,14 +139,14 @@ def loop(run: Run, y0: Leaves) -> tuple[Leaves, Told | None]:
 
     start, _ = _start(run, lambda: jax.tree.map(lambda leaf: leaf[0], slots), y0)
     (_, carried, state), emitted = lax.scan(body, alike(start, run.weights), slots, length=grid.steps)
-    told = run.replay and after(run.replay.told, state)
+    context = run.replay and after(run.replay.context, state)
     if emitted is None:
-        return tuple(leaf[None] for leaf in carried[0]), told
+        return tuple(leaf[None] for leaf in carried[0]), context
     picks = jnp.asarray(grid.kept)
-    return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), told
+    return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), context
 
 
-class Beside(Protocol):
+class LoopObserver(Protocol):
     """What a loop makes of its states as it goes."""
 
     def start(self, y0: Leaves) -> Any:
@@ -159,8 +159,8 @@ class Beside(Protocol):
 
 
 def loop_in_place(
-    run: Run, y0: Leaves, also: Sequence[int] = (), beside: Beside | None = None
-) -> tuple[Leaves, Leaves, Carried | Any, Told | None]:
+    run: Run, y0: Leaves, also: Sequence[int] = (), beside: LoopObserver | None = None
+) -> tuple[Leaves, Leaves, Carried | Any, BlockContext | None]:
     """The same without a derivative: weights are read and states written in place, so that no memory grows with N.
 
     Args:
@@ -198,7 +198,7 @@ def loop_in_place(
     end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
     if beside is not None:
         end = along, stacked
-    return ys, states, end, run.replay and after(run.replay.told, state, at_start, in_steps)
+    return ys, states, end, run.replay and after(run.replay.context, state, at_start, in_steps)
 
 
 def kept_rows(kept: Sequence[int], steps: int) -> Array:
@@ -224,7 +224,7 @@ def read(buffer: Leaves, row: Any) -> Leaves:
     return tuple(lax.dynamic_index_in_dim(kept, row, keepdims=False) for kept in buffer)
 
 
-Solve = Callable[[Run, Leaves, Array], tuple[Leaves, Told | None]]
+Solve = Callable[[Run, Leaves, Array], tuple[Leaves, BlockContext | None]]
 """A gradient method: from the state at t0 to the leaves at `grid.kept`, differentiable in its way, and what blocks are
 told after it.
 
@@ -238,10 +238,10 @@ Walk = tuple[Any, Carried, Any]
 
 def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[Walk, list[Any]]:
     """Where a loop begins, and what blocks have read by then."""
-    state = run.replay and run.replay.told.state
+    state = run.replay and run.replay.context.state
     if not isinstance(run.solver, ReversibleSolver):
         return (jnp.int32(0), (y0,), state), []
-    here = run.reading(slot()).telling(state)
+    here = run.reading(slot()).with_state(state)
     carried = run.solver.start(here, run.grid.h, y0)
     return (jnp.int32(0), carried, here.replay and here.replay.state), here.replay.read if here.replay else []
 
@@ -249,7 +249,7 @@ def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[Walk,
 def _step(run: Run, walk: Walk) -> tuple[Walk, list[Any]]:
     """One step on, and what blocks have read in it."""
     n, carried, state = walk
-    here = run.telling(state)
+    here = run.with_state(state)
     if isinstance(run.solver, ReversibleSolver):
         carried = run.solver.step(here, n, run.grid.h, run.grid.steps, carried)
     else:

@@ -13,8 +13,8 @@ from jax import Array, lax
 from odenet import Result, UnsupportedError
 from odenet_jax.field.field import Field
 from odenet_jax.field.state import Leaves
-from odenet_jax.steps.accepted import Along
-from odenet_jax.steps.record import Walked
+from odenet_jax.steps.accepted import AcceptedRun
+from odenet_jax.steps.record import AdaptiveResult
 from odenet_jax.steps.size_control import CODE
 
 
@@ -42,7 +42,14 @@ def moving(field: Field, t0: Array | None, t1: Array | None, ts: Array | None) -
 
 
 def of_times(
-    run: Along, times: Times, ts: Array | None, walked: Walked, y0: Leaves, g0: Leaves, g1: Leaves, gs: Leaves
+    run: AcceptedRun,
+    times: Times,
+    ts: Array | None,
+    walked: AdaptiveResult,
+    y0: Leaves,
+    g0: Leaves,
+    g1: Leaves,
+    gs: Leaves,
 ) -> Times:
     """The gradients.
 
@@ -72,5 +79,5 @@ def of_times(
     if times.ts is not None:
         assert ts is not None
         reached = jnp.arange(ts.shape[0]) < walked.outputs
-        by_ts = jnp.where(reached, lax.map(lambda each: along(*each), (ts, walked.ys, gs)), 0)
+        by_ts = jnp.where(reached, lax.map(lambda row: along(*row), (ts, walked.ys, gs)), 0)
     return Times(t0, t1, by_ts)

@@ -178,8 +178,8 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
     try:
         for training in (False, True):
             after = outputs(model, example, training, recorded=not once)
-            what = f"the model in {'training' if training else 'evaluation'}"
-            check_unchanged(expected[training], after, what, tolerance)
+            subject = f"the model in {'training' if training else 'evaluation'}"
+            check_unchanged(expected[training], after, subject, tolerance)
     except BaseException:
         for module in attached.values():
             detach(module)
@@ -199,8 +199,8 @@ def _replace(model: nn.Module, where: str | None, example: Any, tolerance: float
         expected = [outputs(model, example, training) for training in (False, True)]
         with _replaced(entries if itself else _entries(runs, exact)):
             for training in (False, True):
-                what = f"the model in {'training' if training else 'evaluation'}"
-                check_unchanged(expected[training], outputs(model, example, training), what, tolerance)
+                subject = f"the model in {'training' if training else 'evaluation'}"
+                check_unchanged(expected[training], outputs(model, example, training), subject, tolerance)
         if not itself:
             with _replaced(entries):
                 outputs(model, example, training=False)
@@ -210,12 +210,12 @@ def _replace(model: nn.Module, where: str | None, example: Any, tolerance: float
 
 def _entries(runs: Sequence[Run], choices: dict[str, Any]) -> _Entries:
     """What will stand in the places of the layers."""
-    made: _Entries = []
+    entries: _Entries = []
     for run in runs:
         first = FirstOfRun([member.layer for member in run], run[0].call.arguments, **choices)
-        made.append((run[0].place, first))
-        made += [(run[index].place, RestOfRun(run[index].layer, first, index)) for index in range(1, len(run))]
-    return made
+        entries.append((run[0].place, first))
+        entries += [(run[index].place, RestOfRun(run[index].layer, first, index)) for index in range(1, len(run))]
+    return entries
 
 
 @contextlib.contextmanager

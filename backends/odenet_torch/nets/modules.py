@@ -63,7 +63,7 @@ class _Solved(Watched):
         return None if self.stats is None else self.stats.certificate
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """The choices of the module, which `print` shows."""
         chosen = getattr(self.auditor, "method", None)
         now = "" if chosen is None else f" ({chosen.label})"
         return f"solver={self.solver.label}, gradient={self.gradient.label}{now}, t0={self.t0}, t1={self.t1}"
@@ -280,7 +280,7 @@ class OdeNet(_Solved):
                     "discrete-adjoint, and backprop, which it does not change",
                     "take norm='batch'",
                 )
-            inner = self.counting.told(inner, statistics)
+            inner = self.counting.of_statistics(inner, statistics)
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
         depth, choices = Depth(inner, spec.along), {"steps": spec.depth, "t1": spec.horizon, "solver": self.solver}
@@ -293,7 +293,7 @@ class OdeNet(_Solved):
         return y if spec.classes is None else leave(spec, weights, y, self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module."""
+        """Switch between training and evaluation, as `nn.Module.train` does."""
         if self.counting is not None:
             self.counting.train(mode)
         return super().train(mode)
@@ -309,9 +309,9 @@ class OdeNet(_Solved):
                 for buffer, value in before:
                     buffer.copy_(value)
 
-    def solve(self, made: Problem) -> Solution:
+    def solve(self, ivp: Problem) -> Solution:
         """Takes the steps; a network whose steps are another library's has its own."""
-        return solve_problem(made)
+        return solve_problem(ivp)
 
     def _solution(self, make: Callable[[Gradient], Problem], field: Field | None = None) -> Solution:
         if isinstance(self.gradient, Auto) and type(self).solve is OdeNet.solve:

@@ -197,7 +197,7 @@ class _Tell(logging.Handler):
         self.messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print it."""
+        """Print a message of the log."""
         self.messages.print(record.getMessage(), markup=False, soft_wrap=True)
 
 
