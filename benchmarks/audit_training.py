@@ -2,7 +2,7 @@
 
 32 residual blocks of width 16 (tanh, steps of 1/32), two interleaved spirals, Adam at 1e-2, 400 steps. In each step the
 gradient is compared with exact checkpointing's on the same weights and batch: |g - exact| / |exact| over all weights.
-`auto` begins with the discrete adjoint, too, audits itself at least every 20 steps and moves where an audit is above 1e-2.
+`auto` begins with the discrete adjoint, too, audits itself at least every 20 steps, and moves where it is above 1e-2.
 The figures of docs/paper/three-results.md are drawn from this and from the results of `gradient_order` and
 `rounded_states`: `python -m benchmarks gradient_order rounded_states audit_training` makes them all.
 """
