@@ -1,6 +1,6 @@
 """The verbs of the torch backend.
 
-Over 250 lines: the descriptor and all verbs of the seam stand side by side, each with its whole signature.
+Over 250 lines: the descriptor and all verbs of the interface stand side by side, each with its whole signature.
 """
 
 from __future__ import annotations

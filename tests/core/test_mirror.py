@@ -268,7 +268,7 @@ def test_the_verbs_are_those_of_the_seam_and_no_others(package):
     verbs = {name for name in vars(Backend) if not name.startswith("_")} - {"compiled", "keep_programs", "unconvert"}
     assert (
         verbs <= outline(package, "_backend.py")[backend] <= verbs | {"compiled", "keep_programs", "unconvert"}
-    )  # what has a default in the seam
+    )  # what has a default in the interface
 
 
 def test_both_announce_the_same_capabilities():

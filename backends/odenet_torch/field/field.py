@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import Depth, GradientError
+from odenet import Depth, GradientError, UnsupportedError
 from odenet.kit import blend, check_alike, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.half_precision import Reads
@@ -284,6 +284,8 @@ class BlockField(Field):
                 except RuntimeError as error:
                     return record(error, lambda _, at: block(at, *arguments, **named), None, y)
             return torch.func.functional_call(block, self.parameters[id(block)], (y, *arguments), named)
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            raise _not_traced(local)
         one, other = self.depth.tree[layer], self.depth.tree[layer + 1]
         mixed = blend(self.parameters[id(one)], self.parameters[id(other)], local)
         return torch.func.functional_call(one, mixed, (y, *arguments), named)
@@ -405,3 +407,12 @@ def _unstack(depth: Depth | None) -> list[Any]:
     leaves, unflatten = tree_flatten(depth.tree)
     columns = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * depth.layers for leaf in leaves]
     return [unflatten(row) for row in zip(*columns, strict=True)]
+
+
+def _not_traced(local: float) -> UnsupportedError:
+    """The error of weights between two layers under torch.jit.trace, whose modules cannot be called with others."""
+    return UnsupportedError(
+        f"weights between two layers (at {local:g} of the way) in torch.jit.trace, which cannot call a block with them",
+        "solvers that read layers alone there, such as euler and heun, or along='piecewise'",
+        "take torch.export or torch.onnx.export(..., dynamo=True), which record it",
+    )

@@ -70,7 +70,7 @@ class ChosenOptimizer:
             for weight in self.weights:
                 weight.grad = None
         if before is not None and any(not torch.equal(a, b) for a, b in zip(before, self._random(), strict=True)):
-            raise self._unsupported("draws random numbers, so that a run could not go on bit for bit")
+            raise self._unsupported("draws random numbers, so that a resumed run would give other results")
         self.tried = True
         if any(group["lr"] is not rate for group, rate in zip(self.optimizer.param_groups, rates, strict=True)):
             raise self._unsupported("changes its own lr, which the schedule of the run sets")

@@ -119,7 +119,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--validation", _flags.Real(), "Part of the training images that chooses the best epoch.")
 @_flag("--limit-train", _flags.Whole(2), "Use this many training images.")
 @_flags.out("results/train", "Folder of the run.")
-@_flags.resume("Go on after the last whole epoch of the run in --out, bit for bit.")
+@_flags.resume("Go on after the last whole epoch of the run in --out; the results are bitwise the same.")
 @_flags.shard()
 @_flags.executor()
 @click.pass_context
