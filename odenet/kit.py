@@ -33,7 +33,7 @@ from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Span, number
 from odenet._solvers.controller import Arithmetic, Past, PIDController
 from odenet._solvers.family import AnySolver, StagedSolver
-from odenet._solvers.interpolant import interpolant
+from odenet._solvers.interpolant import hermite, interpolant
 from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.names import made_reversible, register_solver, solver, staged
 from odenet._solvers.reversible import Coupled, ReversibleSolver
@@ -127,6 +127,7 @@ __all__ = [
     "conformance",
     "floor",
     "gradient",
+    "hermite",
     "increment",
     "interpolant",
     "kind_of_blocks",

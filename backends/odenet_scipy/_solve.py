@@ -112,7 +112,7 @@ def solve_span(ivp: Problem, span: Span) -> Solution:
 
 
 def _walk(path: Path, slope: Vector, ivp: Problem, span: Span, end: float, tree: Callable[..., Any]) -> None:
-    """On to `end`, or to an event."""
+    """Solve on to `end`, or to an event before it."""
     control, event, start = span.control, span.event, path.ends[-1]
     if start == end:
         return

@@ -16,24 +16,24 @@ ONE, OTHER = "odenet_torch", "odenet_jax"
 CONVERSION = {
     "__init__",
     "attached",
+    "between_layers",
     "branches",
+    "call_modes",
     "calls",
     "convert",
     "converted",
-    "handed",
     "layer",
     "layer_run",
     "linked",
     "measured",
-    "once_more",
     "planned",
     "recomputed",
+    "rerun",
     "residual",
     "rounded",
     "runs",
     "selection",
     "sums",
-    "ways",
 }
 DROP_IN = {
     "adaptive",
@@ -45,7 +45,7 @@ DROP_IN = {
     "flow",
     "methods",
     "options",
-    "recalled",
+    "recalled_function",
     "recording",
 }
 ALONE = {
@@ -63,14 +63,14 @@ ALONE = {
         "gradients/audited.py",
         "gradients/profiles.py",
         "gradients/ranks.py",
-        "gradients/trial.py",
+        "gradients/repeated_pass.py",
         "nets/watched.py",
         "field/half_precision.py",  # sums of half-precision gradients
         "gradients/sums.py",
         "gradients/stages.py",  # nodes of autograd
         "field/late_writes.py",
         "field/places.py",
-        "field/reach.py",
+        "field/reachable_objects.py",
         "field/settled.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/direct.py",
@@ -104,10 +104,10 @@ ALONE = {
         "gradients/flow.py",
         "gradients/linear_map.py",
         "gradients/plain_steps.py",
-        "gradients/raised.py",  # errors that a compiled program finds when it runs
+        "gradients/runtime_errors.py",  # errors that a compiled program finds when it runs
         "nets/convolution.py",
         "steps/adaptive_loop.py",
-        "field/unwritten.py",  # in torch field/written_on.py, which asks version counters
+        "field/module_writes.py",  # in torch field/written_on.py, which asks version counters
         "steps/clock.py",  # times of float32: torch has them as Python floats
         "steps/record.py",
         "verbs/certificate.py",

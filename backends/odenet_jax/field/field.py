@@ -22,9 +22,9 @@ from odenet import Depth
 from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.closure import converted
 from odenet_jax.field.fingerprint import fingerprint
+from odenet_jax.field.module_writes import modules_in, require_unwritten
 from odenet_jax.field.programs import eager
 from odenet_jax.field.state import HALF, as_array, require_arrays, require_like
-from odenet_jax.field.unwritten import modules_in, require_unwritten
 
 Arrays = list[Array]
 

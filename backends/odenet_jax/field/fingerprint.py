@@ -63,7 +63,7 @@ def fingerprint(program: Converted) -> Hashable | None:
 
 
 def described(*values: Any) -> Hashable | None:
-    """The same of any records; None where it cannot be told."""
+    """The fingerprint of any records; None where they have none."""
     try:
         key = Reader().read(values)
         hash(key)
@@ -193,7 +193,7 @@ class Reader:
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """Those of an object, of its slots too."""
+    """The attributes of an object, those in slots too."""
     slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]
     values = {name: getattr(value, name) for name in slots if hasattr(value, name) and not name.startswith("__")}
     return values | getattr(value, "__dict__", {})

@@ -67,7 +67,7 @@ class WayBack(ABC):
     def back(
         self,
         run: AcceptedRun,
-        walked: AdaptiveResult,
+        result: AdaptiveResult,
         gradients: Cotangents,
         sums: Sums,
         y0: Leaves,
@@ -77,7 +77,7 @@ class WayBack(ABC):
 
         Args:
             run: along the accepted steps.
-            walked: the forward solve.
+            result: the forward solve.
             gradients: of the loss.
             sums: zeros like the gradients of weights.
             y0, allowed: of the forward solve.
@@ -93,15 +93,15 @@ class AcceptedStepVJP:
 
     Args:
         run: along the accepted steps.
-        walked: the forward solve.
+        result: the forward solve.
         gradients: of the loss.
     """
 
-    def __init__(self, run: AcceptedRun, walked: AdaptiveResult, gradients: Cotangents) -> None:
+    def __init__(self, run: AcceptedRun, result: AdaptiveResult, gradients: Cotangents) -> None:
         self.run = run
-        self.walked = walked
+        self.result = result
         self.gradients = gradients
-        self.event = walked.position
+        self.event = result.position
         self.inside = gradients.ts is not None or self.event is not None or bool(gradients.slopes)
         """Whether the loss may read a state within a step."""
 
@@ -110,7 +110,7 @@ class AcceptedStepVJP:
         g = self.gradients.y1
         if self.event is not None:
             g = choose(self.event < 1, zeros(g), g)
-        return g, self.walked.outputs - 1
+        return g, self.result.outputs - 1
 
     def step(self, n: Any, go: Array, z: Leaves, g: Leaves, output: Array, sums: Sums) -> tuple[Any, ...]:
         """From the end of step n to its start.
@@ -172,7 +172,7 @@ class AcceptedStepVJP:
             )
 
         if self.event is not None:
-            met = go & (n == self.walked.pace.accepted - 1) & (self.event < 1)
+            met = go & (n == self.result.pace.accepted - 1) & (self.event < 1)
             direct, of_slopes = join((direct, of_slopes), self.event, choose(met, of.y1, zeros(g)))
         if of.ts is None:
             return output, g, direct, of_slopes
@@ -222,17 +222,17 @@ class RecomputedStates(WayBack):
     def back(
         self,
         run: AcceptedRun,
-        walked: AdaptiveResult,
+        result: AdaptiveResult,
         gradients: Cotangents,
         sums: Sums,
         y0: Leaves,
         allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`."""
-        stretch, states = AcceptedStepVJP(run, walked, gradients), walked.record.states
+        stretch, states = AcceptedStepVJP(run, result, gradients), result.record.states
         assert states is not None
-        assert walked.record.nodes is not None
-        room = min(ROWS, walked.record.nodes.shape[0] - 1)
+        assert result.record.nodes is not None
+        room = min(ROWS, result.record.nodes.shape[0] - 1)
         empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (room, *leaf.shape)) for leaf in y0)
 
         def segment(carry: Any) -> Any:
@@ -267,6 +267,6 @@ class RecomputedStates(WayBack):
             return jnp.where(alive, least, end), g, output, sums, between
 
         g, output = stretch.start()
-        carry = (walked.pace.accepted, g, output, sums, empty)
+        carry = (result.pace.accepted, g, output, sums, empty)
         _, g, output, sums, _ = repeat(lambda carry: carry[0] > 0, segment, carry)
         return stretch.finish(g, output), sums, jnp.zeros((), run.layout.time), None

@@ -55,10 +55,10 @@ def solve_adaptive(problem: Problem, methods: Callable[[Stats], WayBack], probe:
         if span.every:
             assert first.record.nodes is not None
             nodes = first.record.nodes[:steps] if steps else None
-    walked, event = solver.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
+    result, event = solver.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
     if nodes is not None:
         ts = jax.vmap(solver.line.clock.time)(nodes)
-    return _solution(problem, solver, walked, event, None if ts is None else jnp.asarray(ts, state_layout.time))
+    return _solution(problem, solver, result, event, None if ts is None else jnp.asarray(ts, state_layout.time))
 
 
 def known(number: Array) -> Any:
@@ -70,14 +70,14 @@ def known(number: Array) -> Any:
 def _solution(
     problem: Problem,
     solver: DifferentiableSolve,
-    walked: AdaptiveResult,
+    result: AdaptiveResult,
     event: tuple[Array, Leaves] | None,
     ts: Array | None,
 ) -> Solution:
     assert isinstance(problem.solver, Solver)  # it estimates its error
-    span, state_layout, pace, tableau = solver.span, solver.layout, walked.pace, problem.solver.tableau
+    span, state_layout, pace, tableau = solver.span, solver.layout, result.pace, problem.solver.tableau
     tried = pace.accepted + pace.rejected
-    evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + walked.renewals
+    evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + result.renewals
     counts = [
         number if (count := known(number)) is None else count for number in (pace.accepted, evaluations, pace.rejected)
     ]
@@ -86,28 +86,28 @@ def _solution(
     if outcome is not None and span.control.throw and outcome > CODE[Result.EVENT]:
         raise_ended(list(Result)[outcome], pace, solver.line.clock.origin)
     failed = pace.outcome > CODE[Result.EVENT]
-    end = jnp.where(failed, solver.line.clock.time(walked.end), jnp.asarray(span.t1, state_layout.time))
+    end = jnp.where(failed, solver.line.clock.time(result.end), jnp.asarray(span.t1, state_layout.time))
     if event is not None:
         met = known(pace.outcome == CODE[Result.EVENT])
         end = jnp.where(pace.outcome == CODE[Result.EVENT], event[0], end) if met is None else event[0] if met else end
-    times, ys = ts, walked.ys
-    last = choose(failed, walked.last, walked.y1)
+    times, ys = ts, result.ys
+    last = choose(failed, result.last, result.y1)
     if span.every:
         times = end[None] if ts is None else jnp.concatenate([ts, end[None]])
         ys = tuple(leaf[None] for leaf in last)
         if ts is not None:
-            ys = tuple(jnp.concatenate(pair) for pair in zip(walked.ys, ys, strict=True))
+            ys = tuple(jnp.concatenate(pair) for pair in zip(result.ys, ys, strict=True))
     elif ts is None:
-        times, ys = end[None], tuple(leaf[None] for leaf in walked.y1)
+        times, ys = end[None], tuple(leaf[None] for leaf in result.y1)
     interpolant = None
     if span.dense:
-        record = walked.record
+        record = result.record
         assert record.nodes is not None
         interpolant = Dense(
             solver.line.clock.origin,
             record.nodes,
             pace.accepted,
-            walked.end,
+            result.end,
             record.y,
             record.slopes,
             last,

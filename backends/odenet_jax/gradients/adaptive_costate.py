@@ -16,7 +16,7 @@ from odenet.kit import AnySolver, add, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, Cotangents, WayBack
 from odenet_jax.gradients.adjoint import Sums, vjp
-from odenet_jax.gradients.raised import raised
+from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
 from odenet_jax.steps.clock import TimePoint
 from odenet_jax.steps.fixed import read
@@ -65,7 +65,7 @@ class AdaptiveCostate(WayBack):
     def back(
         self,
         run: AcceptedRun,
-        walked: AdaptiveResult,
+        result: AdaptiveResult,
         gradients: Cotangents,
         sums: Sums,
         y0: Leaves,
@@ -83,11 +83,11 @@ class AdaptiveCostate(WayBack):
                 "give ts, or take gradient='checkpoint'",
             )
         ts = jnp.zeros(0, run.layout.time) if gradients.ts is None else gradients.ts
-        end, y1 = self._last_read(walked, gradients)
+        end, y1 = self._last_read(result, gradients)
         line = run.line.turned(end, ts)
         run = dataclasses.replace(run, grid=Accepted(line, ts, jnp.int32(0)), solver=self.solver)
         there = run.between(line.t0, line.stop(line.t0))
-        a, output = self._meet(line, gradients, walked.outputs - 1, line.t0, gradients.y1)
+        a, output = self._meet(line, gradients, result.outputs - 1, line.t0, gradients.y1)
         state, allowed = (*y1, *a), self._tolerance(allowed)
         first, parts = self._slope(there, there.moment(0), state)
         size = first_size(
@@ -102,7 +102,7 @@ class AdaptiveCostate(WayBack):
         carry = _CostateCarry(start(line, size, finite(state, first)), state, first, parts, output, sums)
 
         def step(carry: _CostateCarry) -> _CostateCarry:
-            return self._step(run, line, allowed, walked, gradients, carry)
+            return self._step(run, line, allowed, result, gradients, carry)
 
         carry = repeat(lambda carry: carry.pace.alive, step, carry)
         count = len(a)
@@ -114,21 +114,21 @@ class AdaptiveCostate(WayBack):
         return ended(gradients, trouble)
 
     @staticmethod
-    def _last_read(walked: AdaptiveResult, gradients: Cotangents) -> tuple[Array, Leaves]:
+    def _last_read(result: AdaptiveResult, gradients: Cotangents) -> tuple[Array, Leaves]:
         """Where the way back begins, and the state there: where the solve ended; the last of the kept times where it
         could not go on, and no later state is read: what stopped it may stop the way back."""
         if gradients.ts is None or not gradients.ts.shape[0]:
-            return walked.end, walked.y1
-        n, read_end = jnp.maximum(walked.outputs - 1, 0), jnp.stack([jnp.any(leaf != 0) for leaf in gradients.y1]).any()
-        before = (walked.pace.outcome > CODE[Result.EVENT]) & (walked.outputs > 0) & ~read_end
-        return jnp.where(before, gradients.ts[n], walked.end), choose(before, read(walked.ys, n), walked.y1)
+            return result.end, result.y1
+        n, read_end = jnp.maximum(result.outputs - 1, 0), jnp.stack([jnp.any(leaf != 0) for leaf in gradients.y1]).any()
+        before = (result.pace.outcome > CODE[Result.EVENT]) & (result.outputs > 0) & ~read_end
+        return jnp.where(before, gradients.ts[n], result.end), choose(before, read(result.ys, n), result.y1)
 
     def _step(
         self,
         run: AcceptedRun,
         line: SolveTimes,
         allowed: Tolerance,
-        walked: AdaptiveResult,
+        result: AdaptiveResult,
         gradients: Cotangents,
         carry: _CostateCarry,
     ) -> _CostateCarry:
@@ -153,7 +153,7 @@ class AdaptiveCostate(WayBack):
         a, met = self._meet(line, gradients, output, step.t1, a, accepted)
         y = attempt.y1[:count]
         if gradients.ts is not None:  # where the forward solve is known, go on from there
-            y = choose(met < output, read(walked.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1)), y)
+            y = choose(met < output, read(result.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1)), y)
         state, first, parts = (*y, *a), attempt.slopes[-1], integrands[-1]
         needed = accepted & now.alive & (bool(not tableau.fsal) | (met < output) | line.jumping(step.t1))
         if not tableau.fsal or gradients.ts is not None or line.jumps.shape[0]:

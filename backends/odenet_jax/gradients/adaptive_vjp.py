@@ -66,7 +66,7 @@ class SolveOutputs(NamedTuple):
     ys: Leaves
     y: Leaves
     slopes: tuple[Leaves, ...]
-    walked: AdaptiveResult
+    result: AdaptiveResult
 
 
 class DifferentiableSolve:
@@ -83,7 +83,7 @@ class DifferentiableSolve:
     # of what `_bare` returns: what its programs are kept by, and these
     key: Hashable | None = None
     plainly: Callable[[Keep], Callable[..., AdaptiveResult]]
-    walks: Callable[[Keep], tuple[Callable[..., SolveOutputs], Callable[..., tuple[SolveOutputs, AdaptiveResult]]]]
+    passes: Callable[[Keep], tuple[Callable[..., SolveOutputs], Callable[..., tuple[SolveOutputs, AdaptiveResult]]]]
     steps: Callable[[Keep, Any, tuple[bool, ...]], SolveDerivative]
     crossing: Callable[..., tuple[Array, Leaves]]
 
@@ -214,32 +214,32 @@ class DifferentiableSolve:
         if not differentiable:
             return bare.plainly(keep)(*lax.stop_gradient(arguments[:4])), None
         out = bare.network(keep, self.way)(*arguments)
-        plain = lax.stop_gradient(out.walked)
-        walked = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
+        plain = lax.stop_gradient(out.result)
+        result = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
         if good is not None and (isinstance(good, Tracer) or not good.all()):
-            walked = walked._replace(ys=tuple(only(good, leaf) for leaf in walked.ys))
+            result = result._replace(ys=tuple(only(good, leaf) for leaf in result.ys))
         # what is no result is made NaN here, where JAX differentiates: a loss that looks at the outcome first has NaN
         # for its derivative by it, which must not reach the way back
-        ended = walked.pace.outcome <= CODE[Result.EVENT]
-        last, event = walked.y1, None
+        ended = result.pace.outcome <= CODE[Result.EVENT]
+        last, event = result.y1, None
         if self.span.event is not None:
-            met = walked.pace.outcome == CODE[Result.EVENT]
-            t, y1 = self._met(bare, met, walked)
+            met = result.pace.outcome == CODE[Result.EVENT]
+            t, y1 = self._met(bare, met, result)
             last = choose(met, y1, last)
             event = only(met, t), y1
-        return walked._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
+        return result._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
 
-    def _met(self, bare: DifferentiableSolve, met: Array, walked: AdaptiveResult) -> tuple[Array, Leaves]:
+    def _met(self, bare: DifferentiableSolve, met: Array, result: AdaptiveResult) -> tuple[Array, Leaves]:
         """Time and state of an event with their derivatives, where one has been met: the time by the implicit function
         theorem."""
         of = (self.weights.inexact, self.weights.closed)
         rest = lax.stop_gradient((self.weights.other, self.weights.constants, self.hoisted, self.line, None))
-        return bare.crossing(met, lax.stop_gradient(walked.end), walked.entry, walked.y1, of, self.hoisted, rest)
+        return bare.crossing(met, lax.stop_gradient(result.end), result.entry, result.y1, of, self.hoisted, rest)
 
     def _crossing(
         self, met: Array, end: Array, entry: Array, y1: Leaves, of: Any, hoisted: Any, rest: Any
     ) -> tuple[Array, Leaves]:
-        """The same as a function of arrays alone."""
+        """The time and the state of the event as a function of arrays alone."""
         *_, event = eqx.combine(hoisted, self.rest)
         holds, other = eqx.partition(event, eqx.is_inexact_array)
         fixed, static = eqx.partition(other, eqx.is_array)
@@ -289,7 +289,7 @@ class DifferentiableSolve:
         del bare.weights, bare.times, bare.ends, bare.line, bare.hoisted
         bare.key = bare._key()
         bare.plainly = functools.lru_cache(maxsize=_KEEPS)(bare._plainly)
-        bare.walks = functools.lru_cache(maxsize=_KEEPS)(bare._walks)
+        bare.passes = functools.lru_cache(maxsize=_KEEPS)(bare._passes)
         bare.steps = functools.lru_cache(maxsize=_KEEPS)(functools.partial(SolveDerivative, bare))
         bare.crossing = compiled(bare._crossing, bare.key)
         return bare
@@ -309,29 +309,29 @@ class DifferentiableSolve:
         """The solve without a derivative."""
         return compiled(functools.partial(self._solve, keep=keep), self.key)
 
-    def _walks(
+    def _passes(
         self, keep: Keep
     ) -> tuple[Callable[..., SolveOutputs], Callable[..., tuple[SolveOutputs, AdaptiveResult]]]:
         """The forward pass, and that which also keeps what the way back needs."""
 
-        def out(walked: AdaptiveResult) -> SolveOutputs:
-            return SolveOutputs(walked.y1, walked.ys, walked.record.y, walked.record.slopes, walked)
+        def out(result: AdaptiveResult) -> SolveOutputs:
+            return SolveOutputs(result.y1, result.ys, result.record.y, result.record.slopes, result)
 
-        def walking(y0: Leaves, of: Any, times: Any, rest: Any) -> SolveOutputs:
+        def forward_pass(y0: Leaves, of: Any, times: Any, rest: Any) -> SolveOutputs:
             also = dataclasses.replace(keep, nodes=keep.dense > 0)
             return out(self._solve(y0, of, times, rest, also))
 
-        def walking_back(y0: Leaves, of: Any, times: Any, rest: Any) -> tuple[SolveOutputs, AdaptiveResult]:
+        def forward_pass_for_back(y0: Leaves, of: Any, times: Any, rest: Any) -> tuple[SolveOutputs, AdaptiveResult]:
             run, _, _ = self._run(of, rest)
             keeps = self.way.keep(run, y0, self.span.control.max_steps)
             keeps = dataclasses.replace(keeps, dense=keep.dense, nodes=keeps.nodes or keep.dense > 0)
-            walked = self._solve(y0, of, times, rest, keeps)
-            record = walked.record
+            result = self._solve(y0, of, times, rest, keeps)
+            record = result.record
             unseen = record._replace(states=None, nodes=record.nodes if keep.dense else None)
-            for_back = walked._replace(y1=(), ys=(), record=record._replace(y=(), slopes=()))
-            return out(walked)._replace(walked=walked._replace(record=unseen)), for_back
+            for_back = result._replace(y1=(), ys=(), record=record._replace(y=(), slopes=()))
+            return out(result)._replace(result=result._replace(record=unseen)), for_back
 
-        return compiled(walking, self.key), compiled(walking_back, self.key)
+        return compiled(forward_pass, self.key), compiled(forward_pass_for_back, self.key)
 
     def network(self, keep: Keep, way: WayBack) -> Callable[..., SolveOutputs]:
         """The solve with its derivative: forward passes that keep what the way back needs only where there is one.
@@ -340,7 +340,7 @@ class DifferentiableSolve:
             keep: what is kept of it for its user.
             way: the gradient method, as it is for this solve.
         """
-        at_once, for_way_back = self.walks(keep)
+        at_once, for_way_back = self.passes(keep)
 
         @jax.custom_jvp
         def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> SolveOutputs:
@@ -367,7 +367,7 @@ class DifferentiableSolve:
                 outputs[:4],
                 [t for t, ask in zip(moved, differentiated, strict=True) if ask],
             )
-            return (outputs, for_back), (SolveOutputs(*carried, _unmoved(outputs.walked)), _unmoved(for_back))  # pyright: ignore[reportCallIssue]
+            return (outputs, for_back), (SolveOutputs(*carried, _unmoved(outputs.result)), _unmoved(for_back))  # pyright: ignore[reportCallIssue]
 
         def visible(primals: Any, tangents: Any) -> tuple[Any, Any]:
             (outputs, _), (moved, _) = derivative(primals, tangents)
@@ -431,32 +431,32 @@ class SolveDerivative:
         return compiled(self._back, self.whole.key)
 
     def _back(self, residuals: Any, cotangents: Any) -> tuple[Any, Any]:
-        leaves, rest, (end, kept_ys, *_), walked = residuals
+        leaves, rest, (end, kept_ys, *_), result = residuals
         y0, of, times, _ = jax.tree.unflatten(self.structure, leaves)
         ts = rest[-1]
-        walked = walked._replace(y1=end, ys=kept_ys)
-        walked = self._unread(walked, rest, y0, cotangents)
-        run, allowed = self._run(of, rest, walked)
+        result = result._replace(y1=end, ys=kept_ys)
+        result = self._unread(result, rest, y0, cotangents)
+        run, allowed = self._run(of, rest, result)
         read = bool(jax.tree.leaves(cotangents[2:]))
         y1, ys, y, slopes = self._filled(residuals, cotangents)
         meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
         sums = jax.tree.map(jnp.zeros_like, of)
-        g, sums, residual, trouble = self.whole.way.back(run, walked, meeting, sums, y0, allowed)
+        g, sums, residual, trouble = self.whole.way.back(run, result, meeting, sums, y0, allowed)
         needed = Times(*(t if ask else None for t, ask in _times(times, self.differentiated, self.structure)))
-        moved = of_times(run, needed, ts, walked, y0, g, y1, ys)
+        moved = of_times(run, needed, ts, result, y0, g, y1, ys)
         return (g, sums, tuple(moved), residual), trouble
 
-    def _unread(self, walked: AdaptiveResult, rest: Any, y0: Leaves, cotangents: Any) -> AdaptiveResult:
+    def _unread(self, result: AdaptiveResult, rest: Any, y0: Leaves, cotangents: Any) -> AdaptiveResult:
         """The solve; one that could not go on, and that nobody reads a state of, with no step taken.
 
         The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow.
         """
         read = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]
-        idle = (walked.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
-        pace = walked.pace._replace(accepted=jnp.where(idle, 0, walked.pace.accepted))
-        end, outputs = jnp.where(idle, rest[3].t0, walked.end), jnp.where(idle, 0, walked.outputs)
-        y1 = choose(idle, y0, walked.y1)
-        return walked._replace(pace=pace, end=end, outputs=outputs, y1=y1)
+        idle = (result.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
+        pace = result.pace._replace(accepted=jnp.where(idle, 0, result.pace.accepted))
+        end, outputs = jnp.where(idle, rest[3].t0, result.end), jnp.where(idle, 0, result.outputs)
+        y1 = choose(idle, y0, result.y1)
+        return result._replace(pace=pace, end=end, outputs=outputs, y1=y1)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         """See `Linear`."""
@@ -501,18 +501,18 @@ class SolveDerivative:
 
     def _plain(self, residuals: Any, gate: Gate, most: int) -> tuple[Callable[[list[Array]], Any], list[Array]]:
         """The outputs as a function of what a derivative is asked for, and that."""
-        inputs, rest, _, walked = residuals
-        walked = lax.stop_gradient(walked)
+        inputs, rest, _, result = residuals
+        result = lax.stop_gradient(result)
 
         def function(moving: list[Array]) -> Any:
             some = iter(moving)
             leaves = [next(some) if ask else leaf for leaf, ask in zip(inputs, self.differentiated, strict=True)]
             y0, of, times, _ = jax.tree.unflatten(self.structure, leaves)
-            run, _ = self._run(of, rest, walked)
+            run, _ = self._run(of, rest, result)
             line, ts = run.line, rest[-1]
             t0, t1, moved_ts = offsets(rest, times)
-            shared, failed = run.field.kind == "shared", walked.pace.outcome > CODE[Result.EVENT]
-            begun = ~failed | (walked.pace.accepted > 0)
+            shared, failed = run.field.kind == "shared", result.pace.outcome > CODE[Result.EVENT]
+            begun = ~failed | (result.pace.accepted > 0)
 
             def passed(go: Array, place: Any, otherwise: Leaves) -> Leaves:
                 moving, reads = gate(go, (place, of))
@@ -520,22 +520,22 @@ class SolveDerivative:
 
             if shared:  # also where no derivative by times is asked for now: one of this may be
                 y0 = passed(begun, (line.t0, t0, y0), y0)
-            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense, gate, most)
+            y1, ys, y, slopes = plain_steps(run, result, y0, ts, self.keep.dense, gate, most)
             if shared:
-                inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
+                inside = jnp.zeros((), bool) if result.position is None else result.position < 1
                 y1 = passed(~(failed | inside), (t1, line.t1, y1), y1)
             if times[2] is not None:
-                reached = (jnp.arange(ts.shape[0]) < walked.outputs) & begun
+                reached = (jnp.arange(ts.shape[0]) < result.outputs) & begun
                 ys = lax.map(lambda row: passed(row[0], row[1:], row[3]), (reached, moved_ts, ts, ys))
             return y1, ys, y, slopes
 
         return function, self.picked(jax.tree.unflatten(self.structure, inputs))
 
-    def _run(self, of: Any, rest: Any, walked: AdaptiveResult) -> tuple[AcceptedRun, Tolerance]:
+    def _run(self, of: Any, rest: Any, result: AdaptiveResult) -> tuple[AcceptedRun, Tolerance]:
         run, allowed, _ = self.whole._run(of, rest)
-        if walked.record.nodes is not None:
-            steps = walked.pace.accepted
-            run = dataclasses.replace(run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps))
+        if result.record.nodes is not None:
+            steps = result.pace.accepted
+            run = dataclasses.replace(run, grid=dataclasses.replace(run.grid, nodes=result.record.nodes, steps=steps))
         return run, allowed
 
     def picked(self, tree: Any) -> list[Any]:

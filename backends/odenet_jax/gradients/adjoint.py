@@ -208,7 +208,7 @@ class OutputCotangents:
             self.rows = kept_rows([n * steps // grid.steps for n in grid.kept], steps)
 
     def end(self) -> Leaves:
-        """That at t1; zero where y(t1) is not kept."""
+        """The cotangent at t1; zero where y(t1) is not kept."""
         last = tuple(leaf[-1] for leaf in self.gradients)
         return last if self.grid.kept[-1] == self.grid.steps else zeros(last)
 

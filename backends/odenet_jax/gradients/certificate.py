@@ -159,7 +159,7 @@ def _like(error: Any, n: Any, steps: Any, *, tell: Callable[..., None]) -> Any:
 
 
 def _for_all_rows(arguments: Any, axes: Any, *, tell: Callable[..., None]) -> tuple[Array, None]:
-    """Of all rows of a `jax.vmap` the worst is told."""
+    """Reports the worst of all rows of a `jax.vmap`."""
     places = [*zip(arguments, axes, strict=True)]
     rows = next(leaf.shape[axis] for leaf, axis in places if axis is not None)
     columns = [jnp.broadcast_to(leaf, (rows,)) if axis is None else leaf for leaf, axis in places]

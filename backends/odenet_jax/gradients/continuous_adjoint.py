@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import ContinuousAdjoint, Problem, Span, Stats
-from odenet.kit import AnySolver, add, combine, increment, positions
+from odenet.kit import AnySolver, add, combine, hermite, increment, positions
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import WayBack
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
@@ -65,12 +65,9 @@ class Costate(Adjoint):
         first = run.slope(n, 0.0, start, rank=0) if self.method.between(self.solver) else None
 
         def at(position: float, last: Leaves) -> Leaves:
-            p = position
-            if first is None or p in (0.0, 1.0):
-                return start if p == 0.0 else end
-            rise = (1 + 2 * p) * (1 - p) ** 2, p * p * (3 - 2 * p)
-            bend = h * p * (1 - p) ** 2, h * p * p * (p - 1)
-            return combine((rise[0], start), (rise[1], end), (bend[0], first), (bend[1], last))
+            if first is None or position in (0.0, 1.0):
+                return start if position == 0.0 else end
+            return combine(*zip(hermite(position, h), (start, end, first, last), strict=True))
 
         return at
 

@@ -192,14 +192,14 @@ class AdaptiveReversal(WayBack):
     def back(
         self,
         run: AcceptedRun,
-        walked: AdaptiveResult,
+        result: AdaptiveResult,
         gradients: Cotangents,
         sums: Sums,
         y0: Leaves,
         allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`."""
-        stretch, anchors, method = AcceptedStepVJP(run, walked, gradients), walked.record.states, self.method
+        stretch, anchors, method = AcceptedStepVJP(run, result, gradients), result.record.states, self.method
 
         def alive(state: Any) -> Array:
             return state[0] >= 0
@@ -223,10 +223,10 @@ class AdaptiveReversal(WayBack):
         g, output = stretch.start()
         zero = jnp.zeros((), run.layout.time)
         worst, trouble = (zero, jnp.int32(-1)), (jnp.int32(-1), zero, zero)
-        state = (walked.pace.accepted - 1, walked.last, g, output, sums, worst, trouble)
+        state = (result.pace.accepted - 1, result.last, g, output, sums, worst, trouble)
         _, y, g, output, sums, worst, trouble = repeat(alive, step, state)
         worst = worse(worst, relative(subtract(y, y0), y0), -1)
-        return stretch.finish(g, output), sums, worst[0], (trouble, walked.pace.accepted, worst)
+        return stretch.finish(g, output), sums, worst[0], (trouble, result.pace.accepted, worst)
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""

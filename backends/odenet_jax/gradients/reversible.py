@@ -22,7 +22,7 @@ from odenet_jax.steps.fixed import Run, Solve
 
 
 class Retrace(Adjoint):
-    """Back from what the solver carries at t1."""
+    """The way back by a reversible solver, from the pair that it carries at t1."""
 
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums

@@ -28,7 +28,7 @@ from odenet_jax.field.state import HALF, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients import checkpoint
 from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, descend
-from odenet_jax.gradients.raised import raised
+from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.steps.fixed import Run, Solve, read
 
 Link = tuple[Array, Array, Array]

@@ -8,14 +8,26 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, StateError, UnsupportedError
+from odenet import (
+    Depth,
+    Gradient,
+    GradientName,
+    InputError,
+    NetSpec,
+    PIDController,
+    Problem,
+    Solution,
+    SolverName,
+    StateError,
+    UnsupportedError,
+)
 from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -84,9 +96,9 @@ class ResidualStack(eqx.Module):
         self,
         blocks: Sequence[Callable[..., Any]],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
-        along: str | None = None,
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
+        along: Literal["piecewise", "linear"] | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
     ) -> None:
@@ -230,8 +242,8 @@ class NeuralODE(eqx.Module):
         field: Callable[[Array, Array], Array],
         *,
         steps: int | None = None,
-        solver: str | AnySolver | None = None,
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver | None = None,
+        gradient: GradientName | Gradient = "backprop",
         t0: Any = 0.0,
         t1: Any = 1.0,
         rtol: Any = None,
@@ -291,8 +303,8 @@ class OdeNet(eqx.Module):
         spec: NetSpec,
         weights: Mapping[str, np.ndarray],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
         dtype: Any = jnp.float32,
     ) -> None:
         spec.check(weights)

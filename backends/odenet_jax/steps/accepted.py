@@ -73,7 +73,7 @@ class SolveTimes:
         return TimePoint(end, jnp.where(self.jumping(end), beside, at.time))
 
     def layer(self, a: Array, b: Array) -> Array:
-        """That of the step from a to b."""
+        """The layer of weights that the step from a to b reads."""
         if self.layers is None:
             return jnp.int32(0)
         forward = jnp.where(self.layers[-1] >= self.layers[0], 1, -1)
@@ -95,7 +95,7 @@ jax.tree_util.register_dataclass(SolveTimes, ["t0", "t1", "stops", "jumps", "lay
 
 
 def line(t0: Any, t1: Any, span: Span, field: Field, kind: Any) -> SolveTimes:
-    """That of a solve, in a number type."""
+    """The times of a solve, in a number type."""
     of, t1, stops = clock(t0, t1, span.stops, kind)
     count = field.intervals if field.kind != "shared" else 1
     layers = None if count == 1 else t1 * (jnp.arange(count + 1, dtype=kind) / count)
@@ -147,7 +147,7 @@ class AcceptedRun(Run):
 
     @property
     def size(self) -> Array:
-        """Of the step that it stands at, signed."""
+        """The size of the step that the run stands at, negative where time decreases."""
         assert self.ends is not None
         return self.ends[1] - self.ends[0]
 
@@ -174,7 +174,7 @@ class AcceptedRun(Run):
         return weigh_leaves(None, size, tableau.b, self.slopes(tableau, tableau.step_stages, y, reverse=reverse))
 
     def slopes(self, tableau: Tableau, count: int, y: Leaves, *, reverse: bool = False) -> list[Leaves]:
-        """Those of the first stages of the step."""
+        """The slopes of the first stages of the step."""
         size = -self.size if reverse else self.size
         places = positions(tableau, True) if reverse else tableau.c
         ks: list[Leaves] = []

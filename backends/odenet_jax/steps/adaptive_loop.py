@@ -80,7 +80,7 @@ class AdaptiveLoop:
             output, ys = self._early(y0, ts, carry.ys)
             carry = carry._replace(output=output, ys=ys)
         carry = repeat(lambda carry: carry.pace.alive, lambda carry: self._step(carry, ts), carry)
-        return self._walked(carry, ts)
+        return self._result(carry, ts)
 
     def _step(self, carry: _LoopCarry, ts: Array | None) -> _LoopCarry:
         pace, y, tableau, line = carry.pace, carry.y, self.run.solver.increments, self.line
@@ -201,7 +201,7 @@ class AdaptiveLoop:
         pace = pace._replace(alive=pace.alive & ~ends, outcome=outcome)
         return pace, choose(accepted, LastStep(t, y, y1, slopes, look), last)
 
-    def _walked(self, carry: _LoopCarry, ts: Array | None) -> AdaptiveResult:
+    def _result(self, carry: _LoopCarry, ts: Array | None) -> AdaptiveResult:
         pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t
         position, entry, slope = None, None, ()
         if carry.last_step is not None and self.event is not None:

@@ -75,7 +75,7 @@ def later(origin: Parts, offset: Any) -> Any:
 
 
 def spelled(origin: Parts, offset: Any) -> float:
-    """The same in float64, for messages."""
+    """The time at an offset in float64, for messages."""
     return float(sum(np.asarray(part, np.float64) for part in (*origin, offset)))
 
 

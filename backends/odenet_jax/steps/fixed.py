@@ -133,9 +133,9 @@ def loop(run: Run, y0: Leaves) -> tuple[Leaves, BlockContext | None]:
     grid = run.grid
     slots = run.field.slots(run.weights, grid.steps)
 
-    def body(walk: Walk, slot: Slot | None) -> tuple[Walk, Leaves | None]:
-        walk, _ = _step(run.reading(slot), walk)
-        return walk, None if grid.final_only else walk[1][0]
+    def body(carry: LoopCarry, slot: Slot | None) -> tuple[LoopCarry, Leaves | None]:
+        carry, _ = _step(run.reading(slot), carry)
+        return carry, None if grid.final_only else carry[1][0]
 
     start, _ = _start(run, lambda: jax.tree.map(lambda leaf: leaf[0], slots), y0)
     (_, carried, state), emitted = lax.scan(body, alike(start, run.weights), slots, length=grid.steps)
@@ -147,10 +147,10 @@ def loop(run: Run, y0: Leaves) -> tuple[Leaves, BlockContext | None]:
 
 
 class LoopObserver(Protocol):
-    """What a loop makes of its states as it goes."""
+    """An observer that a loop passes its states to, and that keeps something made of them."""
 
     def start(self, y0: Leaves) -> Any:
-        """What is carried along, at t0."""
+        """What the observer carries from step to step, at t0."""
         ...
 
     def step(self, carried: Any, y: Leaves) -> tuple[Any, Any]:
@@ -179,13 +179,13 @@ def loop_in_place(
     also_rows = kept_rows(also, grid.steps)
 
     def body(state: Any, _: None) -> tuple[Any, Any]:
-        walk, ys, states, along = state
-        n, row = walk[0], None
-        states = write(states, also_rows[n], walk[1][0])
-        walk, read = _step(run.at(n), walk)
+        carry, ys, states, along = state
+        n, row = carry[0], None
+        states = write(states, also_rows[n], carry[1][0])
+        carry, read = _step(run.at(n), carry)
         if beside is not None:
-            along, row = beside.step(along, walk[1][0])
-        return (walk, ys if rows is None else write(ys, rows[n + 1], walk[1][0]), states, along), (read, row)
+            along, row = beside.step(along, carry[1][0])
+        return (carry, ys if rows is None else write(ys, rows[n + 1], carry[1][0]), states, along), (read, row)
 
     ys = () if rows is None else write(_empty(y0, len(grid.kept)), rows[0], y0)
     states = _empty(y0, len(also)) if also else ()
@@ -232,11 +232,11 @@ The last argument is the probe: a real zero whose "gradient" is the reconstructi
 one. It is how a value that is known in the backward pass alone gets out of it.
 """
 
-Walk = tuple[Any, Carried, Any]
+LoopCarry = tuple[Any, Carried, Any]
 """Where a loop is: step, what the solver carries, and the state of the blocks."""
 
 
-def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[Walk, list[Any]]:
+def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[LoopCarry, list[Any]]:
     """Where a loop begins, and what blocks have read by then."""
     state = run.replay and run.replay.context.state
     if not isinstance(run.solver, ReversibleSolver):
@@ -246,9 +246,9 @@ def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[Walk,
     return (jnp.int32(0), carried, here.replay and here.replay.state), here.replay.read if here.replay else []
 
 
-def _step(run: Run, walk: Walk) -> tuple[Walk, list[Any]]:
+def _step(run: Run, carry: LoopCarry) -> tuple[LoopCarry, list[Any]]:
     """One step on, and what blocks have read in it."""
-    n, carried, state = walk
+    n, carried, state = carry
     here = run.with_state(state)
     if isinstance(run.solver, ReversibleSolver):
         carried = run.solver.step(here, n, run.grid.h, run.grid.steps, carried)

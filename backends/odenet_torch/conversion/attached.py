@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from odenet import Backprop, ConversionError, DiscreteAdjoint
+from odenet_torch.conversion.call_modes import CallModes
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, rounds
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.recomputed import recomputed
 from odenet_torch.conversion.rounded import rounded
-from odenet_torch.conversion.ways import CallModes
 from odenet_torch.gradients.adjoint import refuse_transforms
 
 _here = threading.local()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, InputError
+from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, GradientName, InputError, SolverName
 from odenet.kit import AnySolver, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -19,8 +19,8 @@ from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, layerwise
 from odenet_torch.conversion.measured import MeasuredError
-from odenet_torch.conversion.once_more import require_repeatable
 from odenet_torch.conversion.planned import take_fastest
+from odenet_torch.conversion.rerun import require_repeatable
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
 from odenet_torch.field.knowledge import KEY
@@ -35,8 +35,8 @@ def convert(
     where: str | None = None,
     *,
     example: Any,
-    solver: str | AnySolver = "euler",
-    gradient: str | Gradient = "checkpoint",
+    solver: SolverName | AnySolver = "euler",
+    gradient: GradientName | Gradient = "checkpoint",
     along: str = "piecewise",
     tolerance: float = 1e-6,
 ) -> Model:
@@ -220,7 +220,7 @@ def _entries(runs: Sequence[Run], choices: dict[str, Any]) -> _Entries:
 
 @contextlib.contextmanager
 def _replaced(entries: _Entries) -> Iterator[None]:
-    """With these in the places of the layers."""
+    """Inside, these modules stand in the places of the layers."""
     for place, entry in entries:
         place.put(entry)
     try:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from odenet import Backprop, Checkpoint, ConversionError
 from odenet.kit import tree_leaves
+from odenet_torch.conversion.between_layers import StateBetweenLayers
 from odenet_torch.conversion.calls import check_unchanged, leaving_no_trace
-from odenet_torch.conversion.handed import StateBetweenLayers
 from odenet_torch.conversion.layer import Arguments, Layer, arguments_of, marks, same, written_to
 from odenet_torch.nets.modules import ResidualStack
 
@@ -233,7 +233,7 @@ class RestOfRun(_LayerStandIn):
         vars(self)["first"] = first  # not registered: it has its own place
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What it was called with."""
+        """The state and arguments that the layer was called with."""
         x, arguments = arguments_of(self.layer.module, args, kwargs)
         first = self.first
         handed = first.handed if first.following == self.index else None

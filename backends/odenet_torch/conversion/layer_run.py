@@ -46,7 +46,7 @@ def rounds(gradient: Gradient) -> TypeGuard[Checkpoint]:
 
 
 class _Names(Field):
-    """What tells the names of layers, for messages."""
+    """A field that tells the names of layers, for messages."""
 
     depth = None
 

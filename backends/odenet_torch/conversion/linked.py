@@ -22,10 +22,10 @@ from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
 from odenet.kit import add, alarm, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
+from odenet_torch.conversion.call_modes import CallMode
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
-from odenet_torch.conversion.once_more import FIRST, Rerun, spent
-from odenet_torch.conversion.ways import CallMode
+from odenet_torch.conversion.rerun import FIRST, Rerun, spent
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.field.written_on import version
@@ -288,7 +288,7 @@ class Link:
 
 
 def _link(x: Tensor) -> Link | None:
-    """That whose state a tensor is, as it was returned."""
+    """The link whose state a tensor is, as it was returned."""
     link = getattr(x.grad_fn, "link", None)
     return link if isinstance(link, Link) and version(x) == link.version else None
 

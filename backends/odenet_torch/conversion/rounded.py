@@ -19,11 +19,11 @@ from torch import Tensor
 from odenet import Checkpoint, Stats
 from odenet.kit import alarm, tree_flatten, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
+from odenet_torch.conversion.call_modes import CallModes
 from odenet_torch.conversion.layer import arguments_of, copied, state_name
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.measured import LayerErrors, apart, cotangent, due, square, watched
-from odenet_torch.conversion.once_more import Rerun, spent
-from odenet_torch.conversion.ways import CallModes
+from odenet_torch.conversion.rerun import Rerun, spent
 from odenet_torch.field.field import now, unique
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.gradients.adjoint import _retained, refuse_second_derivatives, unhooked

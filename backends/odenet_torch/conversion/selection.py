@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from odenet import ConversionError, InputError
 from odenet_torch.conversion.attached import Attached
+from odenet_torch.conversion.call_modes import CallMode, CallModes
 from odenet_torch.conversion.calls import Call, calls
 from odenet_torch.conversion.residual import Modes, residual_branches
 from odenet_torch.conversion.runs import CONTAINERS, no_run, submodule
 from odenet_torch.conversion.sums import in_place
-from odenet_torch.conversion.ways import CallMode, CallModes
 
 _LISTS = (*CONTAINERS, nn.ModuleDict)
 

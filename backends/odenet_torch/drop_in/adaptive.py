@@ -79,7 +79,7 @@ def forward(
             flow.reads,
         )
     run = begin(problem, state_layout, leaves, field)
-    run.walk.on = on
+    run.loop.on = on
     return run, from_start(span, run.run, leaves)
 
 

@@ -22,7 +22,7 @@ from odenet_torch.drop_in.error import AdjointTolerance
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
-from odenet_torch.drop_in.recalled import Recalled
+from odenet_torch.drop_in.recalled_function import Recalled
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.adjoint import unhooked
@@ -126,21 +126,21 @@ class AdjointSolve:
             return both[1]
         if choice.first_step is None and self.size is not None:
             choice = dataclasses.replace(choice, first_step=self.size)
-        walk, longest = self._walk(choice, start, end), 0.0
-        for step in walk.steps(start, both):
-            self.accept(weighed(step.slopes, walk.tableau.b, -step.h))
+        loop, longest = self._loop(choice, start, end), 0.0
+        for step in loop.steps(start, both):
+            self.accept(weighed(step.slopes, loop.tableau.b, -step.h))
             both, longest = step.y1, max(longest, abs(step.h))
         # steps that end where the next time is are shorter than they might be
-        self.size = longest * (1 if walk.tried > walk.n else 2) or None
-        if walk.failed is not None:
+        self.size = longest * (1 if loop.tried > loop.n else 2) or None
+        if loop.failed is not None:
             raise GradientError(
-                f"the adjoint stopped after {walk.n} steps back from t={start:.8g}: {walk.failed.happened}",
+                f"the adjoint stopped after {loop.n} steps back from t={start:.8g}: {loop.failed.happened}",
                 "backward solves that reach the time before",
-                f"{walk.failed.remedy}; or take odeint, whose gradient integrates nothing back",
+                f"{loop.failed.remedy}; or take odeint, whose gradient integrates nothing back",
             )
         return both[1]
 
-    def _walk(self, control: PIDController, start: float, end: float) -> AdaptiveLoop:
+    def _loop(self, control: PIDController, start: float, end: float) -> AdaptiveLoop:
         assert self.way.reach is not None
         sign = 1 if end >= start else -1
         inner = {t for t in (*control.step_t, *control.jump_t) if sign * start < sign * t < sign * end}
@@ -148,12 +148,12 @@ class AdjointSolve:
         tableau = ADAPTIVE[self.way.method].tableau
 
         def tried() -> list[tuple[Tensor | None, Tensor | None]]:
-            assert walk.trial is not None
+            assert loop.trial is not None
             assert tableau.error_weights is not None
-            of, h = walk.trial.slopes, -walk.size
+            of, h = loop.trial.slopes, -loop.size
             return list(zip(weighed(of, tableau.error_weights, h), weighed(of, tableau.b, h), strict=True))
 
-        walk = AdaptiveLoop(
+        loop = AdaptiveLoop(
             lambda t, rank, time, both: self.field(t, both),
             tableau,
             control,
@@ -164,7 +164,7 @@ class AdjointSolve:
             jumps,
             on=self.on,
         )
-        return walk
+        return loop
 
     def accept(self, parts: Sequence[Tensor | None]) -> None:
         """Add to the quadratures what a step adds to them."""

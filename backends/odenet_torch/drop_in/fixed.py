@@ -168,7 +168,7 @@ def _weighed(h: Tensor, weights: Sequence[float], slopes: Sequence[Leaves]) -> L
 
 
 def _stage_times(grid: Tensor, size: Tensor, tableau: Tableau, time: torch.dtype, perturb: bool) -> Tensor:
-    """Of all stages, one row a step."""
+    """The times of all stages, one row a step."""
     c = torch.tensor(tableau.c[: tableau.step_stages], dtype=grid.dtype, device=grid.device)
     times = torch.where(c == 1, grid[1:, None], grid[:-1, None] + size[:, None] * c).to(time)
     if not perturb:
@@ -188,8 +188,8 @@ def _between(step: FixedStep, position: Any, interp: str, evaluate: Evaluate) ->
         return y + p * (y1 - y)
     (first,) = step.slopes[0]
     (last,) = evaluate(step.end, step.y1)
-    bend = (1 - p) * first - p * last
-    return y + p * p * (3 - 2 * p) * (y1 - y) + step.h * p * (1 - p) * bend
+    slopes_part = (1 - p) * first - p * last
+    return y + p * p * (3 - 2 * p) * (y1 - y) + step.h * p * (1 - p) * slopes_part
 
 
 def _until_event(

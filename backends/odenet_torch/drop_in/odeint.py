@@ -27,7 +27,7 @@ from odenet_torch.drop_in.events import linked
 from odenet_torch.drop_in.flow import OdeintProblem, flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
 from odenet_torch.drop_in.options import Spacing, control, mapped, spacing, watchers
-from odenet_torch.drop_in.recalled import recalled
+from odenet_torch.drop_in.recalled_function import recalled
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.half_precision import Reads
 from odenet_torch.gradients.accepted_steps import plain

@@ -44,7 +44,7 @@ class StateLayout(Protocol):
         ...
 
     def slope(self, value: Any, like: Leaves) -> Leaves:
-        """What f returned, as leaves."""
+        """The slope that f returned, as leaves."""
         ...
 
 
@@ -171,12 +171,12 @@ class Memory:
 
 
 def versions(leaves: Leaves) -> int:
-    """How often any of them was written on."""
+    """How often the leaves were written on, all together."""
     return sum(map(version, leaves))
 
 
 def _one(leaves: Leaves) -> int:
-    """The same for one leaf, in a hurry."""
+    """How often a state of one leaf was written on, in fewer operations than `versions`."""
     return leaves[0]._version
 
 

@@ -77,7 +77,7 @@ class MappingLocation(Location):
 
 
 class ModuleAttributes(MappingLocation):
-    """Those of a module, beside what every module has."""
+    """The attributes of a module, beside those that every module has."""
 
     def contents(self) -> dict[Any, Any]:
         return {key: value for key, value in self.entries.items() if key not in OF_MODULES}

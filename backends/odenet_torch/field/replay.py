@@ -90,7 +90,7 @@ class Replay:
 
     @classmethod
     def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False) -> Replay:
-        """That of a forward pass which is about to begin."""
+        """The record of a forward pass that is about to begin."""
         return cls(layout.device, steps, field.modules, field.handed, field.roots, cut)
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:

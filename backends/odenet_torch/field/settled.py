@@ -21,7 +21,7 @@ from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import ModuleSnapshot, state
 from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
-from odenet_torch.field.reach import ReachableObjects
+from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.surroundings import Surroundings, put_back
 

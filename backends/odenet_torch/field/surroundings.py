@@ -16,7 +16,7 @@ from torch import Tensor
 from odenet import GradientError
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.places import MISSING, Location
-from odenet_torch.field.reach import ReachableObjects
+from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.written_on import sampled, version
 
 Difference = tuple[Location, Any, Any, Any]
@@ -51,7 +51,7 @@ class Surroundings:
         self.own: set[tuple[int, Any]] = set()
 
     def differences(self) -> list[Difference]:
-        """What stands elsewhere now."""
+        """The places whose values are others now than they were before."""
         return [] if self.reach.current() else differences(self.reach.places, self.before)
 
     def written(self) -> None:
@@ -126,7 +126,7 @@ class Surroundings:
 
 
 def differences(places: Sequence[Location], before: Sequence[dict[Any, Any]]) -> list[Difference]:
-    """What stands elsewhere than it did."""
+    """The places whose values are others than they were before."""
     changes = []
     for place, previous in zip(places, before, strict=True):
         present = place.contents()

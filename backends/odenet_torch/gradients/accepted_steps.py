@@ -25,9 +25,9 @@ def plain(forward: ForwardSolve, y0: Leaves) -> Leaves:
     run = forward.run
     run.field.recorded(run.layout.device, None)
     if run.field.reads is not None:
-        forward.walk.evaluate = evaluation(run)
+        forward.loop.evaluate = evaluation(run)
     outputs, _ = forward.pass_over(y0)
-    if forward.walk.compiled is not None:
+    if forward.loop.compiled is not None:
         return tuple(_FirstDerivativeOnly.apply(leaf) for leaf in _stacked(outputs))
     return _stacked(outputs)
 
@@ -56,24 +56,24 @@ def solve(adjoint: Adjoint, forward: ForwardSolve, y0: Leaves) -> Leaves:
     run = dataclasses.replace(forward.run, field=field, replay=replay)
     forward.run = run
     with replay.forth():
-        forward.walk.evaluate = _replayed(forward)
-        forward.grid.nodes.append(forward.walk.stops[0])  # for the first evaluation
+        forward.loop.evaluate = _replayed(forward)
+        forward.grid.nodes.append(forward.loop.stops[0])  # for the first evaluation
         first = adjoint.discover(run, y0)
-        forward.walk.evaluations += 1
+        forward.loop.evaluations += 1
         tensors = (*y0, *field.everything(1))
         return _AcceptedStepsSolve.apply(forward, adjoint, first, len(y0), *tensors)
 
 
 def _replayed(forward: ForwardSolve) -> Callable[..., Leaves]:
     """The field in a forward pass whose evaluations will run again."""
-    run, walk, field, replay = forward.run, forward.walk, forward.run.field, forward.run.replay
+    run, loop, field, replay = forward.run, forward.loop, forward.run.field, forward.run.replay
     layout, stages = run.layout, run.solver.increments.stages
     assert replay is not None
     at: Any = getattr(field, "at")  # noqa: B009
 
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
         # the slope at the end of a step is the first of the next
-        n, of = (walk.n, rank) if rank < stages else (walk.n, 0)
+        n, of = (loop.n, rank) if rank < stages else (loop.n, 0)
         forward = replay.first((n, False, of), (n, 0.0, 1), lambda: layout.evaluate(lambda y: at(t, time, y), y), y)
         layout.memory.hold(forward)
         return forward

@@ -36,7 +36,7 @@ class Adjoint(ABC):
     """A way back from the last state."""
 
     alarm: Alarm | None = None
-    """Of the network that is solved; see `certify`."""
+    """The alarm of the network that is solved; see `certify`."""
 
     def __init__(self, stats: Stats) -> None:
         self.stats = stats

@@ -25,9 +25,9 @@ from odenet_torch.gradients.adjoint import Adjoint, SavedStates, Sums
 from odenet_torch.gradients.checkpoint import Recomputation
 from odenet_torch.gradients.profiles import Groups, measurable, profiles
 from odenet_torch.gradients.ranks import agreed, several
+from odenet_torch.gradients.repeated_pass import ForwardSnapshot, Make, RepeatedPass
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.gradients.stages import advance
-from odenet_torch.gradients.trial import ForwardSnapshot, Make, RepeatedPass
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
 

@@ -118,7 +118,7 @@ class StepErrors:
             self.worst()
 
     def add_difference(self, rebuilt: AnyLeaves, known: AnyLeaves, y: AnyLeaves, n: int) -> None:
-        """That of step n is `relative(rebuilt - known, y)`."""
+        """Add the error of step n, `relative(rebuilt - known, y)`."""
         defect = subtract(rebuilt, known)
         if sum(leaf.numel() for leaf in y) > _SMALL:
             self.add(relative(defect, y), n)

@@ -50,7 +50,7 @@ from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 
 class Recomputation(Adjoint):
-    """Back from one kept state to the one before."""
+    """The way back from one kept state to the one before, whose steps run again."""
 
     def __init__(self, method: Checkpoint, stats: Stats) -> None:
         super().__init__(stats)
@@ -175,7 +175,7 @@ class Recomputation(Adjoint):
         return g
 
     def all_states(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """Back from state to state, all of which are known."""
+        """The way back where all states are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for n in reversed(range(run.grid.steps)):
             known.pop(n + 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Problem, Solver, Stats
-from odenet.kit import AnySolver, add, combine, increment, positions
+from odenet.kit import AnySolver, add, combine, hermite, increment, positions
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
@@ -70,12 +70,9 @@ class Costate(Adjoint):
         first = run.slope(n, 0.0, start, rank=0) if self.method.between(self.solver) else None
 
         def at(position: float, last: Leaves) -> Leaves:
-            p = position
-            if first is None or p in (0.0, 1.0):
-                return start if p == 0.0 else end
-            rise = (1 + 2 * p) * (1 - p) ** 2, p * p * (3 - 2 * p)
-            bend = h * p * (1 - p) ** 2, h * p * p * (p - 1)
-            return combine((rise[0], start), (rise[1], end), (bend[0], first), (bend[1], last))
+            if first is None or position in (0.0, 1.0):
+                return start if position == 0.0 else end
+            return combine(*zip(hermite(position, h), (start, end, first, last), strict=True))
 
         return at
 
@@ -142,13 +139,13 @@ class AdaptiveCostate(Costate):
         # steps go on as long as they were before an output
         control = dataclasses.replace(forward.span.control, first_step=self.proposed, **tolerances)
         sign = 1 if end >= t else -1
-        stops = sorted((s for s in forward.walk.stops if sign * t < sign * s < sign * end), key=lambda s: sign * s)
+        stops = sorted((s for s in forward.loop.stops if sign * t < sign * s < sign * end), key=lambda s: sign * s)
         quadrature = Quadrature(dataclasses.replace(forward.run, again=True), count, sums)
         tolerance = Doubled(control, forward.run.layout, y)
         if not method.seminorm:
             tolerance.also = quadrature.error
         layout = forward.run.layout
-        walk = AdaptiveLoop(
+        loop = AdaptiveLoop(
             quadrature.evaluate,
             solver.tableau,
             control,
@@ -156,20 +153,20 @@ class AdaptiveCostate(Costate):
             layout.device,
             layout.time,
             [*stops, end],
-            forward.walk.jumps,
+            forward.loop.jumps,
         )
-        quadrature.walk = walk
+        quadrature.loop = loop
         both: AnyLeaves = (*y, *a)
         with torch.no_grad():
-            for step in walk.steps(t, both):
+            for step in loop.steps(t, both):
                 quadrature.accept(step)
                 both = step.y1
-        self.proposed = walk.proposed
-        if walk.failed is not None:
+        self.proposed = loop.proposed
+        if loop.failed is not None:
             raise GradientError(
-                f"the continuous adjoint stopped after {walk.n} steps back from t={t:.8g}: {walk.failed.happened}",
+                f"the continuous adjoint stopped after {loop.n} steps back from t={t:.8g}: {loop.failed.happened}",
                 "backward solves that reach t0",
-                f"{walk.failed.remedy}; or take gradient='checkpoint', which is exact and integrates nothing back",
+                f"{loop.failed.remedy}; or take gradient='checkpoint', which is exact and integrates nothing back",
             )
         return both[:count], both[count:]
 
@@ -205,7 +202,7 @@ class Quadrature:
         self.run, self.count, self.sums = run, count, sums
         self.parts: dict[int, tuple[Sequence[Tensor], Sequence[Tensor | None]]] = {}
         self.slopes: list[AnyLeaves] = []  # slopes since the last accepted step, so that none takes another's id
-        self.walk: AdaptiveLoop | None = None
+        self.loop: AdaptiveLoop | None = None
 
     def evaluate(self, t: Tensor, rank: int, time: float, both: AnyLeaves) -> AnyLeaves:
         """The slope of y and of its adjoint; the weights' is remembered by it."""
@@ -227,23 +224,23 @@ class Quadrature:
 
     def accept(self, step: AcceptedStep) -> None:
         """Add what the step adds: -h sum_i b_i times that of stage i, h being negative."""
-        for weight, slope in zip(step.walk.tableau.b, step.slopes, strict=True):
+        for weight, slope in zip(step.loop.tableau.b, step.slopes, strict=True):
             if weight:
                 self.sums.add(*self.parts[id(slope)], factor=-step.h * weight)
-        last = step.ends[-1] if step.walk.tableau.fsal else None
+        last = step.ends[-1] if step.loop.tableau.fsal else None
         self.parts = {} if last is None else {id(last): self.parts[id(last)]}
         self.slopes[:] = [] if last is None else [last]
 
     def error(self) -> Tensor | None:
         """That of the quadrature in the step that is tried, over what is allowed; None with tolerances by leaf."""
-        walk = self.walk
-        assert walk is not None
-        assert walk.trial is not None
-        tableau, control, h = walk.tableau, walk.control, walk.size
+        loop = self.loop
+        assert loop is not None
+        assert loop.trial is not None
+        tableau, control, h = loop.tableau, loop.control, loop.size
         if not (isinstance(control.rtol, (int, float)) and isinstance(control.atol, (int, float))):
             return None
         totals: dict[int, tuple[Tensor, Tensor]] = {}
-        for weight, low, slope in zip(tableau.b, tableau.error_weights or (), walk.trial.slopes, strict=True):
+        for weight, low, slope in zip(tableau.b, tableau.error_weights or (), loop.trial.slopes, strict=True):
             for tensor, part in zip(*self.parts[id(slope)], strict=True):
                 if part is not None:
                     error, size = totals.get(id(tensor), (torch.zeros_like(part), torch.zeros_like(part)))

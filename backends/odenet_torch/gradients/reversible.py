@@ -23,7 +23,7 @@ from odenet_torch.steps.fixed import Run, Solve
 
 
 class Retrace(Adjoint):
-    """Back from what the solver carries at t1."""
+    """The way back by a reversible solver, from the pair that it carries at t1."""
 
     def keeps(self, run: Run) -> Iterable[int]:
         """See `Adjoint.keeps`."""

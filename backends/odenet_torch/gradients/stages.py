@@ -91,7 +91,7 @@ class BackwardSweep:
         self.way: Way | None = None
 
     def gradient(self, weight: tuple[int, torch.dtype]) -> Tensor | None:
-        """That of a weight, by `id` and number type."""
+        """The gradient of a weight, by its `id` and number type."""
         return self.sums.gradient(*weight)
 
     def reach(self, first: int) -> Leaves | None:
@@ -164,7 +164,7 @@ class StageChain:
 
     @property
     def way(self) -> BackwardSweep | RecordedSweep:
-        """That of the running backward pass."""
+        """The sweep of the running backward pass."""
         return self.ways[torch._C._current_graph_task_id()]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ from odenet import (
     Depth,
     DiscreteAdjoint,
     Gradient,
+    GradientName,
     InputError,
     NetSpec,
     PIDController,
     Problem,
     Solution,
+    SolverName,
     Stats,
     UnsupportedError,
 )
@@ -50,7 +52,7 @@ _uncompiled: Callable[..., Any] = torch.compiler.disable(_call)
 class _Solved(Watched):
     """A module whose forward pass is a solve, and which remembers what that took."""
 
-    def __init__(self, solver: str | AnySolver, gradient: str | Gradient, t0: float, t1: float) -> None:
+    def __init__(self, solver: SolverName | AnySolver, gradient: GradientName | Gradient, t0: float, t1: float) -> None:
         super().__init__()
         self.solver = solver_named(solver)
         self.gradient = gradient_named(gradient)
@@ -91,9 +93,9 @@ class ResidualStack(_Solved):
         self,
         blocks: Sequence[nn.Module],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
-        along: str | None = None,
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
+        along: Literal["piecewise", "linear"] | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
     ) -> None:
@@ -191,8 +193,8 @@ class NeuralODE(_Solved):
         field: nn.Module,
         *,
         steps: int | None = None,
-        solver: str | AnySolver | None = None,
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver | None = None,
+        gradient: GradientName | Gradient = "backprop",
         t0: float = 0.0,
         t1: float = 1.0,
         rtol: Any = None,
@@ -248,8 +250,8 @@ class OdeNet(_Solved):
         spec: NetSpec,
         weights: Mapping[str, np.ndarray],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:

@@ -95,7 +95,7 @@ class ForwardSolve:
         span: times and control.
         t0, t1: ends of the solve.
         ts: the times of the outputs, once it has run.
-        walk: the loop.
+        loop: the loop.
         dense: dense output, where that is wanted.
         event: the time of the event that ended the solve.
         entry: the entry of its condition that changed.
@@ -107,7 +107,7 @@ class ForwardSolve:
     t0: float
     t1: float
     ts: list[float]
-    walk: AdaptiveLoop
+    loop: AdaptiveLoop
     dense: Dense | None
     event: float | None = None
     entry: int = 0
@@ -172,15 +172,15 @@ class ForwardSolve:
     @property
     def outcome(self) -> Result:
         """How the solve ended."""
-        return self.walk.failed or (Result.SUCCESS if self.event is None else Result.EVENT)
+        return self.loop.failed or (Result.SUCCESS if self.event is None else Result.EVENT)
 
     def _steps(self, y: Leaves, first: Leaves | None) -> Iterator[tuple[AcceptedStep, float | None]]:
         """The accepted steps, each with the position at which an event ended the solve (None: it did not)."""
         event = self.span.event
         watch = None
         if isinstance(event, Event):
-            watch = Watch(event, self.run.layout, self.walk.tableau, self.t0, y)
-        for step in self.walk.steps(self.t0, y, first):
+            watch = Watch(event, self.run.layout, self.loop.tableau, self.t0, y)
+        for step in self.loop.steps(self.t0, y, first):
             crossing = None if watch is None else watch.crossing(step)
             if crossing is not None:
                 self.event, self.entry = _moment(step, crossing.position), crossing.entry
@@ -195,7 +195,7 @@ class ForwardSolve:
         return (rounding + (self.span.event.tolerance or 0.0)) / abs(step.h)
 
     def _between(self, step: AcceptedStep, position: float) -> Leaves:
-        return between(self.walk.tableau, position, step.y, step.h, step.ends)
+        return between(self.loop.tableau, position, step.y, step.h, step.ends)
 
     def _wanted(self) -> OutputTimes:
         span = self.span
@@ -205,18 +205,18 @@ class ForwardSolve:
         return OutputTimes([] if span.every else times_of(span), last=False, every=span.every, direction=direction)
 
     def _require_ended(self) -> None:
-        walk = self.walk
-        if walk.failed is None or not self.span.control.throw:
+        loop = self.loop
+        if loop.failed is None or not self.span.control.throw:
             return
-        happened = walk.failed.happened
-        if walk.failed is Result.MAX_STEPS and walk.tried < self.span.control.max_steps:
+        happened = loop.failed.happened
+        if loop.failed is Result.MAX_STEPS and loop.tried < self.span.control.max_steps:
             happened = (
                 f"at that pace, and at a thousand times it, {self.span.control.max_steps} steps would not reach t1"
             )
         raise SolveError(
-            f"the solve stopped at t={self.grid.nodes[-1]:.8g} after {walk.n} steps "
-            f"({walk.tried - walk.n} rejected): {happened}",
-            remedy=f"{walk.failed.remedy}; PIDController(throw=False) returns what there is",
+            f"the solve stopped at t={self.grid.nodes[-1]:.8g} after {loop.n} steps "
+            f"({loop.tried - loop.n} rejected): {happened}",
+            remedy=f"{loop.failed.remedy}; PIDController(throw=False) returns what there is",
         )
 
 
@@ -249,8 +249,8 @@ def _solve_together(
     run = forward.run
     leaves = from_start(problem.grid, run, leaves)
     ys = methods(stats)(forward, leaves)
-    stats.steps, stats.rejected = forward.walk.n, forward.walk.tried - forward.walk.n
-    stats.f_evaluations = forward.walk.evaluations
+    stats.steps, stats.rejected = forward.loop.n, forward.loop.tried - forward.loop.n
+    stats.f_evaluations = forward.loop.evaluations
     if forward.dense is not None:
         forward.dense.require_graph(problem.gradient.label, ys)
     ys, event = at_event(forward, run, ys)
@@ -289,16 +289,16 @@ def begin(problem: Problem, state_layout: Layout, leaves: Leaves, field: Field) 
     along = AcceptedField(field, grid)
     run = Run(along, state_layout, grid, solver)
     tolerance = Tolerance(span.control, state_layout, leaves)
-    walk = AdaptiveLoop(
+    loop = AdaptiveLoop(
         evaluation(run), solver.tableau, span.control, tolerance, state_layout.device, state_layout.time, stops, jumps
     )
-    walk.memory = state_layout.memory
+    loop.memory = state_layout.memory
     choices = problem.compile
     if choices is not None:
         assert isinstance(field, FunctionField)
-        walk.compiled = lambda y, first: CompiledSteps(field, walk, state_layout, grid, choices, y, first)
+        loop.compiled = lambda y, first: CompiledSteps(field, loop, state_layout, grid, choices, y, first)
     dense = Dense(solver.tableau, state_layout, t0, leaves) if span.dense else None
-    return ForwardSolve(run, span, t0, t1, [], walk, dense)
+    return ForwardSolve(run, span, t0, t1, [], loop, dense)
 
 
 def evaluation(run: Run) -> Evaluate:

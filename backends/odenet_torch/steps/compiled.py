@@ -86,7 +86,7 @@ class CompiledSteps:
 
     Args:
         field: a function's, with weights that are the same at all places, or divided into layers.
-        walk: with the method, and the tolerance of its error.
+        loop: with the method, and the tolerance of its error.
         layout: of the state.
         grid: with the times of the layers.
         choices: see `checked`.
@@ -99,7 +99,7 @@ class CompiledSteps:
     def __init__(
         self,
         field: FunctionField,
-        walk: AdaptiveLoop,
+        loop: AdaptiveLoop,
         layout: Layout,
         grid: Accepted,
         choices: Choices,
@@ -114,7 +114,7 @@ class CompiledSteps:
         self.field, self.grid, self.layout = field, grid, layout
         self.recorded = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in (*y, *first))
         self.linear = field.depth is not None and field.depth.kind == "linear"
-        tolerance = walk.tolerance
+        tolerance = loop.tolerance
         self.norm = tolerance.norm if tolerance.named is None else None
         self.rtol, self.atol = (
             tuple(
@@ -126,10 +126,10 @@ class CompiledSteps:
         memory, (anchor, more) = layout.memory, _anchor(field.traced)
         kinds = (layout.dtypes, layout.time, layout.device, tuple(leaf.shape for leaf in y))
         tree = str(tree_map(lambda _: 0, layout.unflatten(y)))
-        key = (walk.tableau, tolerance.named, self.linear, memory.lends, memory.takes, kinds, tree, str(choices), *more)
+        key = (loop.tableau, tolerance.named, self.linear, memory.lends, memory.takes, kinds, tree, str(choices), *more)
         kept = _KEPT.setdefault(anchor, {})
         if key not in kept:
-            kept[key] = _Graph(_step(walk.tableau, layout, self.linear, None if self.norm else tolerance.norm), choices)
+            kept[key] = _Graph(_step(loop.tableau, layout, self.linear, None if self.norm else tolerance.norm), choices)
         self.graph, self.before = kept[key], kept[key].count
         self.last: Leaves | None = None
 

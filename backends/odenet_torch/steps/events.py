@@ -230,5 +230,5 @@ def _weights_of(tableau: Tableau, positions: tuple[float, ...], kind: torch.dtyp
 
 
 def _weights(tableau: Tableau, positions: Sequence[float], like: Tensor) -> Tensor:
-    """Of dense output, one row a position."""
+    """The weights of dense output, one row a position."""
     return _weights_of(tableau, tuple(positions), like.dtype, like.device)

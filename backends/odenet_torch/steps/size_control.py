@@ -44,7 +44,7 @@ class CompiledTrials(Protocol):
 
 @dataclass(frozen=True)
 class StepCallbacks:
-    """What is told of a walk's steps: each is called with the step's time, its state, and its signed size.
+    """What is called as a loop takes steps: each is called with the step's time, its state, and its signed size.
 
     Args:
         tried: before the step.
@@ -75,7 +75,7 @@ class AcceptedStep:
     y: Leaves
     y1: Leaves
     slopes: tuple[Leaves, ...]
-    walk: AdaptiveLoop
+    loop: AdaptiveLoop
     end: Leaves | None
     is_last: bool
 
@@ -87,10 +87,10 @@ class AcceptedStep:
     @property
     def ends(self) -> tuple[Leaves, ...]:
         """The slopes that dense output reads."""
-        if self.walk.tableau.fsal:
+        if self.loop.tableau.fsal:
             return self.slopes
         if self.end is None:
-            self.end = self.walk.slope(self.t1, self.y1, len(self.slopes), self.t, self.t1)
+            self.end = self.loop.slope(self.t1, self.y1, len(self.slopes), self.t, self.t1)
         return (*self.slopes, self.end)
 
 
@@ -238,7 +238,7 @@ class AdaptiveLoop:
         return reach < abs(self.stops[-1] - begin)
 
     def _times(self, t: float, t1: float, h: float) -> list[float]:
-        """Those of the stages of a step."""
+        """The times of the stages of a step."""
         times = [t + h * node for node in self.tableau.c]
         if not (self.jumps and (t in self.jumps or t1 in self.jumps)):
             return times

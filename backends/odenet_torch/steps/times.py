@@ -28,7 +28,7 @@ class ForwardPass(Protocol):
     """What is read of a forward pass (`odenet_torch.steps.adaptive.ForwardSolve`), after it."""
 
     span: Span
-    walk: AdaptiveLoop
+    loop: AdaptiveLoop
     event: float | None
     entry: int
     row: int
@@ -68,7 +68,7 @@ def to_outputs(forward: ForwardPass, run: Run, ys: Leaves) -> Leaves:
     span = forward.span
     times: list[Any] = list(span.ts) if not (span.ts is None or span.every) else []
     count = len(ys[0])
-    if not times and forward.event is None and not forward.walk.failed:
+    if not times and forward.event is None and not forward.loop.failed:
         times = [None] * (count - 1) + [span.t1]
     if not any(moves(t) for t in times):
         return ys
@@ -262,7 +262,7 @@ def _undefined(value: Tensor, time: Tensor) -> Tensor:
 
 
 def _plain(t: Tensor) -> Tensor:
-    """Without a derivative of any kind."""
+    """A time without a derivative of any kind."""
     if torch.autograd.forward_ad._current_level >= 0:
         t = torch.autograd.forward_ad.unpack_dual(t).primal
     return t.detach()

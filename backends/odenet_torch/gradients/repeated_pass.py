@@ -38,7 +38,7 @@ class ForwardSnapshot:
 
     @classmethod
     def of(cls, problem: Problem, field: Field) -> ForwardSnapshot:
-        """Of a pass that is about to begin."""
+        """A snapshot of what a pass that is about to begin may change."""
         roots = tuple(field.functions())
         modules = [inner for root in roots if isinstance(root, torch.nn.Module) for inner in root.modules()]
         buffers = [

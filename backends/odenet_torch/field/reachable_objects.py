@@ -88,7 +88,7 @@ class ReachableObjects:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Those that are not within another."""
+        """The modules that are not within another one."""
         return [module for ref in self._outer if (module := ref()) is not None]
 
     def current(self) -> bool:
@@ -191,7 +191,7 @@ class ReachableObjects:
         return ((f"{name}[{i}]", item) for i, item in enumerate(value))
 
     def fixed(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
-        """What is made of other values for good."""
+        """Visit a value that is made of other values and cannot change, such as a tuple."""
         parts: Iterable[Any]
         match value:
             case types.MethodType():
