@@ -91,7 +91,7 @@ def text(record: Examinations) -> str:
 
 
 def title(record: Examinations) -> str:
-    """What was examined."""
+    """A line that says what was examined."""
     solvers = ", ".join(dict.fromkeys(f"{part.solver.label} N={part.steps}" for part in record.parts))
     return f"{record.backend} {solvers} {record.dtype}"
 

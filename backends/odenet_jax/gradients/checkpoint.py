@@ -19,10 +19,10 @@ from jax import Array, lax
 from odenet import Checkpoint, Problem, ReversibleSolver, Stats
 from odenet.kit import add, schedule
 from odenet_jax.field.field import Slot, Weights
-from odenet_jax.field.replay import Told
+from odenet_jax.field.replay import BlockContext
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.accepted_steps import ROWS, Again, WayBack
-from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
+from odenet_jax.gradients.accepted_steps import ROWS, RecomputedStates, WayBack
+from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp
 from odenet_jax.steps.fixed import Run, Solve, loop, read, write
 
 
@@ -50,11 +50,13 @@ class Recomputation(Adjoint):
         """See `Adjoint.discover`."""
         self.method = resolved(self.method, run, y0)
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+    def back(
+        self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         carry = (gradients.end(), sums)
         if self.method.states is not None:
-            carry = self.turn(run, kept.states, gradients, carry)
+            carry = self.turn(run, saved.states, gradients, carry)
         else:
             parts = self.parts(run.grid.steps)
             total = sum(count for _, _, count in parts)
@@ -62,13 +64,13 @@ class Recomputation(Adjoint):
                 total -= count
 
                 def step(i: Any, carry: Any, length: int = length, start: int = first - total * length) -> Any:
-                    return self.segment(run, start + i * length, length, read(kept.states, i), gradients, carry)
+                    return self.segment(run, start + i * length, length, read(saved.states, i), gradients, carry)
 
                 carry = descend(step, total + count, count, carry)
         g, sums = carry
         return g, sums, jnp.zeros((), run.layout.time), None
 
-    def turn(self, run: Run, states: Leaves, gradients: Joining, carry: Any) -> Any:
+    def turn(self, run: Run, states: Leaves, gradients: OutputCotangents, carry: Any) -> Any:
         """All turns of the optimal schedule, the kept states in a buffer with one row more than states may be kept."""
         turns, keeps = table(run.grid.steps, self.method.states or 1)
         index, row = jnp.asarray(keeps.index), jnp.asarray(keeps.row)
@@ -90,7 +92,7 @@ class Recomputation(Adjoint):
 
         return lax.scan(body, (states, carry), jax.tree.map(jnp.asarray, turns))[0][1]
 
-    def segment(self, run: Run, first: Any, length: int, y: Leaves, gradients: Joining, carry: Any) -> Any:
+    def segment(self, run: Run, first: Any, length: int, y: Leaves, gradients: OutputCotangents, carry: Any) -> Any:
         """The way back through steps first, ..., first + length - 1, from the state y at their start.
 
         Gradients are added in the order of backprop.
@@ -114,8 +116,8 @@ class Recomputation(Adjoint):
             return (*end, *ys)
 
         _, pull = vjp(here, forward, y)
-        g, *found = pull((*g, *(met or ())))
-        return gradients.join(first, g), collect(here, indices, sums, found)
+        g, *by_reads = pull((*g, *(met or ())))
+        return gradients.join(first, g), collect(here, indices, sums, by_reads)
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,11 @@ jax.tree_util.register_dataclass(Turns, ["step", "origin", "row", "begin", "end"
 
 def table(steps: int, states: int) -> tuple[Turns, Keeps]:
     """The optimal schedule as arrays of integers, O(steps) of them."""
-    found = schedule(steps, states)
-    rows = {n: row for row, n in enumerate(found.forward)}
+    plan = schedule(steps, states)
+    rows = {n: row for row, n in enumerate(plan.forward)}
     free: list[int] = []
     turns, keeps = [], []
-    for turn in found.turns:
+    for turn in plan.turns:
         begin = len(keeps)
         for n in turn.keep:
             rows[n] = free.pop()
@@ -159,17 +161,17 @@ def table(steps: int, states: int) -> tuple[Turns, Keeps]:
     return Turns(*np.array(turns, np.int32).T), Keeps(*np.array(keeps, np.int32).T)
 
 
-def _by_length(pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+def _by_length(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
     """Those of `Checkpoint.parts` by length, the longer first: each length, the first step of all, and how many.
 
     One loop runs all segments of one length.
     """
-    lengths = collections.Counter(end - first for first, end in pieces)
-    found, first = [], 0
+    lengths = collections.Counter(end - first for first, end in parts)
+    groups, first = [], 0
     for length in sorted(lengths, reverse=True):
-        found.append((length, first, lengths[length]))
+        groups.append((length, first, lengths[length]))
         first += length * lengths[length]
-    return found
+    return groups
 
 
 def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
@@ -179,27 +181,27 @@ def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
     """
     if method.memory is None:
         return method
-    here = run.at(jnp.int32(0)).telling(run.replay and run.replay.told.state)
+    here = run.at(jnp.int32(0)).with_state(run.replay and run.replay.context.state)
 
     def recorded(y: Leaves, weights: Weights, slot: Slot | None) -> list[Array]:
         there = dataclasses.replace(here, weights=weights, slot=slot)
         return jax.tree.leaves(vjp(there, lambda run, y: run.increment(0, y), y)[1])
 
     program = jax.make_jaxpr(recorded)(y0, here.weights, here.slot).jaxpr
-    made = {id(out): out.aval for out in program.outvars} if program.eqns else {}
-    for given in program.invars:  # there anyway
-        made.pop(id(given), None)
-    stages = sum(aval.size * aval.dtype.itemsize for aval in made.values())
+    outputs = {id(out): out.aval for out in program.outvars} if program.eqns else {}
+    for variable in program.invars:  # there anyway
+        outputs.pop(id(variable), None)
+    stages = sum(aval.size * aval.dtype.itemsize for aval in outputs.values())
     return Checkpoint(states=method.affordable(sum(leaf.nbytes for leaf in y0), stages))
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_jax.gradients.solve`."""
-    assert isinstance(problem.gradient, Checkpoint)
     method = problem.gradient
+    assert isinstance(method, Checkpoint)
     if isinstance(problem.solver, ReversibleSolver):  # carries more than y: JAX's own recomputation keeps all of it
 
-        def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
+        def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, BlockContext | None]:
             return loop(run.hoisted(y0), y0, _by_length(method.parts(run.grid.steps)))
 
         return solve
@@ -211,5 +213,5 @@ def adaptive(problem: Problem, stats: Stats) -> WayBack:
     method = problem.gradient
     assert isinstance(method, Checkpoint)
     if method.memory is not None:
-        return Again(lambda run, y0: resolved(method, run, y0).states or 1)
-    return Again(method.states or method.segments or ROWS)
+        return RecomputedStates(lambda run, y0: resolved(method, run, y0).states or 1)
+    return RecomputedStates(method.states or method.segments or ROWS)

@@ -16,15 +16,15 @@ from jax import Array
 from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import Alarm, alarm
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.certificate import Sketch, certify, relative
 from odenet_jax.steps.fixed import Carried, Run, Solve, read
 from odenet_jax.steps.whole_numbers import packed, unpacked, whole
 
 
 @dataclass(frozen=True)
-class _Sides:
-    """The side information of each step, in bytes (`odenet_jax.steps.fixed.Beside`).
+class _SideInformation:
+    """The side information of each step, in bytes (`odenet_jax.steps.fixed.LoopObserver`).
 
     Args:
         run: what is solved.
@@ -35,19 +35,19 @@ class _Sides:
     solver: ReversibleSolver
 
     def start(self, y0: Leaves) -> None:
-        """See `Beside`."""
+        """See `LoopObserver`."""
         return
 
     def step(self, along: None, before: Carried, after: Carried) -> tuple[None, Leaves]:
-        """See `Beside`."""
+        """See `LoopObserver`."""
         return None, tuple(packed(leaf, self.solver.side_bits) for leaf in self.solver.side(self.run, before))
 
 
 class Retrace(Adjoint):
-    """Back from what the solver carries at t1.
+    """The way back by a reversible solver, from the pair that it carries at t1.
 
     Args:
-        solver: whose steps are undone.
+        solver: the reversible solver.
         stats: of the solve.
         alarm: see `certify`.
     """
@@ -60,54 +60,56 @@ class Retrace(Adjoint):
         """See `Adjoint.sketch`. States that are rounded to a grid begin elsewhere."""
         return None if self.solver.rounds else Sketch(y0)
 
-    def beside(self, run: Run) -> _Sides | None:
+    def beside(self, run: Run) -> _SideInformation | None:
         """See `Adjoint.beside`."""
-        return _Sides(run, self.solver) if self.solver.side_bits else None
+        return _SideInformation(run, self.solver) if self.solver.side_bits else None
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+    def back(
+        self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         solver, h, steps, bits = self.solver, run.grid.h, run.grid.steps, self.solver.side_bits
-        assert kept.end is not None
-        pair, _, sides = kept.end if bits else (kept.end, None, ())
+        assert saved.end is not None
+        pair, _, sides = saved.end if bits else (saved.end, None, ())
 
         def step(n: Any, carry: Any) -> Any:
             pair, g, sums = carry
-            pull = Pull(run.at(n))
+            pull = StepVJPs(run.at(n))
             if bits:
                 side = zip(read(sides, n), pair[0], strict=True)
-                pair = (*pair, tuple(unpacked(found, bits, leaf) for found, leaf in side))
+                pair = (*pair, tuple(unpacked(numbers, bits, leaf) for numbers, leaf in side))
             pair, g = solver.back(pull, n, h, steps, pair, g)
             return pair, (gradients.join(n, g[0]), *g[1:]), pull.collect(n, sums)
 
         end = gradients.end()
         carry = (pair, solver.cotangents(end, zeros(end)), sums)
         pair, g, sums = descend(step, steps, steps, carry)
-        pull = Pull(run.at(jnp.int32(0)))
+        pull = StepVJPs(run.at(jnp.int32(0)))
         y, defect, gradient = solver.origin(pull, h, pair, g)
         residual = relative(defect, y)
-        if kept.sketch is not None:
-            residual = jnp.maximum(residual, kept.sketch.error(y))
+        if saved.sketch is not None:
+            residual = jnp.maximum(residual, saved.sketch.error(y))
         residual = residual.astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
         return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
 
-    def settled(self, found: Any, trouble: Any) -> Any:
+    def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `Adjoint.settled`."""
         steps, worst = trouble
-        return certify(self.stats, self.alarm, steps, worst, found)
+        return certify(self.stats, self.alarm, steps, worst, gradients)
 
 
 @dataclass(frozen=True)
-class Pull:
+class StepVJPs:
     """Evaluations in one step with their VJPs (`odenet._solvers.reversible.Back`).
 
     Args:
         run: at that step.
-        found: gradients of what the step reads, one for each evaluation.
+        gradients: gradients of what the step reads, one for each evaluation.
     """
 
     run: Run
-    found: list[Any] = field(default_factory=list)
+    gradients: list[Any] = field(default_factory=list)
 
     def slope(self, n: Any, position: float, y: Leaves, cotangent: Leaves) -> tuple[Leaves, Leaves]:
         """See `Back`."""
@@ -123,12 +125,16 @@ class Pull:
 
     def collect(self, n: Any, sums: Sums) -> Sums:
         """The sums with what was found added."""
-        return collect(self.run, n, sums, jax.tree.map(lambda *each: sum(each), *self.found)) if self.found else sums
+        return (
+            collect(self.run, n, sums, jax.tree.map(lambda *terms: sum(terms), *self.gradients))
+            if self.gradients
+            else sums
+        )
 
     def _pull(self, y: Leaves, cotangent: Leaves, evaluate: Callable[[Run, Leaves], Leaves]) -> tuple[Leaves, Leaves]:
         value, pull = vjp(self.run, evaluate, y)
-        part, *found = pull(cotangent)
-        self.found.append(found)
+        part, *by_reads = pull(cotangent)
+        self.gradients.append(by_reads)
         return value, part
 
 

@@ -15,8 +15,8 @@ from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
-from odenet_torch.gradients.certificate import Errors, Sketch, certify, relative
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -24,10 +24,10 @@ from odenet_torch.steps.whole_numbers import packed, unpacked, whole
 
 
 class Retrace(Adjoint):
-    """Back from what the solver carries at t1.
+    """The way back by a reversible solver, from the pair that it carries at t1.
 
     Args:
-        solver: whose steps are undone.
+        solver: the reversible solver.
         stats: of the solve.
     """
 
@@ -44,43 +44,47 @@ class Retrace(Adjoint):
         return ()
 
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
-        """See `Adjoint.forth`. Behind what the solver keeps stands the side information of each step, in bytes."""
-        solver, sides = self.solver, []
-        bits = solver.side_bits
+        """See `Adjoint.forth`. Behind the pair stands the side information of each step, in bytes."""
+        solver, bits = self.solver, self.solver.side_bits
         if not bits:
             return super().forth(run, y0)
+        sides: list[Leaves] = []
 
-        def seen(n: int, pair: tuple[AnyLeaves, ...]) -> None:
+        def on_step(n: int, pair: tuple[AnyLeaves, ...]) -> None:
             sides.append(tuple(packed(leaf, bits) for leaf in solver.side(run, pair)))
 
-        states, pair = loop(run, y0, self.keeps(run), seen)
+        states, pair = loop(run, y0, self.keeps(run), on_step)
         return states, (*pair, *sides)
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
-        solver, h, steps, pair = self.solver, run.grid.size(0), run.grid.steps, kept.pair
+        solver, h, steps, pair = self.solver, run.grid.size(0), run.grid.steps, saved.pair
         bits = solver.side_bits
         pair, sides = (pair[:-steps], pair[-steps:]) if bits else (pair, ())
         zero = zeros(pair[0])
-        pull = Pull(run, sums)
+        pull = StepVJPs(run, sums)
         g = solver.cotangents(gradients.get(steps, zero), zero)
         for n in reversed(range(steps)):
-            side = (tuple(map(unpacked, sides[n], [bits] * len(zero), zero)),) if bits else ()
-            pair, g = solver.back(pull, n, h, steps, (*pair, *side), g)
+            if bits:
+                pair = (
+                    *pair,
+                    tuple(unpacked(*numbers) for numbers in zip(sides[n], [bits] * len(zero), zero, strict=True)),
+                )
+            pair, g = solver.back(pull, n, h, steps, pair, g)
             if n in gradients:
                 g = (add(g[0], gradients[n]), *g[1:])
             yield n
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        errors = Errors(run)
+        errors = StepErrors(run)
         errors.add(relative(defect, y), -1)
-        if kept.sketch is not None:
-            errors.add(kept.sketch.error(y), -1)
+        if saved.sketch is not None:
+            errors.add(saved.sketch.error(y), -1)
         certify(self.stats, self.alarm, errors)
         return gradient
 
 
 @dataclass(frozen=True)
-class Pull:
+class StepVJPs:
     """Evaluations with their VJPs (`odenet._solvers.reversible.Back`)."""
 
     run: Run
@@ -103,8 +107,8 @@ class Pull:
         at, explicit, stand = standing(self.run, n, y)
         with torch.enable_grad():
             value = evaluate(at, stand=stand)
-        part, weights, found = vjp(read(self.run, n), n, value, at, explicit, stand, cotangent, since)
-        self.sums.add(weights, found)
+        part, weights, by_weights = vjp(read(self.run, n), n, value, at, explicit, stand, cotangent, since)
+        self.sums.add(weights, by_weights)
         return tuple(leaf.detach() for leaf in value), part
 
 

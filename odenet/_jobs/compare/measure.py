@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from odenet._backend import registry as _registry
-from odenet._backend.seam import Backend, Evaluation, Measurement
+from odenet._backend.interface import Backend, Evaluation, Measurement
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients.names import Backprop, Cost
 from odenet._jobs.cells.grid import Cell, GridPlan

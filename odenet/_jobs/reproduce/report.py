@@ -81,7 +81,7 @@ class Finished:
 
     @cached_property
     def section(self) -> str:
-        """Its part of the page."""
+        """The claim's part of the report, as HTML."""
         svg = render(self.figure, "svg").decode()
         claim, method = escape(self.reproduction.claim), escape(self.reproduction.method)
         parts = (

@@ -34,7 +34,7 @@ _QUADRATURE = 40  # nodes of the mean over the noise, exact for tanh to about 1e
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """N = 4 to 512."""
+    """The cells of the claim, of depths N = 4 to 512."""
     return choices.cells(list(CURVES), choices.depths(4, 512, quick=256), seeds=choices.sized(3, 5, 5))
 
 

@@ -48,7 +48,7 @@ def layers(seed: int, hurst: float, depth: int) -> np.ndarray:
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """L = 16 to 1024."""
+    """The cells of the claim, of depths L = 16 to 1024."""
     return choices.cells(list(CURVES), choices.depths(16, 1024, quick=256), seeds=8)
 
 
