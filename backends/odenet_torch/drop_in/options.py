@@ -153,7 +153,7 @@ def watchers(method: str, flow: Flow, shown: Callable[..., Any], suffix: str = "
     if method not in ADAPTIVE:
         ignored = {name for name in _CALLBACKS[1:] if found[name] is not None}
         if ignored:
-            warnings.warn(f"Solver '{method}' does not support callbacks {ignored}", stacklevel=4)
+            warnings.warn(f"Solver '{method}' does not support callbacks {ignored}", stacklevel=5)
     device = flow.y0.device
 
     def told(callback: Any) -> Callable[[float, Any, float], None]:
@@ -187,7 +187,7 @@ def _look(method: str, options: Options, known: set[str]) -> None:
             f"take {' or '.join(near)}, if that is what you meant" if near else "leave it out",
         )
     if unused:
-        warnings.warn(f"{method}: Unexpected arguments {unused}", stacklevel=5)
+        warnings.warn(f"{method}: Unexpected arguments {unused}", stacklevel=6)
 
 
 def mapped(name: str, options: Any) -> dict[str, Any]:
