@@ -16,7 +16,7 @@ from torch import Tensor
 from odenet import GradientError
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.places import MISSING, Where
-from odenet_torch.field.reach import Reach
+from odenet_torch.field.reach import Reach, held_by
 from odenet_torch.field.written_on import sampled, version
 
 Difference = tuple[Where, Any, Any, Any]
@@ -49,6 +49,10 @@ class Surroundings:
         self.before = self.reach.contents
         self.values = [*map(_value, self.reach.watched)]
         self.own: set[tuple[int, Any]] = set()
+        self.stood: list[tuple[Where, Any]] = []
+        """What stood anywhere before f ran, where it has put a tensor with a graph."""
+        self.filled: list[tuple[Where, Any, Any]] = []
+        """Where f put a tensor with a graph, and no tensor stood before: places, keys, and what stood there."""
 
     def differences(self) -> list[Difference]:
         """What stands elsewhere now."""
@@ -62,6 +66,9 @@ class Surroundings:
         found = self.differences()
         if found:
             self.own = {(id(place), key) for place, key, _, _ in found}
+            pairs = zip(self.reach.places, self.before, strict=True)
+            self.stood = [(place, key) for place, contents in pairs for key in contents]
+            self.filled = [each[:3] for each in found if _of_graph(each) and next(tensors_in(each[2]), None) is None]
             if (known := knowledge(self.root)) is not None:
                 known.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
@@ -97,11 +104,13 @@ class Surroundings:
     def again(self) -> Iterator[None]:
         """Inside, f finds what it found; afterwards no tensor with a graph stands where another stood.
 
-        What f logs or counts is logged and counted in a way back, too.
+        What f logs or counts is logged and counted in a way back, too. What it computed with a graph and keeps for
+        later evaluations, as a cache does, it does not find: it computes that again, so that it has its gradient.
         """
         current = self.reach.current()
         found = [] if current else self.differences()
         swapped = [each for each in found if (id(each[0]), each[1]) not in self.own]
+        swapped += [(place, key, old, place.contents().get(key, MISSING)) for place, key, old in self.filled]
         for place, key, old, _ in swapped:
             place.put(key, old)
         now = self.before if current else [place.contents() for place in self.reach.places]
@@ -153,14 +162,52 @@ def no_trace(roots: Iterable[object]) -> Iterator[None]:
                 put_back(differences(each.places, each.contents))
 
 
+def held_now(looked: Iterable[Reach]) -> dict[Any, Any]:
+    """What can be reached now, by place, as what tells it from another: values by `id`; of modules their parameters,
+    the memory of these, what wants a gradient, modes and hooks.
+    """
+    found: dict[Any, Any] = {}
+    for each in looked:
+        for place in each.places:
+            found.update(((id(place), key), _told(value)) for key, value in place.contents().items())
+        for outer in each.modules:
+            for module in outer.modules():
+                hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
+                found[id(module)] = (module.training, hooks)
+                for name, tensor in module._parameters.items():
+                    if tensor is not None:
+                        found[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
+    return found
+
+
+def _told(value: Any) -> Any:
+    return tuple(map(id, value)) if type(value) is tuple else value if isinstance(value, _NUMBERS) else id(value)
+
+
+def _place(tensor: Tensor) -> int | None:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # without memory
+        return None
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, or in a container of values."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from (tensor for item in value.values() for tensor in tensors_in(item))
-    elif isinstance(value, (list, tuple, set)):
-        yield from (tensor for item in value for tensor in tensors_in(item))
+    """The tensors in a value, or in a container, closure or object of somebody's."""
+    stack, seen = [value], set[int]()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            yield value
+            continue
+        if isinstance(value, (*_NUMBERS, str, bytes, type(None))) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            stack += value
+        else:
+            stack += (item for place in held_by(value) for item in place.contents().values())
 
 
 def full(root: str, name: str) -> str:
