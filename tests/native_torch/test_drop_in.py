@@ -655,7 +655,7 @@ def test_solves_that_cannot_go_on_raise_a_solve_error():
     ys = odeint_adjoint(
         Field(), start(), times(), method="dopri5", adjoint_options={"max_num_steps": 1}, rtol=1e-12, atol=1e-12
     )
-    with pytest.raises(GradientError, match="max_num_steps=5 "):
+    with pytest.raises(GradientError, match="max_num_steps=1 "):
         ys.sum().backward()
 
 

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from odenet import GradientError, OdenetError, Result, SolveError
-from odenet_torch.drop_in.flow import Flow
-from odenet_torch.steps.adaptive import Forward
+from odenet_torch.drop_in.flow import OdeintProblem
+from odenet_torch.steps.adaptive import ForwardSolve
 
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
@@ -91,21 +91,21 @@ def _is_the_users(traceback: TracebackType | None) -> bool:
     return False
 
 
-def stopped(flow: Flow, found: Forward) -> SolveError:
+def stopped(flow: OdeintProblem, found: ForwardSolve) -> SolveError:
     """The error for an adaptive solve that could not go on."""
-    walk = found.walk
-    assert walk.failed is not None
-    most = walk.control.max_steps // max(len(flow.times) - 1, 1)
-    if walk.failed is Result.MAX_STEPS and walk.tried < walk.control.max_steps:
-        what = f"at that pace, and at a thousand times it, {walk.control.max_steps} steps would not reach t[-1]"
+    loop = found.loop
+    assert loop.failed is not None
+    most = loop.control.max_steps // max(len(flow.times) - 1, 1)
+    if loop.failed is Result.MAX_STEPS and loop.tried < loop.control.max_steps:
+        what = f"at that pace, and at a thousand times it, {loop.control.max_steps} steps would not reach t[-1]"
         remedy = "give larger rtol and atol, or a time that is nearer"
-    elif walk.failed is Result.MAX_STEPS and flow.event_fn is not None:
+    elif loop.failed is Result.MAX_STEPS and flow.event_fn is not None:
         what = f"max_num_steps={most} were tried without an event"
         remedy = "look at the signs of event_fn; or give options={'max_num_steps': N} with a larger N"
     else:
-        what, remedy = reason(walk.failed, most, "")
+        what, remedy = reason(loop.failed, most, "")
     return SolveError(
-        f"the solve stopped at t={found.grid.nodes[-1]:.8g} after {walk.n} steps ({walk.tried - walk.n} rejected): "
+        f"the solve stopped at t={found.grid.nodes[-1]:.8g} after {loop.n} steps ({loop.tried - loop.n} rejected): "
         f"{what}",
         remedy=remedy,
     )

@@ -19,7 +19,7 @@ OF_MODULES = frozenset({*vars(nn.Module()), KEY})
 """The attributes that every module has."""
 
 
-class Where(ABC):
+class Location(ABC):
     """A place with values under keys.
 
     Args:
@@ -36,7 +36,7 @@ class Where(ABC):
 
     @abstractmethod
     def contents(self) -> dict[Any, Any]:
-        """What stands here now."""
+        """The values that stand here now, by key."""
 
     @abstractmethod
     def put(self, key: Any, value: Any) -> None:
@@ -56,7 +56,7 @@ class Where(ABC):
         return self.name if key is None else f"{self.name}.{key}".removeprefix(".")
 
 
-class Mapping(Where):
+class MappingLocation(Location):
     """A dict, or the attributes of an object."""
 
     def __init__(self, name: str, entries: dict[Any, Any]) -> None:
@@ -77,21 +77,21 @@ class Mapping(Where):
             self.entries[key] = value
 
 
-class Attributes(Mapping):
-    """Those of a module, beside what every module has."""
+class ModuleAttributes(MappingLocation):
+    """The attributes of a module, beside those that every module has."""
 
     def contents(self) -> dict[Any, Any]:
         return {key: value for key, value in self.entries.items() if key not in OF_MODULES}
 
 
-class Items(Mapping):
+class MappingEntries(MappingLocation):
     """The entries of a dict."""
 
     def called(self, key: Any) -> str:
         return f"{self.name}[{key!r}]".removeprefix(".")
 
 
-class Globals(Mapping):
+class GlobalNames(MappingLocation):
     """Some global names."""
 
     def __init__(self, entries: dict[str, Any], names: frozenset[str]) -> None:
@@ -109,7 +109,7 @@ class Globals(Mapping):
         return f"the global name {key}"
 
 
-class Sequence(Where):
+class CollectionLocation(Location):
     """A list, deque or set, as a whole."""
 
     def __init__(self, name: str, values: Any) -> None:
@@ -128,7 +128,7 @@ class Sequence(Where):
         (self.values.update if isinstance(self.values, set) else self.values.extend)(value)
 
 
-class Cell(Where):
+class ClosureCell(Location):
     """What a closure holds under a name."""
 
     def __init__(self, name: str, cell: types.CellType) -> None:
@@ -148,7 +148,7 @@ class Cell(Where):
             self.cell.cell_contents = value
 
 
-class OfClass(Where):
+class ClassAttributes(Location):
     """Attributes of a class that are no code.
 
     Args:
@@ -176,7 +176,7 @@ class OfClass(Where):
             delattr(self.kind, key)
 
 
-class Slots(Where):
+class SlotAttributes(Location):
     """The attributes of an object whose class names them in `__slots__`."""
 
     def __init__(self, name: str, owner: Any, names: tuple[str, ...]) -> None:
@@ -193,7 +193,7 @@ class Slots(Where):
             delattr(self.owner, key)
 
 
-class Context(Where):
+class ContextValue(Location):
     """The value of a context variable."""
 
     def __init__(self, name: str, variable: ContextVar[Any]) -> None:

@@ -1,6 +1,6 @@
 """Results that leave f by the side in a forward pass without a graph: tensors that f keeps where others find them.
 
-Under a checkpoint of torch's they have their gradient. Where steps run without a graph they would be taken for
+Under a checkpoint of torch's they have their gradient. Location steps run without a graph they would be taken for
 constants by a loss that uses them: they are replaced by ones whose gradient is an error.
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.places import MISSING, Items, Where
-from odenet_torch.field.reach import held_by
+from odenet_torch.field.places import MISSING, Location, MappingEntries
+from odenet_torch.field.reachable_objects import held_by
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
 from odenet_torch.field.written_on import version
@@ -38,11 +38,11 @@ class SideResults:
         self.cut = cut
         self.around: dict[int, Surroundings] = {}
         self.of_step: dict[int, set[int]] = {}
-        self.kept: set[tuple[int, Any]] = set()
+        self.differentiable: set[tuple[int, Any]] = set()
         """Places and keys of tensors that depend on what has a gradient."""
-        self.stood: set[tuple[Where, Any]] = set()
+        self.stood: set[tuple[Location, Any]] = set()
         """Entries of dicts that stood there before the pass."""
-        self.filled: list[tuple[Where, Any, Any]] = []
+        self.filled: list[tuple[Location, Any, Any]] = []
         """Those that held none before, and what stood there: a cache, which a run without a graph fills without one."""
 
     def begin(self, step: int, roots: Iterable[Root]) -> list[Surroundings]:
@@ -71,34 +71,34 @@ class SideResults:
         if not self.cut:
             return
         for around in met:
-            left = [each for each in around.left() if _name(each) not in _detached(around.root)]
-            if not left:
+            leftovers = [leftover for leftover in around.left() if _name(leftover) not in _detached(around.root)]
+            if not leftovers:
                 continue
             if not torch.is_grad_enabled():
-                left = _with_graph(around, y, evaluate)
-            for each in left:
-                if any(tensor.requires_grad for tensor in _new(each)):
-                    self.kept.add((id(each[0]), each[1]))
+                leftovers = _with_graph(around, y, evaluate)
+            for leftover in leftovers:
+                if any(tensor.requires_grad for tensor in _new(leftover)):
+                    self.differentiable.add((id(leftover[0]), leftover[1]))
                 else:
-                    _detached(around.root).add(_name(each))
+                    _detached(around.root).add(_name(leftover))
 
     def finish(self) -> None:
         """The forward pass has ended."""
         for around in self.around.values():
-            if self.kept:
+            if self.differentiable:
                 for place, key, old, new in around.left():
-                    if (id(place), key) in self.kept:
+                    if (id(place), key) in self.differentiable:
                         name = full(around.name, place.called(key))
                         place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
             around.written()
             self.filled += around.filled
-            self.stood |= {(place, key) for place, key in around.stood if isinstance(place, Items)}
+            self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
 
     def empty(self) -> None:
         """Before an evaluation of the way back: f computes again, with a graph or without, what it keeps."""
         for place, key, old in self.filled:
             place.put(key, old)
-            if isinstance(place, Items):  # under keys that are other ones in each evaluation
+            if isinstance(place, MappingEntries):  # under keys that are other ones in each evaluation
                 for other, value in place.contents().items():
                     if other != key and next(tensors_in(value), None) is not None and (place, other) not in self.stood:
                         place.put(other, MISSING)
@@ -197,7 +197,7 @@ def _new(difference: Difference) -> list[Tensor]:
 
 
 def _name(difference: Difference) -> str:
-    place: Where = difference[0]
+    place: Location = difference[0]
     return place.called(difference[1])
 
 
@@ -220,7 +220,7 @@ def _cut(value: Any, known: set[int], name: str) -> Any:
         if id(value) in known or not (value.is_floating_point() or value.is_complex()):
             return value
         with torch.enable_grad():
-            return _Kept.apply(torch.empty(0, requires_grad=True), value.detach(), name)
+            return _SideResult.apply(torch.empty(0, requires_grad=True), value.detach(), name)
     if id(value) in known:
         return value
     if not isinstance(value, (tuple, str, int, float)):
@@ -241,7 +241,7 @@ def _cut(value: Any, known: set[int], name: str) -> Any:
     return value
 
 
-class _Kept(torch.autograd.Function):
+class _SideResult(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _: Tensor, value: Tensor, name: str) -> Tensor:
         ctx.name = name
