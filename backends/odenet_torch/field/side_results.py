@@ -40,6 +40,8 @@ class SideResults:
         self.of_step: dict[int, set[int]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
         """Places and keys of tensors that depend on what has a gradient."""
+        self.once = False
+        """Whether f is evaluated once alone in the pass, as a layer of somebody's is."""
         self.stood: set[tuple[Location, Any]] = set()
         """Entries of dicts that stood there before the pass."""
         self.filled: list[tuple[Location, Any, Any]] = []
@@ -90,7 +92,7 @@ class SideResults:
                     if (id(place), key) in self.differentiable:
                         name = full(around.name, place.called(key))
                         place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
-            around.written()
+            around.written(self.once)
             self.filled += around.filled
             self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
 

@@ -58,17 +58,20 @@ class Surroundings:
         """The places whose values are others now than they were before."""
         return [] if self.reach.current() else differences(self.reach.places, self.before)
 
-    def written(self) -> None:
+    def written(self, once: bool = False) -> None:
         """All that differs now was changed by f itself, which does not expect to find it again.
 
         What stood there before is let go, so that no results of the last pass stay alive.
+
+        Args:
+            once: whether f ran once alone: a count, or an order of things, is then found again as f found it.
         """
         changes = self.differences()
         if changes:
             self.own = {(id(place), key) for place, key, _, _ in changes}
             pairs = zip(self.reach.places, self.before, strict=True)
             self.stood = [(place, key) for place, contents in pairs for key in contents]
-            self.filled = [c[:3] for c in changes if _of_graph(c) and next(tensors_in(c[2]), None) is None]
+            self.filled = [c[:3] for c in changes if (once or _of_graph(c)) and _keeps_nothing(c)]
             if (memo := knowledge(self.root)) is not None:
                 memo.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
@@ -231,6 +234,12 @@ def _same(old: Any, new: Any) -> bool:
     if type(old) is tuple:
         return len(old) == len(new) and all(map(_same, old, new))
     return isinstance(old, (*_NUMBERS, str, bytes)) and (old == new or old != old != new)
+
+
+def _keeps_nothing(difference: Difference) -> bool:
+    """Whether what stood there holds no tensor that what stands there now does not hold."""
+    _, _, old, new = difference
+    return {id(tensor) for tensor in tensors_in(old)} <= {id(tensor) for tensor in tensors_in(new)}
 
 
 def _of_graph(difference: Difference) -> bool:
