@@ -55,15 +55,15 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Sequence[Any]) -> list[Any]:
         if name == "pvary":
             found: Any = [alike(each, axes=equation.params["axes"]) for each in inputs]
         elif all(axes_of(one) == axes_of(each.aval) for one, each in zip(inputs, equation.invars, strict=True)):
-            found = _bound(equation, inputs)
+            found = bound(equation, inputs)
         else:
             again = _AGAIN.get(name)
-            found = (_bound if again is None else again)(equation, alike(inputs))
+            found = (bound if again is None else again)(equation, alike(inputs))
         known.update(zip(equation.outvars, found, strict=True))
     return [value(each) for each in jaxpr.outvars]
 
 
-def _bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+def bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """One equation's values: those of a program that has no other."""
     variables = [_variable(each) if isinstance(each, Literal) else each for each in equation.invars]
     alone = equation.replace(invars=variables)

@@ -32,7 +32,7 @@ class _Owner:
     """Whose method the field of a network is: what the alarm of `odenet.kit` knows the network by."""
 
 
-class _Unseen:
+class Unseen:
     """The owner as a static field. All are equal to JAX, so that networks of one structure stay of one structure.
 
     The field of a network is a function made anew at each call, and an updated network another object: known by either,
@@ -43,10 +43,10 @@ class _Unseen:
         self.owner = _Owner()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unseen)
+        return isinstance(other, Unseen)
 
     def __hash__(self) -> int:
-        return hash(_Unseen)
+        return hash(Unseen)
 
     def method(self, field: Callable[..., Any]) -> Callable[..., Any]:
         """A field, its first argument the owner, as a method of the owner."""
@@ -78,7 +78,7 @@ class ResidualStack(eqx.Module):
     along: Kind = eqx.field(static=True)
     t0: float = eqx.field(static=True)
     t1: float = eqx.field(static=True)
-    unseen: _Unseen = eqx.field(static=True, repr=False)
+    unseen: Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class ResidualStack(eqx.Module):
         t0: float = 0.0,
         t1: float = 1.0,
     ) -> None:
-        self.solver, self.gradient, self.unseen = solver_named(solver), gradient_named(gradient), _Unseen()
+        self.solver, self.gradient, self.unseen = solver_named(solver), gradient_named(gradient), Unseen()
         for name, time in (("t0", t0), ("t1", t1)):
             if isinstance(time, jax.Array):
                 raise InputError(
@@ -223,7 +223,7 @@ class NeuralODE(eqx.Module):
     rtol: Any = eqx.field(static=True)
     atol: Any = eqx.field(static=True)
     control: PIDController | None = eqx.field(static=True)
-    unseen: _Unseen = eqx.field(static=True, repr=False)
+    unseen: Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class NeuralODE(eqx.Module):
         atol: Any = None,
         control: PIDController | None = None,
     ) -> None:
-        self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, _Unseen()
+        self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, Unseen()
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         self.field, self.steps = field, steps
         self.solver = solver_named(solver or ("rk4" if steps is not None else "dopri5"))
