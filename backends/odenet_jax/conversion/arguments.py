@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odenet import ConversionError
-from odenet_jax.conversion.attached import name_of
+from odenet_jax.conversion.attached import name_of, plain_class
 from odenet_jax.field.flax_modules import flax_nnx
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -28,8 +28,8 @@ def state_first(layer: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]
     """
     if arguments:
         return arguments[0], (arguments[1:], named)
-    first = next(iter(inspect.signature(type(layer).__call__).parameters.values() or ()), None)
-    names = [name for name in (first.name if first else None, *named) if name in named]
+    _, *parameters = inspect.signature(plain_class(layer).__call__).parameters
+    names = [name for name in parameters if name in named]
     if not names:
         raise ConversionError(f"{name_of(layer)} is called without arguments", "a layer of a state")
     return named[names[0]], ((), {name: value for name, value in named.items() if name != names[0]})

@@ -56,9 +56,14 @@ def plain_call(layer: Any, *arguments: Any, **named: Any) -> Any:
     return type(layer).odenet_base.__call__(layer, *arguments, **named)
 
 
+def plain_class(layer: Any) -> Any:
+    """The layer's own class."""
+    return getattr(type(layer), "odenet_base", type(layer))
+
+
 def name_of(layer: Any) -> str:
-    """The name of the layer's class."""
-    return getattr(type(layer), "odenet_base", type(layer)).__name__
+    """The name of the layer's own class."""
+    return plain_class(layer).__name__
 
 
 def all_detached(model: Any) -> Any:
@@ -92,7 +97,8 @@ def _subclass(base: type) -> Any:
     if issubclass(base, eqx.Module):
         inner["__annotations__"] = {"odenet_place": Any}
         inner["odenet_place"] = eqx.field(static=True, default=None, repr=False)
-    return type(base)(f"Converted{base.__name__}", (base,), inner)
+    metaclass: Any = type(base)
+    return metaclass(f"Converted{base.__name__}", (base,), inner)
 
 
 def _parts(layer: Any) -> tuple[Any, Any]:

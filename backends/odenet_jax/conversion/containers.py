@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 
 from odenet import ConversionError
-from odenet_jax.conversion.attached import attach, is_attached, Place
+from odenet_jax.conversion.attached import Place, attach, is_attached
 from odenet_jax.field.flax_modules import flax_nnx, is_flax
 
 
@@ -44,7 +44,9 @@ def containers(model: Any, where: str | None) -> list[Container]:
     names = [name for name, _ in _nodes("", model)]
     if where is not None and where not in names:
         known = [each.name for each in containers(model, None)]
-        raise ConversionError(f"no part of the model is {where!r}", f"a list of layers, such as {', '.join(known[:12])}")
+        raise ConversionError(
+            f"no part of the model is {where!r}", f"a list of layers, such as {', '.join(known[:12])}"
+        )
     found = []
     for name, node in _nodes("", model):
         inside = where is None or name == where or name.startswith(f"{where}.")

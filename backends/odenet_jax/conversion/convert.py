@@ -117,9 +117,7 @@ def unconvert(model: Model) -> Model:
     return all_detached(model)
 
 
-def _places(
-    selected: Selected, alone: bool, solver: AnySolver, gradient: Gradient, along: str
-) -> dict[str, Place]:
+def _places(selected: Selected, alone: bool, solver: AnySolver, gradient: Gradient, along: str) -> dict[str, Place]:
     if alone:
         return dict.fromkeys(selected.places, Alone(isinstance(gradient, Checkpoint)))
     run = Run(len(selected.places), selected.adds, solver, gradient, along)

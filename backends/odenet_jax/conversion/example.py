@@ -125,10 +125,10 @@ def _judged(layer: Any, x: Any, others: Arguments, pair: bool) -> InputError | N
     """Why a layer's value is not its input plus something; found without a trace left on layer or state."""
     if not isinstance(x, jax.Array) or not _inexact(x):
         return ConversionError(f"{name_of(layer)} takes a {type(x).__name__}, no state")
-    clone = jax.tree.map(lambda leaf: leaf, layer)  # of flax.nnx, it is written on
 
     def value(x: Any) -> tuple[Any, Any]:
-        arguments, named = jax.tree.map(lambda leaf: leaf, others)  # a state of equinox is void when it is written to
+        # what is written on: a layer of flax.nnx, and a state of equinox, which is void then
+        clone, (arguments, named) = jax.tree.map(lambda leaf: leaf, (layer, others))
         found = plain_call(clone, x, *arguments, **named)
         return found if pair else (found, None)
 

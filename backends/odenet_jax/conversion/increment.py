@@ -97,4 +97,3 @@ def _more(name: str, one: Sum, other: Sum) -> Any:
     if other.more is not None and sign == 1:
         return one.value if isinstance(other.more, tuple) else other.more + one.value
     return None
-

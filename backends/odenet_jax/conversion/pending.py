@@ -83,6 +83,11 @@ class Pending(_Refusing):
         """See `_Refusing`."""
         return "call the next layer with it" + (", and add what that returns" if self.run.adds else "")
 
+    def __add__(self, other: Any) -> Any:
+        return other + self if isinstance(other, Addend) else self.refuse()
+
+    __radd__ = __add__
+
 
 class Addend(_Refusing):
     """What a layer returned that the model is to add to the layer's input.
@@ -106,11 +111,3 @@ class Addend(_Refusing):
         return self.after if other is self.before else self.refuse()
 
     __radd__ = __add__
-
-
-def _sum(self: Pending, other: Any) -> Any:
-    """`x + f` of a state that is pending."""
-    return other + self if isinstance(other, Addend) else self.refuse()
-
-
-Pending.__add__ = Pending.__radd__ = _sum

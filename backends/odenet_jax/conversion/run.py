@@ -11,13 +11,13 @@ from typing import Any
 import equinox as eqx
 from jax import Array
 
-from odenet import ConversionError, Gradient, InputError
+from odenet import ConversionError, Gradient, InputError, UnsupportedError
 from odenet.kit import AnySolver
 from odenet_jax.conversion.arguments import Signature, parted, state_among, state_first
 from odenet_jax.conversion.attached import Named, detach, name_of, plain_call
+from odenet_jax.conversion.flax_layers import FlaxLayer, flax_layers, recomputed, write_back
 from odenet_jax.conversion.increment import increment
 from odenet_jax.conversion.pending import Addend, Call, Pending
-from odenet_jax.conversion.flax_layers import FlaxLayer, flax_layers, recomputed, write_back
 from odenet_jax.field.block_state import gathered, marked_as, put_back
 from odenet_jax.field.flax_modules import is_flax
 from odenet_jax.nets.modules import ResidualStack, Unseen
@@ -61,20 +61,19 @@ class Run:
         """
         signature, shared, own = parted([(call.arguments, call.named) for call in calls])
         layers = [call.layer for call in calls]
-        steps: list[Any]
-        if is_flax(layers[0]):
+        plain: list[Any] = []
+        if of_flax := is_flax(layers[0]):
             function, weights, rows = flax_layers(layers, x, (calls[0].arguments, calls[0].named))
-            steps = [FlaxStep(each, mine, signature, self.adds, function) for each, mine in zip(weights, own, strict=True)]
+            pairs = zip(weights, own, strict=True)
+            steps: list[Any] = [FlaxStep(each, mine, signature, self.adds, function) for each, mine in pairs]
         else:
             plain = [detach(layer) for layer in layers]
             rows = None if state is None else gathered(plain, state)
-            plain_alike = [marked_as(each, plain[0]) for each in plain]
-            steps = [Step(each, mine, signature, self.adds) for each, mine in zip(plain_alike, own, strict=True)]
+            pairs = zip(plain, own, strict=True)
+            steps = [Step(marked_as(each, plain[0]), mine, signature, self.adds) for each, mine in pairs]
         end = float(self.count - (self.along == "linear"))
         try:
-            stack = ResidualStack(
-                steps, solver=self.solver, gradient=self.gradient, along=self.along, t1=end
-            )
+            stack = ResidualStack(steps, solver=self.solver, gradient=self.gradient, along=self.along, t1=end)
         except InputError as error:
             raise ConversionError(
                 f"{self.count} {name_of(layers[0])} of a run are not alike any more: {error.given}",
@@ -82,11 +81,18 @@ class Run:
                 "convert the model again after a change of its layers, or take gradient='checkpoint'",
             ) from error
         object.__setattr__(stack, "unseen", self.unseen)  # a frozen module of our own
-        found = stack(x, shared, state=rows, probe=_PROBE.get())
+        probe = _PROBE.get()
+        if probe is not None and probe.shape != ():
+            raise UnsupportedError(
+                f"certified_value_and_grad(..., rows={probe.shape[0]}) of a converted model",
+                "one probe for all rows",
+                "leave rows= out: the certificate is then the sum of the rows'",
+            )
+        found = stack(x, shared, state=rows, probe=probe)
         if rows is None:
             return found, state
         y, rows = found
-        if is_flax(layers[0]):
+        if of_flax:
             write_back(layers, steps[0].function.written, rows)
             return y, state
         assert state is not None

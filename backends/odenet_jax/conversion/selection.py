@@ -159,5 +159,3 @@ def _keeps(sights: Sequence[Sight]) -> bool:
         and (sight.x.shape, sight.x.dtype) == (sight.state.shape, sight.state.dtype)
         for sight in sights
     )
-
-

@@ -6,11 +6,9 @@ flax is no dependency: a module of its can only be met where somebody has import
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
-import jax
 
 
 def flax_nnx() -> Any:
@@ -37,9 +35,9 @@ class FlaxBlock(eqx.Module):
 
     def __call__(self, x: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
         """Its value, and its other variables after the call; these are the last of the arguments."""
-        *arguments, state = arguments
+        *others, state = arguments
         module = flax_nnx().merge(self.definition, self.weights, state)
-        value = module(x, *arguments, **named)
+        value = module(x, *others, **named)
         return value, flax_nnx().split(module, flax_nnx().Param, ...)[2]
 
 
@@ -48,24 +46,3 @@ def parted(module: Any) -> tuple[FlaxBlock, Any]:
     nnx = flax_nnx()
     definition, weights, state = nnx.split(module, nnx.Param, ...)
     return FlaxBlock(weights, definition), state
-
-
-class FlaxFunction:
-    """A module of flax.nnx, and whatever class stands before it, as a function of the values of its variables.
-
-    Args:
-        module: it is left as it is.
-        call: how it is called: `call(module, *arguments, **named)`.
-    """
-
-    def __init__(self, module: Any, call: Callable[..., Any]) -> None:
-        self.definition, variables = flax_nnx().split(module)
-        self.call = call
-        self.values, self.structure = jax.tree.flatten(variables)
-
-    def __call__(self, values: list[Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, Any]:
-        """The module's value, and the values of its variables after the call."""
-        nnx = flax_nnx()
-        module = nnx.merge(self.definition, jax.tree.unflatten(self.structure, values))
-        value = self.call(module, *arguments, **named)
-        return value, nnx.split(module)[1]
