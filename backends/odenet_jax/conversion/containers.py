@@ -71,11 +71,16 @@ def with_places(model: Any, places: Mapping[str, Place]) -> Any:
         return model
     layers = {id(node) for name, node in _nodes("", model) if name in places}
 
-    def other(path: Any, node: Any) -> Any:
-        name = _joined(path)
-        return attach(node, places[name]) if id(node) in layers and name in places else node
+    def placed(name: str, node: Any) -> Any:
+        def inner(path: Any, child: Any) -> Any:
+            return placed(".".join(filter(None, (name, _joined(path)))), child) if id(child) in layers else child
 
-    return jax.tree_util.tree_map_with_path(other, model, is_leaf=lambda node: id(node) in layers)
+        made = jax.tree_util.tree_map_with_path(
+            inner, node, is_leaf=lambda each: each is not node and id(each) in layers
+        )
+        return attach(made, places[name]) if name in places else made
+
+    return placed("", model)
 
 
 def _nodes(name: str, node: Any) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from odenet_jax.conversion.arguments import Arguments, state_among, state_first
 from odenet_jax.conversion.attached import Named, all_detached, name_of, plain_call
 from odenet_jax.conversion.containers import with_places
 from odenet_jax.conversion.increment import increment, kind_of_state
+from odenet_jax.conversion.pending import Refusing
 from odenet_jax.field.flax_modules import flax_nnx, is_flax
 
 Caller = Callable[..., Any]
@@ -100,6 +101,9 @@ def outputs(model: Any, call: Caller, example: Any) -> Any:
 
 def check_unchanged(before: Any, after: Any, tolerance: float) -> None:
     """Raises ConversionError where outputs differ by more than the tolerance, relative to their largest entry."""
+    for leaf in jax.tree.leaves(after):
+        if isinstance(leaf, Refusing):
+            leaf.refuse()
     leaves, others = (jax.tree.leaves(eqx.filter(each, eqx.is_array)) for each in (before, after))
     kinds = [[(leaf.shape, leaf.dtype) for leaf in each] for each in (leaves, others)]
     if kinds[0] != kinds[1]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Literal
 
 from odenet import ConversionError
-from odenet_jax.field.closure import bound
 
 _INSIDE = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 """Programs within the program that are a part of it, by primitive, and the parameter that holds them."""
@@ -81,7 +81,7 @@ def _evaluated(program: Any, consts: Any, inputs: list[Sum]) -> list[Sum]:
             inner: Any = equation.params[_INSIDE[name]]
             found = _evaluated(inner.jaxpr, inner.consts, read)
         else:
-            found = [Sum(each) for each in bound(equation, [each.value for each in read])]
+            found = list(map(Sum, _bound(program, equation, [each.value for each in read])))
             if name in ("add", "add_any", "sub"):
                 found = [Sum(found[0].value, _more(name, *read))]
         known.update(zip(equation.outvars, found, strict=True))
@@ -97,3 +97,16 @@ def _more(name: str, one: Sum, other: Sum) -> Any:
     if other.more is not None and sign == 1:
         return one.value if isinstance(other.more, tuple) else other.more + one.value
     return None
+
+
+def _bound(program: Any, equation: Any, inputs: list[Any]) -> list[Any]:
+    """One equation's values: those of a program that has no other."""
+    known = {
+        variable: each
+        for variable, each in zip(equation.invars, inputs, strict=True)
+        if not isinstance(variable, Literal)  # one variable may be read twice
+    }
+    alone = program.replace(
+        constvars=[], invars=[*known], outvars=equation.outvars, eqns=[equation], effects=equation.effects
+    )
+    return jax.core.eval_jaxpr(alone, (), *known.values())

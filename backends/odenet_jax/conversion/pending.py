@@ -29,7 +29,7 @@ class Call:
     named: Mapping[str, Any]
 
 
-class _Refusing:
+class Refusing:
     """What no operation can be done with."""
 
     __array_ufunc__ = None  # so that an array of NumPy's leaves an addition to us
@@ -61,10 +61,10 @@ def _refusal() -> Callable[..., Any]:
 
 
 for _name in _OPERATORS.split():
-    setattr(_Refusing, f"__{_name}__", _refusal())
+    setattr(Refusing, f"__{_name}__", _refusal())
 
 
-class Pending(_Refusing):
+class Pending(Refusing):
     """The state after the first layers of a run.
 
     Args:
@@ -80,8 +80,12 @@ class Pending(_Refusing):
 
     @property
     def allowed(self) -> str:
-        """See `_Refusing`."""
+        """See `Refusing`."""
         return "call the next layer with it" + (", and add what that returns" if self.run.adds else "")
+
+    def __jax_array__(self) -> NoReturn:
+        """Raises ConversionError, in functions of jax.numpy, too."""
+        self.refuse()
 
     def __add__(self, other: Any) -> Any:
         return other + self if isinstance(other, Addend) else self.refuse()
@@ -89,7 +93,7 @@ class Pending(_Refusing):
     __radd__ = __add__
 
 
-class Addend(_Refusing):
+class Addend(Refusing):
     """What a layer returned that the model is to add to the layer's input.
 
     Args:
@@ -104,7 +108,7 @@ class Addend(_Refusing):
 
     @property
     def allowed(self) -> str:
-        """See `_Refusing`."""
+        """See `Refusing`."""
         return "add it to the layer's input"
 
     def __add__(self, other: Any) -> Any:
