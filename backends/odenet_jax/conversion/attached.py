@@ -26,7 +26,7 @@ def attach(layer: Any, place: Place) -> Any:
     """The layer, its calls handed to a place: another one of equinox, or of flax.nnx itself, changed in place."""
     base = type(layer)
     if is_flax(layer):
-        layer.__class__ = _subclass(base)
+        object.__setattr__(layer, "__class__", _subclass(base))  # flax would make it one of its attributes
         layer.odenet_place = place
         return layer
     made = object.__new__(_subclass(base))
@@ -39,7 +39,7 @@ def detach(layer: Any) -> Any:
     base = type(layer).odenet_base
     if is_flax(layer):
         del layer.odenet_place
-        layer.__class__ = base
+        object.__setattr__(layer, "__class__", base)
         return layer
     made = object.__new__(base)
     vars(made).update({name: value for name, value in vars(layer).items() if name != "odenet_place"})

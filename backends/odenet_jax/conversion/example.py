@@ -54,13 +54,13 @@ class Watch:
     def call(self, layer: Any, arguments: tuple[Any, ...], named: Named) -> Any:
         """What the layer's own code returns."""
         sight = Sight(None)
-        if self.closely:
-            try:
-                sight.x, others = state_first(layer, arguments, named)
+        try:
+            sight.x, others = state_first(layer, arguments, named)
+            if self.closely:
                 state = state_among(others)
                 sight.residual = _judged(layer, sight.x, others, state is not None)
-            except InputError as error:
-                sight.why = error
+        except InputError as error:
+            sight.why = error
         found = plain_call(layer, *arguments, **named)
         self.sights.append(sight)
         pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], eqx.nn.State)
