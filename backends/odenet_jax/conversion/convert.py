@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from odenet import Auto, Backprop, Checkpoint, ConversionError, Gradient, InputError, OdenetError, UnsupportedError
+from odenet import (
+    Auto,
+    Backprop,
+    Checkpoint,
+    ConversionError,
+    Gradient,
+    GradientName,
+    InputError,
+    OdenetError,
+    SolverName,
+    UnsupportedError,
+)
 from odenet.kit import AnySolver, require, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -25,9 +36,9 @@ def convert(
     where: str | None = None,
     *,
     example: Any,
-    solver: str | AnySolver = "euler",
-    gradient: str | Gradient = "checkpoint",
-    along: str = "piecewise",
+    solver: SolverName | AnySolver = "euler",
+    gradient: GradientName | Gradient = "checkpoint",
+    along: Literal["piecewise", "linear"] = "piecewise",
     tolerance: float = 1e-6,
     call: Callable[..., Any] | None = None,
 ) -> Model:
@@ -117,7 +128,9 @@ def unconvert(model: Model) -> Model:
     return all_detached(model)
 
 
-def _places(selected: Selected, alone: bool, solver: AnySolver, gradient: Gradient, along: str) -> dict[str, Place]:
+def _places(
+    selected: Selected, alone: bool, solver: AnySolver, gradient: Gradient, along: Literal["piecewise", "linear"]
+) -> dict[str, Place]:
     if alone:
         return dict.fromkeys(selected.places, Alone(isinstance(gradient, Checkpoint)))
     run = Run(len(selected.places), selected.adds, solver, gradient, along)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 from jax import Array
@@ -50,7 +50,7 @@ class Run:
     adds: bool
     solver: AnySolver
     gradient: Gradient
-    along: str
+    along: Literal["piecewise", "linear"]
     unseen: Unseen = field(default_factory=Unseen)
 
     def solve(self, x: Array, calls: Sequence[Call], state: eqx.nn.State | None) -> tuple[Array, Any]:

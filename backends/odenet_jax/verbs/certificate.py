@@ -41,9 +41,9 @@ def certified_value_and_grad(
         with probing(both[1]):
             return loss(*both, *arguments, **named)
 
-    def found(model: Any, *arguments: Any, **named: Any) -> tuple[Any, Any, Array]:
+    def value_and_grad(model: Any, *arguments: Any, **named: Any) -> tuple[Any, Any, Array]:
         probe = jnp.zeros(() if rows is None else (rows,))
         value, (gradients, residual) = probed((model, probe), *arguments, **named)
         return value, gradients, residual.max()
 
-    return found
+    return value_and_grad
