@@ -158,8 +158,8 @@ class Plan:
             for row in body
         ]
         failed = [self.reason(profile) for profile in self.profiles if self._note(profile) == "failed"]
-        said = [line for text in (self.verdict, *failed) for line in textwrap.wrap(text, 80)]
-        return "\n".join([*textwrap.wrap(self.title, 80), "", *lines, "", *said])
+        conclusions = [line for text in (self.verdict, *failed) for line in textwrap.wrap(text, 80)]
+        return "\n".join([*textwrap.wrap(self.title, 80), "", *lines, "", *conclusions])
 
     @property
     def title(self) -> str:

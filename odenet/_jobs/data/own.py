@@ -72,8 +72,8 @@ def set_of(data: Any, text: str) -> ImageSet:
     return ImageSet(text, origin, classes, read["train"], read["test"], mirrored=False)
 
 
-def _is_data(thing: Any) -> bool:
-    return isinstance(thing, Mapping) or hasattr(thing, "dataset") or hasattr(thing, "__getitem__")
+def _is_data(value: Any) -> bool:
+    return isinstance(value, Mapping) or hasattr(value, "dataset") or hasattr(value, "__getitem__")
 
 
 def _images(data: Any, text: str) -> Images:

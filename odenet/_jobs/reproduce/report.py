@@ -172,7 +172,7 @@ def verdict_table(done: Finished) -> Table:
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many verdicts hold, and what became of the others."""
     states = Counter(verdict.state for verdict in verdicts)
-    others = [f"{states[name]} {said}" for name, said in _OTHERS.items() if states[name]]
+    others = [f"{states[name]} {outcome}" for name, outcome in _OTHERS.items() if states[name]]
     return "; ".join([f"{states['holds']} of {len(verdicts)} verdicts hold", *others])
 
 

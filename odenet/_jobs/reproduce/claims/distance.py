@@ -52,8 +52,8 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
         if cell.curve == MEAN:
             return _mean_ode(cell.seed, n * steps)
         if cell.curve == HELD:
-            held = {name: np.repeat(leaf, steps, axis=0) for name, leaf in layers.items()}
-            return _trajectory(cell, choices, held, "piecewise", "rk4", n * steps)
+            repeated = {name: np.repeat(leaf, steps, axis=0) for name, leaf in layers.items()}
+            return _trajectory(cell, choices, repeated, "piecewise", "rk4", n * steps)
         return _trajectory(cell, choices, weights, "linear", "rk4", n * steps)
 
     ode = solved(substeps)
