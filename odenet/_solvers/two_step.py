@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from odenet._solvers.reversible import Back, Forth, Pair, ReversibleSolver
 from odenet._solvers.step import Leaves, add, combine, subtract
 
 
-@dataclass(frozen=True)
-class TwoStep(ReversibleSolver):
+class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and `guard` before the fields of others
     """What the two-step recurrences share.
 
     With `bits` every state is a whole number times 2^-bits: y0 and what is added to x[n-1] are rounded to such numbers

@@ -96,7 +96,8 @@ def test_they_are_so_where_f_comes_out_otherwise_in_its_last_digits(solver: str)
     """Which is what the bit more than the paper's is for: without it a state on a tie is rounded to the other side."""
     states, found = there_and_back(solver, 200, "float32", off=1e-5)
     assert all((x == y).all() for x, y in zip(states, found, strict=True))
-    states, found = there_and_back(solver.replace(":guard=yes", "") + ":guard=no", 200, "float32", off=1e-5)
+    with np.errstate(over="ignore", invalid="ignore"):  # once a state is another, the rest of the way is nowhere near
+        states, found = there_and_back(solver.replace(":guard=yes", "") + ":guard=no", 200, "float32", off=1e-5)
     assert not all((x == y).all() for x, y in zip(states, found, strict=True))
 
 
