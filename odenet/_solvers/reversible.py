@@ -92,10 +92,6 @@ class ReversibleSolver(StagedSolver):
         """Field evaluations of a solve."""
         return steps * self.stages + self.evaluations_at_start
 
-    def begin(self, f: Forth, y0: Leaves) -> Leaves:
-        """The state that f is evaluated at first."""
-        return y0
-
     @abstractmethod
     def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
         """The leaves that the method carries at t0."""

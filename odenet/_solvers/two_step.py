@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from odenet._solvers.reversible import Back, Forth, Pair, ReversibleSolver
 from odenet._solvers.step import Leaves, add, combine, subtract
@@ -26,9 +26,8 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
 
     evaluations_at_start = 0
 
-    if TYPE_CHECKING:  # only there: a dataclass would give options of this name the place of these
-        bits: ClassVar[int | None]
-        guard: ClassVar[bool]
+    bits: ClassVar[int | None]  # pyright: ignore[reportRedeclaration]
+    guard: ClassVar[bool]  # pyright: ignore[reportRedeclaration]
 
     @property
     def label(self) -> str:
@@ -76,12 +75,8 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
 
     def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
         """(x[0], nothing)."""
-        x = self.begin(f, y0)
+        x = y0 if self.bits is None else _scaled(f.rounded(_scaled(y0, self.bits)), -self.bits)
         return x, combine((0.0, x))
-
-    def begin(self, f: Forth, y0: Leaves) -> Leaves:
-        """See `ReversibleSolver.begin`."""
-        return y0 if self.bits is None else _scaled(f.rounded(_scaled(y0, self.bits)), -self.bits)
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
         """See `ReversibleSolver`."""

@@ -43,10 +43,6 @@ class Retrace(Adjoint):
         """See `Adjoint.keeps`."""
         return ()
 
-    def discover(self, run: Run, y0: Leaves) -> Leaves:
-        """See `Adjoint.discover`."""
-        return super().discover(run, self.solver.begin(run, y0))
-
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
         """See `Adjoint.forth`. Behind the pair stands the side information of each step, in bytes."""
         solver, bits = self.solver, self.solver.side_bits
