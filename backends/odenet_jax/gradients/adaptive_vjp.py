@@ -442,16 +442,18 @@ class Steps:
         return (g, sums, tuple(moved), residual), trouble
 
     def _unread(self, walked: Walked, rest: Any, y0: Leaves, cotangents: Any) -> Walked:
-        """The solve; one that could not go on, and that nobody reads a state of, with no step taken.
+        """The solve; one that nobody reads a state of with no step taken.
 
-        The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow.
+        The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow. From
+        its end, it may miss the tolerance of the way back. Where rows read each other they go back together.
         """
-        read = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]
-        idle = (walked.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
+        idle = ~jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]).any()
+        if self.whole.field.collective:
+            idle &= walked.pace.outcome > CODE[Result.EVENT]
         pace = walked.pace._replace(accepted=jnp.where(idle, 0, walked.pace.accepted))
         end, outputs = jnp.where(idle, rest[3].t0, walked.end), jnp.where(idle, 0, walked.outputs)
-        y1 = choose(idle, y0, walked.y1)
-        return walked._replace(pace=pace, end=end, outputs=outputs, y1=y1)
+        y1, last = (choose(idle, y0, y) for y in (walked.y1, walked.last))
+        return walked._replace(pace=pace, end=end, outputs=outputs, y1=y1, last=last)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         """See `Linear`."""

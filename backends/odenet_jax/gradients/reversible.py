@@ -16,7 +16,7 @@ from jax import Array
 from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import alarm
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, none_unread, vjp, zeros
 from odenet_jax.gradients.certificate import certify, relative
 from odenet_jax.steps.fixed import Run, Solve
 
@@ -43,7 +43,7 @@ class Retrace(Adjoint):
         y, defect, gradient = solver.origin(pull, h, pair, g)
         residual = relative(defect, y).astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
-        return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
+        return gradient, sums, residual, (steps, (none_unread(run, residual), jnp.int32(-1)))
 
     def settled(self, found: Any, trouble: Any) -> Any:
         """See `Adjoint.settled`."""
