@@ -105,6 +105,7 @@ ALONE = {
         "gradients/linear_map.py",
         "gradients/plain_steps.py",
         "gradients/raised.py",  # errors that a compiled program finds when it runs
+        "gradients/unreached.py",  # the derivative of what stands for no result
         "nets/convolution.py",
         "steps/adaptive_loop.py",
         "field/unwritten.py",  # in torch field/written_on.py, which asks version counters
@@ -182,7 +183,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
             "standing",
             "unhooked",
         },
-        {"Joining", "collect", "descend", "once"},
+        {"Joining", "collect", "descend", "none_unread", "once"},
     ),
     "gradients/rounded_states.py": (
         {"Chain", "Seen", "restarts"},

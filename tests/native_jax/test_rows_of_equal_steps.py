@@ -11,7 +11,7 @@ import pytest
 
 import odenet
 
-RATES = jnp.array([0.3, 0.5, 50.0])  # of three rows: the last overflows
+RATES = np.array([0.3, 0.5, 50.0])  # of three rows: the last overflows
 EULER = {"steps": 8, "solver": "euler"}
 
 pytestmark = pytest.mark.usefixtures("x64")

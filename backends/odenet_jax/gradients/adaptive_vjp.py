@@ -35,6 +35,7 @@ from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
 from odenet_jax.gradients.plain_steps import Gate, most_steps, plain_steps
+from odenet_jax.gradients.unreached import reached
 from odenet_jax.steps.accepted import Accepted, Along, Line, line
 from odenet_jax.steps.adaptive_loop import March
 from odenet_jax.steps.clock import (
@@ -54,7 +55,7 @@ from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
-from odenet_jax.steps.weighted_sum import choose, gated, only
+from odenet_jax.steps.weighted_sum import choose, gated
 
 _KEEPS = 16  # programs of one solve, by what is kept of it
 
@@ -216,18 +217,21 @@ class Whole:
         out = bare.network(keep, self.way)(*arguments)
         plain = lax.stop_gradient(out.walked)
         walked = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
-        if good is not None and (isinstance(good, Tracer) or not good.all()):
-            walked = walked._replace(ys=tuple(only(good, leaf) for leaf in walked.ys))
-        # what is no result is made NaN here, where JAX differentiates: a loss that looks at the outcome first has NaN
-        # for its derivative by it, which must not reach the way back
+        # what is no result is made NaN here, where JAX differentiates: the way back does not meet it
+        sources = (*arguments[:2], [t for t in arguments[2] if t is not None])
+        # of a drop-in nobody is told the outcome
+        results = functools.partial(reached, strict=self.way.resolve is not None)
+        if offsets is not None:
+            there = jnp.arange(offsets.shape[0]) < lax.stop_gradient(walked.outputs)
+            walked = walked._replace(ys=results(there if good is None else there & good, walked.ys, sources))
         ended = walked.pace.outcome <= CODE[Result.EVENT]
         last, event = walked.y1, None
         if self.span.event is not None:
             met = walked.pace.outcome == CODE[Result.EVENT]
             t, y1 = self._met(bare, met, walked)
             last = choose(met, y1, last)
-            event = only(met, t), y1
-        return walked._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
+            event = results(met, t, (sources, eqx.filter(self.hoisted[3], eqx.is_inexact_array))), y1
+        return walked._replace(y1=results(ended, last, sources), last=last), event
 
     def _met(self, bare: Whole, met: Array, walked: Walked) -> tuple[Array, Leaves]:
         """Time and state of an event with their derivatives, where one has been met: the time by the implicit function
