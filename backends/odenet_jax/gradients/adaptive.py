@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import InputError, Problem, Result, Solution, SolveError, Solver, Span, Stats, UnsupportedError
+from odenet.kit import shown
 from odenet_jax.field.state import Leaves, layout
 from odenet_jax.field.trees import Counted
 from odenet_jax.gradients.accepted_steps import WayBack
@@ -20,6 +21,8 @@ from odenet_jax.steps.dense import Dense
 from odenet_jax.steps.record import Keep, Walked
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.weighted_sum import choose
+
+_MOST = 2**31 - 1
 
 
 def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Array | None = None) -> Solution:
@@ -37,6 +40,9 @@ def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Ar
     assert isinstance(span, Span)
     if span.control.per_sample:
         raise UnsupportedError("per_sample=True on backend jax", "one state a solve", "jax.vmap the solve over rows")
+    if span.control.max_steps > _MOST:
+        given = f"PIDController(max_steps={shown(span.control.max_steps)}) on backend jax"
+        raise InputError(given, f"at most {_MOST}: steps are counted in int32")
     given, leaves = layout(made.y0)
     whole = Whole(made, span, given, leaves, methods(stats))
     ts, nodes = None if span.every else span.ts, None

@@ -26,6 +26,7 @@ from odenet_jax.steps.tolerance import NORMS, Tolerance, scaled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 REMEDY = "take gradient='checkpoint', which solves nothing backward; or a larger max_steps, looser rtol and atol for it"
+REMEDY_OF_DROP_IN = "give a larger mxstep, or larger rtol and atol; or take odenet.solve with gradient='checkpoint'"
 
 
 class _Carry(NamedTuple):
@@ -105,7 +106,7 @@ class AdaptiveCostate(WayBack):
 
     def settled(self, found: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""
-        return ended(found, trouble)
+        return ended(found, trouble, drop_in=self.resolve is not None)
 
     @staticmethod
     def _last_read(walked: Walked, gradients: Cotangents) -> tuple[Array, Leaves]:
@@ -199,19 +200,22 @@ class AdaptiveCostate(WayBack):
         return add(a, added), output - met.sum(dtype=output.dtype)
 
 
-def ended(found: tuple[Leaves, Any, Array], pace: Pace) -> tuple[Leaves, Any, Array]:
+def ended(found: tuple[Leaves, Any, Array], pace: Pace, *, drop_in: bool = False) -> tuple[Leaves, Any, Array]:
     """What the way back found, if it has reached t0; of rows of a `jax.vmap` those that have not are NaN.
 
     Raises:
         GradientError: it has not; a compiled program raises a RuntimeError of this message when it runs.
     """
-    given, allowed = "the backward solve of gradient 'continuous-adjoint' stopped before t0", "one that reaches it"
+    given, remedy = "the backward solve of gradient 'continuous-adjoint' stopped before t0", REMEDY
+    allowed = "one that reaches it"
+    if drop_in:
+        given, remedy = "odeint: the backward solve of its gradient stopped before t[0]", REMEDY_OF_DROP_IN
     if not isinstance(pace.outcome, Tracer):
         outcome = list(Result)[int(pace.outcome)]
         if outcome is Result.SUCCESS:
             return found
-        raise GradientError(f"{given}, at t={pace.t.item():.8g}: {outcome.value}", allowed, REMEDY)
-    return raised(found, pace.outcome != CODE[Result.SUCCESS], GradientError(given, allowed, REMEDY), by_row=True)
+        raise GradientError(f"{given}, at t={pace.t.item():.8g}: {outcome.happened}", allowed, remedy)
+    return raised(found, pace.outcome != CODE[Result.SUCCESS], GradientError(given, allowed, remedy), by_row=True)
 
 
 @dataclasses.dataclass(frozen=True)
