@@ -8,19 +8,33 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, StateError, UnsupportedError
+from odenet import (
+    Depth,
+    Gradient,
+    GradientName,
+    InputError,
+    NetSpec,
+    PIDController,
+    Problem,
+    Solution,
+    SolverName,
+    StateError,
+    UnsupportedError,
+)
 from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
-from odenet_jax.field.replay import Told, call, tell
-from odenet_jax.gradients.solve import solve_problem, solve_telling
+from odenet_jax.field.block_state import gathered, holds_state, marked_as
+from odenet_jax.field.flax_modules import is_flax, parted
+from odenet_jax.field.replay import BlockContext, block_context, call
+from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
 
@@ -32,7 +46,7 @@ class _Owner:
     """Whose method the field of a network is: what the alarm of `odenet.kit` knows the network by."""
 
 
-class _Unseen:
+class Unseen:
     """The owner as a static field. All are equal to JAX, so that networks of one structure stay of one structure.
 
     The field of a network is a function made anew at each call, and an updated network another object: known by either,
@@ -43,10 +57,10 @@ class _Unseen:
         self.owner = _Owner()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unseen)
+        return isinstance(other, Unseen)
 
     def __hash__(self) -> int:
-        return hash(_Unseen)
+        return hash(Unseen)
 
     def method(self, field: Callable[..., Any]) -> Callable[..., Any]:
         """A field, its first argument the owner, as a method of the owner."""
@@ -78,19 +92,19 @@ class ResidualStack(eqx.Module):
     along: Kind = eqx.field(static=True)
     t0: float = eqx.field(static=True)
     t1: float = eqx.field(static=True)
-    unseen: _Unseen = eqx.field(static=True, repr=False)
+    unseen: Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
         blocks: Sequence[Callable[..., Any]],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
-        along: str | None = None,
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
+        along: Literal["piecewise", "linear"] | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
     ) -> None:
-        self.solver, self.gradient, self.unseen = solver_named(solver), gradient_named(gradient), _Unseen()
+        self.solver, self.gradient, self.unseen = solver_named(solver), gradient_named(gradient), Unseen()
         for name, time in (("t0", t0), ("t1", t1)):
             if isinstance(time, jax.Array):
                 raise InputError(
@@ -107,11 +121,11 @@ class ResidualStack(eqx.Module):
             jax.tree.structure(arrays) != jax.tree.structure(parts[0][0]) or not eqx.tree_equal(static, parts[0][1])
             for arrays, static in parts
         ):
-            remedy = _STATEFUL if any(map(_holds_state, single.values())) else ""
+            remedy = _STATEFUL if any(map(holds_state, single.values())) else ""
             raise InputError(
                 f"{len(parts)} blocks of different structures", "at least one, all of one structure", remedy
             )
-        self.blocks = eqx.combine(jax.tree.map(lambda *each: jnp.stack(each), *(a for a, _ in parts)), parts[0][1])
+        self.blocks = eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(a for a, _ in parts)), parts[0][1])
 
     @classmethod
     def stateful(cls, make: Callable[[Array], Any], keys: Array, **choices: Any) -> tuple[ResidualStack, eqx.nn.State]:
@@ -122,10 +136,39 @@ class ResidualStack(eqx.Module):
             keys: one for each block, as of `jax.random.split(key, count)`.
             choices: those of `ResidualStack`.
         """
-        made, state = eqx.filter_vmap(eqx.nn.make_with_state(make))(keys)
-        arrays, static = eqx.partition(made, eqx.is_array)
+        stacked, state = eqx.filter_vmap(eqx.nn.make_with_state(make))(keys)
+        arrays, static = eqx.partition(stacked, eqx.is_array)
         rows = [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(keys))]
         return cls([eqx.combine(row, static) for row in rows], **choices), state
+
+    @classmethod
+    def with_state(cls, blocks: Sequence[Any], state: Any = None, **choices: Any) -> tuple[ResidualStack, Any]:
+        """A stack of blocks that were made with a state, and that state, whose leaves have an axis of blocks.
+
+        Args:
+            blocks: of equinox, or modules of flax.nnx, which hold their state: parameters (`nnx.Param`) are weights,
+                and their other variables (running statistics, counts of random numbers) are the state. These modules
+                are left as they are: `stack(x, state=state)` returns the new state.
+            state: of equinox's blocks: the `eqx.nn.State` of a model that has them, or one for each block.
+            choices: those of `ResidualStack`.
+
+        Raises:
+            InputError: blocks that share an entry of their state, or blocks of equinox without one.
+        """
+        if all(map(is_flax, blocks)):
+            parts = [parted(block) for block in blocks]
+            return cls([block for block, _ in parts], **choices), _stacked([each for _, each in parts])
+        if state is None or any(map(is_flax, blocks)):
+            raise InputError(
+                "blocks of equinox and no state" if state is None else "blocks of flax.nnx beside others",
+                "blocks and state of equinox as from eqx.nn.make_with_state, or blocks of flax.nnx alone",
+            )
+        alike = [marked_as(block, blocks[0]) for block in blocks]
+        if isinstance(state, eqx.nn.State):
+            return cls(alike, **choices), gathered(blocks, state)
+        rows = [gathered([block], each) for block, each in zip(blocks, state, strict=True)]
+        made = [jax.tree.unflatten(jax.tree.structure(rows[0]), jax.tree.leaves(row)) for row in rows]
+        return cls(alike, **choices), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *made)
 
     @property
     def depth(self) -> Depth:
@@ -174,27 +217,35 @@ class ResidualStack(eqx.Module):
             StateError: a state that is not that of these blocks.
         """
 
-        if state is None and _holds_state(self.blocks):
+        if state is None and holds_state(self.blocks):
             raise StateError("blocks with a state (BatchNorm), called without one", "stack(x, state=state)", _STATEFUL)
 
-        def field(_: _Owner, t: Array, y: Any, block: Any, *told: Any) -> Any:
-            value = call(block, (y, *arguments), named, *told, axis_name=axis_name)
-            return value if told else value[0]
+        def field(_: _Owner, t: Array, y: Any, block: Any, *context: Any) -> Any:
+            value = call(block, (y, *arguments), named, *context, axis_name=axis_name)
+            return value if context else value[0]
 
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        made = problem(self.unseen.method(field), x, self.depth, **choices)
-        told = tell(state, key, self.order, self.along, made)
-        solution, after = solve_telling(made, probe, told)
+        ivp = problem(self.unseen.method(field), x, self.depth, **choices)
+        context = block_context(state, key, self.order, self.along, ivp)
+        solution, after = solve_with_context(ivp, probe, context)
         return solution.y1 if state is None else (solution.y1, after)
 
 
-_STATEFUL = "ResidualStack.stateful(make, keys) makes the blocks of such a stack together with their state"
+_STATEFUL = (
+    "ResidualStack.stateful(make, keys) makes the blocks of such a stack together with their state, and "
+    "ResidualStack.with_state(blocks, state) takes blocks that were made with theirs"
+)
 
 
-def _holds_state(block: Any) -> bool:
-    """Whether some layer of equinox in it keeps a state beside its arrays."""
-    leaves = jax.tree.leaves(block, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex))
-    return any(isinstance(leaf, eqx.nn.StateIndex) for leaf in leaves)
+def _stacked(trees: Sequence[Any]) -> Any:
+    """Trees of one structure as one, leaves with a leading axis.
+
+    Raises:
+        InputError: trees of different structures.
+    """
+    if any(jax.tree.structure(each) != jax.tree.structure(trees[0]) for each in trees):
+        raise InputError(f"{len(trees)} blocks whose states have different structures", "all of one structure")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 class NeuralODE(eqx.Module):
@@ -223,22 +274,22 @@ class NeuralODE(eqx.Module):
     rtol: Any = eqx.field(static=True)
     atol: Any = eqx.field(static=True)
     control: PIDController | None = eqx.field(static=True)
-    unseen: _Unseen = eqx.field(static=True, repr=False)
+    unseen: Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
         field: Callable[[Array, Array], Array],
         *,
         steps: int | None = None,
-        solver: str | AnySolver | None = None,
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver | None = None,
+        gradient: GradientName | Gradient = "backprop",
         t0: Any = 0.0,
         t1: Any = 1.0,
         rtol: Any = None,
         atol: Any = None,
         control: PIDController | None = None,
     ) -> None:
-        self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, _Unseen()
+        self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, Unseen()
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         self.field, self.steps = field, steps
         self.solver = solver_named(solver or ("rk4" if steps is not None else "dopri5"))
@@ -247,20 +298,20 @@ class NeuralODE(eqx.Module):
 
     @property
     def t0(self) -> Any:
-        """The first time."""
+        """The time t0 at which the solve starts."""
         return eqx.combine(self.times, self.numbers)[0]
 
     @property
     def t1(self) -> Any:
-        """The last time."""
+        """The time t1 at which the solve ends."""
         return eqx.combine(self.times, self.numbers)[1]
 
     def __call__(self, x: Any, probe: Array | None = None) -> Any:
         """The state at t1; for `probe` see `odenet_jax.solve`."""
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
         choices |= {"steps": self.steps, "rtol": self.rtol, "atol": self.atol, "control": self.control}
-        made = problem(self.unseen.method(lambda _, t, y, field: field(t, y)), x, self.field, **choices)
-        return solve_problem(made, probe).y1
+        ivp = problem(self.unseen.method(lambda _, t, y, field: field(t, y)), x, self.field, **choices)
+        return solve_problem(ivp, probe).y1
 
 
 class OdeNet(eqx.Module):
@@ -291,8 +342,8 @@ class OdeNet(eqx.Module):
         spec: NetSpec,
         weights: Mapping[str, np.ndarray],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
         dtype: Any = jnp.float32,
     ) -> None:
         spec.check(weights)
@@ -313,9 +364,9 @@ class OdeNet(eqx.Module):
 
     def for_training(self) -> OdeNet:
         """A copy whose calls normalise batches by themselves, and count nothing."""
-        made = copy.copy(self)
-        object.__setattr__(made, "training", True)  # a frozen module's own copy
-        return made
+        copied = copy.copy(self)
+        object.__setattr__(copied, "training", True)  # a frozen module's own copy
+        return copied
 
     def in_training(self, x: Array, probe: Array | None = None) -> tuple[Array, dict[str, Array]]:
         """The same with batches normalised by themselves, and the running statistics after it, which count the batch
@@ -338,7 +389,7 @@ class OdeNet(eqx.Module):
         inner = {name.removeprefix("block."): w for name, w in read.items() if name.startswith("block.")}
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
-        made = problem(
+        ivp = problem(
             self.function,
             y,
             Depth(inner, spec.along),
@@ -348,13 +399,13 @@ class OdeNet(eqx.Module):
             gradient=self.gradient,
         )
         counting = CountingField(spec) if counts else None  # not `function`, which may be one that is counted itself
-        told = None if counting is None else counting.told(self.statistics, made)
-        solution, totals = self.solve(made, probe, told)
+        context = None if counting is None else counting.context(self.statistics, ivp)
+        solution, totals = self.solve(ivp, probe, context)
         y = solution.ys[0]
         y = y if spec.classes is None else leave(spec, weights, y, ordinary)
         moved = {} if counting is None else counting.moved(self.statistics, totals)
         return y, self.statistics | ordinary.moved | moved
 
-    def solve(self, made: Problem, probe: Array | None, told: Told | None) -> tuple[Solution, Any]:
-        """Takes the steps, as `solve_telling`; a network whose steps are another library's has its own."""
-        return solve_telling(made, probe, told)
+    def solve(self, ivp: Problem, probe: Array | None, context: BlockContext | None) -> tuple[Solution, Any]:
+        """Takes the steps, as `solve_with_context`; a network whose steps are another library's has its own."""
+        return solve_with_context(ivp, probe, context)

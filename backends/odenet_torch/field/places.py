@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,7 @@ OF_MODULES = frozenset({*vars(nn.Module()), KEY})
 """The attributes that every module has."""
 
 
-class Where(ABC):
+class Location(ABC):
     """A place with values under keys.
 
     Args:
@@ -35,7 +36,7 @@ class Where(ABC):
 
     @abstractmethod
     def contents(self) -> dict[Any, Any]:
-        """What stands here now."""
+        """The values that stand here now, by key."""
 
     @abstractmethod
     def put(self, key: Any, value: Any) -> None:
@@ -55,7 +56,7 @@ class Where(ABC):
         return self.name if key is None else f"{self.name}.{key}".removeprefix(".")
 
 
-class Mapping(Where):
+class MappingLocation(Location):
     """A dict, or the attributes of an object."""
 
     def __init__(self, name: str, entries: dict[Any, Any]) -> None:
@@ -76,21 +77,21 @@ class Mapping(Where):
             self.entries[key] = value
 
 
-class Attributes(Mapping):
-    """Those of a module, beside what every module has."""
+class ModuleAttributes(MappingLocation):
+    """The attributes of a module, beside those that every module has."""
 
     def contents(self) -> dict[Any, Any]:
         return {key: value for key, value in self.entries.items() if key not in OF_MODULES}
 
 
-class Items(Mapping):
+class MappingEntries(MappingLocation):
     """The entries of a dict."""
 
     def called(self, key: Any) -> str:
         return f"{self.name}[{key!r}]".removeprefix(".")
 
 
-class Globals(Mapping):
+class GlobalNames(MappingLocation):
     """Some global names."""
 
     def __init__(self, entries: dict[str, Any], names: frozenset[str]) -> None:
@@ -108,7 +109,7 @@ class Globals(Mapping):
         return f"the global name {key}"
 
 
-class Sequence(Where):
+class CollectionLocation(Location):
     """A list, deque or set, as a whole."""
 
     def __init__(self, name: str, values: Any) -> None:
@@ -127,7 +128,7 @@ class Sequence(Where):
         (self.values.update if isinstance(self.values, set) else self.values.extend)(value)
 
 
-class Cell(Where):
+class ClosureCell(Location):
     """What a closure holds under a name."""
 
     def __init__(self, name: str, cell: types.CellType) -> None:
@@ -147,19 +148,61 @@ class Cell(Where):
             self.cell.cell_contents = value
 
 
-class OfClass(Where):
-    """Attributes of a class that are no code."""
+class ClassAttributes(Location):
+    """Attributes of a class that are no code.
 
-    def __init__(self, kind: type, names: frozenset[str]) -> None:
+    Args:
+        kind: the class.
+        names: theirs now; code may make others.
+    """
+
+    def __init__(self, kind: type, names: Callable[[type], frozenset[str]]) -> None:
         super().__init__(kind.__name__)
         self.kind, self.names = kind, names
+        self.count = len(vars(kind))
 
     def contents(self) -> dict[Any, Any]:
         own = vars(self.kind)
-        return {name: own[name] for name in self.names if name in own}
+        return {name: own[name] for name in self.names(self.kind) if name in own}
+
+    def same(self, contents: dict[Any, Any]) -> bool:
+        own = vars(self.kind)
+        return len(own) == self.count and all(own.get(name) is value for name, value in contents.items())
 
     def put(self, key: Any, value: Any) -> None:
-        if value is MISSING:
-            delattr(self.kind, key)
-        else:
+        if value is not MISSING:
             setattr(self.kind, key, value)
+        elif key in vars(self.kind):
+            delattr(self.kind, key)
+
+
+class SlotAttributes(Location):
+    """The attributes of an object whose class names them in `__slots__`."""
+
+    def __init__(self, name: str, owner: Any, names: tuple[str, ...]) -> None:
+        super().__init__(name)
+        self.owner, self.names = owner, names
+
+    def contents(self) -> dict[Any, Any]:
+        return {name: getattr(self.owner, name) for name in self.names if hasattr(self.owner, name)}
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is not MISSING:
+            setattr(self.owner, key, value)
+        elif hasattr(self.owner, key):
+            delattr(self.owner, key)
+
+
+class ContextValue(Location):
+    """The value of a context variable."""
+
+    def __init__(self, name: str, variable: ContextVar[Any]) -> None:
+        super().__init__(name)
+        self.variable = variable
+
+    def contents(self) -> dict[Any, Any]:
+        value = self.variable.get(MISSING)
+        return {} if value is MISSING else {None: value}
+
+    def put(self, key: Any, value: Any) -> None:
+        self.variable.set(None if value is MISSING else value)  # none can be unset again

@@ -9,6 +9,7 @@ Over 250 lines: random state, buffers and what surrounds f are taken and put bac
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,12 +22,12 @@ from torch.nn.utils import parametrize
 from odenet import GradientError
 from odenet_torch.field import late_writes
 from odenet_torch.field import random_state as _dice
-from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same
+from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import Field
-from odenet_torch.field.side_results import Root, SideResults
+from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.surroundings import no_trace
+from odenet_torch.field.surroundings import held_now, no_trace, reach
 from odenet_torch.field.written_on import sampled, version
 
 Key = tuple[int, bool, float]
@@ -40,6 +41,8 @@ _EVERY = -1  # in the place of a step
 # by training flag: modules that did not change their buffers when they ran first, and those that passed the check
 _STEADY: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
 _FUNCTIONS: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
+# names of buffers that were seen to need no gradient
+_PLAIN: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 class Replay:
@@ -71,11 +74,14 @@ class Replay:
         self.sides = SideResults(cut)
         self.read: dict[int, list[tuple[Tensor, int, Any]]] = {}
         self.noticed: list[Module] = []
-        self.called: dict[int, Called] = {}
+        self.snapshots: dict[int, ModuleSnapshot] = {}
         self.of_step: dict[int, set[int]] = {}
         self.random: dict[Key, list[Tensor]] = {}
         self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
         self.uncached = False  # whether parametrize.cached() is active around the solve
+        self.suspects: Sequence[Owned] = ()
+        self.with_graph: list[Owned] = []
+        """Of these buffers those that an evaluation has left with a graph."""
         self.moving = False  # whether some module changes its buffers
         self.looked: dict[int, bool] = {}  # by `id` of what f is made of: whether it may do as follows
         self.late: set[int] = set()
@@ -90,7 +96,7 @@ class Replay:
 
     @classmethod
     def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False) -> Replay:
-        """That of a forward pass which is about to begin."""
+        """The record of a forward pass that is about to begin."""
         return cls(layout.device, steps, field.modules, field.handed, field.roots, cut)
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
@@ -107,15 +113,15 @@ class Replay:
 
         thread = threading.get_ident()
 
-        def seen(module: nn.Module, inputs: Any) -> None:
+        def on_call(module: nn.Module, inputs: Any) -> None:
             if threading.get_ident() != thread:  # the hook is on all modules of the process
                 return
             if not any(module is inner for _, outer in self.noticed for inner in outer.modules()):
-                found = (type(module).__name__, module)
-                self.noticed.append(found)
-                self.before += self._look([found])
+                named = (type(module).__name__, module)
+                self.noticed.append(named)
+                self.before += self._look([named])
 
-        handle = nn.modules.module.register_module_forward_pre_hook(seen)
+        handle = nn.modules.module.register_module_forward_pre_hook(on_call)
         try:
             yield
         finally:
@@ -134,8 +140,8 @@ class Replay:
         if key[0] not in self.read:
             self.watch(self.handed(key[0], self.steps), key[0])
         for name, module in self._calls(place):
-            if id(module) not in self.called:
-                self.called[id(module)] = Called.now(name, module)
+            if id(module) not in self.snapshots:
+                self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
             self.of_step.setdefault(key[0], set()).add(id(module))
             if module not in _FUNCTIONS[module.training]:
                 self._check(key, place, name, out, evaluate)
@@ -144,6 +150,8 @@ class Replay:
             self._look_for_late(key, place, out, evaluate)
         if met:
             self.sides.look(met, y, lambda: self._quietly(key, place, evaluate))
+            if self.sides.cut and key in self.buffers:
+                self._refuse_graphs(key, place, y, evaluate)
         return out
 
     def again(self, key: Key, place: Place, stages: int, evaluate: Callable[[], Leaves]) -> Leaves:
@@ -151,6 +159,8 @@ class Replay:
 
         A backward pass of other steps than the forward pass's reads those of the step that holds its own.
         """
+        if self.sides.filled:
+            self.sides.empty()
         if not (self.random or self.moving):
             return evaluate()
         step, reverse, rank = key
@@ -175,11 +185,13 @@ class Replay:
             GradientError: what is to run again is not what it was in the forward pass.
         """
         ns = set(range(self.steps) if steps is None else steps)
-        kept = {(id(owner), name) for key, found in self.buffers.items() if key[0] in ns for (owner, name), _ in found}
+        copied = {
+            (id(owner), name) for key, tensors in self.buffers.items() if key[0] in ns for (owner, name), _ in tensors
+        }
         noticed = {id(module) for _, module in self.noticed}
         for key in {key for n in ns for key in self.of_step.get(n, ())}:
-            self.called[key].require_unchanged(kept, moves=key not in noticed)
-        watched = (each for n in (*ns, _EVERY) for each in self.read.get(n, ()))
+            self.snapshots[key].require_unchanged(copied, moves=key not in noticed)
+        watched = (entry for n in (*ns, _EVERY) for entry in self.read.get(n, ()))
         if any(version(x) != before or (sample is not None and sampled(x) != sample) for x, before, sample in watched):
             raise changed("a tensor that the field reads was modified by an inplace operation")
         state = _dice.state(self.device)
@@ -218,10 +230,10 @@ class Replay:
     def _calls(self, place: Place) -> list[Module]:
         return [*self.modules(*place), *self.noticed]
 
-    def _look(self, called: Sequence[Module]) -> list[tuple[Owned, Tensor, int, Tensor | None]]:
+    def _look(self, modules: Sequence[Module]) -> list[tuple[Owned, Tensor, int, Tensor | None]]:
         """The buffers of these modules; a copy where what is in them matters to f and may change."""
-        found = []
-        for _, module in called:
+        buffers = []
+        for _, module in modules:
             for inner in module.modules():
                 if indifferent(inner):
                     self.moving = self.moving or bool(inner._buffers)
@@ -230,8 +242,8 @@ class Replay:
                 for name, buffer in inner._buffers.items():
                     if buffer is not None:
                         value = buffer.detach().clone() if copy else None
-                        found.append(((inner, name), buffer, version(buffer), value))
-        return found
+                        buffers.append(((inner, name), buffer, version(buffer), value))
+        return buffers
 
     def _keep_changed(self, key: Key) -> None:
         kept = []
@@ -259,21 +271,48 @@ class Replay:
             if id(module) not in moving:
                 _STEADY[module.training].add(module)
 
+    def _refuse_graphs(self, key: Key, place: Place, y: Leaves, evaluate: Callable[[], Leaves]) -> None:
+        """Looks whether a buffer that f has changed depends on what has a gradient, which a pass without a graph loses.
+
+        Raises:
+            GradientError: it does.
+        """
+        kept = [owned for owned, _ in self.buffers[key] if owned[1] not in _PLAIN.get(owned[0], ())]
+        if not kept:
+            return
+        with recorded(y):
+            self.suspects = kept
+            self._quietly(key, place, evaluate)
+            self.suspects = ()
+        for module, name in self.with_graph:
+            raise GradientError(
+                f"the gradient of the buffer {name} of {type(module).__name__}, which keeps a tensor that needs one, "
+                "in a forward pass that keeps no graph",
+                "buffers that need no gradient",
+                "keep value.detach() there; or take gradient='backprop', or with equal steps gradient='checkpoint'",
+            )
+        for module, name in kept:
+            _PLAIN.setdefault(module, set()).add(name)
+
     @contextlib.contextmanager
-    def _swapped(self, called: Sequence[Module], found: Sequence[tuple[Owned, Tensor]]) -> Iterator[None]:
+    def _swapped(self, modules: Sequence[Module], copies: Sequence[tuple[Owned, Tensor]]) -> Iterator[None]:
         """Copies in the place of buffers that f changes: as they were before, so that nothing is counted twice."""
-        kept = {(id(module), name): value for (module, name), value in found}
+        values = {(id(module), name): value for (module, name), value in copies}
         originals = []
-        for _, module in called:
+        for _, module in modules:
             for inner in module.modules():
                 if inner._buffers and (indifferent(inner) or inner not in _STEADY[inner.training]):
                     originals += [((inner, name), buffer) for name, buffer in inner._buffers.items()]
         for (module, name), original in originals:
-            copy = kept.get((id(module), name), original)
+            copy = values.get((id(module), name), original)
             module._buffers[name] = None if copy is None else copy.detach().clone()
         try:
             yield
         finally:
+            for module, name in self.suspects:
+                buffer = module._buffers.get(name)
+                if buffer is not None and buffer.requires_grad:
+                    self.with_graph.append((module, name))
             for (module, name), original in reversed(originals):
                 module._buffers[name] = original
 
@@ -310,7 +349,8 @@ class Replay:
         fresh = [root for root in roots if late_writes.known(root[1]) is None]
         if fresh:
             with no_trace([root for _, root in roots]):
-                again, late = late_writes.watched(lambda: self._replayed(key, place, evaluate))
+                held = functools.partial(held_now, [reach(root) for _, root in roots])
+                again, late = late_writes.watched(lambda: self._replayed(key, place, evaluate), held)
             require_same(fresh[0][0], out, again)
             for _, root in fresh:
                 late_writes.remember(root, late)

@@ -15,23 +15,23 @@ from torch import Tensor
 
 from odenet import GradientError
 from odenet_torch.field.knowledge import knowledge
-from odenet_torch.field.places import MISSING, Where
-from odenet_torch.field.reach import Reach
+from odenet_torch.field.places import MISSING, Location
+from odenet_torch.field.reachable_objects import ReachableObjects, held_by
 from odenet_torch.field.written_on import sampled, version
 
-Difference = tuple[Where, Any, Any, Any]
+Difference = tuple[Location, Any, Any, Any]
 """A place, a key there, what stood there, and what stands there now."""
 _NUMBERS = (bool, int, float, complex)
 
 
-def reach(root: object) -> Reach:
+def reach(root: object) -> ReachableObjects:
     """What can be reached from something now; looked up again only where something stands elsewhere."""
     known = knowledge(root)
     if known is None:
-        return Reach(root)
+        return ReachableObjects(root)
     now = known.reach
     if now is None or not now.current():
-        now = known.reach = Reach(root)
+        now = known.reach = ReachableObjects(root)
     return now
 
 
@@ -49,29 +49,41 @@ class Surroundings:
         self.before = self.reach.contents
         self.values = [*map(_value, self.reach.watched)]
         self.own: set[tuple[int, Any]] = set()
+        self.stood: list[tuple[Location, Any]] = []
+        """What stood anywhere before f ran, where it has put a tensor with a graph."""
+        self.filled: list[tuple[Location, Any, Any]] = []
+        """Location f put a tensor with a graph, and no tensor stood before: places, keys, and what stood there."""
 
     def differences(self) -> list[Difference]:
-        """What stands elsewhere now."""
+        """The places whose values are others now than they were before."""
         return [] if self.reach.current() else differences(self.reach.places, self.before)
 
-    def written(self) -> None:
+    def written(self, once: bool = False) -> None:
         """All that differs now was changed by f itself, which does not expect to find it again.
 
         What stood there before is let go, so that no results of the last pass stay alive.
+
+        Args:
+            once: whether f ran once alone: a count, or an order of things, is then found again as f found it.
         """
-        found = self.differences()
-        if found:
-            self.own = {(id(place), key) for place, key, _, _ in found}
-            if (known := knowledge(self.root)) is not None:
-                known.reach = None
+        changes = self.differences()
+        if changes:
+            self.own = {(id(place), key) for place, key, _, _ in changes}
+            pairs = zip(self.reach.places, self.before, strict=True)
+            self.stood = [(place, key) for place, contents in pairs for key in contents]
+            self.filled = [c[:3] for c in changes if (once or _of_graph(c)) and _keeps_nothing(c)]
+            if (memo := knowledge(self.root)) is not None:
+                memo.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
             self.before = [{k: v for k, v in c.items() if (id(p), k) not in self.own} for p, c in pairs]
-            gone = {id(tensor) for _, _, old, _ in found for tensor in tensors_in(old)}
+            gone = {id(tensor) for _, _, old, _ in changes for tensor in tensors_in(old)}
             self.reach = self.reach.without(gone, self.before)
             self.values = [*map(_value, self.reach.watched)]
         else:
-            now = [*map(_value, self.reach.watched)]
-            self.values = [one if one == other else None for one, other in zip(self.values, now, strict=True)]
+            current = [*map(_value, self.reach.watched)]
+            self.values = [
+                earlier if earlier == later else None for earlier, later in zip(self.values, current, strict=True)
+            ]
 
     def require_unwritten(self) -> None:
         """Looks whether the tensors and arrays that f may read still hold what they held.
@@ -79,8 +91,8 @@ class Surroundings:
         Raises:
             GradientError: one was written on, and not by f.
         """
-        for (name, held), value in zip(self.reach.watched, self.values, strict=True):
-            if value is not None and _value((name, held)) != value:
+        for (name, array), value in zip(self.reach.watched, self.values, strict=True):
+            if value is not None and _value((name, array)) != value:
                 raise GradientError(
                     f"{full(self.name, name)}, which the field may read, was modified by an inplace operation after "
                     "the forward pass, and the field is to run again",
@@ -97,47 +109,49 @@ class Surroundings:
     def again(self) -> Iterator[None]:
         """Inside, f finds what it found; afterwards no tensor with a graph stands where another stood.
 
-        What f logs or counts is logged and counted in a way back, too.
+        What f logs or counts is logged and counted in a way back, too. What it computed with a graph and keeps for
+        later evaluations, as a cache does, it does not find: it computes that again, so that it has its gradient.
         """
         current = self.reach.current()
-        found = [] if current else self.differences()
-        swapped = [each for each in found if (id(each[0]), each[1]) not in self.own]
+        changes = [] if current else self.differences()
+        swapped = [change for change in changes if (id(change[0]), change[1]) not in self.own]
+        swapped += [(place, key, old, place.contents().get(key, MISSING)) for place, key, old in self.filled]
         for place, key, old, _ in swapped:
             place.put(key, old)
-        now = self.before if current else [place.contents() for place in self.reach.places]
+        present = self.before if current else [place.contents() for place in self.reach.places]
         try:
             yield
         finally:
             if not current or not self.reach.current():
-                put_back(each for each in differences(self.reach.places, now) if _of_graph(each))
+                put_back(change for change in differences(self.reach.places, present) if _of_graph(change))
             for place, key, _, new in reversed(swapped):
                 place.put(key, new)
 
     def left(self) -> list[Difference]:
-        """Where something was put that holds tensors."""
-        found = []
+        """Location something was put that holds tensors."""
+        leftovers = []
         for place, key, old, new in self.differences():
             known = {id(tensor) for tensor in tensors_in(old)}
             if any(id(tensor) not in known for tensor in tensors_in(new)):
-                found.append((place, key, old, new))
-        return found
+                leftovers.append((place, key, old, new))
+        return leftovers
 
 
-def differences(places: Sequence[Where], before: Sequence[dict[Any, Any]]) -> list[Difference]:
-    """What stands elsewhere than it did."""
-    found = []
-    for place, then in zip(places, before, strict=True):
-        now = place.contents()
-        for key in dict.fromkeys((*then, *now)):
-            old, new = then.get(key, MISSING), now.get(key, MISSING)
+def differences(places: Sequence[Location], before: Sequence[dict[Any, Any]]) -> list[Difference]:
+    """The places whose values are others than they were before."""
+    changes = []
+    for place, previous in zip(places, before, strict=True):
+        present = place.contents()
+        for key in dict.fromkeys((*previous, *present)):
+            old, new = previous.get(key, MISSING), present.get(key, MISSING)
             if not _same(old, new):
-                found.append((place, key, old, new))
-    return found
+                changes.append((place, key, old, new))
+    return changes
 
 
-def put_back(found: Iterable[Difference]) -> None:
-    """What stood there."""
-    for place, key, old, _ in found:
+def put_back(changes: Iterable[Difference]) -> None:
+    """Put back what stood in the places that changed."""
+    for place, key, old, _ in changes:
         place.put(key, old)
 
 
@@ -148,19 +162,57 @@ def no_trace(roots: Iterable[object]) -> Iterator[None]:
     try:
         yield
     finally:
-        for each in looked:
-            if not each.current():
-                put_back(differences(each.places, each.contents))
+        for reached in looked:
+            if not reached.current():
+                put_back(differences(reached.places, reached.contents))
+
+
+def held_now(looked: Iterable[ReachableObjects]) -> dict[Any, Any]:
+    """What can be reached now, by place, as what tells it from another: values by `id`; of modules their parameters,
+    the memory of these, what wants a gradient, modes and hooks.
+    """
+    found: dict[Any, Any] = {}
+    for each in looked:
+        for place in each.places:
+            found.update(((id(place), key), _told(value)) for key, value in place.contents().items())
+        for outer in each.modules:
+            for module in outer.modules():
+                hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
+                found[id(module)] = (module.training, hooks)
+                for name, tensor in module._parameters.items():
+                    if tensor is not None:
+                        found[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
+    return found
+
+
+def _told(value: Any) -> Any:
+    return tuple(map(id, value)) if type(value) is tuple else value if isinstance(value, _NUMBERS) else id(value)
+
+
+def _place(tensor: Tensor) -> int | None:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # without memory
+        return None
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, or in a container of values."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from (tensor for item in value.values() for tensor in tensors_in(item))
-    elif isinstance(value, (list, tuple, set)):
-        yield from (tensor for item in value for tensor in tensors_in(item))
+    """The tensors in a value, or in a container, closure or object of somebody's."""
+    stack, seen = [value], set[int]()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            yield value
+            continue
+        if isinstance(value, (*_NUMBERS, str, bytes, type(None))) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            stack += value
+        else:
+            stack += (item for place in held_by(value) for item in place.contents().values())
 
 
 def full(root: str, name: str) -> str:
@@ -170,8 +222,8 @@ def full(root: str, name: str) -> str:
 
 def _value(watched: tuple[str, Any]) -> Any:
     """What tells whether a tensor or an array was written on."""
-    held = watched[1]
-    return (version(held), sampled(held)) if isinstance(held, Tensor) else held.tobytes()
+    array = watched[1]
+    return (version(array), sampled(array)) if isinstance(array, Tensor) else array.tobytes()
 
 
 def _same(old: Any, new: Any) -> bool:
@@ -182,6 +234,12 @@ def _same(old: Any, new: Any) -> bool:
     if type(old) is tuple:
         return len(old) == len(new) and all(map(_same, old, new))
     return isinstance(old, (*_NUMBERS, str, bytes)) and (old == new or old != old != new)
+
+
+def _keeps_nothing(difference: Difference) -> bool:
+    """Whether what stood there holds no tensor that what stands there now does not hold."""
+    _, _, old, new = difference
+    return {id(tensor) for tensor in tensors_in(old)} <= {id(tensor) for tensor in tensors_in(new)}
 
 
 def _of_graph(difference: Difference) -> bool:

@@ -31,7 +31,7 @@ from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.field import FunctionField, Stand
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
-from odenet_torch.steps.size_control import Walk
+from odenet_torch.steps.size_control import AdaptiveLoop
 from odenet_torch.steps.tolerance import within
 
 _CHOICES = ("backend", "options")
@@ -86,7 +86,7 @@ class CompiledSteps:
 
     Args:
         field: a function's, with weights that are the same at all places, or divided into layers.
-        walk: with the method, and the tolerance of its error.
+        loop: with the method, and the tolerance of its error.
         layout: of the state.
         grid: with the times of the layers.
         choices: see `checked`.
@@ -99,7 +99,7 @@ class CompiledSteps:
     def __init__(
         self,
         field: FunctionField,
-        walk: Walk,
+        loop: AdaptiveLoop,
         layout: Layout,
         grid: Accepted,
         choices: Choices,
@@ -114,7 +114,7 @@ class CompiledSteps:
         self.field, self.grid, self.layout = field, grid, layout
         self.recorded = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in (*y, *first))
         self.linear = field.depth is not None and field.depth.kind == "linear"
-        tolerance = walk.tolerance
+        tolerance = loop.tolerance
         self.norm = tolerance.norm if tolerance.named is None else None
         self.rtol, self.atol = (
             tuple(
@@ -124,12 +124,12 @@ class CompiledSteps:
             for numbers in (tolerance.rtol, tolerance.atol)
         )
         memory, (anchor, more) = layout.memory, _anchor(field.traced)
-        kinds = (layout.given, layout.time, layout.device, tuple(leaf.shape for leaf in y))
+        kinds = (layout.dtypes, layout.time, layout.device, tuple(leaf.shape for leaf in y))
         tree = str(tree_map(lambda _: 0, layout.unflatten(y)))
-        key = (walk.tableau, tolerance.named, self.linear, memory.lends, memory.takes, kinds, tree, str(choices), *more)
+        key = (loop.tableau, tolerance.named, self.linear, memory.lends, memory.takes, kinds, tree, str(choices), *more)
         kept = _KEPT.setdefault(anchor, {})
         if key not in kept:
-            kept[key] = _Graph(_step(walk.tableau, layout, self.linear, None if self.norm else tolerance.norm), choices)
+            kept[key] = _Graph(_step(loop.tableau, layout, self.linear, None if self.norm else tolerance.norm), choices)
         self.graph, self.before = kept[key], kept[key].count
         self.last: Leaves | None = None
 
@@ -156,12 +156,12 @@ class CompiledSteps:
         if self.linear:
             start, end = self.grid.layers[layer : layer + 2]
             numbers += [min(1.0, max(0.0, (time - start) / (end - start))) for time in times]
-        given = torch.tensor(numbers, dtype=self.layout.time, device=self.layout.device)
+        operands = torch.tensor(numbers, dtype=self.layout.time, device=self.layout.device)
         first = first if first is self.last else self.enter(first)
         field, count = self.field, self.grid.count
 
         def run(stand: Stand | None) -> Any:
-            arguments = (field.traced, self.norm, y, first, given, self.rtol, self.atol)
+            arguments = (field.traced, self.norm, y, first, operands, self.rtol, self.atol)
             return self._run(*arguments, field.around(layer, count, stand))
 
         reads = (field.inner or field.reads) if self.recorded else None
@@ -176,13 +176,13 @@ class CompiledSteps:
         graph, mode = self.graph, (self.recorded, torch.is_grad_enabled())
         try:
             if mode in graph.modes:
-                found = graph.run(*arguments)
+                outputs = graph.run(*arguments)
             else:
                 with warnings.catch_warnings():
                     # torch warns of itself as it compiles: that it asks states for their .grad, and of what it imports
                     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
                     warnings.simplefilter("ignore", DeprecationWarning)
-                    found = graph.run(*arguments)
+                    outputs = graph.run(*arguments)
                 graph.modes.add(mode)
         except Exception as error:
             if not _of_compiler(error):
@@ -197,13 +197,13 @@ class CompiledSteps:
                 "compile=False",
                 "leave out compile, or switch it on",
             )
-        return found
+        return outputs
 
 
 def _step(tableau: Tableau, layout: Layout, linear: bool, norm: Callable[[Leaves], Tensor] | None) -> Any:
     """The function that is compiled. It holds nothing of the solve that it was made in but plain data."""
-    single, given, carried, unflatten = layout.single, layout.given, layout.carried, layout.unflatten
-    cast, stages = given != carried, tableau.stages
+    single, dtypes, carried, unflatten = layout.single, layout.dtypes, layout.carried, layout.unflatten
+    cast, stages = dtypes != carried, tableau.stages
     lends, takes = layout.memory.lends, layout.memory.takes
 
     def step(
@@ -214,20 +214,20 @@ def _step(tableau: Tableau, layout: Layout, linear: bool, norm: Callable[[Leaves
         def stage(i: int, at: Leaves) -> Leaves:
             leaves = tuple(leaf.clone() for leaf in at) if lends else at
             if cast:
-                leaves = tuple(leaf.to(kind) for leaf, kind in zip(leaves, given, strict=True))
+                leaves = tuple(leaf.to(kind) for leaf, kind in zip(leaves, dtypes, strict=True))
             read = weights
             if linear:
-                place, (one, other) = of[stages + 1 + i], weights
-                read = (_mixed(one, other, place),)
+                place, (start, end) = of[stages + 1 + i], weights
+                read = (_mixed(start, end, place),)
             value = f(of[1 + i], leaves[0] if single else unflatten(leaves), *read)
             slope = [value] if single else tree_flatten(value)[0]
             slope = [k.clone() for k in slope] if takes else slope
             return tuple([_slope(k, leaf, kind) for k, leaf, kind in zip(slope, at, carried, strict=True)])
 
-        made = trial_step(tableau, stage, y, h, first)
-        ratio = within(norm or norm_of, made.error, y, made.y1, rtol, atol)
-        y1 = tuple([leaf.contiguous() for leaf in made.y1])
-        return y1, tuple([tuple([leaf.contiguous() for leaf in k]) for k in made.slopes[1:]]), ratio
+        attempt = trial_step(tableau, stage, y, h, first)
+        ratio = within(norm or norm_of, attempt.error, y, attempt.y1, rtol, atol)
+        y1 = tuple([leaf.contiguous() for leaf in attempt.y1])
+        return y1, tuple([tuple([leaf.contiguous() for leaf in k]) for k in attempt.slopes[1:]]), ratio
 
     return step
 
@@ -247,29 +247,29 @@ def _mixed(one: Any, other: Any, place: Tensor) -> Any:
     return tree_map(mix, one, other)
 
 
-def compilable(made: Problem) -> Choices:
+def compilable(problem: Problem) -> Choices:
     """The choices of a problem whose steps are to be compiled.
 
     Raises:
         UnsupportedError: equal steps, rows with steps of their own, or a way back that runs the field step by step.
         InputError: see `checked`.
     """
-    assert made.compile is not None
-    if not isinstance(made.grid, Span):
+    assert problem.compile is not None
+    if not isinstance(problem.grid, Span):
         raise UnsupportedError(
             "compile with equal steps",
             "compile with tolerances",
             "compile() of a ResidualStack or a NeuralODE compiles its blocks or its field",
         )
-    if made.grid.control.per_sample:
+    if problem.grid.control.per_sample:
         raise UnsupportedError("compile with per_sample=True", "steps for all rows", "leave out one of them")
-    if not isinstance(made.gradient, Backprop):
+    if not isinstance(problem.gradient, Backprop):
         raise UnsupportedError(
-            f"compile with gradient {made.gradient.label!r}, whose way back runs the field by itself",
+            f"compile with gradient {problem.gradient.label!r}, whose way back runs the field by itself",
             "backprop",
             "leave out compile, or take gradient='backprop'",
         )
-    return checked(made.compile)
+    return checked(problem.compile)
 
 
 def checked(choices: Choices) -> Choices:
@@ -299,7 +299,7 @@ def _anchor(function: Any) -> tuple[Any, tuple[Hashable, ...]]:
     """What graphs are kept by, and what more tells them apart."""
     if isinstance(function, functools.partial):
         anchor, more = _anchor(function.func)
-        bound = [_anchor(each)[0] for each in function.args if callable(each)]
+        bound = [_anchor(argument)[0] for argument in function.args if callable(argument)]
         return (bound[0], (*more, anchor)) if bound else (anchor, more)
     if isinstance(function, types.MethodType):
         anchor, more = _anchor(function.__self__)

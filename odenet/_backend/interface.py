@@ -1,4 +1,4 @@
-"""The seam. A backend is asked for what the user wants done, never for array operations.
+"""The interface of a backend. It is asked for what the user wants done, never for array operations.
 
 Over 250 lines: one class says all that a backend may be asked for, with shapes and errors of each request.
 """
@@ -203,7 +203,7 @@ class Backend(ABC):
         """A converted model with its own layers again: see `odenet.unconvert`."""
         raise UnsupportedError(
             f"unconvert with {type(self).__name__}, which converts no models",
-            "models that odenet_torch.convert has converted",
+            "models that odenet_torch.convert or odenet_jax.convert has converted",
         )
 
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:

@@ -12,11 +12,11 @@ from odenet import StateError
 _NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex, str)
 
 
-def held(tree: Any) -> list[tuple[Any, list[Any]]]:
+def modules_in(tree: Any) -> list[tuple[Any, list[Any]]]:
     """The modules in a tree of weights, and the leaves of each."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: not isinstance(node, (dict, list, tuple)))
-    found = [(node, jax.tree.leaves(node)) for node in nodes if not isinstance(node, _NUMBERS)]
-    return [(node, leaves) for node, leaves in found if _same(leaves, jax.tree.leaves(node))]
+    pairs = [(node, jax.tree.leaves(node)) for node in nodes if not isinstance(node, _NUMBERS)]
+    return [(node, leaves) for node, leaves in pairs if _same(leaves, jax.tree.leaves(node))]
 
 
 def require_unwritten(before: list[tuple[Any, list[Any]]]) -> None:
@@ -27,8 +27,9 @@ def require_unwritten(before: list[tuple[Any, list[Any]]]) -> None:
                 f"a {type(module).__name__} wrote on itself (running statistics, or a count of random numbers), which "
                 "would be lost",
                 "modules that leave themselves as they are",
-                "flax.nnx: model.eval() where that does it; or blocks of equinox, with ResidualStack(...)(x, state=, "
-                "key=) and ResidualStack.stateful",
+                "blocks of flax.nnx: stack, state = ResidualStack.with_state(blocks), or odenet_jax.convert(model, "
+                "example=...), or model.eval() where that does it; of equinox: ResidualStack.stateful, and "
+                "stack(x, state=, key=)",
             )
 
 
