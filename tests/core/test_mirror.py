@@ -43,7 +43,6 @@ DROP_IN = {
     "options",
     "recalled_function",
     "recording",
-    "words",
 }
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
@@ -201,6 +200,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         },
         {"OutputCotangents", "collect", "descend", "none_unread", "once"},
     ),
+    "drop_in/words.py": ({"named", "reason", "stopped", "stopped_back"}, set()),
     "gradients/rounded_states.py": (
         {"Chain", "HalfPrecisionChain", "restarts"},
         {"Chains"},
