@@ -40,7 +40,7 @@ class Recording:
         self.draws = False
         """Whether the field drew random numbers in its first evaluation."""
         self.tableau: Tableau | None = None
-        """Of the way forth; None for a method whose steps follow the error."""
+        """The tableau of the forward pass; None for an adaptive method."""
         self.ends: list[tuple[float, float]] = []
         self.states: dict[tuple[int, int], list[Tensor]] = {}
         self.place: tuple[int, int] | None = None
