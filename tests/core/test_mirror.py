@@ -43,6 +43,7 @@ DROP_IN = {
     "options",
     "recalled_function",
     "recording",
+    "words",
 }
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
@@ -147,7 +148,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         },
         {"Times", "moving", "of_times"},
     ),
-    "steps/tolerance.py": ({"within"}, {"tolerance"}),
+    "steps/tolerance.py": ({"normed", "within"}, {"tolerance"}),
     "steps/size_control.py": (
         {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside"},
         {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
