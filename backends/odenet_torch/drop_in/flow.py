@@ -5,6 +5,7 @@ Over 250 lines: each of torchdiffeq's arguments is read, checked and put into on
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -86,8 +87,16 @@ class OdeintProblem:
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
         if not self.wide:
             return self._value(t, y)
-        with explained(self.times[0]):
+        with self.explained():
             return self._value(t, y)
+
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, a func that cannot be called with times in double is told why it was.
+
+        Raises:
+            GridError: it cannot.
+        """
+        return explained(self.times[0]) if self.wide else contextlib.nullcontext()
 
     def _value(self, t: Tensor, y: Tensor) -> Tensor:
         state = y if self.shapes is None else self.unpacked(y)

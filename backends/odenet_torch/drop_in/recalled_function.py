@@ -75,10 +75,11 @@ class Recalled:
         with torch.enable_grad():
             at = flow.unpacked(y.clone())  # a copy, of which func may change what it likes
             before = versions(_flat(at))
-            try:
-                value = self.func(t, at)
-            except RuntimeError as error:
-                value = record(error, self.func, t, at)
+            with flow.explained():
+                try:
+                    value = self.func(t, at)
+                except RuntimeError as error:
+                    value = record(error, self.func, t, at)
         # NumPy's writes are not counted: on the host the values are compared
         unwritten = y.device.type != "cpu" or all(map(torch.equal, _flat(at), _flat(flow.unpacked(y))))
         self.lends = versions(_flat(at)) != before or not unwritten
