@@ -73,6 +73,7 @@ ALONE = {
         "field/reach.py",
         "field/settled.py",
         "steps/compiled.py",  # JAX compiles a solve whole
+        "steps/graph.py",
         "steps/direct.py",
         "field/side_results.py",
         "field/surroundings.py",
