@@ -28,12 +28,17 @@ def plain(found: Forward, y0: Leaves) -> Leaves:
         found.walk.evaluate = evaluation(run)
     outputs, _ = found.pass_over(y0)
     if found.walk.compiled is not None:
-        return tuple(_Once.apply(leaf) for leaf in _stacked(outputs))
+        return once(_stacked(outputs))
     return _stacked(outputs)
 
 
+def once(outputs: Leaves) -> Leaves:
+    """The same, which autograd differentiates once: they come from compiled steps."""
+    return tuple(_Once.apply(leaf) for leaf in outputs)
+
+
 class _Once(torch.autograd.Function):
-    """Outputs of compiled steps, which autograd differentiates once."""
+    """See `once`."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor) -> Tensor:

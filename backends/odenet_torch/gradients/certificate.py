@@ -117,6 +117,15 @@ class Errors:
         if self.count == _TOGETHER:
             self.worst()
 
+    def add_several(self, errors: Tensor, n: int) -> None:
+        """Those of step n and of the steps below it, downward, shape (steps,)."""
+        self._join()
+        self.first = self.first if self.count else n
+        self.count += len(errors)
+        self.recent.append(errors)
+        if self.count >= _TOGETHER:
+            self.worst()
+
     def add_difference(self, rebuilt: AnyLeaves, known: AnyLeaves, y: AnyLeaves, n: int) -> None:
         """That of step n is `relative(rebuilt - known, y)`."""
         defect = subtract(rebuilt, known)

@@ -35,6 +35,7 @@ from odenet_torch._entry import backend
 from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.state import Leaves, layout, require_times
+from odenet_torch.gradients import strides
 from odenet_torch.steps.adaptive import solve_adaptive
 from odenet_torch.steps.compiled import compilable
 from odenet_torch.steps.direct import Direct, NotSettledError, forget, learn
@@ -101,7 +102,7 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
     if made.compile is not None:
-        made = dataclasses.replace(made, compile=compilable(made))
+        made = dataclasses.replace(made, compile=(compilable if adaptive else strides.compilable)(made))
     if adaptive:
         _require_eager(graph)
         return solve_adaptive(made, lambda stats: method(made, stats), field)
@@ -114,7 +115,12 @@ def solve_problem(made: Problem, field: Field | None = None, way: Way | None = N
     run = Run(field, given, grid, made.solver)
     steps = grid.steps
     stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys = method(made, stats)(run, leaves) if graph else _stepped(run, leaves, lambda: method(made, stats))
+    if graph:
+        ys = method(made, stats)(run, leaves)
+    elif made.compile is not None:
+        ys = strides.solve(made, run, stats, leaves)
+    else:
+        ys = _stepped(run, leaves, lambda: method(made, stats))
     if made.grid.spread is not None:
         picks = torch.tensor(made.grid.spread, device=given.device)
         ys = tuple(leaf[picks] for leaf in ys)

@@ -79,6 +79,7 @@ class ResidualStack(_Solved):
         along: "piecewise": N blocks are N steps. "linear": parameters are interpolated between blocks, so that N blocks
             are N-1 steps; step n of Heun reads blocks n and n+1. None takes "piecewise" for Euler, else "linear".
         t0, t1: times; the default scales each of N steps by 1/N. `t1=len(blocks)` is the plain ResNet, h = 1.
+        compile: its steps, as in `odenet.solve`; the method `compile` is for the blocks alone.
 
     Shapes: any tensor (or tree of tensors) in, the same shapes out. Further arguments go to every block; tensors
     among them get their gradients.
@@ -96,8 +97,11 @@ class ResidualStack(_Solved):
         along: str | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
+        compile: Compile = False,
     ) -> None:
         super().__init__(solver, gradient, t0, t1)
+        self.compiled = compiling(compile)
+        """Choices of how steps are compiled; None: they are not."""
         if not all(isinstance(block, nn.Module) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
         self.along: Kind = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
@@ -164,7 +168,9 @@ class ResidualStack(_Solved):
         field = BlockField(list(self.blocks), self.along, (arguments, named))
 
         def make(gradient: Gradient) -> Problem:
-            return problem(_unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=gradient)
+            choices: dict[str, Any] = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": gradient}
+            choices["compile"] = False if self.compiled is None else self.compiled
+            return problem(_unused, x, field.depth, **choices)
 
         return self._solution(make, field).y1
 

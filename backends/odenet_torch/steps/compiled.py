@@ -171,19 +171,14 @@ def _mixed(one: Any, other: Any, place: Tensor) -> Any:
 
 
 def compilable(made: Problem) -> Choices:
-    """The choices of a problem whose steps are to be compiled.
+    """The choices of an adaptive problem whose steps are to be compiled.
 
     Raises:
-        UnsupportedError: equal steps, rows with steps of their own, or a way back that runs the field step by step.
+        UnsupportedError: rows with steps of their own, or a way back that runs the field step by step.
         InputError: see `checked`.
     """
     assert made.compile is not None
-    if not isinstance(made.grid, Span):
-        raise UnsupportedError(
-            "compile with equal steps",
-            "compile with tolerances",
-            "compile() of a ResidualStack or a NeuralODE compiles its blocks or its field",
-        )
+    assert isinstance(made.grid, Span)
     if made.grid.control.per_sample:
         raise UnsupportedError("compile with per_sample=True", "steps for all rows", "leave out one of them")
     if not isinstance(made.gradient, Backprop):

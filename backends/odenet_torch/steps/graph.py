@@ -8,7 +8,7 @@ import itertools
 import types
 import warnings
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,9 @@ class Graph:
         self.effects: Effects | None = None
         """Those of the graph that ran last, where they are looked at."""
         self.inputs: tuple[Any, ...] = ()
+        """What that was handed."""
+        self.require: Callable[[Effects], None] | None = None
+        """Raises an error for effects that a graph must not have; called before it runs."""
         self.renew()
 
     def renew(self) -> None:
@@ -122,6 +125,8 @@ class Graph:
             return compiled
 
         def examined(*arguments: Any) -> Any:
+            if self.require is not None:
+                self.require(effects)
             self.effects, self.inputs = effects, arguments
             return compiled(*arguments)
 
@@ -155,7 +160,8 @@ def _effects(graph: Any) -> Effects:
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     examples = [node.meta.get("example_value") for node in places]
     tensors = [example for example in examples if isinstance(example, Tensor)]
-    without_numbers: Any = torch._guards.detect_fake_mode(tensors)
+    # the mode that they were made in: the compiler goes on in another one
+    without_numbers = next((mode for tensor in tensors if (mode := getattr(tensor, "fake_mode", None))), None)
     with without_numbers or contextlib.nullcontext(), _Draws() as draws:
         copies = [example.detach().clone() if isinstance(example, Tensor) else example for example in examples]
         graph(*copies)
