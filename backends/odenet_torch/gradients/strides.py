@@ -41,7 +41,7 @@ from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, stacked
 from odenet_torch.steps.graph import Choices, checked
-from odenet_torch.steps.strides import Inside, Kind, Pair, Stride, Strides, contiguous, forth, start, step
+from odenet_torch.steps.strides import Inside, Kind, Pair, Stride, Strides, contiguous, forth, start
 
 Live = tuple[Tensor, ...]
 
@@ -265,14 +265,14 @@ class Recomputation(Passage):
 
 
 def _pull(kind: Kind) -> Any:
-    count = len(kind.pattern.places)
+    count, trees = kind.count, kind.trees
 
     def stride_pull(stride: Any, numbers: Any, live: Live, y: Leaves, g: Leaves) -> tuple[Leaves, Live]:
-        inside = Inside(kind, stride, numbers, live)
+        inside = Inside("plan", trees, stride, numbers, live)
 
         def over(y: Leaves, live: Live) -> Leaves:
             for n in range(count):
-                (y,) = step(kind.solver, inside, n, 0, (y,), live)
+                y = add(y, inside.increment(n, y, live))
             return y
 
         _, back = torch.func.vjp(over, y, live)
@@ -328,12 +328,12 @@ class Reversal(Passage):
 
 
 def _undo(kind: Kind, method: DiscreteAdjoint, known: bool) -> Any:
-    count = len(kind.pattern.places)
+    count, trees = kind.count, kind.trees
 
     def stride_undo(
         stride: Any, numbers: Any, live: Live, y: Leaves, g: Leaves, seen: tuple[Leaves, ...], first: Leaves | None
     ) -> tuple[Leaves, Leaves, tuple[Leaves, ...], Tensor, list[Tensor | None]]:
-        inside, sums, missed = Inside(kind, stride, numbers, live), _Added(kind, live), []
+        inside, sums, missed = Inside("plan", trees, stride, numbers, live), _Added("reads", live), []
         for n in reversed(range(count)):
             there = known and n == 0
             z = first if there else predicted(method, inside, n, y, seen)
@@ -352,8 +352,8 @@ def _undo(kind: Kind, method: DiscreteAdjoint, known: bool) -> Any:
 class _Added:
     """Gradients of tensors within a graph, as the VJPs of its steps add to them."""
 
-    def __init__(self, kind: Kind, live: Live) -> None:
-        self.reads, self.live = kind.reads, live
+    def __init__(self, reads: Any, live: Live) -> None:
+        self.reads, self.live = reads, live
         self.found: list[Any] = [None] * len(live)
 
     def vjp(self, n: int, f: Callable[[Leaves, Live], Leaves], y: Leaves, g: Leaves) -> tuple[Leaves, Leaves]:
@@ -424,10 +424,10 @@ class _Pull:
 
 def _retrace(kind: Kind) -> Any:
     solver: Any = kind.solver
-    steps, count = kind.steps, len(kind.pattern.places)
+    steps, count, trees = kind.steps, kind.count, kind.trees
 
     def stride_retrace(stride: Any, numbers: Any, live: Live, pair: Pair, g: Pair) -> tuple[Pair, Pair, list[Any]]:
-        inside, sums = Inside(kind, stride, numbers, live), _Added(kind, live)
+        inside, sums = Inside("plan", trees, stride, numbers, live), _Added("reads", live)
         pull = _Pull(inside, sums)
         for n in reversed(range(count)):
             pair, g = solver.back(pull, n, inside.h, steps, pair, g)
@@ -438,9 +438,10 @@ def _retrace(kind: Kind) -> Any:
 
 def _origin(kind: Kind) -> Any:
     solver: Any = kind.solver
+    trees = kind.trees
 
     def stride_origin(stride: Any, numbers: Any, live: Live, pair: Pair, g: Pair) -> tuple[Tensor, Leaves, list[Any]]:
-        inside, sums = Inside(kind, stride, numbers, live), _Added(kind, live)
+        inside, sums = Inside("plan", trees, stride, numbers, live), _Added("reads", live)
         y, defect, gradient = solver.origin(_Pull(inside, sums), inside.h, pair, g)
         return relative(defect, y), _contiguous(gradient), sums.found
 

@@ -52,11 +52,20 @@ class Graph:
         choices: of the user.
         most: graphs that one solve may compile.
         examined: whether its effects are looked at.
+        constants: what stands in its code in the place of a string. Torch takes it as it is, and compares all else that
+            a function reads with what it was before each call.
     """
 
     def __init__(
-        self, function: types.FunctionType, choices: Choices, most: int = _MOST, *, examined: bool = False
+        self,
+        function: types.FunctionType,
+        choices: Choices,
+        most: int = _MOST,
+        *,
+        examined: bool = False,
+        constants: Mapping[str, Any] = types.MappingProxyType({}),
     ) -> None:
+        self.constants = constants
         self.function, self.choices, self.most, self.examined = function, choices, most, examined
         self.count = 0
         self.modes: set[Hashable] = set()
@@ -73,7 +82,8 @@ class Graph:
         """Forgets what is compiled."""
         self.modes.clear()
         function = self.function
-        code = function.__code__.replace(co_name=f"{function.__name__}_{next(_NUMBERS)}")
+        constants = tuple([self.constants.get(x, x) if type(x) is str else x for x in function.__code__.co_consts])
+        code = function.__code__.replace(co_name=f"{function.__name__}_{next(_NUMBERS)}", co_consts=constants)
         alone = types.FunctionType(
             code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,39 +42,11 @@ Slot = tuple[str, int, torch.dtype | None]
 """Where a stride has a value: "live", "fixed" or "plain", the place there, and the number type that it is read in."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What f reads of one layer.
-
-    Args:
-        callee: the place of what is called.
-        parameters: those it is called with, by name.
-        weights: the leaves of the tree that a function is handed; None where it is handed none.
-    """
-
-    callee: int
-    parameters: tuple[tuple[str, Slot], ...]
-    weights: tuple[Slot, ...] | None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a step lies in depth: its layer, or both ends of its interval, and from where to where in that.
-
-    Args:
-        layers: one or two.
-        start, span: of the step within the interval.
-    """
-
-    layers: tuple[Layer, ...]
-    start: float
-    span: float
-
-    @property
-    def live(self) -> tuple[int, ...]:
-        """The places of the tensors with a gradient that the step reads."""
-        slots = [slot for layer in self.layers for slot in (*(s for _, s in layer.parameters), *(layer.weights or ()))]
-        return tuple(dict.fromkeys(i for kind, i, _ in slots if kind == "live"))
+Layer = tuple[int, tuple[tuple[str, Slot], ...], tuple[Slot, ...] | None]
+"""What f reads of one layer: the place of what is called, the parameters that it is called with, by name, and the
+leaves of the tree that a function is handed; None where it is handed none."""
+Place = tuple[tuple[Layer, ...], float, float]
+"""Where a step lies in depth: its layer, or both ends of its interval, where in that it starts, and its part of it."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +65,22 @@ class Pattern:
     trees: str
     of_time: bool
 
+    def slots(self, *steps: int) -> Iterator[Slot]:
+        """All that some steps read; all steps without any."""
+        for layers, _, _ in [self.places[j] for j in steps] or self.places:
+            for _, parameters, weights in layers:
+                yield from (slot for _, slot in parameters)
+                yield from weights or ()
+        yield from self.extra
+
     def live(self, j: int) -> tuple[int, ...]:
         """The places of the tensors with a gradient that step j reads."""
-        handed = (i for kind, i, _ in self.extra if kind == "live")
-        return tuple(dict.fromkeys((*self.places[j].live, *handed)))
+        return tuple(dict.fromkeys(i for where, i, _ in self.slots(j) if where == "live"))
 
     @functools.cached_property
     def wide(self) -> frozenset[int]:
         """The places of the tensors with a gradient that are of half precision and read in several steps."""
-        layers = [layer for place in self.places for layer in place.layers]
-        slots = [slot for layer in layers for slot in (*(s for _, s in layer.parameters), *(layer.weights or ()))]
-        return frozenset(i for where, i, kind in (*slots, *self.extra) if where == "live" and kind is not None)
+        return frozenset(i for where, i, kind in self.slots() if where == "live" and kind is not None)
 
 
 @dataclass(frozen=True)
@@ -181,7 +158,7 @@ def strides_of(f: Field, steps: int, length: int, wiring: Wiring) -> list[Stride
     depth, blocks = f.depth, isinstance(f, BlockField)
     named = {id(function): held for function, held in zip(wiring.functions, wiring.named, strict=True)}
     several = _several(f, steps, named)
-    extra, rebuild_extra = tree_flatten(f.extra) if blocks else ([], None)
+    extra, rebuild_extra = tree_flatten(f.extra) if blocks and f.extra != ((), {}) else ([], None)
     known: dict[int, tuple[list[Any], Rebuild, str]] = {}
 
     def weights(layer: int) -> tuple[list[Any], Rebuild, str]:
@@ -209,9 +186,9 @@ def strides_of(f: Field, steps: int, length: int, wiring: Wiring) -> list[Stride
                     slots = tuple([builder.slot(leaf) for leaf in leaves])
                     looks.append(look)
                 parameters = tuple([(name, builder.slot(tensor)) for name, tensor in held.items()])
-                layers.append(Layer(builder.callee(function), parameters, slots))
+                layers.append((builder.callee(function), parameters, slots))
             linear = len(layers) == 2
-            places.append(Place(tuple(layers), start if linear else 0.0, span if linear else 1.0))
+            places.append((tuple(layers), start if linear else 0.0, span if linear else 1.0))
         handed = tuple([builder.slot(leaf) for leaf in extra])
         pattern = Pattern(tuple(places), handed, " ".join(looks), not blocks)
         pattern = patterns.setdefault(pattern, pattern)  # strides of one graph know each other by identity
@@ -255,79 +232,90 @@ class Inside:
     """The field of a stride, within its graph; steps are counted from its first.
 
     Args:
-        kind: of the stride and its state: plain data.
-        stride: the tensors that it reads: what it calls, those without gradients, and what is no tensor.
+        plan: see `Kind.plan`.
+        trees: the trees of a state, of weights and of what blocks are handed.
+        stride: what is called, the tensors without gradients that it reads, and what is no tensor.
         numbers: the size of a step, and the first time, the time from there to the last, the steps of the solve, and
             the first step.
         live: the tensors with a gradient.
     """
 
-    def __init__(self, kind: Kind, stride: tuple[Any, Any, Any], numbers: Any, live: tuple[Tensor, ...]) -> None:
-        self.kind, self.numbers, self.live = kind, numbers, live
+    def __init__(self, plan: Any, trees: Any, stride: Any, numbers: Any, live: tuple[Tensor, ...]) -> None:
+        self.look, self.places, self.extra, self.of_time, self.tableau = plan
+        self.trees, self.numbers, self.live = trees, numbers, live
         self.calls, self.fixed, self.plain = stride
         self.h = numbers[0]
 
     def slope(self, n: int, position: float, y: Leaves, live: tuple[Tensor, ...] | None = None) -> Leaves:
         """See `odenet.kit.Forth`."""
-        kind, live = self.kind, self.live if live is None else live
-        layout, pattern = kind.layout, kind.pattern
+        live = self.live if live is None else live
+        single, given, carried, kind_of_time = self.look
+        state_of, weights_of, extra_of = self.trees
         leaves = tuple([leaf.clone() for leaf in y])  # f may write on its state
-        if layout.given != layout.carried:
-            leaves = tuple([leaf.to(given) for leaf, given in zip(leaves, layout.given, strict=True)])
-        state = leaves[0] if layout.single else layout.unflatten(leaves)
-        place = pattern.places[n]
-        one = place.layers[0]
-        local = place.start + place.span * position
-        function = self.calls[one.callee]
-        parameters = {name: self._held(slot, live) for name, slot in one.parameters}
-        arguments, named = (state,), {}
-        if pattern.of_time:
-            handed = one.weights
-            arguments = (self._time(n, position), state)
-            if handed is not None:
-                tree = [self._held(slot, live) for slot in handed]
-                if len(place.layers) == 2 and local != 0:
-                    other = [self._held(slot, live) for slot in place.layers[1].weights]
+        if given != carried:
+            leaves = tuple([leaf.to(kind) for leaf, kind in zip(leaves, given, strict=True)])
+        state = leaves[0] if single else state_of(leaves)
+        layers, begin, span = self.places[n]
+        local = begin + span * position
+        if local == 1 and not self.of_time:
+            layers = layers[-1:]
+        callee, parameters, weights = layers[0]
+        held = {name: self._held(slot, live) for name, slot in parameters}
+        between = len(layers) == 2 and local != 0
+        named: Any = {}
+        if self.of_time:
+            arguments: tuple[Any, ...] = (self._time(n, position, kind_of_time), state)
+            if weights is not None:
+                tree = [self._held(slot, live) for slot in weights]
+                if between:
+                    other = [self._held(slot, live) for slot in layers[1][2]]
                     tree = [_between(a, b, local) for a, b in zip(tree, other, strict=True)]
-                arguments = (*arguments, kind.weights(tree))
+                arguments = (*arguments, weights_of(tree))
         else:
-            if len(place.layers) == 2 and local != 0:
-                other = place.layers[1]
-                beyond = {name: self._held(slot, live) for name, slot in other.parameters}
-                if local == 1:
-                    function, parameters = self.calls[other.callee], beyond
-                else:
-                    parameters = {name: _between(a, beyond[name], local) for name, a in parameters.items()}
-            more, named = kind.extra([self._held(slot, live) for slot in pattern.extra])
+            if between:
+                beyond = {name: self._held(slot, live) for name, slot in layers[1][1]}
+                held = {name: _between(a, beyond[name], local) for name, a in held.items()}
+            more: Any = ()
+            if extra_of is not None:
+                more, named = extra_of([self._held(slot, live) for slot in self.extra])
             arguments = (state, *more)
-        if parameters:
-            value = torch.func.functional_call(function, parameters, arguments, named)
+        function = self.calls[callee]
+        if held:
+            value = torch.func.functional_call(function, held, arguments, named)
         else:
             value = function(*arguments, **named)
-        return _slope(value, y, layout)
+        return _slope(value, y, single, carried, state_of)
 
     def _held(self, slot: Slot, live: tuple[Tensor, ...]) -> Any:
         where, i, kind = slot
         value = live[i] if where == "live" else self.fixed[i] if where == "fixed" else self.plain[i]
         return value if kind is None else value.to(kind)
 
-    def _time(self, n: int, position: float) -> Tensor:
+    def _time(self, n: int, position: float, kind: torch.dtype) -> Tensor:
         _, t0, length, steps, first = self.numbers
-        return (t0 + length * ((first + (n + position)) / steps)).to(self.kind.layout.time)
+        return (t0 + length * ((first + (n + position)) / steps)).to(kind)
 
     def increment(self, n: int, y: Leaves, live: tuple[Tensor, ...] | None = None, *, reverse: bool = False) -> Leaves:
         """See `odenet.kit.Forth`."""
-        tableau = self.kind.solver.increments
-        places = positions(tableau, reverse)
-        return increment(tableau, lambda i, at: self.slope(n, places[i], at, live), y, -self.h if reverse else self.h)
+        a, b, stages, forward, backward = self.tableau
+        places = backward if reverse else forward
+        h = -self.h if reverse else self.h
+        return increment(_Weights(a, b, stages), lambda i, at: self.slope(n, places[i], at, live), y, h)
 
 
-def _slope(value: Any, y: Leaves, layout: Look) -> Leaves:
-    if not layout.single and not tree_same_shape(layout.unflatten(y), value):
+class _Weights:
+    """Those of a tableau, which is made within a graph: torch would compare each of another's before each stride."""
+
+    def __init__(self, a: Any, b: Any, stages: int) -> None:
+        self.a, self.b, self.step_stages = a, b, stages
+
+
+def _slope(value: Any, y: Leaves, single: bool, carried: Any, state_of: Rebuild) -> Leaves:
+    if not single and not tree_same_shape(state_of(y), value):
         raise ValueError("the field returned another tree than the state's")
-    leaves = [value] if layout.single else tree_flatten(value)[0]
+    leaves = [value] if single else tree_flatten(value)[0]
     slope = []
-    for k, leaf, kind in zip(leaves, y, layout.carried, strict=True):
+    for k, leaf, kind in zip(leaves, y, carried, strict=True):
         if k.shape != leaf.shape:
             raise ValueError(f"the field returned shape {tuple(k.shape)} for a state of shape {tuple(leaf.shape)}")
         if torch.promote_types(k.dtype, kind) != kind:
@@ -342,27 +330,41 @@ def _between(a: Any, b: Any, local: float) -> Any:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a graph needs of a `Layout`: plain data, which refers to nothing of the solve that it was made in."""
-
-    unflatten: Rebuild
-    single: bool
-    given: tuple[torch.dtype, ...]
-    carried: tuple[torch.dtype, ...]
-    time: torch.dtype
-
-
-@dataclass(frozen=True)
 class Kind:
-    """What strides of one graph are: their pattern, what their steps read, and the state and the method they are of."""
+    """What strides of one graph are.
+
+    Args:
+        pattern: theirs.
+        look: whether the state is one tensor, its number types as given and as carried, and that of times.
+        trees: the trees of a state, of weights and of what blocks are handed.
+        solver: the method.
+        steps: of the solve, where the method reads them.
+    """
 
     pattern: Pattern
-    reads: tuple[tuple[int, ...], ...]
-    layout: Look
+    look: tuple[bool, tuple[torch.dtype, ...], tuple[torch.dtype, ...], torch.dtype]
+    trees: tuple[Rebuild, Rebuild | None, Rebuild | None]
     solver: StagedSolver
     steps: int
-    weights: Any
-    extra: Any
+
+    @property
+    def count(self) -> int:
+        """Steps of a stride."""
+        return len(self.pattern.places)
+
+    @property
+    def reads(self) -> tuple[tuple[int, ...], ...]:
+        """See `Pattern.live`, for each step."""
+        return tuple([self.pattern.live(j) for j in range(self.count)])
+
+    def constants(self) -> dict[str, Any]:
+        """What stands in a graph's code: torch would compare what is anywhere else before each stride."""
+        tableau = self.solver.increments
+        stages = tableau.step_stages
+        places = positions(tableau)[:stages], positions(tableau, reverse=True)[:stages]
+        pattern = self.pattern
+        plan = (self.look, pattern.places, pattern.extra, pattern.of_time, (tableau.a, tableau.b, stages, *places))
+        return {"plan": plan, "reads": self.reads}
 
 
 class Strides:
@@ -399,7 +401,7 @@ class Strides:
         self.ends = {stride.end: stride for stride in self.list}
         owner, self.more = anchor(functions[0])
         self.kept = _KEPT.setdefault(owner, {})
-        self.look = Look(layout.unflatten, layout.single, layout.given, layout.carried, layout.time)
+        self.look = (layout.single, layout.given, layout.carried, layout.time)
         self.before: dict[int, int] = {}
         self.graphs: dict[Hashable, Graph] = {}
         self.unread: dict[int, set[int]] = {}
@@ -475,9 +477,10 @@ class Strides:
         state = (layout.given, layout.time, layout.device, str(tree_map(lambda _: 0, layout.unflatten(layout.given))))
         whole = (name, like, self.solver, steps, state, str(self.choices), *self.more, *more)
         if whole not in self.kept:
-            reads = tuple([like.live(j) for j in range(len(like.places))])
-            kind = Kind(like, reads, self.look, self.solver, steps, *stride.rebuild)
-            self.kept[whole] = Graph(function(kind, *more), self.choices, _KINDS, examined=True)
+            kind = Kind(like, self.look, (layout.unflatten, *stride.rebuild), self.solver, steps)
+            self.kept[whole] = Graph(
+                function(kind, *more), self.choices, _KINDS, examined=True, constants=kind.constants()
+            )
         graph = self.graphs[key] = self.kept[whole]
         self.before.setdefault(id(graph), graph.count)
         return graph
@@ -527,30 +530,28 @@ class Strides:
 
 def forth(kind: Kind) -> Any:
     """The function of a stride: from what is carried at its start to what is carried at its end."""
-    solver, steps, count = kind.solver, kind.steps, len(kind.pattern.places)
+    solver, steps, count, trees = kind.solver, kind.steps, kind.count, kind.trees
+    reversible = isinstance(solver, ReversibleSolver)
 
     def stride_forth(stride: Any, numbers: Any, live: Any, pair: Pair) -> Pair:
-        inside = Inside(kind, stride, numbers, live)
+        inside = Inside("plan", trees, stride, numbers, live)
         for n in range(count):
-            pair = step(solver, inside, n, steps, pair, live)
+            if reversible:
+                pair = solver.step(inside, n, inside.h, steps, pair)
+            else:
+                pair = (add(pair[0], inside.increment(n, pair[0])),)
         return contiguous(pair)
 
     return stride_forth
 
 
-def step(solver: StagedSolver, inside: Inside, n: int, steps: int, pair: Pair, live: tuple[Tensor, ...]) -> Pair:
-    """One step within a graph."""
-    if isinstance(solver, ReversibleSolver):
-        return solver.step(inside, n, inside.h, steps, pair)
-    return (add(pair[0], inside.increment(n, pair[0], live)),)
-
-
 def start(kind: Kind) -> Any:
     """The function of a reversible solver's start: from y(t0) to what is carried there."""
     solver: Any = kind.solver
+    trees = kind.trees
 
     def stride_start(stride: Any, numbers: Any, live: Any, y: Leaves) -> Pair:
-        return contiguous(solver.start(Inside(kind, stride, numbers, live), numbers[0], y))
+        return contiguous(solver.start(Inside("plan", trees, stride, numbers, live), numbers[0], y))
 
     return stride_start
 
