@@ -30,7 +30,8 @@ class Wiring:
 
     def __init__(self, functions: Iterable[Any]) -> None:
         self.functions = tuple(functions)
-        roots = [root for f in self.functions for root in ([f] if isinstance(f, nn.Module) else reach(f).modules)]
+        own = [f for f in self.functions if isinstance(f, nn.Module)]
+        roots = [*own, *(module for f in self.functions for module in reach(f).modules)]
         modules = {id(module): module for root in roots for module in root.modules()}.values()
         self.own = [vars(module) for module in modules]
         self.hooks = [own[key] for own in self.own for key in _HOOKS if key in own]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -42,6 +43,7 @@ from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, stacked
 from odenet_torch.steps.graph import Choices, checked
 from odenet_torch.steps.strides import Inside, Kind, Pair, Stride, Strides, contiguous, forth, start
+from odenet_torch.steps.times import moves
 
 Live = tuple[Tensor, ...]
 
@@ -77,6 +79,13 @@ def solve(made: Problem, run: Run, stats: Stats, y0: Leaves) -> Leaves:
         raise UnsupportedError(
             "compile within a transform of torch.func or forward-mode differentiation, which see no compiled graph",
             "compile=False there",
+        )
+    *ends, ts = run.grid.moving or (None, None)
+    if any(map(moves, (*ends, *(ts if isinstance(ts, list | tuple) else (ts,))))):
+        raise UnsupportedError(
+            "compile with equal steps, and times that need a gradient",
+            "times that are numbers",
+            "leave out compile, or detach t0, t1 and ts",
         )
     method, grid = made.gradient, run.grid
     again = torch.is_grad_enabled() and not isinstance(method, Backprop)
@@ -160,11 +169,19 @@ class Passage(Adjoint):
         strides = self.strides
         self.alarm = alarm(next(iter(run.field.functions()), None))
         self.looked = Looked(strides.wiring, (tensor for stride in strides.list for tensor in stride.fixed))
-        self.autocast = autocasts(run.layout.device)
+        self.autocast, drawn = autocasts(run.layout.device), random.getstate()
         run = dataclasses.replace(run, surrounded=self.surrounded)
         homes = (run.field.home(tensor)[0] for tensor in strides.live)
         outputs = self.applied(run, y0, tuple({id(home): home for home in homes}.values()))
         self.looked.require_no_trace()
+        if random.getstate() != drawn:  # of Python, which a graph is handed as another number each time
+            random.setstate(drawn)
+            raise UnsupportedError(
+                "compile of equal steps with a gradient method that runs them again, of a field that draws numbers "
+                "from Python's random",
+                "fields that give the same for the same",
+                "take gradient='backprop', or leave out compile",
+            )
         return outputs
 
     @contextlib.contextmanager

@@ -16,14 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenet import Grid, ReversibleSolver, UnsupportedError
 from odenet.kit import Rebuild, StagedSolver, add, increment, positions, tree_flatten, tree_map, tree_same_shape
+from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.field.surroundings import no_trace
 from odenet_torch.field.wiring import Wiring
 from odenet_torch.steps.graph import Choices, Graph, anchor
 
@@ -144,17 +146,8 @@ class _Builder:
 
 
 def strides_of(f: Field, steps: int, length: int, wiring: Wiring) -> list[Stride]:
-    """The strides of a field with so many steps.
-
-    Raises:
-        UnsupportedError: a field that is not a function's, and not of blocks.
-    """
-    if not isinstance(f, FunctionField | BlockField):
-        raise UnsupportedError(
-            "compile with equal steps between times that need a gradient",
-            "times that are numbers",
-            "leave out compile, or detach t0, t1 and ts",
-        )
+    """The strides of a field with so many steps."""
+    assert isinstance(f, FunctionField | BlockField)
     depth, blocks = f.depth, isinstance(f, BlockField)
     named = {id(function): held for function, held in zip(wiring.functions, wiring.named, strict=True)}
     several = _several(f, steps, named)
@@ -391,6 +384,7 @@ class Strides:
         y0: Leaves,
     ) -> None:
         self.layout, self.grid, self.solver, self.choices = layout, grid, solver, choices
+        self.field, self.y0 = f, y0
         functions = tuple(f.functions())
         divisor = math.gcd(grid.steps, *grid.kept, *bounds)
         most = min(LONGEST, max(1, _LARGE // max(1, _bytes(f, functions[0], y0))))
@@ -422,7 +416,8 @@ class Strides:
                 return wiring, strides
         wiring = Wiring(functions)
         strides = strides_of(f, self.grid.steps, length, wiring)
-        if held is not None:
+        # what stands in the place of parameters for one call is not to be kept alive
+        if held is not None and all(isinstance(parameter, nn.Parameter) for parameter in wiring.parameters):
             held.strides = key, wiring, strides
         return wiring, strides
 
@@ -500,12 +495,33 @@ class Strides:
         numbers = self.numbers[stride.first // (stride.end - stride.first)]
         handed = (stride.calls, stride.fixed, stride.plain)
         mode = (torch.is_grad_enabled(), any(tensor.requires_grad for tensor in live))
-        value = graph.run(mode, self.before[id(graph)], handed, numbers, tuple(live), *arguments)
+        try:
+            value = graph.run(mode, self.before[id(graph)], handed, numbers, tuple(live), *arguments)
+        except UnsupportedError as error:
+            if error.__cause__ is not None:  # a compiler's: it wraps what f itself raises
+                self._evaluate(stride)
+            raise
         if self.strict and name == "forth" and graph.effects is not None:
             read = {id(given) for given, no in zip(graph.inputs, graph.effects.unread, strict=True) if not no}
             self.unread[stride.first] = {i for i, tensor in enumerate(live) if id(tensor) not in read}
         graph.inputs = ()
         return value
+
+    def _evaluate(self, stride: Stride) -> None:
+        """Evaluates the field once in each step of a stride, for the errors that it raises without a compiler."""
+        layout, random = self.layout, random_state.state(self.layout.device)
+        held = [buffer for own in self.wiring.own for buffer in own["_buffers"].values() if buffer is not None]
+        buffers = [(buffer, buffer.clone()) for buffer in held]
+        with torch.no_grad(), no_trace(self.wiring.functions):
+            try:
+                for n in range(stride.first, stride.end):
+                    t = torch.full((), self.grid.time(n), dtype=layout.time, device=layout.device)
+                    y = tuple([leaf.clone() for leaf in self.y0])
+                    layout.evaluate(lambda at, t=t, n=n: self.field(t, at, n, 0.0, self.grid.steps), y)
+            finally:
+                random_state.restore(layout.device, random)
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
     @staticmethod
     def _require(effects: Any) -> None:
