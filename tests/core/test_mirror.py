@@ -74,6 +74,9 @@ ALONE = {
         "field/settled.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
+        "steps/strides.py",
+        "gradients/strides.py",
+        "field/wiring.py",
         "steps/direct.py",
         "field/side_results.py",
         "field/surroundings.py",
@@ -245,7 +248,7 @@ def test_modules_take_the_same_arguments_with_the_same_defaults(name):
         for package in (ONE, OTHER)
     )
     # JAX places arrays by context, and compiles by jit around a call
-    different = {"OdeNet": {"device"}, "NeuralODE": {"compile"}}.get(name, set())
+    different = {"OdeNet": {"device"}, "NeuralODE": {"compile"}, "ResidualStack": {"compile"}}.get(name, set())
     assert one.keys() - different == other.keys() - different
     for key in one.keys() & other.keys():
         assert one[key].kind == other[key].kind

@@ -98,8 +98,15 @@ class Graph:
             arguments: of the function.
 
         Raises:
-            UnsupportedError: what no graph can hold, or a compiler that does not work or is switched off.
+            UnsupportedError: what no graph can hold, a compiler that does not work or is switched off, or a mode that
+                is to see each operation.
         """
+        if torch._C._len_torch_dispatch_stack():
+            raise UnsupportedError(
+                "compile within a TorchDispatchMode, which sees each operation, as what counts them does",
+                "compile=False there",
+                "leave out the mode, or compile",
+            )
         while True:
             try:
                 if mode in self.modes:

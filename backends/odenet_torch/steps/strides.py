@@ -228,8 +228,8 @@ class Inside:
         plan: see `Kind.plan`.
         trees: the trees of a state, of weights and of what blocks are handed.
         stride: what is called, the tensors without gradients that it reads, and what is no tensor.
-        numbers: the size of a step, and the first time, the time from there to the last, the steps of the solve, and
-            the first step.
+        numbers: the size of a step; where f is called with a time, the first time, the time from there to the last,
+            the steps of the solve, and the first step, too.
         live: the tensors with a gradient.
     """
 
@@ -237,7 +237,7 @@ class Inside:
         self.look, self.places, self.extra, self.of_time, self.tableau = plan
         self.trees, self.numbers, self.live = trees, numbers, live
         self.calls, self.fixed, self.plain = stride
-        self.h = numbers[0]
+        self.h = numbers[0].to(self.look[3])
 
     def slope(self, n: int, position: float, y: Leaves, live: tuple[Tensor, ...] | None = None) -> Leaves:
         """See `odenet.kit.Forth`."""
@@ -285,7 +285,7 @@ class Inside:
         return value if kind is None else value.to(kind)
 
     def _time(self, n: int, position: float, kind: torch.dtype) -> Tensor:
-        _, t0, length, steps, first = self.numbers
+        _, t0, length, steps, first = self.numbers.unbind()
         return (t0 + length * ((first + (n + position)) / steps)).to(kind)
 
     def increment(self, n: int, y: Leaves, live: tuple[Tensor, ...] | None = None, *, reverse: bool = False) -> Leaves:
@@ -421,18 +421,18 @@ class Strides:
             held.strides = key, wiring, strides
         return wiring, strides
 
-    def _numbers(self, length: int) -> list[tuple[Any, ...]]:
+    def _numbers(self, length: int) -> tuple[Tensor, ...]:
+        """See `Inside`; filled on the device. Not one by one: torch takes a single float64 on the CPU for a number of
+        Python's, and reads it before each stride."""
         grid, layout = self.grid, self.layout
-        h = torch.full((), grid.h, dtype=layout.time, device=layout.device)
         if not self.list[0].pattern.of_time:
-            return [(h, None, None, None, None)] * len(self.list)
+            return (torch.full((1,), grid.h, dtype=layout.time, device=layout.device),) * len(self.list)
         wide = torch.float32 if layout.device.type == "mps" else torch.float64
-        t0, span, steps = (
-            torch.full((), number, dtype=wide, device=layout.device)
-            for number in (grid.t0, grid.t1 - grid.t0, grid.steps)
-        )
-        firsts = torch.arange(0, grid.steps, length, dtype=wide, device=layout.device).unbind()
-        return [(h, t0, span, steps, first) for first in firsts]
+        table = torch.empty(len(self.list), 5, dtype=wide, device=layout.device)
+        for i, number in enumerate((grid.h, grid.t0, grid.t1 - grid.t0, grid.steps)):
+            table[:, i].fill_(number)
+        torch.arange(0, grid.steps, length, out=table[:, 4])
+        return table.unbind()
 
     @functools.cached_property
     def live(self) -> tuple[Tensor, ...]:
@@ -567,7 +567,8 @@ def start(kind: Kind) -> Any:
     trees = kind.trees
 
     def stride_start(stride: Any, numbers: Any, live: Any, y: Leaves) -> Pair:
-        return contiguous(solver.start(Inside("plan", trees, stride, numbers, live), numbers[0], y))
+        inside = Inside("plan", trees, stride, numbers, live)
+        return contiguous(solver.start(inside, inside.h, y))
 
     return stride_start
 
