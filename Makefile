@@ -70,6 +70,7 @@ test-oldest: .venv-oldest/.made
 
 test-architectures: .venv-architectures/.made
 	.venv-architectures/bin/python -m pytest -q tests/architectures/wrappers.py
+	.venv-architectures/bin/python -m pytest -q -m slow tests/native_torch/test_export.py
 	.venv-architectures/bin/python tests/architectures $(ARGS)
 
 lint: .venv/.test

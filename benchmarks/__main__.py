@@ -16,6 +16,7 @@ from odenet._report.machine import machine
 NAMES = (
     "adaptive_jax",
     "adaptive_torch",
+    "audit_training",
     "certificate",
     "compile_jax",
     "conversion_time",

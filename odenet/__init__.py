@@ -4,10 +4,10 @@ import importlib
 import typing
 
 from odenet._backend.entry import BackendEntry
+from odenet._backend.interface import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.profile import Choices, Profile, Profiles
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
-from odenet._backend.seam import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.solve import solve, value_and_grad
 from odenet._backend.unconvert import unconvert
 from odenet._errors import (
@@ -131,6 +131,7 @@ __all__ = [
     "Stats",
     "Tableau",
     "TableauError",
+    "TrainingResults",
     "UnknownNameError",
     "UnsupportedError",
     "UselessGradientWarning",
@@ -147,6 +148,7 @@ __all__ = [
     "save_weights",
     "solve",
     "solver",
+    "train",
     "unconvert",
     "value_and_grad",
 ]
@@ -154,8 +156,15 @@ __all__ = [
 
 if typing.TYPE_CHECKING:
     from odenet._jobs.compare.call import ComparisonResults, compare, read_results
+    from odenet._jobs.train.call import TrainingResults, train
 
-_JOBS = {name: "odenet._jobs.compare.call" for name in ("ComparisonResults", "compare", "read_results")}
+_JOBS = {
+    "ComparisonResults": "odenet._jobs.compare.call",
+    "TrainingResults": "odenet._jobs.train.call",
+    "compare": "odenet._jobs.compare.call",
+    "read_results": "odenet._jobs.compare.call",
+    "train": "odenet._jobs.train.call",
+}
 """Names that are imported when they are asked for: a job needs NumPy and more."""
 
 

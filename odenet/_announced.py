@@ -28,18 +28,18 @@ def load_entry_point(point: Any, kind: type[Thing]) -> Thing:
         InputError: it is something else.
     """
     try:
-        thing = point.load()
+        record = point.load()
     except Exception as error:  # somebody else's module may fail in any way
         raise BackendUnavailableError(
             f"the entry point {point.name} = {point.value} could not be imported ({error})",
             "a module whose import needs no framework",
             f"repair or uninstall the package that announces {point.name}",
         ) from error
-    if not isinstance(thing, kind):
+    if not isinstance(record, kind):
         raise InputError(
-            f"the entry point {point.name} = {point.value} is a {type(thing).__name__}", f"an odenet.{kind.__name__}"
+            f"the entry point {point.name} = {point.value} is a {type(record).__name__}", f"an odenet.{kind.__name__}"
         )
-    return thing
+    return record
 
 
 class Announced(Mapping[str, Thing], Generic[Thing]):
@@ -57,7 +57,7 @@ class Announced(Mapping[str, Thing], Generic[Thing]):
         self._registered: dict[str, Thing] = {}
         self._broken: dict[str, OdenetError] = {}
 
-    def register(self, name: str, thing: Thing) -> None:
+    def register(self, name: str, record: Thing) -> None:
         """Add one for this process.
 
         Raises:
@@ -65,7 +65,7 @@ class Announced(Mapping[str, Thing], Generic[Thing]):
         """
         if name in self.own or name in self._registered:
             raise InputError(f"the name {name!r} is taken", "a name of your own")
-        self._registered[name] = thing
+        self._registered[name] = record
 
     @property
     def broken(self) -> dict[str, OdenetError]:

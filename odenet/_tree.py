@@ -52,7 +52,7 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """The leaves in order."""
+    """The leaves of a tree, in the order of its flattening."""
     return flatten(tree)[0]
 
 

@@ -11,9 +11,9 @@ How each is done is in the documentation: add a backend, add a gradient method, 
 from odenet._backend.conformance import Check, conformance
 from odenet._backend.entry import BackendEntry
 from odenet._backend.imported import Imported
+from odenet._backend.interface import Arrays, Backend, Evaluation, Gradients, Measurement
 from odenet._backend.registry import require
 from odenet._backend.sample import Part, Place, Sample, places
-from odenet._backend.seam import Arrays, Backend, Evaluation, Gradients, Measurement
 from odenet._backend.timing import seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import real, takes, whole, within, yes_or_no
@@ -33,7 +33,7 @@ from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Span, number
 from odenet._solvers.controller import Arithmetic, Past, PIDController
 from odenet._solvers.family import AnySolver, StagedSolver
-from odenet._solvers.interpolant import interpolant
+from odenet._solvers.interpolant import hermite, interpolant
 from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.names import made_reversible, register_solver, solver, staged
 from odenet._solvers.reversible import Coupled, ReversibleSolver
@@ -127,6 +127,7 @@ __all__ = [
     "conformance",
     "floor",
     "gradient",
+    "hermite",
     "increment",
     "interpolant",
     "kind_of_blocks",

@@ -1,4 +1,4 @@
-"""diffrax behind odenet's seam: the reference that odenet_jax is compared with, and implicit solvers. Loads nothing.
+"""diffrax as a backend: the reference that odenet_jax is compared with, and implicit solvers. Loads nothing.
 
 What is used of it (release 0.7.2), at its best settings:
 

@@ -17,47 +17,50 @@ from odenet.kit import number, tree_leaves
 from odenet_diffrax._entry import backend
 from odenet_diffrax._field import over_span
 from odenet_diffrax._result import coded, gave_up, thrown
-from odenet_diffrax._solvers import evaluations
-from odenet_diffrax._solvers import made as made_solver
+from odenet_diffrax._solvers import diffrax_solver, evaluations
 from odenet_jax.field.field import Field, Weights
 from odenet_jax.field.state import Layout, Leaves
 
 
-def solve_span(made: Problem, span: Span, field: Field, weights: Weights, given: Layout, leaves: Leaves) -> Solution:
+def solve_span(
+    ivp: Problem, span: Span, field: Field, weights: Weights, state_layout: Layout, leaves: Leaves
+) -> Solution:
     """The solution of an adaptive problem.
 
     Raises:
         UnsupportedError: what diffrax has not.
         SolveError: diffrax gave up.
     """
-    _require(made, span)
+    _require(ivp, span)
     control = span.control
-    t0, t1 = (jnp.asarray(time, given.time) for time in (span.t0, span.t1))
-    known = number("t0", span.t0), number("t1", span.t1)
-    sign = -1 if (known[1] or 0.0) < (known[0] or 0.0) else 1
-    ends = _layer_ends(field, *known)
-    solver = made_solver(made.solver, given.time, adaptive=True)
-    norm = _norm(control.norm, given)
-    way = backend.way(made.gradient)
+    t0, t1 = (jnp.asarray(time, state_layout.time) for time in (span.t0, span.t1))
+    ends_known = number("t0", span.t0), number("t1", span.t1)
+    sign = -1 if (ends_known[1] or 0.0) < (ends_known[0] or 0.0) else 1
+    ends = _layer_ends(field, *ends_known)
+    solver = diffrax_solver(ivp.solver, state_layout.time, adaptive=True)
+    norm = _norm(control.norm, state_layout)
+    way = backend.way(ivp.gradient)
     assert way is not None  # required where the problem came from
-    found = diffrax.diffeqsolve(
-        diffrax.ODETerm(over_span(field, given, ends, sign)),
+    result = diffrax.diffeqsolve(
+        diffrax.ODETerm(over_span(field, state_layout, ends, sign)),
         solver,
         t0,
         t1,
         None if control.first_step is None else sign * control.first_step,
         leaves,
         (t0, t1, weights),
-        saveat=_saved(span, given),
-        stepsize_controller=_controller(control, norm, ends, given),
-        adjoint=way.load(adaptive=True)(made, norm, lambda norm, **own: _controller(control, norm, ends, given, **own)),
-        event=None if span.event is None else _event(span.event, given, leaves, t0),
+        saveat=_saved(span, state_layout),
+        stepsize_controller=_controller(control, norm, ends, state_layout),
+        adjoint=way.load(adaptive=True)(
+            ivp, norm, lambda norm, **own: _controller(control, norm, ends, state_layout, **own)
+        ),
+        event=None if span.event is None else _event(span.event, state_layout, leaves, t0),
         max_steps=control.max_steps,
         throw=False,
     )
-    code, ys, ts = coded(found.result), found.ys, found.ts
+    code, ys, ts = coded(result.result), result.ys, result.ts
     assert ts is not None
-    count = found.stats["num_accepted_steps"]
+    count = result.stats["num_accepted_steps"]
     traced = isinstance(count, Tracer)
     if span.every and not traced:  # else padded, since nobody knows how many there will be
         ts, ys = ts[: int(count) + 1], tuple(leaf[: int(count) + 1] for leaf in ys)  # pyright: ignore
@@ -69,18 +72,18 @@ def solve_span(made: Problem, span: Span, field: Field, weights: Weights, given:
     happened = span.event is not None and (traced or int(code) == list(Result).index(Result.EVENT))
     event_t = ts[-1] if happened else None
     if span.ts is not None and not span.every:
-        ts = jnp.stack([jnp.asarray(t, given.time) for t in span.ts])
-    tried = found.stats["num_steps"]
-    stats = Stats("diffrax", made.solver.label, made.gradient.label, count, None, None, tried - count)
+        ts = jnp.stack([jnp.asarray(t, state_layout.time) for t in span.ts])
+    tried = result.stats["num_steps"]
+    stats = Stats("diffrax", ivp.solver.label, ivp.gradient.label, count, None, None, tried - count)
     evaluated = evaluations(solver, tried, 1, len(ends) + len(control.jump_t))
     stats.f_evaluations = evaluated if evaluated is None else evaluated + 2 * (control.first_step is None)
-    tree = given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(ys)])
-    return Solution(ts, tree, stats, code, event_t, _dense(found, given) if span.dense else None)
+    tree = state_layout.unflatten([state_layout.returned(leaf, i) for i, leaf in enumerate(ys)])
+    return Solution(ts, tree, stats, code, event_t, _dense(result, state_layout) if span.dense else None)
 
 
-def _require(made: Problem, span: Span) -> None:
+def _require(ivp: Problem, span: Span) -> None:
     """Raises UnsupportedError for what diffrax has not."""
-    control, back = span.control, isinstance(made.gradient, ContinuousAdjoint)
+    control, back = span.control, isinstance(ivp.gradient, ContinuousAdjoint)
     missing = {
         "per_sample=True (jax.vmap of the solve)": control.per_sample,
         "tolerances that differ between entries": any(
@@ -91,9 +94,9 @@ def _require(made: Problem, span: Span) -> None:
         "dense=True, an event or ts='all' with the continuous adjoint": back
         and (span.dense or span.every or span.event is not None),
     }
-    for what, asked in missing.items():
-        if asked:
-            raise UnsupportedError(f"{what} on backend diffrax", "the defaults", "take backend='jax'")
+    for feature, used in missing.items():
+        if used:
+            raise UnsupportedError(f"{feature} on backend diffrax", "the defaults", "take backend='jax'")
 
 
 def _layer_ends(field: Field, t0: float | None, t1: float | None) -> tuple[float, ...]:
@@ -105,18 +108,18 @@ def _layer_ends(field: Field, t0: float | None, t1: float | None) -> tuple[float
     return tuple(t0 + (t1 - t0) * (n / field.intervals) for n in range(1, field.intervals))
 
 
-def _saved(span: Span, given: Layout) -> diffrax.SaveAt:
+def _saved(span: Span, state_layout: Layout) -> diffrax.SaveAt:
     if span.every:
         return diffrax.SaveAt(t0=True, steps=True, dense=span.dense)
     if span.ts is None:
         return diffrax.SaveAt(t1=True, dense=span.dense)
-    return diffrax.SaveAt(ts=jnp.stack([jnp.asarray(t, given.time) for t in span.ts]), dense=span.dense)
+    return diffrax.SaveAt(ts=jnp.stack([jnp.asarray(t, state_layout.time) for t in span.ts]), dense=span.dense)
 
 
 def _controller(
-    control: PIDController, norm: Callable[[Any], Any], ends: tuple[float, ...], given: Layout, **other: Any
+    control: PIDController, norm: Callable[[Any], Any], ends: tuple[float, ...], state_layout: Layout, **other: Any
 ) -> diffrax.AbstractStepSizeController:
-    made = diffrax.PIDController(
+    controller = diffrax.PIDController(
         rtol=other.get("rtol") or _scalar(control.rtol),
         atol=other.get("atol") or _scalar(control.atol),
         norm=norm,
@@ -132,22 +135,26 @@ def _controller(
     jumps = sorted({*ends, *control.jump_t})
     stops = sorted(set(control.step_t) - set(jumps))
     if not (jumps or stops):
-        return made
+        return controller
     return diffrax.ClipStepSizeController(
-        made,
-        step_ts=jnp.asarray(stops, given.time) if stops else None,
-        jump_ts=jnp.asarray(jumps, given.time) if jumps else None,
+        controller,
+        step_ts=jnp.asarray(stops, state_layout.time) if stops else None,
+        jump_ts=jnp.asarray(jumps, state_layout.time) if jumps else None,
     )
 
 
-def _event(event: Event, given: Layout, leaves: Leaves, t0: Array) -> diffrax.Event:
+def _event(event: Event, state_layout: Layout, leaves: Leaves, t0: Array) -> diffrax.Event:
     """Theirs, a function for each entry of the condition, whose root Newton's method finds on the dense output."""
 
     def entry(i: int) -> Callable[..., Array]:
-        return lambda t, y, args, **_: jnp.ravel(jnp.asarray(event.condition(t, given.call(y)), given.time))[i]
+        return lambda t, y, args, **_: jnp.ravel(
+            jnp.asarray(event.condition(t, state_layout.call(y)), state_layout.time)
+        )[i]
 
-    shape = jax.eval_shape(lambda t, y: jnp.ravel(jnp.asarray(event.condition(t, given.call(y)))), t0, leaves).shape
-    exact = event.tolerance or 64 * float(jnp.finfo(given.time).eps)
+    shape = jax.eval_shape(
+        lambda t, y: jnp.ravel(jnp.asarray(event.condition(t, state_layout.call(y)))), t0, leaves
+    ).shape
+    exact = event.tolerance or 64 * float(jnp.finfo(state_layout.time).eps)
     return diffrax.Event(
         [entry(i) for i in range(shape[0])],
         optimistix.Newton(exact, exact),
@@ -155,12 +162,12 @@ def _event(event: Event, given: Layout, leaves: Leaves, t0: Array) -> diffrax.Ev
     )
 
 
-def _dense(found: diffrax.Solution, given: Layout) -> Callable[[Any], Any]:
+def _dense(result: diffrax.Solution, state_layout: Layout) -> Callable[[Any], Any]:
     def at(t: Any) -> Any:
-        times = jnp.asarray(t, given.time)
-        leaves = jax.vmap(found.evaluate)(times.reshape(-1))
+        times = jnp.asarray(t, state_layout.time)
+        leaves = jax.vmap(result.evaluate)(times.reshape(-1))
         shaped = [leaf.reshape(*times.shape, *leaf.shape[1:]) for leaf in leaves]  # pyright: ignore
-        return given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(shaped)])
+        return state_layout.unflatten([state_layout.returned(leaf, i) for i, leaf in enumerate(shaped)])
 
     return at
 
@@ -169,8 +176,8 @@ def _scalar(value: Any) -> Any:
     return tree_leaves(value)[0]
 
 
-def _norm(norm: Any, given: Layout) -> Callable[[Any], Any]:
+def _norm(norm: Any, state_layout: Layout) -> Callable[[Any], Any]:
     if callable(norm):
-        return lambda y: norm(given.call(y))
+        return lambda y: norm(state_layout.call(y))
     kinds: dict[str, Callable[[Any], Any]] = {"rms": optimistix.rms_norm, "max": optimistix.max_norm}
     return kinds.get(norm, lambda y: jnp.stack([optimistix.rms_norm(leaf) for leaf in jax.tree.leaves(y)]).max())

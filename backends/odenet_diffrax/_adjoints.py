@@ -29,7 +29,7 @@ def backprop_adaptive(problem: Problem, norm: Callable[[Any], Any], controller: 
 
 
 def checkpoint_fixed(problem: Problem, layers: int, count: int, length: float, time: Any) -> diffrax.AbstractAdjoint:
-    """As many states as are asked for."""
+    """The adjoint of diffrax that keeps as many states as are asked for."""
     assert isinstance(problem.gradient, Checkpoint)
     states = problem.gradient.states
     if states is not None and layers > 1:

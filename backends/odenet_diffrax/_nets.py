@@ -16,15 +16,15 @@ class DiffraxNet(OdeNet):
 
     __init__ = OdeNet.__init__  # equinox would make one of the fields
 
-    def solve(self, made: Problem, probe: Array | None, told: Any) -> tuple[Solution, Any]:
+    def solve(self, ivp: Problem, probe: Array | None, context: Any) -> tuple[Solution, Any]:
         """See `odenet_jax.OdeNet`. There is nothing to probe.
 
         Raises:
             UnsupportedError: batch normalisation in training, whose running statistics diffrax would not hand on.
         """
-        if told is not None:
+        if context is not None:
             raise UnsupportedError(
                 f"{type(self).__name__} with norm='batch' in training",
                 "norm='group' or 'none'; norm='batch' on backends torch and jax",
             )
-        return solve_problem(made), None
+        return solve_problem(ivp), None

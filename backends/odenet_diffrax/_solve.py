@@ -12,62 +12,64 @@ from jax import Array, lax
 from odenet import ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
 from odenet_diffrax._adaptive import solve_span
 from odenet_diffrax._entry import backend
-from odenet_diffrax._field import Layer, in_layer
+from odenet_diffrax._field import LayerArguments, in_layer
 from odenet_diffrax._result import coded
-from odenet_diffrax._solvers import evaluations
-from odenet_diffrax._solvers import made as made_solver
+from odenet_diffrax._solvers import diffrax_solver, evaluations
 from odenet_jax.field.field import Field, Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.state import Layout, Leaves, layout
 
 
-def solve_problem(made: Problem) -> Solution:
+def solve_problem(ivp: Problem) -> Solution:
     """The solution of a problem.
 
     Raises:
         UnsupportedError: what diffrax has not.
         SolveError: an adaptive solve could not go on.
     """
-    given, leaves = layout(made.y0)
-    if any(jnp.issubdtype(kind, jnp.complexfloating) for kind in given.carried):
+    state_layout, leaves = layout(ivp.y0)
+    if any(jnp.issubdtype(kind, jnp.complexfloating) for kind in state_layout.carried):
         raise UnsupportedError(
             "a complex state on backend diffrax, which warns that it may solve it incorrectly",
             "real states",
             "split it into real and imaginary part, or take backend='jax'",
         )
-    field, weights = field_along(made.field, made.weights)
-    if isinstance(made.gradient, ContinuousAdjoint):  # theirs sees args alone
-        example = jnp.zeros((), given.time), given.call(leaves)
+    field, weights = field_along(ivp.field, ivp.weights)
+    if isinstance(ivp.gradient, ContinuousAdjoint):  # theirs sees args alone
+        example = jnp.zeros((), state_layout.time), state_layout.call(leaves)
         field, weights = field.hoist(weights, *example)
-        other = {str(leaf.dtype) for leaf in (*weights.inexact, *weights.closed)} - {str(given.time)}
+        other = {str(leaf.dtype) for leaf in (*weights.inexact, *weights.closed)} - {str(state_layout.time)}
         if other:
             raise UnsupportedError(
-                f"weights of {', '.join(other)} for a state of {given.time} with BacksolveAdjoint, which mixes them up",
-                f"weights of {given.time}",
+                f"weights of {', '.join(other)} for a state of {state_layout.time} with BacksolveAdjoint, which mixes "
+                "them up",
+                f"weights of {state_layout.time}",
                 "convert them, or take gradient='backprop'",
             )
-    if isinstance(made.grid, Span):
-        return solve_span(made, made.grid, field, weights, given, leaves)
-    return _solve_grid(made, made.grid, field, weights, given, leaves)
+    if isinstance(ivp.grid, Span):
+        return solve_span(ivp, ivp.grid, field, weights, state_layout, leaves)
+    return _solve_grid(ivp, ivp.grid, field, weights, state_layout, leaves)
 
 
-def _solve_grid(made: Problem, grid: Grid, field: Field, weights: Weights, given: Layout, leaves: Leaves) -> Solution:
-    layers, solver = field.intervals, made_solver(made.solver, given.time, adaptive=False)
-    stats = Stats("diffrax", made.solver.label, made.gradient.label, grid.steps, None)
+def _solve_grid(
+    ivp: Problem, grid: Grid, field: Field, weights: Weights, state_layout: Layout, leaves: Leaves
+) -> Solution:
+    layers, solver = field.intervals, diffrax_solver(ivp.solver, state_layout.time, adaptive=False)
+    stats = Stats("diffrax", ivp.solver.label, ivp.gradient.label, grid.steps, None)
     stats.f_evaluations = evaluations(solver, grid.steps, layers)
-    times = jnp.asarray(grid.times, given.time)
+    times = jnp.asarray(grid.times, state_layout.time)
     if grid.t0 == grid.t1:
         ys = [jnp.broadcast_to(leaf, (len(grid.saved), *leaf.shape)) for leaf in leaves]
-        return Solution(times, given.unflatten([given.returned(y, i) for i, y in enumerate(ys)]), stats)
+        return Solution(times, state_layout.unflatten([state_layout.returned(y, i) for i, y in enumerate(ys)]), stats)
     count, length = grid.steps // layers, (grid.t1 - grid.t0) / layers
-    term = diffrax.ODETerm(in_layer(field, given, length))
-    way = backend.way(made.gradient)
+    term = diffrax.ODETerm(in_layer(field, state_layout, length))
+    way = backend.way(ivp.gradient)
     assert way is not None  # required where the problem came from
-    adjoint = way.load()(made, layers, count, length, given.time)
-    wanted = (count,) if grid.final_only else tuple(range(1, count + 1))
+    adjoint = way.load()(ivp, layers, count, length, state_layout.time)
+    ends = (count,) if grid.final_only else tuple(range(1, count + 1))
     if layers == 1 and not grid.final_only:
-        wanted = tuple(n for n in grid.kept if n) or (count,)
-    marks = None if wanted == (count,) else _marks(wanted, count, length, given)
+        ends = tuple(n for n in grid.kept if n) or (count,)
+    marks = None if ends == (count,) else _marks(ends, count, length, state_layout)
     save = diffrax.SubSaveAt(t1=marks is None, ts=marks)
     carries = isinstance(solver, diffrax.ReversibleHeun) and layers > 1
 
@@ -75,14 +77,14 @@ def _solve_grid(made: Problem, grid: Grid, field: Field, weights: Weights, given
         y, state, code = carry
         n, slot = at
         start = grid.t0 + (grid.t1 - grid.t0) * (n / layers)
-        found = diffrax.diffeqsolve(
+        result = diffrax.diffeqsolve(
             term,
             solver,
             0.0,
             length,
             length / count,
             y,
-            Layer(start, slot, weights),
+            LayerArguments(start, slot, weights),
             saveat=diffrax.SaveAt(subs=save, solver_state=carries),
             stepsize_controller=diffrax.ConstantStepSize(),
             adjoint=adjoint,
@@ -90,15 +92,15 @@ def _solve_grid(made: Problem, grid: Grid, field: Field, weights: Weights, given
             throw=False,
             solver_state=state,
         )
-        ys: Any = found.ys
+        ys: Any = result.ys
         last = tuple(leaf[-1] for leaf in ys)
-        return (last, found.solver_state if carries else None, jnp.maximum(code, coded(found.result))), ys
+        return (last, result.solver_state if carries else None, jnp.maximum(code, coded(result.result))), ys
 
-    steps = jnp.arange(layers, dtype=given.time)
+    steps = jnp.arange(layers, dtype=state_layout.time)
     slots = field.slots(weights, layers)
     first = jax.tree.map(lambda leaf: leaf[0], slots)
-    zero = jnp.zeros((), given.time)
-    state = solver.init(term, zero, zero, leaves, Layer(grid.t0 + zero, first, weights)) if carries else None
+    zero = jnp.zeros((), state_layout.time)
+    state = solver.init(term, zero, zero, leaves, LayerArguments(grid.t0 + zero, first, weights)) if carries else None
     begin = leaves, state, jnp.int32(0)
     if layers == 1:
         (_, _, code), rows = through(begin, (steps[0], first))
@@ -107,17 +109,17 @@ def _solve_grid(made: Problem, grid: Grid, field: Field, weights: Weights, given
         rows = tuple(leaf.reshape(-1, *leaf.shape[2:]) for leaf in rows)
         if grid.final_only:
             rows = tuple(leaf[None] for leaf in last)
-    met = [0, *(wanted if layers == 1 else range(1, grid.steps + 1))]
+    met = [0, *(ends if layers == 1 else range(1, grid.steps + 1))]
     ys = []
     for i, (start, leaf) in enumerate(zip(leaves, rows, strict=True)):
         if not grid.final_only:
             leaf = jnp.concatenate([start[None], leaf])[jnp.asarray([met.index(n) for n in grid.saved])]
-        ys.append(given.returned(leaf, i))
+        ys.append(state_layout.returned(leaf, i))
     implicit = isinstance(solver, diffrax.AbstractImplicitSolver)  # an explicit one does its steps, whatever they give
-    return Solution(times, given.unflatten(ys), stats, code if implicit else None)
+    return Solution(times, state_layout.unflatten(ys), stats, code if implicit else None)
 
 
-def _marks(wanted: tuple[int, ...], count: int, length: float, given: Layout) -> Array:
+def _marks(ends: tuple[int, ...], count: int, length: float, state_layout: Layout) -> Array:
     """Ends of steps, rounded as `ConstantStepSize` rounds them."""
-    steps = jnp.asarray(wanted, given.time) / jnp.asarray(count, given.time)
-    return jnp.asarray(length, given.time) * steps
+    steps = jnp.asarray(ends, state_layout.time) / jnp.asarray(count, state_layout.time)
+    return jnp.asarray(length, state_layout.time) * steps

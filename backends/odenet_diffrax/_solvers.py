@@ -29,7 +29,7 @@ IMPLICIT: dict[str, Any] = {
 }
 
 
-def made(solver: AnySolver, time: Any, *, adaptive: bool) -> diffrax.AbstractSolver:
+def diffrax_solver(solver: AnySolver, time: Any, *, adaptive: bool) -> diffrax.AbstractSolver:
     """Their solver.
 
     Args:

@@ -1,6 +1,6 @@
 """The verbs of the JAX backend.
 
-Over 250 lines: the descriptor and all verbs of the seam stand side by side, each with its whole signature.
+Over 250 lines: the descriptor and all verbs of the interface stand side by side, each with its whole signature.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from odenet_jax.verbs.batch import enable_x64, like, mean_loss, on  # pyright: i
 from odenet_jax.verbs.examine import examine, trained
 from odenet_jax.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_jax.verbs.on_disk import compiled, keep_programs
-from odenet_jax.verbs.train import Descent
+from odenet_jax.verbs.train import GradientDescent
 
 _DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
 
@@ -79,12 +79,14 @@ class JaxBackend(Backend):
             return value, solution
 
         probe = jnp.zeros((), _time(inexact[0]))
-        (value, solution), (found, residual) = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(inexact, probe)
+        (value, solution), (gradients, residual) = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(
+            inexact, probe
+        )
         if problem.gradient.certifies:
             solution.stats.residual = residual
         # JAX's gradient of a real loss by a complex number is the conjugate of the direction of steepest ascent
-        found = jax.tree.map(jnp.conj, found)
-        return value, Gradients(*found), solution
+        gradients = jax.tree.map(jnp.conj, gradients)
+        return value, Gradients(*gradients), solution
 
     def _probed(self, problem: Problem, probe: Array) -> Solution:
         """`solve` with a probe (see `odenet_jax.solve`), for `value_and_grad`."""
@@ -168,7 +170,7 @@ class JaxBackend(Backend):
             forward, forward_compile = _compiled(model, x, y, None)
             step, step_compile = _compiled(model, x, y, model.gradient)
             both = forward_compile, step_compile
-            compile_seconds = sum(each for each in both if each is not None) if None not in both else None
+            compile_seconds = sum(duration for duration in both if duration is not None) if None not in both else None
             arguments = (model.weights, _probe(model), x, y)
             timed = [finished(lambda: forward(*arguments)), finished(lambda: step(*arguments))]
             forward_seconds, step_seconds = seconds(timed, repeats)
@@ -186,7 +188,7 @@ class JaxBackend(Backend):
         optimizer: Imported | None = None,
     ) -> Trainer:
         """See `Backend`."""
-        return Descent(model, momentum, weight_decay, rates, optimizer)
+        return GradientDescent(model, momentum, weight_decay, rates, optimizer)
 
     def keep_programs(self, folder: Path) -> None:
         """See `Backend`. JAX's persistent compilation cache; programs that call Python are not kept."""
@@ -213,23 +215,23 @@ class JaxBackend(Backend):
         return tuple(dict.fromkeys(("cpu", *self._by_name())))
 
     def _device(self, name: str) -> Any:
-        found = self._by_name()
-        if name not in found:
+        devices = self._by_name()
+        if name not in devices:
             raise DeviceUnavailableError(
                 f"jax sees no device {name!r}", ", ".join(self.devices()), "see `odenet list backends`"
             )
-        return found[name]
+        return devices[name]
 
     @staticmethod
     def _by_name() -> dict[str, Any]:
         """The devices as torch names them: cpu, cuda, cuda:0, ..."""
-        found = {"cpu": jax.devices("cpu")[0]}
+        devices = {"cpu": jax.devices("cpu")[0]}
         for device in jax.devices():
             platform = "cuda" if device.platform in ("gpu", "cuda") else device.platform
             if platform != "cpu":
-                found.setdefault(platform, device)
-                found[f"{platform}:{device.id}"] = device
-        return found
+                devices.setdefault(platform, device)
+                devices[f"{platform}:{device.id}"] = device
+        return devices
 
 
 def _dtype(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""SciPy's `solve_ivp` behind odenet's seam, on NumPy arrays: a reference for solutions. Loads nothing.
+"""SciPy's `solve_ivp` behind the same interface, on NumPy arrays: a reference for solutions. Loads nothing.
 
 Tolerances only, and no gradients. RK23 is our bosh3, RK45 our dopri5; DOP853, Radau, BDF and LSODA have names
 of their own. Its `rtol` and `atol` mean what odenet's do. Steps are of its own choice but for `first_step`, `max_step`

@@ -42,5 +42,5 @@ class ScipyBackend(Backend):
         return ("cpu",)
 
     def value_and_grad(self, loss: Any, problem: Problem) -> NoReturn:
-        """Not offered."""
+        """Raises UnsupportedError: SciPy has no gradients."""
         raise UnsupportedError("gradients on backend scipy", "solve", "take backend='torch' or 'jax'")

@@ -56,7 +56,7 @@ class Path:
         return self.pieces[min(place, len(self.pieces) - 1)](t)
 
 
-def solve_span(made: Problem, span: Span) -> Solution:
+def solve_span(ivp: Problem, span: Span) -> Solution:
     """The solution of an adaptive problem on NumPy arrays.
 
     Raises:
@@ -64,13 +64,13 @@ def solve_span(made: Problem, span: Span) -> Solution:
         SolveError: the solve could not go on.
     """
     _require(span)
-    leaves, unflatten = tree_flatten(made.y0)
+    leaves, unflatten = tree_flatten(ivp.y0)
     arrays = [np.asarray(leaf, dtype=float if type(leaf) is int else None) for leaf in leaves]
     kind = np.result_type(*arrays)
     if not np.issubdtype(kind, np.inexact):
         raise DtypeError(f"y0 of {kind}", "float32, float64, complex64, complex128")
-    if np.issubdtype(kind, np.complexfloating) and made.solver.name in ("lsoda", "radau"):
-        raise UnsupportedError(f"a complex state with solver {made.solver.name}", "bosh3, dopri5, dop853, bdf")
+    if np.issubdtype(kind, np.complexfloating) and ivp.solver.name in ("lsoda", "radau"):
+        raise UnsupportedError(f"a complex state with solver {ivp.solver.name}", "bosh3, dopri5, dop853, bdf")
     t0, t1 = float(span.t0), float(span.t1)
 
     def tree(vector: np.ndarray) -> Any:
@@ -85,17 +85,17 @@ def solve_span(made: Problem, span: Span) -> Solution:
             ]
         )
 
-    read = _reader(made.weights, t0, t1)
+    read = _reader(ivp.weights, t0, t1)
     path = Path([t0], np.concatenate([array.ravel() for array in arrays]).astype(np.result_type(kind, float)))
-    jumps = _jumps(made.weights, span, t0, t1)
+    jumps = _jumps(ivp.weights, span, t0, t1)
     for start, end in itertools.pairwise([t0, *jumps, t1]):
 
         def slope(t: float, y: np.ndarray, middle: float = (start + end) / 2) -> np.ndarray:
             path.evaluations += 1
-            k = made.field(t, tree(y), *read(t, middle))
+            k = ivp.field(t, tree(y), *read(t, middle))
             return np.concatenate([np.ravel(leaf) for leaf in tree_leaves(k)])
 
-        _walk(path, slope, made, span, end, tree)
+        _walk(path, slope, ivp, span, end, tree)
         if path.result is not Result.SUCCESS:
             break
     if path.result not in (Result.SUCCESS, Result.EVENT) and span.control.throw:
@@ -104,25 +104,25 @@ def solve_span(made: Problem, span: Span) -> Solution:
     if path.event_t is not None:
         ts = [*(t for t in ts if (t - path.event_t) * (t1 - t0) < 0), path.event_t]
     ys = tree(np.stack([path.at(t) for t in ts]))
-    stats = Stats("scipy", made.solver.label, made.gradient.label, len(path.pieces), path.evaluations)
+    stats = Stats("scipy", ivp.solver.label, ivp.gradient.label, len(path.pieces), path.evaluations)
     dense = None
     if span.dense:
         dense = lambda t: tree(np.stack([path.at(s) for s in np.ravel(t)]).reshape(*np.shape(t), -1))  # noqa: E731
     return Solution(np.asarray(ts), ys, stats, list(Result).index(path.result), path.event_t, dense)
 
 
-def _walk(path: Path, slope: Vector, made: Problem, span: Span, end: float, tree: Callable[..., Any]) -> None:
-    """On to `end`, or to an event."""
+def _walk(path: Path, slope: Vector, ivp: Problem, span: Span, end: float, tree: Callable[..., Any]) -> None:
+    """Solve on to `end`, or to an event before it."""
     control, event, start = span.control, span.event, path.ends[-1]
     if start == end:
         return
-    rtol, atol = (_tolerance(value, made.y0) for value in (control.rtol, control.atol))
+    rtol, atol = (_tolerance(value, ivp.y0) for value in (control.rtol, control.atol))
     options: dict[str, Any] = {"first_step": control.first_step and min(control.first_step, abs(end - start))}
     if control.min_step is not None:
         options["min_step"] = control.min_step
     if control.max_step is not None:
         options["max_step"] = control.max_step
-    solver = SOLVERS[made.solver.name](slope, start, path.y, end, rtol=rtol, atol=atol, **options)
+    solver = SOLVERS[ivp.solver.name](slope, start, path.y, end, rtol=rtol, atol=atol, **options)
     while solver.status == "running":
         if len(path.pieces) >= control.max_steps:
             path.result = Result.MAX_STEPS
@@ -139,9 +139,9 @@ def _walk(path: Path, slope: Vector, made: Problem, span: Span, end: float, tree
             path.result = Result.NONFINITE
             return
         if event is not None:
-            found = _crossing(lambda t: event.condition(t, tree(piece(t))), path.ends[-2], path.ends[-1], event)  # noqa: B023
-            if found is not None:
-                path.event_t, path.result = found, Result.EVENT
+            event_time = _crossing(lambda t: event.condition(t, tree(piece(t))), path.ends[-2], path.ends[-1], event)  # noqa: B023
+            if event_time is not None:
+                path.event_t, path.result = event_time, Result.EVENT
                 return
 
 
@@ -153,10 +153,10 @@ def _crossing(value: Callable[[float], Any], start: float, end: float, event: An
 
     before, after = at(start), at(end)
     changed = [i for i in range(len(before)) if before[i] * after[i] <= 0 and before[i] != 0]
-    wanted = [i for i in changed if event.direction in (0, np.sign(after[i] - before[i]))]
+    entries = [i for i in changed if event.direction in (0, np.sign(after[i] - before[i]))]
     exact = event.tolerance or 4 * np.finfo(float).eps * max(abs(start), abs(end))
-    found: Any = [optimize.brentq(lambda t, i=i: at(t)[i], start, end, xtol=exact) for i in wanted]
-    return min(found, key=lambda t: abs(t - start), default=None)
+    roots: Any = [optimize.brentq(lambda t, i=i: at(t)[i], start, end, xtol=exact) for i in entries]
+    return min(roots, key=lambda t: abs(t - start), default=None)
 
 
 def _require(span: Span) -> None:
@@ -169,26 +169,28 @@ def _require(span: Span) -> None:
         "safety, factor_min, factor_max": (control.safety or 0.9, control.factor_min, control.factor_max)
         != (0.9, 0.2, 10.0),
     }
-    for what, asked in missing.items():
-        if asked:
-            raise UnsupportedError(f"{what} on backend scipy", "the defaults", "take backend='torch' or 'jax'")
+    for feature, used in missing.items():
+        if used:
+            raise UnsupportedError(f"{feature} on backend scipy", "the defaults", "take backend='torch' or 'jax'")
 
 
 def _tolerance(value: Any, y0: Any) -> Any:
     """A number, or a vector like the state."""
-    each = tree_leaves(value)
-    if len(each) == 1 and np.ndim(each[0]) == 0:
-        return float(each[0])
+    tolerances = tree_leaves(value)
+    if len(tolerances) == 1 and np.ndim(tolerances[0]) == 0:
+        return float(tolerances[0])
     leaves = tree_leaves(y0)
-    each = each * len(leaves) if len(each) == 1 else each
-    return np.concatenate([np.broadcast_to(t, np.shape(leaf)).ravel() for t, leaf in zip(each, leaves, strict=True)])
+    tolerances = tolerances * len(leaves) if len(tolerances) == 1 else tolerances
+    return np.concatenate(
+        [np.broadcast_to(t, np.shape(leaf)).ravel() for t, leaf in zip(tolerances, leaves, strict=True)]
+    )
 
 
 def _jumps(depth: Depth | None, span: Span, t0: float, t1: float) -> list[float]:
     """Times to start anew at, in order: jumps, forced steps and the ends of piecewise layers."""
     inner = range(1, depth.layers) if depth is not None and depth.kind == "piecewise" else ()
-    found = {*span.stops, *(t0 + (t1 - t0) * n / len((*inner, 0)) for n in inner)}
-    return sorted((t for t in found if min(t0, t1) < t < max(t0, t1)), reverse=t1 < t0)
+    times = {*span.stops, *(t0 + (t1 - t0) * n / len((*inner, 0)) for n in inner)}
+    return sorted((t for t in times if min(t0, t1) < t < max(t0, t1)), reverse=t1 < t0)
 
 
 def _reader(depth: Depth | None, t0: float, t1: float) -> Callable[[float, float], tuple[Any, ...]]:

@@ -1,6 +1,6 @@
 """The verbs of the torch backend.
 
-Over 250 lines: the descriptor and all verbs of the seam stand side by side, each with its whole signature.
+Over 250 lines: the descriptor and all verbs of the interface stand side by side, each with its whole signature.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from odenet_torch.verbs import profile as profiling
 from odenet_torch.verbs.batch import mean_loss, on
 from odenet_torch.verbs.examine import examine, trained
 from odenet_torch.verbs.measure import Counter, counted, finished, peak_bytes
-from odenet_torch.verbs.train import Descent
+from odenet_torch.verbs.train import GradientDescent
 
 _DTYPES = {
     name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
@@ -61,23 +61,23 @@ class TorchBackend(Backend):
         y0, y_leaves = _fresh(problem.y0)
         depth = problem.weights
         weights, w_leaves = _fresh(None if depth is None else depth.tree)
-        given = None if depth is None else Depth(weights, depth.kind, depth.stacked)
+        fresh_depth = None if depth is None else Depth(weights, depth.kind, depth.stacked)
         with torch.enable_grad():
-            made = dataclasses.replace(problem, y0=y0, weights=given)
-            solution = self.solve(made)
+            fresh = dataclasses.replace(problem, y0=y0, weights=fresh_depth)
+            solution = self.solve(fresh)
             value = loss(solution)
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             raise InputError(f"the loss returned {value!r}", "a real scalar tensor")
-        wanted = [leaf for leaf in (*y_leaves, *w_leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        found: dict[int, Tensor | None] = {}
+        sources = [leaf for leaf in (*y_leaves, *w_leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        by_leaf: dict[int, Tensor | None] = {}
         if value.requires_grad:
-            gradients = torch.autograd.grad(value, wanted, allow_unused=True)
-            found = {id(leaf): g for leaf, g in zip(wanted, gradients, strict=True)}
+            gradients = torch.autograd.grad(value, sources, allow_unused=True)
+            by_leaf = {id(leaf): g for leaf, g in zip(sources, gradients, strict=True)}
 
         def gradient(leaf: Any) -> Tensor | None:
             if not (isinstance(leaf, Tensor) and leaf.requires_grad):
                 return None
-            g = found.get(id(leaf))
+            g = by_leaf.get(id(leaf))
             return torch.zeros_like(leaf) if g is None else g
 
         plain = dataclasses.replace(solution, ys=tree_map(torch.Tensor.detach, solution.ys))
@@ -206,7 +206,7 @@ class TorchBackend(Backend):
         optimizer: Imported | None = None,
     ) -> Trainer:
         """See `Backend`."""
-        return Descent(model, momentum, weight_decay, rates, optimizer)
+        return GradientDescent(model, momentum, weight_decay, rates, optimizer)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
         """See `Backend`."""
@@ -223,12 +223,12 @@ class TorchBackend(Backend):
 
     def devices(self) -> tuple[str, ...]:
         """See `Backend`."""
-        found = ["cpu"]
+        names = ["cpu"]
         if torch.cuda.is_available():
-            found += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+            names += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
-            found.append("mps")
-        return tuple(found)
+            names.append("mps")
+        return tuple(names)
 
     def _check_device(self, device: str) -> None:
         if device not in self.devices():
@@ -245,16 +245,16 @@ def _dtype(name: str) -> torch.dtype:
 
 def _fresh(tree: Any) -> tuple[Any, list[Any]]:
     """The tree with tensors cut from their history and needing gradients, and its leaves. Tied leaves stay tied."""
-    made: dict[int, Any] = {}
+    by_id: dict[int, Any] = {}
 
-    def leaf(given: Any) -> Any:
-        if isinstance(given, (np.ndarray, float, complex)):
-            given = torch.as_tensor(given, device=torch.get_default_device())
-        if not isinstance(given, Tensor) or not (given.is_floating_point() or given.is_complex()):
-            return given
-        return given.detach().requires_grad_()
+    def renewed(leaf: Any) -> Any:
+        if isinstance(leaf, (np.ndarray, float, complex)):
+            leaf = torch.as_tensor(leaf, device=torch.get_default_device())
+        if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+            return leaf
+        return leaf.detach().requires_grad_()
 
-    fresh = tree_map(lambda given: made.setdefault(id(given), leaf(given)), tree)
+    fresh = tree_map(lambda leaf: by_id.setdefault(id(leaf), renewed(leaf)), tree)
     return fresh, list({id(x): x for x in tree_leaves(fresh)}.values())
 
 

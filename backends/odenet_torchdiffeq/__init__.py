@@ -1,4 +1,4 @@
-"""torchdiffeq behind odenet's seam: the reference that odenet_torch is compared with. Nothing is loaded here.
+"""torchdiffeq behind the same interface: the reference that odenet_torch is compared with. Nothing is loaded here.
 
 What is used of it (release 0.2.5), at its best settings:
 

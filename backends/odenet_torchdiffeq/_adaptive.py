@@ -34,7 +34,7 @@ _ENDS = {"max_num_steps": Result.MAX_STEPS, "underflow": Result.STEP_TOO_SMALL, 
 """What their assertions begin with."""
 
 
-def solve_span(made: Problem, span: Span, field: FunctionField, given: Layout, leaves: Leaves) -> Solution:
+def solve_span(ivp: Problem, span: Span, field: FunctionField, state_layout: Layout, leaves: Leaves) -> Solution:
     """The solution of an adaptive problem.
 
     Raises:
@@ -43,24 +43,24 @@ def solve_span(made: Problem, span: Span, field: FunctionField, given: Layout, l
     """
     _require(span)
     t0, t1 = (float(time.detach() if isinstance(time, Tensor) else time) for time in (span.t0, span.t1))
-    sign, adjoint = (-1 if t1 < t0 else 1), isinstance(made.gradient, ContinuousAdjoint)
-    called = OnSpan(field, given, sign, span, t0, t1, adjoint)
-    wanted = [span.t1] if span.ts is None else list(span.ts)
-    ts = torch.stack([_time(time, given) for time in wanted])
-    start = _time(span.t0, given)
-    known = [sign * float(time) for time in torch.cat([start[None], ts]).detach()]
-    interface = _interface(made, span.control, called, given, leaves, known)
+    sign, adjoint = (-1 if t1 < t0 else 1), isinstance(ivp.gradient, ContinuousAdjoint)
+    system = OnSpan(field, state_layout, sign, span, t0, t1, adjoint)
+    times = [span.t1] if span.ts is None else list(span.ts)
+    ts = torch.stack([_time(time, state_layout) for time in times])
+    start = _time(span.t0, state_layout)
+    taus = [sign * float(time) for time in torch.cat([start[None], ts]).detach()]
+    interface = _interface(ivp, span.control, system, state_layout, leaves, taus)
     y0 = leaves[0] if len(leaves) == 1 else leaves
     event_t: Tensor | None = None
-    ended, found = Result.SUCCESS, leaves
+    ended, ends = Result.SUCCESS, leaves
     try:
         if span.event is not None:
-            event_t, found = _until(interface, called, span, y0, sign * start, sign * t1)
+            event_t, ends = _until(interface, system, span, y0, sign * start, sign * t1)
         if event_t is not None:
             ended, ts = Result.EVENT, (sign * event_t)[None]
-            ys: Leaves = tuple(leaf[-1:] for leaf in called.leaves(found))
+            ys: Leaves = tuple(leaf[-1:] for leaf in system.leaves(ends))
         else:
-            ys = _at(interface, called, y0, sign * start, sign * ts)
+            ys = _at(interface, system, y0, sign * start, sign * ts)
     except AssertionError as error:
         ended = next((end for word, end in _ENDS.items() if str(error).startswith(word)), None)
         if ended is None:
@@ -68,9 +68,9 @@ def solve_span(made: Problem, span: Span, field: FunctionField, given: Layout, l
         if span.control.throw:
             raise SolveError(f"the solve ended: {ended.value} (torchdiffeq: {str(error)[:80]})") from error
         ys = tuple(leaf.detach().expand(len(ts), *leaf.shape) * torch.nan for leaf in leaves)
-    stats = Stats("torchdiffeq", made.solver.label, made.gradient.label, called.accepted, called.evaluations)
-    stats.rejected = called.rejected
-    tree = given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(ys)])
+    stats = Stats("torchdiffeq", ivp.solver.label, ivp.gradient.label, system.accepted, system.evaluations)
+    stats.rejected = system.rejected
+    tree = state_layout.unflatten([state_layout.returned(leaf, i) for i, leaf in enumerate(ys)])
     event_time = None if event_t is None else sign * event_t
     return Solution(ts, tree, stats, list(Result).index(ended), event_time)
 
@@ -87,19 +87,19 @@ def _require(span: Span) -> None:
         "the direction of an event": event is not None and event.direction != 0,
         "the tolerance of an event (which is atol)": event is not None and event.tolerance is not None,
     }
-    for what, asked in missing.items():
-        if asked:
-            raise UnsupportedError(f"{what} on backend torchdiffeq", "the defaults", "take backend='torch'")
+    for feature, used in missing.items():
+        if used:
+            raise UnsupportedError(f"{feature} on backend torchdiffeq", "the defaults", "take backend='torch'")
 
 
 def _interface(
-    made: Problem, control: PIDController, called: OnSpan, given: Layout, leaves: Leaves, known: list[float]
+    ivp: Problem, control: PIDController, system: OnSpan, state_layout: Layout, leaves: Leaves, taus: list[float]
 ) -> Callable[..., Any]:
     """`odeint` or `odeint_adjoint` with all their options."""
-    jumps = sorted({*called.ends, *(called.sign * t for t in control.jump_t)})
-    stops = sorted({*known, *(called.sign * t for t in control.step_t)} - set(jumps))
+    jumps = sorted({*system.ends, *(system.sign * t for t in control.jump_t)})
+    stops = sorted({*taus, *(system.sign * t for t in control.step_t)} - set(jumps))
     options: dict[str, Any] = {
-        "norm": _norm(control.norm, given, len(leaves) == 1),
+        "norm": _norm(control.norm, state_layout, len(leaves) == 1),
         "min_step": control.min_step or 0.0,
         "max_step": torch.inf if control.max_step is None else control.max_step,
         "max_num_steps": control.max_steps,
@@ -109,31 +109,31 @@ def _interface(
     }
     for name, times in (("step_t", stops), ("jump_t", jumps)):
         if times:
-            options[name] = torch.tensor(times, dtype=torch.float64, device=given.device)
+            options[name] = torch.tensor(times, dtype=torch.float64, device=state_layout.device)
     rtol, atol = (_tolerance(value, leaves) for value in (control.rtol, control.atol))
     first = {} if control.first_step is None else {"first_step": control.first_step}
-    kinds = {"rtol": rtol, "atol": atol, "method": ADAPTIVE[made.solver.name], "options": options | first}
-    way = backend.way(made.gradient)
+    kinds = {"rtol": rtol, "atol": atol, "method": ADAPTIVE[ivp.solver.name], "options": options | first}
+    way = backend.way(ivp.gradient)
     assert way is not None  # required where the problem came from
-    tensors = functools.partial(called.parameters, _time(known[0], given), leaves, called.intervals)
-    return way.load(adaptive=True)(made, kinds, tensors)
+    tensors = functools.partial(system.parameters, _time(taus[0], state_layout), leaves, system.intervals)
+    return way.load(adaptive=True)(ivp, kinds, tensors)
 
 
-def _at(interface: Callable[..., Any], called: OnSpan, y0: Any, start: Tensor, taus: Tensor) -> Leaves:
+def _at(interface: Callable[..., Any], system: OnSpan, y0: Any, start: Tensor, taus: Tensor) -> Leaves:
     """The state at times that may repeat, or be t0, which torchdiffeq allows of none."""
-    known = [float(tau) for tau in torch.cat([start[None], taus]).detach()]
-    order = sorted(set(known))
-    places = [known.index(tau) for tau in order]
+    values = [float(tau) for tau in torch.cat([start[None], taus]).detach()]
+    order = sorted(set(values))
+    places = [values.index(tau) for tau in order]
     met = torch.cat([start[None], taus])[places]
-    found = called.leaves(y0) if len(order) == 1 else called.leaves(interface(called, y0, met))
+    states = system.leaves(y0) if len(order) == 1 else system.leaves(interface(system, y0, met))
     if len(order) == 1:
-        found = tuple(leaf[None] for leaf in found)
-    picks = [order.index(tau) for tau in known[1:]]
-    return tuple(leaf[picks] for leaf in found)
+        states = tuple(leaf[None] for leaf in states)
+    picks = [order.index(tau) for tau in values[1:]]
+    return tuple(leaf[picks] for leaf in states)
 
 
 def _until(
-    interface: Callable[..., Any], called: OnSpan, span: Span, y0: Any, start: Tensor, end: float
+    interface: Callable[..., Any], system: OnSpan, span: Span, y0: Any, start: Tensor, end: float
 ) -> tuple[Tensor | None, Any]:
     """Time and states of the event; None where there is none before t1.
 
@@ -142,38 +142,38 @@ def _until(
     assert span.event is not None
     condition = span.event.condition
 
-    def either(tau: Tensor, y: Any) -> Tensor:
-        leaves = called.leaves(y)
-        value = torch.as_tensor(condition(called.sign * tau, called.layout.call(leaves)))
+    def event_or_end(tau: Tensor, y: Any) -> Tensor:
+        leaves = system.leaves(y)
+        value = torch.as_tensor(condition(system.sign * tau, system.layout.call(leaves)))
         return torch.cat([value.reshape(-1).to(leaves[0].abs()), (end - tau).reshape(1).to(leaves[0].abs())])
 
-    event_t, found = torchdiffeq.odeint_event(called, y0, start, event_fn=either, odeint_interface=interface)
-    y1 = tuple(leaf[-1] for leaf in called.leaves(found))
-    beside = either(event_t, y1[0] if isinstance(y0, Tensor) else y1).detach().abs()
-    return (None, None) if beside[-1] <= beside[:-1].min() else (event_t, found)
+    event_t, states = torchdiffeq.odeint_event(system, y0, start, event_fn=event_or_end, odeint_interface=interface)
+    y1 = tuple(leaf[-1] for leaf in system.leaves(states))
+    beside = event_or_end(event_t, y1[0] if isinstance(y0, Tensor) else y1).detach().abs()
+    return (None, None) if beside[-1] <= beside[:-1].min() else (event_t, states)
 
 
-def _time(value: Any, given: Layout) -> Tensor:
+def _time(value: Any, state_layout: Layout) -> Tensor:
     """A time as a tensor that keeps its gradient."""
-    return torch.as_tensor(value, dtype=given.time, device=given.device)
+    return torch.as_tensor(value, dtype=state_layout.time, device=state_layout.device)
 
 
 def _tolerance(value: Any, leaves: Leaves) -> Any:
     """As torchdiffeq takes it: a number, a tensor like the state, or a tuple with one a leaf."""
-    each = tree_leaves(value)
-    if len(each) == 1 and not isinstance(each[0], (Tensor,)):
-        return each[0]
+    tolerances = tree_leaves(value)
+    if len(tolerances) == 1 and not isinstance(tolerances[0], (Tensor,)):
+        return tolerances[0]
     if len(leaves) == 1:
-        return torch.as_tensor(each[0], device=leaves[0].device)
-    if len(each) == 1:
-        each = each * len(leaves)
+        return torch.as_tensor(tolerances[0], device=leaves[0].device)
+    if len(tolerances) == 1:
+        tolerances = tolerances * len(leaves)
     return tuple(
         torch.as_tensor(tolerance, device=leaf.device).expand(leaf.shape).reshape(-1)
-        for tolerance, leaf in zip(each, leaves, strict=True)
+        for tolerance, leaf in zip(tolerances, leaves, strict=True)
     )
 
 
-def _norm(norm: Any, given: Layout, single: bool) -> Callable[[Any], Any]:
+def _norm(norm: Any, state_layout: Layout, single: bool) -> Callable[[Any], Any]:
     """Of a tensor, or of a tuple where the state is one."""
 
     def rms(y: Any) -> Tensor:
@@ -187,5 +187,5 @@ def _norm(norm: Any, given: Layout, single: bool) -> Callable[[Any], Any]:
         return torch.stack([leaf.abs().max() for leaf in ((y,) if single else y)]).max()
 
     if callable(norm):
-        return lambda y: norm(given.call((y,) if single else tuple(y)))
+        return lambda y: norm(state_layout.call((y,) if single else tuple(y)))
     return {"rms": rms, "mixed": mixed, "max": largest}[norm]

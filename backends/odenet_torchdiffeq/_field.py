@@ -14,7 +14,7 @@ from odenet_torch.field.field import FunctionField, Stand, now, outside, unique
 from odenet_torch.field.state import Layout, Leaves
 
 
-class Called(ABC):
+class OrientedField(ABC):
     """`sign f(sign tau, y)` for tau = sign t, which increases: torchdiffeq's own reversal hides from callbacks.
 
     Args:
@@ -44,7 +44,7 @@ class Called(ABC):
         return (y,) if isinstance(y, Tensor) else tuple(y)
 
     def slope(self, tau: Tensor, leaves: Leaves, stand: Stand | None = None) -> Leaves:
-        """f as leaves, by t."""
+        """The slope at time t as leaves."""
         n, position, steps = self.place(tau)
         t = self.sign * tau
         return self.layout.slope(self.field(t, self.layout.call(leaves), n, position, steps, stand), leaves)
@@ -72,11 +72,11 @@ class Called(ABC):
         return unique((*weights, *self.field.captured, *outside(slope, (*stand.values(), *at), since)))
 
 
-class OnGrid(Called):
+class OnGrid(OrientedField):
     """In equal steps, whose stages are counted: a stage at the end of a step reads that step's weights.
 
     Args:
-        field, layout, sign: see `Called`.
+        field, layout, sign: see `OrientedField`.
         grid: of the forward solve.
         solver: whose stages these are.
         backward: steps of the backward solve of `odeint_adjoint`.
@@ -106,17 +106,17 @@ class OnGrid(Called):
         self.step = int((middle - start) / length * self.counts[back])
 
     def place(self, tau: Tensor) -> tuple[int, Any, int]:
-        """See `Called`."""
+        """See `OrientedField`."""
         node = self.nodes[self.stage]
         self.stage += 1
         return self.step, 1 - node if self.back else node, self.counts[self.back]
 
 
-class OnSpan(Called):
+class OnSpan(OrientedField):
     """In steps of torchdiffeq's choice: weights are read by time.
 
     Args:
-        field, layout, sign: see `Called`.
+        field, layout, sign: see `OrientedField`.
         t0, t1: times of the span.
         adjoint: whether evaluations under autograd are those of `odeint_adjoint` on its way back.
     """
@@ -135,15 +135,15 @@ class OnSpan(Called):
         self.linear = depth is not None and depth.kind == "linear"
 
     def callback_accept_step(self, tau: Tensor, y: Any, dt: Tensor) -> None:
-        """Counted."""
+        """Count an accepted step."""
         self.accepted += 1
 
     def callback_reject_step(self, tau: Tensor, y: Any, dt: Tensor) -> None:
-        """Counted."""
+        """Count a rejected step."""
         self.rejected += 1
 
     def place(self, tau: Tensor) -> tuple[int, Any, int]:
-        """See `Called`. Beyond t1, where a last step may end, linear weights go on along their line."""
+        """See `OrientedField`. Beyond t1, where a last step may end, linear weights go on along their line."""
         if self.linear:
             whole = (self.sign * tau - self.t0) / (self.t1 - self.t0) * self.intervals
             n = min(max(int(whole.detach()), 0), self.intervals - 1)

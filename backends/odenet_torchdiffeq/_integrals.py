@@ -21,12 +21,12 @@ Tensors = Callable[[], tuple[Tensor, ...]]
 
 
 def backprop_fixed(problem: Problem, options: Mapping[str, Any], tensors: Tensors, between: Any) -> Integrate:
-    """Through the steps."""
+    """A solve that autograd differentiates through its steps."""
     return functools.partial(torchdiffeq.odeint, **options)
 
 
 def backprop_adaptive(problem: Problem, options: Mapping[str, Any], tensors: Tensors) -> Integrate:
-    """Through the steps."""
+    """A solve that autograd differentiates through its steps."""
     return functools.partial(torchdiffeq.odeint, **options)
 
 

@@ -10,6 +10,6 @@ from odenet_torchdiffeq._solve import solve_problem
 class TorchdiffeqNet(OdeNet):
     """As `odenet_torch.OdeNet`, but for who takes the steps."""
 
-    def solve(self, made: Problem) -> Solution:
+    def solve(self, ivp: Problem) -> Solution:
         """See `odenet_torch.OdeNet`. Its fields close over nothing."""
-        return solve_problem(made, closed=False)
+        return solve_problem(ivp, closed=False)

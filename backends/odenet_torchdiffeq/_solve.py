@@ -19,29 +19,29 @@ FIXED = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk38": "rk4
 """Their name of each of our solvers. Their rk4 is the 3/8 rule."""
 
 
-def solve_problem(made: Problem, *, closed: bool = True) -> Solution:
+def solve_problem(ivp: Problem, *, closed: bool = True) -> Solution:
     """The solution of a problem.
 
     Args:
-        made: the problem.
+        ivp: the problem.
         closed: whether f may close over tensors, which `odeint_adjoint` must be told: one evaluation finds them.
 
     Raises:
         UnsupportedError: what torchdiffeq has not.
         SolveError: an adaptive solve could not go on.
     """
-    given, leaves = layout(made.y0)
-    if len(set(given.carried)) > 1:
+    state_layout, leaves = layout(ivp.y0)
+    if len(set(state_layout.carried)) > 1:
         raise UnsupportedError(
-            f"a state of several number types ({', '.join(map(str, given.carried))}) on backend torchdiffeq, which "
-            "would promote them",
+            f"a state of several number types ({', '.join(map(str, state_layout.carried))}) on backend torchdiffeq, "
+            "which would promote them",
             "leaves of one number type",
         )
-    field = FunctionField(made.field, made.weights)
-    if isinstance(made.grid, Span):
-        return solve_span(made, made.grid, field, given, leaves)
-    _require_still(made.grid)
-    return _solve_grid(made, made.grid, field, given, leaves, closed)
+    field = FunctionField(ivp.field, ivp.weights)
+    if isinstance(ivp.grid, Span):
+        return solve_span(ivp, ivp.grid, field, state_layout, leaves)
+    _require_still(ivp.grid)
+    return _solve_grid(ivp, ivp.grid, field, state_layout, leaves, closed)
 
 
 def _require_still(grid: Grid) -> None:
@@ -57,31 +57,31 @@ def _require_still(grid: Grid) -> None:
 
 
 def _solve_grid(
-    made: Problem, grid: Grid, field: FunctionField, given: Layout, leaves: Leaves, closed: bool
+    ivp: Problem, grid: Grid, field: FunctionField, state_layout: Layout, leaves: Leaves, closed: bool
 ) -> Solution:
-    method, sign = made.gradient, -1 if grid.t1 < grid.t0 else 1
+    method, sign = ivp.gradient, -1 if grid.t1 < grid.t0 else 1
     backward = method.steps or grid.steps if isinstance(method, ContinuousAdjoint) else grid.steps
-    assert isinstance(made.solver, Solver)  # one of those that this backend offers
-    called = OnGrid(field, given, sign, grid, made.solver, backward)
+    assert isinstance(ivp.solver, Solver)  # one of those that this backend offers
+    system = OnGrid(field, state_layout, sign, grid, ivp.solver, backward)
     met = sorted({0, *grid.saved, grid.steps})
 
     def times(steps: int) -> Tensor:
         """The grid of that many steps in tau."""
         taus = [sign * (grid.t0 + (grid.t1 - grid.t0) * (n / steps)) for n in range(steps + 1)]
-        return torch.tensor(taus, dtype=given.time, device=given.device)
+        return torch.tensor(taus, dtype=state_layout.time, device=state_layout.device)
 
     def between(func: Any, y0: Any, t: Tensor) -> Tensor:
         """The steps of the backward solve between two times that were met."""
-        whole, start, length = times(backward), sign * grid.t0, abs(grid.t1 - grid.t0)
+        nodes, start, length = times(backward), sign * grid.t0, abs(grid.t1 - grid.t0)
         last, first = (round((float(tau) - start) / length * backward) for tau in (t[0], t[-1]))
-        return torch.cat([t[:1], whole[first + 1 : last].flip(0), t[-1:]])
+        return torch.cat([t[:1], nodes[first + 1 : last].flip(0), t[-1:]])
 
-    whole = times(grid.steps)
+    nodes = times(grid.steps)
     y0 = leaves[0] if len(leaves) == 1 else leaves
-    name = FIXED[made.solver.name]
-    options = {"grid_constructor": lambda func, y0, t: whole}
+    name = FIXED[ivp.solver.name]
+    options = {"grid_constructor": lambda func, y0, t: nodes}
     if grid.t0 == grid.t1:  # for which torchdiffeq has no order of times
-        found: Any = tuple(leaf.expand(len(met), *leaf.shape) for leaf in leaves)
+        states: Any = tuple(leaf.expand(len(met), *leaf.shape) for leaf in leaves)
     else:
         way = backend.way(method)
         assert way is not None  # required where the problem came from
@@ -89,14 +89,14 @@ def _solve_grid(
         def tensors() -> tuple[Tensor, ...]:
             """Those that f reads: the weights, and what one evaluation shows that it closes over."""
             if not closed:
-                return called.weights(grid.steps)
-            called.callback_step(whole[0], None, whole[1] - whole[0])
-            return called.parameters(whole[0], leaves, grid.steps)
+                return system.weights(grid.steps)
+            system.callback_step(nodes[0], None, nodes[1] - nodes[0])
+            return system.parameters(nodes[0], leaves, grid.steps)
 
-        integrate = way.load()(made, {"method": name, "options": options}, tensors, between)
-        found = integrate(called, y0, whole[met])
+        integrate = way.load()(ivp, {"method": name, "options": options}, tensors, between)
+        states = integrate(system, y0, nodes[met])
     picks = [met.index(n) for n in grid.saved]
-    ys = [given.returned(leaf[picks], i) for i, leaf in enumerate(called.leaves(found))]
-    ts = torch.tensor(grid.times, dtype=given.time, device=given.device)
-    stats = Stats("torchdiffeq", made.solver.label, method.label, grid.steps, called.evaluations)
-    return Solution(ts, given.unflatten(ys), stats)
+    ys = [state_layout.returned(leaf[picks], i) for i, leaf in enumerate(system.leaves(states))]
+    ts = torch.tensor(grid.times, dtype=state_layout.time, device=state_layout.device)
+    stats = Stats("torchdiffeq", ivp.solver.label, method.label, grid.steps, system.evaluations)
+    return Solution(ts, state_layout.unflatten(ys), stats)

@@ -1,1 +1,1 @@
-"""The seam between odenet and a framework, and which backends there are."""
+"""The interface between odenet and a framework, and which backends there are."""

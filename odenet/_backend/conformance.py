@@ -197,12 +197,12 @@ def _numpy(known: BackendEntry, tree: Any) -> list[np.ndarray]:
     return [loaded.to_numpy(leaf) for leaf in _tree.leaves(tree)]
 
 
-def _close(one: Any, other: Any, tolerance: float, what: str) -> None:
+def _close(actual: Any, expected: Any, tolerance: float, quantity: str) -> None:
     import numpy as np
 
-    size = max(float(np.abs(other).max()), 1e-300)
-    error = float(np.abs(np.asarray(one) - np.asarray(other)).max()) / size
-    assert error <= tolerance, f"{what} is {error:.1e} off, and may be {tolerance:.0e}"
+    size = max(float(np.abs(expected).max()), 1e-300)
+    error = float(np.abs(np.asarray(actual) - np.asarray(expected)).max()) / size
+    assert error <= tolerance, f"{quantity} is {error:.1e} off, and may be {tolerance:.0e}"
 
 
 def _steps(known: BackendEntry, record: Solver | ReversibleSolver) -> None:

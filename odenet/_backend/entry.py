@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from odenet._backend.seam import Backend
+from odenet._backend.interface import Backend
 from odenet._errors import BackendUnavailableError, InputError, UnsupportedError
 from odenet._gradients.names import GRADIENTS, foreign_way
 from odenet._gradients.record import Gradient

@@ -59,12 +59,12 @@ def is_path(text: object) -> bool:
     return isinstance(text, str) and ":" in text
 
 
-def imported(text: str, what: str) -> Imported:
+def imported(text: str, kind: str) -> Imported:
     """Import what a text names. Modules of the working directory are found behind those that are installed.
 
     Args:
         text: `module:name` or `module:name.name`, then options, each after a comma.
-        what: the kind of thing, for messages.
+        kind: the kind of thing, for messages.
 
     Raises:
         InputError: a text of another form, a module that is not installed or cannot be imported.
@@ -73,24 +73,24 @@ def imported(text: str, what: str) -> Imported:
     path, *options = _parts(text)
     module, _, names = path.partition(":")
     if not module or not names or not all(part.isidentifier() for part in (*module.split("."), *names.split("."))):
-        raise InputError(f"the {what} {text!r}", _FORM)
+        raise InputError(f"the {kind} {text!r}", _FORM)
     values: dict[str, Any] = {}
     for option in options:
         key, equals, value = (part.strip() for part in option.partition("="))
         if not equals or not key.isidentifier() or key in values:
-            raise InputError(f"the option {option!r} of the {what} {text!r}", f"key=value, each key once: {_FORM}")
+            raise InputError(f"the option {option!r} of the {kind} {text!r}", f"key=value, each key once: {_FORM}")
         values[key] = _value(value)
-    thing = _module(module, what)
+    target = _module(module, kind)
     for name in names.split("."):
-        if not hasattr(thing, name):
-            near = difflib.get_close_matches(name, dir(thing), n=3, cutoff=0.5)
+        if not hasattr(target, name):
+            near = difflib.get_close_matches(name, dir(target), n=3, cutoff=0.5)
             remedy = f"take {' or '.join(near)}, if that is what you meant" if near else ""
             raise UnknownNameError(f"there is no {name} in {module}", f"a name in {module}", remedy)
-        thing = getattr(thing, name)
-    return Imported(text, thing, values, what)
+        target = getattr(target, name)
+    return Imported(text, target, values, kind)
 
 
-def _module(name: str, what: str) -> Any:
+def _module(name: str, kind: str) -> Any:
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # and it stays: the module may import its neighbours later
@@ -105,10 +105,10 @@ def _module(name: str, what: str) -> Any:
             root = missing.partition(".")[0]
             reason = f"there is no module {missing}"
             remedy = f"pip install {root}, or run in the folder that {root}.py is in"
-        raise InputError(f"{name}, the module of the {what}, cannot be imported ({reason})", _FORM, remedy) from error
+        raise InputError(f"{name}, the module of the {kind}, cannot be imported ({reason})", _FORM, remedy) from error
     except Exception as error:  # a module of somebody else's, which may fail in any way
         raise InputError(
-            f"{name}, the module of the {what}, cannot be imported ({type(error).__name__}: {error})", _FORM
+            f"{name}, the module of the {kind}, cannot be imported ({type(error).__name__}: {error})", _FORM
         ) from error
 
 

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from odenet import _tree
 from odenet._backend.entry import BackendEntry
+from odenet._backend.interface import Backend, Gradients
 from odenet._backend.registry import backend as load
 from odenet._backend.registry import entry, entry_for, owner, require
-from odenet._backend.seam import Backend, Gradients
 from odenet._check import takes
 from odenet._errors import InputError, UnsupportedError
 from odenet._gradients.names import Gradient

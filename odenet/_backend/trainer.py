@@ -52,7 +52,7 @@ class Trainer(ABC):
     Running statistics (of batch normalisation) are moved by each step and are no weights that learn; outputs of
     `predict` are by them.
 
-    Two trainers that are in the same state and get the same batches go through the same states, bit for bit, on the
+    Two trainers that are in the same state and get the same batches go through bitwise the same states on the
     same machine with the same versions and number of threads.
     """
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from odenet._check import tolerance_or_none, whole, yes_or_no
 from odenet._errors import GradientError, InputError
 from odenet._gradients.record import Cost, Gradient
+from odenet._literals import SolverName
 from odenet._names import lookup
 from odenet._solvers.names import AnySolver, solver
 from odenet._solvers.runge_kutta import Solver
@@ -164,7 +165,7 @@ class ContinuousAdjoint(Gradient):
             quadrature, whose errors do not spread (Kidger, Chen, Lyons 2021). False includes it.
     """
 
-    solver: str | Solver | None = None
+    solver: SolverName | Solver | None = None
     steps: int | None = None
     interpolate: bool = False
     rtol: float | None = None

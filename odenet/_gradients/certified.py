@@ -111,13 +111,13 @@ def _message(certificate: float, method: str, where: str) -> str:
             "be undone, and gradient='checkpoint' undoes none."
         )
     # within the way back one step's residual is known, and at t0 the whole error
-    what = (
+    subject = (
         "the rebuilt state is off" if where.startswith(_AT_START) else "a rebuilt state, or the one it leads to, is off"
     )
-    so = "the gradient is useless" if certificate > USELESS else "the gradient may be off by as much"
+    consequence = "the gradient is useless" if certificate > USELESS else "the gradient may be off by as much"
     return (
-        f"The certificate of {method} is {certificate:.2g} ({where}): {what} by that share of its own size, "
-        f"and {so}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
+        f"The certificate of {method} is {certificate:.2g} ({where}): {subject} by that share of its own size, "
+        f"and {consequence}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
         "where h Lip(f) < 1, or anchors. odenet.check_gradients measures the error of every method."
     )
 

@@ -34,7 +34,7 @@ class Backprop(Gradient):
         return Cost(evaluations, 0, evaluations, steps)
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """0: nothing is rebuilt."""
+        """Nothing is rebuilt, so that the error is 0."""
         return 0.0
 
 

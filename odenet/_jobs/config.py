@@ -147,13 +147,13 @@ def _value(option: click.Option, name: str, value: Any, file: Path) -> Any:
     return tuple(texts) if option.multiple else ",".join(texts)
 
 
-def _known(names: Iterable[str], allowed: Iterable[str], what: str, file: Path) -> None:
+def _known(names: Iterable[str], allowed: Iterable[str], kind: str, file: Path) -> None:
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
             remedy = f"take {' or '.join(near)}, if that is what you meant" if near else ""
-            raise FileError(f"{name!r} in {file} is not {what}", ", ".join(allowed), remedy)
+            raise FileError(f"{name!r} in {file} is not {kind}", ", ".join(allowed), remedy)
 
 
 def _spelling(flag: str) -> str:

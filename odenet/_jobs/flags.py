@@ -30,7 +30,7 @@ class Whole(click.IntRange):
         super().__init__(min=least)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number."""
+        """The option's value as a number."""
         number = super().convert(value, param, ctx)
         if number > MOST:
             self.fail(f"{shown(number)} is above {MOST}, the largest that is counted to.", param, ctx)
@@ -41,7 +41,7 @@ class Real(click.FloatRange):
     """A finite number within bounds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number."""
+        """The option's value as a number."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number.", param, ctx)
@@ -207,13 +207,13 @@ def problems(default: str) -> Callable[[Any], Any]:
 
 
 def dtype(default: str) -> Callable[[Any], Any]:
-    """`--dtype`."""
+    """The option `--dtype`."""
     kinds = click.Choice(["float32", "float64"])
     return click.option("--dtype", type=kinds, default=default, show_default=True, help="Number type of the state.")
 
 
 def device() -> Callable[[Any], Any]:
-    """`--device`."""
+    """The option `--device`."""
     return click.option(
         "--device", default="cpu", show_default=True, help="Device, as `odenet list backends` names it."
     )
@@ -255,7 +255,7 @@ def executor() -> Callable[[Any], Any]:
 
 
 def seed() -> Callable[[Any], Any]:
-    """`--seed`."""
+    """The option `--seed`."""
     return click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of weights and data.")
 
 

@@ -21,7 +21,7 @@ class OutputFile(click.Path):
         super().__init__(dir_okay=False, allow_dash=True, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path."""
+        """The option's value as a path."""
         path = Path(str(super().convert(value, param, ctx)))
         return STDOUT if str(path) == "-" or open_descriptor(path) == 1 else path
 

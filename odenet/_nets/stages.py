@@ -15,7 +15,7 @@ class Staged(Protocol):
 
     @property
     def block(self) -> str:
-        """Kind of block."""
+        """The kind of block that the stage is made of."""
         ...
 
     @property

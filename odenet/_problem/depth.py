@@ -171,9 +171,9 @@ class Depth:
         if self.intervals is None:
             return 1
         if steps % self.intervals:
-            what = "layers" if self.kind == "piecewise" else f"intervals ({self.layers} nodes)"
+            parts = "layers" if self.kind == "piecewise" else f"intervals ({self.layers} nodes)"
             raise DepthError(
-                f"steps={shown(steps)} with {self.kind} weights of {self.intervals} {what}",
+                f"steps={shown(steps)} with {self.kind} weights of {self.intervals} {parts}",
                 f"steps that are a multiple of {self.intervals}",
                 f"leave steps out to take {self.intervals}, or refine/coarsen the weights",
             )

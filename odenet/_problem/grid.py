@@ -40,7 +40,7 @@ class Grid:
 
     @property
     def h(self) -> float:
-        """Step size, signed."""
+        """The step size, negative where time decreases."""
         return (self.t1 - self.t0) / self.steps
 
     def size(self, n: Any) -> float:

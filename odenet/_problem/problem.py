@@ -178,10 +178,10 @@ def _check_adaptive(ivp: Problem) -> None:
             f"gradient {method.label!r} of an adaptive solve, whose increments belong to steps of different sizes",
             "predictor=reverse",
         )
-    for what, record in records:
+    for role, record in records:
         if not record.estimates_error:
             raise UnsupportedError(
-                f"{what} {record.label!r} with tolerances: it estimates no error",
+                f"{role} {record.label!r} with tolerances: it estimates no error",
                 ", ".join(adaptive_solvers()),
                 "take one of these, or steps=N",
             )
@@ -235,8 +235,8 @@ def _check_arguments(field: Callable[..., Any], alone: bool) -> None:
             return
     except TypeError:  # no weak reference to it
         pass
-    what = "field(t, y), since there are no weights" if alone else "field(t, y, w), since there are weights"
-    takes(field, 2 if alone else 3, "field", f"a field that can be called as {what}")
+    form = "field(t, y), since there are no weights" if alone else "field(t, y, w), since there are weights"
+    takes(field, 2 if alone else 3, "field", f"a field that can be called as {form}")
     with contextlib.suppress(TypeError):
         _CHECKED[alone].add(field)
 

@@ -40,7 +40,7 @@ class Result(Enum):
 
     @property
     def happened(self) -> str:
-        """What happened."""
+        """How the solve ended, in a few words."""
         return self.value.partition(": ")[0]
 
     @property

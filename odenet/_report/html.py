@@ -27,7 +27,7 @@ def header(title: str, lines: Iterable[str]) -> str:
 
 
 def section(heading: str, body: str) -> str:
-    """A part with a heading."""
+    """A section of the page with its heading."""
     return f"<section><h2>{escape(heading)}</h2>{body}</section>"
 
 

@@ -18,8 +18,8 @@ _GAP = 2  # spaces between columns
 _WIDTH = 200  # of output into a file or a pipe, which has no width of its own
 
 
-def console(stderr: bool = False) -> Console:
-    """A console that fits the terminal or COLUMNS, or is wide where there is neither."""
+def console(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that fits the terminal or COLUMNS, or is wide where there is neither; a quiet one prints nothing."""
     stream = sys.stderr if stderr else sys.stdout
     columns = os.environ.get("COLUMNS", "")
     chosen = int(columns) if columns.isdecimal() else None
@@ -27,7 +27,7 @@ def console(stderr: bool = False) -> Console:
         chosen = shutil.get_terminal_size().columns
     if chosen is None and not stream.isatty():
         chosen = _WIDTH
-    return Console(stderr=stderr, highlight=False, width=chosen)
+    return Console(stderr=stderr, highlight=False, width=chosen, quiet=quiet)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def size(value: float | None) -> str:
 
 
 def factor(value: float | None) -> str:
-    """`×3.20`."""
+    """A ratio as it is printed, such as `×3.20`."""
     return "–" if value is None else f"×{_three(value)}"
 
 

@@ -49,7 +49,7 @@ class PIDController:
             a function of a tree like the state to a scalar.
         pcoeff, icoeff, dcoeff: proportional, integral and derivative part. The default, integral alone, is that of
             torchdiffeq and diffrax; 0.4, 0.3, 0 is gentler where stability limits the steps.
-        safety: factor on every new step; None is 0.85 (a peer behind the seam takes its own, 0.9). With 0.9 and steps
+        safety: factor on every new step; None is 0.85 (a peer library takes its own, 0.9). With 0.9 and steps
             that never shrink once accepted, as theirs, DETEST takes 7 % more evaluations at equal error with dopri5 and
             tsit5.
         factor_min, factor_max: the most that a step may shrink or grow.

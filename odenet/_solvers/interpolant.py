@@ -44,9 +44,15 @@ class Interpolant:
         return polynomials
 
 
+def hermite(p: float, h: Any) -> tuple[Any, Any, Any, Any]:
+    """Weights of the cubic Hermite interpolant at position p in [0, 1] of a step of size h: of the states at its start
+    and its end, and of the slopes at its start and its end."""
+    return (1 + 2 * p) * (1 - p) ** 2, p * p * (3 - 2 * p), h * p * (1 - p) ** 2, h * p * p * (p - 1)
+
+
 @cache
 def interpolant(tableau: Tableau) -> Interpolant:
-    """That of a method."""
+    """The interpolant of a Runge-Kutta method."""
     import numpy as np
 
     a, b = _extended(tableau)

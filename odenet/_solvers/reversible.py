@@ -59,7 +59,7 @@ class ReversibleSolver(StagedSolver):
 
     @property
     def reversible(self) -> bool:
-        """They can."""
+        """Steps of this family can be undone."""
         return True
 
     @property
@@ -84,11 +84,11 @@ class ReversibleSolver(StagedSolver):
 
     @abstractmethod
     def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
-        """What is carried at t0."""
+        """The leaves that the method carries at t0."""
 
     @abstractmethod
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
-        """Step n of `steps`."""
+        """The leaves that the method carries after step n of `steps`."""
 
     @abstractmethod
     def kept(self, pair: Pair) -> Pair:
@@ -121,7 +121,7 @@ class ReversibleHeun(ReversibleSolver):
     aliases = ("revheun",)
 
     def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
-        """(y, z, h/2 f(z))."""
+        """The triple (y, z, h/2 f(z)), of which z is the second state."""
         return y0, y0, combine((h / 2, f.slope(0, 0.0, y0)))
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
@@ -152,7 +152,7 @@ class ReversibleHeun(ReversibleSolver):
         return (half, combine((2.0, half), (-1.0, z))), (gy, combine((-1.0, gz)), combine((h / 2, gy)))
 
     def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
-        """y and z start equal."""
+        """y and z start equal, so that how they differ at t0 is what rounding left."""
         (half, z), (gy, gz, gk) = kept, g
         k, part = f.slope(0, 0.0, z, gk)
         y = combine((1.0, half), (-h / 2, k))
@@ -183,7 +183,7 @@ class AsynchronousLeapfrog(ReversibleSolver):
         return add(p, v), v
 
     def kept(self, pair: Pair) -> Pair:
-        """(y, h/2 v)."""
+        """The pair (y, h/2 v), v being the second state."""
         return pair
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
@@ -197,7 +197,7 @@ class AsynchronousLeapfrog(ReversibleSolver):
         return (combine((1.0, p), (-1.0, v)), v), (gy, combine((1.0, gy), (-1.0, gv)))
 
     def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
-        """v starts as f(y0)."""
+        """v starts as f(y0), so that how it differs from that at t0 is what rounding left."""
         (y, v), (gy, gv) = kept, g
         k, part = f.slope(0, 0.0, y, combine((h / 2, gv)))
         return y, combine((1.0, v), (-h / 2, k)), add(gy, part)
@@ -242,25 +242,25 @@ class Coupled(ReversibleSolver):
 
     @property
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the method."""
+        """The order of the coupled method."""
         return self.solver.order
 
     @property
     def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Two increments a step."""
+        """Evaluations of f a step, which takes two increments."""
         return 2 * self.solver.stages
 
     @property
     def increments(self) -> Tableau:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the method."""
+        """The tableau of the coupled method's increments."""
         return self.solver.tableau
 
     def coupled(self, steps: int) -> float:
-        """l for that many steps."""
+        """The coupling parameter l for so many steps."""
         return self.coupling if self.coupling is not None else max(0.5, 1 - 1 / steps)
 
     def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
-        """(y, z), equal."""
+        """The pair (y, z) at t0, two equal states."""
         return y0, y0
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
@@ -270,7 +270,7 @@ class Coupled(ReversibleSolver):
         return y, combine((1.0, z), (-1.0, f.increment(n, y, reverse=True)))
 
     def kept(self, pair: Pair) -> Pair:
-        """(y, z)."""
+        """The pair (y, z) that the way back starts from."""
         return pair
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
@@ -283,7 +283,7 @@ class Coupled(ReversibleSolver):
         return (y, z), (combine((c, gy)), combine((1.0, gz), (1 - c, gy), (1.0, part)))
 
     def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
-        """y and z start equal."""
+        """y and z start equal, so that how they differ at t0 is what rounding left."""
         (y, z), (gy, gz) = kept, g
         return y, combine((1.0, y), (-1.0, z)), add(gy, gz)
 

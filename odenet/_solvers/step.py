@@ -116,12 +116,12 @@ def positions(tableau: Tableau, reverse: bool = False) -> tuple[float, ...]:
 
 
 def add(y: Leaves, d: Leaves) -> Leaves:
-    """`y + d`, leaf by leaf."""
+    """The sum `y + d`, leaf by leaf."""
     return tuple([leaf + change for leaf, change in zip(y, d, strict=True)])
 
 
 def subtract(y: Leaves, d: Leaves) -> Leaves:
-    """`y - d`, leaf by leaf."""
+    """The difference `y - d`, leaf by leaf."""
     return tuple([leaf - change for leaf, change in zip(y, d, strict=True)])
 
 

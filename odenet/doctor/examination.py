@@ -70,7 +70,7 @@ class Examination:
         return 2 if isinstance(self.gradient, Backprop) else int(self.grows)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The examination as a dictionary of plain data, for JSON."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain["gradient"] = self.gradient.label
         plain["cost"] = None if self.cost is None else dataclasses.asdict(self.cost)

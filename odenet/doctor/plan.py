@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def gradient(self) -> Gradient:
-        """The method chosen."""
+        """The gradient method that the plan chooses."""
         return self.chosen.gradient
 
     @property
@@ -158,18 +158,18 @@ class Plan:
             for row in body
         ]
         failed = [self.reason(profile) for profile in self.profiles if self._note(profile) == "failed"]
-        said = [line for text in (self.verdict, *failed) for line in textwrap.wrap(text, 80)]
-        return "\n".join([*textwrap.wrap(self.title, 80), "", *lines, "", *said])
+        conclusions = [line for text in (self.verdict, *failed) for line in textwrap.wrap(text, 80)]
+        return "\n".join([*textwrap.wrap(self.title, 80), "", *lines, "", *conclusions])
 
     @property
     def title(self) -> str:
-        """What was planned for."""
+        """A line that says which model, device and memory the plan is for."""
         limit = "" if self.memory is None else f", memory {size(self.memory)}"
         where = f"{self.backend} {self.solver} N={self.steps} {self.dtype}"
         return f"{where}: gradient within {error(self.tolerance)} of {self.reference}{limit}"
 
     def _repr_html_(self) -> str:
-        """For a notebook."""
+        """The plan as HTML, which a notebook shows."""
         heads = ("gradient method", "time", "peak", "error", "")
         head = "".join(f"<th>{escape(name)}</th>" for name in heads)
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows())

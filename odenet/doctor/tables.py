@@ -44,10 +44,10 @@ def tables(record: Examinations, where: str = "", *, weights: bool = False) -> l
     if len(layers) > 1:
         picked = [layers[n] for n in shown(len(layers))]
         caption = f"{len(picked)} of {len(layers)} layers" if len(picked) < len(layers) else ""
-        for what, pick in _BY_LAYER.items():
+        for quantity, pick in _BY_LAYER.items():
             places = [*picked, *labels[len(layers) :]]
             body = [(label, *(error(pick(examination).get(label)) for examination in done)) for label in places]
-            shown_tables.append(table(f"{where}: {what} by layer along depth", [">layer", *heads], body, caption))
+            shown_tables.append(table(f"{where}: {quantity} by layer along depth", [">layer", *heads], body, caption))
     if weights:
         body = [(name, *(error(examination.by_weight.get(name)) for examination in done)) for name in done[0].by_weight]
         shown_tables.append(table(f"{where}: relative error by weight", ["weight", *heads], body))
@@ -91,7 +91,7 @@ def text(record: Examinations) -> str:
 
 
 def title(record: Examinations) -> str:
-    """What was examined."""
+    """A line that says what was examined."""
     solvers = ", ".join(dict.fromkeys(f"{part.solver.label} N={part.steps}" for part in record.parts))
     return f"{record.backend} {solvers} {record.dtype}"
 

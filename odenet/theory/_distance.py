@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from odenet._literals import BackendName, SolverName
 from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
 from odenet.theory._constants import growth, second_derivative
@@ -57,10 +58,10 @@ def distance(
     t0: float = 0.0,
     t1: float = 1.0,
     steps: int | None = None,
-    solver: str | AnySolver = "euler",
+    solver: SolverName | AnySolver = "euler",
     lipschitz: float | None = None,
     batched: bool = False,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     device: str = "cpu",
 ) -> Distance:
     """The distance of a network to the Neural ODE through its weights, step by step, and the bound of Proposition 1.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from odenet._errors import InputError
+from odenet._literals import BackendName
 from odenet._problem.depth import Depth
 from odenet.theory._network import network
 from odenet.theory._roughness import Roughness, roughness
@@ -60,7 +61,7 @@ def limits(
     t1: float | None = None,
     steps: int | None = None,
     batched: bool = True,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     device: str = "cpu",
 ) -> Limits:
     """The limit that a network is near, by the roughness of its weights along depth and the size of its steps.

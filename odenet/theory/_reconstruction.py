@@ -14,6 +14,7 @@ from odenet._backend.solve import solve
 from odenet._errors import InputError
 from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.names import gradient
+from odenet._literals import BackendName
 from odenet._problem.depth import Depth
 from odenet.theory._constants import growth
 from odenet.theory._constants import lipschitz as estimated
@@ -59,7 +60,7 @@ def reconstruction(
     steps: int | None = None,
     lipschitz: float | None = None,
     batched: bool = False,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     device: str = "cpu",
 ) -> Reconstruction:
     """What a ResNet's (Euler's) discrete adjoint will recover its states with, predicted without going back.

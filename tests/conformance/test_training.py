@@ -1,4 +1,4 @@
-"""Trainers of the backends go the same way, and a run goes on bit for bit."""
+"""Trainers of the backends give the same weights, and a resumed run bitwise those of an uninterrupted one."""
 
 from __future__ import annotations
 

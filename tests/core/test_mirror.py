@@ -16,24 +16,24 @@ ONE, OTHER = "odenet_torch", "odenet_jax"
 CONVERSION = {
     "__init__",
     "attached",
+    "between_layers",
     "branches",
+    "call_modes",
     "calls",
     "convert",
     "converted",
-    "handed",
     "layer",
     "layer_run",
     "linked",
     "measured",
-    "once_more",
     "planned",
     "recomputed",
+    "rerun",
     "residual",
     "rounded",
     "runs",
     "selection",
     "sums",
-    "ways",
 }
 DROP_IN = {
     "adaptive",
@@ -45,7 +45,7 @@ DROP_IN = {
     "flow",
     "methods",
     "options",
-    "recalled",
+    "recalled_function",
     "recording",
 }
 ALONE = {
@@ -63,18 +63,20 @@ ALONE = {
         "gradients/audited.py",
         "gradients/profiles.py",
         "gradients/ranks.py",
-        "gradients/trial.py",
+        "gradients/repeated_pass.py",
         "nets/watched.py",
         "field/half_precision.py",  # sums of half-precision gradients
         "gradients/sums.py",
         "gradients/stages.py",  # nodes of autograd
         "field/late_writes.py",
         "field/places.py",
-        "field/reach.py",
+        "field/reachable_objects.py",
         "field/settled.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
         "steps/strides.py",
+        "steps/stride_patterns.py",
+        "steps/inside.py",
         "gradients/strides.py",
         "field/wiring.py",
         "steps/direct.py",
@@ -108,10 +110,10 @@ ALONE = {
         "gradients/flow.py",
         "gradients/linear_map.py",
         "gradients/plain_steps.py",
-        "gradients/raised.py",  # errors that a compiled program finds when it runs
+        "gradients/runtime_errors.py",  # errors that a compiled program finds when it runs
         "nets/convolution.py",
         "steps/adaptive_loop.py",
-        "field/unwritten.py",  # in torch field/written_on.py, which asks version counters
+        "field/module_writes.py",  # in torch field/written_on.py, which asks version counters
         "steps/clock.py",  # times of float32: torch has them as Python floats
         "steps/record.py",
         "verbs/certificate.py",
@@ -125,11 +127,14 @@ NAMES = {
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
-    "steps/accepted.py": ({"stops_of"}, {"Line", "line"}),
-    "steps/dense.py": ({"differentiable", "times_of_any_shape"}, {"Look", "Watch", "slope_between", "without_rate"}),
+    "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
+    "steps/dense.py": (
+        {"differentiable", "times_of_any_shape"},
+        {"EventBracket", "Watch", "slope_between", "without_rate"},
+    ),
     "steps/times.py": (
         {
-            "Passed",
+            "ForwardPass",
             "WithoutRate",
             "at_event",
             "crossing",
@@ -144,20 +149,20 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "steps/tolerance.py": ({"within"}, {"tolerance"}),
     "steps/size_control.py": (
-        {"On", "Step", "Trials", "Walk", "beside"},
-        {"Pace", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
+        {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside"},
+        {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
     "steps/weighted_sum.py": ({"Buffered"}, {"choose", "gated", "only"}),
     "gradients/accepted_steps.py": (
-        {"joined", "plain", "solve"},
-        {"Again", "Cotangents", "Stretch", "WayBack", "piece"},
+        {"joined", "once", "plain", "solve"},
+        {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "WayBack", "piece"},
     ),
     "gradients/certificate.py": (
-        {"Errors"},
+        {"StepErrors"},
         {"tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
-    "gradients/discrete_adjoint.py": (set(), {"AdaptiveReversal"}),
+    "gradients/discrete_adjoint.py": ({"predicted"}, {"AdaptiveReversal"}),
     "verbs/batch.py": (set(), {"like"}),
     "drop_in/odeint.py": (
         {"odeint_adjoint", "odeint_dense", "odeint_event"},
@@ -168,10 +173,13 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
-    "steps/fixed.py": ({"stacked"}, {"Beside", "kept_rows", "loop_in_place", "read", "write"}),
+    "steps/fixed.py": ({"stacked"}, {"LoopObserver", "kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": (set(), {"finished", "peak_bytes"}),  # in torch in field/live_bytes.py
-    "field/replay.py": (set(), {"Told", "after", "call", "tell"}),  # what torch's modules hold is told here
-    "gradients/solve.py": ({"recorded"}, {"solve_telling"}),
+    "field/replay.py": (
+        {"autocasts"},
+        {"BlockContext", "after", "block_context", "call"},
+    ),  # torch modules hold it themselves
+    "gradients/solve.py": ({"recorded"}, {"solve_with_context"}),
     "field/state.py": ({"as_tensor", "meta_state", "require_times"}, {"as_array", "require_arrays", "require_like"}),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),
@@ -186,13 +194,13 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
             "standing",
             "unhooked",
         },
-        {"Joining", "collect", "descend", "once"},
+        {"OutputCotangents", "collect", "descend", "once"},
     ),
     "gradients/rounded_states.py": (
-        {"Chain", "Seen", "restarts"},
+        {"Chain", "HalfPrecisionChain", "restarts"},
         {"Chains"},
     ),  # a chain writes in place, or is carried
-    "gradients/checkpoint.py": ({"Part"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
+    "gradients/checkpoint.py": ({"Segment"}, {"Keeps", "Turns", "resolved", "table"}),  # a schedule as arrays
 }
 
 APART = {"steps/times.py", "steps/size_control.py", "gradients/accepted_steps.py"}
@@ -269,7 +277,7 @@ def test_the_verbs_are_those_of_the_seam_and_no_others(package):
     verbs = {name for name in vars(Backend) if not name.startswith("_")} - {"compiled", "keep_programs", "unconvert"}
     assert (
         verbs <= outline(package, "_backend.py")[backend] <= verbs | {"compiled", "keep_programs", "unconvert"}
-    )  # what has a default in the seam
+    )  # what has a default in the interface
 
 
 def test_both_announce_the_same_capabilities():

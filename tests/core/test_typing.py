@@ -21,6 +21,7 @@ from odenet._solvers.runge_kutta import RUNGE_KUTTA
 SCRIPT = """
 import torch
 import odenet
+import odenet_torch
 from typing_extensions import assert_type
 
 def field(t: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -32,6 +33,10 @@ print(solution.y1.sum(), solution.stats.steps, solution.result)
 loss, gradients, _ = odenet.value_and_grad(lambda s: s.y1.sum(), field, torch.ones(2, 3), torch.ones(3, 3), rtol=1e-3)
 print(odenet.solve(lambda t, y: -y, torch.ones(2), steps=8).ys.shape)
 print(loss, gradients.y0.shape)
+stack = odenet_torch.ResidualStack([torch.nn.Linear(3, 3)], solver="euler", gradient="checkpoint", along="piecewise")
+flow = odenet_torch.NeuralODE(torch.nn.Linear(3, 3), steps=4, solver="rk4", gradient="backprop")
+spec = odenet.NetSpec("mlp", 4, 4)
+net = odenet_torch.OdeNet(spec, spec.init(), solver="euler", gradient="reversible")
 """
 
 
@@ -68,7 +73,11 @@ def test_value_and_grad_has_every_argument_of_solve():
 def test_a_strict_type_checker_says_nothing_of_a_user_s_script_and_refuses_a_misspelt_name(tmp_path):
     root = Path(odenet.__file__).parents[1]
     (tmp_path / "right.py").write_text(SCRIPT)
-    (tmp_path / "wrong.py").write_text(SCRIPT.replace('"heun"', '"huen"'))
+    wrong = {"heun": "huen", "euler": "eular", "rk4": "rk5", "checkpoint": "chekpoint", "reversible": "reversibel"}
+    text = SCRIPT
+    for right, misspelt in wrong.items():
+        text = text.replace(f'"{right}"', f'"{misspelt}"')
+    (tmp_path / "wrong.py").write_text(text)
     settings = {
         "typeCheckingMode": "strict",
         "extraPaths": [str(root), str(root / "backends")],
@@ -88,4 +97,5 @@ def test_a_strict_type_checker_says_nothing_of_a_user_s_script_and_refuses_a_mis
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [(Path(each["file"]).name, each["message"]) for each in json.loads(done.stdout)["generalDiagnostics"]]
     assert [message for file, message in found if file == "right.py"] == []
-    assert any("huen" in message for file, message in found if file == "wrong.py")
+    messages = [message for file, message in found if file == "wrong.py"]
+    assert all(any(misspelt in message for message in messages) for misspelt in wrong.values())

@@ -1,4 +1,4 @@
-"""Weights on disk come back bit for bit, and nothing but arrays is ever read."""
+"""Weights on disk are read back bitwise the same, and nothing but arrays is ever read."""
 
 from __future__ import annotations
 

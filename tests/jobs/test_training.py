@@ -281,7 +281,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(bench, tmp_pa
     with pytest.raises(UnsupportedError, match="poor does not offer"):
         train(tmp_path, backend="poor", gradient="discrete-adjoint")
     monkeypatch.undo()
-    from odenet._backend.seam import Backend
+    from odenet._backend.interface import Backend
 
     with pytest.raises(UnsupportedError, match=r"does not train networks.*--backend torch"):
         Backend.trainer(object(), None, momentum=0.9, weight_decay=0.0)

@@ -84,3 +84,39 @@ def test_steps_that_follow_a_tolerance_are_refused(gradient, way):
     net = NeuralODE(Field(), rtol=1e-3, atol=1e-3, gradient=gradient).eval()
     with pytest.raises(UnsupportedError, match="steps=N"):
         way(net, torch.randn(3, 4))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("solver", ["euler", "heun", "rk4", "ssprk3"])
+def test_weights_between_layers_are_exported_and_refused_by_the_old_tracer(solver):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(4)]
+    net = ResidualStack(blocks, solver=solver, along="linear", gradient="checkpoint").eval()
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        assert torch.equal(exported(net, torch.randn(3, 4))(x), net(x))
+    if solver in ("rk4", "ssprk3"):  # which read between the layers
+        with pytest.raises(UnsupportedError, match="dynamo=True"):
+            traced(net, torch.randn(3, 4))
+    else:
+        with torch.no_grad():
+            assert torch.equal(traced(net, torch.randn(3, 4))(x), net(x))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_has_the_outputs_of_the_network(name, tmp_path):
+    pytest.importorskip("onnxscript")  # of the environment of `make architectures`
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = NETWORKS[name]().eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.onnx.export(net, (torch.randn(3, 4),), dynamo=True, dynamic_shapes=({0: batch},))
+    assert program is not None
+    program.save(tmp_path / "net.onnx")
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    x = torch.randn(7, 4)
+    outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(outputs), net(x), rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Peers behind odenet's seam. In CI a missing one is a failure; elsewhere its tests are skipped."""
+"""Peers behind the same interface. In CI a missing one is a failure; elsewhere its tests are skipped."""
 
 from __future__ import annotations
 

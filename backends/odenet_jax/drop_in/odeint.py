@@ -85,8 +85,8 @@ def odeint(
 
     most = _MOST if most is None else min(int(most) * max(len(t) - 1, 1), _MOST)
     control = PIDController(rtol, atol, max_steps=most, max_step=largest)
-    found = _solve(field if leaves else lambda t, y: field(t, y, ()), flat, leaves or None, t[0], t[-1], t, control)
-    return jax.vmap(unravel)(found.ys)
+    solution = _solve(field if leaves else lambda t, y: field(t, y, ()), flat, leaves or None, t[0], t[-1], t, control)
+    return jax.vmap(unravel)(solution.ys)
 
 
 def _bounded(name: str, value: Any, least: float) -> float | None:
@@ -95,12 +95,12 @@ def _bounded(name: str, value: Any, least: float) -> float | None:
     Raises:
         InputError: no number, or none from `least` on.
     """
-    found = real(value)
-    if found is None or not (found >= least and found > 0):
+    bound = real(value)
+    if bound is None or not (bound >= least and bound > 0):
         raise InputError(
             f"{name}={shown(value)}", f"a number, at least {least:g}, or infinity" if least else "a positive number"
         )
-    return None if math.isinf(found) else found
+    return None if math.isinf(bound) else bound
 
 
 def _require_tolerance(name: str, value: Any) -> None:
@@ -149,12 +149,12 @@ def _solve(
     """A solve whose gradient can be differentiated again, as there: the backward solve is one like this."""
     gradient = ContinuousAdjoint(seminorm=False)
     choices = {"t0": t0, "t1": t1, "ts": ts, "solver": "dopri5", "gradient": gradient, "control": control}
-    made = problem(field, y0, weights, **choices)
+    ivp = problem(field, y0, weights, **choices)
 
     def resolve(field: Callable[..., Any], state: Any, weights: Any, t0: Array, t1: Array) -> Any:
         return _solve(field, state, weights, t0, t1, None, _by_number(control)).y1
 
-    return solve_adaptive(made, lambda _: AdaptiveCostate(gradient, made.solver, control, resolve=resolve))
+    return solve_adaptive(ivp, lambda _: AdaptiveCostate(gradient, ivp.solver, control, resolve=resolve))
 
 
 def _by_number(control: PIDController) -> PIDController:

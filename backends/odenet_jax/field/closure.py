@@ -28,7 +28,7 @@ class Converted(eqx.Module):
     outputs: Any = eqx.field(static=True)
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's value."""
+        """The value of the function at these arguments."""
         leaves, structure = jax.tree.flatten(arguments)
         assert structure == self.inputs, (structure, self.inputs)
         leaves = [
@@ -43,33 +43,33 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Sequence[Any]) -> list[Any]:
     in a loop (see `field.varying`): then what is computed of them varies, too, and what meets it is made to."""
     if not any(axes_of(leaf) for leaf in (*consts, *arguments)):
         return jax.core.eval_jaxpr(jaxpr, consts, *arguments)
-    known: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+    environment: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
     def value(variable: Any) -> Any:
         if isinstance(variable, Literal):
             return jnp.asarray(variable.val, variable.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
-        return known[variable]
+        return environment[variable]
 
     for equation in jaxpr.eqns:
-        inputs, name = [value(each) for each in equation.invars], equation.primitive.name
+        inputs, name = [value(atom) for atom in equation.invars], equation.primitive.name
         if name == "pvary":
-            found: Any = [alike(each, axes=equation.params["axes"]) for each in inputs]
-        elif all(axes_of(one) == axes_of(each.aval) for one, each in zip(inputs, equation.invars, strict=True)):
-            found = _bound(equation, inputs)
+            outputs: Any = [alike(atom, axes=equation.params["axes"]) for atom in inputs]
+        elif all(axes_of(array) == axes_of(atom.aval) for array, atom in zip(inputs, equation.invars, strict=True)):
+            outputs = _bound(equation, inputs)
         else:
             again = _AGAIN.get(name)
-            found = (_bound if again is None else again)(equation, alike(inputs))
-        known.update(zip(equation.outvars, found, strict=True))
-    return [value(each) for each in jaxpr.outvars]
+            outputs = (_bound if again is None else again)(equation, alike(inputs))
+        environment.update(zip(equation.outvars, outputs, strict=True))
+    return [value(atom) for atom in jaxpr.outvars]
 
 
 def _bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """One equation's values: those of a program that has no other."""
-    variables = [_variable(each) if isinstance(each, Literal) else each for each in equation.invars]
+    variables = [_variable(atom) if isinstance(atom, Literal) else atom for atom in equation.invars]
     alone = equation.replace(invars=variables)
-    known = dict(zip(variables, inputs, strict=True))  # an equation may read one variable twice
-    program = Jaxpr([], list(known), equation.outvars, [alone], equation.effects)
-    return jax.core.eval_jaxpr(program, (), *known.values())
+    values = dict(zip(variables, inputs, strict=True))  # an equation may read one variable twice
+    program = Jaxpr([], list(values), equation.outvars, [alone], equation.effects)
+    return jax.core.eval_jaxpr(program, (), *values.values())
 
 
 def _variable(literal: Literal) -> Any:
@@ -79,7 +79,7 @@ def _variable(literal: Literal) -> Any:
 
 def _inner(closed: Any, axes: frozenset[str]) -> Callable[..., list[Any]]:
     """A program within the program, whose values vary over these axes."""
-    return lambda *arguments: [alike(each, axes=axes) for each in _evaluate(closed.jaxpr, closed.consts, arguments)]
+    return lambda *arguments: [alike(output, axes=axes) for output in _evaluate(closed.jaxpr, closed.consts, arguments)]
 
 
 def _axes(values: Any) -> frozenset[str]:
@@ -92,28 +92,28 @@ def _jit(equation: Any, inputs: list[Any]) -> list[Any]:
 
 def _cond(equation: Any, inputs: list[Any]) -> list[Any]:
     index, *rest = inputs
-    return lax.switch(index, [_inner(each, _axes(inputs)) for each in equation.params["branches"]], *rest)
+    return lax.switch(index, [_inner(branch, _axes(inputs)) for branch in equation.params["branches"]], *rest)
 
 
 def _scan(equation: Any, inputs: list[Any]) -> list[Any]:
-    given, axes = equation.params, _axes(inputs)
-    fixed, moving = given["num_consts"], given["num_consts"] + given["num_carry"]
-    consts, inner = inputs[:fixed], _inner(given["jaxpr"], axes)
+    params, axes = equation.params, _axes(inputs)
+    fixed, moving = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, inner = inputs[:fixed], _inner(params["jaxpr"], axes)
 
-    def body(carry: Any, each: Any) -> Any:
-        found = inner(*consts, *carry, *each)
-        return found[: moving - fixed], found[moving - fixed :]
+    def body(carry: Any, elements: Any) -> Any:
+        outputs = inner(*consts, *carry, *elements)
+        return outputs[: moving - fixed], outputs[moving - fixed :]
 
-    carry, found = lax.scan(
-        body, inputs[fixed:moving], inputs[moving:], given["length"], given["reverse"], given["unroll"]
+    carry, outputs = lax.scan(
+        body, inputs[fixed:moving], inputs[moving:], params["length"], params["reverse"], params["unroll"]
     )
-    return [*carry, *found]
+    return [*carry, *outputs]
 
 
 def _while(equation: Any, inputs: list[Any]) -> list[Any]:
-    given, axes = equation.params, _axes(inputs)
-    first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
-    going, body = _inner(given["cond_jaxpr"], axes), _inner(given["body_jaxpr"], axes)
+    params, axes = equation.params, _axes(inputs)
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    going, body = _inner(params["cond_jaxpr"], axes), _inner(params["body_jaxpr"], axes)
     return lax.while_loop(
         lambda carry: going(*inputs[:first], *carry)[0],
         lambda carry: body(*inputs[first:second], *carry),
@@ -122,13 +122,13 @@ def _while(equation: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _checkpoint(equation: Any, inputs: list[Any]) -> list[Any]:
-    given = equation.params
-    whole = jax.checkpoint(
-        lambda *arguments: _evaluate(given["jaxpr"], (), arguments),
-        prevent_cse=given["prevent_cse"],
-        policy=given["policy"],
+    params = equation.params
+    checkpointed = jax.checkpoint(
+        lambda *arguments: _evaluate(params["jaxpr"], (), arguments),
+        prevent_cse=params["prevent_cse"],
+        policy=params["policy"],
     )
-    return whole(*inputs)
+    return checkpointed(*inputs)
 
 
 _AGAIN = {

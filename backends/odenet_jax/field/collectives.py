@@ -19,17 +19,17 @@ def collective_axes(function: Callable[..., Any], *arguments: Any) -> set[str]:
 def _axes(program: Any) -> Iterator[Any]:
     for equation in program.eqns:
         names = {getattr(effect, "name", None) for effect in equation.effects} - {None}
-        inner = [getattr(each, "jaxpr", each) for each in _programs(equation.params)]
+        inner = [getattr(subprogram, "jaxpr", subprogram) for subprogram in _programs(equation.params)]
         if not names or equation.primitive.name == "axis_index":
             continue
         if inner:  # a loop, a branch, a compiled function: look for what in it has the effect
-            yield from (name for each in inner for name in _axes(each) if name in names)
+            yield from (name for subprogram in inner for name in _axes(subprogram) if name in names)
         else:
             yield from names
 
 
 def _programs(params: Any) -> Iterator[Any]:
     for value in params.values():
-        for each in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(getattr(each, "jaxpr", each), "eqns"):
-                yield each
+        for candidate in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(getattr(candidate, "jaxpr", candidate), "eqns"):
+                yield candidate

@@ -22,9 +22,9 @@ from odenet import Depth
 from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.closure import converted
 from odenet_jax.field.fingerprint import fingerprint
+from odenet_jax.field.module_writes import modules_in, require_unwritten
 from odenet_jax.field.programs import eager
 from odenet_jax.field.state import HALF, as_array, require_arrays, require_like
-from odenet_jax.field.unwritten import held, require_unwritten
 
 Arrays = list[Array]
 
@@ -140,27 +140,27 @@ class Field:
         """The weights of several steps, copied and stacked."""
         return None if self.kind == "shared" else jax.vmap(lambda n: self.slot(weights, n, steps))(indices)
 
-    def add(self, sums: Arrays, n: Any, steps: int, found: Any) -> Arrays:
+    def add(self, sums: Arrays, n: Any, steps: int, gradient: Any) -> Arrays:
         """The gradients `sums` of all weights with that of step n's `(start, end)` (or of shared weights) added."""
         if self.kind == "shared":
-            return [total + part for total, part in zip(sums, found, strict=True)]
+            return [total + part for total, part in zip(sums, gradient, strict=True)]
         m = n // (steps // self.intervals)
-        start, end = found
+        start, end = gradient
         sums = [total.at[m].add(part) for total, part in zip(sums, start, strict=True)]
         return sums if end is None else [total.at[m + 1].add(part) for total, part in zip(sums, end, strict=True)]
 
-    def __call__(self, t: Any, y: Any, position: Any, slot: Slot | None, weights: Weights, *told: Any) -> Any:
+    def __call__(self, t: Any, y: Any, position: Any, slot: Slot | None, weights: Weights, *context: Any) -> Any:
         """The slope at `position` in [0, 1] of the step that reads `slot`, or shared weights where there is none."""
-        return self.function(t, y, weights if slot is None else slot.at(position, weights), *told)
+        return self.function(t, y, weights if slot is None else slot.at(position, weights), *context)
 
-    def hoist(self, weights: Weights, t: Any, y: Any, *told: Any) -> tuple[Field, Weights]:
+    def hoist(self, weights: Weights, t: Any, y: Any, *context: Any) -> tuple[Field, Weights]:
         """The field with the traced values that it closes over made weights.
 
         A gradient of our own must see them: JAX would otherwise give them none, or find them gone when it goes back.
 
         Args:
             weights: of all depths.
-            t, y, told: examples of what it is called with.
+            t, y, context: examples of what it is called with.
         """
         example = weights
         if self.kind != "shared":
@@ -172,12 +172,12 @@ class Field:
 
         def traced(*arguments: Any) -> Any:
             value = function(*arguments)
-            slope = value[0] if told else value  # what was told is returned beside it
+            slope = value[0] if context else value  # what was told is returned beside it
             require_like(slope, arguments[1])
             require_arrays(slope)
             return value
 
-        pure = converted(traced, t, y, example, *told)
+        pure = converted(traced, t, y, example, *context)
         collective = "NamedAxisEffect" in {type(effect).__name__ for effect in pure.jaxpr.effects}
         key = fingerprint(pure) if eager() and not collective else None
         leaves, structure = jax.tree.flatten(pure)
@@ -192,21 +192,21 @@ class Field:
         kinds = [leaf.dtype if place == 1 else None for leaf, place in zip(leaves, places, strict=True)]
         others = [None if place else leaf for leaf, place in zip(leaves, places, strict=True)]  # no tracer is left
 
-        def whole(t: Any, y: Any, w: Weights, *told: Any) -> Any:
+        def rebuilt(t: Any, y: Any, w: Weights, *context: Any) -> Any:
             first, second = iter(w.closed), iter(w.constants)
-            found: list[Any] = [
+            picked: list[Any] = [
                 leaf if not place else next(first) if place == 1 else next(second)
                 for leaf, place in zip(others, places, strict=True)
             ]
-            found = [
+            picked = [
                 leaf.astype(kind) if kind is not None and leaf.dtype != kind else leaf
-                for leaf, kind in zip(found, kinds, strict=True)
+                for leaf, kind in zip(picked, kinds, strict=True)
             ]
-            return jax.tree.unflatten(structure, found)(t, y, Weights(w.inexact, w.other), *told)
+            return jax.tree.unflatten(structure, picked)(t, y, Weights(w.inexact, w.other), *context)
 
         key = key and (key, tuple(places), self.kind, self.intervals)
-        made = dataclasses.replace(self, function=whole, collective=collective, key=key)
-        return made, Weights(weights.inexact, weights.other, widened(closed), constants)
+        hoisted = dataclasses.replace(self, function=rebuilt, collective=collective, key=key)
+        return hoisted, Weights(weights.inexact, weights.other, widened(closed), constants)
 
 
 def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Weights]:
@@ -226,7 +226,7 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
     arrays = [as_array("weight", leaf) if _is_array(leaf) else leaf for leaf in leaves]
     inexact = [_is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in arrays]
 
-    def whole(weights: Weights) -> Any:
+    def tree_of(weights: Weights) -> Any:
         first, second = iter(weights.inexact), iter(weights.other)
         picked = [
             next(first).astype(leaf.dtype) if grad else next(second) if _is_array(leaf) else leaf
@@ -234,17 +234,17 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
         ]
         return jax.tree.unflatten(structure, picked)
 
-    def along(t: Any, y: Any, weights: Weights, *told: Any) -> Any:
-        tree = whole(weights)
-        before = held(tree)
-        value = function(t, y, tree, *told)
+    def along(t: Any, y: Any, weights: Weights, *context: Any) -> Any:
+        tree = tree_of(weights)
+        before = modules_in(tree)
+        value = function(t, y, tree, *context)
         require_unwritten(before)
         return value
 
-    made = Field(along, depth.kind, depth.intervals or 1)
+    result = Field(along, depth.kind, depth.intervals or 1)
     others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]
-    found = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad]
-    return made, Weights(widened(found) if depth.kind == "shared" else found, others)
+    differentiated = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if grad]
+    return result, Weights(widened(differentiated) if depth.kind == "shared" else differentiated, others)
 
 
 def widened(leaves: Arrays) -> Arrays:

@@ -32,14 +32,14 @@ class Unreadable(Exception):
     """A program holds what cannot be compared."""
 
 
-class Same:
+class ByIdentity:
     """An object that is equal to itself alone, and lives as long as what it is compared in."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.value is other.value
+        return isinstance(other, ByIdentity) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)
@@ -53,28 +53,28 @@ def fingerprint(program: Converted) -> Hashable | None:
     """
     reader = Reader()
     try:
-        found = reader.read(program.jaxpr), program.inputs, program.outputs
+        key = reader.read(program.jaxpr), program.inputs, program.outputs
         if reader.foreign:
-            found = (*found, reader.read(_derivative(program)))
-        hash(found)
+            key = (*key, reader.read(_derivative(program)))
+        hash(key)
     except (Unreadable, TypeError):
         return None
-    return found
+    return key
 
 
 def described(*values: Any) -> Hashable | None:
-    """The same of any records; None where it cannot be told."""
+    """The fingerprint of any records; None where they have none."""
     try:
-        found = Reader().read(values)
-        hash(found)
+        key = Reader().read(values)
+        hash(key)
     except (Unreadable, TypeError):
         return None
-    return found
+    return key
 
 
 def _derivative(program: Converted) -> ClosedJaxpr | None:
     """The program of the derivative; None where there is none."""
-    kinds: list[Any] = [each.aval for each in program.jaxpr.invars]
+    kinds: list[Any] = [variable.aval for variable in program.jaxpr.invars]
     arguments = [jax.ShapeDtypeStruct(kind.shape, kind.dtype) for kind in kinds]
     moving, fixed = eqx.partition((program.consts, arguments), _inexact)
 
@@ -123,7 +123,7 @@ class Reader:
         if isinstance(value, (tuple, list)):
             return kind, tuple(map(self.read, value))
         if isinstance(value, dict):
-            return kind, tuple((self.read(key), self.read(each)) for key, each in value.items())
+            return kind, tuple((self.read(key), self.read(item)) for key, item in value.items())
         if isinstance(value, Jaxpr):
             return self.program(value)
         if isinstance(value, ClosedJaxpr):
@@ -131,7 +131,7 @@ class Reader:
         if isinstance(value, (np.ndarray, np.generic)):
             return kind, value.dtype, value.shape, value.tobytes()
         if isinstance(value, (jax.Array, Alarm)):  # an alarm is of one network: a program that rings it is no other's
-            return Same(value)
+            return ByIdentity(value)
         return self._object(value, kind)
 
     def program(self, program: Any) -> Hashable:
@@ -174,29 +174,29 @@ class Reader:
         if kind.__hash__ in (None, object.__hash__) and not isinstance(value, type):
             if not any(map(_ours, kind.__mro__)):
                 self.foreign = True
-                return Same(value)
+                return ByIdentity(value)
             if hasattr(value, "__wrapped__") and not hasattr(value, "__dict__"):
                 return kind, self.read(value.__wrapped__)
             return kind, self.read(attributes(value))
         try:
             hash(value)
         except TypeError:
-            return Same(value)
+            return ByIdentity(value)
         return kind, value
 
     def _function(self, value: Any) -> Hashable:
         if not _ours(value):
             self.foreign = True
-            return Same(value)
+            return ByIdentity(value)
         cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
         return value.__code__, self.read((cells, value.__defaults__, value.__kwdefaults__))
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """Those of an object, of its slots too."""
+    """The attributes of an object, those in slots too."""
     slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]
-    found = {name: getattr(value, name) for name in slots if hasattr(value, name) and not name.startswith("__")}
-    return found | getattr(value, "__dict__", {})
+    values = {name: getattr(value, name) for name in slots if hasattr(value, name) and not name.startswith("__")}
+    return values | getattr(value, "__dict__", {})
 
 
 def _ours(value: Any) -> bool:

@@ -34,7 +34,7 @@ def kept(key: Hashable | None, make: Callable[[], Value]) -> Value:
 
     What is made must not hold arrays of this call.
     """
-    return make() if key is None else _kept(_Entry(key, make)).value()
+    return make() if key is None else _kept(_CacheEntry(key, make)).value()
 
 
 def compiled(function: Callable[..., Any], key: Hashable | None) -> Callable[..., Any]:
@@ -46,30 +46,30 @@ _ONE = np.float32(1)
 _LOCK = threading.RLock()
 
 
-class _Entry:
+class _CacheEntry:
     """A key, and what is made for it once."""
 
     def __init__(self, key: Hashable, make: Callable[[], Any]) -> None:
         self.key = key
         self.hash = hash(key)
         self.make: Callable[[], Any] | None = make
-        self.made: Any = None
+        self.program: Any = None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Entry) and self.key == other.key
+        return isinstance(other, _CacheEntry) and self.key == other.key
 
     def __hash__(self) -> int:
         return self.hash
 
     def value(self) -> Any:
-        """It."""
+        """The program, which is made when it is asked for first."""
         with _LOCK:
             if self.make is not None:
-                self.made = self.make()
+                self.program = self.make()
                 self.make = None  # it holds the arrays of its call
-            return self.made
+            return self.program
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
-def _kept(entry: _Entry) -> _Entry:
+def _kept(entry: _CacheEntry) -> _CacheEntry:
     return entry

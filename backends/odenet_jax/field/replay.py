@@ -26,13 +26,14 @@ open."""
 
 
 @dataclass(frozen=True)
-class Told:
+class BlockContext:
     """What the blocks of one forward pass are told beside their input.
 
     Args:
         state: of all blocks, leaves with a leading axis of blocks; None where blocks have none.
         key: of random numbers; evaluation i gets `fold_in(key, i)`. None where blocks draw none.
-        seen: after the forward pass, what each evaluation read of `state`, leaves with a leading axis of evaluations.
+        states_read: after the forward pass, what each evaluation read of `state`, leaves with a leading axis of
+            evaluations.
         order: which block stands at each place.
         linear: whether the end of a step reads the next block.
         solver: of the forward pass.
@@ -41,7 +42,7 @@ class Told:
 
     state: Any
     key: Array | None
-    seen: Any
+    states_read: Any
     order: tuple[int, ...]
     linear: bool
     solver: StagedSolver
@@ -75,31 +76,31 @@ class Told:
         return n * self.solver.stages + (rank if rank < self.solver.stages else 0)
 
 
-jax.tree_util.register_dataclass(Told, ["state", "key", "seen"], ["order", "linear", "solver", "steps"])
+jax.tree_util.register_dataclass(BlockContext, ["state", "key", "states_read"], ["order", "linear", "solver", "steps"])
 
 
 class Replay:
     """The evaluations of a part of the solve. Made anew for each part, whose end takes from it what it left.
 
     Args:
-        told: of the forward pass.
+        context: of the forward pass.
         state: of all blocks, at the start of the part.
     """
 
-    def __init__(self, told: Told, state: Any = None) -> None:
-        self.told = told
+    def __init__(self, context: BlockContext, state: Any = None) -> None:
+        self.context = context
         self.state = state
         self.read: list[Any] = []
 
     def first(self, place: Place, evaluate: Callable[[Any, Array | None], tuple[Any, Any]]) -> Any:
         """An evaluation of the forward pass: it reads and writes the state of its block."""
-        told = self.told
-        if told.state is None:
-            return evaluate(None, _key(told, told.number(place)))[0]
+        context = self.context
+        if context.state is None:
+            return evaluate(None, _key(context, context.number(place)))[0]
         n, position, *_ = place
-        row = jnp.asarray(np.array(told.order, np.int32))[n + int(told.linear and position == 1)]
+        row = jnp.asarray(np.array(context.order, np.int32))[n + int(context.linear and position == 1)]
         before = _rows(self.state, row)
-        value, after = evaluate(_copy(before), _key(told, told.number(place)))
+        value, after = evaluate(_copy(before), _key(context, context.number(place)))
         after = lax.stop_gradient(jax.tree.map(jnp.asarray, after))
         _check_alike(before, after)
         self.state = jax.tree.map(
@@ -112,12 +113,14 @@ class Replay:
         self, place: Place, stages: int, steps: int, evaluate: Callable[[Any, Array | None], tuple[Any, Any]]
     ) -> Any:
         """An evaluation of the way back: it reads what the forward evaluation at its place did, and writes nothing."""
-        number = self.told.number_again(place, stages, steps)
-        before = None if self.told.seen is None else _rows(self.told.seen, number)
-        return evaluate(before, _key(self.told, number))[0]
+        number = self.context.number_again(place, stages, steps)
+        before = None if self.context.states_read is None else _rows(self.context.states_read, number)
+        return evaluate(before, _key(self.context, number))[0]
 
 
-def tell(state: Any, key: Array | None, order: tuple[int, ...], kind: str, made: Problem) -> Told | None:
+def block_context(
+    state: Any, key: Array | None, order: tuple[int, ...], kind: str, problem: Problem
+) -> BlockContext | None:
     """What the blocks of a problem are told; None where that is nothing.
 
     Args:
@@ -139,9 +142,9 @@ def tell(state: Any, key: Array | None, order: tuple[int, ...], kind: str, made:
             f"leaves with a leading axis of {count}",
             "make blocks and state with ResidualStack.stateful",
         )
-    assert isinstance(made.grid, Grid)
-    solver = staged(made.solver, "blocks that are told a state or a key")
-    return Told(state, key, None, order, kind == "linear", solver, made.grid.steps)
+    assert isinstance(problem.grid, Grid)
+    solver = staged(problem.solver, "blocks that are told a state or a key")
+    return BlockContext(state, key, None, order, kind == "linear", solver, problem.grid.steps)
 
 
 def call(
@@ -157,40 +160,42 @@ def call(
     if axis_name is not None:
         rows = next(leaf.shape[0] for leaf in jax.tree.leaves(arguments[0]))
         keys = None if key is None else jax.random.split(key, rows)
-        each = eqx.filter_vmap(
+        mapped = eqx.filter_vmap(
             lambda arguments, named, key: call(block, arguments, named, state, key),
             out_axes=(eqx.if_array(0), None),
             axis_name=axis_name,
         )
-        return each(arguments, dict(named), keys)
+        return mapped(arguments, dict(named), keys)
     drawing = {} if key is None else {"key": key}
     if state is None:
         return block(*arguments, **named, **drawing), None
     return block(*arguments, state, **named, **drawing)
 
 
-def after(told: Told, state: Any, at_start: list[Any] | None = None, in_steps: list[Any] | None = None) -> Told:
+def after(
+    context: BlockContext, state: Any, at_start: list[Any] | None = None, in_steps: list[Any] | None = None
+) -> BlockContext:
     """What is known after a forward pass: the new state, and what was read.
 
     Args:
-        told: before it.
+        context: what it was before the pass.
         state: of all blocks, as it is now.
         at_start: what evaluations at t0 beside the steps read.
         in_steps: what each evaluation of a step read, leaves with a leading axis of steps; None to forget it.
     """
-    if told.state is None or not in_steps:
-        return dataclasses.replace(told, state=state)
+    if context.state is None or not in_steps:
+        return dataclasses.replace(context, state=state)
     count = len(in_steps)
 
-    def together(*each: Array) -> Array:
-        steps = jnp.stack(each[:count], 1)
-        return jnp.concatenate([steps.reshape(-1, *steps.shape[2:]), *(leaf[None] for leaf in each[count:])])
+    def together(*leaves: Array) -> Array:
+        steps = jnp.stack(leaves[:count], 1)
+        return jnp.concatenate([steps.reshape(-1, *steps.shape[2:]), *(leaf[None] for leaf in leaves[count:])])
 
-    return dataclasses.replace(told, state=state, seen=jax.tree.map(together, *in_steps, *(at_start or ())))
+    return dataclasses.replace(context, state=state, states_read=jax.tree.map(together, *in_steps, *(at_start or ())))
 
 
-def _key(told: Told, number: Any) -> Array | None:
-    return None if told.key is None else jax.random.fold_in(told.key, number)
+def _key(context: BlockContext, number: Any) -> Array | None:
+    return None if context.key is None else jax.random.fold_in(context.key, number)
 
 
 def _rows(tree: Any, row: Any) -> Any:
@@ -204,7 +209,7 @@ def _copy(tree: Any) -> Any:
 
 def _check_alike(before: Any, after: Any) -> None:
     (leaves, structure), (others, other) = jax.tree.flatten(before), jax.tree.flatten(after)
-    kinds = [[f"{leaf.dtype}{list(leaf.shape)}" for leaf in each] for each in (leaves, others)]
+    kinds = [[f"{leaf.dtype}{list(leaf.shape)}" for leaf in tree] for tree in (leaves, others)]
     if structure != other or kinds[0] != kinds[1]:
         raise StateError(
             f"a block returned the state {after} for the state {before}",

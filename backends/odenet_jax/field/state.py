@@ -33,20 +33,20 @@ class Layout:
     Args:
         unflatten: the tree from its leaves.
         structure: JAX's description of the tree.
-        given: number types of y0's leaves.
+        dtypes: number types of y0's leaves.
         carried: number types between field evaluations.
         time: number type of times.
     """
 
     unflatten: Callable[[Sequence[Any]], Any]
     structure: Any
-    given: tuple[Any, ...]
+    dtypes: tuple[Any, ...]
     carried: tuple[Any, ...]
     time: Any
 
     def call(self, leaves: Leaves) -> Any:
         """The tree that the field is called with."""
-        return self.unflatten([leaf.astype(kind) for leaf, kind in zip(leaves, self.given, strict=True)])
+        return self.unflatten([leaf.astype(kind) for leaf, kind in zip(leaves, self.dtypes, strict=True)])
 
     def slope(self, value: Any, like: Leaves) -> Leaves:
         """What the field returned as leaves to add to `like`.
@@ -64,11 +64,11 @@ class Layout:
                 f"{[y.shape for y in like]}",
                 "a slope of the state's own shape",
             )
-        return tuple(_narrow(k, kind, given) for k, kind, given in zip(leaves, self.carried, self.given, strict=True))
+        return tuple(_narrow(k, kind, dtype) for k, kind, dtype in zip(leaves, self.carried, self.dtypes, strict=True))
 
     def returned(self, leaf: Array, index: int) -> Array:
         """A carried leaf in the number type of y0."""
-        return leaf.astype(self.given[index])
+        return leaf.astype(self.dtypes[index])
 
 
 def layout(y0: Any) -> tuple[Layout, Leaves]:
@@ -82,11 +82,11 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
     """
     arrays = [_array(path, leaf) for path, leaf in tree_paths(y0)]
     structure = jax.tree.structure(y0)
-    given = tuple(array.dtype for array in arrays)
-    carried = tuple(jnp.dtype(jnp.float32) if kind in HALF else kind for kind in given)
+    dtypes = tuple(array.dtype for array in arrays)
+    carried = tuple(jnp.dtype(jnp.float32) if kind in HALF else kind for kind in dtypes)
     time = jnp.dtype(jnp.float64) if any(kind in _WIDE for kind in carried) else jnp.dtype(jnp.float32)
-    found = Layout(lambda leaves: jax.tree.unflatten(structure, leaves), structure, given, carried, time)
-    return found, tuple(array.astype(kind) for array, kind in zip(arrays, carried, strict=True))
+    result = Layout(lambda leaves: jax.tree.unflatten(structure, leaves), structure, dtypes, carried, time)
+    return result, tuple(array.astype(kind) for array, kind in zip(arrays, carried, strict=True))
 
 
 def _array(path: str, leaf: Any) -> Array:
@@ -142,11 +142,11 @@ def require_arrays(value: Any) -> None:
             raise StateError(f"the field returned a {name}", "arrays", "use jnp.zeros_like for 0")
 
 
-def _narrow(k: Any, kind: Any, given: Any) -> Array:
+def _narrow(k: Any, kind: Any, dtype: Any) -> Array:
     if jnp.promote_types(k.dtype, kind) != kind:
         raise DtypeError(
-            f"the field returned {k.dtype} for a state of {given}, which would be promoted in silence",
-            f"{given}, or what it holds",
+            f"the field returned {k.dtype} for a state of {dtype}, which would be promoted in silence",
+            f"{dtype}, or what it holds",
             "give the weights (or y0) the number type you want, as in weights.astype(y0.dtype)",
         )
     return jnp.asarray(k, kind)

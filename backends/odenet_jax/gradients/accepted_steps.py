@@ -17,9 +17,9 @@ from jax import Array
 from odenet.kit import add, interpolant
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.adjoint import Sums, vjp, zeros
-from odenet_jax.steps.accepted import Along
+from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import read, write
-from odenet_jax.steps.record import Keep, Walked
+from odenet_jax.steps.record import AdaptiveResult, Keep
 from odenet_jax.steps.size_control import repeat
 from odenet_jax.steps.tolerance import Tolerance
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
@@ -60,42 +60,48 @@ class WayBack(ABC):
         return vars(self)
 
     @abstractmethod
-    def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
+    def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
         """What the forward pass is to keep."""
 
     @abstractmethod
     def back(
-        self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
+        self,
+        run: AcceptedRun,
+        result: AdaptiveResult,
+        gradients: Cotangents,
+        sums: Sums,
+        y0: Leaves,
+        allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
         """Gradients with respect to y0 and to weights, the reconstruction residual, and what `settled` looks at.
 
         Args:
             run: along the accepted steps.
-            walked: the forward solve.
+            result: the forward solve.
             gradients: of the loss.
             sums: zeros like the gradients of weights.
             y0, allowed: of the forward solve.
         """
 
-    def settled(self, found: Any, trouble: Any) -> Any:
+    def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `odenet_jax.gradients.adjoint.Adjoint.settled`; after the gradients of weights come those of times."""
-        return found
+        return gradients
 
 
-class Stretch:
+class AcceptedStepVJP:
     """The exact way back through one accepted step, and the outputs in it.
 
     Args:
         run: along the accepted steps.
-        walked: the forward solve.
+        result: the forward solve.
         gradients: of the loss.
     """
 
-    def __init__(self, run: Along, walked: Walked, gradients: Cotangents) -> None:
+    def __init__(self, run: AcceptedRun, result: AdaptiveResult, gradients: Cotangents) -> None:
         self.run = run
-        self.walked = walked
+        self.result = result
         self.gradients = gradients
-        self.event = walked.position
+        self.event = result.position
         self.inside = gradients.ts is not None or self.event is not None or bool(gradients.slopes)
         """Whether the loss may read a state within a step."""
 
@@ -104,7 +110,7 @@ class Stretch:
         g = self.gradients.y1
         if self.event is not None:
             g = choose(self.event < 1, zeros(g), g)
-        return g, self.walked.outputs - 1
+        return g, self.result.outputs - 1
 
     def step(self, n: Any, go: Array, z: Leaves, g: Leaves, output: Array, sums: Sums) -> tuple[Any, ...]:
         """From the end of step n to its start.
@@ -121,14 +127,14 @@ class Stretch:
         here = self.run.at(n)
         if not self.inside:
             d, pull = vjp(here, lambda run, y: run.increment(0, y), z)
-            part, *found = pull(g)
-            return d, choose(go, add(g, part), g), output, self.collect(here, go, sums, found)
+            part, *by_reads = pull(g)
+            return d, choose(go, add(g, part), g), output, self.collect(here, go, sums, by_reads)
         (d, slopes), pull = vjp(here, piece, z)
         met = self._outputs(here, n, go, g, output, slopes)
         output, end, direct, of_slopes = met
-        part, *found = pull((end, of_slopes))
+        part, *by_reads = pull((end, of_slopes))
         g = choose(go, add(add(end, direct), part), g)
-        return d, g, output, self.collect(here, go, sums, found)
+        return d, g, output, self.collect(here, go, sums, by_reads)
 
     def finish(self, g: Leaves, output: Array) -> Leaves:
         """The gradient at t0 with those of the outputs there."""
@@ -142,14 +148,14 @@ class Stretch:
         return add(g, tuple(early(leaf) for leaf in self.gradients.ys))
 
     @staticmethod
-    def collect(run: Along, go: Array, sums: Sums, found: Any) -> Sums:
+    def collect(run: AcceptedRun, go: Array, sums: Sums, gradients: Any) -> Sums:
         """The sums with the gradients of what a step reads."""
         inexact, closed = sums
-        reads, of_closed = jax.tree.map(lambda leaf: jnp.where(go, leaf, 0), tuple(found))
+        reads, of_closed = jax.tree.map(lambda leaf: jnp.where(go, leaf, 0), tuple(gradients))
         inexact = run.field.add(inexact, run.layer, run.field.intervals, reads)
         return inexact, jax.tree.map(jnp.add, closed, of_closed)
 
-    def _outputs(self, run: Along, n: Any, go: Array, g: Leaves, output: Array, slopes: Any) -> tuple[Any, ...]:
+    def _outputs(self, run: AcceptedRun, n: Any, go: Array, g: Leaves, output: Array, slopes: Any) -> tuple[Any, ...]:
         """Gradients at the end of the step, at its start and of its slopes, of the outputs in it."""
         assert run.ends is not None
         of, tableau, (a, b) = self.gradients, run.solver.increments, run.ends
@@ -166,7 +172,7 @@ class Stretch:
             )
 
         if self.event is not None:
-            met = go & (n == self.walked.pace.accepted - 1) & (self.event < 1)
+            met = go & (n == self.result.pace.accepted - 1) & (self.event < 1)
             direct, of_slopes = join((direct, of_slopes), self.event, choose(met, of.y1, zeros(g)))
         if of.ts is None:
             return output, g, direct, of_slopes
@@ -186,7 +192,7 @@ class Stretch:
         return repeat(more, meet, (output, g, direct, of_slopes))
 
 
-def piece(run: Along, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
+def piece(run: AcceptedRun, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
     """The increment of a step, and the slopes that dense output reads."""
     tableau = run.solver.increments
     slopes = run.slopes(tableau, tableau.stages, y)
@@ -196,7 +202,7 @@ def piece(run: Along, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
     return d, tuple(slopes)
 
 
-class Again(WayBack):
+class RecomputedStates(WayBack):
     """States that the forward pass did not keep are computed again: backprop and checkpoint.
 
     Args:
@@ -204,23 +210,29 @@ class Again(WayBack):
         again: see `WayBack`.
     """
 
-    def __init__(self, rows: int | Callable[[Along, Leaves], int] = ROWS, *, again: bool = False) -> None:
+    def __init__(self, rows: int | Callable[[AcceptedRun, Leaves], int] = ROWS, *, again: bool = False) -> None:
         self.rows = rows
         self.again = again
 
-    def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
+    def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
         rows = self.rows if isinstance(self.rows, int) else self.rows(run, y0)
         return Keep(nodes=True, rows=min(rows, max_steps))
 
     def back(
-        self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
+        self,
+        run: AcceptedRun,
+        result: AdaptiveResult,
+        gradients: Cotangents,
+        sums: Sums,
+        y0: Leaves,
+        allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`."""
-        stretch, states = Stretch(run, walked, gradients), walked.record.states
+        stretch, states = AcceptedStepVJP(run, result, gradients), result.record.states
         assert states is not None
-        assert walked.record.nodes is not None
-        room = min(ROWS, walked.record.nodes.shape[0] - 1)
+        assert result.record.nodes is not None
+        room = min(ROWS, result.record.nodes.shape[0] - 1)
         empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (room, *leaf.shape)) for leaf in y0)
 
         def segment(carry: Any) -> Any:
@@ -255,6 +267,6 @@ class Again(WayBack):
             return jnp.where(alive, least, end), g, output, sums, between
 
         g, output = stretch.start()
-        carry = (walked.pace.accepted, g, output, sums, empty)
+        carry = (result.pace.accepted, g, output, sums, empty)
         _, g, output, sums, _ = repeat(lambda carry: carry[0] > 0, segment, carry)
         return stretch.finish(g, output), sums, jnp.zeros((), run.layout.time), None

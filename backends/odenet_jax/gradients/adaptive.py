@@ -14,35 +14,35 @@ from odenet import InputError, Problem, Result, Solution, SolveError, Solver, Sp
 from odenet_jax.field.state import Leaves, layout
 from odenet_jax.field.trees import Counted
 from odenet_jax.gradients.accepted_steps import WayBack
-from odenet_jax.gradients.adaptive_vjp import Whole
+from odenet_jax.gradients.adaptive_vjp import DifferentiableSolve
 from odenet_jax.steps.clock import Parts, spelled
 from odenet_jax.steps.dense import Dense
-from odenet_jax.steps.record import Keep, Walked
+from odenet_jax.steps.record import AdaptiveResult, Keep
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.weighted_sum import choose
 
 
-def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Array | None = None) -> Solution:
+def solve_adaptive(problem: Problem, methods: Callable[[Stats], WayBack], probe: Array | None = None) -> Solution:
     """The solution of an adaptive problem.
 
     Args:
-        made: the problem.
+        problem: the problem.
         methods: its gradient method.
         probe: see `odenet_jax.solve`.
 
     Raises:
         SolveError: it could not go on, and the controller's `throw` is on. Not inside of `jax.jit`.
     """
-    span, stats = made.grid, Stats("jax", made.solver.label, made.gradient.label, 0, 0)
+    span, stats = problem.grid, Stats("jax", problem.solver.label, problem.gradient.label, 0, 0)
     assert isinstance(span, Span)
     if span.control.per_sample:
         raise UnsupportedError("per_sample=True on backend jax", "one state a solve", "jax.vmap the solve over rows")
-    given, leaves = layout(made.y0)
-    whole = Whole(made, span, given, leaves, methods(stats))
+    state_layout, leaves = layout(problem.y0)
+    solver = DifferentiableSolve(problem, span, state_layout, leaves, methods(stats))
     ts, nodes = None if span.every else span.ts, None
     dense = span.control.max_steps if span.dense else 0
     if span.every or span.dense:
-        first, _ = whole.solve(leaves, None, Keep(nodes=True), None, differentiable=False)
+        first, _ = solver.solve(leaves, None, Keep(nodes=True), None, differentiable=False)
         steps = known(first.pace.accepted)
         if steps is not None:
             dense = max(steps, 1) if span.dense else 0
@@ -55,10 +55,10 @@ def solve_adaptive(made: Problem, methods: Callable[[Stats], WayBack], probe: Ar
         if span.every:
             assert first.record.nodes is not None
             nodes = first.record.nodes[:steps] if steps else None
-    walked, event = whole.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
+    result, event = solver.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
     if nodes is not None:
-        ts = jax.vmap(whole.line.clock.time)(nodes)
-    return _solution(made, whole, walked, event, None if ts is None else jnp.asarray(ts, given.time))
+        ts = jax.vmap(solver.line.clock.time)(nodes)
+    return _solution(problem, solver, result, event, None if ts is None else jnp.asarray(ts, state_layout.time))
 
 
 def known(number: Array) -> Any:
@@ -68,50 +68,54 @@ def known(number: Array) -> Any:
 
 
 def _solution(
-    made: Problem, whole: Whole, walked: Walked, event: tuple[Array, Leaves] | None, ts: Array | None
+    problem: Problem,
+    solver: DifferentiableSolve,
+    result: AdaptiveResult,
+    event: tuple[Array, Leaves] | None,
+    ts: Array | None,
 ) -> Solution:
-    assert isinstance(made.solver, Solver)  # it estimates its error
-    span, given, pace, tableau = whole.span, whole.layout, walked.pace, made.solver.tableau
+    assert isinstance(problem.solver, Solver)  # it estimates its error
+    span, state_layout, pace, tableau = solver.span, solver.layout, result.pace, problem.solver.tableau
     tried = pace.accepted + pace.rejected
-    evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + walked.renewals
+    evaluations = 1 + (span.control.first_step is None) + tried * (tableau.stages - 1) + result.renewals
     counts = [
-        number if (found := known(number)) is None else found for number in (pace.accepted, evaluations, pace.rejected)
+        number if (count := known(number)) is None else count for number in (pace.accepted, evaluations, pace.rejected)
     ]
-    stats = Counted("jax", made.solver.label, made.gradient.label, *counts[:2], rejected=counts[2])
+    stats = Counted("jax", problem.solver.label, problem.gradient.label, *counts[:2], rejected=counts[2])
     outcome = known(pace.outcome)
     if outcome is not None and span.control.throw and outcome > CODE[Result.EVENT]:
-        raise_ended(list(Result)[outcome], pace, whole.line.clock.origin)
+        raise_ended(list(Result)[outcome], pace, solver.line.clock.origin)
     failed = pace.outcome > CODE[Result.EVENT]
-    end = jnp.where(failed, whole.line.clock.time(walked.end), jnp.asarray(span.t1, given.time))
+    end = jnp.where(failed, solver.line.clock.time(result.end), jnp.asarray(span.t1, state_layout.time))
     if event is not None:
         met = known(pace.outcome == CODE[Result.EVENT])
         end = jnp.where(pace.outcome == CODE[Result.EVENT], event[0], end) if met is None else event[0] if met else end
-    times, ys = ts, walked.ys
-    last = choose(failed, walked.last, walked.y1)
+    times, ys = ts, result.ys
+    last = choose(failed, result.last, result.y1)
     if span.every:
         times = end[None] if ts is None else jnp.concatenate([ts, end[None]])
         ys = tuple(leaf[None] for leaf in last)
         if ts is not None:
-            ys = tuple(jnp.concatenate(pair) for pair in zip(walked.ys, ys, strict=True))
+            ys = tuple(jnp.concatenate(pair) for pair in zip(result.ys, ys, strict=True))
     elif ts is None:
-        times, ys = end[None], tuple(leaf[None] for leaf in walked.y1)
+        times, ys = end[None], tuple(leaf[None] for leaf in result.y1)
     interpolant = None
     if span.dense:
-        record = walked.record
+        record = result.record
         assert record.nodes is not None
         interpolant = Dense(
-            whole.line.clock.origin,
+            solver.line.clock.origin,
             record.nodes,
             pace.accepted,
-            walked.end,
+            result.end,
             record.y,
             record.slopes,
             last,
             tableau,
-            given.structure,
-            given.given,
+            state_layout.structure,
+            state_layout.dtypes,
         )
-    ys = given.unflatten([given.returned(leaf, i) for i, leaf in enumerate(ys)])
+    ys = state_layout.unflatten([state_layout.returned(leaf, i) for i, leaf in enumerate(ys)])
     return Solution(times, ys, stats, pace.outcome, None if event is None else event[0], interpolant)
 
 

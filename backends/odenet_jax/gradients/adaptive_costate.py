@@ -14,24 +14,24 @@ from jax.core import Tracer
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, UnsupportedError
 from odenet.kit import AnySolver, add, trial
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
+from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, Cotangents, WayBack
 from odenet_jax.gradients.adjoint import Sums, vjp
-from odenet_jax.gradients.raised import raised
-from odenet_jax.steps.accepted import Accepted, Along, Line
-from odenet_jax.steps.clock import Moment
+from odenet_jax.gradients.runtime_errors import raised
+from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
+from odenet_jax.steps.clock import TimePoint
 from odenet_jax.steps.fixed import read
-from odenet_jax.steps.record import Keep, Walked
-from odenet_jax.steps.size_control import CODE, Pace, finite, first_size, judge, propose, repeat, start
+from odenet_jax.steps.record import AdaptiveResult, Keep
+from odenet_jax.steps.size_control import CODE, LoopState, finite, first_size, judge, propose, repeat, start
 from odenet_jax.steps.tolerance import NORMS, Tolerance, scaled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 REMEDY = "take gradient='checkpoint', which solves nothing backward; or a larger max_steps, looser rtol and atol for it"
 
 
-class _Carry(NamedTuple):
+class _CostateCarry(NamedTuple):
     """The state is y and its adjoint; `parts` is the integrand of the weights' gradient at the start of the step."""
 
-    pace: Pace
+    pace: LoopState
     state: Leaves
     first: Leaves
     parts: Any
@@ -58,12 +58,18 @@ class AdaptiveCostate(WayBack):
         self.norm = "rms" if callable(control.norm) else control.norm
         self.control = dataclasses.replace(control, rtol=1.0, atol=1.0, norm="rms")
 
-    def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
+    def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
         return Keep()
 
     def back(
-        self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
+        self,
+        run: AcceptedRun,
+        result: AdaptiveResult,
+        gradients: Cotangents,
+        sums: Sums,
+        y0: Leaves,
+        allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`.
 
@@ -77,11 +83,11 @@ class AdaptiveCostate(WayBack):
                 "give ts, or take gradient='checkpoint'",
             )
         ts = jnp.zeros(0, run.layout.time) if gradients.ts is None else gradients.ts
-        end, y1 = self._last_read(walked, gradients)
+        end, y1 = self._last_read(result, gradients)
         line = run.line.turned(end, ts)
         run = dataclasses.replace(run, grid=Accepted(line, ts, jnp.int32(0)), solver=self.solver)
         there = run.between(line.t0, line.stop(line.t0))
-        a, output = self._meet(line, gradients, walked.outputs - 1, line.t0, gradients.y1)
+        a, output = self._meet(line, gradients, result.outputs - 1, line.t0, gradients.y1)
         state, allowed = (*y1, *a), self._tolerance(allowed)
         first, parts = self._slope(there, there.moment(0), state)
         size = first_size(
@@ -93,56 +99,62 @@ class AdaptiveCostate(WayBack):
             state,
             first,
         )
-        carry = _Carry(start(line, size, finite(state, first)), state, first, parts, output, sums)
+        carry = _CostateCarry(start(line, size, finite(state, first)), state, first, parts, output, sums)
 
-        def step(carry: _Carry) -> _Carry:
-            return self._step(run, line, allowed, walked, gradients, carry)
+        def step(carry: _CostateCarry) -> _CostateCarry:
+            return self._step(run, line, allowed, result, gradients, carry)
 
         carry = repeat(lambda carry: carry.pace.alive, step, carry)
         count = len(a)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
         return a, carry.sums, jnp.zeros((), run.layout.time), carry.pace
 
-    def settled(self, found: Any, trouble: Any) -> Any:
+    def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""
-        return ended(found, trouble)
+        return ended(gradients, trouble)
 
     @staticmethod
-    def _last_read(walked: Walked, gradients: Cotangents) -> tuple[Array, Leaves]:
+    def _last_read(result: AdaptiveResult, gradients: Cotangents) -> tuple[Array, Leaves]:
         """Where the way back begins, and the state there: where the solve ended; the last of the kept times where it
         could not go on, and no later state is read: what stopped it may stop the way back."""
         if gradients.ts is None or not gradients.ts.shape[0]:
-            return walked.end, walked.y1
-        n, read_end = jnp.maximum(walked.outputs - 1, 0), jnp.stack([jnp.any(leaf != 0) for leaf in gradients.y1]).any()
-        before = (walked.pace.outcome > CODE[Result.EVENT]) & (walked.outputs > 0) & ~read_end
-        return jnp.where(before, gradients.ts[n], walked.end), choose(before, read(walked.ys, n), walked.y1)
+            return result.end, result.y1
+        n, read_end = jnp.maximum(result.outputs - 1, 0), jnp.stack([jnp.any(leaf != 0) for leaf in gradients.y1]).any()
+        before = (result.pace.outcome > CODE[Result.EVENT]) & (result.outputs > 0) & ~read_end
+        return jnp.where(before, gradients.ts[n], result.end), choose(before, read(result.ys, n), result.y1)
 
     def _step(
-        self, run: Along, line: Line, allowed: Tolerance, walked: Walked, gradients: Cotangents, carry: _Carry
-    ) -> _Carry:
+        self,
+        run: AcceptedRun,
+        line: SolveTimes,
+        allowed: Tolerance,
+        result: AdaptiveResult,
+        gradients: Cotangents,
+        carry: _CostateCarry,
+    ) -> _CostateCarry:
         tableau, count = self.solver.increments, len(carry.state) // 2
         step = propose(line, carry.pace)
-        here, each = run.between(carry.pace.t, step.t1), [carry.parts]
+        here, integrands = run.between(carry.pace.t, step.t1), [carry.parts]
         assert here.ends is not None
         moments = [line.moment(*here.ends, node) for node in tableau.c]
 
         def stage(i: int, at: Leaves) -> Leaves:
             slope, parts = self._slope(here, moments[i], at)
-            each.append(parts)
+            integrands.append(parts)
             return slope
 
-        made = trial(tableau, stage, carry.state, here.size, carry.first, weigh_leaves)
+        attempt = trial(tableau, stage, carry.state, here.size, carry.first, weigh_leaves)
         assert tableau.error_weights is not None
-        found, error, before, after = self._quadrature(here, carry, each)
-        ratio = allowed.ratio((*made.error, *error), (*carry.state, *before), (*made.y1, *after))
+        by_weights, error, before, after = self._quadrature(here, carry, integrands)
+        ratio = allowed.ratio((*attempt.error, *error), (*carry.state, *before), (*attempt.y1, *after))
         accepted, now = judge(self.control, tableau.error_order, line, carry.pace, step, ratio)
-        sums = Stretch.collect(here, accepted, carry.sums, found)
-        output, a = carry.output, made.y1[count:]
+        sums = AcceptedStepVJP.collect(here, accepted, carry.sums, by_weights)
+        output, a = carry.output, attempt.y1[count:]
         a, met = self._meet(line, gradients, output, step.t1, a, accepted)
-        y = made.y1[:count]
+        y = attempt.y1[:count]
         if gradients.ts is not None:  # where the forward solve is known, go on from there
-            y = choose(met < output, read(walked.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1)), y)
-        state, first, parts = (*y, *a), made.slopes[-1], each[-1]
+            y = choose(met < output, read(result.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1)), y)
+        state, first, parts = (*y, *a), attempt.slopes[-1], integrands[-1]
         needed = accepted & now.alive & (bool(not tableau.fsal) | (met < output) | line.jumping(step.t1))
         if not tableau.fsal or gradients.ts is not None or line.jumps.shape[0]:
 
@@ -153,30 +165,32 @@ class AdaptiveCostate(WayBack):
             first, parts = lax.cond(needed, renew, lambda: (first, parts))
         old = (carry.state, carry.first, carry.parts)
         state, first, parts = choose(accepted, (state, first, parts), old)
-        return _Carry(now, state, first, parts, jnp.where(accepted, met, output), sums)
+        return _CostateCarry(now, state, first, parts, jnp.where(accepted, met, output), sums)
 
-    def _slope(self, run: Along, t: Moment, state: Leaves) -> tuple[Leaves, Any]:
+    def _slope(self, run: AcceptedRun, t: TimePoint, state: Leaves) -> tuple[Leaves, Any]:
         """Of y and its adjoint, and the integrand of the weights' gradient."""
         count = len(state) // 2
         slope, pull = vjp(run, lambda run, y: run.slope_at(t, y), state[:count])
-        part, *found = pull(state[count:])
-        return (*slope, *(-p for p in part)), tuple(found)
+        part, *by_reads = pull(state[count:])
+        return (*slope, *(-p for p in part)), tuple(by_reads)
 
-    def _quadrature(self, run: Along, carry: _Carry, each: list[Any]) -> tuple[Any, Leaves, Leaves, Leaves]:
+    def _quadrature(
+        self, run: AcceptedRun, carry: _CostateCarry, integrands: list[Any]
+    ) -> tuple[Any, Leaves, Leaves, Leaves]:
         """What a step adds to the gradient of the weights; its error and the gradient at both ends, if it counts."""
-        h, tableau, leaves = run.size, self.solver.increments, [tuple(jax.tree.leaves(parts)) for parts in each]
+        h, tableau, leaves = run.size, self.solver.increments, [tuple(jax.tree.leaves(parts)) for parts in integrands]
         assert tableau.error_weights is not None
         if not leaves[0]:
-            return each[0], (), (), ()
+            return integrands[0], (), (), ()
         added = weigh_leaves(None, -h, tableau.b, leaves)
-        found = jax.tree.unflatten(jax.tree.structure(each[0]), added)
+        integral = jax.tree.unflatten(jax.tree.structure(integrands[0]), added)
         if self.method.seminorm:
-            return found, (), (), ()
+            return integral, (), (), ()
         error = weigh_leaves(None, h, tableau.error_weights, leaves)
         inexact, closed = carry.sums
         slot = run.field.slot(dataclasses.replace(run.weights, inexact=inexact), run.layer, run.field.intervals)
         before = tuple(jax.tree.leaves((inexact if slot is None else (slot.start, slot.end), closed)))
-        return found, error, before, add(before, added)
+        return integral, error, before, add(before, added)
 
     def _tolerance(self, allowed: Tolerance) -> Tolerance:
         """For y, its adjoint, and (without seminorm) the gradient of the weights."""
@@ -188,7 +202,7 @@ class AdaptiveCostate(WayBack):
 
     @staticmethod
     def _meet(
-        line: Line, gradients: Cotangents, output: Array, t: Array, a: Leaves, going: Any = True
+        line: SolveTimes, gradients: Cotangents, output: Array, t: Array, a: Leaves, going: Any = True
     ) -> tuple[Leaves, Array]:
         """The adjoint with the gradients of the outputs at t, and the last output before it."""
         if gradients.ts is None:
@@ -199,19 +213,19 @@ class AdaptiveCostate(WayBack):
         return add(a, added), output - met.sum(dtype=output.dtype)
 
 
-def ended(found: tuple[Leaves, Any, Array], pace: Pace) -> tuple[Leaves, Any, Array]:
+def ended(gradients: tuple[Leaves, Any, Array], pace: LoopState) -> tuple[Leaves, Any, Array]:
     """What the way back found, if it has reached t0; of rows of a `jax.vmap` those that have not are NaN.
 
     Raises:
         GradientError: it has not; a compiled program raises a RuntimeError of this message when it runs.
     """
-    given, allowed = "the backward solve of gradient 'continuous-adjoint' stopped before t0", "one that reaches it"
+    subject, allowed = "the backward solve of gradient 'continuous-adjoint' stopped before t0", "one that reaches it"
     if not isinstance(pace.outcome, Tracer):
         outcome = list(Result)[int(pace.outcome)]
         if outcome is Result.SUCCESS:
-            return found
-        raise GradientError(f"{given}, at t={pace.t.item():.8g}: {outcome.value}", allowed, REMEDY)
-    return raised(found, pace.outcome != CODE[Result.SUCCESS], GradientError(given, allowed, REMEDY), by_row=True)
+            return gradients
+        raise GradientError(f"{subject}, at t={pace.t.item():.8g}: {outcome.value}", allowed, REMEDY)
+    return raised(gradients, pace.outcome != CODE[Result.SUCCESS], GradientError(subject, allowed, REMEDY), by_row=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,10 +237,12 @@ class _Doubled(Tolerance):
 
     def _size(self, value: Leaves, sizes: Leaves, *, least: bool = False) -> Array:
         more = len(value) - 2 * self.count
-        rtol, atol = ((*each, *each, *(jnp.min(jnp.asarray(each[0])),) * more) for each in (self.rtol, self.atol))
+        rtol, atol = (
+            (*bounds, *bounds, *(jnp.min(jnp.asarray(bounds[0])),) * more) for bounds in (self.rtol, self.atol)
+        )
         parts = scaled(value, sizes, rtol, atol, least)
         if not self.apart:
             return jnp.asarray(self.norm(parts), self.time)
-        found = [self.norm(parts[: self.count]), self.norm(parts[self.count : 2 * self.count])]
-        found += [jnp.max(leaf) for leaf in parts[2 * self.count :]]
-        return jnp.max(jnp.stack([jnp.asarray(each, self.time) for each in found]))
+        norms = [self.norm(parts[: self.count]), self.norm(parts[self.count : 2 * self.count])]
+        norms += [jnp.max(leaf) for leaf in parts[2 * self.count :]]
+        return jnp.max(jnp.stack([jnp.asarray(norm, self.time) for norm in norms]))

@@ -1,6 +1,6 @@
 """An adaptive solve as a function of arrays, with a derivative of our own.
 
-Over 250 lines until the derivative (`Steps`) and the solve (`Whole`), which read each other, are parted.
+Over 250 lines: the derivative (`SolveDerivative`) and the solve (`DifferentiableSolve`) read each other.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
 from odenet_jax.gradients.plain_steps import Gate, most_steps, plain_steps
-from odenet_jax.steps.accepted import Accepted, Along, Line, line
-from odenet_jax.steps.adaptive_loop import March
+from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes, line
+from odenet_jax.steps.adaptive_loop import AdaptiveLoop
 from odenet_jax.steps.clock import (
     Clock,
-    Moment,
+    TimePoint,
     beyond,
     coarse,
     require_fine,
@@ -50,7 +50,7 @@ from odenet_jax.steps.clock import (
     still,
 )
 from odenet_jax.steps.dense import Watch, without_rate
-from odenet_jax.steps.record import Keep, Walked
+from odenet_jax.steps.record import AdaptiveResult, Keep
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
@@ -59,21 +59,21 @@ from odenet_jax.steps.weighted_sum import choose, gated, only
 _KEEPS = 16  # programs of one solve, by what is kept of it
 
 
-class Out(NamedTuple):
+class SolveOutputs(NamedTuple):
     """What a solve returns that has a gradient, and the rest of it."""
 
     y1: Leaves
     ys: Leaves
     y: Leaves
     slopes: tuple[Leaves, ...]
-    walked: Walked
+    result: AdaptiveResult
 
 
-class Whole:
+class DifferentiableSolve:
     """A solve as a function of arrays, with a gradient of our own.
 
     Args:
-        made: the problem.
+        problem: the problem.
         span: its times.
         layout: of the state.
         y0: leaves of the state at t0, for their shapes.
@@ -82,18 +82,18 @@ class Whole:
 
     # of what `_bare` returns: what its programs are kept by, and these
     key: Hashable | None = None
-    plainly: Callable[[Keep], Callable[..., Walked]]
-    walks: Callable[[Keep], tuple[Callable[..., Out], Callable[..., tuple[Out, Walked]]]]
-    steps: Callable[[Keep, Any, tuple[bool, ...]], Steps]
+    plainly: Callable[[Keep], Callable[..., AdaptiveResult]]
+    passes: Callable[[Keep], tuple[Callable[..., SolveOutputs], Callable[..., tuple[SolveOutputs, AdaptiveResult]]]]
+    steps: Callable[[Keep, Any, tuple[bool, ...]], SolveDerivative]
     crossing: Callable[..., tuple[Array, Leaves]]
 
-    def __init__(self, made: Problem, span: Span, layout: Layout, y0: Leaves, way: WayBack) -> None:
+    def __init__(self, problem: Problem, span: Span, layout: Layout, y0: Leaves, way: WayBack) -> None:
         if span.event is not None:
             span = dataclasses.replace(
                 span, event=dataclasses.replace(span.event, condition=condition(span.event.condition))
             )
-        self.made, self.span, self.layout, self.way = made, span, layout, way
-        field, weights = field_along(made.field, made.weights)
+        self.problem, self.span, self.layout, self.way = problem, span, layout, way
+        field, weights = field_along(problem.field, problem.weights)
         self.ends: tuple[Any, Any] = still((span.t0, span.t1))
         require_span(*self.ends, layout.time)
         self.times = tuple(jnp.asarray(t, layout.time) for t in (span.t0, span.t1))
@@ -109,7 +109,7 @@ class Whole:
         rtol, atol = allowed.rtol, allowed.atol
         if self.field.key is not None:  # another tolerance is no other program
             rtol, atol = (
-                tuple(jnp.asarray(each, leaf.real.dtype) for each, leaf in zip(of, y0, strict=True))
+                tuple(jnp.asarray(bound, leaf.real.dtype) for bound, leaf in zip(of, y0, strict=True))
                 for of in (rtol, atol)
             )
         self.hoisted, self.rest = eqx.partition((rtol, atol, norm, event), eqx.is_array)
@@ -136,10 +136,10 @@ class Whole:
                 "give steps=N; or solve for all rows as one state, without jax.vmap around it",
             )
 
-    def _line(self, y0: Leaves) -> Line:
+    def _line(self, y0: Leaves) -> SolveTimes:
         """The times, checked: those that are traced by numbers that are known when the solve runs."""
         span, kind, t0 = self.span, self.layout.time, self.times[0]
-        found, y = line(*self.ends, span, self.field, kind), self.layout.call(y0)
+        times, y = line(*self.ends, span, self.field, kind), self.layout.call(y0)
 
         def field(t: Array) -> Any:
             slot = self.field.slot(self.weights, jnp.int32(0), self.field.intervals)
@@ -151,10 +151,10 @@ class Whole:
             readers.append(("event", lambda t: condition(t, y), (t0,)))
         fine = require_fine(*self.ends, kind, *readers)
         if not any(isinstance(t, Tracer) for t in self.ends):
-            return found
+            return times
         first, last = (jnp.asarray(t) for t in self.ends)
-        sound = jnp.isfinite(found.t1) & ((found.t1 != 0) | (first == last))
-        return dataclasses.replace(found, sound=sound if fine else sound & ~coarse(*self.ends, kind))
+        sound = jnp.isfinite(times.t1) & ((times.t1 != 0) | (first == last))
+        return dataclasses.replace(times, sound=sound if fine else sound & ~coarse(*self.ends, kind))
 
     def offsets(self, ts: Any) -> tuple[Array, Array]:
         """Times to be kept since t0, in the order of the solve; and which of them can be kept.
@@ -164,15 +164,15 @@ class Whole:
         Raises:
             GridError: a known time outside of the solve.
         """
-        found, kind = self.line, self.layout.time
+        line, kind = self.line, self.layout.time
         ts = still(ts)
-        of = jnp.asarray(since(ts, found.clock.origin, kind))
-        beside = beyond(of, found.t1, roundings(ts, of, found.clock.origin))
+        of = jnp.asarray(since(ts, line.clock.origin, kind))
+        beside = beyond(of, line.t1, roundings(ts, of, line.clock.origin))
         if not isinstance(beside, Tracer) and beside.any():
-            ends = [spelled(found.clock.origin, s) for s in (found.t0, found.t1)]
+            ends = [spelled(line.clock.origin, s) for s in (line.t0, line.t1)]
             raise GridError(f"ts={np.asarray(ts).tolist()} leaves [{ends[0]}, {ends[1]}]", "times between t0 and t1")
-        sign = found.sign
-        of = jnp.where(beside, -float(jnp.finfo(kind).max), jnp.clip(sign * of, 0, sign * found.t1))
+        sign = line.sign
+        of = jnp.where(beside, -float(jnp.finfo(kind).max), jnp.clip(sign * of, 0, sign * line.t1))
         latest = lax.cummax(of)
         return sign * jnp.maximum(latest, 0), ~beside & (of == latest)
 
@@ -185,7 +185,7 @@ class Whole:
         *,
         differentiable: bool,
         offsets: Array | None = None,
-    ) -> tuple[Walked, tuple[Array, Leaves] | None]:
+    ) -> tuple[AdaptiveResult, tuple[Array, Leaves] | None]:
         """From y0 to t1.
 
         Args:
@@ -214,32 +214,32 @@ class Whole:
         if not differentiable:
             return bare.plainly(keep)(*lax.stop_gradient(arguments[:4])), None
         out = bare.network(keep, self.way)(*arguments)
-        plain = lax.stop_gradient(out.walked)
-        walked = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
+        plain = lax.stop_gradient(out.result)
+        result = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
         if good is not None and (isinstance(good, Tracer) or not good.all()):
-            walked = walked._replace(ys=tuple(only(good, leaf) for leaf in walked.ys))
+            result = result._replace(ys=tuple(only(good, leaf) for leaf in result.ys))
         # what is no result is made NaN here, where JAX differentiates: a loss that looks at the outcome first has NaN
         # for its derivative by it, which must not reach the way back
-        ended = walked.pace.outcome <= CODE[Result.EVENT]
-        last, event = walked.y1, None
+        ended = result.pace.outcome <= CODE[Result.EVENT]
+        last, event = result.y1, None
         if self.span.event is not None:
-            met = walked.pace.outcome == CODE[Result.EVENT]
-            t, y1 = self._met(bare, met, walked)
+            met = result.pace.outcome == CODE[Result.EVENT]
+            t, y1 = self._met(bare, met, result)
             last = choose(met, y1, last)
             event = only(met, t), y1
-        return walked._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
+        return result._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
 
-    def _met(self, bare: Whole, met: Array, walked: Walked) -> tuple[Array, Leaves]:
+    def _met(self, bare: DifferentiableSolve, met: Array, result: AdaptiveResult) -> tuple[Array, Leaves]:
         """Time and state of an event with their derivatives, where one has been met: the time by the implicit function
         theorem."""
         of = (self.weights.inexact, self.weights.closed)
         rest = lax.stop_gradient((self.weights.other, self.weights.constants, self.hoisted, self.line, None))
-        return bare.crossing(met, lax.stop_gradient(walked.end), walked.entry, walked.y1, of, self.hoisted, rest)
+        return bare.crossing(met, lax.stop_gradient(result.end), result.entry, result.y1, of, self.hoisted, rest)
 
     def _crossing(
         self, met: Array, end: Array, entry: Array, y1: Leaves, of: Any, hoisted: Any, rest: Any
     ) -> tuple[Array, Leaves]:
-        """The same as a function of arrays alone."""
+        """The time and the state of the event as a function of arrays alone."""
         *_, event = eqx.combine(hoisted, self.rest)
         holds, other = eqx.partition(event, eqx.is_inexact_array)
         fixed, static = eqx.partition(other, eqx.is_array)
@@ -249,7 +249,7 @@ class Whole:
 
         def value(s: Array, y: Leaves, holds: Any, fixed: Any) -> Array:
             of = dataclasses.replace(span_event, condition=eqx.combine(holds, fixed[0], static))
-            return Watch(of, self.layout, fixed[1]).value(told(fixed[1], s), y)
+            return Watch(of, self.layout, fixed[1]).value(time_at(fixed[1], s), y)
 
         if jax.eval_shape(value, end, y1, holds, (fixed, clock)).dtype == bool:
             return without_rate(clock.time(end), y1)
@@ -258,39 +258,39 @@ class Whole:
             return value(s, y, holds, fixed)[fixed[2]]
 
         s = meeting(condition, self.slope, end, y1, of, holds, (rest, (fixed, clock, entry)))
-        return told(clock, s), passing(self.slope, s, end, y1, of, rest)
+        return time_at(clock, s), passing(self.slope, s, end, y1, of, rest)
 
     def slope(self, s: Array, y: Leaves, of: Any, rest: Any) -> Leaves:
         """The field at a time since t0 as a function of arrays alone, see `odenet_jax.gradients.flow.Slope`."""
         run, _, _ = self._run(of, rest)
         before = jnp.nextafter(*lax.stop_gradient((s, run.line.t0)))  # the layer that an event lies in
-        return run.between(before, before).slope_at(Moment(s, told(run.line.clock, s)), y)
+        return run.between(before, before).slope_at(TimePoint(s, time_at(run.line.clock, s)), y)
 
-    def _run(self, of: Any, rest: Any) -> tuple[Along, Tolerance, Event | None]:
+    def _run(self, of: Any, rest: Any) -> tuple[AcceptedRun, Tolerance, Event | None]:
         (inexact, closed), (other, constants, hoisted, line, _) = of, rest
         rtol, atol, norm, condition = eqx.combine(hoisted, self.rest)
         grid = Accepted(line, jnp.zeros(2, self.layout.time), jnp.int32(0))
         weights = Weights(inexact, other, closed, constants)
-        run = Along(self.field, self.layout, grid, self.made.solver, weights)  # pyright: ignore[reportArgumentType]
+        run = AcceptedRun(self.field, self.layout, grid, self.problem.solver, weights)  # pyright: ignore[reportArgumentType]
         event = self.span.event and dataclasses.replace(self.span.event, condition=condition)
         return run, Tolerance(rtol, atol, norm, self.layout.time), event
 
-    def _solve(self, y0: Leaves, of: Any, times: Any, rest: Any, keep: Keep) -> Walked:
+    def _solve(self, y0: Leaves, of: Any, times: Any, rest: Any, keep: Keep) -> AdaptiveResult:
         run, allowed, event = self._run(of, rest)
-        return March(run, self.span.control, allowed, event, keep).solve(y0, rest[-1])
+        return AdaptiveLoop(run, self.span.control, allowed, event, keep).solve(y0, rest[-1])
 
-    def _bare(self) -> Whole:
+    def _bare(self) -> DifferentiableSolve:
         """The same without the arrays of this call, which may be traced: JAX keeps it for as long as a way back."""
         bare = copy.copy(self)
         control = dataclasses.replace(self.span.control, rtol=1.0, atol=1.0, norm="rms")  # these are among `hoisted`
         event = self.span.event and dataclasses.replace(self.span.event, condition=_nothing)
         bare.span = dataclasses.replace(self.span, t0=None, t1=None, ts=None, control=control, event=event)
-        bare.made = dataclasses.replace(self.made, field=_nothing, y0=None, weights=None, grid=bare.span)
+        bare.problem = dataclasses.replace(self.problem, field=_nothing, y0=None, weights=None, grid=bare.span)
         del bare.weights, bare.times, bare.ends, bare.line, bare.hoisted
         bare.key = bare._key()
         bare.plainly = functools.lru_cache(maxsize=_KEEPS)(bare._plainly)
-        bare.walks = functools.lru_cache(maxsize=_KEEPS)(bare._walks)
-        bare.steps = functools.lru_cache(maxsize=_KEEPS)(functools.partial(Steps, bare))
+        bare.passes = functools.lru_cache(maxsize=_KEEPS)(bare._passes)
+        bare.steps = functools.lru_cache(maxsize=_KEEPS)(functools.partial(SolveDerivative, bare))
         bare.crossing = compiled(bare._crossing, bare.key)
         return bare
 
@@ -299,74 +299,79 @@ class Whole:
         if self.field.key is None:
             return None
         leaves, structure = jax.tree.flatten(self.rest)
-        of = (self.span, self.made.solver, self.made.gradient, type(self.way), self.way.choices, leaves)
-        found, layout = described(*of), self.layout
-        if found is None:
+        of = (self.span, self.problem.solver, self.problem.gradient, type(self.way), self.way.choices, leaves)
+        fingerprint, layout = described(*of), self.layout
+        if fingerprint is None:
             return None
-        return found, self.field.key, structure, (layout.structure, layout.given, layout.carried, layout.time)
+        return fingerprint, self.field.key, structure, (layout.structure, layout.dtypes, layout.carried, layout.time)
 
-    def _plainly(self, keep: Keep) -> Callable[..., Walked]:
+    def _plainly(self, keep: Keep) -> Callable[..., AdaptiveResult]:
         """The solve without a derivative."""
         return compiled(functools.partial(self._solve, keep=keep), self.key)
 
-    def _walks(self, keep: Keep) -> tuple[Callable[..., Out], Callable[..., tuple[Out, Walked]]]:
+    def _passes(
+        self, keep: Keep
+    ) -> tuple[Callable[..., SolveOutputs], Callable[..., tuple[SolveOutputs, AdaptiveResult]]]:
         """The forward pass, and that which also keeps what the way back needs."""
 
-        def out(walked: Walked) -> Out:
-            return Out(walked.y1, walked.ys, walked.record.y, walked.record.slopes, walked)
+        def out(result: AdaptiveResult) -> SolveOutputs:
+            return SolveOutputs(result.y1, result.ys, result.record.y, result.record.slopes, result)
 
-        def walking(y0: Leaves, of: Any, times: Any, rest: Any) -> Out:
+        def forward_pass(y0: Leaves, of: Any, times: Any, rest: Any) -> SolveOutputs:
             also = dataclasses.replace(keep, nodes=keep.dense > 0)
             return out(self._solve(y0, of, times, rest, also))
 
-        def walking_back(y0: Leaves, of: Any, times: Any, rest: Any) -> tuple[Out, Walked]:
+        def forward_pass_for_back(y0: Leaves, of: Any, times: Any, rest: Any) -> tuple[SolveOutputs, AdaptiveResult]:
             run, _, _ = self._run(of, rest)
-            wanted = self.way.keep(run, y0, self.span.control.max_steps)
-            wanted = dataclasses.replace(wanted, dense=keep.dense, nodes=wanted.nodes or keep.dense > 0)
-            walked = self._solve(y0, of, times, rest, wanted)
-            record = walked.record
+            keeps = self.way.keep(run, y0, self.span.control.max_steps)
+            keeps = dataclasses.replace(keeps, dense=keep.dense, nodes=keeps.nodes or keep.dense > 0)
+            result = self._solve(y0, of, times, rest, keeps)
+            record = result.record
             unseen = record._replace(states=None, nodes=record.nodes if keep.dense else None)
-            kept = walked._replace(y1=(), ys=(), record=record._replace(y=(), slopes=()))
-            return out(walked)._replace(walked=walked._replace(record=unseen)), kept
+            for_back = result._replace(y1=(), ys=(), record=record._replace(y=(), slopes=()))
+            return out(result)._replace(result=result._replace(record=unseen)), for_back
 
-        return compiled(walking, self.key), compiled(walking_back, self.key)
+        return compiled(forward_pass, self.key), compiled(forward_pass_for_back, self.key)
 
-    def network(self, keep: Keep, way: WayBack) -> Callable[..., Out]:
+    def network(self, keep: Keep, way: WayBack) -> Callable[..., SolveOutputs]:
         """The solve with its derivative: forward passes that keep what the way back needs only where there is one.
 
         Args:
             keep: what is kept of it for its user.
             way: the gradient method, as it is for this solve.
         """
-        at_once, for_way_back = self.walks(keep)
+        at_once, for_way_back = self.passes(keep)
 
         @jax.custom_jvp
-        def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> Out:
+        def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> SolveOutputs:
             return at_once(y0, of, times, rest)
 
         @jax.custom_jvp
-        def keeping(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> tuple[Out, Walked]:
+        def keeping(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> tuple[SolveOutputs, AdaptiveResult]:
             return for_way_back(y0, of, times, rest)
 
         def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
             y0, of, times, rest, probe = primals
-            found, kept = keeping(y0, of, times, rest, probe)  # pyright: ignore[reportCallIssue]
-            given, structure = jax.tree.flatten((y0, of, times, probe))
+            outputs, for_back = keeping(y0, of, times, rest, probe)  # pyright: ignore[reportCallIssue]
+            leaves, structure = jax.tree.flatten((y0, of, times, probe))
             moved = structure.flatten_up_to((*tangents[:3], tangents[4]))
-            asked = tuple(not isinstance(tangent, SymbolicZero) for tangent in moved)
-            if not any(asked):  # of what has no derivative
-                return (found, kept), _unmoved((found, kept))
-            t0, t1, ts = (value if ask else None for value, ask in _times(times, asked, structure))
+            differentiated = tuple(not isinstance(tangent, SymbolicZero) for tangent in moved)
+            if not any(differentiated):  # of what has no derivative
+                return (outputs, for_back), _unmoved((outputs, for_back))
+            t0, t1, ts = (value if ask else None for value, ask in _times(times, differentiated, structure))
             moving(self.field, t0, t1, ts)
-            rule = Derivative(self.steps(keep, structure, asked), way)
+            rule = Derivative(self.steps(keep, structure, differentiated), way)
             carried = carry(
-                rule, (given, rest, found[:4], kept), found[:4], [t for t, ask in zip(moved, asked, strict=True) if ask]
+                rule,
+                (leaves, rest, outputs[:4], for_back),
+                outputs[:4],
+                [t for t, ask in zip(moved, differentiated, strict=True) if ask],
             )
-            return (found, kept), (Out(*carried, _unmoved(found.walked)), _unmoved(kept))  # pyright: ignore[reportCallIssue]
+            return (outputs, for_back), (SolveOutputs(*carried, _unmoved(outputs.result)), _unmoved(for_back))  # pyright: ignore[reportCallIssue]
 
         def visible(primals: Any, tangents: Any) -> tuple[Any, Any]:
-            (found, _), (moved, _) = derivative(primals, tangents)
-            return found, moved
+            (outputs, _), (moved, _) = derivative(primals, tangents)
+            return outputs, moved
 
         keeping.defjvp(derivative, symbolic_zeros=True)
         plain.defjvp(visible, symbolic_zeros=True)
@@ -382,7 +387,7 @@ class Derivative(Linear):
         way: the gradient method, which tells what is to be said of this solve.
     """
 
-    steps: Steps
+    steps: SolveDerivative
     way: WayBack
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
@@ -399,23 +404,23 @@ class Derivative(Linear):
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
+class SolveDerivative:
     """The derivative of a solve, its steps taken as they are, and its gradient method.
 
     Args:
         whole, keep: the solve, and what was kept of it for its user.
         structure: of `(y0, weights, times, probe)`.
-        asked: which of its leaves a derivative is asked for.
+        differentiated: which of its leaves a derivative is asked for.
     """
 
-    whole: Whole
+    whole: DifferentiableSolve
     keep: Keep
     structure: Any
-    asked: tuple[bool, ...]
+    differentiated: tuple[bool, ...]
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
         """See `Linear`."""
-        label = self.whole.made.gradient.label
+        label = self.whole.problem.gradient.label
         if not self.whole.way.again:
             refuse_forward(label, drop_in=self.whole.way.resolve is not None)
         return self._again(False, most_steps(residuals[3]))(residuals, tangents)
@@ -426,36 +431,36 @@ class Steps:
         return compiled(self._back, self.whole.key)
 
     def _back(self, residuals: Any, cotangents: Any) -> tuple[Any, Any]:
-        given, rest, (end, kept_ys, *_), walked = residuals
-        y0, of, times, _ = jax.tree.unflatten(self.structure, given)
+        leaves, rest, (end, kept_ys, *_), result = residuals
+        y0, of, times, _ = jax.tree.unflatten(self.structure, leaves)
         ts = rest[-1]
-        walked = walked._replace(y1=end, ys=kept_ys)
-        walked = self._unread(walked, rest, y0, cotangents)
-        run, allowed = self._run(of, rest, walked)
+        result = result._replace(y1=end, ys=kept_ys)
+        result = self._unread(result, rest, y0, cotangents)
+        run, allowed = self._run(of, rest, result)
         read = bool(jax.tree.leaves(cotangents[2:]))
         y1, ys, y, slopes = self._filled(residuals, cotangents)
         meeting = Cotangents(y1, ts, ys, *((y, slopes) if read else ((), ())))
         sums = jax.tree.map(jnp.zeros_like, of)
-        g, sums, residual, trouble = self.whole.way.back(run, walked, meeting, sums, y0, allowed)
-        needed = Times(*(t if ask else None for t, ask in _times(times, self.asked, self.structure)))
-        moved = of_times(run, needed, ts, walked, y0, g, y1, ys)
+        g, sums, residual, trouble = self.whole.way.back(run, result, meeting, sums, y0, allowed)
+        needed = Times(*(t if ask else None for t, ask in _times(times, self.differentiated, self.structure)))
+        moved = of_times(run, needed, ts, result, y0, g, y1, ys)
         return (g, sums, tuple(moved), residual), trouble
 
-    def _unread(self, walked: Walked, rest: Any, y0: Leaves, cotangents: Any) -> Walked:
+    def _unread(self, result: AdaptiveResult, rest: Any, y0: Leaves, cotangents: Any) -> AdaptiveResult:
         """The solve; one that could not go on, and that nobody reads a state of, with no step taken.
 
         The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow.
         """
         read = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]
-        idle = (walked.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
-        pace = walked.pace._replace(accepted=jnp.where(idle, 0, walked.pace.accepted))
-        end, outputs = jnp.where(idle, rest[3].t0, walked.end), jnp.where(idle, 0, walked.outputs)
-        y1 = choose(idle, y0, walked.y1)
-        return walked._replace(pace=pace, end=end, outputs=outputs, y1=y1)
+        idle = (result.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
+        pace = result.pace._replace(accepted=jnp.where(idle, 0, result.pace.accepted))
+        end, outputs = jnp.where(idle, rest[3].t0, result.end), jnp.where(idle, 0, result.outputs)
+        y1 = choose(idle, y0, result.y1)
+        return result._replace(pace=pace, end=end, outputs=outputs, y1=y1)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         """See `Linear`."""
-        label, way = self.whole.made.gradient.label, self.whole.way
+        label, way = self.whole.problem.gradient.label, self.whole.way
         if way.resolve is not None:
             return self._by_solves(residuals, cotangents)
         if not way.again:
@@ -467,8 +472,8 @@ class Steps:
         """The transpose as a program of solves."""
 
         def program(residuals: Any, cotangents: Any) -> Any:
-            given, rest, (y1, kept_ys, *_), _ = residuals
-            y0, of, times, probe = jax.tree.unflatten(self.structure, given)
+            leaves, rest, (y1, kept_ys, *_), _ = residuals
+            y0, of, times, probe = jax.tree.unflatten(self.structure, leaves)
             times = offsets(rest, times)
             ends, gradients = (y1, kept_ys), self._filled(residuals, cotangents)[:2]
             assert self.whole.way.resolve is not None
@@ -496,18 +501,18 @@ class Steps:
 
     def _plain(self, residuals: Any, gate: Gate, most: int) -> tuple[Callable[[list[Array]], Any], list[Array]]:
         """The outputs as a function of what a derivative is asked for, and that."""
-        given, rest, _, walked = residuals
-        walked = lax.stop_gradient(walked)
+        inputs, rest, _, result = residuals
+        result = lax.stop_gradient(result)
 
         def function(moving: list[Array]) -> Any:
             some = iter(moving)
-            leaves = [next(some) if ask else leaf for leaf, ask in zip(given, self.asked, strict=True)]
+            leaves = [next(some) if ask else leaf for leaf, ask in zip(inputs, self.differentiated, strict=True)]
             y0, of, times, _ = jax.tree.unflatten(self.structure, leaves)
-            run, _ = self._run(of, rest, walked)
+            run, _ = self._run(of, rest, result)
             line, ts = run.line, rest[-1]
             t0, t1, moved_ts = offsets(rest, times)
-            shared, failed = run.field.kind == "shared", walked.pace.outcome > CODE[Result.EVENT]
-            begun = ~failed | (walked.pace.accepted > 0)
+            shared, failed = run.field.kind == "shared", result.pace.outcome > CODE[Result.EVENT]
+            begun = ~failed | (result.pace.accepted > 0)
 
             def passed(go: Array, place: Any, otherwise: Leaves) -> Leaves:
                 moving, reads = gate(go, (place, of))
@@ -515,28 +520,28 @@ class Steps:
 
             if shared:  # also where no derivative by times is asked for now: one of this may be
                 y0 = passed(begun, (line.t0, t0, y0), y0)
-            y1, ys, y, slopes = plain_steps(run, walked, y0, ts, self.keep.dense, gate, most)
+            y1, ys, y, slopes = plain_steps(run, result, y0, ts, self.keep.dense, gate, most)
             if shared:
-                inside = jnp.zeros((), bool) if walked.position is None else walked.position < 1
+                inside = jnp.zeros((), bool) if result.position is None else result.position < 1
                 y1 = passed(~(failed | inside), (t1, line.t1, y1), y1)
             if times[2] is not None:
-                reached = (jnp.arange(ts.shape[0]) < walked.outputs) & begun
-                ys = lax.map(lambda each: passed(each[0], each[1:], each[3]), (reached, moved_ts, ts, ys))
+                reached = (jnp.arange(ts.shape[0]) < result.outputs) & begun
+                ys = lax.map(lambda row: passed(row[0], row[1:], row[3]), (reached, moved_ts, ts, ys))
             return y1, ys, y, slopes
 
-        return function, self.picked(jax.tree.unflatten(self.structure, given))
+        return function, self.picked(jax.tree.unflatten(self.structure, inputs))
 
-    def _run(self, of: Any, rest: Any, walked: Walked) -> tuple[Along, Tolerance]:
+    def _run(self, of: Any, rest: Any, result: AdaptiveResult) -> tuple[AcceptedRun, Tolerance]:
         run, allowed, _ = self.whole._run(of, rest)
-        if walked.record.nodes is not None:
-            steps = walked.pace.accepted
-            run = dataclasses.replace(run, grid=dataclasses.replace(run.grid, nodes=walked.record.nodes, steps=steps))
+        if result.record.nodes is not None:
+            steps = result.pace.accepted
+            run = dataclasses.replace(run, grid=dataclasses.replace(run.grid, nodes=result.record.nodes, steps=steps))
         return run, allowed
 
     def picked(self, tree: Any) -> list[Any]:
         """The leaves that a derivative is asked for; None among them is a time that needs none."""
         leaves = self.structure.flatten_up_to(tree)
-        return [leaf for leaf, ask in zip(leaves, self.asked, strict=True) if ask]
+        return [leaf for leaf, ask in zip(leaves, self.differentiated, strict=True) if ask]
 
     @staticmethod
     def _filled(residuals: Any, cotangents: Any) -> Any:
@@ -546,13 +551,13 @@ class Steps:
         return jax.tree.unflatten(structure, [jnp.zeros_like(v) if c is None else c for v, c in pairs])
 
 
-def _times(times: Any, asked: tuple[bool, ...], structure: Any) -> list[tuple[Any, bool]]:
+def _times(times: Any, differentiated: tuple[bool, ...], structure: Any) -> list[tuple[Any, bool]]:
     """t0, t1 and ts, and whether a derivative by each is asked for."""
-    flags = jax.tree.unflatten(structure, asked)[2]
+    flags = jax.tree.unflatten(structure, differentiated)[2]
     return [(time, bool(flag)) for time, flag in zip(times, flags, strict=True)]
 
 
-def told(clock: Clock, s: Array) -> Array:
+def time_at(clock: Clock, s: Array) -> Array:
     """The time at an offset as the field is told it, with the derivative of the offset."""
     s, at = lax.stop_gradient(s), s
     return clock.time(s) + (at - s)
@@ -584,20 +589,20 @@ def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
     Raises:
         InputError: it cannot be called with a time and a state, or what it returns is no array.
     """
-    wanted = "a condition(t, y) that returns a real number or a boolean, or an array of them"
+    allowed = "a condition(t, y) that returns a real number or a boolean, or an array of them"
     try:
         inspect.signature(function).bind("t", "y")
     except ValueError:  # callables of an extension module may have no signature
         pass
     except TypeError as error:
-        raise InputError(f"an event's condition takes {inspect.signature(function)} ({error})", wanted) from None
+        raise InputError(f"an event's condition takes {inspect.signature(function)} ({error})", allowed) from None
 
     def checked(t: Any, y: Any) -> Array:
         value = function(t, y)
         try:
             return jnp.asarray(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"an event's condition returned {value!r}, a {type(value).__name__}", wanted) from error
+            raise InputError(f"an event's condition returned {value!r}, a {type(value).__name__}", allowed) from error
 
     return checked
 

@@ -20,12 +20,12 @@ from odenet import Grid, Stats, UnsupportedError
 from odenet.kit import Alarm, add
 from odenet_jax.field.field import Weights
 from odenet_jax.field.programs import compiled, kept
-from odenet_jax.field.replay import Replay, Told
+from odenet_jax.field.replay import BlockContext, Replay
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.certificate import Sketch
 from odenet_jax.gradients.linear_map import REMEDY, reverse_only
-from odenet_jax.steps.fixed import Beside, Carried, Run, kept_rows, loop_in_place, read
+from odenet_jax.steps.fixed import Carried, LoopObserver, Run, kept_rows, loop_in_place, read
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 Value = TypeVar("Value")
@@ -55,7 +55,7 @@ class Adjoint(ABC):
         """The indices below N, in order, of the states that the way back is to be given beside the user's."""
         return ()
 
-    def beside(self, run: Run) -> Beside | None:
+    def beside(self, run: Run) -> LoopObserver | None:
         """What the forward pass is to make of its states, in place of the state at t1; None for nothing."""
         return None
 
@@ -64,41 +64,43 @@ class Adjoint(ABC):
         return
 
     @abstractmethod
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+    def back(
+        self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """Gradients with respect to y0 and to weights, the reconstruction residual, and what `settled` looks at.
 
         Args:
             run: the forward solve.
-            kept: what the forward pass kept.
+            saved: what the forward pass kept.
             gradients: of the loss with respect to the states at `grid.kept`.
             sums: zeros like the gradients of weights.
         """
 
-    def settled(self, found: Any, trouble: Any) -> Any:
+    def settled(self, gradients: Any, trouble: Any) -> Any:
         """What the way back found, if it has come to its end; what is to be said of it is said.
 
         Not part of a program that is kept: errors and warnings are those of this solve.
 
         Args:
-            found: gradients with respect to y0, to weights, others if there are any, and the residual.
+            gradients: gradients with respect to y0, to weights, others if there are any, and the residual.
             trouble: see `back`.
         """
-        return found
+        return gradients
 
-    def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, Told | None]:
+    def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, BlockContext | None]:
         """The leaves at the kept times, with this way back, and what blocks are told after it."""
-        y0, given = alike((y0, run.weights))
-        run = dataclasses.replace(run, weights=given)
+        y0, traced_weights = alike((y0, run.weights))
+        run = dataclasses.replace(run, weights=traced_weights)
         run = run.hoisted(y0)
-        told = run.replay and run.replay.told
+        context = run.replay and run.replay.context
         weights = alike(run.weights, y0)
         moving = reverse_only((alike(y0, weights), (weights.inexact, weights.closed)), self.stats.gradient)
-        arguments = (*moving, (weights.other, weights.constants, told), alike(probe, moving))
+        arguments = (*moving, (weights.other, weights.constants, context), alike(probe, moving))
         key = run.key("gradient", type(self), self.choices)
         bare = dataclasses.replace(run, weights=Weights([], []), replay=None)
         network = self.network(bare, kept(key, lambda: self.programs(bare, key)), arguments)
         ys, state = network(*arguments)
-        return ys, told and dataclasses.replace(told, state=lax.stop_gradient(state))
+        return ys, context and dataclasses.replace(context, state=lax.stop_gradient(state))
 
     def programs(self, run: Run, key: Hashable | None) -> tuple[Callable[..., Any], ...]:
         """The solve, the solve with what the way back needs of it, and the way back, as functions of arrays alone.
@@ -109,28 +111,30 @@ class Adjoint(ABC):
         """
 
         def bound(of: Any, rest: Any) -> Run:
-            (inexact, closed), (other, constants, told) = of, rest
-            replay = None if told is None else Replay(told)
+            (inexact, closed), (other, constants, context) = of, rest
+            replay = None if context is None else Replay(context)
             return dataclasses.replace(run, weights=Weights(inexact, other, closed, constants), replay=replay)
 
         def primal(y0: Leaves, of: Any, rest: Any) -> Any:
-            ys, _, _, told = loop_in_place(bound(of, rest), y0)
-            return ys, told and told.state
+            ys, _, _, context = loop_in_place(bound(of, rest), y0)
+            return ys, context and context.state
 
         def forward(y0: Leaves, of: Any, rest: Any) -> tuple[Any, Any]:
             here = bound(of, rest)
             self.discover(here, y0)
-            ys, states, end, told = loop_in_place(here, y0, self.keeps(here), self.beside(here))
-            kept = Kept(states, None if run.grid.final_only else ys, end if self.from_end else None, self.sketch(y0))
-            return (ys, told and told.state), (kept, told)
+            ys, states, end, context = loop_in_place(here, y0, self.keeps(here), self.beside(here))
+            saved = SavedStates(
+                states, None if run.grid.final_only else ys, end if self.from_end else None, self.sketch(y0)
+            )
+            return (ys, context and context.state), (saved, context)
 
         def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array, Any]:
-            kept, of, rest = residuals
+            saved, of, rest = residuals
             here = dataclasses.replace(bound(of, rest), again=True)
             sums = jax.tree.map(jnp.zeros_like, of)
-            return self.back(here, kept, Joining(run.grid, gradients, run.grid.steps), sums)
+            return self.back(here, saved, OutputCotangents(run.grid, gradients, run.grid.steps), sums)
 
-        return tuple(compiled(each, key) for each in (primal, forward, backward))
+        return tuple(compiled(function, key) for function in (primal, forward, backward))
 
     def network(self, run: Run, programs: tuple[Callable[..., Any], ...], arguments: Any) -> Callable[..., Any]:
         """The solve as a function of arrays alone, with this way back; made anew for each solve, see `settled`.
@@ -143,8 +147,8 @@ class Adjoint(ABC):
         at_once, for_way_back, way_back = programs
 
         def there(y0: Leaves, of: Any, rest: Any, probe: Array) -> tuple[Any, Any]:
-            found, (kept, told) = for_way_back(y0, of, rest)
-            return found, (kept, of, (*rest[:2], told))
+            outputs, (saved, context) = for_way_back(y0, of, rest)
+            return outputs, (saved, of, (*rest[:2], context))
 
         def back(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array]:
             g, sums, residual, trouble = way_back(residuals, gradients)
@@ -168,7 +172,7 @@ class Adjoint(ABC):
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedStates:
     """What a forward pass kept.
 
     Args:
@@ -184,10 +188,10 @@ class Kept:
     sketch: Sketch | None = None
 
 
-jax.tree_util.register_dataclass(Kept, ["states", "ys", "end", "sketch"], [])
+jax.tree_util.register_dataclass(SavedStates, ["states", "ys", "end", "sketch"], [])
 
 
-class Joining:
+class OutputCotangents:
     """Gradients of the loss with respect to kept states, which join the way back where it meets them.
 
     Args:
@@ -204,7 +208,7 @@ class Joining:
             self.rows = kept_rows([n * steps // grid.steps for n in grid.kept], steps)
 
     def end(self) -> Leaves:
-        """That at t1; zero where y(t1) is not kept."""
+        """The cotangent at t1; zero where y(t1) is not kept."""
         last = tuple(leaf[-1] for leaf in self.gradients)
         return last if self.grid.kept[-1] == self.grid.steps else zeros(last)
 
@@ -216,8 +220,8 @@ class Joining:
 
     def join(self, n: Any, g: Leaves) -> Leaves:
         """g with that at index n, the start of step n, added."""
-        found = self.at(n)
-        return g if found is None else add(g, found)
+        gradient = self.at(n)
+        return g if gradient is None else add(g, gradient)
 
     def known(self, n: Any, ys: Leaves | None, y: Leaves) -> Leaves:
         """y at index n as the forward pass had it, where it is kept."""
@@ -258,15 +262,15 @@ def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> 
     return jax.vjp(call, y, reads, weights.closed)
 
 
-def collect(run: Run, n: Any, sums: Sums, found: Any) -> Sums:
+def collect(run: Run, n: Any, sums: Sums, gradients: Any) -> Sums:
     """The sums with the gradients of what step n reads added; n may be an array of steps, found stacked like it."""
     inexact, closed = sums
-    reads, of_closed = found
+    reads, of_closed = gradients
     return run.field.add(inexact, n, run.grid.steps, reads), jax.tree.map(jnp.add, closed, of_closed)
 
 
 def zeros(y: Leaves) -> Leaves:
-    """Zero leaves like y."""
+    """Leaves of zeros with the shapes and number types of y."""
     return tuple(jnp.zeros_like(leaf) for leaf in y)
 
 
@@ -276,7 +280,7 @@ def _known(buffer: Leaves, row: Array, otherwise: Leaves) -> Leaves:
     return tuple(jnp.where(known, leaf, other) for leaf, other in zip(read(buffer, row), otherwise, strict=True))
 
 
-def once(gradient: str, found: Any) -> Any:
+def once(gradient: str, gradients: Any) -> Any:
     """Gradients that cannot be differentiated again: JAX would differentiate the way back, which is an approximation.
 
     Raises:
@@ -284,8 +288,8 @@ def once(gradient: str, found: Any) -> Any:
     """
 
     @jax.custom_jvp
-    def identity(found: Any) -> Any:
-        return found
+    def identity(gradients: Any) -> Any:
+        return gradients
 
     @identity.defjvp
     def refuse(primals: Any, tangents: Any) -> Any:
@@ -295,4 +299,4 @@ def once(gradient: str, found: Any) -> Any:
             REMEDY,
         )
 
-    return identity(found)
+    return identity(gradients)

@@ -26,8 +26,10 @@ Worst = tuple[Array, Array]
 
 def relative(defect: Leaves, y: Leaves) -> Array:
     """|defect| / |y| of the worst row of the worst leaf, a scalar."""
-    found = [_worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.size for reading in _readings(d, leaf)]
-    return functools.reduce(_larger, found) if found else jnp.zeros(())
+    errors = [
+        _worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.size for reading in _readings(d, leaf)
+    ]
+    return functools.reduce(_larger, errors) if errors else jnp.zeros(())
 
 
 def worse(worst: Worst, error: Array, n: Any) -> Worst:
@@ -76,14 +78,14 @@ class Sketch:
 
     def error(self, y: Leaves) -> Array:
         """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so."""
-        found = [
+        errors = [
             jnp.max(
-                jnp.linalg.norm(_sketched(leaf, axis) - kept, axis=-1)
-                / _scale(jnp.linalg.norm(kept, axis=-1), leaf.shape[axis])
+                jnp.linalg.norm(_sketched(leaf, axis) - sums, axis=-1)
+                / _scale(jnp.linalg.norm(sums, axis=-1), leaf.shape[axis])
             )
-            for (leaf, axis), kept in zip(self._places(y), self.rows, strict=True)
+            for (leaf, axis), sums in zip(self._places(y), self.rows, strict=True)
         ]
-        return functools.reduce(_larger, found) if found else jnp.zeros(())
+        return functools.reduce(_larger, errors) if errors else jnp.zeros(())
 
 
 def _flatten(sketch: Sketch) -> tuple[tuple[Array, ...], None]:
@@ -108,7 +110,7 @@ def _sketched(leaf: Array, axis: int) -> Array:
     return rows.reshape(*rows.shape[:-1], -1, BUCKETS).sum(-2)
 
 
-def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, found: tuple[Any, ...]) -> tuple[Any, ...]:
+def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a way back found, which says it when it is there if the worst error is large.
 
     Said by the host while the program runs; not by a program that `jax.export` made, which has no host to call.
@@ -118,14 +120,14 @@ def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, found: 
         alarm: of the network; None where nothing is to be said.
         steps: of the way back.
         worst: of the errors that the way back came to know of.
-        found: the gradients of the state at t0, of weights, others if there are any, and the residual.
+        gradients: the gradients of the state at t0, of weights, others if there are any, and the residual.
     """
     if alarm is None:
-        return found
-    g, sums, *others, residual = found
+        return gradients
+    g, sums, *others, residual = gradients
     error, n, steps = (lax.stop_gradient(leaf) for leaf in (*worst, jnp.asarray(steps, jnp.int32)))
     # by way of a number that gradients need: a call that gives nothing is taken for one that does nothing
-    zero = _told.bind(error, n, steps, tell=functools.partial(_tell, alarm, stats.gradient, stats.solver))
+    zero = _certificate_p.bind(error, n, steps, tell=functools.partial(_tell, alarm, stats.gradient, stats.solver))
     leaves, structure = jax.tree.flatten(sums)
     small = min(range(len(leaves)), key=lambda i: leaves[i].size, default=None)
     if small is not None:
@@ -142,30 +144,30 @@ def _tell(alarm: Alarm, gradient: str, solver: str, error: Any, n: Any, steps: A
     alarm.tell(float(error), gradient, solver, int(steps), int(n))
 
 
-_told = Primitive("odenet_certificate")
+_certificate_p = Primitive("odenet_certificate")
 
 
-@_told.def_impl
+@_certificate_p.def_impl
 def _now(error: Array, n: Array, steps: Array, *, tell: Callable[..., None]) -> Array:
     tell(error, n, steps)
     return jnp.zeros_like(error)
 
 
-@_told.def_abstract_eval
+@_certificate_p.def_abstract_eval
 def _like(error: Any, n: Any, steps: Any, *, tell: Callable[..., None]) -> Any:
     return error
 
 
 def _for_all_rows(arguments: Any, axes: Any, *, tell: Callable[..., None]) -> tuple[Array, None]:
-    """Of all rows of a `jax.vmap` the worst is told."""
+    """Reports the worst of all rows of a `jax.vmap`."""
     places = [*zip(arguments, axes, strict=True)]
     rows = next(leaf.shape[axis] for leaf, axis in places if axis is not None)
-    each = [jnp.broadcast_to(leaf, (rows,)) if axis is None else leaf for leaf, axis in places]
-    at = jnp.argmax(each[0])  # NaN, where there is one
-    return _told.bind(*(leaf[at] for leaf in each), tell=tell), None
+    columns = [jnp.broadcast_to(leaf, (rows,)) if axis is None else leaf for leaf, axis in places]
+    at = jnp.argmax(columns[0])  # NaN, where there is one
+    return _certificate_p.bind(*(leaf[at] for leaf in columns), tell=tell), None
 
 
-batching.primitive_batchers[_told] = _for_all_rows
+batching.primitive_batchers[_certificate_p] = _for_all_rows
 
 
 def _in_a_program(context: Any, *arguments: Any, tell: Callable[..., None]) -> Any:
@@ -179,4 +181,4 @@ def _in_a_program(context: Any, *arguments: Any, tell: Callable[..., None]) -> A
     return mlir.lower_fun(program, multiple_results=False)(context, *arguments)
 
 
-mlir.register_lowering(_told, _in_a_program)
+mlir.register_lowering(_certificate_p, _in_a_program)

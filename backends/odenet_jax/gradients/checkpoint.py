@@ -20,8 +20,8 @@ from odenet import Checkpoint, Problem, Stats
 from odenet.kit import add, schedule
 from odenet_jax.field.field import Slot, Weights
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.accepted_steps import ROWS, Again, WayBack
-from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
+from odenet_jax.gradients.accepted_steps import ROWS, RecomputedStates, WayBack
+from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp
 from odenet_jax.steps.fixed import Run, Solve, read, write
 
 
@@ -47,21 +47,23 @@ class Recomputation(Adjoint):
         One loop runs all segments of one length.
         """
         lengths = collections.Counter(end - first for first, end in self.method.parts(steps))
-        found, first = [], 0
+        groups, first = [], 0
         for length in sorted(lengths, reverse=True):
-            found.append((length, first, lengths[length]))
+            groups.append((length, first, lengths[length]))
             first += length * lengths[length]
-        return found
+        return groups
 
     def discover(self, run: Run, y0: Leaves) -> None:
         """See `Adjoint.discover`."""
         self.method = resolved(self.method, run, y0)
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+    def back(
+        self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         carry = (gradients.end(), sums)
         if self.method.states is not None:
-            carry = self.turn(run, kept.states, gradients, carry)
+            carry = self.turn(run, saved.states, gradients, carry)
         else:
             parts = self.parts(run.grid.steps)
             total = sum(count for _, _, count in parts)
@@ -69,13 +71,13 @@ class Recomputation(Adjoint):
                 total -= count
 
                 def step(i: Any, carry: Any, length: int = length, start: int = first - total * length) -> Any:
-                    return self.segment(run, start + i * length, length, read(kept.states, i), gradients, carry)
+                    return self.segment(run, start + i * length, length, read(saved.states, i), gradients, carry)
 
                 carry = descend(step, total + count, count, carry)
         g, sums = carry
         return g, sums, jnp.zeros((), run.layout.time), None
 
-    def turn(self, run: Run, states: Leaves, gradients: Joining, carry: Any) -> Any:
+    def turn(self, run: Run, states: Leaves, gradients: OutputCotangents, carry: Any) -> Any:
         """All turns of the optimal schedule, the kept states in a buffer with one row more than states may be kept."""
         turns, keeps = table(run.grid.steps, self.method.states or 1)
         index, row = jnp.asarray(keeps.index), jnp.asarray(keeps.row)
@@ -97,7 +99,7 @@ class Recomputation(Adjoint):
 
         return lax.scan(body, (states, carry), jax.tree.map(jnp.asarray, turns))[0][1]
 
-    def segment(self, run: Run, first: Any, length: int, y: Leaves, gradients: Joining, carry: Any) -> Any:
+    def segment(self, run: Run, first: Any, length: int, y: Leaves, gradients: OutputCotangents, carry: Any) -> Any:
         """The way back through steps first, ..., first + length - 1, from the state y at their start.
 
         Gradients are added in the order of backprop.
@@ -121,8 +123,8 @@ class Recomputation(Adjoint):
             return (*end, *ys)
 
         _, pull = vjp(here, forward, y)
-        g, *found = pull((*g, *(met or ())))
-        return gradients.join(first, g), collect(here, indices, sums, found)
+        g, *by_reads = pull((*g, *(met or ())))
+        return gradients.join(first, g), collect(here, indices, sums, by_reads)
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,11 @@ jax.tree_util.register_dataclass(Turns, ["step", "origin", "row", "begin", "end"
 
 def table(steps: int, states: int) -> tuple[Turns, Keeps]:
     """The optimal schedule as arrays of integers, O(steps) of them."""
-    found = schedule(steps, states)
-    rows = {n: row for row, n in enumerate(found.forward)}
+    plan = schedule(steps, states)
+    rows = {n: row for row, n in enumerate(plan.forward)}
     free: list[int] = []
     turns, keeps = [], []
-    for turn in found.turns:
+    for turn in plan.turns:
         begin = len(keeps)
         for n in turn.keep:
             rows[n] = free.pop()
@@ -173,17 +175,17 @@ def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
     """
     if method.memory is None:
         return method
-    here = run.at(jnp.int32(0)).telling(run.replay and run.replay.told.state)
+    here = run.at(jnp.int32(0)).with_state(run.replay and run.replay.context.state)
 
     def recorded(y: Leaves, weights: Weights, slot: Slot | None) -> list[Array]:
         there = dataclasses.replace(here, weights=weights, slot=slot)
         return jax.tree.leaves(vjp(there, lambda run, y: run.increment(0, y), y)[1])
 
     program = jax.make_jaxpr(recorded)(y0, here.weights, here.slot).jaxpr
-    made = {id(out): out.aval for out in program.outvars} if program.eqns else {}
-    for given in program.invars:  # there anyway
-        made.pop(id(given), None)
-    stages = sum(aval.size * aval.dtype.itemsize for aval in made.values())
+    outputs = {id(out): out.aval for out in program.outvars} if program.eqns else {}
+    for variable in program.invars:  # there anyway
+        outputs.pop(id(variable), None)
+    stages = sum(aval.size * aval.dtype.itemsize for aval in outputs.values())
     return Checkpoint(states=method.affordable(sum(leaf.nbytes for leaf in y0), stages))
 
 
@@ -198,5 +200,5 @@ def adaptive(problem: Problem, stats: Stats) -> WayBack:
     method = problem.gradient
     assert isinstance(method, Checkpoint)
     if method.memory is not None:
-        return Again(lambda run, y0: resolved(method, run, y0).states or 1)
-    return Again(method.states or method.segments or ROWS)
+        return RecomputedStates(lambda run, y0: resolved(method, run, y0).states or 1)
+    return RecomputedStates(method.states or method.segments or ROWS)

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import ContinuousAdjoint, Problem, Span, Stats
-from odenet.kit import AnySolver, add, combine, increment, positions
+from odenet.kit import AnySolver, add, combine, hermite, increment, positions
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import WayBack
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
-from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp
+from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp
 from odenet_jax.steps.fixed import Run, Solve, read
 
 Between = Callable[[float, Leaves], Leaves]
@@ -37,23 +37,25 @@ class Costate(Adjoint):
         """See `Adjoint.keeps`."""
         return range(run.grid.steps) if self.method.interpolate else ()
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+    def back(
+        self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
-        assert kept.end is not None
+        assert saved.end is not None
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
-        meeting = Joining(run.grid, gradients.gradients, steps)
+        meeting = OutputCotangents(run.grid, gradients.gradients, steps)
 
         def step(n: Any, carry: Any) -> Any:
             y, a, sums = carry
             here, start, between = backward.at(n), None, None
             if self.method.interpolate:
-                start = read(kept.states, n)
+                start = read(saved.states, n)
                 between = self.between(here, n, start, y)
             before, a, sums = self.step(here, n, y, a, sums, between)
-            return start or meeting.known(n, kept.ys, before), meeting.join(n, a), sums
+            return start or meeting.known(n, saved.ys, before), meeting.join(n, a), sums
 
-        (y,) = kept.end
+        (y,) = saved.end
         _, a, sums = descend(step, steps, steps, (y, meeting.end(), sums))
         return a, sums, jnp.zeros((), run.layout.time), None
 
@@ -63,12 +65,9 @@ class Costate(Adjoint):
         first = run.slope(n, 0.0, start, rank=0) if self.method.between(self.solver) else None
 
         def at(position: float, last: Leaves) -> Leaves:
-            p = position
-            if first is None or p in (0.0, 1.0):
-                return start if p == 0.0 else end
-            rise = (1 + 2 * p) * (1 - p) ** 2, p * p * (3 - 2 * p)
-            bend = h * p * (1 - p) ** 2, h * p * p * (p - 1)
-            return combine((rise[0], start), (rise[1], end), (bend[0], first), (bend[1], last))
+            if first is None or position in (0.0, 1.0):
+                return start if position == 0.0 else end
+            return combine(*zip(hermite(position, h), (start, end, first, last), strict=True))
 
         return at
 
@@ -85,15 +84,15 @@ class Costate(Adjoint):
         def stage(i: int, both: Leaves) -> Leaves:
             here = both[:count] if between is None or i == 0 else between(places[i], ends[0])
             slope, pull = vjp(run, lambda run, y: run.slope(n, places[i], y, reverse=True, rank=i), here)
-            part, *found = pull(both[count:])
+            part, *integral = pull(both[count:])
             if tableau.b[i]:
-                quadrature.append(jax.tree.map(lambda leaf: size * tableau.b[i] * leaf, found))
+                quadrature.append(jax.tree.map(lambda leaf: size * tableau.b[i] * leaf, integral))
             ends.append(slope)
             return (*slope, *(-p for p in part))
 
         both = add((*y, *a), increment(tableau, stage, (*y, *a), -size))
-        found = jax.tree.map(lambda *each: sum(each), *quadrature)
-        return both[:count], both[count:], collect(run, n, sums, found)
+        integral = jax.tree.map(lambda *terms: sum(terms), *quadrature)
+        return both[:count], both[count:], collect(run, n, sums, integral)
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:

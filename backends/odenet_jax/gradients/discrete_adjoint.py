@@ -18,12 +18,12 @@ from jax.core import Tracer
 from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Alarm, add, alarm, combine, subtract
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.accepted_steps import Cotangents, Stretch, WayBack
-from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, Cotangents, WayBack
+from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.certificate import Sketch, certify, relative, tied, worse
-from odenet_jax.steps.accepted import Along
+from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
-from odenet_jax.steps.record import Keep, Walked
+from odenet_jax.steps.record import AdaptiveResult, Keep
 from odenet_jax.steps.size_control import repeat
 from odenet_jax.steps.tolerance import Tolerance
 from odenet_jax.steps.weighted_sum import choose
@@ -47,18 +47,20 @@ class Reversal(Adjoint):
         """See `Adjoint.keeps`."""
         return self.method.anchored(run.grid.steps)
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+    def back(
+        self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
-        assert kept.end is not None
-        steps, method, (y,) = run.grid.steps, self.method, kept.end
-        buffers = [(kept.states, kept_rows(self.keeps(run), steps))] if kept.states else []
-        if gradients.rows is not None and kept.ys is not None:
-            buffers.append((kept.ys, gradients.rows))
+        assert saved.end is not None
+        steps, method, (y,) = run.grid.steps, self.method, saved.end
+        buffers = [(saved.states, kept_rows(self.keeps(run), steps))] if saved.states else []
+        if gradients.rows is not None and saved.ys is not None:
+            buffers.append((saved.ys, gradients.rows))
 
         def step(n: Any, carry: Any, *, early: bool) -> Any:
-            y, g, sums, worst, seen, trouble = carry
+            y, g, sums, worst, increments, trouble = carry
             here = run.at(n)
-            predict = functools.partial(self.predict, here, n, y, seen, trouble, early=early)
+            predict = functools.partial(self.predict, here, n, y, increments, trouble, early=early)
             known, exact = jnp.array(False), y
             for buffer, rows in buffers:
                 there = rows[n] < buffer[0].shape[0]
@@ -66,7 +68,7 @@ class Reversal(Adjoint):
                 known = known | there
             z, trouble = lax.cond(known, lambda: (exact, trouble), predict) if buffers else predict()
             d, pull = vjp(here, lambda run, z: run.increment(n, z), z)
-            part, *found = pull(g)
+            part, *by_reads = pull(g)
             before = subtract(y, d)
             # where y[n] is known, its own increment taken back from a rebuilt y[n+1] misses it by what that is off
             of = tuple(jnp.where(known, *pair) for pair in zip(z, y, strict=True)) if buffers else y
@@ -74,30 +76,30 @@ class Reversal(Adjoint):
             after = before if method.correct else z
             y = tuple(jnp.where(known, *pair) for pair in zip(z, after, strict=True)) if buffers else after
             g = gradients.join(n, add(g, part))
-            seen = (d, *seen[:-1]) if seen else ()
-            return y, g, collect(here, n, sums, found), worst, seen, trouble
+            increments = (d, *increments[:-1]) if increments else ()
+            return y, g, collect(here, n, sums, by_reads), worst, increments, trouble
 
         zero = jnp.zeros((), run.layout.time)
-        seen = (zeros(y),) * method.order if method.extrapolates else ()
-        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), seen, (jnp.int32(-1), zero, zero))
+        increments = (zeros(y),) * method.order if method.extrapolates else ()
+        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), increments, (jnp.int32(-1), zero, zero))
         early = min(method.order, steps) if method.extrapolates else steps
         carry = descend(functools.partial(step, early=True), steps, early, carry)
         if early < steps:
             carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
         y, g, sums, worst, _, trouble = carry
-        assert kept.sketch is not None
-        worst = worse(worst, kept.sketch.error(y), -1)
+        assert saved.sketch is not None
+        worst = worse(worst, saved.sketch.error(y), -1)
         return g, sums, worst[0], (trouble, steps, worst)
 
     def predict(
-        self, run: Run, n: Any, y: Leaves, seen: tuple[Leaves, ...], trouble: Trouble, *, early: bool
+        self, run: Run, n: Any, y: Leaves, increments: tuple[Leaves, ...], trouble: Trouble, *, early: bool
     ) -> tuple[Leaves, Trouble]:
         """z, near the y[n] with `y[n] + D_n(y[n]) = y`.
 
         Args:
             run: at step n.
             n, y: where the way back is.
-            seen: increments, the latest first.
+            increments: the latest first.
             trouble: see `settle`.
             early: whether too few are seen to continue them.
         """
@@ -106,7 +108,7 @@ class Reversal(Adjoint):
             z = add(y, run.increment(n, y, reverse=True))
             more = (method.startup if method.extrapolates else method.iterations) - 1
         else:
-            z = subtract(y, combine(*zip(method.continued, seen, strict=True)))
+            z = subtract(y, combine(*zip(method.continued, increments, strict=True)))
             more = method.iterations - 1
         z = lax.fori_loop(0, more, lambda _, z: subtract(y, run.increment(n, z)), z)
         return (z, trouble) if method.tolerance is None else self.settle(run, n, y, z, trouble)
@@ -130,7 +132,7 @@ class Reversal(Adjoint):
         new = ~(residual <= tolerance) & (trouble[0] < 0)
         return z, jax.tree.map(lambda now, before: jnp.where(new, now, before), (n, first, residual), trouble)
 
-    def settled(self, found: Any, trouble: Any) -> Any:
+    def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `Adjoint.settled`. The gradients, if every step was undone to the tolerance, and all were.
 
         Raises:
@@ -138,27 +140,27 @@ class Reversal(Adjoint):
                 the power of ten of what was reached.
         """
         trouble, steps, worst = trouble
-        return certify(self.stats, self.alarm, steps, worst, self._undone(found, trouble, worst[0]))
+        return certify(self.stats, self.alarm, steps, worst, self._undone(gradients, trouble, worst[0]))
 
-    def _undone(self, found: Any, trouble: Trouble, certificate: Array) -> Any:
+    def _undone(self, gradients: Any, trouble: Trouble, certificate: Array) -> Any:
         method = self.method
         if method.tolerance is None:
-            return found
+            return gradients
         n, first, last = trouble
         if not isinstance(n, Tracer):
             if n.item() >= 0:
                 raise self.method.stuck(f"step {n.item()}", f"went from {first.item():.1e} to {last.item():.1e}")
             if not certificate.item() <= method.tolerance:
                 raise self.method.grown(f"{certificate.item():.1e}")
-            return found
+            return gradients
         stuck = [str(self.method.stuck("a step", f"is about {size}")) for size in _SIZES]
         grown = [str(self.method.grown(f"about {size}")) for size in _SIZES]
         # by way of a number: what passes through error_if itself loses its sharding over devices
         zero = eqx.branched_error_if(jnp.zeros(()), n >= 0, _size(last), stuck)
         zero = eqx.branched_error_if(zero, ~(certificate <= method.tolerance), _size(certificate), grown)
         # whichever gradients are wanted: where only those of weights are, that of the state is never worked out
-        *gradients, residual = found
-        return *tied(zero, gradients), residual
+        *leading, residual = gradients
+        return *tied(zero, leading), residual
 
 
 _SIZES = ("less than 1e-15", *(f"1e{power}" for power in range(-15, 2)), "more than 1e2, or not finite")
@@ -182,16 +184,22 @@ class AdaptiveReversal(WayBack):
         """See `WayBack.choices`."""
         return self.fixed.choices
 
-    def keep(self, run: Along, y0: Leaves, max_steps: int) -> Keep:
+    def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
         """See `WayBack.keep`."""
         anchors = self.method.anchors
         return Keep(nodes=True) if anchors is None else Keep(True, max(1, max_steps // anchors), anchors)
 
     def back(
-        self, run: Along, walked: Walked, gradients: Cotangents, sums: Sums, y0: Leaves, allowed: Tolerance
+        self,
+        run: AcceptedRun,
+        result: AdaptiveResult,
+        gradients: Cotangents,
+        sums: Sums,
+        y0: Leaves,
+        allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
         """See `WayBack.back`."""
-        stretch, anchors, method = Stretch(run, walked, gradients), walked.record.states, self.method
+        stretch, anchors, method = AcceptedStepVJP(run, result, gradients), result.record.states, self.method
 
         def alive(state: Any) -> Array:
             return state[0] >= 0
@@ -199,7 +207,7 @@ class AdaptiveReversal(WayBack):
         def step(state: Any) -> Any:
             n, y, g, output, sums, worst, trouble = state
             go, place = alive(state), jnp.maximum(n, 0)
-            z, found = self.fixed.predict(run.at(place), place, y, (), trouble, early=True)
+            z, undone = self.fixed.predict(run.at(place), place, y, (), trouble, early=True)
             d, g, output, sums = stretch.step(place, go, z, g, output, sums)
             before = subtract(y, d)
             worst = choose(go, worse(worst, relative(subtract(before, z), y), place), worst)
@@ -210,19 +218,19 @@ class AdaptiveReversal(WayBack):
                 exact = read(anchors.rows, jnp.maximum(row, 0))
                 worst = choose(known, worse(worst, relative(subtract(y, exact), exact), place), worst)
                 y = choose(known, exact, y)
-            return n - go, y, g, output, sums, worst, choose(go, found, trouble)
+            return n - go, y, g, output, sums, worst, choose(go, undone, trouble)
 
         g, output = stretch.start()
         zero = jnp.zeros((), run.layout.time)
         worst, trouble = (zero, jnp.int32(-1)), (jnp.int32(-1), zero, zero)
-        state = (walked.pace.accepted - 1, walked.last, g, output, sums, worst, trouble)
+        state = (result.pace.accepted - 1, result.last, g, output, sums, worst, trouble)
         _, y, g, output, sums, worst, trouble = repeat(alive, step, state)
         worst = worse(worst, relative(subtract(y, y0), y0), -1)
-        return stretch.finish(g, output), sums, worst[0], (trouble, walked.pace.accepted, worst)
+        return stretch.finish(g, output), sums, worst[0], (trouble, result.pace.accepted, worst)
 
-    def settled(self, found: Any, trouble: Any) -> Any:
+    def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""
-        return self.fixed.settled(found, trouble)
+        return self.fixed.settled(gradients, trouble)
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:

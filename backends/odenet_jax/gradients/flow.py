@@ -54,8 +54,10 @@ def _step(slope: Slope, t: Array, since: Array, y: Leaves, reads: Any, fixed: An
 
     def stage(slopes: Leaves, place: tuple[Array, Array, Array]) -> tuple[Leaves, None]:
         i, row, node = place
-        found = slope(since + node * (t - since), at(row, slopes), reads, fixed)
-        return tuple(lax.dynamic_update_index_in_dim(k, new, i, 0) for k, new in zip(slopes, found, strict=True)), None
+        slope_here = slope(since + node * (t - since), at(row, slopes), reads, fixed)
+        return tuple(
+            lax.dynamic_update_index_in_dim(k, new, i, 0) for k, new in zip(slopes, slope_here, strict=True)
+        ), None
 
     empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y)
     slopes, _ = lax.scan(stage, alike(empty, y), (jnp.arange(count), weights[:-1], nodes))
@@ -85,5 +87,5 @@ def _(condition: Condition, slope: Slope, primals: Any, tangents: Any) -> tuple[
         return condition(at, passing(slope, at, still, y, reads, fixed[0]), holds, fixed[1])
 
     _, rate = jax.jvp(lambda at: value(at, y, reads, holds), (at,), (jnp.ones_like(at),))
-    _, change = jax.jvp(lambda *each: value(at, *each), (y, reads, holds), (by_y, by_reads, by_holds))
+    _, change = jax.jvp(lambda *moving: value(at, *moving), (y, reads, holds), (by_y, by_reads, by_holds))
     return at, -(change / jnp.where(rate == 0, 1, rate)).astype(t.dtype)

@@ -50,10 +50,10 @@ def carry(rule: Linear, residuals: Any, outputs: Any, tangents: Any) -> Any:
         outputs: the values that it gives the tangents of, of inexact number types.
         tangents: of the inputs.
     """
-    leaves, structures = zip(*(jax.tree.flatten(each) for each in (residuals, outputs, tangents)), strict=True)
+    leaves, structures = zip(*(jax.tree.flatten(tree) for tree in (residuals, outputs, tangents)), strict=True)
     counts = tuple(map(len, leaves))
-    found = _carry.bind(*itertools.chain(*leaves), rule=rule, structures=structures, counts=counts)
-    return jax.tree.unflatten(structures[1], found)
+    carried = _carry.bind(*itertools.chain(*leaves), rule=rule, structures=structures, counts=counts)
+    return jax.tree.unflatten(structures[1], carried)
 
 
 _carry = Primitive("odenet_linear_map")
@@ -102,10 +102,10 @@ ad.primitive_jvps[_carry] = _jvp
 def _transpose(cotangents: Any, *values: Any, rule: Linear, structures: Any, counts: Any) -> list[Any]:
     residuals, _, tangents = _parts(values, counts)
     tree = jax.tree.unflatten(structures[0], residuals)
-    given = [None if type(each) is ad.Zero else each for each in cotangents]
-    found = _transposed(rule, tree, jax.tree.unflatten(structures[1], given))
-    leaves = jax.tree.leaves(found)
-    some = [leaf if ad.is_undefined_primal(each) else None for leaf, each in zip(leaves, tangents, strict=True)]
+    arrived = [None if type(value) is ad.Zero else value for value in cotangents]
+    transposed = _transposed(rule, tree, jax.tree.unflatten(structures[1], arrived))
+    leaves = jax.tree.leaves(transposed)
+    some = [leaf if ad.is_undefined_primal(value) else None for leaf, value in zip(leaves, tangents, strict=True)]
     return [None] * (counts[0] + counts[1]) + some
 
 
@@ -203,9 +203,9 @@ def reverse_only(tree: Tree, gradient: str) -> Tree:
 
 def refuse_forward(gradient: str, *, drop_in: bool = False) -> None:
     """Raises UnsupportedError about forward mode through a gradient method, or through a drop-in that takes it."""
-    what = "odeint" if drop_in else f"gradient={gradient!r}"
+    call = "odeint" if drop_in else f"gradient={gradient!r}"
     remedy = "take odenet.solve with gradient='backprop', which has forward mode" if drop_in else REMEDY
-    raise UnsupportedError(f"forward mode (jvp, jacfwd, linearize) through {what}", "reverse mode", remedy)
+    raise UnsupportedError(f"forward mode (jvp, jacfwd, linearize) through {call}", "reverse mode", remedy)
 
 
 @_reverse.def_impl

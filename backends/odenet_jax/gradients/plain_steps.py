@@ -20,9 +20,9 @@ from jax.core import Tracer
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.accepted_steps import piece
-from odenet_jax.steps.accepted import Along
+from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.dense import between
-from odenet_jax.steps.record import Walked
+from odenet_jax.steps.record import AdaptiveResult
 from odenet_jax.steps.weighted_sum import choose
 
 Gate = Callable[[Any, Any], Any]
@@ -32,41 +32,43 @@ Ends = tuple[Leaves, Leaves, Leaves, tuple[Leaves, ...]]
 """The state at the end, those at the kept times, and what dense output reads, as in `Cotangents`."""
 
 
-def most_steps(walked: Walked) -> int:
+def most_steps(result: AdaptiveResult) -> int:
     """The most steps of a program for a solve: a power of two where they are known, so that few are compiled."""
-    assert walked.record.nodes is not None
-    count, most = walked.pace.accepted, walked.record.nodes.shape[0] - 1
+    assert result.record.nodes is not None
+    count, most = result.pace.accepted, result.record.nodes.shape[0] - 1
     if isinstance(count, Tracer):
         return most
     return max(1, min(most, 1 << max(int(count) - 1, 0).bit_length()))
 
 
-def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense: int, gate: Gate, most: int) -> Ends:
+def plain_steps(
+    run: AcceptedRun, result: AdaptiveResult, y0: Leaves, ts: Array | None, dense: int, gate: Gate, most: int
+) -> Ends:
     """The end of the accepted steps from y0, and what lies within them.
 
     Args:
         run: along the accepted steps.
-        walked: the solve.
+        result: the solve.
         y0: the state at t0.
         ts: the kept times; None where that is its end alone.
         dense: of how many steps what dense output reads; 0 for none.
         gate: `gated` where cotangents are to go back.
         most: see `most_steps`.
     """
-    assert walked.record.nodes is not None
-    nodes, count, sign = walked.record.nodes, walked.pace.accepted, run.line.sign
+    assert result.record.nodes is not None
+    nodes, count, sign = result.record.nodes, result.pace.accepted, run.line.sign
     reached = jnp.arange(nodes.shape[0]) <= count
     inner = jnp.zeros(0, jnp.int32)
     if ts is not None:  # the step that each lies in, -1 for t0 itself
         before = reached & (sign * (nodes - ts[:, None]) < 0)
         inner = jnp.minimum(jnp.sum(before, 1, dtype=jnp.int32), count) - 1
-    if walked.position is not None:
+    if result.position is not None:
         inner = jnp.concatenate([inner, count[None] - 1])
-    y1, starts, stacked = _loop(run, walked, y0, inner, dense, gate, max(most, dense))
+    y1, starts, stacked = _loop(run, result, y0, inner, dense, gate, max(most, dense))
 
     def within(place: tuple[Array, Array, Array, Leaves]) -> Leaves:
         go, n, position, y = place
-        here, position, y = _read(gate, go, _standing(run, walked, n), position, y)
+        here, position, y = _read(gate, go, _standing(run, result, n), position, y)
         assert here.ends is not None
         _, slopes = piece(here, y)
         return between(run.solver.increments, position, y, here.ends[1] - here.ends[0], slopes)
@@ -77,49 +79,49 @@ def plain_steps(run: Along, walked: Walked, y0: Leaves, ts: Array | None, dense:
         a, b = nodes[n], nodes[n + 1]
         position = jnp.clip((ts - a) / jnp.where(b == a, 1, b - a), 0, 1)
         rows = tuple(leaf[: ts.shape[0]] for leaf in starts)
-        early = (inner[: ts.shape[0]] < 0) | (jnp.arange(ts.shape[0]) >= walked.outputs)
-        found = lax.map(jax.checkpoint(within), (~early, n, position, rows))
+        early = (inner[: ts.shape[0]] < 0) | (jnp.arange(ts.shape[0]) >= result.outputs)
+        states = lax.map(jax.checkpoint(within), (~early, n, position, rows))
         ys = tuple(
-            jnp.where(early.reshape(-1, *[1] * first.ndim), first, leaf) for first, leaf in zip(y0, found, strict=True)
+            jnp.where(early.reshape(-1, *[1] * first.ndim), first, leaf) for first, leaf in zip(y0, states, strict=True)
         )
-        late = jnp.arange(ts.shape[0]) >= walked.outputs
+        late = jnp.arange(ts.shape[0]) >= result.outputs
         ys = tuple(jnp.where(late.reshape(-1, *[1] * (leaf.ndim - 1)), lax.stop_gradient(leaf), leaf) for leaf in ys)
-    if walked.position is not None:
+    if result.position is not None:
         last = tuple(leaf[-1] for leaf in starts)
-        inside = walked.position < 1
-        y1 = choose(inside, within((inside, jnp.maximum(count - 1, 0), walked.position, last)), y1)
+        inside = result.position < 1
+        y1 = choose(inside, within((inside, jnp.maximum(count - 1, 0), result.position, last)), y1)
     return y1, ys, *stacked
 
 
-def _standing(run: Along, walked: Walked, n: Any) -> Along:
+def _standing(run: AcceptedRun, result: AdaptiveResult, n: Any) -> AcceptedRun:
     """The run at accepted step n; at no step at all where none was accepted."""
-    assert walked.record.nodes is not None
-    a, b = walked.record.nodes[n], walked.record.nodes[n + 1]
-    return run.between(a, jnp.where(walked.pace.accepted > 0, b, a))
+    assert result.record.nodes is not None
+    a, b = result.record.nodes[n], result.record.nodes[n + 1]
+    return run.between(a, jnp.where(result.pace.accepted > 0, b, a))
 
 
-def _read(gate: Gate, go: Array, run: Along, *reads: Any) -> tuple[Any, ...]:
+def _read(gate: Gate, go: Array, run: AcceptedRun, *reads: Any) -> tuple[Any, ...]:
     """A run and what a step of it reads, where the step is taken."""
     weights, slot, *others = gate(go, (run.weights, run.slot, *reads))
     return dataclasses.replace(run, weights=weights, slot=slot), *others
 
 
 def _loop(
-    run: Along, walked: Walked, y0: Leaves, inner: Array, dense: int, gate: Gate, most: int
+    run: AcceptedRun, result: AdaptiveResult, y0: Leaves, inner: Array, dense: int, gate: Gate, most: int
 ) -> tuple[Leaves, Leaves, Any]:
     """The end, the states at the start of some steps, and what dense output reads."""
-    count = walked.pace.accepted
+    count = result.pace.accepted
     chunk = max(1, math.isqrt(most))
 
     def step(carry: tuple[Leaves, Leaves], n: Array) -> tuple[tuple[Leaves, Leaves], Any]:
         y, starts = carry
         go = n < count
         # where no step is left: the first one from y0, which is known to be finite but where there is none at all
-        here, at = _read(gate, go, _standing(run, walked, jnp.where(go, n, 0)), choose(go, y, y0))
+        here, at = _read(gate, go, _standing(run, result, jnp.where(go, n, 0)), choose(go, y, y0))
         if inner.shape[0]:
             starts = tuple(
-                jnp.where((inner == n).reshape(-1, *[1] * leaf.ndim), leaf, kept)
-                for leaf, kept in zip(y, starts, strict=True)
+                jnp.where((inner == n).reshape(-1, *[1] * leaf.ndim), leaf, start)
+                for leaf, start in zip(y, starts, strict=True)
             )
         if not dense:
             return (choose(go, here.advanced(at), y), starts), None
@@ -141,7 +143,7 @@ def _loop(
     rows = -(-most // chunk)
     starts = tuple(jnp.broadcast_to(leaf, (inner.shape[0], *leaf.shape)) for leaf in y0)
     places = jnp.arange(rows * chunk, dtype=jnp.int32).reshape(rows, chunk)
-    (y1, starts), found = lax.scan(body, (y0, starts), places)
+    (y1, starts), recorded = lax.scan(body, (y0, starts), places)
     if not dense:
         return y1, starts, ((), ())
-    return y1, starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:dense], found)
+    return y1, starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:dense], recorded)

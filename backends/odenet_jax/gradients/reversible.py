@@ -16,52 +16,54 @@ from jax import Array
 from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import alarm
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.adjoint import Adjoint, Joining, Kept, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp, zeros
 from odenet_jax.gradients.certificate import certify, relative
 from odenet_jax.steps.fixed import Run, Solve
 
 
 class Retrace(Adjoint):
-    """Back from what the solver carries at t1."""
+    """The way back by a reversible solver, from the pair that it carries at t1."""
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+    def back(
+        self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
         solver, h, steps = run.solver, run.grid.h, run.grid.steps
         assert isinstance(solver, ReversibleSolver)
-        assert kept.end is not None
+        assert saved.end is not None
 
         def step(n: Any, carry: Any) -> Any:
             pair, g, sums = carry
-            pull = Pull(run.at(n))
+            pull = StepVJPs(run.at(n))
             pair, g = solver.back(pull, n, h, steps, pair, g)
             return pair, (gradients.join(n, g[0]), *g[1:]), pull.collect(n, sums)
 
         end = gradients.end()
-        carry = (kept.end, solver.cotangents(end, zeros(end)), sums)
+        carry = (saved.end, solver.cotangents(end, zeros(end)), sums)
         pair, g, sums = descend(step, steps, steps, carry)
-        pull = Pull(run.at(jnp.int32(0)))
+        pull = StepVJPs(run.at(jnp.int32(0)))
         y, defect, gradient = solver.origin(pull, h, pair, g)
         residual = relative(defect, y).astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
         return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
 
-    def settled(self, found: Any, trouble: Any) -> Any:
+    def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `Adjoint.settled`."""
         steps, worst = trouble
-        return certify(self.stats, self.alarm, steps, worst, found)
+        return certify(self.stats, self.alarm, steps, worst, gradients)
 
 
 @dataclass(frozen=True)
-class Pull:
+class StepVJPs:
     """Evaluations in one step with their VJPs (`odenet._solvers.reversible.Back`).
 
     Args:
         run: at that step.
-        found: gradients of what the step reads, one for each evaluation.
+        gradients: gradients of what the step reads, one for each evaluation.
     """
 
     run: Run
-    found: list[Any] = field(default_factory=list)
+    gradients: list[Any] = field(default_factory=list)
 
     def slope(self, n: Any, position: float, y: Leaves, cotangent: Leaves) -> tuple[Leaves, Leaves]:
         """See `Back`."""
@@ -73,12 +75,16 @@ class Pull:
 
     def collect(self, n: Any, sums: Sums) -> Sums:
         """The sums with what was found added."""
-        return collect(self.run, n, sums, jax.tree.map(lambda *each: sum(each), *self.found)) if self.found else sums
+        return (
+            collect(self.run, n, sums, jax.tree.map(lambda *terms: sum(terms), *self.gradients))
+            if self.gradients
+            else sums
+        )
 
     def _pull(self, y: Leaves, cotangent: Leaves, evaluate: Callable[[Run, Leaves], Leaves]) -> tuple[Leaves, Leaves]:
         value, pull = vjp(self.run, evaluate, y)
-        part, *found = pull(cotangent)
-        self.found.append(found)
+        part, *by_reads = pull(cotangent)
+        self.gradients.append(by_reads)
         return value, part
 
 

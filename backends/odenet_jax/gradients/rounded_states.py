@@ -27,8 +27,8 @@ from odenet import Checkpoint, Problem, Stats
 from odenet_jax.field.state import HALF, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients import checkpoint
-from odenet_jax.gradients.adjoint import Joining, Kept, Sums, descend
-from odenet_jax.gradients.raised import raised
+from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, descend
+from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.steps.fixed import Run, Solve, read
 
 Link = tuple[Array, Array, Array]
@@ -37,15 +37,15 @@ Link = tuple[Array, Array, Array]
 
 @dataclass(frozen=True)
 class Chains:
-    """The leaves of the state as chains of rounded increments (`odenet_jax.steps.fixed.Beside`).
+    """The leaves of the state as chains of rounded increments (`odenet_jax.steps.fixed.LoopObserver`).
 
     Args:
         method: one with bits.
-        seen: for each leaf, the number type of 16 bits that f sees, if it is kept as f sees it; or None.
+        rounded_kinds: for each leaf, the number type of 16 bits that f sees, if it is kept as f sees it; or None.
     """
 
     method: Checkpoint
-    seen: tuple[Any, ...]
+    rounded_kinds: tuple[Any, ...]
 
     def start(self, y0: Leaves) -> list[Link]:
         """See `Beside`."""
@@ -56,7 +56,7 @@ class Chains:
         """See `Beside`."""
         taken = [
             self.take(link, leaf) if kind is None else ((leaf, *link[1:]), (link[0].astype(kind), jnp.zeros(0, kind)))
-            for link, leaf, kind in zip(carried, y, self.seen, strict=True)
+            for link, leaf, kind in zip(carried, y, self.rounded_kinds, strict=True)
         ]
         return [link for link, _ in taken], [code for _, code in taken]
 
@@ -76,9 +76,9 @@ class Chains:
         code = jnp.clip(jnp.round(jnp.where(restart, y, lost) / unit), -most, most)
         z = jnp.where(restart, 0, z) + code * unit
         unit = jnp.where(restart, -unit, unit)
-        kept = code.astype(f"int{self.method.bits}"), unit.astype(jnp.bfloat16) if short else unit
+        saved = code.astype(f"int{self.method.bits}"), unit.astype(jnp.bfloat16) if short else unit
         # no VJP is taken at the last state
-        return (z, jnp.maximum(error, known), relative(y - z, y, axes)), kept
+        return (z, jnp.maximum(error, known), relative(y - z, y, axes)), saved
 
 
 class RoundedStates(checkpoint.Recomputation):
@@ -93,14 +93,16 @@ class RoundedStates(checkpoint.Recomputation):
     def beside(self, run: Run) -> Chains:
         """See `Adjoint.beside`."""
         halves = self.method.bits == 16 and run.solver.stages == 1
-        return Chains(self.method, tuple(kind if halves and kind in HALF else None for kind in run.layout.given))
+        return Chains(self.method, tuple(kind if halves and kind in HALF else None for kind in run.layout.dtypes))
 
-    def back(self, run: Run, kept: Kept, gradients: Joining, sums: Sums) -> tuple[Leaves, Sums, Array, Any]:
+    def back(
+        self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
+    ) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
-        assert kept.end is not None
-        end: Any = kept.end
+        assert saved.end is not None
+        end: Any = saved.end
         steps, (links, codes) = run.grid.steps, end
-        y0 = tuple(leaf[0] for leaf in kept.states)
+        y0 = tuple(leaf[0] for leaf in saved.states)
         starts = [_real(leaf) for leaf in y0]
 
         def step(n: Any, carry: Any) -> Any:
@@ -119,20 +121,20 @@ class RoundedStates(checkpoint.Recomputation):
         certificate = functools.reduce(jnp.maximum, errors)
         return g, sums, certificate, None
 
-    def settled(self, found: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
+    def settled(self, gradients: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
         """What the way back found, if the certificate, the last of it, is within the tolerance.
 
         Raises:
             GradientError: it is not; a compiled program raises a RuntimeError of this message when it runs.
         """
-        tolerance, certificate = self.method.tolerance, found[-1]
+        tolerance, certificate = self.method.tolerance, gradients[-1]
         if tolerance is None:
-            return found
+            return gradients
         if not isinstance(certificate, Tracer):
             if not (reached := float(certificate)) <= tolerance:
                 raise self.method.off(reached)
-            return found
-        return raised(found, ~(certificate <= tolerance), self.method.off())
+            return gradients
+        return raised(gradients, ~(certificate <= tolerance), self.method.off())
 
 
 def rows(method: Checkpoint, leaf: Array) -> tuple[int, ...]:
@@ -146,20 +148,20 @@ def relative(defect: Array, y: Array, axes: tuple[int, ...]) -> Array:
     return jnp.max(wrong / jnp.maximum(sizes, jnp.finfo(sizes.dtype).tiny))
 
 
-def _before(z: Array, start: Array, kept: Leaves, n: Any) -> Array:
+def _before(z: Array, start: Array, saved: Leaves, n: Any) -> Array:
     """The rounded leaf before step n, from that after it."""
-    code, scale = read(kept, n)
+    code, scale = read(saved, n)
     if jnp.issubdtype(code.dtype, jnp.floating):
         return code.astype(z.dtype)
     restart = scale < 0
 
     def on(m: Any, there: Array) -> Array:
-        code, scale = read(kept, m)
+        code, scale = read(saved, m)
         scale = scale.astype(z.dtype)
         return jnp.where(scale < 0, 0, there) + code.astype(z.dtype) * jnp.abs(scale)
 
     # where no chain restarted in step n that is no step
-    there = lax.fori_loop(0, jnp.where(jnp.any(restart), n, 0), on, alike(start, z, kept))
+    there = lax.fori_loop(0, jnp.where(jnp.any(restart), n, 0), on, alike(start, z, saved))
     return jnp.where(restart, there, z - code.astype(z.dtype) * scale.astype(z.dtype))
 
 

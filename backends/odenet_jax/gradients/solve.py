@@ -31,7 +31,7 @@ from odenet import (
 from odenet.kit import AnySolver, StagedSolver, problem, require
 from odenet_jax._entry import backend
 from odenet_jax.field.field import field as field_along
-from odenet_jax.field.replay import Replay, Told
+from odenet_jax.field.replay import BlockContext, Replay
 from odenet_jax.field.state import layout
 from odenet_jax.gradients.adaptive import solve_adaptive
 from odenet_jax.steps.fixed import Run
@@ -91,40 +91,42 @@ def solve(
     )
 
 
-def solve_problem(made: Problem, probe: Array | None = None) -> Solution:
+def solve_problem(ivp: Problem, probe: Array | None = None) -> Solution:
     """The solution of a problem; for `probe` see `solve`."""
-    return solve_telling(made, probe)[0]
+    return solve_with_context(ivp, probe)[0]
 
 
-def solve_telling(made: Problem, probe: Array | None = None, told: Told | None = None) -> tuple[Solution, Any]:
+def solve_with_context(
+    ivp: Problem, probe: Array | None = None, context: BlockContext | None = None
+) -> tuple[Solution, Any]:
     """The solution of a problem, and the state of its blocks after it.
 
     Args:
-        made: the problem; its field is `field(t, y, w, state, key)` to (slope, state) where blocks are told something.
+        ivp: the problem; its field is `field(t, y, w, state, key)` to (slope, state) where blocks are told something.
         probe: see `solve`.
-        told: what blocks are told beside their input.
+        context: what blocks are told beside their input.
     """
-    adaptive = isinstance(made.grid, Span)
-    require(backend, made.solver, made.gradient, adaptive=adaptive)
-    way = backend.way(made.gradient)
+    adaptive = isinstance(ivp.grid, Span)
+    require(backend, ivp.solver, ivp.gradient, adaptive=adaptive)
+    way = backend.way(ivp.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
     if adaptive:
-        return solve_adaptive(made, lambda stats: method(made, stats), probe), None
-    assert isinstance(made.grid, Grid)
-    assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
-    if made.grid.steps > _MOST:
-        raise GridError(f"steps={made.grid.steps} on backend jax", f"at most {_MOST}: steps are counted in int32")
-    given, leaves = layout(made.y0)
-    field, weights = field_along(made.field, made.weights)
-    run = Run(field, given, made.grid, made.solver, weights, replay=None if told is None else Replay(told))
+        return solve_adaptive(ivp, lambda stats: method(ivp, stats), probe), None
+    assert isinstance(ivp.grid, Grid)
+    assert isinstance(ivp.solver, StagedSolver)  # of a family that this backend runs
+    if ivp.grid.steps > _MOST:
+        raise GridError(f"steps={ivp.grid.steps} on backend jax", f"at most {_MOST}: steps are counted in int32")
+    state_layout, leaves = layout(ivp.y0)
+    field, weights = field_along(ivp.field, ivp.weights)
+    run = Run(field, state_layout, ivp.grid, ivp.solver, weights, replay=None if context is None else Replay(context))
     run.require_times(leaves)
-    steps = made.grid.steps
-    stats = Stats("jax", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
-    ys, told = method(made, stats)(run, leaves, jnp.asarray(0 if probe is None else probe, given.time))
-    if made.grid.spread is not None:
-        picks = jnp.asarray(made.grid.spread)
+    steps = ivp.grid.steps
+    stats = Stats("jax", ivp.solver.label, ivp.gradient.label, steps, ivp.solver.evaluations(steps))
+    ys, context = method(ivp, stats)(run, leaves, jnp.asarray(0 if probe is None else probe, state_layout.time))
+    if ivp.grid.spread is not None:
+        picks = jnp.asarray(ivp.grid.spread)
         ys = tuple(leaf[picks] for leaf in ys)
-    ys = [given.returned(leaf, i) for i, leaf in enumerate(ys)]
-    solution = Solution(jnp.asarray(made.grid.times, given.time), given.unflatten(ys), stats)
-    return solution, None if told is None else told.state
+    ys = [state_layout.returned(leaf, i) for i, leaf in enumerate(ys)]
+    solution = Solution(jnp.asarray(ivp.grid.times, state_layout.time), state_layout.unflatten(ys), stats)
+    return solution, None if context is None else context.state

@@ -120,8 +120,8 @@ class Ordinary:
             return _norm(spec, y, w, name)
         if not self.training:
             return by_running(spec, y, w, name)
-        y, seen = batch_norm(y, w[f"{name}weight"], w[f"{name}bias"])
-        for kind, now in zip(("running_mean", "running_var"), seen, strict=True):
+        y, batch_statistics = batch_norm(y, w[f"{name}weight"], w[f"{name}bias"])
+        for kind, now in zip(("running_mean", "running_var"), batch_statistics, strict=True):
             running = lax.stop_gradient(w[f"{name}{kind}"])
             self.moved[f"{name}{kind}"] = running + NORM_MOMENTUM * (now - running)
         return y

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from odenet import NetSpec, Problem
 from odenet.kit import NORM_MOMENTUM
-from odenet_jax.field.replay import Told, tell
+from odenet_jax.field.replay import BlockContext, block_context
 from odenet_jax.nets.blocks import Weights, branch, by_running
 from odenet_jax.nets.convolution import batch_norm
 
@@ -38,21 +38,21 @@ class CountingField:
         """The slope at y, in training with the totals after it."""
         if totals is None:
             return branch(self.spec, y, w, 1, by_running)
-        seen: Totals = {_EVALUATIONS: jnp.ones_like(totals[_EVALUATIONS])}
+        batch_statistics: Totals = {_EVALUATIONS: jnp.ones_like(totals[_EVALUATIONS])}
 
         def by_batch(spec: NetSpec, y: Array, w: Weights, name: str) -> Array:
-            y, seen[name[:-1]] = batch_norm(y, w[f"{name}weight"], w[f"{name}bias"])
+            y, batch_statistics[name[:-1]] = batch_norm(y, w[f"{name}weight"], w[f"{name}bias"])
             return y
 
         value = branch(self.spec, y, w, 1, by_batch)
-        return value, {name: total + lax.stop_gradient(seen[name]) for name, total in totals.items()}
+        return value, {name: total + lax.stop_gradient(batch_statistics[name]) for name, total in totals.items()}
 
-    def told(self, statistics: Mapping[str, Array], made: Problem) -> Told:
+    def context(self, statistics: Mapping[str, Array], ivp: Problem) -> BlockContext:
         """What the blocks are told in a training pass: totals of nothing yet, of all layers.
 
         Args:
             statistics: the running ones of the network, by name.
-            made: the problem.
+            ivp: the problem.
         """
         spec = self.spec
         means = {name: leaf for name, leaf in statistics.items() if name.startswith(_BLOCK) and name.endswith("_mean")}
@@ -64,19 +64,19 @@ class CountingField:
         }
         totals[_EVALUATIONS] = jnp.zeros(spec.layers, jnp.float32)
         order = (0,) * spec.depth if spec.along == "shared" else tuple(range(spec.layers))
-        found = tell(totals, None, order, spec.along, made)
-        assert found is not None
-        return found
+        context = block_context(totals, None, order, spec.along, ivp)
+        assert context is not None
+        return context
 
     def moved(self, statistics: Mapping[str, Array], totals: Totals) -> dict[str, Array]:
         """The running statistics of the blocks after a pass, by name; a layer that was not read keeps its own."""
         count = totals[_EVALUATIONS]
         read = (count > 0)[:, None]
-        found: dict[str, Array] = {}
+        running_statistics: dict[str, Array] = {}
         for norm in (name for name in totals if name != _EVALUATIONS):
             means = totals[norm] / jnp.maximum(count, 1)[:, None, None].astype(totals[norm].dtype)
             for index, kind in enumerate(("running_mean", "running_var")):
                 name = f"{_BLOCK}{norm}.{kind}"
                 running = lax.stop_gradient(statistics[name])
-                found[name] = running + jnp.where(read, NORM_MOMENTUM * (means[:, index] - running), 0)
-        return found
+                running_statistics[name] = running + jnp.where(read, NORM_MOMENTUM * (means[:, index] - running), 0)
+        return running_statistics

@@ -8,19 +8,31 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from odenet import Depth, Gradient, InputError, NetSpec, PIDController, Problem, Solution, StateError, UnsupportedError
+from odenet import (
+    Depth,
+    Gradient,
+    GradientName,
+    InputError,
+    NetSpec,
+    PIDController,
+    Problem,
+    Solution,
+    SolverName,
+    StateError,
+    UnsupportedError,
+)
 from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
-from odenet_jax.field.replay import Told, call, tell
-from odenet_jax.gradients.solve import solve_problem, solve_telling
+from odenet_jax.field.replay import BlockContext, block_context, call
+from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
 
@@ -84,9 +96,9 @@ class ResidualStack(eqx.Module):
         self,
         blocks: Sequence[Callable[..., Any]],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
-        along: str | None = None,
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
+        along: Literal["piecewise", "linear"] | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
     ) -> None:
@@ -111,7 +123,7 @@ class ResidualStack(eqx.Module):
             raise InputError(
                 f"{len(parts)} blocks of different structures", "at least one, all of one structure", remedy
             )
-        self.blocks = eqx.combine(jax.tree.map(lambda *each: jnp.stack(each), *(a for a, _ in parts)), parts[0][1])
+        self.blocks = eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(a for a, _ in parts)), parts[0][1])
 
     @classmethod
     def stateful(cls, make: Callable[[Array], Any], keys: Array, **choices: Any) -> tuple[ResidualStack, eqx.nn.State]:
@@ -122,8 +134,8 @@ class ResidualStack(eqx.Module):
             keys: one for each block, as of `jax.random.split(key, count)`.
             choices: those of `ResidualStack`.
         """
-        made, state = eqx.filter_vmap(eqx.nn.make_with_state(make))(keys)
-        arrays, static = eqx.partition(made, eqx.is_array)
+        stacked, state = eqx.filter_vmap(eqx.nn.make_with_state(make))(keys)
+        arrays, static = eqx.partition(stacked, eqx.is_array)
         rows = [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(keys))]
         return cls([eqx.combine(row, static) for row in rows], **choices), state
 
@@ -177,14 +189,14 @@ class ResidualStack(eqx.Module):
         if state is None and _holds_state(self.blocks):
             raise StateError("blocks with a state (BatchNorm), called without one", "stack(x, state=state)", _STATEFUL)
 
-        def field(_: _Owner, t: Array, y: Any, block: Any, *told: Any) -> Any:
-            value = call(block, (y, *arguments), named, *told, axis_name=axis_name)
-            return value if told else value[0]
+        def field(_: _Owner, t: Array, y: Any, block: Any, *context: Any) -> Any:
+            value = call(block, (y, *arguments), named, *context, axis_name=axis_name)
+            return value if context else value[0]
 
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        made = problem(self.unseen.method(field), x, self.depth, **choices)
-        told = tell(state, key, self.order, self.along, made)
-        solution, after = solve_telling(made, probe, told)
+        ivp = problem(self.unseen.method(field), x, self.depth, **choices)
+        context = block_context(state, key, self.order, self.along, ivp)
+        solution, after = solve_with_context(ivp, probe, context)
         return solution.y1 if state is None else (solution.y1, after)
 
 
@@ -230,8 +242,8 @@ class NeuralODE(eqx.Module):
         field: Callable[[Array, Array], Array],
         *,
         steps: int | None = None,
-        solver: str | AnySolver | None = None,
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver | None = None,
+        gradient: GradientName | Gradient = "backprop",
         t0: Any = 0.0,
         t1: Any = 1.0,
         rtol: Any = None,
@@ -247,20 +259,20 @@ class NeuralODE(eqx.Module):
 
     @property
     def t0(self) -> Any:
-        """The first time."""
+        """The time t0 at which the solve starts."""
         return eqx.combine(self.times, self.numbers)[0]
 
     @property
     def t1(self) -> Any:
-        """The last time."""
+        """The time t1 at which the solve ends."""
         return eqx.combine(self.times, self.numbers)[1]
 
     def __call__(self, x: Any, probe: Array | None = None) -> Any:
         """The state at t1; for `probe` see `odenet_jax.solve`."""
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
         choices |= {"steps": self.steps, "rtol": self.rtol, "atol": self.atol, "control": self.control}
-        made = problem(self.unseen.method(lambda _, t, y, field: field(t, y)), x, self.field, **choices)
-        return solve_problem(made, probe).y1
+        ivp = problem(self.unseen.method(lambda _, t, y, field: field(t, y)), x, self.field, **choices)
+        return solve_problem(ivp, probe).y1
 
 
 class OdeNet(eqx.Module):
@@ -291,8 +303,8 @@ class OdeNet(eqx.Module):
         spec: NetSpec,
         weights: Mapping[str, np.ndarray],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
         dtype: Any = jnp.float32,
     ) -> None:
         spec.check(weights)
@@ -313,9 +325,9 @@ class OdeNet(eqx.Module):
 
     def for_training(self) -> OdeNet:
         """A copy whose calls normalise batches by themselves, and count nothing."""
-        made = copy.copy(self)
-        object.__setattr__(made, "training", True)  # a frozen module's own copy
-        return made
+        copied = copy.copy(self)
+        object.__setattr__(copied, "training", True)  # a frozen module's own copy
+        return copied
 
     def in_training(self, x: Array, probe: Array | None = None) -> tuple[Array, dict[str, Array]]:
         """The same with batches normalised by themselves, and the running statistics after it, which count the batch
@@ -338,7 +350,7 @@ class OdeNet(eqx.Module):
         inner = {name.removeprefix("block."): w for name, w in read.items() if name.startswith("block.")}
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
-        made = problem(
+        ivp = problem(
             self.function,
             y,
             Depth(inner, spec.along),
@@ -348,13 +360,13 @@ class OdeNet(eqx.Module):
             gradient=self.gradient,
         )
         counting = CountingField(spec) if counts else None  # not `function`, which may be one that is counted itself
-        told = None if counting is None else counting.told(self.statistics, made)
-        solution, totals = self.solve(made, probe, told)
+        context = None if counting is None else counting.context(self.statistics, ivp)
+        solution, totals = self.solve(ivp, probe, context)
         y = solution.ys[0]
         y = y if spec.classes is None else leave(spec, weights, y, ordinary)
         moved = {} if counting is None else counting.moved(self.statistics, totals)
         return y, self.statistics | ordinary.moved | moved
 
-    def solve(self, made: Problem, probe: Array | None, told: Told | None) -> tuple[Solution, Any]:
-        """Takes the steps, as `solve_telling`; a network whose steps are another library's has its own."""
-        return solve_telling(made, probe, told)
+    def solve(self, ivp: Problem, probe: Array | None, context: BlockContext | None) -> tuple[Solution, Any]:
+        """Takes the steps, as `solve_with_context`; a network whose steps are another library's has its own."""
+        return solve_with_context(ivp, probe, context)

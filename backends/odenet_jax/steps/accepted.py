@@ -16,13 +16,13 @@ from odenet.kit import Tableau, positions
 from odenet_jax.field.field import Field
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
-from odenet_jax.steps.clock import Clock, Moment, clock
+from odenet_jax.steps.clock import Clock, TimePoint, clock
 from odenet_jax.steps.fixed import Run
 from odenet_jax.steps.weighted_sum import weigh_leaves
 
 
 @dataclass(frozen=True)
-class Line:
+class SolveTimes:
     """Times that are known before the solve, all of them since t0.
 
     Args:
@@ -44,7 +44,7 @@ class Line:
 
     @property
     def sign(self) -> Array:
-        """The direction."""
+        """The direction of time, 1 or -1."""
         return jnp.where(self.t1 >= self.t0, 1, -1).astype(self.t0.dtype)
 
     def stop(self, t: Array) -> Array:
@@ -59,7 +59,7 @@ class Line:
         """Whether the field jumps at t."""
         return jnp.any(self.jumps == t)
 
-    def moment(self, a: Array, b: Array, position: float) -> Moment:
+    def moment(self, a: Array, b: Array, position: float) -> TimePoint:
         """The moment at a position of the step from a to b, on the step's side of a jump."""
         if position not in (0, 1):
             return self.clock.moment(a + (b - a) * position)
@@ -70,10 +70,10 @@ class Line:
         # beside the time that the field is told: an offset's neighbour may be rounded onto the jump again
         far = float(jnp.finfo(at.time.dtype).max)
         beside = jnp.nextafter(at.time, jnp.where(other > end, far, -far).astype(at.time.dtype))
-        return Moment(end, jnp.where(self.jumping(end), beside, at.time))
+        return TimePoint(end, jnp.where(self.jumping(end), beside, at.time))
 
     def layer(self, a: Array, b: Array) -> Array:
-        """That of the step from a to b."""
+        """The layer of weights that the step from a to b reads."""
         if self.layers is None:
             return jnp.int32(0)
         forward = jnp.where(self.layers[-1] >= self.layers[0], 1, -1)
@@ -84,18 +84,18 @@ class Line:
         first, last = (self.t0, self.t1) if self.layers is None else (self.layers[m], self.layers[m + 1])
         return jnp.clip((t - first) / jnp.where(last == first, 1, last - first), 0, 1)
 
-    def turned(self, end: Array, marks: Array) -> Line:
+    def turned(self, end: Array, marks: Array) -> SolveTimes:
         """The way back from a time, with further stops."""
         layers = jnp.stack([self.t0, self.t1]) if self.layers is None else self.layers
         jumps = jnp.concatenate([self.jumps, layers[1:-1]])  # the weights of one layer end there
-        return Line(end, self.t0, jnp.concatenate([self.stops, marks]), jumps, layers, self.clock)
+        return SolveTimes(end, self.t0, jnp.concatenate([self.stops, marks]), jumps, layers, self.clock)
 
 
-jax.tree_util.register_dataclass(Line, ["t0", "t1", "stops", "jumps", "layers", "clock", "sound"], [])
+jax.tree_util.register_dataclass(SolveTimes, ["t0", "t1", "stops", "jumps", "layers", "clock", "sound"], [])
 
 
-def line(t0: Any, t1: Any, span: Span, field: Field, kind: Any) -> Line:
-    """That of a solve, in a number type."""
+def line(t0: Any, t1: Any, span: Span, field: Field, kind: Any) -> SolveTimes:
+    """The times of a solve, in a number type."""
     of, t1, stops = clock(t0, t1, span.stops, kind)
     count = field.intervals if field.kind != "shared" else 1
     layers = None if count == 1 else t1 * (jnp.arange(count + 1, dtype=kind) / count)
@@ -103,7 +103,7 @@ def line(t0: Any, t1: Any, span: Span, field: Field, kind: Any) -> Line:
     jumps = stops[np.array([n for n, t in enumerate(span.stops) if t in span.control.jump_t], int)]
     if field.kind == "piecewise":
         jumps = jnp.concatenate([jumps, inner])
-    return Line(jnp.zeros((), kind), t1, jnp.concatenate([stops, inner]), jumps, layers, of)
+    return SolveTimes(jnp.zeros((), kind), t1, jnp.concatenate([stops, inner]), jumps, layers, of)
 
 
 @dataclass(frozen=True)
@@ -117,18 +117,18 @@ class Accepted:
         count: of layers.
     """
 
-    line: Line
+    line: SolveTimes
     nodes: Array
     steps: Array
     count: int = 1
 
     def ends(self, n: Any) -> tuple[Array, Array]:
-        """Those of step n."""
+        """The times at which step n begins and ends."""
         return self.nodes[n], self.nodes[n + 1]
 
 
 @dataclass(frozen=True)
-class Along(Run):
+class AcceptedRun(Run):
     """A run whose steps are the solver's own choice.
 
     Args:
@@ -140,28 +140,28 @@ class Along(Run):
     layer: Any = 0
 
     @property
-    def line(self) -> Line:
-        """Times of the solve."""
+    def line(self) -> SolveTimes:
+        """The times of the solve."""
         assert isinstance(self.grid, Accepted)
         return self.grid.line
 
     @property
     def size(self) -> Array:
-        """Of the step that it stands at, signed."""
+        """The size of the step that the run stands at, negative where time decreases."""
         assert self.ends is not None
         return self.ends[1] - self.ends[0]
 
-    def moment(self, position: float) -> Moment:
-        """That at a position of the step that it stands at, see `Line.moment`."""
+    def moment(self, position: float) -> TimePoint:
+        """That at a position of the step that it stands at, see `SolveTimes.moment`."""
         assert self.ends is not None
         return self.line.moment(*self.ends, position)
 
-    def at(self, n: Any) -> Along:
+    def at(self, n: Any) -> AcceptedRun:
         """The run at accepted step n."""
         assert isinstance(self.grid, Accepted)
         return self.between(*self.grid.ends(n))
 
-    def between(self, a: Array, b: Array) -> Along:
+    def between(self, a: Array, b: Array) -> AcceptedRun:
         """The run at the step from a to b."""
         m = self.line.layer(a, b)
         slot = self.field.slot(self.weights, m, self.field.intervals)
@@ -174,19 +174,19 @@ class Along(Run):
         return weigh_leaves(None, size, tableau.b, self.slopes(tableau, tableau.step_stages, y, reverse=reverse))
 
     def slopes(self, tableau: Tableau, count: int, y: Leaves, *, reverse: bool = False) -> list[Leaves]:
-        """Those of the first stages of the step."""
+        """The slopes of the first stages of the step."""
         size = -self.size if reverse else self.size
         places = positions(tableau, True) if reverse else tableau.c
-        found: list[Leaves] = []
+        ks: list[Leaves] = []
         for i in range(count):
-            found.append(self.slope(0, places[i], weigh_leaves(y, size, tableau.a[i], found) if i else y))
-        return found
+            ks.append(self.slope(0, places[i], weigh_leaves(y, size, tableau.a[i], ks) if i else y))
+        return ks
 
     def advanced(self, y: Leaves) -> Leaves:
         """The state at the end of the step, by a loop over its stages: the field is compiled once for all of them."""
         tableau = self.solver.increments
         count = tableau.step_stages
-        moments = jax.tree.map(lambda *each: jnp.stack(each), *(self.moment(node) for node in tableau.c[:count]))
+        moments = jax.tree.map(lambda *moment: jnp.stack(moment), *(self.moment(node) for node in tableau.c[:count]))
         rows = [(*row, *(0.0,) * (count - len(row))) for row in (*tableau.a[:count], tableau.b[:count])]
         weights = jnp.asarray(rows, self.layout.time) * self.size
 
@@ -197,10 +197,8 @@ class Along(Run):
             )
 
         def stage(i: Any, slopes: Leaves) -> Leaves:
-            found = self.slope_at(jax.tree.map(lambda each: each[i], moments), at(i, slopes))
-            return tuple(
-                lax.dynamic_update_index_in_dim(k, slope, i, 0) for k, slope in zip(slopes, found, strict=True)
-            )
+            new = self.slope_at(jax.tree.map(lambda moment: moment[i], moments), at(i, slopes))
+            return tuple(lax.dynamic_update_index_in_dim(k, slope, i, 0) for k, slope in zip(slopes, new, strict=True))
 
         empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y)
         return at(count, lax.fori_loop(0, count, stage, alike(empty, y)))
@@ -209,7 +207,7 @@ class Along(Run):
         """See `Run.slope`; n is not looked at."""
         return self.slope_at(self.moment(position), y)
 
-    def slope_at(self, moment: Moment, y: Leaves) -> Leaves:
+    def slope_at(self, moment: TimePoint, y: Leaves) -> Leaves:
         """The field at a moment, with the weights of this step's layer."""
         local = self.line.local(self.layer, moment.offset)
         return self.layout.slope(self.field(moment.time, self.layout.call(y), local, self.slot, self.weights), y)

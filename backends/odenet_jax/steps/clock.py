@@ -35,14 +35,14 @@ def parts(time: Any, kind: Any) -> Parts:
     """
     if not isinstance(time, Tracer):
         rest = np.asarray(time, np.float64)
-        found: list[Any] = []
-        while not found or (rest.any() and len(found) < 3):
+        components: list[Any] = []
+        while not components or (rest.any() and len(components) < 3):
             with np.errstate(over="ignore"):
-                found.append(rest.astype(kind))
-            rest = rest - found[-1].astype(np.float64)
-        if not np.isfinite(found[0]).all():
+                components.append(rest.astype(kind))
+            rest = rest - components[-1].astype(np.float64)
+        if not np.isfinite(components[0]).all():
             raise GridError(f"the time {time} does not fit {np.dtype(kind)}", "smaller times", _REMEDY)
-        return tuple(found)
+        return tuple(components)
     high = time.astype(kind)
     if jnp.promote_types(time.dtype, kind) == kind and jnp.issubdtype(time.dtype, jnp.floating):
         return (high,)
@@ -55,7 +55,7 @@ def since(time: Any, origin: Parts, kind: Any) -> Any:
     """The time between an origin and a time (or times, an array or a list), rounded once where both are known."""
     if isinstance(time, (list, tuple)):
         time = jnp.stack([jnp.asarray(t) for t in time]) if any(isinstance(t, Tracer) for t in time) else time
-    known = not any(isinstance(each, Tracer) for each in (time, *origin))
+    known = not any(isinstance(time_part, Tracer) for time_part in (time, *origin))
     if known:
         return (np.asarray(time, np.float64) - sum(np.asarray(part, np.float64) for part in origin)).astype(kind)
     wide = _wide(kind)
@@ -75,7 +75,7 @@ def later(origin: Parts, offset: Any) -> Any:
 
 
 def spelled(origin: Parts, offset: Any) -> float:
-    """The same in float64, for messages."""
+    """The time at an offset in float64, for messages."""
     return float(sum(np.asarray(part, np.float64) for part in (*origin, offset)))
 
 
@@ -84,15 +84,15 @@ def _wide(kind: Any) -> Any:
     return jnp.promote_types(kind, jax.dtypes.canonicalize_dtype(np.float64))
 
 
-def roundings(given: Any, offsets: Any, origin: Parts) -> Any:
+def roundings(times: Any, offsets: Any, origin: Parts) -> Any:
     """How far a time may lie outside of a solve by the rounding of the type that it was given in.
 
     Args:
-        given: times as they were given.
+        times: times as they were given.
         offsets: the same since t0.
         origin: the parts of t0.
     """
-    narrow = hasattr(given, "dtype") and jnp.issubdtype(given.dtype, jnp.floating) and jnp.finfo(given.dtype).bits <= 32
+    narrow = hasattr(times, "dtype") and jnp.issubdtype(times.dtype, jnp.floating) and jnp.finfo(times.dtype).bits <= 32
     size = jnp.abs(origin[0]) + jnp.abs(offsets)
     return size * 2.0**-22, 1e-2 if narrow else 1e-5
 
@@ -116,7 +116,7 @@ def still(time: Any) -> Any:
     return jax.tree.map(lambda t: lax.stop_gradient(t) if isinstance(t, Tracer) else t, time)
 
 
-class Moment(NamedTuple):
+class TimePoint(NamedTuple):
     """A time: since t0, and as the field is told it."""
 
     offset: Array
@@ -149,9 +149,9 @@ class Clock:
         same = self.offsets == offset
         return jnp.where(same.any(), jnp.max(jnp.where(same, self.times, self.least)), t)
 
-    def moment(self, offset: Array) -> Moment:
+    def moment(self, offset: Array) -> TimePoint:
         """The moment at an offset."""
-        return Moment(offset, self.time(offset))
+        return TimePoint(offset, self.time(offset))
 
 
 jax.tree_util.register_dataclass(Clock, ["origin", "least", "most", "offsets", "times"], ["zero"])
@@ -167,8 +167,8 @@ def clock(t0: Any, t1: Any, stops: tuple[float, ...], kind: Any) -> tuple[Clock,
     times = of.concatenate([of.reshape(origin[0], 1), np.asarray(stops, kind), of.reshape(end, 1)])
     zero = not isinstance(t0, Tracer) and float(t0) == 0
     least, most = of.minimum(origin[0], end), of.maximum(origin[0], end)
-    made: Any = Clock(origin, least, most, offsets, times, zero)  # pyright: ignore[reportArgumentType]
-    return jax.tree.map(jnp.asarray, (made, last, at_stops))
+    result: Any = Clock(origin, least, most, offsets, times, zero)  # pyright: ignore[reportArgumentType]
+    return jax.tree.map(jnp.asarray, (result, last, at_stops))
 
 
 def coarse(t0: Any, t1: Any, kind: Any) -> Any:

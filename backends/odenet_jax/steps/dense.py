@@ -54,7 +54,7 @@ class Dense:
         slopes: those that dense output reads, stacked.
         y1: the state at the last node.
         tableau: the method.
-        structure, given: of the state, see `Layout`.
+        structure, dtypes: of the state, see `Layout`.
     """
 
     origin: Parts
@@ -66,7 +66,7 @@ class Dense:
     y1: Leaves
     tableau: Tableau
     structure: Any
-    given: tuple[Any, ...]
+    dtypes: tuple[Any, ...]
 
     def __call__(self, t: Any) -> Any:
         """The tree of the state at times t, whose shape leads that of the leaves; NaN outside of a traced solve.
@@ -81,35 +81,35 @@ class Dense:
         if not isinstance(outside, Tracer) and bool(outside.any()):
             first, last = (spelled(self.origin, s) for s in (self.nodes[0], self.end))
             raise InputError(f"Solution.at({t})", f"times between {first} and {last}")
-        found = jax.vmap(self._at)(times.reshape(-1), outside.reshape(-1))
-        leaves = [leaf.reshape(*times.shape, *leaf.shape[1:]) for leaf in found]
-        leaves = [leaf.astype(kind) for leaf, kind in zip(leaves, self.given, strict=True)]
+        states = jax.vmap(self._at)(times.reshape(-1), outside.reshape(-1))
+        leaves = [leaf.reshape(*times.shape, *leaf.shape[1:]) for leaf in states]
+        leaves = [leaf.astype(kind) for leaf, kind in zip(leaves, self.dtypes, strict=True)]
         return jax.tree.unflatten(self.structure, leaves)
 
     def _at(self, t: Array, outside: Array) -> Leaves:
         sign = jnp.where(self.end >= self.nodes[0], 1, -1)
         met = (sign * (self.nodes - t) <= 0) & (jnp.arange(self.nodes.shape[0]) < self.steps)
         n = jnp.maximum(jnp.sum(met) - 1, 0)
-        y, *slopes = (tuple(leaf[n] for leaf in each) for each in (self.y, *self.slopes))
+        y, *slopes = (tuple(leaf[n] for leaf in buffer) for buffer in (self.y, *self.slopes))
         h = self.nodes[n + 1] - self.nodes[n]
         place = (t - self.nodes[n]) / jnp.where(h == 0, 1, h)
         # kept within the step, at whose ends clip has half a derivative or none
         position = place + lax.stop_gradient(jnp.clip(place, 0, 1) - place)
-        found = between(self.tableau, position, y, h, slopes)
+        state = between(self.tableau, position, y, h, slopes)
         at_end = (n + 1 >= self.steps) & (sign * (t - self.nodes[self.steps]) >= 0)
         # y1 has the derivative of the polynomial by the position, and by nothing else
         still = between(self.tableau, lax.stop_gradient(position), y, h, slopes)
-        ended = tuple(last + (a - b) for last, a, b in zip(self.y1, found, still, strict=True))
-        found = choose(at_end, ended, found)
-        return choose(outside, tuple(jnp.full_like(leaf, jnp.nan) for leaf in found), found)
+        ended = tuple(last + (a - b) for last, a, b in zip(self.y1, state, still, strict=True))
+        state = choose(at_end, ended, state)
+        return choose(outside, tuple(jnp.full_like(leaf, jnp.nan) for leaf in state), state)
 
 
 jax.tree_util.register_dataclass(
-    Dense, ["origin", "nodes", "steps", "end", "y", "slopes", "y1"], ["tableau", "structure", "given"]
+    Dense, ["origin", "nodes", "steps", "end", "y", "slopes", "y1"], ["tableau", "structure", "dtypes"]
 )
 
 
-class Look(NamedTuple):
+class EventBracket(NamedTuple):
     """What was seen of a condition along a step.
 
     Args:
@@ -167,7 +167,7 @@ class Watch:
         rises, falls = (before < 0) & up, (before > 0) & down
         return {0: rises | falls, 1: rises, -1: falls}[self.event.direction]
 
-    def look(self, at: Callable[[Array], Leaves], t: Array, h: Array, y1: Leaves, before: Array) -> Look:
+    def look(self, at: Callable[[Array], Leaves], t: Array, h: Array, y1: Leaves, before: Array) -> EventBracket:
         """What is seen of a step: the first part in which an entry changes; none has happened where none does.
 
         Args:
@@ -177,11 +177,11 @@ class Watch:
             before: the signs at its start.
         """
         zero, one = jnp.zeros((), t.dtype), jnp.ones((), t.dtype)
-        look = Look(before, zero, zero, jnp.zeros(before.shape, bool))
+        look = EventBracket(before, zero, zero, jnp.zeros(before.shape, bool))
         look = self._first(at, t, h, look, jnp.asarray(self.event.positions(begun=False), t.dtype))
         return self._seen(look, one, t + h, y1)
 
-    def locate(self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look) -> Look:
+    def locate(self, at: Callable[[Array], Leaves], t: Array, h: Array, look: EventBracket) -> EventBracket:
         """Where in a step an entry changes first, `high`, given that one does: by bisection on dense output.
 
         Args:
@@ -197,36 +197,38 @@ class Watch:
         look = look._replace(low=jnp.where(met, look.low, look.high), high=jnp.where(met, look.high, end))
         least = float(jnp.finfo(kind).eps) if self.event.tolerance is None else self.event.tolerance / jnp.abs(h)
 
-        def middle(look: Look) -> Array:
+        def middle(look: EventBracket) -> Array:
             return (look.low + look.high) / 2
 
-        def wide(look: Look) -> Array:
+        def wide(look: EventBracket) -> Array:
             inner = middle(look)
             return (look.high - look.low > least) & (inner > look.low) & (inner < look.high)
 
-        def halve(look: Look) -> Look:
+        def halve(look: EventBracket) -> EventBracket:
             inner = middle(look)
             crossed = self.happened(t + inner * h, at(inner), look.before).any()
             return look._replace(low=jnp.where(crossed, look.low, inner), high=jnp.where(crossed, inner, look.high))
 
         return lax.while_loop(wide, halve, alike(look, t, h))
 
-    def _first(self, at: Callable[[Array], Leaves], t: Array, h: Array, look: Look, positions: Array) -> Look:
+    def _first(
+        self, at: Callable[[Array], Leaves], t: Array, h: Array, look: EventBracket, positions: Array
+    ) -> EventBracket:
         """On to each of the positions, until an entry changes."""
         if not positions.shape[0]:
             return look
 
-        def on(i: Any, look: Look) -> Look:
+        def on(i: Any, look: EventBracket) -> EventBracket:
             return self._seen(look, positions[i], t + positions[i] * h, at(positions[i]))
 
         return lax.fori_loop(0, positions.shape[0], on, alike(look, t, h))
 
-    def _seen(self, look: Look, position: Array, t: Array, y: Leaves) -> Look:
+    def _seen(self, look: EventBracket, position: Array, t: Array, y: Leaves) -> EventBracket:
         """A look at one more position; nothing is seen any more once an entry has changed."""
         done = look.happened.any()
         happened = self.happened(t, y, look.before)
         before = jnp.where(happened.any(), look.before, self.signs(t, y, look.before))
-        here = Look(before, look.high, position, happened)
+        here = EventBracket(before, look.high, position, happened)
         return jax.tree.map(lambda one, other: jnp.where(done, one, other), look, here)
 
 

@@ -18,7 +18,7 @@ from odenet import Grid, ReversibleSolver
 from odenet.kit import StagedSolver, add, increment, positions
 from odenet_jax.field.field import Field, Slot, Weights
 from odenet_jax.field.fingerprint import described
-from odenet_jax.field.replay import Replay, Told, after
+from odenet_jax.field.replay import BlockContext, Replay, after
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import later, parts, require_fine, require_span
@@ -56,15 +56,15 @@ class Run:
         if self.field.key is None:
             return None
         layout = self.layout
-        found = described(self.grid, self.solver, *more)
-        if found is None:
+        fingerprint = described(self.grid, self.solver, *more)
+        if fingerprint is None:
             return None
-        return found, self.field.key, (layout.structure, layout.given, layout.carried, layout.time)
+        return fingerprint, self.field.key, (layout.structure, layout.dtypes, layout.carried, layout.time)
 
     def hoisted(self, y0: Leaves) -> Run:
         """The run with its field hoisted, see `Field.hoist`."""
         t = jnp.asarray(self.grid.t0, self.layout.time)
-        example = () if self.replay is None else self.replay.told.example()
+        example = () if self.replay is None else self.replay.context.example()
         field, weights = self.field.hoist(self.weights, t, self.layout.call(y0), *example)
         return dataclasses.replace(self, field=field, weights=weights)
 
@@ -74,9 +74,9 @@ class Run:
         require_span(grid.t0, grid.t1, kind, least=grid.h)
 
         def field(t: Array) -> Any:
-            told = () if self.replay is None else self.replay.told.example()
+            context = () if self.replay is None else self.replay.context.example()
             slot = self.field.slot(self.weights, jnp.int32(0), grid.steps)
-            return self.field(t, self.layout.call(y0), 0.0, slot, self.weights, *told)
+            return self.field(t, self.layout.call(y0), 0.0, slot, self.weights, *context)
 
         require_fine(grid.t0, grid.t1, kind, ("field", field, (jnp.zeros((), kind),)))
 
@@ -88,9 +88,9 @@ class Run:
         """The run at the step that reads this slot."""
         return dataclasses.replace(self, slot=slot)
 
-    def telling(self, state: Any) -> Run:
+    def with_state(self, state: Any) -> Run:
         """The run from where blocks have this state: its `replay` is left with the state after what is run."""
-        replay = None if self.replay is None else Replay(self.replay.told, state)
+        replay = None if self.replay is None else Replay(self.replay.context, state)
         return dataclasses.replace(self, replay=replay)
 
     def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
@@ -115,8 +115,8 @@ class Run:
         offset = (t1 - t0) * ((jnp.asarray(n, kind) + position) / self.grid.steps)
         t = jnp.asarray(later(parts(t0, kind), offset))
 
-        def evaluate(*told: Any) -> Any:
-            return self.field(t, self.layout.call(y), position, self.slot, self.weights, *told)
+        def evaluate(*context: Any) -> Any:
+            return self.field(t, self.layout.call(y), position, self.slot, self.weights, *context)
 
         place = (n, position, reverse, rank)
         if self.replay is None:
@@ -128,29 +128,29 @@ class Run:
         return self.layout.slope(value, y)
 
 
-def loop(run: Run, y0: Leaves) -> tuple[Leaves, Told | None]:
+def loop(run: Run, y0: Leaves) -> tuple[Leaves, BlockContext | None]:
     """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`, and what blocks are told after it."""
     grid = run.grid
     slots = run.field.slots(run.weights, grid.steps)
 
-    def body(walk: Walk, slot: Slot | None) -> tuple[Walk, Leaves | None]:
-        walk, _ = _step(run.reading(slot), walk)
-        return walk, None if grid.final_only else walk[1][0]
+    def body(carry: LoopCarry, slot: Slot | None) -> tuple[LoopCarry, Leaves | None]:
+        carry, _ = _step(run.reading(slot), carry)
+        return carry, None if grid.final_only else carry[1][0]
 
     start, _ = _start(run, lambda: jax.tree.map(lambda leaf: leaf[0], slots), y0)
     (_, carried, state), emitted = lax.scan(body, alike(start, run.weights), slots, length=grid.steps)
-    told = run.replay and after(run.replay.told, state)
+    context = run.replay and after(run.replay.context, state)
     if emitted is None:
-        return tuple(leaf[None] for leaf in carried[0]), told
+        return tuple(leaf[None] for leaf in carried[0]), context
     picks = jnp.asarray(grid.kept)
-    return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), told
+    return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), context
 
 
-class Beside(Protocol):
-    """What a loop makes of its states as it goes."""
+class LoopObserver(Protocol):
+    """An observer that a loop passes its states to, and that keeps something made of them."""
 
     def start(self, y0: Leaves) -> Any:
-        """What is carried along, at t0."""
+        """What the observer carries from step to step, at t0."""
         ...
 
     def step(self, carried: Any, y: Leaves) -> tuple[Any, Any]:
@@ -159,8 +159,8 @@ class Beside(Protocol):
 
 
 def loop_in_place(
-    run: Run, y0: Leaves, also: Sequence[int] = (), beside: Beside | None = None
-) -> tuple[Leaves, Leaves, Carried | Any, Told | None]:
+    run: Run, y0: Leaves, also: Sequence[int] = (), beside: LoopObserver | None = None
+) -> tuple[Leaves, Leaves, Carried | Any, BlockContext | None]:
     """The same without a derivative: weights are read and states written in place, so that no memory grows with N.
 
     Args:
@@ -179,13 +179,13 @@ def loop_in_place(
     also_rows = kept_rows(also, grid.steps)
 
     def body(state: Any, _: None) -> tuple[Any, Any]:
-        walk, ys, states, along = state
-        n, row = walk[0], None
-        states = write(states, also_rows[n], walk[1][0])
-        walk, read = _step(run.at(n), walk)
+        carry, ys, states, along = state
+        n, row = carry[0], None
+        states = write(states, also_rows[n], carry[1][0])
+        carry, read = _step(run.at(n), carry)
         if beside is not None:
-            along, row = beside.step(along, walk[1][0])
-        return (walk, ys if rows is None else write(ys, rows[n + 1], walk[1][0]), states, along), (read, row)
+            along, row = beside.step(along, carry[1][0])
+        return (carry, ys if rows is None else write(ys, rows[n + 1], carry[1][0]), states, along), (read, row)
 
     ys = () if rows is None else write(_empty(y0, len(grid.kept)), rows[0], y0)
     states = _empty(y0, len(also)) if also else ()
@@ -198,7 +198,7 @@ def loop_in_place(
     end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
     if beside is not None:
         end = along, stacked
-    return ys, states, end, run.replay and after(run.replay.told, state, at_start, in_steps)
+    return ys, states, end, run.replay and after(run.replay.context, state, at_start, in_steps)
 
 
 def kept_rows(kept: Sequence[int], steps: int) -> Array:
@@ -224,7 +224,7 @@ def read(buffer: Leaves, row: Any) -> Leaves:
     return tuple(lax.dynamic_index_in_dim(kept, row, keepdims=False) for kept in buffer)
 
 
-Solve = Callable[[Run, Leaves, Array], tuple[Leaves, Told | None]]
+Solve = Callable[[Run, Leaves, Array], tuple[Leaves, BlockContext | None]]
 """A gradient method: from the state at t0 to the leaves at `grid.kept`, differentiable in its way, and what blocks are
 told after it.
 
@@ -232,24 +232,24 @@ The last argument is the probe: a real zero whose "gradient" is the reconstructi
 one. It is how a value that is known in the backward pass alone gets out of it.
 """
 
-Walk = tuple[Any, Carried, Any]
+LoopCarry = tuple[Any, Carried, Any]
 """Where a loop is: step, what the solver carries, and the state of the blocks."""
 
 
-def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[Walk, list[Any]]:
+def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[LoopCarry, list[Any]]:
     """Where a loop begins, and what blocks have read by then."""
-    state = run.replay and run.replay.told.state
+    state = run.replay and run.replay.context.state
     if not isinstance(run.solver, ReversibleSolver):
         return (jnp.int32(0), (y0,), state), []
-    here = run.reading(slot()).telling(state)
+    here = run.reading(slot()).with_state(state)
     carried = run.solver.start(here, run.grid.h, y0)
     return (jnp.int32(0), carried, here.replay and here.replay.state), here.replay.read if here.replay else []
 
 
-def _step(run: Run, walk: Walk) -> tuple[Walk, list[Any]]:
+def _step(run: Run, carry: LoopCarry) -> tuple[LoopCarry, list[Any]]:
     """One step on, and what blocks have read in it."""
-    n, carried, state = walk
-    here = run.telling(state)
+    n, carried, state = carry
+    here = run.with_state(state)
     if isinstance(run.solver, ReversibleSolver):
         carried = run.solver.step(here, n, run.grid.h, run.grid.steps, carried)
     else:

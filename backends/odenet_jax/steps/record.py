@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet_jax.field.state import Leaves
-from odenet_jax.steps.accepted import Along
+from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import write
-from odenet_jax.steps.size_control import Pace
+from odenet_jax.steps.size_control import LoopState
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Record(NamedTuple):
     slopes: tuple[Leaves, ...]
 
 
-class Walked(NamedTuple):
+class AdaptiveResult(NamedTuple):
     """A solve.
 
     Args:
@@ -75,7 +75,7 @@ class Walked(NamedTuple):
     y1: Leaves
     last: Leaves
     end: Array
-    pace: Pace
+    pace: LoopState
     outputs: Array
     renewals: Array
     record: Record
@@ -84,8 +84,8 @@ class Walked(NamedTuple):
     slope: Leaves
 
 
-def empty(keep: Keep, run: Along, y0: Leaves, max_steps: int) -> Record:
-    """Nothing kept yet."""
+def empty(keep: Keep, run: AcceptedRun, y0: Leaves, max_steps: int) -> Record:
+    """The buffers of a record before the first step."""
 
     def rows(count: int) -> Leaves:
         return tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y0)  # sharded like y0
@@ -111,8 +111,8 @@ def kept(keep: Keep, record: Record, accepted: Any, n: Array, t1: Array, y: Leav
     if not keep.dense:
         return Record(nodes, states, (), ())
     row = jnp.where(accepted, n, keep.dense)
-    found = tuple(write(buffer, row, slope) for buffer, slope in zip(record.slopes, slopes, strict=True))
-    return Record(nodes, states, write(record.y, row, y), found)
+    buffers = tuple(write(buffer, row, slope) for buffer, slope in zip(record.slopes, slopes, strict=True))
+    return Record(nodes, states, write(record.y, row, y), buffers)
 
 
 def _stored(states: States, accepted: Any, n: Array, y: Leaves, every: int | None) -> States:

@@ -17,8 +17,8 @@ from odenet import PIDController, Result
 from odenet.kit import Arithmetic, Landing, Tableau, landing, resumed
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
-from odenet_jax.steps.accepted import Along, Line
-from odenet_jax.steps.clock import Moment
+from odenet_jax.steps.accepted import AcceptedRun, SolveTimes
+from odenet_jax.steps.clock import TimePoint
 from odenet_jax.steps.tolerance import Tolerance
 from odenet_jax.steps.weighted_sum import weigh_leaves
 
@@ -26,7 +26,7 @@ TRACED = Arithmetic(jnp.minimum, jnp.maximum, jnp.where)
 CODE = {result: code for code, result in enumerate(Result)}
 
 
-class Pace(NamedTuple):
+class LoopState(NamedTuple):
     """Where an adaptive loop is.
 
     Args:
@@ -47,26 +47,28 @@ class Pace(NamedTuple):
     outcome: Array
 
 
-def start(line: Line, size: Array, finite: Array) -> Pace:
+def start(line: SolveTimes, size: Array, finite: Array) -> LoopState:
     """Where a loop begins: not at all where the first slope is not finite, or there is no time to cross."""
     one, zero = jnp.ones((), line.t0.dtype), jnp.int32(0)
     moving = line.t0 != line.t1
     if line.sound is not None:
         moving |= ~line.sound
     outcome = jnp.where(moving & ~finite, CODE[Result.NONFINITE], CODE[Result.SUCCESS]).astype(jnp.int32)
-    pace = Pace(line.t0, size, (one, one), zero, zero, moving & finite, outcome)
+    pace = LoopState(line.t0, size, (one, one), zero, zero, moving & finite, outcome)
     vanished = _vanished(line, pace) if line.sound is None else _vanished(line, pace) | ~line.sound
     return _ended(pace, vanished, Result.STEP_TOO_SMALL)
 
 
-def propose(line: Line, pace: Pace) -> Landing:
+def propose(line: SolveTimes, pace: LoopState) -> Landing:
     """The next step: to the next stop, if it reaches that."""
     largest = jnp.maximum(jnp.abs(line.t0), jnp.abs(line.t1))
     spacing = float(jnp.finfo(pace.t.dtype).eps) * largest
     return landing(pace.t, pace.size, line.stop(pace.t), line.sign, spacing, TRACED)
 
 
-def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Landing, ratio: Array) -> tuple[Any, Pace]:
+def judge(
+    control: PIDController, order: int, line: SolveTimes, pace: LoopState, step: Landing, ratio: Array
+) -> tuple[Any, LoopState]:
     """Whether a step is accepted, and where the loop is after it.
 
     Args:
@@ -82,7 +84,7 @@ def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Land
     accepted &= alive
     size = took * factor
     size = control.bounded(resumed(size, pace.size, accepted & step.lands, TRACED), TRACED)
-    now = Pace(
+    now = LoopState(
         jnp.where(accepted, step.t1, pace.t),
         jnp.where(alive, size, pace.size),
         (jnp.where(accepted, past[0], pace.past[0]), jnp.where(accepted, past[1], pace.past[1])),
@@ -97,11 +99,11 @@ def judge(control: PIDController, order: int, line: Line, pace: Pace, step: Land
     return accepted, _ended(now, now.accepted + now.rejected >= control.max_steps, Result.MAX_STEPS)
 
 
-def _vanished(line: Line, pace: Pace) -> Array:
+def _vanished(line: SolveTimes, pace: LoopState) -> Array:
     return ~(pace.t + line.sign * pace.size != pace.t) | ~jnp.isfinite(pace.size)
 
 
-def _ended(pace: Pace, condition: Array, result: Result) -> Pace:
+def _ended(pace: LoopState, condition: Array, result: Result) -> LoopState:
     """The loop ended by a condition, if it goes on and the condition holds."""
     stopped = pace.alive & condition
     outcome = jnp.where(stopped, CODE[result], pace.outcome).astype(jnp.int32)
@@ -112,8 +114,8 @@ def first_size(
     control: PIDController,
     tableau: Tableau,
     tolerance: Tolerance,
-    line: Line,
-    evaluate: Callable[[Moment, Leaves], Leaves],
+    line: SolveTimes,
+    evaluate: Callable[[TimePoint, Leaves], Leaves],
     y: Leaves,
     first: Leaves,
 ) -> Array:
@@ -149,7 +151,7 @@ def repeat(alive: Callable[[Any], Array], body: Callable[[Any], Any], carry: Any
     return lax.while_loop(lambda carry: unvmap_any(alive(carry)), body, alike(carry))
 
 
-def renewed(run: Along, needed: Array, t: Array, y: Leaves, otherwise: Leaves) -> Leaves:
+def renewed(run: AcceptedRun, needed: Array, t: Array, y: Leaves, otherwise: Leaves) -> Leaves:
     """The slope at the start of the step from t, where it is needed."""
 
     def fresh() -> Leaves:

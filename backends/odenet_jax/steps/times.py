@@ -13,8 +13,8 @@ from jax import Array, lax
 from odenet import Result, UnsupportedError
 from odenet_jax.field.field import Field
 from odenet_jax.field.state import Leaves
-from odenet_jax.steps.accepted import Along
-from odenet_jax.steps.record import Walked
+from odenet_jax.steps.accepted import AcceptedRun
+from odenet_jax.steps.record import AdaptiveResult
 from odenet_jax.steps.size_control import CODE
 
 
@@ -42,7 +42,14 @@ def moving(field: Field, t0: Array | None, t1: Array | None, ts: Array | None) -
 
 
 def of_times(
-    run: Along, times: Times, ts: Array | None, walked: Walked, y0: Leaves, g0: Leaves, g1: Leaves, gs: Leaves
+    run: AcceptedRun,
+    times: Times,
+    ts: Array | None,
+    result: AdaptiveResult,
+    y0: Leaves,
+    g0: Leaves,
+    g1: Leaves,
+    gs: Leaves,
 ) -> Times:
     """The gradients.
 
@@ -50,7 +57,7 @@ def of_times(
         run: along the accepted steps.
         times: those asked for.
         ts: the kept times, since t0.
-        walked: the solve.
+        result: the solve.
         y0: the state at t0.
         g0, g1, gs: gradients with respect to the states at t0, at the end, and at the kept times.
     """
@@ -65,12 +72,12 @@ def of_times(
     t0 = None if times.t0 is None else -along(line.t0, y0, g0)
     t1 = None
     if times.t1 is not None:
-        t1 = along(line.t1, walked.y1, g1)
-        still = walked.pace.outcome > CODE[Result.EVENT]
-        t1 = jnp.where(still if walked.position is None else still | (walked.position < 1), 0, t1)
+        t1 = along(line.t1, result.y1, g1)
+        still = result.pace.outcome > CODE[Result.EVENT]
+        t1 = jnp.where(still if result.position is None else still | (result.position < 1), 0, t1)
     by_ts = None
     if times.ts is not None:
         assert ts is not None
-        reached = jnp.arange(ts.shape[0]) < walked.outputs
-        by_ts = jnp.where(reached, lax.map(lambda each: along(*each), (ts, walked.ys, gs)), 0)
+        reached = jnp.arange(ts.shape[0]) < result.outputs
+        by_ts = jnp.where(reached, lax.map(lambda row: along(*row), (ts, result.ys, gs)), 0)
     return Times(t0, t1, by_ts)

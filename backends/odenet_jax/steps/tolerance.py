@@ -55,13 +55,13 @@ def scaled(value: Leaves, sizes: Leaves, rtol: Any, atol: Any, least: bool) -> L
 
     def of(leaf: Array, size: Array, rtol: Any, atol: Any) -> Array:
         allowed = atol + rtol * size
-        found = jnp.abs(leaf)
+        magnitude = jnp.abs(leaf)
         if isinstance(atol, float) and atol > 0:
-            return found / allowed
+            return magnitude / allowed
         none = (allowed == 0) & (least | (leaf == 0))
-        return jnp.where(none, 0, found / jnp.where(none, 1, allowed))
+        return jnp.where(none, 0, magnitude / jnp.where(none, 1, allowed))
 
-    return tuple(of(*each) for each in zip(value, sizes, rtol, atol, strict=True))
+    return tuple(of(*row) for row in zip(value, sizes, rtol, atol, strict=True))
 
 
 def tolerance(control: PIDController, layout: Layout, like: Leaves) -> Tolerance:
@@ -78,25 +78,25 @@ def tolerance(control: PIDController, layout: Layout, like: Leaves) -> Tolerance
     return Tolerance(rtol, atol, NORMS[norm], layout.time)
 
 
-def _each(name: str, given: Any, layout: Layout, like: Leaves) -> tuple[Any, ...]:
-    """One tolerance a leaf."""
-    if not _is_array(given) and isinstance(given, (int, float)):
-        return (float(given),) * len(like)
-    if _is_array(given) and given.ndim == 0:
-        leaves = [given] * len(like)
-    elif jax.tree.structure(given) != layout.structure:
+def _each(name: str, value: Any, layout: Layout, like: Leaves) -> tuple[Any, ...]:
+    """The tolerances, one a leaf of the state."""
+    if not _is_array(value) and isinstance(value, (int, float)):
+        return (float(value),) * len(like)
+    if _is_array(value) and value.ndim == 0:
+        leaves = [value] * len(like)
+    elif jax.tree.structure(value) != layout.structure:
         raise InputError(
-            f"{name} is a tree of {len(tree_leaves(given))} leaves, and the state one of {len(like)}",
+            f"{name} is a tree of {len(tree_leaves(value))} leaves, and the state one of {len(like)}",
             "a number, or a tree like the state",
         )
     else:
-        leaves = jax.tree.leaves(given)
-    found: list[Any] = []
-    for value, leaf in zip(leaves, like, strict=True):
-        if not _is_array(value):
-            found.append(float(value))
+        leaves = jax.tree.leaves(value)
+    bounds: list[Any] = []
+    for bound, leaf in zip(leaves, like, strict=True):
+        if not _is_array(bound):
+            bounds.append(float(bound))
             continue
-        array = jnp.asarray(value, leaf.real.dtype)
+        array = jnp.asarray(bound, leaf.real.dtype)
         try:
             fits = jnp.broadcast_shapes(array.shape, leaf.shape) == leaf.shape
         except ValueError:
@@ -106,8 +106,8 @@ def _each(name: str, given: Any, layout: Layout, like: Leaves) -> tuple[Any, ...
                 f"{name} holds an array of shape {array.shape} for a leaf of shape {leaf.shape}",
                 "numbers of at least 0 that broadcast to the leaf",
             )
-        found.append(jnp.where(array >= 0, array, jnp.nan) if isinstance(array, Tracer) else array)
-    return tuple(found)
+        bounds.append(jnp.where(array >= 0, array, jnp.nan) if isinstance(array, Tracer) else array)
+    return tuple(bounds)
 
 
 def _is_array(value: Any) -> bool:

@@ -22,10 +22,10 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
 
     def total(i: int) -> Array:
         terms = [jnp.asarray(factor, slope[i].real.dtype) * slope[i] for factor, slope in used]
-        found = terms[0]
+        result = terms[0]
         for term in terms[1:]:
-            found = found + term
-        return found if y is None else y[i] + found  # the sum is rounded onto y once
+            result = result + term
+        return result if y is None else y[i] + result  # the sum is rounded onto y once
 
     return tuple(total(i) for i in range(len(slopes[0])))
 

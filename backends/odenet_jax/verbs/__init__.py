@@ -1,1 +1,1 @@
-"""What the seam asks of a network: measure, examine, train."""
+"""What a backend's interface asks of a network: measure, examine, train."""

@@ -31,10 +31,10 @@ def like(arrays: Iterable[Array]) -> Iterator[None]:
 def on(like: Array, batch: Any) -> Any:
     """The batch with NumPy arrays as JAX's, inexact ones of the number type of `like`."""
 
-    def leaf(given: Any) -> Any:
-        if not isinstance(given, np.ndarray):
-            return given
-        return jnp.asarray(given, like.dtype) if np.issubdtype(given.dtype, np.floating) else jnp.asarray(given)
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        return jnp.asarray(value, like.dtype) if np.issubdtype(value.dtype, np.floating) else jnp.asarray(value)
 
     return jax.tree.map(leaf, batch)
 
@@ -58,12 +58,12 @@ def mean_loss(outputs: Any, target: Any = None) -> Array:
         if target is None:
             return 0.5 * sum((jnp.abs(leaf) ** 2).mean() for leaf in leaves)  # pyright: ignore[reportReturnType]
         if len(leaves) == 1 and isinstance(target, jax.Array):
-            whole = not jnp.issubdtype(target.dtype, jnp.inexact)
-            if whole and leaves[0].ndim == 2 and target.shape == leaves[0].shape[:1]:
+            of_classes = not jnp.issubdtype(target.dtype, jnp.inexact)
+            if of_classes and leaves[0].ndim == 2 and target.shape == leaves[0].shape[:1]:
                 return -jnp.take_along_axis(jax.nn.log_softmax(leaves[0]), target[:, None], axis=1).mean()
-            if not whole and target.shape == leaves[0].shape:
+            if not of_classes and target.shape == leaves[0].shape:
                 return 0.5 * (jnp.abs(leaves[0] - target) ** 2).mean()
-    kinds = " and ".join(_kind(each) for each in (outputs, target))
+    kinds = " and ".join(_kind(value) for value in (outputs, target))
     raise InputError(
         f"outputs and target that are {kinds}, without a loss",
         "outputs (batch, classes) with class numbers (batch,), or both of one shape, or outputs alone",
@@ -83,5 +83,5 @@ def scalar(loss: Callable[..., Any] | None, outputs: Any, target: Any) -> Array:
     return value
 
 
-def _kind(given: Any) -> str:
-    return f"an array {given.shape} of {given.dtype}" if isinstance(given, jax.Array) else type(given).__name__
+def _kind(value: Any) -> str:
+    return f"an array {value.shape} of {value.dtype}" if isinstance(value, jax.Array) else type(value).__name__

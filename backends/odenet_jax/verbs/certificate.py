@@ -37,9 +37,9 @@ def certified_value_and_grad(
     def probed(both: Any, *arguments: Any, **named: Any) -> Any:
         return loss(*both, *arguments, **named)
 
-    def found(model: Any, *arguments: Any, **named: Any) -> tuple[Any, Any, Array]:
+    def value_and_grad(model: Any, *arguments: Any, **named: Any) -> tuple[Any, Any, Array]:
         probe = jnp.zeros(() if rows is None else (rows,))
         value, (gradients, residual) = probed((model, probe), *arguments, **named)
         return value, gradients, residual.max()
 
-    return found
+    return value_and_grad

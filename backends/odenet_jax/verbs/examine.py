@@ -29,13 +29,13 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
     with like(weights.values()):
         inputs, target = pair(next(iter(weights.values())), batch)
         time = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in weights.values()))
-        seen = {name: 0 for name in solves}
+        calls = {name: 0 for name in solves}
 
         def probed(path: Any, node: Any) -> Any:
             if not isinstance(node, SOLVED):
                 return node
             zero = jnp.zeros((), time)
-            return Probed(_name(path), changed(node, gradient, reversible), zero, zero, seen)
+            return Probed(_name(path), changed(node, gradient, reversible), zero, zero, calls)
 
         @eqx.filter_jit
         @eqx.filter_value_and_grad
@@ -43,13 +43,15 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
             return scalar(loss, model(inputs), target)
 
         with quiet():
-            value, found = value_and_grad(mapped(probed, model), inputs, target)
-        probes = {name: (float(node.residual), float(node.solves)) for name, node in _probes(found).items()}
-        gradients = named(mapped(lambda _, node: node.module if isinstance(node, Probed) else node, found, Probed))
+            value, derivatives = value_and_grad(mapped(probed, model), inputs, target)
+        probes = {name: (float(node.residual), float(node.solves)) for name, node in _probes(derivatives).items()}
+        gradients = named(
+            mapped(lambda _, node: node.module if isinstance(node, Probed) else node, derivatives, Probed)
+        )
         parts = tuple(
-            _part(name, solves[name], changed(solves[name], gradient, reversible), probe, seen[name], weights)
+            _part(name, solves[name], changed(solves[name], gradient, reversible), probe, calls[name], weights)
             for name, probe in probes.items()
-            if seen[name]
+            if calls[name]
         )
         if not parts:
             raise InputError(
@@ -68,8 +70,8 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
 
 def trained(model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
     """See `Backend.trained`."""
-    made = mapped(lambda _, node: changed(node, Backprop(), False) if isinstance(node, SOLVED) else node, model)
-    arrays, rest = eqx.partition(made, eqx.is_inexact_array)
+    copied = mapped(lambda _, node: changed(node, Backprop(), False) if isinstance(node, SOLVED) else node, model)
+    arrays, rest = eqx.partition(copied, eqx.is_inexact_array)
     with like(jax.tree.leaves(arrays)):
         inputs, target = pair(jax.tree.leaves(arrays)[0], batch)
 
@@ -102,13 +104,13 @@ def solved(model: Any) -> dict[str, Solved]:
     Raises:
         InputError: there are none.
     """
-    found = _solves(model)
-    if not found:
+    solves = _solves(model)
+    if not solves:
         raise InputError(
             f"a {type(model).__name__} without a solve in it",
             "a module that is or contains a ResidualStack, NeuralODE or OdeNet of odenet_jax",
         )
-    return found
+    return solves
 
 
 class Probed(eqx.Module):
@@ -119,20 +121,20 @@ class Probed(eqx.Module):
         module: the solve.
         residual: zero; its derivative is the sum of the reconstruction residuals of all solves.
         solves: zero; its derivative is how many these are, the rows of a `vmap` each for itself.
-        seen: how often it is called while the program is made, by name.
+        calls: how often it is called while the program is made, by name.
     """
 
     name: str = eqx.field(static=True)
     module: Any
     residual: Array
     solves: Array
-    seen: dict[str, int] = eqx.field(static=True)
+    calls: dict[str, int] = eqx.field(static=True)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """What the solve returns."""
-        self.seen[self.name] += 1
-        given = inspect.signature(self.module.__call__).bind_partial(*arguments, **named).arguments
-        probe = {} if "probe" in given else {"probe": self.residual}
+        self.calls[self.name] += 1
+        bound = inspect.signature(self.module.__call__).bind_partial(*arguments, **named).arguments
+        probe = {} if "probe" in bound else {"probe": self.residual}
         leaves, structure = jax.tree.flatten(self.module(*arguments, **named, **probe))
         place = next(i for i, leaf in enumerate(leaves) if eqx.is_inexact_array(leaf))
         leaves[place] = _tick(leaves[place], self.solves)
@@ -158,20 +160,20 @@ _tick.defvjp(lambda x, count: (x, count), _ticked)
 
 def changed(module: Any, gradient: Gradient, reversible: bool) -> Any:
     """A copy with another method: fields that are static cannot be replaced otherwise."""
-    made = copy.copy(module)
-    object.__setattr__(made, "gradient", gradient)
+    copied = copy.copy(module)
+    object.__setattr__(copied, "gradient", gradient)
     if reversible:
-        object.__setattr__(made, "solver", made_reversible(module.solver))
-    return made
+        object.__setattr__(copied, "solver", made_reversible(module.solver))
+    return copied
 
 
 def _part(
-    name: str, module: Any, changed: Any, probe: tuple[float, float], seen: int, weights: Mapping[str, Array]
+    name: str, module: Any, changed: Any, probe: tuple[float, float], calls: int, weights: Mapping[str, Array]
 ) -> Part:
     residual, solves = probe
     certificate = residual / solves if changed.gradient.certifies and solves else None
     kind, steps, layers = _layers(name, module, weights)
-    return Part(name, changed.solver, steps, kind, layers, certificate, seen)
+    return Part(name, changed.solver, steps, kind, layers, certificate, calls)
 
 
 def _layers(name: str, module: Any, weights: Mapping[str, Array]) -> tuple[Any, int, tuple[Mapping[str, Place], ...]]:
@@ -181,12 +183,12 @@ def _layers(name: str, module: Any, weights: Mapping[str, Array]) -> tuple[Any, 
             return module.spec.along, module.spec.depth, places(module.spec, prefix)
         case ResidualStack():
             prefix += "blocks."
-            names = [each for each in weights if each.startswith(prefix)]
-            layers = tuple({each.removeprefix(prefix): (each, row) for each in names} for row in module.order)
+            names = [name for name in weights if name.startswith(prefix)]
+            layers = tuple({name.removeprefix(prefix): (name, row) for name in names} for row in module.order)
             return module.along, len(layers) - (module.along == "linear"), layers
         case _:
             prefix += "field."
-            inner = {each.removeprefix(prefix): (each, None) for each in weights if each.startswith(prefix)}
+            inner = {name.removeprefix(prefix): (name, None) for name in weights if name.startswith(prefix)}
             return "shared", module.steps, (inner,)
 
 
@@ -205,12 +207,12 @@ def trainable(model: Any) -> dict[str, Array]:
 def named(model: Any) -> dict[str, Array]:
     """The inexact arrays by name; those of an OdeNet by the names of its spec."""
     arrays = eqx.filter(model, eqx.is_inexact_array)
-    found = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]}
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]}
     nets = [name for name, node in _solves(model).items() if isinstance(node, OdeNet)]
     for net in nets:
         before = f"{net}.weights." if net else "weights."
-        found = {_shorter(name, before): leaf for name, leaf in found.items()}
-    return found
+        leaves = {_shorter(name, before): leaf for name, leaf in leaves.items()}
+    return leaves
 
 
 def _shorter(name: str, before: str) -> str:
@@ -222,8 +224,8 @@ def _solves(model: Any) -> dict[str, Any]:
     return {_name(path): node for path, node in leaves if isinstance(node, SOLVED)}
 
 
-def _probes(found: Any) -> dict[str, Probed]:
-    leaves = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, Probed))
+def _probes(gradients: Any) -> dict[str, Probed]:
+    leaves = jax.tree.leaves(gradients, is_leaf=lambda node: isinstance(node, Probed))
     return {node.name: node for node in leaves if isinstance(node, Probed)}
 
 

@@ -66,15 +66,15 @@ class ChosenOptimizer:
         Raises:
             InputError: it is of another optimiser.
         """
-        leaves = _named(template)
-        wanted = {name: (bits.shape, bits.dtype) for name, bits in self.kept(template).items()}
-        if wanted != {name: (array.shape, array.dtype) for name, array in arrays.items()}:
+        templates = _named(template)
+        expected = {name: (bits.shape, bits.dtype) for name, bits in self.kept(template).items()}
+        if expected != {name: (array.shape, array.dtype) for name, array in arrays.items()}:
             raise InputError(
                 f"a state of training that {self.choice.text} cannot go on from, of {', '.join(arrays) or 'nothing'}",
-                f"one of the same optimiser with the same options: {', '.join(wanted) or 'nothing'}",
+                f"one of the same optimiser with the same options: {', '.join(expected) or 'nothing'}",
             )
-        found = [_from_bits(arrays[name], leaf) for name, leaf in leaves.items()]
-        return jax.tree.unflatten(jax.tree.structure(template), found)
+        leaves = [_from_bits(arrays[name], leaf) for name, leaf in templates.items()]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
     def _unsupported(self, why: str) -> UnsupportedError:
         return UnsupportedError(
@@ -84,8 +84,8 @@ class ChosenOptimizer:
         )
 
 
-def _is_transformation(thing: Any) -> bool:
-    return callable(getattr(thing, "init", None)) and callable(getattr(thing, "update", None))
+def _is_transformation(value: Any) -> bool:
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
 
 
 def _strong(leaf: Any) -> Any:

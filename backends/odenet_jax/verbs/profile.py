@@ -31,7 +31,7 @@ Groups = Mapping[str, Sequence[np.ndarray]]
 
 def choices(model: Any) -> dict[str, Choices]:
     """See `Backend.choices`."""
-    return {name: Choices(each.solver, each.gradient, _steps(each)) for name, each in solved(model).items()}
+    return {name: Choices(module.solver, module.gradient, _steps(module)) for name, module in solved(model).items()}
 
 
 def with_gradient(model: Any, gradient: Gradient) -> Any:
@@ -60,38 +60,38 @@ def profile(
     solves = solved(model)
     weights = trainable(model)
     with quiet(), like(weights.values()):
-        given = pair(next(iter(weights.values())), batch)
+        arguments = pair(next(iter(weights.values())), batch)
 
         def program(method: Gradient) -> tuple[Any, Any]:
             """The compiled gradient, of arrays that it is to be called with."""
-            (arrays, others), static = _split(with_gradient(model, method), given)
+            (arrays, others), static = _split(with_gradient(model, method), arguments)
             key = (loss, jax.tree.structure((arrays, others, static)), *map(_kind, jax.tree.leaves((arrays, others))))
             try:
                 key = (*key, *jax.tree.leaves(static))
-                known = _PROGRAMS.get(key)
+                compiled = _PROGRAMS.get(key)
             except TypeError:  # something in the model has no hash
-                key = known = None
-            if known is None:
-                known = jax.jit(jax.grad(functools.partial(_value, loss, static))).lower(arrays, others).compile()
+                key = compiled = None
+            if compiled is None:
+                compiled = jax.jit(jax.grad(functools.partial(_value, loss, static))).lower(arrays, others).compile()
                 if key is not None:
                     while len(_PROGRAMS) >= _REMEMBERED:
                         del _PROGRAMS[next(iter(_PROGRAMS))]
-                    _PROGRAMS[key] = known
-            return known, (arrays, others)
+                    _PROGRAMS[key] = compiled
+            return compiled, (arrays, others)
 
-        def groups(found: Any) -> Groups:
-            by_name, left = named(found), dict(named(found))
-            made: dict[str, list[np.ndarray]] = {}
-            for name, each in solves.items():
-                made[name] = [np.asarray(by_name[key]) for key in _inside(name, each, left)]
-            made[_OUTSIDE] = [np.asarray(leaf) for leaf in left.values()]
-            return {key: group for key, group in made.items() if group}
+        def groups(gradients: Any) -> Groups:
+            by_name, left = named(gradients), dict(named(gradients))
+            rows_of: dict[str, list[np.ndarray]] = {}
+            for name, arrays in solves.items():
+                rows_of[name] = [np.asarray(by_name[key]) for key in _inside(name, arrays, left)]
+            rows_of[_OUTSIDE] = [np.asarray(leaf) for leaf in left.values()]
+            return {key: group for key, group in rows_of.items() if group}
 
         run, arrays = program(reference)
         exact = groups(run(*arrays))
         del run
-        inside = {key: each for key, each in exact.items() if key != _OUTSIDE} or exact
-        size = math.hypot(*(_norm(each) for each in inside.values()))
+        inside = {key: arrays for key, arrays in exact.items() if key != _OUTSIDE} or exact
+        size = math.hypot(*(_norm(arrays) for arrays in inside.values()))
         known, counted = math.isfinite(size) and size > 0, ""
         rows: dict[Gradient, dict[str, Any]] = {}
         timed: dict[Gradient, Callable[[], None]] = {}
@@ -111,17 +111,17 @@ def profile(
                 text = str(error) if isinstance(error, OdenetError) else f"{type(error).__name__}: {error}"
                 row["trouble"] = text.partition("\n")[0]
         if timed:
-            for method, taken in zip(timed, seconds([*timed.values()], repeats, _BUDGET * len(timed)), strict=True):
-                rows[method]["seconds"] = taken
+            for method, duration in zip(timed, seconds([*timed.values()], repeats, _BUDGET * len(timed)), strict=True):
+                rows[method]["seconds"] = duration
         kind = max((leaf.dtype for leaf in weights.values()), key=lambda dtype: jnp.finfo(dtype).eps)
-        made = tuple(Profile(method, **row) for method, row in rows.items())
-        return Profiles(made, str(kind), counted, not known)
+        rows_of = tuple(Profile(method, **row) for method, row in rows.items())
+        return Profiles(rows_of, str(kind), counted, not known)
 
 
-def _split(model: Any, given: Any) -> tuple[tuple[Any, Any], Any]:
+def _split(model: Any, arguments: Any) -> tuple[tuple[Any, Any], Any]:
     """What a gradient is taken of, the other arrays, and all that is none."""
     inexact, rest = eqx.partition(model, eqx.is_inexact_array)
-    arrays, static = eqx.partition((rest, given), eqx.is_array)
+    arrays, static = eqx.partition((rest, arguments), eqx.is_array)
     return (inexact, arrays), static
 
 
@@ -134,28 +134,28 @@ def _kind(leaf: Any) -> Any:
     return leaf.shape, leaf.dtype, next(iter(leaf.devices()))
 
 
-def _off(found: Groups, exact: Groups) -> float:
+def _off(gradient: Groups, exact: Groups) -> float:
     """The relative error of a gradient: the largest over groups; of a group that is zero, relative to all of them."""
-    whole = math.hypot(*map(_norm, exact.values()))
+    size_of_all = math.hypot(*map(_norm, exact.values()))
     errors = [0.0]
     for name, truth in exact.items():
-        defect, size = _norm([a - b for a, b in zip(found[name], truth, strict=True)]), _norm(truth)
-        errors.append(defect / (size or whole) if defect else 0.0)
+        defect, size = _norm([a - b for a, b in zip(gradient[name], truth, strict=True)]), _norm(truth)
+        errors.append(defect / (size or size_of_all) if defect else 0.0)
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _norm(arrays: Sequence[np.ndarray]) -> float:
-    wide = (np.asarray(each, np.complex128 if np.iscomplexobj(each) else np.float64) for each in arrays)
-    return math.hypot(*(float(np.linalg.norm(each.ravel())) for each in wide))
+    wide = (np.asarray(array, np.complex128 if np.iscomplexobj(array) else np.float64) for array in arrays)
+    return math.hypot(*(float(np.linalg.norm(array.ravel())) for array in wide))
 
 
 def _inside(name: str, module: Solved, left: dict[str, Any]) -> list[str]:
     """Names of the arrays of a solve, which are taken out of those left."""
     prefix = (f"{name}." if name else "") + ("block." if isinstance(module, OdeNet) else "")
-    found = [key for key in left if key.startswith(prefix)]
-    for key in found:
+    names = [key for key in left if key.startswith(prefix)]
+    for key in names:
         del left[key]
-    return found
+    return names
 
 
 def _steps(module: Solved) -> int | None:

@@ -21,7 +21,7 @@ from odenet_jax.verbs.optimizer import ChosenOptimizer
 from odenet_jax.verbs.profile import profile
 
 
-class Descent(Trainer):
+class GradientDescent(Trainer):
     """Gradient descent with momentum, or a transformation of optax's, see `Trainer`.
 
     Args:
@@ -65,8 +65,8 @@ class Descent(Trainer):
             program, peak = _step_program(*self._kind(x), y.shape, self.factors, self.optimizer)
             self._peak = max(peak, self._peak or 0)
             before = self.weights, self.memory, self.statistics
-            (self.weights, self.memory, self.statistics), told = program(before, rates, x, y)
-            loss, correct, residual = jax.device_get(told)
+            (self.weights, self.memory, self.statistics), outcome = program(before, rates, x, y)
+            loss, correct, residual = jax.device_get(outcome)
         certificate = float(residual) if self._method().certifies else None
         if self.auditor is not None:
             self.auditor.counted()
@@ -89,15 +89,15 @@ class Descent(Trainer):
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainer`."""
         memory = VELOCITY if self.optimizer is None else OPTIMIZER
-        found = checked_state(self.model.spec, state, memory)
+        arrays = checked_state(self.model.spec, state, memory)
         with like(self.weights.values()):
             kind = next(iter(self.weights.values())).dtype
             if self.optimizer is None:
-                self.memory = {name: jnp.array(found[memory][name], kind) for name in self.weights}
+                self.memory = {name: jnp.array(arrays[memory][name], kind) for name in self.weights}
             else:
-                self.memory = self.optimizer.restored(self.memory, found[memory])
+                self.memory = self.optimizer.restored(self.memory, arrays[memory])
             self.weights, self.statistics = (
-                {name: jnp.array(found[WEIGHT][name], kind) for name in names}
+                {name: jnp.array(arrays[WEIGHT][name], kind) for name in names}
                 for names in (self.weights, self.statistics)
             )
 
@@ -125,11 +125,11 @@ class Descent(Trainer):
             return plan(model, (x, y), backend="jax")  # by the memory and tolerance of the model's own `Auto`
 
         if auditor.method is None:
-            found = planned()
-            if found.zero:
+            chosen = planned()
+            if chosen.zero:
                 auditor.unmeasurable()
             else:
-                auditor.planned(found)
+                auditor.planned(chosen)
             return
         exact = Backprop() if model.solver.reversible else Checkpoint()
         measured = profile(model, (x, y), None, (auditor.method,), exact, None, 0)
@@ -169,8 +169,8 @@ def _step_program(
     model = _empty(net, spec, solver, gradient, dtype)
 
     def loss(some: dict[str, Array], probe: Array, weights: Any, statistics: Any, x: Array, y: Array) -> Any:
-        whole = eqx.tree_at(lambda m: (m.weights, m.statistics), model, (weights | some, statistics))
-        outputs, after = whole.in_training(x, probe)
+        trained = eqx.tree_at(lambda m: (m.weights, m.statistics), model, (weights | some, statistics))
+        outputs, after = trained.in_training(x, probe)
         return mean_loss(outputs, y), (outputs, after)
 
     def step(state: Any, rates: Array, x: Array, y: Array) -> Any:
@@ -181,13 +181,13 @@ def _step_program(
         (value, (outputs, after)), (gradients, residual) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
             before, probe, weights, statistics, x, y
         )
-        told = value, (outputs.argmax(1) == y).sum(), residual
+        outcome = value, (outputs.argmax(1) == y).sum(), residual
         if optimizer is not None:
             moved, memory = optimizer.moved(before, gradients, memory, {name: factor * lr for name, factor in factors})
-            return (weights | moved, memory, after), told
+            return (weights | moved, memory, after), outcome
         pushed = {name: momentum * memory[name] + (gradients[name] + decay * w) for name, w in before.items()}
         moved = {name: before[name] - factor * lr * pushed[name] for name, factor in factors}
-        return (weights | moved, memory | pushed, after), told
+        return (weights | moved, memory | pushed, after), outcome
 
     x, y = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(targets, np.int32)
     rates = jax.ShapeDtypeStruct((3,), dtype)

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from odenet import Backprop, ConversionError, DiscreteAdjoint
+from odenet_torch.conversion.call_modes import CallModes
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, rounds
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.recomputed import recomputed
 from odenet_torch.conversion.rounded import rounded
-from odenet_torch.conversion.ways import Ways
 from odenet_torch.gradients.adjoint import refuse_transforms
 
 _here = threading.local()
@@ -49,7 +49,7 @@ class Attached(nn.Module if TYPE_CHECKING else object):
         return (_revived, (base,), *rest)  # a class that is made here has no name by which it could be imported
 
 
-def attach(module: nn.Module, run: LayerRun, ways: Ways) -> None:
+def attach(module: nn.Module, run: LayerRun, ways: CallModes) -> None:
     """Let a layer's forward pass be recorded."""
     vars(module)["odenet_run"], vars(module)["_odenet_ways"] = run, ways
     module.__class__ = _attached(type(module))

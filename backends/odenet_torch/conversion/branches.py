@@ -64,12 +64,12 @@ def traced(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     x, extras = [node for node in graph.nodes if node.op == "placeholder"]
     (out,) = [node.args[0] for node in graph.nodes if node.op == "output"]
     out = out[0] if isinstance(out, (tuple, list)) and out else out
-    found: list[Branch] = []
+    branches: list[Branch] = []
     while out is not x:
-        state, rest = _cut(graph, x, out, layer, last=not found)
-        found.append(_branch(layer, graph, state, extras, rest))
+        state, rest = _cut(graph, x, out, layer, last=not branches)
+        branches.append(_branch(layer, graph, state, extras, rest))
         out = state
-    return tuple(reversed(found))
+    return tuple(reversed(branches))
 
 
 def whole(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Branch, ...]:
@@ -109,8 +109,8 @@ class _Call(nn.Module):
         self.arguments = tree_flatten((args, kwargs))
 
     def forward(self, x: Any, leaves: Any) -> Any:
-        given, unflatten = self.arguments
-        args, kwargs = unflatten([leaf if type(leaf) in PLAIN else leaves[i] for i, leaf in enumerate(given)])
+        plain_leaves, unflatten = self.arguments
+        args, kwargs = unflatten([leaf if type(leaf) in PLAIN else leaves[i] for i, leaf in enumerate(plain_leaves)])
         # not by calling the layer: its hooks are no part of it
         forward = vars(self.layer).get("forward")
         if forward is not None:
@@ -184,13 +184,13 @@ def _summands(node: Any) -> tuple[fx.Node, ...]:
 
 def _addends(out: fx.Node) -> set[fx.Node]:
     """Everything below `out` in its tree of sums, partial sums too; nothing where it is no sum."""
-    found: set[fx.Node] = set()
+    nodes: set[fx.Node] = set()
     stack = list(_summands(out))
     while stack:
         node = stack.pop()
-        found.add(node)
+        nodes.add(node)
         stack += _summands(node)
-    return found
+    return nodes
 
 
 def _rest(out: fx.Node, state: fx.Node) -> list[fx.Node]:
@@ -208,14 +208,14 @@ def _rest(out: fx.Node, state: fx.Node) -> list[fx.Node]:
 
 def _ancestors(nodes: Sequence[fx.Node], stop: fx.Node) -> set[fx.Node]:
     """The nodes themselves and all that they are made from, `stop` left out."""
-    found: set[fx.Node] = set()
+    ancestors: set[fx.Node] = set()
     stack = [node for node in nodes if node is not stop]
     while stack:
         node = stack.pop()
-        if node not in found:
-            found.add(node)
+        if node not in ancestors:
+            ancestors.add(node)
             stack += [before for before in node.all_input_nodes if before is not stop]
-    return found
+    return ancestors
 
 
 def _branch(layer: nn.Module, graph: fx.Graph, state: fx.Node, extras: fx.Node, rest: list[fx.Node]) -> Branch:

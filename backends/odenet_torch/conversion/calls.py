@@ -53,14 +53,14 @@ class Call:
 
 def calls(model: nn.Module, modules: Iterable[nn.Module], example: Any) -> dict[int, list[Call]]:
     """The calls of some modules while the model runs on an example, by `id` of the module, in order."""
-    found: dict[int, list[Call]] = {id(module): [] for module in modules}
+    by_module: dict[int, list[Call]] = {id(module): [] for module in modules}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, arguments = arguments_of(module, args, kwargs)
-        found[id(module)].append(Call(copied(x), copied(arguments), _version(x)))
+        by_module[id(module)].append(Call(copied(x), copied(arguments), _version(x)))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call = found[id(module)][-1]
+        call = by_module[id(module)][-1]
         call.output = output
         call.left = (_version(call.x), _version(call.state))
 
@@ -69,7 +69,7 @@ def calls(model: nn.Module, modules: Iterable[nn.Module], example: Any) -> dict[
             stack.enter_context(_removed(module.register_forward_pre_hook(before, with_kwargs=True)))
             stack.enter_context(_removed(module.register_forward_hook(after, with_kwargs=True)))
         outputs(model, example, training=False)
-    return found
+    return by_module
 
 
 @contextlib.contextmanager
@@ -106,14 +106,14 @@ def outputs(model: nn.Module, example: Any, training: bool, recorded: bool = Fal
     model.train(training)
     with leaving_no_trace([model], recorded):
         out = called(model, example)
-    found = [leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-    if not found:
+    tensors = [leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    if not tensors:
         raise InputError(
             f"a model that returns a {type(out).__name__} without tensors",
             "models that return a tensor, or a tuple, list or dict of tensors",
             "wrap it in a module that does",
         )
-    return found
+    return tensors
 
 
 def called(model: nn.Module, example: Any) -> Any:
@@ -127,26 +127,33 @@ def called(model: nn.Module, example: Any) -> Any:
 def leaving_no_trace(modules: Sequence[nn.Module], recorded: bool = False) -> Iterator[None]:
     """Records nothing if it is not asked for; afterwards random state, buffers and attributes are as before."""
     inner = {id(module): module for outer in modules for module in outer.modules()}.values()
-    buffers = [(module, key, held) for module in inner for key, held in module._buffers.items() if held is not None]
-    values = [held.clone() for _, _, held in buffers]
+    buffers = [
+        (module, key, buffer) for module in inner for key, buffer in module._buffers.items() if buffer is not None
+    ]
+    values = [buffer.clone() for _, _, buffer in buffers]
     # hooks that a model registers when it is called first, and a flag that they are there, go together
-    hooks = [(held, dict(held)) for module in inner for key, held in vars(module).items() if _of_hooks(key, held)]
+    hooks = [
+        (hooks_of, dict(hooks_of))
+        for module in inner
+        for key, hooks_of in vars(module).items()
+        if _of_hooks(key, hooks_of)
+    ]
     devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
     with torch.set_grad_enabled(recorded), torch.random.fork_rng(devices=list(devices)), no_trace(modules):
         try:
             yield
         finally:
-            for held, before in hooks:
-                if held.keys() != before.keys():
-                    held.clear()
-                    held.update(before)
-            for (module, key, held), value in zip(buffers, values, strict=True):
+            for hooks_of, before in hooks:
+                if hooks_of.keys() != before.keys():
+                    hooks_of.clear()
+                    hooks_of.update(before)
+            for (module, key, buffer), value in zip(buffers, values, strict=True):
                 with torch.no_grad():
-                    module._buffers[key] = held.copy_(value)
+                    module._buffers[key] = buffer.copy_(value)
 
 
-def _of_hooks(key: str, held: Any) -> bool:
-    return key.startswith("_") and "_hooks" in key and isinstance(held, dict)
+def _of_hooks(key: str, value: Any) -> bool:
+    return key.startswith("_") and "_hooks" in key and isinstance(value, dict)
 
 
 @contextlib.contextmanager
@@ -161,28 +168,28 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
             inner.training = flag
 
 
-def check_unchanged(expected: Sequence[Tensor], found: Sequence[Tensor], what: str, tolerance: float) -> float:
+def check_unchanged(expected: Sequence[Tensor], converted: Sequence[Tensor], subject: str, tolerance: float) -> float:
     """The largest relative difference of outputs.
 
     Args:
         expected: of the model as it was.
-        found: as it is converted.
-        what: whose outputs, for the message.
+        converted: as it is converted.
+        subject: whose outputs, for the message.
         tolerance: see `convert`.
 
     Raises:
         InputError: another number of outputs, other shapes, or a larger difference.
     """
-    if len(expected) != len(found):
+    if len(expected) != len(converted):
         raise InputError(
-            f"converted, {what} gives {len(found)} tensors instead of {len(expected)}", "the same", _REMEDY
+            f"converted, {subject} gives {len(converted)} tensors instead of {len(expected)}", "the same", _REMEDY
         )
     largest = 0.0
-    for one, other in zip(expected, found, strict=True):
-        largest = max(largest, off := difference(one, other))
-        if off > (allowed := coarse(tolerance, one)):
+    for before, after in zip(expected, converted, strict=True):
+        largest = max(largest, off := difference(before, after))
+        if off > (allowed := coarse(tolerance, before)):
             raise InputError(
-                f"converted, {what} gives an output that is off by {off:.1e}",
+                f"converted, {subject} gives an output that is off by {off:.1e}",
                 f"at most {allowed:.1e} of its largest entry",
                 _REMEDY,
             )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, InputError
+from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, GradientName, InputError, SolverName
 from odenet.kit import AnySolver, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -19,8 +19,8 @@ from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, layerwise
 from odenet_torch.conversion.measured import MeasuredError
-from odenet_torch.conversion.once_more import require_repeatable
 from odenet_torch.conversion.planned import take_fastest
+from odenet_torch.conversion.rerun import require_repeatable
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
 from odenet_torch.field.knowledge import KEY
@@ -35,8 +35,8 @@ def convert(
     where: str | None = None,
     *,
     example: Any,
-    solver: str | AnySolver = "euler",
-    gradient: str | Gradient = "checkpoint",
+    solver: SolverName | AnySolver = "euler",
+    gradient: GradientName | Gradient = "checkpoint",
     along: str = "piecewise",
     tolerance: float = 1e-6,
 ) -> Model:
@@ -178,8 +178,8 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
     try:
         for training in (False, True):
             after = outputs(model, example, training, recorded=not once)
-            what = f"the model in {'training' if training else 'evaluation'}"
-            check_unchanged(expected[training], after, what, tolerance)
+            subject = f"the model in {'training' if training else 'evaluation'}"
+            check_unchanged(expected[training], after, subject, tolerance)
     except BaseException:
         for module in attached.values():
             detach(module)
@@ -199,8 +199,8 @@ def _replace(model: nn.Module, where: str | None, example: Any, tolerance: float
         expected = [outputs(model, example, training) for training in (False, True)]
         with _replaced(entries if itself else _entries(runs, exact)):
             for training in (False, True):
-                what = f"the model in {'training' if training else 'evaluation'}"
-                check_unchanged(expected[training], outputs(model, example, training), what, tolerance)
+                subject = f"the model in {'training' if training else 'evaluation'}"
+                check_unchanged(expected[training], outputs(model, example, training), subject, tolerance)
         if not itself:
             with _replaced(entries):
                 outputs(model, example, training=False)
@@ -210,17 +210,17 @@ def _replace(model: nn.Module, where: str | None, example: Any, tolerance: float
 
 def _entries(runs: Sequence[Run], choices: dict[str, Any]) -> _Entries:
     """What will stand in the places of the layers."""
-    made: _Entries = []
+    entries: _Entries = []
     for run in runs:
         first = FirstOfRun([member.layer for member in run], run[0].call.arguments, **choices)
-        made.append((run[0].place, first))
-        made += [(run[index].place, RestOfRun(run[index].layer, first, index)) for index in range(1, len(run))]
-    return made
+        entries.append((run[0].place, first))
+        entries += [(run[index].place, RestOfRun(run[index].layer, first, index)) for index in range(1, len(run))]
+    return entries
 
 
 @contextlib.contextmanager
 def _replaced(entries: _Entries) -> Iterator[None]:
-    """With these in the places of the layers."""
+    """Inside, these modules stand in the places of the layers."""
     for place, entry in entries:
         place.put(entry)
     try:

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from odenet import Backprop, Checkpoint, ConversionError
 from odenet.kit import tree_leaves
+from odenet_torch.conversion.between_layers import StateBetweenLayers
 from odenet_torch.conversion.calls import check_unchanged, leaving_no_trace
-from odenet_torch.conversion.handed import Handed
 from odenet_torch.conversion.layer import Arguments, Layer, arguments_of, marks, same, written_to
 from odenet_torch.nets.modules import ResidualStack
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
 
 
-class Step(nn.Module):
+class BranchBlock(nn.Module):
     """A branch of a layer as a block `x -> f(x)` of a `ResidualStack`. It holds what the branch reads of the layer."""
 
     def __init__(self, layer: Layer, index: int, arguments: Arguments) -> None:
@@ -37,17 +37,17 @@ class Step(nn.Module):
         Raises:
             ConversionError: called like this, the layer has more or fewer branches than when it was converted.
         """
-        found, module = self.layer.branches(*arguments), self.layer.module
-        if len(found) != self.count:
+        branches, module = self.layer.branches(*arguments), self.layer.module
+        if len(branches) != self.count:
             raise ConversionError(
-                f"{type(module).__name__} has {len(found)} residual branches when it is called like this, and had "
+                f"{type(module).__name__} has {len(branches)} residual branches when it is called like this, and had "
                 f"{self.count} when it was converted",
                 f"calls with {self.count}",
                 "convert the model with an example that has these arguments",
             )
-        names = found[self.index].names
+        names = branches[self.index].names
         for registry in _REGISTRIES:
-            vars(self)[registry].update({n: held for n, held in vars(module)[registry].items() if n in names})
+            vars(self)[registry].update({n: value for n, value in vars(module)[registry].items() if n in names})
         plain = names.difference(*(vars(module)[registry] for registry in _REGISTRIES))
         vars(self).update({n: getattr(module, n) for n in plain})  # a tensor that is not registered
         self.training = module.training
@@ -64,11 +64,11 @@ _KEPT = frozenset({"forward", "training"})
 def _annotated(kind: type) -> set[str]:
     """The attributes that the classes here have."""
     return {
-        name for each in kind.__mro__ if each.__module__ == __name__ for name in vars(each).get("__annotations__", ())
+        name for base in kind.__mro__ if base.__module__ == __name__ for name in vars(base).get("__annotations__", ())
     }
 
 
-class _Entry(nn.Module):
+class _LayerStandIn(nn.Module):
     """In the place of a layer: with the layer's children, parameters, buffers and attributes under their names."""
 
     def __init__(self, layer: Layer) -> None:
@@ -79,7 +79,7 @@ class _Entry(nn.Module):
         self.training = layer.module.training
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`."""
+        """Switch the layer between training and evaluation, as `nn.Module.train` does."""
         self.layer.module.training = mode
         return super().train(mode)
 
@@ -109,7 +109,7 @@ class _Entry(nn.Module):
             return getattr(self.layer.module, name)
 
 
-class FirstOfRun(_Entry):
+class FirstOfRun(_LayerStandIn):
     """The first layer of a converted run, which computes all of it.
 
     `stack` is the `ResidualStack` of the run's branches, with h = 1; its `stats` and `certificate` tell about the last
@@ -133,7 +133,7 @@ class FirstOfRun(_Entry):
     tolerance: float
     handed: tuple[weakref.ref[Tensor], list[Any]] | None
     following: int
-    steps: list[Step]
+    steps: list[BranchBlock]
 
     def __init__(self, layers: Sequence[Layer], arguments: Arguments, tolerance: float, **choices: Any) -> None:
         super().__init__(layers[0])
@@ -142,7 +142,7 @@ class FirstOfRun(_Entry):
         self.handed = None  # a state and arguments, to layer `following`
         self.following = 1
         self.steps = [
-            Step(layer, index, arguments) for layer in layers for index in range(len(layer.branches(*arguments)))
+            BranchBlock(layer, index, arguments) for layer in layers for index in range(len(layer.branches(*arguments)))
         ]
         stack = ResidualStack(self.steps, **choices)
         stack.t1 = float(len(self.steps) - (stack.along == "linear"))
@@ -168,7 +168,7 @@ class FirstOfRun(_Entry):
         self.stack.training = self.training
         state = self.stack(x, *arguments[0], **arguments[1])
         of = f"a run of {len(self.run)} {type(self.layer.module).__name__}"
-        handed = Handed.of(state, of)
+        handed = StateBetweenLayers.of(state, of)
         self.handed, self.following = (weakref.ref(handed), marks(arguments)), 1
         return self.layer.returned(handed)
 
@@ -191,26 +191,26 @@ class FirstOfRun(_Entry):
     def _check(self, x: Tensor, arguments: Arguments) -> None:
         """The layers and the sums of their branches give the same for a call like this."""
         modules = [layer.module for layer in self.run]
-        expected, found = x, x
+        expected, state = x, x
         with leaving_no_trace(modules):
             for layer in self.run:
                 expected = layer.state(layer.module(expected, *arguments[0], **arguments[1]))
         with leaving_no_trace(modules):
             for step in self.steps:
-                found = found + step(found, *arguments[0], **arguments[1])
-        check_unchanged([expected], [found], f"{len(modules)} {type(modules[0]).__name__}", self.tolerance)
+                state = state + step(state, *arguments[0], **arguments[1])
+        check_unchanged([expected], [state], f"{len(modules)} {type(modules[0]).__name__}", self.tolerance)
         for layer in self.run:
             layer.fresh = False
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """How the layer is computed, which `print` shows."""
         return f"computes {len(self.run)} layers in {len(self.steps)} blocks, {self.stack.extra_repr()}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "handed": None}
 
 
-class RestOfRun(_Entry):
+class RestOfRun(_LayerStandIn):
     """A later layer of a converted run: hands on the state that the first one has computed.
 
     Args:
@@ -233,7 +233,7 @@ class RestOfRun(_Entry):
         vars(self)["first"] = first  # not registered: it has its own place
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What it was called with."""
+        """The state and arguments that the layer was called with."""
         x, arguments = arguments_of(self.layer.module, args, kwargs)
         first = self.first
         handed = first.handed if first.following == self.index else None
@@ -251,5 +251,5 @@ class RestOfRun(_Entry):
         return self.layer.returned(x)
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """How the layer is computed, which `print` shows."""
         return f"computed by the first of {len(self.first.run)} layers"

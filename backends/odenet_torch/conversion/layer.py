@@ -14,7 +14,7 @@ from odenet.kit import tree_leaves
 from odenet_torch.conversion.branches import PLAIN, Branch, traced, whole
 from odenet_torch.conversion.sums import added, in_place, version
 from odenet_torch.field.places import OF_MODULES
-from odenet_torch.field.reach import LIBRARIES, data_of_class
+from odenet_torch.field.reachable_objects import LIBRARIES, data_of_class
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Of a layer, beside its state."""
@@ -106,10 +106,10 @@ class Layer:
         if not self.whole:
             key = (*key, decisions(self.module))
         if key not in self.known:
-            found = None if self.whole else traced(self.module, args, kwargs)
+            branches = None if self.whole else traced(self.module, args, kwargs)
             while len(self.known) >= _REMEMBERED:
                 del self.known[next(iter(self.known))]
-            self.known[key] = whole(self.module, args, kwargs) if found is None else found
+            self.known[key] = whole(self.module, args, kwargs) if branches is None else branches
             self.fresh = True
         return self.known[key]
 
@@ -143,14 +143,14 @@ def written_to(arguments: Arguments) -> str | None:
     return next((type(leaf).__name__ for leaf in tree_leaves(arguments) if not isinstance(leaf, _READ_ONLY)), None)
 
 
-def difference(expected: Tensor, found: Tensor) -> float:
+def difference(expected: Tensor, actual: Tensor) -> float:
     """The largest difference of two tensors, relative to the first one's largest entry; infinite for other shapes."""
-    if expected.shape != found.shape:
+    if expected.shape != actual.shape:
         return float("inf")
-    if torch.equal(expected, found) or not expected.numel():
+    if torch.equal(expected, actual) or not expected.numel():
         return 0.0
     wide = torch.promote_types(expected.dtype, torch.float64)
-    one, other = expected.to(wide), found.to(wide)
+    one, other = expected.to(wide), actual.to(wide)
     off = float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
     return off if off == off else float("inf")
 

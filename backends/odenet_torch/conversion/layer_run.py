@@ -27,7 +27,7 @@ from odenet.kit import solver as solver_named
 from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.field.field import Field, Stand
 from odenet_torch.field.state import layout
-from odenet_torch.gradients.certificate import Errors, certify
+from odenet_torch.gradients.certificate import StepErrors, certify
 from odenet_torch.steps.fixed import Run
 
 _EULER = solver_named("euler")
@@ -46,7 +46,7 @@ def rounds(gradient: Gradient) -> TypeGuard[Checkpoint]:
 
 
 class _Names(Field):
-    """What tells the names of layers, for messages."""
+    """A field that tells the names of layers, for messages."""
 
     depth = None
 
@@ -142,7 +142,7 @@ class LayerRun:
             return
         kind, _ = layout(self.errors[0][2])
         grid = Grid(0.0, float(self.count), self.count, (self.count,))
-        errors = Errors(Run(_Names(self.errors), kind, grid, staged(_EULER, "a converted model")))
+        errors = StepErrors(Run(_Names(self.errors), kind, grid, staged(_EULER, "a converted model")))
         for step, _, error in self.errors:
             errors.add(error, step)
             errors.worst()  # steps may be left out between this and the next

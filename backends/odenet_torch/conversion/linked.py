@@ -22,14 +22,14 @@ from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
 from odenet.kit import add, alarm, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
+from odenet_torch.conversion.call_modes import CallMode
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
-from odenet_torch.conversion.once_more import FIRST, Rerun, spent
-from odenet_torch.conversion.ways import Way
+from odenet_torch.conversion.rerun import FIRST, Rerun, spent
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.field.written_on import version
-from odenet_torch.gradients.adjoint import Kept, Sums, _retained, refuse_second_derivatives, unhooked
+from odenet_torch.gradients.adjoint import SavedStates, Sums, _retained, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.discrete_adjoint import Reversal
 from odenet_torch.gradients.stages import advance
 from odenet_torch.steps.fixed import Run
@@ -56,7 +56,7 @@ def linked(
     arguments = copied(arguments)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise _no_state(layer, f"is called with a {type(x).__name__} as its state")
-    way = Way((), fresh=False) if method.anchors == 1 else layer._odenet_ways.of(layer, *arguments)
+    way = CallMode((), fresh=False) if method.anchors == 1 else layer._odenet_ways.of(layer, *arguments)
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), max(1, len(way.branches)))
     states: dict[int, Any] = {}
     since = now()
@@ -76,10 +76,10 @@ def linked(
     if FIRST in rerun.replay.buffers:
         for index in range(1, len(branches)):
             rerun.replay.buffers[index, *FIRST[1:]] = rerun.replay.buffers[FIRST]
-    given = unique(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.requires_grad)
-    weights = rerun.weights([new], (x, *given), since)
-    link = Link(rerun, layer.odenet_run, method, way, branches, x, new, arguments, given, weights)
-    y = _Node.apply(link, x, *given, *weights)
+    extras = unique(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.requires_grad)
+    weights = rerun.weights([new], (x, *extras), since)
+    link = Link(rerun, layer.odenet_run, method, way, branches, x, new, arguments, extras, weights)
+    y = _LinkNode.apply(link, x, *extras, *weights)
     return y if isinstance(out, Tensor) else type(out)((y, *out[1:]))
 
 
@@ -104,7 +104,7 @@ class Branches(Field):
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         link = self.link
         arguments = link.arguments
-        if stand and link.given:
+        if stand and link.extras:
             arguments = tree_map(lambda leaf: stand.get(id(leaf), leaf), arguments)
         if link.branches:
             value = link.branches[n].function(link.rerun.layer, y, tree_leaves(arguments))
@@ -122,7 +122,7 @@ class Branches(Field):
         return y
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
-        return self.link.given
+        return self.link.extras
 
     def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
         return self.link.weights
@@ -144,7 +144,7 @@ class Link:
         x: the state before.
         y: the state after it.
         arguments: beside the state.
-        given: the tensors among them that need a gradient.
+        extras: the tensors among them that need a gradient.
         weights: the other tensors that do.
     """
 
@@ -153,20 +153,20 @@ class Link:
         rerun: Rerun,
         run: LayerRun,
         method: DiscreteAdjoint,
-        way: Way,
+        way: CallMode,
         branches: tuple[Branch, ...],
         x: Tensor,
         y: Tensor,
         arguments: Arguments,
-        given: tuple[Tensor, ...],
+        extras: tuple[Tensor, ...],
         weights: tuple[Tensor, ...],
     ) -> None:
         self.rerun, self.way, self.branches, self.weights = rerun, way, branches, weights
         self.run, self.method = run, method
         # without a graph: an argument's graph may lead to earlier links, and those hold later ones
-        apart = {id(tensor): tensor.detach() for tensor in given}
+        apart = {id(tensor): tensor.detach() for tensor in extras}
         self.arguments = tree_map(lambda leaf: apart.get(id(leaf), leaf), arguments)
-        self.given = tuple(tensor.requires_grad_() for tensor in apart.values())
+        self.extras = tuple(tensor.requires_grad_() for tensor in apart.values())
         self.spent = False
         self.rebuilt: Tensor | None = None
         self.y: Tensor | None = y.detach()
@@ -246,8 +246,8 @@ class Link:
             if run.grid.steps != self.steps:  # the branches were not what the layer is
                 run, leaves = self.solve(y)
             stats, sums = self.stats(), Sums(run.field)
-            kept = Kept(states | {self.steps: leaves}, ())
-            by_x = advance(Reversal(self.method, stats).back(run, kept, {self.steps: (g.to(leaves[0].dtype),)}, sums))
+            saved = SavedStates(states | {self.steps: leaves}, ())
+            by_x = advance(Reversal(self.method, stats).back(run, saved, {self.steps: (g.to(leaves[0].dtype),)}, sums))
             assert by_x is not None
             (gx,) = by_x
         if self.method == self.run.gradient:
@@ -258,10 +258,10 @@ class Link:
         if before is not None and before.y is None:
             assert isinstance(run.field, Branches)
             before.rebuilt = run.field.begin(leaves[0]) if self.x is None else self.begin()
-        found = [sums.gradient(id(tensor), tensor.dtype) for tensor in (*self.given, *self.weights)]
+        gradients = [sums.gradient(id(tensor), tensor.dtype) for tensor in (*self.extras, *self.weights)]
         if not _retained():
             self.spent, self.x, self.y, self.after = True, None, None, None
-        return gx, found
+        return gx, gradients
 
     def begin(self) -> Tensor:
         """The state before the layer, which was kept."""
@@ -288,7 +288,7 @@ class Link:
 
 
 def _link(x: Tensor) -> Link | None:
-    """That whose state a tensor is, as it was returned."""
+    """The link whose state a tensor is, as it was returned."""
     link = getattr(x.grad_fn, "link", None)
     return link if isinstance(link, Link) and version(x) == link.version else None
 
@@ -304,7 +304,7 @@ def _unwritten(state: Tensor, before: int, layer: nn.Module) -> Tensor:
     return state
 
 
-class _Node(torch.autograd.Function):
+class _LinkNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: Link, x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.link = link
@@ -315,5 +315,5 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         link: Link = ctx.link
         refuse_second_derivatives(link.method.label)
-        gx, found = link.pull(gradients[0])
-        return None, gx, *found
+        gx, by_others = link.pull(gradients[0])
+        return None, gx, *by_others

@@ -51,10 +51,14 @@ def square(gradients: Iterable[Tensor | None]) -> Tensor:
     return total
 
 
-def apart(found: list[Tensor | None], exact: list[Tensor | None]) -> Tensor:
+def apart(approximate: list[Tensor | None], exact: list[Tensor | None]) -> Tensor:
     """The relative difference of two gradients, squared and Euclidean, over all tensors; 0 where both are zero."""
-    pairs = [(one, other) for one, other in zip(found, exact, strict=True) if one is not None and other is not None]
-    defect, size = square(one - other for one, other in pairs), square(other for _, other in pairs)
+    pairs = [
+        (approximation, truth)
+        for approximation, truth in zip(approximate, exact, strict=True)
+        if approximation is not None and truth is not None
+    ]
+    defect, size = square(approximation - truth for approximation, truth in pairs), square(truth for _, truth in pairs)
     return torch.where(defect == 0, defect, defect / size)
 
 
@@ -105,17 +109,17 @@ class MeasuredError:
         if errors is not None:
             self._layers.append(errors)
 
-    def _finish(self, said: Alarm | None, gradient: str) -> None:
+    def _finish(self, alarm: Alarm | None, gradient: str) -> None:
         layers, self._layers, self._told = self._layers, [], False
         if layers:
             self._measure(layers)
-        if self.error is not None and said is not None:
+        if self.error is not None and alarm is not None:
             step, count, name = self.worst
-            said.tell(self.error, gradient, "euler", count, step, name, measured=True)
+            alarm.tell(self.error, gradient, "euler", count, step, name, measured=True)
 
     def _measure(self, layers: list[LayerErrors]) -> None:
         names = ("by_state", "by_weights", "weights", "state")
-        columns = [torch.stack([getattr(each, name).to("cpu") for each in layers]).tolist() for name in names]
+        columns = [torch.stack([getattr(layer, name).to("cpu") for layer in layers]).tolist() for name in names]
         later, defect, size = 0.0, 0.0, 0.0  # from the last layer to the first
         for by_state, by_weights, weights, state in zip(*columns, strict=True):
             defect += (later + by_weights) * weights

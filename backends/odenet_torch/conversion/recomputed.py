@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from odenet import ConversionError, DiscreteAdjoint
 from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state_name
 from odenet_torch.conversion.linked import linked
-from odenet_torch.conversion.once_more import Rerun
+from odenet_torch.conversion.rerun import Rerun
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import hooked, refuses_hooks
 from odenet_torch.field.late_writes import run_to_the_end

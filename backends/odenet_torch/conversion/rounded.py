@@ -19,11 +19,11 @@ from torch import Tensor
 from odenet import Checkpoint, Stats
 from odenet.kit import alarm, tree_flatten, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
+from odenet_torch.conversion.call_modes import CallModes
 from odenet_torch.conversion.layer import arguments_of, copied, state_name
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.measured import LayerErrors, apart, cotangent, due, square, watched
-from odenet_torch.conversion.once_more import Rerun, spent
-from odenet_torch.conversion.ways import Ways
+from odenet_torch.conversion.rerun import Rerun, spent
 from odenet_torch.field.field import now, unique
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.gradients.adjoint import _retained, refuse_second_derivatives, unhooked
@@ -42,25 +42,25 @@ class RoundedState:
         x = x.detach()
         self.dtype = x.dtype
         self.axes = rows(method, x)
-        self.kept: tuple[Tensor, ...]
+        self.stored: tuple[Tensor, ...]
         if method.bits == 16 and x.dtype in HALF:
-            self.kept = (x.clone(),)  # as it is: somebody may write on it later
+            self.stored = (x.clone(),)  # as it is: somebody may write on it later
         else:
             # the layer may look at strides, as in channels_last
             self.strides = torch.empty_like(x, device="meta").stride()
             chain = Chain(method, torch.zeros_like(x, dtype=torch.float32 if x.dtype in HALF else x.dtype), 1)
             chain.take(0, x.to(torch.float32) if x.dtype in HALF else x)
-            self.kept = chain.codes[0], chain.scales[0]
+            self.stored = chain.codes[0], chain.scales[0]
         real = torch.view_as_real if x.is_complex() else torch.Tensor.detach
         wide = torch.promote_types(x.dtype, torch.complex64 if x.is_complex() else torch.float32)
         self.error = relative(real(self.state().to(wide) - x.to(wide)), real(x.to(wide)), self.axes)
 
     def state(self) -> Tensor:
-        """It, rounded."""
-        codes = self.kept[0]
-        if len(self.kept) == 1:
+        """The state as it was rounded."""
+        codes = self.stored[0]
+        if len(self.stored) == 1:
             return codes
-        values = codes * self.kept[1].abs().to(torch.promote_types(self.kept[1].dtype, torch.float32))
+        values = codes * self.stored[1].abs().to(torch.promote_types(self.stored[1].dtype, torch.float32))
         values = torch.view_as_complex(values) if self.dtype.is_complex else values
         return torch.empty_strided(values.shape, self.strides, dtype=self.dtype, device=codes.device).copy_(values)
 
@@ -90,17 +90,19 @@ def rounded(
     since = now()
     out = rerun.first(x, lambda: plain(*args, **kwargs))
     leaves, unflatten = tree_flatten(out)
-    wanted = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not wanted:
+    indices = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not indices:
         return out
     handed = tree_leaves((arguments, ()) if state is not None else (arguments, first))
-    given = unique(leaf for leaf in handed if isinstance(leaf, Tensor) and leaf.requires_grad)
+    extras = unique(leaf for leaf in handed if isinstance(leaf, Tensor) and leaf.requires_grad)
     own = (x,) if state is not None else ()
-    weights = rerun.weights([leaves[i] for i in wanted], (*own, *given), since)
-    link = RoundedLink(rerun, layer.odenet_run, method, x, first, state, arguments, given, weights, wanted)
+    weights = rerun.weights([leaves[i] for i in indices], (*own, *extras), since)
+    link = RoundedLink(rerun, layer.odenet_run, method, x, first, state, arguments, extras, weights, indices)
     if state is not None:
-        link.measure(x, state.state(), [leaves[i] for i in wanted])
-    for i, leaf in zip(wanted, _Node.apply(link, [leaves[i] for i in wanted], *own, *given, *weights), strict=True):
+        link.measure(x, state.state(), [leaves[i] for i in indices])
+    for i, leaf in zip(
+        indices, _RoundedNode.apply(link, [leaves[i] for i in indices], *own, *extras, *weights), strict=True
+    ):
         leaves[i] = leaf
     return unflatten(leaves)
 
@@ -116,9 +118,9 @@ class RoundedLink:
         first: the same, in containers of its own.
         state: x, rounded; None where it is no tensor of real numbers.
         arguments: the others.
-        given: the tensors among all these, beside a rounded x, that need a gradient.
+        extras: the tensors among all these, beside a rounded x, that need a gradient.
         weights: the other tensors that do.
-        wanted: the places among the leaves of what the layer returns that need one.
+        indices: the places among the leaves of what the layer returns that need one.
     """
 
     def __init__(
@@ -130,17 +132,17 @@ class RoundedLink:
         first: Any,
         state: RoundedState | None,
         arguments: Any,
-        given: tuple[Tensor, ...],
+        extras: tuple[Tensor, ...],
         weights: tuple[Tensor, ...],
-        wanted: list[int],
+        indices: list[int],
     ) -> None:
         self.rerun, self.run, self.method = rerun, run, method
-        self.state, self.weights, self.wanted = state, weights, wanted
+        self.state, self.weights, self.indices = state, weights, indices
         self.rounds = state is not None
         self.errors: tuple[Tensor, Tensor] | None = None
         # without a graph: what computed an argument is the business of the argument's own node
-        apart = {id(tensor): tensor.detach().requires_grad_() for tensor in given}
-        self.given = tuple(apart.values())
+        apart = {id(tensor): tensor.detach().requires_grad_() for tensor in extras}
+        self.extras = tuple(apart.values())
         self.first = None if state is not None else tree_map(lambda leaf: apart.get(id(leaf), leaf), first)
         self.arguments = tree_map(lambda leaf: apart.get(id(leaf), leaf), arguments)
         before = getattr(x.grad_fn, "link", None) if isinstance(x, Tensor) else None
@@ -153,13 +155,13 @@ class RoundedLink:
     def measure(self, x: Tensor, rounded: Tensor, outputs: list[Tensor]) -> None:
         """The error of the layer's VJP, if it is time to look at it again."""
         layer: Any = self.rerun.layer
-        ways: Ways = layer._odenet_ways
+        ways: CallModes = layer._odenet_ways
         ways.calls += 1
         if due(ways.calls - 1) and not watched(layer):
             cotangents = [cotangent(y) for y in outputs]
-            before = 1 + len(self.given)
-            exact, found = (self.gradients(each, cotangents) for each in (x, rounded))
-            self.errors = apart(found[:before], exact[:before]), apart(found[before:], exact[before:])
+            before = 1 + len(self.extras)
+            exact, approximate = (self.gradients(state, cotangents) for state in (x, rounded))
+            self.errors = apart(approximate[:before], exact[:before]), apart(approximate[before:], exact[before:])
 
     def gradients(self, x: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Those by x where that is a state, by the given tensors and by the weights, at this x."""
@@ -168,9 +170,9 @@ class RoundedLink:
                 x = x.detach().requires_grad_()
             arguments = copied(self.arguments)
             leaves = tree_leaves(self.rerun.repeat(lambda: self.rerun.call(copied(x), arguments)))
-            outputs = [leaves[i] for i in self.wanted]
+            outputs = [leaves[i] for i in self.indices]
             pairs = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None and y.requires_grad]
-            sources: list[Any] = [*((x,) if self.rounds else ()), *self.given, *self.weights]
+            sources: list[Any] = [*((x,) if self.rounds else ()), *self.extras, *self.weights]
             ys, gs = zip(*pairs, strict=True)
             return [*torch.autograd.grad(ys, sources, gs, allow_unused=True)]
 
@@ -178,13 +180,13 @@ class RoundedLink:
         """The gradients by x where that is rounded, by the given tensors and by the weights."""
         if self.spent:
             raise spent()
-        found = self.gradients(self.first if self.state is None else self.state.state(), cotangents)
-        self._note(found)
+        gradients = self.gradients(self.first if self.state is None else self.state.state(), cotangents)
+        self._note(gradients)
         if not _retained():
             self.spent, self.state = True, None
-        return found
+        return gradients
 
-    def _note(self, found: list[Tensor | None]) -> None:
+    def _note(self, gradients: list[Tensor | None]) -> None:
         if self.method != self.run.gradient:
             return
         layer = self.rerun.layer
@@ -193,14 +195,14 @@ class RoundedLink:
             self.run.note(self.index, layer, stats)
             errors = None
             if self.errors is not None:
-                sizes = square(found[1 + len(self.given) :]), square(found[:1] if self.begins else ())
+                sizes = square(gradients[1 + len(self.extras) :]), square(gradients[:1] if self.begins else ())
                 errors = LayerErrors(type(layer).__name__, *self.errors, *sizes)
             self.run.measured.note(self.method.label, errors)
         if self.begins:
             self.run.certify(self.alarm)
 
 
-class _Node(torch.autograd.Function):
+class _RoundedNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, link: RoundedLink, outputs: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.link = link

@@ -21,7 +21,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands."""
+    """The place of a layer in its container."""
 
     container: nn.Module
     key: str
@@ -58,14 +58,14 @@ def runs_of(model: nn.Module, where: str | None, example: Any, tolerance: float)
         for name, module in submodule(model, where).named_modules(prefix=where or "")
         if isinstance(module, CONTAINERS) and len(module) > 1
     ]
-    seen = calls(model, [child for _, container in containers for child in container], example)
+    by_module = calls(model, [child for _, container in containers for child in container], example)
     runs: list[Run] = []
     reasons: list[InputError] = []
     inside: set[int] = set()
     for name, container in containers:
         if id(container) in inside:
             continue
-        for run in _in_a_row(_members(name, container, seen, reasons, tolerance), reasons):
+        for run in _in_a_row(_members(name, container, by_module, reasons, tolerance), reasons):
             runs.append(run)
             inside |= {id(module) for member in run for module in member.layer.module.modules()}
     if not runs:
@@ -78,9 +78,9 @@ def no_run(where: str | None, reasons: list[InputError], residual: bool) -> Conv
     texts = list(dict.fromkeys(str(reason.given) for reason in reasons))
     listed = "; ".join(texts[:_LISTED]) + (f"; and {len(texts) - _LISTED} more" if texts[_LISTED:] else "")
     remedies = [reason.remedy for reason in reasons if reason.remedy]
-    what = "two residual layers in a row" if residual else "two layers of several operations each"
+    layers = "two residual layers in a row" if residual else "two layers of several operations each"
     return ConversionError(
-        f"no {what} in {where or 'the model'} ({listed or 'no container of two layers'})",
+        f"no {layers} in {where or 'the model'} ({listed or 'no container of two layers'})",
         "an nn.Sequential or nn.ModuleList with layers x -> x + f(x) one after the other, which keep the shape and "
         "end with the addition"
         if residual
@@ -102,18 +102,20 @@ def submodule(model: nn.Module, where: str | None) -> nn.Module:
 
 
 def _members(
-    name: str, container: nn.Module, seen: dict[int, list[Call]], reasons: list[InputError], tolerance: float
+    name: str, container: nn.Module, by_module: dict[int, list[Call]], reasons: list[InputError], tolerance: float
 ) -> Iterator[Member | None]:
     """The layers of a container in order; None for one that is not residual."""
     times = [id(child) for child in container._modules.values()]
     for index, (key, child) in enumerate(container._modules.items()):
         if child is None:
             continue
-        place, found = Place(container, key, f"{name}.{key}" if name else key), seen[id(child)]
+        place, made_calls = Place(container, key, f"{name}.{key}" if name else key), by_module[id(child)]
         try:
-            if len(found) != times.count(id(child)):
-                raise InputError(f"{type(child).__name__} ({place.name}) is called {len(found)} times on the example")
-            call = found[times[:index].count(id(child))]
+            if len(made_calls) != times.count(id(child)):
+                raise InputError(
+                    f"{type(child).__name__} ({place.name}) is called {len(made_calls)} times on the example"
+                )
+            call = made_calls[times[:index].count(id(child))]
             _check(child, call)
             yield Member(place, Layer(child, call.x, call.arguments, call.state, call.tail, tolerance), call)
         except InputError as error:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from odenet import ConversionError, InputError
 from odenet_torch.conversion.attached import Attached
+from odenet_torch.conversion.call_modes import CallMode, CallModes
 from odenet_torch.conversion.calls import Call, calls
 from odenet_torch.conversion.residual import Modes, residual_branches
 from odenet_torch.conversion.runs import CONTAINERS, no_run, submodule
 from odenet_torch.conversion.sums import in_place
-from odenet_torch.conversion.ways import Way, Ways
 
 _LISTS = (*CONTAINERS, nn.ModuleDict)
 
@@ -44,14 +44,14 @@ class Selected:
 
     @property
     def steps(self) -> int:
-        """How many steps it is."""
+        """The number of steps that the layer takes."""
         return max(1, len(self.branches.get(True, ())))
 
-    def ways(self) -> Ways:
+    def ways(self) -> CallModes:
         """Its branches, called as on the example."""
-        ways = Ways()
+        ways = CallModes()
         for mode, branches in self.branches.items():
-            ways.add(self.module, mode, self.calls[0].arguments, Way(branches, fresh=False))
+            ways.add(self.module, mode, self.calls[0].arguments, CallMode(branches, fresh=False))
         return ways
 
 
@@ -73,11 +73,11 @@ def selection(
         if isinstance(module, _LISTS) and len(module) > 1
     ]
     modules = [child for _, container in lists for child in container.children()]
-    seen = calls(model, modules, example)
+    by_module = calls(model, modules, example)
     reasons: list[InputError] = []
-    found: list[list[Selected]] = []
+    selected: list[list[Selected]] = []
     inside: set[int] = set()
-    groups = [(container, list(_blocks(name, container, seen, reasons))) for name, container in lists]
+    groups = [(container, list(_blocks(name, container, by_module, reasons))) for name, container in lists]
     for container, layers in groups if residual else _levels(groups):
         if id(container) in inside:
             continue
@@ -85,25 +85,25 @@ def selection(
         for layer in layers:
             _judge(layer, tolerance)
         runs = _runs(layers)
-        kept = [run for run in runs if not residual or (len(run) > 1 and run[0].why is None)]
+        chosen = [run for run in runs if not residual or (len(run) > 1 and run[0].why is None)]
         if residual:
             reasons += [layer.why for run in runs for layer in run if layer.why is not None]
             reasons += [InputError(f"{run[0].name} is residual, and alone") for run in runs if len(run) == 1]
-        found += kept
-        inside |= {id(module) for run in kept for layer in run for module in layer.module.modules()}
-    if not found:
+        selected += chosen
+        inside |= {id(module) for run in chosen for layer in run for module in layer.module.modules()}
+    if not selected:
         raise no_run(where, reasons, residual)
-    return found
+    return selected
 
 
 def _blocks(
-    name: str, container: nn.Module, seen: dict[int, list[Call]], reasons: list[InputError]
+    name: str, container: nn.Module, by_module: dict[int, list[Call]], reasons: list[InputError]
 ) -> Iterator[Selected]:
     """The layers of a container that run, and that are made of several operations."""
     for key, child in container._modules.items():
         if child is None or _is_operation(child):
             continue
-        place, found = f"{name}.{key}" if name else key, seen[id(child)]
+        place, made_calls = f"{name}.{key}" if name else key, by_module[id(child)]
         if isinstance(child, Attached):
             reasons.append(ConversionError(f"{place} is converted already", "", "take odenet.unconvert(model) before"))
         elif any(kind.__module__.startswith("torch.distributed") for kind in type(child).__mro__):
@@ -112,14 +112,14 @@ def _blocks(
                     f"{type(child).__name__} ({place}) is sharded already", "", "convert before fully_shard"
                 )
             )
-        elif not found:
+        elif not made_calls:
             reasons.append(ConversionError(f"{type(child).__name__} ({place}) is not called on the example"))
         elif "forward" in vars(child):
             reasons.append(ConversionError(f"the forward of {type(child).__name__} ({place}) was replaced"))
-        elif any(call.left[0] != call.written for call in found):
+        elif any(call.left[0] != call.written for call in made_calls):
             reasons.append(in_place(f"{type(child).__name__} ({place})"))
         else:
-            yield Selected(place, child, found)
+            yield Selected(place, child, made_calls)
 
 
 def _is_operation(module: nn.Module) -> bool:

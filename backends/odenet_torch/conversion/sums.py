@@ -103,5 +103,5 @@ class _Following(TorchFunctionMode):
 
     def known(self, tensor: Tensor) -> tuple[Tensor, Tensor | None, int] | None:
         """What is known of a tensor; None where it is no such sum, or was written on since."""
-        found = self.more.get(id(tensor))
-        return found if found is not None and found[2] == version(tensor) else None
+        entry = self.more.get(id(tensor))
+        return entry if entry is not None and entry[2] == version(tensor) else None

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from odenet import Backprop, Event, PIDController, Problem, Solver, Span
 from odenet.kit import Compile, compiling
-from odenet_torch.drop_in.flow import Flow, parts
+from odenet_torch.drop_in.flow import OdeintProblem, parts
 from odenet_torch.field.differentiating import readable
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.gradients.accepted_steps import plain
-from odenet_torch.steps.adaptive import Forward, begin
+from odenet_torch.steps.adaptive import ForwardSolve, begin
 from odenet_torch.steps.compiled import compilable
-from odenet_torch.steps.size_control import EVER, On
+from odenet_torch.steps.size_control import EVER, StepCallbacks
 from odenet_torch.steps.times import from_start, moves, to_outputs
 
 
 def solve(
-    flow: Flow, solver: Solver, control: PIDController, on: On | None, compile: Compile = False
+    flow: OdeintProblem, solver: Solver, control: PIDController, on: StepCallbacks | None, compile: Compile = False
 ) -> tuple[Tensor | None, Tensor]:
     """The time of the event (None without one), and the state at the times (with one: at t0 and there).
 
@@ -35,56 +35,56 @@ def solve(
 
 
 def _solve(
-    flow: Flow, solver: Solver, control: PIDController, on: On | None, compile: Compile
+    flow: OdeintProblem, solver: Solver, control: PIDController, on: StepCallbacks | None, compile: Compile
 ) -> tuple[Tensor | None, Tensor]:
     if flow.event_fn is None:
-        found, leaves = forward(flow, solver, control, on, compile=compile)
-        ys = to_outputs(found, found.run, plain(found, leaves))
-        return None, found.run.layout.returned(ys[0], 0)
+        forward_pass, leaves = forward(flow, solver, control, on, compile=compile)
+        ys = to_outputs(forward_pass, forward_pass.run, plain(forward_pass, leaves))
+        return None, forward_pass.run.layout.returned(ys[0], 0)
     if 0.0 in flow.signs(flow.times[0], flow.y0):
         return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
-    found, leaves = forward(flow, solver, control, on, compile=compile)
-    (last,) = plain(found, leaves)
-    assert found.event is not None
-    event_t = torch.tensor(found.event, dtype=flow.t.dtype, device=flow.t.device)
-    return event_t, torch.stack([flow.y0, found.run.layout.returned(last[-1], 0)])
+    forward_pass, leaves = forward(flow, solver, control, on, compile=compile)
+    (last,) = plain(forward_pass, leaves)
+    assert forward_pass.event is not None
+    event_t = torch.tensor(forward_pass.event, dtype=flow.t.dtype, device=flow.t.device)
+    return event_t, torch.stack([flow.y0, forward_pass.run.layout.returned(last[-1], 0)])
 
 
 def forward(
-    flow: Flow,
+    flow: OdeintProblem,
     solver: Solver,
     control: PIDController,
-    on: On | None = None,
+    on: StepCallbacks | None = None,
     *,
     dense: bool = False,
     compile: Compile = False,
-) -> tuple[Forward, Leaves]:
+) -> tuple[ForwardSolve, Leaves]:
     """A pass that is about to run, and where it begins."""
     moving = moves(flow.t)
     ts: Any = flow.t.unbind(0) if moving else flow.times
     if flow.event_fn is None:
         span = Span(ts[0], ts[-1], ts, control, dense=dense)
     else:
-        found = [each for each in torch.as_tensor(control.atol).reshape(-1).tolist() if each > 0]
-        event = Event(flow.event, tolerance=min(found, default=None))
+        tolerances = [bound for bound in torch.as_tensor(control.atol).reshape(-1).tolist() if bound > 0]
+        event = Event(flow.event, tolerance=min(tolerances, default=None))
         span = Span(ts[0], flow.direction * EVER, None, control, event)
-    made = Problem(flow.f, flow.y0, None, span, solver, Backprop(), compiling(compile))
-    given, leaves = layout(flow.y0)
+    problem = Problem(flow.f, flow.y0, None, span, solver, Backprop(), compiling(compile))
+    state_layout, leaves = layout(flow.y0)
     field = FunctionField(flow.f, None)
-    if made.compile is not None:
-        made = dataclasses.replace(made, compile=compilable(made))
+    if problem.compile is not None:
+        problem = dataclasses.replace(problem, compile=compilable(problem))
         field.traced, field.module, field.inner = (
             functools.partial(_slope, flow.func, flow.shapes),
             flow.func,
             flow.reads,
         )
-    run = begin(made, given, leaves, field)
-    run.walk.on = on
+    run = begin(problem, state_layout, leaves, field)
+    run.loop.on = on
     return run, from_start(span, run.run, leaves)
 
 
 def _slope(func: Any, shapes: tuple[torch.Size, ...] | None, t: Tensor, y: Tensor) -> Tensor:
-    """What `Flow.f` does of each evaluation, for a graph."""
+    """What `OdeintProblem.f` does of each evaluation, for a graph."""
     value = func(t.to(y.real.dtype), y if shapes is None else parts(y, shapes))
     value = value if shapes is None else torch.cat([part.reshape(-1) for part in value])
     return value.to(y.dtype) if y.is_complex() or not value.is_complex() else value  # that widens the state

@@ -18,19 +18,19 @@ from torch import Tensor
 from odenet import GradientError, PIDController, UnsupportedError
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.drop_in import fixed
-from odenet_torch.drop_in.error import Reach
-from odenet_torch.drop_in.flow import Flow
+from odenet_torch.drop_in.error import AdjointTolerance
+from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
-from odenet_torch.drop_in.recalled import Recalled
+from odenet_torch.drop_in.recalled_function import Recalled
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.adjoint import unhooked
-from odenet_torch.steps.size_control import On, Walk
+from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
 
 
 @dataclass(frozen=True)
-class Way:
+class AdjointProblem:
     """Forth and back.
 
     Args:
@@ -43,30 +43,30 @@ class Way:
         watch: who is told of its steps, once it is known how to show them the state.
     """
 
-    flow: Flow
+    flow: OdeintProblem
     again: Recalled
     forth: Callable[[], tuple[Tensor | None, Tensor]]
     method: str
     choice: PIDController | Spacing
-    reach: Reach | None
-    watch: Callable[[Callable[..., Any]], On | None]
+    reach: AdjointTolerance | None
+    watch: Callable[[Callable[..., Any]], StepCallbacks | None]
 
 
-def solve(way: Way, params: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
+def solve(way: AdjointProblem, params: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
     """The time of the event and the states, differentiable by t, y0 and the parameters."""
     if not torch.is_grad_enabled():
         return way.forth()
-    event_t, ys = _Solve.apply(way, way.flow.t, way.flow.y0, *params)
+    event_t, ys = _OdeintAdjoint.apply(way, way.flow.t, way.flow.y0, *params)
     return event_t, ys
 
 
-class Slope(tuple[Tensor, ...]):
+class AugmentedSlope(tuple[Tensor, ...]):
     """A slope of the state and of its adjoint, and those of the quadratures."""
 
     parts: tuple[Tensor | None, ...] = ()
 
 
-class Back:
+class AdjointSolve:
     """The way back, from time to time.
 
     Args:
@@ -75,32 +75,32 @@ class Back:
         timed: whether the times have one.
     """
 
-    def __init__(self, way: Way, params: Sequence[Tensor], timed: bool) -> None:
+    def __init__(self, way: AdjointProblem, params: Sequence[Tensor], timed: bool) -> None:
         self.way, self.params, self.timed = way, params, timed
-        self.given, _ = layout(way.flow.y0)
+        self.layout, _ = layout(way.flow.y0)
         self.sums = [torch.zeros_like(p, dtype=torch.float32 if p.dtype in HALF else None) for p in params]
-        self.moved = torch.zeros((), dtype=self.given.time, device=self.given.device)
+        self.moved = torch.zeros((), dtype=self.layout.time, device=self.layout.device)
         """What the adjoint adds to the gradient by t0 through the field's own dependence on time."""
         self.size: float | None = None
         """Of the first step: the longest between the times before, which saves an evaluation and small steps."""
         self.on = way.watch(lambda y, a: (self.moved, y, a, *self.sums))
 
-    def field(self, t: Tensor, both: AnyLeaves) -> Slope:
-        """The slopes at a time."""
+    def field(self, t: Tensor, both: AnyLeaves) -> AugmentedSlope:
+        """The slopes of state, adjoint and quadratures at a time."""
         y, a = both
-        given = self.given
+        state_layout = self.layout
         time, at = t.detach().requires_grad_(self.timed), y.detach().requires_grad_()
         with torch.enable_grad():
-            (value,) = given.evaluate(lambda y: self.way.flow.f(time, y), (at,))
-        wanted = (at, *((time,) if self.timed else ()), *self.params)
-        found: Sequence[Tensor | None] = (None,) * len(wanted)
+            (value,) = state_layout.evaluate(lambda y: self.way.flow.f(time, y), (at,))
+        sources = (at, *((time,) if self.timed else ()), *self.params)
+        gradients: Sequence[Tensor | None] = (None,) * len(sources)
         if value.requires_grad:
             # what f reads of a graph from outside is gone through again at the next stage
-            found = torch.autograd.grad(value, wanted, a, allow_unused=True, retain_graph=True)
-        part, *rest = found
-        made = Slope((value.detach(), torch.zeros_like(y) if part is None else -part))
-        made.parts = tuple(rest if self.timed else [None, *rest])
-        return made
+            gradients = torch.autograd.grad(value, sources, a, allow_unused=True, retain_graph=True)
+        part, *rest = gradients
+        slope = AugmentedSlope((value.detach(), torch.zeros_like(y) if part is None else -part))
+        slope.parts = tuple(rest if self.timed else [None, *rest])
+        return slope
 
     def between(self, start: float, end: float, y: Tensor, a: Tensor) -> Tensor:
         """The adjoint at an earlier time of the solve.
@@ -117,28 +117,30 @@ class Back:
             grid = fixed.nodes(self.way.flow, choice, y, ends)
             tableau = FIXED[method].tableau
             recording = self.way.flow.recording
-            told = None if recording is None else recording.back(tableau)
-            for step in fixed.steps(self.field, tableau, both, grid, self.given.time, choice.perturb, self.on, told):
+            on_stage = None if recording is None else recording.back(tableau)
+            for step in fixed.steps(
+                self.field, tableau, both, grid, self.layout.time, choice.perturb, self.on, on_stage
+            ):
                 self.accept(weighed(step.slopes, tableau.b, -step.h))
                 both = step.y1
             return both[1]
         if choice.first_step is None and self.size is not None:
             choice = dataclasses.replace(choice, first_step=self.size)
-        walk, longest = self._walk(choice, start, end), 0.0
-        for step in walk.steps(start, both):
-            self.accept(weighed(step.slopes, walk.tableau.b, -step.h))
+        loop, longest = self._loop(choice, start, end), 0.0
+        for step in loop.steps(start, both):
+            self.accept(weighed(step.slopes, loop.tableau.b, -step.h))
             both, longest = step.y1, max(longest, abs(step.h))
         # steps that end where the next time is are shorter than they might be
-        self.size = longest * (1 if walk.tried > walk.n else 2) or None
-        if walk.failed is not None:
+        self.size = longest * (1 if loop.tried > loop.n else 2) or None
+        if loop.failed is not None:
             raise GradientError(
-                f"the adjoint stopped after {walk.n} steps back from t={start:.8g}: {walk.failed.happened}",
+                f"the adjoint stopped after {loop.n} steps back from t={start:.8g}: {loop.failed.happened}",
                 "backward solves that reach the time before",
-                f"{walk.failed.remedy}; or take odeint, whose gradient integrates nothing back",
+                f"{loop.failed.remedy}; or take odeint, whose gradient integrates nothing back",
             )
         return both[1]
 
-    def _walk(self, control: PIDController, start: float, end: float) -> Walk:
+    def _loop(self, control: PIDController, start: float, end: float) -> AdaptiveLoop:
         assert self.way.reach is not None
         sign = 1 if end >= start else -1
         inner = {t for t in (*control.step_t, *control.jump_t) if sign * start < sign * t < sign * end}
@@ -146,26 +148,26 @@ class Back:
         tableau = ADAPTIVE[self.way.method].tableau
 
         def tried() -> list[tuple[Tensor | None, Tensor | None]]:
-            assert walk.trial is not None
+            assert loop.trial is not None
             assert tableau.error_weights is not None
-            of, h = walk.trial.slopes, -walk.size
+            of, h = loop.trial.slopes, -loop.size
             return list(zip(weighed(of, tableau.error_weights, h), weighed(of, tableau.b, h), strict=True))
 
-        walk = Walk(
+        loop = AdaptiveLoop(
             lambda t, rank, time, both: self.field(t, both),
             tableau,
             control,
             self.way.reach.of(lambda: (self.moved, *self.sums), tried),
-            self.given.device,
-            self.given.time,
+            self.layout.device,
+            self.layout.time,
             stops,
             jumps,
             on=self.on,
         )
-        return walk
+        return loop
 
     def accept(self, parts: Sequence[Tensor | None]) -> None:
-        """Add what a step adds."""
+        """Add to the quadratures what a step adds to them."""
         moved, *rest = parts
         if moved is not None:
             self.moved = self.moved + moved
@@ -178,7 +180,7 @@ def weighed(slopes: Sequence[AnyLeaves], weights: Sequence[float], h: float) -> 
     """`h sum_i weights[i] parts[i]` of each quadrature; None where it is zero."""
     totals: list[Tensor | None] = []
     for slope, weight in zip(slopes, weights, strict=False):
-        assert isinstance(slope, Slope)
+        assert isinstance(slope, AugmentedSlope)
         totals = totals or [None] * len(slope.parts)
         if not weight:
             continue
@@ -190,9 +192,9 @@ def weighed(slopes: Sequence[AnyLeaves], weights: Sequence[float], h: float) -> 
     return totals
 
 
-class _Solve(torch.autograd.Function):
+class _OdeintAdjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, way: Way, t: Tensor, y0: Tensor, *params: Tensor) -> tuple[Tensor | None, Tensor]:
+    def forward(ctx: Any, way: AdjointProblem, t: Tensor, y0: Tensor, *params: Tensor) -> tuple[Tensor | None, Tensor]:
         event_t, ys = way.forth()
         way.again.finish()
         kinds = dict.fromkeys((y0.device.type, "cpu"))
@@ -216,8 +218,8 @@ class _Solve(torch.autograd.Function):
         ys = ys.detach()
         flow, timed, (_, grads) = way.flow, ctx.needs_input_grad[1], gradients
         times = flow.times if ctx.end is None else (flow.times[0], ctx.end)
-        back = Back(way, params, timed)
-        (kind,) = back.given.carried
+        back = AdjointSolve(way, params, timed)
+        (kind,) = back.layout.carried
         rates: list[Tensor] = []
         with contextlib.ExitStack() as stack:
             for device, enabled, of in ctx.autocast:
@@ -229,9 +231,9 @@ class _Solve(torch.autograd.Function):
             a = torch.zeros_like(ys[-1], dtype=kind)
             for i in reversed(range(1, len(times))):
                 if timed:
-                    time = torch.full((), times[i], dtype=back.given.time, device=ys.device)
+                    time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)
                     at = (ys[i].to(kind),)
-                    (rate,) = back.given.evaluate(lambda y: flow.f(time, y), at, start=True)  # noqa: B023
+                    (rate,) = back.layout.evaluate(lambda y: flow.f(time, y), at, start=True)  # noqa: B023
                     rates.append((rate * grads[i].conj()).sum().real)
                 a = back.between(times[i], times[i - 1], ys[i].to(kind), a + grads[i])
             a = a + grads[0]

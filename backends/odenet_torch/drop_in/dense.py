@@ -43,13 +43,13 @@ class Continuous:
         flat = times.reshape(-1)
         if not len(flat):
             raise InputError("the solution at no time", "at least one time")
-        found = [
+        states = [
             self._at(time, flat[i] if moving else time) for i, time in enumerate(flat.detach().double().cpu().tolist())
         ]
-        stacked = torch.stack(found)
+        stacked = torch.stack(states)
         return self.layout.returned(stacked.reshape(*times.shape, *stacked.shape[1:]), 0)
 
-    def _at(self, t: float, given: Any) -> Tensor:
+    def _at(self, t: float, time: Any) -> Tensor:
         nodes = self.nodes
         sign = 1 if nodes[-1] >= nodes[0] else -1
         slack = 1e-6 * abs(nodes[-1] - nodes[0])
@@ -59,5 +59,5 @@ class Continuous:
         n = max(0, min(n, len(self.steps) - 1))
         y, slopes, _ = self.steps[n]
         h = nodes[n + 1] - nodes[n]
-        (found,) = weigh(y, h, interpolant(self.tableau).weights((given - nodes[n]) / h), slopes)
-        return found.to(y[0].dtype)  # a state without an axis would be widened by a time in double
+        (state,) = weigh(y, h, interpolant(self.tableau).weights((time - nodes[n]) / h), slopes)
+        return state.to(y[0].dtype)  # a state without an axis would be widened by a time in double

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odenet import InputError
 from odenet.kit import shown
-from odenet_torch.drop_in.flow import Flow, Norm, mixed, rms, state_norm, tolerance
+from odenet_torch.drop_in.flow import Norm, OdeintProblem, mixed, rms, state_norm, tolerance
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.tolerance import Tolerance, scaled
 
@@ -19,7 +19,7 @@ Totals = Callable[[], Sequence[Tensor]]
 Tried = Callable[[], Sequence[tuple[Tensor | None, Tensor | None]]]
 
 
-class Reach(Tolerance):
+class AdjointTolerance(Tolerance):
     """Tolerances of the state, its adjoint and the quadratures; the norm of torchdiffeq's adjoint, or the user's.
 
     Args:
@@ -33,7 +33,9 @@ class Reach(Tolerance):
         InputError: tolerances that cannot be used.
     """
 
-    def __init__(self, flow: Flow, rtol: Any, atol: Any, norm: str | Norm | None, forward: Norm | None, count: int):
+    def __init__(
+        self, flow: OdeintProblem, rtol: Any, atol: Any, norm: str | Norm | None, forward: Norm | None, count: int
+    ):
         self.flow, self.of_all = flow, norm
         self.rtol, self.rtol_beside = _parted("adjoint_rtol", rtol, flow, count)
         self.atol, self.atol_beside = _parted("adjoint_atol", atol, flow, count)
@@ -43,16 +45,16 @@ class Reach(Tolerance):
         self.totals: Totals = tuple
         self.tried: Tried = tuple
 
-    def of(self, totals: Totals, tried: Tried) -> Reach:
+    def of(self, totals: Totals, tried: Tried) -> AdjointTolerance:
         """The same for one solve.
 
         Args:
             totals: the quadratures so far: by time, and by each parameter.
             tried: the error of each in the step that is tried, and what the step adds to it; None for none.
         """
-        found = copy.copy(self)
-        found.totals, found.tried = totals, tried
-        return found
+        copied = copy.copy(self)
+        copied.totals, copied.tried = totals, tried
+        return copied
 
     def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
         """See `Tolerance`."""
@@ -69,29 +71,29 @@ class Reach(Tolerance):
 
     def _beside(self) -> list[Tensor | None]:
         """The errors of the quadratures over what is allowed."""
-        found: list[Tensor | None] = []
+        ratios: list[Tensor | None] = []
         allowed = zip(self.totals(), self.tried(), self.rtol_beside, self.atol_beside, strict=True)
         for total, (error, step), rtol, atol in allowed:
             if error is None or step is None:
-                found.append(None)
+                ratios.append(None)
                 continue
             size = torch.maximum(total.abs(), (total + step).abs())
             bound = atol + rtol * size
-            found.append(torch.where((bound == 0) & (error == 0), 0, error.abs() / bound))
-        return found
+            ratios.append(torch.where((bound == 0) & (error == 0), 0, error.abs() / bound))
+        return ratios
 
     def _whole(self, both: Leaves, beside: list[Tensor | None]) -> Tensor:
         y, a = both
         if callable(self.of_all):
             t, *params = (
-                torch.zeros_like(total) if each is None else each
-                for each, total in zip(beside, self.totals(), strict=True)
+                torch.zeros_like(total) if ratio is None else ratio
+                for ratio, total in zip(beside, self.totals(), strict=True)
             )
-            shown = [leaf if isinstance(leaf, tuple) else (leaf,) for leaf in map(self.flow.given, both)]
+            shown = [leaf if isinstance(leaf, tuple) else (leaf,) for leaf in map(self.flow.unpacked, both)]
             return torch.as_tensor(self.of_all((t, *shown[0], *shown[1], *params)))
         parts = [torch.as_tensor(self.state(leaf), device=y.device).double() for leaf in (y, a)]
-        others = [each for each in beside if each is not None]
-        return torch.stack([*parts, *((mixed(others).double(),) if others else ())]).amax()
+        ratios = [ratio for ratio in beside if ratio is not None]
+        return torch.stack([*parts, *((mixed(ratios).double(),) if ratios else ())]).amax()
 
 
 def require_norm(norm: Any) -> None:
@@ -100,18 +102,18 @@ def require_norm(norm: Any) -> None:
         raise InputError(f"norm={shown(norm)} of adjoint_options", "'seminorm', or a function of a tuple")
 
 
-def _parted(name: str, given: Any, flow: Flow, count: int) -> tuple[tuple[Any, Any], list[Any]]:
+def _parted(name: str, value: Any, flow: OdeintProblem, count: int) -> tuple[tuple[Any, Any], list[Any]]:
     """A tolerance of the state and of its adjoint, and of what is beside them: time and parameters."""
-    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes)) and getattr(given, "ndim", 1)
-    if several and len(each := list(given)) == 3 + count:
+    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1)
+    if several and len(bounds := list(value)) == 3 + count:
         if flow.shapes is None or len(flow.shapes) != 3 + count:
             try:
-                t, y, a, *params = (torch.as_tensor(value).detach() for value in each)
+                t, y, a, *params = (torch.as_tensor(bound).detach() for bound in bounds)
             except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-                raise InputError(f"{name}={shown(given)}", f"{3 + count} numbers of at least 0, or tensors") from error
-            if any(one.is_meta or one.is_complex() or not bool((one >= 0).all()) for one in (t, y, a, *params)):
-                raise InputError(f"{name}={shown(given)}", f"{3 + count} numbers of at least 0, or tensors of them")
+                raise InputError(f"{name}={shown(value)}", f"{3 + count} numbers of at least 0, or tensors") from error
+            if any(bound.is_meta or bound.is_complex() or not bool((bound >= 0).all()) for bound in (t, y, a, *params)):
+                raise InputError(f"{name}={shown(value)}", f"{3 + count} numbers of at least 0, or tensors of them")
             return (y, a), [t, *params]
-    found = tolerance(name, given, flow)
-    least = found if isinstance(found, float) else torch.as_tensor(found).min().item()
-    return (found, found), [least] * (1 + count)
+    of_state = tolerance(name, value, flow)
+    least = of_state if isinstance(of_state, float) else torch.as_tensor(of_state).min().item()
+    return (of_state, of_state), [least] * (1 + count)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odenet_torch.drop_in.flow import Flow
+from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.times import WithoutRate, crossing, moved
 
 
-def linked(flow: Flow, event_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def linked(flow: OdeintProblem, event_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The event's time and the state then, moving with all that the condition depends on.
 
     Args:
@@ -38,7 +38,7 @@ def linked(flow: Flow, event_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return event_t + by, moved(slope, event_t, by, (y,))[0]
 
 
-def _entry(flow: Flow, event_t: Tensor, y: Tensor) -> int:
+def _entry(flow: OdeintProblem, event_t: Tensor, y: Tensor) -> int:
     """Of several conditions that which is nearest to zero, for its rate."""
     time, at = event_t.clone().requires_grad_(), y.detach().requires_grad_()
     values = flow.event(time, at)

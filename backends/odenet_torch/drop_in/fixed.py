@@ -13,11 +13,11 @@ from torch import Tensor
 
 from odenet import GridError, InputError, SolveError, Solver
 from odenet.kit import Tableau, add, shown, slopes
-from odenet_torch.drop_in.flow import Flow
+from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.steps.dense import differentiable
-from odenet_torch.steps.size_control import On
+from odenet_torch.steps.size_control import StepCallbacks
 from odenet_torch.steps.weighted_sum import weigh_leaves
 
 _MOST = 2**31 - 1  # steps
@@ -51,31 +51,33 @@ class FixedStep:
     slopes: Sequence[Leaves]
 
 
-def solve(flow: Flow, solver: Solver, spacing: Spacing, on: On | None) -> tuple[Tensor | None, Tensor]:
+def solve(
+    flow: OdeintProblem, solver: Solver, spacing: Spacing, on: StepCallbacks | None
+) -> tuple[Tensor | None, Tensor]:
     """See `odenet_torch.drop_in.adaptive.solve`."""
-    given, y0 = layout(flow.y0)
+    state_layout, y0 = layout(flow.y0)
 
     def evaluate(t: Tensor, y: Leaves) -> Leaves:
-        return given.evaluate(lambda at: flow.f(t, at), y)
+        return state_layout.evaluate(lambda at: flow.f(t, at), y)
 
     if flow.event_fn is not None:
-        return _until_event(flow, solver.tableau, spacing, on, (given, y0, evaluate))
+        return _until_event(flow, solver.tableau, spacing, on, (state_layout, y0, evaluate))
     if len(flow.times) == 1:
         return None, flow.y0.unsqueeze(0)
     grid, outputs, direction = nodes(flow, spacing, flow.y0, flow.t), [y0[0]], flow.direction
     moving = differentiable(flow.t)
-    told = None if flow.recording is None else flow.recording.forth(solver.tableau)
-    for step in steps(evaluate, solver.tableau, y0, grid, given.time, spacing.perturb, on, told):
+    on_stage = None if flow.recording is None else flow.recording.forth(solver.tableau)
+    for step in steps(evaluate, solver.tableau, y0, grid, state_layout.time, spacing.perturb, on, on_stage):
         while len(outputs) < len(flow.times) and direction * step.t1 >= direction * (t := flow.times[len(outputs)]):
             if t == step.t1 and not (moving and spacing.interp == "cubic"):
                 outputs.append(step.y1[0])
                 continue
-            wanted = (flow.t[len(outputs)] - grid[step.n]).to(given.time) if moving else t - step.t
-            outputs.append(_between(step, wanted / step.h, spacing.interp, evaluate))
-    return None, given.returned(torch.stack(outputs), 0)
+            offset = (flow.t[len(outputs)] - grid[step.n]).to(state_layout.time) if moving else t - step.t
+            outputs.append(_between(step, offset / step.h, spacing.interp, evaluate))
+    return None, state_layout.returned(torch.stack(outputs), 0)
 
 
-def nodes(flow: Flow, spacing: Spacing, y0: Tensor, t: Tensor) -> Tensor:
+def nodes(flow: OdeintProblem, spacing: Spacing, y0: Tensor, t: Tensor) -> Tensor:
     """The ends of all steps.
 
     Args:
@@ -91,20 +93,22 @@ def nodes(flow: Flow, spacing: Spacing, y0: Tensor, t: Tensor) -> Tensor:
         grid = spacing.grid_constructor(flow.func if flow.shapes is None else flow.f, y0, t)
         if not isinstance(grid, Tensor) or not grid.is_floating_point() or grid.ndim != 1 or not len(grid):
             raise GridError(f"grid_constructor made {shown(grid)}", "a one-dimensional tensor of floats")
-        ends, wanted = [grid[0].item(), grid[-1].item()], [t[0].item(), t[-1].item()]
-        if ends != wanted:
-            raise GridError(f"grid_constructor made a grid from {ends[0]} to {ends[1]}", f"{wanted[0]} to {wanted[1]}")
-        if not bool((torch.diff(grid.detach()) * math.copysign(1.0, wanted[1] - wanted[0]) >= 0).all()):
+        ends, expected = [grid[0].item(), grid[-1].item()], [t[0].item(), t[-1].item()]
+        if ends != expected:
+            raise GridError(
+                f"grid_constructor made a grid from {ends[0]} to {ends[1]}", f"{expected[0]} to {expected[1]}"
+            )
+        if not bool((torch.diff(grid.detach()) * math.copysign(1.0, expected[1] - expected[0]) >= 0).all()):
             raise GridError(f"grid_constructor made {shown(grid.tolist())}", "times in the order of the solve")
         return grid
     if spacing.step_size is None:
         return t
-    whole = (t[-1] - t[0]).item() / spacing.step_size
+    steps_in_all = (t[-1] - t[0]).item() / spacing.step_size
     # a last step of nothing but rounding is none
-    if abs(whole) > _MOST:
-        raise GridError(f"step_size={spacing.step_size} makes {abs(whole):.1e} steps", f"at most {_MOST}")
-    count = max(1, math.ceil(abs(whole) - _ROUNDING))
-    places = torch.arange(count, dtype=t.dtype, device=t.device) * math.copysign(spacing.step_size, whole)
+    if abs(steps_in_all) > _MOST:
+        raise GridError(f"step_size={spacing.step_size} makes {abs(steps_in_all):.1e} steps", f"at most {_MOST}")
+    count = max(1, math.ceil(abs(steps_in_all) - _ROUNDING))
+    places = torch.arange(count, dtype=t.dtype, device=t.device) * math.copysign(spacing.step_size, steps_in_all)
     return torch.cat([places + t[0], t[-1:]])
 
 
@@ -115,8 +119,8 @@ def steps(
     grid: Tensor,
     time: torch.dtype,
     perturb: bool,
-    on: On | None,
-    told: Callable[[int, int, float, float], None] | None = None,
+    on: StepCallbacks | None,
+    on_stage: Callable[[int, int, float, float], None] | None = None,
 ) -> Iterator[FixedStep]:
     """Those from the first node of a grid to the last; nothing is read from the device but the grid, and that once.
 
@@ -128,15 +132,15 @@ def steps(
         time: number type of the times that the field is called with.
         perturb: see `Spacing`.
         on: who is told of steps.
-        told: who is told of stages, with the step, the stage and the ends of the step, before each.
+        on_stage: who is told of stages, with the step, the stage and the ends of the step, before each.
     """
     ends = grid.tolist()
-    found = grid.to(torch.promote_types(grid.dtype, time))
-    size = found[1:] - found[:-1]
+    precise = grid.to(torch.promote_types(grid.dtype, time))
+    size = precise[1:] - precise[:-1]
     moving = differentiable(size)
     sizes: Sequence[Any] = size.to(time).unbind(0) if moving else size.tolist()
-    times = _stage_times(found, size, tableau, time, perturb).unbind(0)
-    lasts = found[1:].to(time).unbind(0)
+    times = _stage_times(precise, size, tableau, time, perturb).unbind(0)
+    lasts = precise[1:].to(time).unbind(0)
     h: Any
     for n, (h, row, last) in enumerate(zip(sizes, times, lasts, strict=True)):
         if on is not None:
@@ -144,14 +148,14 @@ def steps(
         at = row.unbind(0)
 
         def stage(i: int, state: Leaves, n: int = n, at: Sequence[Tensor] = at) -> Leaves:
-            if told is not None:
-                told(n, i, ends[n], ends[n + 1])
+            if on_stage is not None:
+                on_stage(n, i, ends[n], ends[n + 1])
             return evaluate(at[i], state)
 
-        made = slopes(tableau, stage, y, h)
+        ks = slopes(tableau, stage, y, h)
         # first the increment: each term on its own added to y would round it once more
-        y1 = add(y, _weighed(h, tableau.b, made) if moving else weigh_leaves(None, h, tableau.b, made))
-        yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, made)
+        y1 = add(y, _weighed(h, tableau.b, ks) if moving else weigh_leaves(None, h, tableau.b, ks))
+        yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, ks)
         y = y1
 
 
@@ -164,7 +168,7 @@ def _weighed(h: Tensor, weights: Sequence[float], slopes: Sequence[Leaves]) -> L
 
 
 def _stage_times(grid: Tensor, size: Tensor, tableau: Tableau, time: torch.dtype, perturb: bool) -> Tensor:
-    """Of all stages, one row a step."""
+    """The times of all stages, one row a step."""
     c = torch.tensor(tableau.c[: tableau.step_stages], dtype=grid.dtype, device=grid.device)
     times = torch.where(c == 1, grid[1:, None], grid[:-1, None] + size[:, None] * c).to(time)
     if not perturb:
@@ -184,14 +188,18 @@ def _between(step: FixedStep, position: Any, interp: str, evaluate: Evaluate) ->
         return y + p * (y1 - y)
     (first,) = step.slopes[0]
     (last,) = evaluate(step.end, step.y1)
-    bend = (1 - p) * first - p * last
-    return y + p * p * (3 - 2 * p) * (y1 - y) + step.h * p * (1 - p) * bend
+    slopes_part = (1 - p) * first - p * last
+    return y + p * p * (3 - 2 * p) * (y1 - y) + step.h * p * (1 - p) * slopes_part
 
 
 def _until_event(
-    flow: Flow, tableau: Tableau, spacing: Spacing, on: On | None, start: tuple[Layout, Leaves, Evaluate]
+    flow: OdeintProblem,
+    tableau: Tableau,
+    spacing: Spacing,
+    on: StepCallbacks | None,
+    start: tuple[Layout, Leaves, Evaluate],
 ) -> tuple[Tensor, Tensor]:
-    given, y, evaluate = start
+    state_layout, y, evaluate = start
     if spacing.step_size is None:
         raise InputError("an event with a method of fixed steps and no step_size", "options={'step_size': h}")
     before = flow.signs(flow.times[0], flow.y0)
@@ -200,9 +208,9 @@ def _until_event(
     h = flow.direction * spacing.step_size
     for n in range(_EVENT_STEPS):
         ends = flow.t[0] + torch.arange(n, n + 2, dtype=flow.t.dtype, device=flow.t.device) * h
-        (step,) = steps(evaluate, tableau, y, ends, given.time, spacing.perturb, on)
+        (step,) = steps(evaluate, tableau, y, ends, state_layout.time, spacing.perturb, on)
         y = step.y1
-        if flow.signs(step.t1, given.call(y)) != before:
+        if flow.signs(step.t1, state_layout.call(y)) != before:
             break
     else:
         raise SolveError(
@@ -211,7 +219,7 @@ def _until_event(
         )
 
     def at(position: Any) -> Tensor:
-        return given.returned(_between(step, position, spacing.interp, evaluate), 0)
+        return state_layout.returned(_between(step, position, spacing.interp, evaluate), 0)
 
     def changed(position: float) -> bool:
         return flow.signs(step.t + position * h, at(position)) != before
@@ -224,5 +232,5 @@ def _until_event(
             middle = (low + high) / 2
             low, high = (low, middle) if changed(middle) else (middle, high)
     event_t = torch.tensor(step.t + high * h, dtype=flow.t.dtype, device=flow.t.device)
-    place = ((step.t + high * h - ends[0]) / h).to(given.time) if differentiable(ends) else high
+    place = ((step.t + high * h - ends[0]) / h).to(state_layout.time) if differentiable(ends) else high
     return event_t, torch.stack([flow.y0, at(place)])

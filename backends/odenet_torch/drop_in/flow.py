@@ -26,7 +26,7 @@ Norm = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Flow:
+class OdeintProblem:
     """`y' = f(t, y)`, `y(t[0]) = y0`.
 
     Args:
@@ -51,7 +51,7 @@ class Flow:
 
     @property
     def direction(self) -> float:
-        """Of time: 1 or -1."""
+        """The direction of time, 1 or -1."""
         return -1.0 if self.times[-1] < self.times[0] else 1.0
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Flow:
         return value
 
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
-        state = y if self.shapes is None else self.given(y)
+        state = y if self.shapes is None else self.unpacked(y)
         try:
             if self.reads is None:
                 value = self.func(t, state)
@@ -98,7 +98,7 @@ class Flow:
             not isinstance(part, Tensor) or part.shape != shape for part, shape in zip(value, self.shapes, strict=True)
         ):
             raise StateError(
-                f"func returned {described(value)} for a state that is {described(self.given(y))}",
+                f"func returned {described(value)} for a state that is {described(self.unpacked(y))}",
                 "a tuple of slopes, each of the shape of its entry of the state",
             )
 
@@ -111,7 +111,7 @@ class Flow:
         assert self.event_fn is not None
         time = torch.as_tensor(t, device=y.device).to(y.real.dtype)
         try:
-            value = self.event_fn(time, self.given(y))
+            value = self.event_fn(time, self.unpacked(y))
         except TypeError:
             takes(self.event_fn, 2, "event_fn", "a function that can be called as event_fn(t, y)")
             raise
@@ -138,7 +138,7 @@ class Flow:
             raise NonFiniteError(f"event_fn is {values.tolist()} at t={t:.8g}", "numbers, or booleans")
         return signs
 
-    def given(self, y: Tensor) -> Any:
+    def unpacked(self, y: Tensor) -> Any:
         """A state as it was given: the tensor, or the tuple; with the leading axes that y has."""
         if self.shapes is None:
             return y
@@ -163,7 +163,7 @@ def described(value: Any) -> str:
 
 def flow(
     func: Callable[[Tensor, Any], Any], y0: Any, t: Any, event_fn: Callable[[Tensor, Any], Tensor] | None = None
-) -> Flow:
+) -> OdeintProblem:
     """A checked flow.
 
     Raises:
@@ -178,8 +178,8 @@ def flow(
     shapes = None
     for leaf in y0 if isinstance(y0, tuple) else (y0,):
         if isinstance(leaf, Tensor) and (leaf.is_meta or leaf.layout is not torch.strided):
-            what = "on the meta device, without values" if leaf.is_meta else f"in the layout {leaf.layout}"
-            raise StateError(f"y0 has a tensor {what}", "dense tensors with values")
+            storage = "on the meta device, without values" if leaf.is_meta else f"in the layout {leaf.layout}"
+            raise StateError(f"y0 has a tensor {storage}", "dense tensors with values")
     if not isinstance(y0, Tensor):
         if not isinstance(y0, tuple) or not y0 or not all(isinstance(leaf, Tensor) for leaf in y0):
             raise StateError(f"y0 is a {type(y0).__name__}", "a tensor, or a tuple of tensors")
@@ -204,53 +204,53 @@ def flow(
     if t.device != y0.device:
         warnings.warn("t is not on the same device as y0. Coercing to y0.device.", stacklevel=3)
         t = t.to(y0.device)
-    return Flow(func, shapes, y0, t, times, event_fn)
+    return OdeintProblem(func, shapes, y0, t, times, event_fn)
 
 
-def tolerance(name: str, given: Any, flow: Flow) -> float | Tensor:
+def tolerance(name: str, value: Any, flow: OdeintProblem) -> float | Tensor:
     """A tolerance as a number, or as one number an entry of the state.
 
     Raises:
         InputError: it needs a gradient, has not one entry for each of the state's, or is no number of at least 0.
     """
-    if isinstance(given, (int, float)) or not isinstance(given, Iterable):
-        return _number(name, given)
-    if isinstance(given, Tensor) and given.requires_grad:
+    if isinstance(value, (int, float)) or not isinstance(value, Iterable):
+        return _number(name, value)
+    if isinstance(value, Tensor) and value.requires_grad:
         raise InputError(f"{name} needs a gradient", "a tolerance that needs none", f"{name}.detach()")
-    if isinstance(given, (str, bytes, Mapping)):
-        raise InputError(f"{name}={shown(given)}", _TOLERANCE)
-    if flow.shapes is not None and getattr(given, "ndim", 1):
-        each = list(given)
-        if len(each) != len(flow.shapes):
-            raise InputError(f"{name} has {len(each)} entries for {len(flow.shapes)} of y0", "one for each")
+    if isinstance(value, (str, bytes, Mapping)):
+        raise InputError(f"{name}={shown(value)}", _TOLERANCE)
+    if flow.shapes is not None and getattr(value, "ndim", 1):
+        bounds = list(value)
+        if len(bounds) != len(flow.shapes):
+            raise InputError(f"{name} has {len(bounds)} entries for {len(flow.shapes)} of y0", "one for each")
         sizes = [shape.numel() for shape in flow.shapes]
-        return spread([_entries(name, one, (n,)) for one, n in zip(each, sizes, strict=True)], sizes, flow.y0)
-    if getattr(given, "shape", None) == ():
-        return _number(name, given)
-    return _entries(name, given, flow.y0.shape).to(flow.y0.device)
+        return spread([_entries(name, bound, (n,)) for bound, n in zip(bounds, sizes, strict=True)], sizes, flow.y0)
+    if getattr(value, "shape", None) == ():
+        return _number(name, value)
+    return _entries(name, value, flow.y0.shape).to(flow.y0.device)
 
 
 _TOLERANCE = "numbers of at least 0: one, or a tensor that broadcasts to y0, or for a tuple one for each of its entries"
 
 
-def _number(name: str, given: Any) -> float:
-    found = real(given)
-    if found is None or not 0 <= found < math.inf:
-        raise InputError(f"{name}={shown(given)}", _TOLERANCE)
-    return found
+def _number(name: str, value: Any) -> float:
+    number = real(value)
+    if number is None or not 0 <= number < math.inf:
+        raise InputError(f"{name}={shown(value)}", _TOLERANCE)
+    return number
 
 
-def _entries(name: str, given: Any, shape: Sequence[int]) -> Tensor:
+def _entries(name: str, value: Any, shape: Sequence[int]) -> Tensor:
     """A tolerance that broadcasts to a shape."""
     try:
-        found = torch.as_tensor(given).detach()
-        torch.broadcast_to(found, tuple(shape))
-        usable = found.dtype is not torch.bool and not found.is_complex() and not found.is_meta
-        if usable and bool(((found >= 0) & torch.isfinite(found)).all()):
-            return found
+        bounds = torch.as_tensor(value).detach()
+        torch.broadcast_to(bounds, tuple(shape))
+        usable = bounds.dtype is not torch.bool and not bounds.is_complex() and not bounds.is_meta
+        if usable and bool(((bounds >= 0) & torch.isfinite(bounds)).all()):
+            return bounds
     except (TypeError, ValueError, RuntimeError, OverflowError):
         pass
-    raise InputError(f"{name}={shown(given)} for entries of shape {tuple(shape)}", _TOLERANCE)
+    raise InputError(f"{name}={shown(value)} for entries of shape {tuple(shape)}", _TOLERANCE)
 
 
 def spread(values: Sequence[Any], sizes: Sequence[int], like: Tensor) -> Tensor:
@@ -259,13 +259,13 @@ def spread(values: Sequence[Any], sizes: Sequence[int], like: Tensor) -> Tensor:
     return torch.cat([torch.as_tensor(v, **kind).expand(n) for v, n in zip(values, sizes, strict=True)])
 
 
-def state_norm(given: Norm | None, flow: Flow) -> str | Norm:
+def state_norm(norm: Norm | None, flow: OdeintProblem) -> str | Norm:
     """That of scaled errors: the root mean square; of tuples the largest of their entries."""
     if flow.shapes is None:
-        return given or "rms"
-    if given is None:
-        return lambda y: mixed(flow.given(y))
-    return lambda y: given(flow.given(y))
+        return norm or "rms"
+    if norm is None:
+        return lambda y: mixed(flow.unpacked(y))
+    return lambda y: norm(flow.unpacked(y))
 
 
 def mixed(leaves: Sequence[Tensor]) -> Tensor:
@@ -274,5 +274,5 @@ def mixed(leaves: Sequence[Tensor]) -> Tensor:
 
 
 def rms(leaf: Tensor) -> Tensor:
-    """The root mean square."""
+    """The root mean square of a tensor's entries."""
     return torch.linalg.vector_norm(leaf) / max(leaf.numel(), 1) ** 0.5

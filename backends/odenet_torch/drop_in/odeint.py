@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from odenet import GridError, InputError, PIDController, StateError, UnsupportedError
 from odenet.kit import Compile, real, shown, yes_or_no
 from odenet_torch.drop_in import adaptive, adjoint, fixed
-from odenet_torch.drop_in.adjoint import Way
+from odenet_torch.drop_in.adjoint import AdjointProblem
 from odenet_torch.drop_in.dense import Continuous
-from odenet_torch.drop_in.error import Reach, require_norm
+from odenet_torch.drop_in.error import AdjointTolerance, require_norm
 from odenet_torch.drop_in.events import linked
-from odenet_torch.drop_in.flow import Flow, flow
+from odenet_torch.drop_in.flow import OdeintProblem, flow
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
 from odenet_torch.drop_in.options import Spacing, control, mapped, spacing, watchers
-from odenet_torch.drop_in.recalled import recalled
+from odenet_torch.drop_in.recalled_function import recalled
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.half_precision import Reads
 from odenet_torch.gradients.accepted_steps import plain
@@ -35,7 +35,7 @@ from odenet_torch.gradients.adjoint import refuse_transforms
 
 Func = Callable[[Tensor, Any], Any]
 Options = Mapping[str, Any] | None
-Found = tuple[Tensor | None, Tensor]
+Outcome = tuple[Tensor | None, Tensor]
 
 
 def odeint(
@@ -81,10 +81,10 @@ def odeint(
     if delegated(method):
         more = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         return torchdiffeq().odeint(func, y0, t, **more)
-    made, chosen = flow(func, y0, t, event_fn), mapped("options", options)
+    checked, chosen = flow(func, y0, t, event_fn), mapped("options", options)
     parameters = func.parameters() if isinstance(func, nn.Module) else ()
-    made = dataclasses.replace(made, reads=Reads.of(made.y0.device, parameters))
-    return _returned(made, _solver(made, method or "dopri5", chosen, rtol, atol, compile)())
+    checked = dataclasses.replace(checked, reads=Reads.of(checked.y0.device, parameters))
+    return _returned(checked, _solver(checked, method or "dopri5", chosen, rtol, atol, compile)())
 
 
 def odeint_adjoint(
@@ -142,30 +142,32 @@ def odeint_adjoint(
     if adjoint_options is None:
         adjoint_options = {name: value for name, value in options.items() if name != "norm"}
     adjoint_options = mapped("adjoint_options", adjoint_options)
-    params = tuple(each for each in named if each.requires_grad)
-    made, again = recalled(flow(func, y0, t, event_fn))
-    recording = Recording(func, made.y0.device)
-    made = dataclasses.replace(made, recording=recording)
+    params = tuple(tensor for tensor in named if tensor.requires_grad)
+    checked, again = recalled(flow(func, y0, t, event_fn))
+    recording = Recording(func, checked.y0.device)
+    checked = dataclasses.replace(checked, recording=recording)
     if torch.is_grad_enabled():
         refuse_transforms("odeint_adjoint", "odeint")
-        params = recording.first(lambda: again.first(made, params, named=adjoint_params is not None))
+        params = recording.first(lambda: again.first(checked, params, named=adjoint_params is not None))
     back = back or "dopri5"
     rtol_back = rtol if adjoint_rtol is None else adjoint_rtol
     atol_back = atol if adjoint_atol is None else adjoint_atol
-    forth = _solver(made, method or "dopri5", options, rtol, atol)
+    forth = _solver(checked, method or "dopri5", options, rtol, atol)
     norm = adjoint_options.get("norm")
     require_norm(norm)
     rest = {name: value for name, value in adjoint_options.items() if name != "norm"}
     if back in ADAPTIVE:
-        reach = Reach(made, rtol_back, atol_back, norm, options.get("norm"), len(params))
-        choice: PIDController | Spacing = control(back, rest, made, 1.0, 1.0)
+        reach = AdjointTolerance(checked, rtol_back, atol_back, norm, options.get("norm"), len(params))
+        choice: PIDController | Spacing = control(back, rest, checked, 1.0, 1.0)
     else:
-        reach, choice = None, spacing(back, rest, rtol_back, atol_back, made, "adjoint_")
-    way = Way(made, again, forth, back, choice, reach, lambda shown: watchers(back, made, shown, "_adjoint"))
+        reach, choice = None, spacing(back, rest, rtol_back, atol_back, checked, "adjoint_")
+    way = AdjointProblem(
+        checked, again, forth, back, choice, reach, lambda shown: watchers(back, checked, shown, "_adjoint")
+    )
     event_t, ys = adjoint.solve(way, params)
     if event_t is not None:
-        event_t, _ = linked(made, event_t, ys[-1])
-    return _returned(made, (event_t, ys))
+        event_t, _ = linked(checked, event_t, ys[-1])
+    return _returned(checked, (event_t, ys))
 
 
 def odeint_event(
@@ -203,13 +205,13 @@ def odeint_event(
     yes_or_no("reverse_time", reverse_time)
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
-    event_t, found = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
-    made = flow(func, y0, t, event_fn)
-    last = found[-1] if made.shapes is None else torch.cat([leaf[-1].reshape(-1) for leaf in found])
-    event_t, last = linked(made, event_t, last)
-    if made.shapes is None:
-        return event_t, torch.cat([found[:-1], last.unsqueeze(0)])
-    pairs = zip(found, made.given(last), strict=True)
+    event_t, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    checked = flow(func, y0, t, event_fn)
+    last = states[-1] if checked.shapes is None else torch.cat([leaf[-1].reshape(-1) for leaf in states])
+    event_t, last = linked(checked, event_t, last)
+    if checked.shapes is None:
+        return event_t, torch.cat([states[:-1], last.unsqueeze(0)])
+    pairs = zip(states, checked.unpacked(last), strict=True)
     return event_t, tuple(torch.cat([leaf[:-1], end.unsqueeze(0)]) for leaf, end in pairs)
 
 
@@ -248,29 +250,29 @@ def odeint_dense(
     if any(end is None or not math.isfinite(end) for end in ends):
         raise GridError(f"t0={shown(t0)} and t1={shown(t1)}", "finite numbers, or tensors of one entry")
     t = torch.tensor(ends, dtype=torch.float64)
-    made = flow(func, y0, t.to(y0.device))
-    choice, solver = control(name, mapped("options", options), made, rtol, atol), ADAPTIVE[name]
-    found, leaves = adaptive.forward(made, solver, choice, watchers(name, made, made.given), dense=True)
-    plain(found, leaves)
-    assert found.dense is not None
-    return Continuous(solver.tableau, found.run.layout, found.dense.nodes, found.dense.steps)
+    checked = flow(func, y0, t.to(y0.device))
+    choice, solver = control(name, mapped("options", options), checked, rtol, atol), ADAPTIVE[name]
+    forward, leaves = adaptive.forward(checked, solver, choice, watchers(name, checked, checked.unpacked), dense=True)
+    plain(forward, leaves)
+    assert forward.dense is not None
+    return Continuous(solver.tableau, forward.run.layout, forward.dense.nodes, forward.dense.steps)
 
 
 def _solver(
-    made: Flow, name: str, options: Mapping[str, Any], rtol: Any, atol: Any, compile: Compile = False
-) -> Callable[[], Found]:
+    checked: OdeintProblem, name: str, options: Mapping[str, Any], rtol: Any, atol: Any, compile: Compile = False
+) -> Callable[[], Outcome]:
     """The solve by an own method, which is yet to run."""
-    on = watchers(name, made, made.given)
+    on = watchers(name, checked, checked.unpacked)
     if name in ADAPTIVE:
-        choice = control(name, options, made, rtol, atol)
-        return lambda: adaptive.solve(made, ADAPTIVE[name], choice, on, compile)
-    spaced = spacing(name, options, rtol, atol, made)
-    return lambda: fixed.solve(made, FIXED[name], spaced, on)
+        choice = control(name, options, checked, rtol, atol)
+        return lambda: adaptive.solve(checked, ADAPTIVE[name], choice, on, compile)
+    spaced = spacing(name, options, rtol, atol, checked)
+    return lambda: fixed.solve(checked, FIXED[name], spaced, on)
 
 
-def _returned(made: Flow, found: Found) -> Any:
-    event_t, ys = found
-    return made.given(ys) if made.event_fn is None else (event_t, made.given(ys))
+def _returned(checked: OdeintProblem, outcome: Outcome) -> Any:
+    event_t, ys = outcome
+    return checked.unpacked(ys) if checked.event_fn is None else (event_t, checked.unpacked(ys))
 
 
 def _named(params: Any) -> tuple[Tensor, ...]:
@@ -281,7 +283,7 @@ def _named(params: Any) -> tuple[Tensor, ...]:
     """
     several = isinstance(params, Iterable) and not isinstance(params, (Tensor, Mapping, str, bytes))
     named: tuple[Any, ...] = tuple(params) if several else (params,)
-    if not several or not all(isinstance(each, Tensor) for each in named):
+    if not several or not all(isinstance(tensor, Tensor) for tensor in named):
         raise InputError(f"adjoint_params={shown(params)}", "a tuple of tensors", "adjoint_params=() for none")
     return named
 
@@ -290,5 +292,5 @@ def _parameters(module: nn.Module) -> tuple[Tensor, ...]:
     """Those of a module; of a replica within nn.DataParallel, whose parameters are plain tensors, these."""
     if not getattr(module, "_is_replica", False):
         return tuple(module.parameters())
-    held = (value for each in module.modules() for value in vars(each).values())
-    return tuple(value for value in held if isinstance(value, Tensor) and value.requires_grad)
+    values = (value for inner in module.modules() for value in vars(inner).values())
+    return tuple(value for value in values if isinstance(value, Tensor) and value.requires_grad)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from odenet import InputError, PIDController, UnknownNameError
 from odenet.kit import real, shown, within, yes_or_no
-from odenet_torch.drop_in.flow import Flow, state_norm, tolerance
+from odenet_torch.drop_in.flow import OdeintProblem, state_norm, tolerance
 from odenet_torch.drop_in.methods import ADAPTIVE
-from odenet_torch.steps.size_control import On
+from odenet_torch.steps.size_control import StepCallbacks
 
 Options = Mapping[str, Any]
 _FACTORS = {
@@ -54,28 +54,30 @@ class Spacing:
     precision: float
 
 
-def control(method: str, options: Options, flow: Flow, rtol: Any, atol: Any) -> PIDController:
+def control(method: str, options: Options, flow: OdeintProblem, rtol: Any, atol: Any) -> PIDController:
     """That of an adaptive method. Options of other methods are warned of.
 
     Raises:
         InputError: an option that cannot be used, or that no method has.
     """
     _look(method, options, _ADAPTIVE)
-    found: dict[str, Any] = {"safety": 0.9}
+    settings: dict[str, Any] = {"safety": 0.9}
     for name, (ours, above, most) in _FACTORS.items():
         if (value := options.get(name)) is not None:
-            found[ours] = within(name, value, above, most, of=f"the options of {method}")
+            settings[ours] = within(name, value, above, most, of=f"the options of {method}")
     for name in _SIZES:
         value = options.get(name)
         unbounded = (name == "max_step" and real(value) == math.inf) or (name == "min_step" and real(value) == 0)
         if value is not None and not unbounded:
-            found[name] = within(name, value, 0.0, of=f"the options of {method}")
+            settings[name] = within(name, value, 0.0, of=f"the options of {method}")
     for name in ("step_t", "jump_t"):
         if (value := options.get(name)) is not None:
-            found[name] = _times(name, value)
-    both = [*found.get("step_t", ()), *found.get("jump_t", ())]
-    if len(set(both)) < len(both):
-        raise InputError(f"step_t and jump_t repeat one of {sorted(both)}", "times that are different from each other")
+            settings[name] = _times(name, value)
+    discontinuities = [*settings.get("step_t", ()), *settings.get("jump_t", ())]
+    if len(set(discontinuities)) < len(discontinuities):
+        raise InputError(
+            f"step_t and jump_t repeat one of {sorted(discontinuities)}", "times that are different from each other"
+        )
     # an event that never comes would let the solve go on for ever
     most = options.get("max_num_steps", _MOST if flow.event_fn is None else _EVENT_STEPS)
     count = real(most)
@@ -87,24 +89,24 @@ def control(method: str, options: Options, flow: Flow, rtol: Any, atol: Any) -> 
     rtol, atol = tolerance("rtol", rtol, flow), tolerance("atol", atol, flow)
     # there, so many between one time and the next
     steps = int(count) * max(len(flow.times) - 1, 1)
-    return PIDController(rtol, atol, state_norm(options.get("norm"), flow), max_steps=steps, **found)
+    return PIDController(rtol, atol, state_norm(options.get("norm"), flow), max_steps=steps, **settings)
 
 
 def _times(name: str, value: Any) -> list[float]:
-    """One time or several."""
+    """An option that is one time or several, as a list."""
     try:
         several = value.reshape(-1).tolist() if hasattr(value, "tolist") else value
     except (TypeError, ValueError, RuntimeError):  # on the meta device, or traced
         several = [None]
     listed = list(several) if isinstance(several, Iterable) and not isinstance(several, (str, bytes, Mapping)) else None
-    found = [real(time) for time in ([value] if listed is None else listed)]
-    times = [time for time in found if time is not None and math.isfinite(time)]
-    if len(times) < len(found):
+    numbers = [real(time) for time in ([value] if listed is None else listed)]
+    times = [time for time in numbers if time is not None and math.isfinite(time)]
+    if len(times) < len(numbers):
         raise InputError(f"{name}={shown(value)}", "finite times: a number, a list, or a one-dimensional tensor")
     return times
 
 
-def spacing(method: str, options: Options, rtol: Any, atol: Any, flow: Flow, prefix: str = "") -> Spacing:
+def spacing(method: str, options: Options, rtol: Any, atol: Any, flow: OdeintProblem, prefix: str = "") -> Spacing:
     """That of a method without an error estimate. Options of other methods are warned of.
 
     Args:
@@ -138,7 +140,7 @@ def spacing(method: str, options: Options, rtol: Any, atol: Any, flow: Flow, pre
     return Spacing(step_size, ours, interp, perturb, precision if isinstance(precision, float) else 0.0)
 
 
-def watchers(method: str, flow: Flow, shown: Callable[..., Any], suffix: str = "") -> On | None:
+def watchers(method: str, flow: OdeintProblem, shown: Callable[..., Any], suffix: str = "") -> StepCallbacks | None:
     """What the function wants to be told of steps: its methods `callback_step`, `callback_accept_step`, ...
 
     Args:
@@ -147,16 +149,16 @@ def watchers(method: str, flow: Flow, shown: Callable[..., Any], suffix: str = "
         shown: the state, as the function is to see it, from its leaves.
         suffix: "_adjoint" for the way back.
     """
-    found = {name: getattr(flow.func, name + suffix, None) for name in _CALLBACKS}
-    if not any(found.values()):
+    callbacks = {name: getattr(flow.func, name + suffix, None) for name in _CALLBACKS}
+    if not any(callbacks.values()):
         return None
     if method not in ADAPTIVE:
-        ignored = {name for name in _CALLBACKS[1:] if found[name] is not None}
+        ignored = {name for name in _CALLBACKS[1:] if callbacks[name] is not None}
         if ignored:
             warnings.warn(f"Solver '{method}' does not support callbacks {ignored}", stacklevel=4)
     device = flow.y0.device
 
-    def told(callback: Any) -> Callable[[float, Any, float], None]:
+    def adapted(callback: Any) -> Callable[[float, Any, float], None]:
         if callback is None:
             return lambda t, y, h: None
 
@@ -166,7 +168,7 @@ def watchers(method: str, flow: Flow, shown: Callable[..., Any], suffix: str = "
 
         return tell
 
-    return On(*(told(found[name]) for name in _CALLBACKS))
+    return StepCallbacks(*(adapted(callbacks[name]) for name in _CALLBACKS))
 
 
 def _look(method: str, options: Options, known: set[str]) -> None:

@@ -21,7 +21,7 @@ from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import indifferent
 
 Value = TypeVar("Value")
-Told = Callable[[int, int, float, float], None]
+OnStage = Callable[[int, int, float, float], None]
 _CLOSE = 1e-4  # of a step: how far apart its ends may lie on the two ways
 
 
@@ -76,18 +76,18 @@ class Recording:
             self.states.setdefault(place, before)
         return value
 
-    def forth(self, tableau: Tableau) -> Told:
+    def forth(self, tableau: Tableau) -> OnStage:
         """For a method: what is told of the step and stage that come next, and the ends of the step."""
         self.tableau = tableau
 
-        def told(n: int, stage: int, start: float, end: float) -> None:
+        def on_stage(n: int, stage: int, start: float, end: float) -> None:
             if n == len(self.ends):
                 self.ends.append((start, end))
             self.place = n, stage
 
-        return told
+        return on_stage
 
-    def back(self, tableau: Tableau) -> Told | None:
+    def back(self, tableau: Tableau) -> OnStage | None:
         """The same on the way back: None where nothing was drawn.
 
         Raises:
@@ -98,10 +98,10 @@ class Recording:
         assert self.tableau is not None
         stages = _stages_forth(self.tableau, tableau)
 
-        def told(n: int, stage: int, start: float, end: float) -> None:
+        def on_stage(n: int, stage: int, start: float, end: float) -> None:
             self.place = self._step(end, start), stages[stage]
 
-        return told
+        return on_stage
 
     @contextlib.contextmanager
     def again(self, adaptive: bool) -> Iterator[None]:
@@ -144,16 +144,16 @@ def _stages_forth(forth: Tableau, back: Tableau) -> list[int]:
     One of the same weight, so that the whole step weighs each draw as it did; of several the nearest in time.
     """
     count = range(forth.step_stages)
-    found = []
+    stages = []
     for node, weight in zip(back.c[: back.step_stages], back.b, strict=False):
         alike = [i for i in count if forth.b[i] == weight] or list(count)
-        found.append(min(alike, key=lambda i: abs(forth.c[i] - (1 - node))))
-    return found
+        stages.append(min(alike, key=lambda i: abs(forth.c[i] - (1 - node))))
+    return stages
 
 
-def _not_replayed(what: str) -> GradientError:
+def _not_replayed(reason: str) -> GradientError:
     return GradientError(
-        f"a field that draws random numbers (dropout in training?) with odeint_adjoint, {what}",
+        f"a field that draws random numbers (dropout in training?) with odeint_adjoint, {reason}",
         "methods of fixed steps whose steps are the same on both ways, which draw the same numbers again; or odeint",
         "call func.eval(), take odeint, or a method such as rk4 without step_size or with one that divides the times",
     )
@@ -162,15 +162,15 @@ def _not_replayed(what: str) -> GradientError:
 def modules_of(func: Callable[..., Any]) -> list[nn.Module]:
     """The modules that a function is, or is seen to hold: itself, its object, what it closes over or names."""
     roots: list[Any] = [func]
-    found: dict[int, nn.Module] = {}
-    seen: set[int] = set()
+    modules: dict[int, nn.Module] = {}
+    visited: set[int] = set()
     while roots:
         value = roots.pop()
-        if id(value) in seen:
+        if id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, nn.Module):
-            found |= {id(module): module for module in value.modules()}
+            modules |= {id(module): module for module in value.modules()}
         elif isinstance(value, functools.partial):
             roots += [value.func, *value.args, *value.keywords.values()]
         elif inspect.ismethod(value):
@@ -179,14 +179,14 @@ def modules_of(func: Callable[..., Any]) -> list[nn.Module]:
             cells = list(inspect.getclosurevars(value).nonlocals.values())
             names = [value.__globals__.get(name) for name in value.__code__.co_names]
             defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-            roots += [each for each in (*cells, *names, *defaults) if _may_hold(each)]
+            roots += [member for member in (*cells, *names, *defaults) if _may_hold(member)]
         elif isinstance(value, (list, tuple)):
-            roots += [each for each in value if _may_hold(each)]
+            roots += [member for member in value if _may_hold(member)]
         elif isinstance(value, dict):
-            roots += [each for each in value.values() if _may_hold(each)]
+            roots += [member for member in value.values() if _may_hold(member)]
         elif value is func or callable(value):
-            roots += [each for each in getattr(value, "__dict__", {}).values() if _may_hold(each)]
-    return list(found.values())
+            roots += [member for member in getattr(value, "__dict__", {}).values() if _may_hold(member)]
+    return list(modules.values())
 
 
 def _may_hold(value: Any) -> bool:

@@ -19,7 +19,7 @@ Owned = tuple[nn.Module, str]
 
 
 @dataclass(frozen=True)
-class Called:
+class ModuleSnapshot:
     """What a module held when it was called.
 
     Args:
@@ -37,8 +37,8 @@ class Called:
     buffers: tuple[tuple[Owned, Tensor, int, Any], ...]
 
     @classmethod
-    def now(cls, name: str, module: nn.Module) -> Called:
-        """As the module is now."""
+    def now(cls, name: str, module: nn.Module) -> ModuleSnapshot:
+        """A snapshot of the module as it is now."""
         parameters, buffers = [], []
         for inner in module.modules():
             for key, tensor in inner._parameters.items():
@@ -49,11 +49,11 @@ class Called:
                     buffers.append(((inner, key), tensor, version(tensor), sampled(tensor)))
         return cls(name, module, _training(module), tuple(parameters), tuple(buffers))
 
-    def require_unchanged(self, kept: Collection[tuple[int, str]], moves: bool) -> None:
+    def require_unchanged(self, copied: Collection[tuple[int, str]], moves: bool) -> None:
         """Looks whether it would return now what it returned then.
 
         Args:
-            kept: buffers of which there are copies, by `id` of the owner and name.
+            copied: buffers of which there are copies, by `id` of the owner and name.
             moves: whether it may hold other parameters now, because it will be called with those of then.
 
         Raises:
@@ -61,16 +61,16 @@ class Called:
         """
         if _training(self.module) != self.training:
             raise changed(f"{self.name} was switched between train() and eval()", "the same mode")
-        for (owner, key), tensor, before, wanted, values in self.parameters:
+        for (owner, key), tensor, before, requires_grad, values in self.parameters:
             if version(tensor) != before or sampled(tensor) != values:
                 raise changed(f"the parameter {key} of {self.name} was modified by an inplace operation")
-            if tensor.requires_grad != wanted:
+            if tensor.requires_grad != requires_grad:
                 raise changed(f"requires_grad of the parameter {key} of {self.name} was changed")
             if not moves and owner._parameters.get(key) is not tensor:
                 raise changed(f"{self.name}, which the field calls, was given another parameter {key}")
         for (owner, key), tensor, before, values in self.buffers:
             same = owner._buffers.get(key) is tensor and version(tensor) == before and sampled(tensor) == values
-            if not same and (id(owner), key) not in kept:
+            if not same and (id(owner), key) not in copied:
                 raise changed(f"the buffer {key} of {self.name} was changed")
 
 
@@ -98,10 +98,10 @@ def require_same(name: str, out: Leaves, again: Leaves) -> None:
             )
 
 
-def changed(what: str, allowed: str = "the same") -> GradientError:
+def changed(subject: str, allowed: str = "the same") -> GradientError:
     """The error for what is to run again and is not what it was."""
     return GradientError(
-        f"{what} after the forward pass, and is to run again",
+        f"{subject} after the forward pass, and is to run again",
         f"{allowed} in the forward and the backward pass",
         "call backward() first, or take gradient='backprop'",
     )

@@ -98,7 +98,7 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
 
 
 @contextlib.contextmanager
-def readable(what: str) -> Iterator[None]:
+def readable(subject: str) -> Iterator[None]:
     """Steps that depend on values, which can't be read within `torch.func.vmap`.
 
     Raises:
@@ -110,7 +110,7 @@ def readable(what: str) -> Iterator[None]:
         if not torch._C._are_functorch_transforms_active() or not any(text in str(error) for text in _UNREADABLE):
             raise
         raise UnsupportedError(
-            f"{what} inside torch.func.vmap, where the size of a step would be another one for each sample",
+            f"{subject} inside torch.func.vmap, where the size of a step would be another one for each sample",
             "steps=N there; a leading batch axis, with steps for all or PIDController(per_sample=True)",
             "solve for the whole batch at once, or take steps=N",
         ) from error

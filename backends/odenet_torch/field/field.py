@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import Depth, GradientError
+from odenet import Depth, GradientError, UnsupportedError
 from odenet.kit import blend, check_alike, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.half_precision import Reads
@@ -129,9 +129,11 @@ class FunctionField(Field):
         self.traced, self.module, self.inner = function, function, None
         self.depth = depth
         # as in BlockField
-        self.held: dict[str, Tensor] = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+        self.parameters: dict[str, Tensor] = (
+            dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+        )
         self.moved = False
-        self.captured = tuple(p for p in self.held.values() if p.requires_grad)
+        self.captured = tuple(p for p in self.parameters.values() if p.requires_grad)
 
     def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         function = self.function
@@ -167,11 +169,13 @@ class FunctionField(Field):
         # f reads the parameters of a module in every step, and a layer in as many as there are to it
         once = steps is not None and depth is not None and depth.kind != "shared" and depth.factor(steps) == 1
         handed = () if depth is None or once else tree_leaves(self.trees)
-        self.reads = Reads.of(device, (*(leaf for leaf in handed if isinstance(leaf, Tensor)), *self.held.values()))
+        self.reads = Reads.of(
+            device, (*(leaf for leaf in handed if isinstance(leaf, Tensor)), *self.parameters.values())
+        )
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
         self.reads = None
-        self.moved = isinstance(self.function, nn.Module) and moved(self.function, self.held)
+        self.moved = isinstance(self.function, nn.Module) and moved(self.function, self.parameters)
 
     @functools.cached_property
     def trees(self) -> list[Any]:
@@ -196,7 +200,7 @@ class FunctionField(Field):
 
     def _call(self, *arguments: Any) -> Any:
         if self.moved and isinstance(self.function, nn.Module):
-            return torch.func.functional_call(self.function, self.held, arguments)
+            return torch.func.functional_call(self.function, self.parameters, arguments)
         try:
             return self.function(*arguments)
         except RuntimeError as error:
@@ -226,7 +230,7 @@ class FunctionField(Field):
         if self.depth is None:
             return ()
         layers = self.layers(layer, count)
-        return tuple(self._weights(each, stand) for each in layers)
+        return tuple(self._weights(index, stand) for index in layers)
 
     def _weights(self, layer: int, stand: Stand | None) -> Any:
         tree = self.trees[layer]
@@ -245,11 +249,11 @@ class BlockField(Field):
     def __init__(self, blocks: Sequence[nn.Module], kind: str, extra: tuple[Any, Any] = ((), {})) -> None:
         self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
         self.extra = extra
-        self.given = unique(leaf for leaf in tree_leaves(extra) if _differentiable(leaf))
+        self.extra_tensors = unique(leaf for leaf in tree_leaves(extra) if _differentiable(leaf))
         self.moved = False
 
     @functools.cached_property
-    def held(self) -> dict[int, dict[str, Tensor]]:
+    def parameters(self) -> dict[int, dict[str, Tensor]]:
         """What the blocks hold in the forward pass: inside functional_call or FSDP they hold something else when they
         run again. Read in the forward pass by all that reads it later."""
         return {id(block): dict(block.named_parameters()) for block in self.functions()}
@@ -261,7 +265,7 @@ class BlockField(Field):
         block = self.depth.tree[self.depth.place(n, steps)[0]]
         return self.reads.evaluate(
             lambda read: self._at(t, y, n, position, steps, read),
-            self.given,
+            self.extra_tensors,
             block if self.depth.kind == "piecewise" else None,
         )
 
@@ -270,7 +274,7 @@ class BlockField(Field):
         layer, start, span = self.depth.place(n, steps)
         local = start + span * position if self.depth.kind == "linear" else 0.0
         arguments, named = self.extra
-        if stand and self.given:
+        if stand and self.extra_tensors:
             arguments, named = tree_map(lambda leaf: stand.get(id(leaf), leaf), self.extra)
         if local in (0, 1):
             block = self.depth.tree[layer + int(local)]
@@ -279,16 +283,18 @@ class BlockField(Field):
                     return block(y, *arguments, **named)
                 except RuntimeError as error:
                     return record(error, lambda _, at: block(at, *arguments, **named), None, y)
-            return torch.func.functional_call(block, self.held[id(block)], (y, *arguments), named)
+            return torch.func.functional_call(block, self.parameters[id(block)], (y, *arguments), named)
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            raise _not_traced(local)
         one, other = self.depth.tree[layer], self.depth.tree[layer + 1]
-        mixed = blend(self.held[id(one)], self.held[id(other)], local)
+        mixed = blend(self.parameters[id(one)], self.parameters[id(other)], local)
         return torch.func.functional_call(one, mixed, (y, *arguments), named)
 
     def recorded(self, device: torch.device, steps: int | None) -> None:
         assert self.depth is not None
-        count = collections.Counter(id(p) for block in self.depth.tree for p in self.held[id(block)].values())
-        several = (p for held in self.held.values() for p in held.values() if count[id(p)] > 1)
-        self.reads = Reads.of(device, (*self.given, *several))
+        count = collections.Counter(id(p) for block in self.depth.tree for p in self.parameters[id(block)].values())
+        several = (p for tables in self.parameters.values() for p in tables.values() if count[id(p)] > 1)
+        self.reads = Reads.of(device, (*self.extra_tensors, *several))
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
         """Looks whether the blocks still hold the parameters of the forward pass."""
@@ -296,16 +302,17 @@ class BlockField(Field):
         self.reads = None
         blocks = {layer: self.depth.tree[layer] for n in ns for layer in self.layers(n, steps)}
         self.moved = any(
-            moved(block, self.held[id(block)]) for block in {id(block): block for block in blocks.values()}.values()
+            moved(block, self.parameters[id(block)])
+            for block in {id(block): block for block in blocks.values()}.values()
         )
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
-        return self.given
+        return self.extra_tensors
 
     def read(self, n: int, steps: int) -> tuple[Tensor, ...]:
         assert self.depth is not None
-        held = (self.held[id(self.depth.tree[layer])] for layer in self.layers(n, steps))
-        return unique((*self.captured, *(p for each in held for p in each.values() if p.requires_grad)))
+        tables = (self.parameters[id(self.depth.tree[layer])] for layer in self.layers(n, steps))
+        return unique((*self.captured, *(p for table in tables for p in table.values() if p.requires_grad)))
 
     def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         assert self.depth is not None
@@ -352,24 +359,24 @@ def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
 
 def ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], list[Any]]:
     """Where a graph ends: at leaves, and at nodes that were recorded before."""
-    found: dict[int, Tensor] = {}
+    leaves: dict[int, Tensor] = {}
     older: list[Any] = []
     stack: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    seen = set(stack)
+    visited = set(stack)
     while stack:
         node = stack.pop()
         leaf = getattr(node, "variable", None)  # only AccumulateGrad, the end of a graph, has one
         if leaf is not None:
-            found[id(leaf)] = leaf
+            leaves[id(leaf)] = leaf
             continue
         if node._sequence_nr() < since:
             older.append(node)
             continue
         for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
+            if following is not None and following not in visited:
+                visited.add(following)
                 stack.append(following)
-    return tuple(found.values()), older
+    return tuple(leaves.values()), older
 
 
 def now() -> int:
@@ -380,10 +387,10 @@ def now() -> int:
     return mark._sequence_nr()
 
 
-def moved(module: nn.Module, held: Mapping[str, Tensor]) -> bool:
+def moved(module: nn.Module, parameters: Mapping[str, Tensor]) -> bool:
     """Whether a module holds other parameters than these now."""
-    now = dict(module.named_parameters())
-    return now.keys() != held.keys() or any(now[name] is not held[name] for name in held)
+    current = dict(module.named_parameters())
+    return current.keys() != parameters.keys() or any(current[name] is not parameters[name] for name in parameters)
 
 
 def _differentiable(leaf: Any) -> bool:
@@ -400,3 +407,12 @@ def _unstack(depth: Depth | None) -> list[Any]:
     leaves, unflatten = tree_flatten(depth.tree)
     columns = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * depth.layers for leaf in leaves]
     return [unflatten(row) for row in zip(*columns, strict=True)]
+
+
+def _not_traced(local: float) -> UnsupportedError:
+    """The error of weights between two layers under torch.jit.trace, whose modules cannot be called with others."""
+    return UnsupportedError(
+        f"weights between two layers (at {local:g} of the way) in torch.jit.trace, which cannot call a block with them",
+        "solvers that read layers alone there, such as euler and heun, or along='piecewise'",
+        "take torch.export or torch.onnx.export(..., dynamo=True), which record it",
+    )

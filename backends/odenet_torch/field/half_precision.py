@@ -43,8 +43,8 @@ class Reads:
         if not torch.is_grad_enabled() or transformed():
             return None
         cast = device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
-        found = [weight for weight in weights if _is_half(weight)]
-        return cls(found, cast) if found or cast else None
+        halves = [weight for weight in weights if _is_half(weight)]
+        return cls(halves, cast) if halves or cast else None
 
     def evaluate(self, f: Callable[[Mapping[int, Tensor]], Any], weights: Iterable[Tensor], module: Any = None) -> Any:
         """What f returns, given what stands for the weights, by `id` of the weight.
@@ -58,32 +58,32 @@ class Reads:
         if self.cast and self.evaluations % _CASTS == 0:
             torch.clear_autocast_cache()
         slots = self._slots(module) if isinstance(module, nn.Module) else []
-        slots = [(held, key, weight) for held, key, weight in slots if held.get(key) is weight]
+        slots = [(table, key, weight) for table, key, weight in slots if table.get(key) is weight]
         read = {id(w): w for w in (*weights, *(weight for _, _, weight in slots)) if id(w) in self.weights}
         if not (read and torch.is_grad_enabled()):
             return f({})
         new = [weight for key, weight in read.items() if key not in self.totals]
         if new:
             self.totals |= zip(map(id, new), _Rounded.apply(*new), strict=True)
-        found = _Read.apply(*(self.totals[key] for key in read), *(weight.detach() for weight in read.values()))
-        stand = dict(zip(read, found[: len(read)], strict=True))
-        self.totals |= zip(read, found[len(read) :], strict=True)
-        for held, key, weight in slots:
-            held[key] = stand[id(weight)]
+        outputs = _Read.apply(*(self.totals[key] for key in read), *(weight.detach() for weight in read.values()))
+        stand = dict(zip(read, outputs[: len(read)], strict=True))
+        self.totals |= zip(read, outputs[len(read) :], strict=True)
+        for table, key, weight in slots:
+            table[key] = stand[id(weight)]
         try:
             return f(stand)
         finally:
-            for held, key, weight in slots:
-                held[key] = weight
+            for table, key, weight in slots:
+                table[key] = weight
 
     def _slots(self, module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
         known = self.slots.get(id(module))
         if known is None:
             inner = list(module.modules())
-            if any(each._compiled_call_impl is not None for each in inner):
+            if any(member._compiled_call_impl is not None for member in inner):
                 inner = []  # compiled for its own parameters
-            tables: list[dict[str, Any]] = [each._parameters for each in inner]
-            known = [(held, key, p) for held in tables for key, p in held.items() if id(p) in self.weights]
+            tables: list[dict[str, Any]] = [member._parameters for member in inner]
+            known = [(table, key, p) for table in tables for key, p in table.items() if id(p) in self.weights]
             self.slots[id(module)] = known
         return known
 

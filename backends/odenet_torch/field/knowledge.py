@@ -28,7 +28,7 @@ class Knowledge:
         self.owner = weakref.ref(owner)  # another one where attributes were copied
         self.reach: Any = None
         self.settled: dict[bool, Any] = {}
-        """Of a block, by its training flag."""
+        """What a settled block consists of, by its training flag."""
         self.strides: Any = None
         """Of the first of some blocks: how they are divided where their steps are compiled."""
 
@@ -40,7 +40,7 @@ class Knowledge:
 
 
 def knowledge(owner: Any) -> Knowledge | None:
-    """What is known; None where nothing can be kept."""
+    """What is known of an owner; None where nothing can be kept with it."""
     own = None if isinstance(owner, types.MethodType) else getattr(owner, "__dict__", None)
     if type(own) is not dict:
         return None

@@ -27,7 +27,7 @@ def known(root: Any) -> bool | None:
 
 
 def remember(root: Any, late: bool) -> None:
-    """It does, or does not."""
+    """Remember for later passes whether steps write on what they have saved."""
     training, key = _key(root)
     _KNOWN[training][key] = late
 

@@ -40,11 +40,11 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and see what it made."""
         out = func(*args, **(kwargs or {}))
-        made = {id(s): s for s in (x.untyped_storage() for x in _tensors(out)) if id(s) not in self._known}
-        if made:  # views and in-place operations give back what they were given
-            given = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
-            for key in made.keys() - given:
-                self._count(made[key])
+        created = {id(s): s for s in (x.untyped_storage() for x in _tensors(out)) if id(s) not in self._known}
+        if created:  # views and in-place operations give back what they were given
+            inputs = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
+            for key in created.keys() - inputs:
+                self._count(created[key])
         return out
 
     def _count(self, storage: Any) -> None:

@@ -21,11 +21,11 @@ from odenet_torch.field.written_on import version
 Leaves = tuple[Tensor, ...]
 
 
-class Called(Protocol):
+class StateLayout(Protocol):
     """What is asked of a `Layout`: how f is called with leaves, and its slope read."""
 
     @property
-    def given(self) -> tuple[torch.dtype, ...]:
+    def dtypes(self) -> tuple[torch.dtype, ...]:
         """Number types of y0's leaves."""
         ...
 
@@ -36,7 +36,7 @@ class Called(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Of the state."""
+        """The device of the state."""
         ...
 
     def call(self, leaves: Leaves) -> Any:
@@ -44,7 +44,7 @@ class Called(Protocol):
         ...
 
     def slope(self, value: Any, like: Leaves) -> Leaves:
-        """What f returned, as leaves."""
+        """The slope that f returned, as leaves."""
         ...
 
 
@@ -67,7 +67,7 @@ class Memory:
         careful: whether something is to be copied, or to be found out yet.
         lends: whether f is handed copies of states, because it writes on them.
         takes: whether copies of slopes are taken, because f returns them in memory that it uses again.
-        held: slopes that the running step holds, with their versions when they were returned; one list all along.
+        slopes: those of the running step, with their versions when they were returned; one list all along.
     """
 
     def __init__(self, leaves: int) -> None:
@@ -77,7 +77,7 @@ class Memory:
         self.suspects: Sequence[nn.Module] = ()
         self.first: Leaves | None = None
         self.evaluated = 0
-        self.held: list[tuple[Leaves, int]] = []
+        self.slopes: list[tuple[Leaves, int]] = []
 
     def suspect(self, modules: Iterable[Any]) -> None:
         """Modules that work in place somewhere, as blocks do whose activation does: each is looked at once."""
@@ -93,7 +93,7 @@ class Memory:
         self.suspects = ()
         self._settle()
 
-    def evaluate(self, layout: Called, f: Callable[[Any], Any], y: Leaves, start: bool) -> Leaves:
+    def evaluate(self, layout: StateLayout, f: Callable[[Any], Any], y: Leaves, start: bool) -> Leaves:
         """The slope at y, of which f may change what it is given and keep what it returns.
 
         Args:
@@ -103,7 +103,7 @@ class Memory:
             start: whether y may be the caller's y0, or stands for it.
         """
         lent, spare, drawn = y, None, []
-        if (start or not self.evaluated or self.lends or self.suspects) and layout.given == layout.carried:
+        if (start or not self.evaluated or self.lends or self.suspects) and layout.dtypes == layout.carried:
             # torch itself lets nobody write on a leaf whose gradient is recorded
             leaf = torch.is_grad_enabled() and all(leaf.is_leaf and leaf.requires_grad for leaf in y)
             lent = tuple(map(_copy, y))
@@ -149,7 +149,7 @@ class Memory:
 
     def hold(self, slope: Leaves) -> None:
         """A step holds this slope."""
-        self.held.append((slope, self.count(slope)))
+        self.slopes.append((slope, self.count(slope)))
 
     def require_kept(self) -> None:
         """Looks whether the slopes that the step holds are still what f returned.
@@ -159,10 +159,10 @@ class Memory:
         """
         count = self.count
         if count is _one:  # of many steps the most: without a call for each
-            if any([slope[0]._version != before for slope, before in self.held]):
+            if any([slope[0]._version != before for slope, before in self.slopes]):
                 raise overwritten()
             return
-        for slope, before in self.held:
+        for slope, before in self.slopes:
             if count(slope) != before:
                 raise overwritten()
 
@@ -171,12 +171,12 @@ class Memory:
 
 
 def versions(leaves: Leaves) -> int:
-    """How often any of them was written on."""
+    """How often the leaves were written on, all together."""
     return sum(map(version, leaves))
 
 
 def _one(leaves: Leaves) -> int:
-    """The same for one leaf, in a hurry."""
+    """How often a state of one leaf was written on, in fewer operations than `versions`."""
     return leaves[0]._version
 
 

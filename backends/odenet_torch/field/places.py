@@ -18,7 +18,7 @@ OF_MODULES = frozenset({*vars(nn.Module()), KEY})
 """The attributes that every module has."""
 
 
-class Where(ABC):
+class Location(ABC):
     """A place with values under keys.
 
     Args:
@@ -35,7 +35,7 @@ class Where(ABC):
 
     @abstractmethod
     def contents(self) -> dict[Any, Any]:
-        """What stands here now."""
+        """The values that stand here now, by key."""
 
     @abstractmethod
     def put(self, key: Any, value: Any) -> None:
@@ -55,7 +55,7 @@ class Where(ABC):
         return self.name if key is None else f"{self.name}.{key}".removeprefix(".")
 
 
-class Mapping(Where):
+class MappingLocation(Location):
     """A dict, or the attributes of an object."""
 
     def __init__(self, name: str, entries: dict[Any, Any]) -> None:
@@ -76,21 +76,21 @@ class Mapping(Where):
             self.entries[key] = value
 
 
-class Attributes(Mapping):
-    """Those of a module, beside what every module has."""
+class ModuleAttributes(MappingLocation):
+    """The attributes of a module, beside those that every module has."""
 
     def contents(self) -> dict[Any, Any]:
         return {key: value for key, value in self.entries.items() if key not in OF_MODULES}
 
 
-class Items(Mapping):
+class MappingEntries(MappingLocation):
     """The entries of a dict."""
 
     def called(self, key: Any) -> str:
         return f"{self.name}[{key!r}]".removeprefix(".")
 
 
-class Globals(Mapping):
+class GlobalNames(MappingLocation):
     """Some global names."""
 
     def __init__(self, entries: dict[str, Any], names: frozenset[str]) -> None:
@@ -108,7 +108,7 @@ class Globals(Mapping):
         return f"the global name {key}"
 
 
-class Sequence(Where):
+class CollectionLocation(Location):
     """A list, deque or set, as a whole."""
 
     def __init__(self, name: str, values: Any) -> None:
@@ -127,7 +127,7 @@ class Sequence(Where):
         (self.values.update if isinstance(self.values, set) else self.values.extend)(value)
 
 
-class Cell(Where):
+class ClosureCell(Location):
     """What a closure holds under a name."""
 
     def __init__(self, name: str, cell: types.CellType) -> None:
@@ -147,7 +147,7 @@ class Cell(Where):
             self.cell.cell_contents = value
 
 
-class OfClass(Where):
+class ClassAttributes(Location):
     """Attributes of a class that are no code."""
 
     def __init__(self, kind: type, names: frozenset[str]) -> None:

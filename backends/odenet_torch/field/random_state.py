@@ -14,17 +14,17 @@ from torch import Tensor
 
 def state(device: torch.device) -> list[Tensor]:
     """Of torch's generators of the host and of the device."""
-    found = [torch.get_rng_state()]
+    states = [torch.get_rng_state()]
     if device.type == "cuda":
-        found.append(torch.cuda.get_rng_state(device))
-    return found
+        states.append(torch.cuda.get_rng_state(device))
+    return states
 
 
-def restore(device: torch.device, found: list[Tensor]) -> None:
-    """As they were."""
-    torch.set_rng_state(found[0])
+def restore(device: torch.device, states: list[Tensor]) -> None:
+    """Set torch's generators to states that `state` returned."""
+    torch.set_rng_state(states[0])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(found[1], device)
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -47,6 +47,6 @@ def others() -> Iterator[Callable[[], bool]]:
         np.random.set_state(numpy)
 
 
-def _bytes(found: Tensor) -> bytes:
+def _bytes(generator: Tensor) -> bytes:
     """Of a generator's state, without an operation of torch: this is asked at every evaluation."""
-    return ctypes.string_at(found.data_ptr(), found.nbytes)
+    return ctypes.string_at(generator.data_ptr(), generator.nbytes)

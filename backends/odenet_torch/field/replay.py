@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from odenet import GradientError
 from odenet_torch.field import late_writes
 from odenet_torch.field import random_state as _dice
-from odenet_torch.field.called_modules import Called, Owned, changed, indifferent, require_same
+from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import Field
 from odenet_torch.field.side_results import Root, SideResults
@@ -80,7 +80,7 @@ class Replay:
         self.sides = SideResults(cut)
         self.read: dict[int, list[tuple[Tensor, int, Any]]] = {}
         self.noticed: list[Module] = []
-        self.called: dict[int, Called] = {}
+        self.snapshots: dict[int, ModuleSnapshot] = {}
         self.of_step: dict[int, set[int]] = {}
         self.random: dict[Key, list[Tensor]] = {}
         self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
@@ -95,7 +95,7 @@ class Replay:
 
     @classmethod
     def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False) -> Replay:
-        """That of a forward pass which is about to begin."""
+        """The record of a forward pass that is about to begin."""
         return cls(layout.device, steps, field.modules, field.handed, field.roots, cut)
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
@@ -112,15 +112,15 @@ class Replay:
 
         thread = threading.get_ident()
 
-        def seen(module: nn.Module, inputs: Any) -> None:
+        def on_call(module: nn.Module, inputs: Any) -> None:
             if threading.get_ident() != thread:  # the hook is on all modules of the process
                 return
             if not any(module is inner for _, outer in self.noticed for inner in outer.modules()):
-                found = (type(module).__name__, module)
-                self.noticed.append(found)
-                self.before += self._look([found])
+                named = (type(module).__name__, module)
+                self.noticed.append(named)
+                self.before += self._look([named])
 
-        handle = nn.modules.module.register_module_forward_pre_hook(seen)
+        handle = nn.modules.module.register_module_forward_pre_hook(on_call)
         try:
             yield
         finally:
@@ -139,8 +139,8 @@ class Replay:
         if key[0] not in self.read:
             self.watch(self.handed(key[0], self.steps), key[0])
         for name, module in self._calls(place):
-            if id(module) not in self.called:
-                self.called[id(module)] = Called.now(name, module)
+            if id(module) not in self.snapshots:
+                self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
             self.of_step.setdefault(key[0], set()).add(id(module))
             if module not in _FUNCTIONS[module.training]:
                 self._check(key, place, name, out, evaluate)
@@ -180,11 +180,13 @@ class Replay:
             GradientError: what is to run again is not what it was in the forward pass.
         """
         ns = set(range(self.steps) if steps is None else steps)
-        kept = {(id(owner), name) for key, found in self.buffers.items() if key[0] in ns for (owner, name), _ in found}
+        copied = {
+            (id(owner), name) for key, tensors in self.buffers.items() if key[0] in ns for (owner, name), _ in tensors
+        }
         noticed = {id(module) for _, module in self.noticed}
         for key in {key for n in ns for key in self.of_step.get(n, ())}:
-            self.called[key].require_unchanged(kept, moves=key not in noticed)
-        watched = (each for n in (*ns, _EVERY) for each in self.read.get(n, ()))
+            self.snapshots[key].require_unchanged(copied, moves=key not in noticed)
+        watched = (entry for n in (*ns, _EVERY) for entry in self.read.get(n, ()))
         if any(version(x) != before or (sample is not None and sampled(x) != sample) for x, before, sample in watched):
             raise changed("a tensor that the field reads was modified by an inplace operation")
         state = _dice.state(self.device)
@@ -223,10 +225,10 @@ class Replay:
     def _calls(self, place: Place) -> list[Module]:
         return [*self.modules(*place), *self.noticed]
 
-    def _look(self, called: Sequence[Module]) -> list[tuple[Owned, Tensor, int, Tensor | None]]:
+    def _look(self, modules: Sequence[Module]) -> list[tuple[Owned, Tensor, int, Tensor | None]]:
         """The buffers of these modules; a copy where what is in them matters to f and may change."""
-        found = []
-        for _, module in called:
+        buffers = []
+        for _, module in modules:
             for inner in module.modules():
                 if indifferent(inner):
                     self.moving = self.moving or bool(inner._buffers)
@@ -235,8 +237,8 @@ class Replay:
                 for name, buffer in inner._buffers.items():
                     if buffer is not None:
                         value = buffer.detach().clone() if copy else None
-                        found.append(((inner, name), buffer, version(buffer), value))
-        return found
+                        buffers.append(((inner, name), buffer, version(buffer), value))
+        return buffers
 
     def _keep_changed(self, key: Key) -> None:
         kept = []
@@ -265,16 +267,16 @@ class Replay:
                 _STEADY[module.training].add(module)
 
     @contextlib.contextmanager
-    def _swapped(self, called: Sequence[Module], found: Sequence[tuple[Owned, Tensor]]) -> Iterator[None]:
+    def _swapped(self, modules: Sequence[Module], copies: Sequence[tuple[Owned, Tensor]]) -> Iterator[None]:
         """Copies in the place of buffers that f changes: as they were before, so that nothing is counted twice."""
-        kept = {(id(module), name): value for (module, name), value in found}
+        values = {(id(module), name): value for (module, name), value in copies}
         originals = []
-        for _, module in called:
+        for _, module in modules:
             for inner in module.modules():
                 if inner._buffers and (indifferent(inner) or inner not in _STEADY[inner.training]):
                     originals += [((inner, name), buffer) for name, buffer in inner._buffers.items()]
         for (module, name), original in originals:
-            copy = kept.get((id(module), name), original)
+            copy = values.get((id(module), name), original)
             module._buffers[name] = None if copy is None else copy.detach().clone()
         try:
             yield

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from odenet_torch.field import random_state as _dice
-from odenet_torch.field.called_modules import Called, state
+from odenet_torch.field.called_modules import ModuleSnapshot, state
 from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
-from odenet_torch.field.reach import Reach
+from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.surroundings import Surroundings, put_back
 
 
 @dataclass(frozen=True)
-class Known:
+class BlockContents:
     """What a block consists of.
 
     Args:
@@ -35,10 +35,10 @@ class Known:
         modules: the attributes of itself and of the modules in it.
         training: their flags.
         parameters: where each stands.
-        named: they by name, as in `BlockField.held`.
+        named: the parameters by name, as in `BlockField.parameters`.
     """
 
-    reach: Reach
+    reach: ReachableObjects
     modules: tuple[dict[str, Any], ...]
     training: tuple[bool, ...]
     parameters: tuple[tuple[dict[str, Any], str, Tensor], ...]
@@ -52,12 +52,12 @@ class Known:
         """What tells whether parameters are what they were (see `called_modules.state`)."""
         return [state(x) for *_, x in self.parameters]
 
-    def as_called(self, around: Surroundings, values: list[Any]) -> Called:
+    def as_called(self, around: Surroundings, values: list[Any]) -> ModuleSnapshot:
         """The same as `Replay` knows it, which says what is no longer as it was."""
         block: Any = around.root
         pairs = zip(self.parameters, values, strict=True)
         places: Any = tuple([((block, key), x, *then) for (_, key, x), then in pairs])
-        return Called(around.name, block, self.training, places, ())
+        return ModuleSnapshot(around.name, block, self.training, places, ())
 
     def still(self, around: Surroundings) -> bool:
         """Whether it still is that."""
@@ -78,7 +78,9 @@ class Settled:
         device: of the state.
     """
 
-    def __init__(self, field: BlockField, blocks: list[tuple[Surroundings, Known]], device: torch.device) -> None:
+    def __init__(
+        self, field: BlockField, blocks: list[tuple[Surroundings, BlockContents]], device: torch.device
+    ) -> None:
         self.field, self.blocks, self.device = field, blocks, device
         self.random = _dice.state(device)
         self.values = [known.values() for _, known in blocks]
@@ -93,8 +95,8 @@ class Settled:
             return None
         blocks = []
         for n, block in enumerate(field.functions()):
-            held = knowledge(block)
-            known = None if held is None else held.settled.get(block.training)
+            memo = knowledge(block)
+            known = None if memo is None else memo.settled.get(block.training)
             if known is None:
                 return None
             around = Surroundings(f"block {n} ({type(block).__name__})", block)
@@ -129,11 +131,11 @@ class Settled:
     def same(self) -> bool:
         """After the forward pass: whether nothing was drawn or left; what was left is put back."""
         drew = not _dice.same(_dice.state(self.device), self.random)
-        left = [each for around, _ in self.blocks for each in around.differences()]
+        leftovers = [difference for around, _ in self.blocks for difference in around.differences()]
         if drew:
             _dice.restore(self.device, self.random)
-        put_back(left)
-        return not drew and not left
+        put_back(leftovers)
+        return not drew and not leftovers
 
     @contextlib.contextmanager
     def back(self, blocks: Sequence[nn.Module] | None = None) -> Iterator[None]:
@@ -145,10 +147,10 @@ class Settled:
         Raises:
             GradientError: a block is not what it was in the forward pass.
         """
-        moves, wanted = False, None if blocks is None else set(map(id, blocks))
+        moves, roots = False, None if blocks is None else set(map(id, blocks))
         with contextlib.ExitStack() as stack:
             for (around, known), values in zip(self.blocks, self.values, strict=True):
-                if wanted is not None and id(around.root) not in wanted:
+                if roots is not None and id(around.root) not in roots:
                     continue
                 if known.flags() != known.training or known.values() != values:
                     known.as_called(around, values).require_unchanged((), moves=True)
@@ -157,14 +159,21 @@ class Settled:
                     stack.enter_context(around.again())
                 moves = moves or any([owner.get(key) is not tensor for owner, key, tensor in known.parameters])
             if moves:
-                self.field.held = {id(around.root): known.named for around, known in self.blocks}
+                self.field.parameters = {id(around.root): known.named for around, known in self.blocks}
             self.field.moved = moves
             yield
 
 
 def settle(field: BlockField, replay: Replay) -> None:
     """After a careful forward pass: the blocks that it showed to be settled are known from now on."""
-    if replay.random or replay.buffers or replay.moving or replay.noticed or replay.sides.kept or field.captured:
+    if (
+        replay.random
+        or replay.buffers
+        or replay.moving
+        or replay.noticed
+        or replay.sides.differentiable
+        or field.captured
+    ):
         return
     for block in field.functions():
         modules = tuple(block.modules())
@@ -185,6 +194,8 @@ def settle(field: BlockField, replay: Replay) -> None:
         if not all(tensor.is_leaf for *_, tensor in places):
             continue
         flags = tuple([module.training for module in modules])
-        known = Known(around.reach, tuple(map(vars, modules)), flags, tuple(places), dict(block.named_parameters()))
-        if (held := knowledge(block)) is not None:
-            held.settled[block.training] = known
+        known = BlockContents(
+            around.reach, tuple(map(vars, modules)), flags, tuple(places), dict(block.named_parameters())
+        )
+        if (memo := knowledge(block)) is not None:
+            memo.settled[block.training] = known

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.places import Where
+from odenet_torch.field.places import Location
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
 
@@ -36,7 +36,7 @@ class SideResults:
         self.cut = cut
         self.around: dict[int, Surroundings] = {}
         self.of_step: dict[int, set[int]] = {}
-        self.kept: set[tuple[int, Any]] = set()
+        self.differentiable: set[tuple[int, Any]] = set()
         """Places and keys of tensors that depend on what has a gradient."""
 
     def begin(self, step: int, roots: Iterable[Root]) -> list[Surroundings]:
@@ -60,23 +60,23 @@ class SideResults:
         if not self.cut:
             return
         for around in met:
-            left = [each for each in around.left() if _name(each) not in _detached(around.root)]
-            if not left:
+            leftovers = [leftover for leftover in around.left() if _name(leftover) not in _detached(around.root)]
+            if not leftovers:
                 continue
             if not torch.is_grad_enabled():
-                left = _with_graph(around, y, evaluate)
-            for each in left:
-                if any(tensor.requires_grad for tensor in _new(each)):
-                    self.kept.add((id(each[0]), each[1]))
+                leftovers = _with_graph(around, y, evaluate)
+            for leftover in leftovers:
+                if any(tensor.requires_grad for tensor in _new(leftover)):
+                    self.differentiable.add((id(leftover[0]), leftover[1]))
                 else:
-                    _detached(around.root).add(_name(each))
+                    _detached(around.root).add(_name(leftover))
 
     def finish(self) -> None:
         """The forward pass has ended."""
         for around in self.around.values():
-            if self.kept:
+            if self.differentiable:
                 for place, key, old, new in around.left():
-                    if (id(place), key) in self.kept:
+                    if (id(place), key) in self.differentiable:
                         name = full(around.name, place.called(key))
                         place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
             around.written()
@@ -121,7 +121,7 @@ def _new(difference: Difference) -> list[Tensor]:
 
 
 def _name(difference: Difference) -> str:
-    place: Where = difference[0]
+    place: Location = difference[0]
     return place.called(difference[1])
 
 
@@ -138,7 +138,7 @@ def _cut(value: Any, known: set[int], name: str) -> Any:
         if id(value) in known or not (value.is_floating_point() or value.is_complex()):
             return value
         with torch.enable_grad():
-            return _Kept.apply(torch.empty(0, requires_grad=True), value.detach(), name)
+            return _SideResult.apply(torch.empty(0, requires_grad=True), value.detach(), name)
     if isinstance(value, dict):
         value.update({key: _cut(item, known, name) for key, item in value.items()})
         return value
@@ -151,7 +151,7 @@ def _cut(value: Any, known: set[int], name: str) -> Any:
     return value
 
 
-class _Kept(torch.autograd.Function):
+class _SideResult(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _: Tensor, value: Tensor, name: str) -> Tensor:
         ctx.name = name

@@ -31,7 +31,7 @@ class Layout:
     Args:
         unflatten: the tree from its leaves.
         single: whether the tree is one tensor, the common case.
-        given: number types of y0's leaves.
+        dtypes: number types of y0's leaves.
         carried: number types between field evaluations.
         time: number type of times.
         device: of all leaves.
@@ -40,7 +40,7 @@ class Layout:
 
     unflatten: Rebuild
     single: bool
-    given: tuple[torch.dtype, ...]
+    dtypes: tuple[torch.dtype, ...]
     carried: tuple[torch.dtype, ...]
     time: torch.dtype
     device: torch.device
@@ -68,8 +68,8 @@ class Layout:
 
     def call(self, leaves: Leaves) -> Any:
         """The tree that the field is called with."""
-        if self.given != self.carried:
-            leaves = tuple(leaf.to(kind) for leaf, kind in zip(leaves, self.given, strict=True))
+        if self.dtypes != self.carried:
+            leaves = tuple(leaf.to(kind) for leaf, kind in zip(leaves, self.dtypes, strict=True))
         return leaves[0] if self.single else self.unflatten(leaves)
 
     def slope(self, value: Any, like: Leaves) -> Leaves:
@@ -87,8 +87,8 @@ class Layout:
                 "a slope of the state's own shape",
             )
         return tuple(
-            k if k.dtype is kind else _narrow(k, kind, given)
-            for k, kind, given in zip(leaves, self.carried, self.given, strict=True)
+            k if k.dtype is kind else _narrow(k, kind, dtype)
+            for k, kind, dtype in zip(leaves, self.carried, self.dtypes, strict=True)
         )
 
     def _leaves(self, value: Any, like: Leaves) -> list[Tensor]:
@@ -105,7 +105,7 @@ class Layout:
 
     def returned(self, leaf: Tensor, index: int) -> Tensor:
         """A carried leaf in the number type of y0."""
-        return leaf if self.given == self.carried else leaf.to(self.given[index])
+        return leaf if self.dtypes == self.carried else leaf.to(self.dtypes[index])
 
 
 def layout(y0: Any) -> tuple[Layout, Leaves]:
@@ -121,16 +121,16 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         raise StateError(f"y0 lies on {', '.join(sorted(map(str, devices)))}", "leaves on one device")
-    given = tuple(tensor.dtype for tensor in tensors)
-    carried = tuple(torch.float32 if kind in _HALF else kind for kind in given)
+    dtypes = tuple(tensor.dtype for tensor in tensors)
+    carried = tuple(torch.float32 if kind in _HALF else kind for kind in dtypes)
     real = [kind.to_real() for kind in carried]
     time = torch.float64 if torch.float64 in real else torch.float32
-    found = Layout(unflatten, leaves[0] is y0, given, carried, time, devices.pop(), Memory(len(tensors)))
+    result = Layout(unflatten, leaves[0] is y0, dtypes, carried, time, devices.pop(), Memory(len(tensors)))
     # what needs no gradient is an alias: a field that calls requires_grad_() on it leaves the caller's tensor alone
     # (derivatives that torch.func and forward mode carry would be lost with the alias)
-    kept = transformed()
-    tensors = [tensor if kept or tensor.requires_grad else tensor.detach() for tensor in tensors]
-    return found, tuple(tensor.to(kind) for tensor, kind in zip(tensors, carried, strict=True))
+    keep_graph = transformed()
+    tensors = [tensor if keep_graph or tensor.requires_grad else tensor.detach() for tensor in tensors]
+    return result, tuple(tensor.to(kind) for tensor, kind in zip(tensors, carried, strict=True))
 
 
 def _tensor(path: str, leaf: Any) -> Tensor:
@@ -165,11 +165,11 @@ def as_tensor(leaf: Any) -> Any:
     return torch.tensor(plain, device=torch.get_default_device())
 
 
-def _narrow(k: Tensor, kind: torch.dtype, given: torch.dtype) -> Tensor:
+def _narrow(k: Tensor, kind: torch.dtype, dtype: torch.dtype) -> Tensor:
     if torch.promote_types(k.dtype, kind) is not kind:
         raise DtypeError(
-            f"the field returned {k.dtype} for a state of {given}, which would be promoted in silence",
-            f"{given}, or what it holds",
+            f"the field returned {k.dtype} for a state of {dtype}, which would be promoted in silence",
+            f"{dtype}, or what it holds",
             "give the weights (or y0) the number type you want, as in weights.to(y0.dtype)",
         )
     return k.to(kind)

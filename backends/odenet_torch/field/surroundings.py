@@ -15,23 +15,23 @@ from torch import Tensor
 
 from odenet import GradientError
 from odenet_torch.field.knowledge import knowledge
-from odenet_torch.field.places import MISSING, Where
-from odenet_torch.field.reach import Reach
+from odenet_torch.field.places import MISSING, Location
+from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.written_on import sampled, version
 
-Difference = tuple[Where, Any, Any, Any]
+Difference = tuple[Location, Any, Any, Any]
 """A place, a key there, what stood there, and what stands there now."""
 _NUMBERS = (bool, int, float, complex)
 
 
-def reach(root: object) -> Reach:
+def reach(root: object) -> ReachableObjects:
     """What can be reached from something now; looked up again only where something stands elsewhere."""
     known = knowledge(root)
     if known is None:
-        return Reach(root)
+        return ReachableObjects(root)
     now = known.reach
     if now is None or not now.current():
-        now = known.reach = Reach(root)
+        now = known.reach = ReachableObjects(root)
     return now
 
 
@@ -51,7 +51,7 @@ class Surroundings:
         self.own: set[tuple[int, Any]] = set()
 
     def differences(self) -> list[Difference]:
-        """What stands elsewhere now."""
+        """The places whose values are others now than they were before."""
         return [] if self.reach.current() else differences(self.reach.places, self.before)
 
     def written(self) -> None:
@@ -59,19 +59,21 @@ class Surroundings:
 
         What stood there before is let go, so that no results of the last pass stay alive.
         """
-        found = self.differences()
-        if found:
-            self.own = {(id(place), key) for place, key, _, _ in found}
-            if (known := knowledge(self.root)) is not None:
-                known.reach = None
+        changes = self.differences()
+        if changes:
+            self.own = {(id(place), key) for place, key, _, _ in changes}
+            if (memo := knowledge(self.root)) is not None:
+                memo.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
             self.before = [{k: v for k, v in c.items() if (id(p), k) not in self.own} for p, c in pairs]
-            gone = {id(tensor) for _, _, old, _ in found for tensor in tensors_in(old)}
+            gone = {id(tensor) for _, _, old, _ in changes for tensor in tensors_in(old)}
             self.reach = self.reach.without(gone, self.before)
             self.values = [*map(_value, self.reach.watched)]
         else:
-            now = [*map(_value, self.reach.watched)]
-            self.values = [one if one == other else None for one, other in zip(self.values, now, strict=True)]
+            current = [*map(_value, self.reach.watched)]
+            self.values = [
+                earlier if earlier == later else None for earlier, later in zip(self.values, current, strict=True)
+            ]
 
     def require_unwritten(self) -> None:
         """Looks whether the tensors and arrays that f may read still hold what they held.
@@ -79,8 +81,8 @@ class Surroundings:
         Raises:
             GradientError: one was written on, and not by f.
         """
-        for (name, held), value in zip(self.reach.watched, self.values, strict=True):
-            if value is not None and _value((name, held)) != value:
+        for (name, array), value in zip(self.reach.watched, self.values, strict=True):
+            if value is not None and _value((name, array)) != value:
                 raise GradientError(
                     f"{full(self.name, name)}, which the field may read, was modified by an inplace operation after "
                     "the forward pass, and the field is to run again",
@@ -100,44 +102,44 @@ class Surroundings:
         What f logs or counts is logged and counted in a way back, too.
         """
         current = self.reach.current()
-        found = [] if current else self.differences()
-        swapped = [each for each in found if (id(each[0]), each[1]) not in self.own]
+        changes = [] if current else self.differences()
+        swapped = [change for change in changes if (id(change[0]), change[1]) not in self.own]
         for place, key, old, _ in swapped:
             place.put(key, old)
-        now = self.before if current else [place.contents() for place in self.reach.places]
+        present = self.before if current else [place.contents() for place in self.reach.places]
         try:
             yield
         finally:
             if not current or not self.reach.current():
-                put_back(each for each in differences(self.reach.places, now) if _of_graph(each))
+                put_back(change for change in differences(self.reach.places, present) if _of_graph(change))
             for place, key, _, new in reversed(swapped):
                 place.put(key, new)
 
     def left(self) -> list[Difference]:
         """Where something was put that holds tensors."""
-        found = []
+        leftovers = []
         for place, key, old, new in self.differences():
             known = {id(tensor) for tensor in tensors_in(old)}
             if any(id(tensor) not in known for tensor in tensors_in(new)):
-                found.append((place, key, old, new))
-        return found
+                leftovers.append((place, key, old, new))
+        return leftovers
 
 
-def differences(places: Sequence[Where], before: Sequence[dict[Any, Any]]) -> list[Difference]:
-    """What stands elsewhere than it did."""
-    found = []
-    for place, then in zip(places, before, strict=True):
-        now = place.contents()
-        for key in dict.fromkeys((*then, *now)):
-            old, new = then.get(key, MISSING), now.get(key, MISSING)
+def differences(places: Sequence[Location], before: Sequence[dict[Any, Any]]) -> list[Difference]:
+    """The places whose values are others than they were before."""
+    changes = []
+    for place, previous in zip(places, before, strict=True):
+        present = place.contents()
+        for key in dict.fromkeys((*previous, *present)):
+            old, new = previous.get(key, MISSING), present.get(key, MISSING)
             if not _same(old, new):
-                found.append((place, key, old, new))
-    return found
+                changes.append((place, key, old, new))
+    return changes
 
 
-def put_back(found: Iterable[Difference]) -> None:
-    """What stood there."""
-    for place, key, old, _ in found:
+def put_back(changes: Iterable[Difference]) -> None:
+    """Put back what stood in the places that changed."""
+    for place, key, old, _ in changes:
         place.put(key, old)
 
 
@@ -148,9 +150,9 @@ def no_trace(roots: Iterable[object]) -> Iterator[None]:
     try:
         yield
     finally:
-        for each in looked:
-            if not each.current():
-                put_back(differences(each.places, each.contents))
+        for reached in looked:
+            if not reached.current():
+                put_back(differences(reached.places, reached.contents))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -170,8 +172,8 @@ def full(root: str, name: str) -> str:
 
 def _value(watched: tuple[str, Any]) -> Any:
     """What tells whether a tensor or an array was written on."""
-    held = watched[1]
-    return (version(held), sampled(held)) if isinstance(held, Tensor) else held.tobytes()
+    array = watched[1]
+    return (version(array), sampled(array)) if isinstance(array, Tensor) else array.tobytes()
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -14,30 +14,30 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, alarm
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, Kept, refuse_second_derivatives, refuse_transforms, unhooked
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, refuse_second_derivatives, refuse_transforms, unhooked
 from odenet_torch.gradients.stages import advance
 from odenet_torch.gradients.sums import Sums
-from odenet_torch.steps.adaptive import Forward, evaluation
+from odenet_torch.steps.adaptive import ForwardSolve, evaluation
 
 
-def plain(found: Forward, y0: Leaves) -> Leaves:
+def plain(forward: ForwardSolve, y0: Leaves) -> Leaves:
     """The outputs as autograd records the accepted steps: step sizes are numbers."""
-    run = found.run
+    run = forward.run
     run.field.recorded(run.layout.device, None)
     if run.field.reads is not None:
-        found.walk.evaluate = evaluation(run)
-    outputs, _ = found.pass_over(y0)
-    if found.walk.compiled is not None:
+        forward.loop.evaluate = evaluation(run)
+    outputs, _ = forward.pass_over(y0)
+    if forward.loop.compiled is not None:
         return once(_stacked(outputs))
     return _stacked(outputs)
 
 
 def once(outputs: Leaves) -> Leaves:
     """The same, which autograd differentiates once: they come from compiled steps."""
-    return tuple(_Once.apply(leaf) for leaf in outputs)
+    return tuple(_FirstDerivativeOnly.apply(leaf) for leaf in outputs)
 
 
-class _Once(torch.autograd.Function):
+class _FirstDerivativeOnly(torch.autograd.Function):
     """See `once`."""
 
     @staticmethod
@@ -50,38 +50,38 @@ class _Once(torch.autograd.Function):
         return g
 
 
-def solve(adjoint: Adjoint, found: Forward, y0: Leaves) -> Leaves:
+def solve(adjoint: Adjoint, forward: ForwardSolve, y0: Leaves) -> Leaves:
     """The outputs, with the way back of an adjoint."""
     if not torch.is_grad_enabled():
-        return plain(found, y0)
+        return plain(forward, y0)
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
-    adjoint.alarm = alarm(next(iter(found.run.field.functions()), None))
-    field = found.run.field.apart()
-    replay = Replay.of(field, found.run.layout, 1, cut=True)
-    run = dataclasses.replace(found.run, field=field, replay=replay)
-    found.run = run
+    adjoint.alarm = alarm(next(iter(forward.run.field.functions()), None))
+    field = forward.run.field.apart()
+    replay = Replay.of(field, forward.run.layout, 1, cut=True)
+    run = dataclasses.replace(forward.run, field=field, replay=replay)
+    forward.run = run
     with replay.forth():
-        found.walk.evaluate = _replayed(found)
-        found.grid.nodes.append(found.walk.stops[0])  # for the first evaluation
+        forward.loop.evaluate = _replayed(forward)
+        forward.grid.nodes.append(forward.loop.stops[0])  # for the first evaluation
         first = adjoint.discover(run, y0)
-        found.walk.evaluations += 1
+        forward.loop.evaluations += 1
         tensors = (*y0, *field.everything(1))
-        return _Solve.apply(found, adjoint, first, len(y0), *tensors)
+        return _AcceptedStepsSolve.apply(forward, adjoint, first, len(y0), *tensors)
 
 
-def _replayed(found: Forward) -> Callable[..., Leaves]:
+def _replayed(forward: ForwardSolve) -> Callable[..., Leaves]:
     """The field in a forward pass whose evaluations will run again."""
-    run, walk, field, replay = found.run, found.walk, found.run.field, found.run.replay
+    run, loop, field, replay = forward.run, forward.loop, forward.run.field, forward.run.replay
     layout, stages = run.layout, run.solver.increments.stages
     assert replay is not None
     at: Any = getattr(field, "at")  # noqa: B009
 
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
         # the slope at the end of a step is the first of the next
-        n, of = (walk.n, rank) if rank < stages else (walk.n, 0)
-        found = replay.first((n, False, of), (n, 0.0, 1), lambda: layout.evaluate(lambda y: at(t, time, y), y), y)
-        layout.memory.hold(found)
-        return found
+        n, of = (loop.n, rank) if rank < stages else (loop.n, 0)
+        forward = replay.first((n, False, of), (n, 0.0, 1), lambda: layout.evaluate(lambda y: at(t, time, y), y), y)
+        layout.memory.hold(forward)
+        return forward
 
     return evaluate
 
@@ -90,17 +90,19 @@ def _stacked(outputs: list[Leaves]) -> Leaves:
     return tuple(torch.stack(column) for column in zip(*outputs, strict=True))
 
 
-class _Solve(torch.autograd.Function):
+class _AcceptedStepsSolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, found: Forward, adjoint: Adjoint, first: Leaves, count: int, *tensors: Tensor) -> Leaves:
-        outputs, states = found.pass_over(tensors[:count], adjoint.keeps_accepted, first)
-        ctx.found, ctx.adjoint, ctx.count = found, adjoint, count
+    def forward(
+        ctx: Any, forward: ForwardSolve, adjoint: Adjoint, first: Leaves, count: int, *tensors: Tensor
+    ) -> Leaves:
+        outputs, states = forward.pass_over(tensors[:count], adjoint.keeps_accepted, first)
+        ctx.forward, ctx.adjoint, ctx.count = forward, adjoint, count
         ctx.indices = tuple(states)
         ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])
         ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
         stacked = _stacked(outputs)
-        replay = found.run.replay
+        replay = forward.run.replay
         if replay is not None:
             replay.sides.finish()
         if replay is not None and (replay.random or replay.buffers):
@@ -110,19 +112,19 @@ class _Solve(torch.autograd.Function):
                 "fields that are functions of their arguments",
                 "call model.eval(), take steps=N (which replays them), or gradient='backprop'",
             )
-        kept = [leaf for leaves in states.values() for leaf in leaves]
+        saved = [leaf for leaves in states.values() for leaf in leaves]
         if adjoint.reads_outputs:
-            kept += [leaf for leaves in outputs for leaf in leaves]
-        ctx.save_for_backward(*kept, *tensors[count:])
+            saved += [leaf for leaves in outputs for leaf in leaves]
+        ctx.save_for_backward(*saved, *tensors[count:])
         return stacked
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives(ctx.adjoint.stats.gradient)
-        found, count = ctx.found, ctx.count
-        run = dataclasses.replace(found.run, again=True)
-        kept = ctx.saved_tensors[: len(ctx.saved_tensors) - len(ctx.weights)]
-        groups = [tuple(leaf.detach() for leaf in kept[i : i + count]) for i in range(0, len(kept), count)]
+        forward, count = ctx.forward, ctx.count
+        run = dataclasses.replace(forward.run, again=True)
+        saved = ctx.saved_tensors[: len(ctx.saved_tensors) - len(ctx.weights)]
+        groups = [tuple(leaf.detach() for leaf in saved[i : i + count]) for i in range(0, len(saved), count)]
         states = dict(zip(ctx.indices, groups, strict=False))
         rows = [tuple(leaf) for leaf in zip(*(g.unbind(0) for g in gradients), strict=True)]
         sums = Sums(run.field)
@@ -130,21 +132,23 @@ class _Solve(torch.autograd.Function):
         run.replay.steps = run.grid.steps
         with run.replay.back(), unhooked(run.field.everything(1)):
             if ctx.adjoint.reads_outputs:
-                g = ctx.adjoint.back_accepted(found, states, groups[len(ctx.indices) :], rows, sums)
+                g = ctx.adjoint.back_accepted(forward, states, groups[len(ctx.indices) :], rows, sums)
             else:
-                met, inside = joined(found, rows)
+                met, inside = joined(forward, rows)
                 run = dataclasses.replace(run, inside=inside)
-                g = advance(ctx.adjoint.back(run, Kept(states, (), ctx.sketch), met, sums))
+                g = advance(ctx.adjoint.back(run, SavedStates(states, (), ctx.sketch), met, sums))
                 assert g is not None
-        wanted = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[4 + count :], strict=True)
-        return (None, None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in wanted))
+        needs = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[4 + count :], strict=True)
+        return (None, None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in needs))
 
 
-def joined(found: Forward, rows: list[Leaves]) -> tuple[dict[int, AnyLeaves], dict[int, list[tuple[float, Leaves]]]]:
+def joined(
+    forward: ForwardSolve, rows: list[Leaves]
+) -> tuple[dict[int, AnyLeaves], dict[int, list[tuple[float, Leaves]]]]:
     """Gradients with respect to outputs: at the ends of steps by index, and inside of steps by step."""
     at_nodes: dict[int, AnyLeaves] = {}
     inside: dict[int, list[tuple[float, Leaves]]] = {}
-    for (n, position), row in zip(found.grid.places, rows, strict=False):
+    for (n, position), row in zip(forward.grid.places, rows, strict=False):
         if position:
             inside.setdefault(n, []).append((position, row))
         else:

@@ -24,7 +24,7 @@ from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import Settled, settle
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.certificate import Sketch
-from odenet_torch.gradients.stages import Course, Descent, Recorded, Way, chain, stages
+from odenet_torch.gradients.stages import BackwardSweep, RecordedSweep, StageChain, Way, chain, stages
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.direct import Direct, NotAsBeforeError, NotSettledError
 from odenet_torch.steps.fixed import Run, loop, stacked
@@ -36,7 +36,7 @@ class Adjoint(ABC):
     """A way back from the last state."""
 
     alarm: Alarm | None = None
-    """Of the network that is solved; see `certify`."""
+    """The alarm of the network that is solved; see `certify`."""
 
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
@@ -68,19 +68,19 @@ class Adjoint(ABC):
         """The forward pass.
 
         Returns:
-            The states that are wanted, by index, and groups of a tensor for each leaf of y0 (see `Kept`).
+            The states that are wanted, by index, and groups of a tensor for each leaf of y0 (see `SavedStates`).
         """
         return loop(run, y0, self.keeps(run))
 
     @abstractmethod
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Way:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Way:
         """Gradient with respect to y0; those of weights go to `sums`.
 
         A generator of the steps that it has gone back, the gradient being its value; or the gradient, all at once.
 
         Args:
             run: the forward solve.
-            kept: what the forward pass kept.
+            saved: what the forward pass kept.
             gradients: of the loss with respect to the states at `grid.kept`, by index.
             sums: for gradients of explicit and captured tensors.
         """
@@ -129,10 +129,10 @@ class Adjoint(ABC):
 
         top, *lower = stages(self.back, run.grid.steps, reads, every)
         if not lower:
-            return _Solve.apply(run, self, len(y0), None, *y0, *every)
-        course = Course(y0, every, top.first)
+            return _FixedStepSolve.apply(run, self, len(y0), None, *y0, *every)
+        course = StageChain(y0, every, top.first)
         at = (leaf.detach() for leaf in y0)  # whose gradient comes from the last node
-        return _Solve.apply(run, self, len(y0), course, *at, chain(course, lower), *top.weights)
+        return _FixedStepSolve.apply(run, self, len(y0), course, *at, chain(course, lower), *top.weights)
 
     def discover(self, run: Run, y0: Leaves) -> Leaves:
         """The first evaluation with its graph: what it ends at, beside what is handed over, are tensors f captured."""
@@ -147,7 +147,7 @@ class Adjoint(ABC):
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedStates:
     """What a forward pass kept.
 
     Args:
@@ -162,7 +162,7 @@ class Kept:
 
 
 def zeros(y: AnyLeaves) -> Leaves:
-    """Zero leaves like y."""
+    """Leaves of zeros with the shapes and number types of y."""
     return tuple(torch.zeros_like(leaf) for leaf in y)
 
 
@@ -206,19 +206,19 @@ def vjp(
         GradientError: f reads a tensor here that it did not read in step 0.
     """
     if since == KNOWN and outputs[0].requires_grad:  # one tensor, and blocks that are known
-        found = pulled(outputs[0], (y[0], *captured), cotangent[0])
-        return (torch.zeros_like(y[0]) if found[0] is None else found[0],), captured, found[1:]
+        gradients = pulled(outputs[0], (y[0], *captured), cotangent[0])
+        return (torch.zeros_like(y[0]) if gradients[0] is None else gradients[0],), captured, gradients[1:]
     fresh = tuple(stand.values())
     pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
     if not pairs:  # f depends on nothing that has a gradient
         return zeros(y), (), ()
     if since != KNOWN:
         require_known(n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         [d for d, _ in pairs], [*y, *fresh, *captured], [g for _, g in pairs], allow_unused=True
     )
-    part = tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(y, found[: len(y)], strict=True))
-    return part, (*explicit, *captured), found[len(y) :]
+    part = tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(y, gradients[: len(y)], strict=True))
+    return part, (*explicit, *captured), gradients[len(y) :]
 
 
 def pulled(output: Tensor, inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -268,19 +268,21 @@ def unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        for hooks, found in hooked:
-            hooks.update(found)
+        for hooks, copies in hooked:
+            hooks.update(copies)
 
 
 def _retained() -> bool:
     """Whether the running backward pass was asked to keep what it needs for another one."""
-    asked = getattr(_autograd, "_get_current_graph_task_keep_graph", None)  # since torch 2.5, not documented
-    return True if asked is None else asked()
+    keeps_graph = getattr(_autograd, "_get_current_graph_task_keep_graph", None)  # since torch 2.5, not documented
+    return True if keeps_graph is None else keeps_graph()
 
 
-class _Solve(torch.autograd.Function):
+class _FixedStepSolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, adjoint: Adjoint, count: int, course: Course | None, *tensors: Tensor) -> Leaves:
+    def forward(
+        ctx: Any, run: Run, adjoint: Adjoint, count: int, course: StageChain | None, *tensors: Tensor
+    ) -> Leaves:
         states, pair = adjoint.forth(run, tensors[:count])
         if run.replay is not None:
             run.replay.sides.finish()
@@ -309,11 +311,13 @@ class _Solve(torch.autograd.Function):
         inner = dict(ctx.inner)
         if not _retained():
             ctx.inner = {}  # so that a way back can free what it has used
-        kept = Kept(inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]), ctx.sketch)
+        saved = SavedStates(
+            inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]), ctx.sketch
+        )
         del inner
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
-        course: Course | None = ctx.course
+        course: StageChain | None = ctx.course
         every = ctx.saved_tensors[count_saved:] if course is None else course.every
         sums, steps = Sums(run.field), run.grid.steps
 
@@ -331,36 +335,36 @@ class _Solve(torch.autograd.Function):
             with around, unhooked(every):
                 yield
 
-        way = Descent(lambda: ctx.adjoint.back(run, kept, by_index, sums), sums, surrounded, steps)
+        way = BackwardSweep(lambda: ctx.adjoint.back(run, saved, by_index, sums), sums, surrounded, steps)
         if course is not None:
             course.begin(way)
         return _returned(ctx, way, gradients)
 
 
-def _returned(ctx: Any, way: Descent | Recorded, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+def _returned(ctx: Any, way: BackwardSweep | RecordedSweep, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """What the node returns: its own part of the way."""
-    course: Course | None = ctx.course
+    course: StageChain | None = ctx.course
     if course is None:
         below = way.reach(0)
         assert below is not None
     else:
         way.reach(course.top)
         below = *(None,) * ctx.count, gradients[0].new_zeros((), dtype=torch.float32)
-    wanted = zip(ctx.weights, ctx.needs_input_grad[4 + len(below) :], strict=True)
-    return (None, None, None, None, *below, *(way.gradient(weight) if want else None for weight, want in wanted))
+    needs = zip(ctx.weights, ctx.needs_input_grad[4 + len(below) :], strict=True)
+    return (None, None, None, None, *below, *(way.gradient(weight) if want else None for weight, want in needs))
 
 
 def _recorded(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The gradient with a graph of its own: the steps run again from y0 and are recorded."""
-    course: Course | None = ctx.course
+    course: StageChain | None = ctx.course
     if course is None:
         y0, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[len(ctx.saved_tensors) - len(ctx.weights) :]
     else:
         y0, weights = course.y0, course.every
     with ctx.run.settled.back():
         outputs = stacked(ctx.run, loop(ctx.run, y0)[0])
-        found = torch.autograd.grad(outputs, [*y0, *weights], gradients, create_graph=True, allow_unused=True)
-    way = Recorded(found[: len(y0)], dict(zip(map(id, weights), found[len(y0) :], strict=True)))
+        derivatives = torch.autograd.grad(outputs, [*y0, *weights], gradients, create_graph=True, allow_unused=True)
+    way = RecordedSweep(derivatives[: len(y0)], dict(zip(map(id, weights), derivatives[len(y0) :], strict=True)))
     if course is not None:
         course.begin(way)
     return _returned(ctx, way, gradients)

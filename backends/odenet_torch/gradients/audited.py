@@ -21,13 +21,13 @@ from odenet_torch._entry import backend
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, Sums
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, Sums
 from odenet_torch.gradients.checkpoint import Recomputation
 from odenet_torch.gradients.profiles import Groups, measurable, profiles
 from odenet_torch.gradients.ranks import agreed, several
+from odenet_torch.gradients.repeated_pass import ForwardSnapshot, Make, RepeatedPass
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.gradients.stages import advance
-from odenet_torch.gradients.trial import Before, Make, Trial
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
 
@@ -50,12 +50,12 @@ def solve_auto(auditor: Auditor, make: Make, field: Field | None, last: Stats | 
     if residual is not None and not several() and (residual.device.type == "cpu" or auditor.passes % _READ == 0):
         auditor.certified(float(residual))
     if auditor.due:
-        made = make(Backprop())
-        whole = field or FunctionField(made.field, made.weights)
-        exact = auditor.exact(made.grid.steps if not isinstance(made.grid, Span) else 1)
-        heard = Pass(auditor, make, whole, Before.of(made, whole))
+        problem = make(Backprop())
+        whole_field = field or FunctionField(problem.field, problem.weights)
+        exact = auditor.exact(problem.grid.steps if not isinstance(problem.grid, Span) else 1)
+        heard = AuditedPass(auditor, make, whole_field, ForwardSnapshot.of(problem, whole_field))
         way = Way(heard.fixed, heard.adaptive)
-        return solve_problem(make(exact if exact.offered(made.solver) else Backprop()), whole, way)
+        return solve_problem(make(exact if exact.offered(problem.solver) else Backprop()), whole_field, way)
     assert auditor.method is not None  # not due
     solution = solve_problem(make(auditor.method), field)
     for leaf in tree_leaves(solution.ys):
@@ -75,7 +75,7 @@ class _Counted:
         self.auditor.counted()
 
 
-class Pass:
+class AuditedPass:
     """An exact pass, whose backward pass plans or audits.
 
     Args:
@@ -85,7 +85,7 @@ class Pass:
         before: the forward pass.
     """
 
-    def __init__(self, auditor: Auditor, make: Make, field: Field, before: Before) -> None:
+    def __init__(self, auditor: Auditor, make: Make, field: Field, before: ForwardSnapshot) -> None:
         self.auditor, self.make, self.field, self.before = auditor, make, field, before
 
     def fixed(self, problem: Problem, stats: Stats) -> Solve:
@@ -95,7 +95,7 @@ class Pass:
     def adaptive(self, problem: Problem, stats: Stats) -> Back:
         """See `odenet_torch.gradients.solve`."""
         adjoint = self._adjoint(problem, stats)
-        return lambda found, y0: accepted_steps.solve(adjoint, found, y0)
+        return lambda forward, y0: accepted_steps.solve(adjoint, forward, y0)
 
     def _adjoint(self, problem: Problem, stats: Stats) -> Adjoint:
         if isinstance(problem.gradient, Checkpoint):
@@ -118,7 +118,7 @@ class Pass:
         try:
             if not auditor.due:  # another pass of the same backward pass was first
                 return None
-            trial = Trial(self.make, self.field, self.before, run, y0, gradients)
+            trial = RepeatedPass(self.make, self.field, self.before, run, y0, gradients)
             exact = trial.groups(g, [sums.so_far(tensor) for tensor in trial.tensors])
             if not agreed([float(measurable(exact))], least=True)[0]:
                 auditor.unmeasurable()
@@ -133,9 +133,9 @@ class Pass:
         finally:
             auditor.counted()
 
-    def _plan(self, trial: Trial, exact: Groups) -> Plan:
-        auditor, made = self.auditor, self.make(Backprop())
-        methods = auditor.candidates(backend, made.solver, trial.steps, adaptive=isinstance(made.grid, Span))
+    def _plan(self, trial: RepeatedPass, exact: Groups) -> Plan:
+        auditor, problem = self.auditor, self.make(Backprop())
+        methods = auditor.candidates(backend, problem.solver, trial.steps, adaptive=isinstance(problem.grid, Span))
         dtype = str(trial.y0[0].dtype).removeprefix("torch.")
 
         def measured(methods: Sequence[Gradient], memory: int | None, repeats: int) -> tuple[Sequence[Profile], str]:
@@ -143,14 +143,14 @@ class Pass:
             return shared(rows), counted
 
         limit = None if several() else auditor.auto.memory  # all processes run all of each method
-        where = ("torch", made.solver, trial.steps, dtype)
+        where = ("torch", problem.solver, trial.steps, dtype)
         return auditor.plan_of(where, measured(methods, limit, 3), lambda stopped: measured(stopped, None, 1)[0])
 
 
 class AuditedRecomputation(Recomputation):
-    """Checkpointing that tells a `Pass` what it found."""
+    """Checkpointing that tells a `AuditedPass` what it found."""
 
-    def __init__(self, method: Checkpoint, stats: Stats, heard: Pass) -> None:
+    def __init__(self, method: Checkpoint, stats: Stats, heard: AuditedPass) -> None:
         super().__init__(method, stats)
         self.heard = heard
 
@@ -159,11 +159,11 @@ class AuditedRecomputation(Recomputation):
         return Adjoint.solve(self, run, y0)
 
     def back(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums
+        self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums
     ) -> Leaves:
         """See `Adjoint.back`."""
-        y0 = kept.states[0]
-        g = advance(super().back(run, kept, gradients, sums))  # all at once: what is compared is the whole gradient
+        y0 = saved.states[0]
+        g = advance(super().back(run, saved, gradients, sums))  # all at once: what is compared is the whole gradient
         assert g is not None  # it went to the start
         self.stats.residual = self.heard.heard(run, y0, gradients, g, sums)
         return g
@@ -174,7 +174,7 @@ class AuditedBackprop(Adjoint):
 
     by_steps = False
 
-    def __init__(self, stats: Stats, heard: Pass) -> None:
+    def __init__(self, stats: Stats, heard: AuditedPass) -> None:
         super().__init__(stats)
         self.heard = heard
 
@@ -182,18 +182,18 @@ class AuditedBackprop(Adjoint):
         """See `Adjoint.keeps`."""
         return (0, run.grid.steps)
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
         """See `Adjoint.back`."""
-        y0 = kept.states[0]
+        y0 = saved.states[0]
         heard = self.heard
-        trial = Trial(heard.make, heard.field, heard.before, run, y0, gradients)
-        found, _ = trial(Backprop())
-        sums.add(trial.tensors, found["weights"])
-        wanted = iter(found["input"])
+        trial = RepeatedPass(heard.make, heard.field, heard.before, run, y0, gradients)
+        gradients_of, _ = trial(Backprop())
+        sums.add(trial.tensors, gradients_of["weights"])
+        by_input = iter(gradients_of["input"])
         needed = [leaf.requires_grad for leaf in tree_leaves(self.heard.make(Backprop()).y0)]
         g = tuple(
             torch.zeros_like(y) if part is None else part.to(y.dtype)
-            for y, part in zip(y0, (next(wanted) if need else None for need in needed), strict=True)
+            for y, part in zip(y0, (next(by_input) if need else None for need in needed), strict=True)
         )
         self.stats.residual = self.heard.heard(run, y0, gradients, g, sums)
         return g
@@ -207,17 +207,17 @@ def shared(rows: tuple[Profile, ...]) -> tuple[Profile, ...]:
     gone = float("-inf")
     numbers = [gone if (value := getattr(row, name)) is None else float(value) for row in rows for name in names]
     numbers += [float(row.trouble is not None) for row in rows]
-    found = agreed(numbers)
-    made = []
+    largest = agreed(numbers)
+    agreed_rows = []
     for i, row in enumerate(rows):
         values = {
             name: None if value == gone else value
-            for name, value in zip(names, found[i * len(names) : (i + 1) * len(names)], strict=True)
+            for name, value in zip(names, largest[i * len(names) : (i + 1) * len(names)], strict=True)
         }
         peak = values["peak_bytes"]
-        failed = bool(found[len(rows) * len(names) + i])
+        failed = bool(largest[len(rows) * len(names) + i])
         trouble = row.trouble or ("it failed in another process" if failed else None)
-        made.append(
+        agreed_rows.append(
             Profile(row.gradient, **{**values, "peak_bytes": None if peak is None else int(peak)}, trouble=trouble)
         )
-    return tuple(made)
+    return tuple(agreed_rows)

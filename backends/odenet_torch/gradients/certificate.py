@@ -24,8 +24,8 @@ from odenet_torch.steps.fixed import Run
 
 def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
     """|defect| / |y| of the worst row of the worst leaf, a scalar on the device."""
-    found = [(off.flatten() / _scale(sizes.flatten(), width)).amax() for off, sizes, width in _norms(defect, y)]
-    return functools.reduce(torch.maximum, found) if found else torch.zeros(())
+    errors = [(off.flatten() / _scale(sizes.flatten(), width)).amax() for off, sizes, width in _norms(defect, y)]
+    return functools.reduce(torch.maximum, errors) if errors else torch.zeros(())
 
 
 def _norms(defect: AnyLeaves, y: AnyLeaves) -> list[tuple[Tensor, Tensor, int]]:
@@ -43,12 +43,12 @@ def _read(defect: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, int]]:
 
 def _joined(norms: Sequence[list[tuple[Tensor, Tensor, int]]]) -> Tensor:
     """The relative error of each of several steps, shape (steps,), in as many operations as that of one."""
-    found = []
+    errors = []
     for column in zip(*norms, strict=True):
         off, sizes, widths = zip(*column, strict=True)
         above, below = (torch.stack(rows).reshape(len(norms), -1) for rows in (off, sizes))  # a state may be one row
-        found.append((above / _scale(below, widths[0])).amax(1))
-    return functools.reduce(torch.maximum, found) if found else torch.zeros(len(norms))
+        errors.append((above / _scale(below, widths[0])).amax(1))
+    return functools.reduce(torch.maximum, errors) if errors else torch.zeros(len(norms))
 
 
 def _norm(y: Tensor, axis: int = -1) -> Tensor:
@@ -83,11 +83,11 @@ class Sketch:
 
     def error(self, y: AnyLeaves) -> Tensor:
         """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so."""
-        found = [
-            (_norm(_sketched(leaf, axis) - kept).flatten() / _scale(_norm(kept).flatten(), width)).amax()
-            for (leaf, axis), (kept, width) in zip(self._places(y), self.rows, strict=True)
+        errors = [
+            (_norm(_sketched(leaf, axis) - sums).flatten() / _scale(_norm(sums).flatten(), width)).amax()
+            for (leaf, axis), (sums, width) in zip(self._places(y), self.rows, strict=True)
         ]
-        return functools.reduce(torch.maximum, found) if found else torch.zeros(())
+        return functools.reduce(torch.maximum, errors) if errors else torch.zeros(())
 
 
 def _sketched(leaf: Tensor, axis: int) -> Tensor:
@@ -98,7 +98,7 @@ def _sketched(leaf: Tensor, axis: int) -> Tensor:
     return pad(rows, (0, -width % BUCKETS)).unflatten(-1, (-1, BUCKETS)).sum(-2)
 
 
-class Errors:
+class StepErrors:
     """The errors that a way back comes to know of, of which the largest and its place are kept, on the device."""
 
     def __init__(self, run: Run) -> None:
@@ -127,7 +127,7 @@ class Errors:
             self.worst()
 
     def add_difference(self, rebuilt: AnyLeaves, known: AnyLeaves, y: AnyLeaves, n: int) -> None:
-        """That of step n is `relative(rebuilt - known, y)`."""
+        """Add the error of step n, `relative(rebuilt - known, y)`."""
         defect = subtract(rebuilt, known)
         if sum(leaf.numel() for leaf in y) > _SMALL:
             self.add(relative(defect, y), n)
@@ -172,7 +172,7 @@ _SMALL = 1 << 14
 """Entries of such a state. What is larger is bound by arithmetic, and its norms would take memory."""
 
 
-def certify(stats: Stats, alarm: Alarm | None, errors: Errors) -> Tensor:
+def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors) -> Tensor:
     """Leave the largest error that a way back came to know of in the stats, and say it if it is large.
 
     Nothing waits for a CUDA device here: what is still being worked out there is said when a later backward pass, or
@@ -183,21 +183,21 @@ def certify(stats: Stats, alarm: Alarm | None, errors: Errors) -> Tensor:
         alarm: of the network; None where nothing is to be said.
         errors: of the way back.
     """
-    for told in [*_waiting]:
-        told.settle()
+    for report in [*_waiting]:
+        report.settle()
     pair = errors.worst()
     stats.residual = pair[0]
     if alarm is not None:
-        _Told(alarm, stats, errors.run, pair).settle()
+        _ErrorReport(alarm, stats, errors.run, pair).settle()
     return pair[0]
 
 
-_waiting: list[_Told] = []
+_waiting: list[_ErrorReport] = []
 """What a device has not worked out yet."""
 
 
 @dataclass(eq=False)
-class _Told:
+class _ErrorReport:
     """A certificate on its way to the host."""
 
     alarm: Alarm
@@ -233,5 +233,5 @@ class _Told:
 
 @atexit.register
 def _say_what_is_left() -> None:
-    for told in [*_waiting]:
-        told.settle(wait=True)
+    for report in [*_waiting]:
+        report.settle(wait=True)

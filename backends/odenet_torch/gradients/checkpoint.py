@@ -32,7 +32,7 @@ from odenet_torch.gradients import accepted_steps, hookless
 from odenet_torch.gradients.adjoint import (
     KNOWN,
     Adjoint,
-    Kept,
+    SavedStates,
     mark,
     pulled,
     read,
@@ -50,7 +50,7 @@ from odenet_torch.steps.fixed import Run, Solve, loop, stacked
 
 
 class Recomputation(Adjoint):
-    """Back from one kept state to the one before."""
+    """The way back from one kept state to the one before, whose steps run again."""
 
     def __init__(self, method: Checkpoint, stats: Stats) -> None:
         super().__init__(stats)
@@ -87,7 +87,7 @@ class Recomputation(Adjoint):
         run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
             for first, end in self.method.parts(run.grid.steps):
-                states |= Part(run, replay, first, end)(y)
+                states |= Segment(run, replay, first, end)(y)
                 y = states[end]
                 if first == 0:
                     replay.watch(leaves(y, since))
@@ -140,12 +140,12 @@ class Recomputation(Adjoint):
         """See `Adjoint.keeps_accepted`. A schedule needs to know how many steps there are: then they run once more."""
         return self.method == Checkpoint()
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
-        known = kept.states
+        known = saved.states
         if isinstance(run.grid, Accepted):
             if self.method == Checkpoint():
-                return (yield from self.each(run, known, gradients, sums))
+                return (yield from self.all_states(run, known, gradients, sums))
             count = min(self.method.states or self.method.segments or 1, run.grid.steps)
             self.method = Checkpoint(states=max(count, 1))
             known = self.again(run, known[0])
@@ -174,8 +174,8 @@ class Recomputation(Adjoint):
                 yield n
         return g
 
-    def each(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """Back from state to state, all of which are known."""
+    def all_states(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+        """The way back where all states are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for n in reversed(range(run.grid.steps)):
             known.pop(n + 1)
@@ -219,9 +219,9 @@ class Recomputation(Adjoint):
         inside = zip(outputs[len(d) :], cotangents[len(d) :], strict=True)
         pairs = [*zip(z, g, strict=True), *inside, *(zip(at, met, strict=True) if met is not None else ()), *so_far]
         outputs, cotangents = zip(*pairs, strict=True)
-        found = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
+        gradients = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
         totals: dict[Any, tuple[Tensor, Tensor]] = {}
-        for weight, part in zip(weights, found[len(at) :], strict=True):
+        for weight, part in zip(weights, gradients[len(at) :], strict=True):
             if part is not None and weight.dtype in HALF:  # added up in another number type than its own
                 sums.add([weight], [part])
             elif part is not None:
@@ -229,7 +229,7 @@ class Recomputation(Adjoint):
                 totals[place] = weight, part if before is None else before + part
         for weight, total in totals.values():
             sums.put(weight, total)
-        return found[: len(at)]
+        return gradients[: len(at)]
 
     @staticmethod
     def known_step(run: Run, n: int, y: Leaves, g: AnyLeaves, sums: Sums) -> Leaves:
@@ -237,14 +237,14 @@ class Recomputation(Adjoint):
         at, weights = y[0].detach().requires_grad_(), read(run, n)
         with torch.enable_grad():
             z = at + run.increment(n, (at,))[0]
-        found = pulled(z, (at, *weights), g[0])
-        sums.by_tensor.update((id(x), part) for x, part in zip(weights, found[1:], strict=True) if part is not None)
-        assert found[0] is not None
-        return (found[0],)
+        gradients = pulled(z, (at, *weights), g[0])
+        sums.by_tensor.update((id(x), part) for x, part in zip(weights, gradients[1:], strict=True) if part is not None)
+        assert gradients[0] is not None
+        return (gradients[0],)
 
 
 @dataclasses.dataclass
-class Part:
+class Segment:
     """Steps first..end-1, of which torch keeps nothing but the first state, and runs again on the way back."""
 
     run: Run
@@ -254,26 +254,26 @@ class Part:
 
     def __call__(self, y: Leaves) -> dict[int, Leaves]:
         """The states after these steps that are wanted, and the last."""
-        wanted = [n for n in range(self.first + 1, self.end + 1) if n == self.end or n in self.run.grid.kept]
+        kept = [n for n in range(self.first + 1, self.end + 1) if n == self.end or n in self.run.grid.kept]
 
         def steps(*y: Tensor) -> list[Tensor]:
-            found = []
+            states = []
             for n in range(self.first, self.end):
                 y = add(y, self.run.increment(n, y))
-                if n + 1 in wanted:
-                    found += y
+                if n + 1 in kept:
+                    states += y
             if not self.replay.late.isdisjoint(range(self.first, self.end)):
                 run_to_the_end()
-            return found
+            return states
 
-        found = checkpoint(
+        states = checkpoint(
             steps,
             *y,
             use_reentrant=False,
             preserve_rng_state=False,
             context_fn=lambda: (contextlib.nullcontext(), self),
         )
-        return {n: tuple(found[i * len(y) : (i + 1) * len(y)]) for i, n in enumerate(wanted)}
+        return {n: tuple(states[i * len(y) : (i + 1) * len(y)]) for i, n in enumerate(kept)}
 
     def __enter__(self) -> None:
         """While the steps run again, as often as a graph is gone back through."""
@@ -283,7 +283,7 @@ class Part:
         self.entered.enter_context(self.replay.back(range(self.first, self.end)))
 
     def __exit__(self, *raised: Any) -> None:
-        """No longer."""
+        """Leave the context of the segment."""
         self.run = dataclasses.replace(self.run, again=False)
         self.entered.__exit__(*raised)
 

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Problem, Solver, Stats
-from odenet.kit import AnySolver, add, combine, increment, positions
+from odenet.kit import AnySolver, add, combine, hermite, increment, positions
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, standing, vjp, zeros
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
-from odenet_torch.steps.accepted import Along
-from odenet_torch.steps.adaptive import Back, Forward
+from odenet_torch.steps.accepted import AcceptedField
+from odenet_torch.steps.adaptive import Back, ForwardSolve
 from odenet_torch.steps.fixed import Run, Solve
-from odenet_torch.steps.size_control import Step, Walk
+from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop
 from odenet_torch.steps.tolerance import Tolerance
 
 Between = Callable[[float, Leaves], Leaves]
@@ -47,19 +47,19 @@ class Costate(Adjoint):
         """See `Adjoint.keeps`."""
         return range(run.grid.steps + 1) if self.method.interpolate else (*run.grid.kept, run.grid.steps)
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         forward = run.grid.steps
-        meets = {n * steps // forward: n for n in (*kept.states, *gradients)}
-        y = kept.states[forward]
+        meets = {n * steps // forward: n for n in (*saved.states, *gradients)}
+        y = saved.states[forward]
         a: AnyLeaves = gradients.get(forward) or zeros(y)
         for n in reversed(range(steps)):
-            between = self.between(backward, n, kept.states) if self.method.interpolate else None
+            between = self.between(backward, n, saved.states) if self.method.interpolate else None
             y, a = self.step(backward, n, y, a, sums, between)
             if n in meets:
-                y = kept.states.get(meets[n], y)
+                y = saved.states.get(meets[n], y)
                 a = add(a, gradients[meets[n]]) if meets[n] in gradients else a
             yield n * forward // steps
         return a
@@ -70,12 +70,9 @@ class Costate(Adjoint):
         first = run.slope(n, 0.0, start, rank=0) if self.method.between(self.solver) else None
 
         def at(position: float, last: Leaves) -> Leaves:
-            p = position
-            if first is None or p in (0.0, 1.0):
-                return start if p == 0.0 else end
-            rise = (1 + 2 * p) * (1 - p) ** 2, p * p * (3 - 2 * p)
-            bend = h * p * (1 - p) ** 2, h * p * p * (p - 1)
-            return combine((rise[0], start), (rise[1], end), (bend[0], first), (bend[1], last))
+            if first is None or position in (0.0, 1.0):
+                return start if position == 0.0 else end
+            return combine(*zip(hermite(position, h), (start, end, first, last), strict=True))
 
         return at
 
@@ -94,11 +91,11 @@ class Costate(Adjoint):
             at, explicit, stand = standing(run, n, here)
             with torch.enable_grad():
                 slope = run.slope(n, places[i], at, stand, reverse=True, rank=i)
-            part, weights, found = vjp(
+            part, weights, by_weights = vjp(
                 run.field.read(n, run.grid.steps), n, slope, at, explicit, stand, both[count:], since
             )
             if tableau.b[i]:
-                sums.add(weights, found, factor=size * tableau.b[i])
+                sums.add(weights, by_weights, factor=size * tableau.b[i])
             ends.append(tuple(k.detach() for k in slope))
             return (*ends[-1], *(-p for p in part))
 
@@ -116,39 +113,39 @@ class AdaptiveCostate(Costate):
     proposed: float | None = None
 
     def back_accepted(
-        self, found: Forward, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
+        self, forward: ForwardSolve, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
     ) -> Leaves:
         """Gradient with respect to y0, from the outputs and the gradients of the loss with respect to them."""
-        y, t = states[found.grid.steps], found.grid.nodes[-1]
+        y, t = states[forward.grid.steps], forward.grid.nodes[-1]
         a: AnyLeaves = zeros(y)
         self.proposed = None
-        for time, output, row in reversed(list(zip(found.ts, outputs, rows, strict=True))):
+        for time, output, row in reversed(list(zip(forward.ts, outputs, rows, strict=True))):
             if not all(bool(torch.isfinite(leaf).all()) for leaf in output):
                 continue
             if time != t and any(bool(leaf.any()) for leaf in a):
-                _, a = self.between_outputs(found, t, time, y, a, sums)
+                _, a = self.between_outputs(forward, t, time, y, a, sums)
             y, t, a = output, time, add(a, row)
-        return self.between_outputs(found, t, found.t0, y, a, sums)[1]
+        return self.between_outputs(forward, t, forward.t0, y, a, sums)[1]
 
     def between_outputs(
-        self, found: Forward, t: float, end: float, y: Leaves, a: AnyLeaves, sums: Sums
+        self, forward: ForwardSolve, t: float, end: float, y: Leaves, a: AnyLeaves, sums: Sums
     ) -> tuple[Leaves, AnyLeaves]:
         """From time t back to an earlier one."""
         if t == end:
             return y, a
         method, count = self.method, len(y)
         solver, _ = method.backward(self.solver, 1)
-        given = {name: getattr(method, name) for name in ("rtol", "atol") if getattr(method, name) is not None}
+        tolerances = {name: getattr(method, name) for name in ("rtol", "atol") if getattr(method, name) is not None}
         # steps go on as long as they were before an output
-        control = dataclasses.replace(found.span.control, first_step=self.proposed, **given)
+        control = dataclasses.replace(forward.span.control, first_step=self.proposed, **tolerances)
         sign = 1 if end >= t else -1
-        stops = sorted((s for s in found.walk.stops if sign * t < sign * s < sign * end), key=lambda s: sign * s)
-        quadrature = Quadrature(dataclasses.replace(found.run, again=True), count, sums)
-        tolerance = Doubled(control, found.run.layout, y)
+        stops = sorted((s for s in forward.loop.stops if sign * t < sign * s < sign * end), key=lambda s: sign * s)
+        quadrature = Quadrature(dataclasses.replace(forward.run, again=True), count, sums)
+        tolerance = Doubled(control, forward.run.layout, y)
         if not method.seminorm:
             tolerance.also = quadrature.error
-        layout = found.run.layout
-        walk = Walk(
+        layout = forward.run.layout
+        loop = AdaptiveLoop(
             quadrature.evaluate,
             solver.tableau,
             control,
@@ -156,20 +153,20 @@ class AdaptiveCostate(Costate):
             layout.device,
             layout.time,
             [*stops, end],
-            found.walk.jumps,
+            forward.loop.jumps,
         )
-        quadrature.walk = walk
+        quadrature.loop = loop
         both: AnyLeaves = (*y, *a)
         with torch.no_grad():
-            for step in walk.steps(t, both):
+            for step in loop.steps(t, both):
                 quadrature.accept(step)
                 both = step.y1
-        self.proposed = walk.proposed
-        if walk.failed is not None:
+        self.proposed = loop.proposed
+        if loop.failed is not None:
             raise GradientError(
-                f"the continuous adjoint stopped after {walk.n} steps back from t={t:.8g}: {walk.failed.happened}",
+                f"the continuous adjoint stopped after {loop.n} steps back from t={t:.8g}: {loop.failed.happened}",
                 "backward solves that reach t0",
-                f"{walk.failed.remedy}; or take gradient='checkpoint', which is exact and integrates nothing back",
+                f"{loop.failed.remedy}; or take gradient='checkpoint', which is exact and integrates nothing back",
             )
         return both[:count], both[count:]
 
@@ -187,9 +184,9 @@ class Doubled(Tolerance):
 
     def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
         """See `Tolerance`."""
-        found = super().ratio(error, y, y1)
+        ratio_of_both = super().ratio(error, y, y1)
         more = None if self.also is None else self.also()
-        return found if more is None else torch.maximum(found, more.to(found))
+        return ratio_of_both if more is None else torch.maximum(ratio_of_both, more.to(ratio_of_both))
 
 
 class Quadrature:
@@ -204,13 +201,13 @@ class Quadrature:
     def __init__(self, run: Run, count: int, sums: Sums) -> None:
         self.run, self.count, self.sums = run, count, sums
         self.parts: dict[int, tuple[Sequence[Tensor], Sequence[Tensor | None]]] = {}
-        self.kept: list[AnyLeaves] = []  # slopes since the last accepted step, so that none takes another's id
-        self.walk: Walk | None = None
+        self.slopes: list[AnyLeaves] = []  # slopes since the last accepted step, so that none takes another's id
+        self.loop: AdaptiveLoop | None = None
 
     def evaluate(self, t: Tensor, rank: int, time: float, both: AnyLeaves) -> AnyLeaves:
         """The slope of y and of its adjoint; the weights' is remembered by it."""
         run, field, count = self.run, self.run.field, self.count
-        assert isinstance(field, Along)
+        assert isinstance(field, AcceptedField)
         layer = field.grid.place(time)[0]
         since = now()
         explicit = field.field.explicit(layer, field.count)
@@ -219,31 +216,31 @@ class Quadrature:
         with torch.enable_grad():
             slope = run.layout.evaluate(lambda y: field.at(t, time, y, stand), at)
         captured = field.field.read(layer, field.count)
-        part, weights, found = vjp(captured, 0, slope, at, explicit, stand, both[count:], since)
-        made = (*(k.detach() for k in slope), *(-p for p in part))
-        self.parts[id(made)] = weights, found
-        self.kept.append(made)
-        return made
+        part, weights, by_weights = vjp(captured, 0, slope, at, explicit, stand, both[count:], since)
+        slopes = (*(k.detach() for k in slope), *(-p for p in part))
+        self.parts[id(slopes)] = weights, by_weights
+        self.slopes.append(slopes)
+        return slopes
 
-    def accept(self, step: Step) -> None:
+    def accept(self, step: AcceptedStep) -> None:
         """Add what the step adds: -h sum_i b_i times that of stage i, h being negative."""
-        for weight, slope in zip(step.walk.tableau.b, step.slopes, strict=True):
+        for weight, slope in zip(step.loop.tableau.b, step.slopes, strict=True):
             if weight:
                 self.sums.add(*self.parts[id(slope)], factor=-step.h * weight)
-        last = step.ends[-1] if step.walk.tableau.fsal else None
+        last = step.ends[-1] if step.loop.tableau.fsal else None
         self.parts = {} if last is None else {id(last): self.parts[id(last)]}
-        self.kept[:] = [] if last is None else [last]
+        self.slopes[:] = [] if last is None else [last]
 
     def error(self) -> Tensor | None:
         """That of the quadrature in the step that is tried, over what is allowed; None with tolerances by leaf."""
-        walk = self.walk
-        assert walk is not None
-        assert walk.trial is not None
-        tableau, control, h = walk.tableau, walk.control, walk.size
+        loop = self.loop
+        assert loop is not None
+        assert loop.trial is not None
+        tableau, control, h = loop.tableau, loop.control, loop.size
         if not (isinstance(control.rtol, (int, float)) and isinstance(control.atol, (int, float))):
             return None
         totals: dict[int, tuple[Tensor, Tensor]] = {}
-        for weight, low, slope in zip(tableau.b, tableau.error_weights or (), walk.trial.slopes, strict=True):
+        for weight, low, slope in zip(tableau.b, tableau.error_weights or (), loop.trial.slopes, strict=True):
             for tensor, part in zip(*self.parts[id(slope)], strict=True):
                 if part is not None:
                     error, size = totals.get(id(tensor), (torch.zeros_like(part), torch.zeros_like(part)))

@@ -16,8 +16,8 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, combine, subtract
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, pulled, read, standing, vjp, zeros
-from odenet_torch.gradients.certificate import Errors, Sketch, certify, relative
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
@@ -35,22 +35,22 @@ class Reversal(Adjoint):
         """See `Adjoint.keeps`."""
         return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
         steps, method = run.grid.steps, self.method
-        y = kept.states[steps]
-        errors = Errors(run)
+        y = saved.states[steps]
+        errors = StepErrors(run)
         g: AnyLeaves = gradients.get(steps) or zeros(y)
-        seen: list[Leaves] = []  # increments, the latest first
+        increments: list[Leaves] = []  # increments, the latest first
         known = run.settled is not None and run.settled.once(steps)
         for n in reversed(range(steps)):
-            z = kept.states[n] if n in kept.states else self.predict(run, n, y, seen)
+            z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
             if known:
                 d, g = self.known_step(run, n, z, g, sums)
             else:
                 d, g = self.step(run, n, z, g, sums)
             before = subtract(y, d)
-            if n in kept.states:
+            if n in saved.states:
                 # its own increment taken back from a rebuilt y[n+1] misses y[n] by what y[n+1] is off
                 errors.add_difference(before, z, z, n)
                 y = z
@@ -60,10 +60,10 @@ class Reversal(Adjoint):
             if n in gradients:
                 g = add(g, gradients[n])
             if method.extrapolates:
-                seen = [d, *seen[: method.order - 1]]
+                increments = [d, *increments[: method.order - 1]]
             yield n
-        if kept.sketch is not None:
-            errors.add(kept.sketch.error(y), -1)
+        if saved.sketch is not None:
+            errors.add(saved.sketch.error(y), -1)
         worst = certify(self.stats, self.alarm, errors)
         if method.tolerance is not None:
             if not float(worst) <= method.tolerance:
@@ -77,8 +77,8 @@ class Reversal(Adjoint):
         at, explicit, stand = standing(run, n, z)
         with torch.enable_grad():
             d, outputs, cotangents = run.piece(n, at, stand, g)
-        part, weights, found = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
-        sums.add(weights, found)
+        part, weights, by_weights = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
+        sums.add(weights, by_weights)
         return tuple(leaf.detach() for leaf in d), add(g, part)
 
     @staticmethod
@@ -89,8 +89,8 @@ class Reversal(Adjoint):
             (d,) = run.increment(n, (at,))
         if not d.requires_grad:  # the block depends on nothing
             return (d,), tuple(g)
-        part, *found = pulled(d, (at, *weights), g[0])
-        sums.by_tensor.update([(id(x), k) for x, k in zip(weights, found, strict=True) if k is not None])
+        part, *by_weights = pulled(d, (at, *weights), g[0])
+        sums.by_tensor.update([(id(x), k) for x, k in zip(weights, by_weights, strict=True) if k is not None])
         return (d.detach(),), (g[0] if part is None else g[0] + part,)
 
     def sketch(self, y0: Leaves) -> Sketch | None:
@@ -101,9 +101,9 @@ class Reversal(Adjoint):
         """See `Adjoint.keeps_accepted`."""
         return self.method.anchors is not None and n > 0 and n % self.method.anchors == 0
 
-    def predict(self, run: Run, n: int, y: Leaves, seen: list[Leaves]) -> Leaves:
+    def predict(self, run: Run, n: int, y: Leaves, increments: list[Leaves]) -> Leaves:
         """z, near the y[n] with `y[n] + D_n(y[n]) = y`."""
-        z = predicted(self.method, run, n, y, seen)
+        z = predicted(self.method, run, n, y, increments)
         return z if self.method.tolerance is None else self.settle(run, n, y, z, self.method.tolerance)
 
     def settle(self, run: Run, n: int, y: Leaves, z: Leaves, tolerance: float) -> Leaves:

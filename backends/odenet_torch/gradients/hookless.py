@@ -24,7 +24,7 @@ def known(field: Field) -> bool:
 
 
 def remember(field: Field) -> None:
-    """It is."""
+    """Remember that a field calls torch.func."""
     for function in field.functions():
         try:
             _KNOWN.add(function)

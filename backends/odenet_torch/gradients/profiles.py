@@ -44,7 +44,7 @@ def profiles(
     rows: dict[Gradient, dict[str, Any]] = {}
     counted, known = "", measurable(exact)
     for method in methods:
-        run = _Once(method, gradient_of)
+        run = _GradientRun(method, gradient_of)
         row: dict[str, Any] = {}
         rows[method] = row
         try:
@@ -59,25 +59,25 @@ def profiles(
             text = str(error) if isinstance(error, OdenetError) else f"{type(error).__name__}: {error}"
             row["trouble"] = text.partition("\n")[0]
             continue
-        found, row["certificate"] = run.found
-        row["gradient_error"] = off(found, exact) if known else None
-        del found, run
+        gradient, row["certificate"] = run.result
+        row["gradient_error"] = off(gradient, exact) if known else None
+        del gradient, run
     ran = [method for method, row in rows.items() if "trouble" not in row]
     if repeats and ran:
         again = [finished(lambda m=method: gradient_of(m), device) for method in ran]
-        for method, taken in zip(ran, seconds(again, repeats, _BUDGET * len(ran)), strict=True):
-            rows[method]["seconds"] = taken
+        for method, duration in zip(ran, seconds(again, repeats, _BUDGET * len(ran)), strict=True):
+            rows[method]["seconds"] = duration
     return tuple(Profile(method, **row) for method, row in rows.items()), counted
 
 
-class _Once:
+class _GradientRun:
     """One run, and what it found."""
 
     def __init__(self, method: Gradient, gradient_of: GradientOf) -> None:
         self.method, self.gradient_of = method, gradient_of
 
     def __call__(self) -> None:
-        self.found = self.gradient_of(self.method)
+        self.result = self.gradient_of(self.method)
 
 
 def measurable(exact: Groups) -> bool:
@@ -86,13 +86,13 @@ def measurable(exact: Groups) -> bool:
     return math.isfinite(size) and size > 0
 
 
-def off(found: Groups, exact: Groups) -> float:
+def off(gradient: Groups, exact: Groups) -> float:
     """The relative error of a gradient: the largest over groups; of a group that is zero, relative to all of them."""
-    whole = math.hypot(*(_norm(tensors) for tensors in exact.values()))
+    size_of_all = math.hypot(*(_norm(tensors) for tensors in exact.values()))
     errors = [0.0]
     for name, truth in exact.items():
-        size, defect = _norm(truth), _norm([_minus(g, r) for g, r in zip(found[name], truth, strict=True)])
-        errors.append(defect / (size or whole) if defect else 0.0)
+        size, defect = _norm(truth), _norm([_minus(g, r) for g, r in zip(gradient[name], truth, strict=True)])
+        errors.append(defect / (size or size_of_all) if defect else 0.0)
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 

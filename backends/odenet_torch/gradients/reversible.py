@@ -15,26 +15,26 @@ from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, Kept, mark, read, standing, vjp, zeros
-from odenet_torch.gradients.certificate import Errors, certify, relative
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.certificate import StepErrors, certify, relative
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve
 
 
 class Retrace(Adjoint):
-    """Back from what the solver carries at t1."""
+    """The way back by a reversible solver, from the pair that it carries at t1."""
 
     def keeps(self, run: Run) -> Iterable[int]:
         """See `Adjoint.keeps`."""
         return ()
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
-        solver, h, steps, pair = run.solver, run.grid.size(0), run.grid.steps, kept.pair
+        solver, h, steps, pair = run.solver, run.grid.size(0), run.grid.steps, saved.pair
         assert isinstance(solver, ReversibleSolver)
         zero = zeros(pair[0])
-        pull = Pull(run, sums)
+        pull = StepVJPs(run, sums)
         g = solver.cotangents(gradients.get(steps, zero), zero)
         for n in reversed(range(steps)):
             pair, g = solver.back(pull, n, h, steps, pair, g)
@@ -42,14 +42,14 @@ class Retrace(Adjoint):
                 g = (add(g[0], gradients[n]), *g[1:])
             yield n
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        errors = Errors(run)
+        errors = StepErrors(run)
         errors.add(relative(defect, y), -1)
         certify(self.stats, self.alarm, errors)
         return gradient
 
 
 @dataclass(frozen=True)
-class Pull:
+class StepVJPs:
     """Evaluations with their VJPs (`odenet._solvers.reversible.Back`)."""
 
     run: Run
@@ -68,8 +68,8 @@ class Pull:
         at, explicit, stand = standing(self.run, n, y)
         with torch.enable_grad():
             value = evaluate(at, stand=stand)
-        part, weights, found = vjp(read(self.run, n), n, value, at, explicit, stand, cotangent, since)
-        self.sums.add(weights, found)
+        part, weights, by_weights = vjp(read(self.run, n), n, value, at, explicit, stand, cotangent, since)
+        self.sums.add(weights, by_weights)
         return tuple(leaf.detach() for leaf in value), part
 
 

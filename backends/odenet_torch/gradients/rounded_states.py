@@ -23,7 +23,7 @@ from odenet import Checkpoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import checkpoint
-from odenet_torch.gradients.adjoint import Adjoint, Kept, zeros
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, zeros
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -70,7 +70,7 @@ class Chain:
         self.known = relative(y - self.z, y, self.rows)  # of the next step's VJP; none is taken at the last state
 
 
-class Seen:
+class HalfPrecisionChain:
     """One leaf of the state as f sees it, with the same attributes and calls as a chain.
 
     Args:
@@ -106,24 +106,24 @@ class RoundedStates(Adjoint):
         """See `Adjoint.forth`."""
         halves = self.method.bits == 16 and run.solver.stages == 1
         chains = [
-            Seen(leaf, kind, run.grid.steps)
+            HalfPrecisionChain(leaf, kind, run.grid.steps)
             if halves and kind.itemsize == 2
             else Chain(self.method, leaf, run.grid.steps)
-            for leaf, kind in zip(y0, run.layout.given, strict=True)
+            for leaf, kind in zip(y0, run.layout.dtypes, strict=True)
         ]
 
-        def seen(n: int, y: Leaves) -> None:
+        def on_step(n: int, y: Leaves) -> None:
             for chain, leaf in zip(chains, y, strict=True):
                 chain.take(n, leaf)
 
-        states, _ = loop(run, y0, self.keeps(run), seen)
-        kept = [(chain.z, chain.codes, chain.scales, chain.error) for chain in chains]
-        return states, tuple(zip(*kept, strict=True))
+        states, _ = loop(run, y0, self.keeps(run), on_step)
+        columns = [(chain.z, chain.codes, chain.scales, chain.error) for chain in chains]
+        return states, tuple(zip(*columns, strict=True))
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
-        ends, codes, scales, errors = kept.pair
-        y0, z = kept.states[0], ends
+        ends, codes, scales, errors = saved.pair
+        y0, z = saved.states[0], ends
         starts = tuple(_real(leaf) for leaf in y0)
         restarted = restarts(scales)
         g = gradients.get(run.grid.steps) or zeros(y0)
@@ -167,8 +167,10 @@ def relative(defect: Tensor, y: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def restarts(scales: Leaves) -> set[int]:
     """The steps in which the chain of a row restarted; read on the host, once."""
-    found = torch.stack([(scale < 0).reshape(len(scale), math.prod(scale.shape[1:])).any(1) for scale in scales]).any(0)
-    return set(found.nonzero().flatten().tolist())
+    restarted = torch.stack(
+        [(scale < 0).reshape(len(scale), math.prod(scale.shape[1:])).any(1) for scale in scales]
+    ).any(0)
+    return set(restarted.nonzero().flatten().tolist())
 
 
 def _before(z: Tensor, codes: Tensor, scales: Tensor, n: int) -> Tensor:

@@ -3,7 +3,7 @@
 A `Way` of torch holds two functions, each of `(problem, stats)`:
 
 - `fixed` returns `solve(run, leaves)`: the leaves at the kept times, from a `steps.fixed.Run` and those of y0;
-- `adaptive` returns `solve(forward, leaves)`: the same from a `steps.adaptive.Forward`.
+- `adaptive` returns `solve(forward, leaves)`: the same from a `steps.adaptive.ForwardSolve`.
 
 `stats.residual` may be set by the backward pass (`Stats.certificate`).
 """
@@ -86,47 +86,47 @@ def solve(
     )
 
 
-def solve_problem(made: Problem, field: Field | None = None, way: Way | None = None) -> Solution:
+def solve_problem(ivp: Problem, field: Field | None = None, way: Way | None = None) -> Solution:
     """The solution of a problem.
 
     Args:
-        made: the problem.
+        ivp: the problem.
         field: stands for the problem's own field and weights, where a module knows better how to read its layers.
         way: what is done for its gradient method; None for what the backend does.
     """
-    adaptive = isinstance(made.grid, Span)
-    require(backend, made.solver, made.gradient, adaptive=adaptive)
+    adaptive = isinstance(ivp.grid, Span)
+    require(backend, ivp.solver, ivp.gradient, adaptive=adaptive)
     graph = recorded()
     # a graph has outputs alone: what is run once more, or looked at by value, for the way back has no place in it
-    way = backend.way(Backprop()) if graph and not adaptive else way or backend.way(made.gradient)
+    way = backend.way(Backprop()) if graph and not adaptive else way or backend.way(ivp.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
-    if made.compile is not None:
-        made = dataclasses.replace(made, compile=(compilable if adaptive else strides.compilable)(made))
+    if ivp.compile is not None:
+        ivp = dataclasses.replace(ivp, compile=(compilable if adaptive else strides.compilable)(ivp))
     if adaptive:
         _require_eager(graph)
-        return solve_adaptive(made, lambda stats: method(made, stats), field)
-    assert isinstance(made.grid, Grid)
-    assert isinstance(made.solver, StagedSolver)  # of a family that this backend runs
-    given, leaves = layout(made.y0)
-    given = resolved(given, made.grid.t0, made.grid.t1)
-    require_times(given.time, (made.grid.t0, made.grid.t1))
-    grid, field = on_numbers(made.grid, field or FunctionField(made.field, made.weights))
-    run = Run(field, given, grid, made.solver)
+        return solve_adaptive(ivp, lambda stats: method(ivp, stats), field)
+    assert isinstance(ivp.grid, Grid)
+    assert isinstance(ivp.solver, StagedSolver)  # of a family that this backend runs
+    state_layout, leaves = layout(ivp.y0)
+    state_layout = resolved(state_layout, ivp.grid.t0, ivp.grid.t1)
+    require_times(state_layout.time, (ivp.grid.t0, ivp.grid.t1))
+    grid, field = on_numbers(ivp.grid, field or FunctionField(ivp.field, ivp.weights))
+    run = Run(field, state_layout, grid, ivp.solver)
     steps = grid.steps
-    stats = Stats("torch", made.solver.label, made.gradient.label, steps, made.solver.evaluations(steps))
+    stats = Stats("torch", ivp.solver.label, ivp.gradient.label, steps, ivp.solver.evaluations(steps))
     if graph:
-        ys = method(made, stats)(run, leaves)
-    elif made.compile is not None:
-        ys = strides.solve(made, run, stats, leaves)
+        ys = method(ivp, stats)(run, leaves)
+    elif ivp.compile is not None:
+        ys = strides.solve(ivp, run, stats, leaves)
     else:
-        ys = _stepped(run, leaves, lambda: method(made, stats))
-    if made.grid.spread is not None:
-        picks = torch.tensor(made.grid.spread, device=given.device)
+        ys = _stepped(run, leaves, lambda: method(ivp, stats))
+    if ivp.grid.spread is not None:
+        picks = torch.tensor(ivp.grid.spread, device=state_layout.device)
         ys = tuple(leaf[picks] for leaf in ys)
-    ys = at_times(made.grid, run, ys)
-    ts = torch.tensor(made.grid.times, dtype=given.time, device=given.device)
-    return Solution(ts, given.unflatten(ys), stats)
+    ys = at_times(ivp.grid, run, ys)
+    ts = torch.tensor(ivp.grid.times, dtype=state_layout.time, device=state_layout.device)
+    return Solution(ts, state_layout.unflatten(ys), stats)
 
 
 def recorded() -> bool:
@@ -161,7 +161,7 @@ def _stepped(run: Run, leaves: Leaves, method: Callable[[], Solve]) -> Leaves:
             random_state.restore(run.layout.device, random)
             forget(direct.field)
     if isinstance(run.field, BlockField):
-        _ = run.field.held  # read now, since it is asked for when the blocks may hold something else
+        _ = run.field.parameters  # read now, since it is asked for when the blocks may hold something else
     memory = run.layout.memory
     memory.suspect(run.field.functions())
     ys = method()(run, leaves)

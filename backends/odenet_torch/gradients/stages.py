@@ -2,7 +2,7 @@
 
 One node of autograd's returns all its gradients at once: those of all layers would be held until the last is there, and
 where gradients are accumulated they are a second copy of all weights. So a pass over weights of several megabytes is a
-chain of nodes, and each goes back over some steps. What runs on from node to node is a `Descent`.
+chain of nodes, and each goes back over some steps. What runs on from node to node is a `BackwardSweep`.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ def stages(
         read: the tensors that a step reads and that a gradient goes to.
         every: all of these, once each.
     """
-    whole = [Stage(0, every)]
+    one_stage = [Stage(0, every)]
     if sum(weight.nbytes for weight in every) < 2 * LEAST or not inspect.isgeneratorfunction(back):
-        return whole
+        return one_stage
     lowest = {id(weight): n for n in reversed(range(steps)) for weight in read(n)}
     if len(lowest) < len(every):
-        return whole
+        return one_stage
     by_step: dict[int, list[Tensor]] = {}
     for weight in every:
         by_step.setdefault(lowest[id(weight)], []).append(weight)
-    found, group = [], []
+    result, group = [], []
     for n in reversed(range(steps)):
         group += by_step.get(n, ())
         if n == 0 or sum(weight.nbytes for weight in group) >= LEAST:
-            found.append(Stage(n, tuple(group)))
+            result.append(Stage(n, tuple(group)))
             group = []
-    return found
+    return result
 
 
-class Descent:
+class BackwardSweep:
     """One way back, as far as it has come.
 
     Args:
@@ -91,7 +91,7 @@ class Descent:
         self.way: Way | None = None
 
     def gradient(self, weight: tuple[int, torch.dtype]) -> Tensor | None:
-        """That of a weight, by `id` and number type."""
+        """The gradient of a weight, by its `id` and number type."""
         return self.sums.gradient(*weight)
 
     def reach(self, first: int) -> Leaves | None:
@@ -116,7 +116,7 @@ def advance(way: Way, first: int = 0) -> Leaves | None:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedSweep:
     """A way back that was recorded by autograd, and gone all at once.
 
     Args:
@@ -128,16 +128,16 @@ class Recorded:
     weights: dict[int, Tensor | None]
 
     def gradient(self, weight: tuple[int, torch.dtype]) -> Tensor | None:
-        """See `Descent`."""
+        """See `BackwardSweep`."""
         return self.weights[weight[0]]
 
     def reach(self, first: int) -> tuple[Tensor | None, ...] | None:
-        """See `Descent`."""
+        """See `BackwardSweep`."""
         return None if first else self.y0
 
 
 @dataclass
-class Course:
+class StageChain:
     """The chain of nodes of one forward pass.
 
     Args:
@@ -150,9 +150,9 @@ class Course:
     y0: Leaves
     every: Weights
     top: int
-    ways: dict[int, Descent | Recorded] = field(default_factory=dict)
+    ways: dict[int, BackwardSweep | RecordedSweep] = field(default_factory=dict)
 
-    def begin(self, way: Descent | Recorded) -> None:
+    def begin(self, way: BackwardSweep | RecordedSweep) -> None:
         """A backward pass goes this way, until it ends."""
         task = torch._C._current_graph_task_id()
         self.ways[task] = way
@@ -163,12 +163,12 @@ class Course:
         torch.autograd.Variable._execution_engine.queue_callback(ended)
 
     @property
-    def way(self) -> Descent | Recorded:
-        """That of the running backward pass."""
+    def way(self) -> BackwardSweep | RecordedSweep:
+        """The sweep of the running backward pass."""
         return self.ways[torch._C._current_graph_task_id()]
 
 
-def chain(course: Course, lower: list[Stage]) -> Tensor:
+def chain(course: StageChain, lower: list[Stage]) -> Tensor:
     """The nodes of the lower stages, and what the node above them is to be given."""
     bottom = torch.zeros((), device=course.y0[0].device, requires_grad=True)  # gone back to even if all is frozen
     link = (*course.y0, bottom)
@@ -179,7 +179,7 @@ def chain(course: Course, lower: list[Stage]) -> Tensor:
 
 class _Stage(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, course: Course, first: int, count: int, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, course: StageChain, first: int, count: int, *tensors: Tensor) -> Tensor:
         ctx.course, ctx.first, ctx.count = course, first, count
         ctx.weights = tuple((id(tensor), tensor.dtype) for tensor in tensors[count:])
         ctx.save_for_backward(*tensors[count:])
@@ -191,5 +191,5 @@ class _Stage(torch.autograd.Function):
         way = ctx.course.way
         g = way.reach(ctx.first)
         below = (link,) if g is None else (*g, None)
-        wanted = zip(ctx.weights, ctx.needs_input_grad[3 + ctx.count :], strict=True)
-        return (None, None, None, *below, *(way.gradient(weight) if want else None for weight, want in wanted))
+        needs = zip(ctx.weights, ctx.needs_input_grad[3 + ctx.count :], strict=True)
+        return (None, None, None, *below, *(way.gradient(weight) if want else None for weight, want in needs))

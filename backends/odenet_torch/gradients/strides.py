@@ -35,28 +35,30 @@ from odenet_torch.field.replay import autocasts
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.wiring import Looked
 from odenet_torch.gradients.accepted_steps import once
-from odenet_torch.gradients.adjoint import Adjoint, Kept, zeros
-from odenet_torch.gradients.certificate import Errors, Sketch, certify, relative
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, zeros
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
 from odenet_torch.gradients.discrete_adjoint import predicted
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, stacked
 from odenet_torch.steps.graph import Choices, checked
-from odenet_torch.steps.strides import Inside, Kind, Pair, Stride, Strides, contiguous, forth, start
+from odenet_torch.steps.inside import Inside, Kind
+from odenet_torch.steps.stride_patterns import Stride
+from odenet_torch.steps.strides import Pair, Strides, contiguous, forth, start
 from odenet_torch.steps.times import moves
 
 Live = tuple[Tensor, ...]
 
 
-def compilable(made: Problem) -> Choices:
+def compilable(ivp: Problem) -> Choices:
     """The choices of a problem whose equal steps are to be compiled.
 
     Raises:
         UnsupportedError: a gradient method whose way back is not compiled.
         InputError: see `checked`.
     """
-    assert made.compile is not None
-    method = made.gradient
+    assert ivp.compile is not None
+    method = ivp.gradient
     plain = type(method) in (Backprop, Checkpoint, DiscreteAdjoint, Reversible)
     if not plain or any(getattr(method, option, None) is not None for option in ("memory", "bits", "tolerance")):
         raise UnsupportedError(
@@ -64,16 +66,16 @@ def compilable(made: Problem) -> Choices:
             "backprop; checkpoint, with segments or states; discrete-adjoint without a tolerance; reversible",
             "leave out compile, or take one of these",
         )
-    return checked(made.compile)
+    return checked(ivp.compile)
 
 
-def solve(made: Problem, run: Run, stats: Stats, y0: Leaves) -> Leaves:
+def solve(ivp: Problem, run: Run, stats: Stats, y0: Leaves) -> Leaves:
     """The leaves at the kept times, by compiled strides.
 
     Raises:
         UnsupportedError: what cannot be compiled, or not be run again where the way back does that.
     """
-    assert made.compile is not None
+    assert ivp.compile is not None
     assert isinstance(run.grid, Grid)
     if transformed():
         raise UnsupportedError(
@@ -87,7 +89,7 @@ def solve(made: Problem, run: Run, stats: Stats, y0: Leaves) -> Leaves:
             "times that are numbers",
             "leave out compile, or detach t0, t1 and ts",
         )
-    method, grid = made.gradient, run.grid
+    method, grid = ivp.gradient, run.grid
     again = torch.is_grad_enabled() and not isinstance(method, Backprop)
     field = run.field.apart() if again else run.field
     run = dataclasses.replace(run, field=field)
@@ -96,7 +98,7 @@ def solve(made: Problem, run: Run, stats: Stats, y0: Leaves) -> Leaves:
         bounds = (1,) if method.states else (n for n, _ in method.parts(grid.steps)) if method.segments else ()
     elif again and isinstance(method, DiscreteAdjoint):
         bounds = method.anchored(grid.steps)
-    strides = Strides(field, run.layout, grid, run.solver, made.compile, bounds, y0)
+    strides = Strides(field, run.layout, grid, run.solver, ivp.compile, bounds, y0)
     if not again:
         return _recorded(run, strides, y0)
     way = _WAYS[type(method)](method, stats, strides)
@@ -247,9 +249,9 @@ class Recomputation(Passage):
             return [stride.first for stride in self.strides.list]
         return [first for first, _ in self.method.parts(run.grid.steps)]
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
-        known, steps, at = kept.states, run.grid.steps, self.strides.at
+        known, steps, at = saved.states, run.grid.steps, self.strides.at
         g: AnyLeaves = _laid(gradients.get(steps) or zeros(next(iter(known.values()))))
         if self.method.states is not None:
             for turn in schedule(steps, self.method.states).turns:
@@ -292,8 +294,8 @@ def _pull(kind: Kind) -> Any:
                 y = add(y, inside.increment(n, y, live))
             return y
 
-        _, back = torch.func.vjp(over, y, live)
-        below, found = back(g)
+        vjp: Any = torch.func.vjp(over, y, live)[1]
+        below, found = vjp(g)
         return _contiguous(below), found
 
     return stride_pull
@@ -316,30 +318,30 @@ class Reversal(Passage):
         """See `Adjoint.sketch`."""
         return Sketch(y0)
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
-        y = _laid(kept.states[run.grid.steps])
-        errors = Errors(run)
+        y = _laid(saved.states[run.grid.steps])
+        errors = StepErrors(run)
         g: AnyLeaves = gradients.get(run.grid.steps) or zeros(y)
-        seen: tuple[Leaves, ...] = ()
+        increments: tuple[Leaves, ...] = ()
         for stride in reversed(self.strides.list):
-            known = kept.states.get(stride.first)
-            y, g, seen, missed = self.pulled(
+            known = saved.states.get(stride.first)
+            y, g, increments, missed = self.pulled(
                 "undo",
                 _undo,
                 stride,
                 sums,
                 y,
                 _laid(g),
-                seen,
+                increments,
                 None if known is None else _laid(known),
                 more=(self.method, known is not None),
             )
             errors.add_several(missed, stride.end - 1)
             g = _met(gradients, stride.first, g)
             yield stride.first
-        if kept.sketch is not None:
-            errors.add(kept.sketch.error(y), -1)
+        if saved.sketch is not None:
+            errors.add(saved.sketch.error(y), -1)
         certify(self.stats, self.alarm, errors)
         return g
 
@@ -348,20 +350,20 @@ def _undo(kind: Kind, method: DiscreteAdjoint, known: bool) -> Any:
     count, trees = kind.count, kind.trees
 
     def stride_undo(
-        stride: Any, numbers: Any, live: Live, y: Leaves, g: Leaves, seen: tuple[Leaves, ...], first: Leaves | None
+        stride: Any, numbers: Any, live: Live, y: Leaves, g: Leaves, increments: tuple[Leaves, ...], first: Any
     ) -> tuple[Leaves, Leaves, tuple[Leaves, ...], Tensor, list[Tensor | None]]:
         inside, sums, missed = Inside("plan", trees, stride, numbers, live), _Added("reads", live), []
         for n in reversed(range(count)):
             there = known and n == 0
-            z = first if there else predicted(method, inside, n, y, seen)
+            z: Leaves = first if there else predicted(method, inside, n, y, increments)
             d, part = sums.vjp(n, lambda z, live, n=n: inside.increment(n, z, live), z, g)
             before = subtract(y, d)
             missed.append(relative(subtract(before, z), z if there else y))
             y = before if method.correct and not there else z
             g = add(g, part)
             if method.extrapolates:
-                seen = (d, *seen[: method.order - 1])
-        return _contiguous(y), _contiguous(g), contiguous(seen), torch.stack(missed), sums.found
+                increments = (d, *increments[: method.order - 1])
+        return _contiguous(y), _contiguous(g), contiguous(increments), torch.stack(missed), sums.found
 
     return stride_undo
 
@@ -383,8 +385,9 @@ class _Added:
                 every[i] = tensor
             return f(y, tuple(every))
 
-        value, back = torch.func.vjp(of_these, y, tuple([self.live[i] for i in places]))
-        below, found = back(g)
+        pulled: Any = torch.func.vjp(of_these, y, tuple([self.live[i] for i in places]))
+        value, vjp = pulled
+        below, found = vjp(g)
         for i, part in zip(places, found, strict=True):
             self.found[i] = part if self.found[i] is None else self.found[i] + part
         return value, below
@@ -399,9 +402,9 @@ class Retrace(Passage):
         """See `Adjoint.keeps`."""
         return ()
 
-    def back(self, run: Run, kept: Kept, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
-        solver, pair = run.solver, contiguous(kept.pair)
+        solver, pair = run.solver, contiguous(saved.pair)
         assert isinstance(solver, ReversibleSolver)
         zero = zeros(pair[0])
         g = contiguous(solver.cotangents(gradients.get(run.grid.steps, zero), zero))
@@ -416,7 +419,7 @@ class Retrace(Passage):
         else:
             y, defect, gradient = solver.origin(_no_field, run.grid.size(0), pair, g)
             error = relative(defect, y)
-        errors = Errors(run)
+        errors = StepErrors(run)
         errors.add(error, -1)
         certify(self.stats, self.alarm, errors)
         return gradient

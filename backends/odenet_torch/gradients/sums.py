@@ -52,7 +52,7 @@ class Sums:
         return total if total is None or row is None else total[row]
 
     def put(self, tensor: Tensor, total: Tensor) -> None:
-        """Another total, not of half precision."""
+        """Replace the total of a tensor that is not of half precision."""
         home, row = self.field.home(tensor)
         if row is None:
             self.by_tensor[id(home)] = total

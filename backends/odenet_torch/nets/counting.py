@@ -60,22 +60,24 @@ class CountingField(_BatchNorm):
 
         def by_batch(spec: NetSpec, y: Tensor, w: Weights, name: str) -> Tensor:
             weight = w[f"{name}weight"]
-            seen = torch.zeros(2, len(weight), dtype=weight.dtype, device=weight.device)
+            batch_statistics = torch.zeros(2, len(weight), dtype=weight.dtype, device=weight.device)
             # With a momentum of 1 these become the batch's. Asked for on the way back, too: torch.utils.checkpoint
             # wants to see the same tensors saved.
-            y = F.batch_norm(y, seen[0], seen[1], weight, w[f"{name}bias"], True, 1.0, NORM_EPSILON)
+            y = F.batch_norm(
+                y, batch_statistics[0], batch_statistics[1], weight, w[f"{name}bias"], True, 1.0, NORM_EPSILON
+            )
             if counts:
-                self.get_buffer(name[:-1]).index_add_(0, row, seen[None])
+                self.get_buffer(name[:-1]).index_add_(0, row, batch_statistics[None])
             return y
 
         return branch(self.spec, y, w, 1, by_batch)
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module."""
+        """Switch between training and evaluation, as `nn.Module.train` does."""
         _SWITCHED.discard(self)
         return super().train(mode)
 
-    def told(self, inner: Weights, statistics: Weights) -> dict[str, Tensor]:
+    def of_statistics(self, inner: Weights, statistics: Weights) -> dict[str, Tensor]:
         """The weights of the blocks with what f reads beside them.
 
         Args:
@@ -88,8 +90,8 @@ class CountingField(_BatchNorm):
             return {**inner, **statistics}
         layers = torch.arange(self.spec.layers, device=next(iter(inner.values())).device, dtype=torch.float32)
         # copies: the running ones are written on before the way back
-        kept = {name: each.clone() for name, each in statistics.items()} if self._evaluates else {}
-        return {**inner, **kept, _PLACE: layers}
+        copies = {name: values.clone() for name, values in statistics.items()} if self._evaluates else {}
+        return {**inner, **copies, _PLACE: layers}
 
     @contextlib.contextmanager
     def counting(self, statistics: Mapping[str, Tensor]) -> Iterator[None]:

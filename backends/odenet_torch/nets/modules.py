@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ from odenet import (
     Depth,
     DiscreteAdjoint,
     Gradient,
+    GradientName,
     InputError,
     NetSpec,
     PIDController,
     Problem,
     Solution,
+    SolverName,
     Stats,
     UnsupportedError,
 )
@@ -50,7 +52,7 @@ _uncompiled: Callable[..., Any] = torch.compiler.disable(_call)
 class _Solved(Watched):
     """A module whose forward pass is a solve, and which remembers what that took."""
 
-    def __init__(self, solver: str | AnySolver, gradient: str | Gradient, t0: float, t1: float) -> None:
+    def __init__(self, solver: SolverName | AnySolver, gradient: GradientName | Gradient, t0: float, t1: float) -> None:
         super().__init__()
         self.solver = solver_named(solver)
         self.gradient = gradient_named(gradient)
@@ -77,7 +79,7 @@ class _Solved(Watched):
         return None if self.stats is None else self.stats.certificate
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """The choices of the module, which `print` shows."""
         chosen = getattr(self.auditor, "method", None)
         now = "" if chosen is None else f" ({chosen.label})"
         return f"solver={self.solver.label}, gradient={self.gradient.label}{now}, t0={self.t0}, t1={self.t1}"
@@ -106,9 +108,9 @@ class ResidualStack(_Solved):
         self,
         blocks: Sequence[nn.Module],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
-        along: str | None = None,
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
+        along: Literal["piecewise", "linear"] | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
         compile: Compile = False,
@@ -210,8 +212,8 @@ class NeuralODE(_Solved):
         field: nn.Module,
         *,
         steps: int | None = None,
-        solver: str | AnySolver | None = None,
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver | None = None,
+        gradient: GradientName | Gradient = "backprop",
         t0: float = 0.0,
         t1: float = 1.0,
         rtol: Any = None,
@@ -266,8 +268,8 @@ class OdeNet(_Solved):
         spec: NetSpec,
         weights: Mapping[str, np.ndarray],
         *,
-        solver: str | AnySolver = "euler",
-        gradient: str | Gradient = "backprop",
+        solver: SolverName | AnySolver = "euler",
+        gradient: GradientName | Gradient = "backprop",
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
@@ -298,7 +300,7 @@ class OdeNet(_Solved):
                     "discrete-adjoint, and backprop, which it does not change",
                     "take norm='batch'",
                 )
-            inner = self.counting.told(inner, statistics)
+            inner = self.counting.of_statistics(inner, statistics)
         if spec.along == "shared":
             inner = {name: w[0] for name, w in inner.items()}
         depth, choices = Depth(inner, spec.along), {"steps": spec.depth, "t1": spec.horizon, "solver": self.solver}
@@ -311,7 +313,7 @@ class OdeNet(_Solved):
         return y if spec.classes is None else leave(spec, weights, y, self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module."""
+        """Switch between training and evaluation, as `nn.Module.train` does."""
         if self.counting is not None:
             self.counting.train(mode)
         return super().train(mode)
@@ -327,9 +329,9 @@ class OdeNet(_Solved):
                 for buffer, value in before:
                     buffer.copy_(value)
 
-    def solve(self, made: Problem) -> Solution:
+    def solve(self, ivp: Problem) -> Solution:
         """Takes the steps; a network whose steps are another library's has its own."""
-        return solve_problem(made)
+        return solve_problem(ivp)
 
     def _solution(self, make: Callable[[Gradient], Problem], field: Field | None = None) -> Solution:
         if isinstance(self.gradient, Auto) and type(self).solve is OdeNet.solve:

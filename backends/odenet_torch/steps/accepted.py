@@ -50,7 +50,7 @@ class Accepted:
         return tuple(sorted({n for n, position in self.places if not position}))
 
     def size(self, n: int) -> float:
-        """Step size, signed."""
+        """The size of a step, negative where time decreases."""
         return self.nodes[n + 1] - self.nodes[n]
 
     def time(self, n: int, position: float = 0.0) -> float:
@@ -73,7 +73,7 @@ class Accepted:
         return m, min(1.0, max(0.0, (time - first) / (last - first)))
 
 
-class Along(Field):
+class AcceptedField(Field):
     """A field whose layers divide [t0, t1], read by the steps of an adaptive solve.
 
     Args:
@@ -94,7 +94,7 @@ class Along(Field):
         return self.field(t, y, *self.grid.place(self.grid.time(n, position)), self.count, stand)
 
     def at(self, t: Tensor, time: float, y: Any, stand: Stand | None = None) -> Any:
-        """The slope at a time."""
+        """The slope of the field at a time."""
         return self.field(t, y, *self.grid.place(time), self.count, stand)
 
     def recorded(self, device: torch.device, steps: int | None) -> None:
@@ -102,7 +102,7 @@ class Along(Field):
         self.reads = self.field.reads
 
     def layer(self, n: int) -> int:
-        """That of step n."""
+        """The layer of weights that step n reads."""
         if self.count == 1 or n >= self.grid.steps:
             return 0
         return self.grid.place((self.grid.nodes[n] + self.grid.nodes[n + 1]) / 2)[0]
@@ -122,8 +122,8 @@ class Along(Field):
     def home(self, tensor: Tensor) -> tuple[Tensor, int | None]:
         return self.field.home(tensor)
 
-    def apart(self) -> Along:
-        return Along(self.field.apart(), self.grid)
+    def apart(self) -> AcceptedField:
+        return AcceptedField(self.field.apart(), self.grid)
 
     def modules(self, n: int, position: float, steps: int) -> Sequence[tuple[str, nn.Module]]:
         return self.field.modules(self.layer(n), 0.0, self.count)
@@ -152,5 +152,5 @@ def stops_of(
     sign = 1 if t1 >= t0 else -1
     inner = {*span.stops, *layers[1:-1]}
     jumps = frozenset({*span.control.jump_t, *(layers[1:-1] if jumping else ())})
-    found = sorted((t for t in inner if sign * t0 < sign * t < sign * t1), key=lambda t: sign * t)
-    return [*found, t1], jumps
+    times = sorted((t for t in inner if sign * t0 < sign * t < sign * t1), key=lambda t: sign * t)
+    return [*times, t1], jumps

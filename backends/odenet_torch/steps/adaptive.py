@@ -18,23 +18,23 @@ from odenet_torch.field.differentiating import readable, record
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.memory import written
 from odenet_torch.field.state import Layout, Leaves, layout, meta_state, require_times
-from odenet_torch.steps.accepted import Accepted, Along, stops_of
+from odenet_torch.steps.accepted import Accepted, AcceptedField, stops_of
 from odenet_torch.steps.compiled import CompiledSteps
 from odenet_torch.steps.dense import Dense, between
 from odenet_torch.steps.events import Watch
 from odenet_torch.steps.fixed import Run
 from odenet_torch.steps.per_sample import solve_rows
 from odenet_torch.steps.resolution import explained, resolved, widened
-from odenet_torch.steps.size_control import Evaluate, Step, Walk
+from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop, Evaluate
 from odenet_torch.steps.times import at_event, from_start, to_outputs
 from odenet_torch.steps.tolerance import Tolerance
 
-Back = Callable[["Forward", Leaves], Leaves]
+Back = Callable[["ForwardSolve", Leaves], Leaves]
 """A gradient method: the outputs' leaves with a leading time axis, differentiable in its way."""
 
 
 @dataclass
-class Wanted:
+class OutputTimes:
     """Which outputs a solve has, as its steps are accepted.
 
     Args:
@@ -57,7 +57,7 @@ class Wanted:
             self.done += 1
         return 1 if self.every else self.done
 
-    def within(self, step: Step, end: float, slack: float = 0.0) -> Iterator[float]:
+    def within(self, step: AcceptedStep, end: float, slack: float = 0.0) -> Iterator[float]:
         """Positions of the outputs in a step.
 
         Args:
@@ -87,7 +87,7 @@ class Wanted:
 
 
 @dataclass
-class Forward:
+class ForwardSolve:
     """A forward pass, before and after it has run.
 
     Args:
@@ -95,7 +95,7 @@ class Forward:
         span: times and control.
         t0, t1: ends of the solve.
         ts: the times of the outputs, once it has run.
-        walk: the loop.
+        loop: the loop.
         dense: dense output, where that is wanted.
         event: the time of the event that ended the solve.
         entry: the entry of its condition that changed.
@@ -107,7 +107,7 @@ class Forward:
     t0: float
     t1: float
     ts: list[float]
-    walk: Walk
+    loop: AdaptiveLoop
     dense: Dense | None
     event: float | None = None
     entry: int = 0
@@ -115,7 +115,7 @@ class Forward:
 
     @property
     def grid(self) -> Accepted:
-        """The steps."""
+        """The grid of the accepted steps."""
         assert isinstance(self.run.grid, Accepted)
         return self.run.grid
 
@@ -143,15 +143,15 @@ class Forward:
             grid.places.append((n, position))
             outputs.append(state)
 
-        wanted = self._wanted()
-        for _ in range(wanted.count_before(self.t0)):
+        outputs_due = self._wanted()
+        for _ in range(outputs_due.count_before(self.t0)):
             put(0, 0.0, y)
-        if self.t0 == self.t1 and wanted.last:
+        if self.t0 == self.t1 and outputs_due.last:
             put(0, 0.0, y)
         for step, last in self._steps(y, first):
             n, end = step.n, 1.0 if last is None else last
             grid.nodes.append(step.t1)
-            for position in wanted.within(step, end, 0.0 if last is None else self._slack(step)):
+            for position in outputs_due.within(step, end, 0.0 if last is None else self._slack(step)):
                 if position >= 1.0:
                     put(n + 1, 0.0, step.y1)
                 else:
@@ -165,22 +165,22 @@ class Forward:
             y = step.y1
         self._require_ended()
         self.row = len(outputs) - 1
-        self.ts = wanted.times(grid, self.event)
+        self.ts = outputs_due.times(grid, self.event)
         lost = tuple(torch.full_like(leaf, torch.nan) for leaf in y)
         return outputs + [lost] * (len(self.ts) - len(outputs)), states
 
     @property
     def outcome(self) -> Result:
-        """How it ended."""
-        return self.walk.failed or (Result.SUCCESS if self.event is None else Result.EVENT)
+        """How the solve ended."""
+        return self.loop.failed or (Result.SUCCESS if self.event is None else Result.EVENT)
 
-    def _steps(self, y: Leaves, first: Leaves | None) -> Iterator[tuple[Step, float | None]]:
+    def _steps(self, y: Leaves, first: Leaves | None) -> Iterator[tuple[AcceptedStep, float | None]]:
         """The accepted steps, each with the position at which an event ended the solve (None: it did not)."""
         event = self.span.event
         watch = None
         if isinstance(event, Event):
-            watch = Watch(event, self.run.layout, self.walk.tableau, self.t0, y)
-        for step in self.walk.steps(self.t0, y, first):
+            watch = Watch(event, self.run.layout, self.loop.tableau, self.t0, y)
+        for step in self.loop.steps(self.t0, y, first):
             crossing = None if watch is None else watch.crossing(step)
             if crossing is not None:
                 self.event, self.entry = _moment(step, crossing.position), crossing.entry
@@ -188,130 +188,132 @@ class Forward:
                 return
             yield step, None
 
-    def _slack(self, step: Step) -> float:
+    def _slack(self, step: AcceptedStep) -> float:
         """How far beyond the event a time in `ts` counts as that of the event, as a part of the step."""
         assert self.span.event is not None
         rounding = 64 * torch.finfo(self.run.layout.time).eps * max(abs(step.t), abs(step.t1))
         return (rounding + (self.span.event.tolerance or 0.0)) / abs(step.h)
 
-    def _between(self, step: Step, position: float) -> Leaves:
-        return between(self.walk.tableau, position, step.y, step.h, step.ends)
+    def _between(self, step: AcceptedStep, position: float) -> Leaves:
+        return between(self.loop.tableau, position, step.y, step.h, step.ends)
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self) -> OutputTimes:
         span = self.span
         if span.ts is None:
-            return Wanted([], last=True, every=False, direction=1.0)
+            return OutputTimes([], last=True, every=False, direction=1.0)
         direction = 1.0 if self.t1 >= self.t0 else -1.0
-        return Wanted([] if span.every else times_of(span), last=False, every=span.every, direction=direction)
+        return OutputTimes([] if span.every else times_of(span), last=False, every=span.every, direction=direction)
 
     def _require_ended(self) -> None:
-        walk = self.walk
-        if walk.failed is None or not self.span.control.throw:
+        loop = self.loop
+        if loop.failed is None or not self.span.control.throw:
             return
-        happened = walk.failed.happened
-        if walk.failed is Result.MAX_STEPS and walk.tried < self.span.control.max_steps:
+        happened = loop.failed.happened
+        if loop.failed is Result.MAX_STEPS and loop.tried < self.span.control.max_steps:
             happened = (
                 f"at that pace, and at a thousand times it, {self.span.control.max_steps} steps would not reach t1"
             )
         raise SolveError(
-            f"the solve stopped at t={self.grid.nodes[-1]:.8g} after {walk.n} steps "
-            f"({walk.tried - walk.n} rejected): {happened}",
-            remedy=f"{walk.failed.remedy}; PIDController(throw=False) returns what there is",
+            f"the solve stopped at t={self.grid.nodes[-1]:.8g} after {loop.n} steps "
+            f"({loop.tried - loop.n} rejected): {happened}",
+            remedy=f"{loop.failed.remedy}; PIDController(throw=False) returns what there is",
         )
 
 
-def solve_adaptive(made: Problem, methods: Callable[[Stats], Back], field: Field | None = None) -> Solution:
+def solve_adaptive(problem: Problem, methods: Callable[[Stats], Back], field: Field | None = None) -> Solution:
     """The solution of a problem with tolerances.
 
     Args:
-        made: the problem.
+        problem: the problem.
         methods: from the statistics to the gradient method.
         field: stands for the problem's own field and weights.
 
     Raises:
         SolveError: the solve could not go on, and the controller throws.
     """
-    assert isinstance(made.grid, Span)
-    assert isinstance(made.solver, Solver)
-    given, leaves = layout(made.y0)
+    assert isinstance(problem.grid, Span)
+    assert isinstance(problem.solver, Solver)
+    state_layout, leaves = layout(problem.y0)
     with readable("an adaptive solve"):
-        if made.grid.control.per_sample:
-            return solve_rows(made, given, leaves)
-        return _solve_together(made, methods, field, given, leaves)
+        if problem.grid.control.per_sample:
+            return solve_rows(problem, state_layout, leaves)
+        return _solve_together(problem, methods, field, state_layout, leaves)
 
 
 def _solve_together(
-    made: Problem, methods: Callable[[Stats], Back], field: Field | None, given: Layout, leaves: Leaves
+    problem: Problem, methods: Callable[[Stats], Back], field: Field | None, state_layout: Layout, leaves: Leaves
 ) -> Solution:
-    assert isinstance(made.grid, Span)
-    stats = Stats("torch", made.solver.label, made.gradient.label, 0, 0)
-    found = begin(made, given, leaves, field or FunctionField(made.field, made.weights))
-    run = found.run
-    leaves = from_start(made.grid, run, leaves)
-    ys = methods(stats)(found, leaves)
-    stats.steps, stats.rejected = found.walk.n, found.walk.tried - found.walk.n
-    stats.f_evaluations = found.walk.evaluations
-    if found.dense is not None:
-        found.dense.require_graph(made.gradient.label, ys)
-    ys, event = at_event(found, run, ys)
-    ts = torch.tensor(found.ts, dtype=given.time, device=given.device)
-    if found.event is not None and made.grid.ts is not None and not made.grid.every:
-        asked = [i for i in range(len(found.ts)) if i != found.row]  # the event's own state is no output
-        ts, ys = ts[asked], tuple(leaf[asked] for leaf in ys)
-    ys = to_outputs(found, run, ys)
-    ys = tuple(given.returned(leaf, i) for i, leaf in enumerate(ys))
-    outcome = list(Result).index(found.outcome)
-    return Solution(ts, given.unflatten(ys), stats, outcome, event, found.dense)
+    assert isinstance(problem.grid, Span)
+    stats = Stats("torch", problem.solver.label, problem.gradient.label, 0, 0)
+    forward = begin(problem, state_layout, leaves, field or FunctionField(problem.field, problem.weights))
+    run = forward.run
+    leaves = from_start(problem.grid, run, leaves)
+    ys = methods(stats)(forward, leaves)
+    stats.steps, stats.rejected = forward.loop.n, forward.loop.tried - forward.loop.n
+    stats.f_evaluations = forward.loop.evaluations
+    if forward.dense is not None:
+        forward.dense.require_graph(problem.gradient.label, ys)
+    ys, event = at_event(forward, run, ys)
+    ts = torch.tensor(forward.ts, dtype=state_layout.time, device=state_layout.device)
+    if forward.event is not None and problem.grid.ts is not None and not problem.grid.every:
+        rows = [i for i in range(len(forward.ts)) if i != forward.row]  # the event's own state is no output
+        ts, ys = ts[rows], tuple(leaf[rows] for leaf in ys)
+    ys = to_outputs(forward, run, ys)
+    ys = tuple(state_layout.returned(leaf, i) for i, leaf in enumerate(ys))
+    outcome = list(Result).index(forward.outcome)
+    return Solution(ts, state_layout.unflatten(ys), stats, outcome, event, forward.dense)
 
 
-def _moment(step: Step, position: float) -> float:
+def _moment(step: AcceptedStep, position: float) -> float:
     """The time at a position of a step."""
     return step.t1 if position == 1.0 else step.t + position * step.h
 
 
-def begin(made: Problem, given: Layout, leaves: Leaves, field: Field) -> Forward:
+def begin(problem: Problem, state_layout: Layout, leaves: Leaves, field: Field) -> ForwardSolve:
     """A forward pass that is about to run."""
-    span, solver = made.grid, made.solver
+    span, solver = problem.grid, problem.solver
     assert isinstance(span, Span)
     assert isinstance(solver, Solver)
     t0, t1 = number("t0", span.t0), number("t1", span.t1)
     assert t0 is not None
     assert t1 is not None
-    if given.device.type == "meta":
+    if state_layout.device.type == "meta":
         raise meta_state()
-    given = resolved(given, t0, t1)
-    require_times(given.time, (t0, t1))
-    depth = made.weights
+    state_layout = resolved(state_layout, t0, t1)
+    require_times(state_layout.time, (t0, t1))
+    depth = problem.weights
     count = 1 if depth is None or depth.kind == "shared" else depth.intervals or 1
     layers = (*(t0 + (t1 - t0) * m / count for m in range(count)), t1)
     stops, jumps = stops_of(span, t0, t1, layers, depth is not None and depth.kind == "piecewise")
-    grid = Accepted(layers, jumps, given.time, [t0])
-    along = Along(field, grid)
-    run = Run(along, given, grid, solver)
-    tolerance = Tolerance(span.control, given, leaves)
-    walk = Walk(evaluation(run), solver.tableau, span.control, tolerance, given.device, given.time, stops, jumps)
-    walk.memory = given.memory
-    choices = made.compile
+    grid = Accepted(layers, jumps, state_layout.time, [t0])
+    along = AcceptedField(field, grid)
+    run = Run(along, state_layout, grid, solver)
+    tolerance = Tolerance(span.control, state_layout, leaves)
+    loop = AdaptiveLoop(
+        evaluation(run), solver.tableau, span.control, tolerance, state_layout.device, state_layout.time, stops, jumps
+    )
+    loop.memory = state_layout.memory
+    choices = problem.compile
     if choices is not None:
         assert isinstance(field, FunctionField)
-        walk.compiled = lambda y, first: CompiledSteps(field, walk, given, grid, choices, y, first)
-    dense = Dense(solver.tableau, given, t0, leaves) if span.dense else None
-    return Forward(run, span, t0, t1, [], walk, dense)
+        loop.compiled = lambda y, first: CompiledSteps(field, loop, state_layout, grid, choices, y, first)
+    dense = Dense(solver.tableau, state_layout, t0, leaves) if span.dense else None
+    return ForwardSolve(run, span, t0, t1, [], loop, dense)
 
 
 def evaluation(run: Run) -> Evaluate:
     """The field in the forward pass, with nothing between it and the loop that need not be there."""
-    given, field = run.layout, run.field
-    assert isinstance(field, Along)
-    at, slope, direct, memory = field.at, given.slope, field.field.direct(), given.memory
-    counted, held = memory.counted, memory.held
+    state_layout, field = run.layout, run.field
+    assert isinstance(field, AcceptedField)
+    at, slope, direct, memory = field.at, state_layout.slope, field.field.direct(), state_layout.memory
+    counted, returned = memory.counted, memory.slopes
 
     def evaluate(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
-        found = given.evaluate(lambda y: at(t, time, y), y)
-        memory.hold(found)
-        return found
+        slopes = state_layout.evaluate(lambda y: at(t, time, y), y)
+        memory.hold(slopes)
+        return slopes
 
-    if widened(given):
+    if widened(state_layout):
 
         def evaluate_wide(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
             with explained(time):
@@ -321,18 +323,18 @@ def evaluation(run: Run) -> Evaluate:
     if direct is None:
         return evaluate
 
-    def called(t: Tensor, y: Any) -> Any:
+    def call(t: Tensor, y: Any) -> Any:
         try:
             return direct(t, y)
         except RuntimeError as error:
             return record(error, direct, t, y)
 
     def evaluate_tree(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
-        found = given.evaluate(lambda y: called(t, y), y)
-        memory.hold(found)
-        return found
+        slopes = state_layout.evaluate(lambda y: call(t, y), y)
+        memory.hold(slopes)
+        return slopes
 
-    if not (given.single and given.given == given.carried):
+    if not (state_layout.single and state_layout.dtypes == state_layout.carried):
         return evaluate_tree
 
     def evaluate_one(t: Tensor, rank: int, time: float, y: Leaves) -> Leaves:
@@ -347,17 +349,17 @@ def evaluation(run: Run) -> Evaluate:
         if leaf._version != before:
             raise written()
         if type(value) is Tensor and value.shape == leaf.shape and value.dtype is leaf.dtype:
-            held.append((found := (value,), value._version))
-            return found
-        found = slope(value, y)
-        memory.hold(found)
-        return found
+            returned.append((slopes := (value,), value._version))
+            return slopes
+        slopes = slope(value, y)
+        memory.hold(slopes)
+        return slopes
 
     return evaluate_one
 
 
 def times_of(span: Span) -> list[float]:
     """The times that are wanted, as floats."""
-    given: Any = span.ts
-    found = [number("ts", t) for t in (given.tolist() if isinstance(given, Tensor) else given)]
-    return [t for t in found if t is not None]
+    ts: Any = span.ts
+    times = [number("ts", t) for t in (ts.tolist() if isinstance(ts, Tensor) else ts)]
+    return [t for t in times if t is not None]

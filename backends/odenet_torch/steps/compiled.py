@@ -19,13 +19,13 @@ from torch import Tensor
 
 from odenet import Backprop, Problem, Span, UnsupportedError
 from odenet.kit import Tableau, Trial, tree_flatten, tree_map
-from odenet.kit import trial as trial_of
+from odenet.kit import trial as attempted
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.field import FunctionField, Stand
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.graph import Choices, Graph, anchor, checked
-from odenet_torch.steps.size_control import Walk
+from odenet_torch.steps.size_control import AdaptiveLoop
 from odenet_torch.steps.tolerance import within
 
 _KEPT: weakref.WeakKeyDictionary[Any, dict[Hashable, Graph]] = weakref.WeakKeyDictionary()
@@ -36,7 +36,7 @@ class CompiledSteps:
 
     Args:
         field: a function's, with weights that are the same at all places, or divided into layers.
-        walk: with the method, and the tolerance of its error.
+        loop: with the method, and the tolerance of its error.
         layout: of the state.
         grid: with the times of the layers.
         choices: see `checked`.
@@ -49,7 +49,7 @@ class CompiledSteps:
     def __init__(
         self,
         field: FunctionField,
-        walk: Walk,
+        loop: AdaptiveLoop,
         layout: Layout,
         grid: Accepted,
         choices: Choices,
@@ -64,7 +64,7 @@ class CompiledSteps:
         self.field, self.grid, self.layout = field, grid, layout
         self.recorded = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in (*y, *first))
         self.linear = field.depth is not None and field.depth.kind == "linear"
-        tolerance = walk.tolerance
+        tolerance = loop.tolerance
         self.norm = tolerance.norm if tolerance.named is None else None
         self.rtol, self.atol = (
             tuple(
@@ -74,12 +74,12 @@ class CompiledSteps:
             for numbers in (tolerance.rtol, tolerance.atol)
         )
         memory, (owner, more) = layout.memory, anchor(field.traced)
-        kinds = (layout.given, layout.time, layout.device, tuple(leaf.shape for leaf in y))
+        kinds = (layout.dtypes, layout.time, layout.device, tuple(leaf.shape for leaf in y))
         tree = str(tree_map(lambda _: 0, layout.unflatten(y)))
-        key = (walk.tableau, tolerance.named, self.linear, memory.lends, memory.takes, kinds, tree, str(choices), *more)
+        key = (loop.tableau, tolerance.named, self.linear, memory.lends, memory.takes, kinds, tree, str(choices), *more)
         kept = _KEPT.setdefault(owner, {})
         if key not in kept:
-            kept[key] = Graph(_step(walk.tableau, layout, self.linear, None if self.norm else tolerance.norm), choices)
+            kept[key] = Graph(_step(loop.tableau, layout, self.linear, None if self.norm else tolerance.norm), choices)
         self.graph, self.before = kept[key], kept[key].count
         self.last: Leaves | None = None
 
@@ -106,12 +106,12 @@ class CompiledSteps:
         if self.linear:
             start, end = self.grid.layers[layer : layer + 2]
             numbers += [min(1.0, max(0.0, (time - start) / (end - start))) for time in times]
-        given = torch.tensor(numbers, dtype=self.layout.time, device=self.layout.device)
+        operands = torch.tensor(numbers, dtype=self.layout.time, device=self.layout.device)
         first = first if first is self.last else self.enter(first)
         field, count, mode = self.field, self.grid.count, (self.recorded, torch.is_grad_enabled())
 
         def run(stand: Stand | None) -> Any:
-            arguments = (field.traced, self.norm, y, first, given, self.rtol, self.atol)
+            arguments = (field.traced, self.norm, y, first, operands, self.rtol, self.atol)
             return self.graph.run(mode, self.before, *arguments, field.around(layer, count, stand))
 
         reads = (field.inner or field.reads) if self.recorded else None
@@ -125,8 +125,8 @@ class CompiledSteps:
 
 def _step(tableau: Tableau, layout: Layout, linear: bool, norm: Callable[[Leaves], Tensor] | None) -> Any:
     """The function that is compiled. It holds nothing of the solve that it was made in but plain data."""
-    single, given, carried, unflatten = layout.single, layout.given, layout.carried, layout.unflatten
-    cast, stages = given != carried, tableau.stages
+    single, dtypes, carried, unflatten = layout.single, layout.dtypes, layout.carried, layout.unflatten
+    cast, stages = dtypes != carried, tableau.stages
     lends, takes = layout.memory.lends, layout.memory.takes
 
     def trial_step(
@@ -137,20 +137,20 @@ def _step(tableau: Tableau, layout: Layout, linear: bool, norm: Callable[[Leaves
         def stage(i: int, at: Leaves) -> Leaves:
             leaves = tuple(leaf.clone() for leaf in at) if lends else at
             if cast:
-                leaves = tuple(leaf.to(kind) for leaf, kind in zip(leaves, given, strict=True))
+                leaves = tuple(leaf.to(kind) for leaf, kind in zip(leaves, dtypes, strict=True))
             read = weights
             if linear:
-                place, (one, other) = of[stages + 1 + i], weights
-                read = (_mixed(one, other, place),)
+                place, (start, end) = of[stages + 1 + i], weights
+                read = (_mixed(start, end, place),)
             value = f(of[1 + i], leaves[0] if single else unflatten(leaves), *read)
             slope = [value] if single else tree_flatten(value)[0]
             slope = [k.clone() for k in slope] if takes else slope
             return tuple([_slope(k, leaf, kind) for k, leaf, kind in zip(slope, at, carried, strict=True)])
 
-        made = trial_of(tableau, stage, y, h, first)
-        ratio = within(norm or norm_of, made.error, y, made.y1, rtol, atol)
-        y1 = tuple([leaf.contiguous() for leaf in made.y1])
-        return y1, tuple([tuple([leaf.contiguous() for leaf in k]) for k in made.slopes[1:]]), ratio
+        attempt = attempted(tableau, stage, y, h, first)
+        ratio = within(norm or norm_of, attempt.error, y, attempt.y1, rtol, atol)
+        y1 = tuple([leaf.contiguous() for leaf in attempt.y1])
+        return y1, tuple([tuple([leaf.contiguous() for leaf in k]) for k in attempt.slopes[1:]]), ratio
 
     return trial_step
 
@@ -170,21 +170,21 @@ def _mixed(one: Any, other: Any, place: Tensor) -> Any:
     return tree_map(mix, one, other)
 
 
-def compilable(made: Problem) -> Choices:
+def compilable(problem: Problem) -> Choices:
     """The choices of an adaptive problem whose steps are to be compiled.
 
     Raises:
         UnsupportedError: rows with steps of their own, or a way back that runs the field step by step.
         InputError: see `checked`.
     """
-    assert made.compile is not None
-    assert isinstance(made.grid, Span)
-    if made.grid.control.per_sample:
+    assert problem.compile is not None
+    assert isinstance(problem.grid, Span)
+    if problem.grid.control.per_sample:
         raise UnsupportedError("compile with per_sample=True", "steps for all rows", "leave out one of them")
-    if not isinstance(made.gradient, Backprop):
+    if not isinstance(problem.gradient, Backprop):
         raise UnsupportedError(
-            f"compile with gradient {made.gradient.label!r}, whose way back runs the field by itself",
+            f"compile with gradient {problem.gradient.label!r}, whose way back runs the field by itself",
             "backprop",
             "leave out compile, or take gradient='backprop'",
         )
-    return checked(made.compile)
+    return checked(problem.compile)

@@ -62,11 +62,11 @@ class Dense:
         """
         times = times_of_any_shape(t)
         moving = times.to(dtype=torch.float64, device=self.layout.device).reshape(-1) if differentiable(times) else None
-        found = [
+        states = [
             self._at(float(time), None if moving is None else moving[i])
             for i, time in enumerate(times.detach().reshape(-1).tolist())
         ]
-        columns = [torch.stack(column) for column in zip(*found, strict=True)]
+        columns = [torch.stack(column) for column in zip(*states, strict=True)]
         leaves = [
             self.layout.returned(leaf.reshape(*times.shape, *leaf.shape[1:]), i) for i, leaf in enumerate(columns)
         ]
@@ -101,15 +101,15 @@ class Dense:
             raise overwritten()
         h = nodes[n + 1] - nodes[n]
         position = (t - nodes[n]) / h
-        found = y1 if position >= 1 else between(self.tableau, max(position, 0.0), y, h, slopes)
+        state = y1 if position >= 1 else between(self.tableau, max(position, 0.0), y, h, slopes)
         if moving is None:
-            return found
+            return state
         # the polynomial of the step, less itself where it stands still: zero, with the derivatives by the time
         place = min(max(position, 0.0), 1.0)
         by = (moving - moving.detach()) / h
         rows = [interpolant(self.tableau).weights(p) for p in (by + place, torch.full_like(by, place))]
         at, still = (weigh(None, h, weights, slopes) for weights in rows)
-        return tuple(leaf + (a - b).to(leaf.dtype) for leaf, a, b in zip(found, at, still, strict=True))
+        return tuple(leaf + (a - b).to(leaf.dtype) for leaf, a, b in zip(state, at, still, strict=True))
 
 
 class _Cut(torch.autograd.Function):

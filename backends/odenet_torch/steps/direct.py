@@ -54,7 +54,7 @@ class Direct:
         self.field, self.layout = field, layout
         self.extra = field.extra
         self.blocks: Sequence[nn.Module] = field.depth.tree
-        self.each = steps // (field.depth.intervals or 1)
+        self.steps_per_block = steps // (field.depth.intervals or 1)
         self.linear = field.depth.kind == "linear"
         self.places = places
         self.single = len(places[0]) == 1
@@ -65,7 +65,7 @@ class Direct:
         """For a solve whose every block is known; None where one is not, or has to do more than to be called."""
         if type(field) is not BlockField or type(grid) is not Grid or field.depth is None:
             return None
-        plain = layout.memory.counted and layout.single and layout.given == layout.carried
+        plain = layout.memory.counted and layout.single and layout.dtypes == layout.carried
         if not plain or any(isinstance(leaf, Tensor) for leaf in tree_leaves(field.extra)):
             return None
         if any(block not in _TIDY[block.training] for block in field.functions()):
@@ -80,17 +80,17 @@ class Direct:
             return None
         places = tableau.c[: tableau.step_stages], positions(tableau, reverse=True)
         direct = cls(field, layout, places, grid.steps)
-        between = direct.linear and (direct.each > 1 or not {*places[0], *places[1]} <= {0, 1})
+        between = direct.linear and (direct.steps_per_block > 1 or not {*places[0], *places[1]} <= {0, 1})
         return None if between else direct
 
     def block(self, n: int, position: float) -> nn.Module:
         """The block that is called at `position` of step n."""
-        return self.blocks[n + int(position)] if self.linear else self.blocks[n // self.each]
+        return self.blocks[n + int(position)] if self.linear else self.blocks[n // self.steps_per_block]
 
     def called(self, n: int) -> tuple[nn.Module, ...]:
         """The blocks that step n calls, once each."""
         if not self.linear:
-            return (self.blocks[n // self.each],)
+            return (self.blocks[n // self.steps_per_block],)
         one, other = self.blocks[n], self.blocks[n + 1]
         return (one,) if one is other else (one, other)
 
@@ -102,8 +102,8 @@ class Direct:
             y = y.clone()  # it may be the caller's
         before = y._version
         if self.field.moved:
-            held = self.field.held[id(block)]
-            k = torch.func.functional_call(block, held, (y, *arguments), named)
+            parameters = self.field.parameters[id(block)]
+            k = torch.func.functional_call(block, parameters, (y, *arguments), named)
         else:
             k = block(y, *arguments, **named)
         if y._version != before:
@@ -123,13 +123,13 @@ class Direct:
         places, slope = self.places[reverse], self.slope
         if self.single:
             return lambda i, at: (slope(n, places[i], at[0]),)
-        held: list[tuple[Tensor, int]] = []
+        returned: list[tuple[Tensor, int]] = []
 
         def stage_of_several(i: int, at: Leaves) -> Leaves:
             k = slope(n, places[i], at[0])
-            if any(before is k or before._version != version for before, version in held):
+            if any(before is k or before._version != version for before, version in returned):
                 raise self._other(overwritten())
-            held.append((k, k._version))
+            returned.append((k, k._version))
             return (k,)
 
         return stage_of_several

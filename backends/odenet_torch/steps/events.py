@@ -17,7 +17,7 @@ from odenet_torch.field.differentiating import listed
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import between
-from odenet_torch.steps.size_control import Step
+from odenet_torch.steps.size_control import AcceptedStep
 
 
 def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
@@ -27,10 +27,10 @@ def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
         InputError: it returned neither.
     """
     time = torch.as_tensor(t, dtype=layout.time, device=layout.device)
-    return asked(event, layout, [time], [y])[0].reshape(-1)
+    return condition_at(event, layout, [time], [y])[0].reshape(-1)
 
 
-def asked(
+def condition_at(
     event: Event, layout: Layout, times: Sequence[Tensor], states: Sequence[Leaves], apart: Leaves | None = None
 ) -> list[Tensor]:
     """The entries of a condition at times and states, in their own shape.
@@ -47,14 +47,14 @@ def asked(
     """
     leaves = tuple(itertools.chain.from_iterable(states)) if apart is None else apart
     before, call, of = versions(leaves), layout.call, event.condition
-    found = [_entries(of(t, call(y))) for t, y in zip(times, states, strict=True)]
+    entries = [_entries(of(t, call(y))) for t, y in zip(times, states, strict=True)]
     if versions(leaves) != before:
         raise StateError(
             "an event's condition wrote on the state that it was given",
             "conditions that leave their arguments as they are",
             "work on y.clone()",
         )
-    return found
+    return entries
 
 
 def _entries(value: Any) -> Tensor:
@@ -108,7 +108,7 @@ class Watch:
             (now,) = self._values([t], [y])
         self.before = [value if value == value else 0.0 for value in now]
 
-    def crossing(self, step: Step) -> Crossing | None:
+    def crossing(self, step: AcceptedStep) -> Crossing | None:
         """The first change within a step; None without one. One host read a step."""
         positions = self.parts if all(self.before) else self.event.positions(begun=False)
         ends = step.ends if positions else ()
@@ -124,7 +124,7 @@ class Watch:
             return self._bisected(step, low, high, entry, ends)
 
     def _first(
-        self, step: Step, low: float, positions: Sequence[float], high: float, ends: Sequence[Leaves]
+        self, step: AcceptedStep, low: float, positions: Sequence[float], high: float, ends: Sequence[Leaves]
     ) -> tuple[float, float, int] | None:
         """Between which of the positions the condition changes first, and which entry of it."""
         t, h = step.t, step.h
@@ -144,7 +144,7 @@ class Watch:
             low = position
         return None
 
-    def _bisected(self, step: Step, low: float, high: float, entry: int, ends: Sequence[Leaves]) -> Crossing:
+    def _bisected(self, step: AcceptedStep, low: float, high: float, entry: int, ends: Sequence[Leaves]) -> Crossing:
         tolerance = self.event.tolerance
         least = 2.0**-52 if tolerance is None else tolerance / abs(step.h)
         while high - low > least:
@@ -159,10 +159,10 @@ class Watch:
                 low = middle
         return Crossing(high, entry)
 
-    def _between(self, step: Step, position: float, ends: Sequence[Leaves]) -> Leaves:
+    def _between(self, step: AcceptedStep, position: float, ends: Sequence[Leaves]) -> Leaves:
         return between(self.tableau, position, step.y, step.h, ends)
 
-    def _inside(self, step: Step, positions: Sequence[float], ends: Sequence[Leaves]) -> list[Leaves]:
+    def _inside(self, step: AcceptedStep, positions: Sequence[float], ends: Sequence[Leaves]) -> list[Leaves]:
         """The states at positions within the step: small ones by one product for all."""
         if not positions:
             return []
@@ -182,7 +182,7 @@ class Watch:
         return list(zip(*columns, strict=True))
 
     @staticmethod
-    def _small(step: Step) -> bool:
+    def _small(step: AcceptedStep) -> bool:
         return sum([leaf.numel() for leaf in step.y]) <= _SMALL
 
     def _values(
@@ -191,7 +191,7 @@ class Watch:
         """The entries of the condition at each time: one host read."""
         layout = self.layout
         moments = torch.tensor(times, dtype=layout.time, device=layout.device).unbind(0)
-        looks = asked(self.event, layout, moments, states, apart)
+        looks = condition_at(self.event, layout, moments, states, apart)
         if self.shape is None:
             self.shape = looks[0].shape
         for look in looks:
@@ -212,12 +212,12 @@ class Watch:
 
     def _changed(self, values: list[float]) -> list[int]:
         """The entries that have changed, in the direction that is watched."""
-        wanted, found = self.event.direction, []
+        direction, changed = self.event.direction, []
         for i, (before, now) in enumerate(zip(self.before, values, strict=True)):
             rises, falls = before < 0 <= now, before > 0 >= now  # false where one of them is NaN
-            if (rises and wanted >= 0) or (falls and wanted <= 0):
-                found.append(i)
-        return found
+            if (rises and direction >= 0) or (falls and direction <= 0):
+                changed.append(i)
+        return changed
 
 
 _SMALL = 1 << 15  # entries: beyond, the states within a step are computed one at a time
@@ -230,5 +230,5 @@ def _weights_of(tableau: Tableau, positions: tuple[float, ...], kind: torch.dtyp
 
 
 def _weights(tableau: Tableau, positions: Sequence[float], like: Tensor) -> Tensor:
-    """Of dense output, one row a position."""
+    """The weights of dense output, one row a position."""
     return _weights_of(tableau, tuple(positions), like.dtype, like.device)

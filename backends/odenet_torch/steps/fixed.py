@@ -67,13 +67,13 @@ class Run:
             d = self.increment(n, y, stand=stand)
             return d, d, g
         tableau, h = self.solver.increments, self.grid.size(n)
-        found = slopes(tableau, self._stage(n, False, stand), y, h, tableau.stages)
-        d = weigh_leaves(None, h, tableau.b, found)
+        ks = slopes(tableau, self._stage(n, False, stand), y, h, tableau.stages)
+        d = weigh_leaves(None, h, tableau.b, ks)
         if not tableau.fsal:
-            found.append(self.slope(n, 1.0, add(y, d), stand, rank=tableau.stages))
+            ks.append(self.slope(n, 1.0, add(y, d), stand, rank=tableau.stages))
         outputs, cotangents = d, (*g,)
         for position, cotangent in self.inside[n]:
-            outputs += weigh_leaves(y, h, interpolant(tableau).weights(position), found)
+            outputs += weigh_leaves(y, h, interpolant(tableau).weights(position), ks)
             cotangents += (*cotangent,)
         return d, outputs, cotangents
 
@@ -89,15 +89,15 @@ class Run:
 
         if not last or memory.takes:
             return stage
-        held: list[tuple[Leaves, int]] = []
+        returned: list[tuple[Leaves, int]] = []
         count = memory.count
 
         def stage_of_several(i: int, at: Leaves) -> Leaves:
             slope = self.slope(n, places[i], at, stand, reverse=reverse, rank=i)
             if i < last:
-                held.append((slope, count(slope)))
+                returned.append((slope, count(slope)))
                 return slope
-            for before, written_on in held:
+            for before, written_on in returned:
                 if count(before) != written_on:
                     raise overwritten()
             return slope
@@ -153,7 +153,7 @@ class Run:
 
 
 def loop(
-    run: Run, y: Leaves, also: Iterable[int] = (), seen: Callable[[int, Leaves], None] | None = None
+    run: Run, y: Leaves, also: Iterable[int] = (), on_step: Callable[[int, Leaves], None] | None = None
 ) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
     """All steps from y.
 
@@ -161,25 +161,25 @@ def loop(
         run: what to solve.
         y: the state at t0.
         also: further indices whose states are wanted.
-        seen: called with each step of a Runge-Kutta method and the state after it.
+        on_step: called with each step of a Runge-Kutta method and the state after it.
 
     Returns:
         The states at `grid.kept` and at these, by index, and what a reversible solver needs for the way back.
     """
-    wanted, grid, solver = {*run.grid.kept, *also}, run.grid, run.solver
-    states = {0: y} if 0 in wanted else {}
+    kept, grid, solver = {*run.grid.kept, *also}, run.grid, run.solver
+    states = {0: y} if 0 in kept else {}
     if isinstance(solver, ReversibleSolver):
         pair = solver.start(run, grid.size(0), y)
         for n in range(grid.steps):
             pair = solver.step(run, n, grid.size(n), grid.steps, pair)
-            if n + 1 in wanted:
+            if n + 1 in kept:
                 states[n + 1] = pair[0]
         return states, solver.kept(pair)
     for n in range(grid.steps):
         y = add(y, run.increment(n, y))
-        if seen is not None:
-            seen(n, y)
-        if n + 1 in wanted:
+        if on_step is not None:
+            on_step(n, y)
+        if n + 1 in kept:
             states[n + 1] = y
     return states, ()
 

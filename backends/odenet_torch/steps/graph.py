@@ -1,4 +1,7 @@
-"""A function as one compiled graph, what such a graph does beside computing, and the refusals of what none can hold."""
+"""A function as one compiled graph, what such a graph does beside computing, and the refusals of what none can hold.
+
+Over 250 lines: the graph, what it is kept by, and its refusals belong together.
+"""
 
 from __future__ import annotations
 
@@ -214,7 +217,7 @@ def anchor(function: Any) -> tuple[Any, tuple[Hashable, ...]]:
     """What graphs are kept by, and what more tells them apart."""
     if isinstance(function, functools.partial):
         owner, more = anchor(function.func)
-        bound = [anchor(each)[0] for each in function.args if callable(each)]
+        bound = [anchor(argument)[0] for argument in function.args if callable(argument)]
         return (bound[0], (*more, owner)) if bound else (owner, more)
     if isinstance(function, types.MethodType):
         owner, more = anchor(function.__self__)

@@ -20,7 +20,7 @@ _CLOSE = 2.0**7  # roundings of a row that are no sign of another row
 
 def refuse_batch_statistics(function: Any) -> None:
     """Raises UnsupportedError where the field is known to hold a layer that normalises over the batch."""
-    for module in _held(function):
+    for module in _modules_in(function):
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             raise _refusal(f"{type(module).__name__} in training mode normalises over the rows of the batch")
 
@@ -45,12 +45,12 @@ def require_independent(evaluate: Callable[[Leaves], Leaves], y: Leaves, slope: 
     odd, late = place % 2 == 1, place >= rows // 2
     with torch.no_grad():
         moved = tuple(map(_moved, y))
-        seen: list[Tensor] = []
-        for kept in [odd, ~odd] if rows == 2 else [odd, ~odd, late, ~late]:
-            again = evaluate(choose_rows(kept, y, moved))
-            if not _same(kept, slope, again):
-                seen.append(_apart(kept, slope, again))
-        apart = torch.stack(seen).amax().item() if seen else 0.0
+        differences: list[Tensor] = []
+        for rows_kept in [odd, ~odd] if rows == 2 else [odd, ~odd, late, ~late]:
+            again = evaluate(choose_rows(rows_kept, y, moved))
+            if not _same(rows_kept, slope, again):
+                differences.append(_apart(rows_kept, slope, again))
+        apart = torch.stack(differences).amax().item() if differences else 0.0
     if apart > 0:
         raise _refusal(f"the slope of a row changes by {apart:.1e} of its size when other rows are moved")
 
@@ -92,7 +92,7 @@ def _refusal(reason: str) -> UnsupportedError:
     )
 
 
-def _held(function: Any) -> Iterator[nn.Module]:
+def _modules_in(function: Any) -> Iterator[nn.Module]:
     """The modules that a function is seen to hold."""
     if isinstance(function, nn.Module):
         yield from function.modules()
@@ -100,14 +100,14 @@ def _held(function: Any) -> Iterator[nn.Module]:
     if isinstance(function, functools.partial):
         for value in (function.func, *function.args, *function.keywords.values()):
             if callable(value):
-                yield from _held(value)
+                yield from _modules_in(value)
         return
-    held = [getattr(function, "__self__", None), *(getattr(function, "__defaults__", None) or ())]
+    values = [getattr(function, "__self__", None), *(getattr(function, "__defaults__", None) or ())]
     for cell in getattr(function, "__closure__", None) or ():
         try:
-            held.append(cell.cell_contents)
+            values.append(cell.cell_contents)
         except ValueError:  # not yet assigned
             continue
-    for value in held:
+    for value in values:
         if isinstance(value, nn.Module):
             yield from value.modules()

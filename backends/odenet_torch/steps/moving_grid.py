@@ -126,10 +126,10 @@ def at_times(grid: Grid, run: Run, ys: Leaves) -> Leaves:
     if grid.moving is None or grid.moving[2] is None or isinstance(grid.moving[2], str):
         return ys
     ts = grid.moving[2]
-    given = list(ts) if not isinstance(ts, Tensor) or ts.ndim else [ts]
+    times = list(ts) if not isinstance(ts, Tensor) or ts.ndim else [ts]
     field = run.field
     stretched = field if isinstance(field, Stretched) else None
-    if stretched is None and not any(map(moves, given)):
+    if stretched is None and not any(map(moves, times)):
         return ys
     if field.depth is not None and field.depth.kind != "shared":
         raise UnsupportedError(
@@ -139,7 +139,7 @@ def at_times(grid: Grid, run: Run, ys: Leaves) -> Leaves:
     inner = field if stretched is None else stretched.field
     layout, steps = run.layout, grid.steps
     rows = list(zip(*(leaf.unbind(0) for leaf in ys), strict=True))
-    for i, (n, t) in enumerate(zip(grid.saved, given, strict=True)):
+    for i, (n, t) in enumerate(zip(grid.saved, times, strict=True)):
         by = zero(t, layout) if moves(t) else torch.zeros((), dtype=layout.time, device=layout.device)
         if stretched is not None:
             by = by - stretched.time_by(n, layout)

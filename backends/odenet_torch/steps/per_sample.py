@@ -38,13 +38,13 @@ from odenet_torch.steps.rows import ROWS, Gate, beside, choose_rows, finite_rows
 from odenet_torch.steps.tolerance import Tolerance
 
 _SUCCESS, _NONFINITE, _MAX_STEPS, _TOO_SMALL = (
-    list(Result).index(found) for found in (Result.SUCCESS, Result.NONFINITE, Result.MAX_STEPS, Result.STEP_TOO_SMALL)
+    list(Result).index(result) for result in (Result.SUCCESS, Result.NONFINITE, Result.MAX_STEPS, Result.STEP_TOO_SMALL)
 )
 
 _WILD = 1e3  # error ratio of a step beyond which its stages may have left the numbers of the field
 
 
-def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
+def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
     """The solution of a problem whose controller is `per_sample`.
 
     Returns:
@@ -55,24 +55,24 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
         UnsupportedError: what needs the same steps in all rows.
         SolveError: a row could not go on, and the controller throws.
     """
-    span, solver = made.grid, made.solver
+    span, solver = problem.grid, problem.solver
     assert isinstance(span, Span)
     assert isinstance(solver, Solver)
-    _check(made, span, y)
+    _check(problem, span, y)
     t0, t1 = number("t0", span.t0), number("t1", span.t1)
     assert t0 is not None
     assert t1 is not None
-    given = resolved(given, t0, t1)
-    rows, device = y[0].shape[0], given.device
+    state_layout = resolved(state_layout, t0, t1)
+    rows, device = y[0].shape[0], state_layout.device
     # steps add up in float64, whatever the field is called with
     kind = torch.float32 if device.type == "mps" else torch.float64
     direction = 1.0 if t1 >= t0 else -1.0
-    wanted = [t1] if span.ts is None else torch.as_tensor(span.ts).tolist()
-    outs = [y if direction * time <= direction * t0 else _lost(y) for time in wanted]
-    march = March(_field(made, given), given, solver.tableau, wide=widened(given))
-    stats = Stats("torch", solver.label, made.gradient.label, 0, 0)
+    times = [t1] if span.ts is None else torch.as_tensor(span.ts).tolist()
+    outs = [y if direction * time <= direction * t0 else _lost(y) for time in times]
+    march = RowSteps(_field(problem, state_layout), state_layout, solver.tableau, wide=widened(state_layout))
+    stats = Stats("torch", solver.label, problem.gradient.label, 0, 0)
     control, order = span.control, solver.tableau.error_order
-    tolerance = Tolerance(control, given, y)
+    tolerance = Tolerance(control, state_layout, y)
     weights = interpolant(solver.tableau)
 
     t = torch.full((rows,), t0, dtype=kind, device=device)
@@ -84,7 +84,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
     accepted = torch.zeros(rows, dtype=torch.int64, device=device)
     tried, outcome = accepted.clone(), accepted.clone()
     active = torch.full((rows,), t0 != t1, device=device)
-    going = whole = t0 != t1
+    going = all_active = t0 != t1
     if going:
 
         def again(y: Leaves) -> Leaves:
@@ -95,8 +95,8 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
         random_state.restore(device, after_first)
         active = finite_rows(y, first)
         outcome = torch.where(active, outcome, _NONFINITE)
-        going, whole = torch.stack([active.any(), active.all()]).tolist()
-        if going and not whole and torch.is_grad_enabled():
+        going, all_active = torch.stack([active.any(), active.all()]).tolist()
+        if going and not all_active and torch.is_grad_enabled():
             first = march.slope(t, stand_ins(active, y))
     size = torch.zeros_like(t)
     if going:
@@ -108,7 +108,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
 
             size = _first_size(control, order, tolerance, (t, y, first), change, abs(t1 - t0))
     past = torch.ones_like(t), torch.ones_like(t)
-    asked = direction * torch.tensor(wanted, dtype=kind, device=device).unsqueeze(1)
+    targets = direction * torch.tensor(times, dtype=kind, device=device).unsqueeze(1)
     while going:
         with torch.no_grad():
             end, lands = landing(t, size, last, direction, spacing, ROWS)
@@ -117,7 +117,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
             outcome = torch.where(stuck, _TOO_SMALL, outcome)
             active = active & ~stuck
             h = torch.where(active, h, 0)
-        step = march.attempt(t, y, h, first, None if whole else active)
+        step = march.attempt(t, y, h, first, None if all_active else active)
         with torch.no_grad():
             ratio = tolerance.ratio(step.error, y, step.y1).to(t)
             good, factor, past = control.judge(order, ratio, past, ROWS)
@@ -127,7 +127,7 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
             tried, accepted = tried + active, accepted + good
             size = torch.where(active, control.bounded(h.abs() * factor, ROWS), size)
             before, after = direction * t, direction * end
-            crossed = good & (asked > before) & (asked <= after)
+            crossed = good & (targets > before) & (targets <= after)
             done = good & lands
             full = active & ~done & (tried >= control.max_steps)
             outcome = torch.where(full, _MAX_STEPS, outcome)
@@ -135,20 +135,20 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
             active = active & ~done & ~full
             flags = [active.any(), active.all(), good.any(), wild.any()]
             flags = torch.cat([torch.stack(flags), crossed.any(1)])
-            going, whole, some, astray, *any_crossed = flags.tolist()  # the host read
+            going, all_active, some, astray, *any_crossed = flags.tolist()  # the host read
         if not some:
             continue
         if astray and torch.is_grad_enabled():
             # what went astray must not be part of what autograd records: the accepted rows once more, without it
             step = march.attempt(t, y, torch.where(good, h, 0), first, good)
         for i, (mask, met) in enumerate(zip(crossed.unbind(0), any_crossed, strict=True)):
-            if met and wanted[i] == t1:  # the steps that come to it end there
+            if met and times[i] == t1:  # the steps that come to it end there
                 outs[i] = choose_rows(mask, step.y1, outs[i])
             elif met:
-                position = torch.where(mask, (wanted[i] - t) / torch.where(h == 0, 1, h), 1.0)
+                position = torch.where(mask, (times[i] - t) / torch.where(h == 0, 1, h), 1.0)
                 parts = [w if isinstance(w, Tensor) else None for w in weights.weights(position)]
                 inside = weigh_rows(y, torch.where(mask, h, 0), parts, step.slopes)
-                inside = choose_rows(mask & (end == wanted[i]), step.y1, inside)
+                inside = choose_rows(mask & (end == times[i]), step.y1, inside)
                 outs[i] = choose_rows(mask, inside, outs[i])
         y, first = choose_rows(good, step.y1, y), choose_rows(good, step.slopes[-1], first)
         t = torch.where(good, end, t)
@@ -156,12 +156,14 @@ def solve_rows(made: Problem, given: Layout, y: Leaves) -> Solution:
     outcome = torch.where((outcome == _TOO_SMALL) & ~finite, _NONFINITE, outcome)
     stats.steps, stats.rejected, stats.f_evaluations = accepted, tried - accepted, march.calls
     _require_ended(span, outcome)
-    ys = tuple(given.returned(torch.stack(column), i) for i, column in enumerate(zip(*outs, strict=True)))
-    return Solution(torch.tensor(wanted, dtype=given.time, device=device), given.unflatten(ys), stats, outcome)
+    ys = tuple(state_layout.returned(torch.stack(column), i) for i, column in enumerate(zip(*outs, strict=True)))
+    return Solution(
+        torch.tensor(times, dtype=state_layout.time, device=device), state_layout.unflatten(ys), stats, outcome
+    )
 
 
 @dataclass
-class March:
+class RowSteps:
     """The field, and one step of all rows.
 
     Args:
@@ -236,16 +238,16 @@ def _first_size(
     return control.bounded(size.clamp(max=whole), ROWS)
 
 
-def _check(made: Problem, span: Span, y: Leaves) -> None:
-    if not isinstance(made.gradient, Backprop):
+def _check(problem: Problem, span: Span, y: Leaves) -> None:
+    if not isinstance(problem.gradient, Backprop):
         raise UnsupportedError(
-            f"gradient {made.gradient.label!r} with per_sample=True",
+            f"gradient {problem.gradient.label!r} with per_sample=True",
             "backprop",
             "take one step size for the whole batch, or gradient='backprop'",
         )
     if span.event is not None or span.dense or span.every or span.stops:
         raise UnsupportedError("event, dense, ts='all', step_t or jump_t with per_sample=True", "times in ts")
-    if made.weights is not None and made.weights.kind != "shared":
+    if problem.weights is not None and problem.weights.kind != "shared":
         raise UnsupportedError("weights that change with depth with per_sample=True", "shared weights, or steps=N")
     if any(leaf.is_meta for leaf in y):
         raise meta_state()
@@ -254,24 +256,24 @@ def _check(made: Problem, span: Span, y: Leaves) -> None:
             f"leaves of shapes {[tuple(leaf.shape) for leaf in y]} with per_sample=True",
             "leaves with one leading axis of the same length, that of the samples",
         )
-    kept = span.ts if isinstance(span.ts, (list, tuple)) else [span.ts]
-    if any(isinstance(t, Tensor) and differentiable(t) for t in (span.t0, span.t1, *kept)):
+    outputs = span.ts if isinstance(span.ts, (list, tuple)) else [span.ts]
+    if any(isinstance(t, Tensor) and differentiable(t) for t in (span.t0, span.t1, *outputs)):
         raise InputError("a time that needs a gradient with per_sample=True", "numbers")
-    refuse_batch_statistics(made.field)
+    refuse_batch_statistics(problem.field)
 
 
-def _field(made: Problem, given: Layout) -> Any:
-    inner = FunctionField(made.field, made.weights)
-    inner.recorded(given.device, None)
-    weights = () if made.weights is None else (made.weights.at(0),)
+def _field(problem: Problem, state_layout: Layout) -> Any:
+    inner = FunctionField(problem.field, problem.weights)
+    inner.recorded(state_layout.device, None)
+    weights = () if problem.weights is None else (problem.weights.at(0),)
 
     def field(t: Tensor, y: Any) -> Any:
         if inner.reads is not None:
             return inner(t, y, 0, 0.0, 1)
         try:
-            return made.field(t, y, *weights)
+            return problem.field(t, y, *weights)
         except RuntimeError as error:
-            return record(error, made.field, t, y, *weights)
+            return record(error, problem.field, t, y, *weights)
 
     return field
 

@@ -97,7 +97,7 @@ class Gate:
         return _hooked(leaves[0], self._enter)
 
     def leave(self, *leaves: Tensor) -> Leaves:
-        """The slope."""
+        """The slope of the rows as it leaves the gate."""
         if not self.hooked:
             return (_Leave if transformed() else _LeavePlain).apply(self, *leaves)
         return _hooked(leaves[0], self._leave)

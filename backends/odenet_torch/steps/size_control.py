@@ -30,7 +30,7 @@ Evaluate = Callable[[Tensor, int, float, Leaves], Leaves]
 """`evaluate(t, rank, time, y)`: the field at a time (as a tensor, and as a float), for stage `rank` of the step."""
 
 
-class Trials(Protocol):
+class CompiledTrials(Protocol):
     """What makes compiled trial steps (`odenet_torch.steps.compiled.CompiledSteps`)."""
 
     def enter(self, leaves: Leaves) -> Leaves:
@@ -43,8 +43,8 @@ class Trials(Protocol):
 
 
 @dataclass(frozen=True)
-class On:
-    """What is told of a walk's steps: each is called with the step's time, its state, and its signed size.
+class StepCallbacks:
+    """What is called as a loop takes steps: each is called with the step's time, its state, and its signed size.
 
     Args:
         tried: before the step.
@@ -57,7 +57,7 @@ class On:
 
 
 @dataclass
-class Step:
+class AcceptedStep:
     """An accepted step.
 
     Args:
@@ -75,27 +75,27 @@ class Step:
     y: Leaves
     y1: Leaves
     slopes: tuple[Leaves, ...]
-    walk: Walk
+    loop: AdaptiveLoop
     end: Leaves | None
     is_last: bool
 
     @property
     def h(self) -> float:
-        """Step size, signed."""
+        """The step size, negative where time decreases."""
         return self.t1 - self.t
 
     @property
     def ends(self) -> tuple[Leaves, ...]:
         """The slopes that dense output reads."""
-        if self.walk.tableau.fsal:
+        if self.loop.tableau.fsal:
             return self.slopes
         if self.end is None:
-            self.end = self.walk.slope(self.t1, self.y1, len(self.slopes), self.t, self.t1)
+            self.end = self.loop.slope(self.t1, self.y1, len(self.slopes), self.t, self.t1)
         return (*self.slopes, self.end)
 
 
 @dataclass
-class Walk:
+class AdaptiveLoop:
     """A solve of `y' = evaluate(t, y)` with step-size control.
 
     Args:
@@ -129,9 +129,9 @@ class Walk:
     failed: Result | None = None
     trial: Trial | None = None
     size: float = 0.0
-    on: On | None = None
+    on: StepCallbacks | None = None
     memory: Memory | None = None
-    compiled: Callable[[Leaves, Leaves], Trials] | None = None
+    compiled: Callable[[Leaves, Leaves], CompiledTrials] | None = None
 
     def slope(self, t: float, y: Leaves, rank: int, start: float, end: float) -> Leaves:
         """The field at one end of a step from `start` to `end`."""
@@ -145,7 +145,7 @@ class Walk:
             return beside(t, end, self.time)
         return beside(t, start, self.time) if t == end and end in self.jumps else t
 
-    def steps(self, t: float, y: Leaves, first: Leaves | None = None) -> Iterator[Step]:
+    def steps(self, t: float, y: Leaves, first: Leaves | None = None) -> Iterator[AcceptedStep]:
         """Accepted steps from t to the last stop, in the direction of the stops.
 
         Args:
@@ -181,7 +181,7 @@ class Walk:
                 self.failed = Result.MAX_STEPS
                 return
             self.tried += 1
-            whole = size
+            unclipped = size
             t1, lands = landing(t, size, stop, direction, spacing)
             h = t1 - t
             if h == 0.0 or not math.isfinite(size):
@@ -194,16 +194,16 @@ class Walk:
                 self.on.tried(t, y, h)
             self.evaluations += stages
             if graph is not None:
-                made, ratio = graph.trial(t, t1, self._times(t, t1, h), y, first)
+                attempt, ratio = graph.trial(t, t1, self._times(t, t1, h), y, first)
             elif fast is not None:
-                made, ratio = fast.trial(self._stage(t, t1, h), y, h, first)
+                attempt, ratio = fast.trial(self._stage(t, t1, h), y, h, first)
             else:
-                self.trial = made = trial(tableau, self._stage(t, t1, h), y, h, first, weigh_leaves)
-                ratio = float(self.tolerance.ratio(made.error, y, made.y1))  # the step's one host read
+                self.trial = attempt = trial(tableau, self._stage(t, t1, h), y, h, first, weigh_leaves)
+                ratio = float(self.tolerance.ratio(attempt.error, y, attempt.y1))  # the step's one host read
             accepted, factor, past = control.judge(order, ratio, past)
             if self.memory is not None:
                 self.memory.require_kept()
-                self.memory.held[:] = self.memory.held[-1:] if accepted else self.memory.held[:1]
+                self.memory.slopes[:] = self.memory.slopes[-1:] if accepted else self.memory.slopes[:1]
             smallest = control.min_step is not None and abs(h) <= control.min_step * (1 + 1e-10)
             if not accepted and smallest and math.isfinite(ratio):
                 accepted = True
@@ -212,9 +212,9 @@ class Walk:
             if self.on is not None:
                 (self.on.accepted if accepted else self.on.rejected)(t, y, h)
             if accepted:
-                step = Step(self.n, t, t1, y, made.y1, made.slopes, self, None, t1 == self.stops[-1])
+                step = AcceptedStep(self.n, t, t1, y, attempt.y1, attempt.slopes, self, None, t1 == self.stops[-1])
                 self.n += 1
-                self.proposed = size = resumed(size, whole, lands)
+                self.proposed = size = resumed(size, unclipped, lands)
                 yield step
                 if lands and place + 1 == len(self.stops):
                     return
@@ -222,8 +222,8 @@ class Walk:
                     place += 1
                     stop = self.stops[place]
                 jumped = t1 in self.jumps
-                first = None if jumped else made.slopes[-1] if fsal else step.end
-                t, y = t1, made.y1
+                first = None if jumped else attempt.slopes[-1] if fsal else step.end
+                t, y = t1, attempt.y1
                 if first is None:
                     first = self.slope(t, y, 0, t, stop) if jumped else step.ends[-1]
             elif smallest:
@@ -238,7 +238,7 @@ class Walk:
         return reach < abs(self.stops[-1] - begin)
 
     def _times(self, t: float, t1: float, h: float) -> list[float]:
-        """Those of the stages of a step."""
+        """The times of the stages of a step."""
         times = [t + h * node for node in self.tableau.c]
         if not (self.jumps and (t in self.jumps or t1 in self.jumps)):
             return times

@@ -17,18 +17,18 @@ from torch import Tensor
 from odenet import GradientError, Span, UnsupportedError
 from odenet.kit import add
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.steps.accepted import Along
+from odenet_torch.steps.accepted import AcceptedField
 from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.events import condition
 from odenet_torch.steps.fixed import Run
-from odenet_torch.steps.size_control import Walk
+from odenet_torch.steps.size_control import AdaptiveLoop
 
 
-class Passed(Protocol):
-    """What is read of a forward pass (`odenet_torch.steps.adaptive.Forward`), after it."""
+class ForwardPass(Protocol):
+    """What is read of a forward pass (`odenet_torch.steps.adaptive.ForwardSolve`), after it."""
 
     span: Span
-    walk: Walk
+    loop: AdaptiveLoop
     event: float | None
     entry: int
     row: int
@@ -57,48 +57,48 @@ def from_start(span: Span, run: Run, y0: Leaves) -> Leaves:
     return moved(slope(run, start), _time(start, run.layout) + by, -by, y0)
 
 
-def to_outputs(found: Passed, run: Run, ys: Leaves) -> Leaves:
+def to_outputs(forward: ForwardPass, run: Run, ys: Leaves) -> Leaves:
     """The outputs, with the derivatives by their times (before an event: those after it are lost).
 
     Args:
-        found: the forward pass.
+        forward: the forward pass.
         run: as it was before the pass, whose weights have their graph.
         ys: the outputs.
     """
-    span = found.span
-    wanted: list[Any] = list(span.ts) if not (span.ts is None or span.every) else []
+    span = forward.span
+    times: list[Any] = list(span.ts) if not (span.ts is None or span.every) else []
     count = len(ys[0])
-    if not wanted and found.event is None and not found.walk.failed:
-        wanted = [None] * (count - 1) + [span.t1]
-    if not any(moves(t) for t in wanted):
+    if not times and forward.event is None and not forward.loop.failed:
+        times = [None] * (count - 1) + [span.t1]
+    if not any(moves(t) for t in times):
         return ys
     rows = list(zip(*(leaf.unbind(0) for leaf in ys), strict=True))
-    for i, t in enumerate(wanted):
+    for i, t in enumerate(times):
         if moves(t) and bool(torch.isfinite(rows[i][0]).all()):
             start = _number(t)
             rows[i] = moved(slope(run, start), _time(start, run.layout), zero(t, run.layout), rows[i])
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))
 
 
-def at_event(found: Passed, run: Run, ys: Leaves) -> tuple[Leaves, Tensor | None]:
+def at_event(forward: ForwardPass, run: Run, ys: Leaves) -> tuple[Leaves, Tensor | None]:
     """The outputs and the time of the event, differentiable by the implicit function theorem.
 
     Args:
-        found: the forward pass.
+        forward: the forward pass.
         run: as it was before the pass, whose weights have their graph.
         ys: the outputs.
     """
-    span, t, layout = found.span, found.event, run.layout
+    span, t, layout = forward.span, forward.event, run.layout
     if span.event is None:
         return ys, None
     time = torch.as_tensor(torch.nan if t is None else t, dtype=layout.time, device=layout.device)
     if t is None or not torch.is_grad_enabled():
         return ys, time
-    event, row = span.event, found.row
+    event, row = span.event, forward.row
     y = tuple(leaf[row] for leaf in ys)
 
     def met(time: Tensor, y: Leaves) -> Tensor:
-        return condition(event, layout, time, y)[found.entry]
+        return condition(event, layout, time, y)[forward.entry]
 
     if met(time, y).dtype is torch.bool:
         time, *y = WithoutRate.apply(time, *y)
@@ -182,12 +182,12 @@ def zero(t: Tensor, layout: Layout) -> Tensor:
 def slope(run: Run, at: float) -> Slope:
     """The field of time and state around a time of an adaptive solve."""
     along, layout = run.field, run.layout
-    assert isinstance(along, Along)
+    assert isinstance(along, AcceptedField)
     linear = along.depth is not None and along.depth.kind == "linear"
 
     def f(t: Tensor, y: Leaves) -> Leaves:
         value = layout.evaluate(lambda y: along.at(t, at, y), y, start=True)
-        return tuple(_Once.apply(k) for k in value) if linear and torch.is_grad_enabled() else value
+        return tuple(_NoTimeDerivative.apply(k) for k in value) if linear and torch.is_grad_enabled() else value
 
     return f
 
@@ -212,7 +212,7 @@ class _Product(torch.autograd.Function):
         return (g * k.conj()).real.sum().to(by.dtype), part
 
 
-class _Once(torch.autograd.Function):
+class _NoTimeDerivative(torch.autograd.Function):
     """A slope whose weights are interpolated at a time that has no graph: it has no derivative by that time."""
 
     @staticmethod
@@ -262,7 +262,7 @@ def _undefined(value: Tensor, time: Tensor) -> Tensor:
 
 
 def _plain(t: Tensor) -> Tensor:
-    """Without a derivative of any kind."""
+    """A time without a derivative of any kind."""
     if torch.autograd.forward_ad._current_level >= 0:
         t = torch.autograd.forward_ad.unpack_dual(t).primal
     return t.detach()

@@ -70,38 +70,38 @@ def within(norm: Callable[[Leaves], Tensor], error: Leaves, y: Leaves, y1: Leave
 def scaled(value: Leaves, sizes: Iterable[Tensor], rtol: _Each, atol: _Each, *, least: bool = False) -> Leaves:
     """Entries over what is allowed. With atol=0 none is allowed of an entry that is zero: no error is none too many,
     and with `least`, for the first step, such an entry says nothing."""
-    found: list[Tensor] = []
+    ratios: list[Tensor] = []
     for leaf, size, relative, absolute in zip(value, sizes, rtol, atol, strict=True):
         allowed = absolute + relative * size
         scaled = leaf.abs() / allowed
         if not (isinstance(absolute, float) and absolute > 0):
             scaled = torch.where((allowed == 0) & (least | (leaf == 0)), 0, scaled)
-        found.append(scaled)
-    return tuple(found)
+        ratios.append(scaled)
+    return tuple(ratios)
 
 
-def _each(name: str, given: Any, layout: Layout, like: Leaves) -> _Each:
-    """One tolerance a leaf."""
-    if isinstance(given, (int, float)):
-        return (float(given),) * len(like)
-    whole = layout.unflatten(like)
-    leaves = [given] * len(like) if _is_array(given) and given.ndim == 0 else None
+def _each(name: str, value: Any, layout: Layout, like: Leaves) -> _Each:
+    """The tolerances, one a leaf of the state."""
+    if isinstance(value, (int, float)):
+        return (float(value),) * len(like)
+    tree = layout.unflatten(like)
+    leaves = [value] * len(like) if _is_array(value) and value.ndim == 0 else None
     if leaves is None:
-        if not tree_same_shape(given, whole):
+        if not tree_same_shape(value, tree):
             raise InputError(
-                f"{name} is a tree of {len(tree_leaves(given))} leaves, and the state one of {len(like)}",
+                f"{name} is a tree of {len(tree_leaves(value))} leaves, and the state one of {len(like)}",
                 "a number, or a tree like the state",
             )
-        leaves = tree_leaves(given)
-    found: list[float | Tensor] = []
-    for value, leaf in zip(leaves, like, strict=True):
-        if isinstance(value, (int, float)):
-            found.append(float(value))
+        leaves = tree_leaves(value)
+    bounds: list[float | Tensor] = []
+    for bound, leaf in zip(leaves, like, strict=True):
+        if isinstance(bound, (int, float)):
+            bounds.append(float(bound))
             continue
         try:
-            tensor = torch.as_tensor(value, device=leaf.device).detach().to(leaf.real.dtype)
+            tensor = torch.as_tensor(bound, device=leaf.device).detach().to(leaf.real.dtype)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InputError(f"{name} holds {shown(value)} ({error})", "numbers of at least 0") from error
+            raise InputError(f"{name} holds {shown(bound)} ({error})", "numbers of at least 0") from error
         try:
             fits = torch.broadcast_shapes(tensor.shape, leaf.shape) == leaf.shape
         except RuntimeError:
@@ -111,8 +111,8 @@ def _each(name: str, given: Any, layout: Layout, like: Leaves) -> _Each:
                 f"{name} holds an array of shape {tuple(tensor.shape)} for a leaf of shape {tuple(leaf.shape)}",
                 "numbers of at least 0 that broadcast to the leaf",
             )
-        found.append(tensor)
-    return tuple(found)
+        bounds.append(tensor)
+    return tuple(bounds)
 
 
 def _is_array(value: Any) -> bool:

@@ -81,7 +81,7 @@ class Buffered:
             and y[0].is_floating_point()
             and 0 < y[0].numel() <= _SMALL
             and type(y[0]) is Tensor
-            and all(isinstance(each, float) for each in (*tolerance.rtol, *tolerance.atol))
+            and all(isinstance(bound, float) for bound in (*tolerance.rtol, *tolerance.atol))
             and bool(tolerance.atol[0] > 0)  # else an entry may have nothing allowed
         )
 

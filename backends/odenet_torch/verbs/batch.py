@@ -17,11 +17,11 @@ from odenet.kit import tree_leaves, tree_map
 def on(like: Tensor, batch: Any) -> Any:
     """The batch with NumPy arrays as tensors on the device of `like`, inexact ones of its number type."""
 
-    def leaf(given: Any) -> Any:
-        if not isinstance(given, np.ndarray):
-            return given
-        made = torch.tensor(given, device=like.device)
-        return made.to(like.dtype) if made.is_floating_point() else made
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        tensor = torch.tensor(value, device=like.device)
+        return tensor.to(like.dtype) if tensor.is_floating_point() else tensor
 
     return tree_map(leaf, batch)
 
@@ -45,12 +45,12 @@ def mean_loss(outputs: Any, target: Any = None) -> Tensor:
         if target is None:
             return 0.5 * sum((leaf.abs() ** 2).mean() for leaf in leaves)  # pyright: ignore[reportReturnType]
         if len(leaves) == 1 and isinstance(target, Tensor):
-            whole = not (target.is_floating_point() or target.is_complex())
-            if whole and outputs.ndim == 2 and target.shape == outputs.shape[:1]:
+            of_classes = not (target.is_floating_point() or target.is_complex())
+            if of_classes and outputs.ndim == 2 and target.shape == outputs.shape[:1]:
                 return F.cross_entropy(outputs, target)
-            if not whole and target.shape == leaves[0].shape:
+            if not of_classes and target.shape == leaves[0].shape:
                 return 0.5 * ((leaves[0] - target).abs() ** 2).mean()
-    kinds = " and ".join(_kind(each) for each in (outputs, target))
+    kinds = " and ".join(_kind(value) for value in (outputs, target))
     raise InputError(
         f"outputs and target that are {kinds}, without a loss",
         "outputs (batch, classes) with class numbers (batch,), or both of one shape, or outputs alone",
@@ -70,5 +70,5 @@ def scalar(loss: Callable[..., Any] | None, outputs: Any, target: Any) -> Tensor
     return value
 
 
-def _kind(given: Any) -> str:
-    return f"a tensor {tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+def _kind(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

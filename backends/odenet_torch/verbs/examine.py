@@ -45,16 +45,17 @@ def examine(
         value = scalar(loss, model(inputs), target)
         if not value.requires_grad:
             raise InputError("a loss that does not depend on the model's parameters", "one that does")
-        found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+        derivatives = torch.autograd.grad(value, list(named.values()), allow_unused=True)
         names = {id(p): name for name, p in named.items()}
-        parts = [_part(name, solves[name], seen, names) for name, seen in stats.items() if seen]
+        parts = [_part(name, solves[name], calls, names) for name, calls in stats.items() if calls]
     if not parts:
         raise InputError(
             f"{', '.join(name or type(model).__name__ for name in solves)} not called in the forward pass",
             "a model that calls at least one of its solves",
         )
     gradients = {
-        name: _numpy(torch.zeros_like(p) if g is None else g) for (name, p), g in zip(named.items(), found, strict=True)
+        name: _numpy(torch.zeros_like(p) if g is None else g)
+        for (name, p), g in zip(named.items(), derivatives, strict=True)
     }
     weights = {name: _numpy(p) for name, p in named.items()}
     return Sample(value.item(), gradients, weights, tuple(parts), coarsest(named))
@@ -62,21 +63,21 @@ def examine(
 
 def trained(model: nn.Module, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> nn.Module:
     """See `Backend.trained`."""
-    made = copy.deepcopy(model)
-    solves = solved(made)
-    parameters = [p for p in made.parameters() if p.requires_grad]
+    copied = copy.deepcopy(model)
+    solves = solved(copied)
+    parameters = [p for p in copied.parameters() if p.requires_grad]
     inputs, target = pair(parameters[0], batch)
     descent = torch.optim.Adam(parameters, rate)
     # the copy shares no buffer with the model, and the random state is put back
-    with unchanged(made, solves), torch.inference_mode(False), torch.enable_grad():
+    with unchanged(copied, solves), torch.inference_mode(False), torch.enable_grad():
         for module in solves.values():
             module.gradient = Backprop()
         for _ in range(steps):
             descent.zero_grad()
-            scalar(loss, made(inputs), target).backward()
+            scalar(loss, copied(inputs), target).backward()
             descent.step()
     descent.zero_grad()
-    return made
+    return copied
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -99,27 +100,27 @@ def solved(model: nn.Module) -> dict[str, Solved]:
     Raises:
         InputError: there are none.
     """
-    found: dict[str, Solved] = {}
+    solves: dict[str, Solved] = {}
     runs: dict[int, ConvertedRun] = {}
     layers = [
         (name, module, module.odenet_run) for name, module in model.named_modules() if isinstance(module, Attached)
     ]
-    for name, module, run in [each for each in layers if each[2].why is None] or layers:
+    for name, module, run in [entry for entry in layers if entry[2].why is None] or layers:
         if id(run) not in runs:
-            runs[id(run)] = found[f"{name}.odenet_run" if name else "odenet_run"] = ConvertedRun(run)
+            runs[id(run)] = solves[f"{name}.odenet_run" if name else "odenet_run"] = ConvertedRun(run)
         runs[id(run)].blocks.append(module)
     for name, module in model.named_modules():
         if isinstance(module, FirstOfRun):
-            found[f"{name}.stack" if name else "stack"] = module.stack  # which is no submodule of its own
+            solves[f"{name}.stack" if name else "stack"] = module.stack  # which is no submodule of its own
         elif isinstance(module, SOLVED):
-            found[name] = module
-    if not found:
+            solves[name] = module
+    if not solves:
         raise InputError(
             f"a {type(model).__name__} without a solve in it",
             "a module that is or contains a ResidualStack, NeuralODE or OdeNet of odenet_torch",
             "build one, or let odenet_torch.convert find the residual layers of a model",
         )
-    return found
+    return solves
 
 
 @contextlib.contextmanager
@@ -146,18 +147,18 @@ def unchanged(model: nn.Module, solves: Mapping[str, Solved]) -> Iterator[None]:
                         buffer.copy_(value)
 
 
-def _note(seen: list[Stats]) -> Callable[..., None]:
+def _note(calls: list[Stats]) -> Callable[..., None]:
     def hook(module: Any, inputs: Any, outputs: Any) -> None:
-        seen.append(module.stats)
+        calls.append(module.stats)
 
     return hook
 
 
-def _part(name: str, module: Solved, seen: list[Stats], names: Mapping[int, str]) -> Part:
-    certificates = [stats.certificate for stats in seen if stats.certificate is not None]
+def _part(name: str, module: Solved, calls: list[Stats], names: Mapping[int, str]) -> Part:
+    certificates = [stats.certificate for stats in calls if stats.certificate is not None]
     certificate = max(certificates, default=None)
     kind, layers = _layers(name, module, names)
-    return Part(name, module.solver, seen[0].steps, kind, layers, certificate, len(seen))
+    return Part(name, module.solver, calls[0].steps, kind, layers, certificate, len(calls))
 
 
 def _layers(name: str, module: Solved, names: Mapping[int, str]) -> tuple[Any, tuple[Mapping[str, Place], ...]]:

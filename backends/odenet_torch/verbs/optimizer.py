@@ -35,16 +35,16 @@ class ChosenOptimizer:
             raise _foreign(choice)
         every = sorted(set(factors.values()))
         groups = [{"params": [w for name, w in weights.items() if factors[name] == factor]} for factor in every]
-        made = choice(groups)
-        if not isinstance(made, torch.optim.Optimizer):
+        optimizer = choice(groups)
+        if not isinstance(optimizer, torch.optim.Optimizer):
             raise _foreign(choice)
-        if not all(isinstance(group.get("lr"), int | float | Tensor) for group in made.param_groups):
+        if not all(isinstance(group.get("lr"), int | float | Tensor) for group in optimizer.param_groups):
             raise InputError(
                 f"{choice.text}, an optimiser without a rate lr in its groups", "one whose groups have lr to multiply"
             )
-        self.optimizer = made
-        self.rates = [group["lr"] * factor for group, factor in zip(made.param_groups, every, strict=True)]
-        own = type(made)
+        self.optimizer = optimizer
+        self.rates = [group["lr"] * factor for group, factor in zip(optimizer.param_groups, every, strict=True)]
+        own = type(optimizer)
         base = torch.optim.Optimizer
         self.plain = own.state_dict is base.state_dict and own.load_state_dict is base.load_state_dict
         self.aside = self._aside()
@@ -70,7 +70,7 @@ class ChosenOptimizer:
             for weight in self.weights:
                 weight.grad = None
         if before is not None and any(not torch.equal(a, b) for a, b in zip(before, self._random(), strict=True)):
-            raise self._unsupported("draws random numbers, so that a run could not go on bit for bit")
+            raise self._unsupported("draws random numbers, so that a resumed run would give other results")
         self.tried = True
         if any(group["lr"] is not rate for group, rate in zip(self.optimizer.param_groups, rates, strict=True)):
             raise self._unsupported("changes its own lr, which the schedule of the run sets")
@@ -108,16 +108,16 @@ class ChosenOptimizer:
 
     def _aside(self) -> dict[str, Any]:
         """The optimiser's own attributes, as far as they can be compared."""
-        found = {}
+        attributes = {}
         for name, value in vars(self.optimizer).items():
             if name.startswith("_") or name in ("state", "param_groups", "defaults"):
                 continue
             arrays: dict[str, np.ndarray] = {}
             try:
-                found[name] = json.dumps(self._packed(value, arrays)), [a.tobytes() for a in arrays.values()]
+                attributes[name] = json.dumps(self._packed(value, arrays)), [a.tobytes() for a in arrays.values()]
             except UnsupportedError:
                 continue
-        return found
+        return attributes
 
     def _random(self) -> list[Tensor]:
         device = self.weights[0].device
@@ -142,14 +142,14 @@ class ChosenOptimizer:
     def _unpacked(self, packed: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
         if "tensor" in packed:
             data = torch.from_numpy(np.array(arrays[packed["tensor"]]))
-            found = data.view(getattr(torch, packed["dtype"])).reshape(packed["shape"])
-            return found.to("cpu" if packed["cpu"] else self.weights[0].device)
+            tensor = data.view(getattr(torch, packed["dtype"])).reshape(packed["shape"])
+            return tensor.to("cpu" if packed["cpu"] else self.weights[0].device)
         if "plain" in packed:
             return packed["plain"]
         if "pairs" in packed:
-            return {self._unpacked(key, arrays): self._unpacked(one, arrays) for key, one in packed["pairs"]}
+            return {self._unpacked(key, arrays): self._unpacked(item, arrays) for key, item in packed["pairs"]}
         kind = tuple if "tuple" in packed else list
-        return kind(self._unpacked(one, arrays) for one in packed[kind.__name__])
+        return kind(self._unpacked(item, arrays) for item in packed[kind.__name__])
 
     def _unsupported(self, why: str) -> UnsupportedError:
         return UnsupportedError(

@@ -22,14 +22,14 @@ from odenet_torch.verbs.examine import Solved, coarsest, solved, trainable, unch
 
 def choices(model: nn.Module) -> dict[str, Choices]:
     """See `Backend.choices`."""
-    return {name: Choices(each.solver, _gradient(each), _steps(each)) for name, each in solved(model).items()}
+    return {name: Choices(module.solver, _gradient(module), _steps(module)) for name, module in solved(model).items()}
 
 
 def with_gradient(model: nn.Module, gradient: Gradient) -> nn.Module:
     """See `Backend.with_gradient`."""
-    for each in solved(model).values():
-        wish = each.gradient
-        each.gradient = dataclasses.replace(wish, method=gradient) if isinstance(wish, Auto) else gradient
+    for module in solved(model).values():
+        wish = module.gradient
+        module.gradient = dataclasses.replace(wish, method=gradient) if isinstance(wish, Auto) else gradient
     return model
 
 
@@ -59,25 +59,25 @@ def profile(
             torch.enable_grad(),
             quiet(),
         ):
-            for each in solves.values():
-                each.gradient = method
-                if not isinstance(each, ConvertedRun):  # whose stats are those of the new method
-                    each.stats = None
+            for tensors in solves.values():
+                tensors.gradient = method
+                if not isinstance(tensors, ConvertedRun):  # whose stats are those of the new method
+                    tensors.stats = None
             value = scalar(loss, model(inputs), target)
             if not value.requires_grad:
                 raise InputError("a loss that does not depend on the model's parameters", "one that does")
-            found = torch.autograd.grad(value, parameters, allow_unused=True)
-            residuals = [each.certificate for each in solves.values() if each.certificate is not None]
-            if all(each.stats is None for each in solves.values()):
+            derivatives = torch.autograd.grad(value, parameters, allow_unused=True)
+            residuals = [tensors.certificate for tensors in solves.values() if tensors.certificate is not None]
+            if all(tensors.stats is None for tensors in solves.values()):
                 names = ", ".join(name or type(model).__name__ for name in solves)
                 raise InputError(f"{names} not called in the forward pass", "a model that calls one of its solves")
-        by_id = {id(p): g for p, g in zip(parameters, found, strict=True)}
+        by_id = {id(p): g for p, g in zip(parameters, derivatives, strict=True)}
         return {key: [by_id[id(p)] for p in group] for key, group in groups.items()}, max(residuals, default=None)
 
     exact, _ = gradient_of(reference)
-    inside = {key: each for key, each in exact.items() if key != _OUTSIDE} or exact
+    inside = {key: tensors for key, tensors in exact.items() if key != _OUTSIDE} or exact
     if not (known := measurable(inside)):  # what is outside is exact in every method, and tells nothing
-        exact = {key: [None for _ in each] for key, each in exact.items()}
+        exact = {key: [None for _ in tensors] for key, tensors in exact.items()}
     rows, counted = profiles(gradients, gradient_of, exact, example.device, memory=memory, repeats=repeats)
     return Profiles(rows, coarsest(named), counted, not known)
 
@@ -88,14 +88,14 @@ _OUTSIDE = "outside of every solve"
 def _groups(solves: dict[str, Solved], parameters: list[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
     """The parameters of each solve, and all others; a shared one counts where it is met first."""
     left = {id(p): p for p in parameters}
-    found: dict[str, list[nn.Parameter]] = {}
-    for name, each in solves.items():
-        owners = each.blocks if isinstance(each, ConvertedRun) else [each]
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, module in solves.items():
+        owners = module.blocks if isinstance(module, ConvertedRun) else [module]
         owned = [(key, p) for owner in owners for key, p in owner.named_parameters()]
-        inside = [p for key, p in owned if not isinstance(each, OdeNet) or key.startswith("block.")]
-        found[name] = [left.pop(id(p)) for p in inside if id(p) in left]
-    found[_OUTSIDE] = list(left.values())
-    return {key: group for key, group in found.items() if group}
+        inside = [p for key, p in owned if not isinstance(module, OdeNet) or key.startswith("block.")]
+        groups[name] = [left.pop(id(p)) for p in inside if id(p) in left]
+    groups[_OUTSIDE] = list(left.values())
+    return {key: group for key, group in groups.items() if group}
 
 
 def _gradient(module: Solved) -> Gradient:

@@ -16,7 +16,7 @@ from odenet_torch.verbs.measure import peak_bytes
 from odenet_torch.verbs.optimizer import ChosenOptimizer
 
 
-class Descent(Trainer):
+class GradientDescent(Trainer):
     """Gradient descent with momentum, or an optimiser of torch's, see `Trainer`.
 
     Args:
@@ -109,12 +109,12 @@ class Descent(Trainer):
     @torch.no_grad()
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainer`."""
-        found = checked_state(self.model.spec, state, VELOCITY if self.optimizer is None else OPTIMIZER)
+        arrays = checked_state(self.model.spec, state, VELOCITY if self.optimizer is None else OPTIMIZER)
         if self.optimizer is not None:
-            self.optimizer.load(found[OPTIMIZER])
+            self.optimizer.load(arrays[OPTIMIZER])
         for start, tensors in ((WEIGHT, self.arrays), (VELOCITY, self.velocities)):
             for name, tensor in tensors.items():
-                tensor.copy_(torch.from_numpy(np.array(found[start][name])))
+                tensor.copy_(torch.from_numpy(np.array(arrays[start][name])))
 
     def peak_bytes(self) -> int | None:
         """See `Trainer`: of the first step on a CPU, of all steps on CUDA."""

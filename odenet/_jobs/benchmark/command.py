@@ -102,13 +102,13 @@ def work_precision(
 
 
 def show(results: WorkPrecision, screen: Console) -> None:
-    """The tables."""
+    """Print the tables of the benchmark."""
     for table in tables([row for row in results.rows if not row.skipped]):
         screen.print(table)
 
 
 def write(results: WorkPrecision, folder: Path) -> list[Path]:
-    """The report."""
+    """Write the report of the benchmark."""
     from odenet._jobs.benchmark.report import write_report  # matplotlib takes a second: not before cells are timed
 
     return write_report(results, folder)

@@ -239,9 +239,9 @@ def _module(name: str, package: str) -> Any:
         ) from error
 
 
-def _count(text: str, what: str) -> int:
+def _count(text: str, pool_name: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) <= 10**5):
-        raise InputError(f"{text!r} workers of {what}", "a whole number, at least 1")
+        raise InputError(f"{text!r} workers of {pool_name}", "a whole number, at least 1")
     return int(text)
 
 

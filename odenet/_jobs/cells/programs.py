@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from odenet._backend import registry
-from odenet._backend.seam import Backend
+from odenet._backend.interface import Backend
 from odenet._errors import FileError
 from odenet._files import require_writable
 

@@ -45,7 +45,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
     form: ClassVar[str]
     """The format, as results.json names it."""
     command: ClassVar[str]
-    """What writes it."""
+    """The command that writes the file."""
     plan_kind: ClassVar[type[CellPlan]]
     row_kind: ClassVar[type[CellRow]]
     compared: ClassVar[str] = "times"
@@ -133,7 +133,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         return cls(plan, plain["machine"], rows, float(plain.get("seconds", 0.0)), shard)
 
     def text(self) -> str:
-        """All of it as JSON."""
+        """All results as JSON."""
         return _resume.as_text(self.form, self.to_json())
 
     def write(self, folder: Path) -> None:

@@ -60,33 +60,33 @@ def read(
         return build(plain)
 
 
-def nothing_there(folder: Path, file: str, what: str) -> FileError:
+def nothing_there(folder: Path, file: str, contents: str) -> FileError:
     """The error of --resume where nothing can be gone on with: most often the folder is misspelt.
 
     Args:
         folder: that --out names.
         file: whose name a folder with something to resume has in it, or in a folder in it.
-        what: would be resumed.
+        contents: would be resumed.
     """
     beside = folder.absolute().parent
     names = [path.parent.name for path in beside.glob(f"*/{file}")] if beside.is_dir() else []
     near = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.5)
     hint = f"take --out {folder.parent / near[0]}, if that is what you meant; or " if near else ""
     return FileError(
-        f"there is {what} in {folder}, so there is nothing to resume",
+        f"there is {contents} in {folder}, so there is nothing to resume",
         f"a folder with a {file}",
         f"{hint}leave --resume out to begin",
     )
 
 
 @contextmanager
-def reading(what: str, allowed: str, remedy: str = "") -> Iterator[None]:
+def reading(subject: str, allowed: str, remedy: str = "") -> Iterator[None]:
     """Errors that strange data lead to, as a FileError that says of what."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = error.given if isinstance(error, OdenetError) else error
-        raise FileError(f"{what} cannot be read ({reason})", allowed, remedy) from error
+        raise FileError(f"{subject} cannot be read ({reason})", allowed, remedy) from error
 
 
 def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

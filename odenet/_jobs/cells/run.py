@@ -129,6 +129,6 @@ def measured(
         workers.close()
 
 
-def _say(messages: Console, what: str, paths: list[Path]) -> None:
+def _say(messages: Console, lead: str, paths: list[Path]) -> None:
     if paths:
-        messages.print(f"{what} {', '.join(map(str, paths))}", markup=False)
+        messages.print(f"{lead} {', '.join(map(str, paths))}", markup=False)

@@ -41,7 +41,7 @@ class Shard:
 
     @classmethod
     def read(cls, text: str) -> Shard:
-        """`2/4`."""
+        """The shard that a text such as `2/4` names."""
         match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text) if isinstance(text, str) else None
         if match is None:
             raise InputError(f"{text!r} as a shard", "I/N with I from 1 to N, such as 2/4")
@@ -54,7 +54,7 @@ class ShardFlag(click.ParamType):
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
-        """The shard."""
+        """The option's value as a shard."""
         try:
             return value if isinstance(value, Shard) else Shard.read(value)
         except InputError as error:

@@ -21,7 +21,7 @@ class UnitPlan(Protocol):
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Which are needed."""
+        """The names of the backends that are needed."""
         ...
 
     def units(self, cells: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -109,5 +109,5 @@ class Spread:
 
 
 def _unit(measure: Measure, plan: Any, cells: Sequence[Any], describe: Described) -> tuple[list[Any], Any]:
-    """What a worker calls."""
+    """The function that a worker calls with the cells of a unit."""
     return list(measure(plan, cells)), dict(describe())

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from odenet._backend import registry as _registry
+from odenet._backend.interface import Backend
 from odenet._backend.sample import Sample
-from odenet._backend.seam import Backend
 from odenet._errors import InputError
 from odenet._gradients.names import Backprop
 from odenet._gradients.record import Gradient

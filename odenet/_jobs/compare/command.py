@@ -114,7 +114,7 @@ def show(results: Comparison, screen: Console) -> None:
 
 
 def write(results: Comparison, folder: Path) -> list[Path]:
-    """The report."""
+    """Write the report of the comparison."""
     from odenet._jobs.compare.report import write_report  # matplotlib takes a second: not before cells are timed
 
     return write_report(results, folder)

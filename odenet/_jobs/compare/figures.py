@@ -121,8 +121,8 @@ def _error_panel(axes: Axes, mine: Sequence[Curve], every: Sequence[Curve]) -> N
     for gradient, colour in colours(curve.gradient for curve in mine).items():
         orders = {curve.backend: curve.order for curve in mine if curve.gradient == gradient}
         text = "/".join(dict.fromkeys(order for order in orders.values() if order != "–")) or "–"
-        said = f"{name(gradient)}: order {text}" if text not in ("exact", "–") else f"{name(gradient)}: {text}"
-        handles.append(Line2D([], [], color=colour, linewidth=2.4, label=said.removesuffix(": –")))
+        label = f"{name(gradient)}: order {text}" if text not in ("exact", "–") else f"{name(gradient)}: {text}"
+        handles.append(Line2D([], [], color=colour, linewidth=2.4, label=label.removesuffix(": –")))
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 0.14), handlelength=1.4, labelspacing=0.35)
 
 

@@ -191,5 +191,5 @@ def _not_run(results: Comparison) -> list[Finding]:
     return paragraphs
 
 
-def _names(series: Iterable[Curve], what: str) -> list[str]:
-    return list(dict.fromkeys(getattr(curve, what) for curve in series))
+def _names(series: Iterable[Curve], attribute: str) -> list[str]:
+    return list(dict.fromkeys(getattr(curve, attribute) for curve in series))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from odenet._backend import registry as _registry
-from odenet._backend.seam import Backend, Evaluation, Measurement
+from odenet._backend.interface import Backend, Evaluation, Measurement
 from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients.names import Backprop, Cost
 from odenet._jobs.cells.grid import Cell, GridPlan
@@ -185,8 +185,12 @@ def _failed(row: Row, error: Exception) -> Row:
 def _compared(row: Row, evaluation: Evaluation, reference: Evaluation) -> Row:
     gradient, exact_gradient = flat(evaluation.gradients), flat(reference.gradients)
     bad = [
-        what
-        for what, values in (("the loss", evaluation.loss), ("outputs", evaluation.outputs), ("the gradient", gradient))
+        quantity
+        for quantity, values in (
+            ("the loss", evaluation.loss),
+            ("outputs", evaluation.outputs),
+            ("the gradient", gradient),
+        )
         if not np.isfinite(values).all()
     ]
     cosine = cosine_distance(gradient, exact_gradient)

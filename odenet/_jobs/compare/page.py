@@ -40,7 +40,11 @@ def page(results: Comparison, figures: Mapping[str, str]) -> str:
     parts = [
         header("odenet compare", (lead, how_many)),
         f"<p><strong>{escape(verdict(results))}</strong></p>",
-        *(figure(figures[what], caption) for what, caption in _CAPTIONS.items() if what in figures),
+        *(
+            figure(figures[figure_name], caption)
+            for figure_name, caption in _CAPTIONS.items()
+            if figure_name in figures
+        ),
         section("How to read this", _list(findings(results))),
         section("Errors, orders and costs", _summary(results.rows)),
         *details(results.rows, COLUMNS, "heun jax N=64 …", plan.to_json(), results.machine),

@@ -1,4 +1,4 @@
-"""Images of the user's own, by import path: a dataset, a DataLoader, or a pair of arrays."""
+"""Images of the user's own, by import path or as an object: a dataset, a DataLoader, or a pair of arrays."""
 
 from __future__ import annotations
 
@@ -38,6 +38,22 @@ def own_set(text: str) -> ImageSet:
         if not callable(data):
             raise InputError(f"{text} is a {type(data).__name__}", _FORM)
         data = choice()
+    return set_of(data, text)
+
+
+def set_of(data: Any, text: str) -> ImageSet:
+    """The images of a dataset, a DataLoader or a pair of arrays, read once into memory.
+
+    A mapping with "train" and "test" has a part for each; of anything else a fifth, drawn once, is for the test.
+
+    Args:
+        data: the object.
+        text: what messages call it.
+
+    Raises:
+        InputError: it is no set of images with labels.
+        NonFiniteError: a pixel is NaN or infinite.
+    """
     parts = dict(data) if isinstance(data, Mapping) else {"": data}
     if set(parts) not in ({""}, {"train", "test"}):
         raise InputError(f"{text} is a mapping with {', '.join(map(repr, parts)) or 'nothing'}", "'train' and 'test'")
@@ -56,8 +72,8 @@ def own_set(text: str) -> ImageSet:
     return ImageSet(text, origin, classes, read["train"], read["test"], mirrored=False)
 
 
-def _is_data(thing: Any) -> bool:
-    return isinstance(thing, Mapping) or hasattr(thing, "dataset") or hasattr(thing, "__getitem__")
+def _is_data(value: Any) -> bool:
+    return isinstance(value, Mapping) or hasattr(value, "dataset") or hasattr(value, "__getitem__")
 
 
 def _images(data: Any, text: str) -> Images:
@@ -137,7 +153,7 @@ def _read_items(dataset: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
         if label != labels[index] or image.tobytes() != pixels[index].tobytes():
             raise InputError(
                 f"item {index} of {text} is another when it is read again",
-                "items that are always the same, since a run is repeated bit for bit",
+                "items that are always the same, since a repeated run must give the same numbers",
                 "leave random transforms out of the dataset: --augment changes images at random",
             )
     return pixels, labels

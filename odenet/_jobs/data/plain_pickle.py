@@ -104,7 +104,7 @@ _NAMES = {
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """One of five stand-ins."""
+        """One of five stand-ins for the classes that a pickle names."""
         try:
             return _NAMES[module_name, global_name]
         except KeyError:

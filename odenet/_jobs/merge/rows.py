@@ -64,7 +64,7 @@ def conflict(key: Any, one: Path, other: Path) -> InputError:
 
 
 def left(whole: CellResults[Any, Any]) -> Sequence[Any]:
-    """Cells without a row."""
+    """The cells that have no row yet."""
     done = {row.key for row in whole.rows}
     return [cell for cell in whole.cells() if cell.key not in done]
 

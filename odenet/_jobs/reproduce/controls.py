@@ -30,8 +30,8 @@ class Control:
         return self.passed == self.must_pass
 
     def __str__(self) -> str:
-        said = "passes" if self.passed else "is refused"
-        return f"{self.data}: {said}{'' if self.right else ', and should not be' if self.must_pass else ', wrongly'}"
+        outcome = "passes" if self.passed else "is refused"
+        return f"{self.data}: {outcome}{'' if self.right else ', and should not be' if self.must_pass else ', wrongly'}"
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def judged(
     """
     passed, observed = test(data)
     controls = tuple(
-        Control(what, must_pass, test(counterpart)[0])
-        for must_pass, some in ((False, bad), (True, good))
-        for what, counterpart in some.items()
+        Control(description, must_pass, test(counterpart)[0])
+        for must_pass, counterparts in ((False, bad), (True, good))
+        for description, counterpart in counterparts.items()
         if counterpart is not None
     )
     blind = any(control.passed > control.must_pass for control in controls)

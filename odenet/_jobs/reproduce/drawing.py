@@ -37,10 +37,10 @@ def slope(axes: Axes, over_seeds: OverSeeds, order: float, label: str) -> None:
     axes.loglog(depths, 1.6 * start * (depths / depths[0]) ** -order, ":", color=INK, linewidth=1, label=label)
 
 
-def finish(axes: Axes, what: str, title: str) -> None:
+def finish(axes: Axes, quantity: str, title: str) -> None:
     """Labels, a tick for the depths measured, a key."""
     depths = sorted({int(x) for line in axes.get_lines() for x in np.asarray(line.get_xdata())})
-    axes.set(ylabel=what)
+    axes.set(ylabel=quantity)
     axes.set_title(title)
     if depths:
         depth_axis(axes, depths)

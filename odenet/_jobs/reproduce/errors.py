@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from odenet._backend import registry as _registry
-from odenet._backend.seam import Evaluation
+from odenet._backend.interface import Evaluation
 from odenet._gradients.names import Backprop, Gradient
 from odenet._jobs.reproduce.methods import built
 from odenet._nets.spec import NetSpec

@@ -198,7 +198,7 @@ def _limit(flow: Flow, backend: str, seed: int, deepest: int, steps: int, device
 
 
 def _norms(differences: np.ndarray) -> np.ndarray:
-    """Of each layer."""
+    """The Euclidean norm of each layer's difference."""
     return np.linalg.norm(differences.reshape(len(differences), -1), axis=1)
 
 
@@ -208,7 +208,7 @@ def ones(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
 
 
 def trained(points: Sequence[Point], curve: str, limits: Limits) -> Verdict:
-    """The loss tends to 0."""
+    """The verdict on whether the loss falls to almost 0."""
     claim = f"{curve}: the loss falls to {limits['trained']:g} of the first"
     return below(claim, values(points, curve, FINAL), ones(points, curve), limits["trained"])
 

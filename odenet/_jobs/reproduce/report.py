@@ -81,7 +81,7 @@ class Finished:
 
     @cached_property
     def section(self) -> str:
-        """Its part of the page."""
+        """The claim's part of the report, as HTML."""
         svg = render(self.figure, "svg").decode()
         claim, method = escape(self.reproduction.claim), escape(self.reproduction.method)
         parts = (
@@ -172,7 +172,7 @@ def verdict_table(done: Finished) -> Table:
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many verdicts hold, and what became of the others."""
     states = Counter(verdict.state for verdict in verdicts)
-    others = [f"{states[name]} {said}" for name, said in _OTHERS.items() if states[name]]
+    others = [f"{states[name]} {outcome}" for name, outcome in _OTHERS.items() if states[name]]
     return "; ".join([f"{states['holds']} of {len(verdicts)} verdicts hold", *others])
 
 

@@ -118,7 +118,7 @@ class Point:
 
     @property
     def cell(self) -> CurveCell:
-        """Where it was found."""
+        """The cell that the point was measured in."""
         return CurveCell(self.backend, self.seed, self.curve, self.depth)
 
 

@@ -86,7 +86,7 @@ class Trained:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """The weights by name."""
+        """The weights of the trained network by name."""
         return self.trainer.read()
 
 

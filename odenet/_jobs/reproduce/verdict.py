@@ -127,7 +127,7 @@ def smaller(
         pairs,
         bad={
             f"a ratio of {2 * factor:g} with this scatter": moved(pairs, 2 * factor),
-            **{what: paired(some, large) or None for what, some in (bad or {}).items()},
+            **{description: paired(some, large) or None for description, some in (bad or {}).items()},
         },
         good={f"a ratio of {factor / 10:g} with this scatter": moved(pairs, factor / 10)},
         centre=middle(pairs),
@@ -200,7 +200,7 @@ def _margin(
         observed if observed.keys() == depths else {},
         bad={
             f"{2 * most:g} points more with this scatter": away or None,
-            **{what: gaps(some) or None for what, some in bad.items()},
+            **{description: gaps(some) or None for description, some in bad.items()},
         },
         good={"no difference with this scatter": centred or None},
         centre={n: [statistics.mean(some)] * 2 for n, some in observed.items()} if observed.keys() == depths else None,

@@ -1,1 +1,1 @@
-"""`odenet train`: networks trained on images, resumable bit for bit, the same batches for every backend."""
+"""`odenet train`: networks trained on images. Every backend gets the same batches; a resumed run ends the same."""

@@ -36,7 +36,7 @@ class _One(click.ParamType):
         return getattr(records[0], "label", records[0])
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        """Names that begin so."""
+        """The names that begin with what was typed, for completion."""
         return self.names.shell_complete(ctx, param, incomplete)
 
 
@@ -54,7 +54,7 @@ class _NameOrPath(click.Choice):
             raise click.BadParameter(f"{error.message} {own}", ctx, param) from error
 
     def get_metavar(self, *arguments: Any, **options: Any) -> str:
-        """As the help shows it."""
+        """The values as the help shows them."""
         return f"[{'|'.join(map(str, self.choices))}|MODULE:NAME]"
 
 
@@ -64,7 +64,7 @@ class _Counts(click.ParamType):
     name = "numbers"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """All of them."""
+        """The option's value as all of its numbers."""
         try:
             return value if isinstance(value, tuple) else tuple(int(count) for count in value.split(",") if count)
         except ValueError:
@@ -119,7 +119,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--validation", _flags.Real(), "Part of the training images that chooses the best epoch.")
 @_flag("--limit-train", _flags.Whole(2), "Use this many training images.")
 @_flags.out("results/train", "Folder of the run.")
-@_flags.resume("Go on after the last whole epoch of the run in --out, bit for bit.")
+@_flags.resume("Go on after the last whole epoch of the run in --out; the results are bitwise the same.")
 @_flags.shard()
 @_flags.executor()
 @click.pass_context

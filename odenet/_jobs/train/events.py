@@ -58,8 +58,8 @@ def _of_row(row: Epoch) -> bytes:
     return _record(_event(row.finished, row.epoch, _summary({t: v for t, v in values.items() if v is not None})))
 
 
-def _event(time: float, step: int, what: bytes) -> bytes:
-    return b"\x09" + struct.pack("<d", time) + b"\x10" + _varint(step) + what
+def _event(time: float, step: int, summary: bytes) -> bytes:
+    return b"\x09" + struct.pack("<d", time) + b"\x10" + _varint(step) + summary
 
 
 def _summary(values: Mapping[str, float]) -> bytes:

@@ -46,7 +46,27 @@ from odenet.doctor.candidates import reference
 WEIGHTS = "weights.npz"
 
 
+class InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C during the epochs; what is kept, and how to go on, has been printed."""
+
+
 def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int:
+    """`run` for a command: the exit status is 0, or 130 if the run was interrupted."""
+    try:
+        run(plan, out, resume, messages)
+    except InterruptedRun:
+        return 130
+    return 0
+
+
+def run(
+    plan: TrainingPlan,
+    out: Path,
+    resume: bool,
+    messages: Console,
+    images: ImageSet | None = None,
+    optimizer: Imported | None = None,
+) -> TrainingRun:
     """Train a network, or go on with it.
 
     Args:
@@ -54,11 +74,13 @@ def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int
         out: folder of the run.
         resume: whether to go on with the run that is there.
         messages: for progress and what came of it.
+        images, optimizer: objects in the place of those that the plan names.
 
     Returns:
-        the exit status: 0, or 130 if the run was interrupted.
+        the finished run.
 
     Raises:
+        InterruptedRun: by Ctrl-C.
         FileError: images or a checkpoint cannot be read, `out` cannot be written to, is in use by another process,
             holds a run that was not to be resumed, or none that was.
         InputError: the run there has other settings or images.
@@ -69,13 +91,21 @@ def train(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> int
         raise nothing_there(out, RUN, "no run")
     require_writable(out)
     with alone(out) as require_same:
-        return _train(plan, out, resume, messages, require_same)
+        return _train(plan, out, resume, messages, images, optimizer, require_same)
 
 
-def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console, require_same: Callable[[], None]) -> int:
-    optimizer = plan.imported_optimizer()  # a misspelt one is said before anything is read
+def _train(
+    plan: TrainingPlan,
+    out: Path,
+    resume: bool,
+    messages: Console,
+    images: ImageSet | None,
+    optimizer: Imported | None,
+    require_same: Callable[[], None],
+) -> TrainingRun:
+    optimizer = optimizer or plan.imported_optimizer()  # a misspelt one is said before anything is read
     run = _earlier(plan, out, resume, messages)
-    images = image_set(plan.data, plan.data_dir, plan.size)
+    images = images or image_set(plan.data, plan.data_dir, plan.size)
     parts = split(images.train, plan.validation, plan.limit_train, plan.seed)
     mean, deviation = moments(parts.train)
     known = _identity(images, parts, mean.tolist(), deviation.tolist())
@@ -96,15 +126,15 @@ def _train(plan: TrainingPlan, out: Path, resume: bool, messages: Console, requi
             reached = read(out)
             whole = f"epoch {reached.epoch} is whole and" if reached and reached.epoch else "no epoch is whole, nothing"
             messages.print(f"interrupted: {whole} kept in {out}", markup=False)
-            messages.print("go on with: the same command and --resume", markup=False)
-            return 130
+            messages.print("go on with: the same command and --resume (in Python resume=True)", markup=False)
+            raise InterruptedRun from None
     from odenet._jobs.train.curve import write_curve  # matplotlib takes a second
 
     require_same()
     curve = write_curve(run, out)[0]
     messages.print(_summary(run, len(parts.validation)), markup=False)
     messages.print(f"wrote {out / WEIGHTS}, {out / 'log.csv'}, {out / 'run.json'}, {curve}", markup=False)
-    return 0
+    return run
 
 
 def _earlier(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> TrainingRun | None:
@@ -117,7 +147,7 @@ def _earlier(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> 
         raise FileError(
             f"{out} holds a run already, of {run.epoch} epochs",
             "a folder without one",
-            "give --resume to go on with it, or choose another --out",
+            "give --resume (in Python resume=True) to go on with it, or choose another --out",
         )
     plan.require_same(run.plan)
     run.sweep(out)
@@ -197,7 +227,7 @@ class _Tell(logging.Handler):
         self.messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print it."""
+        """Print a message of the log."""
         self.messages.print(record.getMessage(), markup=False, soft_wrap=True)
 
 

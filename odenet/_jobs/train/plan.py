@@ -149,7 +149,7 @@ class TrainingPlan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The plan as a dictionary of plain data, for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod

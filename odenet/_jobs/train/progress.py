@@ -42,7 +42,7 @@ def watch(console: Console, epochs: int, steps: int) -> Iterator[EpochProgress]:
 
 
 def line(row: Epoch) -> str:
-    """An epoch in words."""
+    """A line that says how an epoch went."""
     parts = [
         f"rate {row.lr:.3g}",
         f"loss {row.train_loss:.4f}",
@@ -56,5 +56,5 @@ def line(row: Epoch) -> str:
 
 
 def percent(part: float) -> str:
-    """`97.2 %`."""
+    """A fraction as a percentage, such as `97.2 %`."""
     return f"{100 * part:.1f} %"

@@ -35,7 +35,7 @@ from odenet._report.terminal import table
 
 @dataclass(frozen=True)
 class SeedCell:
-    """One run."""
+    """The training run of one seed."""
 
     seed: int
 
@@ -73,11 +73,11 @@ class SeedPlan(CellPlan):
         self.check("training over seeds")
 
     def cells(self) -> tuple[SeedCell, ...]:
-        """A cell a seed."""
+        """The cells of the job, one a seed."""
         return tuple(map(SeedCell, self.seeds))
 
     def in_order(self) -> Self:
-        """With seeds that go up."""
+        """The same plan with its seeds in ascending order."""
         return replace(self, seeds=tuple(sorted(self.seeds)))
 
     def changed_from(self, old: Self) -> list[str]:
@@ -85,7 +85,7 @@ class SeedPlan(CellPlan):
         return changes(*({**vars(plan.training), "seed": None, "data_dir": None} for plan in (old, self)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The plan as a dictionary of plain data, for JSON."""
         return super().to_json() | {"training": self.training.to_json()}
 
     @classmethod
@@ -131,7 +131,7 @@ class TrainedSeeds(CellResults[SeedPlan, TrainedSeed]):
 
 
 def folder(out: str | Path, seed: int) -> Path:
-    """Of the run of a seed."""
+    """The folder of the run of a seed."""
     return Path(out) / f"seed-{seed}"
 
 

@@ -44,7 +44,7 @@ def diagram(rows: Sequence[AdaptiveSolve]) -> Figure | None:
         figure = canvas(11.5, 1.4 + 3.7 * len(problems))
         panels = figure.subplots(len(problems), len(_PANELS), squeeze=False)
         for problem, pair in zip(problems, panels, strict=True):
-            for axes, (label, value, said) in zip(pair, _PANELS, strict=True):
+            for axes, (label, value, formatted) in zip(pair, _PANELS, strict=True):
                 for solver in solvers:
                     for backend in backends:
                         mine = [
@@ -53,7 +53,7 @@ def diagram(rows: Sequence[AdaptiveSolve]) -> Figure | None:
                         points = [(x, row.error) for row in mine if (x := value(row))]
                         xs, ys = [x for x, _ in points], [y for _, y in points]
                         axes.loglog(xs, ys, color=colour[solver], **marker[backend])
-                _label(axes, label, problem, said)
+                _label(axes, label, problem, formatted)
         handles = [Line2D([], [], color=colour[name], linewidth=3, label=name) for name in solvers]
         handles += [Line2D([], [], color=GREY, label=name, **marker[name]) for name in backends]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), handlelength=3)
@@ -61,12 +61,14 @@ def diagram(rows: Sequence[AdaptiveSolve]) -> Figure | None:
     return figure
 
 
-def _label(axes: Axes, label: str, problem: str, said: Callable[[float], str]) -> None:
+def _label(axes: Axes, label: str, problem: str, formatted: Callable[[float], str]) -> None:
     summary = PROBLEMS[problem].summary if problem in PROBLEMS else ""
     axes.set(xlabel=label, ylabel="error at t1 (mixed)")
     axes.set_title(f"{problem}: {summary}" if len(summary) < 40 else problem, fontsize=11)
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value).replace(".00", "").replace(".0 ", " ")))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: formatted(value).replace(".00", "").replace(".0 ", " "))
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())

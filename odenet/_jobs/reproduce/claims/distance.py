@@ -34,7 +34,7 @@ _QUADRATURE = 40  # nodes of the mean over the noise, exact for tanh to about 1e
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """N = 4 to 512."""
+    """The cells of the claim, of depths N = 4 to 512."""
     return choices.cells(list(CURVES), choices.depths(4, 512, quick=256), seeds=choices.sized(3, 5, 5))
 
 
@@ -52,8 +52,8 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
         if cell.curve == MEAN:
             return _mean_ode(cell.seed, n * steps)
         if cell.curve == HELD:
-            held = {name: np.repeat(leaf, steps, axis=0) for name, leaf in layers.items()}
-            return _trajectory(cell, choices, held, "piecewise", "rk4", n * steps)
+            repeated = {name: np.repeat(leaf, steps, axis=0) for name, leaf in layers.items()}
+            return _trajectory(cell, choices, repeated, "piecewise", "rk4", n * steps)
         return _trajectory(cell, choices, weights, "linear", "rk4", n * steps)
 
     ode = solved(substeps)

@@ -34,7 +34,7 @@ def resampled(net: str) -> str:
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """N = 4 to 64."""
+    """The cells of the claim, of depths N = 4 to 64."""
     curves = [*NETS, *map(resampled, NETS)]
     return choices.cells(curves, choices.depths(4, 64, quick=32), seeds=choices.sized(5, 8, 8))
 

@@ -42,7 +42,7 @@ FLOW = Flow(field, start, rate=0.25, noise=1.0)
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """L = 8 to 64."""
+    """The cells of the claim, of depths L = 8 to 64."""
     return choices.cells([TIED, INDEPENDENT], choices.depths(8, 64, quick=32), seeds=choices.sized(3, 5, 5))
 
 

@@ -39,7 +39,7 @@ LINEAR = Flow(field, start, rate=0.1, noise=0.5 / WIDTH**0.5)
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """N = 4 to 64."""
+    """The cells of the claim, of depths N = 4 to 64."""
     return choices.cells([SMOOTH, ROUGH], choices.depths(4, 64, quick=32))
 
 

@@ -53,7 +53,7 @@ CURVES = METHODS | ROUGH
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """N = 2 to 4096."""
+    """The cells of the claim, of depths N = 2 to 4096."""
     return choices.cells(list(CURVES), choices.depths(2, 4096, quick=256))
 
 
@@ -89,7 +89,7 @@ def _there_and_back(backend: str, curve: str) -> Callable[[Any, Any], tuple[Any,
 
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
-    """Error over depth."""
+    """Draw the error of reconstruction over depth."""
     smooth, rough = figure.subplots(1, 2, sharey=True)
     for axes, curves in ((smooth, METHODS), (rough, ROUGH)):
         for index, curve in enumerate(curves):
@@ -99,7 +99,7 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
 
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
-    """The orders."""
+    """The verdicts on the orders that were measured."""
     least = int(LIMITS["from_depth"])
     return tuple(
         falls(

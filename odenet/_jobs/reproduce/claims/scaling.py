@@ -48,7 +48,7 @@ def layers(seed: int, hurst: float, depth: int) -> np.ndarray:
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """L = 16 to 1024."""
+    """The cells of the claim, of depths L = 16 to 1024."""
     return choices.cells(list(CURVES), choices.depths(16, 1024, quick=256), seeds=8)
 
 
@@ -90,9 +90,9 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """The exponent of how far a state goes is H - beta: no more than that tells the three regimes apart."""
-    what = {-0.25: "grows without limit, as L^0.25", 0.0: "has a limit", 0.25: "tends to the identity, as L^-0.25"}
+    behaviour = {-0.25: "grows without limit, as L^0.25", 0.0: "has a limit", 0.25: "tends to the identity, as L^-0.25"}
     return tuple(
-        _goes(f"{name}: the network {what[apart]}", values(points, name, MOVED), apart)
+        _goes(f"{name}: the network {behaviour[apart]}", values(points, name, MOVED), apart)
         for name, (_, apart) in CURVES.items()
     )
 

@@ -49,7 +49,7 @@ _ASKED = {
 }
 
 
-class Handed(Tensor):
+class StateBetweenLayers(Tensor):
     """A state that stands between two layers of a run."""
 
     state: Tensor
@@ -57,15 +57,15 @@ class Handed(Tensor):
     between: str
 
     @staticmethod
-    def of(state: Tensor, between: str) -> Handed:
+    def of(state: Tensor, between: str) -> StateBetweenLayers:
         """One that stands for a state; `between` says of what."""
         empty = torch.full((), torch.nan, dtype=state.dtype, device=state.device).expand(state.shape)
-        handed = empty.as_subclass(Handed)
+        handed = empty.as_subclass(StateBetweenLayers)
         handed.state, handed.between = state, between
         return handed
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Handed:
-        return Handed.of(self.state.detach().clone(), self.between)
+    def __deepcopy__(self, memo: dict[int, Any]) -> StateBetweenLayers:
+        return StateBetweenLayers.of(self.state.detach().clone(), self.between)
 
     def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return f"Handed({tuple(self.state.shape)}, {self.between})"
@@ -74,13 +74,15 @@ class Handed(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _ASKED and args and isinstance(args[0], Handed):
+        if func in _ASKED and args and isinstance(args[0], StateBetweenLayers):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(args[0].state, *args[1:], **(kwargs or {}))
-        handed = next((value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Handed)), None)
-        what = "a converted run" if handed is None else handed.between
+        handed = next(
+            (value for value in (*args, *(kwargs or {}).values()) if isinstance(value, StateBetweenLayers)), None
+        )
+        run = "a converted run" if handed is None else handed.between
         raise ConversionError(
-            f"the state between two layers of {what} is used ({getattr(func, '__name__', func)}), and the first layer "
+            f"the state between two layers of {run} is used ({getattr(func, '__name__', func)}), and the first layer "
             "has computed all of them",
             "all layers of the run, one after the other",
             "leave a model that skips layers, or that does something between them, as it is; convert it again after "

@@ -19,7 +19,7 @@ Step = Callable[[nn.Module, Tensor, Any], Tensor]
 
 
 @dataclass
-class Way:
+class CallMode:
     """One way in which a layer is called.
 
     Args:
@@ -55,14 +55,14 @@ def _note(states: dict[int, Any], index: int, device: Any) -> Callable[..., None
     return note
 
 
-class Ways:
-    """Those of one layer."""
+class CallModes:
+    """The modes in which one layer is called, by the kind of its arguments."""
 
     def __init__(self) -> None:
-        self.known: dict[Any, Way] = {}
+        self.known: dict[Any, CallMode] = {}
         self.calls = 0  # with rounded states
 
-    def of(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Way:
+    def of(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallMode:
         """That of a call with these arguments beside the state."""
         key = _key(layer, layer.training, (args, kwargs))
         way = self.known.get(key)
@@ -73,10 +73,10 @@ class Ways:
                 branches = ()
             while len(self.known) >= _REMEMBERED:
                 del self.known[next(iter(self.known))]
-            way = self.known[key] = Way(branches if len(branches) > 1 else ())
+            way = self.known[key] = CallMode(branches if len(branches) > 1 else ())
         return way
 
-    def add(self, layer: nn.Module, mode: bool, arguments: Arguments, way: Way) -> None:
+    def add(self, layer: nn.Module, mode: bool, arguments: Arguments, way: CallMode) -> None:
         """One that is known already."""
         self.known[_key(layer, mode, arguments)] = way
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from odenet import GradientError
 from odenet.kit import tree_map
-from odenet_torch.drop_in.flow import Flow
-from odenet_torch.field.called_modules import Called
+from odenet_torch.drop_in.flow import OdeintProblem
+from odenet_torch.field.called_modules import ModuleSnapshot
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import ends, moved, now, unique
 from odenet_torch.field.memory import versions
@@ -33,14 +33,14 @@ class Recalled:
         self.name = getattr(func, "__name__", type(func).__name__)
         self.sides = SideResults(cut=True)
         self.around = self.sides.begin(0, [(self.name, func)])[0]
-        self.held: dict[str, Tensor] = {}
+        self.parameters: dict[str, Tensor] = {}
         if isinstance(func, nn.Module):
-            self.held = dict(func.named_parameters())
-            self.held |= {name: buffer for name, buffer in func.named_buffers() if buffer.requires_grad}
+            self.parameters = dict(func.named_parameters())
+            self.parameters |= {name: buffer for name, buffer in func.named_buffers() if buffer.requires_grad}
         self.buffers = {id(b): version(b) for module in self.around.reach.modules for b in module.buffers()}
         self.elsewhere = False
         self.ready: tuple[tuple[Tensor, ...], Any] | None = None
-        self.called: list[Called] = []
+        self.snapshots: list[ModuleSnapshot] = []
         self.lends = False
         """Whether func is handed copies of states, because it writes on them."""
 
@@ -50,13 +50,13 @@ class Recalled:
             if all(map(torch.equal, arguments, _flat(t, y))):
                 return value
         if self.elsewhere:
-            return torch.func.functional_call(self.func, self.held, (t, y))  # pyright: ignore[reportArgumentType]
+            return torch.func.functional_call(self.func, self.parameters, (t, y))  # pyright: ignore[reportArgumentType]
         return self.func(t, tree_map(torch.clone, y) if self.lends else y)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.func, name)
 
-    def first(self, flow: Flow, params: Sequence[Tensor], named: bool) -> tuple[Tensor, ...]:
+    def first(self, flow: OdeintProblem, params: Sequence[Tensor], named: bool) -> tuple[Tensor, ...]:
         """The first evaluation, with a graph: the tensors that get a gradient, those of the caller first.
 
         What func reads and that was computed elsewhere, such as the code of an encoder, is among them. Leaves are,
@@ -73,23 +73,23 @@ class Recalled:
         y, since = flow.y0.detach().requires_grad_(), now()
         t = torch.tensor(flow.times[0], dtype=torch.float64, device=y.device).to(y.real.dtype).requires_grad_()
         with torch.enable_grad():
-            at = flow.given(y.clone())  # a copy, of which func may change what it likes
+            at = flow.unpacked(y.clone())  # a copy, of which func may change what it likes
             before = versions(_flat(at))
             try:
                 value = self.func(t, at)
             except RuntimeError as error:
                 value = record(error, self.func, t, at)
         # NumPy's writes are not counted: on the host the values are compared
-        kept = y.device.type != "cpu" or all(map(torch.equal, _flat(at), _flat(flow.given(y))))
-        self.lends = versions(_flat(at)) != before or not kept
+        unwritten = y.device.type != "cpu" or all(map(torch.equal, _flat(at), _flat(flow.unpacked(y))))
+        self.lends = versions(_flat(at)) != before or not unwritten
         flow.require_slope(value, flow.y0)
         self.sides.look([self.around], (), lambda: None)
         leaves, older = ends(_flat(value), since)
         known = {id(tensor) for tensor in (t, y, *params)}
-        wanted = [tensor for _, tensor in self.around.reach.watched if isinstance(tensor, Tensor)]
-        wanted += self.held.values()
-        found = [tensor for tensor in wanted if tensor.grad_fn is not None and tensor.grad_fn in older]
-        nodes = {tensor.grad_fn for tensor in (*found, *params)}
+        candidates = [tensor for _, tensor in self.around.reach.watched if isinstance(tensor, Tensor)]
+        candidates += self.parameters.values()
+        sources = [tensor for tensor in candidates if tensor.grad_fn is not None and tensor.grad_fn in older]
+        nodes = {tensor.grad_fn for tensor in (*sources, *params)}
         if any(node not in nodes for node in older):
             raise GradientError(
                 f"{self.name} reads a tensor that was computed outside of it and needs a gradient, and that is neither "
@@ -98,19 +98,19 @@ class Recalled:
                 "name it in adjoint_params, or take odeint",
             )
         if not named:
-            found += leaves
-        self.ready = tuple(x.detach() for x in _flat(t, flow.given(y))), _detached(value)
-        return unique((*params, *(tensor for tensor in found if id(tensor) not in known)))
+            sources += leaves
+        self.ready = tuple(x.detach() for x in _flat(t, flow.unpacked(y))), _detached(value)
+        return unique((*params, *(tensor for tensor in sources if id(tensor) not in known)))
 
     def finish(self) -> None:
         """The forward pass has ended."""
         self.ready = None
         self.sides.finish()
         for module in self.around.reach.modules:
-            called = Called.now(type(module).__name__, module)
+            snapshot = ModuleSnapshot.now(type(module).__name__, module)
             # what func changes itself, it will change again
-            buffers = tuple(each for each in called.buffers if self.buffers.get(id(each[1])) == each[2])
-            self.called.append(dataclasses.replace(called, buffers=buffers))
+            buffers = tuple(buffer for buffer in snapshot.buffers if self.buffers.get(id(buffer[1])) == buffer[2])
+            self.snapshots.append(dataclasses.replace(snapshot, buffers=buffers))
 
     @contextlib.contextmanager
     def back(self) -> Iterator[None]:
@@ -119,11 +119,11 @@ class Recalled:
         Raises:
             GradientError: it is no longer what it was.
         """
-        self.elsewhere = isinstance(self.func, nn.Module) and moved(self.func, self.held)
-        held = set(map(id, self.held.values()))
-        for called in self.called:
-            kept = {(id(owner), key) for (owner, key), buffer, *_ in called.buffers if id(buffer) in held}
-            called.require_unchanged(kept, moves=called.module is self.func)
+        self.elsewhere = isinstance(self.func, nn.Module) and moved(self.func, self.parameters)
+        own = set(map(id, self.parameters.values()))
+        for snapshot in self.snapshots:
+            copied = {(id(owner), key) for (owner, key), buffer, *_ in snapshot.buffers if id(buffer) in own}
+            snapshot.require_unchanged(copied, moves=snapshot.module is self.func)
         with self.sides.back([0]):
             try:
                 yield
@@ -131,7 +131,7 @@ class Recalled:
                 self.elsewhere = False
 
 
-def recalled(flow: Flow) -> tuple[Flow, Recalled]:
+def recalled(flow: OdeintProblem) -> tuple[OdeintProblem, Recalled]:
     """A flow with a function that can be called again."""
     func = Recalled(flow.func)
     return dataclasses.replace(flow, func=func), func

@@ -15,7 +15,7 @@ from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
 from odenet_torch.conversion.layer import Arguments, copied
 from odenet_torch.conversion.sums import in_place
 from odenet_torch.field import late_writes, random_state
-from odenet_torch.field.called_modules import Called, require_same
+from odenet_torch.field.called_modules import ModuleSnapshot, require_same
 from odenet_torch.field.differentiating import refuses_hooks
 from odenet_torch.field.field import ends, unique
 from odenet_torch.field.replay import Key, Place, Replay
@@ -111,7 +111,7 @@ class Rerun:
         self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:
-        """The run that counts."""
+        """The first run, whose results are those of the layer."""
         before = version(x) if isinstance(x, Tensor) else 0
         with self.replay.forth():
             out = self.replay.first(FIRST, (0, 0.0, 1), run)
@@ -124,8 +124,8 @@ class Rerun:
     def again(self) -> Iterator[None]:
         """Inside, it may run once more."""
         with self.replay.back():
-            held = [(owner._parameters, key, p) for (owner, key), p, *_ in self._called().parameters]
-            others = [(owned, key, owned.get(key), p) for owned, key, p in held if owned.get(key) is not p]
+            entries = [(owner._parameters, key, p) for (owner, key), p, *_ in self._called().parameters]
+            others = [(owned, key, owned.get(key), p) for owned, key, p in entries if owned.get(key) is not p]
             try:
                 for owned, key, _, p in others:
                     owned[key] = p  # pyright: ignore[reportArgumentType]
@@ -136,7 +136,7 @@ class Rerun:
 
     def parameters(self) -> Iterator[Tensor]:
         """Those that the layer held in its first run, and that need a gradient."""
-        return (p for _, p, _, wanted, _ in self._called().parameters if wanted)
+        return (p for _, p, _, requires_grad, _ in self._called().parameters if requires_grad)
 
     def weights(self, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> tuple[Tensor, ...]:
         """The tensors that the gradient of outputs goes to, beside known ones.
@@ -162,8 +162,8 @@ class Rerun:
         ids = {id(tensor) for tensor in known}
         return unique((*own, *(leaf for leaf in leaves if id(leaf) not in ids)))
 
-    def _called(self) -> Called:
-        return self.replay.called[id(self.layer)]
+    def _called(self) -> ModuleSnapshot:
+        return self.replay.snapshots[id(self.layer)]
 
     def call(self, x: Any, arguments: Arguments) -> Any:
         """The layer by its own code."""

@@ -12,11 +12,11 @@ from odenet import StateError
 _NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex, str)
 
 
-def held(tree: Any) -> list[tuple[Any, list[Any]]]:
+def modules_in(tree: Any) -> list[tuple[Any, list[Any]]]:
     """The modules in a tree of weights, and the leaves of each."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: not isinstance(node, (dict, list, tuple)))
-    found = [(node, jax.tree.leaves(node)) for node in nodes if not isinstance(node, _NUMBERS)]
-    return [(node, leaves) for node, leaves in found if _same(leaves, jax.tree.leaves(node))]
+    pairs = [(node, jax.tree.leaves(node)) for node in nodes if not isinstance(node, _NUMBERS)]
+    return [(node, leaves) for node, leaves in pairs if _same(leaves, jax.tree.leaves(node))]
 
 
 def require_unwritten(before: list[tuple[Any, list[Any]]]) -> None:

@@ -28,7 +28,7 @@ Make = Callable[[Gradient], Problem]
 
 
 @dataclass(frozen=True)
-class Before:
+class ForwardSnapshot:
     """What a forward pass begins with, and may change: the random state, and buffers of the modules in the field."""
 
     device: torch.device
@@ -37,8 +37,8 @@ class Before:
     roots: tuple[Any, ...]
 
     @classmethod
-    def of(cls, made: Problem, field: Field) -> Before:
-        """Of a pass that is about to begin."""
+    def of(cls, problem: Problem, field: Field) -> ForwardSnapshot:
+        """A snapshot of what a pass that is about to begin may change."""
         roots = tuple(field.functions())
         modules = [inner for root in roots if isinstance(root, torch.nn.Module) for inner in root.modules()]
         buffers = [
@@ -47,7 +47,7 @@ class Before:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        device = next(leaf.device for leaf in tree_leaves(made.y0) if isinstance(leaf, Tensor))
+        device = next(leaf.device for leaf in tree_leaves(problem.y0) if isinstance(leaf, Tensor))
         return cls(device, random_state.state(device), buffers, roots)
 
     @contextlib.contextmanager
@@ -67,7 +67,7 @@ class Before:
                     module._buffers[name] = buffer
 
 
-class Trial:
+class RepeatedPass:
     """The same pass by another method: called with it, forward and back from y0.
 
     Args:
@@ -79,7 +79,7 @@ class Trial:
     """
 
     def __init__(
-        self, make: Make, field: Field, before: Before, run: Run, y0: Leaves, gradients: dict[int, AnyLeaves]
+        self, make: Make, field: Field, before: ForwardSnapshot, run: Run, y0: Leaves, gradients: dict[int, AnyLeaves]
     ) -> None:
         self.make, self.field, self.before, self.y0 = make, field, before, y0
         self.steps = run.grid.steps
@@ -87,20 +87,20 @@ class Trial:
         self.tensors = run.field.everything(self.steps)
 
     def __call__(self, method: Gradient) -> tuple[Groups, float | None]:
-        made = self.make(method)
-        leaves, unflatten = tree_flatten(made.y0)
+        problem = self.make(method)
+        leaves, unflatten = tree_flatten(problem.y0)
         y0 = [y.to(leaf.dtype).requires_grad_(leaf.requires_grad) for y, leaf in zip(self.y0, leaves, strict=True)]
         with quiet(), self.before.again(), torch.enable_grad():
             field, stand = renewed(self.field)
-            solution = solve_problem(dataclasses.replace(made, y0=unflatten(y0)), field)
+            solution = solve_problem(dataclasses.replace(problem, y0=unflatten(y0)), field)
             ys = [leaf[-1] for leaf in tree_leaves(solution.ys)]
-            wanted = [leaf for leaf in y0 if leaf.requires_grad]
-            sources = [*wanted, *(stand.get(id(tensor), tensor) for tensor in self.tensors)]
+            inputs = [leaf for leaf in y0 if leaf.requires_grad]
+            sources = [*inputs, *(stand.get(id(tensor), tensor) for tensor in self.tensors)]
             pairs = [(y, g.to(y.dtype)) for y, g in zip(ys, self.cotangent, strict=True) if y.requires_grad]
             outputs, cotangents = zip(*pairs, strict=True)
-            found = torch.autograd.grad(outputs, sources, cotangents, allow_unused=True)
-        count = len(wanted)
-        return self.groups(found[:count], found[count:]), solution.stats.certificate
+            gradients = torch.autograd.grad(outputs, sources, cotangents, allow_unused=True)
+        count = len(inputs)
+        return self.groups(gradients[:count], gradients[count:]), solution.stats.certificate
 
     def groups(self, g: Any, weights: Any) -> Groups:
         """The gradient by what it belongs to."""
@@ -118,12 +118,14 @@ def renewed(field: Field) -> tuple[Field, dict[int, Tensor]]:
             return leaf
         return stand.setdefault(id(leaf), leaf.detach().requires_grad_())
 
-    made = copy.copy(field)
-    if isinstance(made, BlockField):
-        made.extra = tree_map(fresh, made.extra)
-        made.given = tuple(map(fresh, made.given))
-    elif isinstance(made, FunctionField) and made.depth is not None:
-        moved, held = made.moved, made.held
-        made = FunctionField(made.function, dataclasses.replace(made.depth, tree=tree_map(fresh, made.depth.tree)))
-        made.moved, made.held = moved, held
-    return made, stand
+    result = copy.copy(field)
+    if isinstance(result, BlockField):
+        result.extra = tree_map(fresh, result.extra)
+        result.extra_tensors = tuple(map(fresh, result.extra_tensors))
+    elif isinstance(result, FunctionField) and result.depth is not None:
+        moved, parameters = result.moved, result.parameters
+        result = FunctionField(
+            result.function, dataclasses.replace(result.depth, tree=tree_map(fresh, result.depth.tree))
+        )
+        result.moved, result.parameters = moved, parameters
+    return result, stand

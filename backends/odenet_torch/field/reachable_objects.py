@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.places import (
     OF_MODULES,
-    Attributes,
-    Cell,
-    Globals,
-    Items,
-    Mapping,
-    OfClass,
-    Sequence,
-    Where,
+    ClassAttributes,
+    ClosureCell,
+    CollectionLocation,
+    GlobalNames,
+    Location,
+    MappingEntries,
+    MappingLocation,
+    ModuleAttributes,
 )
 
 _MANY = 4096  # entries of a container that is not looked into
@@ -44,7 +44,7 @@ LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy
 _RECORDS = (types.SimpleNamespace,)
 
 
-class Reach:
+class ReachableObjects:
     """All that can be reached from something.
 
     Args:
@@ -52,7 +52,7 @@ class Reach:
     """
 
     def __init__(self, root: object) -> None:
-        self.places: list[Where] = []
+        self.places: list[Location] = []
         self.watched: list[tuple[str, Tensor | np.ndarray]] = []
         """Tensors and arrays, which may be written on."""
         self.hooks: list[dict[Any, Any]] = []
@@ -80,7 +80,7 @@ class Reach:
         self.contents = [place.contents() for place in self.places]
         # dicts are compared all in one go: this is asked in every pass
         pairs = [*zip(self.places, self.contents, strict=True)]
-        self._sized = [p.entries for p, _ in pairs if p.entries is not None and type(p) is not Globals] + self.hooks
+        self._sized = [p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames] + self.hooks
         self._sizes = [*map(len, self._sized)]
         slots = [(p.entries, key, c.get(key)) for p, c in pairs if p.entries is not None for key in p.keys(c)]
         self._slots = [*zip(*slots, strict=True)] or [(), (), ()]
@@ -88,7 +88,7 @@ class Reach:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Those that are not within another."""
+        """The modules that are not within another one."""
         return [module for ref in self._outer if (module := ref()) is not None]
 
     def current(self) -> bool:
@@ -98,16 +98,16 @@ class Reach:
             return False
         return not self._others or all(place.same(contents) for place, contents in self._others)
 
-    def without(self, gone: set[int], contents: list[dict[Any, Any]]) -> Reach:
+    def without(self, removed: set[int], contents: list[dict[Any, Any]]) -> ReachableObjects:
         """The same without some tensors, by `id`, and of the places only these contents."""
         rest = copy.copy(self)
         rest.contents = contents
-        rest.watched = [each for each in self.watched if id(each[1]) not in gone]
+        rest.watched = [entry for entry in self.watched if id(entry[1]) not in removed]
         rest._sizes, rest._slots, rest._others = [-1], [(), (), ()], []  # it was no longer current
         return rest
 
     def watch(self, name: str, value: Tensor | np.ndarray) -> Iterable[tuple[str, Any]]:
-        """A tensor or an array."""
+        """Note a tensor or an array that was reached."""
         self.watched.append((name, value))
         return ()
 
@@ -121,9 +121,9 @@ class Reach:
         # what other parts of torch, such as torch.distributed, keep on a module is theirs
         if kind.__module__.startswith("torch.") and not kind.__module__.startswith(("torch.nn.modules", "torch.nn.ut")):
             return
-        self.places.append(Attributes(name, own))
+        self.places.append(ModuleAttributes(name, own))
         if module._modules:
-            self.places.append(Mapping(name, module._modules))
+            self.places.append(MappingLocation(name, module._modules))
         for key, value in own.items():
             if type(value) not in _ATOMS and (key not in OF_MODULES or ("hook" in key and value)):
                 yield f"{name}.{key}", value
@@ -137,21 +137,21 @@ class Reach:
         if type(value).__module__.startswith("odenet_torch.conversion"):
             yield from ((name, inner) for inner in own.values() if isinstance(inner, nn.Module))
         elif _package(value) in self._packages or isinstance(value, _RECORDS):
-            self.places.append(Mapping(name, own))
+            self.places.append(MappingLocation(name, own))
             yield from ((f"{name}.{key}", item) for key, item in own.items() if key != KEY)
             yield from self.kind(type(value))
 
     def kind(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a class, and what its code reads."""
-        for each in kind.__mro__:
-            if each is object or _root(each.__module__) in LIBRARIES or id(each) in self._seen:
+        for base in kind.__mro__:
+            if base is object or _root(base.__module__) in LIBRARIES or id(base) in self._seen:
                 continue
-            self._seen.add(id(each))
-            code, names = _members(each)
+            self._seen.add(id(base))
+            code, names = _members(base)
             if names:
-                self.places.append(OfClass(each, names))
-            own = vars(each)
-            yield from ((f"{each.__name__}.{name}", own[name]) for name in names)
+                self.places.append(ClassAttributes(base, names))
+            own = vars(base)
+            yield from ((f"{base.__name__}.{name}", own[name]) for name in names)
             yield from code
 
     def function(self, name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -163,7 +163,7 @@ class Reach:
             if id(cell) not in self._seen and free != "__class__":
                 self._seen.add(id(cell))
                 self._alive.append(cell)
-                self.places.append(place := Cell(free, cell))
+                self.places.append(place := ClosureCell(free, cell))
                 yield from ((free, value) for value in place.contents().values())
         yield from ((f"{name} (a default)", value) for value in function.__defaults__ or ())
         yield from ((f"{name} (a default)", value) for value in (function.__kwdefaults__ or {}).values())
@@ -173,25 +173,25 @@ class Reach:
         entries = function.__globals__
         names = frozenset(key for key in reads if _watched(entries.get(key, entries), entries)) | writes
         if names:
-            self.places.append(Globals(entries, names))
+            self.places.append(GlobalNames(entries, names))
             yield from ((key, entries[key]) for key in names if key in entries)
 
     def mapping(self, name: str, value: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
         """A dict and its entries."""
         if len(value) > _MANY:
             return ()
-        self.places.append(Items(name, value))
+        self.places.append(MappingEntries(name, value))
         return ((f"{name}[{key!r}]", item) for key, item in value.items() if key != KEY)
 
     def sequence(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """A list, deque or set, and its entries."""
         if len(value) > _MANY:
             return ()
-        self.places.append(Sequence(name, value))
+        self.places.append(CollectionLocation(name, value))
         return ((f"{name}[{i}]", item) for i, item in enumerate(value))
 
     def fixed(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
-        """What is made of other values for good."""
+        """Visit a value that is made of other values and cannot change, such as a tuple."""
         parts: Iterable[Any]
         match value:
             case types.MethodType():
@@ -203,28 +203,28 @@ class Reach:
         return ((f"{name}[{i}]", part) for i, part in enumerate(parts))
 
 
-def _into(kind: type) -> Callable[[Reach, str, Any], Iterable[tuple[str, Any]]] | None:
+def _into(kind: type) -> Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any]]] | None:
     """How values of a class are looked into."""
     base = next((base for base in _WAYS if issubclass(kind, base)), None)
     # a container with access of its own, such as one that makes what it is asked for, is no place to look into
     strange = base in _CONTAINERS and kind not in _CONTAINERS and any(name in vars(kind) for name in _ACCESS)
-    into = Reach.object if base is None or strange else _WAYS[base]
+    into = ReachableObjects.object if base is None or strange else _WAYS[base]
     _INTO[kind] = into
     return into
 
 
-_WAYS: dict[type, Callable[[Reach, str, Any], Iterable[tuple[str, Any]]]] = {
-    Tensor: Reach.watch,
-    np.ndarray: Reach.watch,
-    nn.Module: Reach.module,
-    types.FunctionType: Reach.function,
-    dict: Reach.mapping,
-    list: Reach.sequence,
-    set: Reach.sequence,
-    collections.deque: Reach.sequence,
-    types.MethodType: Reach.fixed,
-    functools.partial: Reach.fixed,
-    tuple: Reach.fixed,
+_WAYS: dict[type, Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any]]]] = {
+    Tensor: ReachableObjects.watch,
+    np.ndarray: ReachableObjects.watch,
+    nn.Module: ReachableObjects.module,
+    types.FunctionType: ReachableObjects.function,
+    dict: ReachableObjects.mapping,
+    list: ReachableObjects.sequence,
+    set: ReachableObjects.sequence,
+    collections.deque: ReachableObjects.sequence,
+    types.MethodType: ReachableObjects.fixed,
+    functools.partial: ReachableObjects.fixed,
+    tuple: ReachableObjects.fixed,
 }
 _CONTAINERS = {dict, list, set, tuple, collections.deque, collections.OrderedDict, collections.defaultdict}
 _ACCESS = ("__getitem__", "__setitem__", "__iter__", "keys", "items")
@@ -235,12 +235,12 @@ _INTO: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
 def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """The global names that code reads, and those that it writes."""
     reads, writes = set[str](), set[str]()
-    for each in dis.get_instructions(code):
-        if each.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
-            (writes if each.opname == "STORE_GLOBAL" else reads).add(each.argval)
-    for each in code.co_consts:
-        if isinstance(each, types.CodeType):
-            more_reads, more_writes = _names(each)
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
+            (writes if instruction.opname == "STORE_GLOBAL" else reads).add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            more_reads, more_writes = _names(constant)
             reads |= more_reads
             writes |= more_writes
     return frozenset(reads), frozenset(writes)
@@ -248,11 +248,11 @@ def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
 
 def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
     """What the code of a class reads beside its instances: attributes of the class, and global names."""
-    for each in kind.__mro__:
-        if each is object or _root(each.__module__) in LIBRARIES:
+    for base in kind.__mro__:
+        if base is object or _root(base.__module__) in LIBRARIES:
             continue
-        code, names = _members(each)
-        own = vars(each)
+        code, names = _members(base)
+        own = vars(base)
         yield from ((name, own[name]) for name in sorted(names))
         for _, function in code:
             entries = function.__globals__

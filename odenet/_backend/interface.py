@@ -1,4 +1,4 @@
-"""The seam. A backend is asked for what the user wants done, never for array operations.
+"""The interface of a backend. It is asked for what the user wants done, never for array operations.
 
 Over 250 lines: one class says all that a backend may be asked for, with shapes and errors of each request.
 """
