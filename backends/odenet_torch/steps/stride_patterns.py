@@ -124,6 +124,7 @@ class _Builder:
 def strides_of(f: Any, steps: int, length: int, wiring: Wiring) -> list[Stride]:
     """The strides of a `FunctionField` or a `BlockField`, of so many steps each."""
     depth: Any = f.depth
+    tree: Any = None if depth is None else depth.tree
     blocks = issubclass(type(f), BlockField)
     named = {id(function): held for function, held in zip(wiring.functions, wiring.named, strict=True)}
     several = _several(f, steps, named)
@@ -132,10 +133,10 @@ def strides_of(f: Any, steps: int, length: int, wiring: Wiring) -> list[Stride]:
 
     def weights(layer: int) -> tuple[list[Any], Rebuild, str]:
         if layer not in known:
-            tree = f.trees[layer]
+            weights_tree = f.trees[layer]
             like = known[0][2] if known and depth is not None and depth.stacked else None
-            leaves, rebuild = tree_flatten(tree)
-            known[layer] = leaves, rebuild, str(tree_map(lambda _: 0, tree)) if like is None else like
+            leaves, rebuild = tree_flatten(weights_tree)
+            known[layer] = leaves, rebuild, str(tree_map(lambda _: 0, weights_tree)) if like is None else like
         return known[layer]
 
     strides, patterns = [], dict[Pattern, Pattern]()
@@ -147,7 +148,7 @@ def strides_of(f: Any, steps: int, length: int, wiring: Wiring) -> list[Stride]:
             layer, start, span = (0, 0.0, 1.0) if depth is None else depth.place(n, steps)
             layers = []
             for at in (layer, layer + 1) if depth is not None and depth.kind == "linear" else (layer,):
-                function = depth.tree[at] if blocks else f.function
+                function = tree[at] if blocks else f.function
                 held = named[id(function)]
                 slots = None
                 if not blocks and depth is not None:
