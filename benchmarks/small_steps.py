@@ -3,8 +3,8 @@ batch of 64, float32, one thread.
 
 ratio: seconds of a training step over those of a hand-written loop `y = y + block(y) / N` with plain backprop, medians
 of the ratios of interleaved runs in one process, in time of the thread, which other processes do not add to. Compiled
-rows are over that loop compiled as a whole, 64 blocks in one graph; of a `ResidualStack` with `compile=True` eight
-steps are a graph, and their way back another, which takes as long for 64 blocks as for eight.
+rows are over that loop compiled as a whole, 64 blocks in one graph; of a `ResidualStack` with `compile=True` 16 steps
+are a graph, and their way back another, which takes as long for 64 blocks as for 16.
 
 arithmetic: by the cost model alone. goal: what was asked for. By hand: the same recomputation, or the same reversal,
 written for this network alone, without certificate, without any look at what blocks do; no library in Python is below.

@@ -173,8 +173,10 @@ class Passage(Adjoint):
         self.looked = Looked(strides.wiring, (tensor for stride in strides.list for tensor in stride.fixed))
         self.autocast, drawn = autocasts(run.layout.device), random.getstate()
         run = dataclasses.replace(run, surrounded=self.surrounded)
-        homes = (run.field.home(tensor)[0] for tensor in strides.live)
-        outputs = self.applied(run, y0, tuple({id(home): home for home in homes}.values()))
+        every = strides.live
+        if run.field.homes:
+            every = tuple({id(home): home for home, _ in map(run.field.home, every)}.values())
+        outputs = self.applied(run, y0, every)
         self.looked.require_no_trace()
         if random.getstate() != drawn:  # of Python, which a graph is handed as another number each time
             random.setstate(drawn)
@@ -219,8 +221,11 @@ class Passage(Adjoint):
         """The value of a way back of a stride, less the gradients of tensors, which are its last, and are added up."""
         *value, found = self.strides.run(name, function, stride, self.live(stride), *arguments, more=more)
         unread = self.strides.unread[stride.first]
-        read = [i for i in range(len(stride.live)) if i not in unread]
-        sums.add([stride.live[i] for i in read], [found[i] for i in read])
+        pairs = [(x, part) for i, (x, part) in enumerate(zip(stride.live, found, strict=True)) if i not in unread]
+        if self.strides.once and name != "origin":
+            sums.by_tensor.update([(id(x), part) for x, part in pairs])
+        elif pairs:
+            sums.add(*zip(*pairs, strict=True))
         return value
 
 

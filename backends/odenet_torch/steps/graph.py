@@ -196,6 +196,8 @@ def checked(choices: Choices) -> Choices:
     Raises:
         InputError: others than those of torch.compile that make sense for a step.
     """
+    if not choices:
+        return choices
     if strange := sorted(set(choices) - set(_CHOICES)):
         raise InputError(
             f"compile with {', '.join(strange)}",

@@ -31,8 +31,8 @@ from odenet_torch.steps.graph import Choices, Graph, anchor
 from odenet_torch.steps.inside import Inside, Kind
 from odenet_torch.steps.stride_patterns import Stride, bytes_of_step, strides_of
 
-LONGEST = 8
-"""Steps of a stride at most: more would take longer to compile, and save little of what a call costs."""
+LONGEST = 16
+"""Evaluations of f in a stride at most: more would take longer to compile, and save little of what a call costs."""
 _LARGE = 1 << 20
 """Bytes of states, or of weights, that the steps of a stride may have together: larger steps are bound by arithmetic,
 and several at a time would take their memory."""
@@ -71,12 +71,11 @@ class Strides:
         self.field, self.y0 = f, y0
         functions = tuple(f.functions())
         divisor = math.gcd(grid.steps, *grid.kept, *bounds)
-        most = min(LONGEST, max(1, _LARGE // max(1, bytes_of_step(f, functions[0], y0))))
+        most = max(1, min(LONGEST // solver.stages, _LARGE // max(1, bytes_of_step(f, functions[0], y0))))
         length = max(n for n in range(1, most + 1) if divisor % n == 0)
         self.wiring, self.list = self._known(f, functions, length)
         self.wiring.require_unhooked()
         self.at = {stride.first: stride for stride in self.list}
-        self.ends = {stride.end: stride for stride in self.list}
         owner, self.more = anchor(functions[0])
         self.kept = _KEPT.setdefault(owner, {})
         self.look = (layout.single, layout.dtypes, layout.carried, layout.time)
@@ -84,6 +83,8 @@ class Strides:
         self.graphs: dict[Hashable, Graph] = {}
         self.unread: dict[int, set[int]] = {}
         """By first step: the places of tensors that need a gradient and that nothing in a stride reads."""
+        self.unread_by: dict[int, set[int]] = {}
+        """The same by `id` of what is known of a graph."""
         self.numbers = self._numbers(length)
         self.strict = False
         """Whether the steps are to run again."""
@@ -122,6 +123,11 @@ class Strides:
     def live(self) -> tuple[Tensor, ...]:
         """All tensors that a gradient goes to, once each."""
         return tuple({id(tensor): tensor for stride in self.list for tensor in stride.live}.values())
+
+    @functools.cached_property
+    def once(self) -> bool:
+        """Whether no two strides read the same of these, none of which is a row of another tensor."""
+        return not self.field.homes and sum(len(stride.live) for stride in self.list) == len(self.live)
 
     def widened(self, stride: Stride, live: Sequence[Tensor], known: dict[int, Tensor]) -> tuple[Tensor, ...]:
         """These tensors of a stride, those of half precision that several steps read in float32.
@@ -185,9 +191,12 @@ class Strides:
             if error.__cause__ is not None:  # a compiler's: it wraps what f itself raises
                 self._evaluate(stride)
             raise
-        if self.strict and name == "forth" and graph.effects is not None:
-            read = {id(tensor) for tensor, no in zip(graph.inputs, graph.effects.unread, strict=True) if not no}
-            self.unread[stride.first] = {i for i, tensor in enumerate(live) if id(tensor) not in read}
+        effects = graph.effects
+        if self.strict and name == "forth" and effects is not None:
+            if id(effects) not in self.unread_by:
+                read = {id(tensor) for tensor, no in zip(graph.inputs, effects.unread, strict=True) if not no}
+                self.unread_by[id(effects)] = {i for i, tensor in enumerate(live) if id(tensor) not in read}
+            self.unread[stride.first] = self.unread_by[id(effects)]
         graph.inputs = ()
         return value
 
