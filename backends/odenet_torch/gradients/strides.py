@@ -178,6 +178,7 @@ class Passage(Adjoint):
             every = tuple({id(home): home for home, _ in map(run.field.home, every)}.values())
         outputs = self.applied(run, y0, every)
         self.looked.require_no_trace()
+        strides.y0 = None
         if random.getstate() != drawn:  # of Python, which a graph is handed as another number each time
             random.setstate(drawn)
             raise UnsupportedError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import threading
 import types
 import warnings
 import weakref
@@ -47,6 +48,17 @@ class Effects:
     unread: tuple[bool, ...]
 
 
+class LastRun(threading.local):
+    """What ran last of a graph, in this thread."""
+
+    effects: Effects | None = None
+    """Those of the graph, where they are looked at."""
+    inputs: tuple[Any, ...] = ()
+    """What it was handed."""
+    require: Callable[[Effects], None] | None = None
+    """Raises an error for effects that a graph must not have; called before it runs."""
+
+
 class Graph:
     """A function, compiled when it is first called.
 
@@ -73,12 +85,7 @@ class Graph:
         self.count = 0
         self.modes: set[Hashable] = set()
         """In which it has run: whether steps have a gradient, and whether autograd is on."""
-        self.effects: Effects | None = None
-        """Those of the graph that ran last, where they are looked at."""
-        self.inputs: tuple[Any, ...] = ()
-        """What that was handed."""
-        self.require: Callable[[Effects], None] | None = None
-        """Raises an error for effects that a graph must not have; called before it runs."""
+        self.last = LastRun()
         self.renew()
 
     def renew(self) -> None:
@@ -145,9 +152,9 @@ class Graph:
             return compiled
 
         def examined(*arguments: Any) -> Any:
-            if self.require is not None:
-                self.require(effects)
-            self.effects, self.inputs = effects, arguments
+            if self.last.require is not None:
+                self.last.require(effects)
+            self.last.effects, self.last.inputs = effects, arguments
             return compiled(*arguments)
 
         return examined

@@ -68,7 +68,9 @@ class Strides:
         y0: Leaves,
     ) -> None:
         self.layout, self.grid, self.solver, self.choices = layout, grid, solver, choices
-        self.field, self.y0 = f, y0
+        self.field = f
+        self.y0: Leaves | None = y0
+        """Let go when the forward pass is over."""
         functions = tuple(f.functions())
         divisor = math.gcd(grid.steps, *grid.kept, *bounds)
         most = max(1, min(LONGEST // solver.stages, _LARGE // max(1, bytes_of_step(f, functions[0], y0))))
@@ -181,7 +183,8 @@ class Strides:
     ) -> Any:
         """The value of a function of a stride (see `graph`) with these tensors that need a gradient."""
         graph = self.graph(name, function, stride, *more)
-        graph.require = self._require if self.strict else None
+        last = graph.last
+        last.require = self._require if self.strict else None
         numbers = self.numbers[stride.first // (stride.end - stride.first)]
         handed = (stride.calls, stride.fixed, stride.plain)
         mode = (torch.is_grad_enabled(), any(tensor.requires_grad for tensor in live))
@@ -191,17 +194,19 @@ class Strides:
             if error.__cause__ is not None:  # a compiler's: it wraps what f itself raises
                 self._evaluate(stride)
             raise
-        effects = graph.effects
+        effects = last.effects
         if self.strict and name == "forth" and effects is not None:
             if id(effects) not in self.unread_by:
-                read = {id(tensor) for tensor, no in zip(graph.inputs, effects.unread, strict=True) if not no}
+                read = {id(tensor) for tensor, no in zip(last.inputs, effects.unread, strict=True) if not no}
                 self.unread_by[id(effects)] = {i for i, tensor in enumerate(live) if id(tensor) not in read}
             self.unread[stride.first] = self.unread_by[id(effects)]
-        graph.inputs = ()
+        last.inputs = ()
         return value
 
     def _evaluate(self, stride: Stride) -> None:
         """Evaluates the field once in each step of a stride, for the errors that it raises without a compiler."""
+        if self.y0 is None:
+            return
         layout, random = self.layout, random_state.state(self.layout.device)
         held = [buffer for own in self.wiring.own for buffer in own["_buffers"].values() if buffer is not None]
         buffers = [(buffer, buffer.clone()) for buffer in held]
