@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from odenet_jax._entry import METHODS, backend
 
 if TYPE_CHECKING:
+    from odenet_jax.conversion.convert import convert, unconvert
     from odenet_jax.drop_in.odeint import odeint
     from odenet_jax.gradients.solve import solve
     from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
@@ -18,11 +19,24 @@ _HOMES = {
     "OdeNet": "nets.modules",
     "ResidualStack": "nets.modules",
     "certified_value_and_grad": "verbs.certificate",
+    "convert": "conversion.convert",
     "odeint": "drop_in.odeint",
     "solve": "gradients.solve",
+    "unconvert": "conversion.convert",
 }
 
-__all__ = ["METHODS", "NeuralODE", "OdeNet", "ResidualStack", "backend", "certified_value_and_grad", "odeint", "solve"]
+__all__ = [
+    "METHODS",
+    "NeuralODE",
+    "OdeNet",
+    "ResidualStack",
+    "backend",
+    "certified_value_and_grad",
+    "convert",
+    "odeint",
+    "solve",
+    "unconvert",
+]
 
 
 def __getattr__(name: str) -> Any:

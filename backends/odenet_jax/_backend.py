@@ -40,6 +40,7 @@ from odenet import (
     Solution,
 )
 from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds
+from odenet_jax.conversion.convert import unconvert
 from odenet_jax.field.state import as_array
 from odenet_jax.gradients.solve import solve_problem
 from odenet_jax.nets.modules import OdeNet
@@ -189,6 +190,10 @@ class JaxBackend(Backend):
     ) -> Trainer:
         """See `Backend`."""
         return GradientDescent(model, momentum, weight_decay, rates, optimizer)
+
+    def unconvert(self, model: Any) -> Any:
+        """See `Backend`."""
+        return unconvert(model)
 
     def keep_programs(self, folder: Path) -> None:
         """See `Backend`. JAX's persistent compilation cache; programs that call Python are not kept."""

@@ -203,7 +203,7 @@ class Backend(ABC):
         """A converted model with its own layers again: see `odenet.unconvert`."""
         raise UnsupportedError(
             f"unconvert with {type(self).__name__}, which converts no models",
-            "models that odenet_torch.convert has converted",
+            "models that odenet_torch.convert or odenet_jax.convert has converted",
         )
 
     def measure(self, model: Any, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:

@@ -25,7 +25,7 @@ def written(page: str, rows: Sequence[Row]) -> str:
 
 def counts(rows: Sequence[Row]) -> str:
     """How often each verdict was given, a line a method and state."""
-    lines = ["| method | state | right | right, and warned of | warned of | refused | wrong in silence |"]
+    lines = ["| method | state | accurate | accurate, with a warning | inaccurate, with a warning | refused | inaccurate without a warning |"]
     lines.append("|" + "---|" * 7)
     for method, state in dict.fromkeys((row["method"], row["state"]) for row in rows):
         mine = [row for row in rows if (row["method"], row["state"]) == (method, state)]
@@ -56,7 +56,7 @@ def _cells(rows: Sequence[Row]) -> str:
 
 def _cell(row: Row) -> str:
     if row["verdict"] in ("right", "said"):
-        return _number(row["error"]) + (f" (said {_number(row['said'])})" if _warned(row) else "")
+        return _number(row["error"]) + (f" (warned {_number(row['said'])})" if _warned(row) else "")
     return row["verdict"]
 
 

@@ -320,14 +320,19 @@ def test_torch_compile_breaks_its_graph_around_converted_layers(method):
 @QUIETLY
 def test_torch_compile_of_a_language_model(name, method):
     plain, model, batch = made(NETWORKS[name][0], method)
+    eager = copy.deepcopy(model)
     compiled = torch.compile(model, backend="eager")
     for _ in range(2):
-        plain.zero_grad()
+        (_, expected), (_, found) = gradient(plain, batch), gradient(eager, batch)
         model.zero_grad()
-        functional(plain(**batch)).backward()
         functional(compiled(**batch)).backward()
-        for one, other in zip(plain.parameters(), model.parameters(), strict=True):
-            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+        again = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+        torch.testing.assert_close(again, found, rtol=1e-5, atol=1e-7)  # the graph breaks around converted layers
+        # a token between two experts, whose choice is a jump of the layer, may be rebuilt on the other side of it:
+        # that the certificate knows
+        known = 0.0 if method == "checkpoint" else eager.model.layers[0].odenet_run.certificate
+        assert known < (0.05 if name == "mixtral" else 1e-3)
+        assert off(again, expected) < 1e-5 + known
 
 
 def test_a_converted_model_in_data_parallel_training(tmp_path):

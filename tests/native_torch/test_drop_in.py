@@ -646,7 +646,7 @@ def test_solves_that_cannot_go_on_raise_a_solve_error():
     blows_up = lambda t, y: y * y  # noqa: E731
     with pytest.raises(SolveError, match=r"vanished|finite"):
         odeint(blows_up, y0, t)
-    with pytest.raises(SolveError, match="max_steps"):
+    with pytest.raises(SolveError, match="max_num_steps=5 "):
         odeint(lambda t, y: torch.cos(50 * t) * y, y0, t, method="dopri5", options={"max_num_steps": 5})
     with pytest.raises(AssertionError):
         torchdiffeq.odeint(blows_up, y0, t)
@@ -655,7 +655,7 @@ def test_solves_that_cannot_go_on_raise_a_solve_error():
     ys = odeint_adjoint(
         Field(), start(), times(), method="dopri5", adjoint_options={"max_num_steps": 1}, rtol=1e-12, atol=1e-12
     )
-    with pytest.raises(GradientError, match="max_steps"):
+    with pytest.raises(GradientError, match="max_num_steps=1 "):
         ys.sum().backward()
 
 

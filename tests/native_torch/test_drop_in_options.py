@@ -46,7 +46,7 @@ def refused(way, match, **options):
     """Whether it is refused, in these words, and without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(InputError, match=match.replace("^", f"^{way.__name__}: ")):
             way(Decay(), torch.ones(2), torch.tensor([0.0, 1.0]), **options)
 
 

@@ -27,8 +27,9 @@ def require_unwritten(before: list[tuple[Any, list[Any]]]) -> None:
                 f"a {type(module).__name__} wrote on itself (running statistics, or a count of random numbers), which "
                 "would be lost",
                 "modules that leave themselves as they are",
-                "flax.nnx: model.eval() where that does it; or blocks of equinox, with ResidualStack(...)(x, state=, "
-                "key=) and ResidualStack.stateful",
+                "blocks of flax.nnx: stack, state = ResidualStack.with_state(blocks), or odenet_jax.convert(model, "
+                "example=...), or model.eval() where that does it; of equinox: ResidualStack.stateful, and "
+                "stack(x, state=, key=)",
             )
 
 

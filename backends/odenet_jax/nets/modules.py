@@ -31,6 +31,8 @@ from odenet import (
 from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
+from odenet_jax.field.block_state import gathered, holds_state, marked_as
+from odenet_jax.field.flax_modules import is_flax, parted
 from odenet_jax.field.replay import BlockContext, block_context, call
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
@@ -44,7 +46,7 @@ class _Owner:
     """Whose method the field of a network is: what the alarm of `odenet.kit` knows the network by."""
 
 
-class _Unseen:
+class Unseen:
     """The owner as a static field. All are equal to JAX, so that networks of one structure stay of one structure.
 
     The field of a network is a function made anew at each call, and an updated network another object: known by either,
@@ -55,10 +57,10 @@ class _Unseen:
         self.owner = _Owner()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unseen)
+        return isinstance(other, Unseen)
 
     def __hash__(self) -> int:
-        return hash(_Unseen)
+        return hash(Unseen)
 
     def method(self, field: Callable[..., Any]) -> Callable[..., Any]:
         """A field, its first argument the owner, as a method of the owner."""
@@ -90,7 +92,7 @@ class ResidualStack(eqx.Module):
     along: Kind = eqx.field(static=True)
     t0: float = eqx.field(static=True)
     t1: float = eqx.field(static=True)
-    unseen: _Unseen = eqx.field(static=True, repr=False)
+    unseen: Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class ResidualStack(eqx.Module):
         t0: float = 0.0,
         t1: float = 1.0,
     ) -> None:
-        self.solver, self.gradient, self.unseen = solver_named(solver), gradient_named(gradient), _Unseen()
+        self.solver, self.gradient, self.unseen = solver_named(solver), gradient_named(gradient), Unseen()
         for name, time in (("t0", t0), ("t1", t1)):
             if isinstance(time, jax.Array):
                 raise InputError(
@@ -119,7 +121,7 @@ class ResidualStack(eqx.Module):
             jax.tree.structure(arrays) != jax.tree.structure(parts[0][0]) or not eqx.tree_equal(static, parts[0][1])
             for arrays, static in parts
         ):
-            remedy = _STATEFUL if any(map(_holds_state, single.values())) else ""
+            remedy = _STATEFUL if any(map(holds_state, single.values())) else ""
             raise InputError(
                 f"{len(parts)} blocks of different structures", "at least one, all of one structure", remedy
             )
@@ -138,6 +140,35 @@ class ResidualStack(eqx.Module):
         arrays, static = eqx.partition(stacked, eqx.is_array)
         rows = [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(keys))]
         return cls([eqx.combine(row, static) for row in rows], **choices), state
+
+    @classmethod
+    def with_state(cls, blocks: Sequence[Any], state: Any = None, **choices: Any) -> tuple[ResidualStack, Any]:
+        """A stack of blocks that were made with a state, and that state, whose leaves have an axis of blocks.
+
+        Args:
+            blocks: of equinox, or modules of flax.nnx, which hold their state: parameters (`nnx.Param`) are weights,
+                and their other variables (running statistics, counts of random numbers) are the state. These modules
+                are left as they are: `stack(x, state=state)` returns the new state.
+            state: of equinox's blocks: the `eqx.nn.State` of a model that has them, or one for each block.
+            choices: those of `ResidualStack`.
+
+        Raises:
+            InputError: blocks that share an entry of their state, or blocks of equinox without one.
+        """
+        if all(map(is_flax, blocks)):
+            parts = [parted(block) for block in blocks]
+            return cls([block for block, _ in parts], **choices), _stacked([each for _, each in parts])
+        if state is None or any(map(is_flax, blocks)):
+            raise InputError(
+                "blocks of equinox and no state" if state is None else "blocks of flax.nnx beside others",
+                "blocks and state of equinox as from eqx.nn.make_with_state, or blocks of flax.nnx alone",
+            )
+        alike = [marked_as(block, blocks[0]) for block in blocks]
+        if isinstance(state, eqx.nn.State):
+            return cls(alike, **choices), gathered(blocks, state)
+        rows = [gathered([block], each) for block, each in zip(blocks, state, strict=True)]
+        made = [jax.tree.unflatten(jax.tree.structure(rows[0]), jax.tree.leaves(row)) for row in rows]
+        return cls(alike, **choices), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *made)
 
     @property
     def depth(self) -> Depth:
@@ -186,7 +217,7 @@ class ResidualStack(eqx.Module):
             StateError: a state that is not that of these blocks.
         """
 
-        if state is None and _holds_state(self.blocks):
+        if state is None and holds_state(self.blocks):
             raise StateError("blocks with a state (BatchNorm), called without one", "stack(x, state=state)", _STATEFUL)
 
         def field(_: _Owner, t: Array, y: Any, block: Any, *context: Any) -> Any:
@@ -200,13 +231,21 @@ class ResidualStack(eqx.Module):
         return solution.y1 if state is None else (solution.y1, after)
 
 
-_STATEFUL = "ResidualStack.stateful(make, keys) makes the blocks of such a stack together with their state"
+_STATEFUL = (
+    "ResidualStack.stateful(make, keys) makes the blocks of such a stack together with their state, and "
+    "ResidualStack.with_state(blocks, state) takes blocks that were made with theirs"
+)
 
 
-def _holds_state(block: Any) -> bool:
-    """Whether some layer of equinox in it keeps a state beside its arrays."""
-    leaves = jax.tree.leaves(block, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex))
-    return any(isinstance(leaf, eqx.nn.StateIndex) for leaf in leaves)
+def _stacked(trees: Sequence[Any]) -> Any:
+    """Trees of one structure as one, leaves with a leading axis.
+
+    Raises:
+        InputError: trees of different structures.
+    """
+    if any(jax.tree.structure(each) != jax.tree.structure(trees[0]) for each in trees):
+        raise InputError(f"{len(trees)} blocks whose states have different structures", "all of one structure")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 class NeuralODE(eqx.Module):
@@ -235,7 +274,7 @@ class NeuralODE(eqx.Module):
     rtol: Any = eqx.field(static=True)
     atol: Any = eqx.field(static=True)
     control: PIDController | None = eqx.field(static=True)
-    unseen: _Unseen = eqx.field(static=True, repr=False)
+    unseen: Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
@@ -250,7 +289,7 @@ class NeuralODE(eqx.Module):
         atol: Any = None,
         control: PIDController | None = None,
     ) -> None:
-        self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, _Unseen()
+        self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, Unseen()
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         self.field, self.steps = field, steps
         self.solver = solver_named(solver or ("rk4" if steps is not None else "dopri5"))

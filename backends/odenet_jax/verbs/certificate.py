@@ -9,6 +9,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+from odenet_jax.conversion.run import probing
+
 
 def certified_value_and_grad(
     loss: Callable[..., Any], *, has_aux: bool = False, rows: int | None = None
@@ -22,6 +24,7 @@ def certified_value_and_grad(
 
     The residual is known in the backward pass alone, where a function has no other way out than a derivative: the probe
     is a zero whose derivative it is. Derivatives add up: several solves that get the same probe give the sum of theirs.
+    The layers of a model that `convert` made have a probe of shape () without being handed it.
 
     Args:
         loss: `loss(model, probe, *arguments, **named)` hands its probe to the solve in the model.
@@ -35,7 +38,8 @@ def certified_value_and_grad(
 
     @eqx.filter_value_and_grad(has_aux=has_aux)
     def probed(both: Any, *arguments: Any, **named: Any) -> Any:
-        return loss(*both, *arguments, **named)
+        with probing(both[1]):
+            return loss(*both, *arguments, **named)
 
     def value_and_grad(model: Any, *arguments: Any, **named: Any) -> tuple[Any, Any, Array]:
         probe = jnp.zeros(() if rows is None else (rows,))

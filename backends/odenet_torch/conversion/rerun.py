@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from odenet_torch.field.called_modules import ModuleSnapshot, require_same
 from odenet_torch.field.differentiating import refuses_hooks
 from odenet_torch.field.field import ends, unique
 from odenet_torch.field.replay import Key, Place, Replay
+from odenet_torch.field.surroundings import held_now, reach
 from odenet_torch.field.written_on import version
 
 FIRST = (0, False, 0.0)
@@ -54,7 +56,7 @@ def _watched(layer: nn.Module, call: Call) -> Any:
         return layer(copied(call.x), *args, **kwargs)
 
     try:
-        out, late = late_writes.watched(run)
+        out, late = late_writes.watched(run, functools.partial(held_now, [reach(layer)]))
     except RuntimeError as error:
         if not refuses_hooks(error):  # it takes derivatives with torch.func, and is run without torch's checkpoint
             raise
@@ -109,6 +111,7 @@ class Rerun:
         named = [(type(layer).__name__, layer)]
         # a state is not among them: it would be kept
         self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
+        self.replay.sides.once = True
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:
         """The first run, whose results are those of the layer."""
@@ -163,7 +166,9 @@ class Rerun:
         return unique((*own, *(leaf for leaf in leaves if id(leaf) not in ids)))
 
     def _called(self) -> ModuleSnapshot:
-        return self.replay.snapshots[id(self.layer)]
+        found = self.replay.snapshots.get(id(self.layer))
+        # a layer that differentiates goes back through its first run before that is over
+        return found or ModuleSnapshot.now(type(self.layer).__name__, self.layer)
 
     def call(self, x: Any, arguments: Arguments) -> Any:
         """The layer by its own code."""

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import Backprop, Event, PIDController, Problem, Solver, Span
+from odenet import Backprop, Event, PIDController, Problem, SolveError, Solver, Span
 from odenet.kit import Compile, compiling
 from odenet_torch.drop_in.flow import OdeintProblem, parts
+from odenet_torch.drop_in.words import stopped
 from odenet_torch.field.differentiating import readable
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Leaves, layout
@@ -39,15 +40,29 @@ def _solve(
 ) -> tuple[Tensor | None, Tensor]:
     if flow.event_fn is None:
         forward_pass, leaves = forward(flow, solver, control, on, compile=compile)
-        ys = to_outputs(forward_pass, forward_pass.run, plain(forward_pass, leaves))
+        ys = to_outputs(forward_pass, forward_pass.run, run(flow, forward_pass, leaves))
         return None, forward_pass.run.layout.returned(ys[0], 0)
     if 0.0 in flow.signs(flow.times[0], flow.y0):
         return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
     forward_pass, leaves = forward(flow, solver, control, on, compile=compile)
-    (last,) = plain(forward_pass, leaves)
+    (last,) = run(flow, forward_pass, leaves)
     assert forward_pass.event is not None
     event_t = torch.tensor(forward_pass.event, dtype=flow.t.dtype, device=flow.t.device)
     return event_t, torch.stack([flow.y0, forward_pass.run.layout.returned(last[-1], 0)])
+
+
+def run(flow: OdeintProblem, found: ForwardSolve, leaves: Leaves) -> Leaves:
+    """The outputs of a pass that is about to run.
+
+    Raises:
+        SolveError: it could not go on.
+    """
+    try:
+        return plain(found, leaves)
+    except SolveError:
+        if found.loop.failed is None:  # it was a solve within func
+            raise
+        raise stopped(flow, found) from None
 
 
 def forward(
@@ -78,9 +93,9 @@ def forward(
             flow.func,
             flow.reads,
         )
-    run = begin(problem, state_layout, leaves, field)
-    run.loop.on = on
-    return run, from_start(span, run.run, leaves)
+    ready = begin(problem, state_layout, leaves, field)
+    ready.loop.on = on
+    return ready, from_start(span, ready.run, leaves)
 
 
 def _slope(func: Any, shapes: tuple[torch.Size, ...] | None, t: Tensor, y: Tensor) -> Tensor:

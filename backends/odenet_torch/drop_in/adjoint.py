@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import GradientError, PIDController, UnsupportedError
+from odenet import PIDController, UnsupportedError
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.drop_in import fixed
 from odenet_torch.drop_in.error import AdjointTolerance
@@ -23,6 +23,7 @@ from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled_function import Recalled
+from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.adjoint import unhooked
@@ -133,11 +134,7 @@ class AdjointSolve:
         # steps that end where the next time is are shorter than they might be
         self.size = longest * (1 if loop.tried > loop.n else 2) or None
         if loop.failed is not None:
-            raise GradientError(
-                f"the adjoint stopped after {loop.n} steps back from t={start:.8g}: {loop.failed.happened}",
-                "backward solves that reach the time before",
-                f"{loop.failed.remedy}; or take odeint, whose gradient integrates nothing back",
-            )
+            raise stopped_back(loop.failed, choice.max_steps // max(len(self.way.flow.times) - 1, 1), loop.n, start)
         return both[1]
 
     def _loop(self, control: PIDController, start: float, end: float) -> AdaptiveLoop:
@@ -208,38 +205,43 @@ class _OdeintAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():
-            raise UnsupportedError(
-                "a second derivative through odeint_adjoint",
-                "first derivatives (create_graph=False)",
-                "take odeint, which can be differentiated again",
-            )
-        way, (ys, *params) = ctx.way, ctx.saved_tensors
-        ys = ys.detach()
-        flow, timed, (_, grads) = way.flow, ctx.needs_input_grad[1], gradients
-        times = flow.times if ctx.end is None else (flow.times[0], ctx.end)
-        back = AdjointSolve(way, params, timed)
-        (kind,) = back.layout.carried
-        rates: list[Tensor] = []
-        with contextlib.ExitStack() as stack:
-            for device, enabled, of in ctx.autocast:
-                stack.enter_context(torch.autocast(device, dtype=of, enabled=enabled))
-            stack.enter_context(unhooked(params))
-            if flow.recording is not None:
-                stack.enter_context(flow.recording.again(adaptive=not isinstance(way.choice, Spacing)))
-            stack.enter_context(way.again.back())
-            a = torch.zeros_like(ys[-1], dtype=kind)
-            for i in reversed(range(1, len(times))):
-                if timed:
-                    time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)
-                    at = (ys[i].to(kind),)
-                    (rate,) = back.layout.evaluate(lambda y: flow.f(time, y), at, start=True)  # noqa: B023
-                    rates.append((rate * grads[i].conj()).sum().real)
-                a = back.between(times[i], times[i - 1], ys[i].to(kind), a + grads[i])
-            a = a + grads[0]
-        g = None
-        if timed:
-            first = back.moved - sum(rates)
-            rest = reversed(rates) if ctx.end is None else [torch.zeros_like(first)] * (len(flow.times) - 1)
-            g = torch.stack([first, *rest]).to(flow.t.dtype)
-        return (None, g, a.to(flow.y0.dtype), *(total.to(p.dtype) for total, p in zip(back.sums, params, strict=True)))
+        with speaking("odeint_adjoint"):
+            return _pulled(ctx, gradients)
+
+
+def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise UnsupportedError(
+            "a second derivative through odeint_adjoint",
+            "first derivatives (create_graph=False)",
+            "take odeint, which can be differentiated again",
+        )
+    way, (ys, *params) = ctx.way, ctx.saved_tensors
+    ys = ys.detach()
+    flow, timed, (_, grads) = way.flow, ctx.needs_input_grad[1], gradients
+    times = flow.times if ctx.end is None else (flow.times[0], ctx.end)
+    back = AdjointSolve(way, params, timed)
+    (kind,) = back.layout.carried
+    rates: list[Tensor] = []
+    with contextlib.ExitStack() as stack:
+        for device, enabled, of in ctx.autocast:
+            stack.enter_context(torch.autocast(device, dtype=of, enabled=enabled))
+        stack.enter_context(unhooked(params))
+        if flow.recording is not None:
+            stack.enter_context(flow.recording.again(adaptive=not isinstance(way.choice, Spacing)))
+        stack.enter_context(way.again.back())
+        a = torch.zeros_like(ys[-1], dtype=kind)
+        for i in reversed(range(1, len(times))):
+            if timed:
+                time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)
+                at = (ys[i].to(kind),)
+                (rate,) = back.layout.evaluate(lambda y: flow.f(time, y), at, start=True)  # noqa: B023
+                rates.append((rate * grads[i].conj()).sum().real)
+            a = back.between(times[i], times[i - 1], ys[i].to(kind), a + grads[i])
+        a = a + grads[0]
+    g = None
+    if timed:
+        first = back.moved - sum(rates)
+        rest = reversed(rates) if ctx.end is None else [torch.zeros_like(first)] * (len(flow.times) - 1)
+        g = torch.stack([first, *rest]).to(flow.t.dtype)
+    return (None, g, a.to(flow.y0.dtype), *(total.to(p.dtype) for total, p in zip(back.sums, params, strict=True)))

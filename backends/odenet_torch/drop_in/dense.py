@@ -42,7 +42,7 @@ class Continuous:
         moving = differentiable(times)
         flat = times.reshape(-1)
         if not len(flat):
-            raise InputError("the solution at no time", "at least one time")
+            raise InputError("odeint_dense's solution at no time", "at least one time")
         states = [
             self._at(time, flat[i] if moving else time) for i, time in enumerate(flat.detach().double().cpu().tolist())
         ]
@@ -54,7 +54,7 @@ class Continuous:
         sign = 1 if nodes[-1] >= nodes[0] else -1
         slack = 1e-6 * abs(nodes[-1] - nodes[0])
         if not sign * nodes[0] - slack <= sign * t <= sign * nodes[-1] + slack:
-            raise InputError(f"the solution at t={t}", f"times between {nodes[0]} and {nodes[-1]}")
+            raise InputError(f"odeint_dense's solution at t={t}", f"times between {nodes[0]} and {nodes[-1]}")
         n = bisect.bisect_right([sign * node for node in nodes], sign * t) - 1
         n = max(0, min(n, len(self.steps) - 1))
         y, slopes, _ = self.steps[n]

@@ -13,7 +13,7 @@ from odenet import InputError
 from odenet.kit import shown
 from odenet_torch.drop_in.flow import Norm, OdeintProblem, mixed, rms, state_norm, tolerance
 from odenet_torch.field.state import Leaves
-from odenet_torch.steps.tolerance import Tolerance, scaled
+from odenet_torch.steps.tolerance import Tolerance, normed, scaled
 
 Totals = Callable[[], Sequence[Tensor]]
 Tried = Callable[[], Sequence[tuple[Tensor | None, Tensor | None]]]
@@ -90,8 +90,8 @@ class AdjointTolerance(Tolerance):
                 for ratio, total in zip(beside, self.totals(), strict=True)
             )
             shown = [leaf if isinstance(leaf, tuple) else (leaf,) for leaf in map(self.flow.unpacked, both)]
-            return torch.as_tensor(self.of_all((t, *shown[0], *shown[1], *params)))
-        parts = [torch.as_tensor(self.state(leaf), device=y.device).double() for leaf in (y, a)]
+            return normed(self.of_all((t, *shown[0], *shown[1], *params)))
+        parts = [normed(self.state(leaf)).to(y.device).double() for leaf in (y, a)]
         ratios = [ratio for ratio in beside if ratio is not None]
         return torch.stack([*parts, *((mixed(ratios).double(),) if ratios else ())]).amax()
 

@@ -20,6 +20,7 @@ from odenet.kit import real, shown, takes
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.differentiating import listed, record
 from odenet_torch.field.half_precision import Reads
+from odenet_torch.field.state import NUMBERS
 from odenet_torch.steps.events import signed
 
 Norm = Callable[[Any], Any]
@@ -180,6 +181,9 @@ def flow(
         if isinstance(leaf, Tensor) and (leaf.is_meta or leaf.layout is not torch.strided):
             storage = "on the meta device, without values" if leaf.is_meta else f"in the layout {leaf.layout}"
             raise StateError(f"y0 has a tensor {storage}", "dense tensors with values")
+        if isinstance(leaf, Tensor) and leaf.dtype not in NUMBERS:
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in NUMBERS)
+            raise DtypeError(f"y0 has a tensor of {leaf.dtype}", kinds, "convert it, as in y0.to(torch.float32)")
     if not isinstance(y0, Tensor):
         if not isinstance(y0, tuple) or not y0 or not all(isinstance(leaf, Tensor) for leaf in y0):
             raise StateError(f"y0 is a {type(y0).__name__}", "a tensor, or a tuple of tensors")
@@ -202,7 +206,7 @@ def flow(
     if event_fn is not None and len(times) != 2:
         raise GridError(f"{len(times)} times with event_fn", "t0, and a second time that tells the direction")
     if t.device != y0.device:
-        warnings.warn("t is not on the same device as y0. Coercing to y0.device.", stacklevel=3)
+        warnings.warn("t is not on the same device as y0. Coercing to y0.device.", stacklevel=4)
         t = t.to(y0.device)
     return OdeintProblem(func, shapes, y0, t, times, event_fn)
 

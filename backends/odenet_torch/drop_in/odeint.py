@@ -29,8 +29,8 @@ from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
 from odenet_torch.drop_in.options import Spacing, control, mapped, spacing, watchers
 from odenet_torch.drop_in.recalled_function import recalled
 from odenet_torch.drop_in.recording import Recording
+from odenet_torch.drop_in.words import named
 from odenet_torch.field.half_precision import Reads
-from odenet_torch.gradients.accepted_steps import plain
 from odenet_torch.gradients.adjoint import refuse_transforms
 
 Func = Callable[[Tensor, Any], Any]
@@ -38,6 +38,7 @@ Options = Mapping[str, Any] | None
 Outcome = tuple[Tensor | None, Tensor]
 
 
+@named
 def odeint(
     func: Func,
     y0: Any,
@@ -87,6 +88,7 @@ def odeint(
     return _returned(checked, _solver(checked, method or "dopri5", chosen, rtol, atol, compile)())
 
 
+@named
 def odeint_adjoint(
     func: Func,
     y0: Any,
@@ -121,9 +123,9 @@ def odeint_adjoint(
         GradientError: the way back could not go on. Beside those of `odeint`.
     """
     if adjoint_params is not None:
-        named = _named(adjoint_params)
+        chosen = _chosen(adjoint_params)
     elif isinstance(func, nn.Module):
-        named = _parameters(func)
+        chosen = _parameters(func)
     else:
         raise InputError(
             f"func is a {type(func).__name__}, and adjoint_params are not given",
@@ -134,7 +136,7 @@ def odeint_adjoint(
     if delegated(method, back):
         mine = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         theirs = {"adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol, "adjoint_method": adjoint_method}
-        theirs |= {"adjoint_options": adjoint_options, "adjoint_params": named}
+        theirs |= {"adjoint_options": adjoint_options, "adjoint_params": chosen}
         return torchdiffeq().odeint_adjoint(func, y0, t, **mine, **theirs)
     if back != method and options is not None and adjoint_options is None:
         raise InputError(f"options of {method}, and none of adjoint_method={back}", "adjoint_options beside options")
@@ -142,7 +144,7 @@ def odeint_adjoint(
     if adjoint_options is None:
         adjoint_options = {name: value for name, value in options.items() if name != "norm"}
     adjoint_options = mapped("adjoint_options", adjoint_options)
-    params = tuple(tensor for tensor in named if tensor.requires_grad)
+    params = tuple(tensor for tensor in chosen if tensor.requires_grad)
     checked, again = recalled(flow(func, y0, t, event_fn))
     recording = Recording(func, checked.y0.device)
     checked = dataclasses.replace(checked, recording=recording)
@@ -170,6 +172,7 @@ def odeint_adjoint(
     return _returned(checked, (event_t, ys))
 
 
+@named
 def odeint_event(
     func: Func,
     y0: Any,
@@ -204,7 +207,8 @@ def odeint_event(
             raise InputError(f"{name} is a {type(function).__name__}", "a function")
     yes_or_no("reverse_time", reverse_time)
     start = t0.reshape(-1)
-    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    ahead = start.detach().abs().clamp(min=1.0)  # beside a large time, 1 is rounding
+    t = torch.cat([start, start.detach() + (-ahead if reverse_time else ahead)])
     event_t, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
     checked = flow(func, y0, t, event_fn)
     last = states[-1] if checked.shapes is None else torch.cat([leaf[-1].reshape(-1) for leaf in states])
@@ -215,6 +219,7 @@ def odeint_event(
     return event_t, tuple(torch.cat([leaf[:-1], end.unsqueeze(0)]) for leaf, end in pairs)
 
 
+@named
 def odeint_dense(
     func: Func,
     y0: Tensor,
@@ -245,7 +250,7 @@ def odeint_dense(
         raise StateError(f"y0 is a {type(y0).__name__}", "a tensor")
     name = method or "dopri5"
     if delegated(name) or name not in ADAPTIVE:
-        raise InputError(f"odeint_dense with method {name!r}", ", ".join(ADAPTIVE))
+        raise InputError(f"method {name!r}", ", ".join(ADAPTIVE))
     ends: list[Any] = [real(t0), real(t1)]
     if any(end is None or not math.isfinite(end) for end in ends):
         raise GridError(f"t0={shown(t0)} and t1={shown(t1)}", "finite numbers, or tensors of one entry")
@@ -253,7 +258,7 @@ def odeint_dense(
     checked = flow(func, y0, t.to(y0.device))
     choice, solver = control(name, mapped("options", options), checked, rtol, atol), ADAPTIVE[name]
     forward, leaves = adaptive.forward(checked, solver, choice, watchers(name, checked, checked.unpacked), dense=True)
-    plain(forward, leaves)
+    adaptive.run(checked, forward, leaves)
     assert forward.dense is not None
     return Continuous(solver.tableau, forward.run.layout, forward.dense.nodes, forward.dense.steps)
 
@@ -275,17 +280,17 @@ def _returned(checked: OdeintProblem, outcome: Outcome) -> Any:
     return checked.unpacked(ys) if checked.event_fn is None else (event_t, checked.unpacked(ys))
 
 
-def _named(params: Any) -> tuple[Tensor, ...]:
+def _chosen(params: Any) -> tuple[Tensor, ...]:
     """What a caller named.
 
     Raises:
         InputError: something else than several tensors.
     """
     several = isinstance(params, Iterable) and not isinstance(params, (Tensor, Mapping, str, bytes))
-    named: tuple[Any, ...] = tuple(params) if several else (params,)
-    if not several or not all(isinstance(tensor, Tensor) for tensor in named):
+    each: tuple[Any, ...] = tuple(params) if several else (params,)
+    if not several or not all(isinstance(param, Tensor) for param in each):
         raise InputError(f"adjoint_params={shown(params)}", "a tuple of tensors", "adjoint_params=() for none")
-    return named
+    return each
 
 
 def _parameters(module: nn.Module) -> tuple[Tensor, ...]:

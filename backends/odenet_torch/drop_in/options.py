@@ -155,7 +155,7 @@ def watchers(method: str, flow: OdeintProblem, shown: Callable[..., Any], suffix
     if method not in ADAPTIVE:
         ignored = {name for name in _CALLBACKS[1:] if callbacks[name] is not None}
         if ignored:
-            warnings.warn(f"Solver '{method}' does not support callbacks {ignored}", stacklevel=4)
+            warnings.warn(f"Solver '{method}' does not support callbacks {ignored}", stacklevel=5)
     device = flow.y0.device
 
     def adapted(callback: Any) -> Callable[[float, Any, float], None]:
@@ -189,7 +189,7 @@ def _look(method: str, options: Options, known: set[str]) -> None:
             f"take {' or '.join(near)}, if that is what you meant" if near else "leave it out",
         )
     if unused:
-        warnings.warn(f"{method}: Unexpected arguments {unused}", stacklevel=5)
+        warnings.warn(f"{method}: Unexpected arguments {unused}", stacklevel=6)
 
 
 def mapped(name: str, options: Any) -> dict[str, Any]:

@@ -32,11 +32,22 @@ def remember(root: Any, late: bool) -> None:
     _KNOWN[training][key] = late
 
 
-def watched(evaluate: Callable[[], Any]) -> tuple[Any, bool]:
-    """What an evaluation with a graph returns, and whether what it saved was written on afterwards."""
+def watched(evaluate: Callable[[], Any], held: Callable[[], dict[Any, Any]] = dict) -> tuple[Any, bool]:
+    """What an evaluation with a graph returns, and whether it may not be left where it has saved its last tensor.
+
+    It may not where a tensor that it saved was written on afterwards, or where it puts back then what it has changed
+    for the time of its run: a hook, a flag, merged weights.
+
+    Args:
+        evaluate: the evaluation.
+        held: what the field is made of holds now, by place.
+    """
     saved: list[tuple[Tensor, Tensor]] = []
+    before = last = held()
 
     def pack(tensor: Tensor) -> Tensor:
+        nonlocal last
+        last = held()
         plain = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
         if plain and not (tensor.is_leaf and tensor.requires_grad):
             saved.append((tensor.detach(), tensor.detach().clone()))
@@ -44,7 +55,12 @@ def watched(evaluate: Callable[[], Any]) -> tuple[Any, bool]:
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = evaluate()
-    return out, not all(torch.equal(now, then) for now, then in saved)
+    late = not all(torch.equal(now, then) for now, then in saved)
+    if not late:
+        after, none = held(), object()
+        lent = (key for key in before.keys() | last.keys() if before.get(key, none) != last.get(key, none))
+        late = any(before.get(key, none) == after.get(key, none) for key in lent)
+    return out, late
 
 
 def run_to_the_end() -> None:

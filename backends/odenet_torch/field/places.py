@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -148,18 +149,60 @@ class ClosureCell(Location):
 
 
 class ClassAttributes(Location):
-    """Attributes of a class that are no code."""
+    """Attributes of a class that are no code.
 
-    def __init__(self, kind: type, names: frozenset[str]) -> None:
+    Args:
+        kind: the class.
+        names: theirs now; code may make others.
+    """
+
+    def __init__(self, kind: type, names: Callable[[type], frozenset[str]]) -> None:
         super().__init__(kind.__name__)
         self.kind, self.names = kind, names
+        self.count = len(vars(kind))
 
     def contents(self) -> dict[Any, Any]:
         own = vars(self.kind)
-        return {name: own[name] for name in self.names if name in own}
+        return {name: own[name] for name in self.names(self.kind) if name in own}
+
+    def same(self, contents: dict[Any, Any]) -> bool:
+        own = vars(self.kind)
+        return len(own) == self.count and all(own.get(name) is value for name, value in contents.items())
 
     def put(self, key: Any, value: Any) -> None:
-        if value is MISSING:
-            delattr(self.kind, key)
-        else:
+        if value is not MISSING:
             setattr(self.kind, key, value)
+        elif key in vars(self.kind):
+            delattr(self.kind, key)
+
+
+class SlotAttributes(Location):
+    """The attributes of an object whose class names them in `__slots__`."""
+
+    def __init__(self, name: str, owner: Any, names: tuple[str, ...]) -> None:
+        super().__init__(name)
+        self.owner, self.names = owner, names
+
+    def contents(self) -> dict[Any, Any]:
+        return {name: getattr(self.owner, name) for name in self.names if hasattr(self.owner, name)}
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is not MISSING:
+            setattr(self.owner, key, value)
+        elif hasattr(self.owner, key):
+            delattr(self.owner, key)
+
+
+class ContextValue(Location):
+    """The value of a context variable."""
+
+    def __init__(self, name: str, variable: ContextVar[Any]) -> None:
+        super().__init__(name)
+        self.variable = variable
+
+    def contents(self) -> dict[Any, Any]:
+        value = self.variable.get(MISSING)
+        return {} if value is MISSING else {None: value}
+
+    def put(self, key: Any, value: Any) -> None:
+        self.variable.set(None if value is MISSING else value)  # none can be unset again

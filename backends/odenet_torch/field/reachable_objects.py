@@ -9,11 +9,14 @@ Over 250 lines: one walk, with a method for each kind of value that it comes to.
 from __future__ import annotations
 
 import collections
+import contextvars
 import copy
 import dis
 import functools
 import operator
+import queue
 import sys
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -29,11 +32,13 @@ from odenet_torch.field.places import (
     ClassAttributes,
     ClosureCell,
     CollectionLocation,
+    ContextValue,
     GlobalNames,
     Location,
     MappingEntries,
     MappingLocation,
     ModuleAttributes,
+    SlotAttributes,
 )
 
 _MANY = 4096  # entries of a container that is not looked into
@@ -41,7 +46,7 @@ _LIMIT = 20_000  # values that are looked at
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.Size})
 _DATA = (bool, int, float, complex, str, list, dict, set, tuple, Tensor, np.ndarray)
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
-_RECORDS = (types.SimpleNamespace,)
+_RECORDS = (types.SimpleNamespace, collections.UserDict, collections.UserList, queue.Queue)
 
 
 class ReachableObjects:
@@ -132,12 +137,17 @@ class ReachableObjects:
     def object(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
         """The attributes of an object of the same package."""
         own = getattr(value, "__dict__", None)
-        if not isinstance(own, dict):
+        if own is None:
+            own = {}
+        elif not isinstance(own, dict):
             return
         if type(value).__module__.startswith("odenet_torch.conversion"):
             yield from ((name, inner) for inner in own.values() if isinstance(inner, nn.Module))
         elif _package(value) in self._packages or isinstance(value, _RECORDS):
             self.places.append(MappingLocation(name, own))
+            if slots := _slots(type(value)):
+                self.places.append(place := SlotAttributes(name, value, slots))
+                yield from ((f"{name}.{key}", item) for key, item in place.contents().items())
             yield from ((f"{name}.{key}", item) for key, item in own.items() if key != KEY)
             yield from self.kind(type(value))
 
@@ -148,8 +158,7 @@ class ReachableObjects:
                 continue
             self._seen.add(id(base))
             code, names = _members(base)
-            if names:
-                self.places.append(ClassAttributes(base, names))
+            self.places.append(ClassAttributes(base, _data))
             own = vars(base)
             yield from ((f"{base.__name__}.{name}", own[name]) for name in names)
             yield from code
@@ -169,8 +178,20 @@ class ReachableObjects:
         yield from ((f"{name} (a default)", value) for value in (function.__kwdefaults__ or {}).values())
         if function.__dict__.keys() - {KEY}:
             yield name, function.__dict__
-        reads, writes = _names(function.__code__)
+        reads, writes, attributes, stored = _names(function.__code__)
         entries = function.__globals__
+        for key in reads:
+            value = entries.get(key)
+            if isinstance(value, type) and _package(value) in self._packages:
+                yield from self.kind(value)
+            elif type(value) is types.ModuleType and _root(value.__name__) in self._packages:
+                yield from self.names(vars(value), attributes, stored)
+        yield from self.names(entries, reads, writes)
+
+    def names(
+        self, entries: dict[str, Any], reads: frozenset[str], writes: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[str, Any]]:
+        """Names of a module of Python's that code reads or writes."""
         names = frozenset(key for key in reads if _watched(entries.get(key, entries), entries)) | writes
         if names:
             self.places.append(GlobalNames(entries, names))
@@ -190,6 +211,19 @@ class ReachableObjects:
         self.places.append(CollectionLocation(name, value))
         return ((f"{name}[{i}]", item) for i, item in enumerate(value))
 
+    def weak(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """A dict that holds its keys weakly."""
+        return self.mapping(name, value.data)
+
+    def local(self, name: str, value: threading.local) -> Iterable[tuple[str, Any]]:
+        """What this thread keeps there."""
+        return self.mapping(name, vars(value))
+
+    def context(self, name: str, value: contextvars.ContextVar[Any]) -> Iterable[tuple[str, Any]]:
+        """A context variable."""
+        self.places.append(place := ContextValue(name, value))
+        return ((name, item) for item in place.contents().values())
+
     def fixed(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """Visit a value that is made of other values and cannot change, such as a tuple."""
         parts: Iterable[Any]
@@ -201,6 +235,26 @@ class ReachableObjects:
             case _:
                 parts = value if len(value) <= _MANY else ()
         return ((f"{name}[{i}]", part) for i, part in enumerate(parts))
+
+
+def held_by(value: Any) -> Iterator[Location]:
+    """The places in a closure or in an object of somebody's that is no module: its own, and not what its code reads."""
+    match value:
+        case types.FunctionType():
+            names = value.__code__.co_freevars
+            yield from (ClosureCell(name, cell) for name, cell in zip(names, value.__closure__ or (), strict=True))
+        case functools.partial():
+            yield from (place for part in (*value.args, *value.keywords.values()) for place in held_by(part))
+        case types.MethodType():
+            yield from held_by(value.__self__)
+        case nn.Module() | type() | types.ModuleType():
+            return
+        case _ if _root(type(value).__module__) not in LIBRARIES or isinstance(value, _RECORDS):
+            own = getattr(value, "__dict__", None)
+            if isinstance(own, dict):
+                yield MappingLocation("", own)
+            if slots := _slots(type(value)):
+                yield SlotAttributes("", value, slots)
 
 
 def _into(kind: type) -> Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any]]] | None:
@@ -225,6 +279,9 @@ _WAYS: dict[type, Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any
     types.MethodType: ReachableObjects.fixed,
     functools.partial: ReachableObjects.fixed,
     tuple: ReachableObjects.fixed,
+    weakref.WeakKeyDictionary: ReachableObjects.weak,
+    threading.local: ReachableObjects.local,
+    contextvars.ContextVar: ReachableObjects.context,
 }
 _CONTAINERS = {dict, list, set, tuple, collections.deque, collections.OrderedDict, collections.defaultdict}
 _ACCESS = ("__getitem__", "__setitem__", "__iter__", "keys", "items")
@@ -232,18 +289,19 @@ _INTO: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
 
 
 @functools.lru_cache(4096)
-def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """The global names that code reads, and those that it writes."""
-    reads, writes = set[str](), set[str]()
+def _names(code: types.CodeType) -> tuple[frozenset[str], ...]:
+    """The global names that code reads, and those that it writes; attributes of anything that it reads, and writes."""
+    found = reads, writes, attributes, stored = set[str](), set[str](), set[str](), set[str]()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
             (writes if instruction.opname == "STORE_GLOBAL" else reads).add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR"):
+            (stored if instruction.opname == "STORE_ATTR" else attributes).add(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            more_reads, more_writes = _names(constant)
-            reads |= more_reads
-            writes |= more_writes
-    return frozenset(reads), frozenset(writes)
+            for names, more in zip(found, _names(constant), strict=True):
+                names |= more
+    return tuple(map(frozenset, found))
 
 
 def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
@@ -253,7 +311,7 @@ def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
             continue
         code, names = _members(base)
         own = vars(base)
-        yield from ((name, own[name]) for name in sorted(names))
+        yield from ((name, own[name]) for name in sorted(names) if own[name] is None or isinstance(own[name], _DATA))
         for _, function in code:
             entries = function.__globals__
             for name in sorted(_names(function.__code__)[0]):
@@ -277,9 +335,18 @@ def _members(kind: type) -> tuple[list[tuple[str, Any]], frozenset[str]]:
     known = _MEMBERS.get(kind)
     if known is None or known[0] != len(own):
         code = [key for key, value in own.items() if isinstance(_code(value), types.FunctionType)]
-        data = [key for key, value in own.items() if isinstance(value, _DATA) and not key.startswith("__")]
+        data = [key for key, value in own.items() if not key.startswith(("__", "_abc_")) and _is_data(value)]
         known = _MEMBERS[kind] = len(own), code, frozenset(data)
     return [(f"{kind.__name__}.{key}", _code(own[key])) for key in known[1] if key in own], known[2]
+
+
+def _data(kind: type) -> frozenset[str]:
+    return _members(kind)[1]
+
+
+def _is_data(value: Any) -> bool:
+    """Whether an attribute of a class is neither code nor what describes attributes of instances."""
+    return not hasattr(type(value), "__get__") and not isinstance(value, (type, types.ModuleType))
 
 
 def _code(value: Any) -> Any:
@@ -290,6 +357,14 @@ def _package(value: object) -> str:
     """The package of a function, or of the class of an object."""
     module = getattr(value, "__module__", None)
     return _root(module if isinstance(module, str) else type(value).__module__)
+
+
+@functools.lru_cache(4096)
+def _slots(kind: type) -> tuple[str, ...]:
+    """The names of attributes that stand in no dict."""
+    named = [vars(each).get("__slots__", ()) for each in kind.__mro__]
+    each = [name for names in named for name in ((names,) if isinstance(names, str) else names)]
+    return tuple(name for name in each if name not in ("__dict__", "__weakref__"))
 
 
 @functools.lru_cache(4096)

@@ -9,6 +9,7 @@ Over 250 lines: random state, buffers and what surrounds f are taken and put bac
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +25,9 @@ from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import Field
-from odenet_torch.field.side_results import Root, SideResults
+from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.surroundings import no_trace
+from odenet_torch.field.surroundings import held_now, no_trace, reach
 from odenet_torch.field.written_on import sampled, version
 
 Key = tuple[int, bool, float]
@@ -40,6 +41,8 @@ _EVERY = -1  # in the place of a step
 # by training flag: modules that did not change their buffers when they ran first, and those that passed the check
 _STEADY: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
 _FUNCTIONS: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
+# names of buffers that were seen to need no gradient
+_PLAIN: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 def autocasts(device: torch.device) -> list[tuple[str, bool, torch.dtype]]:
@@ -85,6 +88,9 @@ class Replay:
         self.random: dict[Key, list[Tensor]] = {}
         self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
         self.uncached = False  # whether parametrize.cached() is active around the solve
+        self.suspects: Sequence[Owned] = ()
+        self.with_graph: list[Owned] = []
+        """Of these buffers those that an evaluation has left with a graph."""
         self.moving = False  # whether some module changes its buffers
         self.looked: dict[int, bool] = {}  # by `id` of what f is made of: whether it may do as follows
         self.late: set[int] = set()
@@ -149,6 +155,8 @@ class Replay:
             self._look_for_late(key, place, out, evaluate)
         if met:
             self.sides.look(met, y, lambda: self._quietly(key, place, evaluate))
+            if self.sides.cut and key in self.buffers:
+                self._refuse_graphs(key, place, y, evaluate)
         return out
 
     def again(self, key: Key, place: Place, stages: int, evaluate: Callable[[], Leaves]) -> Leaves:
@@ -156,6 +164,8 @@ class Replay:
 
         A backward pass of other steps than the forward pass's reads those of the step that holds its own.
         """
+        if self.sides.filled:
+            self.sides.empty()
         if not (self.random or self.moving):
             return evaluate()
         step, reverse, rank = key
@@ -266,6 +276,29 @@ class Replay:
             if id(module) not in moving:
                 _STEADY[module.training].add(module)
 
+    def _refuse_graphs(self, key: Key, place: Place, y: Leaves, evaluate: Callable[[], Leaves]) -> None:
+        """Looks whether a buffer that f has changed depends on what has a gradient, which a pass without a graph loses.
+
+        Raises:
+            GradientError: it does.
+        """
+        kept = [owned for owned, _ in self.buffers[key] if owned[1] not in _PLAIN.get(owned[0], ())]
+        if not kept:
+            return
+        with recorded(y):
+            self.suspects = kept
+            self._quietly(key, place, evaluate)
+            self.suspects = ()
+        for module, name in self.with_graph:
+            raise GradientError(
+                f"the gradient of the buffer {name} of {type(module).__name__}, which keeps a tensor that needs one, "
+                "in a forward pass that keeps no graph",
+                "buffers that need no gradient",
+                "keep value.detach() there; or take gradient='backprop', or with equal steps gradient='checkpoint'",
+            )
+        for module, name in kept:
+            _PLAIN.setdefault(module, set()).add(name)
+
     @contextlib.contextmanager
     def _swapped(self, modules: Sequence[Module], copies: Sequence[tuple[Owned, Tensor]]) -> Iterator[None]:
         """Copies in the place of buffers that f changes: as they were before, so that nothing is counted twice."""
@@ -281,6 +314,10 @@ class Replay:
         try:
             yield
         finally:
+            for module, name in self.suspects:
+                buffer = module._buffers.get(name)
+                if buffer is not None and buffer.requires_grad:
+                    self.with_graph.append((module, name))
             for (module, name), original in reversed(originals):
                 module._buffers[name] = original
 
@@ -317,7 +354,8 @@ class Replay:
         fresh = [root for root in roots if late_writes.known(root[1]) is None]
         if fresh:
             with no_trace([root for _, root in roots]):
-                again, late = late_writes.watched(lambda: self._replayed(key, place, evaluate))
+                held = functools.partial(held_now, [reach(root) for _, root in roots])
+                again, late = late_writes.watched(lambda: self._replayed(key, place, evaluate), held)
             require_same(fresh[0][0], out, again)
             for _, root in fresh:
                 late_writes.remember(root, late)

@@ -1,6 +1,6 @@
 """Results that leave f by the side in a forward pass without a graph: tensors that f keeps where others find them.
 
-Under a checkpoint of torch's they have their gradient. Where steps run without a graph they would be taken for
+Under a checkpoint of torch's they have their gradient. Location steps run without a graph they would be taken for
 constants by a loss that uses them: they are replaced by ones whose gradient is an error.
 """
 
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.places import Location
+from odenet_torch.field.places import MISSING, Location, MappingEntries
+from odenet_torch.field.reachable_objects import held_by
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
+from odenet_torch.field.written_on import version
 
 Root = tuple[str, Any]
 """What f is made of, with a name for messages."""
@@ -38,6 +40,12 @@ class SideResults:
         self.of_step: dict[int, set[int]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
         """Places and keys of tensors that depend on what has a gradient."""
+        self.once = False
+        """Whether f is evaluated once alone in the pass, as a layer of somebody's is."""
+        self.stood: set[tuple[Location, Any]] = set()
+        """Entries of dicts that stood there before the pass."""
+        self.filled: list[tuple[Location, Any, Any]] = []
+        """Those that held none before, and what stood there: a cache, which a run without a graph fills without one."""
 
     def begin(self, step: int, roots: Iterable[Root]) -> list[Surroundings]:
         """Before an evaluation: those that are met for the first time."""
@@ -56,7 +64,12 @@ class SideResults:
             met: what `begin` returned.
             y: the state that it was evaluated at.
             evaluate: evaluates it once more.
+
+        Raises:
+            GradientError: f adds up something with a gradient in a tensor that it writes on.
         """
+        for around in met:
+            _require_overwritten(around, y, evaluate)
         if not self.cut:
             return
         for around in met:
@@ -79,7 +92,18 @@ class SideResults:
                     if (id(place), key) in self.differentiable:
                         name = full(around.name, place.called(key))
                         place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
-            around.written()
+            around.written(self.once)
+            self.filled += around.filled
+            self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
+
+    def empty(self) -> None:
+        """Before an evaluation of the way back: f computes again, with a graph or without, what it keeps."""
+        for place, key, old in self.filled:
+            place.put(key, old)
+            if isinstance(place, MappingEntries):  # under keys that are other ones in each evaluation
+                for other, value in place.contents().items():
+                    if other != key and next(tensors_in(value), None) is not None and (place, other) not in self.stood:
+                        place.put(other, MISSING)
 
     @contextlib.contextmanager
     def back(self, steps: Iterable[int]) -> Iterator[None]:
@@ -98,18 +122,72 @@ class SideResults:
 
 
 def _with_graph(around: Surroundings, y: Leaves, evaluate: Callable[[], Any]) -> list[Difference]:
-    """What is kept by an evaluation with a graph, which leaves nothing behind."""
+    """What is kept by an evaluation with a graph that begins as the first one did, and leaves nothing behind."""
+    places, before = around.reach.places, around.before
+    now = [place.contents() for place in places]
+    put_back(differences(places, before))  # a cache that is filled would not be filled again
+    try:
+        with recorded(y):
+            evaluate()
+        return differences(places, before)
+    finally:
+        put_back(differences(places, now))
+
+
+def _require_overwritten(around: Surroundings, y: Leaves, evaluate: Callable[[], Any]) -> None:
+    """Looks whether the tensors that f writes on are filled anew in each evaluation, if they depend on a gradient.
+
+    Raises:
+        GradientError: one is added to, so that each further run would add once more.
+    """
+    known = _detached(around.root)
+    pairs = zip(around.reach.watched, around.values, strict=True)
+    written = [
+        (name, held)
+        for (name, held), value in pairs
+        if isinstance(held, Tensor)
+        and value is not None
+        and version(held) != value[0]
+        and f"written {name}" not in known
+    ]
+    if not written:
+        return
+    copies = {id(held): held.detach().clone() for _, held in written}
     places = around.reach.places
     now = [place.contents() for place in places]
+    for place, contents in zip(places, now, strict=True):
+        for key, value in contents.items():
+            if isinstance(value, Tensor) and id(value) in copies:
+                place.put(key, copies[id(value)])
+            elif isinstance(value, tuple) and not copies.keys().isdisjoint(map(id, value)):
+                place.put(key, tuple(copies.get(id(item), item) for item in value))
+    try:
+        with recorded(y):
+            evaluate()
+    finally:
+        put_back(differences(places, now))
+    for name, held in written:
+        copy = copies[id(held)]
+        if copy.requires_grad and not torch.equal(copy.detach(), held.detach()):
+            raise GradientError(
+                f"{full(around.name, name)}, on which the field adds up in place something that needs a gradient, and "
+                "the field is to run again",
+                "sums in new tensors, as in total = total + loss",
+                "put a new tensor in its place instead of writing on it, or take gradient='backprop'",
+            )
+        known.add(f"written {name}")
+
+
+@contextlib.contextmanager
+def recorded(y: Leaves) -> Iterator[None]:
+    """Inside, what is computed from these has a graph."""
     alone = [leaf for leaf in y if leaf.is_leaf and not leaf.requires_grad]
     for leaf in alone:
         leaf.requires_grad_()
     try:
         with torch.enable_grad():
-            evaluate()
-        return differences(places, now)
+            yield
     finally:
-        put_back(differences(places, now))
         for leaf in alone:
             leaf.requires_grad_(False)
 
@@ -133,12 +211,22 @@ def _detached(root: Any) -> set[str]:
 
 
 def _cut(value: Any, known: set[int], name: str) -> Any:
-    """The tensors in a value, but for those that are known, as ones whose gradient is an error."""
+    """The tensors in a value, but for those that are known, as ones whose gradient is an error.
+
+    Args:
+        value: any.
+        known: tensors, and what was looked into, by `id`.
+        name: of its place.
+    """
     if isinstance(value, Tensor):
         if id(value) in known or not (value.is_floating_point() or value.is_complex()):
             return value
         with torch.enable_grad():
             return _SideResult.apply(torch.empty(0, requires_grad=True), value.detach(), name)
+    if id(value) in known:
+        return value
+    if not isinstance(value, (tuple, str, int, float)):
+        known.add(id(value))  # it may hold itself
     if isinstance(value, dict):
         value.update({key: _cut(item, known, name) for key, item in value.items()})
         return value
@@ -148,6 +236,10 @@ def _cut(value: Any, known: set[int], name: str) -> Any:
     if isinstance(value, tuple):
         items = [_cut(item, known, name) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    for place in held_by(value):
+        for key, item in place.contents().items():
+            if (new := _cut(item, known, name)) is not item:
+                place.put(key, new)
     return value
 
 

@@ -18,7 +18,7 @@ from odenet_torch.field.memory import Memory, written
 
 Leaves = tuple[Tensor, ...]
 _HALF = (torch.bfloat16, torch.float16)
-_NUMBERS = (*_HALF, torch.float32, torch.float64, torch.complex64, torch.complex128)
+NUMBERS = (*_HALF, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _tensor(path: str, leaf: Any) -> Tensor:
             ) from error
     if tensor.layout is not torch.strided or tensor.is_nested:
         raise StateError(f"y0 {path} is a tensor of layout {tensor.layout}", "dense tensors", "take y0.to_dense()")
-    if tensor.dtype not in _NUMBERS:
+    if tensor.dtype not in NUMBERS:
         raise DtypeError(
             f"y0 {path} is {str(tensor.dtype).removeprefix('torch.')}",
             "float32, float64, bfloat16, float16, complex64, complex128",

@@ -16,7 +16,7 @@ from torch import Tensor
 from odenet import GradientError
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.places import MISSING, Location
-from odenet_torch.field.reachable_objects import ReachableObjects
+from odenet_torch.field.reachable_objects import ReachableObjects, held_by
 from odenet_torch.field.written_on import sampled, version
 
 Difference = tuple[Location, Any, Any, Any]
@@ -49,19 +49,29 @@ class Surroundings:
         self.before = self.reach.contents
         self.values = [*map(_value, self.reach.watched)]
         self.own: set[tuple[int, Any]] = set()
+        self.stood: list[tuple[Location, Any]] = []
+        """What stood anywhere before f ran, where it has put a tensor with a graph."""
+        self.filled: list[tuple[Location, Any, Any]] = []
+        """Location f put a tensor with a graph, and no tensor stood before: places, keys, and what stood there."""
 
     def differences(self) -> list[Difference]:
         """The places whose values are others now than they were before."""
         return [] if self.reach.current() else differences(self.reach.places, self.before)
 
-    def written(self) -> None:
+    def written(self, once: bool = False) -> None:
         """All that differs now was changed by f itself, which does not expect to find it again.
 
         What stood there before is let go, so that no results of the last pass stay alive.
+
+        Args:
+            once: whether f ran once alone: a count, or an order of things, is then found again as f found it.
         """
         changes = self.differences()
         if changes:
             self.own = {(id(place), key) for place, key, _, _ in changes}
+            pairs = zip(self.reach.places, self.before, strict=True)
+            self.stood = [(place, key) for place, contents in pairs for key in contents]
+            self.filled = [c[:3] for c in changes if (once or _of_graph(c)) and _keeps_nothing(c)]
             if (memo := knowledge(self.root)) is not None:
                 memo.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
@@ -99,11 +109,13 @@ class Surroundings:
     def again(self) -> Iterator[None]:
         """Inside, f finds what it found; afterwards no tensor with a graph stands where another stood.
 
-        What f logs or counts is logged and counted in a way back, too.
+        What f logs or counts is logged and counted in a way back, too. What it computed with a graph and keeps for
+        later evaluations, as a cache does, it does not find: it computes that again, so that it has its gradient.
         """
         current = self.reach.current()
         changes = [] if current else self.differences()
         swapped = [change for change in changes if (id(change[0]), change[1]) not in self.own]
+        swapped += [(place, key, old, place.contents().get(key, MISSING)) for place, key, old in self.filled]
         for place, key, old, _ in swapped:
             place.put(key, old)
         present = self.before if current else [place.contents() for place in self.reach.places]
@@ -116,7 +128,7 @@ class Surroundings:
                 place.put(key, new)
 
     def left(self) -> list[Difference]:
-        """Where something was put that holds tensors."""
+        """Location something was put that holds tensors."""
         leftovers = []
         for place, key, old, new in self.differences():
             known = {id(tensor) for tensor in tensors_in(old)}
@@ -155,14 +167,52 @@ def no_trace(roots: Iterable[object]) -> Iterator[None]:
                 put_back(differences(reached.places, reached.contents))
 
 
+def held_now(looked: Iterable[ReachableObjects]) -> dict[Any, Any]:
+    """What can be reached now, by place, as what tells it from another: values by `id`; of modules their parameters,
+    the memory of these, what wants a gradient, modes and hooks.
+    """
+    found: dict[Any, Any] = {}
+    for each in looked:
+        for place in each.places:
+            found.update(((id(place), key), _told(value)) for key, value in place.contents().items())
+        for outer in each.modules:
+            for module in outer.modules():
+                hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
+                found[id(module)] = (module.training, hooks)
+                for name, tensor in module._parameters.items():
+                    if tensor is not None:
+                        found[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
+    return found
+
+
+def _told(value: Any) -> Any:
+    return tuple(map(id, value)) if type(value) is tuple else value if isinstance(value, _NUMBERS) else id(value)
+
+
+def _place(tensor: Tensor) -> int | None:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # without memory
+        return None
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, or in a container of values."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from (tensor for item in value.values() for tensor in tensors_in(item))
-    elif isinstance(value, (list, tuple, set)):
-        yield from (tensor for item in value for tensor in tensors_in(item))
+    """The tensors in a value, or in a container, closure or object of somebody's."""
+    stack, seen = [value], set[int]()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            yield value
+            continue
+        if isinstance(value, (*_NUMBERS, str, bytes, type(None))) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            stack += value
+        else:
+            stack += (item for place in held_by(value) for item in place.contents().values())
 
 
 def full(root: str, name: str) -> str:
@@ -184,6 +234,12 @@ def _same(old: Any, new: Any) -> bool:
     if type(old) is tuple:
         return len(old) == len(new) and all(map(_same, old, new))
     return isinstance(old, (*_NUMBERS, str, bytes)) and (old == new or old != old != new)
+
+
+def _keeps_nothing(difference: Difference) -> bool:
+    """Whether what stood there holds no tensor that what stands there now does not hold."""
+    _, _, old, new = difference
+    return {id(tensor) for tensor in tensors_in(old)} <= {id(tensor) for tensor in tensors_in(new)}
 
 
 def _of_graph(difference: Difference) -> bool:

@@ -225,8 +225,8 @@ class Passage(Adjoint):
         pairs = [(x, part) for i, (x, part) in enumerate(zip(stride.live, found, strict=True)) if i not in unread]
         if self.strides.once and name != "origin":
             sums.by_tensor.update([(id(x), part) for x, part in pairs])
-        elif pairs:
-            sums.add(*zip(*pairs, strict=True))
+        else:
+            sums.add([x for x, _ in pairs], [part for _, part in pairs])
         return value
 
 

@@ -54,10 +54,32 @@ class Tolerance:
     def _norm(self, control: PIDController, layout: Layout) -> Callable[[Leaves], Tensor]:
         if callable(control.norm):
             of = control.norm
-            return lambda leaves: torch.as_tensor(of(layout.unflatten(leaves)))
+            rows = self.rows
+            return lambda leaves: normed(of(layout.unflatten(leaves)), len(leaves[0]) if rows else None)
         if self.rows:
             return {"rms": _rms_rows, "mixed": _mixed_rows, "max": _max_rows}[control.norm]
         return {"rms": _rms, "mixed": _mixed, "max": _max}[control.norm]
+
+
+def normed(value: Any, rows: int | None = None) -> Tensor:
+    """What a norm of the user's returned.
+
+    Args:
+        value: that.
+        rows: of the state, each of which may have its own.
+
+    Raises:
+        InputError: neither one real number nor, of rows, one for each.
+    """
+    try:
+        size = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        size = None
+    of_rows = size is not None and rows is not None and size.shape == (rows,)
+    if size is None or size.is_complex() or not (size.numel() == 1 or of_rows):
+        allowed = "one real number" if rows is None else f"one real number, or one for each of {rows} rows"
+        raise InputError(f"norm returned {shown(value)}", allowed)
+    return size if of_rows else size.reshape(())
 
 
 def within(norm: Callable[[Leaves], Tensor], error: Leaves, y: Leaves, y1: Leaves, rtol: _Each, atol: _Each) -> Tensor:

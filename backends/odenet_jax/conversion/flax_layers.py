@@ -1,0 +1,150 @@
+"""Layers of flax.nnx as functions: what of their variables they write to is a state, and the rest are weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from odenet import ConversionError
+from odenet_jax.conversion.arguments import Arguments, dynamic
+from odenet_jax.conversion.attached import attach, detach, name_of, plain_call
+from odenet_jax.field.flax_modules import flax_nnx
+
+
+@dataclass(frozen=True)
+class FlaxLayer:
+    """What a call of one of some layers that are alike computes.
+
+    Args:
+        definition: of the module, without the values of its variables.
+        structure: of these values.
+        written: which of them it writes to.
+        name: of its class.
+    """
+
+    definition: Any
+    structure: Any
+    written: tuple[int, ...]
+    name: str
+
+    def __call__(
+        self, weights: Sequence[Any], state: Sequence[Any], arguments: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> tuple[Any, list[Any]]:
+        """The layer's value, and the values of the variables that it writes to."""
+        first, second = iter(weights), iter(state)
+        count = len(weights) + len(state)
+        values = [next(second) if i in self.written else next(first) for i in range(count)]
+        module = flax_nnx().merge(self.definition, jax.tree.unflatten(self.structure, values))
+        value = module(*arguments, **named)
+        after, structure = jax.tree.flatten(flax_nnx().split(module)[1])
+        if structure != self.structure:
+            raise ConversionError(
+                f"{self.name} makes variables when it is called (an nnx.Intermediate, by sow), a value that leaves it "
+                "by another way than the state",
+                "layers that write to variables that they have",
+                "take gradient='checkpoint'",
+            )
+        return value, [after[i] for i in self.written]
+
+
+def flax_layers(layers: Sequence[Any], x: Array, arguments: Arguments) -> tuple[FlaxLayer, list[list[Any]], Any]:
+    """Layers of a run as one function, the weights of each, and the state of all, leaves with an axis of layers.
+
+    Args:
+        layers: attached ones, which are left as they are.
+        x, arguments: what the first one is called with.
+
+    Returns:
+        The function, the weights of each layer, and the state: None where they write to nothing.
+
+    Raises:
+        ConversionError: layers that are not alike, that share a variable that they write to, or that write to one of
+            floating point numbers which is no running statistic.
+    """
+    parts = [_parts(layer) for layer in layers]
+    definition, structure = parts[0][0], parts[0][2]
+    name = name_of(layers[0])
+    for i, (other, _, others) in enumerate(parts):
+        if other != definition or others != structure:
+            raise ConversionError(
+                f"layer {i} of a run of {name} is not like the first one: its variables or attributes are others",
+                "layers that differ in the values of their variables alone, all in training or all in evaluation",
+                "take gradient='checkpoint'",
+            )
+    written = _written(FlaxLayer(definition, structure, (), name), parts[0][1], x, arguments)
+    variables = [_variables(layer) for layer in layers]
+    for i in written:
+        kind, shared = type(variables[0][i]), {id(each[i]) for each in variables}
+        values = [values[i] for _, values, _ in parts]
+        if len(shared) != len(layers):
+            raise ConversionError(
+                f"layers of {name} share a {kind.__name__} that they write to",
+                "layers with random numbers and statistics of their own each",
+                "make each layer with rngs.fork(), or take gradient='checkpoint'",
+            )
+        if jnp.issubdtype(values[0].dtype, jnp.inexact) and not issubclass(kind, flax_nnx().BatchStat):
+            raise ConversionError(
+                f"{name} writes to a {kind.__name__}, whose gradient would be lost: a value that leaves it by another "
+                "way than the state",
+                "layers that write to running statistics (nnx.BatchStat) and counts of random numbers",
+                "take gradient='checkpoint'",
+            )
+    weights = [[leaf for i, leaf in enumerate(values) if i not in written] for _, values, _ in parts]
+    state = [jnp.stack([values[i] for _, values, _ in parts]) for i in written]
+    return FlaxLayer(definition, structure, written, name), weights, state or None
+
+
+def write_back(layers: Sequence[Any], written: Sequence[int], rows: Sequence[Array]) -> None:
+    """Write the state after a run to the layers' variables."""
+    for n, layer in enumerate(layers):
+        variables = _variables(layer)
+        for i, leaf in zip(written, rows, strict=True):
+            variables[i].set_value(leaf[n])
+
+
+def recomputed(layer: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """The value of a layer that is run again on the way back; it writes once."""
+    arrays, together = dynamic((arguments, named))
+
+    def call(layer: Any, arrays: Any) -> Any:
+        arguments, named = together(arrays)
+        return plain_call(layer, *arguments, **named)
+
+    return flax_nnx().remat(call)(layer, arrays)
+
+
+def _parts(layer: Any) -> tuple[Any, list[Any], Any]:
+    """The definition of a layer without its place, and the values of its variables."""
+    place = layer.odenet_place
+    detach(layer)
+    try:
+        definition, variables = flax_nnx().split(layer)
+    finally:
+        attach(layer, place)
+    values, structure = jax.tree.flatten(variables)
+    return definition, values, structure
+
+
+def _variables(layer: Any) -> list[Any]:
+    """The variables of a layer, as its values are in order."""
+    nnx = flax_nnx()
+    by_path = {path: node for path, node in nnx.iter_graph(layer) if isinstance(node, nnx.Variable)}
+    found = [by_path[path] for path, _ in nnx.to_flat_state(nnx.split(layer)[1])]
+    return found
+
+
+def _written(function: FlaxLayer, values: list[Any], x: Array, arguments: Arguments) -> tuple[int, ...]:
+    """Which of the variables a call writes to."""
+
+    def after(values: list[Any]) -> list[Any]:
+        whole = FlaxLayer(function.definition, function.structure, tuple(range(len(values))), function.name)
+        return whole([], values, (x, *arguments[0]), arguments[1])[1]
+
+    program = jax.make_jaxpr(after)(values).jaxpr
+    pairs = enumerate(zip(program.invars, program.outvars, strict=True))
+    return tuple(i for i, (before, left) in pairs if before is not left)

@@ -1,0 +1,153 @@
+"""What goes wrong, in the words of torchdiffeq's calls: the steps below speak in those of `odenet.solve`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+from odenet import GradientError, OdenetError, Result, SolveError
+from odenet_torch.drop_in.flow import OdeintProblem
+from odenet_torch.steps.adaptive import ForwardSolve
+
+Arguments = ParamSpec("Arguments")
+Value = TypeVar("Value")
+
+_OURS = {"odenet", "odenet_torch", "torch", "contextlib"}
+_PHRASES = (
+    # whole remedies first, of which later phrases are parts
+    (
+        "take gradient='backprop', or with equal steps gradient='checkpoint' (every step, or segments=), where such a "
+        "tensor has its gradient; make it part of the state; or detach() it",
+        "take odeint, where such a tensor has its gradient; make it part of the state; or detach() it",
+    ),
+    (
+        "call model.eval(), take steps=N (which replays them), or gradient='backprop'",
+        "call func.eval(), or take odeint",
+    ),
+    ("pass them as weights, make the field an nn.Module, or take", "name them in adjoint_params, or take"),
+    ("tensors handed over as weights, and parameters", "parameters, and tensors named in adjoint_params"),
+    ("pass that tensor in weights, compute it inside the field, or take", "compute that tensor inside func, or take"),
+    ("give the weights (or y0) the number type you want, as in weights.to(y0.dtype)", "take func(t, y).to(y.dtype)"),
+    (
+        "steps=N there; a leading batch axis, with steps for all or PIDController(per_sample=True)",
+        "a leading batch axis of y0; methods of fixed steps, such as rk4",
+    ),
+    ("solve for the whole batch at once, or take steps=N", "solve for the whole batch at once, or take method='rk4'"),
+    ("write y < 0 as the number y, with direction=-1", "write y < 0 as the number y"),
+    ("Solution.event_t.detach()", "event_t.detach()"),
+    ("y0 (leaf)", "y0"),
+    ("gradient='backprop'", "odeint"),
+    ("an event's condition", "event_fn"),
+    ("the field", "func"),
+)
+
+
+def translated(text: str) -> str:
+    """A part of a message, with the names of torchdiffeq's arguments."""
+    for ours, theirs in _PHRASES:
+        text = text.replace(ours, theirs)
+    return text
+
+
+@contextlib.contextmanager
+def speaking(entry: str) -> Iterator[None]:
+    """Inside, errors of this library name the entry that was called, and its arguments.
+
+    What a function of the user's raises stays as it is, that of another solve within it too.
+    """
+    try:
+        yield
+    except OdenetError as error:
+        if not _is_the_users(error.__traceback__):
+            # odeint_event calls odeint: the user's call is the outermost
+            given = error.given.removeprefix(f"{getattr(error, 'entry', '')}: ")
+            vars(error)["entry"] = entry
+            error.given = f"{entry}: {translated(given)}"
+            error.allowed, error.remedy = translated(error.allowed), translated(error.remedy)
+            error.args = type(error)(error.given, error.allowed, error.remedy).args
+        raise
+
+
+def named(entry: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
+    """A function whose errors name it, see `speaking`."""
+
+    @functools.wraps(entry)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Value:
+        with speaking(entry.__name__):
+            return entry(*args, **kwargs)
+
+    return call
+
+
+def _is_the_users(traceback: TracebackType | None) -> bool:
+    """Whether an error came from beyond the calls of this library."""
+    while traceback is not None:
+        if traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in _OURS:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def stopped(flow: OdeintProblem, found: ForwardSolve) -> SolveError:
+    """The error for an adaptive solve that could not go on."""
+    loop = found.loop
+    assert loop.failed is not None
+    most = loop.control.max_steps // max(len(flow.times) - 1, 1)
+    if loop.failed is Result.MAX_STEPS and loop.tried < loop.control.max_steps:
+        what = f"at that pace, and at a thousand times it, {loop.control.max_steps} steps would not reach t[-1]"
+        remedy = "give larger rtol and atol, or a time that is nearer"
+    elif loop.failed is Result.MAX_STEPS and flow.event_fn is not None:
+        what = f"max_num_steps={most} were tried without an event"
+        remedy = "look at the signs of event_fn; or give options={'max_num_steps': N} with a larger N"
+    else:
+        what, remedy = reason(loop.failed, most, "")
+    return SolveError(
+        f"the solve stopped at t={found.grid.nodes[-1]:.8g} after {loop.n} steps ({loop.tried - loop.n} rejected): "
+        f"{what}",
+        remedy=remedy,
+    )
+
+
+def stopped_back(failed: Result, most: int, steps: int, start: float) -> GradientError:
+    """The error for a way back that could not go on.
+
+    Args:
+        failed: how.
+        most: `max_num_steps`.
+        steps: those accepted.
+        start: the time that they began at.
+    """
+    what, remedy = reason(failed, most, "adjoint_")
+    return GradientError(
+        f"the way back stopped after {steps} steps from t={start:.8g}: {what}",
+        "ways back that reach the time before",
+        f"{remedy}; or take odeint, whose gradient integrates nothing back",
+    )
+
+
+def reason(failed: Result, most: int, prefix: str) -> tuple[str, str]:
+    """What happened, and what to do.
+
+    Args:
+        failed: how.
+        most: `max_num_steps`.
+        prefix: of the arguments of the way back.
+    """
+    options, tolerances = f"{prefix}options", f"{prefix}rtol and {prefix}atol"
+    if failed is Result.MAX_STEPS:
+        return f"max_num_steps={most} were tried between one time and the next", (
+            f"give {options}={{'max_num_steps': N}} with a larger N, or larger {tolerances}; a func that needs ever "
+            f"smaller steps is stiff, and wants odeint with method='implicit_adams', or 'scipy_solver' with 'BDF'"
+        )
+    if failed is Result.STEP_TOO_SMALL:
+        return "the step size vanished beside t", (
+            f"func has a jump or a singularity there (name jumps in {options}={{'jump_t': [...]}}), or {tolerances} "
+            "are below the rounding of the number type of y0"
+        )
+    return "the solution is not finite", (
+        "func grew beyond the number type, or the step is too large for it; look at func near that time, or give "
+        f"{options}={{'max_step': h}}"
+    )
