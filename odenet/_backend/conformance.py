@@ -262,7 +262,7 @@ def _loss(solution: Any) -> Any:
 
 
 def _relative_error(known: BackendEntry, method: Gradient, record: AnySolver, steps: int) -> float | None:
-    """Of the whole gradient, against central differences of the loop in NumPy; None where gradients are refused."""
+    """Relative error of the gradient, against central differences of a loop in NumPy; None where it is refused."""
     import numpy as np
 
     y0, depth = _state(), _weights(record, steps)
@@ -316,7 +316,7 @@ def _adaptive_gradient(known: BackendEntry, method: Gradient, record: AnySolver)
 
 
 def _adaptive_error(known: BackendEntry, method: Gradient, record: AnySolver, rtol: float) -> float | None:
-    """Of the gradient of `y' = -w t y`, whose solution is known: dy(t1)/dw = -t1²/2 y(t1). None where it is refused."""
+    """Error of the gradient of `y' = -w t y`, which is known: dy(t1)/dw = -t1²/2 y(t1). None where it is refused."""
     import numpy as np
 
     with backend(known.name).prepare("float64", "cpu"):

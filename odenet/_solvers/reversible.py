@@ -19,7 +19,7 @@ from odenet._solvers.step import Leaves, add, combine
 from odenet._solvers.tableau import Tableau
 
 Pair = tuple[Leaves, ...]
-"""What a solver carries; y first."""
+"""The state of a reversible solver, as a tuple of leaves; those of y come first."""
 
 
 class Forth(Protocol):
@@ -116,7 +116,7 @@ class ReversibleSolver(StagedSolver):
 
     @abstractmethod
     def kept(self, pair: Pair) -> Pair:
-        """What the way back starts from: two leaves of the state's size."""
+        """The states from which the backward pass starts, twice the size of y."""
 
     def cotangents(self, g: Leaves, zero: Leaves) -> Pair:
         """Those of what is carried at t1, from that of y(t1)."""
@@ -166,7 +166,7 @@ class ReversibleHeun(ReversibleSolver):
         return add(y, k), z
 
     def cotangents(self, g: Leaves, zero: Leaves) -> Pair:
-        """Of y and z, and of the slope as the start of the step after."""
+        """The initial cotangents of y, z and the slope, from g, the cotangent of the final y."""
         return g, zero, zero
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:

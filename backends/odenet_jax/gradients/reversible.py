@@ -16,7 +16,17 @@ from jax import Array
 from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import Alarm, alarm
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.adjoint import (
+    Adjoint,
+    OutputCotangents,
+    SavedStates,
+    Sums,
+    collect,
+    descend,
+    none_unread,
+    vjp,
+    zeros,
+)
 from odenet_jax.gradients.certificate import Sketch, certify, relative
 from odenet_jax.steps.fixed import Carried, Run, Solve, read
 from odenet_jax.steps.whole_numbers import packed, unpacked, whole
@@ -91,7 +101,7 @@ class Retrace(Adjoint):
             residual = jnp.maximum(residual, saved.sketch.error(y))
         residual = residual.astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
-        return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
+        return gradient, sums, residual, (steps, (none_unread(run, residual), jnp.int32(-1)))
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `Adjoint.settled`."""

@@ -27,7 +27,7 @@ from odenet import Checkpoint, Problem, Stats
 from odenet_jax.field.state import HALF, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients import checkpoint
-from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, descend
+from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, descend, none_unread
 from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.steps.fixed import Carried, Run, Solve, read
 
@@ -119,15 +119,15 @@ class RoundedStates(checkpoint.Recomputation):
         ]
         errors = [(error + drift).astype(run.layout.time) for (_, error, _), drift in zip(links, drifts, strict=True)]
         certificate = functools.reduce(jnp.maximum, errors)
-        return g, sums, certificate, None
+        return g, sums, certificate, none_unread(run, certificate)
 
     def settled(self, gradients: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
-        """What the way back found, if the certificate, the last of it, is within the tolerance.
+        """What the way back found, if the certificate is within the tolerance.
 
         Raises:
             GradientError: it is not; a compiled program raises a RuntimeError of this message when it runs.
         """
-        tolerance, certificate = self.method.tolerance, gradients[-1]
+        tolerance, certificate = self.method.tolerance, trouble
         if tolerance is None:
             return gradients
         if not isinstance(certificate, Tracer):

@@ -41,6 +41,7 @@ class Run:
         slot: those that the present step reads, where weights change with depth (see `at`).
         replay: what blocks are told beside their input; None where that is nothing.
         again: whether this is the way back, which runs evaluations of the forward pass again.
+        unread: of a way back, whether the loss reads no state of the solve, so that all its gradients are zero.
     """
 
     field: Field
@@ -51,6 +52,7 @@ class Run:
     slot: Slot | None = None
     replay: Replay | None = None
     again: bool = False
+    unread: Array | None = None
 
     def key(self, *more: Any) -> Hashable | None:
         """What its programs are kept by (see `odenet_jax.field.programs`), with what else these depend on."""
