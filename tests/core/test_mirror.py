@@ -43,7 +43,6 @@ DROP_IN = {
     "options",
     "recalled_function",
     "recording",
-    "words",
 }
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
@@ -118,6 +117,7 @@ ALONE = {
         "gradients/linear_map.py",
         "gradients/plain_steps.py",
         "gradients/runtime_errors.py",  # errors that a compiled program finds when it runs
+        "gradients/unreached.py",  # the derivative of what stands for no result
         "nets/convolution.py",
         "steps/adaptive_loop.py",
         "field/module_writes.py",  # in torch field/written_on.py, which asks version counters
@@ -207,8 +207,9 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
             "standing",
             "unhooked",
         },
-        {"OutputCotangents", "collect", "descend", "once"},
+        {"OutputCotangents", "collect", "descend", "none_unread", "once"},
     ),
+    "drop_in/words.py": ({"named", "reason", "stopped", "stopped_back"}, set()),
     "gradients/rounded_states.py": (
         {"Chain", "HalfPrecisionChain", "restarts"},
         {"Chains"},

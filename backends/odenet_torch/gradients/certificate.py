@@ -29,7 +29,7 @@ def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
 
 
 def _norms(defect: AnyLeaves, y: AnyLeaves) -> list[tuple[Tensor, Tensor, int]]:
-    """Of all that may be rows: the norms of the defect's, those of y's, and how many entries a row has."""
+    """For each way to read rows: the norms of the rows of the defect and of y, and the number of entries of a row."""
     pairs = [(d, leaf) for d, leaf in zip(defect, y, strict=True) if leaf.numel()]
     readings = [reading for pair in pairs for reading in _read(*pair)]
     return [(_norm(d, axis), _norm(leaf, axis), leaf.shape[axis]) for d, leaf, axis in readings]
