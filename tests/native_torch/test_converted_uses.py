@@ -556,7 +556,7 @@ def test_a_tensor_that_a_layer_reads_by_the_side():
     plain, model, x = reading("checkpoint")
     require_alike(outcome(plain, x, computed), outcome(model, x, computed), 1e-12)
     plain, model, x = reading("discrete-adjoint:iterations=40")
-    with pytest.raises(ConversionError, match=r"Reading reads a tensor that was computed outside of it.*'checkpoint'"):
+    with pytest.raises(ConversionError, match=r"Reading \(.*\) reads a tensor that was computed.*'checkpoint'"):
         outcome(model, x, computed)
     leaf = torch.ones((), dtype=torch.float64, requires_grad=True)
     found = []

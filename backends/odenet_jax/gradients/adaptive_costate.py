@@ -169,7 +169,7 @@ class AdaptiveCostate(WayBack):
         return _CostateCarry(now, state, first, parts, jnp.where(accepted, met, output), sums)
 
     def _slope(self, run: AcceptedRun, t: TimePoint, state: Leaves) -> tuple[Leaves, Any]:
-        """Of y and its adjoint, and the integrand of the weights' gradient."""
+        """The slopes of y and its adjoint, and the integrand of the weights' gradient."""
         count = len(state) // 2
         slope, pull = vjp(run, lambda run, y: run.slope_at(t, y), state[:count])
         part, *by_reads = pull(state[count:])

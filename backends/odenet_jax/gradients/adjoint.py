@@ -57,7 +57,7 @@ class Adjoint(ABC):
         return ()
 
     def beside(self, run: Run) -> LoopObserver | None:
-        """What the forward pass is to make of its states, in place of the state at t1; None for nothing."""
+        """What the forward pass is to make of its states, beside the state at t1; None for nothing."""
         return None
 
     def discover(self, run: Run, y0: Leaves) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from odenet import Backprop, ConversionError, DiscreteAdjoint
-from odenet_torch.conversion.call_modes import CallModes
+from odenet_torch.conversion.call_modes import CallModes, described
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, rounds
 from odenet_torch.conversion.linked import linked
@@ -65,7 +65,7 @@ def detach(module: nn.Module) -> None:
         raise ConversionError(
             f"a converted {base_of(module).__name__} whose class was changed since, to {type(module).__name__}",
             "models whose layers have the classes that they had when they were converted",
-            "undo first what was done last",
+            "undo the later change of the class first",
         )
     module.__class__ = base_of(module)
     del vars(module)["odenet_run"], vars(module)["_odenet_ways"]
@@ -118,7 +118,7 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
     written = written_to((args, kwargs))
     if written:
         raise ConversionError(
-            f"{type(layer).__name__} called with a {written}, which it may write to, while gradient="
+            f"{described(layer)} called with a {written}, which it may write to, while gradient="
             f"{run.gradient.label!r} evaluates it again",
             "tensors, numbers, strings, None, and containers of these",
             "train without a cache (in transformers: use_cache=False); under torch.no_grad() a cache works",

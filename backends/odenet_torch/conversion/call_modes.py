@@ -56,9 +56,14 @@ def _note(states: dict[int, Any], index: int, device: Any) -> Callable[..., None
 
 
 class CallModes:
-    """The modes in which one layer is called, by the kind of its arguments."""
+    """The modes in which one layer is called, by the kind of its arguments.
 
-    def __init__(self) -> None:
+    Args:
+        place: the name of the layer in the model.
+    """
+
+    def __init__(self, place: str = "") -> None:
+        self.place = place
         self.known: dict[Any, CallMode] = {}
         self.calls = 0  # with rounded states
 
@@ -81,7 +86,12 @@ class CallModes:
         self.known[_key(layer, mode, arguments)] = way
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"known": {}, "calls": 0}  # made code, which cannot be pickled and is made again
+        return {"place": self.place, "known": {}, "calls": 0}  # made code, which cannot be pickled and is made again
+
+
+def described(layer: Any) -> str:
+    """A converted layer, for a message: its class, and its name in the model that was converted."""
+    return f"{type(layer).__name__} ({layer._odenet_ways.place})"
 
 
 def _key(layer: nn.Module, mode: bool, arguments: Arguments) -> Any:

@@ -22,7 +22,7 @@ from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
 from odenet.kit import add, alarm, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
-from odenet_torch.conversion.call_modes import CallMode
+from odenet_torch.conversion.call_modes import CallMode, described
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
@@ -85,7 +85,7 @@ def linked(
 
 def _no_state(layer: nn.Module, does: str) -> ConversionError:
     return ConversionError(
-        f"{type(layer).__name__} {does}",
+        f"{described(layer)} {does}",
         "a state of real numbers that goes in and comes out in one shape and number type",
         "take gradient='checkpoint', which needs none",
     )
@@ -296,7 +296,7 @@ def _link(x: Tensor) -> Link | None:
 def _unwritten(state: Tensor, before: int, layer: nn.Module) -> Tensor:
     if version(state) != before:
         raise GradientError(
-            f"a state between two converted layers, before or after a {type(layer).__name__}, was modified by an "
+            f"a state between two converted layers, before or after {described(layer)}, was modified by an "
             "inplace operation, and is needed to rebuild the others",
             "operations that make new tensors",
             "take the operation that is not in place, or gradient='checkpoint'",

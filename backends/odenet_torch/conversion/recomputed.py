@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from odenet import ConversionError, DiscreteAdjoint
+from odenet_torch.conversion.call_modes import described
 from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state_name
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.rerun import Rerun
@@ -50,7 +51,7 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
             raise
         if layer.training and any(True for _ in layer.buffers()):
             raise ConversionError(
-                f"{type(layer).__name__} has buffers and takes derivatives with torch.func, which refuses to run under "
+                f"{described(layer)} has buffers and takes derivatives with torch.func, which refuses to run under "
                 "the hooks of torch's checkpoint",
                 "layers that do one of them",
                 "convert the model as it is now, so that this is known before; or take gradient='backprop'",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from odenet import ConversionError, GradientError
 from odenet.kit import tree_leaves
+from odenet_torch.conversion.call_modes import described
 from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
 from odenet_torch.conversion.layer import Arguments, copied
 from odenet_torch.conversion.sums import in_place
@@ -157,7 +158,7 @@ class Rerun:
         nodes = {tensor.grad_fn for tensor in (*known, *own)}
         if unknown := [node for node in older if node not in nodes]:
             raise ConversionError(
-                f"{type(self.layer).__name__} reads a tensor that was computed outside of it (by {unknown[0].name()}), "
+                f"{described(self.layer)} reads a tensor that was computed outside of it (by {unknown[0].name()}), "
                 "needs a gradient and is no argument of it",
                 "such tensors as arguments of a layer, or as parameters",
                 "take gradient='checkpoint', which gives it its gradient",
@@ -181,8 +182,8 @@ class Rerun:
 
 
 def spent() -> GradientError:
-    """The error of a second way back through layers of which nothing is kept any more."""
+    """The error of a second backward pass through layers whose states have been freed."""
     return GradientError(
-        "a second way back through converted layers, whose states have been let go",
+        "a second backward pass through converted layers, whose states have been freed",
         "one backward pass, or retain_graph=True in all but the last",
     )

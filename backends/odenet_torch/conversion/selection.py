@@ -49,7 +49,7 @@ class Selected:
 
     def ways(self) -> CallModes:
         """Its branches, called as on the example."""
-        ways = CallModes()
+        ways = CallModes(self.name)
         for mode, branches in self.branches.items():
             ways.add(self.module, mode, self.calls[0].arguments, CallMode(branches, fresh=False))
         return ways

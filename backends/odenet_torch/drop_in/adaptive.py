@@ -15,7 +15,7 @@ from odenet_torch.drop_in.flow import OdeintProblem, parts
 from odenet_torch.drop_in.words import stopped
 from odenet_torch.field.differentiating import readable
 from odenet_torch.field.field import FunctionField
-from odenet_torch.field.state import Leaves, layout
+from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.accepted_steps import plain
 from odenet_torch.steps.adaptive import ForwardSolve, begin
 from odenet_torch.steps.compiled import compilable
@@ -84,12 +84,12 @@ def forward(
         event = Event(flow.event, tolerance=min(tolerances, default=None))
         span = Span(ts[0], flow.direction * EVER, None, control, event)
     problem = Problem(flow.f, flow.y0, None, span, solver, Backprop(), compiling(compile))
-    state_layout, leaves = layout(flow.y0)
+    state_layout, leaves = flow.layout()
     field = FunctionField(flow.f, None)
     if problem.compile is not None:
         problem = dataclasses.replace(problem, compile=compilable(problem))
         field.traced, field.module, field.inner = (
-            functools.partial(_slope, flow.func, flow.shapes),
+            functools.partial(_slope, flow.func, flow.shapes, flow.wide),
             flow.func,
             flow.reads,
         )
@@ -98,8 +98,8 @@ def forward(
     return ready, from_start(span, ready.run, leaves)
 
 
-def _slope(func: Any, shapes: tuple[torch.Size, ...] | None, t: Tensor, y: Tensor) -> Tensor:
+def _slope(func: Any, shapes: tuple[torch.Size, ...] | None, wide: bool, t: Tensor, y: Tensor) -> Tensor:
     """What `OdeintProblem.f` does of each evaluation, for a graph."""
-    value = func(t.to(y.real.dtype), y if shapes is None else parts(y, shapes))
+    value = func(t.to(torch.float64 if wide else y.real.dtype), y if shapes is None else parts(y, shapes))
     value = value if shapes is None else torch.cat([part.reshape(-1) for part in value])
     return value.to(y.dtype) if y.is_complex() or not value.is_complex() else value  # that widens the state

@@ -25,7 +25,6 @@ from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled_function import Recalled
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field.half_precision import HALF
-from odenet_torch.field.state import layout
 from odenet_torch.gradients.adjoint import unhooked
 from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
 
@@ -78,7 +77,7 @@ class AdjointSolve:
 
     def __init__(self, way: AdjointProblem, params: Sequence[Tensor], timed: bool) -> None:
         self.way, self.params, self.timed = way, params, timed
-        self.layout, _ = layout(way.flow.y0)
+        self.layout, _ = way.flow.layout()
         self.sums = [torch.zeros_like(p, dtype=torch.float32 if p.dtype in HALF else None) for p in params]
         self.moved = torch.zeros((), dtype=self.layout.time, device=self.layout.device)
         """What the adjoint adds to the gradient by t0 through the field's own dependence on time."""

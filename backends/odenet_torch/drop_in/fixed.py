@@ -15,7 +15,7 @@ from odenet import GridError, InputError, SolveError, Solver
 from odenet.kit import Tableau, add, shown, slopes
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.options import Spacing
-from odenet_torch.field.state import Layout, Leaves, layout
+from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.size_control import StepCallbacks
 from odenet_torch.steps.weighted_sum import weigh_leaves
@@ -55,7 +55,7 @@ def solve(
     flow: OdeintProblem, solver: Solver, spacing: Spacing, on: StepCallbacks | None
 ) -> tuple[Tensor | None, Tensor]:
     """See `odenet_torch.drop_in.adaptive.solve`."""
-    state_layout, y0 = layout(flow.y0)
+    state_layout, y0 = flow.layout()
 
     def evaluate(t: Tensor, y: Leaves) -> Leaves:
         return state_layout.evaluate(lambda at: flow.f(t, at), y)

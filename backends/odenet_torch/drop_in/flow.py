@@ -5,6 +5,8 @@ Over 250 lines: each of torchdiffeq's arguments is read, checked and put into on
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import math
 import warnings
@@ -20,8 +22,9 @@ from odenet.kit import real, shown, takes
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.differentiating import listed, record
 from odenet_torch.field.half_precision import Reads
-from odenet_torch.field.state import NUMBERS
+from odenet_torch.field.state import NUMBERS, Layout, Leaves, layout
 from odenet_torch.steps.events import signed
+from odenet_torch.steps.resolution import coarse, explained
 
 Norm = Callable[[Any], Any]
 
@@ -39,6 +42,8 @@ class OdeintProblem:
         event_fn: `event_fn(t, y)`, whose change of sign ends the solve.
         recording: what evaluations draw, for a way back; None where there is none.
         reads: of a module's parameters, where autograd adds up their gradients.
+        wide: whether func is called with times in double beside a state in single precision, which cannot tell them
+            apart.
     """
 
     func: Callable[[Tensor, Any], Any]
@@ -49,6 +54,7 @@ class OdeintProblem:
     event_fn: Callable[[Tensor, Any], Tensor] | None
     recording: Recording | None = None
     reads: Reads | None = None
+    wide: bool = False
 
     @property
     def direction(self) -> float:
@@ -61,15 +67,38 @@ class OdeintProblem:
         Raises:
             StateError: the function returned another shape, or other entries than the tuple's.
         """
-        kind = y.dtype
-        if t.dtype is not kind and t.dtype is not (kind := y.real.dtype):
+        kind = torch.float64 if self.wide else y.dtype
+        if t.dtype is not kind and t.dtype is not (kind := self.time_kind(y)):
             t = t.to(kind)
         value = self._slope(t, y) if self.recording is None else self.recording.evaluate(lambda: self._slope(t, y))
         if value.dtype is not y.dtype and (y.is_complex() or not value.is_complex()):
             value = value.to(y.dtype)  # torchdiffeq widens and narrows in silence
         return value
 
+    def time_kind(self, y: Tensor) -> torch.dtype:
+        """The number type of the times that func and event_fn are called with, beside a state."""
+        return torch.float64 if self.wide else y.real.dtype
+
+    def layout(self) -> tuple[Layout, Leaves]:
+        """The layout of y0, with times of that type, and its leaves as carried."""
+        found, leaves = layout(self.y0)
+        return dataclasses.replace(found, time=torch.float64) if self.wide else found, leaves
+
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
+        if not self.wide:
+            return self._value(t, y)
+        with self.explained():
+            return self._value(t, y)
+
+    def explained(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, a func that cannot be called with times in double is told why it was.
+
+        Raises:
+            GridError: it cannot.
+        """
+        return explained(self.times[0]) if self.wide else contextlib.nullcontext()
+
+    def _value(self, t: Tensor, y: Tensor) -> Tensor:
         state = y if self.shapes is None else self.unpacked(y)
         try:
             if self.reads is None:
@@ -110,7 +139,7 @@ class OdeintProblem:
             StateError: the function returned something else.
         """
         assert self.event_fn is not None
-        time = torch.as_tensor(t, device=y.device).to(y.real.dtype)
+        time = torch.as_tensor(t, device=y.device).to(self.time_kind(y))
         try:
             value = self.event_fn(time, self.unpacked(y))
         except TypeError:
@@ -208,7 +237,10 @@ def flow(
     if t.device != y0.device:
         warnings.warn("t is not on the same device as y0. Coercing to y0.device.", stacklevel=4)
         t = t.to(y0.device)
-    return OdeintProblem(func, shapes, y0, t, times, event_fn)
+    # up to an event nobody knows how far it is: as torchdiffeq, a unit of time
+    end = times[0] + 1.0 if event_fn is not None else times[-1]
+    wide = y0.real.dtype is torch.float32 and len(times) > 1 and coarse(torch.float32, times[0], end)
+    return OdeintProblem(func, shapes, y0, t, times, event_fn, wide=wide)
 
 
 def tolerance(name: str, value: Any, flow: OdeintProblem) -> float | Tensor:

@@ -71,14 +71,15 @@ class Recalled:
             GradientError: func reads a tensor that was computed elsewhere, and it cannot be seen which.
         """
         y, since = flow.y0.detach().requires_grad_(), now()
-        t = torch.tensor(flow.times[0], dtype=torch.float64, device=y.device).to(y.real.dtype).requires_grad_()
+        t = torch.tensor(flow.times[0], dtype=torch.float64, device=y.device).to(flow.time_kind(y)).requires_grad_()
         with torch.enable_grad():
             at = flow.unpacked(y.clone())  # a copy, of which func may change what it likes
             before = versions(_flat(at))
-            try:
-                value = self.func(t, at)
-            except RuntimeError as error:
-                value = record(error, self.func, t, at)
+            with flow.explained():
+                try:
+                    value = self.func(t, at)
+                except RuntimeError as error:
+                    value = record(error, self.func, t, at)
         # NumPy's writes are not counted: on the host the values are compared
         unwritten = y.device.type != "cpu" or all(map(torch.equal, _flat(at), _flat(flow.unpacked(y))))
         self.lends = versions(_flat(at)) != before or not unwritten

@@ -130,6 +130,8 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
     # (derivatives that torch.func and forward mode carry would be lost with the alias)
     keep_graph = transformed()
     tensors = [tensor if keep_graph or tensor.requires_grad else tensor.detach() for tensor in tensors]
+    if torch.is_grad_enabled():  # a tensor of inference mode takes part in no graph, and an alias of it is another
+        tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     return result, tuple(tensor.to(kind) for tensor, kind in zip(tensors, carried, strict=True))
 
 

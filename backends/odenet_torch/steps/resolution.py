@@ -16,6 +16,11 @@ from odenet_torch.field.state import Layout
 _COARSE = 1e-4  # of the span of the solve: float32 is as fine as that up to times of a thousand spans
 
 
+def coarse(kind: torch.dtype, t0: float, t1: float) -> bool:
+    """Whether a number type is too coarse for the times between these."""
+    return t0 != t1 and torch.finfo(kind).eps * max(abs(t0), abs(t1)) > _COARSE * abs(t1 - t0)
+
+
 def resolved(layout: Layout, t0: Any, t1: Any) -> Layout:
     """The layout with a number type of times that resolves the solve from t0 to t1.
 
@@ -27,10 +32,10 @@ def resolved(layout: Layout, t0: Any, t1: Any) -> Layout:
         GridError: a device without float64.
     """
     t0, t1 = number("t0", t0) or 0.0, number("t1", t1) or 0.0
-    apart = torch.finfo(layout.time).eps * max(abs(t0), abs(t1))
-    if t0 == t1 or layout.time is torch.float64 or apart <= _COARSE * abs(t1 - t0):
+    if layout.time is torch.float64 or not coarse(layout.time, t0, t1):
         return layout
     if layout.device.type == "mps":
+        apart = torch.finfo(layout.time).eps * max(abs(t0), abs(t1))
         raise GridError(
             f"times from {t0} to {t1}, which are {apart:.2g} apart in float32, on a device without float64",
             "times that float32 resolves",
