@@ -65,12 +65,13 @@ test-oldest: .venv-oldest/.made
 .venv-architectures/.made: pyproject.toml
 	$(PYTHON) -m venv .venv-architectures
 	.venv-architectures/bin/python -m pip install --quiet $(PIP_ARGS) 'pip>=25.1'
-	.venv-architectures/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[torch]' --group test --group architectures
+	.venv-architectures/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[torch,jax]' --group test --group architectures
 	@touch $@
 
 test-architectures: .venv-architectures/.made
 	.venv-architectures/bin/python -m pytest -q tests/architectures/wrappers.py
 	.venv-architectures/bin/python -m pytest -q -m slow tests/native_torch/test_export.py
+	.venv-architectures/bin/python -m pytest -q tests/native_jax/test_convert_flax.py
 	.venv-architectures/bin/python tests/architectures $(ARGS)
 
 lint: .venv/.test

@@ -51,8 +51,10 @@ from odenet._problem.grid import Grid
 from odenet._problem.problem import Problem
 from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Span
+from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.controller import PIDController
 from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.momentum import Momentum
 from odenet._solvers.names import SOLVERS, solver
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
 from odenet._solvers.runge_kutta import Solver
@@ -67,6 +69,7 @@ from odenet.doctor.planning import Audited, audit, plan
 __version__ = "0.1.0"
 
 __all__ = [
+    "BDIA",
     "GRADIENTS",
     "SOLVERS",
     "AsynchronousLeapfrog",
@@ -108,6 +111,7 @@ __all__ = [
     "GridError",
     "InputError",
     "Measurement",
+    "Momentum",
     "NetSpec",
     "NonFiniteError",
     "OdenetError",
@@ -132,6 +136,7 @@ __all__ = [
     "Tableau",
     "TableauError",
     "TrainingResults",
+    "TwoStepMidpoint",
     "UnknownNameError",
     "UnsupportedError",
     "UselessGradientWarning",

@@ -31,7 +31,7 @@ ADAPTIVE = {"heun": "adaptive_heun", "fehlberg2": "fehlberg2", "bosh3": "bosh3",
 """Their name of each of our solvers."""
 
 _ENDS = {"max_num_steps": Result.MAX_STEPS, "underflow": Result.STEP_TOO_SMALL, "non-finite": Result.NONFINITE}
-"""What their assertions begin with."""
+"""The beginnings of torchdiffeq's assertion messages, and the results that they mean."""
 
 
 def solve_span(ivp: Problem, span: Span, field: FunctionField, state_layout: Layout, leaves: Leaves) -> Solution:
@@ -174,7 +174,7 @@ def _tolerance(value: Any, leaves: Leaves) -> Any:
 
 
 def _norm(norm: Any, state_layout: Layout, single: bool) -> Callable[[Any], Any]:
-    """Of a tensor, or of a tuple where the state is one."""
+    """The norm of a tensor, or of a tuple where the state is one."""
 
     def rms(y: Any) -> Tensor:
         parts = [leaf.abs().square() for leaf in ((y,) if single else y)]

@@ -53,7 +53,7 @@ def after(net, gradient="checkpoint"):
 
 
 # %% [markdown]
-# The gradients, and what they take once they are compiled.
+# The gradients, and the time that they take when compiled.
 
 # %%
 flat = {}

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A script of torchdiffeq, moved
 #
-# First the import line changes. Then the call, and with it every solver and gradient method can be had.
+# First only the import line changes. Then the call changes, which makes every solver and gradient method available.
 
 # %%
 import time

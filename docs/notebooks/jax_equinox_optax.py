@@ -1,8 +1,8 @@
 # %% [markdown]
 # # JAX: equinox modules, optax
 #
-# A `ResidualStack` is an equinox module: `eqx.filter_jit`, `eqx.filter_value_and_grad` and optax take it as any
-# other.
+# A `ResidualStack` is an equinox module, and works with `eqx.filter_jit`, `eqx.filter_value_and_grad` and optax as any
+# other module.
 
 # %%
 import equinox as eqx
@@ -40,7 +40,7 @@ def loss(network, x, y):
 
 
 # %% [markdown]
-# The gradient of the discrete adjoint, which keeps one state, against backprop's:
+# The gradient of the discrete adjoint, which keeps one state, compared with that of backprop:
 
 # %%
 flat = {}

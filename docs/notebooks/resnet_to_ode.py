@@ -2,7 +2,7 @@
 # # From a ResNet to its ODE
 #
 # A residual network of N blocks is Euler's method with N steps. If its weights are a smooth function of depth, it has
-# a limit as N grows, which is an ODE, and comes near it as 1/N; Heun's network (HeunNet) as 1/N².
+# a limit as N grows, which is an ODE. Its distance falls as 1/N; that of Heun's network (HeunNet) as 1/N².
 
 # %%
 import jax
@@ -35,7 +35,7 @@ def field(t, y, w):
 
 
 # %% [markdown]
-# The ODE itself, by a method of order 8 in many steps, and networks of growing depth.
+# The ODE itself, solved by a method of order 8 with many steps, and networks of increasing depth.
 
 
 # %%
@@ -66,5 +66,5 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Where weights of neighbouring layers have nothing to do with each other, the limit is another one, and depends on how
-# weights are read between layers: `odenet.theory.limits` says how rough they are, and which limit is near.
+# Where the weights of neighbouring layers are independent, the limit is another one, and depends on how weights are
+# interpolated between layers: `odenet.theory.limits` estimates how rough they are, and which limit is near.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A spiral and a flow: two Neural ODEs
 #
-# A field that learns a spiral from points on it, to a tolerance and with an exact gradient that keeps a few states;
-# and a continuous normalising flow that learns a density, in equal steps.
+# A field that learns a spiral from points on it, with adaptive steps and an exact gradient that stores a few states;
+# and a continuous normalising flow that learns a density, with equal steps.
 
 # %%
 import math
@@ -21,8 +21,8 @@ span = {"t0": 0.0, "t1": ts[-1], "ts": ts}
 spiral = odenet.solve(lambda t, y: (y**3) @ truth, torch.tensor([[2.0, 0.0]]), **span, **tolerances).ys
 
 # %% [markdown]
-# The field is a small network of $y^3$, as in torchdiffeq's demonstration. Each step of training solves from a random
-# point of the spiral over the next ten times.
+# The field is a small network of $y^3$, as in torchdiffeq's example. Each training step starts at random points of the
+# spiral and solves over the next ten times.
 
 # %%
 net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2))
@@ -58,8 +58,8 @@ plt.show()
 # %% [markdown]
 # ## A continuous normalising flow
 #
-# Points of the plane flow into a Gaussian. Along the way the logarithm of their density changes by minus the trace of
-# the field's Jacobian, which the state carries as a second part: a state may be any tree.
+# The flow transforms points of the plane into a Gaussian. The logarithm of their density is a second part of the state
+# (a state may be any tree); its derivative is minus the trace of the field's Jacobian.
 
 # %%
 angles = math.pi * torch.rand(256)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 1000 layers in the memory of ten
 #
-# What each gradient method keeps between the forward and the backward pass, measured, over depth.
+# The memory that each gradient method keeps between the forward and the backward pass, measured over depth.
 
 # %%
 import gc
@@ -52,8 +52,8 @@ for method, found in memory.items():
 assert memory["discrete-adjoint"][2] <= memory["backprop"][0]
 
 # %% [markdown]
-# And the gradients of the 1000 layers: `checkpoint` has the same bits as backprop, the discrete adjoint an error that
-# its certificate knows of.
+# The gradients of the 1000 layers: `checkpoint` gives the same bits as backprop; the certificate of the discrete
+# adjoint estimates its error.
 
 # %%
 gradients, exact = {}, None

@@ -2,7 +2,7 @@
 # # A ViT of timm, converted and fine-tuned
 #
 # `odenet_torch.convert` finds the residual layers of a model that somebody else wrote, and trains them without stored
-# activations. The model computes what it computed before; the images are the handwritten digits of scikit-learn.
+# activations. The model computes the same function as before; the images are the handwritten digits of scikit-learn.
 
 # %%
 import copy
@@ -51,7 +51,7 @@ losses = train(plain, 4, 2e-3)
 print(f"the plain model, trained for a short time: {100 * accuracy(plain):.0f} %")
 
 # %% [markdown]
-# Now it is converted.
+# Convert the model.
 
 # %%
 model = convert(copy.deepcopy(plain), "blocks", example=images[:2], gradient="checkpoint")
@@ -94,7 +94,7 @@ assert error < 1e-4
 assert kept["converted"] < kept["plain"] / 3
 
 # %% [markdown]
-# Fine-tuning, by the converted model.
+# Fine-tune the converted model.
 
 # %%
 before = accuracy(model)

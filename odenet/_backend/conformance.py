@@ -176,6 +176,11 @@ class _Forth:
         h = -self.grid.h if reverse else self.grid.h
         return increment(self.record.increments, lambda i, at: self.slope(n, places[i], at), y, h)
 
+    def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
+        import numpy as np
+
+        return tuple(np.round(leaf + shift) for leaf in y)
+
     def states(self) -> list[Leaves]:
         """After each step, y0 first."""
         y = tuple(self.leaves)
@@ -257,7 +262,7 @@ def _loss(solution: Any) -> Any:
 
 
 def _relative_error(known: BackendEntry, method: Gradient, record: AnySolver, steps: int) -> float | None:
-    """Of the whole gradient, against central differences of the loop in NumPy; None where gradients are refused."""
+    """Relative error of the gradient, against central differences of a loop in NumPy; None where it is refused."""
     import numpy as np
 
     y0, depth = _state(), _weights(record, steps)
@@ -311,7 +316,7 @@ def _adaptive_gradient(known: BackendEntry, method: Gradient, record: AnySolver)
 
 
 def _adaptive_error(known: BackendEntry, method: Gradient, record: AnySolver, rtol: float) -> float | None:
-    """Of the gradient of `y' = -w t y`, whose solution is known: dy(t1)/dw = -t1²/2 y(t1). None where it is refused."""
+    """Error of the gradient of `y' = -w t y`, which is known: dy(t1)/dw = -t1²/2 y(t1). None where it is refused."""
     import numpy as np
 
     with backend(known.name).prepare("float64", "cpu"):

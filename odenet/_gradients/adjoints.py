@@ -104,20 +104,20 @@ class DiscreteAdjoint(Gradient):
         return GradientError(
             f"{step} cannot be undone to tolerance={self.tolerance}: after {self.limit} evaluations the residual "
             f"{residual}",
-            "steps with h Lip(f) < 1, which are undone by repetition",
+            "steps with h Lip(f) < 1, whose inversion by iteration converges",
             _UNDOES_NOTHING,
         )
 
     def grown(self, reached: str) -> GradientError:
-        """The error of steps that were undone to the tolerance, each, and all together were not.
+        """The error of a solve whose states miss the tolerance although each step met it.
 
         Args:
             reached: the certificate, in words.
         """
         return GradientError(
             f"rebuilt states are off by {reached} with tolerance={self.tolerance}, although each step was "
-            "undone to that: what is left over grows on the way back",
-            "networks whose steps, taken back, enlarge no error by much",
+            "undone to that: the remaining errors grow in the backward pass",
+            "networks whose reversed steps amplify errors little",
             _UNDOES_NOTHING,
         )
 

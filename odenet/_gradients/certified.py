@@ -107,16 +107,14 @@ def _message(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return (
             f"The certificate of {method} is NaN ({where}): states are not finite, in the forward pass or rebuilt, and "
-            "neither is the gradient. What to do: look at the forward pass first; where that is finite, steps cannot "
-            "be undone, and gradient='checkpoint' undoes none."
+            "neither is the gradient. What to do: check the forward pass first; if it is finite, its steps cannot "
+            "be inverted: take gradient='checkpoint', which inverts none."
         )
-    # within the way back one step's residual is known, and at t0 the whole error
-    subject = (
-        "the rebuilt state is off" if where.startswith(_AT_START) else "a rebuilt state, or the one it leads to, is off"
-    )
+    # within the backward pass one step's residual is known, and at t0 the whole error
+    subject = "the rebuilt state" if where.startswith(_AT_START) else "a rebuilt state, or a step forward from it,"
     consequence = "the gradient is useless" if certificate > USELESS else "the gradient may be off by as much"
     return (
-        f"The certificate of {method} is {certificate:.2g} ({where}): {subject} by that share of its own size, "
+        f"The certificate of {method} is {certificate:.2g} ({where}): {subject} has a relative error of this size, "
         f"and {consequence}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
         "where h Lip(f) < 1, or anchors. odenet.check_gradients measures the error of every method."
     )
@@ -126,8 +124,8 @@ def _measured(error: float, method: str, where: str) -> str:
     if error != error:
         return _message(error, method, where)
     return (
-        f"The gradient by {method} is off by about {error:.2g} of its size, as measured on this batch (the most "
-        f"{where}). What to do: take gradient='checkpoint', which is exact, or more bits."
+        f"The relative error of the gradient by {method} is about {error:.2g}, as measured on this batch (the largest "
+        f"part {where}). What to do: take gradient='checkpoint', which is exact, or more bits."
     )
 
 
@@ -155,5 +153,5 @@ def quiet() -> Iterator[None]:
 def _place(step: int, steps: int, layer: str) -> str:
     """Where a certificate is from, in words."""
     if step < 0:
-        return f"{_AT_START}, after all {steps} steps back"
+        return f"{_AT_START}, after all {steps} backward steps"
     return f"in step {step} of {steps}{layer and ', '}{layer}"

@@ -13,6 +13,7 @@ from odenet._errors import GradientError, InputError
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.revolve import advances, schedule
 from odenet._solvers.family import AnySolver, StagedSolver
+from odenet._solvers.reversible import ReversibleSolver
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Checkpoint(Gradient):
         object.__setattr__(self, "certifies", True)
         object.__setattr__(self, "exactness", f"to the rounding of states to {self.bits} bits")
 
+    def offered(self, solver: AnySolver) -> bool:
+        """Of a reversible solver all that it carries is kept and computed again, in segments."""
+        plain = self.states is None and self.memory is None and self.bits is None
+        return super().offered(solver) or (isinstance(solver, ReversibleSolver) and plain)
+
     @staticmethod
     def row(shape: Sequence[int]) -> int:
         """How many of the last axes of a state are a row, the numbers that share a scale: enough for 32 numbers.
@@ -166,6 +172,8 @@ class Checkpoint(Gradient):
         evaluations = solver.evaluations(steps)
         if self.bits is not None:
             return Cost(evaluations, evaluations, evaluations, 2, steps)
+        if isinstance(solver, ReversibleSolver):  # what it evaluates before the first step is kept
+            return Cost(evaluations, steps * solver.stages, evaluations, solver.carries * len(self.parts(steps)))
         if self.states is None:
             return Cost(evaluations, evaluations, evaluations, len(self.parts(steps)))
         assert isinstance(solver, StagedSolver)  # its evaluations are known
@@ -204,7 +212,8 @@ class Reversible(Gradient):
     def cost(self, solver: AnySolver, steps: int) -> Cost:
         """See `Cost`."""
         evaluations = solver.evaluations(steps)
-        return Cost(evaluations, evaluations, evaluations, 2)
+        beside = isinstance(solver, ReversibleSolver) and solver.side_bits > 0
+        return Cost(evaluations, evaluations, evaluations, 2, steps if beside else 0)
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
         """The certificate: rounding errors, as they have grown on the way back."""

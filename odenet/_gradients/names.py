@@ -47,7 +47,7 @@ _OWN: dict[str, type[Gradient]] = {
     )
 }
 _WAYS: dict[type[Gradient], Mapping[str, Way]] = {}
-"""Of methods that are not odenet's."""
+"""The implementations of other packages' methods, by the class of the record and the name of the backend."""
 
 
 def _checked(method: Method) -> type[Gradient]:

@@ -62,7 +62,7 @@ class Gradient:
 
     def offered(self, solver: AnySolver) -> bool:
         """Whether this method can differentiate a solve by that solver."""
-        return not solver.reversible
+        return solver.family != "reversible"
 
     def cost(self, solver: AnySolver, steps: int) -> Cost:
         """The closed form that the conformance tests hold the counters to."""

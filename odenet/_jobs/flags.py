@@ -186,7 +186,7 @@ def depths(default: str) -> Callable[[Any], Any]:
 def tolerances(default: str | None = None) -> Callable[[Any], Any]:
     """`--rtol`, to numbers from loose to tight."""
     return _several(
-        "--rtol", Tolerances(), default, "Tolerances of a step: numbers with commas, or decades 1e-3..1e-9."
+        "--rtol", Tolerances(), default, "Relative tolerances of a step: numbers with commas, or decades 1e-3..1e-9."
     )
 
 
@@ -228,7 +228,7 @@ def out(
 
 
 def resume(
-    text: str = "Go on from the results in --out: only missing and failed cells are run.",
+    text: str = "Continue from the results in --out: only missing and failed cells are run.",
 ) -> Callable[[Any], Any]:
     """`--resume`, to go on from what is in `--out`."""
     return click.option("--resume", is_flag=True, help=text)
@@ -236,7 +236,7 @@ def resume(
 
 def shard() -> Callable[[Any], Any]:
     """`--shard`, to a `Shard`."""
-    text = "Do part I of N only; odenet merge joins the parts. Parts have an --out each."
+    text = "Run only part I of N, as in 1/4; odenet merge joins the parts. Give each part its own --out."
     return click.option("--shard", type=ShardFlag(), help=text)
 
 
@@ -250,13 +250,13 @@ def executor() -> Callable[[Any], Any]:
             raise click.BadParameter(str(error), context, param) from error
         return value
 
-    text = "Who measures: processes:4, dask[:ADDRESS], ray[:ADDRESS], submitit:slurm,NAME=VALUE,...; else this process."
+    text = "Where cells are run: processes:4, dask[:ADDRESS], ray[:ADDRESS], submitit:slurm,NAME=VALUE,..., or here."
     return click.option("--executor", callback=known, help=text)
 
 
 def seed() -> Callable[[Any], Any]:
     """The option `--seed`."""
-    return click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of weights and data.")
+    return click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of weights and data.")
 
 
 __all__ = [

@@ -33,7 +33,7 @@ _NORMS = {name: name for name in (*NORMS, "batch-eval-backward")}
 _ACTIVATIONS = {name: name for name in ("relu", "tanh")}
 _ALONG = {name: name for name in ("piecewise", "linear", "shared")}
 STARTS: tuple[Start, ...] = ("smooth", "independent", "zero")
-"""Of weights, see `NetSpec.init`."""
+"""Kinds of initial weights, see `NetSpec.init`."""
 _STARTS = {name: name for name in STARTS}
 
 _MOST = 2**31 - 1  # of any size: frameworks count in 32 bits

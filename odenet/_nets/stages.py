@@ -61,7 +61,7 @@ class Unit:
         return self.channels != self.width or self.stride != 1
 
     def shapes(self, spec: Staged) -> Shapes:
-        """Of its weights by name."""
+        """The shapes of its weights by name."""
         shapes = block_shapes(spec, self.channels, self.width)
         if self.projects:
             shapes |= {"project.weight": (self.width, self.channels, 1, 1)} | _norm(spec, "project.", self.width)
@@ -96,7 +96,7 @@ def stem_width(spec: Staged) -> int:
 
 
 def block_shapes(spec: Staged, channels: int, width: int) -> Shapes:
-    """Of the weights of one convolutional residual function f, by name."""
+    """The shapes of the weights of one convolutional residual function f, by name."""
     if spec.block == "bottleneck":
         inner = width // EXPANSION
         kernels = [(inner, channels, 1, 1), (inner, inner, 3, 3), (width, inner, 1, 1)]

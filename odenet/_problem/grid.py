@@ -63,7 +63,7 @@ class Grid:
 
     @property
     def spread(self) -> tuple[int, ...] | None:
-        """Where each saved time stands in `kept`; None where they are the same."""
+        """The index of each saved time in `kept`; None where they are the same."""
         distinct = self.kept
         return None if distinct == self.saved else tuple(distinct.index(n) for n in self.saved)
 

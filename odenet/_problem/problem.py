@@ -196,7 +196,9 @@ def require_pair(solver: AnySolver, gradient: Gradient) -> None:
     raise UnsupportedError(
         f"gradient {gradient.label!r} with solver {solver.label!r}",
         f"{', '.join(kind.name for kind in offered)} with this solver",
-        f"take solver={remedy}" if not solver.reversible else "take gradient='reversible', which is exact",
+        f"take solver={remedy}"
+        if not solver.reversible
+        else "take gradient='reversible', which is exact, or checkpoint with segments=K or no option",
     )
 
 

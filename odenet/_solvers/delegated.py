@@ -33,7 +33,7 @@ class DelegatedSolver(AnySolver):
 
     @property
     def estimates_error(self) -> bool:
-        """Its package sees to that."""
+        """True: the package of the solver estimates the error."""
         return True
 
     def evaluations(self, steps: int) -> NoReturn:

@@ -57,4 +57,4 @@ class StagedSolver(AnySolver):
     stages: int
     """Field evaluations of one fixed step."""
     increments: Tableau
-    """Of the Runge-Kutta method whose increments its steps are made of; the solver's own only in its own family."""
+    """Tableau of the Runge-Kutta method whose increments its steps use; the solver's own only in its own family."""

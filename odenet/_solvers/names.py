@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from odenet._announced import Announced, load_entry_point
 from odenet._errors import InputError, UnsupportedError
 from odenet._names import lookup, spelling
+from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.delegated import DELEGATED_SOLVERS
 from odenet._solvers.family import AnySolver, StagedSolver
+from odenet._solvers.momentum import Momentum
 from odenet._solvers.reversible import REVERSIBLE_SOLVERS, Coupled
 from odenet._solvers.runge_kutta import RUNGE_KUTTA, Solver
+from odenet._solvers.two_step import TwoStep
 
 __all__ = [
     "ALL_SOLVERS",
@@ -32,7 +36,9 @@ def _read(point: Any) -> AnySolver:
     return record
 
 
-_OWN: dict[str, AnySolver] = {**RUNGE_KUTTA, **REVERSIBLE_SOLVERS, **DELEGATED_SOLVERS}
+TWO_STEP_SOLVERS: dict[str, TwoStep] = {record.name: record for record in (BDIA(), TwoStepMidpoint(), Momentum())}
+
+_OWN: dict[str, AnySolver] = {**RUNGE_KUTTA, **REVERSIBLE_SOLVERS, **TWO_STEP_SOLVERS, **DELEGATED_SOLVERS}
 _OWN_ALIASES = {alias: record.name for record in _OWN.values() for alias in record.aliases}
 
 ALL_SOLVERS: Announced[AnySolver] = Announced("odenet.solvers", _OWN, _read)
@@ -80,7 +86,8 @@ def solver_aliases() -> dict[str, str]:
 def solver(name: str | AnySolver) -> AnySolver:
     """The solver of that name or alias; a record (a `Solver` of your own, say) is returned as it is.
 
-    `reversible:rk4` and `reversible:rk4:coupling=0.99` make a Runge-Kutta method reversible.
+    `reversible:rk4` and `reversible:rk4:coupling=0.99` make a Runge-Kutta method reversible. Options of others are
+    spelled as their labels spell them: `bdia:gamma=-0.5:bits=9`.
 
     Raises:
         UnknownNameError: with the nearest names.
@@ -89,7 +96,9 @@ def solver(name: str | AnySolver) -> AnySolver:
     if isinstance(name, AnySolver):
         return name
     if isinstance(name, str) and ":" in name:
-        return _coupled(name)
+        plain, _, options = name.partition(":")
+        record = _named("solver", plain)
+        return _with_options(record, name, options) if isinstance(record, TwoStep) else _coupled(name)
     return _named("solver", name)
 
 
@@ -134,3 +143,31 @@ def _coupled(name: str) -> Coupled:
     except ValueError:
         raise InputError(f"option {options[0]!r} of solver {name!r}", "coupling=NUMBER, as in coupling=0.99") from None
     return Coupled(method, coupling)
+
+
+def _with_options(record: TwoStep, name: str, options: str) -> TwoStep:
+    """The record with options that are spelled `option=value`, "no" being None of what may be None."""
+    readers = {field.name: field for field in dataclasses.fields(record)}
+    changed: dict[str, Any] = {}
+    for text in options.split(":"):
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{text!r} in solver {name!r}", f"option=value; options are {', '.join(readers)}")
+        field = lookup(f"option of {record.name}", key, readers)
+        if field.name in changed:
+            raise InputError(f"{field.name} twice in solver {name!r}", "each option once")
+        changed[field.name] = _value(field, value, name)
+    return dataclasses.replace(record, **changed)
+
+
+def _value(field: dataclasses.Field[Any], text: str, name: str) -> Any:
+    word, kind = text.strip().lower(), str(field.type)
+    if kind == "bool" and word in ("yes", "no", "true", "false"):
+        return word in ("yes", "true")
+    if "None" in kind and word in ("no", "none"):
+        return None
+    try:
+        return float(word) if kind == "float" else int(word)
+    except ValueError:
+        allowed = {"bool": "yes or no", "float": "a number"}.get(kind, "a whole number, or no")
+        raise InputError(f"{field.name}={text!r} in solver {name!r}", allowed) from None

@@ -19,7 +19,7 @@ from odenet._solvers.step import Leaves, add, combine
 from odenet._solvers.tableau import Tableau
 
 Pair = tuple[Leaves, ...]
-"""What a solver carries; y first."""
+"""The state of a reversible solver, as a tuple of leaves; those of y come first."""
 
 
 class Forth(Protocol):
@@ -31,6 +31,10 @@ class Forth(Protocol):
 
     def increment(self, n: int, y: Leaves, /, *, reverse: bool = False) -> Leaves:
         """The base solver's increment of step n, or that of one step of size -h from the end of step n."""
+        ...
+
+    def rounded(self, y: Leaves, shift: float = 0.0, /) -> Leaves:
+        """The whole numbers next to y + shift, of real and imaginary parts; their derivative by y is taken to be 1."""
         ...
 
 
@@ -45,6 +49,10 @@ class Back(Protocol):
         """See `Forth`."""
         ...
 
+    def rounded(self, y: Leaves, shift: float = 0.0, /) -> Leaves:
+        """See `Forth`, without a derivative."""
+        ...
+
 
 @dataclass(frozen=True)
 class ReversibleSolver(StagedSolver):
@@ -56,6 +64,8 @@ class ReversibleSolver(StagedSolver):
     aliases: ClassVar[tuple[str, ...]] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
     family = "reversible"
     evaluations_at_start: ClassVar[int] = 1
+    carries: ClassVar[int] = 2
+    """Copies of the state that it carries from step to step."""
 
     @property
     def reversible(self) -> bool:
@@ -90,9 +100,23 @@ class ReversibleSolver(StagedSolver):
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
         """The leaves that the method carries after step n of `steps`."""
 
+    @property
+    def rounds(self) -> bool:
+        """Whether states are rounded to a grid, y0 among them."""
+        return False
+
+    @property
+    def side_bits(self) -> int:
+        """Bits of side information that each step keeps of each number of the state; 0 for none."""
+        return 0
+
+    def side(self, f: Forth, pair: Pair) -> Leaves:
+        """What the step that begins with this pair would lose of it: whole numbers from 0 to below 2^side_bits."""
+        raise NotImplementedError
+
     @abstractmethod
     def kept(self, pair: Pair) -> Pair:
-        """What the way back starts from: two leaves of the state's size."""
+        """The states from which the backward pass starts, twice the size of y."""
 
     def cotangents(self, g: Leaves, zero: Leaves) -> Pair:
         """Those of what is carried at t1, from that of y(t1)."""
@@ -100,7 +124,10 @@ class ReversibleSolver(StagedSolver):
 
     @abstractmethod
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
-        """Undo step n: what is kept, and the cotangents, at its start."""
+        """Undo step n: what is kept, and the cotangents, at its start.
+
+        Where `side_bits` is not 0, `kept` ends with the side information of the step.
+        """
 
     @abstractmethod
     def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
@@ -119,6 +146,7 @@ class ReversibleHeun(ReversibleSolver):
     summary = "reversible Heun: two coupled states, one evaluation a step"
     source = "Kidger, Foster, Li, Lyons 2021"
     aliases = ("revheun",)
+    carries = 3
 
     def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
         """The triple (y, z, h/2 f(z)), of which z is the second state."""
@@ -138,7 +166,7 @@ class ReversibleHeun(ReversibleSolver):
         return add(y, k), z
 
     def cotangents(self, g: Leaves, zero: Leaves) -> Pair:
-        """Of y and z, and of the slope as the start of the step after."""
+        """The initial cotangents of y, z and the slope, from g, the cotangent of the final y."""
         return g, zero, zero
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:

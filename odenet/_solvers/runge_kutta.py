@@ -47,7 +47,7 @@ class Solver(StagedSolver):
 
     @property
     def increments(self) -> Tableau:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What a step is made of."""
+        """The tableau of the step."""
         return self.tableau
 
     @property

@@ -24,7 +24,7 @@ LOG.addHandler(logging.NullHandler())  # who configures no logging is told by th
 MOVED = "from now on the gradient is by"
 """How a warning that a method was left goes on."""
 ROOM = 0.5
-"""Of the tolerance: what a method may be off by when it is chosen, since weights change until the next audit."""
+"""Fraction of the tolerance that a chosen method has to meet, since weights change until the next audit."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ See = Callable[[Gradient, bool], "Sample"]
 """A gradient of the model by that method; True for the network that its solvers become as reversible ones."""
 
 STEPS, RATE = 10, 1e-2
-"""Of Adam on a copy: zero-initialised scales and heads begin to let gradients through, and a random start is left."""
+"""Steps and learning rate of Adam on a copy, after which zero-initialised scales and heads pass gradients on."""
 
 _FAILURES = (OdenetError, RuntimeError, MemoryError)
 

@@ -9,9 +9,9 @@ from odenet._gradients.exact import Backprop, Checkpoint
 from odenet.doctor.examination import Examination, Examinations
 
 SMOOTH = 0.25
-"""Of |w[n+1] - w[n]| / |w|: weights that change by more from layer to layer are not called smooth in depth."""
+"""Largest |w[n+1] - w[n]| / |w| of weights that are called smooth in depth."""
 FALLS = 0.9
-"""What a second iteration may leave of the gradient's error, to be said to lower it."""
+"""Largest ratio of the gradient's errors with two iterations and with one at which iterations are said to help."""
 LOST = 0.3
 """A relative error of the gradient above which a fall of it says nothing."""
 

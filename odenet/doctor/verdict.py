@@ -48,7 +48,7 @@ def _silent(record: Examinations) -> str:
 
 
 def _worse(record: Examinations) -> str:
-    """Where the correction is a loss."""
+    """The sentence on a correction that increases the error; empty where it does not."""
     once, paper = (record.of(DiscreteAdjoint(correct=correct).label) for correct in (True, False))
     if once is None or paper is None or once.gradient_error is None or paper.gradient_error is None:
         return ""
@@ -85,7 +85,7 @@ def _take(record: Examinations, best: Examination) -> str:
 
 
 def _why(record: Examinations, best: Examination) -> str:
-    """Of a method whose memory does not grow."""
+    """The reason for a method whose memory does not grow with depth."""
     if extrapolates(best):
         state = "smooth" if smooth(record) else "not smooth"
         return f"It continues increments in depth, and the weights are {state} there: {_size(record)}."
@@ -118,7 +118,7 @@ def _passed_over(record: Examinations, best: Examination) -> str:
 
 
 def _remarks(record: Examinations, best: Examination) -> list[str]:
-    """What else a user should know of the method taken."""
+    """Further sentences on the recommended method."""
     size, expected = best.gradient_error or 0.0, best.estimate
     if 0 < size <= 16 * record.rounding:
         return [f"What is left is rounding in {record.dtype}."]

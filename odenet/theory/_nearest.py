@@ -19,7 +19,7 @@ FUNCTION = 0.25
 """The exponent from which on weights are called a function of depth, and under it independent."""
 
 SMOOTH = 0.75
-"""And from which on a smooth one."""
+"""Exponent from which on the weights are a smooth function of depth."""
 
 SMALL, WANDER = 0.5, 0.5
 
@@ -117,7 +117,7 @@ def _named(along_depth: Roughness, increment: float, wander: float) -> Limits:
     if increment >= SMALL:
         name, gradient = "none", "checkpoint"
         reason = (
-            f"A step moves the state by {increment:.2g} of its size, too far to be undone; weights go as {exponent}."
+            f"A step moves the state by {increment:.2g} of its size, too far to be inverted; weights go as {exponent}."
         )
     elif along_depth.exponent >= FUNCTION:
         name, gradient = "ODE", "discrete-adjoint"

@@ -25,10 +25,9 @@ def written(page: str, rows: Sequence[Row]) -> str:
 
 def counts(rows: Sequence[Row]) -> str:
     """How often each verdict was given, a line a method and state."""
-    lines = [
-        "| method | state | accurate | accurate, with a warning | inaccurate, with a warning | refused | inaccurate without a warning |"
-    ]
-    lines.append("|" + "---|" * 7)
+    names = ("method", "state", "accurate", "accurate, with a warning", "inaccurate, with a warning", "refused")
+    names += ("inaccurate without a warning",)
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for method, state in dict.fromkeys((row["method"], row["state"]) for row in rows):
         mine = [row for row in rows if (row["method"], row["state"]) == (method, state)]
         verdicts = Counter(row["verdict"] for row in mine)

@@ -243,7 +243,7 @@ NAMES: dict[str, Case] = {
     "an adjoint of a reversible solver": (
         lambda fw: fw.solve(solver="alf", gradient="discrete-adjoint"),
         UnsupportedError,
-        r"'discrete-adjoint' with solver 'alf'.*backprop, reversible with this solver.*gradient='reversible'",
+        r"'discrete-adjoint' with solver 'alf'.*backprop, checkpoint, reversible with this.*gradient='reversible'",
     ),
     "a continuous adjoint of a reversible solver": (
         lambda fw: fw.solve(solver="reversible-heun", gradient="adjoint"),
@@ -251,9 +251,9 @@ NAMES: dict[str, Case] = {
         r"'continuous-adjoint' with solver 'reversible-heun'.*gradient='reversible'",
     ),
     "a checkpoint of a reversible solver": (
-        lambda fw: fw.solve(solver="reversible:rk4", gradient="checkpoint"),
+        lambda fw: fw.solve(solver="reversible:rk4", gradient="checkpoint:states=2"),
         UnsupportedError,
-        r"'checkpoint' with solver 'reversible:rk4'.*gradient='reversible'",
+        r"'checkpoint:states=2' with solver 'reversible:rk4'.*gradient='reversible'.*segments=K",
     ),
     "unknown backend": (
         lambda fw: fw.solve(backend=fw.name + "x"),

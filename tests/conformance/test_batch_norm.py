@@ -80,7 +80,7 @@ def test_jax_in_training_and_in_evaluation():
         assert np.abs(evaluated - outputs).max() > 1e-3
         one = model(jnp.asarray(X[:1]))
         np.testing.assert_allclose(one, evaluated[:1], rtol=1e-12, err_msg="rows are on their own in evaluation")
-        with pytest.raises(UnsupportedError, match="a block cannot tell the way back"):
+        with pytest.raises(UnsupportedError, match="a block cannot tell the backward pass"):
             backend.build(replace(SPEC, norm="batch-eval-backward"), SPEC.init(0), **choices)
 
 

@@ -23,6 +23,8 @@ from odenet import (
     solver,
 )
 from odenet._gradients.exact import WORKING
+from odenet._solvers.bdia import BDIA, TwoStepMidpoint
+from odenet._solvers.momentum import Momentum
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun
 
 counts = st.integers(1, 10**6)
@@ -56,6 +58,15 @@ solvers = st.sampled_from(list(SOLVERS.values()))
 reversible = st.one_of(
     st.sampled_from([ReversibleHeun(), AsynchronousLeapfrog()]),
     st.builds(Coupled, solvers, st.none() | st.floats(1e-3, 1)),
+    st.builds(
+        BDIA,
+        gamma=st.sampled_from([0.5, -0.5, 0.25, -0.125]),
+        bits=st.none() | st.integers(1, 48),
+        guard=st.booleans(),
+        seed=st.none() | st.integers(0, 2**31 - 1),
+    ),
+    st.builds(TwoStepMidpoint, bits=st.none() | st.integers(1, 48), guard=st.booleans()),
+    st.builds(Momentum, gamma=st.floats(0, 1, exclude_min=True, exclude_max=True)),
 )
 
 
@@ -111,7 +122,10 @@ def test_a_label_spells_its_reversible_solver(record):
     assert record.reversible
     assert Reversible().offered(record)
     assert Backprop().offered(record)
-    assert not any(kind().offered(record) for kind in (Checkpoint, DiscreteAdjoint, ContinuousAdjoint))
+    assert Checkpoint().offered(record)
+    assert Checkpoint(segments=2).offered(record)
+    refused = (Checkpoint(states=2), Checkpoint(bits=8), Checkpoint(memory=64), DiscreteAdjoint(), ContinuousAdjoint())
+    assert not any(method.offered(record) for method in refused)
 
 
 @given(solvers)
@@ -248,7 +262,9 @@ def test_the_way_back_of_a_reversible_solver_costs_what_the_way_there_does(solve
     cost = Reversible().cost(solver, steps)
     assert cost.f_forward == cost.f_backward == cost.vjp == solver.evaluations(steps)
     assert cost.states == 2
-    assert solver.evaluations(steps) == steps * solver.stages + (not isinstance(solver, Coupled))
+    assert solver.evaluations(steps) == steps * solver.stages + isinstance(
+        solver, (ReversibleHeun, AsynchronousLeapfrog)
+    )
 
 
 @given(solvers, st.integers(1, 100))

@@ -112,8 +112,9 @@ def test_candidates_are_what_the_backend_offers():
     assert not any(method.name == "continuous-adjoint" for method in found)
     assert reference(entry, euler) == Checkpoint()
     reversible = (odenet.solver("reversible-heun"),)
-    assert {method.name for method in candidates(entry, reversible, 64)} == {"backprop", "reversible"}
-    assert reference(entry, reversible) == Backprop()
+    assert {method.name for method in candidates(entry, reversible, 64)} == {"backprop", "checkpoint", "reversible"}
+    assert few_states(64) not in candidates(entry, reversible, 64)
+    assert reference(entry, reversible) == Checkpoint()
     adaptive = candidates(entry, (odenet.solver("dopri5"),), 16, adaptive=True)
     assert Checkpoint() in adaptive
     assert DiscreteAdjoint(predictor="extrapolate") not in adaptive

@@ -16,6 +16,7 @@ import pytest
 import odenet
 from odenet import ConversionError, UnsupportedError
 from odenet_jax import ResidualStack, certified_value_and_grad, convert, unconvert
+from odenet_jax.conversion.increment import increment
 
 pytestmark = pytest.mark.usefixtures("x64")
 N, WIDTH, BATCH = 4, 4, 3
@@ -358,6 +359,47 @@ def test_what_a_model_and_a_method_must_be():
         convert(model, example=batch()[0], gradient="auto")
     with pytest.raises(UnsupportedError):
         convert(model, example=batch()[0], gradient="reversible")
+
+
+def twice(x):
+    x = x + jnp.sin(x)
+    return x + jnp.cos(x)
+
+
+SUMS = {
+    "in front": lambda x: jnp.add(jnp.sin(x), x),
+    "difference": lambda x: x - jnp.sin(x),
+    "constant": lambda x: 1.0 + x + jnp.sin(x),
+    "doubled": lambda x: x + x,
+    "two branches": twice,
+    "inside of jit": lambda x: jax.jit(twice)(jax.jit(jnp.add)(x, 1.0)),
+    "nothing": lambda x: x,
+    "derivative of its own": lambda x: x + jax.nn.relu(x),
+    "gradient cut in the branch": lambda x: x + jnp.sin(jax.lax.stop_gradient(x)),
+}
+NO_SUMS = {
+    "gradient cut beside it": lambda x: jax.lax.stop_gradient(x) + jnp.sin(x),
+    "taken from it": lambda x: jnp.sin(x) - x,
+    "scaled": lambda x: 2 * x,
+    "activated": lambda x: jax.nn.relu(x + jnp.sin(x)),
+    "in a loop": lambda x: jax.lax.fori_loop(0, 2, lambda _, x: x + jnp.sin(x), x),
+    "narrowed": lambda x: (x + jnp.sin(x)).astype(jnp.float32).astype(x.dtype),
+}
+
+
+@pytest.mark.parametrize("function", SUMS.values(), ids=SUMS)
+def test_what_a_layer_adds_is_read_off_its_program(function):
+    x = batch()[0]
+    more, _ = increment(lambda x: (function(x), None), x, "a layer")
+    np.testing.assert_allclose(x + more, function(x), rtol=1e-15)
+    found = jax.vjp(lambda x: x + increment(lambda x: (function(x), None), x, "a layer")[0], x)[1](x)[0]
+    np.testing.assert_allclose(found, jax.vjp(function, x)[1](x)[0], rtol=1e-15)
+
+
+@pytest.mark.parametrize("function", NO_SUMS.values(), ids=NO_SUMS)
+def test_a_layer_whose_program_does_not_end_with_the_addition_is_none(function):
+    with pytest.raises(ConversionError, match="not the addition of its input"):
+        increment(lambda x: (function(x), None), batch()[0], "a layer")
 
 
 @pytest.mark.slow

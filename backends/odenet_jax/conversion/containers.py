@@ -111,4 +111,6 @@ def _is_layer(node: Any) -> bool:
 
 
 def _joined(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    """A path as attribute names, keys and indices with points between."""
+    parts = ("name", "key", "idx")  # JAX's own joining of them came after the oldest version that is supported
+    return ".".join(str(next(getattr(key, part) for part in parts if hasattr(key, part))) for key in path)

@@ -50,7 +50,8 @@ def convert(
       and return their input plus something of the same shape; or return something that the model adds to their input.
       The last layer of a run computes all of it as a `ResidualStack`, with steps of h = 1. A layer's keys, state of
       equinox (`eqx.nn.State`), running statistics and counts of random numbers (flax.nnx) are those of the plain model,
-      and each layer counts once. States between the layers are not to be had, and whatever asks for one is refused.
+      and each layer counts once; a loss of the new ones has no gradient. States between the layers are not to be had,
+      and whatever asks for one is refused.
 
     Parameters have the same names and are the same leaves in the same order: optimizers of optax and serialisation fit.
     The weights of a run are stacked in each call, which takes one more copy of them.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Literal
@@ -43,8 +42,8 @@ def increment(function: Callable[[Any], tuple[Array, Any]], x: Array, name: str)
         ConversionError: its value is not its input plus something of the same shape and number type.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(x)
-    like, value = jax.typeof(x), shape[0]
-    if not isinstance(value, jax.ShapeDtypeStruct) or (value.shape, value.dtype) != (like.shape, like.dtype):
+    value = shape[0]
+    if not isinstance(value, jax.ShapeDtypeStruct) or (value.shape, value.dtype) != (x.shape, x.dtype):
         raise ConversionError(f"{name} changes the state from {kind_of_state(x)} to {kind_of_state(value)}")
     (first, *rest) = _evaluated(closed.jaxpr, closed.consts, [Sum(x, ())])
     if first.more is None:
@@ -56,8 +55,8 @@ def increment(function: Callable[[Any], tuple[Array, Any]], x: Array, name: str)
             "take gradient='checkpoint', which undoes nothing; or a pre-activation or pre-norm layer",
         )
     found = jax.tree.unflatten(jax.tree.structure(shape), [first.value, *(each.value for each in rest)])
-    more = jnp.zeros_like(x) if isinstance(first.more, tuple) else jnp.broadcast_to(first.more, like.shape)
-    return more.astype(like.dtype), found[1]
+    more = jnp.zeros_like(x) if isinstance(first.more, tuple) else jnp.broadcast_to(first.more, x.shape)
+    return more.astype(x.dtype), found[1]
 
 
 def kind_of_state(value: Any) -> str:
@@ -81,7 +80,7 @@ def _evaluated(program: Any, consts: Any, inputs: list[Sum]) -> list[Sum]:
             inner: Any = equation.params[_INSIDE[name]]
             found = _evaluated(inner.jaxpr, inner.consts, read)
         else:
-            found = list(map(Sum, _bound(program, equation, [each.value for each in read])))
+            found = list(map(Sum, _bound(equation, [each.value for each in read])))
             if name in ("add", "add_any", "sub"):
                 found = [Sum(found[0].value, _more(name, *read))]
         known.update(zip(equation.outvars, found, strict=True))
@@ -99,14 +98,10 @@ def _more(name: str, one: Sum, other: Sum) -> Any:
     return None
 
 
-def _bound(program: Any, equation: Any, inputs: list[Any]) -> list[Any]:
-    """One equation's values: those of a program that has no other."""
-    known = {
-        variable: each
-        for variable, each in zip(equation.invars, inputs, strict=True)
-        if not isinstance(variable, Literal)  # one variable may be read twice
-    }
-    alone = program.replace(
-        constvars=[], invars=[*known], outvars=equation.outvars, eqns=[equation], effects=equation.effects
-    )
-    return jax.core.eval_jaxpr(alone, (), *known.values())
+def _bound(equation: Any, inputs: list[Any]) -> list[Any]:
+    """One equation's values."""
+    params = equation.primitive.get_bind_params(equation.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # older versions of JAX return a pair
+    with equation.ctx.manager:
+        found = equation.primitive.bind(*functions, *inputs, **params)
+    return list(found) if equation.primitive.multiple_results else [found]

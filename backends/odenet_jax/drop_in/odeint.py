@@ -15,12 +15,14 @@ from jax.flatten_util import ravel_pytree
 
 from odenet import ContinuousAdjoint, DtypeError, GridError, InputError, PIDController, Solution, StateError
 from odenet.kit import problem, real, shown
+from odenet_jax.drop_in.words import speaking
 from odenet_jax.gradients.adaptive import solve_adaptive
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
 
 _MOST = 2**31 - 1  # steps are counted in int32
 
 
+@speaking("odeint")
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -49,8 +51,10 @@ def odeint(
         The tree of y0 with a leading axis of length len(t).
 
     Raises:
-        DtypeError: t is not of floats. GridError: t has not one axis. StateError: the slope has not the state's shapes.
-        SolveError: the solve could not go on. Inside of `jax.jit` what was not reached is NaN.
+        DtypeError: t is not of floats; the slope of a real state is complex. GridError: t has not one axis.
+        StateError: the slope has not the state's shapes.
+        SolveError: the solve could not go on. Inside of `jax.jit` what was not reached is NaN, and so is the gradient
+            of a loss that reads it.
     """
     if not callable(func):
         raise InputError(f"func is a {type(func).__name__}", "a function func(y, t, *args)")
@@ -104,25 +108,29 @@ def _bounded(name: str, value: Any, least: float) -> float | None:
 
 
 def _require_tolerance(name: str, value: Any) -> None:
-    """Raises InputError unless a tolerance is a number, a tree of them, or of arrays of real numbers."""
-    for leaf in jax.tree.leaves(value):
-        array = isinstance(leaf, (Array, np.ndarray, np.generic))
-        kind: Any = leaf.dtype if array else None
-        if array and not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
-            raise InputError(f"{name} is of {kind}", "numbers of at least 0, or arrays of them")
-        if not array and real(leaf) is None:
-            raise InputError(f"{name}={shown(value)}", "numbers of at least 0, or arrays of them")
+    """Raises InputError unless a tolerance is a number, or an array of real numbers."""
+    array = isinstance(value, (Array, np.ndarray, np.generic))
+    kind: Any = value.dtype if array else None
+    if array and not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+        raise InputError(f"{name} is of {kind}", "a number of at least 0, or an array of them")
+    if not array and real(value) is None:
+        raise InputError(f"{name}={shown(value)}", "a number of at least 0, or an array of them")
 
 
 def _holds(leaf: Any) -> bool:
     """Whether this is a number, or an array of numbers, that JAX holds."""
     if isinstance(leaf, int):
         return leaf.bit_length() < 32
+    if isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return False  # keys of random numbers
     return not isinstance(leaf, (np.ndarray, np.generic)) or leaf.dtype.kind in "biufcV"
 
 
 def _require_alike(slope: Any, state: Any) -> None:
-    """Raises StateError unless a slope has the places and shapes of the state (a list may stand for a tuple)."""
+    """Raises StateError unless a slope has the places and shapes of the state (a list may stand for a tuple).
+
+    DtypeError if it is complex and the state is not: the imaginary part would be lost.
+    """
     shapes = [{jax.tree_util.keystr(path): _shape(leaf) for path, leaf in _leaves(tree)} for tree in (slope, state)]
     if shapes[0] != shapes[1]:
         raise StateError(
@@ -130,6 +138,11 @@ def _require_alike(slope: Any, state: Any) -> None:
             "a slope of the state's own tree and shapes",
             "expand it where one number stands for all, as in jnp.broadcast_to(slope, y.shape)",
         )
+    for one, other in zip(jax.tree.leaves(slope), jax.tree.leaves(state), strict=True):
+        if jnp.iscomplexobj(one) and not jnp.iscomplexobj(other):
+            raise DtypeError(
+                f"func returned {one.dtype} for a state of {other.dtype}", "a real slope", "give a complex y0"
+            )
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

@@ -10,8 +10,10 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, Literal
 
+from odenet import UnsupportedError
 from odenet_jax.field.varying import alike, axes_of
 
 
@@ -131,7 +133,53 @@ def _checkpoint(equation: Any, inputs: list[Any]) -> list[Any]:
     return checkpointed(*inputs)
 
 
+def _custom_jvp(equation: Any, inputs: list[Any]) -> list[Any]:
+    """With the rule of the function, which is traced with what varied when the function was."""
+    call, rule, consts = (equation.params[name] for name in ("call_jaxpr", "jvp_jaxpr_fun", "num_consts"))
+    axes = _axes(inputs)
+
+    @jax.custom_jvp
+    def again(*arguments: Any) -> list[Any]:
+        return _inner(call, axes)(*arguments)
+
+    def forward(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        unmoved = [isinstance(each, SymbolicZero) for each in tangents[consts:]]
+        jaxpr, closed, still = rule.call_wrapped(*unmoved)
+        moving = [each for each in tangents[consts:] if not isinstance(each, SymbolicZero)]
+        found = [alike(each, axes=axes) for each in _evaluate(jaxpr, closed, [*primals[consts:], *moving])]
+        values, slopes = found[: len(still)], iter(found[len(still) :])
+        pairs = zip(values, still, strict=True)
+        return values, [jnp.zeros_like(value) if zero else next(slopes) for value, zero in pairs]
+
+    again.defjvp(forward, symbolic_zeros=equation.params["symbolic_zeros"])
+    return again(*inputs)
+
+
+def _custom_vjp(equation: Any, inputs: list[Any]) -> list[Any]:
+    """The value. The function's own way back is written for arrays that vary as they did: for one that is the same on
+    all devices it may add up over them, which would be done twice."""
+    axes = _axes(inputs)
+
+    @jax.custom_vjp
+    def again(*arguments: Any) -> list[Any]:
+        return _inner(equation.params["call_jaxpr"], axes)(*arguments)
+
+    def refuse(*arguments: Any) -> Any:
+        raise UnsupportedError(
+            "a gradient through a jax.custom_vjp function in the field, of an array that the field closes over and "
+            f"that does not vary over the mesh axis {', '.join(sorted(axes))} of jax.shard_map",
+            "arrays in weights, or closed-over arrays that vary over the axis",
+            "give it in weights; or jax.lax.pcast(array, axis, to='varying') before the solve",
+        )
+
+    again.defvjp(refuse, refuse)
+    return again(*inputs)
+
+
 _AGAIN = {
+    "custom_jvp_call": _custom_jvp,
+    "custom_vjp_call": _custom_vjp,
+    "custom_vjp_call_jaxpr": _custom_vjp,  # of JAX before 0.6
     "jit": _jit,
     "pjit": _jit,
     "checkpoint": _checkpoint,

@@ -56,7 +56,9 @@ class BlockContext:
         """Which evaluation of the forward pass it is, counted from 0; that at t0 beside the steps is the last."""
         n, position, reverse, rank = place
         if rank is None:  # a two-state solver, one evaluation a step
-            return jnp.int32(self.steps) if position == 0 else n
+            solver = self.solver
+            apart = isinstance(solver, ReversibleSolver) and solver.evaluations_at_start and position == 0
+            return jnp.int32(self.steps) if apart else n
         return n * self.solver.stages + rank + (self.solver.increments.step_stages if reverse else 0)
 
     def number_again(self, place: Place, stages: int, steps: int) -> Any:

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import InputError, Problem, Result, Solution, SolveError, Solver, Span, Stats, UnsupportedError
+from odenet.kit import shown
 from odenet_jax.field.state import Leaves, layout
 from odenet_jax.field.trees import Counted
 from odenet_jax.gradients.accepted_steps import WayBack
@@ -20,6 +21,8 @@ from odenet_jax.steps.dense import Dense
 from odenet_jax.steps.record import AdaptiveResult, Keep
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.weighted_sum import choose
+
+_MOST = 2**31 - 1
 
 
 def solve_adaptive(problem: Problem, methods: Callable[[Stats], WayBack], probe: Array | None = None) -> Solution:
@@ -37,6 +40,9 @@ def solve_adaptive(problem: Problem, methods: Callable[[Stats], WayBack], probe:
     assert isinstance(span, Span)
     if span.control.per_sample:
         raise UnsupportedError("per_sample=True on backend jax", "one state a solve", "jax.vmap the solve over rows")
+    if span.control.max_steps > _MOST:
+        subject = f"PIDController(max_steps={shown(span.control.max_steps)}) on backend jax"
+        raise InputError(subject, f"at most {_MOST}: steps are counted in int32")
     state_layout, leaves = layout(problem.y0)
     solver = DifferentiableSolve(problem, span, state_layout, leaves, methods(stats))
     ts, nodes = None if span.every else span.ts, None

@@ -26,6 +26,7 @@ from odenet_jax.steps.tolerance import NORMS, Tolerance, scaled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 REMEDY = "take gradient='checkpoint', which solves nothing backward; or a larger max_steps, looser rtol and atol for it"
+REMEDY_OF_DROP_IN = "give a larger mxstep, or larger rtol and atol; or take odenet.solve with gradient='checkpoint'"
 
 
 class _CostateCarry(NamedTuple):
@@ -111,7 +112,7 @@ class AdaptiveCostate(WayBack):
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `WayBack.settled`."""
-        return ended(gradients, trouble)
+        return ended(gradients, trouble, drop_in=self.resolve is not None)
 
     @staticmethod
     def _last_read(result: AdaptiveResult, gradients: Cotangents) -> tuple[Array, Leaves]:
@@ -168,7 +169,7 @@ class AdaptiveCostate(WayBack):
         return _CostateCarry(now, state, first, parts, jnp.where(accepted, met, output), sums)
 
     def _slope(self, run: AcceptedRun, t: TimePoint, state: Leaves) -> tuple[Leaves, Any]:
-        """Of y and its adjoint, and the integrand of the weights' gradient."""
+        """The slopes of y and its adjoint, and the integrand of the weights' gradient."""
         count = len(state) // 2
         slope, pull = vjp(run, lambda run, y: run.slope_at(t, y), state[:count])
         part, *by_reads = pull(state[count:])
@@ -213,19 +214,22 @@ class AdaptiveCostate(WayBack):
         return add(a, added), output - met.sum(dtype=output.dtype)
 
 
-def ended(gradients: tuple[Leaves, Any, Array], pace: LoopState) -> tuple[Leaves, Any, Array]:
+def ended(gradients: tuple[Leaves, Any, Array], pace: LoopState, *, drop_in: bool = False) -> tuple[Leaves, Any, Array]:
     """What the way back found, if it has reached t0; of rows of a `jax.vmap` those that have not are NaN.
 
     Raises:
         GradientError: it has not; a compiled program raises a RuntimeError of this message when it runs.
     """
-    subject, allowed = "the backward solve of gradient 'continuous-adjoint' stopped before t0", "one that reaches it"
+    subject, remedy = "the backward solve of gradient 'continuous-adjoint' stopped before t0", REMEDY
+    allowed = "one that reaches it"
+    if drop_in:
+        subject, remedy = "odeint: the backward solve of its gradient stopped before t[0]", REMEDY_OF_DROP_IN
     if not isinstance(pace.outcome, Tracer):
         outcome = list(Result)[int(pace.outcome)]
         if outcome is Result.SUCCESS:
             return gradients
-        raise GradientError(f"{subject}, at t={pace.t.item():.8g}: {outcome.value}", allowed, REMEDY)
-    return raised(gradients, pace.outcome != CODE[Result.SUCCESS], GradientError(subject, allowed, REMEDY), by_row=True)
+        raise GradientError(f"{subject}, at t={pace.t.item():.8g}: {outcome.happened}", allowed, remedy)
+    return raised(gradients, pace.outcome != CODE[Result.SUCCESS], GradientError(subject, allowed, remedy), by_row=True)
 
 
 @dataclasses.dataclass(frozen=True)

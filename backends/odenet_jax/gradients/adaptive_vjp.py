@@ -35,6 +35,7 @@ from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
 from odenet_jax.gradients.plain_steps import Gate, most_steps, plain_steps
+from odenet_jax.gradients.unreached import reached
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes, line
 from odenet_jax.steps.adaptive_loop import AdaptiveLoop
 from odenet_jax.steps.clock import (
@@ -54,7 +55,7 @@ from odenet_jax.steps.record import AdaptiveResult, Keep
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
-from odenet_jax.steps.weighted_sum import choose, gated, only
+from odenet_jax.steps.weighted_sum import choose, gated
 
 _KEEPS = 16  # programs of one solve, by what is kept of it
 
@@ -216,18 +217,21 @@ class DifferentiableSolve:
         out = bare.network(keep, self.way)(*arguments)
         plain = lax.stop_gradient(out.result)
         result = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
-        if good is not None and (isinstance(good, Tracer) or not good.all()):
-            result = result._replace(ys=tuple(only(good, leaf) for leaf in result.ys))
-        # what is no result is made NaN here, where JAX differentiates: a loss that looks at the outcome first has NaN
-        # for its derivative by it, which must not reach the way back
+        # what is no result is made NaN here, where JAX differentiates: the way back does not meet it
+        sources = (*arguments[:2], [t for t in arguments[2] if t is not None])
+        # of a drop-in nobody is told the outcome
+        results = functools.partial(reached, strict=self.way.resolve is not None)
+        if offsets is not None:
+            there = jnp.arange(offsets.shape[0]) < lax.stop_gradient(result.outputs)
+            result = result._replace(ys=results(there if good is None else there & good, result.ys, sources))
         ended = result.pace.outcome <= CODE[Result.EVENT]
         last, event = result.y1, None
         if self.span.event is not None:
             met = result.pace.outcome == CODE[Result.EVENT]
             t, y1 = self._met(bare, met, result)
             last = choose(met, y1, last)
-            event = only(met, t), y1
-        return result._replace(y1=tuple(only(ended, leaf) for leaf in last), last=last), event
+            event = results(met, t, (sources, eqx.filter(self.hoisted[3], eqx.is_inexact_array))), y1
+        return result._replace(y1=results(ended, last, sources), last=last), event
 
     def _met(self, bare: DifferentiableSolve, met: Array, result: AdaptiveResult) -> tuple[Array, Leaves]:
         """Time and state of an event with their derivatives, where one has been met: the time by the implicit function
@@ -447,16 +451,18 @@ class SolveDerivative:
         return (g, sums, tuple(moved), residual), trouble
 
     def _unread(self, result: AdaptiveResult, rest: Any, y0: Leaves, cotangents: Any) -> AdaptiveResult:
-        """The solve; one that could not go on, and that nobody reads a state of, with no step taken.
+        """The solve; one that nobody reads a state of with no step taken.
 
-        The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow.
+        The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow. From
+        its end, it may miss the tolerance of the way back. Where rows read each other they go back together.
         """
-        read = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]
-        idle = (result.pace.outcome > CODE[Result.EVENT]) & ~jnp.any(jnp.stack(read))
+        idle = ~jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]).any()
+        if self.whole.field.collective:
+            idle &= result.pace.outcome > CODE[Result.EVENT]
         pace = result.pace._replace(accepted=jnp.where(idle, 0, result.pace.accepted))
         end, outputs = jnp.where(idle, rest[3].t0, result.end), jnp.where(idle, 0, result.outputs)
-        y1 = choose(idle, y0, result.y1)
-        return result._replace(pace=pace, end=end, outputs=outputs, y1=y1)
+        y1, last = (choose(idle, y0, y) for y in (result.y1, result.last))
+        return result._replace(pace=pace, end=end, outputs=outputs, y1=y1, last=last)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         """See `Linear`."""

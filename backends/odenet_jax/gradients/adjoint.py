@@ -29,6 +29,7 @@ from odenet_jax.steps.fixed import Carried, LoopObserver, Run, kept_rows, loop_i
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 Value = TypeVar("Value")
+Tree = TypeVar("Tree")
 Sums = Any
 """Gradients of weights and of what the field closes over, as they add up; those of a stack's rows in place."""
 
@@ -56,7 +57,7 @@ class Adjoint(ABC):
         return ()
 
     def beside(self, run: Run) -> LoopObserver | None:
-        """What the forward pass is to make of its states, in place of the state at t1; None for nothing."""
+        """What the forward pass is to make of its states, beside the state at t1; None for nothing."""
         return None
 
     def discover(self, run: Run, y0: Leaves) -> None:
@@ -130,9 +131,11 @@ class Adjoint(ABC):
 
         def backward(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array, Any]:
             saved, of, rest = residuals
-            here = dataclasses.replace(bound(of, rest), again=True)
+            cotangents = OutputCotangents(run.grid, gradients, run.grid.steps)
+            here = dataclasses.replace(bound(of, rest), again=True, unread=cotangents.unread(run))
             sums = jax.tree.map(jnp.zeros_like, of)
-            return self.back(here, saved, OutputCotangents(run.grid, gradients, run.grid.steps), sums)
+            g, sums, residual, trouble = self.back(here, saved, cotangents, sums)
+            return none_unread(here, g), sums, residual, trouble
 
         return tuple(compiled(function, key) for function in (primal, forward, backward))
 
@@ -207,6 +210,10 @@ class OutputCotangents:
         if not grid.final_only:
             self.rows = kept_rows([n * steps // grid.steps for n in grid.kept], steps)
 
+    def unread(self, run: Run) -> Array | None:
+        """Whether the loss reads none of them; None where another row may have read one by the name of an axis."""
+        return None if run.field.collective else ~jnp.stack([jnp.any(leaf != 0) for leaf in self.gradients]).any()
+
     def end(self) -> Leaves:
         """The cotangent at t1; zero where y(t1) is not kept."""
         last = tuple(leaf[-1] for leaf in self.gradients)
@@ -265,8 +272,21 @@ def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> 
 def collect(run: Run, n: Any, sums: Sums, gradients: Any) -> Sums:
     """The sums with the gradients of what step n reads added; n may be an array of steps, found stacked like it."""
     inexact, closed = sums
-    reads, of_closed = gradients
+    reads, of_closed = none_unread(run, gradients)
     return run.field.add(inexact, n, run.grid.steps, reads), jax.tree.map(jnp.add, closed, of_closed)
+
+
+def none_unread(run: Run, gradients: Tree) -> Tree:
+    """What a way back found; zeros where the loss reads no state of the solve.
+
+    Such a row of a `jax.vmap` has gradients of zero, but those of a step that overflowed are then 0 x inf, which is
+    NaN, and shared weights would have it added to the gradients of the other rows. A step at a time, where the sum
+    reads what was found anyway: of all gradients at once, each would be in memory twice.
+    """
+    unread = run.unread
+    if unread is None:
+        return gradients
+    return jax.tree.map(lambda leaf: jnp.where(unread, jnp.zeros((), leaf.dtype), leaf), gradients)
 
 
 def zeros(y: Leaves) -> Leaves:

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from odenet import Checkpoint, Problem, Stats
+from odenet import Checkpoint, Problem, ReversibleSolver, Stats
 from odenet.kit import add, schedule
 from odenet_jax.field.field import Slot, Weights
+from odenet_jax.field.replay import BlockContext
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import ROWS, RecomputedStates, WayBack
 from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp
-from odenet_jax.steps.fixed import Run, Solve, read, write
+from odenet_jax.steps.fixed import Run, Solve, loop, read, write
 
 
 class Recomputation(Adjoint):
@@ -42,16 +43,8 @@ class Recomputation(Adjoint):
         return [first + i * length for length, first, count in self.parts(steps) for i in range(count)]
 
     def parts(self, steps: int) -> list[tuple[int, int, int]]:
-        """Those of `Checkpoint.parts` by length, the longer first: each length, the first step of all, and how many.
-
-        One loop runs all segments of one length.
-        """
-        lengths = collections.Counter(end - first for first, end in self.method.parts(steps))
-        groups, first = [], 0
-        for length in sorted(lengths, reverse=True):
-            groups.append((length, first, lengths[length]))
-            first += length * lengths[length]
-        return groups
+        """See `_by_length`."""
+        return _by_length(self.method.parts(steps))
 
     def discover(self, run: Run, y0: Leaves) -> None:
         """See `Adjoint.discover`."""
@@ -168,6 +161,19 @@ def table(steps: int, states: int) -> tuple[Turns, Keeps]:
     return Turns(*np.array(turns, np.int32).T), Keeps(*np.array(keeps, np.int32).T)
 
 
+def _by_length(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Those of `Checkpoint.parts` by length, the longer first: each length, the first step of all, and how many.
+
+    One loop runs all segments of one length.
+    """
+    lengths = collections.Counter(end - first for first, end in parts)
+    groups, first = [], 0
+    for length in sorted(lengths, reverse=True):
+        groups.append((length, first, lengths[length]))
+        first += length * lengths[length]
+    return groups
+
+
 def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
     """The method with `memory` turned into how many states fit beside what the VJP of step 0 keeps.
 
@@ -191,8 +197,15 @@ def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_jax.gradients.solve`."""
-    assert isinstance(problem.gradient, Checkpoint)
-    return Recomputation(problem.gradient, stats).solve
+    method = problem.gradient
+    assert isinstance(method, Checkpoint)
+    if isinstance(problem.solver, ReversibleSolver):  # carries more than y: JAX's own recomputation keeps all of it
+
+        def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, BlockContext | None]:
+            return loop(run.hoisted(y0), y0, _by_length(method.parts(run.grid.steps)))
+
+        return solve
+    return Recomputation(method, stats).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> WayBack:

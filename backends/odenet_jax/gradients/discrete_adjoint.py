@@ -19,7 +19,17 @@ from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Alarm, add, alarm, combine, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, Cotangents, WayBack
-from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp, zeros
+from odenet_jax.gradients.adjoint import (
+    Adjoint,
+    OutputCotangents,
+    SavedStates,
+    Sums,
+    collect,
+    descend,
+    none_unread,
+    vjp,
+    zeros,
+)
 from odenet_jax.gradients.certificate import Sketch, certify, relative, tied, worse
 from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
@@ -88,8 +98,10 @@ class Reversal(Adjoint):
             carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
         y, g, sums, worst, _, trouble = carry
         assert saved.sketch is not None
-        worst = worse(worst, saved.sketch.error(y), -1)
-        return g, sums, worst[0], (trouble, steps, worst)
+        residual, n = worse(worst, saved.sketch.error(y), -1)
+        # gradients that are all zero are right, whatever was rebuilt for them
+        trouble = (none_unread(run, trouble[0] + 1) - 1, *trouble[1:])
+        return g, sums, residual, (trouble, steps, (none_unread(run, residual), n))
 
     def predict(
         self, run: Run, n: Any, y: Leaves, increments: tuple[Leaves, ...], trouble: Trouble, *, early: bool

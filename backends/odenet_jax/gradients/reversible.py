@@ -14,38 +14,94 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import Problem, ReversibleSolver, Stats
-from odenet.kit import alarm
+from odenet.kit import Alarm, alarm
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp, zeros
-from odenet_jax.gradients.certificate import certify, relative
-from odenet_jax.steps.fixed import Run, Solve
+from odenet_jax.gradients.adjoint import (
+    Adjoint,
+    OutputCotangents,
+    SavedStates,
+    Sums,
+    collect,
+    descend,
+    none_unread,
+    vjp,
+    zeros,
+)
+from odenet_jax.gradients.certificate import Sketch, certify, relative
+from odenet_jax.steps.fixed import Carried, Run, Solve, read
+from odenet_jax.steps.whole_numbers import packed, unpacked, whole
+
+
+@dataclass(frozen=True)
+class _SideInformation:
+    """The side information of each step, in bytes (`odenet_jax.steps.fixed.LoopObserver`).
+
+    Args:
+        run: what is solved.
+        solver: by which.
+    """
+
+    run: Run
+    solver: ReversibleSolver
+
+    def start(self, y0: Leaves) -> None:
+        """See `LoopObserver`."""
+        return
+
+    def step(self, along: None, before: Carried, after: Carried) -> tuple[None, Leaves]:
+        """See `LoopObserver`."""
+        return None, tuple(packed(leaf, self.solver.side_bits) for leaf in self.solver.side(self.run, before))
 
 
 class Retrace(Adjoint):
-    """The way back by a reversible solver, from the pair that it carries at t1."""
+    """The way back by a reversible solver, from the pair that it carries at t1.
+
+    Args:
+        solver: the reversible solver.
+        stats: of the solve.
+        alarm: see `certify`.
+    """
+
+    def __init__(self, solver: ReversibleSolver, stats: Stats, alarm: Alarm | None = None) -> None:
+        super().__init__(stats, alarm)
+        self.solver = solver
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """See `Adjoint.sketch`. States that are rounded to a grid begin elsewhere."""
+        return None if self.solver.rounds else Sketch(y0)
+
+    def beside(self, run: Run) -> _SideInformation | None:
+        """See `Adjoint.beside`."""
+        return _SideInformation(run, self.solver) if self.solver.side_bits else None
 
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
     ) -> tuple[Leaves, Sums, Array, Any]:
         """See `Adjoint.back`."""
-        solver, h, steps = run.solver, run.grid.h, run.grid.steps
-        assert isinstance(solver, ReversibleSolver)
+        solver, h, steps, bits = self.solver, run.grid.h, run.grid.steps, self.solver.side_bits
         assert saved.end is not None
+        pair, _, sides = saved.end if bits else (saved.end, None, ())
 
         def step(n: Any, carry: Any) -> Any:
             pair, g, sums = carry
             pull = StepVJPs(run.at(n))
+            if bits:
+                side = zip(read(sides, n), pair[0], strict=True)
+                pair = (*pair, tuple(unpacked(numbers, bits, leaf) for numbers, leaf in side))
             pair, g = solver.back(pull, n, h, steps, pair, g)
             return pair, (gradients.join(n, g[0]), *g[1:]), pull.collect(n, sums)
 
         end = gradients.end()
-        carry = (saved.end, solver.cotangents(end, zeros(end)), sums)
+        carry = (pair, solver.cotangents(end, zeros(end)), sums)
         pair, g, sums = descend(step, steps, steps, carry)
         pull = StepVJPs(run.at(jnp.int32(0)))
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        residual = relative(defect, y).astype(run.layout.time)
+        residual = relative(defect, y)
+        if saved.sketch is not None:
+            residual = jnp.maximum(residual, saved.sketch.error(y))
+        residual = residual.astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
-        return gradient, sums, residual, (steps, (residual, jnp.int32(-1)))
+        return gradient, sums, residual, (steps, (none_unread(run, residual), jnp.int32(-1)))
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
         """See `Adjoint.settled`."""
@@ -73,6 +129,10 @@ class StepVJPs:
         """See `Back`."""
         return self._pull(y, cotangent, lambda run, y: run.increment(n, y, reverse=reverse))
 
+    def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
+        """See `Back`."""
+        return tuple(whole(leaf, shift) for leaf in y)
+
     def collect(self, n: Any, sums: Sums) -> Sums:
         """The sums with what was found added."""
         return (
@@ -90,4 +150,5 @@ class StepVJPs:
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_jax.gradients.solve`."""
-    return Retrace(stats, alarm(problem.field)).solve
+    assert isinstance(problem.solver, ReversibleSolver)
+    return Retrace(problem.solver, stats, alarm(problem.field)).solve

@@ -27,9 +27,9 @@ from odenet import Checkpoint, Problem, Stats
 from odenet_jax.field.state import HALF, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients import checkpoint
-from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, descend
+from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, descend, none_unread
 from odenet_jax.gradients.runtime_errors import raised
-from odenet_jax.steps.fixed import Run, Solve, read
+from odenet_jax.steps.fixed import Carried, Run, Solve, read
 
 Link = tuple[Array, Array, Array]
 """Where the chain of a leaf is: z, the largest error of a state before it, and its own error."""
@@ -52,11 +52,11 @@ class Chains:
         parts = [_real(leaf) for leaf in y0]
         return [(part, jnp.zeros((), part.dtype), jnp.zeros((), part.dtype)) for part in parts]
 
-    def step(self, carried: list[Link], y: Leaves) -> tuple[list[Link], list[tuple[Array, Array]]]:
+    def step(self, along: list[Link], before: Carried, after: Carried) -> tuple[list[Link], list[tuple[Array, Array]]]:
         """See `Beside`."""
         taken = [
             self.take(link, leaf) if kind is None else ((leaf, *link[1:]), (link[0].astype(kind), jnp.zeros(0, kind)))
-            for link, leaf, kind in zip(carried, y, self.rounded_kinds, strict=True)
+            for link, leaf, kind in zip(along, after[0], self.rounded_kinds, strict=True)
         ]
         return [link for link, _ in taken], [code for _, code in taken]
 
@@ -101,7 +101,7 @@ class RoundedStates(checkpoint.Recomputation):
         """See `Adjoint.back`."""
         assert saved.end is not None
         end: Any = saved.end
-        steps, (links, codes) = run.grid.steps, end
+        steps, (_, links, codes) = run.grid.steps, end
         y0 = tuple(leaf[0] for leaf in saved.states)
         starts = [_real(leaf) for leaf in y0]
 
@@ -119,15 +119,15 @@ class RoundedStates(checkpoint.Recomputation):
         ]
         errors = [(error + drift).astype(run.layout.time) for (_, error, _), drift in zip(links, drifts, strict=True)]
         certificate = functools.reduce(jnp.maximum, errors)
-        return g, sums, certificate, None
+        return g, sums, certificate, none_unread(run, certificate)
 
     def settled(self, gradients: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
-        """What the way back found, if the certificate, the last of it, is within the tolerance.
+        """What the way back found, if the certificate is within the tolerance.
 
         Raises:
             GradientError: it is not; a compiled program raises a RuntimeError of this message when it runs.
         """
-        tolerance, certificate = self.method.tolerance, gradients[-1]
+        tolerance, certificate = self.method.tolerance, trouble
         if tolerance is None:
             return gradients
         if not isinstance(certificate, Tracer):

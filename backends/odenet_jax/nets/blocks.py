@@ -14,7 +14,7 @@ from odenet_jax.nets.convolution import batch_norm, by_statistics, convolve, con
 
 Weights = Mapping[str, Array]
 Normalise = Callable[[NetSpec, Array, Weights, str], Array]
-"""Of a network, an image, weights, and how the names of the normalisation's own begin among these."""
+"""A normalisation, called with a network, an image, weights, and the prefix of its own weights' names."""
 _ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
 

@@ -349,7 +349,7 @@ class OdeNet(eqx.Module):
         spec.check(weights)
         if spec.norm == "batch-eval-backward":
             raise UnsupportedError(
-                f"norm={spec.norm!r} on JAX, where a block cannot tell the way back from the way forth",
+                f"norm={spec.norm!r} on JAX, where a block cannot tell the backward pass from the forward pass",
                 "norm='batch', 'group' or 'none'; backend torch",
             )
         self.spec, self.training = spec, False

@@ -22,6 +22,7 @@ from odenet_jax.field.replay import BlockContext, Replay, after
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import later, parts, require_fine, require_span
+from odenet_jax.steps.whole_numbers import straight_through
 
 Carried = tuple[Leaves, ...]
 """What a solver carries from step to step: y alone, or more for a reversible one; y first."""
@@ -40,6 +41,7 @@ class Run:
         slot: those that the present step reads, where weights change with depth (see `at`).
         replay: what blocks are told beside their input; None where that is nothing.
         again: whether this is the way back, which runs evaluations of the forward pass again.
+        unread: of a way back, whether the loss reads no state of the solve, so that all its gradients are zero.
     """
 
     field: Field
@@ -50,6 +52,7 @@ class Run:
     slot: Slot | None = None
     replay: Replay | None = None
     again: bool = False
+    unread: Array | None = None
 
     def key(self, *more: Any) -> Hashable | None:
         """What its programs are kept by (see `odenet_jax.field.programs`), with what else these depend on."""
@@ -127,9 +130,20 @@ class Run:
             value = self.replay.first(place, evaluate)
         return self.layout.slope(value, y)
 
+    def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
+        """Whole numbers next to y + shift (`odenet.kit.ReversibleSolver`); gradients go straight through."""
+        return tuple(straight_through(leaf, shift) for leaf in y)
 
-def loop(run: Run, y0: Leaves) -> tuple[Leaves, BlockContext | None]:
-    """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`, and what blocks are told after it."""
+
+def loop(run: Run, y0: Leaves, segments: Sequence[tuple[int, int, int]] = ()) -> tuple[Leaves, BlockContext | None]:
+    """All steps from y0, to be differentiated by JAX: the leaves at `grid.kept`, and what blocks are told after it.
+
+    Args:
+        run: what to solve.
+        y0: the state at t0.
+        segments: those of which JAX is to keep nothing but where they start, by length: each length, the first step of
+            all of that length, and how many there are. None where it is to keep everything.
+    """
     grid = run.grid
     slots = run.field.slots(run.weights, grid.steps)
 
@@ -138,12 +152,38 @@ def loop(run: Run, y0: Leaves) -> tuple[Leaves, BlockContext | None]:
         return carry, None if grid.final_only else carry[1][0]
 
     start, _ = _start(run, lambda: jax.tree.map(lambda leaf: leaf[0], slots), y0)
-    (_, carried, state), emitted = lax.scan(body, alike(start, run.weights), slots, length=grid.steps)
+    begin = alike(start, run.weights)
+    if segments:
+        (_, carried, state), emitted = _scan_segments(body, begin, slots, segments)
+    else:
+        (_, carried, state), emitted = lax.scan(body, begin, slots, length=grid.steps)
     context = run.replay and after(run.replay.context, state)
     if emitted is None:
         return tuple(leaf[None] for leaf in carried[0]), context
     picks = jnp.asarray(grid.kept)
     return tuple(jnp.concatenate([first[None], rest])[picks] for first, rest in zip(y0, emitted, strict=True)), context
+
+
+def _scan_segments(
+    body: Callable[[LoopCarry, Any], tuple[LoopCarry, Leaves | None]],
+    carry: LoopCarry,
+    slots: Any,
+    segments: Sequence[tuple[int, int, int]],
+) -> tuple[LoopCarry, Leaves | None]:
+    """The scan of a body whose segments are computed again where it is differentiated; see `loop`."""
+    parts = []
+    for length, first, count in segments:
+
+        def rows(leaf: Array, first: int = first, count: int = count, length: int = length) -> Array:
+            return leaf[first : first + count * length].reshape(count, length, *leaf.shape[1:])
+
+        def segment(carry: LoopCarry, slots: Any, length: int = length) -> tuple[LoopCarry, Leaves | None]:
+            return lax.scan(body, carry, slots, length=length)
+
+        recomputed = jax.checkpoint(segment, prevent_cse=False)
+        carry, emitted = lax.scan(recomputed, carry, jax.tree.map(rows, slots), length=count)
+        parts.append(emitted and tuple(leaf.reshape(-1, *leaf.shape[2:]) for leaf in emitted))
+    return carry, parts[0] and tuple(jnp.concatenate(column) for column in zip(*parts, strict=True))
 
 
 class LoopObserver(Protocol):
@@ -153,8 +193,13 @@ class LoopObserver(Protocol):
         """What the observer carries from step to step, at t0."""
         ...
 
-    def step(self, carried: Any, y: Leaves) -> tuple[Any, Any]:
-        """What is carried along after a step to y, and what is kept of the step."""
+    def step(self, along: Any, before: Carried, after: Carried) -> tuple[Any, Any]:
+        """What the observer carries after a step, and what is kept of the step.
+
+        Args:
+            along: what the observer carried before it.
+            before, after: what the solver carried before and after it.
+        """
         ...
 
 
@@ -171,8 +216,8 @@ def loop_in_place(
 
     Returns:
         The leaves at `grid.kept`, those at `also` (empty where nothing is), what the way back starts from (y(t1), or
-        what a reversible solver keeps of what it carries; with `beside` what it carries in the end, and what it keeps
-        of the steps, stacked), and what blocks are told and have read after it.
+        what a reversible solver keeps of what it carries; with `beside` this, what the observer carries in the end, and
+        what it keeps of the steps, stacked), and what blocks are told and have read after it.
     """
     grid, solver = run.grid, run.solver
     rows = None if grid.final_only else kept_rows(grid.kept, grid.steps)
@@ -180,11 +225,11 @@ def loop_in_place(
 
     def body(state: Any, _: None) -> tuple[Any, Any]:
         carry, ys, states, along = state
-        n, row = carry[0], None
+        n, before, row = carry[0], carry[1], None
         states = write(states, also_rows[n], carry[1][0])
         carry, read = _step(run.at(n), carry)
         if beside is not None:
-            along, row = beside.step(along, carry[1][0])
+            along, row = beside.step(along, before, carry[1])
         return (carry, ys if rows is None else write(ys, rows[n + 1], carry[1][0]), states, along), (read, row)
 
     ys = () if rows is None else write(_empty(y0, len(grid.kept)), rows[0], y0)
@@ -197,7 +242,7 @@ def loop_in_place(
         ys = tuple(leaf[None] for leaf in carried[0])
     end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
     if beside is not None:
-        end = along, stacked
+        end = end, along, stacked
     return ys, states, end, run.replay and after(run.replay.context, state, at_start, in_steps)
 
 

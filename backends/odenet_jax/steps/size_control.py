@@ -82,7 +82,8 @@ def judge(
     smallest = jnp.zeros((), bool) if control.min_step is None else took <= control.min_step * (1 + 1e-10)
     accepted |= smallest & jnp.isfinite(ratio)
     accepted &= alive
-    size = took * factor
+    # t + size rounds to t1: a size of few roundings of t, multiplied as took, would never become smaller
+    size = jnp.where(accepted, took, jnp.minimum(took, pace.size)) * factor
     size = control.bounded(resumed(size, pace.size, accepted & step.lands, TRACED), TRACED)
     now = LoopState(
         jnp.where(accepted, step.t1, pace.t),

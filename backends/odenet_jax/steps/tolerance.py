@@ -96,16 +96,20 @@ def _each(name: str, value: Any, layout: Layout, like: Leaves) -> tuple[Any, ...
         if not _is_array(bound):
             bounds.append(float(bound))
             continue
+        if not any(jnp.issubdtype(bound.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+            raise InputError(f"{name} holds an array of {bound.dtype}", "real numbers of at least 0")
         array = jnp.asarray(bound, leaf.real.dtype)
         try:
             fits = jnp.broadcast_shapes(array.shape, leaf.shape) == leaf.shape
         except ValueError:
             fits = False
-        if not fits or not (isinstance(array, Tracer) or bool((array >= 0).all())):
+        if not fits:
             raise InputError(
                 f"{name} holds an array of shape {array.shape} for a leaf of shape {leaf.shape}",
                 "numbers of at least 0 that broadcast to the leaf",
             )
+        if not isinstance(array, Tracer) and not bool((array >= 0).all()):
+            raise InputError(f"{name} holds an entry that is negative or NaN", "numbers of at least 0")
         bounds.append(jnp.where(array >= 0, array, jnp.nan) if isinstance(array, Tracer) else array)
     return tuple(bounds)
 

@@ -65,7 +65,7 @@ def detach(module: nn.Module) -> None:
         raise ConversionError(
             f"a converted {base_of(module).__name__} whose class was changed since, to {type(module).__name__}",
             "models whose layers have the classes that they had when they were converted",
-            "undo first what was done last",
+            "undo the later change of the class first",
         )
     module.__class__ = base_of(module)
     del vars(module)["odenet_run"], vars(module)["_odenet_ways"]

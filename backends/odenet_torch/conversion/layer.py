@@ -17,7 +17,7 @@ from odenet_torch.field.places import OF_MODULES
 from odenet_torch.field.reachable_objects import LIBRARIES, data_of_class
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Of a layer, beside its state."""
+"""The arguments of a layer other than its state: positional and keyword arguments."""
 _OF_MODULES = OF_MODULES | {"odenet_run", "_odenet_ways"}
 _REMEMBERED = 16  # ways of calling a layer
 _READ_ONLY = (*PLAIN, Tensor, torch.dtype, torch.device)

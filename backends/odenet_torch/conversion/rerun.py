@@ -182,8 +182,8 @@ class Rerun:
 
 
 def spent() -> GradientError:
-    """The error of a second way back through layers of which nothing is kept any more."""
+    """The error of a second backward pass through layers whose states have been freed."""
     return GradientError(
-        "a second way back through converted layers, whose states have been let go",
+        "a second backward pass through converted layers, whose states have been freed",
         "one backward pass, or retain_graph=True in all but the last",
     )

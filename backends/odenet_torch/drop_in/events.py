@@ -39,7 +39,7 @@ def linked(flow: OdeintProblem, event_t: Tensor, y: Tensor) -> tuple[Tensor, Ten
 
 
 def _entry(flow: OdeintProblem, event_t: Tensor, y: Tensor) -> int:
-    """Of several conditions that which is nearest to zero, for its rate."""
+    """Of several conditions, the one that is nearest to zero, for its rate."""
     time, at = event_t.clone().requires_grad_(), y.detach().requires_grad_()
     values = flow.event(time, at)
     if len(values) == 1:

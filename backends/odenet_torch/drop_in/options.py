@@ -29,7 +29,7 @@ _SIZES = ("first_step", "min_step", "max_step")
 _ADAPTIVE = {*_FACTORS, *_SIZES, "norm", "step_t", "jump_t", "max_num_steps", "dtype"}
 _FIXED = {"norm", "step_size", "grid_constructor", "interp", "perturb"}
 _ELSEWHERE = {"max_order", "max_iters", "implicit", "solver"}
-"""Of the methods that are left to torchdiffeq."""
+"""The options of the methods that torchdiffeq itself runs."""
 _MOST = 2**31 - 1
 _EVENT_STEPS = 20_000  # up to an event, where max_num_steps does not say otherwise
 _CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")

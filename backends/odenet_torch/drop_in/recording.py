@@ -40,7 +40,7 @@ class Recording:
         self.draws = False
         """Whether the field drew random numbers in its first evaluation."""
         self.tableau: Tableau | None = None
-        """Of the way forth; None for a method whose steps follow the error."""
+        """The tableau of the forward pass; None for an adaptive method."""
         self.ends: list[tuple[float, float]] = []
         self.states: dict[tuple[int, int], list[Tensor]] = {}
         self.place: tuple[int, int] | None = None
@@ -135,7 +135,7 @@ class Recording:
         for n, (a, b) in enumerate(self.ends):
             if max(abs(a - start), abs(b - end)) <= _CLOSE * abs(b - a):
                 return n
-        raise _not_replayed(f"which takes a step back from t={end:.8g} to {start:.8g} that the way forth did not take")
+        raise _not_replayed(f"which takes a backward step from t={end:.8g} to {start:.8g} without a forward step there")
 
 
 def _stages_forth(forth: Tableau, back: Tableau) -> list[int]:

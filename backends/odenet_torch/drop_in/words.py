@@ -28,7 +28,7 @@ _PHRASES = (
         "call func.eval(), or take odeint",
     ),
     ("pass them as weights, make the field an nn.Module, or take", "name them in adjoint_params, or take"),
-    ("tensors handed over as weights, and parameters", "parameters, and tensors named in adjoint_params"),
+    ("tensors passed as weights, and parameters", "parameters, and tensors named in adjoint_params"),
     ("pass that tensor in weights, compute it inside the field, or take", "compute that tensor inside func, or take"),
     ("give the weights (or y0) the number type you want, as in weights.to(y0.dtype)", "take func(t, y).to(y.dtype)"),
     (
@@ -122,9 +122,9 @@ def stopped_back(failed: Result, most: int, steps: int, start: float) -> Gradien
     """
     what, remedy = reason(failed, most, "adjoint_")
     return GradientError(
-        f"the way back stopped after {steps} steps from t={start:.8g}: {what}",
-        "ways back that reach the time before",
-        f"{remedy}; or take odeint, whose gradient integrates nothing back",
+        f"the backward solve stopped after {steps} steps from t={start:.8g}: {what}",
+        "backward solves that reach the previous time",
+        f"{remedy}; or take odeint, whose gradient needs no backward solve",
     )
 
 

@@ -345,7 +345,7 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
     if older:
         raise GradientError(
             f"the field reads a tensor that was computed outside of it (by {older[0].name()}) and needs a gradient",
-            "tensors handed over as weights, and parameters",
+            "tensors passed as weights, and parameters",
             "pass that tensor in weights, compute it inside the field, or take gradient='backprop'",
         )
     expected = {id(tensor) for tensor in known}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def state(device: torch.device) -> list[Tensor]:
-    """Of torch's generators of the host and of the device."""
+    """The states of torch's generators of the host and of the device."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
@@ -48,5 +48,5 @@ def others() -> Iterator[Callable[[], bool]]:
 
 
 def _bytes(generator: Tensor) -> bytes:
-    """Of a generator's state, without an operation of torch: this is asked at every evaluation."""
+    """The bytes of a generator's state, without an operation of torch, since every evaluation calls this."""
     return ctypes.string_at(generator.data_ptr(), generator.nbytes)

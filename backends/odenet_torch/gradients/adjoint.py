@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
-from odenet import GradientError, Stats, UnsupportedError
+from odenet import GradientError, ReversibleSolver, Stats, UnsupportedError
 from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import BlockField, Stand, now, outside
@@ -97,7 +97,7 @@ class Adjoint(ABC):
         replay = Replay.of(field, run.layout, run.grid.steps, cut=True)
         run = dataclasses.replace(run, field=field, replay=replay)
         with replay.forth():
-            run.ready.append(self.discover(run, y0))
+            run.ready.append(self.discover(run, _first(run, y0)))
             outputs = self.applied(run, y0, field.everything(run.grid.steps))
         if isinstance(field, BlockField):
             settle(field, replay)
@@ -144,6 +144,15 @@ class Adjoint(ABC):
         known = (*y, *stand.values(), *run.field.read(0, run.grid.steps))
         run.field.capture(outside(first, known, since))
         return tuple(d.detach() for d in first)
+
+
+def _first(run: Run, y0: Leaves) -> Leaves:
+    """Where the first evaluation is: at y0, or where a solver that rounds its states begins."""
+    solver = run.solver
+    if not isinstance(solver, ReversibleSolver) or not solver.rounds:
+        return y0
+    with torch.no_grad():
+        return solver.start(run, run.grid.size(0), y0)[0]
 
 
 @dataclass(frozen=True)
@@ -325,7 +334,9 @@ class _FixedStepSolve(torch.autograd.Function):
         def surrounded(first: int, last: int) -> Iterator[None]:
             """What the steps from last down to first need around them, and no others: those above are done."""
             ns = range(ctx.adjoint.again_from(first), last)
-            if run.settled is None:
+            if run.surrounded is not None:
+                around = run.surrounded()
+            elif run.settled is None:
                 run.field.settle(ns, steps)
                 around = run.replay.back(ns)
             else:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from odenet import Checkpoint, Problem, Stats
+from odenet import Checkpoint, Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
 from odenet_torch.field.differentiating import hooked, refuses_hooks
@@ -46,7 +46,7 @@ from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.direct import NotSettledError
-from odenet_torch.steps.fixed import Run, Solve, loop, stacked
+from odenet_torch.steps.fixed import Carried, Run, Solve, loop, stacked
 
 
 class Recomputation(Adjoint):
@@ -63,12 +63,13 @@ class Recomputation(Adjoint):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        coupled = isinstance(run.solver, ReversibleSolver)  # carries more than y, and so is left to torch's checkpoint
         if run.direct is not None:
-            if hooked():  # what the caller's hooks are to see is saved by torch's checkpoint alone
+            if coupled or hooked():  # what the caller's hooks are to see is saved by torch's checkpoint alone
                 raise NotSettledError
             self.differentiable = True
             return self.settled(run, run.direct, y0)
-        if hookless.known(run.field):
+        if hookless.known(run.field) and not coupled:
             return super().solve(run, y0)
         before = hookless.Traces(run)
         try:
@@ -76,6 +77,8 @@ class Recomputation(Adjoint):
         except RuntimeError as error:
             if not refuses_hooks(error) or hooked():  # hooks of the caller's are the caller's
                 raise
+            if coupled:
+                raise hookless.unkept(run.solver.label) from error
             before.undo(error)
         hookless.remember(run.field)
         return super().solve(run, y0)
@@ -83,14 +86,15 @@ class Recomputation(Adjoint):
     def recorded(self, run: Run, y0: Leaves) -> Leaves:
         """By torch's checkpoint, which hooks into what autograd saves."""
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
-        states, y, since = {0: y0}, y0, now()
+        states, since = {0: y0}, now()
         run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
+            carried = _begun(run, y0)
             for first, end in self.method.parts(run.grid.steps):
-                states |= Segment(run, replay, first, end)(y)
-                y = states[end]
+                within, carried = Segment(run, replay, first, end)(carried)
+                states |= within
                 if first == 0:
-                    replay.watch(leaves(y, since))
+                    replay.watch(leaves(carried[0], since))
         replay.sides.finish()
         if isinstance(run.field, BlockField):
             settle(run.field, replay)
@@ -252,28 +256,30 @@ class Segment:
     first: int
     end: int
 
-    def __call__(self, y: Leaves) -> dict[int, Leaves]:
-        """The states after these steps that are wanted, and the last."""
-        kept = [n for n in range(self.first + 1, self.end + 1) if n == self.end or n in self.run.grid.kept]
+    def __call__(self, carried: Carried) -> tuple[dict[int, Leaves], Carried]:
+        """The states after these steps that are wanted, the last among them, and what is carried then."""
+        kept = [n for n in range(self.first + 1, self.end) if n in self.run.grid.kept]
+        count = len(carried[0])
 
-        def steps(*y: Tensor) -> list[Tensor]:
-            states = []
+        def steps(*flat: Tensor) -> list[Tensor]:
+            carried, states = _grouped(flat, count), []
             for n in range(self.first, self.end):
-                y = add(y, self.run.increment(n, y))
+                carried = _advanced(self.run, n, carried)
                 if n + 1 in kept:
-                    states += y
+                    states += carried[0]
             if not self.replay.late.isdisjoint(range(self.first, self.end)):
                 run_to_the_end()
-            return states
+            return [*states, *(leaf for leaves in carried for leaf in leaves)]
 
-        states = checkpoint(
+        outputs = checkpoint(
             steps,
-            *y,
+            *(leaf for leaves in carried for leaf in leaves),
             use_reentrant=False,
             preserve_rng_state=False,
             context_fn=lambda: (contextlib.nullcontext(), self),
         )
-        return {n: tuple(states[i * len(y) : (i + 1) * len(y)]) for i, n in enumerate(kept)}
+        groups = _grouped(outputs, count)
+        return dict(zip((*kept, self.end), groups, strict=False)), groups[len(kept) :]
 
     def __enter__(self) -> None:
         """While the steps run again, as often as a graph is gone back through."""
@@ -286,6 +292,24 @@ class Segment:
         """Leave the context of the segment."""
         self.run = dataclasses.replace(self.run, again=False)
         self.entered.__exit__(*raised)
+
+
+def _begun(run: Run, y0: Leaves) -> Carried:
+    """What is carried at t0."""
+    solver = run.solver
+    return solver.start(run, run.grid.size(0), y0) if isinstance(solver, ReversibleSolver) else (y0,)
+
+
+def _advanced(run: Run, n: int, carried: Carried) -> Carried:
+    """What is carried after step n."""
+    if isinstance(run.solver, ReversibleSolver):
+        return run.solver.step(run, n, run.grid.size(n), run.grid.steps, carried)
+    return (add(carried[0], run.increment(n, carried[0])),)
+
+
+def _grouped(flat: Sequence[Tensor], count: int) -> Carried:
+    """Leaves in a row as groups of so many."""
+    return tuple(tuple(flat[i : i + count]) for i in range(0, len(flat), count))
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:

@@ -172,7 +172,7 @@ class AdaptiveCostate(Costate):
 
 
 class Doubled(Tolerance):
-    """Of a state and its adjoint, each with the tolerances of the state."""
+    """The error norm of a state and its adjoint, each with the tolerances of the state."""
 
     also: Callable[[], Tensor | None] | None = None
 

@@ -69,3 +69,13 @@ def unmeasured() -> UnsupportedError:
         "checkpoint, checkpoint with segments=K or states=K",
         "give the number of states, as in gradient='checkpoint:states=8'",
     )
+
+
+def unkept(solver: str) -> UnsupportedError:
+    """The error for a solver whose steps torch's checkpoint alone can run again."""
+    return UnsupportedError(
+        f"gradient='checkpoint' of solver {solver!r} for a field that takes derivatives with torch.func, which refuses "
+        "to run under the hooks of torch's checkpoint",
+        "gradient='reversible' and 'backprop' with this solver",
+        "take gradient='reversible'",
+    )

@@ -16,27 +16,60 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, read, standing, vjp, zeros
-from odenet_torch.gradients.certificate import StepErrors, certify, relative
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
-from odenet_torch.steps.fixed import Run, Solve
+from odenet_torch.steps.fixed import Run, Solve, loop
+from odenet_torch.steps.whole_numbers import packed, unpacked, whole
 
 
 class Retrace(Adjoint):
-    """The way back by a reversible solver, from the pair that it carries at t1."""
+    """The way back by a reversible solver, from the pair that it carries at t1.
+
+    Args:
+        solver: the reversible solver.
+        stats: of the solve.
+    """
+
+    def __init__(self, solver: ReversibleSolver, stats: Stats) -> None:
+        super().__init__(stats)
+        self.solver = solver
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        """See `Adjoint.sketch`. States that are rounded to a grid begin elsewhere."""
+        return None if self.solver.rounds else Sketch(y0)
 
     def keeps(self, run: Run) -> Iterable[int]:
         """See `Adjoint.keeps`."""
         return ()
 
+    def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
+        """See `Adjoint.forth`. Behind the pair stands the side information of each step, in bytes."""
+        solver, bits = self.solver, self.solver.side_bits
+        if not bits:
+            return super().forth(run, y0)
+        sides: list[Leaves] = []
+
+        def on_step(n: int, pair: tuple[AnyLeaves, ...]) -> None:
+            sides.append(tuple(packed(leaf, bits) for leaf in solver.side(run, pair)))
+
+        states, pair = loop(run, y0, self.keeps(run), on_step)
+        return states, (*pair, *sides)
+
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
-        solver, h, steps, pair = run.solver, run.grid.size(0), run.grid.steps, saved.pair
-        assert isinstance(solver, ReversibleSolver)
+        solver, h, steps, pair = self.solver, run.grid.size(0), run.grid.steps, saved.pair
+        bits = solver.side_bits
+        pair, sides = (pair[:-steps], pair[-steps:]) if bits else (pair, ())
         zero = zeros(pair[0])
         pull = StepVJPs(run, sums)
         g = solver.cotangents(gradients.get(steps, zero), zero)
         for n in reversed(range(steps)):
+            if bits:
+                pair = (
+                    *pair,
+                    tuple(unpacked(*numbers) for numbers in zip(sides[n], [bits] * len(zero), zero, strict=True)),
+                )
             pair, g = solver.back(pull, n, h, steps, pair, g)
             if n in gradients:
                 g = (add(g[0], gradients[n]), *g[1:])
@@ -44,6 +77,8 @@ class Retrace(Adjoint):
         y, defect, gradient = solver.origin(pull, h, pair, g)
         errors = StepErrors(run)
         errors.add(relative(defect, y), -1)
+        if saved.sketch is not None:
+            errors.add(saved.sketch.error(y), -1)
         certify(self.stats, self.alarm, errors)
         return gradient
 
@@ -63,6 +98,10 @@ class StepVJPs:
         """See `Back`."""
         return self._pull(n, y, cotangent, functools.partial(self.run.increment, n, reverse=reverse))
 
+    def rounded(self, y: AnyLeaves, shift: float = 0.0) -> Leaves:
+        """See `Back`."""
+        return tuple(whole(leaf, shift) for leaf in y)
+
     def _pull(self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]) -> tuple[Leaves, Leaves]:
         since = mark(self.run)
         at, explicit, stand = standing(self.run, n, y)
@@ -75,4 +114,5 @@ class StepVJPs:
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """See `odenet_torch.gradients.solve`."""
-    return Retrace(stats).solve
+    assert isinstance(problem.solver, ReversibleSolver)
+    return Retrace(problem.solver, stats).solve

@@ -13,7 +13,7 @@ from odenet.kit import GROUPS, NORM_EPSILON, NORM_MOMENTUM, Unit, units
 
 Weights = Mapping[str, Tensor]
 Normalise = Callable[[NetSpec, Tensor, Weights, str], Tensor]
-"""Of a network, an image, weights, and how the names of the normalisation's own begin among these."""
+"""A normalisation, called with a network, an image, weights, and the prefix of its own weights' names."""
 _ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh}
 
 
@@ -94,7 +94,7 @@ def _norm(spec: NetSpec, y: Tensor, w: Weights, name: str) -> Tensor:
 
 
 def _ordinary(training: bool) -> Normalise:
-    """Of what is evaluated once in a pass, and never run again by a gradient method."""
+    """The normalisation of layers that are evaluated once in a pass, and never again by a gradient method."""
 
     def normalise(spec: NetSpec, y: Tensor, w: Weights, name: str) -> Tensor:
         if not spec.batch_normalised:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,10 @@ from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.direct import Direct
 from odenet_torch.steps.weighted_sum import weigh_leaves
+from odenet_torch.steps.whole_numbers import straight_through
+
+Carried = tuple[Leaves, ...]
+"""What a solver carries from step to step: y alone, or more for a reversible one; y first."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Run:
         direct: calls the blocks where all are known; None where they are looked at.
         settled: in the place of `replay` where all blocks run again as they ran.
         inside: outputs inside of steps, by step: positions, and the gradients of the loss with respect to them.
+        surrounded: in the place of `replay` where steps are compiled: what those that run again need around them.
     """
 
     field: Field
@@ -49,6 +56,7 @@ class Run:
     direct: Direct | None = None
     settled: Settled | None = None
     inside: Mapping[int, Sequence[tuple[float, AnyLeaves]]] = dataclasses.field(default_factory=dict)
+    surrounded: Callable[[], AbstractContextManager[None]] | None = None
 
     def increment(self, n: int, y: Leaves, *, reverse: bool = False, stand: Stand | None = None) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
@@ -73,6 +81,10 @@ class Run:
             outputs += weigh_leaves(y, h, interpolant(tableau).weights(position), ks)
             cotangents += (*cotangent,)
         return d, outputs, cotangents
+
+    def rounded(self, y: AnyLeaves, shift: float = 0.0) -> Leaves:
+        """Whole numbers next to y + shift (`odenet.kit.ReversibleSolver`); gradients go straight through."""
+        return tuple(straight_through(leaf, shift) for leaf in y)
 
     def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
         if self.direct is not None:
@@ -150,7 +162,7 @@ class Run:
 
 
 def loop(
-    run: Run, y: Leaves, also: Iterable[int] = (), on_step: Callable[[int, Leaves], None] | None = None
+    run: Run, y: Leaves, also: Iterable[int] = (), on_step: Callable[[int, Any], None] | None = None
 ) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
     """All steps from y.
 
@@ -158,7 +170,7 @@ def loop(
         run: what to solve.
         y: the state at t0.
         also: further indices whose states are wanted.
-        on_step: called with each step of a Runge-Kutta method and the state after it.
+        on_step: called with each step and the state after it; of a reversible solver, with what it carries before it.
 
     Returns:
         The states at `grid.kept` and at these, by index, and what a reversible solver needs for the way back.
@@ -168,6 +180,8 @@ def loop(
     if isinstance(solver, ReversibleSolver):
         pair = solver.start(run, grid.size(0), y)
         for n in range(grid.steps):
+            if on_step is not None:
+                on_step(n, pair)
             pair = solver.step(run, n, grid.size(n), grid.steps, pair)
             if n + 1 in kept:
                 states[n + 1] = pair[0]

@@ -125,7 +125,8 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
                 good = good | (torch.isfinite(ratio) & (h.abs() <= control.min_step * (1 + 1e-10)))
             good = good & active
             tried, accepted = tried + active, accepted + good
-            size = torch.where(active, control.bounded(h.abs() * factor, ROWS), size)
+            tried_size = torch.where(good, h.abs(), torch.minimum(h.abs(), size))  # as of one state: it must shrink
+            size = torch.where(active, control.bounded(tried_size * factor, ROWS), size)
             before, after = direction * t, direction * end
             crossed = good & (targets > before) & (targets <= after)
             done = good & lands

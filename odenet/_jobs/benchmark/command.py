@@ -46,8 +46,8 @@ def command() -> None:
 @_flags.atol()
 @_flags.dtype("float64")
 @_flags.device()
-@click.option("--repeats", type=_flags.Whole(1), default=5, show_default=True, help="Times each cell is timed.")
-@click.option("--max-steps", type=_flags.Whole(1), default=20000, show_default=True, help="Steps tried in a solve.")
+@click.option("--repeats", type=_flags.Whole(1), default=5, show_default=True, help="Timings of each cell.")
+@click.option("--max-steps", type=_flags.Whole(1), default=20000, show_default=True, help="Most steps of a solve.")
 @_flags.out("results/work-precision")
 @_flags.resume()
 @_flags.shard()
@@ -58,8 +58,9 @@ def _work_precision(
 ) -> None:
     """Error against field evaluations and against seconds, for all backends in one figure.
 
-    Each problem is solved by each solver to each tolerance, by every backend in turn. What a backend does not offer is
-    skipped with a line. Ctrl-C keeps what is done. Exit status: 0, 1 if a cell failed, 130 after Ctrl-C.
+    Each problem is solved by each solver to each tolerance, by the backends alternately. Combinations that a backend
+    does not offer are skipped with a message. Ctrl-C keeps the finished cells. Exit status: 0, 1 if a cell failed, 130
+    after Ctrl-C.
 
     \b
     Examples:

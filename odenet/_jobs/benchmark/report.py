@@ -1,4 +1,4 @@
-"""What a diagram leaves behind for people: the figure and one HTML page."""
+"""The report of a diagram: the figure and one HTML page."""
 
 from __future__ import annotations
 

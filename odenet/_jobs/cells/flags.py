@@ -36,16 +36,19 @@ def network_flags(plan: GridPlan) -> Decorator:
         choice("--block", BLOCKS, "Kind of block.", plan),
         number("--width", "Channels (conv) or features.", plan),
         choice("--norm", NORMS, "Normalisation of conv blocks.", plan),
-        choice(
-            "--activation", ("relu", "tanh"), "Activation; a smooth one shows the order of a method most clearly.", plan
-        ),
+        choice("--activation", ("relu", "tanh"), "Activation; a smooth one shows orders most clearly.", plan),
         choice(
             "--start",
             STARTS,
-            "Weights: a smooth function of depth, or layer by layer.",
+            "Weights: a smooth function of depth, drawn independently for each layer, or zero.",
             plan,
         ),
-        choice("--along", ("auto", "piecewise", "linear", "shared"), "Weights along depth; auto: by solver.", plan),
+        choice(
+            "--along",
+            ("auto", "piecewise", "linear", "shared"),
+            "Weights along depth; auto: piecewise for euler, else linear.",
+            plan,
+        ),
     )
     return lambda command: _apply(command, flags)
 

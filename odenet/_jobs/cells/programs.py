@@ -18,9 +18,9 @@ from odenet._errors import FileError
 from odenet._files import require_writable
 
 VARIABLE = "ODENET_CACHE"
-"""Of the environment: a folder, or "off"."""
+"""Environment variable that names the folder of compiled programs, or is "off"."""
 MOST_BYTES = 2**29
-"""Of all files there; a job that is running may be above it by what it compiles."""
+"""Limit for the size of all files there; a running job may exceed it by the programs that it compiles."""
 
 
 def folder() -> Path | None:

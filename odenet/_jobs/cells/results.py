@@ -49,7 +49,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
     plan_kind: ClassVar[type[CellPlan]]
     row_kind: ClassVar[type[CellRow]]
     compared: ClassVar[str] = "times"
-    """What depends on the machine."""
+    """The measurements that depend on the machine, in words."""
 
     def cells(self) -> tuple[KeyedCell, ...]:
         """Those of the plan that are this job's, in the plan's order."""

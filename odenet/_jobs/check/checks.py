@@ -25,7 +25,7 @@ from odenet.doctor.plan import Plan
 from odenet.doctor.planning import plan as choose
 
 TOLERANCE = 1e-2
-"""Of the recommended method, where none is given."""
+"""Tolerance of the recommended method, where none is given."""
 
 
 @dataclass(frozen=True)

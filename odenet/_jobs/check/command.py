@@ -37,15 +37,15 @@ DEFAULT = GridPlan(solvers=(solver_named("euler"),), depths=(16,))
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
-    help="Named weights (.safetensors or .npz) of the network; --start and --seed make random ones.",
+    help="File of named weights (.safetensors or .npz) of the network. Without it, random ones by --start and --seed.",
 )
 @click.option(
     "--tolerance",
     type=_flags.Real(min=0),
-    help=f"Exit with 1 if a whole gradient's relative error is above this; the verdict takes {TOLERANCE:g} without it.",
+    help=f"Exit with 1 if a gradient's relative error is above this. Without it, the verdict uses {TOLERANCE:g}.",
 )
-@click.option("--plan/--no-plan", "planned", help="Measure time and memory, too, and choose; the table of odenet.plan.")
-@click.option("--memory", help="For the plan: the most a loss and its gradient may take, as in 64M.")
+@click.option("--plan/--no-plan", "planned", help="Measure time and memory, too, and choose a method, as odenet.plan.")
+@click.option("--memory", help="For the plan: memory limit of a loss and its gradient, as in 64M.")
 @click.option("--json", "target", type=OutputFile(), help="Write everything to this file; - is stdout.")
 @click.pass_context
 def command(
@@ -59,9 +59,9 @@ def command(
 ) -> None:
     """Check the gradient methods of a network against exact backprop in float64, by layer and by weight.
 
-    The verdict says which method to take, and why; inexact methods are examined on a copy after a few steps of
-    training, too. `reversible` needs a reversible solver: for a Runge-Kutta method it is checked on the network that
-    this becomes as reversible:NAME, against backprop of that network.
+    The verdict says which method to take, and why. Inexact methods are also examined on a copy after a few training
+    steps. `reversible` needs a reversible solver: for a Runge-Kutta method it is checked on the network of
+    reversible:NAME, against backprop of that network.
 
     \b
     Examples:

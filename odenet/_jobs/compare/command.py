@@ -38,10 +38,10 @@ DEFAULT = dataclasses.replace(
 
 
 @click.command("compare", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--full", is_flag=True, help="The larger default: conv blocks with ReLU and group norms, and rk4, too.")
+@click.option("--full", is_flag=True, help="The larger grid: conv blocks with ReLU and group normalisation, rk4, too.")
 @grid_flags(DEFAULT)
 @network_flags(DEFAULT)
-@number("--repeats", "Times that each cell is timed; the median counts.", DEFAULT)
+@number("--repeats", "Timings of each cell, of which the median is taken.", DEFAULT)
 @_flags.out("results/compare")
 @_flags.resume()
 @_flags.shard()
@@ -58,8 +58,8 @@ def command(
 ) -> None:
     """Compare solvers, gradient methods and backends on one network and real data (handwritten digits).
 
-    Every cell is compared with exact backprop in float64 at the same depth. Ctrl-C keeps what is done. Exit status: 0,
-    1 if a cell failed, 130 after Ctrl-C. Set OMP_NUM_THREADS to time torch with more than one thread.
+    Every cell is compared with exact backprop in float64 at the same depth. Ctrl-C keeps the finished cells. Exit
+    status: 0, 1 if a cell failed, 130 after Ctrl-C. Set OMP_NUM_THREADS to time torch with more than one thread.
 
     \b
     Examples:

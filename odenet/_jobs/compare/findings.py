@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences made from the numbers."""
+"""The findings of a comparison, as sentences made from its numbers."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def _orders(series: Sequence[Curve]) -> list[Finding]:
             Finding(
                 "Orders marked ~",
                 f"the errors do not lie on a straight line in the logarithms (R squared under {STRAIGHT}), so that the "
-                "slope is no order. Where the field has kinks, as with ReLU, a rebuilt state on the other side of a "
-                "kink changes the gradient by a jump; --activation tanh shows the order of the methods themselves.",
+                "slope is not an order. Where the field has kinks, as with ReLU, a reconstructed state on the other "
+                "side of a kink changes the gradient by a jump; --activation tanh shows the orders of the methods.",
             )
         )
     return paragraphs
@@ -112,8 +112,8 @@ def _certificate(rows: Iterable[MeasuredGradient]) -> list[str]:
     if not ratios:
         return []
     return [
-        "known without a reference. It is no bound, but tells how far the rebuilt states of a "
-        f"method are off: here the gradient error was {min(ratios):.3g} to {max(ratios):.3g} times the certificate."
+        "known without a reference. It is not a bound, but measures the error of the reconstructed states of a "
+        f"method: here the gradient error was {min(ratios):.3g} to {max(ratios):.3g} times the certificate."
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a comparison leaves behind for people: figures and one HTML page."""
+"""The report of a comparison: figures and one HTML page."""
 
 from __future__ import annotations
 

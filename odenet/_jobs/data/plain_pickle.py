@@ -30,7 +30,7 @@ _ALLOWED = "the pickles of the official cifar-10-batches-py"
 
 
 class _Refused(Exception):
-    """What is not of the layout."""
+    """The file contains something that does not belong to the layout."""
 
 
 class _Dtype:

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz .,;:()[]{}'\"*=_-+<>/\\0123456789\n"
-"""What is told apart; capitals are small letters, and all else is a space."""
+"""The distinct characters; capitals are converted to small letters, and all others to spaces."""
 
 
 @cache

@@ -289,12 +289,12 @@ SECTIONS = {
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("what", type=click.Choice(list(SECTIONS)), required=False)
-@click.option("--backend", "only", help="This backend alone, and all that it can do.")
+@click.option("--backend", "only", help="Show only this backend, and everything that it offers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object with a list for each section.")
 def command(what: str | None, only: str | None, as_json: bool) -> None:
     """List what can be chosen by name: backends, solvers, gradients and problems, or one of these.
 
-    Backends that are installed are loaded, to ask them for their devices; this takes seconds.
+    Installed backends are imported, to list their devices; this takes seconds.
 
     \b
     Examples:
@@ -304,7 +304,7 @@ def command(what: str | None, only: str | None, as_json: bool) -> None:
       odenet list --backend torch
     """
     if only is not None and what not in (None, "backends"):
-        raise click.UsageError(f"--backend tells of a backend, not of {what}")
+        raise click.UsageError(f"--backend lists a backend, and not {what}")
     chosen = [what] if what is not None else ["backends"] if only is not None else list(SECTIONS)
     rows = {name: backends(only) if name == "backends" else SECTIONS[name].rows() for name in chosen}
     if as_json:

@@ -56,14 +56,14 @@ REPRODUCE = "odenet._jobs.reproduce.merging:merge"
 
 @click.command("merge", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the whole.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the merged results.")
 @click.pass_context
 def command(context: click.Context, folders: tuple[Path, ...], out: Path) -> None:
     """Join the parts of a job that --shard divided: of compare, benchmark, reproduce, or train --seeds.
 
-    Every row is in the whole once. Parts with other settings are refused, and so are two measurements of one cell. What
-    is left is said, and done by the job's own command with --resume and --out of the whole. Exit status: 0, or 1 if
-    cells are left or failed.
+    The merged results contain every row once. Parts with different settings are refused, and so are two measurements of
+    one cell. Missing cells are named; the job's own command runs them, with --resume and the --out of the merged
+    results. Exit status: 0, or 1 if cells are missing or failed.
 
     \b
     Examples:

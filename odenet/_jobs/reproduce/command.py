@@ -32,18 +32,18 @@ from odenet._report.terminal import console, table
 @click.command("reproduce", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, metavar="[NAME... | all]")
 @_flags.backends("torch")
-@click.option("--seeds", type=_flags.Whole(1), show_default="of each", help="How many seeds, from 0.")
+@click.option("--seeds", type=_flags.Whole(1), show_default="of each", help="Number of seeds, from 0 on.")
 @click.option(
     "--depth",
     type=_flags.Whole(32),
     show_default="of each",
-    help="Largest depth; each goes up to it by doubling.",
+    help="Largest depth; depths double up to it.",
 )
 @click.option(
     "--scale",
     type=click.Choice(SCALES),
     show_default="reduced on a CPU, paper on other devices",
-    help="How large: for a look, for minutes on a CPU, or as in the paper.",
+    help="Size: a short trial, minutes on a CPU, or the size of the paper.",
 )
 @click.option("--quick", is_flag=True, help="The same as --scale quick.")
 @_flags.device()
@@ -51,10 +51,10 @@ from odenet._report.terminal import console, table
     "--data",
     type=click.Path(file_okay=False),
     show_default="embedded digits",
-    help="Images to train on: where cifar-10-batches-py, or train and val, are.",
+    help="Images to train on: a folder that contains cifar-10-batches-py, or train and val.",
 )
 @_flags.out("results/reproduce", "Folder of the report, with a folder for each name.")
-@_flags.resume("Go on from the points in --out: only missing cells are run.")
+@_flags.resume("Continue from the points in --out: only missing cells are run.")
 @_flags.shard()
 @_flags.executor()
 @click.pass_context
@@ -69,10 +69,10 @@ def command(
 ) -> None:
     """Reproduce figures of Sander, Ablin and Peyre (NeurIPS 2022); without a NAME, list them.
 
-    Each has a figure, its points and their quartiles over seeds as CSV, and verdicts: the paper's claims held against
-    the numbers, with an interval over seeds, and with the same test on data that must fail it and on data that must
-    not. What too few seeds leave undecided is said to be. All of it is in one page, report.html. Ctrl-C keeps what is
-    done. Exit status: 0, 1 if a verdict fails, 130 after Ctrl-C.
+    Each has a figure, its points and their quartiles over seeds as CSV, and verdicts. A verdict tests a claim of the
+    paper by an interval over seeds; the same test is run on control data that must fail it and that must pass it. With
+    too few seeds a verdict is undecided. report.html contains everything. Ctrl-C keeps the finished cells. Exit
+    status: 0, 1 if a verdict fails, 130 after Ctrl-C.
 
     \b
     Examples:

@@ -131,7 +131,7 @@ def measure(flow: Flow, cell: CurveCell, *, rough: bool, steps: int, deepest: in
 
 
 def _rate(flow: Flow, moments: Sequence[Moment]) -> float:
-    """Of `loss = c exp(-rate time)`, by least squares over the second half of training, where the loss is small."""
+    """The rate of `loss = c exp(-rate time)`, by least squares over the second half of training: the loss is small."""
     late = moments[len(moments) // 2 :]
     times = [flow.rate * moment.step for moment in late]
     return -float(np.polynomial.polynomial.polyfit(times, [np.log(moment.loss) for moment in late], 1)[1])
@@ -203,7 +203,7 @@ def _norms(differences: np.ndarray) -> np.ndarray:
 
 
 def ones(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
-    """What relative numbers of a curve are relative to."""
+    """The references, all 1, of the relative numbers of a curve."""
     return {n: [1.0] * len(of_seeds) for n, of_seeds in values(points, curve, FINAL).items()}
 
 

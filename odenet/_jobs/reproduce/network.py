@@ -15,7 +15,7 @@ Weights = dict[str, np.ndarray]
 
 
 def tanh(u: Any) -> Any:
-    """Of any backend's arrays, by arithmetic alone."""
+    """tanh of any backend's arrays, by arithmetic only."""
     return 1 - 2 / (1 + math.e ** (2 * u))
 
 

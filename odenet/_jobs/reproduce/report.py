@@ -1,4 +1,4 @@
-"""What reproductions leave behind for people: a figure each, the verdicts, and one HTML page of all."""
+"""The report of reproductions: a figure for each, the verdicts, and one HTML page of all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Finished:
 
     @cached_property
     def verdicts(self) -> dict[str, tuple[Verdict, ...]]:
-        """Of each backend on its own."""
+        """The verdicts of each backend, which are judged separately."""
         return {backend: self.reproduction.verdicts(self.points(backend)) for backend in self.results.choices.backends}
 
     def points(self, backend: str) -> list[Point]:
@@ -68,12 +68,12 @@ class Finished:
 
     @cached_property
     def changes(self) -> tuple[str, ...]:
-        """What to say of thresholds that are not those of the run."""
+        """A line for each threshold that was changed after the run."""
         return changed(self.results.thresholds, self.reproduction.name)
 
     @cached_property
     def figure(self) -> Figure:
-        """Of the first backend: others coincide with it up to rounding, as the verdicts show."""
+        """The figure of the first backend; the others agree with it up to rounding, as the verdicts show."""
         with matplotlib.rc_context(rc()):
             drawn = canvas(*self.reproduction.size)
             self.reproduction.draw(self.points(self.results.choices.backends[0]), drawn)

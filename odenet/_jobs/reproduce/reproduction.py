@@ -88,7 +88,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class CurveCell:
-    """What is measured in one go."""
+    """The unit of measurement: a curve at one depth, for one backend and seed."""
 
     backend: str
     seed: int

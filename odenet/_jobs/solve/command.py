@@ -64,9 +64,11 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @_flags.atol()
 @_flags.dtype("float64")
 @_flags.device()
-@click.option("--plot", type=_file, help="Write a figure here: error against steps, and the solution; against work.")
-@click.option("--csv", "csv_path", type=OutputFile(), help="Write the table here, one row a run; - is stdout.")
-@click.option("--json", "json_path", type=OutputFile(), help="The same with the orders of convergence; - is stdout.")
+@click.option("--plot", type=_file, help="Write a figure: error against steps or work, and the solution.")
+@click.option("--csv", "csv_path", type=OutputFile(), help="Write the table, one row for each solve; - is stdout.")
+@click.option(
+    "--json", "json_path", type=OutputFile(), help="Write the table and the orders of convergence; - is stdout."
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -83,10 +85,10 @@ def command(
     json_path: Path | None,
 ) -> None:
     """Solve a test problem at several numbers of steps, and show the errors and the orders of convergence; or, with
-    --rtol, with steps that follow the error, at several tolerances.
+    --rtol, with adaptive steps, at several tolerances.
 
-    PROBLEM is one that `odenet list problems` names. The error is that of the state at t1, relative, in the maximum
-    norm. --solver is then dopri5 by default, and --atol as --rtol.
+    PROBLEM is one that `odenet list problems` names. The error is the relative error of the state at t1 in the maximum
+    norm. With --rtol, --solver is dopri5 by default, and --atol equals --rtol.
 
     \b
     Examples:

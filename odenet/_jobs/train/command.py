@@ -79,14 +79,16 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 
 
 @click.command("train", context_settings={"help_option_names": ["-h", "--help"]})
-@_flag("--data", _NameOrPath(NAMES), "Images: embedded digits, CIFAR-10 on disk, one folder a class, or your own.")
-@_flag("--data-dir", click.Path(file_okay=False), "Where cifar-10-batches-py, or train and val, are.")
+@_flag(
+    "--data", _NameOrPath(NAMES), "Images: digits (embedded), cifar10 (on disk), folder (one per class), or your own."
+)
+@_flag("--data-dir", click.Path(file_okay=False), "Folder that contains cifar-10-batches-py, or train and val.")
 @_flag("--size", _flags.Whole(1), "Height and width of the images of a folder.  [default: 32]")
 @_flag("--net", click.Choice(BLOCKS), "Kind of block.")
 @_flag("--backend", _One(_flags.BACKENDS), "Backend.")
 @_flag("--solver", _One(_flags.SOLVERS), "Solver, see `odenet list solvers`.")
 @_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method, with options behind colons.")
-@_flag("--depth", _flags.Whole(1), "Steps N.")
+@_flag("--depth", _flags.Whole(1), "Number of steps N.")
 @_flag("--width", _flags.Whole(1), "Channels (conv, bottleneck) or features.")
 @_flag("--norm", click.Choice(NORMS), "Normalisation of conv and bottleneck blocks.")
 @_flag("--activation", click.Choice(["relu", "tanh"]), "Activation.")
@@ -97,29 +99,31 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
     "--activated/--plain-stem",
     default=TrainingPlan.activated,
     show_default=True,
-    help="Normalisation and activation behind the stem.",
+    help="Normalisation and activation after the stem.",
 )
-@_flag("--grid", _flags.Whole(1), "Parts of the image, each way, that the head takes means of.")
+@_flag("--grid", _flags.Whole(1), "The head takes the means of GRID x GRID parts of the image.")
 @click.option("--scaled/--unscaled", default=TrainingPlan.scaled, show_default=True, help="Steps of 1/N, or of 1.")
-@_flag("--start", click.Choice(STARTS), "Weights at the beginning, along depth.")
+@_flag("--start", click.Choice(STARTS), "Initial weights along depth.")
 @_flag("--device", str, "Device, as `odenet list backends` names it.")
 @_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
-@_flag("--epochs", _flags.Whole(1), "Times that all training images are seen.")
+@_flag("--epochs", _flags.Whole(1), "Passes over the training images.")
 @_flag("--batch", _flags.Whole(1), "Images in a batch.")
-@_flag("--optimizer", _NameOrPath(OPTIMIZERS), "As torch.optim:AdamW,lr=1e-3 or optax:adamw,learning_rate=1e-3.")
-@_flag("--lr", _flags.Real(), "Rate at the beginning.")
-@_flag("--momentum", _flags.Real(), "Of gradient descent.")
-@_flag("--weight-decay", _flags.Real(), "Of all weights.")
-@_flag("--schedule", click.Choice(SCHEDULES), "Rate: a tenth after each third (the paper's), cosine, or constant.")
-@_flag("--seed", _flags.Whole(0), "Of weights, split, order and augmentation.")
-@click.option("--seeds", type=_flags.Whole(1), help="Train this often, from --seed on; each run in --out/seed-N.")
+@_flag(
+    "--optimizer", _NameOrPath(OPTIMIZERS), "Optimiser: torch.optim:AdamW,lr=1e-3 or optax:adamw,learning_rate=1e-3."
+)
+@_flag("--lr", _flags.Real(), "Initial learning rate.")
+@_flag("--momentum", _flags.Real(), "Momentum of gradient descent.")
+@_flag("--weight-decay", _flags.Real(), "Weight decay, of all weights.")
+@_flag("--schedule", click.Choice(SCHEDULES), "Learning rate: step (a tenth after each third), cosine, or constant.")
+@_flag("--seed", _flags.Whole(0), "Seed of weights, split, order and augmentation.")
+@click.option("--seeds", type=_flags.Whole(1), help="Train with this many seeds, from --seed on, in --out/seed-N.")
 @click.option(
     "--augment/--no-augment", default=TrainingPlan.augment, show_default=True, help="Random crops, and mirror images."
 )
-@_flag("--validation", _flags.Real(), "Part of the training images that chooses the best epoch.")
+@_flag("--validation", _flags.Real(), "Fraction of the training images that chooses the best epoch.")
 @_flag("--limit-train", _flags.Whole(2), "Use this many training images.")
 @_flags.out("results/train", "Folder of the run.")
-@_flags.resume("Go on after the last whole epoch of the run in --out; the results are bitwise the same.")
+@_flags.resume("Continue after the last complete epoch of the run in --out; the results are bitwise the same.")
 @_flags.shard()
 @_flags.executor()
 @click.pass_context
@@ -134,9 +138,9 @@ def command(
 ) -> None:
     """Train a network on images, with any solver and gradient method.
 
-    After each epoch the run is on disk; killed at any moment it loses no more than the epoch it was in. The best epoch
-    is chosen by validation images that are set aside; the test images are looked at once, at the end. Exit status: 0,
-    or 130 after Ctrl-C.
+    The run is saved after each epoch; if it is killed, it loses only the epoch in progress. Validation images that are
+    set aside choose the best epoch; the test images are evaluated once, at the end. Exit status: 0, or 130 after
+    Ctrl-C.
 
     \b
     Examples:

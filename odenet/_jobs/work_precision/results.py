@@ -53,7 +53,7 @@ COLUMNS: dict[str, str] = columns(AdaptiveSolve)
 @final
 @dataclass(frozen=True)
 class WorkPrecision(CellResults[SolvePlan, AdaptiveSolve]):
-    """What is done of a diagram."""
+    """The finished rows of a work-precision diagram."""
 
     form: ClassVar = "odenet work-precision 1"
     command: ClassVar = "odenet benchmark work-precision"

@@ -29,7 +29,7 @@ Activation = Callable[[Any], Any]
 
 
 def relu(u: Any) -> Any:
-    """Of any backend's arrays, by arithmetic alone."""
+    """ReLU of any backend's arrays, by arithmetic only."""
     return u * (u > 0)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MOVED = "how far the last state is from the first, relative"
 LIMITS = thresholds("scaling")
 HURST = (0.5, 0.7, 0.9)
-"""Of the path whose increments the layers are: 1/2 has independent layers, towards 1 they become alike."""
+"""Hurst exponents of the path whose increments are the layers: independent for 1/2, more correlated towards 1."""
 
 APART = (-0.25, 0.0, 0.25)
 """What the scale L**-beta has more in its exponent than H: too little, what has a limit, and too much."""

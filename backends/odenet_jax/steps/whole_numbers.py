@@ -1,0 +1,53 @@
+"""Whole numbers for the way back: rounding that gradients go straight through, and a few bits a number in bytes."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def whole(y: Array, shift: float = 0.0) -> Array:
+    """The whole number next to y + shift, of real and imaginary part."""
+    if jnp.iscomplexobj(y):
+        return lax.complex(whole(y.real, shift), whole(y.imag, shift))
+    return jnp.round(y + shift if shift else y)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def straight_through(y: Array, shift: float = 0.0) -> Array:
+    """The same, with the derivative 1 by y."""
+    return whole(y, shift)
+
+
+@straight_through.defjvp
+def _as_if_not_rounded(shift: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return straight_through(*primals, shift), tangents[0]
+
+
+def packed(numbers: Array, bits: int) -> Array:
+    """Whole numbers from 0 to below 2^bits, at most 8 bits, as bytes with as many of them as fit."""
+    each = width(bits)
+    parts = jnp.stack([numbers.real, numbers.imag], -1) if jnp.iscomplexobj(numbers) else numbers
+    flat = parts.astype(jnp.uint8).reshape(-1)
+    rows = jnp.pad(flat, (0, -flat.size % (8 // each))).reshape(-1, 8 // each)
+    found = rows[:, 0]
+    for place in range(1, 8 // each):
+        found = found | (rows[:, place] << (place * each))
+    return found
+
+
+def unpacked(found: Array, bits: int, like: Array) -> Array:
+    """The numbers of `packed`, in the shape and number type of a leaf of the state."""
+    each, shape = width(bits), (*like.shape, 2) if jnp.iscomplexobj(like) else like.shape
+    rows = jnp.stack([(found >> (place * each)) & (2**each - 1) for place in range(8 // each)], 1)
+    numbers = rows.reshape(-1)[: math.prod(shape)].reshape(shape).astype(like.real.dtype)
+    return lax.complex(numbers[..., 0], numbers[..., 1]) if jnp.iscomplexobj(like) else numbers
+
+
+def width(bits: int) -> int:
+    """The bits that a number takes in a byte, so that none is in two bytes."""
+    return next(each for each in (1, 2, 4, 8) if each >= bits)

@@ -1,0 +1,61 @@
+"""The momentum residual network: in the states alone a two-step recurrence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from odenet._errors import InputError
+from odenet._solvers.reversible import Back, Forth, Pair
+from odenet._solvers.step import Leaves, add, subtract
+from odenet._solvers.two_step import TwoStep
+
+
+@dataclass(frozen=True)
+class Momentum(TwoStep):
+    """`v' = g v + (1-g) h f(x)`, `x' = x + v'`, from v = 0: the momentum residual network.
+
+    In x alone it is the two-step recurrence with -g. Sander, Ablin, Blondel and Peyre 2021, "Momentum residual neural
+    networks", equation 3.
+
+    Args:
+        gamma: g, in (0, 1). The way back divides by it at every step.
+
+    Raises:
+        InputError: another gamma.
+    """
+
+    gamma: float = 0.9
+
+    name = "momentum"
+    summary = "momentum residual network: state and velocity, one evaluation a step"
+    source = "Sander, Ablin, Blondel, Peyre 2021"
+    aliases = ("momentumnet",)
+    bits = None
+    guard = False
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.gamma, (int, float)) and not isinstance(self.gamma, bool)
+        if not (number and 0 < self.gamma < 1):
+            raise InputError(f"gamma={self.gamma!r} of momentum", "a number above 0, below 1")
+
+    @property
+    def size(self) -> float:
+        """See `TwoStep`."""
+        return self.gamma
+
+    def sign(self, n: Any) -> Any:
+        """See `TwoStep`."""
+        return -1
+
+    def live(self, n: Any) -> Any:
+        """v is 0 where `x[-1] = x[0]`."""
+        return True
+
+    def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
+        """(x[0], x[0])."""
+        return y0, y0
+
+    def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
+        """Both start equal."""
+        return kept[0], subtract(*kept), add(*g)

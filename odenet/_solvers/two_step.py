@@ -1,0 +1,180 @@
+"""Two-step recurrences `x[n+1] = g x[n-1] + (1-g) x[n] + (1+g) h f(x[n])`, undone by solving them for x[n-1].
+
+One evaluation a step, at the start of the step and with its weights, as in a ResNet: g = 0 is Euler's method. The way
+back divides by g at every step, so that rounding errors grow by |g|^-N. With states on a grid of whole numbers times
+2^-bits nothing is rounded on the way back at all: see `TwoStep.bits`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+from odenet._solvers.reversible import Back, Forth, Pair, ReversibleSolver
+from odenet._solvers.step import Leaves, add, combine, subtract
+
+
+class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and `guard` before the fields of others
+    """What the two-step recurrences share.
+
+    With `bits` every state is a whole number times 2^-bits: y0 and what is added to x[n-1] are rounded to such numbers
+    (gradients go straight through the rounding, by every gradient method), and |g| is a power of two. What `g x[n-1]`
+    loses are the lowest bits of x[n-1], log2(1/|g|) of each number, which are kept as side information (see `side`).
+    x[n-1] is then had back bit by bit, as long as |x| < 2^(24-bits) in float32, 2^(53-bits) in float64.
+    """
+
+    evaluations_at_start = 0
+
+    bits: ClassVar[int | None]  # pyright: ignore[reportRedeclaration]
+    guard: ClassVar[bool]  # pyright: ignore[reportRedeclaration]
+
+    @property
+    def label(self) -> str:
+        """The name and the options that are not at their default, as a flag spells them."""
+        options = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
+        return ":".join([self.name, *(f"{name}={_spelled(value)}" for name, value, usual in options if value != usual)])
+
+    @property
+    def size(self) -> float:
+        """|g|."""
+        raise NotImplementedError
+
+    def sign(self, n: Any) -> Any:
+        """Of g in step n, which JAX traces."""
+        return 1
+
+    def live(self, n: Any) -> Any:
+        """Whether step n has a state before it that it reads; step 0, which has none, is Euler's where it does not."""
+        return n > 0
+
+    @property
+    def reversible(self) -> bool:
+        """Where g is not 0."""
+        return self.size != 0
+
+    @property
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """2 of the midpoint rule, else 1; down to the rounding of states, where there is one."""
+        return 2 if self.size == self.sign(1) == 1 else 1
+
+    @property
+    def lost(self) -> int:
+        """The bits of each number that g times it loses."""
+        return round(-math.log2(self.size)) if self.bits is not None and self.size else 0
+
+    @property
+    def rounds(self) -> bool:
+        """With `bits`."""
+        return self.bits is not None
+
+    @property
+    def side_bits(self) -> int:
+        """See `ReversibleSolver.side_bits`."""
+        return 0 if self.bits is None or not self.reversible else self.lost + self.guard
+
+    def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
+        """(x[0], nothing)."""
+        x = y0 if self.bits is None else _scaled(f.rounded(_scaled(y0, self.bits)), -self.bits)
+        return x, combine((0.0, x))
+
+    def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
+        """See `ReversibleSolver`."""
+        x, before = pair
+        k = f.slope(n, 0.0, x)
+        if self.bits is None:
+            return self._next(n, h, x, before, k), x
+        whole = f.rounded(_scaled(self._next(n, h, x, None, k), self.bits))
+        if self.size:
+            kept = _halved_up(f, _scaled(before, self.bits), self.lost)
+            factor = self.sign(n) * self.live(n)
+            whole = tuple(q + factor * c for q, c in zip(whole, kept, strict=True))
+        return _scaled(whole, -self.bits), x
+
+    def side(self, f: Forth, pair: Pair) -> Leaves:
+        """The lowest bits of x[n-1], as a whole number; with `guard` one bit more than the step loses."""
+        assert self.bits is not None
+        return _remainder(f, _scaled(pair[1], self.bits), self.side_bits)
+
+    def kept(self, pair: Pair) -> Pair:
+        """(x[n], x[n-1])."""
+        return pair
+
+    def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
+        """See `ReversibleSolver`."""
+        (after, x, *side), (gx, gbefore) = kept, g
+        factor = self.size * self.sign(n) * self.live(n)
+        k, part = f.slope(n, 0.0, x, _times((1 + factor) * h, gx))
+        if self.bits is None:
+            others = self._next(n, h, x, None, k)
+            before = _times(1 / (self.size * self.sign(n)), subtract(after, others))
+        else:
+            before = self._whole_before(f, n, after, self._next(n, h, x, None, k), side[0] if side else None)
+        return (x, before), (add(add(gbefore, _times(1 - factor, gx)), part), _times(factor, gx))
+
+    def _whole_before(self, f: Back, n: Any, after: Leaves, others: Leaves, side: Leaves | None) -> Leaves:
+        """x[n-1] from x[n+1], from what else x[n+1] was made of, and from the side information."""
+        assert self.bits is not None
+        reached, made = _scaled(after, self.bits), _scaled(others, self.bits)
+        if side is None:
+            whole, low, up = f.rounded(made), None, None
+        else:
+            low, up = side, _halved_up(f, side, self.lost)
+            # f may come out otherwise in its last digits when it runs again, and its sum with x so near to a tie that
+            # it is rounded to the other side, of which g^-n would be made. The bit more than the step loses tells
+            # whether the number that it was rounded to was even, and of those there is one near.
+            if self.guard:
+                even = subtract(reached, up)  # as even, or odd, as that number
+                halves = f.rounded(tuple(leaf / 2 for leaf in subtract(made, even)))
+                whole = tuple(e + 2 * q for e, q in zip(even, halves, strict=True))
+            else:
+                whole = f.rounded(made)
+        kept = _times(self.sign(n), subtract(reached, whole))
+        if low is not None and up is not None:
+            kept = tuple(2**self.lost * (c - u) + m for c, u, m in zip(kept, up, low, strict=True))
+        return _scaled(kept, -self.bits)
+
+    def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
+        """There is nothing before x[0]."""
+        return kept[0], kept[1], g[0]
+
+    def _next(self, n: Any, h: float, x: Leaves, before: Leaves | None, k: Leaves) -> Leaves:
+        """x[n+1]; without the part of x[n-1] where that is None."""
+        factor = self.size * self.sign(n) * self.live(n)
+        if isinstance(factor, (int, float)):
+            terms = [((1 + factor) * h, k), *([(factor, before)] if before is not None else []), (1 - factor, x)]
+            # 0 times a state that has grown to infinity is not 0
+            return combine(*reversed([(by, leaves) for by, leaves in terms if by or leaves is k]))
+        total = tuple((1 - factor) * leaf + (1 + factor) * h * slope for leaf, slope in zip(x, k, strict=True))
+        return total if before is None else tuple(a + factor * b for a, b in zip(total, before, strict=True))
+
+
+def _spelled(value: Any) -> str:
+    return (
+        {None: "no", False: "no", True: "yes"}[value]
+        if value is None or value is False or value is True
+        else str(value)
+    )
+
+
+def _scaled(leaves: Leaves, bits: int) -> Leaves:
+    """Times 2^bits, without rounding."""
+    return tuple(leaf * 2.0**bits for leaf in leaves)
+
+
+def _times(factor: Any, leaves: Leaves) -> Leaves:
+    """Leaves times a number, which may be traced."""
+    if isinstance(factor, (int, float)):
+        return combine((factor, leaves))
+    return tuple(factor * leaf for leaf in leaves)
+
+
+def _halved_up(f: Forth | Back, numbers: Leaves, times: int) -> Leaves:
+    """Whole numbers over 2^times, rounded up."""
+    return f.rounded(_scaled(numbers, -times), 0.5 - 2.0 ** -(times + 1)) if times else numbers
+
+
+def _remainder(f: Forth, numbers: Leaves, bits: int) -> Leaves:
+    """Whole numbers modulo 2^bits."""
+    down = f.rounded(_scaled(numbers, -bits), 2.0 ** -(bits + 1) - 0.5)
+    return tuple(leaf - 2.0**bits * floor for leaf, floor in zip(numbers, down, strict=True))
