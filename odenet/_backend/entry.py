@@ -35,7 +35,7 @@ class BackendEntry:
         solvers: names of further solvers, with equal steps.
         adaptive: names of further solvers, with tolerances.
         networks: whether it builds networks of a `NetSpec` and examines modules.
-        compiles: whether its adaptive solves compile their steps where they are asked to (`compile=True`).
+        compiles: whether its solves compile their steps where they are asked to (`compile=True`).
         base: another backend, whose arrays it takes. Such a backend is used where it is named, and owns no arrays.
 
     Raises:

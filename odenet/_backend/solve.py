@@ -67,8 +67,9 @@ def solve(
         control: everything else about step sizes.
         event: an `Event`, or its condition(t, y), that ends an adaptive solve where it changes sign.
         dense: keep what `Solution.at(t)` needs to evaluate the solution at any time. Adaptive solves only.
-        compile: compile the trial step of an adaptive solve, once for a field and a shape of state; True, or a mapping
-            of options (`{"backend": "inductor"}`). torch with backprop or without gradients; in JAX take `jax.jit`.
+        compile: compile the steps, once for a field and a shape of state, and with equal steps their way back; True, or
+            a mapping of options (`{"backend": "inductor"}`). torch; with tolerances, backprop or without gradients. In
+            JAX take `jax.jit`.
 
     Returns:
         Solution with `ts`, time-major `ys`, `y1`, `stats` and `result`.

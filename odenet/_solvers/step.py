@@ -62,7 +62,12 @@ def weigh(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Lea
 
 
 def _zero(weight: Any) -> bool:
-    return weight is None or (isinstance(weight, (int, float)) and weight == 0)
+    return weight is None or _is(weight, 0)
+
+
+def _is(weight: Any, number: int) -> bool:
+    """Whether a weight is a Python number, and this one; one that is traced is none that is known."""
+    return isinstance(weight, (int, float)) and weight == number
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,15 @@ def subtract(y: Leaves, d: Leaves) -> Leaves:
     return tuple([leaf - change for leaf, change in zip(y, d, strict=True)])
 
 
-def combine(*terms: tuple[float, Leaves]) -> Leaves:
+def combine(*terms: tuple[Any, Leaves]) -> Leaves:
     """The sum of factor times leaves over the terms, leaf by leaf."""
     (factor, first), *rest = terms
-    total = first if factor == 1 else tuple([factor * leaf for leaf in first])
+    total = first if _is(factor, 1) else tuple([factor * leaf for leaf in first])
     for factor, leaves in rest:
-        if factor == 1:
+        if _is(factor, 1):
             total = add(total, leaves)
-        elif factor == -1:
+        elif _is(factor, -1):
             total = subtract(total, leaves)
-        elif factor:
+        elif not _zero(factor):
             total = tuple([leaf + factor * term for leaf, term in zip(total, leaves, strict=True)])
     return total

@@ -120,7 +120,6 @@ def test_second_derivatives_of_compiled_steps_are_refused(graphs):
 @pytest.mark.parametrize(
     ("choices", "error", "said"),
     [
-        ({"steps": 4, "compile": True}, UnsupportedError, "equal steps"),
         ({"control": PIDController(per_sample=True), "compile": True}, UnsupportedError, "per_sample"),
         ({"rtol": 1e-3, "gradient": "checkpoint", "compile": "step"}, UnsupportedError, "backprop"),
         ({"rtol": 1e-3, "compile": "all"}, InputError, "compile='all'"),

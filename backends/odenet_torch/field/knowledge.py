@@ -29,6 +29,8 @@ class Knowledge:
         self.reach: Any = None
         self.settled: dict[bool, Any] = {}
         """What a settled block consists of, by its training flag."""
+        self.strides: Any = None
+        """Of the first of some blocks: how they are divided where their steps are compiled."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

@@ -45,6 +45,15 @@ _FUNCTIONS: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() fo
 _PLAIN: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
+def autocasts(device: torch.device) -> list[tuple[str, bool, torch.dtype]]:
+    """Of a device and the host: whether autocast is on, and its number type."""
+    return [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in dict.fromkeys((device.type, "cpu"))
+        if kind in ("cpu", "cuda")
+    ]
+
+
 class Replay:
     """What the evaluations of one forward pass read beside their arguments, and the way to read it again.
 
@@ -88,11 +97,7 @@ class Replay:
         """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
         self.before: list[tuple[Owned, Tensor, int, Tensor | None]] = []
         self.last = _dice.state(device)
-        self.autocast = [
-            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in dict.fromkeys((device.type, "cpu"))
-            if kind in ("cpu", "cuda")
-        ]
+        self.autocast = autocasts(device)
 
     @classmethod
     def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False) -> Replay:

@@ -28,12 +28,17 @@ def plain(forward: ForwardSolve, y0: Leaves) -> Leaves:
         forward.loop.evaluate = evaluation(run)
     outputs, _ = forward.pass_over(y0)
     if forward.loop.compiled is not None:
-        return tuple(_FirstDerivativeOnly.apply(leaf) for leaf in _stacked(outputs))
+        return once(_stacked(outputs))
     return _stacked(outputs)
 
 
+def once(outputs: Leaves) -> Leaves:
+    """The same, which autograd differentiates once: they come from compiled steps."""
+    return tuple(_FirstDerivativeOnly.apply(leaf) for leaf in outputs)
+
+
 class _FirstDerivativeOnly(torch.autograd.Function):
-    """Outputs of compiled steps, which autograd differentiates once."""
+    """See `once`."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor) -> Tensor:

@@ -334,7 +334,9 @@ class _FixedStepSolve(torch.autograd.Function):
         def surrounded(first: int, last: int) -> Iterator[None]:
             """What the steps from last down to first need around them, and no others: those above are done."""
             ns = range(ctx.adjoint.again_from(first), last)
-            if run.settled is None:
+            if run.surrounded is not None:
+                around = run.surrounded()
+            elif run.settled is None:
                 run.field.settle(ns, steps)
                 around = run.replay.back(ns)
             else:

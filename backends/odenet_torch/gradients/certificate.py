@@ -108,6 +108,8 @@ class StepErrors:
         self.count = 0  # of their entries
         self.first = -1  # the step of the first of these, which the others follow downward
         self.waiting: list[list[tuple[Tensor, Tensor, int]]] = []
+        self.entries = -1  # of a state
+        self.together = 0  # steps whose norms become errors at once
 
     def add(self, error: Tensor, n: int) -> None:
         """One more, of step n; -1 is the state at t0."""
@@ -117,18 +119,31 @@ class StepErrors:
         if self.count == _TOGETHER:
             self.worst()
 
+    def add_several(self, errors: Tensor, n: int) -> None:
+        """Those of step n and of the steps below it, downward, shape (steps,)."""
+        self._join()
+        self.first = self.first if self.count else n
+        self.count += len(errors)
+        self.recent.append(errors)
+        if self.count >= _TOGETHER:
+            self.worst()
+
     def add_difference(self, rebuilt: AnyLeaves, known: AnyLeaves, y: AnyLeaves, n: int) -> None:
         """Add the error of step n, `relative(rebuilt - known, y)`."""
         defect = subtract(rebuilt, known)
-        if sum(leaf.numel() for leaf in y) > _SMALL:
+        if self.entries < 0:  # the same for all steps
+            self.entries = sum(leaf.numel() for leaf in y)
+        if self.entries > _SMALL:
             self.add(relative(defect, y), n)
             return
         self._count(n)
         norms = _norms(defect, y)
         self.waiting.append(norms)
-        kept = len(self.waiting) * sum(off.numel() + sizes.numel() for off, sizes, _ in norms)
-        # never as much as a state: a network of any depth is to need what a shallow one does
-        if len(self.waiting) == _NORMS_TOGETHER or 2 * kept > sum(leaf.numel() for leaf in y):
+        if not self.together:
+            kept = sum(off.numel() + sizes.numel() for off, sizes, _ in norms)
+            # never as much as a state: a network of any depth is to need what a shallow one does
+            self.together = min(_NORMS_TOGETHER, self.entries // (2 * max(kept, 1)) + 1)
+        if len(self.waiting) == self.together:
             self._join()
         if self.count == _TOGETHER:
             self.worst()

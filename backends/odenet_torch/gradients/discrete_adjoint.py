@@ -6,7 +6,8 @@ Sander, Ablin, Peyre 2022, section 4.1; the correction is this library's (docs/m
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -102,16 +103,8 @@ class Reversal(Adjoint):
 
     def predict(self, run: Run, n: int, y: Leaves, increments: list[Leaves]) -> Leaves:
         """z, near the y[n] with `y[n] + D_n(y[n]) = y`."""
-        method = self.method
-        if method.extrapolates and len(increments) == method.order:
-            z = subtract(y, combine(*zip(method.continued, increments, strict=True)))
-            more = method.iterations - 1
-        else:
-            z = add(y, run.increment(n, y, reverse=True))
-            more = (method.startup if method.extrapolates else method.iterations) - 1
-        for _ in range(more):
-            z = subtract(y, run.increment(n, z))
-        return z if method.tolerance is None else self.settle(run, n, y, z, method.tolerance)
+        z = predicted(self.method, run, n, y, increments)
+        return z if self.method.tolerance is None else self.settle(run, n, y, z, self.method.tolerance)
 
     def settle(self, run: Run, n: int, y: Leaves, z: Leaves, tolerance: float) -> Leaves:
         """z with a residual of at most `tolerance`.
@@ -127,6 +120,19 @@ class Reversal(Adjoint):
             if residuals[-1] <= tolerance:
                 return z
         raise self.method.stuck(f"step {n}", f"went from {residuals[0]:.1e} to {residuals[-1]:.1e}")
+
+
+def predicted(method: DiscreteAdjoint, f: Any, n: int, y: Leaves, seen: Sequence[Leaves]) -> Leaves:
+    """z as a method predicts it, from y after step n and the increments of the steps after that; f has `increment`."""
+    if method.extrapolates and len(seen) == method.order:
+        z = subtract(y, combine(*zip(method.continued, seen, strict=True)))
+        more = method.iterations - 1
+    else:
+        z = add(y, f.increment(n, y, reverse=True))
+        more = (method.startup if method.extrapolates else method.iterations) - 1
+    for _ in range(more):
+        z = subtract(y, f.increment(n, z))
+    return z
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:

@@ -35,6 +35,7 @@ from odenet_torch._entry import backend
 from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.state import Leaves, layout, require_times
+from odenet_torch.gradients import strides
 from odenet_torch.steps.adaptive import solve_adaptive
 from odenet_torch.steps.compiled import compilable
 from odenet_torch.steps.direct import Direct, NotSettledError, forget, learn
@@ -101,7 +102,7 @@ def solve_problem(ivp: Problem, field: Field | None = None, way: Way | None = No
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)
     if ivp.compile is not None:
-        ivp = dataclasses.replace(ivp, compile=compilable(ivp))
+        ivp = dataclasses.replace(ivp, compile=(compilable if adaptive else strides.compilable)(ivp))
     if adaptive:
         _require_eager(graph)
         return solve_adaptive(ivp, lambda stats: method(ivp, stats), field)
@@ -114,7 +115,12 @@ def solve_problem(ivp: Problem, field: Field | None = None, way: Way | None = No
     run = Run(field, state_layout, grid, ivp.solver)
     steps = grid.steps
     stats = Stats("torch", ivp.solver.label, ivp.gradient.label, steps, ivp.solver.evaluations(steps))
-    ys = method(ivp, stats)(run, leaves) if graph else _stepped(run, leaves, lambda: method(ivp, stats))
+    if graph:
+        ys = method(ivp, stats)(run, leaves)
+    elif ivp.compile is not None:
+        ys = strides.solve(ivp, run, stats, leaves)
+    else:
+        ys = _stepped(run, leaves, lambda: method(ivp, stats))
     if ivp.grid.spread is not None:
         picks = torch.tensor(ivp.grid.spread, device=state_layout.device)
         ys = tuple(leaf[picks] for leaf in ys)

@@ -58,6 +58,20 @@ class _Solved(Watched):
         self.gradient = gradient_named(gradient)
         self.t0, self.t1 = t0, t1
         self.stats: Stats | None = None
+        self.compiled: Mapping[str, Any] | None = None
+        """Choices of how steps are compiled; None: they are not."""
+
+    def _choices_of_compiler(self) -> Compile:
+        """Raises UnsupportedError for a gradient method that is chosen as it goes, and compared with others."""
+        if self.compiled is None:
+            return False
+        if isinstance(self.gradient, Auto):
+            raise UnsupportedError(
+                f"compile with gradient {self.gradient.label!r}, which audits methods step by step",
+                "a gradient method",
+                "leave out compile until `plan` says which method it takes, and give that",
+            )
+        return self.compiled
 
     @property
     def certificate(self) -> float | None:
@@ -81,6 +95,7 @@ class ResidualStack(_Solved):
         along: "piecewise": N blocks are N steps. "linear": parameters are interpolated between blocks, so that N blocks
             are N-1 steps; step n of Heun reads blocks n and n+1. None takes "piecewise" for Euler, else "linear".
         t0, t1: times; the default scales each of N steps by 1/N. `t1=len(blocks)` is the plain ResNet, h = 1.
+        compile: its steps, as in `odenet.solve`; the method `compile` is for the blocks alone.
 
     Shapes: any tensor (or tree of tensors) in, the same shapes out. Further arguments go to every block; tensors
     among them get their gradients.
@@ -98,8 +113,10 @@ class ResidualStack(_Solved):
         along: Literal["piecewise", "linear"] | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
+        compile: Compile = False,
     ) -> None:
         super().__init__(solver, gradient, t0, t1)
+        self.compiled = compiling(compile)
         if not all(isinstance(block, nn.Module) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
         self.along: Kind = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
@@ -166,7 +183,9 @@ class ResidualStack(_Solved):
         field = BlockField(list(self.blocks), self.along, (arguments, named))
 
         def make(gradient: Gradient) -> Problem:
-            return problem(_unused, x, field.depth, t0=self.t0, t1=self.t1, solver=self.solver, gradient=gradient)
+            choices: dict[str, Any] = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": gradient}
+            choices["compile"] = self._choices_of_compiler()
+            return problem(_unused, x, field.depth, **choices)
 
         return self._solution(make, field).y1
 
@@ -209,7 +228,6 @@ class NeuralODE(_Solved):
         self.field = field
         self.steps = steps
         self.compiled = compiling(compile)
-        """Choices of how steps are compiled; None: they are not."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The state at t1."""
@@ -222,7 +240,7 @@ class NeuralODE(_Solved):
     def _solved(self, x: Tensor) -> Tensor:
         def make(gradient: Gradient) -> Problem:
             choices: dict[str, Any] = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": gradient}
-            choices["compile"] = False if self.compiled is None else self.compiled
+            choices["compile"] = self._choices_of_compiler()
             return problem(self.field, x, steps=self.steps, **choices, **self.tolerances)
 
         return self._solution(make).ys[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ class Run:
         direct: calls the blocks where all are known; None where they are looked at.
         settled: in the place of `replay` where all blocks run again as they ran.
         inside: outputs inside of steps, by step: positions, and the gradients of the loss with respect to them.
+        surrounded: in the place of `replay` where steps are compiled: what those that run again need around them.
     """
 
     field: Field
@@ -54,6 +56,7 @@ class Run:
     direct: Direct | None = None
     settled: Settled | None = None
     inside: Mapping[int, Sequence[tuple[float, AnyLeaves]]] = dataclasses.field(default_factory=dict)
+    surrounded: Callable[[], AbstractContextManager[None]] | None = None
 
     def increment(self, n: int, y: Leaves, *, reverse: bool = False, stand: Stand | None = None) -> Leaves:
         """`D_n(y)`, or the increment of one step of size -h from the end of step n."""
