@@ -122,7 +122,8 @@ class BackendEntry:
             f"backend {self.name} does not offer {' and '.join(missing)}",
             f"with {steps}: solvers {', '.join(self.runs(adaptive=adaptive)) or 'none'}; "
             f"gradients {', '.join(self._spelled(kind) for kind in offered) or 'none'} "
-            "(reversible with a reversible solver, the others but backprop with a Runge-Kutta method)",
+            "(reversible with a reversible solver, the adjoints with a Runge-Kutta method; checkpoint of a reversible "
+            "solver without options or with segments=K)",
             "choose one of these, or another backend (`odenet list backends`)",
         )
 
