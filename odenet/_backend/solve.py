@@ -67,9 +67,9 @@ def solve(
         control: everything else about step sizes.
         event: an `Event`, or its condition(t, y), that ends an adaptive solve where it changes sign.
         dense: keep what `Solution.at(t)` needs to evaluate the solution at any time. Adaptive solves only.
-        compile: compile the steps, once for a field and a shape of state, and with equal steps their way back; True, or
-            a mapping of options (`{"backend": "inductor"}`). torch; with tolerances, backprop or without gradients. In
-            JAX take `jax.jit`.
+        compile: compile the steps, once for a field and a shape of state, and with equal steps their backward pass;
+            True, or a mapping of options (`{"backend": "inductor"}`). torch only; adaptive solves with backprop or
+            without gradients. In JAX take `jax.jit`.
 
     Returns:
         Solution with `ts`, time-major `ys`, `y1`, `stats` and `result`.
@@ -129,8 +129,8 @@ def value_and_grad(
             as in `solve`.
 
     Returns:
-        The loss, `Gradients(y0, weights)` and the solution, whose `stats.certificate` says how far the gradient
-        method's rebuilt states are off.
+        The loss, `Gradients(y0, weights)` and the solution, whose `stats.certificate` measures the error of the states
+        that the gradient method reconstructed.
 
     Raises:
         OdenetError: as `solve` does.

@@ -21,7 +21,7 @@ _PREDICTORS = {name: name for name in ("reverse", "extrapolate")}
 
 @dataclass(frozen=True)
 class DiscreteAdjoint(Gradient):
-    """Run the network backwards: rebuild y[n] from y[n+1], and take the exact VJP of step n at the rebuilt point.
+    """Solve backwards: reconstruct y[n] from y[n+1], and take the exact VJP of step n at the reconstructed point.
 
     Sander, Ablin and Peyre 2022, section 4.1, and beyond: the VJP's own forward pass at the predicted point z gives
     D(z), and `y[n] = y[n+1] - D(z)` is one order closer to the true state than z was, at no cost.
@@ -30,17 +30,17 @@ class DiscreteAdjoint(Gradient):
         correct: take that correction (the default); False is the paper's method.
         iterations: evaluations of the increment that predict z: one reversed step, then `iterations - 1` times
             `z <- y[n+1] - D(z)`. Each gains an order while h Lip(f) < 1.
-        predictor: "reverse", the reversed step of the paper; or "extrapolate": z = y[n+1] minus the increment that
-            continues those of the steps after n, which evaluates f not at all. The first `order` steps of the way
-            back, which have too few to continue, are reversed, with `order - 1` iterations.
-        order: of the extrapolation, 1 to 4: how many increments it continues. It gains where weights are smooth in
-            depth: O(N^-(order+1)) there, O(1/N) where they are not.
-        anchors: keep every K-th state exactly, and go on from it: its step's VJP is exact and needs no prediction. None
-            keeps none.
+        predictor: "reverse", the reversed step of the paper; or "extrapolate": z = y[n+1] minus an increment that is
+            extrapolated from those of the steps after n, without evaluating f. The first `order` steps of the backward
+            pass, which have too few increments for that, are reversed, with `order - 1` iterations.
+        order: of the extrapolation, 1 to 4: the number of increments that it uses. The error is O(N^-(order+1)) where
+            weights are smooth in depth, and O(1/N) where they are not.
+        anchors: keep every K-th state exactly, and continue from it: the VJP of its step is exact and needs no
+            prediction. None keeps none.
         tolerance: repeat `z <- y[n+1] - D(z)` in each step until the residual |y[n+1] - z - D(z)| / |y[n+1]| of every
             row is at most this; a GradientError if `limit` evaluations do not reach it, or if the certificate, which
-            knows what is left of all steps together, is larger. Reads a number on the host in torch.
-        limit: of evaluations a step, with `tolerance`.
+            includes the accumulated error of all steps, is larger. Transfers a number to the host in torch.
+        limit: the largest number of evaluations per step, with `tolerance`.
     """
 
     correct: bool = True
@@ -142,7 +142,7 @@ class DiscreteAdjoint(Gradient):
         return Cost(evaluations, (predicted + steps) * solver.stages, evaluations, 1 + len(anchored))
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """The certificate, which knows how far errors have added up by the end of the way back."""
+        """The certificate, which includes the accumulated error at the end of the backward pass."""
         return certificate
 
 

@@ -56,7 +56,8 @@ class Checkpoint(Gradient):
         states: keep at most this many states, y0 among them, beside the current one, and take the schedule that
             evaluates f least often for that many (Griewank and Walther 2000, Algorithm 799 "revolve"); the stages of
             one step are alive at once.
-        memory: as many states as fit in this many bytes beside the stages of one step and what the way back works on.
+        memory: as many states as fit in this many bytes, beside the stages of one step and the working memory of the
+            backward pass.
         bits: 8 or 16, of each number of a kept state; a scale for each row (see `row`) comes on top of them.
         tolerance: with `bits`, a GradientError if the certificate is larger. Reads a number on the host in torch.
 
@@ -189,12 +190,12 @@ class Checkpoint(Gradient):
 
 
 WORKING = 8
-"""States that the way back works on beside those kept: y, its gradient, an increment, and what adding them makes."""
+"""Working memory of the backward pass, in states: y, its gradient, an increment, and the results of adding them."""
 
 
 @dataclass(frozen=True)
 class Reversible(Gradient):
-    """Step a reversible solver back exactly, and take each VJP at the point where the way back evaluates f anyway.
+    """Invert the steps of a reversible solver exactly, with each VJP at a point where the inversion evaluates f anyway.
 
     Kidger et al. 2021 (reversible Heun); Zhuang et al. 2021 (MALI); McCallum and Foster 2024.
     """
@@ -216,5 +217,5 @@ class Reversible(Gradient):
         return Cost(evaluations, evaluations, evaluations, 2, steps if beside else 0)
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """The certificate: rounding errors, as they have grown on the way back."""
+        """The certificate: rounding errors, as they have grown in the backward pass."""
         return certificate

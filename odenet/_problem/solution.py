@@ -76,14 +76,14 @@ class Stats:
 
     @property
     def certificate(self) -> float | None:
-        """The largest relative error of a rebuilt state that the way back came to know of, over steps and rows.
+        """The largest relative error of a reconstructed state that is known in the backward pass, over steps and rows.
 
-        A row is what the field treats alike: a sample, a position in a sequence or an image. In each step it is the
-        residual `|y[n+1] - z - D(z)| / |y[n+1]|` of the rebuilt state z: by how much that fails to step forward to the
-        state it was rebuilt from. Where the state is known (at t0, at anchors and at saved times) it is the whole error
-        that the way back arrives with there. Above 0.1 there is a `GradientWarning`, too. NaN where states are not
-        finite; None before a backward pass, or for a gradient method that rebuilds nothing. With
-        `checkpoint:bits=8` it is the largest relative error of a row of a stored state.
+        A row is a sample, or a position in a sequence or an image. In each step the error is the residual
+        `|y[n+1] - z - D(z)| / |y[n+1]|` of the predicted state z, whose forward step should give y[n+1]. Where the
+        exact state is known (at t0, at anchors and at saved times), it is the whole error of the reconstructed state.
+        Above 0.1 there is a `GradientWarning`, too. NaN where states are not finite; None before a backward pass, or
+        for a gradient method that reconstructs no states. With `checkpoint:bits=8` it is the largest relative error of
+        a row of a stored state.
         """
         return None if self.residual is None else float(self.residual)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 
 import equinox as eqx
@@ -32,7 +33,10 @@ def compilations():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield lambda: count
-    jax.monitoring.unregister_event_duration_listener(listen)
+    stop = getattr(jax.monitoring, "unregister_event_duration_listener", None)
+    if stop is None:  # JAX 0.5
+        stop = importlib.import_module("jax._src.monitoring")._unregister_event_duration_listener_by_callback
+    stop(listen)
 
 
 def field(t, y, w):

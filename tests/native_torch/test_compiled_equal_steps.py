@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import random
 import weakref
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import odenet
 import odenet_torch
 from odenet import Depth, DtypeError, GradientError, InputError, StateError, UnsupportedError
 from odenet.kit import tree_leaves
@@ -342,6 +344,18 @@ def test_errors_of_the_field_are_those_of_the_eager_loop(graphs):
 def test_what_is_not_compiled_is_refused_by_name(choices, error):
     with pytest.raises(error, match="compile"):
         odenet_torch.solve(lambda t, y: -y, torch.ones(3), **{"steps": 2, "compile": True, **choices})
+
+
+def test_a_reversible_solver_whose_steps_may_differ_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Alternating(odenet.AsynchronousLeapfrog):
+        """Its step reads its number, which a stride does not know."""
+
+        def step(self, f, n, h, steps, pair):
+            return super().step(f, n, h if n % 2 else h / 2, steps, pair)
+
+    with pytest.raises(UnsupportedError, match="by their number"):
+        odenet_torch.solve(lambda t, y: -y, torch.ones(3), steps=2, solver=Alternating(), compile=True)
 
 
 def test_auto_and_transforms_are_refused():

@@ -44,14 +44,14 @@ def convert(
 ) -> Model:
     """Train layers that somebody else wrote by a gradient method of this library; the model's function stays.
 
-    - "checkpoint" (exact) takes any layers of equinox or flax.nnx that stand in a list, tuple or dictionary: each goes
-      on computing its own output, and runs again on the way back. "backprop" changes nothing.
+    - "checkpoint" (exact) takes any layers of equinox or flax.nnx in a list, tuple or dictionary: each still computes
+      its own output, and is evaluated again in the backward pass. "backprop" changes nothing.
     - Every other method, and every other solver than Euler's, takes runs of two or more layers in a row that are alike
       and return their input plus something of the same shape; or return something that the model adds to their input.
       The last layer of a run computes all of it as a `ResidualStack`, with steps of h = 1. A layer's keys, state of
       equinox (`eqx.nn.State`), running statistics and counts of random numbers (flax.nnx) are those of the plain model,
-      and each layer counts once; a loss of the new ones has no gradient. States between the layers are not to be had,
-      and whatever asks for one is refused.
+      and each layer counts once; a loss of the new ones has no gradient. States between the layers do not exist,
+      and reading one is refused.
 
     Parameters have the same names and are the same leaves in the same order: optimizers of optax and serialisation fit.
     The weights of a run are stacked in each call, which takes one more copy of them.

@@ -196,8 +196,8 @@ class ResidualStack(eqx.Module):
     ) -> Any:
         """The state after the last block.
 
-        Blocks are called as `block(x, *arguments, **named)`. However often an evaluation is repeated on the way back,
-        it draws the same random numbers, reads the same state, and counts once.
+        Blocks are called as `block(x, *arguments, **named)`. An evaluation that is repeated in the backward pass draws
+        the same random numbers, reads the same state, and counts once.
 
         Args:
             x: what the blocks add to.

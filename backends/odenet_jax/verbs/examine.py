@@ -236,7 +236,8 @@ def mapped(function: Callable[[Any, Any], Any], model: Any, kinds: Any = SOLVED)
 
 def _name(path: Any) -> str:
     """A path as attribute names, keys and indices with points between."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    parts = (getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))) for key in path)
+    return ".".join(str(part) for part in parts)  # keystr(simple=True) is newer than the oldest JAX
 
 
 def _numpy(leaf: Array) -> np.ndarray:

@@ -51,15 +51,15 @@ def convert(
       operations of torch's: blocks of every kind, residual or not.
     - "discrete-adjoint" takes runs of two or more layers in a row that return their input plus something of the same
       shape. The layers of a run share `layer.odenet_run`, whose `certificate` tells about the last pass. A layer
-      `x1 = x + g1(x)`, `x2 = x1 + g2(x1)`, such as a pre-norm transformer's, is undone in two steps of h = 1.
+      `x1 = x + g1(x)`, `x2 = x1 + g2(x1)`, such as a pre-norm transformer's, is inverted in two steps of h = 1.
 
     - "auto" measures backprop and checkpoint on the example and takes the faster one that fits `memory=` (bytes of the
       model's forward and backward pass; give an example of the size of a training batch). If neither does, residual
       layers are rebuilt as by a `ResidualStack` with `gradient="auto"`, which audits itself.
 
     Other gradient methods, options and solvers are those of a `ResidualStack`: the first layer of a run computes all of
-    it (its attribute `stack`) and hands the state on; hidden states between the layers are not to be had then, and
-    whatever asks for one is refused.
+    it (its attribute `stack`), and the others return their input; hidden states between the layers do not exist then,
+    and reading one is refused.
 
     The model is changed in place and returned. Parameters are the same objects under the same names: optimizers,
     `state_dict` and the plain model's checkpoints fit. `odenet.unconvert` undoes it.

@@ -85,11 +85,18 @@ class ReachableObjects:
         self.contents = [place.contents() for place in self.places]
         # dicts are compared all in one go: this is asked in every pass
         pairs = [*zip(self.places, self.contents, strict=True)]
-        self._sized = [p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames] + self.hooks
+        self._sized: list[Any] = [
+            p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames
+        ] + self.hooks
+        classes = [(vars(p.kind), c) for p, c in pairs if isinstance(p, ClassAttributes)]
+        self._sized += [own for own, _ in classes]
         self._sizes = [*map(len, self._sized)]
+        of_classes = [(own, key, value) for own, c in classes for key, value in c.items()]
+        self._of_classes = [*zip(*of_classes, strict=True)] or [(), (), ()]
         slots = [(p.entries, key, c.get(key)) for p, c in pairs if p.entries is not None for key in p.keys(c)]
         self._slots = [*zip(*slots, strict=True)] or [(), (), ()]
-        self._others = [(place, contents) for place, contents in pairs if place.entries is None]
+        others = [pair for pair in pairs if pair[0].entries is None]
+        self._others = [(p, c) for p, c in others if not isinstance(p, ClassAttributes)]
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -100,6 +107,9 @@ class ReachableObjects:
         """Whether all of it still stands where it stood; it may say no where what stands there is equal."""
         entries, keys, values = self._slots
         if self._sizes != [*map(len, self._sized)] or not all(map(operator.is_, map(dict.get, entries, keys), values)):
+            return False
+        owners, keys, values = self._of_classes
+        if not all(map(operator.is_, map(types.MappingProxyType.get, owners, keys), values)):
             return False
         return not self._others or all(place.same(contents) for place, contents in self._others)
 

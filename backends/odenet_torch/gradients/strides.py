@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from odenet import (
+    AsynchronousLeapfrog,
     Backprop,
     Checkpoint,
+    Coupled,
     DiscreteAdjoint,
     Grid,
     Problem,
     Reversible,
+    ReversibleHeun,
     ReversibleSolver,
     Stats,
     UnsupportedError,
@@ -48,17 +51,25 @@ from odenet_torch.steps.strides import Pair, Strides, contiguous, forth, start
 from odenet_torch.steps.times import moves
 
 Live = tuple[Tensor, ...]
+_ALIKE = (ReversibleHeun, AsynchronousLeapfrog, Coupled)
+"""Reversible solvers all of whose steps are the same: within a graph a step knows its place in the stride alone."""
 
 
 def compilable(ivp: Problem) -> Choices:
     """The choices of a problem whose equal steps are to be compiled.
 
     Raises:
-        UnsupportedError: a gradient method whose way back is not compiled.
+        UnsupportedError: a gradient method whose way back is not compiled, or a solver whose steps are not alike.
         InputError: see `checked`.
     """
     assert ivp.compile is not None
-    method = ivp.gradient
+    method, solver = ivp.gradient, ivp.solver
+    if isinstance(solver, ReversibleSolver) and type(solver) not in _ALIKE:
+        raise UnsupportedError(
+            f"compile with equal steps of {solver.label!r}, whose steps may differ by their number",
+            f"explicit Runge-Kutta methods, {', '.join(alike.name for alike in _ALIKE)}",
+            "leave out compile, or take one of these",
+        )
     plain = type(method) in (Backprop, Checkpoint, DiscreteAdjoint, Reversible)
     if not plain or any(getattr(method, option, None) is not None for option in ("memory", "bits", "tolerance")):
         raise UnsupportedError(

@@ -168,7 +168,7 @@ class ResidualStack(_Solved):
         """Compile the blocks, each on its own, in place; arguments as in `torch.compile`.
 
         Equal blocks share what is compiled: one graph with and one without gradients, for any number of them. The loop
-        and the way back stay Python, so that compilation takes no longer for a deeper network.
+        and the backward pass remain Python, so that compilation takes no longer for a deeper network.
         """
         for block in {id(block): block for block in self.blocks}.values():
             block.compile(*arguments, **choices)
