@@ -134,8 +134,10 @@ def _take_checkpoint(record: Examinations, best: Examination | None) -> str:
     segments = max(1, round(math.sqrt(record.steps)))
     fewer = (
         f"checkpoint:segments={segments} keeps about {segments} states a solve instead of {record.steps} for the same "
-        "evaluations, checkpoint:states=K as few as you like for more"
+        "evaluations"
     )
+    if all(Checkpoint(states=1).offered(part.solver) for part in record.parts):
+        fewer += ", checkpoint:states=K as few as you like for more"
     rounded = record.of(Checkpoint(bits=8).label)
     if rounded is not None and rounded is not best and rounded.meets(record.tolerance):
         fewer += f"; {rounded.label} keeps 8 bits of each number of a state, and is {error(rounded.gradient_error)} off"
