@@ -147,6 +147,8 @@ def test_an_audited_pass_returns_the_exact_gradient():
         {"norm": True, "gradient": WATCHED},
         {"solver": "heun", "gradient": WATCHED},
         {"solver": "reversible-heun"},
+        {"solver": "bdia"},
+        {"solver": "reversible:heun"},
         {"dtype": torch.float32, "gradient": WATCHED},
         {"gradient": Auto(audit=2, memory=30_000, method=DiscreteAdjoint(iterations=3))},
     ],

@@ -216,8 +216,8 @@ def loop_in_place(
 
     Returns:
         The leaves at `grid.kept`, those at `also` (empty where nothing is), what the way back starts from (y(t1), or
-        what a reversible solver keeps of what it carries; with `beside` this, what the observer carries in the end, and
-        what it keeps of the steps, stacked), and what blocks are told and have read after it.
+        what a reversible solver keeps of what it carries; with `beside` the latter or nothing, what the observer
+        carries in the end, and what it keeps of the steps, stacked), and what blocks are told and have read after it.
     """
     grid, solver = run.grid, run.solver
     rows = None if grid.final_only else kept_rows(grid.kept, grid.steps)
@@ -242,7 +242,7 @@ def loop_in_place(
         ys = tuple(leaf[None] for leaf in carried[0])
     end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
     if beside is not None:
-        end = end, along, stacked
+        end = end if isinstance(solver, ReversibleSolver) else (), along, stacked
     return ys, states, end, run.replay and after(run.replay.context, state, at_start, in_steps)
 
 

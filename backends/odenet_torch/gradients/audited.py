@@ -14,7 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet import Auditor, Backprop, Checkpoint, Gradient, Plan, Problem, Profile, Solution, Span, Stats
+from odenet import (
+    Auditor,
+    Backprop,
+    Checkpoint,
+    Gradient,
+    Plan,
+    Problem,
+    Profile,
+    ReversibleSolver,
+    Solution,
+    Span,
+    Stats,
+)
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import Way, tree_leaves
 from odenet_torch._entry import backend
@@ -55,7 +67,9 @@ def solve_auto(auditor: Auditor, make: Make, field: Field | None, last: Stats | 
         exact = auditor.exact(problem.grid.steps if not isinstance(problem.grid, Span) else 1)
         heard = AuditedPass(auditor, make, whole_field, ForwardSnapshot.of(problem, whole_field))
         way = Way(heard.fixed, heard.adaptive)
-        return solve_problem(make(exact if exact.offered(problem.solver) else Backprop()), whole_field, way)
+        # the backward pass that measures takes steps of y alone, and a reversible solver carries more than y
+        alone = exact.offered(problem.solver) and not isinstance(problem.solver, ReversibleSolver)
+        return solve_problem(make(exact if alone else Backprop()), whole_field, way)
     assert auditor.method is not None  # not due
     solution = solve_problem(make(auditor.method), field)
     for leaf in tree_leaves(solution.ys):

@@ -146,6 +146,7 @@ class Recomputation(Adjoint):
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         """See `Adjoint.back`."""
+        assert not isinstance(run.solver, ReversibleSolver), "left to torch's checkpoint: it carries more than y"
         known = saved.states
         if isinstance(run.grid, Accepted):
             if self.method == Checkpoint():

@@ -70,6 +70,12 @@ def compilable(ivp: Problem) -> Choices:
             f"explicit Runge-Kutta methods, {', '.join(alike.name for alike in _ALIKE)}",
             "leave out compile, or take one of these",
         )
+    if isinstance(solver, ReversibleSolver) and isinstance(method, Checkpoint):
+        raise UnsupportedError(
+            f"compile with equal steps of {solver.label!r} and gradient {method.label!r}",
+            "backprop and reversible with this solver",
+            "take gradient='reversible', or leave out compile",
+        )
     plain = type(method) in (Backprop, Checkpoint, DiscreteAdjoint, Reversible)
     if not plain or any(getattr(method, option, None) is not None for option in ("memory", "bits", "tolerance")):
         raise UnsupportedError(
