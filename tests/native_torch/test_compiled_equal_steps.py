@@ -136,6 +136,7 @@ ALL = [
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::odenet.GradientWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's of itself, where it compiles a graph once more
 @pytest.mark.parametrize(("solver", "gradient"), ALL)
 def test_every_solver_with_every_gradient_method(graphs, solver, gradient):
     _, choice = graphs
