@@ -193,7 +193,10 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"BlockContext", "after", "block_context", "call"},
     ),  # torch modules hold it themselves
     "gradients/solve.py": ({"recorded"}, {"solve_with_context"}),
-    "field/state.py": ({"as_tensor", "meta_state", "require_times"}, {"as_array", "require_arrays", "require_like"}),
+    "field/state.py": (
+        {"as_tensor", "meta_state", "require_times"},
+        {"as_array", "flattened", "require_arrays", "require_like"},  # JAX sorts the keys of dicts
+    ),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),
     "gradients/adjoint.py": (

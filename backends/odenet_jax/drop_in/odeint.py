@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from odenet import ContinuousAdjoint, DtypeError, GridError, InputError, PIDController, Solution, StateError
 from odenet.kit import problem, real, shown
 from odenet_jax.drop_in.words import speaking
+from odenet_jax.field.state import flattened
 from odenet_jax.gradients.adaptive import solve_adaptive
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
 
@@ -69,7 +70,7 @@ def odeint(
         raise DtypeError(f"t is {t.dtype}", "an array of floats")
     if t.ndim != 1 or not t.size:
         raise GridError(f"t has shape {t.shape}", "a one-dimensional array of times")
-    for leaf in jax.tree.leaves(y0):
+    for leaf in flattened(y0, "y0")[0]:
         if not isinstance(leaf, (Array, np.ndarray, np.generic, int, float, complex)) or not _holds(leaf):
             raise StateError(
                 f"y0 holds {shown(leaf)}, a {type(leaf).__name__}", "arrays, or numbers that a float holds"
@@ -77,7 +78,7 @@ def odeint(
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, y0))
     if not flat.size:  # an empty batch
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(t), *jnp.shape(leaf))), y0)
-    leaves, structure = jax.tree.flatten(args)
+    leaves, structure = flattened(args, "args")
 
     def field(t: Array, y: Array, leaves: Any) -> Array:
         # as there: steps of low precision would be rejected

@@ -24,7 +24,7 @@ from odenet_jax.field.closure import converted
 from odenet_jax.field.fingerprint import fingerprint
 from odenet_jax.field.module_writes import modules_in, require_unwritten
 from odenet_jax.field.programs import eager
-from odenet_jax.field.state import HALF, as_array, require_arrays, require_like
+from odenet_jax.field.state import HALF, as_array, flattened, require_arrays, require_like
 
 Arrays = list[Array]
 
@@ -218,7 +218,8 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
     """
     if depth is None:
         return Field(lambda t, y, weights: function(t, y), "shared", 1), Weights([], [])
-    leaves, structure = jax.tree.flatten(depth.tree if depth.kind == "shared" or depth.stacked else depth.tree[0])
+    one = depth.tree if depth.kind == "shared" or depth.stacked else depth.tree[0]
+    leaves, structure = flattened(one, "weights")
     if not (depth.kind == "shared" or depth.stacked):
         check_alike(depth.tree)
         columns = zip(*(jax.tree.leaves(layer) for layer in depth.tree), strict=True)

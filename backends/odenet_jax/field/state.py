@@ -71,6 +71,21 @@ class Layout:
         return leaf.astype(self.dtypes[index])
 
 
+def flattened(tree: Any, name: str) -> tuple[list[Any], Any]:
+    """`jax.tree.flatten` of what a user handed over.
+
+    Raises:
+        StateError: a dict whose keys JAX cannot sort.
+    """
+    try:
+        return jax.tree.flatten(tree)
+    except ValueError as error:  # keys such as 1 and "a" of one dict
+        raise StateError(
+            f"{name} is a tree that JAX cannot flatten ({error} {error.__cause__ or ''})",
+            "dicts whose keys are all of one kind, such as strings",
+        ) from error
+
+
 def layout(y0: Any) -> tuple[Layout, Leaves]:
     """The layout of a state and its leaves as carried.
 
@@ -81,7 +96,7 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
             or numbers.
     """
     arrays = [_array(path, leaf) for path, leaf in tree_paths(y0)]
-    structure = jax.tree.structure(y0)
+    _, structure = flattened(y0, "y0")
     dtypes = tuple(array.dtype for array in arrays)
     carried = tuple(jnp.dtype(jnp.float32) if kind in HALF else kind for kind in dtypes)
     time = jnp.dtype(jnp.float64) if any(kind in _WIDE for kind in carried) else jnp.dtype(jnp.float32)
@@ -126,7 +141,7 @@ def as_array(name: str, leaf: Any) -> Array:
 
 def require_like(value: Any, y: Any) -> None:
     """Raises StateError for a slope that is another tree than the state."""
-    if jax.tree.structure(value) != jax.tree.structure(y):
+    if flattened(value, "what the field returned")[1] != jax.tree.structure(y):
         raise StateError(
             f"the field returned {_describe(value)} for a state that is {_describe(y)}", "a tree like the state's"
         )

@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from odenet import InputError, PIDController
 from odenet.kit import tree_leaves
-from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.field.state import Layout, Leaves, flattened
 
 Norm = Callable[[Leaves], Array]
 
@@ -84,7 +84,7 @@ def _each(name: str, value: Any, layout: Layout, like: Leaves) -> tuple[Any, ...
         return (float(value),) * len(like)
     if _is_array(value) and value.ndim == 0:
         leaves = [value] * len(like)
-    elif jax.tree.structure(value) != layout.structure:
+    elif flattened(value, name)[1] != layout.structure:
         raise InputError(
             f"{name} is a tree of {len(tree_leaves(value))} leaves, and the state one of {len(like)}",
             "a number, or a tree like the state",
