@@ -247,8 +247,8 @@ class CachedById(Block):
     def forward(self, x):
         if id(x) not in self.memory:
             self.memory.clear()
-            self.memory[id(x)] = torch.tanh(self.inner(x))
-        return self.out(self.memory[id(x)])
+            self.memory[id(x)] = x, torch.tanh(self.inner(x))  # x, too: or another tensor may get its id
+        return self.out(self.memory[id(x)][1])
 
 
 class Merged(Block):
