@@ -36,7 +36,7 @@ from odenet._solvers.family import AnySolver, StagedSolver
 from odenet._solvers.interpolant import hermite, interpolant
 from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.names import made_reversible, register_solver, solver, staged
-from odenet._solvers.reversible import Coupled, ReversibleSolver
+from odenet._solvers.reversible import Coupled, ReversibleSolver, bits_in_byte
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.step import (
     Leaves,
@@ -60,6 +60,7 @@ from odenet._tree import leaves as tree_leaves
 from odenet._tree import map as tree_map
 from odenet._tree import paths as tree_paths
 from odenet._tree import same_shape as tree_same_shape
+from odenet._wording import Wording
 
 __all__ = [
     "BUCKETS",
@@ -116,8 +117,10 @@ __all__ = [
     "Unit",
     "Way",
     "Weigh",
+    "Wording",
     "add",
     "alarm",
+    "bits_in_byte",
     "blend",
     "channel_axes",
     "check_alike",

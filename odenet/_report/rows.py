@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from odenet._errors import FileError
+from odenet._errors import FileError, InputError
 
 Kind = TypeVar("Kind")
 
@@ -27,6 +27,20 @@ def columns(kind: Any) -> dict[str, str]:
 def to_json(row: Any) -> dict[str, Any]:
     """Plain data; infinity and NaN, which JSON has not, as the strings "inf", "-inf" and "nan"."""
     return plain(dataclasses.asdict(row))
+
+
+def dataframe(rows: Iterable[Any], names: list[str] | None = None) -> Any:
+    """Rows as a pandas DataFrame, with these columns or all.
+
+    Raises:
+        InputError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise InputError("to_dataframe() without pandas", "an installed pandas", "pip install pandas") from error
+    columns: Any = names  # pandas' own type of it is narrower than a list of texts
+    return pandas.DataFrame([to_json(row) for row in rows], columns=columns)
 
 
 def from_json(kind: type[Kind], data: Mapping[str, Any]) -> Kind:

@@ -54,6 +54,11 @@ class Back(Protocol):
         ...
 
 
+def bits_in_byte(bits: int) -> int:
+    """The bits of a byte that side information of so many bits takes, so that no number is in two bytes: 1, 2, 4, 8."""
+    return next(size for size in (1, 2, 4, 8) if size >= bits)
+
+
 @dataclass(frozen=True)
 class ReversibleSolver(StagedSolver):
     """A solver whose steps can be undone. Its fields are its options."""

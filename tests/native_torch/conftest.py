@@ -12,3 +12,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def graphs():
+    """The graphs that were compiled, and the choice of a backend that notes them."""
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+
+    yield seen, {"backend": backend}
+    torch._dynamo.reset()

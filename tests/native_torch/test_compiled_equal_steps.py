@@ -21,20 +21,6 @@ from odenet.kit import tree_leaves
 KIND = torch.float64
 
 
-@pytest.fixture
-def graphs():
-    """The graphs that were compiled, and the choice of a backend that notes them."""
-    torch._dynamo.reset()
-    seen = []
-
-    def backend(graph, inputs):
-        seen.append(graph)
-        return graph.forward
-
-    yield seen, {"backend": backend}
-    torch._dynamo.reset()
-
-
 class Block(nn.Module):
     scale = 1.0
 

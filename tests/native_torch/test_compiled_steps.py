@@ -17,20 +17,6 @@ from odenet_torch.drop_in.odeint import odeint, odeint_event
 TOLERANCES = {"rtol": 1e-5, "atol": 1e-7}
 
 
-@pytest.fixture
-def graphs():
-    """The graphs that were compiled, and the choice of a backend that notes them."""
-    torch._dynamo.reset()
-    seen = []
-
-    def backend(graph, inputs):
-        seen.append(graph)
-        return graph.forward
-
-    yield seen, {"backend": backend}
-    torch._dynamo.reset()
-
-
 class Field(nn.Module):
     def __init__(self):
         super().__init__()

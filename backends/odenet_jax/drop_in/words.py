@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from types import TracebackType
+from contextlib import AbstractContextManager
 
-from odenet import OdenetError, Result
+from odenet import Result
+from odenet.kit import Wording
 
 _ROOT = __name__.partition(".")[0]
 _OURS = {"odenet", _ROOT, "jax", "equinox", "contextlib", "functools"}
@@ -38,34 +37,9 @@ _PHRASES = (
     ("weight is", "an array of args is"),
 )
 
-
-def translated(text: str) -> str:
-    """A part of a message, with the names of the call's arguments."""
-    for ours, theirs in _PHRASES:
-        text = text.replace(ours, theirs)
-    return text
+_WORDING = Wording(_PHRASES, _OURS)
 
 
-@contextlib.contextmanager
-def speaking(entry: str) -> Iterator[None]:
-    """Inside, errors of this library name the entry that was called, and its arguments.
-
-    What a function of the user's raises stays as it is, that of another solve within it too.
-    """
-    try:
-        yield
-    except OdenetError as error:
-        if not _is_the_users(error.__traceback__):
-            error.given = f"{entry}: {translated(error.given)}"
-            error.allowed, error.remedy = translated(error.allowed), translated(error.remedy)
-            error.args = type(error)(error.given, error.allowed, error.remedy).args
-        raise
-
-
-def _is_the_users(traceback: TracebackType | None) -> bool:
-    """Whether an error came from beyond the calls of this library."""
-    while traceback is not None:
-        if traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in _OURS:
-            return True
-        traceback = traceback.tb_next
-    return False
+def speaking(entry: str) -> AbstractContextManager[None]:
+    """Inside, errors of this library name the entry that was called, and its arguments (see `Wording.speaking`)."""
+    return _WORDING.speaking(entry)

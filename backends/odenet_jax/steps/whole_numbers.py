@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from odenet.kit import bits_in_byte
+
 
 def whole(y: Array, shift: float = 0.0) -> Array:
     """The whole number next to y + shift, of real and imaginary part."""
@@ -30,24 +32,19 @@ def _as_if_not_rounded(shift: float, primals: tuple[Array], tangents: tuple[Arra
 
 def packed(numbers: Array, bits: int) -> Array:
     """Whole numbers from 0 to below 2^bits, at most 8 bits, as bytes with as many of them as fit."""
-    each = width(bits)
+    size = bits_in_byte(bits)
     parts = jnp.stack([numbers.real, numbers.imag], -1) if jnp.iscomplexobj(numbers) else numbers
     flat = parts.astype(jnp.uint8).reshape(-1)
-    rows = jnp.pad(flat, (0, -flat.size % (8 // each))).reshape(-1, 8 // each)
-    found = rows[:, 0]
-    for place in range(1, 8 // each):
-        found = found | (rows[:, place] << (place * each))
-    return found
+    rows = jnp.pad(flat, (0, -flat.size % (8 // size))).reshape(-1, 8 // size)
+    octets = rows[:, 0]
+    for place in range(1, 8 // size):
+        octets = octets | (rows[:, place] << (place * size))
+    return octets
 
 
-def unpacked(found: Array, bits: int, like: Array) -> Array:
+def unpacked(octets: Array, bits: int, like: Array) -> Array:
     """The numbers of `packed`, in the shape and number type of a leaf of the state."""
-    each, shape = width(bits), (*like.shape, 2) if jnp.iscomplexobj(like) else like.shape
-    rows = jnp.stack([(found >> (place * each)) & (2**each - 1) for place in range(8 // each)], 1)
+    size, shape = bits_in_byte(bits), (*like.shape, 2) if jnp.iscomplexobj(like) else like.shape
+    rows = jnp.stack([(octets >> (place * size)) & (2**size - 1) for place in range(8 // size)], 1)
     numbers = rows.reshape(-1)[: math.prod(shape)].reshape(shape).astype(like.real.dtype)
     return lax.complex(numbers[..., 0], numbers[..., 1]) if jnp.iscomplexobj(like) else numbers
-
-
-def width(bits: int) -> int:
-    """The bits that a number takes in a byte, so that none is in two bytes."""
-    return next(each for each in (1, 2, 4, 8) if each >= bits)

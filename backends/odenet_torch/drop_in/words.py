@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import ParamSpec, TypeVar
 
-from odenet import GradientError, OdenetError, Result, SolveError
+from odenet import GradientError, Result, SolveError
+from odenet.kit import Wording
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.steps.adaptive import ForwardSolve
 
@@ -45,30 +45,12 @@ _PHRASES = (
 )
 
 
-def translated(text: str) -> str:
-    """A part of a message, with the names of torchdiffeq's arguments."""
-    for ours, theirs in _PHRASES:
-        text = text.replace(ours, theirs)
-    return text
+_WORDING = Wording(_PHRASES, _OURS)
 
 
-@contextlib.contextmanager
-def speaking(entry: str) -> Iterator[None]:
-    """Inside, errors of this library name the entry that was called, and its arguments.
-
-    What a function of the user's raises stays as it is, that of another solve within it too.
-    """
-    try:
-        yield
-    except OdenetError as error:
-        if not _is_the_users(error.__traceback__):
-            # odeint_event calls odeint: the user's call is the outermost
-            given = error.given.removeprefix(f"{getattr(error, 'entry', '')}: ")
-            vars(error)["entry"] = entry
-            error.given = f"{entry}: {translated(given)}"
-            error.allowed, error.remedy = translated(error.allowed), translated(error.remedy)
-            error.args = type(error)(error.given, error.allowed, error.remedy).args
-        raise
+def speaking(entry: str) -> AbstractContextManager[None]:
+    """Inside, errors of this library name the entry that was called, and its arguments (see `Wording.speaking`)."""
+    return _WORDING.speaking(entry)
 
 
 def named(entry: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
@@ -80,15 +62,6 @@ def named(entry: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
             return entry(*args, **kwargs)
 
     return call
-
-
-def _is_the_users(traceback: TracebackType | None) -> bool:
-    """Whether an error came from beyond the calls of this library."""
-    while traceback is not None:
-        if traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in _OURS:
-            return True
-        traceback = traceback.tb_next
-    return False
 
 
 def stopped(flow: OdeintProblem, found: ForwardSolve) -> SolveError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from odenet.kit import bits_in_byte
+
 
 def whole(y: Tensor, shift: float = 0.0) -> Tensor:
     """The whole number next to y + shift, of real and imaginary part."""
@@ -23,23 +25,18 @@ def straight_through(y: Tensor, shift: float = 0.0) -> Tensor:
 
 def packed(numbers: Tensor, bits: int) -> Tensor:
     """Whole numbers from 0 to below 2^bits, at most 8 bits, as bytes with as many of them as fit."""
-    each = width(bits)
+    size = bits_in_byte(bits)
     flat = (torch.view_as_real(numbers) if numbers.is_complex() else numbers).to(torch.uint8).flatten()
-    rows = torch.nn.functional.pad(flat, (0, -len(flat) % (8 // each))).unflatten(0, (-1, 8 // each))
-    found = rows[:, 0].clone()
-    for place in range(1, 8 // each):
-        found |= rows[:, place] << (place * each)
-    return found
+    rows = torch.nn.functional.pad(flat, (0, -len(flat) % (8 // size))).unflatten(0, (-1, 8 // size))
+    octets = rows[:, 0].clone()
+    for place in range(1, 8 // size):
+        octets |= rows[:, place] << (place * size)
+    return octets
 
 
-def unpacked(found: Tensor, bits: int, like: Tensor) -> Tensor:
+def unpacked(octets: Tensor, bits: int, like: Tensor) -> Tensor:
     """The numbers of `packed`, in the shape and number type of a leaf of the state."""
-    each, real = width(bits), torch.view_as_real(like) if like.is_complex() else like
-    rows = torch.stack([(found >> (place * each)) & (2**each - 1) for place in range(8 // each)], 1)
+    size, real = bits_in_byte(bits), torch.view_as_real(like) if like.is_complex() else like
+    rows = torch.stack([(octets >> (place * size)) & (2**size - 1) for place in range(8 // size)], 1)
     numbers = rows.flatten()[: real.numel()].view(real.shape).to(real.dtype)
     return torch.view_as_complex(numbers) if like.is_complex() else numbers
-
-
-def width(bits: int) -> int:
-    """The bits that a number takes in a byte, so that none is in two bytes."""
-    return next(each for each in (1, 2, 4, 8) if each >= bits)

@@ -27,7 +27,7 @@ from odenet._literals import BackendName, GradientName, SolverName
 from odenet._names import lookup
 from odenet._nets.spec import NetSpec, Start
 from odenet._report.machine import joined, machine
-from odenet._report.rows import to_json
+from odenet._report.rows import dataframe
 from odenet._solvers.names import AnySolver, solver
 
 _DIGITS = {"inputs": (1, 8, 8), "classes": 10}
@@ -70,11 +70,7 @@ class ComparisonResults(Comparison):
         Raises:
             InputError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise InputError("to_dataframe() without pandas", "an installed pandas", "pip install pandas") from error
-        return pandas.DataFrame([to_json(row) for row in self.rows], columns=list(COLUMNS))
+        return dataframe(self.rows, list(COLUMNS))
 
     def plot(self, name: str = "overview") -> Any:
         """A figure of matplotlib: "overview", "gradient_error", "memory" or "time".

@@ -19,7 +19,7 @@ from odenet._jobs.train.row import Epoch
 from odenet._literals import BackendName, GradientName, SolverName
 from odenet._nets.spec import Block, NetSpec, Norm, Start
 from odenet._nets.weights import load_weights
-from odenet._report.rows import to_json
+from odenet._report.rows import dataframe
 from odenet._report.terminal import console
 
 if TYPE_CHECKING:
@@ -61,11 +61,7 @@ class TrainingResults:
         Raises:
             InputError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise InputError("to_dataframe() without pandas", "an installed pandas", "pip install pandas") from error
-        return pandas.DataFrame([to_json(row) for row in self.rows])
+        return dataframe(self.rows)
 
     def plot(self) -> Any:
         """Loss, accuracy and certificate over the epochs, as a figure of matplotlib."""
