@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import ContextDecorator
 
 from odenet import Result
 from odenet.kit import Wording
@@ -40,6 +40,6 @@ _PHRASES = (
 _WORDING = Wording(_PHRASES, _OURS)
 
 
-def speaking(entry: str) -> AbstractContextManager[None]:
-    """Inside, errors of this library name the entry that was called, and its arguments (see `Wording.speaking`)."""
+def speaking(entry: str) -> ContextDecorator[None]:
+    """In what it decorates, errors of this library name the entry that was called, and its arguments (see `Wording.speaking`)."""
     return _WORDING.speaking(entry)
