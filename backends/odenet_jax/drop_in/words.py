@@ -40,6 +40,6 @@ _PHRASES = (
 _WORDING = Wording(_PHRASES, _OURS)
 
 
-def speaking(entry: str) -> ContextDecorator[None]:
-    """In what it decorates, errors of this library name the entry that was called, and its arguments (see `Wording.speaking`)."""
+def speaking(entry: str) -> ContextDecorator:
+    """In what it decorates, errors name the entry that was called, and its arguments (see `Wording.speaking`)."""
     return _WORDING.speaking(entry)
