@@ -159,3 +159,8 @@ def shown(value: object, most: int = 80) -> str:
     except Exception:
         text = f"a {type(value).__name__} that cannot be written out"
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
+
+
+def in_words(error: BaseException) -> str:
+    """An error as text: odenet's own say all themselves, others are told by their class."""
+    return str(error) if isinstance(error, OdenetError) else f"{type(error).__name__}: {error}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from odenet._errors import InputError, UnknownNameError
 
 Thing = TypeVar("Thing")
+Word = TypeVar("Word", bound=str)
 
 
 def lookup(kind: str, name: object, table: Mapping[str, Thing], aliases: Mapping[str, str] | None = None) -> Thing:
@@ -27,6 +28,11 @@ def lookup(kind: str, name: object, table: Mapping[str, Thing], aliases: Mapping
     near = difflib.get_close_matches(plain, [*table, *aliases], n=3, cutoff=0.5)
     remedy = f"take {' or '.join(near)}, if that is what you meant" if near else f"see `odenet list` for every {kind}"
     raise UnknownNameError(f"there is no {kind} called {name!r}", ", ".join([*table, *aliases]), remedy)
+
+
+def choice(kind: str, name: object, names: Iterable[Word]) -> Word:
+    """The one of `names` that is called so, as `lookup` finds it."""
+    return lookup(kind, name, {word: word for word in names})
 
 
 def spelling(name: str) -> str:

@@ -22,7 +22,6 @@ class DiffraxBackend(JaxBackend):
     network = DiffraxNet
 
     def solve(self, problem: Problem) -> Solution:
-        """See `Backend`."""
         return solve_problem(problem)
 
     def _probed(self, problem: Problem, probe: Array) -> Solution:
@@ -30,7 +29,6 @@ class DiffraxBackend(JaxBackend):
         return dataclasses.replace(solve_problem(problem), interpolant=None)
 
     def build(self, spec: NetSpec, weights: Arrays, *, solver: AnySolver, gradient: Gradient, **where: str) -> OdeNet:
-        """See `Backend`."""
         backend.require(solver, gradient)
         return super().build(spec, weights, solver=solver, gradient=gradient, **where)
 

@@ -17,7 +17,7 @@ class DiffraxNet(OdeNet):
     __init__ = OdeNet.__init__  # equinox would make one of the fields
 
     def solve(self, ivp: Problem, probe: Array | None, context: Any) -> tuple[Solution, Any]:
-        """See `odenet_jax.OdeNet`. There is nothing to probe.
+        """The same solve by diffrax, in which there is nothing to probe.
 
         Raises:
             UnsupportedError: batch normalisation in training, whose running statistics diffrax would not hand on.

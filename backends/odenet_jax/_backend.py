@@ -61,11 +61,10 @@ class JaxBackend(Backend):
     """What `build` makes; a backend whose steps are another library's has its own."""
 
     def solve(self, problem: Problem) -> Solution:
-        """See `Backend`."""
         return solve_problem(problem)
 
     def value_and_grad(self, loss: Callable[[Solution], Any], problem: Problem) -> tuple[Any, Gradients, Solution]:
-        """See `Backend`. Leaves that cannot have a gradient (integers) have None."""
+        """Leaves that cannot have a gradient (integers) have None."""
         depth = problem.weights
         trees = (_arrays(problem.y0), None if depth is None else _arrays(depth.tree))
         inexact, rest = eqx.partition(trees, eqx.is_inexact_array)
@@ -103,17 +102,14 @@ class JaxBackend(Backend):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> OdeNet:
-        """See `Backend`."""
         with self.prepare(dtype, device):
             return self.network(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype))
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
-        """See `Backend`."""
         return {name: self.to_numpy(leaf) for name, leaf in (model.weights | model.statistics).items()}
 
     @quiet()  # the certificate is in what it returns
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
-        """See `Backend`."""
         with like(model.weights.values()):
             x, y = _batch(model, inputs, targets)
             step, _ = _compiled(model, x, y, model.gradient)
@@ -126,7 +122,6 @@ class JaxBackend(Backend):
             )
 
     def trained(self, model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
-        """See `Backend`."""
         return trained(model, batch, loss, steps, rate)
 
     def examine(
@@ -138,15 +133,14 @@ class JaxBackend(Backend):
         *,
         reversible: bool = False,
     ) -> Sample:
-        """See `Backend`. A solve inside of `vmap`, or called several times, has the mean of its certificates."""
+        """A solve inside of `vmap`, or called several times, has the mean of its certificates."""
         return examine(model, batch, loss, gradient, reversible)
 
     def choices(self, model: Any) -> dict[str, Choices]:
-        """See `Backend`."""
         return profiling.choices(model)
 
     def with_gradient(self, model: Any, gradient: Gradient) -> Any:
-        """See `Backend`. A copy; the method is static, and a program of the copy is compiled anew."""
+        """A copy; the method is static, and a program of the copy is compiled anew."""
         return profiling.with_gradient(model, gradient)
 
     def profile(
@@ -160,12 +154,11 @@ class JaxBackend(Backend):
         memory: int | None = None,
         repeats: int = 3,
     ) -> Profiles:
-        """See `Backend`. Seconds are those of the compiled program."""
+        """Seconds are those of the compiled program."""
         return profiling.profile(model, batch, loss, gradients, reference, memory, repeats)
 
     @quiet()
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
-        """See `Backend`."""
         with like(model.weights.values()):
             x, y = _batch(model, inputs, targets)
             forward, forward_compile = _compiled(model, x, y, None)
@@ -188,35 +181,29 @@ class JaxBackend(Backend):
         rates: Mapping[str, float] | None = None,
         optimizer: Imported | None = None,
     ) -> Trainer:
-        """See `Backend`."""
         return GradientDescent(model, momentum, weight_decay, rates, optimizer)
 
     def unconvert(self, model: Any) -> Any:
-        """See `Backend`."""
         return unconvert(model)
 
     def keep_programs(self, folder: Path) -> None:
-        """See `Backend`. JAX's persistent compilation cache; programs that call Python are not kept."""
+        """JAX's persistent compilation cache; programs that call Python are not kept."""
         keep_programs(folder)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """See `Backend`."""
         return jax.jit(function)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
-        """See `Backend`."""
         array = np.asarray(leaf)
         return array.astype(np.float32) if array.dtype in (jnp.bfloat16, np.float16) else array
 
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:
-        """See `Backend`."""
         wide = _dtype(dtype) in (np.dtype("float64"), np.dtype("complex128"))
         with enable_x64(wide or bool(jax.config.jax_enable_x64)), jax.default_device(self._device(device)):  # pyright: ignore[reportAttributeAccessIssue]
             yield
 
     def devices(self) -> tuple[str, ...]:
-        """See `Backend`."""
         return tuple(dict.fromkeys(("cpu", *self._by_name())))
 
     def _device(self, name: str) -> Any:

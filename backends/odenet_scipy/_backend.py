@@ -19,18 +19,15 @@ class ScipyBackend(Backend):
     """odenet's `solve` on SciPy."""
 
     def solve(self, problem: Problem) -> Solution:
-        """See `Backend`."""
         backend.require(problem.solver, problem.gradient, adaptive=isinstance(problem.grid, Span))
         assert isinstance(problem.grid, Span)
         return solve_span(problem, problem.grid)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
-        """See `Backend`."""
         return np.asarray(leaf)
 
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:
-        """See `Backend`."""
         if dtype not in _DTYPES:
             raise DtypeError(f"dtype {dtype!r}", ", ".join(_DTYPES))
         if device not in self.devices():
@@ -38,7 +35,6 @@ class ScipyBackend(Backend):
         yield
 
     def devices(self) -> tuple[str, ...]:
-        """See `Backend`."""
         return ("cpu",)
 
     def value_and_grad(self, loss: Any, problem: Problem) -> NoReturn:

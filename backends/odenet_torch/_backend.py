@@ -53,11 +53,10 @@ class TorchBackend(Backend):
     """What `build` makes; a backend whose steps are another library's has its own."""
 
     def solve(self, problem: Problem) -> Solution:
-        """See `Backend`."""
         return solve_problem(problem)
 
     def value_and_grad(self, loss: Callable[[Solution], Any], problem: Problem) -> tuple[Any, Gradients, Solution]:
-        """See `Backend`. Leaves that cannot have a gradient (integers) have None."""
+        """Leaves that cannot have a gradient (integers) have None."""
         y0, y_leaves = _fresh(problem.y0)
         depth = problem.weights
         weights, w_leaves = _fresh(None if depth is None else depth.tree)
@@ -93,17 +92,14 @@ class TorchBackend(Backend):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> OdeNet:
-        """See `Backend`."""
         self._check_device(device)
         return self.network(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype), device=device)
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
-        """See `Backend`."""
         return {name: self.to_numpy(p) for name, p in (*model.named_parameters(), *model.named_buffers())}
 
     @quiet()  # the certificate is in what it returns
     def evaluate(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray) -> Evaluation:
-        """See `Backend`."""
         x, y = _batch(model, inputs, targets)
         names, parameters = zip(*model.named_parameters(), strict=True)
         with model.uncounted():
@@ -121,7 +117,6 @@ class TorchBackend(Backend):
         )
 
     def trained(self, model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
-        """See `Backend`."""
         return trained(model, batch, loss, steps, rate)
 
     def examine(
@@ -133,15 +128,15 @@ class TorchBackend(Backend):
         *,
         reversible: bool = False,
     ) -> Sample:
-        """See `Backend`. A model in training mode stays in it."""
+        """A model in training mode stays in it."""
         return examine(model, batch, loss, gradient, reversible)
 
     def choices(self, model: nn.Module) -> dict[str, Choices]:
-        """See `Backend`. The steps of layers that were converted are those of their branches."""
+        """The steps of layers that were converted are those of their branches."""
         return profiling.choices(model)
 
     def with_gradient(self, model: nn.Module, gradient: Gradient) -> nn.Module:
-        """See `Backend`. The model itself is changed."""
+        """The model itself is changed."""
         return profiling.with_gradient(model, gradient)
 
     def profile(
@@ -155,16 +150,14 @@ class TorchBackend(Backend):
         memory: int | None = None,
         repeats: int = 3,
     ) -> Profiles:
-        """See `Backend`. A model in training mode stays in it."""
+        """A model in training mode stays in it."""
         return profiling.profile(model, batch, loss, gradients, reference, memory, repeats)
 
     def unconvert(self, model: nn.Module) -> nn.Module:
-        """See `Backend`."""
         return unconvert(model)
 
     @quiet()
     def measure(self, model: OdeNet, inputs: np.ndarray, targets: np.ndarray, repeats: int = 3) -> Measurement:
-        """See `Backend`."""
         x, y = _batch(model, inputs, targets)
         parameters = list(model.parameters())
 
@@ -205,24 +198,20 @@ class TorchBackend(Backend):
         rates: Mapping[str, float] | None = None,
         optimizer: Imported | None = None,
     ) -> Trainer:
-        """See `Backend`."""
         return GradientDescent(model, momentum, weight_decay, rates, optimizer)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
-        """See `Backend`."""
         tensor = leaf.detach().cpu()
         return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
 
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:
-        """See `Backend`."""
         _dtype(dtype)
         self._check_device(device)
         with torch.device(device):
             yield
 
     def devices(self) -> tuple[str, ...]:
-        """See `Backend`."""
         names = ["cpu"]
         if torch.cuda.is_available():
             names += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

@@ -21,11 +21,9 @@ class TorchdiffeqBackend(TorchBackend):
     network = TorchdiffeqNet
 
     def solve(self, problem: Problem) -> Solution:
-        """See `Backend`."""
         return solve_problem(problem)
 
     def build(self, spec: NetSpec, weights: Arrays, *, solver: AnySolver, gradient: Gradient, **where: str) -> OdeNet:
-        """See `Backend`."""
         backend.require(solver, gradient)
         return super().build(spec, weights, solver=solver, gradient=gradient, **where)
 

@@ -106,7 +106,6 @@ class OnGrid(OrientedField):
         self.step = int((middle - start) / length * self.counts[back])
 
     def place(self, tau: Tensor) -> tuple[int, Any, int]:
-        """See `OrientedField`."""
         node = self.nodes[self.stage]
         self.stage += 1
         return self.step, 1 - node if self.back else node, self.counts[self.back]
@@ -143,7 +142,7 @@ class OnSpan(OrientedField):
         self.rejected += 1
 
     def place(self, tau: Tensor) -> tuple[int, Any, int]:
-        """See `OrientedField`. Beyond t1, where a last step may end, linear weights go on along their line."""
+        """Beyond t1, where a last step may end, linear weights go on along their line."""
         if self.linear:
             whole = (self.sign * tau - self.t0) / (self.t1 - self.t0) * self.intervals
             n = min(max(int(whole.detach()), 0), self.intervals - 1)

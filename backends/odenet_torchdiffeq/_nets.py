@@ -11,5 +11,5 @@ class TorchdiffeqNet(OdeNet):
     """As `odenet_torch.OdeNet`, but for who takes the steps."""
 
     def solve(self, ivp: Problem) -> Solution:
-        """See `odenet_torch.OdeNet`. Its fields close over nothing."""
+        """Its fields close over nothing."""
         return solve_problem(ivp, closed=False)

@@ -9,14 +9,14 @@ from odenet._check import tolerance_or_none, whole, yes_or_no
 from odenet._errors import GradientError, InputError
 from odenet._gradients.record import Cost, Gradient
 from odenet._literals import SolverName
-from odenet._names import lookup
+from odenet._names import choice
 from odenet._solvers.names import AnySolver, solver
 from odenet._solvers.runge_kutta import Solver
 
 _UNDOES_NOTHING = (
     "take gradient='checkpoint', which undoes nothing; or smaller steps, anchors, a larger limit or tolerance"
 )
-_PREDICTORS = {name: name for name in ("reverse", "extrapolate")}
+_PREDICTORS = ("reverse", "extrapolate")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class DiscreteAdjoint(Gradient):
     def __post_init__(self) -> None:
         yes_or_no("correct", self.correct)
         whole("iterations", self.iterations)
-        object.__setattr__(self, "predictor", lookup("predictor", self.predictor, _PREDICTORS))
+        object.__setattr__(self, "predictor", choice("predictor", self.predictor, _PREDICTORS))
         whole("order", self.order, 1, 4)
         if self.anchors is not None:
             whole("anchors", self.anchors)
@@ -130,7 +130,7 @@ class DiscreteAdjoint(Gradient):
         return () if self.anchors is None else tuple(range(self.anchors, steps, self.anchors))
 
     def cost(self, solver: AnySolver, steps: int) -> Cost:
-        """See `Cost`. With `tolerance`, `f_backward` is the most it can be."""
+        """With `tolerance`, `f_backward` is the most it can be."""
         evaluations, anchored = solver.evaluations(steps), self.anchored(steps)
         early = steps - self.order if self.extrapolates else 0
         later = self.startup if self.extrapolates else self.iterations
@@ -202,7 +202,6 @@ class ContinuousAdjoint(Gradient):
         return self.interpolate and any(0 < node < 1 for node in back.tableau.c[: back.stages])
 
     def cost(self, solver: AnySolver, steps: int) -> Cost:
-        """See `Cost`."""
         back, backward_steps = self.backward(solver, steps)
         evaluations = backward_steps * back.stages
         slopes = backward_steps if self.between(solver) else 0  # at the start of each step

@@ -30,7 +30,6 @@ class Backprop(Gradient):
         return True
 
     def cost(self, solver: AnySolver, steps: int) -> Cost:
-        """See `Cost`."""
         evaluations = solver.evaluations(steps)
         return Cost(evaluations, 0, evaluations, steps)
 
@@ -161,7 +160,7 @@ class Checkpoint(Gradient):
         return count
 
     def cost(self, solver: AnySolver, steps: int) -> Cost:
-        """See `Cost`.
+        """The cost of so many steps, see `Cost`.
 
         Raises:
             InputError: for `memory`, since how many states that is depends on their size.
@@ -211,7 +210,6 @@ class Reversible(Gradient):
         return solver.reversible
 
     def cost(self, solver: AnySolver, steps: int) -> Cost:
-        """See `Cost`."""
         evaluations = solver.evaluations(steps)
         beside = isinstance(solver, ReversibleSolver) and solver.side_bits > 0
         return Cost(evaluations, evaluations, evaluations, 2, steps if beside else 0)

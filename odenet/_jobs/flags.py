@@ -18,6 +18,7 @@ from odenet._backend.registry import entry, known
 from odenet._errors import InputError, OdenetError, shown
 from odenet._gradients.names import gradient, menu
 from odenet._jobs.cells.executor import require_known
+from odenet._jobs.cells.plan import DTYPES
 from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.cells.shard import ShardFlag
 from odenet._solvers.names import ALL_SOLVERS, solver, solver_aliases
@@ -210,7 +211,7 @@ def problems(default: str) -> Callable[[Any], Any]:
 
 def dtype(default: str) -> Callable[[Any], Any]:
     """The option `--dtype`."""
-    kinds = click.Choice(["float32", "float64"])
+    kinds = click.Choice(DTYPES)
     return click.option("--dtype", type=kinds, default=default, show_default=True, help="Number type of the state.")
 
 

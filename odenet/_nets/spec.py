@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from odenet._check import within
 from odenet._errors import InputError, NonFiniteError, shown
-from odenet._names import lookup
+from odenet._names import choice
 from odenet._nets.stages import EXPANSION, block_shapes, last, stem_width, units
 
 if TYPE_CHECKING:
@@ -24,17 +24,15 @@ if TYPE_CHECKING:
 Block = Literal["conv", "bottleneck", "mlp", "linear"]
 Start = Literal["smooth", "independent", "zero"]
 BLOCKS: tuple[Block, ...] = ("conv", "bottleneck", "mlp", "linear")
-_BLOCKS = {name: name for name in BLOCKS}
 _IMAGES = ("conv", "bottleneck")  # blocks whose state is an image
 Norm = Literal["group", "batch", "batch-eval-backward", "none"]
 NORMS: tuple[Norm, ...] = ("group", "batch", "none")
 """Without the fault that only a reproduction wants."""
-_NORMS = {name: name for name in (*NORMS, "batch-eval-backward")}
-_ACTIVATIONS = {name: name for name in ("relu", "tanh")}
-_ALONG = {name: name for name in ("piecewise", "linear", "shared")}
+ACTIVATIONS = ("relu", "tanh")
+ALONG = ("piecewise", "linear", "shared")
+"""How weights go along depth."""
 STARTS: tuple[Start, ...] = ("smooth", "independent", "zero")
 """Kinds of initial weights, see `NetSpec.init`."""
-_STARTS = {name: name for name in STARTS}
 
 _MOST = 2**31 - 1  # of any size: frameworks count in 32 bits
 _STAGES = 16  # each has twice the channels of the one before
@@ -108,13 +106,10 @@ class NetSpec:
     grid: int = 1
 
     def __post_init__(self) -> None:
-        for kind, name, table in (
-            ("block", self.block, _BLOCKS),
-            ("norm", self.norm, _NORMS),
-            ("activation", self.activation, _ACTIVATIONS),
-            ("kind of weights along depth", self.along, _ALONG),
-        ):
-            lookup(kind, name, table)
+        choice("block", self.block, BLOCKS)
+        choice("norm", self.norm, (*NORMS, "batch-eval-backward"))
+        choice("activation", self.activation, ACTIVATIONS)
+        choice("kind of weights along depth", self.along, ALONG)
         if not _is_list(self.inputs):
             raise InputError(f"inputs={shown(self.inputs)} of a network", "the shape of one input, as in (1, 8, 8)")
         object.__setattr__(self, "inputs", tuple(self.inputs))
@@ -294,7 +289,7 @@ class NetSpec:
         """
         import numpy as np
 
-        lookup("start", start, _STARTS)
+        choice("start", start, STARTS)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InputError(f"seed={shown(seed)}", "a whole number, at least 0")
         generator = np.random.default_rng(seed)

@@ -6,11 +6,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -105,3 +108,20 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
         caption: below it.
     """
     return Table(title, columns, [[str(cell) for cell in row] for row in rows], caption)
+
+
+@contextmanager
+def progress_bar(console: Console, **options: Any) -> Iterator[Progress | None]:
+    """A bar with counts, times and a description, gone when it is done; None if the console is no terminal.
+
+    Args:
+        console: where it is drawn.
+        options: how often, as `rich.progress.Progress` takes it.
+    """
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    description = TextColumn("{task.description}", markup=False)
+    with Progress(*columns, description, console=console, transient=True, **options) as bar:
+        yield bar

@@ -62,11 +62,9 @@ class BDIA(TwoStep):
 
     @property
     def size(self) -> float:
-        """See `TwoStep`."""
         return abs(self.gamma)
 
     def sign(self, n: Any) -> Any:
-        """See `TwoStep`."""
         if self.seed is None:
             return 1 if self.gamma >= 0 else -1
         # the same whole numbers in Python and where JAX traces n
@@ -108,5 +106,4 @@ class TwoStepMidpoint(TwoStep):
 
     @property
     def size(self) -> float:
-        """See `TwoStep`."""
         return 1.0

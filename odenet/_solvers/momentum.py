@@ -41,11 +41,9 @@ class Momentum(TwoStep):
 
     @property
     def size(self) -> float:
-        """See `TwoStep`."""
         return self.gamma
 
     def sign(self, n: Any) -> Any:
-        """See `TwoStep`."""
         return -1
 
     def live(self, n: Any) -> Any:

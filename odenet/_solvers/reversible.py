@@ -42,15 +42,15 @@ class Back(Protocol):
     """The same with a VJP: the value, and the cotangent of y. Those of weights are added up by the backend."""
 
     def slope(self, n: int, position: float, y: Leaves, cotangent: Leaves, /) -> tuple[Leaves, Leaves]:
-        """See `Forth`."""
+        """f as `Forth.slope` gives it, and its VJP with the cotangent."""
         ...
 
     def increment(self, n: int, y: Leaves, cotangent: Leaves, /, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
-        """See `Forth`."""
+        """The increment as `Forth.increment` gives it, and its VJP with the cotangent."""
         ...
 
     def rounded(self, y: Leaves, shift: float = 0.0, /) -> Leaves:
-        """See `Forth`, without a derivative."""
+        """The whole numbers next to y + shift, as `Forth.rounded` gives them, without a derivative."""
         ...
 
 
@@ -158,7 +158,6 @@ class ReversibleHeun(ReversibleSolver):
         return y0, y0, combine((h / 2, f.slope(0, 0.0, y0)))
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
-        """See `ReversibleSolver`."""
         y, z, k = pair
         half = add(y, k)
         z = combine((2.0, half), (-1.0, z))
@@ -175,7 +174,6 @@ class ReversibleHeun(ReversibleSolver):
         return g, zero, zero
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
-        """See `ReversibleSolver`."""
         (half, z), (gy, gz, gk) = kept, g
         slope, part = f.slope(n, 1.0, z, combine((1.0, gk), (h / 2, gy)))
         k = combine((h / 2, slope))
@@ -209,7 +207,6 @@ class AsynchronousLeapfrog(ReversibleSolver):
         return y0, combine((h / 2, f.slope(0, 0.0, y0)))
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
-        """See `ReversibleSolver`."""
         y, v = pair
         p = add(y, v)
         v = combine((h, f.slope(n, 0.5, p)), (-1.0, v))
@@ -220,7 +217,6 @@ class AsynchronousLeapfrog(ReversibleSolver):
         return pair
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
-        """See `ReversibleSolver`."""
         (y, v), (gy, gv) = kept, g
         p = combine((1.0, y), (-1.0, v))
         gv = add(gv, gy)
@@ -297,7 +293,6 @@ class Coupled(ReversibleSolver):
         return y0, y0
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
-        """See `ReversibleSolver`."""
         (y, z), c = pair, self.coupled(steps)
         y = add(combine((c, y), (1 - c, z)), f.increment(n, z))
         return y, combine((1.0, z), (-1.0, f.increment(n, y, reverse=True)))
@@ -307,7 +302,6 @@ class Coupled(ReversibleSolver):
         return pair
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
-        """See `ReversibleSolver`."""
         (y, z), (gy, gz), c = kept, g, self.coupled(steps)
         d, part = f.increment(n, y, combine((-1.0, gz)), reverse=True)
         z, gy = add(z, d), add(gy, part)

@@ -50,7 +50,7 @@ def slopes(tableau: Tableau, stage: Stage, y: Leaves, h: float, count: int | Non
 
 
 def weigh(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
-    """See `Weigh`. A backend may have a faster one."""
+    """`y + h sum_i weights[i] slopes[i]`, leaf by leaf, as `Weigh` has it. A backend may have a faster one."""
     terms = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if not _zero(weight)]
     if y is not None and not terms:
         return y

@@ -70,7 +70,6 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
 
     @property
     def side_bits(self) -> int:
-        """See `ReversibleSolver.side_bits`."""
         return 0 if self.bits is None or not self.reversible else self.lost + self.guard
 
     def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
@@ -79,7 +78,6 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
         return x, combine((0.0, x))
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
-        """See `ReversibleSolver`."""
         x, before = pair
         k = f.slope(n, 0.0, x)
         if self.bits is None:
@@ -101,7 +99,6 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
         return pair
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
-        """See `ReversibleSolver`."""
         (after, x, *side), (gx, gbefore) = kept, g
         factor = self.size * self.sign(n) * self.live(n)
         k, part = f.slope(n, 0.0, x, _times((1 + factor) * h, gx))

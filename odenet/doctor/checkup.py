@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from odenet._errors import InputError, OdenetError
+from odenet._errors import InputError, OdenetError, in_words
 from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
 from odenet._gradients.names import gradient, menu
@@ -125,8 +125,7 @@ def diagnose(
                 references[another] = (refer or see)(Backprop(), another)
             sample = see(method, another)
         except _FAILURES as error:
-            text = str(error) if isinstance(error, OdenetError) else f"{type(error).__name__}: {error}"
-            examinations.append(Examination(method, label, another, trouble=text))
+            examinations.append(Examination(method, label, another, trouble=in_words(error)))
             continue
         dtype = sample.dtype
         examinations.append(_examination(method, label, another, sample, references[another]))

@@ -8,7 +8,7 @@ import pytest
 from odenet import BackendUnavailableError, DepthError, FileError, GradientError, InputError, gradient, solver
 from odenet._backend import registry as _registry
 from odenet._jobs.cells.grid import GridPlan
-from odenet._jobs.cells.row import OK
+from odenet._jobs.cells.results import OK
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.results import COLUMNS, MeasuredGradient
 from odenet._report.difference import cosine_distance, largest, relative

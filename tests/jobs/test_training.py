@@ -16,17 +16,15 @@ from rich.console import Console
 from odenet import FileError, GradientError, InputError, UnsupportedError, load_weights
 from odenet._backend.trainer import Trainer, TrainingStep, checked_state
 from odenet._jobs.data.images import ImageSet, in_memory
-from odenet._jobs.descent.augmentation import augmented, cropped, flipped
-from odenet._jobs.descent.batches import Batches, split
-from odenet._jobs.descent.evaluate import cross_entropy, evaluate
+from odenet._jobs.descent.batches import Batches, augmented, cropped, flipped, split
 from odenet._jobs.descent.schedule import rate
+from odenet._jobs.descent.training_pass import cross_entropy, evaluate
 from odenet._jobs.train import events, job
-from odenet._jobs.train.checkpoint import Outcome, TrainingRun, read
+from odenet._jobs.train.checkpoint import Epoch, Outcome, TrainingRun, best, read
 from odenet._jobs.train.command import command
 from odenet._jobs.train.curve import curve, write_curve
 from odenet._jobs.train.lock import alone
 from odenet._jobs.train.plan import TrainingPlan
-from odenet._jobs.train.row import Epoch, best
 
 SCRIPT = (0.25, 0.75, 0.5, 0.75)  # validation accuracy after each epoch
 PER_EPOCH = 3  # steps

@@ -80,7 +80,6 @@ class Pending(Refusing):
 
     @property
     def allowed(self) -> str:
-        """See `Refusing`."""
         return "call the next layer with it" + (", and add what that returns" if self.run.adds else "")
 
     def __jax_array__(self) -> NoReturn:
@@ -108,7 +107,6 @@ class Addend(Refusing):
 
     @property
     def allowed(self) -> str:
-        """See `Refusing`."""
         return "add it to the layer's input"
 
     def __add__(self, other: Any) -> Any:

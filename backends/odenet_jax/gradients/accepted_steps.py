@@ -56,7 +56,7 @@ class WayBack(ABC):
 
     @property
     def choices(self) -> dict[str, Any]:
-        """See `odenet_jax.gradients.adjoint.Adjoint.choices`."""
+        """What its programs depend on."""
         return vars(self)
 
     @abstractmethod
@@ -84,7 +84,7 @@ class WayBack(ABC):
         """
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
-        """See `odenet_jax.gradients.adjoint.Adjoint.settled`; after the gradients of weights come those of times."""
+        """The gradients, if nothing speaks against them; after those of weights come those of times."""
         return gradients
 
 
@@ -215,7 +215,6 @@ class RecomputedStates(WayBack):
         self.again = again
 
     def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
-        """See `WayBack.keep`."""
         rows = self.rows if isinstance(self.rows, int) else self.rows(run, y0)
         return Keep(nodes=True, rows=min(rows, max_steps))
 
@@ -228,7 +227,6 @@ class RecomputedStates(WayBack):
         y0: Leaves,
         allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
-        """See `WayBack.back`."""
         stretch, states = AcceptedStepVJP(run, result, gradients), result.record.states
         assert states is not None
         assert result.record.nodes is not None

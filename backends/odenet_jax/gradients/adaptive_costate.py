@@ -60,7 +60,6 @@ class AdaptiveCostate(WayBack):
         self.control = dataclasses.replace(control, rtol=1.0, atol=1.0, norm="rms")
 
     def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
-        """See `WayBack.keep`."""
         return Keep()
 
     def back(
@@ -72,7 +71,7 @@ class AdaptiveCostate(WayBack):
         y0: Leaves,
         allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
-        """See `WayBack.back`.
+        """The costate is solved backward, from each kept time to the one before it.
 
         Raises:
             UnsupportedError: a loss of dense output.
@@ -111,7 +110,7 @@ class AdaptiveCostate(WayBack):
         return a, carry.sums, jnp.zeros((), run.layout.time), carry.pace
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
-        """See `WayBack.settled`."""
+        """The gradients, unless the backward solve could not go on."""
         return ended(gradients, trouble, drop_in=self.resolve is not None)
 
     @staticmethod

@@ -395,15 +395,12 @@ class Derivative(Linear):
     way: WayBack
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
-        """See `Linear`."""
         return self.steps.forward(residuals, tangents)
 
     def backward(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
         return self.steps.picked(self.way.settled(*self.steps.back(residuals, cotangents)))
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
         return self.steps.second(residuals, cotangents)
 
 
@@ -423,7 +420,7 @@ class SolveDerivative:
     differentiated: tuple[bool, ...]
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
-        """See `Linear`."""
+        """The tangents of the solve, where the method has forward mode."""
         label = self.whole.problem.gradient.label
         if not self.whole.way.again:
             refuse_forward(label, drop_in=self.whole.way.resolve is not None)
@@ -465,7 +462,7 @@ class SolveDerivative:
         return result._replace(pace=pace, end=end, outputs=outputs, y1=y1, last=last)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
+        """The backward pass as a program that JAX can differentiate again."""
         label, way = self.whole.problem.gradient.label, self.whole.way
         if way.resolve is not None:
             return self._by_solves(residuals, cotangents)

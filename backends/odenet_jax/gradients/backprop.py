@@ -35,10 +35,10 @@ def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, BlockContext | No
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_jax.gradients.solve`."""
+    """A solve in equal steps whose gradient is by backprop."""
     return solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> WayBack:
-    """See `odenet_jax.gradients.solve`."""
+    """The backward pass of backprop over accepted steps."""
     return RecomputedStates(again=True)

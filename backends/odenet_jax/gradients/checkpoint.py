@@ -36,24 +36,21 @@ class Recomputation(Adjoint):
         self.method = method
 
     def keeps(self, run: Run) -> Sequence[int]:
-        """See `Adjoint.keeps`."""
         steps = run.grid.steps
         if self.method.states is not None:
             return schedule(steps, self.method.states).forward
         return [first + i * length for length, first, count in self.parts(steps) for i in range(count)]
 
     def parts(self, steps: int) -> list[tuple[int, int, int]]:
-        """See `_by_length`."""
+        """The segments by length: length, first step, how many there are."""
         return _by_length(self.method.parts(steps))
 
     def discover(self, run: Run, y0: Leaves) -> None:
-        """See `Adjoint.discover`."""
         self.method = resolved(self.method, run, y0)
 
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
     ) -> tuple[Leaves, Sums, Array, Any]:
-        """See `Adjoint.back`."""
         carry = (gradients.end(), sums)
         if self.method.states is not None:
             carry = self.turn(run, saved.states, gradients, carry)
@@ -196,7 +193,7 @@ def resolved(method: Checkpoint, run: Run, y0: Leaves) -> Checkpoint:
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_jax.gradients.solve`."""
+    """A solve in equal steps whose gradient is by checkpointing."""
     method = problem.gradient
     assert isinstance(method, Checkpoint)
     if isinstance(problem.solver, ReversibleSolver):  # carries more than y: JAX's own recomputation keeps all of it
@@ -209,7 +206,7 @@ def fixed(problem: Problem, stats: Stats) -> Solve:
 
 
 def adaptive(problem: Problem, stats: Stats) -> WayBack:
-    """See `odenet_jax.gradients.solve`."""
+    """The backward pass of checkpointing over accepted steps."""
     method = problem.gradient
     assert isinstance(method, Checkpoint)
     if method.memory is not None:

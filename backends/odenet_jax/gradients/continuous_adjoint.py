@@ -34,13 +34,11 @@ class Costate(Adjoint):
         self.solver = solver
 
     def keeps(self, run: Run) -> Sequence[int]:
-        """See `Adjoint.keeps`."""
         return range(run.grid.steps) if self.method.interpolate else ()
 
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
     ) -> tuple[Leaves, Sums, Array, Any]:
-        """See `Adjoint.back`."""
         assert saved.end is not None
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
@@ -96,13 +94,13 @@ class Costate(Adjoint):
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_jax.gradients.solve`."""
+    """A solve in equal steps whose gradient is by the continuous adjoint."""
     assert isinstance(problem.gradient, ContinuousAdjoint)
     return Costate(problem.gradient, problem.solver, stats).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> WayBack:
-    """See `odenet_jax.gradients.solve`."""
+    """The backward pass of the continuous adjoint over accepted steps."""
     assert isinstance(problem.gradient, ContinuousAdjoint)
     assert isinstance(problem.grid, Span)
     return AdaptiveCostate(problem.gradient, problem.solver, problem.grid.control)

@@ -50,17 +50,14 @@ class Reversal(Adjoint):
         self.method = method
 
     def sketch(self, y0: Leaves) -> Sketch | None:
-        """See `Adjoint.sketch`."""
         return Sketch(y0)
 
     def keeps(self, run: Run) -> Sequence[int]:
-        """See `Adjoint.keeps`."""
         return self.method.anchored(run.grid.steps)
 
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
     ) -> tuple[Leaves, Sums, Array, Any]:
-        """See `Adjoint.back`."""
         assert saved.end is not None
         steps, method, (y,) = run.grid.steps, self.method, saved.end
         buffers = [(saved.states, kept_rows(self.keeps(run), steps))] if saved.states else []
@@ -145,7 +142,7 @@ class Reversal(Adjoint):
         return z, jax.tree.map(lambda now, before: jnp.where(new, now, before), (n, first, residual), trouble)
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
-        """See `Adjoint.settled`. The gradients, if every step was undone to the tolerance, and all were.
+        """The gradients, if every step was undone to the tolerance, and all were.
 
         Raises:
             GradientError: they were not; a compiled program raises a RuntimeError of this message when it runs, with
@@ -193,11 +190,10 @@ class AdaptiveReversal(WayBack):
 
     @property
     def choices(self) -> dict[str, Any]:
-        """See `WayBack.choices`."""
+        """What its programs depend on: that of the method with equal steps."""
         return self.fixed.choices
 
     def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
-        """See `WayBack.keep`."""
         anchors = self.method.anchors
         return Keep(nodes=True) if anchors is None else Keep(True, max(1, max_steps // anchors), anchors)
 
@@ -210,7 +206,6 @@ class AdaptiveReversal(WayBack):
         y0: Leaves,
         allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
-        """See `WayBack.back`."""
         stretch, anchors, method = AcceptedStepVJP(run, result, gradients), result.record.states, self.method
 
         def alive(state: Any) -> Array:
@@ -241,17 +236,17 @@ class AdaptiveReversal(WayBack):
         return stretch.finish(g, output), sums, worst[0], (trouble, result.pace.accepted, worst)
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
-        """See `WayBack.settled`."""
+        """The gradients, if every step was undone to the tolerance."""
         return self.fixed.settled(gradients, trouble)
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_jax.gradients.solve`."""
+    """A solve in equal steps whose gradient is by the discrete adjoint."""
     assert isinstance(problem.gradient, DiscreteAdjoint)
     return Reversal(problem.gradient, stats, alarm(problem.field)).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> WayBack:
-    """See `odenet_jax.gradients.solve`."""
+    """The backward pass of the discrete adjoint over accepted steps."""
     assert isinstance(problem.gradient, DiscreteAdjoint)
     return AdaptiveReversal(problem.gradient, stats, alarm(problem.field))

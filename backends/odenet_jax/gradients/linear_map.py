@@ -168,15 +168,12 @@ class _Rows(Linear):
         return rows(jax.tree.leaves(residuals), values)
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
-        """See `Linear`."""
         return self._mapped(self.rule.forward, residuals, tangents)
 
     def backward(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
         return self._mapped(self.rule.backward, residuals, cotangents)
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
         return self._mapped(self.rule.second, residuals, cotangents)
 
 

@@ -45,11 +45,11 @@ class _SideInformation:
     solver: ReversibleSolver
 
     def start(self, y0: Leaves) -> None:
-        """See `LoopObserver`."""
+        """Nothing is carried from step to step."""
         return
 
     def step(self, along: None, before: Carried, after: Carried) -> tuple[None, Leaves]:
-        """See `LoopObserver`."""
+        """The side information of a step, packed into bytes."""
         return None, tuple(packed(leaf, self.solver.side_bits) for leaf in self.solver.side(self.run, before))
 
 
@@ -67,17 +67,15 @@ class Retrace(Adjoint):
         self.solver = solver
 
     def sketch(self, y0: Leaves) -> Sketch | None:
-        """See `Adjoint.sketch`. States that are rounded to a grid begin elsewhere."""
+        """States that are rounded to a grid begin elsewhere."""
         return None if self.solver.rounds else Sketch(y0)
 
     def beside(self, run: Run) -> _SideInformation | None:
-        """See `Adjoint.beside`."""
         return _SideInformation(run, self.solver) if self.solver.side_bits else None
 
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
     ) -> tuple[Leaves, Sums, Array, Any]:
-        """See `Adjoint.back`."""
         solver, h, steps, bits = self.solver, run.grid.h, run.grid.steps, self.solver.side_bits
         assert saved.end is not None
         pair, _, sides = saved.end if bits else (saved.end, None, ())
@@ -104,7 +102,6 @@ class Retrace(Adjoint):
         return gradient, sums, residual, (steps, (none_unread(run, residual), jnp.int32(-1)))
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
-        """See `Adjoint.settled`."""
         steps, worst = trouble
         return certify(self.stats, self.alarm, steps, worst, gradients)
 
@@ -122,15 +119,15 @@ class StepVJPs:
     gradients: list[Any] = field(default_factory=list)
 
     def slope(self, n: Any, position: float, y: Leaves, cotangent: Leaves) -> tuple[Leaves, Leaves]:
-        """See `Back`."""
+        """f at a position of step n, and the VJP of it by the state."""
         return self._pull(y, cotangent, lambda run, y: run.slope(n, position, y))
 
     def increment(self, n: Any, y: Leaves, cotangent: Leaves, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
-        """See `Back`."""
+        """The base solver's increment of step n, forward or reversed, and the VJP of it by the state."""
         return self._pull(y, cotangent, lambda run, y: run.increment(n, y, reverse=reverse))
 
     def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
-        """See `Back`."""
+        """The whole numbers next to y + shift; they have no derivative."""
         return tuple(whole(leaf, shift) for leaf in y)
 
     def collect(self, n: Any, sums: Sums) -> Sums:
@@ -149,6 +146,6 @@ class StepVJPs:
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_jax.gradients.solve`."""
+    """A solve in equal steps whose gradient is by the reversible solver."""
     assert isinstance(problem.solver, ReversibleSolver)
     return Retrace(problem.solver, stats, alarm(problem.field)).solve

@@ -48,12 +48,12 @@ class Chains:
     rounded_kinds: tuple[Any, ...]
 
     def start(self, y0: Leaves) -> list[Link]:
-        """See `Beside`."""
+        """The first links, of which nothing is rounded."""
         parts = [_real(leaf) for leaf in y0]
         return [(part, jnp.zeros((), part.dtype), jnp.zeros((), part.dtype)) for part in parts]
 
     def step(self, along: list[Link], before: Carried, after: Carried) -> tuple[list[Link], list[tuple[Array, Array]]]:
-        """See `Beside`."""
+        """The next links, and the codes of what they add."""
         taken = [
             self.take(link, leaf) if kind is None else ((leaf, *link[1:]), (link[0].astype(kind), jnp.zeros(0, kind)))
             for link, leaf, kind in zip(along, after[0], self.rounded_kinds, strict=True)
@@ -87,18 +87,15 @@ class RoundedStates(checkpoint.Recomputation):
     from_end = True
 
     def keeps(self, run: Run) -> Sequence[int]:
-        """See `Adjoint.keeps`."""
         return (0,)
 
     def beside(self, run: Run) -> Chains:
-        """See `Adjoint.beside`."""
         halves = self.method.bits == 16 and run.solver.stages == 1
         return Chains(self.method, tuple(kind if halves and kind in HALF else None for kind in run.layout.dtypes))
 
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
     ) -> tuple[Leaves, Sums, Array, Any]:
-        """See `Adjoint.back`."""
         assert saved.end is not None
         end: Any = saved.end
         steps, (_, links, codes) = run.grid.steps, end
@@ -174,7 +171,7 @@ def _like(leaf: Array, first: Array) -> Array:
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_jax.gradients.solve`. Checkpointing, of whole states or of rounded ones."""
+    """A solve in equal steps whose gradient is by checkpointing, of whole states or of rounded ones."""
     method = problem.gradient
     assert isinstance(method, Checkpoint)
     return checkpoint.fixed(problem, stats) if method.bits is None else RoundedStates(method, stats).solve

@@ -66,16 +66,13 @@ class _Lost(Linear):
     strict: bool
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
-        """See `Linear`."""
         return residuals[1]
 
     def backward(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
         leaves = jax.tree.leaves(cotangents)
         read = [jnp.any((leaf != 0) if self.strict else (leaf != 0) & ~jnp.isnan(leaf)) for leaf in leaves]
         lost = jnp.where(jnp.stack(read).any(), jnp.nan, 0.0)
         return jax.tree.map(lambda leaf: alike(jnp.zeros_like(leaf) + lost.astype(leaf.dtype), leaf), residuals[0])
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
-        """See `Linear`."""
         return self.backward(residuals, cotangents)

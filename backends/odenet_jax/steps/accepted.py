@@ -168,7 +168,7 @@ class AcceptedRun(Run):
         return dataclasses.replace(self, ends=(a, b), layer=m, slot=slot)
 
     def increment(self, n: Any, y: Leaves, *, reverse: bool = False) -> Leaves:
-        """See `Run.increment`; n is not looked at."""
+        """The increment of the accepted step at hand; n is not looked at."""
         tableau = self.solver.increments
         size = -self.size if reverse else self.size
         return weigh_leaves(None, size, tableau.b, self.slopes(tableau, tableau.step_stages, y, reverse=reverse))
@@ -204,7 +204,7 @@ class AcceptedRun(Run):
         return at(count, lax.fori_loop(0, count, stage, alike(empty, y)))
 
     def slope(self, n: Any, position: float, y: Leaves, *, reverse: bool = False, rank: int | None = None) -> Leaves:
-        """See `Run.slope`; n is not looked at."""
+        """f at a position of the accepted step at hand; n is not looked at."""
         return self.slope_at(self.moment(position), y)
 
     def slope_at(self, moment: TimePoint, y: Leaves) -> Leaves:

@@ -23,7 +23,7 @@ SOLVED = (ResidualStack, NeuralODE, OdeNet)
 
 
 def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, reversible: bool) -> Sample:
-    """See `Backend.examine`."""
+    """The gradient of one batch by one method, with the weights and layers that it belongs to."""
     solves = solved(model)
     weights = trainable(model)
     with like(weights.values()):
@@ -69,7 +69,7 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
 
 
 def trained(model: Any, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> Any:
-    """See `Backend.trained`."""
+    """A copy of the model after some steps of Adam on the batch."""
     copied = mapped(lambda _, node: changed(node, Backprop(), False) if isinstance(node, SOLVED) else node, model)
     arrays, rest = eqx.partition(copied, eqx.is_inexact_array)
     with like(jax.tree.leaves(arrays)):

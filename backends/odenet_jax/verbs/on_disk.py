@@ -21,7 +21,7 @@ _here = threading.local()
 
 
 def keep_programs(folder: Path) -> None:
-    """See `Backend.keep_programs`. A folder that JAX was told of otherwise (JAX_COMPILATION_CACHE_DIR) stays that.
+    """Keep compiled programs in a folder. One that JAX was told of otherwise (JAX_COMPILATION_CACHE_DIR) stays that.
 
     JAX tells programs apart by themselves, its version and XLA's flags; not by the processor, whose instructions they
     are made of: each kind of processor has a folder in this one.

@@ -30,12 +30,12 @@ Groups = Mapping[str, Sequence[np.ndarray]]
 
 
 def choices(model: Any) -> dict[str, Choices]:
-    """See `Backend.choices`."""
+    """The solver, gradient method and steps of each solve in the model."""
     return {name: Choices(module.solver, module.gradient, _steps(module)) for name, module in solved(model).items()}
 
 
 def with_gradient(model: Any, gradient: Gradient) -> Any:
-    """See `Backend.with_gradient`."""
+    """The model with that gradient method in each of its solves."""
     solved(model)
 
     def other(_: Any, node: Any) -> Any:
@@ -56,7 +56,10 @@ def profile(
     memory: int | None,
     repeats: int,
 ) -> Profiles:
-    """See `Backend.profile`. Bytes are those that XLA plans for: a program that needs too many is not run."""
+    """Time, memory and gradient error of each method on the model.
+
+    Bytes are those that XLA plans for: a program that needs too many is not run.
+    """
     solves = solved(model)
     weights = trainable(model)
     with quiet(), like(weights.values()):

@@ -54,7 +54,7 @@ class GradientDescent(Trainer):
         self.auditor = Auditor(model.gradient) if isinstance(model.gradient, Auto) else None
 
     def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> TrainingStep:
-        """See `Trainer`. One program takes the step, compiled for the first batch of its size."""
+        """One program takes the step, compiled for the first batch of its size."""
         self.model.spec.check_batch(inputs, targets)
         with like(self.weights.values()):
             example = next(iter(self.weights.values()))
@@ -74,20 +74,17 @@ class GradientDescent(Trainer):
         return TrainingStep(float(loss), int(correct), certificate)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """See `Trainer`."""
         with like(self.weights.values()):
             x = on(next(iter(self.weights.values())), inputs)
             return np.asarray(_predict_program(*self._kind(x))(self.weights, self.statistics, x))
 
     def state(self) -> dict[str, np.ndarray]:
-        """See `Trainer`."""
         weights = {WEIGHT + name: np.array(leaf) for name, leaf in (self.weights | self.statistics).items()}
         if self.optimizer is None:
             return weights | {VELOCITY + name: np.array(leaf) for name, leaf in self.memory.items()}
         return weights | {OPTIMIZER + name: array for name, array in self.optimizer.kept(self.memory).items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """See `Trainer`."""
         memory = VELOCITY if self.optimizer is None else OPTIMIZER
         arrays = checked_state(self.model.spec, state, memory)
         with like(self.weights.values()):
@@ -102,7 +99,7 @@ class GradientDescent(Trainer):
             )
 
     def peak_bytes(self) -> int | None:
-        """See `Trainer`: what XLA plans for the step."""
+        """The bytes that XLA plans for the step."""
         return self._peak
 
     def _kind(self, x: Array) -> tuple[Any, ...]:

@@ -57,14 +57,12 @@ class AdjointTolerance(Tolerance):
         return copied
 
     def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
-        """See `Tolerance`."""
         with torch.no_grad():
             sizes = (torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y1, strict=True))
             beside = [] if self.of_all == "seminorm" else self._beside()
             return self._whole(scaled(error, sizes, self.rtol, self.atol), beside)
 
     def size(self, value: Leaves, y: Leaves) -> Tensor:
-        """See `Tolerance`."""
         with torch.no_grad():
             own = scaled(value, (leaf.abs() for leaf in y), self.rtol, self.atol, least=True)
             return self._whole(own, [None] * len(self.totals()))

@@ -54,7 +54,7 @@ class FixedStep:
 def solve(
     flow: OdeintProblem, solver: Solver, spacing: Spacing, on: StepCallbacks | None
 ) -> tuple[Tensor | None, Tensor]:
-    """See `odenet_torch.drop_in.adaptive.solve`."""
+    """Solve in equal steps; arguments and results are those of `odenet_torch.drop_in.adaptive.solve`."""
     state_layout, y0 = flow.layout()
 
     def evaluate(t: Tensor, y: Leaves) -> Leaves:

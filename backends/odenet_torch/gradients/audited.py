@@ -103,11 +103,11 @@ class AuditedPass:
         self.auditor, self.make, self.field, self.before = auditor, make, field, before
 
     def fixed(self, problem: Problem, stats: Stats) -> Solve:
-        """See `odenet_torch.gradients.solve`."""
+        """A solve in equal steps whose gradient is checked against the exact one."""
         return self._adjoint(problem, stats).solve
 
     def adaptive(self, problem: Problem, stats: Stats) -> Back:
-        """See `odenet_torch.gradients.solve`."""
+        """The backward pass over accepted steps whose gradient is checked against the exact one."""
         adjoint = self._adjoint(problem, stats)
         return lambda forward, y0: accepted_steps.solve(adjoint, forward, y0)
 
@@ -169,13 +169,12 @@ class AuditedRecomputation(Recomputation):
         self.heard = heard
 
     def solve(self, run: Run, y0: Leaves) -> Leaves:
-        """See `Adjoint.solve`: by a way back of our own, which alone sees the cotangents and the gradient."""
+        """By a backward pass of our own, which alone sees the cotangents and the gradient."""
         return Adjoint.solve(self, run, y0)
 
     def back(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums
     ) -> Leaves:
-        """See `Adjoint.back`."""
         y0 = saved.states[0]
         g = advance(super().back(run, saved, gradients, sums))  # all at once: what is compared is the whole gradient
         assert g is not None  # it went to the start
@@ -193,11 +192,9 @@ class AuditedBackprop(Adjoint):
         self.heard = heard
 
     def keeps(self, run: Run) -> Any:
-        """See `Adjoint.keeps`."""
         return (0, run.grid.steps)
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Leaves:
-        """See `Adjoint.back`."""
         y0 = saved.states[0]
         heard = self.heard
         trial = RepeatedPass(heard.make, heard.field, heard.before, run, y0, gradients)

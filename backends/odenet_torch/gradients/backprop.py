@@ -17,10 +17,10 @@ def solve(run: Run, y0: Leaves) -> Leaves:
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_torch.gradients.solve`."""
+    """A solve in equal steps whose gradient is by backprop."""
     return solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> Back:
-    """See `odenet_torch.gradients.solve`."""
+    """The backward pass of backprop over accepted steps."""
     return plain

@@ -57,7 +57,6 @@ class Recomputation(Adjoint):
         self.method = method
 
     def solve(self, run: Run, y0: Leaves) -> Leaves:
-        """See `Adjoint.solve`."""
         if self.method.states is not None or self.method.memory is not None:
             return super().solve(run, y0)
         if not torch.is_grad_enabled():
@@ -101,13 +100,12 @@ class Recomputation(Adjoint):
         return stacked(run, states)
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """See `Adjoint.keeps`."""
         if self.method.states is None:
             return (*(first for first, _ in self.method.parts(run.grid.steps)), run.grid.steps)
         return schedule(run.grid.steps, self.method.states).forward
 
     def discover(self, run: Run, y0: Leaves) -> Leaves:
-        """See `Adjoint.discover`. What the first evaluation saves tells how many states fit in `memory`."""
+        """What the first evaluation saves tells how many states fit in `memory`."""
         if self.method.memory is None:
             return super().discover(run, y0)
         storages: dict[int, int] = {}
@@ -137,15 +135,14 @@ class Recomputation(Adjoint):
         return first
 
     def again_from(self, first: int) -> int:
-        """See `Adjoint.again_from`: a schedule, and a segment, run again from a kept state below."""
+        """A schedule, and a segment, run again from a kept state below."""
         return first if self.method == Checkpoint() else 0
 
     def keeps_accepted(self, n: int) -> bool:
-        """See `Adjoint.keeps_accepted`. A schedule needs to know how many steps there are: then they run once more."""
+        """A schedule needs to know how many steps there are: then they run once more."""
         return self.method == Checkpoint()
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """See `Adjoint.back`."""
         assert not isinstance(run.solver, ReversibleSolver), "left to torch's checkpoint: it carries more than y"
         known = saved.states
         if isinstance(run.grid, Accepted):
@@ -314,12 +311,12 @@ def _grouped(flat: Sequence[Tensor], count: int) -> Carried:
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_torch.gradients.solve`."""
+    """A solve in equal steps whose gradient is by checkpointing."""
     assert isinstance(problem.gradient, Checkpoint)
     return Recomputation(problem.gradient, stats).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> Back:
-    """See `odenet_torch.gradients.solve`."""
+    """The backward pass of checkpointing over accepted steps."""
     assert isinstance(problem.gradient, Checkpoint)
     return functools.partial(accepted_steps.solve, Recomputation(problem.gradient, stats))

@@ -44,11 +44,9 @@ class Costate(Adjoint):
         self.solver = solver
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """See `Adjoint.keeps`."""
         return range(run.grid.steps + 1) if self.method.interpolate else (*run.grid.kept, run.grid.steps)
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """See `Adjoint.back`."""
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         forward = run.grid.steps
@@ -183,7 +181,6 @@ class Doubled(Tolerance):
         self.norm = lambda leaves: torch.maximum(of(leaves[:count]), of(leaves[count:]))
 
     def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
-        """See `Tolerance`."""
         ratio_of_both = super().ratio(error, y, y1)
         more = None if self.also is None else self.also()
         return ratio_of_both if more is None else torch.maximum(ratio_of_both, more.to(ratio_of_both))
@@ -253,13 +250,13 @@ class Quadrature:
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_torch.gradients.solve`."""
+    """A solve in equal steps whose gradient is by the continuous adjoint."""
     assert isinstance(problem.gradient, ContinuousAdjoint)
     return Costate(problem.gradient, problem.solver, stats).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> Back:
-    """See `odenet_torch.gradients.solve`."""
+    """The backward pass of the continuous adjoint over accepted steps."""
     assert isinstance(problem.gradient, ContinuousAdjoint)
     assert isinstance(problem.solver, Solver)
     return functools.partial(accepted_steps.solve, AdaptiveCostate(problem.gradient, problem.solver, stats))

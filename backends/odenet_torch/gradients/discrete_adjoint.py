@@ -32,11 +32,9 @@ class Reversal(Adjoint):
         self.method = method
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """See `Adjoint.keeps`."""
         return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """See `Adjoint.back`."""
         steps, method = run.grid.steps, self.method
         y = saved.states[steps]
         errors = StepErrors(run)
@@ -94,11 +92,9 @@ class Reversal(Adjoint):
         return (d.detach(),), (g[0] if part is None else g[0] + part,)
 
     def sketch(self, y0: Leaves) -> Sketch | None:
-        """See `Adjoint.sketch`."""
         return Sketch(y0)
 
     def keeps_accepted(self, n: int) -> bool:
-        """See `Adjoint.keeps_accepted`."""
         return self.method.anchors is not None and n > 0 and n % self.method.anchors == 0
 
     def predict(self, run: Run, n: int, y: Leaves, increments: list[Leaves]) -> Leaves:
@@ -136,12 +132,12 @@ def predicted(method: DiscreteAdjoint, f: Any, n: int, y: Leaves, seen: Sequence
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_torch.gradients.solve`."""
+    """A solve in equal steps whose gradient is by the discrete adjoint."""
     assert isinstance(problem.gradient, DiscreteAdjoint)
     return Reversal(problem.gradient, stats).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> Back:
-    """See `odenet_torch.gradients.solve`."""
+    """The backward pass of the discrete adjoint over accepted steps."""
     assert isinstance(problem.gradient, DiscreteAdjoint)
     return functools.partial(accepted_steps.solve, Reversal(problem.gradient, stats))

@@ -36,15 +36,14 @@ class Retrace(Adjoint):
         self.solver = solver
 
     def sketch(self, y0: Leaves) -> Sketch | None:
-        """See `Adjoint.sketch`. States that are rounded to a grid begin elsewhere."""
+        """States that are rounded to a grid begin elsewhere."""
         return None if self.solver.rounds else Sketch(y0)
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """See `Adjoint.keeps`."""
         return ()
 
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
-        """See `Adjoint.forth`. Behind the pair stands the side information of each step, in bytes."""
+        """Behind the pair stands the side information of each step, in bytes."""
         solver, bits = self.solver, self.solver.side_bits
         if not bits:
             return super().forth(run, y0)
@@ -57,7 +56,6 @@ class Retrace(Adjoint):
         return states, (*pair, *sides)
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """See `Adjoint.back`."""
         solver, h, steps, pair = self.solver, run.grid.size(0), run.grid.steps, saved.pair
         bits = solver.side_bits
         pair, sides = (pair[:-steps], pair[-steps:]) if bits else (pair, ())
@@ -91,15 +89,15 @@ class StepVJPs:
     sums: Sums
 
     def slope(self, n: int, position: float, y: Leaves, cotangent: AnyLeaves) -> tuple[Leaves, Leaves]:
-        """See `Back`."""
+        """f at a position of step n, and the VJP of it by the state."""
         return self._pull(n, y, cotangent, functools.partial(self.run.slope, n, position))
 
     def increment(self, n: int, y: Leaves, cotangent: AnyLeaves, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
-        """See `Back`."""
+        """The base solver's increment of step n, forward or reversed, and the VJP of it by the state."""
         return self._pull(n, y, cotangent, functools.partial(self.run.increment, n, reverse=reverse))
 
     def rounded(self, y: AnyLeaves, shift: float = 0.0) -> Leaves:
-        """See `Back`."""
+        """The whole numbers next to y + shift; they have no derivative."""
         return tuple(whole(leaf, shift) for leaf in y)
 
     def _pull(self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]) -> tuple[Leaves, Leaves]:
@@ -113,6 +111,6 @@ class StepVJPs:
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_torch.gradients.solve`."""
+    """A solve in equal steps whose gradient is by the reversible solver."""
     assert isinstance(problem.solver, ReversibleSolver)
     return Retrace(problem.solver, stats).solve

@@ -99,11 +99,9 @@ class RoundedStates(Adjoint):
         self.method = method
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """See `Adjoint.keeps`."""
         return (0,)
 
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
-        """See `Adjoint.forth`."""
         halves = self.method.bits == 16 and run.solver.stages == 1
         chains = [
             HalfPrecisionChain(leaf, kind, run.grid.steps)
@@ -121,7 +119,6 @@ class RoundedStates(Adjoint):
         return states, tuple(zip(*columns, strict=True))
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """See `Adjoint.back`."""
         ends, codes, scales, errors = saved.pair
         y0, z = saved.states[0], ends
         starts = tuple(_real(leaf) for leaf in y0)
@@ -197,7 +194,7 @@ def _like(leaf: Tensor, first: Tensor) -> Tensor:
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
-    """See `odenet_torch.gradients.solve`. Checkpointing, of whole states or of rounded ones."""
+    """A solve in equal steps whose gradient is by checkpointing, of whole states or of rounded ones."""
     method = problem.gradient
     assert isinstance(method, Checkpoint)
     return checkpoint.fixed(problem, stats) if method.bits is None else RoundedStates(method, stats).solve

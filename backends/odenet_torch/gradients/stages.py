@@ -128,11 +128,11 @@ class RecordedSweep:
     weights: dict[int, Tensor | None]
 
     def gradient(self, weight: tuple[int, torch.dtype]) -> Tensor | None:
-        """See `BackwardSweep`."""
+        """The gradient of a weight, by its `id`."""
         return self.weights[weight[0]]
 
     def reach(self, first: int) -> tuple[Tensor | None, ...] | None:
-        """See `BackwardSweep`."""
+        """The gradient by y0, if that is where to go: it is known from the start."""
         return None if first else self.y0
 
 

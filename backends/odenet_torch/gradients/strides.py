@@ -184,7 +184,6 @@ class Passage(Adjoint):
         self.handed: dict[int, Live] = {}
 
     def solve(self, run: Run, y0: Leaves) -> Leaves:
-        """See `Adjoint.solve`."""
         strides = self.strides
         self.alarm = alarm(next(iter(run.field.functions()), None))
         self.looked = Looked(strides.wiring, (tensor for stride in strides.list for tensor in stride.fixed))
@@ -225,7 +224,6 @@ class Passage(Adjoint):
         return known
 
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
-        """See `Adjoint.forth`."""
         self.wide: dict[int, Tensor] = {}
         self.strides.strict = True
         y0 = tuple([leaf.detach() for leaf in y0])
@@ -261,7 +259,6 @@ class Recomputation(Passage):
     method: Checkpoint
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """See `Adjoint.keeps`."""
         if self.method.states is not None:
             return schedule(run.grid.steps, self.method.states).forward
         return (*self._firsts(run), run.grid.steps)
@@ -273,7 +270,6 @@ class Recomputation(Passage):
         return [first for first, _ in self.method.parts(run.grid.steps)]
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """See `Adjoint.back`."""
         known, steps, at = saved.states, run.grid.steps, self.strides.at
         g: AnyLeaves = _laid(gradients.get(steps) or zeros(next(iter(known.values()))))
         if self.method.states is not None:
@@ -334,15 +330,12 @@ class Reversal(Passage):
     method: DiscreteAdjoint
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """See `Adjoint.keeps`."""
         return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
 
     def sketch(self, y0: Leaves) -> Sketch | None:
-        """See `Adjoint.sketch`."""
         return Sketch(y0)
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """See `Adjoint.back`."""
         y = _laid(saved.states[run.grid.steps])
         errors = StepErrors(run)
         g: AnyLeaves = gradients.get(run.grid.steps) or zeros(y)
@@ -422,11 +415,9 @@ class Retrace(Passage):
     method: Reversible
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """See `Adjoint.keeps`."""
         return ()
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """See `Adjoint.back`."""
         solver, pair = run.solver, contiguous(saved.pair)
         assert isinstance(solver, ReversibleSolver)
         zero = zeros(pair[0])

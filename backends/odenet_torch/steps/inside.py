@@ -32,7 +32,7 @@ class Inside:
         self.h = numbers[0].to(self.look[3])
 
     def slope(self, n: int, position: float, y: Leaves, live: tuple[Tensor, ...] | None = None) -> Leaves:
-        """See `odenet.kit.Forth`."""
+        """f at `position` in [0, 1] of step n."""
         live = self.live if live is None else live
         single, dtypes, carried, kind_of_time = self.look
         state_of, weights_of, extra_of = self.trees
@@ -81,7 +81,7 @@ class Inside:
         return (t0 + length * ((first + (n + position)) / steps)).to(kind)
 
     def increment(self, n: int, y: Leaves, live: tuple[Tensor, ...] | None = None, *, reverse: bool = False) -> Leaves:
-        """See `odenet.kit.Forth`."""
+        """The increment of step n, or that of one step of size -h from its end."""
         a, b, stages, forward, backward = self.tableau
         places = backward if reverse else forward
         h = -self.h if reverse else self.h
@@ -140,7 +140,7 @@ class Kind:
 
     @property
     def reads(self) -> tuple[tuple[int, ...], ...]:
-        """See `Pattern.live`, for each step."""
+        """For each step what `Pattern.live` says of it."""
         return tuple([self.pattern.live(j) for j in range(self.count)])
 
     def constants(self) -> dict[str, Any]:

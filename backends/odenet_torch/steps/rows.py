@@ -22,7 +22,7 @@ def beside(row: Tensor, like: Tensor) -> Tensor:
 
 
 def weigh_rows(y: Leaves | None, h: Tensor, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
-    """See `odenet._solvers.step.Weigh`, h and weights being numbers, or one a row.
+    """`y + h sum_i weights[i] slopes[i]`, h and weights being numbers, or one a row.
 
     Without y it is an error, of which nobody asks the derivative: it is not recorded.
     """

@@ -22,7 +22,7 @@ _SMALL = 1 << 15  # entries: beyond, the products are bound by memory and sums o
 
 
 def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
-    """See `odenet._solvers.step.Weigh`: one fused operation a term."""
+    """`odenet.kit.weigh` by one fused operation a term."""
     if isinstance(h, Tensor):
         return weigh(y, h, weights, slopes)
     terms = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if weight]

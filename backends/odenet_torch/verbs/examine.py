@@ -25,7 +25,7 @@ SOLVED = (ResidualStack, NeuralODE, OdeNet)
 def examine(
     model: nn.Module, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, reversible: bool
 ) -> Sample:
-    """See `Backend.examine`."""
+    """The gradient of one batch by one method, with the weights and layers that it belongs to."""
     solves = solved(model)
     named = trainable(model)
     example = next(iter(named.values()))
@@ -62,7 +62,7 @@ def examine(
 
 
 def trained(model: nn.Module, batch: Any, loss: Callable[..., Any] | None, steps: int, rate: float) -> nn.Module:
-    """See `Backend.trained`."""
+    """A copy of the model after some steps of Adam on the batch."""
     copied = copy.deepcopy(model)
     solves = solved(copied)
     parameters = [p for p in copied.parameters() if p.requires_grad]

@@ -21,12 +21,12 @@ from odenet_torch.verbs.examine import Solved, coarsest, solved, trainable, unch
 
 
 def choices(model: nn.Module) -> dict[str, Choices]:
-    """See `Backend.choices`."""
+    """The solver, gradient method and steps of each solve in the model."""
     return {name: Choices(module.solver, _gradient(module), _steps(module)) for name, module in solved(model).items()}
 
 
 def with_gradient(model: nn.Module, gradient: Gradient) -> nn.Module:
-    """See `Backend.with_gradient`."""
+    """The model with that gradient method in each of its solves."""
     for module in solved(model).values():
         wish = module.gradient
         module.gradient = dataclasses.replace(wish, method=gradient) if isinstance(wish, Auto) else gradient
@@ -42,7 +42,7 @@ def profile(
     memory: int | None,
     repeats: int,
 ) -> Profiles:
-    """See `Backend.profile`."""
+    """Time, memory and gradient error of each method on the model."""
     solves = solved(model)
     named = trainable(model)
     example = next(iter(named.values()))

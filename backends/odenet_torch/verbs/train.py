@@ -50,11 +50,10 @@ class GradientDescent(Trainer):
         self._peak: int | None = None
 
     def begin_pass(self) -> None:
-        """See `Trainer`."""
         self.model.train()
 
     def step(self, inputs: np.ndarray, targets: np.ndarray, lr: float) -> TrainingStep:
-        """See `Trainer`. The first step that is one alone is watched for its memory, which changes no number."""
+        """The first step that is one alone is watched for its memory, which changes no number."""
         self.model.spec.check_batch(inputs, targets)
         x, y = on(next(iter(self.weights.values())), (inputs, np.asarray(targets, np.int64)))
         auditor = self.model.auditor
@@ -89,7 +88,6 @@ class GradientDescent(Trainer):
 
     @torch.no_grad()
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """See `Trainer`."""
         self.model.eval()
         try:
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -98,7 +96,6 @@ class GradientDescent(Trainer):
             self.model.train()
 
     def state(self) -> dict[str, np.ndarray]:
-        """See `Trainer`."""
         memory = {} if self.optimizer is None else self.optimizer.state()
         return {
             start + name: tensor.detach().cpu().numpy().copy()
@@ -108,7 +105,6 @@ class GradientDescent(Trainer):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """See `Trainer`."""
         arrays = checked_state(self.model.spec, state, VELOCITY if self.optimizer is None else OPTIMIZER)
         if self.optimizer is not None:
             self.optimizer.load(arrays[OPTIMIZER])
@@ -117,5 +113,5 @@ class GradientDescent(Trainer):
                 tensor.copy_(torch.from_numpy(np.array(arrays[start][name])))
 
     def peak_bytes(self) -> int | None:
-        """See `Trainer`: of the first step on a CPU, of all steps on CUDA."""
+        """The peak of the first step on a CPU, of all steps on CUDA."""
         return self._peak

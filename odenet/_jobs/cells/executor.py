@@ -55,7 +55,6 @@ class ForeignPool(WorkerPool):
         self.workers = workers if isinstance(workers, int) else os.cpu_count() or 1
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """See `WorkerPool`."""
         return self.executor.submit(function, *arguments)
 
 
@@ -76,16 +75,15 @@ class ProcessWorkers(WorkerPool):
         )
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """See `WorkerPool`."""
         return self.executor.submit(function, *arguments)
 
     def renew(self) -> None:
-        """See `WorkerPool`: a pool that lost one process is broken as a whole."""
+        """New processes for all: a pool that lost one process is broken as a whole."""
         self.close()
         self.executor = self._made()
 
     def close(self) -> None:
-        """See `WorkerPool`. Python would wait for the processes to end their unit, which may take minutes."""
+        """Python would wait for the processes to end their unit, which may take minutes."""
         processes = list((getattr(self.executor, "_processes", None) or {}).values())
         self.executor.shutdown(wait=False, cancel_futures=True)
         for process in processes:
@@ -110,11 +108,10 @@ class DaskWorkers(WorkerPool):
         self.executor = self.client.get_executor(pure=False)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """See `WorkerPool`. The scheduler itself takes a unit to another worker when one is lost."""
+        """The scheduler itself takes a unit to another worker when one is lost."""
         return self.executor.submit(function, *arguments)
 
     def close(self) -> None:
-        """See `WorkerPool`."""
         self.executor.shutdown(wait=False)
         self.client.close()
         if self.client.cluster is not None:
@@ -140,11 +137,10 @@ class RayWorkers(WorkerPool):
         self.call = self.ray.remote(_called)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """See `WorkerPool`. Ray itself runs a task again when its worker is lost."""
+        """Ray itself runs a task again when its worker is lost."""
         return self.call.remote(function, *arguments).future()
 
     def close(self) -> None:
-        """See `WorkerPool`."""
         if self.started:
             self.ray.shutdown()
 
@@ -171,13 +167,11 @@ class SubmititWorkers(WorkerPool):
         self.jobs: list[Any] = []
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """See `WorkerPool`."""
         job = self.executor.submit(function, *arguments)
         self.jobs.append(job)
         return self.waiting.submit(job.result)
 
     def close(self) -> None:
-        """See `WorkerPool`."""
         for job in self.jobs:
             if not job.done():
                 job.cancel()

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from odenet._jobs import flags as _flags
-from odenet._jobs.cells.grid import GridPlan
-from odenet._nets.spec import BLOCKS, NORMS, STARTS
+from odenet._jobs.cells.grid import ALONG_BY_SOLVER, GridPlan
+from odenet._nets.spec import ACTIVATIONS, BLOCKS, NORMS, STARTS
 
 _PLURAL = {name: f"{name}s" for name in ("backend", "solver", "gradient", "depth")}
 Decorator = Callable[[Any], Any]
@@ -36,7 +36,7 @@ def network_flags(plan: GridPlan) -> Decorator:
         choice("--block", BLOCKS, "Kind of block.", plan),
         number("--width", "Channels (conv) or features.", plan),
         choice("--norm", NORMS, "Normalisation of conv blocks.", plan),
-        choice("--activation", ("relu", "tanh"), "Activation; a smooth one shows orders most clearly.", plan),
+        choice("--activation", ACTIVATIONS, "Activation; a smooth one shows orders most clearly.", plan),
         choice(
             "--start",
             STARTS,
@@ -45,7 +45,7 @@ def network_flags(plan: GridPlan) -> Decorator:
         ),
         choice(
             "--along",
-            ("auto", "piecewise", "linear", "shared"),
+            ALONG_BY_SOLVER,
             "Weights along depth; auto: piecewise for euler, else linear.",
             plan,
         ),

@@ -13,13 +13,18 @@ from odenet._errors import InputError
 from odenet._gradients.names import Backprop, Gradient, gradient
 from odenet._jobs.cells.plan import CellPlan
 from odenet._jobs.cells.resume import reading
-from odenet._names import lookup
-from odenet._nets.spec import STARTS, Block, NetSpec, Norm, Start
+from odenet._names import choice
+from odenet._nets.spec import ALONG, STARTS, Block, NetSpec, Norm, Start
 from odenet._solvers.names import AnySolver, solver
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
 Key = tuple[str, str, str, int]
-_ALONG = {name: name for name in ("auto", "piecewise", "linear", "shared")}
+ALONG_BY_SOLVER = ("auto", *ALONG)
+
+
+def along_for(along: str, solver: str) -> Any:
+    """How weights go along depth: "auto" is "piecewise" for euler (a ResNet), and "linear" for every other solver."""
+    return along if along != "auto" else "piecewise" if solver == "euler" else "linear"
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ class GridPlan(CellPlan):
 
     def __post_init__(self) -> None:
         self.check("a comparison")
-        lookup("kind of weights along depth", self.along, _ALONG)
-        lookup("start of the weights", self.start, {name: name for name in STARTS})
+        choice("kind of weights along depth", self.along, ALONG_BY_SOLVER)
+        choice("start of the weights", self.start, STARTS)
         for name in ("batch", "repeats"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -101,9 +106,7 @@ class GridPlan(CellPlan):
 
     def spec(self, solver: AnySolver, depth: int) -> NetSpec:
         """The network of a cell. It does not depend on backend or gradient method, so that these can be compared."""
-        along = self.along
-        if along == "auto":
-            along = "piecewise" if solver.name == "euler" else "linear"
+        along = along_for(self.along, solver.name)
         if self.network is not None:
             return dataclasses.replace(self.network, depth=depth, along=along)
         return NetSpec(

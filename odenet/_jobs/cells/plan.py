@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 from odenet._backend import registry as _registry
 from odenet._errors import BackendUnavailableError, InputError
 from odenet._jobs.cells.resume import START_ANEW, changes, reading
-from odenet._names import lookup
+from odenet._names import choice
+
+DTYPES = ("float32", "float64")
 
 
 class KeyedCell(Protocol):
@@ -49,7 +51,7 @@ class CellPlan(ABC):
         for name in self.grid:
             if not getattr(self, name):
                 raise InputError(f"{job} without {name}", f"at least one of {name}")
-        lookup("number type", self.dtype, {"float32": 0, "float64": 0})
+        choice("number type", self.dtype, DTYPES)
         for name in self.backends:
             _registry.entry(name)
 

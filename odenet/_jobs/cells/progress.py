@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from odenet._report.progress import progress_bar
+from odenet._report.terminal import progress_bar
 
 
 class CellProgress:

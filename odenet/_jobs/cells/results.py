@@ -4,20 +4,62 @@ from __future__ import annotations
 
 import itertools
 import time
-from abc import ABC
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from odenet._backend.entry import BackendEntry
 from odenet._errors import InputError
 from odenet._files import rename, write_text
+from odenet._gradients.record import Gradient
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.cells.plan import CellPlan, KeyedCell
-from odenet._jobs.cells.row import CellRow
 from odenet._jobs.cells.shard import Shard
 from odenet._report.machine import SEVERAL
 from odenet._report.rows import as_csv, columns, from_json, to_json
+from odenet._solvers.names import AnySolver
+
+OK = "ok"
+NOT_OFFERED = "not offered"
+NOT_AVAILABLE = "not available"
+
+
+def not_run(entry: BackendEntry, solver: AnySolver, gradient: Gradient, *, adaptive: bool = False) -> str | None:
+    """Why a backend cannot measure a cell, as the status of its row; None where it can be tried."""
+    if not entry.offers(solver, gradient, adaptive=adaptive):
+        return f"{NOT_OFFERED} by {entry.name}"
+    if not entry.available:
+        return f"{NOT_AVAILABLE}: {entry.framework} is not installed; {entry.install}"
+    return None
+
+
+class CellRow(ABC):
+    """What one cell gave. Each job has its own, a frozen dataclass whose fields are the columns of results.csv."""
+
+    status: str
+
+    @property
+    @abstractmethod
+    def key(self) -> Hashable:
+        """The cell that the row belongs to, as names."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the cell was measured."""
+        return self.status == OK
+
+    @property
+    def skipped(self) -> bool:
+        """Whether there was nothing to run."""
+        return self.status.startswith((NOT_OFFERED, NOT_AVAILABLE))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the cell was tried and ended with an error (a solve that was given up is no error)."""
+        return self.status != OK and not self.skipped
+
 
 CSV, JSON = "results.csv", "results.json"
 AnyPlan = TypeVar("AnyPlan", bound=CellPlan)

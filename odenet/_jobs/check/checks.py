@@ -138,7 +138,7 @@ class _Examined:
         self.samples: dict[tuple[Gradient, bool], Sample] = {}
 
     def see(self, method: Gradient, reversible: bool) -> Sample:
-        """See `odenet.doctor.checkup.See`. Exact gradients are kept: several backends are compared with them."""
+        """The gradient of a method. Exact ones are kept: several backends are compared with them."""
         key = (method, reversible)
         if key not in self.samples:
             with self.backend.prepare(**self.choices):

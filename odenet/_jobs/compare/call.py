@@ -19,9 +19,9 @@ from odenet._gradients.record import Gradient
 from odenet._jobs.cells.executor import pool
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.spread import Spread
+from odenet._jobs.compare.findings import verdict
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.results import COLUMNS, Comparison
-from odenet._jobs.compare.verdict import verdict
 from odenet._literals import BackendName, GradientName, SolverName
 from odenet._names import lookup
 from odenet._nets.spec import NetSpec, Start

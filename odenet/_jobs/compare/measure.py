@@ -15,10 +15,10 @@ import numpy as np
 
 from odenet._backend import registry as _registry
 from odenet._backend.interface import Backend, Evaluation, Measurement
-from odenet._errors import OdenetError, UnsupportedError
+from odenet._errors import UnsupportedError, in_words
 from odenet._gradients.names import Backprop, Cost
 from odenet._jobs.cells.grid import Cell, GridPlan
-from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
+from odenet._jobs.cells.results import NOT_OFFERED, OK, not_run
 from odenet._jobs.compare.results import MeasuredGradient as Row
 from odenet._jobs.data.digits import batch
 from odenet._nets.spec import NetSpec
@@ -134,15 +134,13 @@ def _evaluated(plan: GridPlan, cell: Cell, references: _References) -> _Evaluate
     entry = _registry.entry(cell.backend)
     if not entry.networks:
         row = replace(row, status=f"{NOT_OFFERED} by {cell.backend}: it solves, and has no networks")
-    elif not entry.offers(cell.solver, cell.gradient):
-        row = replace(row, status=f"{NOT_OFFERED} by {cell.backend}")
-    elif not entry.available:
-        row = replace(row, status=f"{NOT_AVAILABLE}: {entry.framework} is not installed; {entry.install}")
+    elif why := not_run(entry, cell.solver, cell.gradient):
+        row = replace(row, status=why)
     else:
         try:
             row, model = _evaluate(plan, cell, row, references)
         except Exception as error:  # a backend of somebody else's may fail in any way
-            row = _failed(row, error)
+            row = replace(row, status=in_words(error))
     return _Evaluated(cell, row, model, time.perf_counter() - start)
 
 
@@ -173,13 +171,8 @@ def _timed(plan: GridPlan, done: _Evaluated, references: _References) -> Row:
                 measured = backend.measure(done.model, references.inputs, references.labels, plan.repeats)
             row = _with_costs(row, measured, plan.spec(cell.solver, cell.depth), _expected(cell))
         except Exception as error:  # as above
-            row = _failed(row, error)
+            row = replace(row, status=in_words(error))
     return replace(row, cell_seconds=done.seconds + time.perf_counter() - start)
-
-
-def _failed(row: Row, error: Exception) -> Row:
-    own = isinstance(error, OdenetError)
-    return replace(row, status=str(error) if own else f"{type(error).__name__}: {error}")
 
 
 def _compared(row: Row, evaluation: Evaluation, reference: Evaluation) -> Row:

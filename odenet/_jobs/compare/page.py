@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from odenet._jobs.compare.findings import Finding, findings
+from odenet._jobs.compare.findings import Finding, findings, verdict
 from odenet._jobs.compare.results import COLUMNS, Comparison, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import columns, depths_of, line, title
-from odenet._jobs.compare.verdict import verdict
 from odenet._report.html import details, document, figure, header, section
 from odenet._report.style import INK, colours, name
 from odenet._report.units import seconds

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from odenet._jobs.cells.grid import GridPlan, Key
-from odenet._jobs.cells.results import CellResults
-from odenet._jobs.cells.row import CellRow
+from odenet._jobs.cells.results import CellResults, CellRow
 from odenet._report.rows import column, columns
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from odenet._backend.imported import is_path
 from odenet._errors import InputError
 from odenet._jobs.data.images import ImageSet
-from odenet._names import lookup
+from odenet._names import choice
 
 NAMES = ("digits", "cifar10", "folder")
 
@@ -33,7 +33,7 @@ def image_set(name: str, directory: str | Path | None = None, size: int | None =
         from odenet._jobs.data.own import own_set
 
         return own_set(name)
-    kind = lookup("image set", name, {set_name: set_name for set_name in NAMES})
+    kind = choice("image set", name, NAMES)
     if kind != "folder" and size is not None:
         raise InputError(f"a size of {size} for the images of {kind}", "none: they have their own size")
     if kind == "digits":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from odenet._names import lookup
+from odenet._names import choice
 
 SCHEDULES = ("step", "cosine", "constant")
 
@@ -26,7 +26,7 @@ def rate(schedule: str, lr: float, epoch: int, epochs: int) -> float:
     Raises:
         UnknownNameError: no such schedule.
     """
-    kind = lookup("schedule", schedule, {name: name for name in SCHEDULES})
+    kind = choice("schedule", schedule, SCHEDULES)
     done = epoch - 1
     if kind == "step":
         return lr * (1.0, 0.1, 0.01)[3 * done // epochs]

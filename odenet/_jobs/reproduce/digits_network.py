@@ -11,8 +11,7 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Gradient
 from odenet._jobs.data.digits import batch
-from odenet._jobs.reproduce.errors import BLOCKS, Errors, errors
-from odenet._jobs.reproduce.methods import built
+from odenet._jobs.reproduce.methods import BLOCKS, Errors, built, errors
 from odenet._nets.spec import NetSpec
 from odenet._problem.depth import Depth
 from odenet.theory import smoothness

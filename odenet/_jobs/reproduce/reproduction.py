@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from odenet._errors import InputError
 from odenet._jobs.reproduce import claims
 from odenet._jobs.reproduce.verdict import Verdict
-from odenet._names import lookup
+from odenet._names import choice
 from odenet._report.rows import column, columns
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Settings:
     data: str | None = None
 
     def __post_init__(self) -> None:
-        lookup("scale", self.scale, {name: name for name in SCALES})
+        choice("scale", self.scale, SCALES)
         if self.seeds is not None and self.seeds < 1:
             raise InputError(f"seeds={self.seeds} of a reproduction", "at least 1")
         if self.depth is not None and self.depth < 32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,14 +10,17 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from odenet._backend.registry import available
-from odenet._errors import OdenetError
+from odenet._backend.registry import available, entry, require
+from odenet._backend.registry import backend as backend_named
+from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import require_target
+from odenet._gradients.names import Backprop
 from odenet._jobs import flags as _flags
 from odenet._jobs.output import OutputFile, screen
 from odenet._jobs.solve.equal_steps import solve_in_equal_steps
 from odenet._jobs.solve.tolerances import solve_to_tolerances
 from odenet._jobs.work_precision.plan import SolvePlan
+from odenet._problem.problem import adaptive_solvers
 from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
 from odenet._test_problems.named import PROBLEMS, problem_named
@@ -107,11 +111,39 @@ def command(
     for path in (plot, csv_path, json_path):
         if path is not None:
             require_target(path)  # now, rather than after the work
+    if rtol and context.get_parameter_source("solver") is ParameterSource.DEFAULT:
+        solver = (solver_named("dopri5"),)
+    _require_offered(backend, solver, dtype, device, adaptive=bool(rtol))
     figure = (plot, figure_format(plot)) if plot is not None else None
     if rtol:
-        if context.get_parameter_source("solver") is ParameterSource.DEFAULT:
-            solver = (solver_named("dopri5"),)
         plan = SolvePlan((problem,), backend, solver, rtol, atol, dtype, device, repeats=0)
         solve_to_tolerances(plan, figure, csv_path, json_path)
     else:
         solve_in_equal_steps(problem, backend, solver, steps, dtype, device, figure, csv_path, json_path)
+
+
+def _require_offered(
+    backends: Sequence[str], solvers: Sequence[AnySolver], dtype: str, device: str, *, adaptive: bool = False
+) -> None:
+    """Raises whatever is wrong with the choices, before the first of them is solved.
+
+    Args:
+        backends, solvers: all of them, each with each.
+        dtype, device: of the state.
+        adaptive: whether steps follow a tolerance.
+
+    Raises:
+        OdenetError: a backend that is not there, does not offer a solver, or has no such number type or device.
+    """
+    for solver in solvers:
+        if adaptive and not solver.estimates_error:
+            raise UnsupportedError(
+                f"solver {solver.label!r} with tolerances: it estimates no error",
+                ", ".join(adaptive_solvers()),
+                "take one of these, or --depth",
+            )
+    for name in backends:
+        for solver in solvers:
+            require(entry(name), solver, Backprop(), adaptive=adaptive)
+        with backend_named(name).prepare(dtype, device):
+            pass

@@ -17,7 +17,6 @@ from odenet._backend.registry import backend as backend_named
 from odenet._backend.solve import solve
 from odenet._files import write_atomically, write_text
 from odenet._jobs.output import say_written, screen
-from odenet._jobs.solve.choices import require_offered
 from odenet._jobs.solve.convergence import EqualStepSolve, as_json, fitted_order, observed_order, series
 from odenet._problem.solution import Result, Solution
 from odenet._report.rows import as_csv
@@ -51,9 +50,8 @@ def solve_in_equal_steps(
         csv, json: paths of the table.
 
     Raises:
-        OdenetError: a choice that cannot be used, before anything is solved; or a solve that failed.
+        OdenetError: a solve that failed.
     """
-    require_offered(backends, solvers, dtype, device)
     truth = reference(problem)
     runs: list[EqualStepSolve] = []
     messages = console(stderr=True)

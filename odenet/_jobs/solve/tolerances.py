@@ -6,15 +6,13 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from odenet._errors import OdenetError, UnsupportedError
+from odenet._errors import OdenetError
 from odenet._files import write_atomically, write_text
 from odenet._jobs.output import say_written, screen
-from odenet._jobs.solve.choices import require_offered
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan
 from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
 from odenet._jobs.work_precision.table import tables
-from odenet._problem.problem import adaptive_solvers
 from odenet._report.machine import machine
 from odenet._report.rows import as_csv
 from odenet._report.terminal import console
@@ -29,16 +27,8 @@ def solve_to_tolerances(plan: SolvePlan, figure: tuple[Path, str] | None, csv: P
         csv, json: paths of the table.
 
     Raises:
-        OdenetError: a choice that cannot be used, before anything is solved; or the first failure after all were tried.
+        OdenetError: the first failure, after all were tried.
     """
-    for chosen in plan.solvers:
-        if not chosen.estimates_error:
-            raise UnsupportedError(
-                f"solver {chosen.label!r} with tolerances: it estimates no error",
-                ", ".join(adaptive_solvers()),
-                "take one of these, or --depth",
-            )
-    require_offered(plan.backends, plan.solvers, plan.dtype, plan.device, adaptive=True)
     messages, cells, rows = console(stderr=True), plan.cells(), []
     with Progress(console=messages, transient=True, disable=not messages.is_terminal) as progress:
         task = progress.add_task(plan.problems[0].name, total=len(cells))

@@ -12,10 +12,9 @@ from odenet._backend.imported import Imported
 from odenet._errors import InputError
 from odenet._jobs.data.own import set_of
 from odenet._jobs.data.sets import image_set
-from odenet._jobs.train.checkpoint import Outcome, TrainingRun
+from odenet._jobs.train.checkpoint import Epoch, Outcome, TrainingRun
 from odenet._jobs.train.job import WEIGHTS, run
 from odenet._jobs.train.plan import TrainingPlan
-from odenet._jobs.train.row import Epoch
 from odenet._literals import BackendName, GradientName, SolverName
 from odenet._nets.spec import Block, NetSpec, Norm, Start
 from odenet._nets.weights import load_weights

@@ -9,12 +9,14 @@ from click.core import ParameterSource
 
 from odenet._backend.imported import is_path
 from odenet._jobs import flags as _flags
+from odenet._jobs.cells.grid import ALONG_BY_SOLVER
+from odenet._jobs.cells.plan import DTYPES
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._jobs.train.plan import OF_SGD, OPTIMIZERS, TrainingPlan, not_read
-from odenet._nets.spec import BLOCKS, NORMS, STARTS
+from odenet._nets.spec import ACTIVATIONS, BLOCKS, NORMS, STARTS
 
 
 class _One(click.ParamType):
@@ -89,8 +91,8 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--depth", _flags.Whole(1), "Number of steps N.")
 @_flag("--width", _flags.Whole(1), "Channels (conv, bottleneck) or features.")
 @_flag("--norm", click.Choice(NORMS), "Normalisation of conv and bottleneck blocks.")
-@_flag("--activation", click.Choice(["relu", "tanh"]), "Activation.")
-@_flag("--along", click.Choice(["auto", "piecewise", "linear", "shared"]), "Weights along depth; auto: by solver.")
+@_flag("--activation", click.Choice(ACTIVATIONS), "Activation.")
+@_flag("--along", click.Choice(ALONG_BY_SOLVER), "Weights along depth; auto: by solver.")
 @_flag("--before", _Counts(), "Ordinary stages before the deep one: blocks of each, as in 3,4.")
 @_flag("--after", _Counts(), "Ordinary stages after it.")
 @click.option(
@@ -103,7 +105,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @click.option("--scaled/--unscaled", default=TrainingPlan.scaled, show_default=True, help="Steps of 1/N, or of 1.")
 @_flag("--start", click.Choice(STARTS), "Initial weights along depth.")
 @_flag("--device", str, "Device, as `odenet list backends` names it.")
-@_flag("--dtype", click.Choice(["float32", "float64"]), "Number type.")
+@_flag("--dtype", click.Choice(DTYPES), "Number type.")
 @_flag("--epochs", _flags.Whole(1), "Passes over the training images.")
 @_flag("--batch", _flags.Whole(1), "Images in a batch.")
 @_flag(

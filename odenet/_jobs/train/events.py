@@ -12,7 +12,7 @@ from pathlib import Path
 
 from odenet._errors import FileError
 from odenet._files import write_atomically
-from odenet._jobs.train.row import Epoch
+from odenet._jobs.train.checkpoint import Epoch
 
 NAME = "events.out.tfevents.odenet"
 _TAGS = {

@@ -12,11 +12,13 @@ from odenet._backend import registry as _registry
 from odenet._backend.imported import Imported, imported, is_path
 from odenet._errors import InputError
 from odenet._gradients.names import gradient
+from odenet._jobs.cells.grid import ALONG_BY_SOLVER, along_for
+from odenet._jobs.cells.plan import DTYPES
 from odenet._jobs.cells.resume import changes, reading
 from odenet._jobs.data.images import ImageSet
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
-from odenet._names import lookup
+from odenet._names import choice
 from odenet._nets.spec import Block, NetSpec, Norm, Start
 from odenet._solvers.names import solver
 
@@ -82,18 +84,14 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         plain = {
-            "data": self.data.strip() if is_path(self.data) else lookup("image set", self.data, _same(NAMES)),
-            "optimizer": self.optimizer.strip()
-            if is_path(self.optimizer)
-            else lookup("optimizer", self.optimizer, _same(OPTIMIZERS)),
+            "data": _path_or("image set", self.data, NAMES),
+            "optimizer": _path_or("optimizer", self.optimizer, OPTIMIZERS),
             "backend": _registry.entry(self.backend).name,
             "solver": solver(self.solver).label,
             "gradient": gradient(self.gradient).label,
-            "schedule": lookup("schedule", self.schedule, _same(SCHEDULES)),
-            "dtype": lookup("number type", self.dtype, _same(("float32", "float64"))),
-            "along": lookup(
-                "kind of weights along depth", self.along, _same(("auto", "piecewise", "linear", "shared"))
-            ),
+            "schedule": choice("schedule", self.schedule, SCHEDULES),
+            "dtype": choice("number type", self.dtype, DTYPES),
+            "along": choice("kind of weights along depth", self.along, ALONG_BY_SOLVER),
         }
         plain |= {name: tuple(getattr(self, name)) for name in ("before", "after")}  # lists, where read from JSON
         for name, value in plain.items():
@@ -128,9 +126,6 @@ class TrainingPlan:
 
     def spec(self, images: ImageSet) -> NetSpec:
         """The network for these images."""
-        along: Any = self.along
-        if along == "auto":
-            along = "piecewise" if self.solver == "euler" else "linear"
         return NetSpec(
             block=self.net,
             depth=self.depth,
@@ -140,7 +135,7 @@ class TrainingPlan:
             classes=len(images.classes),
             norm=self.norm,
             activation=self.activation,
-            along=along,
+            along=along_for(self.along, self.solver),
             horizon=1.0 if self.scaled else float(self.depth),
             before=self.before,
             after=self.after,
@@ -182,5 +177,6 @@ def not_read(option: str, optimizer: str) -> InputError:
     )
 
 
-def _same(names: tuple[str, ...]) -> dict[str, str]:
-    return {name: name for name in names}
+def _path_or(kind: str, value: str, names: tuple[str, ...]) -> str:
+    """An import path as it is, or one of some names."""
+    return value.strip() if is_path(value) else choice(kind, value, names)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress
 
-from odenet._jobs.train.row import Epoch
-from odenet._report.progress import progress_bar
+from odenet._jobs.train.checkpoint import Epoch
+from odenet._report.terminal import progress_bar
 from odenet._report.units import error, seconds, size
 
 

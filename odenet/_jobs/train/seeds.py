@@ -18,9 +18,8 @@ from rich.console import Console
 
 from odenet._errors import FileError, OdenetError
 from odenet._jobs.cells.plan import CellPlan
-from odenet._jobs.cells.results import CSV, JSON, CellResults, set_aside
+from odenet._jobs.cells.results import CSV, JSON, OK, CellResults, CellRow, set_aside
 from odenet._jobs.cells.resume import changes, reading
-from odenet._jobs.cells.row import OK, CellRow
 from odenet._jobs.cells.run import CellJob, JobOptions, complete
 from odenet._jobs.train.checkpoint import RUN, read
 from odenet._jobs.train.plan import TrainingPlan

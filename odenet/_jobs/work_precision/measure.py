@@ -12,9 +12,9 @@ from odenet import _tree
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
 from odenet._backend.timing import seconds
-from odenet._errors import OdenetError
+from odenet._errors import OdenetError, in_words
 from odenet._gradients.names import Backprop
-from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
+from odenet._jobs.cells.results import NOT_OFFERED, OK, not_run
 from odenet._jobs.work_precision.plan import SolveCell, SolvePlan, groups
 from odenet._jobs.work_precision.results import AdaptiveSolve
 from odenet._problem.solution import Result, Solution, Stats
@@ -96,10 +96,8 @@ def _first(plan: SolvePlan, cell: SolveCell, programs: _Programs) -> tuple[Adapt
     entry = _registry.entry(cell.backend)
     if not cell.solver.estimates_error:
         return replace(row, status=f"{NOT_OFFERED}: {cell.solver.label} estimates no error"), None
-    if not entry.offers(cell.solver, Backprop(), adaptive=True):
-        return replace(row, status=f"{NOT_OFFERED} by {cell.backend}"), None
-    if not entry.available:
-        return replace(row, status=f"{NOT_AVAILABLE}: {entry.framework} is not installed; {entry.install}"), None
+    if why := not_run(entry, cell.solver, Backprop(), adaptive=True):
+        return replace(row, status=why), None
     truth = reference(cell.problem).state
     backend = _registry.backend(cell.backend)
 
@@ -117,8 +115,7 @@ def _first(plan: SolvePlan, cell: SolveCell, programs: _Programs) -> tuple[Adapt
     try:
         solution = run()
     except _FAILURES as error:
-        own = isinstance(error, OdenetError)
-        return replace(row, status=str(error) if own else f"{type(error).__name__}: {error}"), None
+        return replace(row, status=in_words(error)), None
     elapsed = time.perf_counter() - start
     result = solution.result
     row = replace(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from odenet._jobs.cells.results import CellResults
-from odenet._jobs.cells.row import CellRow
+from odenet._jobs.cells.results import CellResults, CellRow
 from odenet._jobs.work_precision.plan import Key, SolvePlan
 from odenet._report.rows import column, columns
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from odenet._jobs.cells.row import OK
+from odenet._jobs.cells.results import OK
 from odenet._jobs.work_precision.results import AdaptiveSolve
 from odenet._report.terminal import Table, table
 from odenet._report.units import error, seconds

@@ -13,8 +13,7 @@ import numpy as np
 
 from odenet._gradients.names import Backprop
 from odenet._jobs.reproduce.drawing import COLOURS
-from odenet._jobs.reproduce.errors import BLOCKS
-from odenet._jobs.reproduce.methods import BACKPROP, METHODS
+from odenet._jobs.reproduce.methods import BACKPROP, BLOCKS, METHODS
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.training import Recipe, network, train

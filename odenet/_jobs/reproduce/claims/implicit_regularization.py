@@ -47,7 +47,7 @@ def cells(choices: Settings) -> tuple[CurveCell, ...]:
 
 
 def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
-    """See `flow.measure`."""
+    """Train the network of the cell, and compare it with the limit over depth."""
     return flow.measure(
         FLOW,
         cell,
