@@ -8,8 +8,7 @@ from odenet._backend.interface import Backend, Evaluation, Gradients, Measuremen
 from odenet._backend.profile import Choices, Profile, Profiles
 from odenet._backend.registry import available, backend, known
 from odenet._backend.sample import Part, Sample
-from odenet._backend.solve import solve, value_and_grad
-from odenet._backend.unconvert import unconvert
+from odenet._backend.solve import solve, unconvert, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
     ConversionError,

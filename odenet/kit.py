@@ -12,9 +12,9 @@ from odenet._backend.conformance import Check, conformance
 from odenet._backend.entry import BackendEntry
 from odenet._backend.imported import Imported
 from odenet._backend.interface import Arrays, Backend, Evaluation, Gradients, Measurement
+from odenet._backend.profile import seconds
 from odenet._backend.registry import require
 from odenet._backend.sample import Part, Place, Sample, places
-from odenet._backend.timing import seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import real, takes, whole, within, yes_or_no
 from odenet._errors import shown

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from odenet import _tree
 from odenet._backend.entry import BackendEntry
 from odenet._backend.interface import Backend, Gradients
+from odenet._backend.registry import backend, entry, entry_for, owner, require
 from odenet._backend.registry import backend as load
-from odenet._backend.registry import entry, entry_for, owner, require
 from odenet._check import takes
 from odenet._errors import InputError, UnsupportedError
 from odenet._gradients.names import Gradient
@@ -201,3 +201,23 @@ def _backend(ivp: Problem, named: str | BackendEntry | None) -> Backend:
                     f"convert it, or take backend={other.name!r}",
                 )
     return load(record)
+
+
+Model = TypeVar("Model")
+
+
+def unconvert(model: Model) -> Model:
+    """A converted model with its own layers again: the same parameters, as they are trained by now.
+
+    Args:
+        model: one that `odenet_torch.convert` or `odenet_jax.convert` has converted, or parts of which were. It is
+            changed in place, but for a model of equinox; one that was not converted is left as it is.
+
+    Returns:
+        The model; in the place of one of equinox, another one.
+
+    Raises:
+        ConversionError: a layer whose class was changed since it was converted, as by FSDP. UnsupportedError: a model
+            of a backend that converts none.
+    """
+    return backend(entry_for([model]).name).unconvert(model)

@@ -8,10 +8,8 @@ backend where the network's own field is asked.
 from odenet.theory._distance import Distance, distance
 from odenet.theory._limit import Limit, limit
 from odenet.theory._nearest import Limits, limits
-from odenet.theory._reconstruction import Reconstruction, reconstruction
-from odenet.theory._roughness import Roughness, roughness
-from odenet.theory._smoothness import largest_change, smoothness
-from odenet.theory._way_back import reversed_depth, way_back
+from odenet.theory._reconstruction import Reconstruction, reconstruction, reversed_depth, way_back
+from odenet.theory._smoothness import Roughness, largest_change, roughness, smoothness
 
 __all__ = [
     "Distance",

@@ -13,8 +13,7 @@ from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
 from odenet.theory._constants import growth, second_derivative
 from odenet.theory._constants import lipschitz as estimated
-from odenet.theory._network import Network, continued, network
-from odenet.theory._trajectory import ByStep, sizes
+from odenet.theory._network import ByStep, Network, continued, network, sizes
 
 RESOLVED = 1e-3
 """An error of the Neural ODE's solution below this part of the distance leaves the distance what it is."""

@@ -11,7 +11,7 @@ from odenet._errors import InputError
 from odenet._literals import BackendName
 from odenet._problem.depth import Depth
 from odenet.theory._network import network
-from odenet.theory._roughness import Roughness, roughness
+from odenet.theory._smoothness import Roughness, roughness
 
 LimitName = Literal["ODE", "mean ODE", "SDE", "none"]
 

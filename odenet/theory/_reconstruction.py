@@ -1,4 +1,4 @@
-"""The error of the states that the discrete adjoint recovers, predicted to leading order (section 4 of the paper)."""
+"""The states that the discrete adjoint recovers: the recovery as a solver, and its error (section 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,61 @@ from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.names import gradient
 from odenet._literals import BackendName
 from odenet._problem.depth import Depth
+from odenet._solvers.runge_kutta import Solver
+from odenet._solvers.tableau import Tableau
 from odenet.theory._constants import growth
 from odenet.theory._constants import lipschitz as estimated
+from odenet.theory._host import layers_at
 from odenet.theory._linearised import Linearised, nudge, row
-from odenet.theory._network import Network, at_points, network
-from odenet.theory._trajectory import ByStep, sizes
-from odenet.theory._way_back import increments, reversed_depth
+from odenet.theory._network import ByStep, Network, at_points, network, sizes
+
+
+def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:
+    """The discrete adjoint's recovery of y[n] from y[n+1], as an explicit Runge-Kutta method.
+
+    One step of it from y[n+1], backward in time, over the same step's weights, is what `method` recovers: the reversed
+    step `z = y - D_n^reversed(y)`, then `z <- y - D_n(z)` for each further iteration, and once more for the
+    correction. Each evaluates the solver's stages at a point that is y plus known multiples of earlier stages, which is
+    what a Runge-Kutta method is. So any backend recovers all states by a solve from t1 to t0, with `reversed_depth`.
+
+    Args:
+        solver: of the forward solve.
+        method: reversed steps only (`predictor="reverse"`), without tolerance and anchors.
+
+    Raises:
+        InputError: a method whose recovery depends on more than y[n+1].
+    """
+    evaluations = increments(method)
+    forward = solver.tableau
+    rows = [list(stage) for stage in forward.a]
+    z = list(forward.b)  # the point reached, as multiples of all stages so far, in steps of size -h
+    for _ in range(evaluations - 1):
+        start = len(rows)
+        for stage in forward.a:  # z + h sum a k: forward, hence minus
+            inner = [-entry for entry in stage]
+            rows.append([*z, *[0.0] * (start - len(z)), *inner])
+        z = [*[0.0] * start, *forward.b]
+    tableau = Tableau(tuple(map(tuple, rows)), tuple(z), tuple(float(sum(entries)) for entries in rows), 1)
+    name = f"{solver.name} back by {method.label}"
+    return Solver(name, tableau, "recovered states", "Sander, Ablin and Peyre 2022, section 4.1")
+
+
+def reversed_depth(depth: Depth) -> Depth:
+    """The same weights in reverse order, for a solve from t1 to t0."""
+    return depth if depth.kind == "shared" else layers_at(depth, range(depth.layers)[::-1], depth.kind)
+
+
+def increments(method: DiscreteAdjoint) -> int:
+    """How often `method` evaluates the increment of a step to recover the state before it: each gains an order.
+
+    Raises:
+        InputError: a method whose recovery depends on more than y[n+1].
+    """
+    if method.extrapolates or method.tolerance is not None or method.anchors is not None:
+        raise InputError(
+            f"{method.label} as a Runge-Kutta method", "discrete-adjoint with iterations= and correct= alone"
+        )
+    return method.iterations + method.correct
 
 
 @dataclass(frozen=True)

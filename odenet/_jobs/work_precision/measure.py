@@ -10,8 +10,8 @@ from typing import Any
 
 from odenet import _tree
 from odenet._backend import registry as _registry
+from odenet._backend.profile import seconds
 from odenet._backend.solve import solve
-from odenet._backend.timing import seconds
 from odenet._errors import OdenetError, in_words
 from odenet._gradients.names import Backprop
 from odenet._jobs.cells.results import NOT_OFFERED, OK, not_run
