@@ -106,7 +106,7 @@ def diagnose(
     Raises:
         OdenetError: the exact gradient cannot be had.
     """
-    from odenet.doctor.examination import smoothness
+    from odenet.doctor.comparison import smoothness
 
     truth = (refer or see)(Backprop(), False)
     references = {False: truth}
@@ -160,7 +160,7 @@ def _trained(
     ]
     if not inexact:
         return examinations, "", silent
-    from odenet.doctor.examination import compare
+    from odenet.doctor.comparison import compare
 
     try:
         see = later()
@@ -192,7 +192,7 @@ def _needs_another(method: Gradient, parts: tuple[Part, ...]) -> bool:
 
 
 def _examination(method: Gradient, solver: str, another: bool, sample: Sample, reference: Sample) -> Examination:
-    from odenet.doctor.examination import compare
+    from odenet.doctor.comparison import compare
 
     certificates = [part.certificate for part in sample.parts if part.certificate is not None]
     estimates = [method.estimate(part.certificate, part.steps) for part in sample.parts]

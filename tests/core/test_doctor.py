@@ -24,7 +24,7 @@ from odenet import (
 )
 from odenet._gradients.names import menu
 from odenet.doctor.checkup import diagnose
-from odenet.doctor.examination import smoothness
+from odenet.doctor.comparison import smoothness
 
 STEPS, WIDTH = 16, 5
 RNG = np.random.default_rng(0)
