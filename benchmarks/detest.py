@@ -32,8 +32,7 @@ from odenet import PIDController, Result, Solution, Stats, _tree
 from odenet._files import write_text
 from odenet._report.rows import as_csv, column, from_json
 from odenet._test_problems.detest import DETEST
-from odenet._test_problems.record import TestProblem
-from odenet._test_problems.reference import arrays, flattened, mixed_error, reference
+from odenet._test_problems.reference import TestProblem, arrays, flattened, mixed_error, reference
 
 TITLE = "DETEST"
 SOLVERS = ("heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8")

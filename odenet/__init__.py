@@ -5,9 +5,8 @@ import typing
 
 from odenet._backend.entry import BackendEntry
 from odenet._backend.interface import Backend, Evaluation, Gradients, Measurement
-from odenet._backend.profile import Choices, Profile, Profiles
 from odenet._backend.registry import available, backend, known
-from odenet._backend.sample import Part, Sample
+from odenet._backend.sample import Choices, Part, Profile, Profiles, Sample
 from odenet._backend.solve import solve, unconvert, value_and_grad
 from odenet._errors import (
     BackendUnavailableError,
@@ -45,11 +44,10 @@ from odenet._literals import BackendName, DeviceName, DtypeName, GradientName, S
 from odenet._nets.spec import NetSpec
 from odenet._nets.weights import load_weights, save_weights
 from odenet._problem.depth import Depth
-from odenet._problem.event import Event
 from odenet._problem.grid import Grid
 from odenet._problem.problem import Problem
 from odenet._problem.solution import Result, Solution, Stats
-from odenet._problem.span import Span
+from odenet._problem.span import Event, Span
 from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.controller import PIDController
 from odenet._solvers.delegated import DelegatedSolver

@@ -12,25 +12,22 @@ from odenet._backend.conformance import Check, conformance
 from odenet._backend.entry import BackendEntry
 from odenet._backend.imported import Imported
 from odenet._backend.interface import Arrays, Backend, Evaluation, Gradients, Measurement
-from odenet._backend.profile import seconds
 from odenet._backend.registry import require
-from odenet._backend.sample import Part, Place, Sample, places
+from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import real, takes, whole, within, yes_or_no
 from odenet._errors import shown
 from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, quiet, signs
 from odenet._gradients.names import gradient, register_gradient
-from odenet._gradients.record import Cost, Gradient
+from odenet._gradients.record import Cost, Gradient, Method, Way
 from odenet._gradients.revolve import schedule
-from odenet._gradients.way import Method, Way
 from odenet._nets.spec import GROUPS, NORM_EPSILON, NORM_MOMENTUM, NetSpec
 from odenet._nets.stages import Unit, units
 from odenet._problem.depth import Depth, Kind, blend, check_alike, kind_of_blocks
-from odenet._problem.event import Event
 from odenet._problem.grid import Grid
 from odenet._problem.problem import Compile, Problem, compiling, problem, require_one_grid
 from odenet._problem.solution import Result, Solution, Stats
-from odenet._problem.span import Span, number
+from odenet._problem.span import Event, Span, number
 from odenet._solvers.controller import Arithmetic, Past, PIDController
 from odenet._solvers.family import AnySolver, StagedSolver
 from odenet._solvers.interpolant import hermite, interpolant

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from odenet._backend.interface import Backend
 from odenet._errors import BackendUnavailableError, InputError, UnsupportedError
 from odenet._gradients.names import GRADIENTS, foreign_way
-from odenet._gradients.record import Gradient
-from odenet._gradients.way import Way
+from odenet._gradients.record import Gradient, Way
 from odenet._solvers.family import AnySolver
 from odenet._solvers.names import ALL_SOLVERS
 

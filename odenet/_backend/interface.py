@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from odenet._backend.imported import Imported
-    from odenet._backend.profile import Choices, Profiles
-    from odenet._backend.sample import Sample
+    from odenet._backend.sample import Choices, Profiles, Sample
     from odenet._backend.trainer import Trainer
     from odenet._nets.spec import NetSpec
     from odenet._problem.problem import Problem

@@ -15,10 +15,9 @@ from odenet._errors import InputError, UnsupportedError
 from odenet._gradients.names import Gradient
 from odenet._literals import BackendName, GradientName, SolverName
 from odenet._problem.depth import Depth
-from odenet._problem.event import Event
 from odenet._problem.problem import Compile, Problem, problem
 from odenet._problem.solution import Solution
-from odenet._problem.span import Span
+from odenet._problem.span import Event, Span
 from odenet._solvers.controller import PIDController
 from odenet._solvers.names import AnySolver
 

@@ -15,8 +15,7 @@ from odenet._errors import InputError
 from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
 from odenet._gradients.auto import Auto
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
-from odenet._gradients.record import Cost, Gradient
-from odenet._gradients.way import Method, Way
+from odenet._gradients.record import Cost, Gradient, Method, Way
 from odenet._names import boolean, lookup
 
 __all__ = [

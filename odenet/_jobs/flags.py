@@ -18,9 +18,8 @@ from odenet._backend.registry import entry, known
 from odenet._errors import InputError, OdenetError, shown
 from odenet._gradients.names import gradient, menu
 from odenet._jobs.cells.executor import require_known
-from odenet._jobs.cells.plan import DTYPES
+from odenet._jobs.cells.plan import DTYPES, ShardFlag
 from odenet._jobs.cells.run import JobOptions
-from odenet._jobs.cells.shard import ShardFlag
 from odenet._solvers.names import ALL_SOLVERS, solver, solver_aliases
 
 MOST = 2**31 - 1  # of any count: frameworks count in 32 bits

@@ -18,9 +18,8 @@ from odenet._errors import GridError, InputError, StateError, UnsupportedError, 
 from odenet._gradients.auto import decided
 from odenet._gradients.names import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
 from odenet._problem.depth import Depth
-from odenet._problem.event import Event
 from odenet._problem.grid import Grid, grid
-from odenet._problem.span import Span, span
+from odenet._problem.span import Event, Span, span
 from odenet._solvers.controller import PIDController
 from odenet._solvers.names import ALL_SOLVERS, AnySolver, solver
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet._test_problems.detest_systems import PLANETS, PULLS, births, decays, heat, matrix, planets
-from odenet._test_problems.record import TestProblem
+from odenet._test_problems.reference import TestProblem
 
 SOURCE = "Hull, Enright, Fellen, Sedgwick 1972"
 _UNIT = cmath.exp(1j)  # cos t is the real part of its power t, and powers are what fields are written with

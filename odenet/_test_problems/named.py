@@ -12,7 +12,7 @@ from typing import Any
 
 from odenet._names import lookup
 from odenet._test_problems.detest import DETEST
-from odenet._test_problems.record import TestProblem
+from odenet._test_problems.reference import TestProblem
 from odenet._test_problems.stiff import STIFF
 
 DECAY = TestProblem(

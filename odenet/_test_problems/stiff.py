@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from odenet._test_problems.record import TestProblem
+from odenet._test_problems.reference import TestProblem
 
 
 def _robertson(t: Any, y: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from odenet._backend.entry import BackendEntry
-from odenet._backend.profile import Profile
+from odenet._backend.sample import Profile
 from odenet._errors import GradientWarning
 from odenet._gradients.auto import Auto, exact
 from odenet._gradients.exact import Checkpoint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from odenet._backend.profile import Profile
+from odenet._backend.sample import Profile
 from odenet._errors import InputError
 from odenet._gradients.auto import Auto, exact
 from odenet._gradients.exact import Backprop

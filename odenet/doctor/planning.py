@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from odenet._backend import registry as _registry
 from odenet._backend.entry import BackendEntry
-from odenet._backend.profile import Choices, Profile
+from odenet._backend.sample import Choices, Profile
 from odenet._errors import InputError
 from odenet._gradients.auto import Auto, exact
 from odenet._gradients.names import gradient

@@ -37,7 +37,7 @@ from odenet import (
     UnsupportedError,
 )
 from odenet._backend import registry as _registry
-from odenet._gradients.way import Way
+from odenet._gradients.record import Way
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ CONVERSION = {
 DROP_IN = {
     "adaptive",
     "adjoint",
-    "dense",
     "error",
     "events",
     "fixed",

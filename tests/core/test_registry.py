@@ -12,7 +12,7 @@ import pytest
 import odenet
 from odenet import BackendEntry, BackendUnavailableError, InputError, UnknownNameError, UnsupportedError
 from odenet._backend import registry as _registry
-from odenet._gradients.way import Way
+from odenet._gradients.record import Way
 from odenet._solvers.family import FAMILIES
 from odenet._solvers.names import ALL_SOLVERS
 
@@ -176,7 +176,7 @@ def site(tmp_path):
         "lists",
         """
         from odenet import Backend, BackendEntry, Backprop, Solution, Stats
-        from odenet._gradients.way import Way
+        from odenet._gradients.record import Way
         from odenet._solvers.step import add, increment
 
         class Number(float):

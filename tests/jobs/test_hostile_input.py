@@ -20,7 +20,7 @@ from odenet import FileError
 from odenet._jobs import cli
 from odenet._jobs.cells import resume
 from odenet._jobs.data.folder import image_folder
-from odenet._jobs.train.lock import alone
+from odenet._jobs.train.checkpoint import alone
 from odenet._nets import weights
 from odenet._report.rows import as_csv, column
 

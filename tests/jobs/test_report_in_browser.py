@@ -13,8 +13,7 @@ import odenet
 from odenet._jobs.benchmark import command as benchmark
 from odenet._jobs.compare import command as compare
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.plan import SolvePlan
-from odenet._jobs.work_precision.results import WorkPrecision
+from odenet._jobs.work_precision.results import SolvePlan, WorkPrecision
 from odenet._solvers.names import solver
 from odenet._test_problems.named import problem_named
 

@@ -16,7 +16,7 @@ import odenet
 from odenet import SOLVERS, Backend, BackendEntry, Solution, Stats, _tree
 from odenet._backend import registry as _registry
 from odenet._errors import DeviceUnavailableError
-from odenet._gradients.way import Way
+from odenet._gradients.record import Way
 from odenet._jobs import cli as _cli
 from odenet._jobs.solve.command import command
 from odenet._jobs.solve.figure import components

@@ -25,8 +25,8 @@ import odenet
 from odenet import InputError, OdenetError
 from odenet._jobs.cells.executor import pool
 from odenet._jobs.cells.grid import GridPlan
+from odenet._jobs.cells.plan import Shard
 from odenet._jobs.cells.run import JobOptions
-from odenet._jobs.cells.shard import Shard
 from odenet._jobs.cells.spread import Spread
 from odenet._jobs.compare import command as comparing
 from odenet._jobs.compare.results import Comparison, MeasuredGradient
@@ -37,7 +37,7 @@ from odenet._jobs.reproduce.results import read
 from odenet._jobs.train.job import train
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._jobs.train.seeds import TrainedSeeds, train_seeds
-from odenet._jobs.work_precision.plan import SolvePlan
+from odenet._jobs.work_precision.results import SolvePlan
 from odenet._solvers.names import solver
 from odenet._test_problems.named import problem_named
 

@@ -17,13 +17,11 @@ from odenet import FileError, GradientError, InputError, UnsupportedError, load_
 from odenet._backend.trainer import Trainer, TrainingStep, checked_state
 from odenet._jobs.data.images import ImageSet, in_memory
 from odenet._jobs.descent.batches import Batches, augmented, cropped, flipped, split
-from odenet._jobs.descent.schedule import rate
-from odenet._jobs.descent.training_pass import cross_entropy, evaluate
+from odenet._jobs.descent.training_pass import cross_entropy, evaluate, rate
 from odenet._jobs.train import events, job
-from odenet._jobs.train.checkpoint import Epoch, Outcome, TrainingRun, best, read
+from odenet._jobs.train.checkpoint import Epoch, Outcome, TrainingRun, alone, best, read
 from odenet._jobs.train.command import command
 from odenet._jobs.train.curve import curve, write_curve
-from odenet._jobs.train.lock import alone
 from odenet._jobs.train.plan import TrainingPlan
 
 SCRIPT = (0.25, 0.75, 0.5, 0.75)  # validation accuracy after each epoch

@@ -18,7 +18,7 @@ from odenet._jobs.reproduce.report import Finished, tally, verdict_table, write_
 from odenet._jobs.reproduce.reproduction import Point, Settings, reproductions
 from odenet._jobs.reproduce.results import ReproductionPoints, read
 from odenet._jobs.reproduce.thresholds import changed, thresholds
-from odenet._report.interval import interval
+from odenet._report.fit import interval
 
 DEPTHS = (4, 8, 16, 32, 64)
 

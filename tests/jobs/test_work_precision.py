@@ -15,15 +15,14 @@ from click.testing import CliRunner
 import odenet
 from odenet import Backend, BackendEntry, FileError, InputError, Result, Solution, Stats, _tree, solver
 from odenet._backend import registry as _registry
-from odenet._gradients.way import Way
+from odenet._gradients.record import Way
 from odenet._jobs import cli as _cli
 from odenet._jobs.benchmark.command import command
 from odenet._jobs.flags import tolerance_list
 from odenet._jobs.solve.command import command as solve_command
 from odenet._jobs.work_precision import figure
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.plan import SolvePlan
-from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, WorkPrecision
+from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, SolvePlan, WorkPrecision
 from odenet._test_problems.named import PROBLEMS
 from odenet._test_problems.reference import arrays, mixed_error
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenet import Backprop, Event, PIDController, Problem, SolveError, Solver, Span
-from odenet.kit import Compile, compiling
+from odenet import Backprop, Event, InputError, PIDController, Problem, SolveError, Solver, Span
+from odenet.kit import Compile, Tableau, compiling, interpolant, weigh
 from odenet_torch.drop_in.flow import OdeintProblem, parts
 from odenet_torch.drop_in.words import stopped
 from odenet_torch.field.differentiating import readable
 from odenet_torch.field.field import FunctionField
-from odenet_torch.field.state import Leaves
+from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients.accepted_steps import plain
 from odenet_torch.steps.adaptive import ForwardSolve, begin
 from odenet_torch.steps.compiled import compilable
+from odenet_torch.steps.dense import differentiable, times_of_any_shape
 from odenet_torch.steps.size_control import EVER, StepCallbacks
 from odenet_torch.steps.times import from_start, moves, to_outputs
 
@@ -103,3 +107,50 @@ def _slope(func: Any, shapes: tuple[torch.Size, ...] | None, wide: bool, t: Tens
     value = func(t.to(torch.float64 if wide else y.real.dtype), y if shapes is None else parts(y, shapes))
     value = value if shapes is None else torch.cat([part.reshape(-1) for part in value])
     return value.to(y.dtype) if y.is_complex() or not value.is_complex() else value  # that widens the state
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """`y(t)` for times of any shape, which leads that of the result; differentiable by these, too.
+
+    Args:
+        tableau: the method.
+        layout: of the state.
+        nodes: ends of the steps, in the order of the solve.
+        steps: of each the state at its start, and its slopes.
+    """
+
+    tableau: Tableau
+    layout: Layout
+    nodes: Sequence[float]
+    steps: Sequence[tuple[Leaves, Sequence[Leaves], Leaves]]
+
+    def __call__(self, t: Any) -> Tensor:
+        """The state at times t.
+
+        Raises:
+            InputError: a time outside of the solve.
+        """
+        times = times_of_any_shape(t)
+        moving = differentiable(times)
+        flat = times.reshape(-1)
+        if not len(flat):
+            raise InputError("odeint_dense's solution at no time", "at least one time")
+        states = [
+            self._at(time, flat[i] if moving else time) for i, time in enumerate(flat.detach().double().cpu().tolist())
+        ]
+        stacked = torch.stack(states)
+        return self.layout.returned(stacked.reshape(*times.shape, *stacked.shape[1:]), 0)
+
+    def _at(self, t: float, time: Any) -> Tensor:
+        nodes = self.nodes
+        sign = 1 if nodes[-1] >= nodes[0] else -1
+        slack = 1e-6 * abs(nodes[-1] - nodes[0])
+        if not sign * nodes[0] - slack <= sign * t <= sign * nodes[-1] + slack:
+            raise InputError(f"odeint_dense's solution at t={t}", f"times between {nodes[0]} and {nodes[-1]}")
+        n = bisect.bisect_right([sign * node for node in nodes], sign * t) - 1
+        n = max(0, min(n, len(self.steps) - 1))
+        y, slopes, _ = self.steps[n]
+        h = nodes[n + 1] - nodes[n]
+        (state,) = weigh(y, h, interpolant(self.tableau).weights((time - nodes[n]) / h), slopes)
+        return state.to(y[0].dtype)  # a state without an axis would be widened by a time in double

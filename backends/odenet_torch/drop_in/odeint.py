@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from odenet import GridError, InputError, PIDController, StateError, UnsupportedError
 from odenet.kit import Compile, real, shown, yes_or_no
 from odenet_torch.drop_in import adaptive, adjoint, fixed
+from odenet_torch.drop_in.adaptive import Continuous
 from odenet_torch.drop_in.adjoint import AdjointProblem
-from odenet_torch.drop_in.dense import Continuous
 from odenet_torch.drop_in.error import AdjointTolerance, require_norm
 from odenet_torch.drop_in.events import linked
 from odenet_torch.drop_in.flow import OdeintProblem, flow

@@ -15,8 +15,7 @@ from odenet._errors import InputError
 from odenet._files import rename, write_text
 from odenet._gradients.record import Gradient
 from odenet._jobs.cells import resume as _resume
-from odenet._jobs.cells.plan import CellPlan, KeyedCell
-from odenet._jobs.cells.shard import Shard
+from odenet._jobs.cells.plan import CellPlan, KeyedCell, Shard
 from odenet._report.machine import SEVERAL
 from odenet._report.rows import as_csv, columns, from_json, to_json
 from odenet._solvers.names import AnySolver

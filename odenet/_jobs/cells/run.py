@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rich.console import Console
+from rich.progress import Progress
 
 from odenet._files import require_writable
 from odenet._jobs.cells.executor import ExecutorChoice, pool
-from odenet._jobs.cells.plan import CellPlan
-from odenet._jobs.cells.progress import watch
+from odenet._jobs.cells.plan import CellPlan, Shard
 from odenet._jobs.cells.results import JSON, CellResults, set_aside
 from odenet._jobs.cells.resume import nothing_there
-from odenet._jobs.cells.shard import Shard
 from odenet._jobs.cells.spread import ALONE, Spread, UnitPlan
 from odenet._report.machine import joined, machine
-from odenet._report.terminal import console
+from odenet._report.terminal import console, progress_bar
 
 GO_ON = "go on with: the same command and --resume"
 BEGIN = "nothing is kept; begin again with: the same command"
@@ -161,3 +160,39 @@ def say_paths(messages: Console, lead: str, paths: list[Path]) -> None:
     names = [str(path) for path in paths if path.suffix != ".svg"]
     if names:
         messages.print(f"{lead} {', '.join(names)}", markup=False)
+
+
+class CellProgress:
+    """Says which cell runs, and how each ended: a bar on a terminal, a line a cell anywhere else."""
+
+    def __init__(self, console: Console, cells: Sequence[Any], bar: Progress | None) -> None:
+        self._console, self._left, self._bar, self._count = console, list(cells), bar, len(cells)
+        self._task = bar.add_task("", total=len(cells)) if bar is not None else None
+        self._announce()
+
+    def finished(self, cell: Any, how: str, ok: bool = True) -> None:
+        """A cell is done, and this is to be said of it; what is not ok stays on a terminal, too."""
+        self._left.remove(cell)
+        if self._bar is None:
+            self._console.print(f"[{self._count - len(self._left)}/{self._count}] {cell}: {how}", markup=False)
+        elif not ok:
+            self._bar.console.print(f"{cell}: {how}", markup=False, style="red")
+        self._announce()
+
+    def _announce(self) -> None:
+        if self._bar is not None and self._task is not None:
+            description = str(self._left[0]) if self._left else "done"
+            self._bar.update(self._task, completed=self._count - len(self._left), description=description)
+            self._bar.refresh()
+
+
+@contextmanager
+def watch(console: Console, cells: Sequence[Any]) -> Iterator[CellProgress]:
+    """A `CellProgress` over cells. The bar is drawn between cells only: a thread that redraws it would disturb times.
+
+    Args:
+        console: where it is told.
+        cells: with a `str` each.
+    """
+    with progress_bar(console, auto_refresh=False, speed_estimate_period=600) as bar:
+        yield CellProgress(console, cells, bar)

@@ -16,9 +16,8 @@ from odenet._errors import BackendUnavailableError, InputError
 from odenet._files import require_writable
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
-from odenet._jobs.cells.progress import watch
 from odenet._jobs.cells.resume import nothing_there
-from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, measured
+from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, measured, watch
 from odenet._jobs.reproduce.reproduction import SCALES, CurveCell, Point, Reproduction, Settings, reproductions
 from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
 from odenet._jobs.reproduce.thresholds import thresholds

@@ -12,7 +12,7 @@ from typing import Any
 from odenet._errors import InputError
 from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
-from odenet._jobs.cells.shard import Shard
+from odenet._jobs.cells.plan import Shard
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings
 from odenet._report.rows import as_csv, column, from_json, to_json
 

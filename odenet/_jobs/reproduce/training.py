@@ -20,8 +20,7 @@ from odenet._jobs.data.cifar import FOLDER
 from odenet._jobs.data.images import Images, ImageSet, moments
 from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches
-from odenet._jobs.descent.schedule import rate
-from odenet._jobs.descent.training_pass import TrainingPass, evaluate, training_pass
+from odenet._jobs.descent.training_pass import TrainingPass, evaluate, rate, training_pass
 from odenet._jobs.reproduce.methods import built
 from odenet._jobs.reproduce.reproduction import CurveCell, Settings
 from odenet._nets.spec import Block, NetSpec, Norm
@@ -34,7 +33,7 @@ class Recipe:
     Args:
         images: of the training set, the first of a fixed random order; None for all.
         test: of the test set, its first ones; None for all.
-        epochs, batch, lr, schedule: of gradient descent with momentum 0.9, see `odenet._jobs.descent.schedule.rate`.
+        epochs, batch, lr, schedule: of gradient descent with momentum 0.9, see `descent.training_pass`.
         weight_decay: of all weights that learn.
         augment: whether training images are moved and mirrored at random.
     """

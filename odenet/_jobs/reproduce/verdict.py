@@ -10,10 +10,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from odenet._jobs.reproduce.controls import Said, Verdict, judged
-from odenet._jobs.reproduce.order import OverSeeds, of_order, order
-from odenet._jobs.reproduce.ratio import below_in_the_mean, bounded, middle, moved, paired, scaled
+from odenet._jobs.reproduce.order import (
+    OverSeeds,
+    below_in_the_mean,
+    bounded,
+    middle,
+    moved,
+    of_order,
+    order,
+    paired,
+    scaled,
+)
 from odenet._jobs.reproduce.thresholds import thresholds
-from odenet._report.interval import LEVEL, interval
+from odenet._report.fit import LEVEL, interval
 
 __all__ = [
     "OverSeeds",

@@ -19,12 +19,12 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.output import OutputFile, screen
 from odenet._jobs.solve.equal_steps import solve_in_equal_steps
 from odenet._jobs.solve.tolerances import solve_to_tolerances
-from odenet._jobs.work_precision.plan import SolvePlan
+from odenet._jobs.work_precision.results import SolvePlan
 from odenet._problem.problem import adaptive_solvers
 from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
 from odenet._test_problems.named import PROBLEMS, problem_named
-from odenet._test_problems.record import TestProblem
+from odenet._test_problems.reference import TestProblem
 
 
 class _ProblemName(click.ParamType):

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet._report.rows import column
-from odenet._test_problems.record import TestProblem
-from odenet._test_problems.reference import Reference
+from odenet._test_problems.reference import Reference, TestProblem
 
 _ROUNDING = {"float32": 2.0**-23, "float64": 2.0**-52}
 _COARSE = 0.5  # relative error above which nothing of the solution was found

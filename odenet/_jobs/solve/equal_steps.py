@@ -23,8 +23,7 @@ from odenet._report.rows import as_csv
 from odenet._report.terminal import console, table
 from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
-from odenet._test_problems.record import TestProblem
-from odenet._test_problems.reference import Reference, arrays, numerical, reference, relative_error
+from odenet._test_problems.reference import Reference, TestProblem, arrays, numerical, reference, relative_error
 
 _DRAWN = 400  # points of the reference curve
 

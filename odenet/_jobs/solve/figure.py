@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from odenet import _tree
 from odenet._errors import FileError
 from odenet._jobs.solve.convergence import EqualStepSolve, fitted_order, floor, series
-from odenet._test_problems.record import TestProblem
+from odenet._test_problems.reference import TestProblem
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,7 @@ from odenet._errors import OdenetError
 from odenet._files import write_atomically, write_text
 from odenet._jobs.output import say_written, screen
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.plan import SolvePlan
-from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
+from odenet._jobs.work_precision.results import AdaptiveSolve, SolvePlan, WorkPrecision
 from odenet._jobs.work_precision.table import tables
 from odenet._report.machine import machine
 from odenet._report.rows import as_csv

@@ -28,11 +28,9 @@ from odenet._jobs.cells.resume import nothing_there
 from odenet._jobs.data.images import ImageSet, moments
 from odenet._jobs.data.sets import image_set
 from odenet._jobs.descent.batches import Batches, Split, split
-from odenet._jobs.descent.schedule import rate
-from odenet._jobs.descent.training_pass import evaluate, training_pass
+from odenet._jobs.descent.training_pass import evaluate, rate, training_pass
 from odenet._jobs.train import events
-from odenet._jobs.train.checkpoint import RUN, Epoch, Outcome, TrainingRun, read
-from odenet._jobs.train.lock import alone
+from odenet._jobs.train.checkpoint import RUN, Epoch, Outcome, TrainingRun, alone, read
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._jobs.train.progress import EpochProgress, percent, watch
 from odenet._nets.weights import save_weights

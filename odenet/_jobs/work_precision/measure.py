@@ -10,13 +10,12 @@ from typing import Any
 
 from odenet import _tree
 from odenet._backend import registry as _registry
-from odenet._backend.profile import seconds
+from odenet._backend.sample import seconds
 from odenet._backend.solve import solve
 from odenet._errors import OdenetError, in_words
 from odenet._gradients.names import Backprop
 from odenet._jobs.cells.results import NOT_OFFERED, OK, not_run
-from odenet._jobs.work_precision.plan import SolveCell, SolvePlan, groups
-from odenet._jobs.work_precision.results import AdaptiveSolve
+from odenet._jobs.work_precision.results import AdaptiveSolve, SolveCell, SolvePlan, groups
 from odenet._problem.solution import Result, Solution, Stats
 from odenet._solvers.controller import PIDController
 from odenet._test_problems.reference import arrays, mixed_error, reference, relative_error

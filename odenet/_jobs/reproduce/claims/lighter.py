@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from odenet._backend import registry as _registry
-from odenet._backend.profile import seconds
+from odenet._backend.sample import seconds
 from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.digits_network import DigitsNetwork
