@@ -73,7 +73,7 @@ class CountingField(_BatchNorm):
             elif self in _MOVED:
                 with torch.no_grad():
                     for kind, value in zip(("running_mean", "running_var"), batch_statistics, strict=True):
-                        _MOVED[self][f"{name}{kind}"][row.item()].lerp_(value, NORM_MOMENTUM)
+                        _MOVED[self][f"{name}{kind}"][int(row)].lerp_(value, NORM_MOMENTUM)
             return y
 
         return branch(self.spec, y, w, 1, by_batch)
