@@ -197,10 +197,6 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
             )
             for way in (PAPER, CORRECTED)
         ),
-        *(
-            below(f"{way}, {PLAIN}: it fails to train", exact(PLAIN), by_curve[curve(way, PLAIN)], LIMITS["fails"])
-            for way in (PAPER, CORRECTED)
-        ),
         below(f"paper, {PLAIN}: the gradient is wrong by a tenth or more", wrong, error[PLAIN]),
         below("steps of 1/N have a fifth of that gradient error", error[SCALED], error[PLAIN], LIMITS["scaled"]),
         below("and 4 iterations a hundredth of what is left", iterated, error[SCALED], LIMITS["iterated"]),
