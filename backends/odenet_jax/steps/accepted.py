@@ -192,7 +192,7 @@ class AcceptedRun(Run):
 
         def at(i: Any, slopes: Leaves) -> Leaves:
             return tuple(
-                leaf + jnp.tensordot(weights[i].astype(leaf.real.dtype), k, 1)
+                leaf + jnp.tensordot(weights[i].astype(leaf.dtype), k, 1)
                 for leaf, k in zip(y, slopes, strict=True)
             )
 
