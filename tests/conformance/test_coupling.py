@@ -30,7 +30,7 @@ def state(solver: str, backend: str, **more: Any) -> np.ndarray:
 def blocks() -> tuple[np.ndarray, list[Any]]:
     weights, y0 = cases.smooth_network(STEPS, STEPS)
     layers = [{key: np.asarray(leaf)[n] for key, leaf in weights.items()} for n in range(STEPS)]
-    return np.asarray(y0), [lambda x, w=w: 1 / (1 + np.exp(-(x @ w["a"] + w["b"]))) for w in layers]
+    return np.asarray(y0), [lambda x, w=w: block(x, w) for w in layers]
 
 
 @pytest.mark.parametrize("backend", cases.BACKENDS)
