@@ -354,8 +354,9 @@ class Replay:
         roots = self.roots(*place)
         with no_trace([root for _, root in roots]), torch.no_grad():
             self._quietly(key, place, evaluate)
-        if after != [*map(_dice.of, dice)]:
-            raise _drawn(roots[0][0])
+        for generator, seeded in zip(dice, after, strict=True):
+            if _dice.of(generator) != seeded:
+                raise _drawn(roots[0][0], generator)
 
     def _look_for_late(self, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Whether a step's kernels may write on what they have saved; a field is run once more where it is not known.
@@ -415,10 +416,11 @@ class Replay:
         require_same(name, out, again)
 
 
-def _drawn(name: str) -> GradientError:
+def _drawn(name: str, dice: object = None) -> GradientError:
+    own = isinstance(dice, torch.Generator)
+    where = "is not a function of its inputs: it draws random numbers from a torch.Generator of its own"
     return GradientError(
-        f"{name} is not a function of its inputs: it draws random numbers from Python or NumPy, or from a "
-        "torch.Generator of its own, which are not drawn again as they were",
+        f"{name} {where if own else 'draws random numbers from Python or NumPy'}, which are not drawn again as they were",
         "random numbers of torch's own generator",
         "take torch.rand in its place, or gradient='backprop'",
     )
