@@ -420,7 +420,7 @@ def _drawn(name: str, dice: object = None) -> GradientError:
     own = isinstance(dice, torch.Generator)
     where = "is not a function of its inputs: it draws random numbers from a torch.Generator of its own"
     return GradientError(
-        f"{name} {where if own else 'draws random numbers from Python or NumPy'}, which are not drawn again as they were",
+        f"{name} {where if own else 'draws random numbers from Python or NumPy'}, which are not drawn again as before",
         "random numbers of torch's own generator",
         "take torch.rand in its place, or gradient='backprop'",
     )
