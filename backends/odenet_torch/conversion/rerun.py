@@ -73,7 +73,7 @@ def _leaves(out: Any) -> tuple[Tensor, ...]:
 class Recall(Replay):
     """The replay of one layer, which was looked at when the model was converted: it is not run twice here."""
 
-    def _check(self, key: Key, place: Place, name: str, out: Any, evaluate: Callable[[], Any]) -> None:
+    def _check(self, key: Key, place: Place, name: str, out: Any, evaluate: Callable[[], Any], y: Any) -> None:
         return
 
     def _look_for_late(self, key: Key, place: Place, out: Any, evaluate: Callable[[], Any]) -> None:
@@ -112,7 +112,6 @@ class Rerun:
         named = [(type(layer).__name__, layer)]
         # a state is not among them: it would be kept
         self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
-        self.replay.sides.once = True
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:
         """The first run, whose results are those of the layer."""

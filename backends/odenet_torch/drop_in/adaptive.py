@@ -140,7 +140,7 @@ class Continuous:
             self._at(time, flat[i] if moving else time) for i, time in enumerate(flat.detach().double().cpu().tolist())
         ]
         stacked = torch.stack(states)
-        return self.layout.returned(stacked.reshape(*times.shape, *stacked.shape[1:]), 0)
+        return self.layout.returned(stacked.reshape((*times.shape, *stacked.shape[1:])), 0)
 
     def _at(self, t: float, time: Any) -> Tensor:
         nodes = self.nodes

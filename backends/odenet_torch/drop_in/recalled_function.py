@@ -33,6 +33,7 @@ class Recalled:
         self.name = getattr(func, "__name__", type(func).__name__)
         self.sides = SideResults(cut=True)
         self.around = self.sides.begin(0, [(self.name, func)])[0]
+        self.sides.evaluations[id(func)] += 1  # it is evaluated many times
         self.parameters: dict[str, Tensor] = {}
         if isinstance(func, nn.Module):
             self.parameters = dict(func.named_parameters())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import pickle
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +47,30 @@ def others() -> Iterator[Callable[[], bool]]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+"""Classes of generators that are not replayed."""
+
+
+def named(names: frozenset[str], module: object) -> Iterator[Any]:
+    """The generators that code draws from which reads attributes of these names, of Python's or NumPy's module."""
+    functions = vars(np.random if module is np else module) if module in (random, np, np.random) else {}
+    for name in names & functions.keys():
+        yield getattr(functions[name], "__self__", None)
+
+
+def of(generator: Any) -> Any:
+    """The state of a generator of another than torch's own, to be compared."""
+    match generator:
+        case torch.Generator():
+            return _bytes(generator.get_state())
+        case np.random.Generator():
+            return pickle.dumps(generator.bit_generator.state)
+        case np.random.RandomState():
+            return pickle.dumps(generator.get_state(legacy=False))
+        case _:
+            return generator.getstate()
 
 
 def _bytes(generator: Tensor) -> bytes:

@@ -9,6 +9,7 @@ Over 250 lines: one walk, with a method for each kind of value that it comes to.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextvars
 import copy
 import dis
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from odenet_torch.field import random_state
 from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.places import (
     OF_MODULES,
@@ -48,7 +50,14 @@ _LIMIT = 20_000  # values that are looked at
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.Size})
 _DATA = (bool, int, float, complex, str, list, dict, set, tuple, Tensor, np.ndarray)
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
-_RECORDS = (types.SimpleNamespace, collections.ChainMap, collections.UserDict, collections.UserList, queue.Queue)
+_RECORDS = (
+    types.SimpleNamespace,
+    collections.ChainMap,
+    collections.UserDict,
+    collections.UserList,
+    queue.Queue,
+    concurrent.futures.Future,
+)
 _CACHED = functools._lru_cache_wrapper
 
 
@@ -63,6 +72,8 @@ class ReachableObjects:
         self.places: list[Location] = []
         self.watched: list[tuple[str, Tensor | np.ndarray]] = []
         """Tensors and arrays, which may be written on."""
+        self.generators: list[Any] = []
+        """Of random numbers."""
         self.hooks: list[dict[Any, Any]] = []
         """Of modules; those that were empty are looked into when they no longer are."""
         self._modules: list[nn.Module] = []
@@ -119,6 +130,11 @@ class ReachableObjects:
     def watch(self, name: str, value: Tensor | np.ndarray) -> Iterable[tuple[str, Any]]:
         """Note a tensor or an array that was reached."""
         self.watched.append((name, value))
+        return ()
+
+    def dice(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """Note a generator of random numbers."""
+        self.generators.append(value)
         return ()
 
     def module(self, name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -187,6 +203,8 @@ class ReachableObjects:
         entries = function.__globals__
         for key in reads:
             value = entries.get(key)
+            owners = (getattr(value, "__self__", None), *random_state.named(attributes, value))
+            yield from ((key, owner) for owner in owners if isinstance(owner, random_state.GENERATORS))
             if isinstance(value, type) and _package(value) in self._packages:
                 yield from self.kind(value)
             elif type(value) is types.ModuleType and _root(value.__name__) in self._packages:
@@ -298,6 +316,7 @@ _WAYS: dict[type, Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any
     threading.local: ReachableObjects.local,
     contextvars.ContextVar: ReachableObjects.context,
     _CACHED: ReachableObjects.cache,
+    **dict.fromkeys(random_state.GENERATORS, ReachableObjects.dice),
     types.GeneratorType: ReachableObjects.generator,
 }
 _CONTAINERS = {dict, list, set, tuple, collections.deque, collections.OrderedDict, collections.defaultdict}

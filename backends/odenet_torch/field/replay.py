@@ -13,7 +13,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,14 @@ from odenet_torch.field import late_writes
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same
 from odenet_torch.field.differentiating import unseen
+from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import held_now, no_trace, reach
 from odenet_torch.field.written_on import sampled, version
 
+Result = TypeVar("Result")
 Key = tuple[int, bool, float]
 """An evaluation of the forward pass: step, whether of a reversed step, and which of the step's."""
 Module = tuple[str, nn.Module]
@@ -136,7 +138,11 @@ class Replay:
         """An evaluation of the forward pass, at y."""
         self.before = self._look(self._calls(place))
         met = self.sides.begin(key[0], self.roots(*place))
+        dice = [x for _, root in self.roots(*place) for x in self.sides.around[id(root)].reach.generators]
+        before = [*map(_dice.of, dice)]
         out = evaluate()
+        if before and before != (after := [*map(_dice.of, dice)]):
+            self._require_seeded(key, place, evaluate, dice, after)
         state = _dice.state(self.device)
         if not _dice.same(state, self.last):
             self.random[key], self.last = self.last, state
@@ -149,7 +155,7 @@ class Replay:
                 self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
             self.of_step.setdefault(key[0], set()).add(id(module))
             if module not in _FUNCTIONS[module.training]:
-                self._check(key, place, name, out, evaluate)
+                self._check(key, place, name, out, evaluate, y)
                 _FUNCTIONS[module.training].add(module)
         if not self.sides.cut and key[0] not in self.late:
             self._look_for_late(key, place, out, evaluate)
@@ -159,7 +165,7 @@ class Replay:
                 self._refuse_graphs(key, place, y, evaluate)
         return out
 
-    def again(self, key: Key, place: Place, stages: int, evaluate: Callable[[], Leaves]) -> Leaves:
+    def again(self, key: Key, place: Place, stages: int, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the way back, as the forward evaluation at the same place of the step was.
 
         A backward pass of other steps than the forward pass's reads those of the step that holds its own.
@@ -325,17 +331,32 @@ class Replay:
     def _roots(self, place: Place) -> list[Root]:
         return [*self.roots(*place), *self.noticed]
 
-    def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
+    def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the forward pass once more, with its random state, which is put back."""
         with unseen():
             return self._replayed(key, place, evaluate)
 
-    def _replayed(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> Leaves:
+    def _replayed(self, key: Key, place: Place, evaluate: Callable[[], Result]) -> Result:
         state = _dice.state(self.device)
         try:
             return self.again(key, place, 1, evaluate)
         finally:
             _dice.restore(self.device, state)
+
+    def _require_seeded(
+        self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any], after: list[Any]
+    ) -> None:
+        """Looks whether f, which has drawn from generators of somebody's, seeds them itself.
+
+        Raises:
+            GradientError: it does not, and would draw other numbers when it runs again.
+        """
+        roots = self.roots(*place)
+        with no_trace([root for _, root in roots]), torch.no_grad():
+            self._quietly(key, place, evaluate)
+        for generator, seeded in zip(dice, after, strict=True):
+            if _dice.of(generator) != seeded:
+                raise _drawn(roots[0][0], generator)
 
     def _look_for_late(self, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Whether a step's kernels may write on what they have saved; a field is run once more where it is not known.
@@ -362,19 +383,44 @@ class Replay:
                 late_writes.remember(root, late)
         self.looked |= {id(root): bool(late_writes.known(root)) for _, root in roots}
 
-    def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
-        """Once in a module's life: run it again and compare.
+    def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves], y: Leaves) -> None:
+        """Once in a module's life: run it again at y and compare.
 
         Raises:
-            GradientError: something else came out, or it draws from a generator that is not torch's.
+            GradientError: something else came out; it draws from a generator that is not torch's; it keeps a part of
+                its graph, or a hook, where that cannot be found.
         """
-        with no_trace([root for _, root in self._roots(place)]), torch.no_grad(), _dice.others() as drawn:
-            again = self._quietly(key, place, evaluate)
+        marks: list[Any] = []
+        hooks = [len(leaf._backward_hooks or ()) for leaf in y]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(no_trace([root for _, root in self._roots(place)]))
+            for _, root in self.roots(*place):
+                around = self.sides.around[id(root)]
+                stack.enter_context(around.copied([held for _, held in around.written_on()]))
+            drawn = stack.enter_context(_dice.others())
+            try:
+                again, marks = self._quietly(key, place, lambda: marked(evaluate, y))
+            except RuntimeError:  # it takes derivatives with torch.func, or cannot be recorded at a leaf
+                with torch.no_grad():
+                    again = self._quietly(key, place, evaluate)
             drew = drawn()
-        if drew:
+        require_gone(name, marks)
+        if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
             raise GradientError(
-                f"{name} draws random numbers from Python or NumPy, which are not drawn again as they were",
-                "random numbers of torch's own generator",
-                "take torch.rand in its place, or gradient='backprop'",
+                f"{name} registers a hook on its input, which is a state of the solve, and is to run again",
+                "hooks on tensors that the block computes",
+                "hook x * 1 in the place of x, or take gradient='backprop'",
             )
+        if drew:
+            raise _drawn(name)
         require_same(name, out, again)
+
+
+def _drawn(name: str, dice: object = None) -> GradientError:
+    own = isinstance(dice, torch.Generator)
+    where = "is not a function of its inputs: it draws random numbers from a torch.Generator of its own"
+    return GradientError(
+        f"{name} {where if own else 'draws random numbers from Python or NumPy'}, which are not drawn again as before",
+        "random numbers of torch's own generator",
+        "take torch.rand in its place, or gradient='backprop'",
+    )

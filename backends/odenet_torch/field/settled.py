@@ -130,6 +130,8 @@ def settle(field: BlockField, replay: Replay) -> None:
         around = replay.sides.around.get(id(block))
         if around is None or not around.untouched() or any(around.reach.hooks):
             continue
+        if around.reach.generators:
+            continue
         if any(module._buffers or "parametrizations" in module._modules for module in modules):
             continue
         places = [

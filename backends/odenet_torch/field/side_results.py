@@ -6,6 +6,7 @@ constants by a loss that uses them: they are replaced by ones whose gradient is 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,6 @@ from odenet_torch.field.places import MISSING, CachedResults, Location, MappingE
 from odenet_torch.field.reachable_objects import held_by
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
-from odenet_torch.field.written_on import version
 
 Root = tuple[str, Any]
 """What f is made of, with a name for messages."""
@@ -40,8 +40,8 @@ class SideResults:
         self.of_step: dict[int, set[int]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
         """Places and keys of tensors that depend on what has a gradient."""
-        self.once = False
-        """Whether f is evaluated once alone in the pass, as a layer of somebody's is."""
+        self.evaluations: collections.Counter[int] = collections.Counter()
+        """By `id` of what f is made of."""
         self.stood: set[tuple[Location, Any]] = set()
         """Entries of dicts that stood there before the pass."""
         self.filled: list[tuple[Location, Any, Any]] = []
@@ -53,6 +53,7 @@ class SideResults:
         """Before an evaluation: those that are met for the first time."""
         met = []
         for name, root in roots:
+            self.evaluations[id(root)] += 1
             if id(root) not in self.around:
                 self.around[id(root)] = around = Surroundings(name, root)
                 met.append(around)
@@ -97,7 +98,7 @@ class SideResults:
                         name = full(around.name, place.called(key))
                         place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
             self.clear()
-            around.written(self.once)
+            around.written(once=self.evaluations[id(around.root)] == 1)
             self.filled += around.filled
             self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
 
@@ -159,31 +160,11 @@ def _require_overwritten(around: Surroundings, y: Leaves, evaluate: Callable[[],
         GradientError: one is added to, so that each further run would add once more.
     """
     known = _detached(around.root)
-    pairs = zip(around.reach.watched, around.values, strict=True)
-    written = [
-        (name, held)
-        for (name, held), value in pairs
-        if isinstance(held, Tensor)
-        and value is not None
-        and version(held) != value[0]
-        and f"written {name}" not in known
-    ]
+    written = [(name, held) for name, held in around.written_on() if f"written {name}" not in known]
     if not written:
         return
-    copies = {id(held): held.detach().clone() for _, held in written}
-    places = around.reach.places
-    now = [place.contents() for place in places]
-    for place, contents in zip(places, now, strict=True):
-        for key, value in contents.items():
-            if isinstance(value, Tensor) and id(value) in copies:
-                place.put(key, copies[id(value)])
-            elif isinstance(value, tuple) and not copies.keys().isdisjoint(map(id, value)):
-                place.put(key, tuple(copies.get(id(item), item) for item in value))
-    try:
-        with recorded(y):
-            evaluate()
-    finally:
-        put_back(differences(places, now))
+    with around.copied([held for _, held in written]) as copies, recorded(y):
+        evaluate()
     for name, held in written:
         copy = copies[id(held)]
         if copy.requires_grad and not torch.equal(copy.detach(), held.detach()):
@@ -264,13 +245,13 @@ def _cut(value: Any, known: set[int], name: str) -> Any:
 class _SideResult(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _: Tensor, value: Tensor, name: str) -> Tensor:
-        ctx.name = name
+        ctx.place = name  # a node has a method `name`
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
         raise GradientError(
-            f"the gradient of {ctx.name}: a tensor that the field kept beside what it returned, in a forward pass "
+            f"the gradient of {ctx.place}: a tensor that the field kept beside what it returned, in a forward pass "
             "that keeps no graph",
             "losses of what the solve returns",
             "take gradient='backprop', or with equal steps gradient='checkpoint' (every step, or segments=), where "

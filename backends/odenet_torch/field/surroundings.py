@@ -75,7 +75,7 @@ class Surroundings:
             self.own = {(id(place), key) for place, key, _, _ in changes}
             pairs = zip(self.reach.places, self.before, strict=True)
             self.stood = [(place, key) for place, contents in pairs for key in contents]
-            self.filled = [c[:3] for c in changes if (once or _of_graph(c)) and _keeps_nothing(c)]
+            self.filled = [c[:3] for c in changes if (once or _of_graph(c)) and _may_stay(c, once)]
             if (memo := knowledge(self.root)) is not None:
                 memo.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
@@ -88,6 +88,32 @@ class Surroundings:
             self.values = [
                 earlier if earlier == later else None for earlier, later in zip(self.values, current, strict=True)
             ]
+
+    def written_on(self) -> list[tuple[str, Tensor]]:
+        """The tensors that f has written on, with their names."""
+        pairs = zip(self.reach.watched, self.values, strict=True)
+        return [
+            (name, held)
+            for (name, held), value in pairs
+            if isinstance(held, Tensor) and value is not None and version(held) != value[0]
+        ]
+
+    @contextlib.contextmanager
+    def copied(self, tensors: Iterable[Tensor]) -> Iterator[dict[int, Tensor]]:
+        """Inside, copies stand in the places of some tensors: yields them by `id`. All that changes is put back."""
+        copies = {id(held): held.detach().clone() for held in tensors}
+        places = self.reach.places
+        now = [place.contents() for place in places]
+        for place, contents in zip(places, now, strict=True):
+            for key, value in contents.items():
+                if isinstance(value, Tensor) and id(value) in copies:
+                    place.put(key, copies[id(value)])
+                elif isinstance(value, tuple) and not copies.keys().isdisjoint(map(id, value)):
+                    place.put(key, tuple(copies.get(id(item), item) for item in value))
+        try:
+            yield copies
+        finally:
+            put_back(differences(places, now))
 
     def require_unwritten(self) -> None:
         """Looks whether the tensors and arrays that f may read still hold what they held.
@@ -256,10 +282,12 @@ def _older(value: Any, since: int) -> bool:
     return bool(nodes) and all(node._sequence_nr() < since for node in nodes)
 
 
-def _keeps_nothing(difference: Difference) -> bool:
-    """Whether what stood there holds no tensor that what stands there now does not hold."""
+def _may_stay(difference: Difference, once: bool) -> bool:
+    """Whether what stood there holds no tensor that what stands there now does not hold; or none with a graph, which
+    would keep all of the last pass alive, if f ran once alone and so is to find it again."""
     _, _, old, new = difference
-    return {id(tensor) for tensor in tensors_in(old)} <= {id(tensor) for tensor in tensors_in(new)}
+    new = {id(tensor) for tensor in tensors_in(new)}
+    return all(id(tensor) in new or (once and not tensor.requires_grad) for tensor in tensors_in(old))
 
 
 def _of_graph(difference: Difference) -> bool:

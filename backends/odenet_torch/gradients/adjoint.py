@@ -270,12 +270,24 @@ def require_known(n: int, outputs: Sequence[Tensor], known: Sequence[Tensor], si
 
 @contextlib.contextmanager
 def unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Without hooks on tensors: they are for the whole gradient, and would be run on each step's part of it, too."""
+    """Without hooks on tensors: they are for the whole gradient, and would be run on each step's part of it, too.
+
+    Raises:
+        GradientError: the field goes back by itself, and for a whole backward pass alone.
+    """
     hooked = [(tensor._backward_hooks, dict(tensor._backward_hooks)) for tensor in tensors if tensor._backward_hooks]
     for hooks, _ in hooked:
         hooks.clear()
     try:
         yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise GradientError(
+            "the field calls torch.utils.checkpoint with use_reentrant=True, which refuses torch.autograd.grad",
+            "torch.utils.checkpoint with use_reentrant=False",
+            "take that, leave torch.utils.checkpoint out, or take gradient='backprop'",
+        ) from error
     finally:
         for hooks, copies in hooked:
             hooks.update(copies)

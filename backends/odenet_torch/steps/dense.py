@@ -68,7 +68,7 @@ class Dense:
         ]
         columns = [torch.stack(column) for column in zip(*states, strict=True)]
         leaves = [
-            self.layout.returned(leaf.reshape(*times.shape, *leaf.shape[1:]), i) for i, leaf in enumerate(columns)
+            self.layout.returned(leaf.reshape((*times.shape, *leaf.shape[1:])), i) for i, leaf in enumerate(columns)
         ]
         if self.outputs and torch.is_grad_enabled():
             leaves = [leaf + _Cut.apply(self.gradient, leaf.detach(), *self.outputs) for leaf in leaves]

@@ -1,0 +1,59 @@
+"""Graphs that an evaluation leaves behind in places that nobody looks into: an object of another package, a parameter.
+
+Whatever keeps a result, keeps the nodes that computed it and what these have saved. That is looked at once in a block's
+life: what is saved there is handed out marked, and marks that are alive when all that is known was put back, and what
+the block returned was let go, are held by something that is not known.
+"""
+
+from __future__ import annotations
+
+import gc
+import operator
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from odenet import GradientError
+from odenet_torch.field.side_results import recorded
+from odenet_torch.field.state import Leaves
+
+
+class _Saved:
+    """What a node holds in the place of a tensor that it has saved."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # an output that its own node held would be freed by the garbage collector only
+
+
+def marked(evaluate: Callable[[], Leaves], y: Leaves) -> tuple[Leaves, list[weakref.ref[_Saved]]]:
+    """What an evaluation at y returns, without its graph, and marks of all that the graph has saved."""
+    marks: list[weakref.ref[_Saved]] = []
+
+    def pack(tensor: Tensor) -> _Saved:
+        marks.append(weakref.ref(saved := _Saved(tensor)))
+        return saved
+
+    with recorded(y), torch.autograd.graph.saved_tensors_hooks(pack, operator.attrgetter("tensor")):
+        out = evaluate()
+    return tuple(leaf.detach() for leaf in out), marks
+
+
+def require_gone(name: str, marks: list[weakref.ref[_Saved]]) -> None:
+    """Looks whether a graph is gone.
+
+    Raises:
+        GradientError: something keeps a part of it.
+    """
+    for generation in (1, 2):  # cycles of references; those that were just made are in the youngest generations
+        if all(mark() is None for mark in marks):
+            return
+        gc.collect(generation)
+    if any(mark() is not None for mark in marks):
+        raise GradientError(
+            f"{name} keeps a tensor that needs a gradient where it cannot be found again, as an attribute of a "
+            "parameter or in an object of another package, and the block is to run again",
+            "what is kept in attributes of the block, lists, dicts, closures and global names",
+            "keep it there, or tensor.detach(); make it part of the state; or take gradient='backprop'",
+        )
