@@ -30,6 +30,9 @@ def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
 
 def _norms(defect: AnyLeaves, y: AnyLeaves) -> list[tuple[Tensor, Tensor, int]]:
     """For each way to read rows: the norms of the rows of the defect and of y, and the number of entries of a row."""
+    if len(y) == 1 and y[0].ndim == 2 and y[0].numel():  # the most, of which there are many in small networks
+        norm = torch.linalg.vector_norm
+        return [(norm(defect[0], 2, -1), norm(y[0], 2, -1), y[0].shape[1])]
     pairs = [(d, leaf) for d, leaf in zip(defect, y, strict=True) if leaf.numel()]
     readings = [reading for pair in pairs for reading in _read(*pair)]
     return [(_norm(d, axis), _norm(leaf, axis), leaf.shape[axis]) for d, leaf, axis in readings]
@@ -116,7 +119,7 @@ class StepErrors:
         self._join()
         self._count(n)
         self.recent.append(error.reshape(1))
-        if self.count == _TOGETHER:
+        if self.count >= _TOGETHER:
             self.worst()
 
     def add_several(self, errors: Tensor, n: int) -> None:
@@ -137,16 +140,15 @@ class StepErrors:
             self.add(relative(defect, y), n)
             return
         self._count(n)
-        norms = _norms(defect, y)
-        self.waiting.append(norms)
+        self.waiting.append(norms := _norms(defect, y))
         if not self.together:
             kept = sum(off.numel() + sizes.numel() for off, sizes, _ in norms)
             # never as much as a state: a network of any depth is to need what a shallow one does
             self.together = min(_NORMS_TOGETHER, self.entries // (2 * max(kept, 1)) + 1)
         if len(self.waiting) == self.together:
             self._join()
-        if self.count == _TOGETHER:
-            self.worst()
+            if self.count >= _TOGETHER:
+                self.worst()
 
     def _count(self, n: int) -> None:
         self.first = self.first if self.count else n
