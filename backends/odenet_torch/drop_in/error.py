@@ -63,11 +63,9 @@ class AdjointTolerance(Tolerance):
             beside = [] if self.of_all == "seminorm" else self._beside()
             return self._whole(scaled(error, sizes, self.rtol, self.atol), beside)
 
-    def size(self, value: Leaves, y: Leaves) -> Tensor:
+    def at_start(self, ratios: Leaves) -> Tensor:
         """See `Tolerance`."""
-        with torch.no_grad():
-            own = scaled(value, (leaf.abs() for leaf in y), self.rtol, self.atol, least=True)
-            return self._whole(own, [None] * len(self.totals()))
+        return self._whole(ratios, [None] * len(self.totals()))
 
     def _beside(self) -> list[Tensor | None]:
         """The errors of the quadratures over what is allowed."""

@@ -107,6 +107,7 @@ class StepErrors:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.pair = torch.zeros(2, dtype=run.layout.time, device=run.layout.device)
+        self.fresh = True  # nothing has been looked through yet
         self.recent: list[Tensor] = []
         self.count = 0  # of their entries
         self.first = -1  # the step of the first of these, which the others follow downward
@@ -159,16 +160,25 @@ class StepErrors:
             self.recent.append(_joined(self.waiting))
             self.waiting = []
 
+    def add_steps(self, errors: Tensor, steps: Sequence[int]) -> None:
+        """Those of any steps, shape (steps,)."""
+        value, index = torch.cat([self.worst()[:1], errors.to(self.pair.dtype)]).max(0)
+        places = torch.cat([self.pair[1:], self.pair.new_tensor(steps)])
+        self.pair, self.fresh = torch.stack([value, places.take(index)]), False
+
     def worst(self) -> Tensor:
         """The largest, NaN if there is one, and the step that it is of."""
         self._join()
-        if self.recent:
+        if self.count == 1 and self.fresh:  # one step alone, as a converted layer has
+            self.pair = pad(self.recent[0].to(self.pair.dtype), (0, 1), value=float(self.first))
+        elif self.recent:
             kind = self.pair.dtype
             every = torch.cat([self.pair[:1], *(errors.to(kind) for errors in self.recent)])
             value, index = every.max(0)
             step = torch.where(index == 0, self.pair[1], self.first + 1 - index)
             self.pair = torch.stack([value, step.to(kind)])
-            self.recent, self.count = [], 0
+        if self.recent:
+            self.recent, self.count, self.fresh = [], 0, False
         return self.pair
 
 
