@@ -51,6 +51,11 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
     return [leaf for leaves, _ in parts for leaf in leaves], unflatten
 
 
+def leaf(tree: Any) -> bool:
+    """Whether a tree is one leaf."""
+    return _open(tree) is None
+
+
 def leaves(tree: Any) -> list[Any]:
     """The leaves of a tree, in the order of its flattening."""
     return flatten(tree)[0]

@@ -70,7 +70,10 @@ class Depth:
             sizes = {_length(path, leaf) for path, leaf in _tree.paths(self.tree) if _is_array(leaf)}
         else:
             sizes = {len(self.tree)}
-            if any(not _tree.same_shape(self.tree[0], layer) for layer in self.tree[1:]):
+            first, others = self.tree[0], self.tree[1:]
+            if others and _tree.leaf(first):  # a block: many of few classes, each of which is a leaf or is not
+                others = {type(layer): layer for layer in others}.values()
+            if any(not _tree.same_shape(first, layer) for layer in others):
                 raise DepthError("the layers are trees of different containers or keys", "one tree of weights a layer")
         if len(sizes) != 1:
             shapes = ", ".join(f"{p}: {tuple(x.shape)}" for p, x in _tree.paths(self.tree) if _is_array(x))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
-from odenet.kit import add, alarm, staged, subtract, tree_leaves, tree_map
+from odenet.kit import alarm, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
 from odenet_torch.conversion.call_modes import CallMode, described
@@ -277,7 +277,7 @@ class Link:
         states = {0: y}
         with torch.no_grad():
             for n in range(self.steps - (not self.checks)):
-                y = add(y, run.increment(n, y))
+                y = run.after(n, y)
                 states[n + 1] = y
         if self.checks:
             if difference(end[0], y[0]) > coarse(self.run.tolerance, end[0].to(self.dtype)):

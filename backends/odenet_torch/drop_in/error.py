@@ -62,10 +62,8 @@ class AdjointTolerance(Tolerance):
             beside = [] if self.of_all == "seminorm" else self._beside()
             return self._whole(scaled(error, sizes, self.rtol, self.atol), beside)
 
-    def size(self, value: Leaves, y: Leaves) -> Tensor:
-        with torch.no_grad():
-            own = scaled(value, (leaf.abs() for leaf in y), self.rtol, self.atol, least=True)
-            return self._whole(own, [None] * len(self.totals()))
+    def at_start(self, ratios: Leaves) -> Tensor:
+        return self._whole(ratios, [None] * len(self.totals()))
 
     def _beside(self) -> list[Tensor | None]:
         """The errors of the quadratures over what is allowed."""

@@ -326,8 +326,9 @@ class _FixedStepSolve(torch.autograd.Function):
             return _recorded(ctx, gradients)
         refuse_second_derivatives(ctx.adjoint.stats.gradient)
         run, count = dataclasses.replace(ctx.run, again=True), ctx.count
-        count_saved = len(ctx.saved_tensors) - len(ctx.weights)
-        saved = [leaf.detach() for leaf in ctx.saved_tensors[:count_saved]]  # y0 among them may need a gradient
+        tensors = ctx.saved_tensors  # once: torch unpacks, and looks at, all of them each time
+        count_saved = len(tensors) - len(ctx.weights)
+        saved = [leaf.detach() for leaf in tensors[:count_saved]]  # y0 among them may need a gradient
         groups = [tuple(saved[i : i + count]) for i in range(0, len(saved), count)]
         inner = dict(ctx.inner)
         if not _retained():
@@ -339,7 +340,7 @@ class _FixedStepSolve(torch.autograd.Function):
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
         course: StageChain | None = ctx.course
-        every = ctx.saved_tensors[count_saved:] if course is None else course.every
+        every = tensors[count_saved:] if course is None else course.every
         sums, steps = Sums(run.field), run.grid.steps
 
         @contextlib.contextmanager

@@ -30,6 +30,9 @@ def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
 
 def _norms(defect: AnyLeaves, y: AnyLeaves) -> list[tuple[Tensor, Tensor, int]]:
     """For each way to read rows: the norms of the rows of the defect and of y, and the number of entries of a row."""
+    if len(y) == 1 and y[0].ndim == 2 and y[0].numel():  # the most, of which there are many in small networks
+        norm = torch.linalg.vector_norm
+        return [(norm(defect[0], 2, -1), norm(y[0], 2, -1), y[0].shape[1])]
     pairs = [(d, leaf) for d, leaf in zip(defect, y, strict=True) if leaf.numel()]
     readings = [reading for pair in pairs for reading in _read(*pair)]
     return [(_norm(d, axis), _norm(leaf, axis), leaf.shape[axis]) for d, leaf, axis in readings]
@@ -104,6 +107,7 @@ class StepErrors:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.pair = torch.zeros(2, dtype=run.layout.time, device=run.layout.device)
+        self.fresh = True  # nothing has been looked through yet
         self.recent: list[Tensor] = []
         self.count = 0  # of their entries
         self.first = -1  # the step of the first of these, which the others follow downward
@@ -116,7 +120,7 @@ class StepErrors:
         self._join()
         self._count(n)
         self.recent.append(error.reshape(1))
-        if self.count == _TOGETHER:
+        if self.count >= _TOGETHER:
             self.worst()
 
     def add_several(self, errors: Tensor, n: int) -> None:
@@ -137,16 +141,15 @@ class StepErrors:
             self.add(relative(defect, y), n)
             return
         self._count(n)
-        norms = _norms(defect, y)
-        self.waiting.append(norms)
+        self.waiting.append(norms := _norms(defect, y))
         if not self.together:
             kept = sum(off.numel() + sizes.numel() for off, sizes, _ in norms)
             # never as much as a state: a network of any depth is to need what a shallow one does
             self.together = min(_NORMS_TOGETHER, self.entries // (2 * max(kept, 1)) + 1)
         if len(self.waiting) == self.together:
             self._join()
-        if self.count == _TOGETHER:
-            self.worst()
+            if self.count >= _TOGETHER:
+                self.worst()
 
     def _count(self, n: int) -> None:
         self.first = self.first if self.count else n
@@ -157,16 +160,25 @@ class StepErrors:
             self.recent.append(_joined(self.waiting))
             self.waiting = []
 
+    def add_steps(self, errors: Tensor, steps: Sequence[int]) -> None:
+        """Those of any steps, shape (steps,)."""
+        value, index = torch.cat([self.worst()[:1], errors.to(self.pair.dtype)]).max(0)
+        places = torch.cat([self.pair[1:], self.pair.new_tensor(steps)])
+        self.pair, self.fresh = torch.stack([value, places.take(index)]), False
+
     def worst(self) -> Tensor:
         """The largest, NaN if there is one, and the step that it is of."""
         self._join()
-        if self.recent:
+        if self.count == 1 and self.fresh:  # one step alone, as a converted layer has
+            self.pair = pad(self.recent[0].to(self.pair.dtype), (0, 1), value=float(self.first))
+        elif self.recent:
             kind = self.pair.dtype
             every = torch.cat([self.pair[:1], *(errors.to(kind) for errors in self.recent)])
             value, index = every.max(0)
             step = torch.where(index == 0, self.pair[1], self.first + 1 - index)
             self.pair = torch.stack([value, step.to(kind)])
-            self.recent, self.count = [], 0
+        if self.recent:
+            self.recent, self.count, self.fresh = [], 0, False
         return self.pair
 
 

@@ -158,7 +158,7 @@ class Recomputation(Adjoint):
         for turn in schedule(run.grid.steps, self.method.states).turns:
             y = known[turn.origin]
             for n in range(turn.origin, turn.step):
-                y = add(y, run.increment(n, y))
+                y = run.after(n, y)
                 if n + 1 in turn.keep:
                     known[n + 1] = y
             g = self.step(run, turn.step, y, g, gradients.get(turn.step), sums)
@@ -171,7 +171,7 @@ class Recomputation(Adjoint):
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for first, end in reversed(self.method.parts(run.grid.steps)):
             for n in range(first, end - 1):
-                known[n + 1] = add(known[n], run.increment(n, known[n]))
+                known[n + 1] = run.after(n, known[n])
             for n in reversed(range(first, end)):
                 g = self.step(run, n, known.pop(n), g, gradients.get(n), sums)
                 yield n
@@ -192,7 +192,7 @@ class Recomputation(Adjoint):
         keep = schedule(run.grid.steps, self.method.states).forward
         known = {0: y}
         for n in range(max(keep)):
-            y = add(y, run.increment(n, y))
+            y = run.after(n, y)
             if n + 1 in keep:
                 known[n + 1] = y
         return known
@@ -239,7 +239,7 @@ class Recomputation(Adjoint):
         """The same where the step reads parameters of its own alone: nothing was added up for them so far."""
         at, weights = y[0].detach().requires_grad_(), read(run, n)
         with torch.enable_grad():
-            z = at + run.increment(n, (at,))[0]
+            (z,) = run.after(n, (at,))
         gradients = pulled(z, (at, *weights), g[0])
         sums.by_tensor.update((id(x), part) for x, part in zip(weights, gradients[1:], strict=True) if part is not None)
         assert gradients[0] is not None
@@ -306,7 +306,7 @@ def _advanced(run: Run, n: int, carried: Carried) -> Carried:
     """What is carried after step n."""
     if isinstance(run.solver, ReversibleSolver):
         return run.solver.step(run, n, run.grid.size(n), run.grid.steps, carried)
-    return (add(carried[0], run.increment(n, carried[0])),)
+    return (run.after(n, carried[0]),)
 
 
 def _grouped(flat: Sequence[Tensor], count: int) -> Carried:

@@ -43,10 +43,7 @@ class Reversal(Adjoint):
         known = run.settled is not None and run.settled.once(steps)
         for n in reversed(range(steps)):
             z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
-            if known:
-                d, g = self.known_step(run, n, z, g, sums)
-            else:
-                d, g = self.step(run, n, z, g, sums)
+            d, g = (self.known_step if known else self.step)(run, n, z, g, sums)
             before = subtract(y, d)
             if n in saved.states:
                 # its own increment taken back from a rebuilt y[n+1] misses y[n] by what y[n+1] is off
@@ -82,14 +79,17 @@ class Reversal(Adjoint):
     @staticmethod
     def known_step(run: Run, n: int, z: Leaves, g: AnyLeaves, sums: Sums) -> tuple[Leaves, Leaves]:
         """The same where the state is one tensor, and the step reads parameters of its own alone."""
-        at, weights = z[0].detach().requires_grad_(), read(run, n)
+        at, weights, direct = z[0].detach().requires_grad_(), read(run, n), run.direct
+        assert direct is not None
+        single, h = direct.single, run.grid.size(n)  # of one stage, whose factor h is no node of the graph
         with torch.enable_grad():
-            (d,) = run.increment(n, (at,))
+            d = direct.slope(n, direct.places[0][0], at) if single else run.increment(n, (at,))[0]
+        value = h * d.detach() if single else d.detach()
         if not d.requires_grad:  # the block depends on nothing
-            return (d,), tuple(g)
-        part, *by_weights = pulled(d, (at, *weights), g[0])
+            return (value,), tuple(g)
+        part, *by_weights = pulled(d, (at, *weights), h * g[0] if single else g[0])
         sums.by_tensor.update([(id(x), k) for x, k in zip(weights, by_weights, strict=True) if k is not None])
-        return (d.detach(),), (g[0] if part is None else g[0] + part,)
+        return (value,), (g[0] if part is None else g[0] + part,)
 
     def sketch(self, y0: Leaves) -> Sketch | None:
         return Sketch(y0)
@@ -124,7 +124,7 @@ def predicted(method: DiscreteAdjoint, f: Any, n: int, y: Leaves, seen: Sequence
         z = subtract(y, combine(*zip(method.continued, seen, strict=True)))
         more = method.iterations - 1
     else:
-        z = add(y, f.increment(n, y, reverse=True))
+        z = f.after(n, y, reverse=True)
         more = (method.startup if method.extrapolates else method.iterations) - 1
     for _ in range(more):
         z = subtract(y, f.increment(n, z))

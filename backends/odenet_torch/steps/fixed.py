@@ -66,6 +66,18 @@ class Run:
             return ((-size if reverse else size) * direct.slope(n, direct.places[reverse][0], y[0]),)
         return increment(self.solver.increments, self._stage(n, reverse, stand), y, -size if reverse else size)
 
+    def after(self, n: int, y: Leaves, *, reverse: bool = False) -> Leaves:
+        """y and its increment (see `increment`), added up: of a method of one stage in one operation a leaf."""
+        size, direct = self.grid.size(n), self.direct
+        size = -size if reverse else size
+        if direct is not None and direct.single:
+            leaf = y[0]
+            return (torch.add(leaf, direct.slope(n, direct.places[reverse][0], leaf), alpha=size),)
+        if self.solver.increments.step_stages > 1:
+            return add(y, self.increment(n, y, reverse=reverse))
+        slopes = self._stage(n, reverse, None)(0, y)
+        return tuple([torch.add(leaf, k, alpha=size) for leaf, k in zip(y, slopes, strict=True)])
+
     def piece(self, n: int, y: Leaves, stand: Stand, g: AnyLeaves) -> tuple[Leaves, Leaves, AnyLeaves]:
         """`D_n(y)`, and what the loss reads of step n: `D_n(y)` with cotangent g, and outputs inside with theirs."""
         if n not in self.inside:
@@ -191,7 +203,7 @@ def loop(
                 states[n + 1] = pair[0]
         return states, solver.kept(pair)
     for n in range(grid.steps):
-        y = add(y, run.increment(n, y))
+        y = run.after(n, y)
         if on_step is not None:
             on_step(n, y)
         if n + 1 in kept:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.kit import Rebuild, StagedSolver, increment, positions, tree_flatten, tree_same_shape
+from odenet.kit import Rebuild, StagedSolver, add, increment, positions, tree_flatten, tree_same_shape
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.stride_patterns import Pattern, Slot
 
@@ -87,6 +87,10 @@ class Inside:
         h = -self.h if reverse else self.h
         weights: Any = _Weights(a, b, stages)
         return increment(weights, lambda i, at: self.slope(n, places[i], at, live), y, h)
+
+    def after(self, n: int, y: Leaves, *, reverse: bool = False) -> Leaves:
+        """See `Run.after`."""
+        return add(y, self.increment(n, y, reverse=reverse))
 
 
 class _Weights:

@@ -257,8 +257,8 @@ class AdaptiveLoop:
 
     def _first_size(self, t: float, y: Leaves, first: Leaves, direction: float, stop: float) -> float:
         """Hairer, Norsett, Wanner I, p. 169: two host reads and one evaluation."""
-        control, tolerance = self.control, self.tolerance
-        d0, d1 = listed(torch.stack([tolerance.size(y, y).double(), tolerance.size(first, y).double()]))
+        control, size_of = self.control, self.tolerance.sizes(y)
+        d0, d1 = listed(torch.stack([size_of(y), size_of(first)]))
         size = min(control.trial(d0, d1), abs(stop - t))
         if not size:  # the slope is not finite
             return 0.0
@@ -266,7 +266,7 @@ class AdaptiveLoop:
             at = weigh_leaves(y, direction * size, (1.0,), (first,))
             second = self.slope(t + direction * size, at, 1, t, stop)
             change = weigh_leaves(second, -1.0, (1.0,), (first,))
-            d2 = float(tolerance.size(change, y)) / size
+            d2 = float(size_of(change)) / size
         return control.first(self.tableau.error_order, size, d1, d2)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,22 @@ class Tolerance:
 
     def size(self, value: Leaves, y: Leaves) -> Tensor:
         """The norm of a value over what is allowed at y."""
+        return self.sizes(y)(value)
+
+    def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
+        """The norm over what is allowed at y, of any value."""
         with torch.no_grad():
-            sizes = (leaf.abs() for leaf in y)
-            return self.norm(scaled(value, sizes, self.rtol, self.atol, least=True))
+            allowed = [*allowances((leaf.abs() for leaf in y), self.rtol, self.atol)]
+
+        def size(value: Leaves) -> Tensor:
+            with torch.no_grad():
+                return self.at_start(over(value, allowed, self.atol, least=True))
+
+        return size
+
+    def at_start(self, ratios: Leaves) -> Tensor:
+        """The norm of entries over what is allowed, before the first step."""
+        return self.norm(ratios)
 
     def _norm(self, control: PIDController, layout: Layout) -> Callable[[Leaves], Tensor]:
         if callable(control.norm):
@@ -92,9 +105,19 @@ def within(norm: Callable[[Leaves], Tensor], error: Leaves, y: Leaves, y1: Leave
 def scaled(value: Leaves, sizes: Iterable[Tensor], rtol: _Each, atol: _Each, *, least: bool = False) -> Leaves:
     """Entries over what is allowed. With atol=0 none is allowed of an entry that is zero: no error is none too many,
     and with `least`, for the first step, such an entry says nothing."""
+    return over(value, allowances(sizes, rtol, atol), atol, least=least)
+
+
+def allowances(sizes: Iterable[Tensor], rtol: _Each, atol: _Each) -> Iterator[Tensor]:
+    """What is allowed of the entries of each leaf, by their sizes."""
+    for size, relative, absolute in zip(sizes, rtol, atol, strict=True):
+        yield absolute + relative * size
+
+
+def over(value: Leaves, allowances: Iterable[Tensor], atol: _Each, *, least: bool = False) -> Leaves:
+    """See `scaled`."""
     ratios: list[Tensor] = []
-    for leaf, size, relative, absolute in zip(value, sizes, rtol, atol, strict=True):
-        allowed = absolute + relative * size
+    for leaf, allowed, absolute in zip(value, allowances, atol, strict=True):
         scaled = leaf.abs() / allowed
         if not (isinstance(absolute, float) and absolute > 0):
             scaled = torch.where((allowed == 0) & (least | (leaf == 0)), 0, scaled)
