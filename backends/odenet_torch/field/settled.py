@@ -121,6 +121,7 @@ def settle(field: BlockField, replay: Replay) -> None:
         or replay.moving
         or replay.noticed
         or replay.sides.differentiable
+        or replay.sides.caches
         or field.captured
     ):
         return
