@@ -25,14 +25,14 @@ FIXED = ("euler backprop", "euler checkpoint", "euler discrete-adjoint", "rk4 ba
 REVERSIBLE = ("alf reversible", "reversible-heun reversible", "reversible:euler reversible")
 
 
-def rows() -> Iterator[dict[str, Any]]:
-    """One row a solve; none where no earlier commit is named."""
+def rows(part: str = "") -> Iterator[dict[str, Any]]:
+    """One row a solve whose name has this part; none where no earlier commit is named."""
     earlier = os.environ.get("ODENET_EARLIER")
     if earlier is None:
         return
     commit = subprocess.run(["git", "-C", earlier, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     now, then = (_worker(root) for root in (Path(__file__).parents[1], Path(earlier)))
-    names = [name for name in json.loads(_asked(now, "names")) if name in json.loads(_asked(then, "names"))]
+    names = [name for name in json.loads(_asked(now, "names")) if part in name]
     for name in names:
         pairs = []
         for turn in range(ROUNDS):

@@ -17,9 +17,16 @@ Stage = Callable[[int, Leaves], Leaves]
 """`stage(i, y)` evaluates the field at the time and with the weights of stage i."""
 Weigh = Callable[["Leaves | None", Any, Sequence[Any], Sequence[Leaves]], Leaves]
 """`weigh(y, h, weights, slopes)` is y + h sum_i weights[i] slopes[i], without y where that is None."""
+Plus = Callable[[Any, float, Any], Any]
+"""`plus(leaf, factor, slope)` is `leaf + factor * slope`."""
 
 
-def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
+def plus(leaf: Any, factor: float, slope: Any) -> Any:
+    """See `Plus`. A backend may have a faster one."""
+    return leaf + factor * slope
+
+
+def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float, plus: Plus = plus) -> Leaves:
     """`D(y) = h sum_i b[i] k[i]`, so that the step is `y + D(y)`.
 
     Args:
@@ -27,24 +34,27 @@ def increment(tableau: Tableau, stage: Stage, y: Leaves, h: float) -> Leaves:
         stage: the field at stage i.
         y: leaves of the state.
         h: step size; negative to step back in time.
+        plus: see `Plus`.
     """
-    stage_slopes = slopes(tableau, stage, y, h)
+    stage_slopes = slopes(tableau, stage, y, h, plus=plus)
     weighed = [(h * weight, slope) for weight, slope in zip(tableau.b, stage_slopes, strict=False) if weight]
     (first, slope), *rest = weighed
     total = tuple(first * k for k in slope)
     for weight, slope in rest:
-        total = tuple(d + weight * k for d, k in zip(total, slope, strict=True))
+        total = tuple([plus(d, weight, k) for d, k in zip(total, slope, strict=True)])
     return total
 
 
-def slopes(tableau: Tableau, stage: Stage, y: Leaves, h: float, count: int | None = None) -> list[Leaves]:
+def slopes(
+    tableau: Tableau, stage: Stage, y: Leaves, h: float, count: int | None = None, plus: Plus = plus
+) -> list[Leaves]:
     """Those of the first `count` stages, or of the stages that the step weighs; the rest is as in `increment`."""
     stage_slopes: list[Leaves] = []
     for i in range(count or tableau.step_stages):
         at = y
         for weight, slope in zip(tableau.a[i], stage_slopes, strict=True):
             if weight:
-                at = tuple(leaf + (h * weight) * k for leaf, k in zip(at, slope, strict=True))
+                at = tuple([plus(leaf, h * weight, k) for leaf, k in zip(at, slope, strict=True)])
         stage_slopes.append(stage(i, at))
     return stage_slopes
 

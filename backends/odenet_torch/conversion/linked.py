@@ -273,8 +273,8 @@ class Link:
 
         Where they do not, the layer's own code decides otherwise than its trace: all of it is one branch.
         """
-        y = (self.begin().to(end[0].dtype),)
-        states = {0: y}
+        y: Leaves = (self.begin().to(end[0].dtype),)
+        states: dict[int, Leaves] = {0: y}
         with torch.no_grad():
             for n in range(self.steps - (not self.checks)):
                 y = run.after(n, y)

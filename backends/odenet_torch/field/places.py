@@ -1,4 +1,7 @@
-"""Places that values stand in, and that code may put others in: attributes, containers, cells of closures, names."""
+"""Places that values stand in, and that code may put others in: attributes, containers, cells of closures, names.
+
+Over 250 lines: one small class for each kind of place.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odenet import GradientError
@@ -223,7 +227,7 @@ class CachedResults(Location):
         for value in tuple(entries):
             if type(value) is dict and value is not vars(self.cached):
                 entries += value.values()
-        return {None: tuple(value for value in entries if isinstance(value, (Tensor, tuple)))}
+        return {None: tuple(value for value in entries if isinstance(value, (Tensor, tuple)) and not _plain(value))}
 
     def put(self, key: Any, value: Any) -> None:
         if value is MISSING or not self.same({None: value}):
@@ -250,3 +254,11 @@ class SuspendedFrame(Location):
                 "attributes, lists and dicts, which can be put back",
                 "keep it in an attribute, detach() it, or take gradient='backprop'",
             )
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.FunctionType, torch.dtype, torch.device)
+
+
+def _plain(value: Any) -> bool:
+    """Whether it holds no tensor for sure, as the key of a call with plain arguments, which every new call adds."""
+    return all(map(_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)

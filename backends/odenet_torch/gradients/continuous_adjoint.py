@@ -28,6 +28,7 @@ from odenet_torch.steps.adaptive import Back, ForwardSolve
 from odenet_torch.steps.fixed import Run, Solve
 from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop
 from odenet_torch.steps.tolerance import Tolerance
+from odenet_torch.steps.weighted_sum import plus
 
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""
@@ -97,7 +98,7 @@ class Costate(Adjoint):
             ends.append(tuple(k.detach() for k in slope))
             return (*ends[-1], *(-p for p in part))
 
-        both = add((*y, *a), increment(tableau, stage, (*y, *a), -size))
+        both = add((*y, *a), increment(tableau, stage, (*y, *a), -size, plus))
         return both[:count], both[count:]
 
 

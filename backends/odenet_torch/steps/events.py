@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +103,8 @@ class Watch:
         self.tableau = tableau
         self.shape: torch.Size | None = None
         self.parts = event.positions()
+        self.weights: dict[torch.dtype, Tensor] = {}
+        """Of dense output at these parts of a step, by number type."""
         with torch.no_grad():
             (now,) = self._values([t], [y])
         self.before = [value if value == value else 0.0 for value in now]
@@ -171,7 +172,7 @@ class Watch:
         columns = [
             torch.addmm(
                 leaf.reshape(1, -1),
-                _weights(self.tableau, positions, leaf),
+                self._weights(positions, leaf),
                 torch.stack(slopes).reshape(len(slopes), -1),
                 alpha=step.h,
             )
@@ -180,6 +181,16 @@ class Watch:
             for leaf, *slopes in zip(step.y, *ends, strict=True)
         ]
         return list(zip(*columns, strict=True))
+
+    def _weights(self, positions: Sequence[float], like: Tensor) -> Tensor:
+        """The weights of dense output, one row a position."""
+        known = self.weights.get(like.dtype) if positions is self.parts else None
+        if known is None:
+            rows = [[weight or 0.0 for weight in interpolant(self.tableau).weights(at)] for at in positions]
+            known = torch.tensor(rows, dtype=like.dtype, device=like.device)
+            if positions is self.parts:
+                self.weights[like.dtype] = known
+        return known
 
     @staticmethod
     def _small(step: AcceptedStep) -> bool:
@@ -221,14 +232,3 @@ class Watch:
 
 
 _SMALL = 1 << 15  # entries: beyond, the states within a step are computed one at a time
-
-
-@functools.lru_cache(maxsize=64)
-def _weights_of(tableau: Tableau, positions: tuple[float, ...], kind: torch.dtype, device: torch.device) -> Tensor:
-    rows = [[weight or 0.0 for weight in interpolant(tableau).weights(position)] for position in positions]
-    return torch.tensor(rows, dtype=kind, device=device)
-
-
-def _weights(tableau: Tableau, positions: Sequence[float], like: Tensor) -> Tensor:
-    """The weights of dense output, one row a position."""
-    return _weights_of(tableau, tuple(positions), like.dtype, like.device)

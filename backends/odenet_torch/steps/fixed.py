@@ -21,7 +21,7 @@ from odenet_torch.field.settled import Settled
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.direct import Direct
-from odenet_torch.steps.weighted_sum import weigh_leaves
+from odenet_torch.steps.weighted_sum import plus, weigh_leaves
 from odenet_torch.steps.whole_numbers import of_samples, straight_through
 
 Carried = tuple[Leaves, ...]
@@ -64,7 +64,7 @@ class Run:
         direct = self.direct
         if direct is not None and direct.single:
             return ((-size if reverse else size) * direct.slope(n, direct.places[reverse][0], y[0]),)
-        return increment(self.solver.increments, self._stage(n, reverse, stand), y, -size if reverse else size)
+        return increment(self.solver.increments, self._stage(n, reverse, stand), y, -size if reverse else size, plus)
 
     def after(self, n: int, y: Leaves, *, reverse: bool = False) -> Leaves:
         """y and its increment (see `increment`), added up: of a method of one stage in one operation a leaf."""
@@ -76,7 +76,7 @@ class Run:
         if self.solver.increments.step_stages > 1:
             return add(y, self.increment(n, y, reverse=reverse))
         slopes = self._stage(n, reverse, None)(0, y)
-        return tuple([torch.add(leaf, k, alpha=size) for leaf, k in zip(y, slopes, strict=True)])
+        return tuple([plus(leaf, size, k) for leaf, k in zip(y, slopes, strict=True)])
 
     def piece(self, n: int, y: Leaves, stand: Stand, g: AnyLeaves) -> tuple[Leaves, Leaves, AnyLeaves]:
         """`D_n(y)`, and what the loss reads of step n: `D_n(y)` with cotangent g, and outputs inside with theirs."""
@@ -84,7 +84,7 @@ class Run:
             d = self.increment(n, y, stand=stand)
             return d, d, g
         tableau, h = self.solver.increments, self.grid.size(n)
-        ks = slopes(tableau, self._stage(n, False, stand), y, h, tableau.stages)
+        ks = slopes(tableau, self._stage(n, False, stand), y, h, tableau.stages, plus)
         d = weigh_leaves(None, h, tableau.b, ks)
         if not tableau.fsal:
             ks.append(self.slope(n, 1.0, add(y, d), stand, rank=tableau.stages))

@@ -52,11 +52,11 @@ class Tolerance:
     def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
         """The norm over what is allowed at y, of any value."""
         with torch.no_grad():
-            allowed = [*allowances((leaf.abs() for leaf in y), self.rtol, self.atol)]
+            allowed = [*_allowances((leaf.abs() for leaf in y), self.rtol, self.atol)]
 
         def size(value: Leaves) -> Tensor:
             with torch.no_grad():
-                return self.at_start(over(value, allowed, self.atol, least=True))
+                return self.at_start(_over(value, allowed, self.atol, least=True))
 
         return size
 
@@ -105,16 +105,16 @@ def within(norm: Callable[[Leaves], Tensor], error: Leaves, y: Leaves, y1: Leave
 def scaled(value: Leaves, sizes: Iterable[Tensor], rtol: _Each, atol: _Each, *, least: bool = False) -> Leaves:
     """Entries over what is allowed. With atol=0 none is allowed of an entry that is zero: no error is none too many,
     and with `least`, for the first step, such an entry says nothing."""
-    return over(value, allowances(sizes, rtol, atol), atol, least=least)
+    return _over(value, _allowances(sizes, rtol, atol), atol, least=least)
 
 
-def allowances(sizes: Iterable[Tensor], rtol: _Each, atol: _Each) -> Iterator[Tensor]:
+def _allowances(sizes: Iterable[Tensor], rtol: _Each, atol: _Each) -> Iterator[Tensor]:
     """What is allowed of the entries of each leaf, by their sizes."""
     for size, relative, absolute in zip(sizes, rtol, atol, strict=True):
         yield absolute + relative * size
 
 
-def over(value: Leaves, allowances: Iterable[Tensor], atol: _Each, *, least: bool = False) -> Leaves:
+def _over(value: Leaves, allowances: Iterable[Tensor], atol: _Each, *, least: bool = False) -> Leaves:
     """See `scaled`."""
     ratios: list[Tensor] = []
     for leaf, allowed, absolute in zip(value, allowances, atol, strict=True):

@@ -21,6 +21,11 @@ from odenet_torch.steps.tolerance import Tolerance
 _SMALL = 1 << 15  # entries: beyond, the products are bound by memory and sums of two are as fast
 
 
+def plus(leaf: Tensor, factor: float, slope: Tensor) -> Tensor:
+    """See `odenet.kit.increment`: one operation, and one node of autograd's."""
+    return torch.add(leaf, slope, alpha=factor)
+
+
 def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
     """`odenet.kit.weigh` by one fused operation a term."""
     if isinstance(h, Tensor):
