@@ -59,7 +59,7 @@ class AdaptiveResult(NamedTuple):
     """A solve.
 
     Args:
-        ys: states at the kept times, NaN for those that were not reached.
+        ys: states at the kept times; zeros for those that were not reached (see `gradients.unreached`).
         y1: the state where the solve ended, whether at t1, at an event, or where it could not go on.
         last: the state at the end of the last step; y1, but with an event.
         end: the time where it ended.
