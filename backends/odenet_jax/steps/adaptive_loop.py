@@ -158,7 +158,8 @@ class AdaptiveLoop:
             output, ys = state
             t, go = ts[jnp.minimum(output, count - 1)], more(state)
             state_at = between(tableau, (t - a) / (b - a), y, b - a, slopes)
-            return jnp.where(go, output + 1, output), write(ys, jnp.where(go, output, count), choose(t == b, y1, state_at))
+            ys = write(ys, jnp.where(go, output, count), choose(t == b, y1, state_at))
+            return jnp.where(go, output + 1, output), ys
 
         return repeat(more, emit, (output, ys))
 

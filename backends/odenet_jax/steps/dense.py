@@ -95,8 +95,8 @@ class Dense:
 
     def _at(self, t: Array) -> Leaves:
         sign = jnp.where(self.end >= self.nodes[0], 1, -1)
-        met = (sign * (self.nodes - t) <= 0) & (jnp.arange(self.nodes.shape[0]) < self.steps)
-        n = jnp.maximum(jnp.sum(met) - 1, 0)
+        met = (sign * (self.nodes - t) <= 0) & (jnp.arange(self.nodes.shape[0], dtype=jnp.int32) < self.steps)
+        n = jnp.maximum(jnp.sum(met, dtype=jnp.int32) - 1, 0)
         y, *slopes = (tuple(leaf[n] for leaf in buffer) for buffer in (self.y, *self.slopes))
         h = self.nodes[n + 1] - self.nodes[n]
         place = (t - self.nodes[n]) / jnp.where(h == 0, 1, h)
