@@ -159,7 +159,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside"},
         {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
-    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "gated", "only"}),
+    "steps/weighted_sum.py": ({"Buffered"}, {"choose", "gated"}),
     "gradients/accepted_steps.py": (
         {"joined", "once", "plain", "solve"},
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "WayBack", "piece"},
@@ -195,7 +195,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/solve.py": ({"recorded"}, {"solve_with_context"}),
     "field/state.py": (
         {"as_tensor", "meta_state", "require_times"},
-        {"as_array", "flattened", "require_arrays", "require_like"},  # JAX sorts the keys of dicts
+        {"as_array", "flattened", "promoted", "require_arrays", "require_like"},  # JAX sorts the keys of dicts
     ),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),
