@@ -67,7 +67,9 @@ ALONE = {
         "field/late_writes.py",
         "field/places.py",
         "field/reachable_objects.py",
+        "field/block_contents.py",
         "field/settled.py",
+        "field/stored_values.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
         "steps/strides.py",

@@ -157,9 +157,8 @@ class AdaptiveLoop:
         def emit(state: tuple[Array, Leaves]) -> tuple[Array, Leaves]:
             output, ys = state
             t, go = ts[jnp.minimum(output, count - 1)], more(state)
-            state_at = between(tableau, (t - a) / (b - a), y, b - a, slopes)
-            ys = write(ys, jnp.where(go, output, count), choose(t == b, y1, state_at))
-            return jnp.where(go, output + 1, output), ys
+            state_at = choose(t == b, y1, between(tableau, (t - a) / (b - a), y, b - a, slopes))
+            return jnp.where(go, output + 1, output), write(ys, jnp.where(go, output, count), state_at)
 
         return repeat(more, emit, (output, ys))
 
