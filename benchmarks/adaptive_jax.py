@@ -1,4 +1,5 @@
-"""Adaptive solves beside diffrax, in one process: medians of the ratios of interleaved runs, and of fresh compilations.
+"""Adaptive solves beside diffrax, in one process: medians of the ratios of interleaved runs, by the wall clock, and of
+fresh compilations, in processor time.
 
 dopri5 at rtol = atol = 1e-6 from t=0 to 4 on `tanh(y a + b) c + d`, float32, one thread; the loss is the sum of squares
 of y(t1). diffrax as its FAQ advises: `PIDController`, `throw=False`, one `jax.jit` around loss and gradient, both kinds
@@ -98,7 +99,7 @@ def gradient(of: Loss) -> Loss:
 
 
 def compared(own: Loss, others: list[Loss], given: Any, rounds: int) -> tuple[float, float, float]:
-    """Run and compile time over those of the best of the others, and seconds of a run."""
+    """Run and compile time (that of the processor) over those of the best of the others, and seconds of a run."""
     programs, compiling = [], []
     for _ in range(COMPILATIONS):
         made = [_compiled(function, given) for function in (own, *others)]
@@ -117,9 +118,9 @@ def compared(own: Loss, others: list[Loss], given: Any, rounds: int) -> tuple[fl
 
 def _compiled(function: Loss, given: Any) -> tuple[Any, float]:
     jax.clear_caches()
-    begin = time.perf_counter()
+    begin = time.process_time()  # of a machine that others use, too, the wall clock measures these
     program = jax.jit(function).lower(*given).compile()
-    return program, time.perf_counter() - begin
+    return program, time.process_time() - begin
 
 
 def _seconds(program: Any, given: Any) -> float:

@@ -112,7 +112,8 @@ class Solution(Generic[State]):
             with dense=True).
         stats: what it took.
         outcome: of an adaptive solve, the place of its result in `Result` (an array of them for several solves).
-        event_t: when an event ended the solve, a scalar like `ts`; None without an event that was asked for.
+        event_t: when an event ended the solve, a scalar like `ts`; NaN where none has been met (`outcome` tells
+            which rows of several), None without an event that was asked for.
         interpolant: what `at` evaluates, with dense=True.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,20 @@ Caller = Callable[..., Any]
 
 
 @dataclass(eq=False)
+class Seen:
+    """What stands for an object that has been seen, which may be traced: it does not keep that alive (a leak to
+    `jax.checking_leaks`).
+
+    Args:
+        kind: shape and number type of an array; None for anything else.
+        object: it, for as long as it lives.
+    """
+
+    kind: Any
+    object: Callable[[], Any]
+
+
+@dataclass(eq=False)
 class Sight:
     """A call of a layer.
 
@@ -34,8 +49,8 @@ class Sight:
         residual: why what it returns is not x plus something; None where it is.
     """
 
-    x: Any
-    state: Any = None
+    x: Seen | None = None
+    state: Seen | None = None
     why: InputError | None = None
     residual: InputError | None = None
 
@@ -50,29 +65,44 @@ class Watch:
 
     closely: bool
     sights: list[Sight] = field(default_factory=list)
+    states: list[Seen] = field(default_factory=list)
+    """Those of all layers."""
 
     def call(self, layer: Any, arguments: tuple[Any, ...], named: Named) -> Any:
         """What the layer's own code returns."""
-        sight = Sight(None)
+        sight, x = Sight(), None
         try:
-            sight.x, others = state_first(layer, arguments, named)
+            x, others = state_first(layer, arguments, named)
             if self.closely:
                 state = state_among(others)
-                sight.residual = _judged(layer, sight.x, others, state is not None)
+                sight.residual = _judged(layer, x, others, state is not None)
         except InputError as error:
-            sight.why = error
+            sight.why = _alone(error)
+        sight.x = self._seen(x)
         found = plain_call(layer, *arguments, **named)
         self.sights.append(sight)
         pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], eqx.nn.State)
-        sight.state = found[0] if pair else found
+        state = found[0] if pair else found
+        sight.state = self._seen(state)
         if self.closely and sight.why is None:
-            sight.why = _shape_kept(layer, sight)
+            sight.why = _shape_kept(layer, x, state)
         return found
+
+    def _seen(self, value: Any) -> Seen:
+        """What stands for an object: the same for the same one."""
+        self.states[:] = [state for state in self.states if state.object() is not None]
+        known = next((state for state in self.states if state.object() is value), None)
+        if known is None:
+            array = isinstance(value, jax.Array)
+            known = Seen((value.shape, value.dtype) if array else None, weakref.ref(value) if array else _nothing)
+            self.states.append(known)
+        return known
 
 
 def watched(model: Any, names: list[str], closely: bool, call: Caller, example: Any) -> tuple[dict[str, Watch], Any]:
     """What layers, by the names of their places, are called with on the example; and what comes out of the model."""
-    watches = {name: Watch(closely) for name in names}
+    states: list[Seen] = []
+    watches = {name: Watch(closely, states=states) for name in names}
     model = with_places(model, watches)
     try:
         return watches, outputs(model, call, example)
@@ -139,12 +169,21 @@ def _judged(layer: Any, x: Any, others: Arguments, pair: bool) -> InputError | N
     try:
         increment(value, x, name_of(layer))
     except InputError as error:
-        return error
+        return _alone(error)
     return None
 
 
-def _shape_kept(layer: Any, sight: Sight) -> InputError | None:
-    x, state = sight.x, sight.state
+def _alone(error: InputError) -> InputError:
+    """The error without its frames, whose variables may be traced."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
+def _nothing() -> None:
+    """Stands for an object that is not looked for again."""
+
+
+def _shape_kept(layer: Any, x: Any, state: Any) -> InputError | None:
     if isinstance(state, jax.Array) and isinstance(x, jax.Array) and (x.shape, x.dtype) == (state.shape, state.dtype):
         return None
     if isinstance(state, (tuple, list, dict)):

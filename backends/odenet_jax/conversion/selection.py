@@ -127,7 +127,8 @@ def _apart(one: tuple[str, Any, Watch], other: tuple[str, Any, Watch], handed_on
         return f"{other[0]} is the same module of flax.nnx as {one[0]}"
     if not _alike(one[1], other[1]):
         return f"{other[0]} is a {name_of(other[1])} of another structure than {one[0]}"
-    if isinstance(one[2].sights[0].x, jax.Array) and _kind(one[2].sights[0]) != _kind(other[2].sights[0]):
+    kinds = [sight.x.kind if sight.x else None for sight in (one[2].sights[0], other[2].sights[0])]
+    if kinds[0] is not None and kinds[0] != kinds[1]:
         return f"{other[0]} is called with a state of another shape than {one[0]}"
     return None
 
@@ -148,14 +149,6 @@ def _shapes(tree: Any) -> Any:
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
-def _kind(sight: Sight) -> Any:
-    return sight.x.shape, sight.x.dtype
-
-
 def _keeps(sights: Sequence[Sight]) -> bool:
-    return any(
-        isinstance(sight.x, jax.Array)
-        and isinstance(sight.state, jax.Array)
-        and (sight.x.shape, sight.x.dtype) == (sight.state.shape, sight.state.dtype)
-        for sight in sights
-    )
+    kinds = [[state.kind if state else None for state in (sight.x, sight.state)] for sight in sights]
+    return any(before is not None and before == after for before, after in kinds)

@@ -140,7 +140,7 @@ class AcceptedStepVJP:
         """The gradient at t0 with those of the outputs there."""
         if self.gradients.ts is None:
             return g
-        rows = jnp.arange(self.gradients.ts.shape[0]) <= output
+        rows = jnp.arange(self.gradients.ts.shape[0], dtype=jnp.int32) <= output
 
         def early(leaf: Array) -> Array:
             return jnp.where(rows.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)

@@ -16,6 +16,7 @@ from odenet_jax.field.state import Leaves, layout
 from odenet_jax.field.trees import Counted
 from odenet_jax.gradients.accepted_steps import WayBack
 from odenet_jax.gradients.adaptive_vjp import DifferentiableSolve
+from odenet_jax.gradients.unreached import reached
 from odenet_jax.steps.clock import Parts, spelled
 from odenet_jax.steps.dense import Dense
 from odenet_jax.steps.record import AdaptiveResult, Keep
@@ -64,7 +65,8 @@ def solve_adaptive(problem: Problem, methods: Callable[[Stats], WayBack], probe:
     result, event = solver.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
     if nodes is not None:
         ts = jax.vmap(solver.line.clock.time)(nodes)
-    return _solution(problem, solver, result, event, None if ts is None else jnp.asarray(ts, state_layout.time))
+    with jax.debug_nans(False):  # NaN stands for what there is not; one of a computation has been met by now
+        return _solution(problem, solver, result, event, None if ts is None else jnp.asarray(ts, state_layout.time))
 
 
 def known(number: Array) -> Any:
@@ -120,6 +122,7 @@ def _solution(
             tableau,
             state_layout.structure,
             state_layout.dtypes,
+            reached,
         )
     ys = state_layout.unflatten([state_layout.returned(leaf, i) for i, leaf in enumerate(ys)])
     return Solution(times, ys, stats, pace.outcome, None if event is None else event[0], interpolant)

@@ -207,7 +207,7 @@ class AdaptiveCostate(WayBack):
         """The adjoint with the gradients of the outputs at t, and the last output before it."""
         if gradients.ts is None:
             return a, output
-        place = jnp.arange(gradients.ts.shape[0])
+        place = jnp.arange(gradients.ts.shape[0], dtype=jnp.int32)
         met = (place <= output) & (line.sign * (gradients.ts - t) <= 0) & going
         added = tuple(jnp.where(met.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0) for leaf in gradients.ys)
         return add(a, added), output - met.sum(dtype=output.dtype)
@@ -239,9 +239,12 @@ class _Doubled(Tolerance):
     apart: bool
 
     def _size(self, value: Leaves, sizes: Leaves, *, least: bool = False) -> Array:
-        more = len(value) - 2 * self.count
+        def smallest(bound: Any, leaf: Array) -> Any:
+            return bound if isinstance(bound, float) else jnp.min(bound).astype(leaf.dtype)
+
+        more = sizes[2 * self.count :]
         rtol, atol = (
-            (*bounds, *bounds, *(jnp.min(jnp.asarray(bounds[0])),) * more) for bounds in (self.rtol, self.atol)
+            (*bounds, *bounds, *(smallest(bounds[0], leaf) for leaf in more)) for bounds in (self.rtol, self.atol)
         )
         parts = scaled(value, sizes, rtol, atol, least)
         if not self.apart:

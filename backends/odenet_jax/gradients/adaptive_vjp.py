@@ -222,7 +222,7 @@ class DifferentiableSolve:
         # of a drop-in nobody is told the outcome
         results = functools.partial(reached, strict=self.way.resolve is not None)
         if offsets is not None:
-            there = jnp.arange(offsets.shape[0]) < lax.stop_gradient(result.outputs)
+            there = jnp.arange(offsets.shape[0], dtype=jnp.int32) < lax.stop_gradient(result.outputs)
             result = result._replace(ys=results(there if good is None else there & good, result.ys, sources))
         ended = result.pace.outcome <= CODE[Result.EVENT]
         last, event = result.y1, None
@@ -528,7 +528,7 @@ class SolveDerivative:
                 inside = jnp.zeros((), bool) if result.position is None else result.position < 1
                 y1 = passed(~(failed | inside), (t1, line.t1, y1), y1)
             if times[2] is not None:
-                reached = (jnp.arange(ts.shape[0]) < result.outputs) & begun
+                reached = (jnp.arange(ts.shape[0], dtype=jnp.int32) < result.outputs) & begun
                 ys = lax.map(lambda row: passed(row[0], row[1:], row[3]), (reached, moved_ts, ts, ys))
             return y1, ys, y, slopes
 

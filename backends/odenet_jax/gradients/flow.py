@@ -60,7 +60,7 @@ def _step(slope: Slope, t: Array, since: Array, y: Leaves, reads: Any, fixed: An
         ), None
 
     empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y)
-    slopes, _ = lax.scan(stage, alike(empty, y), (jnp.arange(count), weights[:-1], nodes))
+    slopes, _ = lax.scan(stage, alike(empty, y), (jnp.arange(count, dtype=jnp.int32), weights[:-1], nodes))
     return at(weights[-1], slopes)
 
 

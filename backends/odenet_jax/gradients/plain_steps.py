@@ -57,7 +57,7 @@ def plain_steps(
     """
     assert result.record.nodes is not None
     nodes, count, sign = result.record.nodes, result.pace.accepted, run.line.sign
-    reached = jnp.arange(nodes.shape[0]) <= count
+    reached = jnp.arange(nodes.shape[0], dtype=jnp.int32) <= count
     inner = jnp.zeros(0, jnp.int32)
     if ts is not None:  # the step that each lies in, -1 for t0 itself
         before = reached & (sign * (nodes - ts[:, None]) < 0)
@@ -79,12 +79,12 @@ def plain_steps(
         a, b = nodes[n], nodes[n + 1]
         position = jnp.clip((ts - a) / jnp.where(b == a, 1, b - a), 0, 1)
         rows = tuple(leaf[: ts.shape[0]] for leaf in starts)
-        early = (inner[: ts.shape[0]] < 0) | (jnp.arange(ts.shape[0]) >= result.outputs)
+        early = (inner[: ts.shape[0]] < 0) | (jnp.arange(ts.shape[0], dtype=jnp.int32) >= result.outputs)
         states = lax.map(jax.checkpoint(within), (~early, n, position, rows))
         ys = tuple(
             jnp.where(early.reshape(-1, *[1] * first.ndim), first, leaf) for first, leaf in zip(y0, states, strict=True)
         )
-        late = jnp.arange(ts.shape[0]) >= result.outputs
+        late = jnp.arange(ts.shape[0], dtype=jnp.int32) >= result.outputs
         ys = tuple(jnp.where(late.reshape(-1, *[1] * (leaf.ndim - 1)), lax.stop_gradient(leaf), leaf) for leaf in ys)
     if result.position is not None:
         last = tuple(leaf[-1] for leaf in starts)

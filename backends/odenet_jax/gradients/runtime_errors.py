@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,9 +10,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from odenet import GradientError
+from odenet_jax.field.varying import alike, axes_of
 
 Tree = TypeVar("Tree")
 
@@ -44,3 +49,73 @@ def _by_row(checked: Callable[[Array], Array]) -> Callable[[Array], Array]:
         return jnp.where(wrong, jnp.nan, jnp.zeros(())), True
 
     return function
+
+
+def without_gradient(tree: Any, sources: Any, error: GradientError) -> Any:
+    """The tree, made of the sources in a way that has no gradient: a loss that reads its numbers is an error.
+
+    Not a derivative of zero in silence: one that is asked for with a cotangent other than zero raises, in a compiled
+    program when it runs. Forward mode gives NaN.
+
+    Args:
+        tree: arrays, of any number types.
+        sources: arrays, of which those of inexact number types count.
+        error: what is raised.
+    """
+    numbers, others = eqx.partition(jax.lax.stop_gradient(tree), eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(numbers)
+    if not leaves:
+        return tree
+    moving = jax.tree.leaves(eqx.filter(sources, eqx.is_inexact_array))
+    apart = _apart.bind(*leaves, *moving, count=len(leaves), error=error)
+    return eqx.combine(jax.tree.unflatten(structure, apart), others)
+
+
+def _primitive(name: str, values: Callable[..., list[Any]]) -> Primitive:
+    """A primitive of some numbers and of their sources, whose shapes have nothing to do with each other: under
+    `jax.vmap` numbers that are the same for all rows stay so."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(values)
+    primitive.def_abstract_eval(lambda *arrays, count, error: arrays[:count])
+    mlir.register_lowering(primitive, mlir.lower_fun(values, multiple_results=True))
+
+    def rows(arrays: Any, axes: Any, *, count: int, error: GradientError) -> Any:
+        return primitive.bind(*arrays, count=count, error=error), axes[:count]
+
+    batching.primitive_batchers[primitive] = rows
+    return primitive
+
+
+_apart = _primitive("odenet_without_gradient", lambda *arrays, count, error: list(arrays[:count]))
+_lost = _primitive(
+    "odenet_lost_gradient", lambda *arrays, count, error: [jnp.full_like(leaf, jnp.nan) for leaf in arrays[:count]]
+)
+
+
+def _jvp(primals: Any, tangents: Any, *, primitive: Primitive, count: int, error: GradientError) -> Any:
+    values = primitive.bind(*primals, count=count, error=error)
+    moving = [tangent for tangent in tangents[count:] if type(tangent) is not ad.Zero]
+    if not moving:
+        return values, [ad.Zero.from_primal_value(value) for value in values]  # pyright: ignore[reportAttributeAccessIssue]
+    return values, _lost.bind(*primals[:count], *moving, count=count, error=error)
+
+
+for _of in (_apart, _lost):
+    ad.primitive_jvps[_of] = functools.partial(_jvp, primitive=_of)
+
+
+def _transpose(cotangents: Any, *values: Any, count: int, error: GradientError) -> list[Any]:
+    arrived, sources = [leaf for leaf in cotangents if type(leaf) is not ad.Zero], values[count:]
+    if not arrived:
+        return [None] * len(values)
+    read = jnp.stack([jnp.any(leaf != 0) for leaf in arrived]).any()
+    if not isinstance(read, Tracer):
+        if bool(read):
+            raise error
+        return [None] * len(values)
+    zeros = [alike(jnp.zeros(s.aval.shape, s.aval.dtype), arrived, axes=axes_of(s.aval)) for s in sources]
+    return [*[None] * count, *raised(zeros, read, error)]
+
+
+ad.primitive_transposes[_lost] = _transpose

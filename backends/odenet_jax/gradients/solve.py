@@ -18,6 +18,7 @@ from jax import Array
 from odenet import (
     Event,
     Gradient,
+    GradientError,
     GradientName,
     Grid,
     GridError,
@@ -34,9 +35,16 @@ from odenet_jax.field.field import field as field_along
 from odenet_jax.field.replay import BlockContext, Replay
 from odenet_jax.field.state import layout
 from odenet_jax.gradients.adaptive import solve_adaptive
+from odenet_jax.gradients.runtime_errors import without_gradient
 from odenet_jax.steps.fixed import Run
 
 _MOST = 2**31 - 2
+_UNREAD = GradientError(
+    "a gradient of the state that blocks leave (eqx.nn.State, variables of flax.nnx), which the loss reads",
+    "a loss of what the blocks return; their state is carried on without a gradient",
+    "return from the model what the loss is to read, or take the blocks one by one (convert with "
+    "gradient='checkpoint')",
+)
 
 State = TypeVar("State")
 
@@ -123,10 +131,13 @@ def solve_with_context(
     run.require_times(leaves)
     steps = ivp.grid.steps
     stats = Stats("jax", ivp.solver.label, ivp.gradient.label, steps, ivp.solver.evaluations(steps))
+    given = context and context.state
     ys, context = method(ivp, stats)(run, leaves, jnp.asarray(0 if probe is None else probe, state_layout.time))
     if ivp.grid.spread is not None:
         picks = jnp.asarray(ivp.grid.spread)
         ys = tuple(leaf[picks] for leaf in ys)
     ys = [state_layout.returned(leaf, i) for i, leaf in enumerate(ys)]
     solution = Solution(jnp.asarray(ivp.grid.times, state_layout.time), state_layout.unflatten(ys), stats)
-    return solution, None if context is None else context.state
+    if context is None:
+        return solution, None
+    return solution, without_gradient(context.state, (leaves, weights.inexact, given), _UNREAD)

@@ -203,7 +203,8 @@ class ResidualStack(eqx.Module):
             x: what the blocks add to.
             arguments, named: further ones of every block; arrays among them get their gradients.
             state: of the blocks, which are called as `block(x, *arguments, state, **named)` and return their value and
-                their new state. It has no gradient.
+                their new state. It has no gradient: a loss that reads it raises a GradientError (a compiled program
+                when it runs).
             key: blocks are called with `key=` a key of their own, each evaluation with another.
             probe: see `odenet_jax.solve`.
             axis_name: blocks are called on single rows, under a `jax.vmap` of this name over the leading axis of x and

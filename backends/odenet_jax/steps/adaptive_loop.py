@@ -18,7 +18,7 @@ from odenet_jax.steps.fixed import write
 from odenet_jax.steps.record import AdaptiveResult, Keep, Record, empty, kept
 from odenet_jax.steps.size_control import CODE, LoopState, finite, first_size, judge, propose, renewed, repeat, start
 from odenet_jax.steps.tolerance import Tolerance
-from odenet_jax.steps.weighted_sum import choose, only, weigh_leaves
+from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 
 class LastStep(NamedTuple):
@@ -221,8 +221,6 @@ class AdaptiveLoop:
             if ts is not None:
                 until = end + self.line.sign * self._slack(last.t, pace.t)
                 output, ys = self._emit(ts, output, ys, met, (last.t, pace.t), until, last.y, last.y1, last.slopes)
-        if ts is not None:
-            ys = tuple(only(jnp.arange(ts.shape[0]) < output, leaf) for leaf in ys)
         return AdaptiveResult(ys, y1, carry.y, end, pace, output, carry.renewals, carry.record, position, entry, slope)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
@@ -15,7 +16,7 @@ from odenet import Event, InputError
 from odenet.kit import Tableau, interpolant
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
-from odenet_jax.steps.clock import Clock, Parts, beyond, roundings, since, spelled
+from odenet_jax.steps.clock import Clock, Parts, beyond, roundings, since, spelled, still
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 
@@ -55,6 +56,7 @@ class Dense:
         y1: the state at the last node.
         tableau: the method.
         structure, dtypes: of the state, see `Layout`.
+        reached: `odenet_jax.gradients.unreached.reached`.
     """
 
     origin: Parts
@@ -67,29 +69,34 @@ class Dense:
     tableau: Tableau
     structure: Any
     dtypes: tuple[Any, ...]
+    reached: Callable[..., Any]
 
     def __call__(self, t: Any) -> Any:
         """The tree of the state at times t, whose shape leads that of the leaves; NaN outside of a traced solve.
 
         Raises:
-            InputError: a time outside of the solve, where times are known.
+            InputError: a time outside of the solve, or NaN, where times are known.
         """
         if self.nodes.ndim > 1:
             raise InputError("Solution.at of several solves", "one solve", "jax.vmap a function that calls at")
         times = jnp.asarray(since(t, self.origin, self.nodes.dtype))
         outside = beyond(times, self.end, roundings(t, times, self.origin))
         if not isinstance(outside, Tracer) and bool(outside.any()):
-            first, last = (spelled(self.origin, s) for s in (self.nodes[0], self.end))
-            raise InputError(f"Solution.at({t})", f"times between {first} and {last}")
-        states = jax.vmap(self._at)(times.reshape(-1), outside.reshape(-1))
+            first, last = (spelled(self.origin, still(s)) for s in (self.nodes[0], self.end))
+            t = np.asarray(still(t)).tolist()
+            remedy = "event_t is NaN where no event has been met" if bool(jnp.isnan(times).any()) else ""
+            raise InputError(f"Solution.at({t})", f"times between {first} and {last}", remedy)
+        inside = jnp.where(outside, self.nodes[0], times)  # what is not taken has no derivative that is NaN
+        states = jax.vmap(self._at)(inside.reshape(-1))
+        states = self.reached(~outside.reshape(-1), states, (times, self.y, self.slopes, self.y1))
         leaves = [leaf.reshape(*times.shape, *leaf.shape[1:]) for leaf in states]
         leaves = [leaf.astype(kind) for leaf, kind in zip(leaves, self.dtypes, strict=True)]
         return jax.tree.unflatten(self.structure, leaves)
 
-    def _at(self, t: Array, outside: Array) -> Leaves:
+    def _at(self, t: Array) -> Leaves:
         sign = jnp.where(self.end >= self.nodes[0], 1, -1)
-        met = (sign * (self.nodes - t) <= 0) & (jnp.arange(self.nodes.shape[0]) < self.steps)
-        n = jnp.maximum(jnp.sum(met) - 1, 0)
+        met = (sign * (self.nodes - t) <= 0) & (jnp.arange(self.nodes.shape[0], dtype=jnp.int32) < self.steps)
+        n = jnp.maximum(jnp.sum(met, dtype=jnp.int32) - 1, 0)
         y, *slopes = (tuple(leaf[n] for leaf in buffer) for buffer in (self.y, *self.slopes))
         h = self.nodes[n + 1] - self.nodes[n]
         place = (t - self.nodes[n]) / jnp.where(h == 0, 1, h)
@@ -100,12 +107,11 @@ class Dense:
         # y1 has the derivative of the polynomial by the position, and by nothing else
         still = between(self.tableau, lax.stop_gradient(position), y, h, slopes)
         ended = tuple(last + (a - b) for last, a, b in zip(self.y1, state, still, strict=True))
-        state = choose(at_end, ended, state)
-        return choose(outside, tuple(jnp.full_like(leaf, jnp.nan) for leaf in state), state)
+        return choose(at_end, ended, state)
 
 
 jax.tree_util.register_dataclass(
-    Dense, ["origin", "nodes", "steps", "end", "y", "slopes", "y1"], ["tableau", "structure", "dtypes"]
+    Dense, ["origin", "nodes", "steps", "end", "y", "slopes", "y1"], ["tableau", "structure", "dtypes", "reached"]
 )
 
 

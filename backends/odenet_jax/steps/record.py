@@ -59,7 +59,7 @@ class AdaptiveResult(NamedTuple):
     """A solve.
 
     Args:
-        ys: states at the kept times, NaN for those that were not reached.
+        ys: states at the kept times; zeros for those that were not reached (see `gradients.unreached`).
         y1: the state where the solve ended, whether at t1, at an event, or where it could not go on.
         last: the state at the end of the last step; y1, but with an event.
         end: the time where it ended.
@@ -126,8 +126,8 @@ def _stored(states: States, accepted: Any, n: Array, y: Leaves, every: int | Non
         full = ~_free(starts, stride).any()
         stride = jnp.where(accepted & full & (n % stride == 0), 2 * stride, stride)
         free = _free(starts, stride)
-        row = jnp.where(accepted & (n % stride == 0) & free.any(), jnp.argmax(free), count)
-    starts = jnp.where(jnp.arange(count) == row, n, starts)
+        row = jnp.where(accepted & (n % stride == 0) & free.any(), jnp.argmax(free).astype(jnp.int32), count)
+    starts = jnp.where(jnp.arange(count, dtype=jnp.int32) == row, n, starts)
     return States(starts, stride, write(rows, row, y))
 
 

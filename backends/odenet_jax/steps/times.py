@@ -78,6 +78,6 @@ def of_times(
     by_ts = None
     if times.ts is not None:
         assert ts is not None
-        reached = jnp.arange(ts.shape[0]) < result.outputs
+        reached = jnp.arange(ts.shape[0], dtype=jnp.int32) < result.outputs
         by_ts = jnp.where(reached, lax.map(lambda row: along(*row), (ts, result.ys, gs)), 0)
     return Times(t0, t1, by_ts)

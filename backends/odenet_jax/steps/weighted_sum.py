@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.core import Tracer
 
 from odenet_jax.field.state import Leaves
 
@@ -32,18 +31,6 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
 
 def _zero(weight: Any) -> bool:
     return weight is None or (isinstance(weight, (int, float)) and weight == 0)
-
-
-def only(condition: Array, leaf: Array) -> Array:
-    """A leaf where the condition holds, whose axes are its first; else NaN.
-
-    No NaN is made where none is needed, and one that stands for what there is not is no fault of a computation: under
-    `jax_debug_nans` an array of them is an error, whatever is made of it.
-    """
-    if not isinstance(condition, Tracer) and bool(condition.all()):
-        return leaf
-    with jax.debug_nans(False):
-        return jnp.where(condition.reshape(*condition.shape, *[1] * (leaf.ndim - condition.ndim)), leaf, jnp.nan)
 
 
 def gated(condition: Any, tree: Any) -> Any:

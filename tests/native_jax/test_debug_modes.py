@@ -1,0 +1,154 @@
+"""Under JAX's stricter modes a solve is what it is without them, and times that were not reached are said to be so."""
+
+from __future__ import annotations
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odenet import Event, InputError, PIDController
+from odenet_jax import ResidualStack, convert, odeint, solve
+
+pytestmark = pytest.mark.usefixtures("x64")
+METHODS = ("backprop", "checkpoint", "discrete-adjoint", "continuous-adjoint")
+TOLERANCES = {"rtol": 1e-3, "atol": 1e-5}
+STATE = {"a": jnp.asarray([1.0, 0.5], jnp.float32), "b": jnp.asarray([0.3 + 0.1j], jnp.complex64)}
+WEIGHT = jnp.asarray(0.7, jnp.float32)
+
+
+def field(t, y, w):
+    return {"a": -w * y["a"] * jnp.cos(t), "b": w.astype(jnp.complex64) * jnp.asarray(1j, jnp.complex64) * y["b"]}
+
+
+def size(solution):
+    return sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(solution.ys))
+
+
+def low(t, y):
+    return y["a"][0] - jnp.asarray(0.8, jnp.float32)
+
+
+KINDS = {
+    "equal": {"steps": 3, "solver": "heun", "ts": (0.0, 1.0)},
+    "to t1": TOLERANCES,
+    "ts of heun": {**TOLERANCES, "solver": "heun", "ts": (0.2, 0.7)},
+    "event": {**TOLERANCES, "event": Event(low)},
+    "jump": {"control": PIDController(**TOLERANCES, jump_t=(0.5,), max_step=0.3), "solver": "bosh3"},
+}
+WAITING = [pytest.param(*case, marks=pytest.mark.slow) for case in itertools.product(KINDS, METHODS)]
+TRACED = [
+    ("equal", "checkpoint"),
+    ("ts of heun", "discrete-adjoint"),
+    ("event", "backprop"),
+    ("jump", "continuous-adjoint"),
+    *WAITING,
+]
+
+
+@pytest.mark.parametrize(("kind", "gradient"), TRACED)
+def test_nothing_is_promoted_in_silence(kind, gradient):
+    def loss(y0, w):
+        return size(solve(field, y0, w, gradient=gradient, **KINDS[kind]))
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(STATE, WEIGHT)
+
+
+def test_nothing_is_promoted_in_silence_elsewhere():
+    def stack(x, keys):
+        return jnp.sum(
+            ResidualStack([eqx.nn.Linear(2, 2, dtype=jnp.float32, key=key) for key in keys], solver="heun")(x)
+        )
+
+    def dropped_in(y, w, t):
+        return jnp.sum(odeint(lambda y, t, w: -y * w, y, t, w, rtol=1e-3, atol=1e-3))
+
+    half = jnp.ones(2, jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        jax.make_jaxpr(jax.grad(stack))(STATE["a"], jax.random.split(jax.random.key(0), 2))
+        jax.make_jaxpr(jax.grad(dropped_in, (0, 1, 2)))(STATE["a"], WEIGHT, STATE["a"].cumsum())
+        jax.make_jaxpr(lambda y: solve(lambda t, y: -y, y, steps=2, gradient="discrete-adjoint").y1)(half)
+        jax.make_jaxpr(jax.hessian(lambda w: size(solve(field, STATE, w, **TOLERANCES))))(WEIGHT)
+
+
+def decay(t, y, w):
+    return -w * y
+
+
+def ended(y0, w):
+    """Fails after four steps, before the last of the kept times."""
+    control = PIDController(1e-3, 1e-4, max_steps=4, max_step=0.1, throw=False)
+    return solve(decay, y0, w, ts=[0.0, 0.2, 0.9], control=control, dense=True)
+
+
+def falls(y0, w):
+    return solve(decay, y0, w, dense=True, event=Event(lambda t, y: y[0] - 0.6), **TOLERANCES)
+
+
+Y0 = jnp.asarray([1.0, 0.5])
+
+
+def test_nan_for_what_there_is_not_is_no_fault_of_a_computation():
+    def kept(y0):
+        ys = ended(y0, 0.7).ys
+        return jnp.sum(jnp.where(jnp.isfinite(ys), ys, 0.0) ** 2)
+
+    def halfway(y0):
+        solution = falls(y0, 0.7)
+        return jnp.sum(solution.at(solution.event_t / 2)) + solution.event_t
+
+    with jax.debug_nans(True):
+        of_kept, of_halfway = jax.grad(kept)(Y0), jax.grad(halfway)(Y0)
+    np.testing.assert_allclose(of_kept, 2 * Y0 * (1 + np.exp(-0.28)), rtol=1e-3)
+    # y(t/2) = y0 sqrt(0.6 / y0[0]), and t = log(y0[0] / 0.6) / 0.7
+    root = np.sqrt(0.6)
+    np.testing.assert_allclose(of_halfway, [root / 2 - 0.5 * root / 2 + 1 / 0.7, root], rtol=1e-2)
+
+
+def test_the_gradient_of_a_time_that_was_not_reached():
+    def at(y0, t):
+        return jnp.sum(ended(y0, 0.7).at(t))
+
+    def masked(y0, t):
+        values = jax.vmap(ended(y0, 0.7).at)(t)
+        return jnp.sum(jnp.where(jnp.isfinite(values), values, 0.0))
+
+    slopes = jax.jit(jax.vmap(jax.value_and_grad(at, (0, 1)), (None, 0)))
+    values, (of_y0, of_t) = slopes(Y0, jnp.asarray([0.2, 0.9, jnp.nan]))
+    for leaf in (values, of_y0.sum(-1), of_t):
+        np.testing.assert_array_equal(np.isfinite(leaf), [True, False, False])
+    exact = np.exp(-0.7 * 0.2)
+    np.testing.assert_allclose(of_y0[0], exact, rtol=1e-3)
+    np.testing.assert_allclose(of_t[0], -0.7 * 1.5 * exact, rtol=1e-2)
+    np.testing.assert_allclose(jax.grad(masked)(Y0, jnp.asarray([0.2, 0.9, jnp.nan])), of_y0[0], rtol=1e-9)
+
+
+def test_an_event_that_is_not_met_has_no_time():
+    solution = falls(3 * Y0, 0.7)
+    with pytest.raises(InputError, match=r"Solution.at\(nan\).*no event has been met"):
+        solution.at(solution.event_t)
+    with pytest.raises(InputError, match=r"Solution.at\(0.9\d*\)"):  # the time itself, which is traced here
+        jax.grad(lambda t: jnp.sum(ended(Y0, 0.7).at(t)))(0.9)
+
+
+class Layer(eqx.Module):
+    """x + f(x)."""
+
+    linear: eqx.nn.Linear
+
+    def __call__(self, x):
+        return x + 0.1 * jnp.tanh(self.linear(x))
+
+
+def test_the_example_of_convert_leaves_no_traced_array_behind():
+    model = eqx.nn.Sequential([eqx.nn.Lambda(Layer(eqx.nn.Linear(2, 2, key=key))) for key in KEYS])
+    with jax.checking_leaks():
+        converted = convert(model, example=Y0, gradient="checkpoint")
+    np.testing.assert_allclose(converted(Y0), model(Y0), rtol=1e-12)
+
+
+KEYS = jax.random.split(jax.random.key(0), 3)
