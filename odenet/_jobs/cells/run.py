@@ -65,9 +65,11 @@ def complete(
     Raises:
         FileError: `out` cannot be written to, holds results that cannot be resumed, or has none to resume.
         InputError: the results there have other settings, or are of another machine.
-        BackendUnavailableError: none of the backends is installed.
+        BackendUnavailableError, DeviceUnavailableError: none of the backends is installed, or sees the device here.
     """
     fresh.plan.require_a_backend()
+    if executor is None:  # workers may be on machines that have others
+        fresh.plan.require_a_device()
     earlier = fresh.read(out) if resume else None
     if resume and earlier is None:
         raise nothing_there(out, JSON, "no results.json")
@@ -96,7 +98,9 @@ def complete(
         messages.print(GO_ON if results.rows or resume else BEGIN, markup=False)
         return 130
     if not any(row.ok for row in results.rows):
-        messages.print("nothing was measured: no cell is offered by what is installed", markup=False)
+        failed = any(row.failed for row in results.rows)
+        why = "see above why its cells failed" if failed else "no cell is offered by what is installed"
+        messages.print(f"nothing was measured: {why}", markup=False)
         return 1
     if results.missing():
         messages.print(f"{results.missing()} cells are left; {GO_ON}", markup=False)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from odenet._errors import InputError
+from odenet._errors import InputError, shown
 
 Unit = TypeVar("Unit")
 
@@ -44,7 +44,7 @@ class Shard:
         """The shard that a text such as `2/4` names."""
         match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text) if isinstance(text, str) else None
         if match is None:
-            raise InputError(f"{text!r} as a shard", "I/N with I from 1 to N, such as 2/4")
+            raise InputError(f"{shown(text)} as a shard", "I/N with I from 1 to N, such as 2/4")
         return cls(int(match[1]), int(match[2]))
 
 

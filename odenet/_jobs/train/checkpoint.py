@@ -20,7 +20,7 @@ from odenet._jobs.cells import resume as _resume
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._jobs.train.row import Epoch, best
 from odenet._nets.weights import load_weights, save_weights
-from odenet._report.rows import as_csv, from_json, to_json
+from odenet._report.rows import as_csv, from_json, plain, to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,16 +86,16 @@ class TrainingRun:
 
     def write(self, folder: Path) -> None:
         """run.json and log.csv; then files that are no longer needed are deleted."""
-        plain = {
+        whole = {
             "plan": self.plan.to_json(),
             "images": dict(self.images),
             "machine": dict(self.machine),
             "epoch": self.epoch,
             "best_epoch": self.best,
-            "test": None if self.test is None else vars(self.test),
+            "test": None if self.test is None else plain(vars(self.test)),
             "rows": [to_json(row) for row in self.rows],
         }
-        _resume.write(folder / RUN, FORMAT, plain)
+        _resume.write(folder / RUN, FORMAT, whole)
         write_text(folder / LOG, as_csv(Epoch, self.rows))
         self.sweep(folder)
 
@@ -132,9 +132,11 @@ def read(folder: Path) -> TrainingRun | None:
     return _resume.read(folder / RUN, FORMAT, "odenet train", _built, "choose another --out")
 
 
-def _built(plain: Mapping[str, Any]) -> TrainingRun:
-    rows = tuple(from_json(Epoch, row) for row in plain["rows"])
+def _built(whole: Mapping[str, Any]) -> TrainingRun:
+    rows = tuple(from_json(Epoch, row) for row in whole["rows"])
     if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
         raise ValueError("its epochs are not 1, 2, 3, ...")
-    test = None if plain["test"] is None else Outcome(**plain["test"])
-    return TrainingRun(TrainingPlan.from_json(plain["plan"]), plain["images"], plain["machine"], rows, test)
+    test = None
+    if whole["test"] is not None:
+        test = Outcome(**whole["test"] | {"loss": float(whole["test"]["loss"])})  # "nan" as text
+    return TrainingRun(TrainingPlan.from_json(whole["plan"]), whole["images"], whole["machine"], rows, test)

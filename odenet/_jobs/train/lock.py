@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from odenet._errors import FileError
+from odenet._errors import WriteError
 
 try:
     import fcntl
@@ -20,10 +20,10 @@ def alone(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder until the end, however that comes: the system lets go of it when a process is killed.
 
     A lock is one on the folder, not on its name: where the folder was deleted or moved, another run may stand under
-    the name. What is yielded is called before each write, and raises FileError then.
+    the name. What is yielded is called before each write, and raises WriteError then.
 
     Raises:
-        FileError: another process holds it.
+        WriteError: another process holds it.
     """
     begun = os.stat(folder)
 
@@ -33,7 +33,7 @@ def alone(folder: Path) -> Iterator[Callable[[], None]]:
         except OSError:
             same = False
         if not same:
-            raise FileError(
+            raise WriteError(
                 f"the folder {folder} of this run was deleted, moved or replaced while it was training, "
                 "and nothing more is written there",
                 "a folder that stays where it is until the run ends",
@@ -48,7 +48,7 @@ def alone(folder: Path) -> Iterator[Callable[[], None]]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FileError(
+            raise WriteError(
                 f"another process is training in {folder}", "one at a time", "wait for it, or choose another --out"
             ) from error
         except OSError:
