@@ -157,7 +157,6 @@ def test_a_misspelt_name_beside_all_is_no_less_misspelt(name, capsys, strange_pl
         "check --no-plan --memory 16M",
         "compare --out plain.txt",
         "compare --full --batch 0",
-        "train --data-dir no/such",
         "merge folder no/such -o x",
         "train --shard 1/2",
         "solve decay --rtol 1e-3 --depth 4",

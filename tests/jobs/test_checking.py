@@ -190,8 +190,8 @@ def test_weights_of_another_network_are_refused(fake, tmp_path):
     found = run("--weights", str(tmp_path / "weights.npz")).exception
     assert isinstance(found, InputError)
     assert "for this network" in str(found)
-    missing = run("--weights", str(tmp_path / "none.npz"))
-    assert (missing.exit_code, "does not exist" in missing.output) == (2, True)
+    missing = run("--weights", str(tmp_path / "none.npz")).exception
+    assert isinstance(missing, FileError)
 
 
 def test_what_is_not_offered_or_not_installed_is_said(fake):

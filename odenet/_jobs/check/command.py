@@ -37,7 +37,7 @@ DEFAULT = GridPlan(solvers=(solver_named("euler"),), depths=(16,))
 @network_flags(DEFAULT)
 @click.option(
     "--weights",
-    type=FilePath(exists=True, dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="File of named weights (.safetensors or .npz) of the network. Without it, random ones by --start and --seed.",
 )
 @click.option(

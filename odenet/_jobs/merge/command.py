@@ -56,7 +56,7 @@ REPRODUCE = "odenet._jobs.reproduce.merging:merge"
 
 
 @click.command("merge", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("folders", nargs=-1, required=True, type=FilePath(exists=True, file_okay=False))
+@click.argument("folders", nargs=-1, required=True, type=FilePath(file_okay=False))
 @click.option("-o", "--out", type=FilePath(file_okay=False), required=True, help="Folder of the merged results.")
 @click.pass_context
 def command(context: click.Context, folders: tuple[Path, ...], out: Path) -> None:

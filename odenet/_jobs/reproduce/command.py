@@ -51,7 +51,7 @@ from odenet._report.terminal import console, table
 @_flags.device()
 @click.option(
     "--data",
-    type=FilePath(str, exists=True, file_okay=False),
+    type=FilePath(str, file_okay=False),
     show_default="embedded digits",
     help="Images to train on: a folder that contains cifar-10-batches-py, or train and val.",
 )

@@ -86,7 +86,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 )
 @_flag(
     "--data-dir",
-    FilePath(str, exists=True, file_okay=False),
+    FilePath(str, file_okay=False),
     "Folder that contains cifar-10-batches-py, or train and val.",
 )
 @_flag("--size", _flags.Whole(1), "Height and width of the images of a folder.  [default: 32]")
