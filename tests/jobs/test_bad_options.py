@@ -12,6 +12,7 @@ import re
 import click
 import pytest
 
+from odenet import FileError
 from odenet._jobs.cli import COMMANDS, command_named, main
 from odenet._jobs.train.checkpoint import Outcome, TrainingRun, read
 from odenet._jobs.train.plan import TrainingPlan
@@ -183,3 +184,11 @@ def test_a_test_loss_that_is_not_finite_is_kept_as_it_is(tmp_path):
     run = TrainingRun(TrainingPlan(), {}, {}, test=Outcome(1, math.nan, 0.5, 4))
     run.write(tmp_path)
     assert math.isnan(read(tmp_path).test.loss)
+
+
+def test_a_digit_of_a_run_that_a_disk_changed_is_not_gone_on_from(tmp_path):
+    TrainingRun(TrainingPlan(), {}, {}, test=Outcome(1, 0.123, 0.5, 4)).write(tmp_path)
+    text = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text(text.replace("0.123", "0.133"))
+    with pytest.raises(FileError, match="checksum"):
+        read(tmp_path)
