@@ -27,6 +27,7 @@ from odenet._errors import (
     UnknownNameError,
     UnsupportedError,
     UselessGradientWarning,
+    WriteError,
 )
 from odenet._gradients.names import (
     GRADIENTS,
@@ -140,6 +141,7 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedError",
     "UselessGradientWarning",
+    "WriteError",
     "audit",
     "available",
     "backend",

@@ -16,6 +16,7 @@
     ├── BackendUnavailableError (ImportError)    a known backend whose framework is not installed
     ├── DeviceUnavailableError (RuntimeError)    a device that the framework does not see
     └── FileError (OSError)                  a file that cannot be read, written or trusted
+        └── WriteError                       one that cannot be written: no space, no permission, another run's
 
 Each says what was given, what is allowed and what to do next. And what is said and not raised:
 
@@ -147,6 +148,10 @@ class FileError(OdenetError, OSError):
 
     def __str__(self) -> str:  # OSError formats two arguments as an errno
         return str(self.args[0])
+
+
+class WriteError(FileError):
+    """A file or a folder that cannot be written: no space, no permission, in use by another run, or gone."""
 
 
 def shown(value: object, most: int = 80) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from odenet._errors import FileError
+from odenet._errors import FileError, WriteError, shown
 
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _LINKS = 40  # that are followed; Linux follows as many
@@ -25,7 +25,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     `/dev/fd/3`), a plain file, too, which would else be cut off from what still prints into it.
 
     Raises:
-        FileError: the folder cannot be made or written to.
+        WriteError: the folder cannot be made or written to.
     """
     target = Path(path)
     temporary: str | None = None
@@ -54,11 +54,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
         os.replace(temporary, target)
     except OSError as error:
         _forget(temporary)
-        raise FileError(
-            f"{target} cannot be written ({error.strerror or error})",
-            "a folder you may write to",
-            "choose another path, or free space",
-        ) from error
+        raise _unwritable(target, error) from error
     except BaseException:
         _forget(temporary)
         raise
@@ -84,39 +80,54 @@ def rename(path: Path, target: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise FileError(
+        raise WriteError(
             f"{path} cannot be renamed ({error.strerror or error})", "a folder you may write to", "choose another path"
         ) from error
     return True
 
 
 def require_writable(folder: Path) -> None:
-    """Raises FileError before any work is done, if the folder cannot be made or written to."""
-    probe = write_text(folder / ".writable", "")
-    probe.unlink()
+    """Raises WriteError before any work is done, if the folder cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"-")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def require_target(path: Path) -> None:
-    """Raises FileError before any work is done, if `write_atomically` could not write this file."""
-    if open_descriptor(path) is not None:
-        return
-    if path.is_dir():
-        raise FileError(f"{path} cannot be written (it is a folder)", "a file", "choose another path")
-    if path.exists() and not path.is_file():  # a device or a pipe, whose folder need not be writable
-        if not os.access(path, os.W_OK):
-            raise FileError(f"{path} cannot be written", "what you may write to", "choose another path")
-        return
-    folder = Path(os.path.realpath(path)).parent
+    """Raises WriteError before any work is done, if `write_atomically` could not write this file."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise FileError(
-            f"{path} cannot be written ({error.strerror or error})",
-            "a folder you may write to",
+        if open_descriptor(path) is not None:
+            return
+        if path.is_dir():
+            raise WriteError(f"{path} cannot be written (it is a folder)", "a file", "choose another path")
+        if path.exists() and not path.is_file():  # a device or a pipe, whose folder need not be writable
+            if not os.access(path, os.W_OK):
+                raise WriteError(f"{path} cannot be written", "what you may write to", "choose another path")
+            return
+        require_writable(Path(os.path.realpath(path)).parent)
+    except WriteError:
+        raise
+    except OSError as error:  # a name that the system does not allow
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> WriteError:
+    """The error of the system, in words that say what to do."""
+    name = shown(str(path), 300)[1:-1]
+    if isinstance(error, FileExistsError | NotADirectoryError):  # of a folder that would have been made
+        return WriteError(
+            f"{name} cannot be written, since a file or a broken link stands where a folder would be",
+            "a path through folders",
             "choose another path",
-        ) from error
+        )
+    return WriteError(
+        f"{name} cannot be written ({error.strerror or error})",
+        "a folder you may write to",
+        "choose another path, or free space",
+    )
 
 
 def open_descriptor(path: Path) -> int | None:

@@ -6,10 +6,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from odenet._errors import InputError, UnknownNameError
+from odenet._errors import InputError, UnknownNameError, shown
 
 Thing = TypeVar("Thing")
 Word = TypeVar("Word", bound=str)
+_LONGEST = 100  # characters that are compared with names
+_LISTED = ("backend", "solver", "gradient method", "problem")  # by `odenet list`
 
 
 def lookup(kind: str, name: object, table: Mapping[str, Thing], aliases: Mapping[str, str] | None = None) -> Thing:
@@ -20,13 +22,16 @@ def lookup(kind: str, name: object, table: Mapping[str, Thing], aliases: Mapping
     """
     aliases = aliases or {}
     if not isinstance(name, str):
-        raise InputError(f"a {kind} was given as {name!r}, a {type(name).__name__}", f"a name ({', '.join(table)})")
+        raise InputError(
+            f"a {kind} was given as {shown(name)}, a {type(name).__name__}", f"a name ({', '.join(table)})"
+        )
     plain = spelling(name)
     plain = aliases.get(plain, plain)
     if plain in table:
         return table[plain]
-    near = difflib.get_close_matches(plain, [*table, *aliases], n=3, cutoff=0.5)
-    remedy = f"take {' or '.join(near)}, if that is what you meant" if near else f"see `odenet list` for every {kind}"
+    near = difflib.get_close_matches(plain[:_LONGEST], [*table, *aliases], n=3, cutoff=0.5)
+    elsewhere = f"see `odenet list` for every {kind}" if kind in _LISTED else "take one of these"
+    remedy = f"take {' or '.join(near)}, if that is what you meant" if near else elsewhere
     raise UnknownNameError(f"there is no {kind} called {name!r}", ", ".join([*table, *aliases]), remedy)
 
 

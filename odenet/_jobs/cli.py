@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -29,13 +30,12 @@ def main(arguments: list[str] | None = None) -> None:
         import rich  # noqa: F401
     except ImportError:
         sys.exit("odenet: the command line needs click and rich. What to do: pip install 'odenet[cli]'")
-    from odenet._errors import InputError, OdenetError
+    from odenet._errors import GradientError, OdenetError, SolveError, WriteError, shown
     from odenet._jobs.groups import SuggestingGroup
 
-    class Unusable(click.ClickException):
-        """What was typed: shown as its exception is, without the usage of the command."""
-
-        exit_code = click.UsageError.exit_code
+    def _short(text: str) -> str:
+        """A message that repeats what was typed, but not thousands of characters."""
+        return re.sub(r"\S{300,}", lambda word: shown(word[0])[1:], text)
 
     class Jobs(SuggestingGroup):
         """Commands that are imported when they are named."""
@@ -51,9 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
         def invoke(self, ctx: click.Context) -> object:
             try:
                 return super().invoke(ctx)
+            except click.UsageError as error:
+                raise click.UsageError(_short(error.format_message()), error.ctx) from error
             except OdenetError as error:
-                kind = click.UsageError if isinstance(error, InputError) else click.ClickException  # status 2, or 1
-                raise kind(str(error)) from error
+                failed = isinstance(error, (WriteError, SolveError, GradientError))  # in the course of the work
+                kind = click.ClickException if failed else click.UsageError  # status 1, or 2
+                raise kind(_short(str(error))) from error
             except MemoryError as error:
                 raise click.ClickException(
                     f"there is not enough memory for that ({error}). What to do: take smaller sizes."

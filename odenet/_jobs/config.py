@@ -20,7 +20,8 @@ from typing import Any
 
 import click
 
-from odenet._errors import FileError
+from odenet._errors import InputError, shown
+from odenet._jobs.output import FilePath
 
 PYPROJECT = "pyproject.toml"
 _LARGEST = 2**20  # bytes of a file
@@ -54,7 +55,7 @@ def with_config(command: click.Command, path: tuple[str, ...], commands: Mapping
     command.params.append(
         click.Option(
             ["--config"],
-            type=click.Path(path_type=Path),
+            type=FilePath(exists=True, dir_okay=False),
             is_eager=True,
             expose_value=False,
             callback=read,
@@ -79,9 +80,9 @@ def _options(
         tool = whole.get("tool", {})
         whole = tool.get("odenet", {}) if isinstance(tool, dict) else {}
         if explicit and not whole:
-            raise FileError(f"{file} has no table [tool.odenet]", "[tool.odenet.COMMAND] with options by name")
+            raise InputError(f"{file} has no table [tool.odenet]", "[tool.odenet.COMMAND] with options by name")
     if not isinstance(whole, dict):
-        raise FileError(f"[tool.odenet] in {file} is no table", "[tool.odenet.COMMAND] with options by name")
+        raise InputError(f"[tool.odenet] in {file} is no table", "[tool.odenet.COMMAND] with options by name")
     tables = {name: value for name, value in whole.items() if isinstance(value, dict)}
     _known(tables, commands, "a command", file)
     above = {name: value for name, value in whole.items() if name not in tables}
@@ -95,7 +96,7 @@ def _options(
     for depth, name in enumerate(path):
         level = level.get(name, {})
         if not isinstance(level, dict):
-            raise FileError(f"{'.'.join(path[: depth + 1])} in {file} is no table", "a table of options")
+            raise InputError(f"{'.'.join(path[: depth + 1])} in {file} is no table", "a table of options")
     return values | _values(command, level, file)
 
 
@@ -107,7 +108,7 @@ def _read(file: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {_LARGEST} bytes")
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{file} cannot be read ({error})", "a TOML file of options", "see `--help`") from error
+        raise InputError(f"{file} cannot be read ({error})", "a TOML file of options", "see `--help`") from error
 
 
 def _values(command: click.Command, table: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -136,13 +137,13 @@ def _value(option: click.Option, name: str, value: Any, file: Path) -> Any:
     """The value as the command line would have it: text, which the option's own type reads."""
     if option.is_flag:
         if not isinstance(value, bool):
-            raise FileError(f"{name} = {value!r} in {file}", "true or false")
+            raise InputError(f"{name} = {shown(value)} in {file}", "true or false")
         return value
     entries = value if isinstance(value, list) else [value]
     if not entries or not all(
         isinstance(entry, str | int | float) and not isinstance(entry, bool) for entry in entries
     ):
-        raise FileError(f"{name} = {value!r} in {file}", "text, a number, or a list of these")
+        raise InputError(f"{name} = {shown(value)} in {file}", "text, a number, or a list of these")
     texts = [entry if isinstance(entry, str) else repr(entry) for entry in entries]
     return tuple(texts) if option.multiple else ",".join(texts)
 
@@ -153,7 +154,7 @@ def _known(names: Iterable[str], allowed: Iterable[str], kind: str, file: Path) 
         if name not in allowed:
             near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
             remedy = f"take {' or '.join(near)}, if that is what you meant" if near else ""
-            raise FileError(f"{name!r} in {file} is not {kind}", ", ".join(allowed), remedy)
+            raise InputError(f"{name!r} in {file} is not {kind}", ", ".join(allowed), remedy)
 
 
 def _spelling(flag: str) -> str:

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -20,8 +20,10 @@ from odenet._gradients.names import gradient, menu
 from odenet._jobs.cells.executor import require_known
 from odenet._jobs.cells.plan import DTYPES, ShardFlag
 from odenet._jobs.cells.run import JobOptions
+from odenet._jobs.output import FilePath
 from odenet._solvers.names import ALL_SOLVERS, solver, solver_aliases
 
+T = TypeVar("T")
 MOST = 2**31 - 1  # of any count: frameworks count in 32 bits
 
 
@@ -29,14 +31,11 @@ class Whole(click.IntRange):
     """A whole number from a least one on, which 32 bits hold."""
 
     def __init__(self, least: int) -> None:
-        super().__init__(min=least)
+        super().__init__(min=least, max=MOST)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The option's value as a number."""
-        number = super().convert(value, param, ctx)
-        if number > MOST:
-            self.fail(f"{shown(number)} is above {MOST}, the largest that is counted to.", param, ctx)
-        return number
+        return _within(self, int, "whole number", value, param, ctx)
 
 
 class Real(click.FloatRange):
@@ -44,19 +43,41 @@ class Real(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The option's value as a number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
-        return number
+        return _within(self, float, "finite number", value, param, ctx)
+
+
+def _within(bounds: Any, read: Callable[[Any], T], kind: str, value: Any, *place: Any) -> T:
+    """A number, with its bounds in the message where it is none or beyond them."""
+    try:
+        number: Any = read(value)
+        fits = math.isfinite(number) and (bounds.min is None or bounds.min <= number)
+        if fits and (bounds.max is None or number <= bounds.max):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    ends = (f"at least {bounds.min}", bounds.min), (f"at most {bounds.max}", bounds.max)
+    allowed = ", ".join([f"a {kind}", *(text for text, end in ends if end is not None)])
+    param, ctx = place
+    raise click.BadParameter(f"{shown(value)} cannot be used. Allowed: {allowed}.", ctx, param)
 
 
 class Names(click.ParamType):
-    """Names separated by commas, each read by `read`; `all` stands for every one."""
+    """Names separated by commas, each read by `read`; `all` stands for every one.
 
-    def __init__(self, kind: str, choices: Callable[[], Sequence[str]], read: Callable[[str], Any]) -> None:
+    Args:
+        kind: what is named.
+        choices: every name; of numbers, some examples.
+        read: the thing of a name.
+        all_of_them: whether `all` has a meaning.
+    """
+
+    def __init__(
+        self, kind: str, choices: Callable[[], Sequence[str]], read: Callable[[str], Any], all_of_them: bool = True
+    ) -> None:
         self.name = kind
         self.choices = choices
         self.read = read
+        self.all_of_them = all_of_them
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """The things named, in order, without repeats."""
@@ -64,11 +85,11 @@ class Names(click.ParamType):
             return tuple(value)
         texts = [text.strip() for text in value.split(",") if text.strip()]
         if not texts:
-            self.fail(f"no {self.name} was named; allowed: {', '.join(self.choices())}", param, ctx)
-        if "all" in texts:
-            texts = list(self.choices())
-        try:
-            return tuple(dict.fromkeys(self.read(text) for text in texts))
+            self.fail(f"no {self.name} was named. Allowed: {', '.join(self.choices())}.", param, ctx)
+        every = self.choices() if self.all_of_them and "all" in texts else ()
+        try:  # names beside `all` are read, too: a misspelt one is a mistake wherever it stands
+            named = tuple(dict.fromkeys(self.read(text) for text in texts if not every or text != "all"))
+            return tuple(dict.fromkeys(self.read(text) for text in every)) or named
         except OdenetError as error:
             self.fail(str(error), param, ctx)
 
@@ -91,7 +112,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
             if numbers[0] > 0 and numbers[-1] < int(last):
                 numbers.append(int(last))
     except ValueError:
-        raise InputError(f"{text!r} is no depth", "whole numbers, or a doubling range such as 4..64") from None
+        raise InputError(f"{shown(text)} is no depth", "whole numbers, or a doubling range such as 4..64") from None
     if min(numbers) < 1 or (dots and int(last) < numbers[0]) or max(numbers) > MOST:
         raise InputError(f"{shown(text)} as depths", f"whole numbers, at least 1, at most {MOST}; ranges go up")
     return tuple(numbers)
@@ -101,7 +122,7 @@ class Depths(Names):
     """Depths separated by commas; `4..100` doubles, up to its end."""
 
     def __init__(self) -> None:
-        super().__init__("depth", lambda: ("4", "8", "16", "32", "64", "4..64"), whole_numbers)
+        super().__init__("depth", lambda: ("4", "8", "16", "32", "64", "4..64"), whole_numbers, False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """Sorted, without repeats."""
@@ -115,9 +136,9 @@ def tolerance_list(text: str) -> tuple[float, ...]:
     try:
         ends = [float(part) for part in text.split("..")]
     except ValueError:
-        raise InputError(f"{text!r} is no tolerance", "numbers, or decades downwards such as 1e-3..1e-9") from None
+        raise InputError(f"{shown(text)} is no tolerance", "numbers, or decades downwards such as 1e-3..1e-9") from None
     if not all(0 < end < 1 for end in ends) or len(ends) > 2 or ends[-1] > ends[0]:
-        raise InputError(f"{text!r} as tolerances", "numbers between 0 and 1, ranges that go down as 1e-3..1e-9")
+        raise InputError(f"{shown(text)} as tolerances", "numbers between 0 and 1, ranges that go down as 1e-3..1e-9")
     numbers = ends[:1]
     while numbers[-1] / 9.99 > ends[-1]:
         numbers.append(float(f"{numbers[-1] / 10:.6g}"))
@@ -128,7 +149,7 @@ class Tolerances(Names):
     """Tolerances separated by commas; `1e-3..1e-9` goes down by decades."""
 
     def __init__(self) -> None:
-        super().__init__("tolerance", lambda: ("1e-3", "1e-6", "1e-9", "1e-3..1e-9"), tolerance_list)
+        super().__init__("tolerance", lambda: ("1e-3", "1e-6", "1e-9", "1e-3..1e-9"), tolerance_list, False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         """From loose to tight, without repeats."""
@@ -237,7 +258,7 @@ def job(
         "Where cells are run: processes:4, dask[:ADDRESS], ray[:ADDRESS], submitit:slurm,NAME=VALUE,..., or here."
     )
     flags = (
-        click.option("--out", type=click.Path(path_type=Path), default=Path(out), show_default=True, help=out_text),
+        click.option("--out", type=FilePath(file_okay=False), default=Path(out), show_default=True, help=out_text),
         click.option("--resume", is_flag=True, help=resume_text),
         click.option("--shard", type=ShardFlag(), help=shard_text),
         click.option("--executor", callback=_known_executor, help=executor_text),

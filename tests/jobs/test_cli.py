@@ -83,7 +83,7 @@ def test_an_unknown_command_and_an_unknown_flag_are_usage_errors(said):
 
 def test_an_error_of_the_library_is_one_line_and_not_a_traceback(said):
     code, out, err = said("solve", "decay", "--device", "quantum", "--backend", "torch")
-    assert code == 1
+    assert code == 2
     assert "Error: torch sees no device 'quantum'" in err
     assert "Traceback" not in out + err
 

@@ -307,7 +307,9 @@ def test_a_new_run_sets_the_earlier_one_aside(fake, quick, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_found_before_the_work(fake, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert "cannot be written" in str(_error(tmp_path / "file", kind=FileError))
+    assert run(tmp_path / "file").exit_code == 2  # it is no folder
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "link cannot be written" in str(_error(tmp_path / "link", kind=FileError))
     assert fake.measured == []
 
 

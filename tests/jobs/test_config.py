@@ -89,7 +89,7 @@ def test_a_table_above_is_for_whom_it_fits_and_the_own_table_wins(said, tmp_path
         ("solve = 3", "'solve' in FILE is not an option"),
         ("[benchmark]\nwork-precision = 3", "benchmark.work-precision in FILE is no table"),
         ("[solve", "FILE cannot be read"),
-        (None, "FILE cannot be read \\(it does not exist\\)"),
+        (None, "FILE. does not exist"),
     ],
 )
 def test_what_is_misspelt_or_of_another_kind_is_refused(said, tmp_path, text, message):
@@ -99,7 +99,7 @@ def test_what_is_misspelt_or_of_another_kind_is_refused(said, tmp_path, text, me
     command = ("compare",) if "compare" in str(text) else ("benchmark", "work-precision")
     command = command if "compare" in str(text) or "benchmark" in str(text) else SOLVE
     code, out, err = said(*command, "--config", file)
-    assert code == (2 if "Invalid" in message else 1)
+    assert code == 2
     assert re.search(message.replace("FILE", ".*mine.toml"), err.replace("\n", " ")), err
     assert not rows(out)
 
@@ -160,10 +160,10 @@ def test_training_does_not_resume_where_there_is_no_run(said, tmp_path, monkeypa
     (tmp_path / "digits-run").mkdir()
     (tmp_path / "digits-run" / "run.json").write_text("{}")
     code, _, err = said("train", "--resume", "--out", tmp_path / "digits-rum")
-    assert code == 1
+    assert code == 2
     assert "there is no run in" in err
     assert "digits-run, if that is what you meant; or leave --resume out" in err
     assert not (tmp_path / "digits-rum").exists()
     for command in (("compare",), ("benchmark", "work-precision"), ("reproduce", "reconstruction")):
         code, _, err = said(*command, "--resume", "--out", tmp_path / "nothing")
-        assert (code, "nothing to resume" in err) == (1, True), err
+        assert (code, "nothing to resume" in err) == (2, True), err

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 import click
 
 from odenet._backend import registry as _registry
-from odenet._errors import BackendUnavailableError, InputError
+from odenet._errors import BackendUnavailableError, DeviceUnavailableError, InputError, shown
 from odenet._jobs.cells.resume import START_ANEW, changes, reading
 from odenet._names import choice
 
@@ -37,6 +37,7 @@ class CellPlan(ABC):
     """The fields of the grid that hold records: the attribute that names one on disk, and what reads the name."""
     backends: tuple[str, ...]
     dtype: Literal["float32", "float64"]
+    device: str
 
     @abstractmethod
     def cells(self) -> tuple[KeyedCell, ...]:
@@ -68,6 +69,21 @@ class CellPlan(ABC):
                 "at least one that is installed",
                 " or ".join(entry.install for entry in entries),
             )
+
+    def require_a_device(self) -> None:
+        """Raises DeviceUnavailableError if none of the backends sees the device: asked before anything is written."""
+        if self.device == "cpu":
+            return  # without an import: that of the second backend waits until the first is timed
+        seen: dict[str, tuple[str, ...]] = {}
+        for name in self.backends:
+            if _registry.entry(name).available:
+                seen[name] = _registry.backend(name).devices()
+                if self.device in seen[name]:
+                    return
+        every = "; ".join(f"{name}: {', '.join(devices)}" for name, devices in seen.items())
+        raise DeviceUnavailableError(
+            f"{' and '.join(seen)} see no device {shown(self.device)}", every, "see `odenet list backends`"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: names instead of records."""
@@ -145,7 +161,7 @@ class Shard:
         """The shard that a text such as `2/4` names."""
         match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text) if isinstance(text, str) else None
         if match is None:
-            raise InputError(f"{text!r} as a shard", "I/N with I from 1 to N, such as 2/4")
+            raise InputError(f"{shown(text)} as a shard", "I/N with I from 1 to N, such as 2/4")
         return cls(int(match[1]), int(match[2]))
 
 

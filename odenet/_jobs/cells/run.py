@@ -88,9 +88,11 @@ def complete(job: CellJob[Any], plan: CellPlan, options: JobOptions) -> int:
     Raises:
         FileError: `out` cannot be written to, holds results that cannot be resumed, or has none to resume.
         InputError: the results there have other settings, or are of another machine.
-        BackendUnavailableError: none of the backends is installed.
+        BackendUnavailableError, DeviceUnavailableError: none of the backends is installed, or sees the device here.
     """
     plan.require_a_backend()
+    if options.executor is None:  # workers may be on machines that have others
+        plan.require_a_device()
     out, resume, messages = options.out, options.resume, options.messages
     fresh = job.results(plan, machine(plan.backends), shard=options.shard)
     earlier = fresh.read(out) if resume else None
@@ -121,7 +123,9 @@ def complete(job: CellJob[Any], plan: CellPlan, options: JobOptions) -> int:
         messages.print(GO_ON if results.rows or resume else BEGIN, markup=False)
         return 130
     if not any(row.ok for row in results.rows):
-        messages.print("nothing was measured: no cell is offered by what is installed", markup=False)
+        failed = any(row.failed for row in results.rows)
+        why = "see above why its cells failed" if failed else "no cell is offered by what is installed"
+        messages.print(f"nothing was measured: {why}", markup=False)
         return 1
     left = len(results.left())
     if left:

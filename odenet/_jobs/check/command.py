@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from odenet._errors import InputError
 from odenet._files import require_target, write_text
@@ -16,7 +17,7 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.check.checks import TOLERANCE, CellCheck, checks
-from odenet._jobs.output import OutputFile, say_written
+from odenet._jobs.output import FilePath, OutputFile, say_written
 from odenet._jobs.output import screen as screen_for
 from odenet._nets.weights import load_weights
 from odenet._report.machine import machine
@@ -36,7 +37,7 @@ DEFAULT = GridPlan(solvers=(solver_named("euler"),), depths=(16,))
 @network_flags(DEFAULT)
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=FilePath(dir_okay=False),
     help="File of named weights (.safetensors or .npz) of the network. Without it, random ones by --start and --seed.",
 )
 @click.option(
@@ -72,14 +73,17 @@ def command(
     """
     plan = plan_of(options)
     plan.require_a_backend()
+    plan.require_a_device()
     named = load_weights(weights) if weights is not None else None
+    if memory is not None and context.get_parameter_source("planned") is ParameterSource.COMMANDLINE and not planned:
+        raise click.UsageError("--no-plan with --memory, which is a limit for the plan: take one of them")
     if target is not None:
         require_target(target)  # found out now, rather than after the work
     screen, messages = screen_for(target), console(stderr=True)
     results = []
     limit = None if memory is None else in_bytes(memory)
     chosen = {"planned": planned or memory is not None, "memory": limit}
-    for check in checks(plan, named, tolerance or TOLERANCE, **chosen):
+    for check in checks(plan, named, TOLERANCE if tolerance is None else tolerance, **chosen):
         results.append(check)
         for diagnosis_table in tables(check.diagnosis, str(check), weights=True) if check.diagnosis is not None else ():
             screen.print(diagnosis_table)

@@ -151,6 +151,8 @@ def compare(
         **options,
     )
     plan.require_a_backend()
+    if executor is None:
+        plan.require_a_device()
     results = ComparisonResults(plan, machine(plan.backends))
     if executor is None:
         for _, grown in results.growing(measure(plan, plan.cells(), data)):

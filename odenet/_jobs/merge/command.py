@@ -17,6 +17,7 @@ from odenet._files import require_writable
 from odenet._jobs.cells.results import JSON, CellResults, set_aside
 from odenet._jobs.cells.resume import LARGEST
 from odenet._jobs.cells.run import GO_ON, CellJob, say_paths
+from odenet._jobs.output import FilePath
 from odenet._report.machine import joined
 from odenet._report.rows import to_json
 from odenet._report.terminal import console
@@ -34,8 +35,8 @@ REPRODUCE = "odenet._jobs.reproduce.merging:merge"
 
 
 @click.command("merge", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the merged results.")
+@click.argument("folders", nargs=-1, required=True, type=FilePath(file_okay=False))
+@click.option("-o", "--out", type=FilePath(file_okay=False), required=True, help="Folder of the merged results.")
 @click.pass_context
 def command(context: click.Context, folders: tuple[Path, ...], out: Path) -> None:
     """Join the parts of a job that --shard divided: of compare, benchmark, reproduce, or train --seeds.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from odenet._backend import registry as _registry
@@ -18,6 +19,7 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.resume import nothing_there
 from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, measured, watch
+from odenet._jobs.output import FilePath
 from odenet._jobs.reproduce.reproduction import SCALES, CurveCell, Point, Reproduction, Settings, reproductions
 from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
 from odenet._jobs.reproduce.thresholds import thresholds
@@ -46,7 +48,7 @@ from odenet._report.terminal import table
 @_flags.device()
 @click.option(
     "--data",
-    type=click.Path(file_okay=False),
+    type=FilePath(str, file_okay=False),
     show_default="embedded digits",
     help="Images to train on: a folder that contains cifar-10-batches-py, or train and val.",
 )
@@ -79,11 +81,15 @@ def command(context: click.Context, job: JobOptions, names: tuple[str, ...], **o
     if scale is None:
         scale = "quick" if quick else "reduced" if options["device"] == "cpu" else "paper"
     if not names or names == ("list",):
+        typed = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if typed and not names:
+            raise click.UsageError("which reproduction? Name some, or all; `odenet reproduce` lists them")
         rows = [(reproduction.name, reproduction.claim) for reproduction in reproductions().values()]
         job.screen.print(table("Reproductions", ("name", "what the paper says"), rows))
         return
     every = reproductions()
-    chosen = tuple(every.values()) if "all" in names else tuple(lookup("reproduction", name, every) for name in names)
+    named = tuple(lookup("reproduction", name, every) for name in names if name != "all")
+    chosen = tuple(every.values()) if "all" in names else named
     choices = Settings(backends, scale=scale, **options)
     for name in backends:
         if not _registry.entry(name).available:

@@ -16,7 +16,7 @@ from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import require_target
 from odenet._gradients.names import Backprop
 from odenet._jobs import flags as _flags
-from odenet._jobs.output import OutputFile, screen
+from odenet._jobs.output import FilePath, OutputFile, screen
 from odenet._jobs.solve.equal_steps import solve_in_equal_steps
 from odenet._jobs.solve.tolerances import solve_to_tolerances
 from odenet._jobs.work_precision.results import SolvePlan
@@ -49,9 +49,6 @@ def _default_backend() -> str:
     return "torch" if "torch" in names or not names else names[0]
 
 
-_file = click.Path(dir_okay=False, path_type=Path)
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("problem", type=_ProblemName())
 @_flags.backends(_default_backend())
@@ -68,7 +65,9 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @_flags.atol()
 @_flags.dtype("float64")
 @_flags.device()
-@click.option("--plot", type=_file, help="Write a figure: error against steps or work, and the solution.")
+@click.option(
+    "--plot", type=FilePath(dir_okay=False), help="Write a figure: error against steps or work, and the solution."
+)
 @click.option("--csv", "csv_path", type=OutputFile(), help="Write the table, one row for each solve; - is stdout.")
 @click.option(
     "--json", "json_path", type=OutputFile(), help="Write the table and the orders of convergence; - is stdout."

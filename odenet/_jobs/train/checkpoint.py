@@ -10,19 +10,21 @@ longer names is deleted after that. No file is a pickle.
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odenet._errors import FileError
+from odenet._errors import WriteError
 from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._nets.weights import load_weights, save_weights
-from odenet._report.rows import as_csv, column, from_json, to_json
+from odenet._report.rows import as_csv, column, from_json, plain, to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,16 +117,16 @@ class TrainingRun:
 
     def write(self, folder: Path) -> None:
         """run.json and log.csv; then files that are no longer needed are deleted."""
-        plain = {
+        whole = {
             "plan": self.plan.to_json(),
             "images": dict(self.images),
             "machine": dict(self.machine),
             "epoch": self.epoch,
             "best_epoch": self.best,
-            "test": None if self.test is None else vars(self.test),
+            "test": None if self.test is None else plain(vars(self.test)),
             "rows": [to_json(row) for row in self.rows],
         }
-        _resume.write(folder / RUN, FORMAT, plain)
+        _resume.write(folder / RUN, FORMAT, whole | {"checksum": _checksum(whole)})
         write_text(folder / LOG, as_csv(Epoch, self.rows))
         self.sweep(folder)
 
@@ -161,12 +163,22 @@ def read(folder: Path) -> TrainingRun | None:
     return _resume.read(folder / RUN, FORMAT, "odenet train", _built, "choose another --out")
 
 
-def _built(plain: Mapping[str, Any]) -> TrainingRun:
-    rows = tuple(from_json(Epoch, row) for row in plain["rows"])
+def _checksum(whole: Mapping[str, Any]) -> int:
+    """Of all numbers and texts, as those of the archives beside it: a digit that a disk changed is a number, too."""
+    return zlib.crc32(json.dumps(whole, sort_keys=True).encode())
+
+
+def _built(whole: Mapping[str, Any]) -> TrainingRun:
+    content = {name: value for name, value in whole.items() if name not in ("format", "checksum")}
+    if whole.get("checksum", _checksum(content)) != _checksum(content):  # the first versions wrote none
+        raise ValueError("its checksum is not that of its content, which was changed since it was written")
+    rows = tuple(from_json(Epoch, row) for row in whole["rows"])
     if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
         raise ValueError("its epochs are not 1, 2, 3, ...")
-    test = None if plain["test"] is None else Outcome(**plain["test"])
-    return TrainingRun(TrainingPlan.from_json(plain["plan"]), plain["images"], plain["machine"], rows, test)
+    test = None
+    if whole["test"] is not None:
+        test = Outcome(**whole["test"] | {"loss": float(whole["test"]["loss"])})  # "nan" as text
+    return TrainingRun(TrainingPlan.from_json(whole["plan"]), whole["images"], whole["machine"], rows, test)
 
 
 try:
@@ -180,10 +192,10 @@ def alone(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the folder until the end, however that comes: the system lets go of it when a process is killed.
 
     A lock is one on the folder, not on its name: where the folder was deleted or moved, another run may stand under
-    the name. What is yielded is called before each write, and raises FileError then.
+    the name. What is yielded is called before each write, and raises WriteError then.
 
     Raises:
-        FileError: another process holds it.
+        WriteError: another process holds it.
     """
     begun = os.stat(folder)
 
@@ -193,7 +205,7 @@ def alone(folder: Path) -> Iterator[Callable[[], None]]:
         except OSError:
             same = False
         if not same:
-            raise FileError(
+            raise WriteError(
                 f"the folder {folder} of this run was deleted, moved or replaced while it was training, "
                 "and nothing more is written there",
                 "a folder that stays where it is until the run ends",
@@ -208,7 +220,7 @@ def alone(folder: Path) -> Iterator[Callable[[], None]]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FileError(
+            raise WriteError(
                 f"another process is training in {folder}", "one at a time", "wait for it, or choose another --out"
             ) from error
         except OSError:

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from odenet._backend.imported import is_path
+from odenet._errors import shown
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.grid import ALONG_BY_SOLVER
 from odenet._jobs.cells.plan import DTYPES
@@ -15,6 +16,7 @@ from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.training_pass import SCHEDULES
+from odenet._jobs.output import FilePath
 from odenet._jobs.train.plan import OF_SGD, OPTIMIZERS, TrainingPlan, not_read
 from odenet._nets.spec import ACTIVATIONS, BLOCKS, NORMS, STARTS
 
@@ -68,7 +70,7 @@ class _Counts(click.ParamType):
         try:
             return value if isinstance(value, tuple) else tuple(int(count) for count in value.split(",") if count)
         except ValueError:
-            self.fail(f"{value!r} is not whole numbers between commas, as in 3,4", param, ctx)
+            self.fail(f"{shown(value)} cannot be used. Allowed: whole numbers between commas, as in 3,4.", param, ctx)
 
 
 def _flag(flag: str, kind: Any, text: str) -> Any:
@@ -82,7 +84,11 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag(
     "--data", _NameOrPath(NAMES), "Images: digits (embedded), cifar10 (on disk), folder (one per class), or your own."
 )
-@_flag("--data-dir", click.Path(file_okay=False), "Folder that contains cifar-10-batches-py, or train and val.")
+@_flag(
+    "--data-dir",
+    FilePath(str, file_okay=False),
+    "Folder that contains cifar-10-batches-py, or train and val.",
+)
 @_flag("--size", _flags.Whole(1), "Height and width of the images of a folder.  [default: 32]")
 @_flag("--net", click.Choice(BLOCKS), "Kind of block.")
 @_flag("--backend", _One(_flags.BACKENDS), "Backend.")

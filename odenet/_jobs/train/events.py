@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from odenet._errors import FileError
+from odenet._errors import WriteError
 from odenet._files import write_atomically
 from odenet._jobs.train.checkpoint import Epoch
 
@@ -31,7 +31,7 @@ def begin(folder: Path, rows: tuple[Epoch, ...]) -> None:
     """Write the file anew with these rows: a record that was cut short by a kill would end it for a reader.
 
     Raises:
-        FileError: the folder cannot be written to.
+        WriteError: the folder cannot be written to.
     """
     started = rows[0].finished - rows[0].seconds if rows else 0.0
     content = _record(_event(started, 0, _field(3, b"brain.Event:2"))) + b"".join(map(_of_row, rows))
@@ -42,13 +42,13 @@ def add(folder: Path, row: Epoch) -> None:
     """Append an epoch: a TensorBoard that watches the file sees it at once.
 
     Raises:
-        FileError: the file cannot be written to.
+        WriteError: the file cannot be written to.
     """
     try:
         with open(folder / NAME, "ab") as file:
             file.write(_of_row(row))
     except OSError as error:
-        raise FileError(
+        raise WriteError(
             f"{folder / NAME} cannot be written ({error.strerror or error})", "a folder to write to"
         ) from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import time
 import warnings
 import zlib
@@ -250,12 +251,10 @@ def _epoch(
     lr = rate(plan.schedule, plan.rate, epoch, plan.epochs)
     done = training_pass(trainer, learnt, epoch, lr, functools.partial(progress.step, epoch))
     if not done.finished:
-        raise GradientError(
-            f"the loss is {done.loss} in step {done.steps} of epoch {epoch}",
-            "a finite loss",
-            "take a smaller --lr (or optimizer's rate), or backprop if a certificate was large; then another --out",
-        )
+        raise _diverged(f"the loss is {done.loss} in step {done.steps} of epoch {epoch}")
     validation_loss, validation_accuracy = evaluate(trainer, chosen_by)
+    if not math.isfinite(validation_loss):  # the last step of an epoch may be the one that is too large
+        raise _diverged(f"the loss of the validation images is {validation_loss} after epoch {epoch}")
     return Epoch(
         epoch=epoch,
         lr=lr,
@@ -267,6 +266,14 @@ def _epoch(
         peak_bytes=trainer.peak_bytes(),
         seconds=time.perf_counter() - began,
         finished=time.time(),
+    )
+
+
+def _diverged(what: str) -> GradientError:
+    return GradientError(
+        what,
+        "a finite loss",
+        "take a smaller --lr (or optimizer's rate), or backprop if a certificate was large; then another --out",
     )
 
 
