@@ -126,6 +126,9 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name != "layer"
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
@@ -137,9 +140,6 @@ class _Proxy(fx.Proxy):
         if name not in ("node", "tracer"):
             raise TypeError(f"{name} of a tensor is set")
         super().__setattr__(name, value)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name != "layer"
 
 
 def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph | None:
