@@ -250,6 +250,11 @@ class BlockField(Field):
         self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
         self.extra = extra
         self.extra_tensors = unique(leaf for leaf in tree_leaves(extra) if _differentiable(leaf))
+        plain = (Tensor, bool, int, float, complex, str, type(None))
+        # what a block may write in, or that holds tensors which nobody knows of
+        self.keepers: list[tuple[str, Any]] = (
+            [] if all(isinstance(x, plain) for x in (*extra[0], *extra[1].values())) else [("the arguments", extra)]
+        )
         self.moved = False
 
     @functools.cached_property
@@ -320,6 +325,9 @@ class BlockField(Field):
         layer += self.depth.kind == "linear" and start + span * position == 1  # between two blocks it is the first
         block = self.depth.tree[layer]
         return [(f"block {layer} ({type(block).__name__})", block)]
+
+    def roots(self, n: int, position: float, steps: int) -> Sequence[tuple[str, Any]]:
+        return [*self.modules(n, position, steps), *self.keepers]
 
     def functions(self) -> Iterable[Any]:
         assert self.depth is not None

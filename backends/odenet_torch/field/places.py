@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import operator
 import types
 from abc import ABC, abstractmethod
@@ -9,8 +11,9 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from odenet import GradientError
 from odenet_torch.field.knowledge import KEY
 
 MISSING = object()
@@ -206,3 +209,44 @@ class ContextValue(Location):
 
     def put(self, key: Any, value: Any) -> None:
         self.variable.set(None if value is MISSING else value)  # none can be unset again
+
+
+class CachedResults(Location):
+    """The tensors in a cache of `functools.lru_cache` or `cache`, which can be emptied and not filled."""
+
+    def __init__(self, name: str, cached: functools._lru_cache_wrapper[Any]) -> None:
+        super().__init__(name)
+        self.cached = cached
+
+    def contents(self) -> dict[Any, Any]:
+        entries = gc.get_referents(self.cached)  # of a bounded cache; another one holds them in a dict
+        for value in tuple(entries):
+            if type(value) is dict and value is not vars(self.cached):
+                entries += value.values()
+        return {None: tuple(value for value in entries if isinstance(value, (Tensor, tuple)))}
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is MISSING or not self.same({None: value}):
+            self.cached.cache_clear()  # what is asked for is computed again
+
+
+class SuspendedFrame(Location):
+    """The variables of a generator that waits to go on, which nobody can set."""
+
+    def __init__(self, name: str, generator: types.GeneratorType[Any, Any, Any]) -> None:
+        super().__init__(name)
+        self.generator = generator
+
+    def contents(self) -> dict[Any, Any]:
+        frame = self.generator.gi_frame
+        return {} if frame is None else dict(frame.f_locals)
+
+    def put(self, key: Any, value: Any) -> None:
+        now = self.contents().get(key, MISSING)
+        if now is not value and any(isinstance(x, Tensor) and x.requires_grad for x in (now, value)):
+            raise GradientError(
+                f"{self.called(key)}, a variable of a generator, in which the field keeps a tensor that needs a "
+                "gradient, and the field is to run again",
+                "attributes, lists and dicts, which can be put back",
+                "keep it in an attribute, detach() it, or take gradient='backprop'",
+            )

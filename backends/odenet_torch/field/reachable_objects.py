@@ -13,7 +13,6 @@ import contextvars
 import copy
 import dis
 import functools
-import operator
 import queue
 import sys
 import threading
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.places import (
     OF_MODULES,
+    CachedResults,
     ClassAttributes,
     ClosureCell,
     CollectionLocation,
@@ -39,14 +39,17 @@ from odenet_torch.field.places import (
     MappingLocation,
     ModuleAttributes,
     SlotAttributes,
+    SuspendedFrame,
 )
+from odenet_torch.field.stored_values import StoredValues
 
 _MANY = 4096  # entries of a container that is not looked into
 _LIMIT = 20_000  # values that are looked at
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.Size})
 _DATA = (bool, int, float, complex, str, list, dict, set, tuple, Tensor, np.ndarray)
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
-_RECORDS = (types.SimpleNamespace, collections.UserDict, collections.UserList, queue.Queue)
+_RECORDS = (types.SimpleNamespace, collections.ChainMap, collections.UserDict, collections.UserList, queue.Queue)
+_CACHED = functools._lru_cache_wrapper
 
 
 class ReachableObjects:
@@ -64,7 +67,8 @@ class ReachableObjects:
         """Of modules; those that were empty are looked into when they no longer are."""
         self._modules: list[nn.Module] = []
         self._inner: set[int] = set()
-        self._packages = {_package(root)}
+        # arguments are of no package themselves
+        self._packages = set(map(_package, (*root[0], *root[1].values()))) if type(root) is tuple else {_package(root)}
         self._seen: set[int] = set()
         self._alive: list[Any] = []  # so that no id is taken again
         stack: list[tuple[str, Any]] = [("", root)]
@@ -83,20 +87,17 @@ class ReachableObjects:
         self._outer = [*map(weakref.ref, outer)]  # a block knows of the stack that holds it, and may outlive that
         self._modules.clear()
         self.contents = [place.contents() for place in self.places]
-        # dicts are compared all in one go: this is asked in every pass
         pairs = [*zip(self.places, self.contents, strict=True)]
-        self._sized: list[Any] = [
-            p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames
-        ] + self.hooks
+        sized = [p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames] + self.hooks
         classes = [(vars(p.kind), c) for p, c in pairs if isinstance(p, ClassAttributes)]
-        self._sized += [own for own, _ in classes]
-        self._sizes = [*map(len, self._sized)]
-        of_classes = [(own, key, value) for own, c in classes for key, value in c.items()]
-        self._of_classes = [*zip(*of_classes, strict=True)] or [(), (), ()]
-        slots = [(p.entries, key, c.get(key)) for p, c in pairs if p.entries is not None for key in p.keys(c)]
-        self._slots = [*zip(*slots, strict=True)] or [(), (), ()]
+        self.stored = StoredValues(
+            [*sized, *(own for own, _ in classes)],
+            [(p.entries, key, c.get(key)) for p, c in pairs if p.entries is not None for key in p.keys(c)],
+            [(own, key, value) for own, c in classes for key, value in c.items()],
+        )
         others = [pair for pair in pairs if pair[0].entries is None]
-        self._others = [(p, c) for p, c in others if not isinstance(p, ClassAttributes)]
+        self.others = [(p, c) for p, c in others if not isinstance(p, ClassAttributes)]
+        """The places that are no dicts, and what stands there."""
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -105,20 +106,14 @@ class ReachableObjects:
 
     def current(self) -> bool:
         """Whether all of it still stands where it stood; it may say no where what stands there is equal."""
-        entries, keys, values = self._slots
-        if self._sizes != [*map(len, self._sized)] or not all(map(operator.is_, map(dict.get, entries, keys), values)):
-            return False
-        owners, keys, values = self._of_classes
-        if not all(map(operator.is_, map(types.MappingProxyType.get, owners, keys), values)):
-            return False
-        return not self._others or all(place.same(contents) for place, contents in self._others)
+        return self.stored.stand() and (not self.others or all(p.same(contents) for p, contents in self.others))
 
     def without(self, removed: set[int], contents: list[dict[Any, Any]]) -> ReachableObjects:
         """The same without some tensors, by `id`, and of the places only these contents."""
         rest = copy.copy(self)
         rest.contents = contents
         rest.watched = [entry for entry in self.watched if id(entry[1]) not in removed]
-        rest._sizes, rest._slots, rest._others = [-1], [(), (), ()], []  # it was no longer current
+        rest.stored = StoredValues((), [({}, None, self)])  # it was no longer current
         return rest
 
     def watch(self, name: str, value: Tensor | np.ndarray) -> Iterable[tuple[str, Any]]:
@@ -234,6 +229,16 @@ class ReachableObjects:
         self.places.append(place := ContextValue(name, value))
         return ((name, item) for item in place.contents().values())
 
+    def cache(self, name: str, value: functools._lru_cache_wrapper[Any]) -> Iterable[tuple[str, Any]]:
+        """A function whose results are kept."""
+        self.places.append(CachedResults(f"the cache of {value.__name__}", value))
+        return ((name, value.__wrapped__),)
+
+    def generator(self, name: str, value: types.GeneratorType[Any, Any, Any]) -> Iterable[tuple[str, Any]]:
+        """The variables of a generator."""
+        self.places.append(place := SuspendedFrame(name, value))
+        return ((f"{name}.{key}", item) for key, item in place.contents().items())
+
     def fixed(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """Visit a value that is made of other values and cannot change, such as a tuple."""
         parts: Iterable[Any]
@@ -292,6 +297,8 @@ _WAYS: dict[type, Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any
     weakref.WeakKeyDictionary: ReachableObjects.weak,
     threading.local: ReachableObjects.local,
     contextvars.ContextVar: ReachableObjects.context,
+    _CACHED: ReachableObjects.cache,
+    types.GeneratorType: ReachableObjects.generator,
 }
 _CONTAINERS = {dict, list, set, tuple, collections.deque, collections.OrderedDict, collections.defaultdict}
 _ACCESS = ("__getitem__", "__setitem__", "__iter__", "keys", "items")
@@ -322,7 +329,7 @@ def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
         code, names = _members(base)
         own = vars(base)
         yield from ((name, own[name]) for name in sorted(names) if own[name] is None or isinstance(own[name], _DATA))
-        for _, function in code:
+        for function in (value for _, value in code if isinstance(value, types.FunctionType)):
             entries = function.__globals__
             for name in sorted(_names(function.__code__)[0]):
                 if name in entries and isinstance(entries[name], _DATA):
@@ -340,11 +347,11 @@ _MEMBERS: weakref.WeakKeyDictionary[type, tuple[int, list[str], frozenset[str]]]
 
 
 def _members(kind: type) -> tuple[list[tuple[str, Any]], frozenset[str]]:
-    """The functions of a class, and the names of its attributes that are no code."""
+    """The functions and descriptors of a class, and the names of its attributes that are no code."""
     own = vars(kind)
     known = _MEMBERS.get(kind)
     if known is None or known[0] != len(own):
-        code = [key for key, value in own.items() if isinstance(_code(value), types.FunctionType)]
+        code = [key for key, value in own.items() if _is_code(_code(value))]
         data = [key for key, value in own.items() if not key.startswith(("__", "_abc_")) and _is_data(value)]
         known = _MEMBERS[kind] = len(own), code, frozenset(data)
     return [(f"{kind.__name__}.{key}", _code(own[key])) for key in known[1] if key in own], known[2]
@@ -357,6 +364,13 @@ def _data(kind: type) -> frozenset[str]:
 def _is_data(value: Any) -> bool:
     """Whether an attribute of a class is neither code nor what describes attributes of instances."""
     return not hasattr(type(value), "__get__") and not isinstance(value, (type, types.ModuleType))
+
+
+def _is_code(value: Any) -> bool:
+    """Whether it is a function, one whose results are kept, or a descriptor that somebody wrote."""
+    if isinstance(value, (types.FunctionType, _CACHED)):
+        return True
+    return hasattr(type(value), "__get__") and _root(type(value).__module__) not in LIBRARIES
 
 
 def _code(value: Any) -> Any:

@@ -164,7 +164,7 @@ class Replay:
 
         A backward pass of other steps than the forward pass's reads those of the step that holds its own.
         """
-        if self.sides.filled:
+        if self.sides.cut and (self.sides.filled or self.sides.caches):
             self.sides.empty()
         if not (self.random or self.moving):
             return evaluate()
@@ -180,11 +180,12 @@ class Replay:
             return evaluate()
 
     @contextlib.contextmanager
-    def back(self, steps: Iterable[int] | None = None) -> Iterator[None]:
+    def back(self, steps: Iterable[int] | None = None, since: int | None = None) -> Iterator[None]:
         """The way back: under the forward pass's autocast, and leaving the random state as it is.
 
         Args:
             steps: those that are to run again; None for all.
+            since: see `Surroundings.again`.
 
         Raises:
             GradientError: what is to run again is not what it was in the forward pass.
@@ -202,7 +203,7 @@ class Replay:
         state = _dice.state(self.device)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.forth())
-            stack.enter_context(self.sides.back(ns))
+            stack.enter_context(self.sides.back(ns, since))
             try:
                 yield
             finally:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.places import MISSING, Location, MappingEntries
+from odenet_torch.field.places import MISSING, CachedResults, Location, MappingEntries
 from odenet_torch.field.reachable_objects import held_by
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
@@ -46,6 +46,8 @@ class SideResults:
         """Entries of dicts that stood there before the pass."""
         self.filled: list[tuple[Location, Any, Any]] = []
         """Those that held none before, and what stood there: a cache, which a run without a graph fills without one."""
+        self.caches: list[tuple[CachedResults, dict[Any, Any]]] = []
+        """Those of functions, and what they held before the pass."""
 
     def begin(self, step: int, roots: Iterable[Root]) -> list[Surroundings]:
         """Before an evaluation: those that are met for the first time."""
@@ -54,6 +56,8 @@ class SideResults:
             if id(root) not in self.around:
                 self.around[id(root)] = around = Surroundings(name, root)
                 met.append(around)
+                pairs = zip(around.reach.places, around.before, strict=True)
+                self.caches += [(place, old) for place, old in pairs if isinstance(place, CachedResults)]
             self.of_step.setdefault(step, set()).add(id(root))
         return met
 
@@ -92,12 +96,14 @@ class SideResults:
                     if (id(place), key) in self.differentiable:
                         name = full(around.name, place.called(key))
                         place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
+            self.clear()
             around.written(self.once)
             self.filled += around.filled
             self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
 
     def empty(self) -> None:
         """Before an evaluation of the way back: f computes again, with a graph or without, what it keeps."""
+        self.clear()
         for place, key, old in self.filled:
             place.put(key, old)
             if isinstance(place, MappingEntries):  # under keys that are other ones in each evaluation
@@ -106,8 +112,12 @@ class SideResults:
                         place.put(other, MISSING)
 
     @contextlib.contextmanager
-    def back(self, steps: Iterable[int]) -> Iterator[None]:
+    def back(self, steps: Iterable[int], since: int | None = None) -> Iterator[None]:
         """While steps run again: f finds what it found, and leaves nothing.
+
+        Args:
+            steps: these.
+            since: see `Surroundings.again`.
 
         Raises:
             GradientError: a tensor that f may read was written on since.
@@ -117,8 +127,16 @@ class SideResults:
                 around = self.around[key]
                 around.require_unwritten()
                 if not around.untouched():
-                    stack.enter_context(around.again())
+                    stack.enter_context(around.again(since))
+            self.clear()
+            stack.callback(self.clear)
             yield
+
+    def clear(self) -> None:
+        """Functions whose results are kept compute anew what they were asked for in the pass, each segment for itself:
+        a result without a graph, or with one that is gone by then, has no gradient."""
+        for cache, before in self.caches:
+            cache.put(None, before[None])
 
 
 def _with_graph(around: Surroundings, y: Leaves, evaluate: Callable[[], Any]) -> list[Difference]:

@@ -41,13 +41,17 @@ class Surroundings:
     Args:
         name: of it, for messages.
         root: a function, module or object.
+        reached: what can be reached from it, if that is known.
+        values: what tells whether tensors and arrays among that were written on, if that is known.
     """
 
-    def __init__(self, name: str, root: object) -> None:
+    def __init__(
+        self, name: str, root: object, reached: ReachableObjects | None = None, values: list[Any] | None = None
+    ) -> None:
         self.name, self.root = name, root
-        self.reach = reach(root)
+        self.reach = reached or reach(root)
         self.before = self.reach.contents
-        self.values = [*map(_value, self.reach.watched)]
+        self.values = values or [*map(_value, self.reach.watched)]
         self.own: set[tuple[int, Any]] = set()
         self.stood: list[tuple[Location, Any]] = []
         """What stood anywhere before f ran, where it has put a tensor with a graph."""
@@ -106,16 +110,20 @@ class Surroundings:
         return not self.own and self.reach.current()
 
     @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
+    def again(self, since: int | None = None) -> Iterator[None]:
         """Inside, f finds what it found; afterwards no tensor with a graph stands where another stood.
 
         What f logs or counts is logged and counted in a way back, too. What it computed with a graph and keeps for
         later evaluations, as a cache does, it does not find: it computes that again, so that it has its gradient.
+
+        Args:
+            since: when what runs again was begun (`field.now`), where its graph was kept: what was computed before then
+                it found, and finds again.
         """
         current = self.reach.current()
         changes = [] if current else self.differences()
         swapped = [change for change in changes if (id(change[0]), change[1]) not in self.own]
-        swapped += [(place, key, old, place.contents().get(key, MISSING)) for place, key, old in self.filled]
+        swapped += [(*entry, entry[0].contents().get(entry[1], MISSING)) for entry in self.emptied(since)]
         for place, key, old, _ in swapped:
             place.put(key, old)
         present = self.before if current else [place.contents() for place in self.reach.places]
@@ -126,6 +134,12 @@ class Surroundings:
                 put_back(change for change in differences(self.reach.places, present) if _of_graph(change))
             for place, key, _, new in reversed(swapped):
                 place.put(key, new)
+
+    def emptied(self, since: int | None) -> list[tuple[Location, Any, Any]]:
+        """Those of `filled` that held none yet (see `again`)."""
+        if since is None:
+            return self.filled
+        return [entry for entry in self.filled if not _older(entry[0].contents().get(entry[1], MISSING), since)]
 
     def left(self) -> list[Difference]:
         """Location something was put that holds tensors."""
@@ -234,6 +248,12 @@ def _same(old: Any, new: Any) -> bool:
     if type(old) is tuple:
         return len(old) == len(new) and all(map(_same, old, new))
     return isinstance(old, (*_NUMBERS, str, bytes)) and (old == new or old != old != new)
+
+
+def _older(value: Any, since: int) -> bool:
+    """Whether it holds tensors with a graph, all of which were computed before a mark (`field.now`)."""
+    nodes = [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
+    return bool(nodes) and all(node._sequence_nr() < since for node in nodes)
 
 
 def _keeps_nothing(difference: Difference) -> bool:

@@ -93,6 +93,7 @@ class Recomputation(Adjoint):
             for first, end in self.method.parts(run.grid.steps):
                 within, carried = Segment(run, replay, first, end)(carried)
                 states |= within
+                replay.sides.clear()
                 if first == 0:
                     replay.watch(leaves(carried[0], since))
         replay.sides.finish()
@@ -257,6 +258,9 @@ class Segment:
     first: int
     end: int
 
+    def __post_init__(self) -> None:
+        self.since = now()
+
     def __call__(self, carried: Carried) -> tuple[dict[int, Leaves], Carried]:
         """The states after these steps that are wanted, the last among them, and what is carried then."""
         kept = [n for n in range(self.first + 1, self.end) if n in self.run.grid.kept]
@@ -287,7 +291,7 @@ class Segment:
         self.run = dataclasses.replace(self.run, again=True)
         self.run.field.settle(range(self.first, self.end), self.run.grid.steps)
         self.entered = contextlib.ExitStack()
-        self.entered.enter_context(self.replay.back(range(self.first, self.end)))
+        self.entered.enter_context(self.replay.back(range(self.first, self.end), self.since))
 
     def __exit__(self, *raised: Any) -> None:
         """Leave the context of the segment."""

@@ -66,7 +66,7 @@ class Direct:
         if type(field) is not BlockField or type(grid) is not Grid or field.depth is None:
             return None
         plain = layout.memory.counted and layout.single and layout.dtypes == layout.carried
-        if not plain or any(isinstance(leaf, Tensor) for leaf in tree_leaves(field.extra)):
+        if not plain or field.keepers or any(isinstance(leaf, Tensor) for leaf in tree_leaves(field.extra)):
             return None
         if any(block not in _TIDY[block.training] for block in field.functions()):
             return None
