@@ -146,7 +146,7 @@ def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     """The layer's graph; None where it cannot be traced, or where a trace would freeze what a call decides."""
     around = reach(layer)  # first: what is known of a layer stands among its attributes
     before, state, dice = dict(vars(layer)), torch.get_rng_state(), random.getstate()
-    tensors = [(held, dict(held)) for module in layer.modules() for held in (module._parameters, module._buffers)]
+    tensors = [(module._buffers, dict(module._buffers)) for module in layer.modules()]
     try:
         graph = _Tracer().trace(_Call(layer, args, kwargs))
     except Exception:  # somebody else's code on arguments that it does not know: it may raise anything
