@@ -32,6 +32,7 @@ PLAIN = (bool, int, float, str)
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 _ADDING_METHODS = {"add", "add_"}
+_IN_PLACE = {*(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "pow")), operator.setitem}
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,32 @@ class _Call(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """The layer itself is traced, its children are not."""
+    """The layer itself is traced, its children are not; buffers as parameters are, so that nothing is written to them
+    and nothing decided by what is in them."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name != "layer"
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+class _Proxy(fx.Proxy):
+    """Of a tensor, no attribute of which (as `data`) can be set: the graph would not have it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("node", "tracer"):
+            raise TypeError(f"{name} of a tensor is set")
+        super().__setattr__(name, value)
 
 
 def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph | None:
     """The layer's graph; None where it cannot be traced, or where a trace would freeze what a call decides."""
     around = reach(layer)  # first: what is known of a layer stands among its attributes
     before, state, dice = dict(vars(layer)), torch.get_rng_state(), random.getstate()
+    tensors = [(module._buffers, dict(module._buffers)) for module in layer.modules()]
     try:
         graph = _Tracer().trace(_Call(layer, args, kwargs))
     except Exception:  # somebody else's code on arguments that it does not know: it may raise anything
@@ -138,13 +155,26 @@ def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
         changed = vars(layer).keys() != before.keys() or any(vars(layer)[name] is not before[name] for name in before)
         drew = not torch.equal(state, torch.get_rng_state()) or dice != random.getstate()
         changed = changed or not around.current()
+        for held, stood in tensors:  # a buffer is another tensor now
+            changed = changed or any(held[name] is not tensor for name, tensor in stood.items())
+            held.update(stood)
         vars(layer).clear()
         vars(layer).update(before)
         put_back(differences(around.places, around.contents))
         torch.set_rng_state(state)
         random.setstate(dice)
     frozen = any(node.op == "get_attr" and not node.target.startswith("layer.") for node in graph.nodes)
-    return None if changed or drew or frozen else graph
+    return None if changed or drew or frozen or any(map(_writes_to_state, graph.nodes)) else graph
+
+
+def _writes_to_state(node: fx.Node) -> bool:
+    """Whether it writes to a parameter or buffer, or to a view of one, which no output may depend on."""
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    in_place = node.target in _IN_PLACE or (str(name).endswith("_") and not str(name).endswith("__"))
+    written: Any = node.args[0] if node.args and node.op in ("call_method", "call_function") and in_place else None
+    while isinstance(written, fx.Node) and written.op in ("call_method", "call_function") and written.args:
+        written = written.args[0]
+    return isinstance(written, fx.Node) and written.op == "get_attr"
 
 
 def _cut(graph: fx.Graph, x: fx.Node, out: Any, layer: nn.Module, last: bool) -> tuple[fx.Node, list[fx.Node]]:

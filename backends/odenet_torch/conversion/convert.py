@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, GradientName, InputError, SolverName
 from odenet.kit import AnySolver, within
@@ -25,6 +26,7 @@ from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
 from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.surroundings import no_trace
+from odenet_torch.field.written_on import writes
 
 Model = TypeVar("Model", bound=nn.Module)
 _Entries = list[tuple[Place, FirstOfRun | RestOfRun]]
@@ -93,6 +95,8 @@ def convert(
     method, choices = gradient_named(gradient), {"solver": solver, "gradient": gradient, "along": along}
     itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
+    # layers that initialise themselves by the first batch that they see are to see it in training
+    trained = [(p, writes(p), p.detach().clone()) for p in model.parameters() if p.requires_grad and not is_lazy(p)]
     try:
         if itself and isinstance(method, Auto):
             _choose(model, where, example, method, tolerance, choices)
@@ -103,6 +107,10 @@ def convert(
     finally:
         for module, flag in flags:
             module.training = flag
+        with torch.no_grad():
+            for parameter, before, value in trained:
+                if writes(parameter) != before:
+                    parameter.copy_(value)
     return model
 
 

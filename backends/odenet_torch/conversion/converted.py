@@ -48,6 +48,8 @@ class BranchBlock(nn.Module):
         names = branches[self.index].names
         for registry in _REGISTRIES:
             vars(self)[registry].update({n: value for n, value in vars(module)[registry].items() if n in names})
+        if module._buffers and names.issuperset(module._buffers):
+            self._buffers = module._buffers  # where the layer's own code runs, a copy put in the place of one is read
         plain = names.difference(*(vars(module)[registry] for registry in _REGISTRIES))
         vars(self).update({n: getattr(module, n) for n in plain})  # a tensor that is not registered
         self.training = module.training

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from odenet import ConversionError, InputError
 from odenet_torch.conversion.branches import PLAIN
-from odenet_torch.conversion.calls import Call, calls
+from odenet_torch.conversion.calls import Call, calls, leaving_no_trace
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import Layer, marks, same
 from odenet_torch.conversion.sums import in_place
@@ -117,7 +117,9 @@ def _members(
                 )
             call = made_calls[times[:index].count(id(child))]
             _check(child, call)
-            yield Member(place, Layer(child, call.x, call.arguments, call.state, call.tail, tolerance), call)
+            with leaving_no_trace([child]):
+                layer = Layer(child, call.x, call.arguments, call.state, call.tail, tolerance)
+            yield Member(place, layer, call)
         except InputError as error:
             reasons.append(error)
             yield None

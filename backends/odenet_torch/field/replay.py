@@ -29,7 +29,7 @@ from odenet_torch.field.field import Field
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import held_now, no_trace, reach
-from odenet_torch.field.written_on import sampled, version
+from odenet_torch.field.written_on import sampled, version, writes
 
 Result = TypeVar("Result")
 Key = tuple[int, bool, float]
@@ -97,7 +97,7 @@ class Replay:
         self.looked: dict[int, bool] = {}  # by `id` of what f is made of: whether it may do as follows
         self.late: set[int] = set()
         """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
-        self.before: list[tuple[Owned, Tensor, int, Tensor | None]] = []
+        self.before: list[tuple[Owned, Tensor, Any, Tensor | None]] = []
         self.last = _dice.state(device)
         self.autocast = autocasts(device)
 
@@ -242,7 +242,7 @@ class Replay:
     def _calls(self, place: Place) -> list[Module]:
         return [*self.modules(*place), *self.noticed]
 
-    def _look(self, modules: Sequence[Module]) -> list[tuple[Owned, Tensor, int, Tensor | None]]:
+    def _look(self, modules: Sequence[Module]) -> list[tuple[Owned, Tensor, Any, Tensor | None]]:
         """The buffers of these modules; a copy where what is in them matters to f and may change."""
         buffers = []
         for _, module in modules:
@@ -254,13 +254,13 @@ class Replay:
                 for name, buffer in inner._buffers.items():
                     if buffer is not None:
                         value = buffer.detach().clone() if copy else None
-                        buffers.append(((inner, name), buffer, version(buffer), value))
+                        buffers.append(((inner, name), buffer, writes(buffer), value))
         return buffers
 
     def _keep_changed(self, key: Key) -> None:
         kept = []
         for (module, name), buffer, before, value in self.before:
-            if module._buffers.get(name) is buffer and version(buffer) == before:
+            if module._buffers.get(name) is buffer and writes(buffer) == before:
                 continue
             if value is None:
                 raise GradientError(

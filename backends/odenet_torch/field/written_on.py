@@ -20,6 +20,11 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def writes(tensor: Tensor) -> Any:
+    """What is another value once the tensor has been written on, through `.data`, too."""
+    return version(tensor), sampled(tensor)
+
+
 def sampled(tensor: Tensor) -> Any:
     """Bytes of a tensor on the host, at its start and in its middle, which writes through `.data` change.
 
