@@ -64,7 +64,6 @@ class Leapfrog(TwoStepMidpoint):
         return 0
 
     def sign(self, n: Any, sample: Any = 0) -> Any:
-        """See `TwoStep`."""
         return -1
 
     def _push(self, signs: Any, h: float, leaves: Leaves) -> Leaves:

@@ -62,7 +62,7 @@ class Back(Protocol):
         ...
 
     def of_samples(self, number: Callable[[Any], Any], y: Leaves, /) -> Leaves:
-        """See `Forth`."""
+        """For each leaf the numbers of its samples, as `Forth` has it."""
         ...
 
 

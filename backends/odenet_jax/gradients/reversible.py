@@ -131,7 +131,7 @@ class StepVJPs:
         return tuple(whole(leaf, shift) for leaf in y)
 
     def of_samples(self, number: Callable[[Any], Any], y: Leaves) -> Leaves:
-        """See `Back`."""
+        """For each leaf the numbers of its samples."""
         return tuple(of_samples(number, leaf) for leaf in y)
 
     def collect(self, n: Any, sums: Sums) -> Sums:

@@ -135,7 +135,7 @@ class Run:
         return tuple(straight_through(leaf, shift) for leaf in y)
 
     def of_samples(self, number: Callable[[Any], Any], y: Leaves) -> Leaves:
-        """See `odenet.kit.ReversibleSolver`."""
+        """For each leaf the numbers of its samples, as `odenet.kit.Forth` has it."""
         return tuple(of_samples(number, leaf) for leaf in y)
 
 

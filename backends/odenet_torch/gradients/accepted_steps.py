@@ -38,7 +38,7 @@ def once(outputs: Leaves) -> Leaves:
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
-    """See `once`."""
+    """The identity, whose derivative has none: what `once` applies."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor) -> Tensor:

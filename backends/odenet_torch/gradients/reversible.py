@@ -102,7 +102,7 @@ class StepVJPs:
         return tuple(whole(leaf, shift) for leaf in y)
 
     def of_samples(self, number: Callable[[Any], Any], y: AnyLeaves) -> Leaves:
-        """See `Back`."""
+        """For each leaf the numbers of its samples."""
         return tuple(of_samples(number, leaf) for leaf in y)
 
     def _pull(self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]) -> tuple[Leaves, Leaves]:
