@@ -163,7 +163,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "steps/weighted_sum.py": ({"Buffered"}, {"choose", "gated", "only"}),
     "gradients/accepted_steps.py": (
         {"joined", "once", "plain", "solve"},
-        {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "WayBack", "piece"},
+        {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
         {"StepErrors"},

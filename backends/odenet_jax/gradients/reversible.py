@@ -54,7 +54,7 @@ class _SideInformation:
 
 
 class Retrace(Adjoint):
-    """The way back by a reversible solver, from the pair that it carries at t1.
+    """The backward pass by a reversible solver, from the pair that it carries at t1.
 
     Args:
         solver: the reversible solver.

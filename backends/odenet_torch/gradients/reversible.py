@@ -25,7 +25,7 @@ from odenet_torch.steps.whole_numbers import of_samples, packed, unpacked, whole
 
 
 class Retrace(Adjoint):
-    """The way back by a reversible solver, from the pair that it carries at t1.
+    """The backward pass by a reversible solver, from the pair that it carries at t1.
 
     Args:
         solver: the reversible solver.
