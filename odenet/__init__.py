@@ -1,8 +1,8 @@
 """Residual networks as ODE solvers: choose solver, gradient method and backend by name."""
 
-import importlib
 import typing
 
+from odenet import _names
 from odenet._backend.entry import BackendEntry
 from odenet._backend.interface import Backend, Evaluation, Gradients, Measurement
 from odenet._backend.registry import available, backend, known
@@ -166,20 +166,12 @@ if typing.TYPE_CHECKING:
     from odenet._jobs.train.call import TrainingResults, train
 
 _JOBS = {
-    "ComparisonResults": "odenet._jobs.compare.call",
-    "TrainingResults": "odenet._jobs.train.call",
-    "compare": "odenet._jobs.compare.call",
-    "read_results": "odenet._jobs.compare.call",
-    "train": "odenet._jobs.train.call",
+    "ComparisonResults": "_jobs.compare.call",
+    "TrainingResults": "_jobs.train.call",
+    "compare": "_jobs.compare.call",
+    "read_results": "_jobs.compare.call",
+    "train": "_jobs.train.call",
 }
 """Names that are imported when they are asked for: a job needs NumPy and more."""
 
-
-def __getattr__(name: str) -> typing.Any:
-    if name in _JOBS:
-        return getattr(importlib.import_module(_JOBS[name]), name)
-    raise AttributeError(f"module 'odenet' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = _names.lazily(__name__, __all__, _JOBS)

@@ -1,10 +1,11 @@
-"""Looking a thing up by its name, with a suggestion where there is none."""
+"""Things by their names: looked up, with a suggestion where there is none, and imported when they are asked for."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from odenet._errors import InputError, UnknownNameError, shown
 
@@ -53,3 +54,22 @@ def boolean(text: str) -> bool:
     if plain in ("false", "no", "off", "0"):
         return False
     raise InputError(f"{text!r} is neither true nor false", "true, yes, on, 1, false, no, off, 0")
+
+
+def lazily(
+    package: str, names: Sequence[str], homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package some of whose names are imported when they are asked for (PEP 562).
+
+    Args:
+        package: its `__name__`.
+        names: all that it has to show.
+        homes: of each name that is not there yet, the module in the package that has it.
+    """
+
+    def attribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return attribute, lambda: sorted(names)

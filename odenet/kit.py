@@ -21,6 +21,7 @@ from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient, Method, Way
 from odenet._gradients.revolve import schedule
+from odenet._names import lazily
 from odenet._nets.spec import BACKWARD_FAULTS, GROUPS, NORM_EPSILON, NORM_MOMENTUM, NetSpec
 from odenet._nets.stages import Unit, units
 from odenet._problem.depth import Depth, Kind, blend, check_alike, kind_of_blocks
@@ -133,6 +134,7 @@ __all__ = [
     "interpolant",
     "kind_of_blocks",
     "landing",
+    "lazily",
     "learning",
     "made_reversible",
     "number",

@@ -10,10 +10,28 @@ from jax import Array
 from odenet import Gradient, NetSpec, Problem, Sample, Solution, UnsupportedError
 from odenet.kit import AnySolver, Arrays
 from odenet_diffrax._entry import backend
-from odenet_diffrax._nets import DiffraxNet
 from odenet_diffrax._solve import solve_problem
 from odenet_jax._backend import JaxBackend
 from odenet_jax.nets.modules import OdeNet
+
+
+class DiffraxNet(OdeNet):
+    """As `odenet_jax.OdeNet`, but for who takes the steps."""
+
+    __init__ = OdeNet.__init__  # equinox would make one of the fields
+
+    def solve(self, ivp: Problem, probe: Array | None, context: Any) -> tuple[Solution, Any]:
+        """The same solve by diffrax, in which there is nothing to probe.
+
+        Raises:
+            UnsupportedError: batch normalisation in training, whose running statistics diffrax would not hand on.
+        """
+        if context is not None:
+            raise UnsupportedError(
+                f"{type(self).__name__} with norm='batch' in training",
+                "norm='group' or 'none'; norm='batch' on backends torch and jax",
+            )
+        return solve_problem(ivp), None
 
 
 class DiffraxBackend(JaxBackend):

@@ -11,8 +11,15 @@ from odenet.kit import AnySolver, Arrays
 from odenet_torch._backend import TorchBackend
 from odenet_torch.nets.modules import OdeNet
 from odenet_torchdiffeq._entry import backend
-from odenet_torchdiffeq._nets import TorchdiffeqNet
 from odenet_torchdiffeq._solve import solve_problem
+
+
+class TorchdiffeqNet(OdeNet):
+    """As `odenet_torch.OdeNet`, but for who takes the steps."""
+
+    def solve(self, ivp: Problem) -> Solution:
+        """Its fields close over nothing."""
+        return solve_problem(ivp, closed=False)
 
 
 class TorchdiffeqBackend(TorchBackend):

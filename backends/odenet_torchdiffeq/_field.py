@@ -117,7 +117,7 @@ class OnSpan(OrientedField):
     Args:
         field, layout, sign: see `OrientedField`.
         t0, t1: times of the span.
-        adjoint: whether evaluations under autograd are those of `odeint_adjoint` on its way back.
+        adjoint: whether evaluations under autograd are those of `odeint_adjoint` in its backward pass.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class OnSpan(OrientedField):
             whole = (self.sign * tau - self.t0) / (self.t1 - self.t0) * self.intervals
             n = min(max(int(whole.detach()), 0), self.intervals - 1)
             return n, whole - n if whole.requires_grad else float(whole) - n, self.intervals
-        # on the way back the end of a layer belongs to the layer before it
+        # in the backward pass the end of a layer belongs to the layer before it
         back = self.adjoint and torch.is_grad_enabled()
         find = bisect.bisect_left if back else bisect.bisect_right
         return find(self.ends, float(tau.detach())), 0.0, self.intervals

@@ -13,7 +13,7 @@ from math import comb
 
 @dataclass(frozen=True)
 class Turn:
-    """How the way back comes to the VJP of step `step`.
+    """How the backward pass comes to the VJP of step `step`.
 
     Args:
         step: n.
@@ -31,8 +31,8 @@ class Schedule:
     """All of it.
 
     Args:
-        forward: the states that the forward pass keeps, 0 first and that of the last step last: the way back starts
-            with its VJP.
+        forward: the states that the forward pass keeps, 0 first and that of the last step last: the backward pass
+            starts with its VJP.
         turns: one for each step, the last step first.
     """
 

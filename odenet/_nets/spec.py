@@ -79,7 +79,7 @@ class NetSpec:
             the way to the mean over the evaluations that read this layer (between two layers: the one before),
             whichever gradient method runs blocks again. As in torch, running variances are unbiased.
             "batch-eval-backward": a fault, kept to reproduce figure 3b. As "batch", until a gradient method runs a
-            block again on its way back: that switches the blocks to evaluation, where they stay until `train()` is
+            block again in its backward pass: that switches the blocks to evaluation, where they stay until `train()` is
             called at the start of the next epoch. The authors' code for ImageNet does so on one device, by calling
             `.eval()` there. Only in torch; with backprop, which runs nothing again, it is "batch".
             "batch-counting-backward": another fault for figure 3b. As "batch", but each evaluation of a block in the

@@ -1,7 +1,7 @@
 """The networks of Gal et al. 2025 beside the midpoint rule: two coupled streams, and leapfrog.
 
-Both begin with twice the same state, and divide by nothing on the way back, so that with `bits` no side information is
-kept: each state is had back bit by bit if f repeats its digits (else `guard`).
+Both begin with twice the same state, and divide by nothing in the backward pass, so that with `bits` no side
+information is kept: each state is had back bit by bit if f repeats its digits (else `guard`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ class Leapfrog(TwoStepMidpoint):
         return 0
 
     def sign(self, n: Any, sample: Any = 0) -> Any:
-        """See `TwoStep`."""
         return -1
 
     def _push(self, signs: Any, h: float, leaves: Leaves) -> Leaves:

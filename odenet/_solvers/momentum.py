@@ -17,7 +17,7 @@ class Momentum(TwoStep):
     networks", equation 3.
 
     Args:
-        gamma: g, in (0, 1). The way back divides by it at every step.
+        gamma: g, in (0, 1). The backward pass divides by it at every step.
 
     Raises:
         InputError: another gamma.

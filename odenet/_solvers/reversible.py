@@ -1,8 +1,8 @@
 """Reversible solvers: each step can be undone exactly, from the state alone, up to rounding.
 
-They carry more than y, and change the forward map. Written once for every backend, the way back included: a backend
-supplies the evaluation of f on the way there, and evaluation and VJP in one on the way back (see `Forth`, `Back`).
-Cotangents of what is carried are leaves like the state's.
+They carry more than y, and change the forward map. Written once for every backend, the backward pass included: a
+backend supplies the evaluation of f in the forward pass, and evaluation and VJP in one in the backward pass (see
+`Forth`, `Back`). Cotangents of what is carried are leaves like the state's.
 Over 250 lines: three solvers, each with its step, the step back and the cotangents, beside the class that they share.
 """
 
@@ -24,7 +24,7 @@ Pair = tuple[Leaves, ...]
 
 
 class Forth(Protocol):
-    """Evaluations on the way there."""
+    """Evaluations in the forward pass."""
 
     def slope(self, n: int, position: float, y: Leaves, /) -> Leaves:
         """f at `position` in [0, 1] of step n."""
@@ -62,7 +62,7 @@ class Back(Protocol):
         ...
 
     def of_samples(self, number: Callable[[Any], Any], y: Leaves, /) -> Leaves:
-        """See `Forth`."""
+        """For each leaf the numbers of its samples, as `Forth` has it."""
         ...
 
 
@@ -250,8 +250,8 @@ class Coupled(ReversibleSolver):
 
     `y' = l y + (1 - l) z + Psi_h(z)`, `z' = z - Psi_-h(y')`.
 
-    McCallum and Foster 2024, "Efficient, accurate and stable gradients for neural ODEs", definition 3.1. The way back
-    divides by l at every step, so that rounding errors grow by l^-N. The default ties l to N.
+    McCallum and Foster 2024, "Efficient, accurate and stable gradients for neural ODEs", definition 3.1. The backward
+    pass divides by l at every step, so that rounding errors grow by l^-N. The default ties l to N.
 
     Args:
         solver: the method.
@@ -310,7 +310,7 @@ class Coupled(ReversibleSolver):
         return y, combine((1.0, z), (-1.0, f.increment(n, y, reverse=True)))
 
     def kept(self, pair: Pair) -> Pair:
-        """The pair (y, z) that the way back starts from."""
+        """The pair (y, z) that the backward pass starts from."""
         return pair
 
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:

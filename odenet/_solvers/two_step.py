@@ -2,7 +2,7 @@
 
 One evaluation a step, at the start of the step and with its weights, as in a ResNet: g = 0 is Euler's method. The way
 back divides by g at every step, so that rounding errors grow by |g|^-N. With states on a grid of whole numbers times
-2^-bits nothing is rounded on the way back at all: see `TwoStep.bits`.
+2^-bits nothing is rounded in the backward pass at all: see `TwoStep.bits`.
 """
 
 from __future__ import annotations

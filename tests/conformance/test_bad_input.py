@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from typing import Any
 
+import announcing
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +36,6 @@ from odenet import (
     UnknownNameError,
     UnsupportedError,
 )
-from odenet._backend import registry as _registry
 from odenet._gradients.record import Way
 
 
@@ -765,12 +764,9 @@ PICKY = BackendEntry("picky", "json", "nothing to do", "nothing:Nothing", ("noth
 @pytest.fixture
 def _announced(monkeypatch):
     """Two more backends than are installed: one without its framework, one that offers little."""
-    points = [EntryPoint(name.lower(), f"{__name__}:{name}", _registry.GROUP) for name in ("ABSENT", "PICKY")]
-    real = _registry.entry_points
-    monkeypatch.setattr(_registry, "entry_points", lambda group: [*real(group=group), *points])
-    _registry._scan.cache_clear()
-    yield
-    _registry._scan.cache_clear()
+    places = {name.lower(): f"{__name__}:{name}" for name in ("ABSENT", "PICKY")}
+    with announcing.announced(monkeypatch, places, beside=True):
+        yield
 
 
 def check(case, framework):

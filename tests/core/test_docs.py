@@ -21,9 +21,9 @@ from pathlib import Path
 
 import click
 import pytest
+from announcing import forget
 from click.testing import CliRunner
 
-from odenet._backend import registry as _registry
 from odenet._gradients.names import GRADIENTS
 from odenet._jobs.cli import COMMANDS, command_named
 
@@ -82,14 +82,8 @@ def workplace(tmp_path, monkeypatch):
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
             del sys.modules[name]
-    _forget()
+    forget()
     importlib.invalidate_caches()
-
-
-def _forget() -> None:
-    """What the registry remembers of announced backends."""
-    _registry._scan.cache_clear()
-    _registry._loaded.cache_clear()
 
 
 def _write(folder: Path, block: Block) -> None:
@@ -111,7 +105,7 @@ def _announce(pyproject: Path) -> None:
     for group, points in project["entry-points"].items():
         lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    _forget()
+    forget()
 
 
 def _same(printed: str, page: str) -> bool:

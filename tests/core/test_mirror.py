@@ -164,7 +164,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "steps/weighted_sum.py": ({"Buffered", "plus"}, {"choose", "gated"}),
     "gradients/accepted_steps.py": (
         {"joined", "once", "plain", "solve"},
-        {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "WayBack", "piece"},
+        {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
         {"StepErrors"},

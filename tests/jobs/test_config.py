@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from odenet._jobs.cli import COMMANDS, main
+from odenet._jobs.output import STDOUT, OutputFile
 from odenet._jobs.train import job
 from odenet._report.terminal import console
 
@@ -120,11 +121,15 @@ def test_a_misspelt_command_gets_a_suggestion(said, given, meant):
 
 
 @pytest.mark.parametrize("target", ["-", "/dev/stdout", "/dev/fd/1"])
-def test_a_file_on_standard_output_is_alone_there(tmp_path, target):
+def test_standard_output_has_three_names(target):
+    assert OutputFile().convert(target, None, None) == STDOUT
+
+
+def test_a_file_on_standard_output_is_alone_there(tmp_path):
     kept = tmp_path / "kept"
     with kept.open("wb") as stream:  # a plain file behind the redirection: it must not be renamed over
         done = subprocess.run(
-            [sys.executable, "-m", "odenet", *SOLVE[:2], "--depth", "4", "--json", target],
+            [sys.executable, "-m", "odenet", *SOLVE[:2], "--depth", "4", "--json", "/dev/fd/1"],
             stdout=stream,
             stderr=subprocess.PIPE,
             text=True,

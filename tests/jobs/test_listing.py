@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import EntryPoint
 from math import comb
 
+import announcing
 import pytest
 from click.testing import CliRunner
 
 from odenet import GRADIENTS, Backend, BackendEntry, solver
-from odenet._backend import registry as _registry
 from odenet._gradients.names import gradient
 from odenet._jobs.list.command import SECTIONS, command
 from odenet._solvers.names import ALL_SOLVERS
@@ -47,18 +46,10 @@ MISSING = _entry("lacks", "no_such_framework", "Devices")
 @pytest.fixture
 def announced(monkeypatch):
     """Three backends of ours instead of those installed, and a package that cannot be imported."""
-    points = [
-        EntryPoint("works", f"{__name__}:WORKS", _registry.GROUP),
-        EntryPoint("breaks", f"{__name__}:BROKEN", _registry.GROUP),
-        EntryPoint("lacks", f"{__name__}:MISSING", _registry.GROUP),
-        EntryPoint("ruined", "no_such_package:backend", _registry.GROUP),
-    ]
-    monkeypatch.setattr(_registry, "entry_points", lambda group: points)
-    for cached in (_registry._scan, _registry._loaded):
-        cached.cache_clear()
-    yield
-    for cached in (_registry._scan, _registry._loaded):
-        cached.cache_clear()
+    places = {"works": "WORKS", "breaks": "BROKEN", "lacks": "MISSING"}
+    places = {name: f"{__name__}:{place}" for name, place in places.items()} | {"ruined": "no_such_package:backend"}
+    with announcing.announced(monkeypatch, places):
+        yield
 
 
 def listed(*arguments):

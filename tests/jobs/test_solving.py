@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from contextlib import nullcontext
-from importlib.metadata import EntryPoint
 
+import announcing
 import numpy as np
 import pytest
 from click.shell_completion import ShellComplete
@@ -14,7 +14,6 @@ from click.testing import CliRunner
 
 import odenet
 from odenet import SOLVERS, Backend, BackendEntry, Solution, Stats, _tree
-from odenet._backend import registry as _registry
 from odenet._errors import DeviceUnavailableError
 from odenet._gradients.record import Way
 from odenet._jobs import cli as _cli
@@ -80,14 +79,9 @@ ABSENT = BackendEntry(
 
 @pytest.fixture(autouse=True)
 def announced(monkeypatch):
-    points = [EntryPoint(name.lower(), f"{__name__}:{name}", _registry.GROUP) for name in ("TOY", "PICKY", "ABSENT")]
-    monkeypatch.setattr(_registry, "entry_points", lambda group: points)
     calls.clear()
-    for cached in (_registry._scan, _registry._loaded):
-        cached.cache_clear()
-    yield
-    for cached in (_registry._scan, _registry._loaded):
-        cached.cache_clear()
+    with announcing.announced(monkeypatch, {name.lower(): f"{__name__}:{name}" for name in ("TOY", "PICKY", "ABSENT")}):
+        yield
 
 
 def solved(*arguments):

@@ -6,15 +6,14 @@ import csv
 import json
 import math
 from contextlib import nullcontext
-from importlib.metadata import EntryPoint
 
+import announcing
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import odenet
 from odenet import Backend, BackendEntry, FileError, InputError, Result, Solution, Stats, _tree, solver
-from odenet._backend import registry as _registry
 from odenet._gradients.record import Way
 from odenet._jobs import cli as _cli
 from odenet._jobs.benchmark.command import command
@@ -106,15 +105,10 @@ ABSENT = BackendEntry(
 
 @pytest.fixture(autouse=True)
 def announced(monkeypatch):
-    points = [EntryPoint(name.lower(), f"{__name__}:{name}", _registry.GROUP) for name in ("TOY", "OTHER", "ABSENT")]
-    monkeypatch.setattr(_registry, "entry_points", lambda group: points)
     calls.clear()
     trouble.clear()
-    for cached in (_registry._scan, _registry._loaded):
-        cached.cache_clear()
-    yield
-    for cached in (_registry._scan, _registry._loaded):
-        cached.cache_clear()
+    with announcing.announced(monkeypatch, {name.lower(): f"{__name__}:{name}" for name in ("TOY", "OTHER", "ABSENT")}):
+        yield
 
 
 def plan(problems=("oscillator",), backends=("toy",), solvers=("dopri5",), tolerances=(1e-3, 1e-6), **options):

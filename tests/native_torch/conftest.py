@@ -26,3 +26,12 @@ def graphs():
 
     yield seen, {"backend": backend}
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def double():
+    """float64 where no number type is given."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

@@ -14,11 +14,7 @@ from odenet_torch import odeint, odeint_adjoint, odeint_event
 GRADIENTS = ("backprop", "checkpoint", "discrete-adjoint", "continuous-adjoint")
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def rises(condition, **choices):

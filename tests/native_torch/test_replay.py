@@ -20,6 +20,7 @@ from odenet_torch import NeuralODE, ResidualStack, solve
 from odenet_torch.field.called_modules import indifferent
 
 WIDTH, BATCH = 8, 6
+pytestmark = pytest.mark.usefixtures("double")
 EXACT = {  # by method: solvers
     "checkpoint": ("euler", "heun", "midpoint"),
     "checkpoint:segments=2": ("euler", "heun"),
@@ -118,14 +119,6 @@ MIDDLES = {
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
     "a buffer that matters": Tally,
 }
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.fixture

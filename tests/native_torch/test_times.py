@@ -13,16 +13,11 @@ import odenet
 from odenet_torch import NeuralODE, ResidualStack, odeint, odeint_event
 
 TIGHT = {"rtol": 1e-11, "atol": 1e-13}
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # of torch.func.jvp
+pytestmark = [
+    pytest.mark.usefixtures("double"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),  # of torch.func.jvp
+]
 EXACT = ("backprop", "checkpoint", "checkpoint:states=2")
-
-
-@pytest.fixture(autouse=True)
-def _double():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def field(t, y, a=1.0):

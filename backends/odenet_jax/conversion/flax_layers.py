@@ -108,7 +108,7 @@ def write_back(layers: Sequence[Any], written: Sequence[int], rows: Sequence[Arr
 
 
 def recomputed(layer: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """The value of a layer that is run again on the way back; it writes once."""
+    """The value of a layer that is run again in the backward pass; it writes once."""
     arrays, together = dynamic((arguments, named))
 
     def call(layer: Any, arrays: Any) -> Any:

@@ -192,7 +192,8 @@ class FlaxStep(eqx.Module):
 
 @dataclass(frozen=True)
 class Alone:
-    """Where a layer stands that computes its own output, and again on the way back if its gradient is `checkpoint`."""
+    """Where a layer stands that computes its own output, and again in the backward pass if its gradient is
+    `checkpoint`."""
 
     again: bool
 

@@ -156,8 +156,8 @@ def _custom_jvp(equation: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _custom_vjp(equation: Any, inputs: list[Any]) -> list[Any]:
-    """The value. The function's own way back is written for arrays that vary as they did: for one that is the same on
-    all devices it may add up over them, which would be done twice."""
+    """The value. The function's own backward pass is written for arrays that vary as they did: for one that is the same
+    on all devices it may add up over them, which would be done twice."""
     axes = _axes(inputs)
 
     @jax.custom_vjp

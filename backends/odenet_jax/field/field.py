@@ -183,7 +183,7 @@ class Field:
         leaves, structure = jax.tree.flatten(pure)
         places = [_place(leaf, whole=key is not None) for leaf in leaves]
         closed = [leaf for leaf, place in zip(leaves, places, strict=True) if place == 1]
-        # a copy of NumPy's, which may be written to before the way back reads it
+        # a copy of NumPy's, which may be written to before the backward pass reads it
         constants = [
             leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
             for leaf, place in zip(leaves, places, strict=True)

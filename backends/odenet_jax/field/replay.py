@@ -62,13 +62,14 @@ class BlockContext:
         return n * self.solver.stages + rank + (self.solver.increments.step_stages if reverse else 0)
 
     def number_again(self, place: Place, stages: int, steps: int) -> Any:
-        """Which evaluation of the forward pass the way back repeats.
+        """Which evaluation of the forward pass the backward pass repeats.
 
-        A reversed step repeats those of its step in reverse order; a way back by another solver, the nearest there is.
+        A reversed step repeats those of its step in reverse order; a backward pass by another solver, the nearest there
+        is.
 
         Args:
-            place: on the way back.
-            stages, steps: of the way back.
+            place: in the backward pass.
+            stages, steps: of the backward pass.
         """
         n, _, reverse, rank = place
         if rank is None or isinstance(self.solver, ReversibleSolver):
@@ -114,7 +115,8 @@ class Replay:
     def again(
         self, place: Place, stages: int, steps: int, evaluate: Callable[[Any, Array | None], tuple[Any, Any]]
     ) -> Any:
-        """An evaluation of the way back: it reads what the forward evaluation at its place did, and writes nothing."""
+        """An evaluation of the backward pass: it reads what the forward evaluation at its place did, and writes
+        nothing."""
         number = self.context.number_again(place, stages, steps)
         before = None if self.context.states_read is None else _rows(self.context.states_read, number)
         return evaluate(before, _key(self.context, number))[0]

@@ -28,7 +28,7 @@ class Layout:
     """How a tree of arrays becomes the tuple that the steps work on, and back.
 
     Half-precision leaves are carried in float32: increments of size h would be lost in bfloat16, and with them the
-    way back. The field still sees, and the solution is returned in, the number type of y0.
+    backward pass. The field still sees, and the solution is returned in, the number type of y0.
 
     Args:
         unflatten: the tree from its leaves.

@@ -1,6 +1,6 @@
-"""The way back over the steps that an adaptive solve accepted, their sizes taken as given.
+"""The backward pass over the steps that an adaptive solve accepted, their sizes taken as given.
 
-Over 250 lines: a way back, its stretches and the pieces between kept states are one recursion.
+Over 250 lines: a backward pass, its stretches and the pieces between kept states are one recursion.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Cotangents:
     slopes: tuple[Leaves, ...]
 
 
-class WayBack(ABC):
+class BackwardPass(ABC):
     """A gradient method of adaptive solves."""
 
     again = False
@@ -89,7 +89,7 @@ class WayBack(ABC):
 
 
 class AcceptedStepVJP:
-    """The exact way back through one accepted step, and the outputs in it.
+    """The exact backward pass through one accepted step, and the outputs in it.
 
     Args:
         run: along the accepted steps.
@@ -202,12 +202,12 @@ def piece(run: AcceptedRun, y: Leaves) -> tuple[Leaves, tuple[Leaves, ...]]:
     return d, tuple(slopes)
 
 
-class RecomputedStates(WayBack):
+class RecomputedStates(BackwardPass):
     """States that the forward pass did not keep are computed again: backprop and checkpoint.
 
     Args:
         rows: how many the forward pass keeps, given the run and y0.
-        again: see `WayBack`.
+        again: see `BackwardPass`.
     """
 
     def __init__(self, rows: int | Callable[[AcceptedRun, Leaves], int] = ROWS, *, again: bool = False) -> None:

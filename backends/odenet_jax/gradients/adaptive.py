@@ -14,7 +14,7 @@ from odenet import InputError, Problem, Result, Solution, SolveError, Solver, Sp
 from odenet.kit import shown
 from odenet_jax.field.state import Leaves, layout
 from odenet_jax.field.trees import Counted
-from odenet_jax.gradients.accepted_steps import WayBack
+from odenet_jax.gradients.accepted_steps import BackwardPass
 from odenet_jax.gradients.adaptive_vjp import DifferentiableSolve
 from odenet_jax.gradients.unreached import reached
 from odenet_jax.steps.clock import Parts, spelled
@@ -26,7 +26,7 @@ from odenet_jax.steps.weighted_sum import choose
 _MOST = 2**31 - 1
 
 
-def solve_adaptive(problem: Problem, methods: Callable[[Stats], WayBack], probe: Array | None = None) -> Solution:
+def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], probe: Array | None = None) -> Solution:
     """The solution of an adaptive problem.
 
     Args:

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, UnsupportedError
 from odenet.kit import AnySolver, add, trial
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, Cotangents, WayBack
+from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
@@ -40,7 +40,7 @@ class _CostateCarry(NamedTuple):
     sums: Sums
 
 
-class AdaptiveCostate(WayBack):
+class AdaptiveCostate(BackwardPass):
     """The augmented system with step-size control of its own. The gradient of the weights is added up beside it."""
 
     def __init__(
@@ -115,8 +115,8 @@ class AdaptiveCostate(WayBack):
 
     @staticmethod
     def _last_read(result: AdaptiveResult, gradients: Cotangents) -> tuple[Array, Leaves]:
-        """Where the way back begins, and the state there: where the solve ended; the last of the kept times where it
-        could not go on, and no later state is read: what stopped it may stop the way back."""
+        """Where the backward pass begins, and the state there: where the solve ended; the last of the kept times where
+        it could not go on, and no later state is read: what stopped it may stop the backward pass."""
         if gradients.ts is None or not gradients.ts.shape[0]:
             return result.end, result.y1
         n, read_end = jnp.maximum(result.outputs - 1, 0), jnp.stack([jnp.any(leaf != 0) for leaf in gradients.y1]).any()
@@ -214,7 +214,7 @@ class AdaptiveCostate(WayBack):
 
 
 def ended(gradients: tuple[Leaves, Any, Array], pace: LoopState, *, drop_in: bool = False) -> tuple[Leaves, Any, Array]:
-    """What the way back found, if it has reached t0; of rows of a `jax.vmap` those that have not are NaN.
+    """What the backward pass found, if it has reached t0; of rows of a `jax.vmap` those that have not are NaN.
 
     Raises:
         GradientError: it has not; a compiled program raises a RuntimeError of this message when it runs.

@@ -30,7 +30,7 @@ from odenet_jax.field.fingerprint import described
 from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
-from odenet_jax.gradients.accepted_steps import Cotangents, WayBack
+from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
@@ -88,7 +88,7 @@ class DifferentiableSolve:
     steps: Callable[[Keep, Any, tuple[bool, ...]], SolveDerivative]
     crossing: Callable[..., tuple[Array, Leaves]]
 
-    def __init__(self, problem: Problem, span: Span, layout: Layout, y0: Leaves, way: WayBack) -> None:
+    def __init__(self, problem: Problem, span: Span, layout: Layout, y0: Leaves, way: BackwardPass) -> None:
         if span.event is not None:
             span = dataclasses.replace(
                 span, event=dataclasses.replace(span.event, condition=condition(span.event.condition))
@@ -217,7 +217,7 @@ class DifferentiableSolve:
         out = bare.network(keep, self.way)(*arguments)
         plain = lax.stop_gradient(out.result)
         result = plain._replace(y1=out.y1, ys=out.ys, record=plain.record._replace(y=out.y, slopes=out.slopes))
-        # what is no result is made NaN here, where JAX differentiates: the way back does not meet it
+        # what is no result is made NaN here, where JAX differentiates: the backward pass does not meet it
         sources = (*arguments[:2], [t for t in arguments[2] if t is not None])
         # of a drop-in nobody is told the outcome
         results = functools.partial(reached, strict=self.way.resolve is not None)
@@ -284,7 +284,8 @@ class DifferentiableSolve:
         return AdaptiveLoop(run, self.span.control, allowed, event, keep).solve(y0, rest[-1])
 
     def _bare(self) -> DifferentiableSolve:
-        """The same without the arrays of this call, which may be traced: JAX keeps it for as long as a way back."""
+        """The same without the arrays of this call, which may be traced: JAX keeps it for as long as a
+        backward pass."""
         bare = copy.copy(self)
         control = dataclasses.replace(self.span.control, rtol=1.0, atol=1.0, norm="rms")  # these are among `hoisted`
         event = self.span.event and dataclasses.replace(self.span.event, condition=_nothing)
@@ -316,7 +317,7 @@ class DifferentiableSolve:
     def _passes(
         self, keep: Keep
     ) -> tuple[Callable[..., SolveOutputs], Callable[..., tuple[SolveOutputs, AdaptiveResult]]]:
-        """The forward pass, and that which also keeps what the way back needs."""
+        """The forward pass, and that which also keeps what the backward pass needs."""
 
         def out(result: AdaptiveResult) -> SolveOutputs:
             return SolveOutputs(result.y1, result.ys, result.record.y, result.record.slopes, result)
@@ -337,8 +338,8 @@ class DifferentiableSolve:
 
         return compiled(forward_pass, self.key), compiled(forward_pass_for_back, self.key)
 
-    def network(self, keep: Keep, way: WayBack) -> Callable[..., SolveOutputs]:
-        """The solve with its derivative: forward passes that keep what the way back needs only where there is one.
+    def network(self, keep: Keep, way: BackwardPass) -> Callable[..., SolveOutputs]:
+        """The solve with its derivative: forward passes that keep what the backward pass needs only where there is one.
 
         Args:
             keep: what is kept of it for its user.
@@ -392,7 +393,7 @@ class Derivative(Linear):
     """
 
     steps: SolveDerivative
-    way: WayBack
+    way: BackwardPass
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
         return self.steps.forward(residuals, tangents)
@@ -428,7 +429,8 @@ class SolveDerivative:
 
     @functools.cached_property
     def back(self) -> Callable[..., Any]:
-        """The gradients by y0, by what the field reads, by times and the probe; and what `WayBack.settled` looks at."""
+        """The gradients by y0, by what the field reads, by times and the probe; and what `BackwardPass.settled` looks
+        at."""
         return compiled(self._back, self.whole.key)
 
     def _back(self, residuals: Any, cotangents: Any) -> tuple[Any, Any]:
@@ -450,8 +452,8 @@ class SolveDerivative:
     def _unread(self, result: AdaptiveResult, rest: Any, y0: Leaves, cotangents: Any) -> AdaptiveResult:
         """The solve; one that nobody reads a state of with no step taken.
 
-        The way back from where it stopped would meet what stopped it: steps that vanish, or states that overflow. From
-        its end, it may miss the tolerance of the way back. Where rows read each other they go back together.
+        The backward pass from where it stopped would meet what stopped it: steps that vanish, or states that overflow.
+        From its end, it may miss the tolerance of the backward pass. Where rows read each other they go back together.
         """
         idle = ~jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(cotangents)]).any()
         if self.whole.field.collective:

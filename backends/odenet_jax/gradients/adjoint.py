@@ -1,6 +1,6 @@
-"""What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces.
+"""What the methods with a backward pass of their own share: a forward pass that keeps a few states, and VJPs of pieces.
 
-Over 250 lines: the solve as a function of arrays alone is the method's, whose way back it calls.
+Over 250 lines: the solve as a function of arrays alone is the method's, whose backward pass it calls.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Sums = Any
 
 
 class Adjoint(ABC):
-    """A way back from the last state."""
+    """A backward pass from the last state."""
 
     from_end = True
-    """Whether the way back starts from the state at t1, which is kept for it."""
+    """Whether the backward pass starts from the state at t1, which is kept for it."""
 
     def __init__(self, stats: Stats, alarm: Alarm | None = None) -> None:
         self.stats, self.alarm = stats, alarm
@@ -49,11 +49,11 @@ class Adjoint(ABC):
         return {name: value for name, value in sorted(vars(self).items()) if name not in ("stats", "alarm")}
 
     def sketch(self, y0: Leaves) -> Sketch | None:
-        """What the way back is to be given of the state at t0."""
+        """What the backward pass is to be given of the state at t0."""
         return None
 
     def keeps(self, run: Run) -> Sequence[int]:
-        """The indices below N, in order, of the states that the way back is to be given beside the user's."""
+        """The indices below N, in order, of the states that the backward pass is to be given beside the user's."""
         return ()
 
     def beside(self, run: Run) -> LoopObserver | None:
@@ -78,7 +78,7 @@ class Adjoint(ABC):
         """
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
-        """What the way back found, if it has come to its end; what is to be said of it is said.
+        """What the backward pass found, if it has come to its end; what is to be said of it is said.
 
         Not part of a program that is kept: errors and warnings are those of this solve.
 
@@ -89,7 +89,7 @@ class Adjoint(ABC):
         return gradients
 
     def solve(self, run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, BlockContext | None]:
-        """The leaves at the kept times, with this way back, and what blocks are told after it."""
+        """The leaves at the kept times, with this backward pass, and what blocks are told after it."""
         y0, traced_weights = alike((y0, run.weights))
         run = dataclasses.replace(run, weights=traced_weights)
         run = run.hoisted(y0)
@@ -104,7 +104,8 @@ class Adjoint(ABC):
         return ys, context and dataclasses.replace(context, state=lax.stop_gradient(state))
 
     def programs(self, run: Run, key: Hashable | None) -> tuple[Callable[..., Any], ...]:
-        """The solve, the solve with what the way back needs of it, and the way back, as functions of arrays alone.
+        """The solve, the solve with what the backward pass needs of it, and the backward pass, as functions of arrays
+        alone.
 
         Args:
             run: without its arrays.
@@ -140,7 +141,7 @@ class Adjoint(ABC):
         return tuple(compiled(function, key) for function in (primal, forward, backward))
 
     def network(self, run: Run, programs: tuple[Callable[..., Any], ...], arguments: Any) -> Callable[..., Any]:
-        """The solve as a function of arrays alone, with this way back; made anew for each solve, see `settled`.
+        """The solve as a function of arrays alone, with this backward pass; made anew for each solve, see `settled`.
 
         Args:
             run: without its arrays.
@@ -181,8 +182,8 @@ class SavedStates:
     Args:
         states: those that the method asked for, stacked.
         ys: the states at `grid.kept`, stacked; None where that is t1 alone.
-        end: the state at t1, or what a reversible solver needs for the way back, or what the method makes of the states
-            (see `Adjoint.beside`); None where it is not asked for.
+        end: the state at t1, or what a reversible solver needs for the backward pass, or what the method makes of the
+            states (see `Adjoint.beside`); None where it is not asked for.
     """
 
     states: Leaves
@@ -195,12 +196,12 @@ jax.tree_util.register_dataclass(SavedStates, ["states", "ys", "end", "sketch"],
 
 
 class OutputCotangents:
-    """Gradients of the loss with respect to kept states, which join the way back where it meets them.
+    """Gradients of the loss with respect to kept states, which join the backward pass where it meets them.
 
     Args:
         grid: of the forward solve.
         gradients: at `grid.kept`, stacked.
-        steps: of the way back, whose grid holds every kept time.
+        steps: of the backward pass, whose grid holds every kept time.
     """
 
     def __init__(self, grid: Grid, gradients: Leaves, steps: int) -> None:
@@ -277,7 +278,7 @@ def collect(run: Run, n: Any, sums: Sums, gradients: Any) -> Sums:
 
 
 def none_unread(run: Run, gradients: Tree) -> Tree:
-    """What a way back found; zeros where the loss reads no state of the solve.
+    """What a backward pass found; zeros where the loss reads no state of the solve.
 
     Such a row of a `jax.vmap` has gradients of zero, but those of a step that overflowed are then 0 x inf, which is
     NaN, and shared weights would have it added to the gradients of the other rows. A step at a time, where the sum
@@ -301,7 +302,8 @@ def _known(buffer: Leaves, row: Array, otherwise: Leaves) -> Leaves:
 
 
 def once(gradient: str, gradients: Any) -> Any:
-    """Gradients that cannot be differentiated again: JAX would differentiate the way back, which is an approximation.
+    """Gradients that cannot be differentiated again: JAX would differentiate the backward pass, which is an
+    approximation.
 
     Raises:
         UnsupportedError: when a derivative of them is asked for.

@@ -11,7 +11,7 @@ from odenet_jax.field.field import Weights
 from odenet_jax.field.programs import compiled, eager, kept
 from odenet_jax.field.replay import BlockContext, Replay
 from odenet_jax.field.state import HALF, Leaves
-from odenet_jax.gradients.accepted_steps import RecomputedStates, WayBack
+from odenet_jax.gradients.accepted_steps import BackwardPass, RecomputedStates
 from odenet_jax.steps.fixed import Run, Solve, loop
 
 
@@ -39,6 +39,6 @@ def fixed(problem: Problem, stats: Stats) -> Solve:
     return solve
 
 
-def adaptive(problem: Problem, stats: Stats) -> WayBack:
+def adaptive(problem: Problem, stats: Stats) -> BackwardPass:
     """The backward pass of backprop over accepted steps."""
     return RecomputedStates(again=True)

@@ -1,4 +1,4 @@
-"""How far rebuilt states are off, by what the way back knows of them, and what is said of it.
+"""How far rebuilt states are off, by what the backward pass knows of them, and what is said of it.
 
 A state's rows, and what an error in them is held against, are `odenet._gradients.certified`.
 """
@@ -111,15 +111,15 @@ def _sketched(leaf: Array, axis: int) -> Array:
 
 
 def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a way back found, which says it when it is there if the worst error is large.
+    """What a backward pass found, which says it when it is there if the worst error is large.
 
     Said by the host while the program runs; not by a program that `jax.export` made, which has no host to call.
 
     Args:
         stats: of the solve.
         alarm: of the network; None where nothing is to be said.
-        steps: of the way back.
-        worst: of the errors that the way back came to know of.
+        steps: of the backward pass.
+        worst: of the errors that the backward pass came to know of.
         gradients: the gradients of the state at t0, of weights, others if there are any, and the residual.
     """
     if alarm is None:

@@ -21,7 +21,7 @@ from odenet.kit import add, schedule
 from odenet_jax.field.field import Slot, Weights
 from odenet_jax.field.replay import BlockContext
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.accepted_steps import ROWS, RecomputedStates, WayBack
+from odenet_jax.gradients.accepted_steps import ROWS, BackwardPass, RecomputedStates
 from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp
 from odenet_jax.steps.fixed import Run, Solve, loop, read, write
 
@@ -90,7 +90,7 @@ class Recomputation(Adjoint):
         return lax.scan(body, (states, carry), jax.tree.map(jnp.asarray, turns))[0][1]
 
     def segment(self, run: Run, first: Any, length: int, y: Leaves, gradients: OutputCotangents, carry: Any) -> Any:
-        """The way back through steps first, ..., first + length - 1, from the state y at their start.
+        """The backward pass through steps first, ..., first + length - 1, from the state y at their start.
 
         Gradients are added in the order of backprop.
         """
@@ -205,7 +205,7 @@ def fixed(problem: Problem, stats: Stats) -> Solve:
     return Recomputation(method, stats).solve
 
 
-def adaptive(problem: Problem, stats: Stats) -> WayBack:
+def adaptive(problem: Problem, stats: Stats) -> BackwardPass:
     """The backward pass of checkpointing over accepted steps."""
     method = problem.gradient
     assert isinstance(method, Checkpoint)

@@ -16,7 +16,7 @@ from jax import Array
 from odenet import ContinuousAdjoint, Problem, Span, Stats
 from odenet.kit import AnySolver, add, combine, hermite, increment, positions
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.accepted_steps import WayBack
+from odenet_jax.gradients.accepted_steps import BackwardPass
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
 from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp
 from odenet_jax.steps.fixed import Run, Solve, read
@@ -99,7 +99,7 @@ def fixed(problem: Problem, stats: Stats) -> Solve:
     return Costate(problem.gradient, problem.solver, stats).solve
 
 
-def adaptive(problem: Problem, stats: Stats) -> WayBack:
+def adaptive(problem: Problem, stats: Stats) -> BackwardPass:
     """The backward pass of the continuous adjoint over accepted steps."""
     assert isinstance(problem.gradient, ContinuousAdjoint)
     assert isinstance(problem.grid, Span)

@@ -18,7 +18,7 @@ from jax.core import Tracer
 from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Alarm, add, alarm, combine, subtract
 from odenet_jax.field.state import Leaves
-from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, Cotangents, WayBack
+from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import (
     Adjoint,
     OutputCotangents,
@@ -107,7 +107,7 @@ class Reversal(Adjoint):
 
         Args:
             run: at step n.
-            n, y: where the way back is.
+            n, y: where the backward pass is.
             increments: the latest first.
             trouble: see `settle`.
             early: whether too few are seen to continue them.
@@ -181,7 +181,7 @@ def _size(value: Array) -> Array:
     return jnp.clip(jnp.round(power) + 16, 0, len(_SIZES) - 1).astype(jnp.int32)
 
 
-class AdaptiveReversal(WayBack):
+class AdaptiveReversal(BackwardPass):
     """The same over the steps that an adaptive solve accepted."""
 
     def __init__(self, method: DiscreteAdjoint, stats: Stats, alarm: Alarm | None) -> None:
@@ -246,7 +246,7 @@ def fixed(problem: Problem, stats: Stats) -> Solve:
     return Reversal(problem.gradient, stats, alarm(problem.field)).solve
 
 
-def adaptive(problem: Problem, stats: Stats) -> WayBack:
+def adaptive(problem: Problem, stats: Stats) -> BackwardPass:
     """The backward pass of the discrete adjoint over accepted steps."""
     assert isinstance(problem.gradient, DiscreteAdjoint)
     return AdaptiveReversal(problem.gradient, stats, alarm(problem.field))

@@ -2,8 +2,8 @@
 
 `jax.custom_vjp` has no forward mode, and what it gives cannot be differentiated again; `jax.custom_jvp` leaves the way
 back to JAX. Here the rule of a `jax.custom_jvp` returns `carry(...)`, a primitive that is linear in the tangents. JAX's
-reverse mode transposes it, which runs the gradient method's own way back; forward mode runs it as it stands; and where
-somebody differentiates either again, the primitive's own derivative is that of a program which JAX knows.
+reverse mode transposes it, which runs the gradient method's own backward pass; forward mode runs it as it stands; and
+where somebody differentiates either again, the primitive's own derivative is that of a program which JAX knows.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ ad.primitive_transposes[_carry] = _transpose
 
 
 def _transposed(rule: Linear, residuals: Any, cotangents: Any) -> Any:
-    """The way back, whose own derivative is that of the program that JAX knows."""
+    """The backward pass, whose own derivative is that of the program that JAX knows."""
 
     @jax.custom_jvp
     def fast(residuals: Any, cotangents: Any) -> Any:

@@ -54,7 +54,7 @@ class _SideInformation:
 
 
 class Retrace(Adjoint):
-    """The way back by a reversible solver, from the pair that it carries at t1.
+    """The backward pass by a reversible solver, from the pair that it carries at t1.
 
     Args:
         solver: the reversible solver.
@@ -131,7 +131,7 @@ class StepVJPs:
         return tuple(whole(leaf, shift) for leaf in y)
 
     def of_samples(self, number: Callable[[Any], Any], y: Leaves) -> Leaves:
-        """See `Back`."""
+        """For each leaf the numbers of its samples."""
         return tuple(of_samples(number, leaf) for leaf in y)
 
     def collect(self, n: Any, sums: Sums) -> Sums:

@@ -1,8 +1,8 @@
 """Checkpointing with states in few bits: each increment is kept as whole numbers times a scale a row.
 
 The code is that of differential quantisation (Cutler 1952, US patent 2605361): the forward pass keeps the rounded chain
-`z[n+1] = z[n] + Q(y[n+1] - z[n])`, z[0] = y[0], and the way back takes the same increments off z[N]. What one increment
-loses is in the next one, so that z[n] is off by the rounding of one increment, however many steps follow.
+`z[n+1] = z[n] + Q(y[n+1] - z[n])`, z[0] = y[0], and the backward pass takes the same increments off z[N]. What one
+increment loses is in the next one, so that z[n] is off by the rounding of one increment, however many steps follow.
 
 Where a step makes a row less than half as large as its increment, which would be rounded too coarsely for it, the chain
 of that row restarts: the row itself is kept in the increment's place, z[n+1] = Q(y[n+1]), and its scale is negative.
@@ -109,7 +109,7 @@ class RoundedStates(checkpoint.Recomputation):
             return z, self.segment(run, n, 1, y, gradients, carry)
 
         z, (g, sums) = descend(step, steps, steps, ([z for z, _, _ in links], (gradients.end(), sums)))
-        # what the forward pass knows, and how far rounding has carried the way back from y0
+        # what the forward pass knows, and how far rounding has carried the backward pass from y0
         drifts = [
             relative(leaf - _real(first), _real(first), rows(self.method, first))
             for leaf, first in zip(z, y0, strict=True)
@@ -119,7 +119,7 @@ class RoundedStates(checkpoint.Recomputation):
         return g, sums, certificate, none_unread(run, certificate)
 
     def settled(self, gradients: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
-        """What the way back found, if the certificate is within the tolerance.
+        """What the backward pass found, if the certificate is within the tolerance.
 
         Raises:
             GradientError: it is not; a compiled program raises a RuntimeError of this message when it runs.

@@ -4,7 +4,7 @@ A `Way` of JAX holds two functions, each of `(problem, stats)`:
 
 - `fixed` returns `solve(run, leaves, probe)`: the leaves at the kept times, and what blocks are told after them, from a
   `steps.fixed.Run`, the leaves of y0 and the probe of the certificate (see `solve`);
-- `adaptive` returns a `gradients.accepted_steps.WayBack`: the backward pass over the accepted steps.
+- `adaptive` returns a `gradients.accepted_steps.BackwardPass`: the backward pass over the accepted steps.
 """
 
 from __future__ import annotations

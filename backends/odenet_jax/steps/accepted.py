@@ -85,7 +85,7 @@ class SolveTimes:
         return jnp.clip((t - first) / jnp.where(last == first, 1, last - first), 0, 1)
 
     def turned(self, end: Array, marks: Array) -> SolveTimes:
-        """The way back from a time, with further stops."""
+        """The backward pass from a time, with further stops."""
         layers = jnp.stack([self.t0, self.t1]) if self.layers is None else self.layers
         jumps = jnp.concatenate([self.jumps, layers[1:-1]])  # the weights of one layer end there
         return SolveTimes(end, self.t0, jnp.concatenate([self.stops, marks]), jumps, layers, self.clock)

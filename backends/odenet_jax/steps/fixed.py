@@ -40,8 +40,8 @@ class Run:
         weights: of all depths.
         slot: those that the present step reads, where weights change with depth (see `at`).
         replay: what blocks are told beside their input; None where that is nothing.
-        again: whether this is the way back, which runs evaluations of the forward pass again.
-        unread: of a way back, whether the loss reads no state of the solve, so that all its gradients are zero.
+        again: whether this is the backward pass, which runs evaluations of the forward pass again.
+        unread: of a backward pass, whether the loss reads no state of the solve, so that all its gradients are zero.
     """
 
     field: Field
@@ -135,7 +135,7 @@ class Run:
         return tuple(straight_through(leaf, shift) for leaf in y)
 
     def of_samples(self, number: Callable[[Any], Any], y: Leaves) -> Leaves:
-        """See `odenet.kit.ReversibleSolver`."""
+        """For each leaf the numbers of its samples, as `odenet.kit.Forth` has it."""
         return tuple(of_samples(number, leaf) for leaf in y)
 
 
@@ -219,8 +219,8 @@ def loop_in_place(
         beside: what is to be made of the states.
 
     Returns:
-        The leaves at `grid.kept`, those at `also` (empty where nothing is), what the way back starts from (y(t1), or
-        what a reversible solver keeps of what it carries; with `beside` the latter or nothing, what the observer
+        The leaves at `grid.kept`, those at `also` (empty where nothing is), what the backward pass starts from (y(t1),
+        or what a reversible solver keeps of what it carries; with `beside` the latter or nothing, what the observer
         carries in the end, and what it keeps of the steps, stacked), and what blocks are told and have read after it.
     """
     grid, solver = run.grid, run.solver

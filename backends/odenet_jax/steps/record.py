@@ -1,4 +1,4 @@
-"""What an adaptive loop keeps on its way: for the way back, and for dense output."""
+"""What an adaptive loop keeps on its way: for the backward pass, and for dense output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from odenet_jax.steps.size_control import LoopState
 
 @dataclass(frozen=True)
 class Keep:
-    """What the loop keeps for the way back, or for dense output.
+    """What the loop keeps for the backward pass, or for dense output.
 
     Args:
         nodes: whether the times of the steps.
@@ -33,7 +33,7 @@ class Keep:
 
 
 class States(NamedTuple):
-    """States kept for the way back.
+    """States kept for the backward pass.
 
     Args:
         starts: the step that each row is the start of; -1 where it is empty.

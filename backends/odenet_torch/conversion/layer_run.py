@@ -137,7 +137,7 @@ class LayerRun:
             self.stats.residual = stats.residual if before is None else torch.maximum(before, stats.residual)
 
     def certify(self, alarm: Alarm | None) -> None:
-        """The way back has come to where a chain began: what was noted is said if it is large."""
+        """The backward pass has come to where a chain began: what was noted is said if it is large."""
         if not self.errors:
             return
         kind, _ = layout(self.errors[0][2])

@@ -6,7 +6,7 @@ taken it; then the layers after it can rebuild it. Autograd itself adds up what 
 the nodes from the last to the first, so that loops that stop early, hooks and features from the middle are as in the
 plain model.
 
-Over 250 lines: a link's forward call, what it keeps, and its way back are one thing.
+Over 250 lines: a link's forward call, what it keeps, and its backward pass are one thing.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Branches(Field):
         return value
 
     def begin(self, y: Tensor) -> Tensor:
-        """The state before the layer as the way back from `y` found it."""
+        """The state before the layer as the backward pass from `y` found it."""
         if not self.link.method.correct:
             return self.last[0][0]
         for n in reversed(range(self.link.steps)):
@@ -180,7 +180,7 @@ class Link:
         self.checks = way.fresh and bool(branches)
         self.x: Tensor | None = x.detach() if before is None or anchor or self.checks else None
         self.x_version = version(x)
-        self.alarm = alarm(run) if before is None else None  # told where the way back ends
+        self.alarm = alarm(run) if before is None else None  # told where the backward pass ends
         if before is None:
             self.run.forget()
         elif before.after is None and not before.checks:
@@ -226,7 +226,7 @@ class Link:
         return leaves[0]
 
     def stats(self) -> Stats:
-        """For one way back through the layer."""
+        """For one backward pass through the layer."""
         return Stats("torch", _EULER.label, self.method.label, self.steps, self.steps)
 
     def solve(self, y: Tensor) -> tuple[Run, Leaves]:

@@ -37,7 +37,7 @@ class AdjointProblem:
         flow: the problem.
         again: its function.
         forth: the forward solve: the time of the event, and the states.
-        method: of the way back.
+        method: of the backward pass.
         choice: its controller or spacing.
         reach: how large its error is; None for a method without an estimate.
         watch: who is told of its steps, once it is known how to show them the state.
@@ -67,7 +67,7 @@ class AugmentedSlope(tuple[Tensor, ...]):
 
 
 class AdjointSolve:
-    """The way back, from time to time.
+    """The backward pass, from time to time.
 
     Args:
         way: which.
@@ -106,7 +106,7 @@ class AdjointSolve:
         """The adjoint at an earlier time of the solve.
 
         Raises:
-            GradientError: the way back could not go on.
+            GradientError: the backward pass could not go on.
         """
         if not a.any():
             return a

@@ -1,4 +1,4 @@
-"""How large an error of the way back is: of the state, its adjoint, and the gradients of parameters."""
+"""How large an error of the backward pass is: of the state, its adjoint, and the gradients of parameters."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class AdjointTolerance(Tolerance):
 
 
 def require_norm(norm: Any) -> None:
-    """Raises InputError unless this can be the norm of a way back."""
+    """Raises InputError unless this can be the norm of a backward pass."""
     if norm is not None and not callable(norm) and not (isinstance(norm, str) and norm == "seminorm"):
         raise InputError(f"norm={shown(norm)} of adjoint_options", "'seminorm', or a function of a tuple")
 

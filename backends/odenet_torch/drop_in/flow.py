@@ -40,7 +40,7 @@ class OdeintProblem:
         t: times, on the device of y0.
         times: the same as floats.
         event_fn: `event_fn(t, y)`, whose change of sign ends the solve.
-        recording: what evaluations draw, for a way back; None where there is none.
+        recording: what evaluations draw, for a backward pass; None where there is none.
         reads: of a module's parameters, where autograd adds up their gradients.
         wide: whether func is called with times in double beside a state in single precision, which cannot tell them
             apart.

@@ -110,17 +110,17 @@ def odeint_adjoint(
     Args:
         func, y0, t, rtol, atol, method, options, event_fn: those of `odeint`. `func` is an nn.Module, or
             `adjoint_params` is given.
-        adjoint_rtol, adjoint_atol, adjoint_method: of the way back; None takes those of the way forth.
-        adjoint_options: of the way back; None takes `options` without its norm. `norm="seminorm"` leaves the errors of
-            the parameters' gradients out (Kidger, Chen, Lyons 2021); a function of (t, y, adjoint, *parameters) is
-            a norm of yours.
+        adjoint_rtol, adjoint_atol, adjoint_method: of the backward pass; None takes those of the forward pass.
+        adjoint_options: of the backward pass; None takes `options` without its norm. `norm="seminorm"` leaves the
+            errors of the parameters' gradients out (Kidger, Chen, Lyons 2021); a function of (t, y, adjoint,
+            *parameters) is a norm of yours.
         adjoint_params: the tensors that get a gradient beside y0 and t; None for the parameters of `func`.
 
     Returns:
         As `odeint`.
 
     Raises:
-        GradientError: the way back could not go on. Beside those of `odeint`.
+        GradientError: the backward pass could not go on. Beside those of `odeint`.
     """
     if adjoint_params is not None:
         chosen = _chosen(adjoint_params)

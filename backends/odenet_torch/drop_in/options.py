@@ -147,7 +147,7 @@ def watchers(method: str, flow: OdeintProblem, shown: Callable[..., Any], suffix
         method: of the solve.
         flow: with the function.
         shown: the state, as the function is to see it, from its leaves.
-        suffix: "_adjoint" for the way back.
+        suffix: "_adjoint" for the backward pass.
     """
     callbacks = {name: getattr(flow.func, name + suffix, None) for name in _CALLBACKS}
     if not any(callbacks.values()):

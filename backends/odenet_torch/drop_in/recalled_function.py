@@ -1,4 +1,4 @@
-"""The function of a solve whose way back calls it again: as it was, and with all that it reads."""
+"""The function of a solve whose backward pass calls it again: as it was, and with all that it reads."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Recalled:
 
     @contextlib.contextmanager
     def back(self) -> Iterator[None]:
-        """While it is called on the way back.
+        """While it is called in the backward pass.
 
         Raises:
             GradientError: it is no longer what it was.

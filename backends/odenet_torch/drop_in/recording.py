@@ -1,7 +1,7 @@
-"""What the evaluations of `odeint_adjoint`'s way forth drew, and the way to evaluate the field again as it was.
+"""What the evaluations of `odeint_adjoint`'s forward pass drew, and the way to evaluate the field again as it was.
 
-Dropout draws the same mask in the step of the way back that goes over a step of the way forth, and BatchNorm does not
-count a batch again. Only a field that draws in its first evaluation is watched: others cost nothing more.
+Dropout draws the same mask in the step of the backward pass that goes over a step of the forward pass, and BatchNorm
+does not count a batch again. Only a field that draws in its first evaluation is watched: others cost nothing more.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Recording:
         return value
 
     def evaluate(self, call: Callable[[], Any]) -> Any:
-        """The field, on the way forth or back."""
+        """The field, on the forward pass or back."""
         self.count += 1
         first = self.count == 1
         if not (first or self.draws):
@@ -88,10 +88,10 @@ class Recording:
         return on_stage
 
     def back(self, tableau: Tableau) -> OnStage | None:
-        """The same on the way back: None where nothing was drawn.
+        """The same in the backward pass: None where nothing was drawn.
 
         Raises:
-            GradientError: of the step, if it is not one of the way forth.
+            GradientError: of the step, if it is not one of the forward pass.
         """
         if not self.draws:
             return None
@@ -105,7 +105,7 @@ class Recording:
 
     @contextlib.contextmanager
     def again(self, adaptive: bool) -> Iterator[None]:
-        """The way back: random state and the statistics of normalisation are as before when it is over.
+        """The backward pass: random state and the statistics of normalisation are as before when it is over.
 
         Raises:
             GradientError: the field draws, and the steps follow the error: what it drew belongs to no step back.

@@ -85,7 +85,7 @@ def stopped(flow: OdeintProblem, found: ForwardSolve) -> SolveError:
 
 
 def stopped_back(failed: Result, most: int, steps: int, start: float) -> GradientError:
-    """The error for a way back that could not go on.
+    """The error for a backward pass that could not go on.
 
     Args:
         failed: how.
@@ -107,7 +107,7 @@ def reason(failed: Result, most: int, prefix: str) -> tuple[str, str]:
     Args:
         failed: how.
         most: `max_num_steps`.
-        prefix: of the arguments of the way back.
+        prefix: of the arguments of the backward pass.
     """
     options, tolerances = f"{prefix}options", f"{prefix}rtol and {prefix}atol"
     if failed is Result.MAX_STEPS:

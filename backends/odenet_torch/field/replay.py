@@ -107,7 +107,7 @@ class Replay:
         return cls(layout.device, steps, field.modules, field.handed, field.roots, cut)
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
-        """Tensors that f reads in a step, and that must not be written on before the way back."""
+        """Tensors that f reads in a step, and that must not be written on before the backward pass."""
         # leaves that f reads in every step are looked at by value where they were found
         self.read[step] = [(x, version(x), None if step == _EVERY else sampled(x)) for x in tensors]
 
@@ -166,7 +166,7 @@ class Replay:
         return out
 
     def again(self, key: Key, place: Place, stages: int, evaluate: Callable[[], Result]) -> Result:
-        """An evaluation of the way back, as the forward evaluation at the same place of the step was.
+        """An evaluation of the backward pass, as the forward evaluation at the same place of the step was.
 
         A backward pass of other steps than the forward pass's reads those of the step that holds its own.
         """
@@ -187,7 +187,7 @@ class Replay:
 
     @contextlib.contextmanager
     def back(self, steps: Iterable[int] | None = None, since: int | None = None) -> Iterator[None]:
-        """The way back: under the forward pass's autocast, and leaving the random state as it is.
+        """The backward pass: under the forward pass's autocast, and leaving the random state as it is.
 
         Args:
             steps: those that are to run again; None for all.

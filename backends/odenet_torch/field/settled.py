@@ -2,8 +2,8 @@
 
 A block is settled when a careful pass has seen that it draws no random numbers, has no buffers and no hooks, leaves
 nothing by the side, and can reach no other tensor with a gradient than its parameters. As long as all that it can reach
-stands where it stood, that is taken to hold; what it holds is compared before the way back as `Replay` compares it, and
-a pass that drew a random number or left something is run again with a `Replay`.
+stands where it stood, that is taken to hold; what it holds is compared before the backward pass as `Replay` compares
+it, and a pass that drew a random number or left something is run again with a `Replay`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from odenet_torch.field.surroundings import Surroundings, put_back
 
 
 class Settled:
-    """The blocks of one forward pass, for its way back.
+    """The blocks of one forward pass, for its backward pass.
 
     Args:
         field: whose blocks are all known.
@@ -87,7 +87,7 @@ class Settled:
 
     @contextlib.contextmanager
     def back(self, blocks: Sequence[nn.Module] | None = None) -> Iterator[None]:
-        """The way back: blocks find what they found (see `Surroundings.again`).
+        """The backward pass: blocks find what they found (see `Surroundings.again`).
 
         Args:
             blocks: those that are to run again; None for all.

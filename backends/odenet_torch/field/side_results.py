@@ -103,7 +103,7 @@ class SideResults:
             self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
 
     def empty(self) -> None:
-        """Before an evaluation of the way back: f computes again, with a graph or without, what it keeps."""
+        """Before an evaluation of the backward pass: f computes again, with a graph or without, what it keeps."""
         self.clear()
         for place, key, old in self.filled:
             place.put(key, old)

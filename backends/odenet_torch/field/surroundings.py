@@ -139,7 +139,7 @@ class Surroundings:
     def again(self, since: int | None = None) -> Iterator[None]:
         """Inside, f finds what it found; afterwards no tensor with a graph stands where another stood.
 
-        What f logs or counts is logged and counted in a way back, too. What it computed with a graph and keeps for
+        What f logs or counts is logged and counted in a backward pass, too. What it computed with a graph and keeps for
         later evaluations, as a cache does, it does not find: it computes that again, so that it has its gradient.
 
         Args:

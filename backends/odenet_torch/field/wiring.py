@@ -121,7 +121,7 @@ class Looked:
             )
 
     def require_same(self) -> None:
-        """Before the way back: raises GradientError if the field would not find what it found."""
+        """Before the backward pass: raises GradientError if the field would not find what it found."""
         training, parameters, buffers = self._now()
         if training != self.before[0]:
             raise changed("a module of the field was switched between train() and eval()", "the same mode")

@@ -1,4 +1,4 @@
-"""The way back over the steps that an adaptive solve accepted: its grid is kept, and gone back as any other is."""
+"""The backward pass over the steps that an adaptive solve accepted: its grid is kept, and gone back as any other is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def once(outputs: Leaves) -> Leaves:
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
-    """See `once`."""
+    """The identity, whose derivative has none: what `once` applies."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class _FirstDerivativeOnly(torch.autograd.Function):
 
 
 def solve(adjoint: Adjoint, forward: ForwardSolve, y0: Leaves) -> Leaves:
-    """The outputs, with the way back of an adjoint."""
+    """The outputs, with the backward pass of an adjoint."""
     if not torch.is_grad_enabled():
         return plain(forward, y0)
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")

@@ -1,4 +1,4 @@
-"""What the methods with a way back of their own share: a forward pass that keeps a few states, and VJPs of pieces.
+"""What the methods with a backward pass of their own share: a forward pass that keeps a few states, and VJPs of pieces.
 
 Over 250 lines: the two nodes of autograd, what they keep, and the VJP of a piece are one protocol.
 """
@@ -33,7 +33,7 @@ KNOWN = -1
 
 
 class Adjoint(ABC):
-    """A way back from the last state."""
+    """A backward pass from the last state."""
 
     alarm: Alarm | None = None
     """The alarm of the network that is solved; see `certify`."""
@@ -42,26 +42,26 @@ class Adjoint(ABC):
         self.stats = stats
 
     def sketch(self, y0: Leaves) -> Sketch | None:
-        """What the way back is to be given of the state at t0, if that is not kept."""
+        """What the backward pass is to be given of the state at t0, if that is not kept."""
         return None
 
     def keeps(self, run: Run) -> Iterable[int]:
-        """The indices of the states that the way back is to be given, beside those that the user keeps."""
+        """The indices of the states that the backward pass is to be given, beside those that the user keeps."""
         return (run.grid.steps,)
 
     differentiable = False
     """Whether the gradient can be differentiated again."""
     by_steps = True
-    """Whether the way back takes the steps of the forward pass, by its solver, and no others."""
+    """Whether the backward pass takes the steps of the forward pass, by its solver, and no others."""
     reads_outputs = False
-    """Whether the way back of an adaptive solve starts anew from each output."""
+    """Whether the backward pass of an adaptive solve starts anew from each output."""
 
     def keeps_accepted(self, n: int) -> bool:
         """Whether an adaptive solve is to keep the state before its step n."""
         return False
 
     def again_from(self, first: int) -> int:
-        """The lowest step that is evaluated while the way back goes down to step `first`."""
+        """The lowest step that is evaluated while the backward pass goes down to step `first`."""
         return first
 
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
@@ -86,7 +86,7 @@ class Adjoint(ABC):
         """
 
     def solve(self, run: Run, y0: Leaves) -> Leaves:
-        """The leaves at the kept times, with this way back."""
+        """The leaves at the kept times, with this backward pass."""
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
@@ -161,7 +161,7 @@ class SavedStates:
 
     Args:
         states: by index, exactly as they were; what is taken out of it is freed.
-        pair: what a reversible solver needs for the way back, or rounded states are made of.
+        pair: what a reversible solver needs for the backward pass, or rounded states are made of.
         sketch: see `Adjoint.sketch`.
     """
 
@@ -332,7 +332,7 @@ class _FixedStepSolve(torch.autograd.Function):
         groups = [tuple(saved[i : i + count]) for i in range(0, len(saved), count)]
         inner = dict(ctx.inner)
         if not _retained():
-            ctx.inner = {}  # so that a way back can free what it has used
+            ctx.inner = {}  # so that a backward pass can free what it has used
         saved = SavedStates(
             inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]), ctx.sketch
         )

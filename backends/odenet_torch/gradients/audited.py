@@ -1,8 +1,8 @@
 """`gradient="auto"`: passes that are exact, in whose backward pass other methods are measured on the very same batch.
 
-The exact way back is that of checkpointing. It knows y0, the weights and the cotangent of the loss, so that another
-method can be run there on the same pass: its solve is begun anew from y0, with the random state and the buffers of the
-forward pass, and leaves nothing behind. What is returned is the exact gradient.
+The exact backward pass is that of checkpointing. It knows y0, the weights and the cotangent of the loss, so that
+another method can be run there on the same pass: its solve is begun anew from y0, with the random state and the buffers
+of the forward pass, and leaves nothing behind. What is returned is the exact gradient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far rebuilt states are off, by what the way back knows of them, and what is said of it.
+"""How far rebuilt states are off, by what the backward pass knows of them, and what is said of it.
 
 A state's rows, and what an error in them is held against, are `odenet._gradients.certified`.
 """
@@ -102,7 +102,7 @@ def _sketched(leaf: Tensor, axis: int) -> Tensor:
 
 
 class StepErrors:
-    """The errors that a way back comes to know of, of which the largest and its place are kept, on the device."""
+    """The errors that a backward pass comes to know of, of which the largest and its place are kept, on the device."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -191,7 +191,7 @@ _SMALL = 1 << 14
 
 
 def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors) -> Tensor:
-    """Leave the largest error that a way back came to know of in the stats, and say it if it is large.
+    """Leave the largest error that a backward pass came to know of in the stats, and say it if it is large.
 
     Nothing waits for a CUDA device here: what is still being worked out there is said when a later backward pass, or
     the end of the process, finds it done.
@@ -199,7 +199,7 @@ def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors) -> Tensor:
     Args:
         stats: of the solve.
         alarm: of the network; None where nothing is to be said.
-        errors: of the way back.
+        errors: of the backward pass.
     """
     for report in [*_waiting]:
         report.settle()

@@ -50,7 +50,7 @@ from odenet_torch.steps.fixed import Carried, Run, Solve, loop, stacked
 
 
 class Recomputation(Adjoint):
-    """The way back from one kept state to the one before, whose steps run again."""
+    """The backward pass from one kept state to the one before, whose steps run again."""
 
     def __init__(self, method: Checkpoint, stats: Stats) -> None:
         super().__init__(stats)
@@ -178,7 +178,7 @@ class Recomputation(Adjoint):
         return g
 
     def all_states(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
-        """The way back where all states are known."""
+        """The backward pass where all states are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for n in reversed(range(run.grid.steps)):
             known.pop(n + 1)
@@ -248,7 +248,7 @@ class Recomputation(Adjoint):
 
 @dataclasses.dataclass
 class Segment:
-    """Steps first..end-1, of which torch keeps nothing but the first state, and runs again on the way back."""
+    """Steps first..end-1, of which torch keeps nothing but the first state, and runs again in the backward pass."""
 
     run: Run
     replay: Replay

@@ -1,7 +1,8 @@
 """Checkpointing of fields that call `torch.func` inside, which refuses to run under hooks on saved tensors.
 
 `torch.utils.checkpoint` is such hooks. These fields are found by the error that torch.func raises; the pass is then
-begun anew without hooks, by the way back that the other schedules have, and the next passes of the same field at once.
+begun anew without hooks, by the backward pass that the other schedules have, and the next passes of the same field at
+once.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from odenet_torch.steps.whole_numbers import of_samples, packed, unpacked, whole
 
 
 class Retrace(Adjoint):
-    """The way back by a reversible solver, from the pair that it carries at t1.
+    """The backward pass by a reversible solver, from the pair that it carries at t1.
 
     Args:
         solver: the reversible solver.
@@ -102,7 +102,7 @@ class StepVJPs:
         return tuple(whole(leaf, shift) for leaf in y)
 
     def of_samples(self, number: Callable[[Any], Any], y: AnyLeaves) -> Leaves:
-        """See `Back`."""
+        """For each leaf the numbers of its samples."""
         return tuple(of_samples(number, leaf) for leaf in y)
 
     def _pull(self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]) -> tuple[Leaves, Leaves]:

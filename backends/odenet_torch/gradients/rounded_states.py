@@ -1,8 +1,8 @@
 """Checkpointing with states in few bits: each increment is kept as whole numbers times a scale a row.
 
 The code is that of differential quantisation (Cutler 1952, US patent 2605361): the forward pass keeps the rounded chain
-`z[n+1] = z[n] + Q(y[n+1] - z[n])`, z[0] = y[0], and the way back takes the same increments off z[N]. What one increment
-loses is in the next one, so that z[n] is off by the rounding of one increment, however many steps follow.
+`z[n+1] = z[n] + Q(y[n+1] - z[n])`, z[0] = y[0], and the backward pass takes the same increments off z[N]. What one
+increment loses is in the next one, so that z[n] is off by the rounding of one increment, however many steps follow.
 
 Where a step makes a row less than half as large as its increment, which would be rounded too coarsely for it, the chain
 of that row restarts: the row itself is kept in the increment's place, z[n+1] = Q(y[n+1]), and its scale is negative.
@@ -135,7 +135,7 @@ class RoundedStates(Adjoint):
         return g
 
     def certified(self, z: Leaves, y0: Leaves, errors: Leaves) -> Tensor:
-        """The certificate: what the forward pass knows, and how far rounding has carried the way back from y0.
+        """The certificate: what the forward pass knows, and how far rounding has carried the backward pass from y0.
 
         Raises:
             GradientError: it is over the tolerance.

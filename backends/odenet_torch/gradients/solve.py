@@ -97,7 +97,7 @@ def solve_problem(ivp: Problem, field: Field | None = None, way: Way | None = No
     adaptive = isinstance(ivp.grid, Span)
     require(backend, ivp.solver, ivp.gradient, adaptive=adaptive)
     graph = recorded()
-    # a graph has outputs alone: what is run once more, or looked at by value, for the way back has no place in it
+    # a graph has outputs alone: what is run once more, or looked at by value, for the backward pass has no place in it
     way = backend.way(Backprop()) if graph and not adaptive else way or backend.way(ivp.gradient)
     assert way is not None  # required above
     method = way.load(adaptive=adaptive)

@@ -1,4 +1,4 @@
-"""The way back in stages: autograd takes the gradients of some layers before those of the layers below are made.
+"""The backward pass in stages: autograd takes the gradients of some layers before those of the layers below are made.
 
 One node of autograd's returns all its gradients at once: those of all layers would be held until the last is there, and
 where gradients are accumulated they are a second copy of all weights. So a pass over weights of several megabytes is a
@@ -23,14 +23,14 @@ LEAST = 1 << 20
 """Bytes of weights in a stage: for fewer a node of their own would not pay."""
 Weights = tuple[Tensor, ...]
 Steps = Generator[int, None, Leaves]
-"""A way back: the steps that it has gone back, with the gradient by y0 as its value."""
+"""A backward pass: the steps that it has gone back, with the gradient by y0 as its value."""
 Way = Steps | Leaves
 """The same, or the gradient all at once."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Some steps of a way back.
+    """Some steps of a backward pass.
 
     Args:
         first: the lowest of them.
@@ -44,10 +44,10 @@ class Stage:
 def stages(
     back: Callable[..., Any], steps: int, read: Callable[[int], Iterable[Tensor]], every: Weights
 ) -> list[Stage]:
-    """Those of a way back, the first to run first.
+    """Those of a backward pass, the first to run first.
 
     Args:
-        back: the way back; one that is no generator is one stage.
+        back: the backward pass; one that is no generator is one stage.
         steps: how many.
         read: the tensors that a step reads and that a gradient goes to.
         every: all of these, once each.
@@ -71,7 +71,7 @@ def stages(
 
 
 class BackwardSweep:
-    """One way back, as far as it has come.
+    """One backward pass, as far as it has come.
 
     Args:
         steps: begins it.
@@ -117,7 +117,7 @@ def advance(way: Way, first: int = 0) -> Leaves | None:
 
 @dataclass(frozen=True)
 class RecordedSweep:
-    """A way back that was recorded by autograd, and gone all at once.
+    """A backward pass that was recorded by autograd, and gone all at once.
 
     Args:
         y0: the gradient by the state at the start.
@@ -144,7 +144,7 @@ class StageChain:
         y0: the state at its start.
         every: the weights of all stages.
         top: the first step of the uppermost stage.
-        ways: the ways back that are under way, by graph task.
+        ways: the backward passes that are under way, by graph task.
     """
 
     y0: Leaves

@@ -1,4 +1,4 @@
-"""The gradient methods over compiled strides: each stride, and its way back, is one graph.
+"""The gradient methods over compiled strides: each stride, and its backward pass, is one graph.
 
 What a method does is what its own file says, with a stride in the place of a step: there the loop is Python, here it
 is within the graph. A VJP within a graph is that of `torch.func.vjp`.
@@ -59,7 +59,7 @@ def compilable(ivp: Problem) -> Choices:
     """The choices of a problem whose equal steps are to be compiled.
 
     Raises:
-        UnsupportedError: a gradient method whose way back is not compiled, or a solver whose steps are not alike.
+        UnsupportedError: a gradient method whose backward pass is not compiled, or a solver whose steps are not alike.
         InputError: see `checked`.
     """
     assert ivp.compile is not None
@@ -90,7 +90,7 @@ def solve(ivp: Problem, run: Run, stats: Stats, y0: Leaves) -> Leaves:
     """The leaves at the kept times, by compiled strides.
 
     Raises:
-        UnsupportedError: what cannot be compiled, or not be run again where the way back does that.
+        UnsupportedError: what cannot be compiled, or not be run again where the backward pass does that.
     """
     assert ivp.compile is not None
     assert isinstance(run.grid, Grid)
@@ -170,7 +170,7 @@ def _start(run: Run, strides: Strides, y: Leaves, live: Callable[[Stride], Live]
 
 
 class Passage(Adjoint):
-    """A way back whose steps are run again, stride by stride.
+    """A backward pass whose steps are run again, stride by stride.
 
     Args:
         method: the gradient method.
@@ -234,7 +234,8 @@ class Passage(Adjoint):
     def pulled(
         self, name: str, function: Callable[..., Any], stride: Stride, sums: Sums, *arguments: Any, more: Any = ()
     ) -> Any:
-        """The value of a way back of a stride, less the gradients of tensors, which are its last, and are added up."""
+        """The value of a backward pass of a stride, less the gradients of tensors, which are its last, and are added
+        up."""
         *value, found = self.strides.run(name, function, stride, self.live(stride), *arguments, more=more)
         unread = self.strides.unread[stride.first]
         pairs = [(x, part) for i, (x, part) in enumerate(zip(stride.live, found, strict=True)) if i not in unread]

@@ -1,4 +1,4 @@
-"""Gradients of weights as the steps of a way back add to them."""
+"""Gradients of weights as the steps of a backward pass add to them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from odenet import NetSpec
 from odenet.kit import NORM_EPSILON, NORM_MOMENTUM
 from odenet_torch.nets.blocks import Weights, branch
 
-# no attribute: what a field finds in a forward pass it is made to find again on the way back
+# no attribute: what a field finds in a forward pass it is made to find again in the backward pass
 _FORWARD: ContextVar[bool] = ContextVar("whether a forward pass is running", default=False)
 _SWITCHED: weakref.WeakSet[CountingField] = weakref.WeakSet()
 """Those that a backward pass has switched to evaluation, as is their fault: from the next pass until `train`."""
@@ -31,7 +31,7 @@ class CountingField(_BatchNorm):
     """f(t, y, w) of blocks that are normalised over the batch; w holds the running statistics, or the place in depth.
 
     By its class it is a batch normalisation: in training, what it returns does not depend on the buffers it changes.
-    So a run of the way back, or one that only looks what f does, is given copies of them (see `Replay`) and counts
+    So a run of the backward pass, or one that only looks what f does, is given copies of them (see `Replay`) and counts
     nothing. In the buffers are, by layer, sums of the statistics of the evaluations of a pass, and how many there were.
 
     Args:
@@ -63,7 +63,7 @@ class CountingField(_BatchNorm):
         def by_batch(spec: NetSpec, y: Tensor, w: Weights, name: str) -> Tensor:
             weight = w[f"{name}weight"]
             batch_statistics = torch.zeros(2, len(weight), dtype=weight.dtype, device=weight.device)
-            # With a momentum of 1 these become the batch's. Asked for on the way back, too: torch.utils.checkpoint
+            # With a momentum of 1 these become the batch's. Asked for in the backward pass, too: torch.utils.checkpoint
             # wants to see the same tensors saved.
             y = F.batch_norm(
                 y, batch_statistics[0], batch_statistics[1], weight, w[f"{name}bias"], True, 1.0, NORM_EPSILON
@@ -95,7 +95,7 @@ class CountingField(_BatchNorm):
         if not self.training:
             return {**inner, **statistics}
         layers = torch.arange(self.spec.layers, device=next(iter(inner.values())).device, dtype=torch.float32)
-        # copies: the running ones are written on before the way back
+        # copies: the running ones are written on before the backward pass
         copies = {name: values.clone() for name, values in statistics.items()} if self._evaluates else {}
         return {**inner, **copies, _PLACE: layers}
 
@@ -136,7 +136,7 @@ class CountingField(_BatchNorm):
 
     @property
     def _evaluates(self) -> bool:
-        """Whether a way back switches it to evaluation."""
+        """Whether a backward pass switches it to evaluation."""
         return self.spec.norm == "batch-eval-backward"
 
 

@@ -126,7 +126,7 @@ class ForwardSolve:
 
         Args:
             y: the state at t0.
-            keep: the indices of states that a way back is to be given, beside the last.
+            keep: the indices of states that a backward pass is to be given, beside the last.
             first: the slope there, if it is known.
 
         Returns:

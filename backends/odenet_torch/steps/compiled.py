@@ -174,7 +174,7 @@ def compilable(problem: Problem) -> Choices:
     """The choices of an adaptive problem whose steps are to be compiled.
 
     Raises:
-        UnsupportedError: rows with steps of their own, or a way back that runs the field step by step.
+        UnsupportedError: rows with steps of their own, or a backward pass that runs the field step by step.
         InputError: see `checked`.
     """
     assert problem.compile is not None

@@ -38,7 +38,7 @@ class Run:
         grid: times and steps.
         solver: the method.
         replay: for methods that evaluate f again; None where nothing is.
-        again: whether this is the way back, which runs evaluations of the forward pass again.
+        again: whether this is the backward pass, which runs evaluations of the forward pass again.
         ready: evaluations made already, the next one last.
         direct: calls the blocks where all are known; None where they are looked at.
         settled: in the place of `replay` where all blocks run again as they ran.
@@ -99,7 +99,7 @@ class Run:
         return tuple(straight_through(leaf, shift) for leaf in y)
 
     def of_samples(self, number: Callable[[Any], Any], y: AnyLeaves) -> Leaves:
-        """See `odenet.kit.ReversibleSolver`."""
+        """For each leaf the numbers of its samples, as `odenet.kit.Forth` has it."""
         return tuple(of_samples(number, leaf) for leaf in y)
 
     def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
@@ -189,7 +189,7 @@ def loop(
         on_step: called with each step and the state after it; of a reversible solver, with what it carries before it.
 
     Returns:
-        The states at `grid.kept` and at these, by index, and what a reversible solver needs for the way back.
+        The states at `grid.kept` and at these, by index, and what a reversible solver needs for the backward pass.
     """
     kept, grid, solver = {*run.grid.kept, *also}, run.grid, run.solver
     states = {0: y} if 0 in kept else {}

@@ -1,4 +1,5 @@
-"""Whole numbers for the way back: rounding that gradients go straight through, and a few bits a number in bytes."""
+"""Whole numbers for the backward pass: rounding that gradients go straight through, and a few bits a number
+in bytes."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ def certificate_of(method: str) -> str:
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """The one depth that ResNet-101 has. What reads running statistics on its way back is a network of torch only."""
+    """The one depth that ResNet-101 has. What reads running statistics in its backward pass is a network of
+    torch only."""
     candidates = choices.cells(list(CURVES), [BLOCKS], seeds=choices.sized(1, 3, 1))
     return tuple(cell for cell in candidates if cell.backend == "torch" or CURVES[cell.curve][0] not in _FAULTY)
 
