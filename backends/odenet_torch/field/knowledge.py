@@ -29,6 +29,8 @@ class Knowledge:
         self.reach: Any = None
         self.settled: dict[bool, Any] = {}
         """What a settled block consists of, by its training flag."""
+        self.forgetful = False
+        """Whether it was seen not to read what it leaves from one evaluation to the next."""
         self.strides: Any = None
         """Of the first of some blocks: how they are divided where their steps are compiled."""
 

@@ -27,9 +27,11 @@ from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
 from odenet_torch.field.jumps import Watch
+from odenet_torch.field.knowledge import knowledge
+from odenet_torch.field.places import CachedResults
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.surroundings import held_now, no_trace, reach
+from odenet_torch.field.surroundings import differences, held_now, no_trace, put_back, reach
 from odenet_torch.field.written_on import sampled, version
 
 Result = TypeVar("Result")
@@ -158,6 +160,9 @@ class Replay:
             if module not in _FUNCTIONS[module.training]:
                 self._check(key, place, (name, module), out, evaluate, y)
                 _FUNCTIONS[module.training].add(module)
+        for name, root in self.roots(*place):
+            if self.sides.evaluations[id(root)] == 2:
+                self._require_forgetful(key, place, (name, root), out, evaluate)
         if not self.sides.cut and key[0] not in self.late:
             self._look_for_late(key, place, out, evaluate)
         if met:
@@ -343,6 +348,32 @@ class Replay:
             return self.again(key, place, 1, evaluate)
         finally:
             _dice.restore(self.device, state)
+
+    def _require_forgetful(
+        self, key: Key, place: Place, root: Root, out: Leaves, evaluate: Callable[[], Leaves]
+    ) -> None:
+        """Looks once whether f, which leaves something, returns in its second evaluation what it would in its first.
+
+        What it leaves is not known by evaluation, so that each one of the way back finds what stood there before all.
+
+        Raises:
+            GradientError: something else came out.
+        """
+        memo, around = knowledge(root[1]), self.sides.around[id(root[1])]
+        # a function gives by its cache what it would compute
+        changes = [change for change in around.differences() if not isinstance(change[0], CachedResults)]
+        if memo is None or memo.forgetful or not changes:
+            return
+        places = [place for place in around.reach.places if not isinstance(place, CachedResults)]
+        now = [place.contents() for place in places]
+        put_back(changes)
+        try:
+            with around.copied([held for _, held in around.written_on()]), torch.no_grad():
+                again = self._quietly(key, place, evaluate)
+        finally:
+            put_back(differences(places, now))
+        require_same(root[0], out, again)
+        memo.forgetful = True
 
     def _require_seeded(
         self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any], after: list[Any]
