@@ -20,6 +20,7 @@ NAMES = (
     "certificate",
     "compile_jax",
     "conversion_time",
+    "counted_statistics",
     "detest",
     "eager_jax",
     "equal_error",

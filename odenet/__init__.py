@@ -53,6 +53,7 @@ from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Span
 from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.controller import PIDController
+from odenet._solvers.coupling import Hamiltonian, Leapfrog
 from odenet._solvers.delegated import DelegatedSolver
 from odenet._solvers.momentum import Momentum
 from odenet._solvers.names import SOLVERS, solver
@@ -109,7 +110,9 @@ __all__ = [
     "Gradients",
     "Grid",
     "GridError",
+    "Hamiltonian",
     "InputError",
+    "Leapfrog",
     "Measurement",
     "Momentum",
     "NetSpec",

@@ -23,7 +23,7 @@ from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient
 from odenet._gradients.revolve import schedule
 from odenet._gradients.way import Method, Way
-from odenet._nets.spec import GROUPS, NORM_EPSILON, NORM_MOMENTUM, NetSpec
+from odenet._nets.spec import BACKWARD_FAULTS, GROUPS, NORM_EPSILON, NORM_MOMENTUM, NetSpec
 from odenet._nets.stages import Unit, units
 from odenet._problem.depth import Depth, Kind, blend, check_alike, kind_of_blocks
 from odenet._problem.event import Event
@@ -63,6 +63,7 @@ from odenet._tree import same_shape as tree_same_shape
 from odenet._wording import Wording
 
 __all__ = [
+    "BACKWARD_FAULTS",
     "BUCKETS",
     "DOUBTFUL",
     "GROUPS",

@@ -181,6 +181,14 @@ class _Forth:
 
         return tuple(np.round(leaf + shift) for leaf in y)
 
+    def of_samples(self, number: Callable[[Any], Any], y: Leaves) -> Leaves:
+        import numpy as np
+
+        numbers = [number(np.arange(len(leaf) if leaf.ndim else 1)).astype(leaf.dtype) for leaf in y]
+        return tuple(
+            a.reshape([-1] + [1] * (leaf.ndim - 1) if leaf.ndim else []) for a, leaf in zip(numbers, y, strict=True)
+        )
+
     def states(self) -> list[Leaves]:
         """After each step, y0 first."""
         y = tuple(self.leaves)

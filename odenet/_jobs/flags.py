@@ -5,6 +5,7 @@ Over 250 lines: each flag is a few lines, and stands beside the others that a co
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ from click.shell_completion import CompletionItem
 
 from odenet._backend.registry import entry, known
 from odenet._errors import InputError, OdenetError, shown
-from odenet._gradients.names import Gradient, gradient, menu
+from odenet._gradients.names import gradient, menu
 from odenet._jobs.cells.executor import require_known
+from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.cells.shard import ShardFlag
-from odenet._solvers.names import ALL_SOLVERS, AnySolver, solver, solver_aliases
+from odenet._solvers.names import ALL_SOLVERS, solver, solver_aliases
 
 MOST = 2**31 - 1  # of any count: frameworks count in 32 bits
 
@@ -219,61 +221,53 @@ def device() -> Callable[[Any], Any]:
     )
 
 
-def out(
-    default: str, text: str = "Folder of the results. An earlier run's results.* are kept there as results.previous.*."
+def job(
+    out: str,
+    out_text: str = "Folder of the results. An earlier run's results.* are kept there as results.previous.*.",
+    resume_text: str = "Continue from the results in --out: only missing and failed cells are run.",
 ) -> Callable[[Any], Any]:
-    """`--out`, the folder of a job."""
-    kind = click.Path(path_type=Path)
-    return click.option("--out", type=kind, default=Path(default), show_default=True, help=text)
+    """`--out`, `--resume`, `--shard` and `--executor`, which the command gets as one `JobOptions` called `job`.
+
+    Args:
+        out: the folder by default.
+        out_text, resume_text: what the help says of these two.
+    """
+    shard_text = "Run only part I of N, as in 1/4; odenet merge joins the parts. Give each part its own --out."
+    executor_text = (
+        "Where cells are run: processes:4, dask[:ADDRESS], ray[:ADDRESS], submitit:slurm,NAME=VALUE,..., or here."
+    )
+    flags = (
+        click.option("--out", type=click.Path(path_type=Path), default=Path(out), show_default=True, help=out_text),
+        click.option("--resume", is_flag=True, help=resume_text),
+        click.option("--shard", type=ShardFlag(), help=shard_text),
+        click.option("--executor", callback=_known_executor, help=executor_text),
+    )
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        @functools.wraps(command)
+        def called(*arguments: Any, out: Path, resume: bool, shard: Any, executor: str | None, **options: Any) -> Any:
+            return command(*arguments, job=JobOptions(out, resume, shard, executor), **options)
+
+        return apply(called, flags)
+
+    return decorate
 
 
-def resume(
-    text: str = "Continue from the results in --out: only missing and failed cells are run.",
-) -> Callable[[Any], Any]:
-    """`--resume`, to go on from what is in `--out`."""
-    return click.option("--resume", is_flag=True, help=text)
+def apply(command: Any, flags: Sequence[Callable[[Any], Any]]) -> Any:
+    """A command with these flags, in the order in which its help lists them."""
+    for flag in reversed(flags):  # click lists options in the order of decorators, the last applied first
+        command = flag(command)
+    return command
 
 
-def shard() -> Callable[[Any], Any]:
-    """`--shard`, to a `Shard`."""
-    text = "Run only part I of N, as in 1/4; odenet merge joins the parts. Give each part its own --out."
-    return click.option("--shard", type=ShardFlag(), help=text)
-
-
-def executor() -> Callable[[Any], Any]:
-    """`--executor`, to a name that `odenet._jobs.cells.executor.pool` knows."""
-
-    def known(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
-        try:
-            require_known(value or "processes")
-        except OdenetError as error:
-            raise click.BadParameter(str(error), context, param) from error
-        return value
-
-    text = "Where cells are run: processes:4, dask[:ADDRESS], ray[:ADDRESS], submitit:slurm,NAME=VALUE,..., or here."
-    return click.option("--executor", callback=known, help=text)
+def _known_executor(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    try:
+        require_known(value or "processes")
+    except OdenetError as error:
+        raise click.BadParameter(str(error), context, param) from error
+    return value
 
 
 def seed() -> Callable[[Any], Any]:
     """The option `--seed`."""
     return click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of weights and data.")
-
-
-__all__ = [
-    "AnySolver",
-    "Gradient",
-    "atol",
-    "backends",
-    "depths",
-    "device",
-    "dtype",
-    "executor",
-    "gradients",
-    "out",
-    "problems",
-    "resume",
-    "seed",
-    "shard",
-    "solvers",
-    "tolerances",
-]

@@ -26,10 +26,11 @@ Start = Literal["smooth", "independent", "zero"]
 BLOCKS: tuple[Block, ...] = ("conv", "bottleneck", "mlp", "linear")
 _BLOCKS = {name: name for name in BLOCKS}
 _IMAGES = ("conv", "bottleneck")  # blocks whose state is an image
-Norm = Literal["group", "batch", "batch-eval-backward", "none"]
+Norm = Literal["group", "batch", "batch-eval-backward", "batch-counting-backward", "none"]
 NORMS: tuple[Norm, ...] = ("group", "batch", "none")
-"""Without the fault that only a reproduction wants."""
-_NORMS = {name: name for name in (*NORMS, "batch-eval-backward")}
+"""Without the faults that only a reproduction wants."""
+BACKWARD_FAULTS: tuple[Norm, ...] = ("batch-eval-backward", "batch-counting-backward")
+_NORMS = {name: name for name in (*NORMS, *BACKWARD_FAULTS)}
 _ACTIVATIONS = {name: name for name in ("relu", "tanh")}
 _ALONG = {name: name for name in ("piecewise", "linear", "shared")}
 STARTS: tuple[Start, ...] = ("smooth", "independent", "zero")
@@ -83,6 +84,10 @@ class NetSpec:
             block again on its way back: that switches the blocks to evaluation, where they stay until `train()` is
             called at the start of the next epoch. The authors' code for ImageNet does so on one device, by calling
             `.eval()` there. Only in torch; with backprop, which runs nothing again, it is "batch".
+            "batch-counting-backward": another fault for figure 3b. As "batch", but each evaluation of a block in the
+            backward pass moves the running statistics as well, towards those of the state that it is evaluated at: what
+            `nn.BatchNorm2d` does in a backward pass that runs blocks again in training mode, and takes no care. Only in
+            torch; with backprop, it is "batch".
             "none": convolutions then have a bias.
         activation: "relu" or "tanh".
         along: weights along depth, "piecewise" (N layers: ResNet), "linear" (N+1 nodes: HeunNet) or "shared".

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from odenet._files import write_atomically
+from odenet._files import write_atomically, write_text
+from odenet._report.html import REPORT
 from odenet._report.style import RC
 
 
@@ -52,3 +53,23 @@ def write_figures(figures: Mapping[str, Figure], folder: Path, dpi: int = 160) -
         for kind, content in (("png", render(figure, "png", dpi)), ("svg", svg)):
             paths.append(write_atomically(folder / f"{name}.{kind}", lambda file, content=content: file.write(content)))
     return paths, drawings
+
+
+def write_report(
+    figures: Mapping[str, Figure], page: Callable[[Mapping[str, str]], str], folder: Path, dpi: int = 160
+) -> list[Path]:
+    """Write the figures, and `report.html` with them in it.
+
+    Args:
+        figures: by name.
+        page: makes the page's HTML of the SVG text of each figure.
+        folder, dpi: of the files.
+
+    Returns:
+        the paths written, the page first.
+
+    Raises:
+        FileError: the folder cannot be written to.
+    """
+    paths, drawings = write_figures(figures, folder, dpi)
+    return [write_text(folder / REPORT, page(drawings)), *paths]

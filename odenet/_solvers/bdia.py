@@ -17,8 +17,8 @@ class BDIA(TwoStep):
     """`x[n+1] = g x[n-1] + (1-g) x[n] + (1+g) h f(x[n])`, from `x[1] = x[0] + h f(x[0])`: bidirectional integration.
 
     Zhang, Lewis and Kleijn 2025, "On exact bit-level reversible transformers without changing architectures"
-    (arXiv 2407.09093): g = 0.5 or -0.5 in training, the sign drawn for each block (and sample, which is not done here);
-    in inference 0, the expectation, which is the plain residual network with its states rounded. See `inference`.
+    (arXiv 2407.09093): g = 0.5 or -0.5 in training, the sign drawn for each block and sample (see `seed`); in
+    inference 0, the expectation, which is the plain residual network with its states rounded. See `inference`.
 
     Args:
         gamma: g, in (-1, 1]. With `bits` 0, or 1, 1/2, 1/4 or 1/8 with either sign (but -1, which reads f not at all).
@@ -27,7 +27,11 @@ class BDIA(TwoStep):
         guard: keep one bit a number and step more as side information than the paper, so that states are had back bit
             by bit although f may come out otherwise in its last digits when it is evaluated again (fused programs,
             GPUs, other kernels with a gradient than without).
-        seed: of the signs of g, drawn anew for each step; None leaves the sign as it is.
+        seed: of the signs of g, drawn for each step and sample; None leaves the sign as it is. They depend on the seed,
+            the step and the place in the batch alone, so that every pass over a batch has the same ones, and a sample
+            others when it comes at another place, as in a shuffled epoch.
+        shared: whether all samples of a step share a sign. Else each has its own; samples are the entries along the
+            first axis of each leaf of the state.
 
     Raises:
         InputError: another gamma; bits that are no whole number from 1 to 48.
@@ -37,6 +41,7 @@ class BDIA(TwoStep):
     bits: int | None = 12  # pyright: ignore[reportIncompatibleVariableOverride]
     guard: bool = True  # pyright: ignore[reportIncompatibleVariableOverride]
     seed: int | None = None
+    shared: bool = False
 
     name = "bdia"
     summary = "BDIA, quantised: a two-step residual network, undone bit by bit with two bits a number and step"
@@ -47,6 +52,7 @@ class BDIA(TwoStep):
         if not (number and -1 < self.gamma <= 1):
             raise InputError(f"gamma={self.gamma!r} of bdia", "a number above -1, at most 1")
         yes_or_no("guard", self.guard)
+        yes_or_no("shared", self.shared)
         if self.seed is not None:
             whole("seed", self.seed, 0, 2**31 - 1)
             if abs(self.gamma) == 1:
@@ -65,14 +71,22 @@ class BDIA(TwoStep):
         """See `TwoStep`."""
         return abs(self.gamma)
 
-    def sign(self, n: Any) -> Any:
+    def sign(self, n: Any, sample: Any = 0) -> Any:
         """See `TwoStep`."""
         if self.seed is None:
             return 1 if self.gamma >= 0 else -1
-        # the same whole numbers in Python and where JAX traces n
+        # the same whole numbers in Python, in torch and where JAX traces n
         mixed = (n % _PRIME * 2837 + self.seed % _PRIME) % _PRIME
         mixed = (mixed * mixed + 7 * mixed + self.seed // _PRIME % _PRIME) % _PRIME
+        if not self.shared:
+            mixed = (mixed + sample % _PRIME * 5077) % _PRIME
+            mixed = (mixed * mixed + 11 * mixed + sample // _PRIME) % _PRIME
+            mixed = (mixed * mixed + 3 * mixed + 1) % _PRIME
         return 1 - 2 * ((mixed >> 3) & 1)
+
+    def _signs(self, f: Any, n: Any, x: Any) -> Any:
+        drawn = not (self.shared or self.seed is None)
+        return f.of_samples(lambda sample: self.sign(n, sample), x) if drawn else self.sign(n)
 
     @property
     def inference(self) -> BDIA:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet._errors import InputError
-from odenet._solvers.reversible import Back, Forth, Pair
-from odenet._solvers.step import Leaves, add, subtract
 from odenet._solvers.two_step import TwoStep
 
 
@@ -33,6 +31,7 @@ class Momentum(TwoStep):
     aliases = ("momentumnet",)
     bits = None
     guard = False
+    doubled = True  # v is 0 where x[-1] = x[0]
 
     def __post_init__(self) -> None:
         number = isinstance(self.gamma, (int, float)) and not isinstance(self.gamma, bool)
@@ -44,18 +43,6 @@ class Momentum(TwoStep):
         """See `TwoStep`."""
         return self.gamma
 
-    def sign(self, n: Any) -> Any:
+    def sign(self, n: Any, sample: Any = 0) -> Any:
         """See `TwoStep`."""
         return -1
-
-    def live(self, n: Any) -> Any:
-        """v is 0 where `x[-1] = x[0]`."""
-        return True
-
-    def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
-        """(x[0], x[0])."""
-        return y0, y0
-
-    def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
-        """Both start equal."""
-        return kept[0], subtract(*kept), add(*g)

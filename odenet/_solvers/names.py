@@ -10,6 +10,7 @@ from odenet._announced import Announced, load_entry_point
 from odenet._errors import InputError, UnsupportedError
 from odenet._names import lookup, spelling
 from odenet._solvers.bdia import BDIA, TwoStepMidpoint
+from odenet._solvers.coupling import Hamiltonian, Leapfrog
 from odenet._solvers.delegated import DELEGATED_SOLVERS
 from odenet._solvers.family import AnySolver, StagedSolver
 from odenet._solvers.momentum import Momentum
@@ -36,7 +37,9 @@ def _read(point: Any) -> AnySolver:
     return record
 
 
-TWO_STEP_SOLVERS: dict[str, TwoStep] = {record.name: record for record in (BDIA(), TwoStepMidpoint(), Momentum())}
+TWO_STEP_SOLVERS: dict[str, TwoStep] = {
+    record.name: record for record in (BDIA(), TwoStepMidpoint(), Momentum(), Hamiltonian(), Leapfrog())
+}
 
 _OWN: dict[str, AnySolver] = {**RUNGE_KUTTA, **REVERSIBLE_SOLVERS, **TWO_STEP_SOLVERS, **DELEGATED_SOLVERS}
 _OWN_ALIASES = {alias: record.name for record in _OWN.values() for alias in record.aliases}

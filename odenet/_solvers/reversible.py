@@ -9,8 +9,9 @@ Over 250 lines: three solvers, each with its step, the step back and the cotange
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from odenet._errors import InputError
 from odenet._solvers.family import StagedSolver
@@ -37,6 +38,13 @@ class Forth(Protocol):
         """The whole numbers next to y + shift, of real and imaginary parts; their derivative by y is taken to be 1."""
         ...
 
+    def of_samples(self, number: Callable[[Any], Any], y: Leaves, /) -> Leaves:
+        """For each leaf an array to multiply it by: `number` of 0, 1, ... along its first axis, in its number type.
+
+        `number` takes an array of whole numbers and returns one; a leaf without axes has the number of 0.
+        """
+        ...
+
 
 class Back(Protocol):
     """The same with a VJP: the value, and the cotangent of y. Those of weights are added up by the backend."""
@@ -51,6 +59,10 @@ class Back(Protocol):
 
     def rounded(self, y: Leaves, shift: float = 0.0, /) -> Leaves:
         """See `Forth`, without a derivative."""
+        ...
+
+    def of_samples(self, number: Callable[[Any], Any], y: Leaves, /) -> Leaves:
+        """See `Forth`."""
         ...
 
 

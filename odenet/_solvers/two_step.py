@@ -28,6 +28,8 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
 
     bits: ClassVar[int | None]  # pyright: ignore[reportRedeclaration]
     guard: ClassVar[bool]  # pyright: ignore[reportRedeclaration]
+    doubled: ClassVar[bool] = False
+    """Whether the state before y0 is y0, too; else there is none, and step 0 is Euler's."""
 
     @property
     def label(self) -> str:
@@ -40,13 +42,21 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
         """|g|."""
         raise NotImplementedError
 
-    def sign(self, n: Any) -> Any:
-        """Of g in step n, which JAX traces."""
+    def sign(self, n: Any, sample: Any = 0) -> Any:
+        """Of g in step n, which JAX traces; of a sample by its number, or of an array of them."""
         return 1
 
-    def live(self, n: Any) -> Any:
-        """Whether step n has a state before it that it reads; step 0, which has none, is Euler's where it does not."""
-        return n > 0
+    def _signs(self, f: Forth | Back, n: Any, x: Leaves) -> Any:
+        """Those of g in step n: one number, or where samples have their own a tuple of arrays, one for each leaf."""
+        return self.sign(n)
+
+    def _live(self, n: Any, signs: Any) -> Any:
+        """The signs, or 0 in step 0 where there is no state before it."""
+        if self.doubled:
+            return signs
+        if isinstance(n, int):
+            return signs if n else 0
+        return tuple(sign * (n > 0) for sign in signs) if isinstance(signs, tuple) else signs * (n > 0)
 
     @property
     def reversible(self) -> bool:
@@ -74,21 +84,20 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
         return 0 if self.bits is None or not self.reversible else self.lost + self.guard
 
     def start(self, f: Forth, h: float, y0: Leaves) -> Pair:
-        """(x[0], nothing)."""
+        """(x[0], x[-1])."""
         x = y0 if self.bits is None else _scaled(f.rounded(_scaled(y0, self.bits)), -self.bits)
-        return x, combine((0.0, x))
+        return x, x if self.doubled else combine((0.0, x))
 
     def step(self, f: Forth, n: int, h: float, steps: int, pair: Pair) -> Pair:
         """See `ReversibleSolver`."""
         x, before = pair
         k = f.slope(n, 0.0, x)
+        signs = self._live(n, self._signs(f, n, x))
         if self.bits is None:
-            return self._next(n, h, x, before, k), x
-        whole = f.rounded(_scaled(self._next(n, h, x, None, k), self.bits))
+            return self._next(signs, h, x, before, k), x
+        whole = f.rounded(_scaled(self._next(signs, h, x, None, k), self.bits))
         if self.size:
-            kept = _halved_up(f, _scaled(before, self.bits), self.lost)
-            factor = self.sign(n) * self.live(n)
-            whole = tuple(q + factor * c for q, c in zip(whole, kept, strict=True))
+            whole = add(whole, _times(1.0, signs, _halved_up(f, _scaled(before, self.bits), self.lost)))
         return _scaled(whole, -self.bits), x
 
     def side(self, f: Forth, pair: Pair) -> Leaves:
@@ -103,16 +112,17 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
     def back(self, f: Back, n: int, h: float, steps: int, kept: Pair, g: Pair) -> tuple[Pair, Pair]:
         """See `ReversibleSolver`."""
         (after, x, *side), (gx, gbefore) = kept, g
-        factor = self.size * self.sign(n) * self.live(n)
-        k, part = f.slope(n, 0.0, x, _times((1 + factor) * h, gx))
+        drawn = self._signs(f, n, x)
+        signs = self._live(n, drawn)
+        k, part = f.slope(n, 0.0, x, self._push(signs, h, gx))
+        others = self._next(signs, h, x, None, k)
         if self.bits is None:
-            others = self._next(n, h, x, None, k)
-            before = _times(1 / (self.size * self.sign(n)), subtract(after, others))
+            before = _times(1 / self.size, drawn, subtract(after, others))
         else:
-            before = self._whole_before(f, n, after, self._next(n, h, x, None, k), side[0] if side else None)
-        return (x, before), (add(add(gbefore, _times(1 - factor, gx)), part), _times(factor, gx))
+            before = self._whole_before(f, drawn, after, others, side[0] if side else None)
+        return (x, before), (add(add(gbefore, self._stay(signs, gx)), part), _times(self.size, signs, gx))
 
-    def _whole_before(self, f: Back, n: Any, after: Leaves, others: Leaves, side: Leaves | None) -> Leaves:
+    def _whole_before(self, f: Back, signs: Any, after: Leaves, others: Leaves, side: Leaves | None) -> Leaves:
         """x[n-1] from x[n+1], from what else x[n+1] was made of, and from the side information."""
         assert self.bits is not None
         reached, made = _scaled(after, self.bits), _scaled(others, self.bits)
@@ -129,24 +139,39 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
                 whole = tuple(e + 2 * q for e, q in zip(even, halves, strict=True))
             else:
                 whole = f.rounded(made)
-        kept = _times(self.sign(n), subtract(reached, whole))
+        kept = _times(1.0, signs, subtract(reached, whole))
         if low is not None and up is not None:
             kept = tuple(2**self.lost * (c - u) + m for c, u, m in zip(kept, up, low, strict=True))
         return _scaled(kept, -self.bits)
 
     def origin(self, f: Back, h: float, kept: Pair, g: Pair) -> tuple[Leaves, Leaves, Leaves]:
-        """There is nothing before x[0]."""
+        """Before x[0] there is x[0], too, or nothing."""
+        if self.doubled:
+            return kept[0], subtract(*kept), add(*g)
         return kept[0], kept[1], g[0]
 
-    def _next(self, n: Any, h: float, x: Leaves, before: Leaves | None, k: Leaves) -> Leaves:
+    def _next(self, signs: Any, h: float, x: Leaves, before: Leaves | None, k: Leaves) -> Leaves:
         """x[n+1]; without the part of x[n-1] where that is None."""
-        factor = self.size * self.sign(n) * self.live(n)
-        if isinstance(factor, (int, float)):
-            terms = [((1 + factor) * h, k), *([(factor, before)] if before is not None else []), (1 - factor, x)]
+        push = self._push(signs, h, k)
+        if isinstance(signs, int):
+            factor = self.size * signs
+            terms = [(1 - factor, x), *([(factor, before)] if before is not None else [])]
             # 0 times a state that has grown to infinity is not 0
-            return combine(*reversed([(by, leaves) for by, leaves in terms if by or leaves is k]))
-        total = tuple((1 - factor) * leaf + (1 + factor) * h * slope for leaf, slope in zip(x, k, strict=True))
-        return total if before is None else tuple(a + factor * b for a, b in zip(total, before, strict=True))
+            return combine(*[(by, leaves) for by, leaves in terms if by], (1.0, push))
+        total = add(self._stay(signs, x), push)
+        return total if before is None else add(total, _times(self.size, signs, before))
+
+    def _stay(self, signs: Any, leaves: Leaves) -> Leaves:
+        """(1 - g) times leaves."""
+        if isinstance(signs, tuple):
+            return subtract(leaves, _times(self.size, signs, leaves))
+        return _times(1 - self.size * signs, 1, leaves)
+
+    def _push(self, signs: Any, h: float, leaves: Leaves) -> Leaves:
+        """(1 + g) h times slopes, or times what has a cotangent of a slope in it."""
+        if isinstance(signs, tuple):
+            return combine((h, leaves), (h, _times(self.size, signs, leaves)))
+        return _times((1 + self.size * signs) * h, 1, leaves)
 
 
 def _spelled(value: Any) -> str:
@@ -162,11 +187,13 @@ def _scaled(leaves: Leaves, bits: int) -> Leaves:
     return tuple(leaf * 2.0**bits for leaf in leaves)
 
 
-def _times(factor: Any, leaves: Leaves) -> Leaves:
-    """Leaves times a number, which may be traced."""
-    if isinstance(factor, (int, float)):
-        return combine((factor, leaves))
-    return tuple(factor * leaf for leaf in leaves)
+def _times(factor: Any, signs: Any, leaves: Leaves) -> Leaves:
+    """Leaves times a number and signs, of which either may be traced; times signs first where leaf by leaf they are
+    arrays of the leaf's number type, in which no factor is to be rounded."""
+    if isinstance(signs, tuple):
+        return combine((factor, tuple(sign * leaf for sign, leaf in zip(signs, leaves, strict=True))))
+    factor = factor * signs
+    return combine((factor, leaves)) if isinstance(factor, (int, float)) else tuple(factor * leaf for leaf in leaves)
 
 
 def _halved_up(f: Forth | Back, numbers: Leaves, times: int) -> Leaves:

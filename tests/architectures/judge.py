@@ -23,16 +23,22 @@ from torch import Tensor, nn
 
 import odenet
 from odenet_torch import convert
+from odenet_torch.verbs.examine import solved
 
 Verdict = Literal["right", "said", "refused", "said wrongly", "wrong in silence", "crashed"]
 State = Literal["start", "trained"]
-METHODS = ("checkpoint", "checkpoint:bits=8", "discrete-adjoint", "auto")
+LIMITED, BEGUN = "auto, little memory", "auto, begun with discrete-adjoint"
+"""`auto` with a limit that exact methods by layers do not meet (see `limit`), and with a method that is not exact."""
+METHODS = ("checkpoint", "checkpoint:bits=8", "discrete-adjoint", "auto", LIMITED, BEGUN)
 STATES: tuple[State, ...] = ("start", "trained")
-PROMISED = {"checkpoint": 1e-6, "checkpoint:bits=8": 0.1, "discrete-adjoint": 0.1, "auto": 1e-2}
+PROMISED = {"checkpoint": 1e-6, "checkpoint:bits=8": 0.1, "discrete-adjoint": 0.1}
+PROMISED |= dict.fromkeys(("auto", LIMITED, BEGUN), 1e-2)
 """The error of the whole gradient that a method promises where it says nothing: rounding for what is exact, the
 tolerance for `auto`, and for the others the certificate that a `GradientWarning` is given above."""
 FACTOR = 3.0  # between the number that a warning says and the true errors
-PASSES = {"auto": 4}  # it plans in the first pass, audits itself in the second and third, and these are exact
+PASSES = dict.fromkeys(
+    ("auto", LIMITED, BEGUN), 4
+)  # it plans in the first pass, audits itself in the second and third, and these are exact
 STEPS, RATE = 20, 3e-3  # of Adam, to the trained state
 _SMALL = 1e-3  # of the whole gradient
 
@@ -58,7 +64,7 @@ def judged(network: str, state: State, method: str) -> Judgement:
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
         try:
-            convert(own, example=batch, gradient=method)
+            convert(own, example=batch, gradient=_gradient(method, network))
             value, gradient = loss_and_gradient(own, batch, PASSES.get(method, 2))
         except odenet.OdenetError as error:
             return Judgement(network, state, method, "refused", reason=f"{type(error).__name__}: {error}"[:400])
@@ -70,6 +76,22 @@ def judged(network: str, state: State, method: str) -> Judgement:
     numbers = [w.message.certificate for w in record if isinstance(w.message, odenet.GradientWarning)]
     said = math.nan if any(number != number for number in numbers) else max(numbers, default=math.nan)
     return Judgement(network, state, method, verdict(method, error, worst, said), error, worst, said)
+
+
+def _gradient(method: str, network: str) -> str | odenet.Auto:
+    if method == LIMITED:
+        return odenet.Auto(PROMISED[method], memory=limit(network))
+    return odenet.Auto(PROMISED[method], method=odenet.DiscreteAdjoint()) if method == BEGUN else method
+
+
+@functools.cache
+def limit(network: str) -> int:
+    """Bytes: half of plain autograd's, or one less than the exact methods by layers need where that is less."""
+    model, batch = made(network, "start")
+    convert(model, example=batch, gradient="auto")
+    profiles = next(iter(solved(model).values())).plan.profiles
+    peaks = {profile.gradient: profile.peak_bytes for profile in profiles}
+    return min(peaks[odenet.Backprop()] // 2, min(peaks.values()) - 1)
 
 
 def verdict(method: str, error: float, worst: float, said: float) -> Verdict:

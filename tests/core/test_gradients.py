@@ -24,6 +24,7 @@ from odenet import (
 )
 from odenet._gradients.exact import WORKING
 from odenet._solvers.bdia import BDIA, TwoStepMidpoint
+from odenet._solvers.coupling import Hamiltonian, Leapfrog
 from odenet._solvers.momentum import Momentum
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun
 
@@ -64,8 +65,12 @@ reversible = st.one_of(
         bits=st.none() | st.integers(1, 48),
         guard=st.booleans(),
         seed=st.none() | st.integers(0, 2**31 - 1),
+        shared=st.booleans(),
     ),
-    st.builds(TwoStepMidpoint, bits=st.none() | st.integers(1, 48), guard=st.booleans()),
+    *(
+        st.builds(kind, bits=st.none() | st.integers(1, 48), guard=st.booleans())
+        for kind in (TwoStepMidpoint, Hamiltonian, Leapfrog)
+    ),
     st.builds(Momentum, gamma=st.floats(0, 1, exclude_min=True, exclude_max=True)),
 )
 

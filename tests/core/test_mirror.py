@@ -69,7 +69,9 @@ ALONE = {
         "field/late_writes.py",
         "field/places.py",
         "field/reachable_objects.py",
+        "field/block_contents.py",
         "field/settled.py",
+        "field/stored_values.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
         "steps/strides.py",
@@ -197,7 +199,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/solve.py": ({"recorded"}, {"solve_with_context"}),
     "field/state.py": (
         {"as_tensor", "meta_state", "require_times"},
-        {"as_array", "flattened", "require_arrays", "require_like"},  # JAX sorts the keys of dicts
+        {"as_array", "flattened", "promoted", "require_arrays", "require_like"},  # JAX sorts the keys of dicts
     ),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),

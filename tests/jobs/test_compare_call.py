@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 import odenet
-from odenet._jobs.compare.row import COLUMNS
+from odenet._jobs.compare.results import COLUMNS
 
 SPEC = odenet.NetSpec("linear", width=4, inputs=(5,), classes=3)
 BATCH = np.linspace(-1, 1, 35).reshape(7, 5), np.arange(7) % 3

@@ -10,7 +10,7 @@ from odenet._backend import registry as _registry
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.row import OK
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.row import COLUMNS, MeasuredGradient
+from odenet._jobs.compare.results import COLUMNS, MeasuredGradient
 from odenet._report.difference import cosine_distance, largest, relative
 from odenet._report.rows import from_json, to_json
 from odenet._report.units import factor, seconds, size

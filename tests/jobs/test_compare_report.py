@@ -19,9 +19,7 @@ from odenet._jobs.compare.figures import figures
 from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.page import page
-from odenet._jobs.compare.report import write_report
-from odenet._jobs.compare.results import Comparison
-from odenet._jobs.compare.row import MeasuredGradient
+from odenet._jobs.compare.results import Comparison, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import tables
 from odenet._jobs.compare.verdict import verdict
@@ -37,7 +35,7 @@ CELLS = 12
 @pytest.fixture
 def quick(monkeypatch):
     """No figures, which take seconds."""
-    monkeypatch.setattr("odenet._jobs.compare.report.write_report", lambda results, folder: [])
+    monkeypatch.setattr("odenet._report.figures.write_report", lambda *arguments: [])
 
 
 @cache
@@ -159,7 +157,7 @@ def test_the_page_escapes_what_it_is_given_and_loads_nothing(fake):
 
 def test_the_page_has_the_figures_and_every_row(fake, tmp_path):
     made = results(depths=(4, 8), solvers=(solver("euler"),))
-    paths = write_report(made, tmp_path)
+    paths = job.write(made, tmp_path)
     assert {path.name for path in paths} == {
         "report.html",
         *(f"{name}.{kind}" for name in ("gradient_error", "memory", "time", "overview") for kind in ("png", "svg")),
@@ -221,7 +219,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(fake, quick, tmp_path):
     assert fake.measured[:5] == before
     whole = Comparison.read(tmp_path)
     assert whole is not None
-    assert whole.missing() == 0
+    assert not whole.left()
     assert whole.rows[:5] == kept.rows
 
 
@@ -372,7 +370,7 @@ def test_seconds_are_those_of_the_clock(fake, quick, tmp_path):
 
 def test_full_is_the_larger_grid_but_for_what_is_given(fake, quick, monkeypatch, tmp_path):
     plans = []
-    monkeypatch.setattr(job, "compare", lambda plan, *rest: plans.append(plan) or 0)
+    monkeypatch.setattr(job, "complete", lambda kind, plan, options: plans.append(plan) or 0)
     for options in ([], ["--full"], ["--full", "--block", "linear", "--depth", "3"]):
         assert CliRunner().invoke(job.command, ["--backend", "fake", *options, "--out", str(tmp_path)]).exit_code == 0
     default, full = (dataclasses.replace(plan, backends=("fake",)) for plan in (job.DEFAULT, job.FULL))

@@ -200,6 +200,8 @@ def right_adjoint_failure():
             wrong = way != adjoint_failure.BACKPROP
             found[curve(way, steps), adjoint_failure.ERROR, None] = (0, fails if wrong else 0.1)
         found[curve(adjoint_failure.EVAL, steps), adjoint_failure.ERROR, None] = (0, 0.2)
+        if steps == adjoint_failure.PLAIN:  # wrong statistics add to it
+            found[curve(adjoint_failure.COUNTED, steps), adjoint_failure.ERROR, None] = (0, 0.25)
         found[backprop, adjoint_failure.GUESSING, None] = (0, 0.9)
         certificate = 0.1 if steps == adjoint_failure.SCALED else 1.0
         found[backprop, adjoint_failure.certificate_of(adjoint_failure.PAPER), None] = (0, certificate)
@@ -335,12 +337,13 @@ def test_a_run_that_goes_on_is_judged_by_what_there_is():
     assert all("N=16" in claim or "deepest" in claim for claim in failed)
 
 
-def test_reading_running_statistics_on_the_way_back_is_judged_where_it_was_done():
-    eval_curves = {adjoint_failure.curve(adjoint_failure.EVAL, steps) for steps in ("steps of 1/N", "steps of 1")}
+def test_faults_of_a_backward_pass_are_judged_where_they_were_run():
+    faulty = (adjoint_failure.EVAL, adjoint_failure.COUNTED, adjoint_failure.COUNTED_CORRECTED)
+    torch_only = {adjoint_failure.curve(way, steps) for way in faulty for steps in ("steps of 1/N", "steps of 1")}
     points = made(right_adjoint_failure(), (adjoint_failure.BLOCKS,))
     judged_all = adjoint_failure.verdicts(points)
-    without = adjoint_failure.verdicts([point for point in points if point.curve not in eval_curves])
-    assert len(judged_all) == len(without) + 2
+    without = adjoint_failure.verdicts([point for point in points if point.curve not in torch_only])
+    assert len(judged_all) == len(without) + 7
     assert all(each.passed for each in without)
 
 

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 
 import odenet
-from odenet._jobs.compare.report import write_report
+from odenet._jobs.benchmark import command as benchmark
+from odenet._jobs.compare import command as compare
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan
 from odenet._jobs.work_precision.results import WorkPrecision
@@ -55,16 +56,14 @@ def seen(page, width):
 def comparison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     results = odenet.compare(backends="torch", depths=(2, 4, 8), repeats=1)
-    return write_report(results, folder)[0]
+    return compare.write(results, folder)[0]
 
 
 @pytest.fixture(scope="module")
 def diagram(tmp_path_factory):
-    from odenet._jobs.benchmark.report import write_report
-
     plan = SolvePlan((problem_named("decay"),), ("torch",), (solver("dopri5"),), (1e-3, 1e-5, 1e-7), repeats=1)
     folder = tmp_path_factory.mktemp("diagram")
-    return write_report(WorkPrecision(plan, {"cpu": "x" * 200}, tuple(measure(plan, plan.cells()))), folder)[0]
+    return benchmark.write(WorkPrecision(plan, {"cpu": "x" * 200}, tuple(measure(plan, plan.cells()))), folder)[0]
 
 
 @pytest.mark.parametrize("name", ["comparison", "diagram"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -23,10 +25,11 @@ import odenet
 from odenet import InputError, OdenetError
 from odenet._jobs.cells.executor import pool
 from odenet._jobs.cells.grid import GridPlan
+from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.cells.shard import Shard
 from odenet._jobs.cells.spread import Spread
-from odenet._jobs.compare.results import Comparison
-from odenet._jobs.compare.row import MeasuredGradient
+from odenet._jobs.compare import command as comparing
+from odenet._jobs.compare.results import Comparison, MeasuredGradient
 from odenet._jobs.merge import command as merging
 from odenet._jobs.reproduce.command import reproduce
 from odenet._jobs.reproduce.reproduction import Settings, reproductions
@@ -39,6 +42,7 @@ from odenet._solvers.names import solver
 from odenet._test_problems.named import problem_named
 
 QUIET = Console(quiet=True)
+job = functools.partial(JobOptions, screen=QUIET, messages=QUIET)
 
 
 def spread(executor, folder, count=8, **plan):
@@ -179,7 +183,7 @@ def parts(tmp_path, monkeypatch):
         (folder / "report.html").write_text(f"{len(results.rows)} rows")
         return [folder / "report.html"]
 
-    monkeypatch.setattr("odenet._jobs.compare.command.write", write)
+    monkeypatch.setattr(comparing, "JOB", dataclasses.replace(comparing.JOB, write=write))
     for number in (1, 2):
         part(number).write(tmp_path / f"part{number}")
     return tmp_path
@@ -258,7 +262,7 @@ def test_compare_by_an_executor_finds_the_same():
         found = odenet.compare(backends="torch", **options, executor=executor)
     assert [row.key for row in found.rows] == [row.key for row in alone.rows]
     assert [row.gradient_error for row in found.rows] == [row.gradient_error for row in alone.rows]
-    assert found.missing() == 0
+    assert not found.left()
 
 
 def test_a_reproduction_in_parts_is_the_whole_one(tmp_path, monkeypatch):
@@ -275,14 +279,14 @@ def test_a_reproduction_in_parts_is_the_whole_one(tmp_path, monkeypatch):
     cells = reproduction.cells(choices)
     for number in (1, 2):
         out = tmp_path / f"part{number}"
-        assert reproduce((reproduction,), choices, out, False, QUIET, QUIET, Shard(number, 2)) == 0
+        assert reproduce((reproduction,), choices, job(out, shard=Shard(number, 2))) == 0
         assert not (out / "distance" / "verdicts.json").exists()  # half of the points say nothing
     assert sorted(tried, key=str) == sorted(cells, key=str)
     done = merge(tmp_path, "part1")
     assert (done.exit_code, "cells are left" in done.stderr) == (1, True)
     assert merge(tmp_path, "part1", "part2").exit_code == 0
     with ThreadPoolExecutor(2) as executor:
-        assert reproduce((reproduction,), choices, tmp_path / "all", False, QUIET, QUIET, None, executor) == 0
+        assert reproduce((reproduction,), choices, job(tmp_path / "all", executor=executor)) == 0
     found = read(tmp_path / "whole" / "distance")
     assert found.points == read(tmp_path / "all" / "distance").points
     assert [point.cell for point in found.points[::2]] == list(cells)
@@ -303,9 +307,9 @@ def no_curve(monkeypatch):
 
 
 def test_training_over_seeds_in_parts_is_the_whole_one(tmp_path, no_curve):
-    train_seeds(TRAINING, range(3), tmp_path / "all", False, QUIET, QUIET)
+    train_seeds(TRAINING, range(3), job(tmp_path / "all"))
     for number in (1, 2):
-        train_seeds(TRAINING, range(3), tmp_path / f"part{number}", False, QUIET, QUIET, Shard(number, 2))
+        train_seeds(TRAINING, range(3), job(tmp_path / f"part{number}", shard=Shard(number, 2)))
     assert merge(tmp_path, "part1", "part2").exit_code == 0
     once, merged = (TrainedSeeds.read(tmp_path / name) for name in ("all", "whole"))
     assert [replace(row, seconds=None) for row in merged.rows] == [replace(row, seconds=None) for row in once.rows]
@@ -314,9 +318,9 @@ def test_training_over_seeds_in_parts_is_the_whole_one(tmp_path, no_curve):
         weights = [odenet.load_weights(tmp_path / name / f"seed-{seed}" / "weights.npz") for name in ("all", "whole")]
         assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
     with pytest.raises(odenet.FileError, match="holds runs of the seeds 0, 1, 2 already"):
-        train_seeds(TRAINING, range(3), tmp_path / "whole", False, QUIET, QUIET)
+        train_seeds(TRAINING, range(3), job(tmp_path / "whole"))
     before = (tmp_path / "whole" / "results.csv").read_text()
-    assert train_seeds(TRAINING, range(3), tmp_path / "whole", True, QUIET, QUIET) == 0
+    assert train_seeds(TRAINING, range(3), job(tmp_path / "whole", resume=True)) == 0
     assert (tmp_path / "whole" / "results.csv").read_text() == before
 
 
@@ -325,12 +329,12 @@ def test_runs_that_were_begun_are_gone_on_with(tmp_path, no_curve):
     out = tmp_path / "runs"
     train(first, out / "seed-1", False, QUIET)  # as a job that was killed before its first row leaves it
     with pytest.raises(odenet.FileError, match="seeds 1 already"):
-        train_seeds(TRAINING, range(2), out, False, QUIET, QUIET)
+        train_seeds(TRAINING, range(2), job(out))
     before = (out / "seed-1" / "run.json").read_bytes()
-    assert train_seeds(TRAINING, range(2), out, True, QUIET, QUIET) == 0
+    assert train_seeds(TRAINING, range(2), job(out, resume=True)) == 0
     assert (out / "seed-1" / "run.json").read_bytes() == before
     with pytest.raises(odenet.FileError, match="nothing to resume"):
-        train_seeds(TRAINING, range(2), tmp_path / "rums", True, QUIET, QUIET)
+        train_seeds(TRAINING, range(2), job(tmp_path / "rums", resume=True))
 
 
 @pytest.mark.slow
@@ -348,5 +352,5 @@ def test_a_killed_worker_of_the_command_loses_nothing(tmp_path, moment):
         output, _ = job.communicate()
     assert job.returncode == 0, output
     found = odenet.read_results(tmp_path)
-    assert found.missing() == 0
+    assert not found.left()
     assert len({row.key for row in found.rows}) == len(found.rows) == 16

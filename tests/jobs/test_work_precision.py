@@ -17,10 +17,10 @@ from odenet import Backend, BackendEntry, FileError, InputError, Result, Solutio
 from odenet._backend import registry as _registry
 from odenet._gradients.way import Way
 from odenet._jobs import cli as _cli
-from odenet._jobs.benchmark import report
 from odenet._jobs.benchmark.command import command
 from odenet._jobs.flags import tolerance_list
 from odenet._jobs.solve.command import command as solve_command
+from odenet._jobs.work_precision import figure
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan
 from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, WorkPrecision
@@ -228,7 +228,7 @@ def test_a_plan_and_its_results_survive_the_disk(tmp_path):
     results.write(tmp_path)
     again = WorkPrecision.read(tmp_path)
     assert again == results
-    assert again.missing() == len(made.cells()) - 3
+    assert len(again.left()) == len(made.cells()) - 3
     with (tmp_path / "results.csv").open() as file:
         assert [row["rtol"] for row in csv.DictReader(file)] == [str(row.rtol) for row in results.rows]
 
@@ -243,7 +243,7 @@ def test_results_of_another_format_are_refused(tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures take a second each."""
-    monkeypatch.setattr(report, "diagram", lambda rows: None)
+    monkeypatch.setattr(figure, "diagram", lambda rows: None)
 
 
 def test_the_command_writes_table_figure_page_and_results(tmp_path):

@@ -7,16 +7,17 @@ import json
 
 import pytest
 from catalogue import CATALOGUE, PACKAGES
-from judge import METHODS, PROMISED, judged, verdict
+from judge import BEGUN, LIMITED, METHODS, PROMISED, judged, verdict
 from table import PAGE, RESULTS, written
 
 FAST = ("gpt2", "llama", "mixtral", "vit", "bit", "convnext", "bert", "torch-prenorm-encoder")
+FAST_CELLS = [(name, method) for name in FAST for method in METHODS if method not in (LIMITED, BEGUN)]
+FAST_CELLS += [("gpt2", BEGUN), ("llama", BEGUN), ("convnext", LIMITED)]
 HERE = [name for name, package in PACKAGES.items() if package in ("transformers", "torch")]
 GOOD = ("right", "said", "refused")
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("network", FAST)
+@pytest.mark.parametrize(("network", "method"), FAST_CELLS)
 @pytest.mark.filterwarnings("ignore")  # of somebody else's code
 def test_a_gradient_is_right_refused_or_said_at_the_start(network, method):
     judgement = judged(network, "start", method)
@@ -58,6 +59,8 @@ def test_the_results_are_of_all_networks_and_none_is_wrong_in_silence():
         if row["verdict"] != "refused":
             assert verdict(row["method"], row["error"], row["worst"], row["said"]) == row["verdict"]
         assert row["verdict"] == "right" or row["method"] not in ("checkpoint", "auto"), row
+        # `auto` is within its tolerance, or refused: a number over it is what it leaves a method for
+        assert row["verdict"] != "said" or not row["method"].startswith("auto"), row
     assert set(PROMISED) == set(METHODS)
 
 

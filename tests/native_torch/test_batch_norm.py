@@ -291,6 +291,27 @@ def test_a_way_back_that_switches_to_evaluation_is_another_gradient_and_stays_th
         passed(made(faulty, gradient="checkpoint"))
 
 
+def test_a_backward_pass_that_counts_moves_the_statistics_three_times_and_nothing_else():
+    """One step of Euler is evaluated in the forward pass, to rebuild its state, and to differentiate it."""
+    spec, faulty = (replace(SPEC, norm=norm, depth=1) for norm in ("batch", "batch-counting-backward"))
+    assert torch.equal(passed(made(faulty)), passed(made(spec))), "backprop runs nothing again"
+    right, wrong = (made(spec, gradient="discrete-adjoint:correct=no") for spec in (spec, faulty))
+    assert torch.equal(passed(wrong), passed(right))
+    first, name = statistics(made(spec)), "block.norm1.running_mean"
+    with torch.no_grad():
+        model = made(faulty)
+        model(X)
+        once = statistics(model)[name] - first[name]
+        model(X)
+        twice = statistics(model)[name] - first[name]
+        torch.testing.assert_close(twice, (1 + 0.9) * once)
+    moved = statistics(wrong)[name] - first[name]
+    assert torch.equal(statistics(right)["stem.norm.running_mean"], statistics(wrong)["stem.norm.running_mean"])
+    torch.testing.assert_close(statistics(right)[name] - first[name], once)
+    # the state that is rebuilt lies between the two that the evaluations are at, so that all three means are close
+    torch.testing.assert_close(moved, (1 + 0.9 + 0.81) * once, rtol=0.2, atol=0.05 * once.abs().max().item())
+
+
 def test_what_cannot_be_normalised_is_refused():
     with pytest.raises(InputError, match=r"at least 2 values in each channel"):
         made(replace(SPEC, activated=False, inputs=(2, 1, 1)))(torch.ones(1, 2, 1, 1, dtype=torch.float64))

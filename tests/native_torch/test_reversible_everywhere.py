@@ -12,7 +12,17 @@ from torch import nn
 import odenet
 from odenet_torch import ResidualStack
 
-SOLVERS = ("reversible-heun", "alf", "reversible:rk4", "bdia", "two-step-midpoint", "momentum")
+SOLVERS = (
+    "reversible-heun",
+    "alf",
+    "reversible:rk4",
+    "bdia",
+    "bdia:seed=3",
+    "two-step-midpoint",
+    "momentum",
+    "hamiltonian",
+    "leapfrog",
+)
 METHODS = (
     "checkpoint",
     "checkpoint:segments=3",

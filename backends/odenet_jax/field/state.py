@@ -157,8 +157,14 @@ def require_arrays(value: Any) -> None:
             raise StateError(f"the field returned a {name}", "arrays", "use jnp.zeros_like for 0")
 
 
+def promoted(*kinds: Any) -> Any:
+    """The number type that holds all of these, also where `jax_numpy_dtype_promotion` is "strict"."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*kinds)
+
+
 def _narrow(k: Any, kind: Any, dtype: Any) -> Array:
-    if jnp.promote_types(k.dtype, kind) != kind:
+    if promoted(k.dtype, kind) != kind:
         raise DtypeError(
             f"the field returned {k.dtype} for a state of {dtype}, which would be promoted in silence",
             f"{dtype}, or what it holds",

@@ -187,7 +187,7 @@ class AcceptedStepVJP:
             gradient, at_end = read(of.ys, row), ts[row] == b
             end = choose(met & at_end, add(end, gradient), end)
             within = choose(met & ~at_end, gradient, zeros(gradient))
-            return output - met, end, *join((direct, of_slopes), (ts[row] - a) / (b - a), within)
+            return jnp.where(met, output - 1, output), end, *join((direct, of_slopes), (ts[row] - a) / (b - a), within)
 
         return repeat(more, meet, (output, g, direct, of_slopes))
 
@@ -249,7 +249,7 @@ class RecomputedStates(WayBack):
                 n, y, between = state
                 go = behind(state)
                 between = write(between, jnp.where(go & (n >= least), n - least, room), y)
-                return n + go, choose(go, run.at(n).advanced(y), y), between
+                return jnp.where(go, n + 1, n), choose(go, run.at(n).advanced(y), y), between
 
             _, y, between = repeat(behind, advance, (jnp.maximum(first, 0), read(states.rows, row), between))
 
@@ -261,7 +261,7 @@ class RecomputedStates(WayBack):
                 go = ahead(state)
                 _, g, output, sums = stretch.step(jnp.maximum(n, 0), go, z, g, output, sums)
                 before = read(between, jnp.clip(n - 1 - least, 0, room - 1))
-                return n - go, choose(go, before, z), g, output, sums
+                return jnp.where(go, n - 1, n), choose(go, before, z), g, output, sums
 
             _, _, g, output, sums = repeat(ahead, descend, (end - 1, y, g, output, sums))
             return jnp.where(alive, least, end), g, output, sums, between

@@ -17,7 +17,7 @@ from jax.interpreters import batching, mlir
 
 from odenet import Stats
 from odenet.kit import BUCKETS, DOUBTFUL, Alarm, channel_axes, floor, signs
-from odenet_jax.field.state import Leaves
+from odenet_jax.field.state import Leaves, promoted
 
 Tree = TypeVar("Tree")
 Worst = tuple[Array, Array]
@@ -40,7 +40,7 @@ def worse(worst: Worst, error: Array, n: Any) -> Worst:
 
 
 def _larger(one: Array, other: Array) -> Array:
-    kind = jnp.promote_types(one.dtype, other.dtype)
+    kind = promoted(one.dtype, other.dtype)
     return jnp.maximum(one.astype(kind), other.astype(kind))
 
 

@@ -230,7 +230,7 @@ class AdaptiveReversal(WayBack):
                 exact = read(anchors.rows, jnp.maximum(row, 0))
                 worst = choose(known, worse(worst, relative(subtract(y, exact), exact), place), worst)
                 y = choose(known, exact, y)
-            return n - go, y, g, output, sums, worst, choose(go, undone, trouble)
+            return jnp.where(go, n - 1, n), y, g, output, sums, worst, choose(go, undone, trouble)
 
         g, output = stretch.start()
         zero = jnp.zeros((), run.layout.time)

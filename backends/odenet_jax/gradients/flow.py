@@ -48,7 +48,7 @@ def _step(slope: Slope, t: Array, since: Array, y: Leaves, reads: Any, fixed: An
 
     def at(row: Array, slopes: Leaves) -> Leaves:
         return tuple(
-            leaf + jnp.tensordot(((t - since) * row).astype(leaf.real.dtype), k, 1)
+            leaf + jnp.tensordot(((t - since) * row).astype(leaf.dtype), k, 1)
             for leaf, k in zip(y, slopes, strict=True)
         )
 

@@ -29,7 +29,7 @@ from odenet_jax.gradients.adjoint import (
 )
 from odenet_jax.gradients.certificate import Sketch, certify, relative
 from odenet_jax.steps.fixed import Carried, Run, Solve, read
-from odenet_jax.steps.whole_numbers import packed, unpacked, whole
+from odenet_jax.steps.whole_numbers import of_samples, packed, unpacked, whole
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,10 @@ class StepVJPs:
     def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
         """See `Back`."""
         return tuple(whole(leaf, shift) for leaf in y)
+
+    def of_samples(self, number: Callable[[Any], Any], y: Leaves) -> Leaves:
+        """See `Back`."""
+        return tuple(of_samples(number, leaf) for leaf in y)
 
     def collect(self, n: Any, sums: Sums) -> Sums:
         """The sums with what was found added."""

@@ -28,7 +28,7 @@ from odenet import (
     StateError,
     UnsupportedError,
 )
-from odenet.kit import AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
+from odenet.kit import BACKWARD_FAULTS, AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_jax.field.block_state import gathered, holds_state, marked_as
@@ -347,7 +347,7 @@ class OdeNet(eqx.Module):
         dtype: Any = jnp.float32,
     ) -> None:
         spec.check(weights)
-        if spec.norm == "batch-eval-backward":
+        if spec.norm in BACKWARD_FAULTS:
             raise UnsupportedError(
                 f"norm={spec.norm!r} on JAX, where a block cannot tell the backward pass from the forward pass",
                 "norm='batch', 'group' or 'none'; backend torch",

@@ -192,8 +192,7 @@ class AcceptedRun(Run):
 
         def at(i: Any, slopes: Leaves) -> Leaves:
             return tuple(
-                leaf + jnp.tensordot(weights[i].astype(leaf.real.dtype), k, 1)
-                for leaf, k in zip(y, slopes, strict=True)
+                leaf + jnp.tensordot(weights[i].astype(leaf.dtype), k, 1) for leaf, k in zip(y, slopes, strict=True)
             )
 
         def stage(i: Any, slopes: Leaves) -> Leaves:

@@ -90,19 +90,19 @@ class AdaptiveLoop:
         ratio = self.tolerance.ratio(attempt.error, y, attempt.y1)
         accepted, now = judge(self.control, tableau.error_order, line, pace, step, ratio)
 
-        jumped = line.jumping(step.t1) if line.jumps.shape[0] else False
+        jumped = line.jumping(step.t1) if line.jumps.shape[0] else jnp.zeros((), bool)
         first, slopes, renewals = attempt.slopes[-1], attempt.slopes, carry.renewals
         if not tableau.fsal:
             needed = accepted & (now.alive & ~jumped | self._reads_end(ts, carry.output, step.t1))
             first = renewed_end(here, needed, attempt.y1, carry.first)
-            slopes, renewals = (*slopes, first), renewals + needed
+            slopes, renewals = (*slopes, first), jnp.where(needed, renewals + 1, renewals)
         last_step = carry.last_step
         if last_step is not None:
             now, last_step = self._look(now, last_step, carry, step.t1, attempt.y1, slopes, accepted)
         if line.jumps.shape[0]:
             needed = accepted & now.alive & jumped
             first = renewed(self.run, needed, step.t1, attempt.y1, first)
-            renewals = renewals + needed
+            renewals = jnp.where(needed, renewals + 1, renewals)
         output, ys = carry.output, carry.ys
         if ts is not None:
             passing = accepted if last_step is None else accepted & ~last_step.look.happened.any()
@@ -157,8 +157,8 @@ class AdaptiveLoop:
         def emit(state: tuple[Array, Leaves]) -> tuple[Array, Leaves]:
             output, ys = state
             t, go = ts[jnp.minimum(output, count - 1)], more(state)
-            state_at = between(tableau, (t - a) / (b - a), y, b - a, slopes)
-            return output + go, write(ys, jnp.where(go, output, count), choose(t == b, y1, state_at))
+            state_at = choose(t == b, y1, between(tableau, (t - a) / (b - a), y, b - a, slopes))
+            return jnp.where(go, output + 1, output), write(ys, jnp.where(go, output, count), state_at)
 
         return repeat(more, emit, (output, ys))
 

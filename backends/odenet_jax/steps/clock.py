@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jax.interpreters import partial_eval
 
 from odenet import GridError
+from odenet_jax.field.state import promoted
 
 Parts = tuple[Any, ...]
 """A number as the sum of a few of a narrower type, the largest first: float64 as three float32."""
@@ -44,7 +45,7 @@ def parts(time: Any, kind: Any) -> Parts:
             raise GridError(f"the time {time} does not fit {np.dtype(kind)}", "smaller times", _REMEDY)
         return tuple(components)
     high = time.astype(kind)
-    if jnp.promote_types(time.dtype, kind) == kind and jnp.issubdtype(time.dtype, jnp.floating):
+    if promoted(time.dtype, kind) == kind and jnp.issubdtype(time.dtype, jnp.floating):
         return (high,)
     low = time - high.astype(time.dtype)
     middle = low.astype(kind)
@@ -81,7 +82,7 @@ def spelled(origin: Parts, offset: Any) -> float:
 
 def _wide(kind: Any) -> Any:
     """The widest type that JAX has."""
-    return jnp.promote_types(kind, jax.dtypes.canonicalize_dtype(np.float64))
+    return promoted(kind, jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def roundings(times: Any, offsets: Any, origin: Parts) -> Any:

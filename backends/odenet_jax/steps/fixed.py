@@ -22,7 +22,7 @@ from odenet_jax.field.replay import BlockContext, Replay, after
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import later, parts, require_fine, require_span
-from odenet_jax.steps.whole_numbers import straight_through
+from odenet_jax.steps.whole_numbers import of_samples, straight_through
 
 Carried = tuple[Leaves, ...]
 """What a solver carries from step to step: y alone, or more for a reversible one; y first."""
@@ -133,6 +133,10 @@ class Run:
     def rounded(self, y: Leaves, shift: float = 0.0) -> Leaves:
         """Whole numbers next to y + shift (`odenet.kit.ReversibleSolver`); gradients go straight through."""
         return tuple(straight_through(leaf, shift) for leaf in y)
+
+    def of_samples(self, number: Callable[[Any], Any], y: Leaves) -> Leaves:
+        """See `odenet.kit.ReversibleSolver`."""
+        return tuple(of_samples(number, leaf) for leaf in y)
 
 
 def loop(run: Run, y0: Leaves, segments: Sequence[tuple[int, int, int]] = ()) -> tuple[Leaves, BlockContext | None]:

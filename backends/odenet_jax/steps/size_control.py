@@ -89,8 +89,8 @@ def judge(
         jnp.where(accepted, step.t1, pace.t),
         jnp.where(alive, size, pace.size),
         (jnp.where(accepted, past[0], pace.past[0]), jnp.where(accepted, past[1], pace.past[1])),
-        pace.accepted + accepted,
-        pace.rejected + (alive & ~accepted),
+        jnp.where(accepted, pace.accepted + 1, pace.accepted),
+        jnp.where(alive & ~accepted, pace.rejected + 1, pace.rejected),
         alive,
         pace.outcome,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from odenet import InputError, PIDController
 from odenet.kit import tree_leaves
-from odenet_jax.field.state import Layout, Leaves, flattened
+from odenet_jax.field.state import Layout, Leaves, flattened, promoted
 
 Norm = Callable[[Leaves], Array]
 
@@ -118,17 +118,24 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (jax.Array, np.ndarray, np.generic))
 
 
+def _widened(parts: Iterable[Array]) -> list[Array]:
+    """Numbers of the leaves in the widest of their number types."""
+    numbers = list(parts)
+    kind = promoted(*(number.dtype for number in numbers))
+    return [number.astype(kind) for number in numbers]
+
+
 def _rms(leaves: Leaves) -> Array:
     entries = sum(leaf.size for leaf in leaves)
-    return jnp.sqrt(functools.reduce(jnp.add, (jnp.sum(leaf * leaf) for leaf in leaves)) / entries)
+    return jnp.sqrt(functools.reduce(jnp.add, _widened(jnp.sum(leaf * leaf) for leaf in leaves)) / entries)
 
 
 def _mixed(leaves: Leaves) -> Array:
-    return functools.reduce(jnp.maximum, (_rms((leaf,)) for leaf in leaves))
+    return functools.reduce(jnp.maximum, _widened(_rms((leaf,)) for leaf in leaves))
 
 
 def _max(leaves: Leaves) -> Array:
-    return functools.reduce(jnp.maximum, (jnp.max(leaf) for leaf in leaves))
+    return functools.reduce(jnp.maximum, _widened(jnp.max(leaf) for leaf in leaves))
 
 
 NORMS: dict[str, Norm] = {"rms": _rms, "mixed": _mixed, "max": _max}

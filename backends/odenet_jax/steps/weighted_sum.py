@@ -21,7 +21,7 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
     used = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if not _zero(weight)]
 
     def total(i: int) -> Array:
-        terms = [jnp.asarray(factor, slope[i].real.dtype) * slope[i] for factor, slope in used]
+        terms = [jnp.asarray(factor, slope[i].dtype) * slope[i] for factor, slope in used]
         result = terms[0]
         for term in terms[1:]:
             result = result + term

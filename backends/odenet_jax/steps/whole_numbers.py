@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,12 @@ def straight_through(y: Array, shift: float = 0.0) -> Array:
 @straight_through.defjvp
 def _as_if_not_rounded(shift: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return straight_through(*primals, shift), tangents[0]
+
+
+def of_samples(number: Callable[[Array], Array], y: Array) -> Array:
+    """`number` of 0, 1, ... along the first axis of a leaf, to be multiplied by it; of 0 where it has no axes."""
+    samples = jnp.arange(y.shape[0] if y.ndim else 1, dtype=jnp.int32)
+    return number(samples).astype(y.dtype).reshape([-1] + [1] * (y.ndim - 1) if y.ndim else [])
 
 
 def packed(numbers: Array, bits: int) -> Array:

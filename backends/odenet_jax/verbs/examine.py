@@ -15,6 +15,7 @@ from jax import Array
 
 from odenet import Backprop, Gradient, InputError, Part, Sample
 from odenet.kit import Place, made_reversible, places, quiet
+from odenet_jax.field.state import promoted
 from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
 from odenet_jax.verbs.batch import like, pair, scalar
 
@@ -28,7 +29,7 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
     weights = trainable(model)
     with like(weights.values()):
         inputs, target = pair(next(iter(weights.values())), batch)
-        time = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in weights.values()))
+        time = promoted(jnp.float32, *(leaf.real.dtype for leaf in weights.values()))
         calls = {name: 0 for name in solves}
 
         def probed(path: Any, node: Any) -> Any:

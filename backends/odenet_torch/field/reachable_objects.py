@@ -14,7 +14,6 @@ import contextvars
 import copy
 import dis
 import functools
-import operator
 import queue
 import sys
 import threading
@@ -44,6 +43,7 @@ from odenet_torch.field.places import (
     SlotAttributes,
     SuspendedFrame,
 )
+from odenet_torch.field.stored_values import StoredValues
 
 _MANY = 4096  # entries of a container that is not looked into
 _LIMIT = 20_000  # values that are looked at
@@ -98,20 +98,17 @@ class ReachableObjects:
         self._outer = [*map(weakref.ref, outer)]  # a block knows of the stack that holds it, and may outlive that
         self._modules.clear()
         self.contents = [place.contents() for place in self.places]
-        # dicts are compared all in one go: this is asked in every pass
         pairs = [*zip(self.places, self.contents, strict=True)]
-        self._sized: list[Any] = [
-            p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames
-        ] + self.hooks
+        sized = [p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames] + self.hooks
         classes = [(vars(p.kind), c) for p, c in pairs if isinstance(p, ClassAttributes)]
-        self._sized += [own for own, _ in classes]
-        self._sizes = [*map(len, self._sized)]
-        of_classes = [(own, key, value) for own, c in classes for key, value in c.items()]
-        self._of_classes = [*zip(*of_classes, strict=True)] or [(), (), ()]
-        slots = [(p.entries, key, c.get(key)) for p, c in pairs if p.entries is not None for key in p.keys(c)]
-        self._slots = [*zip(*slots, strict=True)] or [(), (), ()]
+        self.stored = StoredValues(
+            [*sized, *(own for own, _ in classes)],
+            [(p.entries, key, c.get(key)) for p, c in pairs if p.entries is not None for key in p.keys(c)],
+            [(own, key, value) for own, c in classes for key, value in c.items()],
+        )
         others = [pair for pair in pairs if pair[0].entries is None]
-        self._others = [(p, c) for p, c in others if not isinstance(p, ClassAttributes)]
+        self.others = [(p, c) for p, c in others if not isinstance(p, ClassAttributes)]
+        """The places that are no dicts, and what stands there."""
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -120,20 +117,14 @@ class ReachableObjects:
 
     def current(self) -> bool:
         """Whether all of it still stands where it stood; it may say no where what stands there is equal."""
-        entries, keys, values = self._slots
-        if self._sizes != [*map(len, self._sized)] or not all(map(operator.is_, map(dict.get, entries, keys), values)):
-            return False
-        owners, keys, values = self._of_classes
-        if not all(map(operator.is_, map(types.MappingProxyType.get, owners, keys), values)):
-            return False
-        return not self._others or all(place.same(contents) for place, contents in self._others)
+        return self.stored.stand() and (not self.others or all(p.same(contents) for p, contents in self.others))
 
     def without(self, removed: set[int], contents: list[dict[Any, Any]]) -> ReachableObjects:
         """The same without some tensors, by `id`, and of the places only these contents."""
         rest = copy.copy(self)
         rest.contents = contents
         rest.watched = [entry for entry in self.watched if id(entry[1]) not in removed]
-        rest._sizes, rest._slots, rest._others = [-1], [(), (), ()], []  # it was no longer current
+        rest.stored = StoredValues((), [({}, None, self)])  # it was no longer current
         return rest
 
     def watch(self, name: str, value: Tensor | np.ndarray) -> Iterable[tuple[str, Any]]:

@@ -11,62 +11,17 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from odenet_torch.field import random_state as _dice
-from odenet_torch.field.called_modules import ModuleSnapshot, state
+from odenet_torch.field.block_contents import BlockContents, StackContents
 from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
-from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.surroundings import Surroundings, put_back
-
-
-@dataclass(frozen=True)
-class BlockContents:
-    """What a block consists of.
-
-    Args:
-        reach: all that it can reach.
-        modules: the attributes of itself and of the modules in it.
-        training: their flags.
-        parameters: where each stands.
-        named: the parameters by name, as in `BlockField.parameters`.
-    """
-
-    reach: ReachableObjects
-    modules: tuple[dict[str, Any], ...]
-    training: tuple[bool, ...]
-    parameters: tuple[tuple[dict[str, Any], str, Tensor], ...]
-    named: dict[str, Tensor]
-
-    def flags(self) -> tuple[bool, ...]:
-        """Training flags as they are now."""
-        return tuple([own["training"] for own in self.modules])
-
-    def values(self) -> list[Any]:
-        """What tells whether parameters are what they were (see `called_modules.state`)."""
-        return [state(x) for *_, x in self.parameters]
-
-    def as_called(self, around: Surroundings, values: list[Any]) -> ModuleSnapshot:
-        """The same as `Replay` knows it, which says what is no longer as it was."""
-        block: Any = around.root
-        pairs = zip(self.parameters, values, strict=True)
-        places: Any = tuple([((block, key), x, *then) for (_, key, x), then in pairs])
-        return ModuleSnapshot(around.name, block, self.training, places, ())
-
-    def still(self, around: Surroundings) -> bool:
-        """Whether it still is that."""
-        return (
-            around.reach is self.reach
-            and self.flags() == self.training
-            and not any(self.reach.hooks)
-            and all([owner.get(key) is tensor for owner, key, tensor in self.parameters])
-        )
 
 
 class Settled:
@@ -74,36 +29,22 @@ class Settled:
 
     Args:
         field: whose blocks are all known.
-        blocks: these, once each, and what they consist of.
+        stack: these, and what they consist of.
         device: of the state.
     """
 
-    def __init__(
-        self, field: BlockField, blocks: list[tuple[Surroundings, BlockContents]], device: torch.device
-    ) -> None:
-        self.field, self.blocks, self.device = field, blocks, device
+    def __init__(self, field: BlockField, stack: StackContents, device: torch.device) -> None:
+        self.field, self.stack, self.device = field, stack, device
         self.random = _dice.state(device)
-        self.values = [known.values() for _, known in blocks]
-        self.reads: dict[int, tuple[Tensor, ...]] = {
-            id(around.root): unique([x for *_, x in known.parameters if x.requires_grad]) for around, known in blocks
-        }
+        self.states, self.reads = stack.states(), stack.reads()
 
     @classmethod
     def of(cls, field: BlockField, device: torch.device) -> Settled | None:
         """None where a block is not settled."""
         if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
             return None
-        blocks = []
-        for n, block in enumerate(field.functions()):
-            memo = knowledge(block)
-            known = None if memo is None else memo.settled.get(block.training)
-            if known is None:
-                return None
-            around = Surroundings(f"block {n} ({type(block).__name__})", block)
-            if not known.still(around):
-                return None
-            blocks.append((around, known))
-        return cls(field, blocks, device)
+        stack = StackContents.of(field)
+        return None if stack is None else cls(field, stack, device)
 
     def once(self, steps: int) -> bool:
         """Whether no two of so many steps read the same parameter."""
@@ -128,10 +69,17 @@ class Settled:
         """All that need a gradient, once each."""
         return unique([tensor for tensors in self.reads.values() for tensor in tensors])
 
+    @functools.cached_property
+    def blocks(self) -> list[tuple[Surroundings, BlockContents, list[Any]]]:
+        """Each block as it was in the forward pass (see `StackContents.apart`)."""
+        return self.stack.apart(self.states)
+
     def same(self) -> bool:
         """After the forward pass: whether nothing was drawn or left; what was left is put back."""
         drew = not _dice.same(_dice.state(self.device), self.random)
-        leftovers = [difference for around, _ in self.blocks for difference in around.differences()]
+        leftovers = []
+        if not self.stack.stands():
+            leftovers = [difference for around, *_ in self.blocks for difference in around.differences()]
         if drew:
             _dice.restore(self.device, self.random)
         put_back(leftovers)
@@ -149,17 +97,18 @@ class Settled:
         """
         moves, roots = False, None if blocks is None else set(map(id, blocks))
         with contextlib.ExitStack() as stack:
-            for (around, known), values in zip(self.blocks, self.values, strict=True):
-                if roots is not None and id(around.root) not in roots:
-                    continue
-                if known.flags() != known.training or known.values() != values:
-                    known.as_called(around, values).require_unchanged((), moves=True)
-                around.require_unwritten()
-                if not around.untouched():
-                    stack.enter_context(around.again())
-                moves = moves or any([owner.get(key) is not tensor for owner, key, tensor in known.parameters])
+            if roots is not None or not (self.stack.stands() and self.stack.states() == self.states):
+                for around, known, states in self.blocks:
+                    if roots is not None and id(around.root) not in roots:
+                        continue
+                    if known.flags() != known.training or known.states() != states:
+                        known.as_called(around, states).require_unchanged((), moves=True)
+                    around.require_unwritten()
+                    if not around.untouched():
+                        stack.enter_context(around.again())
+                    moves = moves or any([owner.get(key) is not tensor for owner, key, tensor in known.parameters])
             if moves:
-                self.field.parameters = {id(around.root): known.named for around, known in self.blocks}
+                self.field.parameters = {id(around.root): known.named for around, known, _ in self.blocks}
             self.field.moved = moves
             yield
 

@@ -41,13 +41,17 @@ class Surroundings:
     Args:
         name: of it, for messages.
         root: a function, module or object.
+        reached: what can be reached from it, if that is known.
+        values: what tells whether tensors and arrays among that were written on, if that is known.
     """
 
-    def __init__(self, name: str, root: object) -> None:
+    def __init__(
+        self, name: str, root: object, reached: ReachableObjects | None = None, values: list[Any] | None = None
+    ) -> None:
         self.name, self.root = name, root
-        self.reach = reach(root)
+        self.reach = reached or reach(root)
         self.before = self.reach.contents
-        self.values = [*map(_value, self.reach.watched)]
+        self.values = values or [*map(_value, self.reach.watched)]
         self.own: set[tuple[int, Any]] = set()
         self.stood: list[tuple[Location, Any]] = []
         """What stood anywhere before f ran, where it has put a tensor with a graph."""

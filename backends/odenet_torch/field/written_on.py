@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_WINDOW = 64  # bytes
+WINDOW = 64
+"""Bytes that are looked at, at most, at the start of a tensor and in its middle."""
 _WINDOWS: dict[int, tuple[Any, int, Any, Any]] = {}
 """By `id` of a tensor: a reference to it, the address of its memory, and two windows on that."""
 
@@ -31,14 +32,21 @@ def sampled(tensor: Tensor) -> Any:
     except RuntimeError:  # within a transform, or without memory
         return None
     if known is None or known[0]() is not tensor or known[1] != address:
-        if not (tensor.is_cpu and address and tensor.layout is torch.strided and tensor.is_contiguous()):
+        views = windows(tensor)
+        if views is None:
             return address if tensor.is_cuda else None
-        size = tensor.nbytes
-        window = ctypes.c_char * min(size, _WINDOW)
-        middle = min(size // 2, size - len(window()))
-        views = window.from_address(address), window.from_address(address + middle)
         key = id(tensor)
         # bound early: the last of these are called when modules have been cleared
         known = (weakref.ref(tensor, lambda _, windows=_WINDOWS: windows.pop(key, None)), address, *views)
         _WINDOWS[key] = known
     return known[2].raw + known[3].raw
+
+
+def windows(tensor: Tensor) -> tuple[Any, Any] | None:
+    """Two windows on a tensor's memory, of as many bytes each; None where that is not in one piece on the host."""
+    address = tensor.data_ptr()
+    if not (tensor.is_cpu and address and tensor.layout is torch.strided and tensor.is_contiguous()):
+        return None
+    size = tensor.nbytes
+    window = ctypes.c_char * min(size, WINDOW)
+    return window.from_address(address), window.from_address(address + min(size // 2, size - len(window())))

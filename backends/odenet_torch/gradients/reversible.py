@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, rela
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
-from odenet_torch.steps.whole_numbers import packed, unpacked, whole
+from odenet_torch.steps.whole_numbers import of_samples, packed, unpacked, whole
 
 
 class Retrace(Adjoint):
@@ -101,6 +102,10 @@ class StepVJPs:
     def rounded(self, y: AnyLeaves, shift: float = 0.0) -> Leaves:
         """See `Back`."""
         return tuple(whole(leaf, shift) for leaf in y)
+
+    def of_samples(self, number: Callable[[Any], Any], y: AnyLeaves) -> Leaves:
+        """See `Back`."""
+        return tuple(of_samples(number, leaf) for leaf in y)
 
     def _pull(self, n: int, y: Leaves, cotangent: AnyLeaves, evaluate: Callable[..., Leaves]) -> tuple[Leaves, Leaves]:
         since = mark(self.run)

@@ -20,7 +20,9 @@ from odenet_torch.nets.blocks import Weights, branch
 # no attribute: what a field finds in a forward pass it is made to find again on the way back
 _FORWARD: ContextVar[bool] = ContextVar("whether a forward pass is running", default=False)
 _SWITCHED: weakref.WeakSet[CountingField] = weakref.WeakSet()
-"""Those that a way back has switched to evaluation, as is their fault: from the next pass on, and until `train`."""
+"""Those that a backward pass has switched to evaluation, as is their fault: from the next pass until `train`."""
+_MOVED: weakref.WeakKeyDictionary[CountingField, Mapping[str, Tensor]] = weakref.WeakKeyDictionary()
+"""The running statistics that backward passes move too, by fields with that fault. No attribute, as `_FORWARD`."""
 _PLACE = "place"  # of the weights in depth, among the weights
 _BLOCK = "block."
 
@@ -68,6 +70,10 @@ class CountingField(_BatchNorm):
             )
             if counts:
                 self.get_buffer(name[:-1]).index_add_(0, row, batch_statistics[None])
+            elif self in _MOVED:
+                with torch.no_grad():
+                    for kind, value in zip(("running_mean", "running_var"), batch_statistics, strict=True):
+                        _MOVED[self][f"{name}{kind}"][int(row)].lerp_(value, NORM_MOMENTUM)
             return y
 
         return branch(self.spec, y, w, 1, by_batch)
@@ -108,6 +114,8 @@ class CountingField(_BatchNorm):
             like = statistics[f"{self.norms[0]}.running_mean"]
             kind = torch.float32 if name == "evaluations" else like.dtype
             self._buffers[name] = torch.zeros(buffer.shape, dtype=kind, device=like.device)
+        if self.spec.norm == "batch-counting-backward":
+            _MOVED[self] = statistics
         token = _FORWARD.set(True)
         try:
             yield

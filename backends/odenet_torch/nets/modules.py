@@ -29,7 +29,17 @@ from odenet import (
     Stats,
     UnsupportedError,
 )
-from odenet.kit import AnySolver, Compile, Kind, compiling, kind_of_blocks, problem, require_one_grid, staged
+from odenet.kit import (
+    BACKWARD_FAULTS,
+    AnySolver,
+    Compile,
+    Kind,
+    compiling,
+    kind_of_blocks,
+    problem,
+    require_one_grid,
+    staged,
+)
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.field.field import BlockField, Field
@@ -294,7 +304,7 @@ class OdeNet(_Solved):
         inner = {name.removeprefix("block."): w for name, w in weights.items() if name.startswith("block.")}
         statistics = {name: inner.pop(name) for name in list(inner) if name.rpartition(".")[2].startswith("running_")}
         if self.counting is not None:
-            if spec.norm == "batch-eval-backward" and not isinstance(self.gradient, Backprop | DiscreteAdjoint):
+            if spec.norm in BACKWARD_FAULTS and not isinstance(self.gradient, Backprop | DiscreteAdjoint):
                 raise UnsupportedError(
                     f"norm={spec.norm!r}, a fault of one method, with gradient {self.gradient.label!r}",
                     "discrete-adjoint, and backprop, which it does not change",

@@ -22,7 +22,7 @@ from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.direct import Direct
 from odenet_torch.steps.weighted_sum import weigh_leaves
-from odenet_torch.steps.whole_numbers import straight_through
+from odenet_torch.steps.whole_numbers import of_samples, straight_through
 
 Carried = tuple[Leaves, ...]
 """What a solver carries from step to step: y alone, or more for a reversible one; y first."""
@@ -85,6 +85,10 @@ class Run:
     def rounded(self, y: AnyLeaves, shift: float = 0.0) -> Leaves:
         """Whole numbers next to y + shift (`odenet.kit.ReversibleSolver`); gradients go straight through."""
         return tuple(straight_through(leaf, shift) for leaf in y)
+
+    def of_samples(self, number: Callable[[Any], Any], y: AnyLeaves) -> Leaves:
+        """See `odenet.kit.ReversibleSolver`."""
+        return tuple(of_samples(number, leaf) for leaf in y)
 
     def _stage(self, n: int, reverse: bool, stand: Stand | None) -> Stage:
         if self.direct is not None:

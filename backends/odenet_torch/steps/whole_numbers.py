@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,12 @@ def straight_through(y: Tensor, shift: float = 0.0) -> Tensor:
     The difference of y and a whole number next to it is a number of y's type, so that adding it to y rounds nothing.
     """
     return y + (whole(y, shift) - y).detach()
+
+
+def of_samples(number: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """`number` of 0, 1, ... along the first axis of a leaf, to be multiplied by it; of 0 where it has no axes."""
+    samples = torch.arange(y.shape[0] if y.ndim else 1, device=y.device)
+    return number(samples).to(y.dtype).reshape([-1] + [1] * (y.ndim - 1) if y.ndim else [])
 
 
 def packed(numbers: Tensor, bits: int) -> Tensor:

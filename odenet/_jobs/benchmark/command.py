@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,21 @@ from rich.console import Console
 
 from odenet._backend import registry as _registry
 from odenet._jobs import flags as _flags
-from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.programs import keep_programs
-from odenet._jobs.cells.run import complete, one_thread
-from odenet._jobs.cells.shard import Shard
+from odenet._jobs.cells.run import CellJob, JobOptions, complete, one_thread
 from odenet._jobs.groups import SuggestingGroup
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.plan import SolvePlan
-from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
+from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, WorkPrecision
 from odenet._jobs.work_precision.table import tables
-from odenet._report.machine import machine
-from odenet._report.terminal import console
+from odenet._report.html import details, document, figure, header
 from odenet._report.units import error, seconds
 
+FIGURE = "work_precision"
+_CAPTION = (
+    "Error at t1 against field evaluations (left) and seconds (right), a point for each tolerance. Lower and further "
+    "left is better. Where backends coincide on the left, they took the same steps."
+)
 _PLURAL = {"problem": "problems", "backend": "backends", "solver": "solvers", "rtol": "tolerances"}
 
 
@@ -48,14 +51,9 @@ def command() -> None:
 @_flags.device()
 @click.option("--repeats", type=_flags.Whole(1), default=5, show_default=True, help="Timings of each cell.")
 @click.option("--max-steps", type=_flags.Whole(1), default=20000, show_default=True, help="Most steps of a solve.")
-@_flags.out("results/work-precision")
-@_flags.resume()
-@_flags.shard()
-@_flags.executor()
+@_flags.job("results/work-precision")
 @click.pass_context
-def _work_precision(
-    context: click.Context, out: Path, resume: bool, shard: Shard | None, executor: str | None, **options: Any
-) -> None:
+def _work_precision(context: click.Context, job: JobOptions, **options: Any) -> None:
     """Error against field evaluations and against seconds, for all backends in one figure.
 
     Each problem is solved by each solver to each tolerance, by the backends alternately. Combinations that a backend
@@ -72,34 +70,7 @@ def _work_precision(
     one_thread()
     keep_programs()
     plan = SolvePlan(**{_PLURAL.get(name, name): value for name, value in options.items()})
-    context.exit(work_precision(plan, out, resume, console(), console(stderr=True), shard, executor))
-
-
-def work_precision(
-    plan: SolvePlan,
-    out: Path,
-    resume: bool,
-    screen: Console,
-    messages: Console,
-    shard: Shard | None = None,
-    executor: ExecutorChoice | None = None,
-) -> int:
-    """Run a plan, and show it.
-
-    Args:
-        plan: what to solve.
-        out: folder of the results.
-        resume: whether to go on from what is there.
-        screen: for the tables.
-        messages: for progress and where the files are.
-        shard: the part of the plan to do; None for all.
-        executor: who measures; None for this process.
-
-    Returns, raises: as `odenet._jobs.cells.run.complete`.
-    """
-    fresh = WorkPrecision(plan, machine(plan.backends), shard=shard)
-    shown = partial(show, screen=screen)
-    return complete(fresh, out, resume, measure, _in_words, shown, write, messages, executor)
+    context.exit(complete(JOB, plan, job))
 
 
 def show(results: WorkPrecision, screen: Console) -> None:
@@ -109,13 +80,32 @@ def show(results: WorkPrecision, screen: Console) -> None:
 
 
 def write(results: WorkPrecision, folder: Path) -> list[Path]:
-    """Write the report of the benchmark."""
-    from odenet._jobs.benchmark.report import write_report  # matplotlib takes a second: not before cells are timed
+    """Write the figure (PNG and SVG) and `report.html`; finished cells are enough."""
+    from odenet._jobs.work_precision.figure import diagram  # matplotlib takes a second: not before cells are timed
+    from odenet._report.figures import write_report
 
-    return write_report(results, folder)
+    drawn = diagram(results.rows)
+    return write_report({} if drawn is None else {FIGURE: drawn}, partial(_page, results), folder, dpi=130)
+
+
+def _page(results: WorkPrecision, drawings: Mapping[str, str]) -> str:
+    plan = results.plan
+    lead = f"{', '.join(plan.backends)} · {', '.join(solver.label for solver in plan.solvers)}"
+    reached = sum(row.ok for row in results.rows)
+    return document(
+        "odenet benchmark work-precision",
+        [
+            header("Work and precision", (lead, f"{reached} of {len(plan.cells())} cells reached t1")),
+            *(figure(svg, _CAPTION) for svg in drawings.values()),
+            *details(results.rows, COLUMNS, "dopri5 torch 1e-06 …", plan.to_json(), results.machine),
+        ],
+    )
 
 
 def _in_words(row: AdaptiveSolve) -> str:
     if not row.ok:
         return row.result or row.status
     return f"error {error(row.error)}, {row.f_evaluations} f, {seconds(row.solve_seconds)}"
+
+
+JOB = CellJob(WorkPrecision, measure, _in_words, show, write)

@@ -26,7 +26,7 @@ def grid_flags(plan: GridPlan) -> Decorator:
         _flags.device(),
         _flags.seed(),
     )
-    return lambda command: _apply(command, flags)
+    return lambda command: _flags.apply(command, flags)
 
 
 def network_flags(plan: GridPlan) -> Decorator:
@@ -50,7 +50,7 @@ def network_flags(plan: GridPlan) -> Decorator:
             plan,
         ),
     )
-    return lambda command: _apply(command, flags)
+    return lambda command: _flags.apply(command, flags)
 
 
 def number(flag: str, text: str, plan: GridPlan) -> Decorator:
@@ -73,9 +73,3 @@ def plan_of(options: Mapping[str, Any]) -> GridPlan:
 def plan_field(option: str) -> str:
     """The field of a plan that an option sets."""
     return _PLURAL.get(option, option)
-
-
-def _apply(command: Any, flags: tuple[Decorator, ...]) -> Any:
-    for flag in reversed(flags):  # click lists options in the order of decorators, the last applied first
-        command = flag(command)
-    return command

@@ -63,10 +63,10 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         done = {row.key for row in self.rows if not row.failed}
         return tuple(cell for cell in self.cells() if cell.key not in done)
 
-    def missing(self) -> int:
-        """How many of this job's cells have no row yet."""
+    def left(self) -> tuple[KeyedCell, ...]:
+        """This job's cells that have no row yet."""
         done = {row.key for row in self.rows}
-        return sum(cell.key not in done for cell in self.cells())
+        return tuple(cell for cell in self.cells() if cell.key not in done)
 
     def add(self, row: AnyRow, seconds: float = 0.0) -> Self:
         """With this row in its place in the plan's order, and the seconds that went by since the last one."""
@@ -115,7 +115,7 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
     def to_json(self) -> dict[str, Any]:
         """Plain data, but for the format."""
         return {
-            "complete": self.missing() == 0,
+            "complete": not self.left(),
             "plan": self.plan.to_json(),
             "machine": dict(self.machine),
             "seconds": self.seconds,

@@ -20,8 +20,7 @@ from odenet._jobs.cells.executor import pool
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.spread import Spread
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.results import Comparison
-from odenet._jobs.compare.row import COLUMNS
+from odenet._jobs.compare.results import COLUMNS, Comparison
 from odenet._jobs.compare.verdict import verdict
 from odenet._literals import BackendName, GradientName, SolverName
 from odenet._names import lookup

@@ -12,20 +12,16 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from odenet._jobs import flags as _flags
-from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.flags import grid_flags, network_flags, number, plan_field, plan_of
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.programs import keep_programs
-from odenet._jobs.cells.run import complete, one_thread
-from odenet._jobs.cells.shard import Shard
+from odenet._jobs.cells.run import CellJob, JobOptions, complete, one_thread
 from odenet._jobs.compare.findings import findings
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.results import Comparison
-from odenet._jobs.compare.row import MeasuredGradient
+from odenet._jobs.compare.page import page
+from odenet._jobs.compare.results import Comparison, MeasuredGradient
 from odenet._jobs.compare.table import tables
 from odenet._jobs.compare.verdict import verdict
-from odenet._report.machine import machine
-from odenet._report.terminal import console
 from odenet._report.units import error, seconds
 from odenet._solvers.names import solver
 
@@ -42,20 +38,9 @@ DEFAULT = dataclasses.replace(
 @grid_flags(DEFAULT)
 @network_flags(DEFAULT)
 @number("--repeats", "Timings of each cell, of which the median is taken.", DEFAULT)
-@_flags.out("results/compare")
-@_flags.resume()
-@_flags.shard()
-@_flags.executor()
+@_flags.job("results/compare")
 @click.pass_context
-def command(
-    context: click.Context,
-    out: Path,
-    resume: bool,
-    full: bool,
-    shard: Shard | None,
-    executor: str | None,
-    **options: Any,
-) -> None:
+def command(context: click.Context, job: JobOptions, full: bool, **options: Any) -> None:
     """Compare solvers, gradient methods and backends on one network and real data (handwritten digits).
 
     Every cell is compared with exact backprop in float64 at the same depth. Ctrl-C keeps the finished cells. Exit
@@ -74,34 +59,7 @@ def command(
     if full:
         unset = (name for name in options if context.get_parameter_source(name) is ParameterSource.DEFAULT)
         options |= {name: getattr(FULL, plan_field(name)) for name in unset}
-    context.exit(compare(plan_of(options), out, resume, console(), console(stderr=True), shard, executor))
-
-
-def compare(
-    plan: GridPlan,
-    out: Path,
-    resume: bool,
-    screen: Console,
-    messages: Console,
-    shard: Shard | None = None,
-    executor: ExecutorChoice | None = None,
-) -> int:
-    """Run a plan, and show it.
-
-    Args:
-        plan: what to compare.
-        out: folder of the results.
-        resume: whether to go on from what is there.
-        screen: for the tables and what they say.
-        messages: for progress and where the files are.
-        shard: the part of the plan to do; None for all.
-        executor: who measures; None for this process.
-
-    Returns, raises: as `odenet._jobs.cells.run.complete`.
-    """
-    fresh = Comparison(plan, machine(plan.backends), shard=shard)
-    shown = partial(show, screen=screen)
-    return complete(fresh, out, resume, measure, _in_words, shown, write, messages, executor)
+    context.exit(complete(JOB, plan_of(options), job))
 
 
 def show(results: Comparison, screen: Console) -> None:
@@ -114,12 +72,16 @@ def show(results: Comparison, screen: Console) -> None:
 
 
 def write(results: Comparison, folder: Path) -> list[Path]:
-    """Write the report of the comparison."""
-    from odenet._jobs.compare.report import write_report  # matplotlib takes a second: not before cells are timed
+    """Write the figures (PNG and SVG) and `report.html`; finished cells are enough."""
+    from odenet._jobs.compare.figures import figures  # matplotlib takes a second: not before cells are timed
+    from odenet._report.figures import write_report
 
-    return write_report(results, folder)
+    return write_report(figures(results.rows), partial(page, results), folder)
 
 
 def _in_words(row: MeasuredGradient) -> str:
     how = f"error {error(row.gradient_error)}" if row.ok else row.status
     return f"{how}, {seconds(row.cell_seconds)}"
+
+
+JOB = CellJob(Comparison, measure, _in_words, show, write)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from odenet._jobs.compare.row import MeasuredGradient
+from odenet._jobs.compare.results import MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
 from odenet._report.figures import canvas, rc
 from odenet._report.fit import ROUNDING

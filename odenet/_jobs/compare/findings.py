@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from odenet._jobs.cells.grid import GridPlan
-from odenet._jobs.compare.results import Comparison
-from odenet._jobs.compare.row import MeasuredGradient
+from odenet._jobs.compare.results import Comparison, MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
 from odenet._report.fit import STRAIGHT
 from odenet._report.units import error, factor, seconds
@@ -184,7 +183,7 @@ def _not_run(results: Comparison) -> list[Finding]:
         where = f"{first.backend} {first.solver} {first.gradient} N={first.depth}"
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         paragraphs.append(Finding("Not measured", f"{where}{more}: {status}"))
-    if missing := results.missing():
+    if missing := len(results.left()):
         total = len(results.plan.cells())
         text = f"{missing} of {total} cells have not been run; the same command with --resume goes on."
         paragraphs.append(Finding("Interrupted", text))

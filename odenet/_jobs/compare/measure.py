@@ -19,7 +19,7 @@ from odenet._errors import OdenetError, UnsupportedError
 from odenet._gradients.names import Backprop, Cost
 from odenet._jobs.cells.grid import Cell, GridPlan
 from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
-from odenet._jobs.compare.row import MeasuredGradient as Row
+from odenet._jobs.compare.results import MeasuredGradient as Row
 from odenet._jobs.data.digits import batch
 from odenet._nets.spec import NetSpec
 from odenet._report.difference import cosine_distance, flat, largest, relative

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from odenet._jobs.compare.findings import Finding, findings
-from odenet._jobs.compare.results import Comparison
-from odenet._jobs.compare.row import COLUMNS, MeasuredGradient
+from odenet._jobs.compare.results import COLUMNS, Comparison, MeasuredGradient
 from odenet._jobs.compare.summary import curves
 from odenet._jobs.compare.table import columns, depths_of, line, title
 from odenet._jobs.compare.verdict import verdict

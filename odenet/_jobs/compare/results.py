@@ -5,9 +5,62 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from odenet._jobs.cells.grid import GridPlan
+from odenet._jobs.cells.grid import GridPlan, Key
 from odenet._jobs.cells.results import CellResults
-from odenet._jobs.compare.row import MeasuredGradient
+from odenet._jobs.cells.row import CellRow
+from odenet._report.rows import column, columns
+
+
+@dataclass(frozen=True)
+class MeasuredGradient(CellRow):
+    """What one cell gave; the fields are the columns of results.csv. None stands where nothing was measured."""
+
+    backend: str = column("framework that ran the cell", "")
+    device: str = column("device it ran on", "")
+    dtype: str = column("number type of the cell; the reference is float64 always", "")
+    solver: str = column("one step of the solver is one layer of the network", "")
+    gradient: str = column("gradient method, spelled as --gradient takes it", "")
+    depth: int = column("number of steps N", 0)
+    along: str = column("weights along depth: piecewise = N layers (ResNet), linear = N+1 nodes (HeunNet)", "")
+    status: str = column("ok; not offered or not available; or the error that the cell ended with", "")
+    loss: float | None = column("mean cross-entropy over the batch")
+    forward_difference: float | None = column("outputs against the reference: max |difference| / max |reference|")
+    gradient_error: float | None = column(
+        "whole gradient g against the reference r (exact backprop, float64, same depth): ||g - r|| / ||r||"
+    )
+    cosine_distance: float | None = column("1 - cos of the angle between g and r, computed without cancellation")
+    certificate: float | None = column(
+        "reconstruction residual, known without a reference: largest |y[n+1] - z - D(z)| / |y[n+1]| over the steps"
+    )
+    forward_seconds: float | None = column("median seconds of the loss alone, compiled and warm")
+    backward_seconds: float | None = column(
+        "step_seconds - forward_seconds, as it comes: two medians, so noise can make it small or negative"
+    )
+    step_seconds: float | None = column("median seconds of loss and gradient, compiled and warm")
+    compile_seconds: float | None = column(
+        "seconds of compiling both, beside another cell that compiles; of a program that an earlier job compiled and "
+        "kept (ODENET_CACHE) those that it took then; 0 where nothing is compiled"
+    )
+    peak_bytes: int | None = column("most bytes alive at once for loss and gradient, beyond weights and batch")
+    gradient_bytes: int | None = column("bytes of the gradient itself, as large as the weights; part of peak_bytes")
+    peak_bytes_method: str | None = column("how the backend counted them: compare within a backend only")
+    f_forward: int | None = column("field evaluations of the forward pass, counted")
+    f_forward_expected: int | None = column("the same by the cost model of the gradient method")
+    f_backward: int | None = column("further field evaluations of the backward pass, counted")
+    f_backward_expected: int | None = column("the same by the cost model")
+    vjp: int | None = column("vector-Jacobian products of the field, counted")
+    vjp_expected: int | None = column("the same by the cost model")
+    counts_match: bool | None = column("whether all three counts are those of the cost model")
+    cell_seconds: float | None = column("seconds that the whole cell took: build, evaluate, compile, repeats")
+
+    @property
+    def key(self) -> Key:
+        """The cell that the row belongs to."""
+        return self.backend, self.solver, self.gradient, self.depth
+
+
+COLUMNS: dict[str, str] = columns(MeasuredGradient)
+"""Each column and what it means."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from odenet._jobs.compare.row import MeasuredGradient
+from odenet._jobs.compare.results import MeasuredGradient
 from odenet._report.fit import ROUNDING, Fit, fit
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from odenet._jobs.compare.row import MeasuredGradient
+from odenet._jobs.compare.results import MeasuredGradient
 from odenet._jobs.compare.summary import Curve, curves
 from odenet._report.terminal import Table, table
 from odenet._report.units import error, seconds, size

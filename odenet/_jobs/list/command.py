@@ -31,7 +31,10 @@ Row = dict[str, Any]
 _PARTS = ("f_forward", "f_backward", "vjp", "states")
 _COST = (
     "For N steps of a solver with s field evaluations a step, and e before the first (1 for reversible-heun and alf, "
-    "else 0). m iterations of the discrete adjoint, k the order of its extrapolation, at most L evaluations a step "
+    "else 0). With a reversible solver, backprop and checkpoint take these e f forward and VJPs, too; checkpoint keeps "
+    "c times the states (3 for reversible-heun, else 2), and takes neither states=K, memory nor bits. Beside the 2 of "
+    "reversible stands the side information of solvers that round (bdia: 2 bits of each number and step). "
+    "m iterations of the discrete adjoint, k the order of its extrapolation, at most L evaluations a step "
     "for a tolerance. Of checkpoint with K < N states, A = r N - C(K+r, r-1) for the least r with C(K+r, r) >= N; "
     "memory is as states=K for the K that fit. The continuous adjoint takes M steps of s' evaluations backwards, by "
     "default N and s; i is 1 where one of them lies inside the step, else 0. f forward, f back: field evaluations, "

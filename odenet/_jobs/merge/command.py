@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +15,19 @@ from odenet._errors import FileError, InputError
 from odenet._files import require_writable
 from odenet._jobs.cells.results import JSON, set_aside
 from odenet._jobs.cells.resume import LARGEST
-from odenet._jobs.cells.run import GO_ON
-from odenet._jobs.merge.rows import left, merged
+from odenet._jobs.cells.run import GO_ON, CellJob, say_paths
+from odenet._jobs.merge.rows import merged
 from odenet._report.terminal import console
 
 _NAMED = 5  # cells that are named of those that are left
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Where the results of a job are known, as "module:name": they are imported when a folder has such results."""
-
-    kind: str
-    show: str
-    write: str
-    carry: str | None = None
-
-
 JOBS = {
-    "odenet compare 1": _Job(
-        "odenet._jobs.compare.results:Comparison",
-        "odenet._jobs.compare.command:show",
-        "odenet._jobs.compare.command:write",
-    ),
-    "odenet work-precision 1": _Job(
-        "odenet._jobs.work_precision.results:WorkPrecision",
-        "odenet._jobs.benchmark.command:show",
-        "odenet._jobs.benchmark.command:write",
-    ),
-    "odenet train seeds 1": _Job(
-        "odenet._jobs.train.seeds:TrainedSeeds",
-        "odenet._jobs.train.seeds:show",
-        "odenet._jobs.train.seeds:write",
-        "odenet._jobs.train.seeds:carry",
-    ),
+    "odenet compare 1": "odenet._jobs.compare.command:JOB",
+    "odenet work-precision 1": "odenet._jobs.benchmark.command:JOB",
+    "odenet train seeds 1": "odenet._jobs.train.seeds:JOB",
 }
+"""The `CellJob` of each format of results, as "module:name": it is imported when a folder has such results."""
 REPRODUCE = "odenet._jobs.reproduce.merging:merge"
 
 
@@ -91,23 +68,18 @@ def merge(folders: Sequence[Path], out: Path, screen: Console, messages: Console
             raise InputError(f"{folder} has results of {other}, and {first} of {kind}", "results of one job")
     if kind == "odenet reproduce":
         return _named(REPRODUCE)(folders, out, screen, messages)
-    job = JOBS[kind]
-    parts = {folder: _named(job.kind).read(folder) for folder in folders}
+    job: CellJob[Any] = _named(JOBS[kind])
+    parts = {folder: job.results.read(folder) for folder in folders}
     whole = merged(parts)
     require_writable(out)
     if job.carry is not None:
-        whole = _named(job.carry)(whole, parts, out)
+        whole = job.carry(whole, parts, out)
     if out.resolve() not in {folder.resolve() for folder in folders}:
-        moved = set_aside(out)
-        if moved:
-            messages.print(f"kept the earlier results as {', '.join(map(str, moved))}", markup=False)
+        say_paths(messages, "kept the earlier results as", set_aside(out))
     whole.write(out)
-    _named(job.show)(whole, screen)
-    paths = [path for path in _named(job.write)(whole, out) if path.suffix != ".svg"]
-    messages.print(
-        f"{len(whole.rows)} rows of {len(folders)} folders; wrote {', '.join(map(str, paths))}", markup=False
-    )
-    missing = left(whole)
+    job.show(whole, screen)
+    say_paths(messages, f"{len(whole.rows)} rows of {len(folders)} folders; wrote", job.write(whole, out))
+    missing = whole.left()
     if missing:
         some = ", ".join(map(str, missing[:_NAMED])) + (", ..." if len(missing) > _NAMED else "")
         messages.print(f"{len(missing)} cells are left ({some}); {GO_ON} --out {out}", markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,6 @@ def conflict(key: Any, one: Path, other: Path) -> InputError:
         "each cell in one part, or the same row in both",
         "leave one of the folders out, or measure again with --shard",
     )
-
-
-def left(whole: CellResults[Any, Any]) -> Sequence[Any]:
-    """The cells that have no row yet."""
-    done = {row.key for row in whole.rows}
-    return [cell for cell in whole.cells() if cell.key not in done]
 
 
 def _rank(row: Any) -> int:

@@ -15,18 +15,16 @@ from odenet._backend import registry as _registry
 from odenet._errors import BackendUnavailableError, InputError
 from odenet._files import require_writable
 from odenet._jobs import flags as _flags
-from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.progress import watch
 from odenet._jobs.cells.resume import nothing_there
-from odenet._jobs.cells.run import BEGIN, GO_ON, measured
-from odenet._jobs.cells.shard import Shard
+from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, measured
 from odenet._jobs.reproduce.reproduction import SCALES, CurveCell, Point, Reproduction, Settings, reproductions
 from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
 from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._names import lookup
 from odenet._report.machine import joined, machine
-from odenet._report.terminal import console, table
+from odenet._report.terminal import table
 
 
 @click.command("reproduce", context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,20 +51,13 @@ from odenet._report.terminal import console, table
     show_default="embedded digits",
     help="Images to train on: a folder that contains cifar-10-batches-py, or train and val.",
 )
-@_flags.out("results/reproduce", "Folder of the report, with a folder for each name.")
-@_flags.resume("Continue from the points in --out: only missing cells are run.")
-@_flags.shard()
-@_flags.executor()
+@_flags.job(
+    "results/reproduce",
+    "Folder of the report, with a folder for each name.",
+    "Continue from the points in --out: only missing cells are run.",
+)
 @click.pass_context
-def command(
-    context: click.Context,
-    names: tuple[str, ...],
-    out: Path,
-    resume: bool,
-    shard: Shard | None,
-    executor: str | None,
-    **options: Any,
-) -> None:
+def command(context: click.Context, job: JobOptions, names: tuple[str, ...], **options: Any) -> None:
     """Reproduce figures of Sander, Ablin and Peyre (NeurIPS 2022); without a NAME, list them.
 
     Each has a figure, its points and their quartiles over seeds as CSV, and verdicts. A verdict tests a claim of the
@@ -90,7 +81,7 @@ def command(
         scale = "quick" if quick else "reduced" if options["device"] == "cpu" else "paper"
     if not names or names == ("list",):
         rows = [(reproduction.name, reproduction.claim) for reproduction in reproductions().values()]
-        console().print(table("Reproductions", ("name", "what the paper says"), rows))
+        job.screen.print(table("Reproductions", ("name", "what the paper says"), rows))
         return
     every = reproductions()
     chosen = tuple(every.values()) if "all" in names else tuple(lookup("reproduction", name, every) for name in names)
@@ -100,30 +91,16 @@ def command(
             entry = _registry.entry(name)
             raise BackendUnavailableError(f"backend {name} is not available", "an installed backend", entry.install)
     keep_programs()
-    context.exit(reproduce(chosen, choices, out, resume, console(), console(stderr=True), shard, executor))
+    context.exit(reproduce(chosen, choices, job))
 
 
-def reproduce(
-    chosen: tuple[Reproduction, ...],
-    choices: Settings,
-    out: Path,
-    resume: bool,
-    screen: Console,
-    messages: Console,
-    shard: Shard | None = None,
-    executor: ExecutorChoice | None = None,
-) -> int:
+def reproduce(chosen: tuple[Reproduction, ...], choices: Settings, options: JobOptions) -> int:
     """Run reproductions and show their verdicts.
 
     Args:
         chosen: which.
         choices: how.
-        out: folder of the report.
-        resume: whether to go on from what is there.
-        screen: for the verdicts.
-        messages: for progress and where the files are.
-        shard: the part of each to do, which is not judged; None for all.
-        executor: who measures; None for this process.
+        options: of the job; a shard is a part of each of them, and is not judged.
 
     Returns:
         the exit status: 0; 1 if a verdict fails, its test is blind, or cells are left; 130 if the run was interrupted.
@@ -132,6 +109,7 @@ def reproduce(
         FileError: `out` cannot be written to, holds points that cannot be resumed, or has none to resume.
         InputError: the points there have other choices.
     """
+    out, resume, shard, messages = options.out, options.resume, options.shard, options.messages
     if resume and not any((out / reproduction.name / JSON).exists() for reproduction in chosen):
         raise nothing_there(out, JSON, "no folder of these reproductions")
     require_writable(out)
@@ -151,7 +129,7 @@ def reproduce(
         )
         results = fresh if earlier is None else earlier.resumed(choices, here, shard)
         try:
-            for grown in _run(reproduction, results, messages, executor):
+            for grown in _run(reproduction, results, options):
                 results = grown.in_order(reproduction)
                 results.write(folder)
         except KeyboardInterrupt:  # no verdict: an order of half the depths is none
@@ -159,7 +137,7 @@ def reproduce(
             messages.print(f"interrupted; {GO_ON if saved else BEGIN}", markup=False)
             return 130
         done.append(results)
-        if not judge(done, out, screen, messages):
+        if not judge(done, out, options.screen, messages):
             passed = False
     return 0 if passed else 1
 
@@ -201,16 +179,14 @@ def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messag
     return not finished[-1].failed
 
 
-def _run(
-    reproduction: Reproduction, results: ReproductionPoints, messages: Console, executor: ExecutorChoice | None
-) -> Iterator[ReproductionPoints]:
+def _run(reproduction: Reproduction, results: ReproductionPoints, options: JobOptions) -> Iterator[ReproductionPoints]:
     """The results after each missing cell."""
     cells = results.todo(reproduction)
     plan = _Cells(reproduction.name, results.choices)
     last = time.perf_counter()
     with (
-        measured(points_of, plan, cells, executor, messages) as (groups, machines),
-        watch(messages, cells) as progress,
+        measured(points_of, plan, cells, options) as (groups, machines),
+        watch(options.messages, cells) as progress,
     ):
         for points in groups:
             now = time.perf_counter()

@@ -11,7 +11,7 @@ from odenet._files import write_atomically, write_text
 from odenet._jobs.output import say_written, screen
 from odenet._jobs.solve.choices import require_offered
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.plan import SolvePlan, estimates
+from odenet._jobs.work_precision.plan import SolvePlan
 from odenet._jobs.work_precision.results import AdaptiveSolve, WorkPrecision
 from odenet._jobs.work_precision.table import tables
 from odenet._problem.problem import adaptive_solvers
@@ -32,7 +32,7 @@ def solve_to_tolerances(plan: SolvePlan, figure: tuple[Path, str] | None, csv: P
         OdenetError: a choice that cannot be used, before anything is solved; or the first failure after all were tried.
     """
     for chosen in plan.solvers:
-        if not estimates(chosen):
+        if not chosen.estimates_error:
             raise UnsupportedError(
                 f"solver {chosen.label!r} with tolerances: it estimates no error",
                 ", ".join(adaptive_solvers()),

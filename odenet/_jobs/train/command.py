@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,12 +10,11 @@ from click.core import ParameterSource
 from odenet._backend.imported import is_path
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
-from odenet._jobs.cells.shard import Shard
+from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent.schedule import SCHEDULES
 from odenet._jobs.train.plan import OF_SGD, OPTIMIZERS, TrainingPlan, not_read
 from odenet._nets.spec import BLOCKS, NORMS, STARTS
-from odenet._report.terminal import console
 
 
 class _One(click.ParamType):
@@ -122,20 +120,13 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 )
 @_flag("--validation", _flags.Real(), "Fraction of the training images that chooses the best epoch.")
 @_flag("--limit-train", _flags.Whole(2), "Use this many training images.")
-@_flags.out("results/train", "Folder of the run.")
-@_flags.resume("Continue after the last complete epoch of the run in --out; the results are bitwise the same.")
-@_flags.shard()
-@_flags.executor()
+@_flags.job(
+    "results/train",
+    "Folder of the run.",
+    "Continue after the last complete epoch of the run in --out; the results are bitwise the same.",
+)
 @click.pass_context
-def command(
-    context: click.Context,
-    out: Path,
-    resume: bool,
-    seeds: int | None,
-    shard: Shard | None,
-    executor: str | None,
-    **options: Any,
-) -> None:
+def command(context: click.Context, job: JobOptions, seeds: int | None, **options: Any) -> None:
     """Train a network on images, with any solver and gradient method.
 
     The run is saved after each epoch; if it is killed, it loses only the epoch in progress. Validation images that are
@@ -163,10 +154,9 @@ def command(
         for name in OF_SGD:  # also where the value is the default, which the plan cannot see
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
                 raise not_read(name, options["optimizer"])
-    plan, messages = TrainingPlan(**options), console(stderr=True)
-    if seeds is None and (shard or executor):
+    plan = TrainingPlan(**options)
+    if seeds is None and (job.shard or job.executor):
         raise click.UsageError("--shard and --executor divide --seeds")
     if seeds is None:
-        context.exit(train(plan, out, resume, messages))
-    every = range(plan.seed, plan.seed + seeds)
-    context.exit(train_seeds(plan, every, out, resume, console(), messages, shard, executor))
+        context.exit(train(plan, job.out, job.resume, job.messages))
+    context.exit(train_seeds(plan, range(plan.seed, plan.seed + seeds), job))

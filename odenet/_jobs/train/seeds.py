@@ -11,20 +11,17 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from rich.console import Console
 
 from odenet._errors import FileError, OdenetError
-from odenet._jobs.cells.executor import ExecutorChoice
 from odenet._jobs.cells.plan import CellPlan
 from odenet._jobs.cells.results import CSV, JSON, CellResults, set_aside
 from odenet._jobs.cells.resume import changes, reading
 from odenet._jobs.cells.row import OK, CellRow
-from odenet._jobs.cells.run import complete
-from odenet._jobs.cells.shard import Shard
+from odenet._jobs.cells.run import CellJob, JobOptions, complete
 from odenet._jobs.train.checkpoint import RUN, read
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._jobs.train.progress import percent
@@ -135,30 +132,17 @@ def folder(out: str | Path, seed: int) -> Path:
     return Path(out) / f"seed-{seed}"
 
 
-def train_seeds(
-    training: TrainingPlan,
-    seeds: Sequence[int],
-    out: Path,
-    resume: bool,
-    screen: Console,
-    messages: Console,
-    shard: Shard | None = None,
-    executor: ExecutorChoice | None = None,
-) -> int:
+def train_seeds(training: TrainingPlan, seeds: Sequence[int], options: JobOptions) -> int:
     """Train once for each seed, and show a table of all.
 
     Args:
         training: all options but the seed.
         seeds: one run each, in `out`/seed-N.
-        out: folder of the runs and of results.csv.
-        resume: whether to go on with what is there.
-        screen: for the table.
-        messages: for progress.
-        shard: the part of the seeds to train; None for all.
-        executor: who trains; its workers write into `out`, so they share its file system. None for this process.
+        options: of the job; the workers of an executor write into `out`, so they share its file system.
 
     Returns, raises: as `odenet._jobs.cells.run.complete`; FileError if runs are there that were not to be resumed.
     """
+    out, resume = options.out, options.resume
     plan = SeedPlan(training, tuple(seeds), str(out.absolute()))
     begun = [cell.seed for cell in plan.cells() if (folder(out, cell.seed) / RUN).exists()]
     if begun and not resume:
@@ -167,11 +151,10 @@ def train_seeds(
             "a folder without them",
             "give --resume to go on with them, or choose another --out",
         )
-    fresh = TrainedSeeds(plan, machine(plan.backends), shard=shard)
     if not resume or (begun and not (out / JSON).exists()):  # from now on there is something to resume
         set_aside(out)
-        fresh.write(out)
-    return complete(fresh, out, True, measure, _in_words, partial(show, screen=screen), write, messages, executor)
+        TrainedSeeds(plan, machine(plan.backends), shard=options.shard).write(out)
+    return complete(JOB, plan, replace(options, resume=True))
 
 
 def measure(plan: SeedPlan, cells: Sequence[SeedCell]) -> Iterator[TrainedSeed]:
@@ -253,3 +236,6 @@ def carry(whole: TrainedSeeds, parts: Mapping[Path, TrainedSeeds], out: Path) ->
 
 def _in_words(row: TrainedSeed) -> str:
     return row.status if row.test_accuracy is None else f"test accuracy {percent(row.test_accuracy)}"
+
+
+JOB = CellJob(TrainedSeeds, measure, _in_words, show, write, carry)

@@ -15,7 +15,7 @@ from odenet._backend.timing import seconds
 from odenet._errors import OdenetError
 from odenet._gradients.names import Backprop
 from odenet._jobs.cells.row import NOT_AVAILABLE, NOT_OFFERED, OK
-from odenet._jobs.work_precision.plan import SolveCell, SolvePlan, estimates, groups
+from odenet._jobs.work_precision.plan import SolveCell, SolvePlan, groups
 from odenet._jobs.work_precision.results import AdaptiveSolve
 from odenet._problem.solution import Result, Solution, Stats
 from odenet._solvers.controller import PIDController
@@ -94,7 +94,7 @@ def _first(plan: SolvePlan, cell: SolveCell, programs: _Programs) -> tuple[Adapt
         device=plan.device,
     )
     entry = _registry.entry(cell.backend)
-    if not estimates(cell.solver):
+    if not cell.solver.estimates_error:
         return replace(row, status=f"{NOT_OFFERED}: {cell.solver.label} estimates no error"), None
     if not entry.offers(cell.solver, Backprop(), adaptive=True):
         return replace(row, status=f"{NOT_OFFERED} by {cell.backend}"), None

@@ -92,11 +92,6 @@ class SolvePlan(CellPlan):
         return dataclasses.replace(self, tolerances=tuple(sorted(self.tolerances, reverse=True)))
 
 
-def estimates(solver: AnySolver) -> bool:
-    """Whether a solver estimates its error, without which it cannot follow a tolerance."""
-    return solver.estimates_error
-
-
 def groups(cells: Iterable[SolveCell]) -> Iterator[list[SolveCell]]:
     """Cells that follow each other and differ in their backend alone."""
     for _, group in itertools.groupby(cells, lambda cell: (cell.problem, cell.solver.label, cell.rtol)):
