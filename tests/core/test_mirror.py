@@ -64,6 +64,7 @@ ALONE = {
         "gradients/sums.py",
         "gradients/stages.py",  # nodes of autograd
         "field/escapes.py",  # of nodes of autograd
+        "field/jumps.py",
         "field/late_writes.py",
         "field/places.py",
         "field/reachable_objects.py",

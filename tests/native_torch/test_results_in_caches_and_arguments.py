@@ -326,19 +326,28 @@ def test_a_block_that_seeds_a_generator_itself_runs_again_as_it_ran(gradient):
     close(gradients(stacked(Seeded, gradient)), gradients(stacked(Seeded, "backprop")), gradient)
 
 
+class Remembers(Block):
+    def __init__(self):
+        super().__init__()
+        self.before = None
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x))
+        every = h if self.before is None else torch.cat([self.before, h])
+        self.before = every.detach()
+        return self.out(h * every.mean(0))
+
+
+@every_method
+def test_a_block_that_reads_what_its_last_evaluation_left_is_refused_where_it_has_several(gradient):
+    torch.manual_seed(0)
+    stack = ResidualStack([Remembers() for _ in range(3)], solver="heun", gradient=gradient).double()
+    with pytest.raises(GradientError, match="not a function of its inputs"):
+        gradients(stack)
+
+
 @every_method
 def test_a_block_finds_again_what_the_last_pass_left_for_it(gradient):
-    class Remembers(Block):
-        def __init__(self):
-            super().__init__()
-            self.before = None
-
-        def forward(self, x):
-            h = torch.tanh(self.inner(x))
-            every = h if self.before is None else torch.cat([self.before, h])
-            self.before = every.detach()
-            return self.out(h * every.mean(0))
-
     def results(method):
         stack = stacked(Remembers, method)
         x = torch.linspace(-1, 1, 3 * WIDTH, dtype=torch.float64).reshape(3, WIDTH).requires_grad_()

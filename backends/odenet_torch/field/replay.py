@@ -26,9 +26,12 @@ from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, in
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
+from odenet_torch.field.jumps import Watch
+from odenet_torch.field.knowledge import knowledge
+from odenet_torch.field.places import CachedResults
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.surroundings import held_now, no_trace, reach
+from odenet_torch.field.surroundings import differences, held_now, no_trace, put_back, reach
 from odenet_torch.field.written_on import sampled, version, writes
 
 Result = TypeVar("Result")
@@ -155,8 +158,11 @@ class Replay:
                 self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
             self.of_step.setdefault(key[0], set()).add(id(module))
             if module not in _FUNCTIONS[module.training]:
-                self._check(key, place, name, out, evaluate, y)
+                self._check(key, place, (name, module), out, evaluate, y)
                 _FUNCTIONS[module.training].add(module)
+        for name, root in self.roots(*place):
+            if self.sides.evaluations[id(root)] == 2:
+                self._require_forgetful(key, place, (name, root), out, evaluate)
         if not self.sides.cut and key[0] not in self.late:
             self._look_for_late(key, place, out, evaluate)
         if met:
@@ -343,6 +349,32 @@ class Replay:
         finally:
             _dice.restore(self.device, state)
 
+    def _require_forgetful(
+        self, key: Key, place: Place, root: Root, out: Leaves, evaluate: Callable[[], Leaves]
+    ) -> None:
+        """Looks once whether f, which leaves something, returns in its second evaluation what it would in its first.
+
+        What it leaves is not known by evaluation, so that each one of the way back finds what stood there before all.
+
+        Raises:
+            GradientError: something else came out.
+        """
+        memo, around = knowledge(root[1]), self.sides.around[id(root[1])]
+        # a function gives by its cache what it would compute
+        changes = [change for change in around.differences() if not isinstance(change[0], CachedResults)]
+        if memo is None or memo.forgetful or not changes:
+            return
+        places = [place for place in around.reach.places if not isinstance(place, CachedResults)]
+        now = [place.contents() for place in places]
+        put_back(changes)
+        try:
+            with around.copied([held for _, held in around.written_on()]), torch.no_grad():
+                again = self._quietly(key, place, evaluate)
+        finally:
+            put_back(differences(places, now))
+        require_same(root[0], out, again)
+        memo.forgetful = True
+
     def _require_seeded(
         self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any], after: list[Any]
     ) -> None:
@@ -383,13 +415,16 @@ class Replay:
                 late_writes.remember(root, late)
         self.looked |= {id(root): bool(late_writes.known(root)) for _, root in roots}
 
-    def _check(self, key: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves], y: Leaves) -> None:
-        """Once in a module's life: run it again at y and compare.
+    def _check(
+        self, key: Key, place: Place, called: Module, out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
+    ) -> None:
+        """Once in a module's life: run it again at y, look at what it does, and compare.
 
         Raises:
             GradientError: something else came out; it draws from a generator that is not torch's; it keeps a part of
                 its graph, or a hook, where that cannot be found.
         """
+        name, module = called
         marks: list[Any] = []
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
         with contextlib.ExitStack() as stack:
@@ -399,7 +434,8 @@ class Replay:
                 stack.enter_context(around.copied([held for _, held in around.written_on()]))
             drawn = stack.enter_context(_dice.others())
             try:
-                again, marks = self._quietly(key, place, lambda: marked(evaluate, y))
+                with Watch(module, y):
+                    again, marks = self._quietly(key, place, lambda: marked(evaluate, y))
             except RuntimeError:  # it takes derivatives with torch.func, or cannot be recorded at a leaf
                 with torch.no_grad():
                     again = self._quietly(key, place, evaluate)

@@ -14,6 +14,7 @@ import torch
 from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, combine, subtract
+from odenet_torch.field.jumps import against, jumps
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
@@ -40,30 +41,43 @@ class Reversal(Adjoint):
         errors = StepErrors(run)
         g: AnyLeaves = gradients.get(steps) or zeros(y)
         increments: list[Leaves] = []  # increments, the latest first
+        d = y
         known = run.settled is not None and run.settled.once(steps)
+        jumping = self.jumping(run)
         for n in reversed(range(steps)):
             z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
             d, g = (self.known_step if known else self.step)(run, n, z, g, sums)
             before = subtract(y, d)
-            if n in saved.states:
-                # its own increment taken back from a rebuilt y[n+1] misses y[n] by what y[n+1] is off
-                errors.add_difference(before, z, z, n)
-                y = z
-            else:
-                errors.add_difference(before, z, y, n)
-                y = before if method.correct else z
+            # its own increment taken back from a rebuilt y[n+1] misses a y[n] that is known by what y[n+1] is off
+            reference = z if n in saved.states else y
+            if n in jumping:
+                reference = tuple(map(against, d, reference))
+            errors.add_difference(before, z, reference, n)
+            y = before if method.correct and n not in saved.states else z
             if n in gradients:
                 g = add(g, gradients[n])
             if method.extrapolates:
                 increments = [d, *increments[: method.order - 1]]
             yield n
         if saved.sketch is not None:
-            errors.add(saved.sketch.error(y), -1)
+            error = saved.sketch.error(y)
+            errors.add(error * relative(y, tuple(map(against, d, y))) if jumping else error, -1)
         worst = certify(self.stats, self.alarm, errors)
         if method.tolerance is not None:
             if not float(worst) <= method.tolerance:
                 raise self.method.grown(f"{float(worst):.1e}")
         return g
+
+    @staticmethod
+    def jumping(run: Run) -> frozenset[int]:
+        """The steps whose error is held against their increments (see `field.jumps`)."""
+        steps = range(run.grid.steps)
+        noticed = [] if run.replay is None else run.replay.noticed
+        if any(jumps(module) for _, module in noticed):
+            return frozenset(steps)
+        if not any(map(jumps, run.field.functions())):
+            return frozenset()
+        return frozenset(n for n in steps if any(jumps(module) for _, module in run.field.modules(n, 0.0, len(steps))))
 
     @staticmethod
     def step(run: Run, n: int, z: Leaves, g: AnyLeaves, sums: Sums) -> tuple[Leaves, Leaves]:

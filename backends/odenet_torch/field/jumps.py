@@ -1,0 +1,62 @@
+"""Blocks that jump: they round, choose or count by their state, so that a small error in it may change all they return.
+
+A rebuilt state of which a little is wrong may be on the other side of such a jump, where another branch has another
+gradient: how far the state itself is off says nothing of that. Looked for once in a block's life.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from odenet.kit import tree_leaves
+from odenet_torch.field.state import Leaves
+
+_JUMPING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_OPERATIONS = frozenset(
+    "round floor ceil trunc frac remainder fmod floor_divide sign sgn heaviside argmax argmin topk argsort kthvalue "
+    "mode searchsorted bucketize multinomial bernoulli quantize_per_tensor fake_quantize_per_tensor_affine_cachemask "
+    "fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine".split()
+)
+
+
+class Watch(TorchDispatchMode):
+    """Looks for operations that jump, on what depends on a state y.
+
+    Args:
+        module: that is evaluated within this.
+        y: the state.
+    """
+
+    def __init__(self, module: nn.Module, y: Leaves) -> None:
+        super().__init__()
+        self.module = module
+        self.depends = {id(leaf): leaf for leaf in y}  # kept alive, so that no id is taken again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        read = [x for x in tree_leaves(args) if id(x) in self.depends]
+        if read:
+            results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+            name = func._schema.name.removeprefix("aten::").removesuffix("_")
+            # a mask that multiplies, or a number that becomes an index
+            converted = name == "_to_copy" and read[0].is_floating_point() != results[0].is_floating_point()
+            if converted or name in _OPERATIONS:
+                _JUMPING.add(self.module)
+            self.depends.update((id(x), x) for x in results)
+        return out
+
+
+def jumps(module: Any) -> bool:
+    """Whether a module was seen to jump."""
+    return isinstance(module, nn.Module) and module in _JUMPING
+
+
+def against(increment: Tensor, y: Tensor) -> Tensor:
+    """What an error in y is held against where the next step jumps: the increment, all of which may be another one; of
+    one that is tiny beside y, what rounding lets see of it."""
+    return increment.abs() + torch.finfo(y.dtype).eps ** 0.5 * y.abs()
