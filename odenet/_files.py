@@ -89,11 +89,15 @@ def rename(path: Path, target: Path) -> bool:
 def require_writable(folder: Path) -> None:
     """Raises WriteError before any work is done, if the folder cannot be made or written to."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"-")
+        _try_to_write(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+def _try_to_write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"-")
 
 
 def require_target(path: Path) -> None:
@@ -107,9 +111,7 @@ def require_target(path: Path) -> None:
             if not os.access(path, os.W_OK):
                 raise WriteError(f"{path} cannot be written", "what you may write to", "choose another path")
             return
-        require_writable(Path(os.path.realpath(path)).parent)
-    except WriteError:
-        raise
+        _try_to_write(Path(os.path.realpath(path)).parent)
     except OSError as error:  # a name that the system does not allow
         raise _unwritable(path, error) from error
 

@@ -737,7 +737,7 @@ ALONE: dict[str, Case] = {
     "command: unwritable output": (
         lambda fw: command("decay", "--backend", "torch", "--depth", "4,8", "--json", "/dev/null/runs.json"),
         (FileError, InputError),
-        r"/dev/null/runs\.json",
+        r"/dev/null/runs\.json cannot be written",
     ),
 }
 

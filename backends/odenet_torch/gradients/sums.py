@@ -28,7 +28,7 @@ class Sums:
         for tensor, gradient in zip(tensors, gradients, strict=True):
             if gradient is None:
                 continue
-            home, row = self.field.home(tensor) if self.field.homes else (tensor, None)
+            home, row = self.field.home(tensor)
             before = self.by_tensor.get(id(home))
             if row is None:
                 self.by_tensor[id(home)] = _added(before, gradient, factor)

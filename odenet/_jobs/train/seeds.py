@@ -62,10 +62,12 @@ class SeedPlan(CellPlan):
     out: str
     backends: tuple[str, ...] = ()
     dtype: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backends", (self.training.backend,))
         object.__setattr__(self, "dtype", self.training.dtype)
+        object.__setattr__(self, "device", self.training.device)
         self.check("training over seeds")
 
     def cells(self) -> tuple[SeedCell, ...]:

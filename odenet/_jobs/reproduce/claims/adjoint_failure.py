@@ -153,7 +153,7 @@ def _by_way(axes: Axes, points: Sequence[Point], quantity: str) -> None:
             label = steps if way == PAPER else None
             axes.bar(x, statistics.median(of_seeds), 0.28, color=COLOURS[index], alpha=0.5, label=label)
             axes.plot([x] * len(of_seeds), of_seeds, "o", color=COLOURS[index], markersize=4)
-    axes.set_xticks(range(len(WAYS)), list(WAYS), rotation=15)
+    axes.set_xticks(range(len(WAYS)), list(WAYS), rotation=25, ha="right")
     axes.set(ylabel=f"{quantity} (%)" if quantity == ERROR else quantity)
 
 
