@@ -70,9 +70,12 @@ def test_no_number_is_read_by_the_host(gradient, solver):
 @pytest.mark.parametrize("kind", ["shared", "piecewise", "linear"])
 @pytest.mark.parametrize("gradient", ["backprop", "discrete-adjoint", "continuous-adjoint"])
 def test_operations_grow_as_the_steps_do(gradient, kind):
-    """A gradient of N layers that is indexed, not unbound, takes N operations on N layers."""
+    """A gradient of N layers that is indexed, not unbound, takes N operations on N layers.
+
+    Certificates of several steps are joined in one operation, which makes a few less of more steps.
+    """
     counts = [sum(operations(steps, gradient, kind)[1].values()) for steps in (8, 16, 32)]
-    assert counts[2] - counts[1] == pytest.approx(2 * (counts[1] - counts[0]), rel=0.02)
+    assert counts[2] - counts[1] == pytest.approx(2 * (counts[1] - counts[0]), rel=0.04)
 
 
 def alive(steps, gradient):
