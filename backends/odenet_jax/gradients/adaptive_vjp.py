@@ -33,7 +33,7 @@ from odenet_jax.field.varying import alike
 from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
-from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward
+from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward, with_rows
 from odenet_jax.gradients.plain_steps import Gate, most_steps, plain_steps
 from odenet_jax.gradients.unreached import reached
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes, line
@@ -349,11 +349,13 @@ class DifferentiableSolve:
 
         @jax.custom_jvp
         def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> SolveOutputs:
-            return at_once(y0, of, times, rest)
+            outputs = at_once(y0, of, times, rest)
+            return SolveOutputs(*with_rows(outputs[:4], (y0, of, times, probe)), outputs.result)
 
         @jax.custom_jvp
         def keeping(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> tuple[SolveOutputs, AdaptiveResult]:
-            return for_way_back(y0, of, times, rest)
+            outputs, for_back = for_way_back(y0, of, times, rest)
+            return SolveOutputs(*with_rows(outputs[:4], (y0, of, times, probe)), outputs.result), for_back
 
         def derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
             y0, of, times, rest, probe = primals

@@ -8,6 +8,7 @@ where somebody differentiates either again, the primitive's own derivative is th
 
 from __future__ import annotations
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -175,6 +176,20 @@ class _Rows(Linear):
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         return self._mapped(self.rule.second, residuals, cotangents)
+
+
+def with_rows(values: Tree, sources: Any) -> Tree:
+    """The values, in which `jax.vmap` sees rows wherever one of the sources has some.
+
+    What a `jax.custom_jvp` returns needs as many rows as its tangents, also where it does not depend on what they
+    depend on: under `jax.checkpoint` and `lax.cond` JAX traces the two apart, and takes the rows of one for those of
+    the other. Compilers drop a choice between two that are the same, and what the choice is made by.
+    """
+    moving = [leaf for leaf in jax.tree.leaves(sources) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    if not moving:
+        return values
+    rows = functools.reduce(jnp.logical_or, (jnp.isnan(leaf).any() for leaf in moving))
+    return jax.tree.map(lambda leaf: jnp.where(rows, leaf, leaf), values)
 
 
 _reverse = Primitive("odenet_reverse_only")

@@ -11,7 +11,7 @@ from jax import Array
 from jax.core import Tracer
 
 from odenet_jax.field.varying import alike
-from odenet_jax.gradients.linear_map import Linear, carry
+from odenet_jax.gradients.linear_map import Linear, carry, with_rows
 
 Tree = TypeVar("Tree")
 
@@ -49,7 +49,7 @@ def _nowhere(values: Tree, sources: Any, rule: Linear) -> Tree:
 
     @jax.custom_jvp
     def nowhere(none: Tree, sources: Any) -> Tree:
-        return none
+        return with_rows(none, sources)
 
     @nowhere.defjvp
     def _(primals: Any, tangents: Any) -> Any:
