@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import odenet
 from odenet_torch import ResidualStack
+from odenet_torch.field.jumps import jumps
 
 WIDTH = 4
 
@@ -128,3 +129,10 @@ def test_a_block_that_does_not_jump_has_the_certificate_that_it_had():
     (_, smooth), (_, jumping) = (gradients(kind, "discrete-adjoint", 0) for kind in (Block, Idle))
     assert smooth < 2e-3
     assert jumping > 3 * smooth
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.3), nn.AlphaDropout(0.2), nn.RReLU(), nn.LayerNorm(WIDTH), nn.GELU()])
+def test_layers_that_draw_numbers_for_a_state_do_not_jump_by_it(layer):
+    block = nn.Sequential(nn.Linear(WIDTH, WIDTH), layer, nn.Linear(WIDTH, WIDTH))
+    ResidualStack([block], gradient="discrete-adjoint")(torch.randn(3, WIDTH)).sum().backward()
+    assert not jumps(block)

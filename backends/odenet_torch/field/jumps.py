@@ -43,6 +43,8 @@ class Watch(TorchDispatchMode):
         if read:
             results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
             name = func._schema.name.removeprefix("aten::").removesuffix("_")
+            if name.endswith("_like") or name.startswith("new_"):  # of the shape alone, as what dropout draws into
+                return out
             # a mask that multiplies, or a number that becomes an index
             converted = name == "_to_copy" and read[0].is_floating_point() != results[0].is_floating_point()
             if converted or name in _OPERATIONS:
