@@ -50,7 +50,7 @@ def convert(
       and return their input plus something of the same shape; or return something that the model adds to their input.
       The last layer of a run computes all of it as a `ResidualStack`, with steps of h = 1. A layer's keys, state of
       equinox (`eqx.nn.State`), running statistics and counts of random numbers (flax.nnx) are those of the plain model,
-      and each layer counts once; a loss of the new ones has no gradient. States between the layers do not exist,
+      and each layer counts once; a loss that reads the new ones is refused. States between the layers do not exist,
       and reading one is refused.
 
     Parameters have the same names and are the same leaves in the same order: optimizers of optax and serialisation fit.
@@ -95,8 +95,8 @@ def convert(
     alone = itself and method in (Backprop(), Checkpoint())
     caller = call or (lambda model, *arguments, **named: model(*arguments, **named))
     lists = containers(model, where)
-    names = [name for each in lists for name in each.layers]
-    attached = [name for each in lists for name, layer in each.layers.items() if is_attached(layer)]
+    names = [name for container in lists for name in container.layers]
+    attached = [name for container in lists for name, layer in container.layers.items() if is_attached(layer)]
     if attached:
         raise ConversionError(f"{attached[0]} is converted already", "", "take odenet.unconvert(model) before")
     watches, expected = watched(model, names, not alone, caller, example)
@@ -106,9 +106,9 @@ def convert(
     del watches
     converted = with_places(model, places)
     try:
-        found = _tried(converted, caller, example)
+        now = _tried(converted, caller, example)
         if itself:
-            check_unchanged(expected, found, tolerance)
+            check_unchanged(expected, now, tolerance)
     except BaseException:
         if is_flax(model):
             all_detached(model)

@@ -65,12 +65,12 @@ class Run:
         if of_flax := is_flax(layers[0]):
             function, weights, rows = flax_layers(layers, x, (calls[0].arguments, calls[0].named))
             pairs = zip(weights, own, strict=True)
-            steps: list[Any] = [FlaxStep(each, mine, signature, self.adds, function) for each, mine in pairs]
+            steps: list[Any] = [FlaxStep(values, arrays, signature, self.adds, function) for values, arrays in pairs]
         else:
             plain = [detach(layer) for layer in layers]
             rows = None if state is None else gathered(plain, state)
             pairs = zip(plain, own, strict=True)
-            steps = [Step(marked_as(each, plain[0]), mine, signature, self.adds) for each, mine in pairs]
+            steps = [Step(marked_as(layer, plain[0]), arrays, signature, self.adds) for layer, arrays in pairs]
         end = float(self.count - (self.along == "linear"))
         try:
             stack = ResidualStack(steps, solver=self.solver, gradient=self.gradient, along=self.along, t1=end)
@@ -88,10 +88,10 @@ class Run:
                 "one probe for all rows",
                 "leave rows= out: the certificate is then the sum of the rows'",
             )
-        found = stack(x, shared, state=rows, probe=probe)
+        result = stack(x, shared, state=rows, probe=probe)
         if rows is None:
-            return found, state
-        y, rows = found
+            return result, state
+        y, rows = result
         if of_flax:
             write_back(layers, steps[0].function.written, rows)
             return y, state
@@ -157,11 +157,11 @@ class Step(eqx.Module):
         arguments, named = self.signature.filled(shared, self.own, state)
 
         def value(x: Array) -> tuple[Any, Any]:
-            found = self.layer(x, *arguments, **named)
-            return (found, None) if state is None else found
+            result = self.layer(x, *arguments, **named)
+            return (result, None) if state is None else result
 
-        found, after = value(x) if self.adds else increment(value, x, type(self.layer).__name__)
-        return found if state is None else (found, after)
+        slope, after = value(x) if self.adds else increment(value, x, type(self.layer).__name__)
+        return slope if state is None else (slope, after)
 
 
 class FlaxStep(eqx.Module):
@@ -186,8 +186,8 @@ class FlaxStep(eqx.Module):
         def value(x: Array) -> tuple[Any, Any]:
             return self.function(self.weights, state or [], (x, *arguments), named)
 
-        found, after = value(x) if self.adds else increment(value, x, self.function.name)
-        return found if state is None else (found, after)
+        slope, after = value(x) if self.adds else increment(value, x, self.function.name)
+        return slope if state is None else (slope, after)
 
 
 @dataclass(frozen=True)
