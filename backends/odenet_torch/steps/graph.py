@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import InputError, UnsupportedError
+from odenet_torch.field.differentiating import transformed
+from odenet_torch.field.state import Leaves
 
 _CHOICES = ("backend", "options")
 _MOST = 4
@@ -197,6 +199,41 @@ def _effects(graph: Any) -> Effects:
     return Effects(draws.any, len(written), captured, tuple(not node.users for node in places))
 
 
+def require_no_transform() -> None:
+    """Raises UnsupportedError within a transform, which sees no compiled graph."""
+    if transformed():
+        raise UnsupportedError(
+            "compile within a transform of torch.func or forward-mode differentiation, which see no compiled graph",
+            "compile=False there",
+        )
+
+
+def require_repeatable(effects: Effects, what: str, instead: str) -> None:
+    """Raises UnsupportedError for a graph that cannot run again as it ran.
+
+    Args:
+        effects: those of the graph.
+        what: the call that runs it again.
+        instead: another call, which does not.
+    """
+    for so, does, remedy in (
+        (effects.random, "draws random numbers, as dropout does", "put the model in eval mode"),
+        (effects.written, "writes on a buffer, as running statistics do", "put the model in eval mode"),
+        (
+            effects.captured,
+            "reads tensors that need a gradient and are neither its parameters nor its weights "
+            f"(of shape {', '.join(map(str, effects.captured))})",
+            "pass them as weights, or make the field an nn.Module",
+        ),
+    ):
+        if so:
+            raise UnsupportedError(
+                f"compile of {what}, of a field that {does}",
+                "fields that give the same for the same",
+                f"{remedy}, take {instead}, or leave out compile",
+            )
+
+
 def checked(choices: Choices) -> Choices:
     """The user's choices of how to compile.
 
@@ -220,6 +257,19 @@ def checked(choices: Choices) -> Choices:
             "other options of inductor",
         )
     return choices
+
+
+def entered(leaves: Leaves, recorded: bool) -> Leaves:
+    """A state or a slope as graphs take it: laid out and differentiable alike, whatever it comes from."""
+    if not recorded:
+        return tuple([leaf.detach().contiguous() for leaf in leaves])
+    # an alias: for a graph, a parameter is something else than a tensor
+    return tuple(
+        [
+            leaf.view_as(leaf).contiguous() if leaf.requires_grad else leaf.detach().contiguous().requires_grad_()
+            for leaf in leaves
+        ]
+    )
 
 
 def anchor(function: Any) -> tuple[Any, tuple[Hashable, ...]]:

@@ -27,7 +27,7 @@ from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import no_trace
 from odenet_torch.field.wiring import Wiring
-from odenet_torch.steps.graph import Choices, Graph, anchor
+from odenet_torch.steps.graph import Choices, Effects, Graph, anchor, require_repeatable
 from odenet_torch.steps.inside import Inside, Kind
 from odenet_torch.steps.stride_patterns import Stride, bytes_of_step, strides_of
 
@@ -184,7 +184,7 @@ class Strides:
         """The value of a function of a stride (see `graph`) with these tensors that need a gradient."""
         graph = self.graph(name, function, stride, *more)
         last = graph.last
-        last.require = self._require if self.strict else None
+        last.require = _require if self.strict else None
         numbers = self.numbers[stride.first // (stride.end - stride.first)]
         handed = (stride.calls, stride.fixed, stride.plain)
         mode = (torch.is_grad_enabled(), any(tensor.requires_grad for tensor in live))
@@ -221,25 +221,9 @@ class Strides:
                 for buffer, value in buffers:
                     buffer.copy_(value)
 
-    @staticmethod
-    def _require(effects: Any) -> None:
-        """Raises UnsupportedError for a graph that cannot run again as it ran."""
-        for so, what, instead in (
-            (effects.random, "draws random numbers, as dropout does", "put the model in eval mode"),
-            (effects.written, "writes on a buffer, as running statistics do", "put the model in eval mode"),
-            (
-                effects.captured,
-                "reads tensors that need a gradient and are neither its parameters nor its weights "
-                f"(of shape {', '.join(map(str, effects.captured))})",
-                "pass them as weights, or make the field an nn.Module",
-            ),
-        ):
-            if so:
-                raise UnsupportedError(
-                    f"compile of equal steps with a gradient method that runs them again, of a field that {what}",
-                    "fields that give the same for the same",
-                    f"{instead}, take gradient='backprop', or leave out compile",
-                )
+
+def _require(effects: Effects) -> None:
+    require_repeatable(effects, "equal steps with a gradient method that runs them again", "gradient='backprop'")
 
 
 def forth(kind: Kind) -> Any:
