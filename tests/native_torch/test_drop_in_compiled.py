@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from odenet import InputError, UnsupportedError
+from odenet_torch.conversion.convert import convert
 from odenet_torch.drop_in.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 KIND = torch.float64
@@ -187,3 +188,8 @@ def test_other_methods_and_choices_are_refused_by_name():
     net = Field()
     with pytest.raises(UnsupportedError, match="no parameters of its own"):
         odeint_adjoint(lambda t, y: net(t, y), state(), t, adjoint_params=tuple(net.parameters()), compile=True)
+
+
+def test_converted_layers_are_not_compiled():
+    with pytest.raises(UnsupportedError, match=r"torch\.compile on the children"):
+        convert(nn.Sequential(nn.Linear(2, 2)), example=torch.ones(1, 2), compile=True)

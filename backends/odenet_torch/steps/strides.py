@@ -29,6 +29,7 @@ from odenet_torch.field.surroundings import no_trace
 from odenet_torch.field.wiring import Wiring
 from odenet_torch.steps.graph import Choices, Effects, Graph, anchor, require_repeatable
 from odenet_torch.steps.inside import Inside, Kind
+from odenet_torch.steps.seeded import seeds
 from odenet_torch.steps.stride_patterns import Stride, bytes_of_step, strides_of
 
 LONGEST = 16
@@ -90,6 +91,7 @@ class Strides:
         self.numbers = self._numbers(length)
         self.strict = False
         """Whether the steps are to run again."""
+        self.seeds: tuple[Tensor, ...] | None = None
 
     def _known(self, f: Field, functions: tuple[Any, ...], length: int) -> tuple[Wiring, list[Stride]]:
         """The strides, of blocks those of the last pass where nothing stands elsewhere."""
@@ -184,12 +186,16 @@ class Strides:
         """The value of a function of a stride (see `graph`) with these tensors that need a gradient."""
         graph = self.graph(name, function, stride, *more)
         last = graph.last
-        last.require = _require if self.strict else None
+        drawn = self._seeds(stride) if self.strict else None
+        last.require = (_require if drawn else _require_seeds) if self.strict else None
         numbers = self.numbers[stride.first // (stride.end - stride.first)]
-        handed = (stride.calls, stride.fixed, stride.plain)
-        mode = (torch.is_grad_enabled(), any(tensor.requires_grad for tensor in live))
+        handed = (stride.calls, stride.fixed, stride.plain, drawn)
+        mode = (torch.is_grad_enabled(), any(tensor.requires_grad for tensor in live), drawn is None)
         try:
             value = graph.run(mode, self.before[id(graph)], handed, numbers, tuple(live), *arguments)
+        except _SeedsRequired:  # before anything has run
+            self._random().add(self._training(stride))
+            return self.run(name, function, stride, live, *arguments, more=more)
         except UnsupportedError as error:
             if error.__cause__ is not None:  # a compiler's: it wraps what f itself raises
                 self._evaluate(stride)
@@ -202,6 +208,24 @@ class Strides:
             self.unread[stride.first] = self.unread_by[id(effects)]
         last.inputs = ()
         return value
+
+    def _random(self) -> set[Hashable]:
+        """What draws random numbers of all that graphs are kept for, by pattern, in training or not."""
+        kept: Any = self.kept
+        return kept.setdefault("random", set())
+
+    @staticmethod
+    def _training(stride: Stride) -> Hashable:
+        return stride.pattern, tuple([getattr(function, "training", None) for function in stride.calls])
+
+    def _seeds(self, stride: Stride) -> tuple[Tensor, ...] | None:
+        """One a step of the stride; None where it draws no random numbers, as far as is known."""
+        random = self._random()
+        if not random or self._training(stride) not in random:
+            return None
+        if self.seeds is None:
+            self.seeds = seeds(self.grid.steps, self.layout.device)
+        return self.seeds[stride.first : stride.end]
 
     def _evaluate(self, stride: Stride) -> None:
         """Evaluates the field once in each step of a stride, for the errors that it raises without a compiler."""
@@ -220,6 +244,16 @@ class Strides:
                 random_state.restore(layout.device, random)
                 for buffer, value in buffers:
                     buffer.copy_(value)
+
+
+class _SeedsRequired(Exception):
+    """A graph draws random numbers, and was handed no seeds."""
+
+
+def _require_seeds(effects: Effects) -> None:
+    if effects.random:
+        raise _SeedsRequired
+    _require(effects)
 
 
 def _require(effects: Effects) -> None:
