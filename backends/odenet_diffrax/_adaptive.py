@@ -14,10 +14,9 @@ from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, Event, PIDController, Problem, Result, Solution, Span, Stats, UnsupportedError
 from odenet.kit import number, tree_leaves
-from odenet_diffrax._entry import backend
+from odenet_diffrax import backend
 from odenet_diffrax._field import over_span
-from odenet_diffrax._result import coded, gave_up, thrown
-from odenet_diffrax._solvers import diffrax_solver, evaluations
+from odenet_diffrax._solvers import coded, diffrax_solver, evaluations, gave_up, thrown
 from odenet_jax.field.field import Field, Weights
 from odenet_jax.field.state import Layout, Leaves
 

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
+from odenet_diffrax import backend
 from odenet_diffrax._adaptive import solve_span
-from odenet_diffrax._entry import backend
 from odenet_diffrax._field import LayerArguments, in_layer
-from odenet_diffrax._result import coded
-from odenet_diffrax._solvers import diffrax_solver, evaluations
+from odenet_diffrax._solvers import coded, diffrax_solver, evaluations
 from odenet_jax.field.field import Field, Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.state import Layout, Leaves, layout

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from odenet import Backend, DeviceUnavailableError, DtypeError, Problem, Solution, Span, UnsupportedError
-from odenet_scipy._entry import backend
+from odenet_scipy import backend
 from odenet_scipy._solve import solve_span
 
 _DTYPES = ("float64", "float32", "complex128", "complex64")

@@ -24,7 +24,7 @@ from odenet import (
 from odenet.kit import tree_leaves
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torchdiffeq._entry import backend
+from odenet_torchdiffeq import backend
 from odenet_torchdiffeq._field import OnSpan
 
 ADAPTIVE = {"heun": "adaptive_heun", "fehlberg2": "fehlberg2", "bosh3": "bosh3", "dopri5": "dopri5", "dopri8": "dopri8"}

@@ -11,8 +11,8 @@ from odenet import ContinuousAdjoint, Grid, Problem, Solution, Solver, Span, Sta
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.steps.times import moves
+from odenet_torchdiffeq import backend
 from odenet_torchdiffeq._adaptive import solve_span
-from odenet_torchdiffeq._entry import backend
 from odenet_torchdiffeq._field import OnGrid
 
 FIXED = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk38": "rk4"}

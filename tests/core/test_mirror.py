@@ -57,7 +57,6 @@ ALONE = {
         "field/live_bytes.py",
         "gradients/audited.py",
         "gradients/profiles.py",
-        "gradients/ranks.py",
         "gradients/repeated_pass.py",
         "nets/watched.py",
         "field/half_precision.py",  # sums of half-precision gradients
