@@ -394,6 +394,22 @@ class Replay:
         require_same(root[0], out, again)
         return True
 
+    def require_steady(
+        self, key: Key, since: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]
+    ) -> None:
+        """Looks whether f, which changes buffers, returns in an evaluation what it returned with those of an earlier one.
+
+        Raises:
+            GradientError: something else came out.
+        """
+        state = _dice.state(self.device)
+        with self._swapped(self._calls(place), self.buffers[since]), torch.no_grad(), unseen():
+            if key in self.random:
+                _dice.restore(self.device, self.random[key])
+            again = evaluate()
+            _dice.restore(self.device, state)
+        require_same(name, out, again)
+
     def finish(self) -> None:
         """The forward pass has ended.
 
@@ -475,11 +491,7 @@ class Replay:
             drew = drawn()
         require_gone(name, marks)
         if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
-            raise GradientError(
-                f"{name} registers a hook on its input, which is a state of the solve, and is to run again",
-                "hooks on tensors that the block computes",
-                "hook x * 1 in the place of x, or take gradient='backprop'",
-            )
+            raise hooks_its_state(name)
         if drew:
             raise _drawn(name)
         require_same(name, out, again)
@@ -491,6 +503,15 @@ class Replay:
 
 def _values(out: Leaves) -> Leaves:
     return tuple(leaf.detach() for leaf in out)
+
+
+def hooks_its_state(name: str) -> GradientError:
+    """The error for a hook that would be called for each part of the gradient by a state."""
+    return GradientError(
+        f"{name} registers a hook on its input, which is a state of the solve, and is to run again",
+        "hooks on tensors that the block computes",
+        "hook x * 1 in the place of x, or take gradient='backprop'",
+    )
 
 
 def _drawn(name: str, dice: object = None) -> GradientError:
