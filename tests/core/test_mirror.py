@@ -34,6 +34,7 @@ CONVERSION = {
 DROP_IN = {
     "adaptive",
     "adjoint",
+    "compiled",
     "error",
     "events",
     "fixed",
@@ -71,6 +72,7 @@ ALONE = {
         "field/stored_values.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
+        "steps/seeded.py",
         "steps/strides.py",
         "steps/stride_patterns.py",
         "steps/inside.py",
