@@ -158,9 +158,7 @@ class Recalled:
         """
         known = {id(tensor): name for name, tensor in self.parameters.items()}
         written = any(
-            self.buffers.get(id(b)) != version(b)
-            for module in self.replay.sides.around[id(self.func)].reach.modules
-            for b in module.buffers()
+            self.buffers.get(id(b)) != version(b) for module in reach(self.func).modules for b in module.buffers()
         )
         for so, does in (
             (draws, "draws random numbers, as dropout does"),
