@@ -54,7 +54,7 @@ class Wiring:
         self.sizes = [*map(len, self.sized)]
         self.owners, self.keys, self.values = [*zip(*slots, strict=True)] or [(), (), ()]
         self.wanted = [parameter.requires_grad for parameter in self.parameters]
-        self.contents: Contents | None = None
+        self.contents: WiringContents | None = None
         """What can be reached from the functions, as it was last."""
         self.named = [dict(f.named_parameters()) if isinstance(f, nn.Module) else {} for f in self.functions]
         """The parameters of each function by name."""
@@ -90,7 +90,7 @@ class Wiring:
             )
 
 
-class Contents:
+class WiringContents:
     """What can be reached from some functions, and the tensors that it is to be seen of whether they are written on:
     for questions that are asked of all of them in every pass.
 
@@ -121,7 +121,7 @@ class Contents:
 _TRAINING = operator.itemgetter("training")
 
 
-class Looked:
+class ForwardReads:
     """What a field found in a forward pass whose steps are to run again.
 
     Args:
@@ -132,7 +132,7 @@ class Looked:
     def __init__(self, wiring: Wiring, handed: Iterable[Tensor]) -> None:
         self.wiring = wiring
         if wiring.contents is None or not wiring.contents.stands():
-            wiring.contents = Contents(wiring)
+            wiring.contents = WiringContents(wiring)
         self.contents = wiring.contents
         self.handed = [(tensor, version(tensor)) for tensor in {id(tensor): tensor for tensor in handed}.values()]
         self.before = self.contents.states()

@@ -35,7 +35,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, alarm, schedule, subtract
 from odenet_torch.field.replay import autocasts
 from odenet_torch.field.state import Leaves
-from odenet_torch.field.wiring import Looked
+from odenet_torch.field.wiring import ForwardReads
 from odenet_torch.gradients.accepted_steps import once
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, zeros
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
@@ -175,7 +175,7 @@ class Passage(Adjoint):
     def solve(self, run: Run, y0: Leaves) -> Leaves:
         strides = self.strides
         self.alarm = alarm(next(iter(run.field.functions()), None))
-        self.looked = Looked(strides.wiring, (tensor for stride in strides.list for tensor in stride.fixed))
+        self.looked = ForwardReads(strides.wiring, (tensor for stride in strides.list for tensor in stride.fixed))
         self.autocast, drawn = autocasts(run.layout.device), random.getstate()
         run = dataclasses.replace(run, surrounded=self.surrounded)
         every = strides.live
