@@ -39,7 +39,7 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds
+from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds, shown
 from odenet_jax.conversion.convert import unconvert
 from odenet_jax.field.state import as_array
 from odenet_jax.gradients.solve import solve_problem
@@ -75,7 +75,7 @@ class JaxBackend(Backend):
             solution = self._probed(dataclasses.replace(problem, y0=y0, weights=weights), probe)
             value = loss(solution)
             if not isinstance(value, jax.Array) or value.shape != () or jnp.iscomplexobj(value):
-                raise InputError(f"the loss returned {value!r}", "a real scalar array")
+                raise InputError(f"the loss returned {shown(value)}", "a real scalar array")
             return value, solution
 
         probe = jnp.zeros((), _time(inexact[0]))
@@ -208,9 +208,9 @@ class JaxBackend(Backend):
 
     def _device(self, name: str) -> Any:
         devices = self._by_name()
-        if name not in devices:
+        if not isinstance(name, str) or name not in devices:
             raise DeviceUnavailableError(
-                f"jax sees no device {name!r}", ", ".join(self.devices()), "see `odenet list backends`"
+                f"jax sees no device {shown(name)}", ", ".join(self.devices()), "see `odenet list backends`"
             )
         return devices[name]
 
@@ -228,7 +228,7 @@ class JaxBackend(Backend):
 
 def _dtype(name: str) -> Any:
     if name not in _DTYPES:
-        raise DtypeError(f"dtype {name!r}", ", ".join(_DTYPES))
+        raise DtypeError(f"dtype {shown(name)}", ", ".join(_DTYPES))
     return _DTYPES[name]
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from odenet import Backend, DeviceUnavailableError, DtypeError, Problem, Solution, Span, UnsupportedError
+from odenet.kit import shown
 from odenet_scipy._entry import backend
 from odenet_scipy._solve import solve_span
 
@@ -29,9 +30,9 @@ class ScipyBackend(Backend):
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:
         if dtype not in _DTYPES:
-            raise DtypeError(f"dtype {dtype!r}", ", ".join(_DTYPES))
+            raise DtypeError(f"dtype {shown(dtype)}", ", ".join(_DTYPES))
         if device not in self.devices():
-            raise DeviceUnavailableError(f"scipy sees no device {device!r}", "cpu")
+            raise DeviceUnavailableError(f"scipy sees no device {shown(device)}", "cpu")
         yield
 
     def devices(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._errors import InputError
+from odenet._errors import InputError, shown
 from odenet._solvers.two_step import TwoStep
 
 
@@ -36,7 +36,7 @@ class Momentum(TwoStep):
     def __post_init__(self) -> None:
         number = isinstance(self.gamma, (int, float)) and not isinstance(self.gamma, bool)
         if not (number and 0 < self.gamma < 1):
-            raise InputError(f"gamma={self.gamma!r} of momentum", "a number above 0, below 1")
+            raise InputError(f"gamma={shown(self.gamma)} of momentum", "a number above 0, below 1")
 
     @property
     def size(self) -> float:

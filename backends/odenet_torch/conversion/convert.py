@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from odenet import Auto, Backprop, Checkpoint, DiscreteAdjoint, Gradient, GradientName, InputError, SolverName
-from odenet.kit import AnySolver, within
+from odenet.kit import AnySolver, instance, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.attached import Attached, attach, detach
@@ -92,6 +92,8 @@ def convert(
     if not isinstance(model, nn.Module):
         raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
     within("tolerance", tolerance, 0.0, of="convert")
+    for name, value in (("where", where), ("along", along)):
+        instance(name, value, (str, type(None)), "a text, or None")
     method, choices = gradient_named(gradient), {"solver": solver, "gradient": gradient, "along": along}
     itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
@@ -126,6 +128,8 @@ def unconvert(model: Model) -> Model:
     Raises:
         ConversionError: a layer whose class was changed since, as by FSDP.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
     modules = list(model.modules())
     for module in modules:
         if isinstance(module, Attached):
