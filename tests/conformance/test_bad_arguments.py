@@ -36,7 +36,8 @@ VALUES = {
     "an empty list": [], "an empty tuple": (), "an empty dict": {}, "an object": object(), "a list of None": [None],
     "a list of words": ["typo"], "a list of NaN": [math.nan], "ragged": [[1.0], [1.0, 2.0]],
     "unspeakable": Unspeakable(), "a word of NumPy": np.str_("typo"), "an array": np.ones(2),
-    "an empty array": np.zeros(0), "an array of objects": np.array([None]), "a tensor": torch.ones(2), "an array of JAX": jnp.ones(2),
+    "an empty array": np.zeros(0), "an array of objects": np.array([None]), "a tensor": torch.ones(2),
+    "an array of JAX": jnp.ones(2),
 }  # fmt: skip
 SPEC = odenet.NetSpec("linear", width=4, inputs=(5,), classes=3, depth=2)
 BATCH = np.linspace(-1, 1, 35).reshape(7, 5), np.arange(7) % 3

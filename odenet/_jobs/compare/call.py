@@ -188,7 +188,8 @@ def read_results(folder: str | Path) -> ComparisonResults:
         folder: of results.json.
 
     Raises:
-        InputError: no path. FileError: there is no results.json, or no comparison in it.
+        InputError: no path. FileError: there is no results.json, its checksum is not that of its content (those of the
+            first versions have none, and are read as they are), or no comparison in it.
     """
     results = ComparisonResults.read(path("folder", folder))
     if results is None:
