@@ -29,7 +29,18 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds, tree_leaves, tree_map
+from odenet.kit import (
+    AnySolver,
+    Arrays,
+    Imported,
+    Trainer,
+    array_of_numbers,
+    quiet,
+    seconds,
+    shown,
+    tree_leaves,
+    tree_map,
+)
 from odenet_torch.conversion.convert import unconvert
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
@@ -62,7 +73,7 @@ class TorchBackend(Backend):
             solution = self.solve(fresh)
             value = loss(solution)
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
-            raise InputError(f"the loss returned {value!r}", "a real scalar tensor")
+            raise InputError(f"the loss returned {shown(value)}", "a real scalar tensor")
         sources = [leaf for leaf in (*y_leaves, *w_leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         by_leaf: dict[int, Tensor | None] = {}
         if value.requires_grad:
@@ -222,6 +233,8 @@ def _fresh(tree: Any) -> tuple[Any, list[Any]]:
 
     def renewed(leaf: Any) -> Any:
         if isinstance(leaf, (np.ndarray, float, complex)):
+            if isinstance(leaf, np.ndarray):
+                array_of_numbers("an array among y0 or weights", leaf)
             leaf = torch.as_tensor(leaf, device=torch.get_default_device())
         if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
             return leaf

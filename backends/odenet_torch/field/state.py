@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, GridError, NonFiniteError, StateError
-from odenet.kit import Rebuild, tree_flatten, tree_leaves, tree_paths, tree_same_shape
+from odenet.kit import Rebuild, array_of_numbers, tree_flatten, tree_leaves, tree_paths, tree_same_shape
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.memory import Memory, written
 
@@ -163,6 +163,7 @@ def as_tensor(leaf: Any) -> Any:
     """A NumPy array as a tensor of the same number type on the default device; anything else as it is."""
     if not isinstance(leaf, np.ndarray):
         return leaf
+    array_of_numbers("an array among y0 or weights", leaf)
     plain = np.asarray(leaf, order="C")  # torch takes no negative strides
     return torch.tensor(plain, device=torch.get_default_device())
 
