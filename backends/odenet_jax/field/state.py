@@ -128,8 +128,10 @@ def as_array(name: str, leaf: Any) -> Array:
     """A JAX array of the same number type.
 
     Raises:
-        DtypeError: JAX would make 64-bit numbers 32-bit in silence.
+        DtypeError: JAX would make 64-bit numbers 32-bit in silence; or an array of what JAX has no number type for.
     """
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+        raise DtypeError(f"{name} is an array of {leaf.dtype}", "arrays of numbers")
     if isinstance(leaf, np.ndarray) and jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
         raise DtypeError(
             f"{name} is {leaf.dtype} while JAX has 64-bit numbers switched off, so that it would become 32-bit",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -113,6 +113,8 @@ class ResidualStack(eqx.Module):
                 )
         self.t0, self.t1 = t0, t1
         self.along = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
+        if not isinstance(blocks, Iterable):
+            raise InputError(f"blocks={type(blocks).__name__}", "a sequence of modules", "give [block]")
         single = {id(block): block for block in blocks}
         places = {key: i for i, key in enumerate(single)}
         self.order = tuple(places[id(block)] for block in blocks)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -131,6 +131,8 @@ class ResidualStack(_Solved):
     ) -> None:
         super().__init__(solver, gradient, t0, t1)
         self.compiled = compiling(compile)
+        if not isinstance(blocks, Iterable):
+            raise InputError(f"blocks={type(blocks).__name__}", "a sequence of torch.nn.Modules", "give [block]")
         if not all(isinstance(block, nn.Module) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
         self.along: Kind = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
