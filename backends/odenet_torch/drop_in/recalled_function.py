@@ -21,7 +21,6 @@ from odenet_torch.field.replay import Replay, hooks_its_state
 from odenet_torch.field.surroundings import reach
 from odenet_torch.field.written_on import version
 
-
 _PLACE = (0, 0.0, 1)  # all evaluations are of the same func
 
 

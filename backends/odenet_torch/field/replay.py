@@ -191,8 +191,8 @@ class Replay:
 
         A backward pass of other steps than the forward pass's reads those of the step that holds its own.
         """
-        if self.sides.cut and (self.sides.filled or self.sides.caches):
-            self.sides.empty()
+        if self.sides.filled or self.sides.caches:
+            evaluate = functools.partial(self.sides.logged, evaluate)
         if not (self.random or self.moving):
             return evaluate()
         step, reverse, rank = key
@@ -397,7 +397,7 @@ class Replay:
     def require_steady(
         self, key: Key, since: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]
     ) -> None:
-        """Looks whether f, which changes buffers, returns in an evaluation what it returned with those of an earlier one.
+        """Looks whether f, which changes buffers, returns in an evaluation what it would with those of before.
 
         Raises:
             GradientError: something else came out.
