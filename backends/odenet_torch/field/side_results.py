@@ -52,7 +52,7 @@ class SideResults:
         self.lengths: dict[int, int] = {}
         """Of the lists among the filled places, by `id`, after the last evaluation of the backward pass."""
         self.further: dict[int, list[Any]] = {}
-        """What hooks on tensors have put there since an evaluation, by `id` of the place."""
+        """What hooks on tensors have put there since an evaluation, by `id` of the list."""
 
     def begin(self, step: int, roots: Iterable[Root]) -> list[Surroundings]:
         """Before an evaluation: those that are met for the first time."""
@@ -115,20 +115,20 @@ class SideResults:
         out = evaluate()
         for place, *_ in self.filled:
             if _ordered(place):
-                self.lengths[id(place)] = len(place.values)
+                self.lengths[id(place.values)] = len(place.values)
         return out
 
     def collect(self) -> None:
         """Keep what hooks have put into lists that are to be emptied."""
         for place, *_ in self.filled:
-            if _ordered(place) and (length := self.lengths.pop(id(place), None)) is not None:
-                self.further.setdefault(id(place), []).extend([*place.values][length:])
+            if _ordered(place) and (length := self.lengths.pop(id(place.values), None)) is not None:
+                self.further.setdefault(id(place.values), []).extend([*place.values][length:])
 
     def append(self) -> None:
         """After the backward pass: what hooks have put into lists stands after what the forward pass has."""
         for place, *_ in self.filled:
             if _ordered(place):
-                place.values.extend(self.further.pop(id(place), ()))
+                place.values.extend(self.further.pop(id(place.values), ()))
 
     def empty(self) -> None:
         """Before an evaluation of the backward pass: f computes again, with a graph or without, what it keeps."""
