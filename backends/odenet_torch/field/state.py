@@ -168,7 +168,6 @@ def as_tensor(leaf: Any) -> Any:
     if not isinstance(leaf, np.ndarray):
         return leaf
     array_of_numbers("an array among y0 or weights", leaf)
-    array_of_numbers("an array among y0 or weights", leaf)
     plain = np.asarray(leaf, order="C")  # torch takes no negative strides
     try:
         return torch.tensor(plain, device=torch.get_default_device())
