@@ -34,6 +34,7 @@ CONVERSION = {
 DROP_IN = {
     "adaptive",
     "adjoint",
+    "compiled",
     "error",
     "events",
     "fixed",
@@ -63,7 +64,6 @@ ALONE = {
         "gradients/sums.py",
         "gradients/stages.py",  # nodes of autograd
         "field/escapes.py",  # of nodes of autograd
-        "field/jumps.py",
         "field/late_writes.py",
         "field/places.py",
         "field/reachable_objects.py",
@@ -72,6 +72,7 @@ ALONE = {
         "field/stored_values.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
+        "steps/seeded.py",
         "steps/strides.py",
         "steps/stride_patterns.py",
         "steps/inside.py",
@@ -135,6 +136,7 @@ NAMES = {
 }
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
+    "field/jumps.py": ({"Watch"}, set()),  # looked for when a block runs here, in its program there
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
     "steps/dense.py": (
