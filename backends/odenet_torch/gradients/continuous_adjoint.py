@@ -54,8 +54,8 @@ class Costate(Adjoint):
         meets = {n * steps // forward: n for n in (*saved.states, *gradients)}
         y = saved.states[forward]
         a: AnyLeaves = gradients.get(forward) or zeros(y)
-        # where a state was kept y goes on from it, and not from what was integrated back, whose error grows;
-        # the costate takes up there what the loss reads of that state
+        # where a state was kept, y goes on from it, and not from what was integrated back, whose error grows on the
+        # way; the costate takes up there what the loss reads of that state
         for n in reversed(range(steps)):
             between = self.between(backward, n, saved.states) if self.method.interpolate else None
             y, a = self.step(backward, n, y, a, sums, between)
