@@ -8,9 +8,11 @@ import shutil
 import subprocess
 
 import pytest
+from click.testing import CliRunner
 
 import odenet
 from odenet._jobs.benchmark import command as benchmark
+from odenet._jobs.cli import command_named
 from odenet._jobs.compare import command as compare
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.results import SolvePlan, WorkPrecision
@@ -65,7 +67,15 @@ def diagram(tmp_path_factory):
     return benchmark.write(WorkPrecision(plan, {"cpu": "x" * 200}, tuple(measure(plan, plan.cells()))), folder)[0]
 
 
-@pytest.mark.parametrize("name", ["comparison", "diagram"])
+@pytest.fixture(scope="module")
+def reproduction(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduction")
+    done = CliRunner().invoke(command_named("reproduce"), ["reconstruction", "--quick", "--out", str(folder)])
+    assert done.exit_code == 0, done.output
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("name", ["comparison", "diagram", "reproduction"])
 @pytest.mark.parametrize("width", [400, 1400])
 def test_nothing_sticks_out(request, name, width):
     found = seen(request.getfixturevalue(name), width)
