@@ -32,6 +32,7 @@ LOOK = """<script>addEventListener("load", () => {
   const svgs = [...document.querySelectorAll("svg")].map(e => e.getBoundingClientRect().width);
   parent.postMessage(JSON.stringify({
     width: innerWidth, page: document.documentElement.scrollWidth, wide: wide.map(e => e.tagName),
+    cut: [...document.querySelectorAll(".stacked")].filter(e => e.scrollWidth > e.clientWidth + 1).length,
     small: small.map(e => e.tagName), narrowest: Math.min(...svgs),
     figure: document.querySelector("svg").getBoundingClientRect().top}), "*");
 })</script>"""
@@ -81,6 +82,6 @@ def test_nothing_sticks_out(request, name, width):
     found = seen(request.getfixturevalue(name), width)
     assert found["width"] == width
     assert found["page"] <= width
-    assert (found["wide"], found["small"]) == ([], [])
+    assert (found["wide"], found["small"], found["cut"]) == ([], [], 0)
     assert found["narrowest"] >= min(width - 60, 600)  # a figure of 400 pixels would have letters of 4: it scrolls
     assert found["figure"] < 900  # it is on the first screen
