@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from odenet import (
@@ -49,9 +50,6 @@ from odenet_jax.field.replay import BlockContext, block_context, call
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class _Owner:
@@ -367,7 +365,7 @@ class OdeNet(eqx.Module):
     ) -> None:
         instance("spec", spec, NetSpec, "an odenet.NetSpec")
         try:
-            inexact = jnp.issubdtype(jnp.dtype(dtype), jnp.inexact) and not hasattr(dtype, "shape")
+            inexact = jnp.issubdtype(jnp.dtype(dtype), jnp.inexact) and not isinstance(dtype, np.ndarray | jax.Array)
         except Exception:  # whatever is asked for its number type has ways of its own to have none
             inexact = False
         if not inexact:
