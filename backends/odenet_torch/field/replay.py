@@ -194,8 +194,8 @@ class Replay:
 
         A backward pass of other steps than the forward pass's reads those of the step that holds its own.
         """
-        if self.sides.cut and (self.sides.filled or self.sides.caches):
-            self.sides.empty()
+        if self.sides.filled or self.sides.caches:
+            evaluate = functools.partial(self.sides.logged, evaluate)
         if not (self.random or self.moving):
             return evaluate()
         step, reverse, rank = key
