@@ -71,14 +71,14 @@ ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun", "fehlberg2", "tsit5", "dopri8")
 CASES = [
     (odeint, "rk4", {"options": {"step_size": 0.3, "interp": "cubic"}, "moving": True}, Field),
     (odeint, "euler", {"options": {"step_size": 0.1, "perturb": True}}, Pair),
-    (odeint, "dopri5", {"moving": True}, Field),
     (odeint_adjoint, "rk4", {"options": {"step_size": 0.25}, "moving": True}, Field),
     (odeint_adjoint, "dopri5", {"moving": True}, Field),
-    (odeint_adjoint, "dopri5", {"adjoint_options": {"norm": "seminorm"}, "adjoint_method": "bosh3"}, Pair),
     (odeint_adjoint, "heun3", {"times": [1.0, 0.5]}, Writes),
-    (odeint_adjoint, "bosh3", {}, Rotates),
 ]
 ALL = [
+    (odeint_adjoint, "bosh3", {}, Rotates),
+    (odeint_adjoint, "dopri5", {"adjoint_options": {"norm": "seminorm"}, "adjoint_method": "bosh3"}, Pair),
+    (odeint, "dopri5", {"moving": True}, Field),
     *((odeint, method, {"options": {"step_size": 0.2}}, kind) for method in FIXED for kind in (Field, Writes)),
     *((odeint_adjoint, method, {}, kind) for method in (*FIXED, *ADAPTIVE) for kind in (Pair, Writes, Rotates)),
     *((odeint_adjoint, method, {"adjoint_method": "euler", "moving": True}, Field) for method in ("rk4", "dopri5")),
@@ -120,7 +120,7 @@ def test_a_field_of_no_gradient_returns_states_of_none(graphs):
         assert ys.requires_grad == needed
 
 
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("method", ["dopri5", pytest.param("rk4", marks=pytest.mark.slow)])
 def test_events_and_dense_output(graphs, method):
     _, choice = graphs
     net, found = Field(), []
