@@ -9,12 +9,11 @@ import random
 
 import pytest
 import torch
-from odenet_torch import odeint_adjoint
 from torch import nn
 
 import odenet
 from odenet import GradientError
-from odenet_torch import ResidualStack, convert
+from odenet_torch import ResidualStack, convert, odeint_adjoint
 
 Y0 = torch.tensor([0.3, -0.4, 1.1], dtype=torch.float64)
 METHODS = "checkpoint", "checkpoint:states=2", "discrete-adjoint", "continuous-adjoint"
