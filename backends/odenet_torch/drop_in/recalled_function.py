@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import GradientError
+from odenet import GradientError, UnsupportedError
 from odenet.kit import tree_map
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.field.called_modules import ModuleSnapshot
@@ -146,6 +146,36 @@ class Recalled:
         self.ready = tuple(x.detach() for x in _flat(t, flow.unpacked(y))), _detached(value)
         return unique((*params, *(tensor for tensor in sources if id(tensor) not in known)))
 
+    def names(self, params: Sequence[Tensor], draws: bool) -> tuple[str, ...]:
+        """The names by which a compiled step is handed parameters.
+
+        Args:
+            params: that get a gradient.
+            draws: whether func drew random numbers when it was evaluated.
+
+        Raises:
+            UnsupportedError: func cannot be run again by a graph.
+        """
+        known = {id(tensor): name for name, tensor in self.parameters.items()}
+        written = any(
+            self.buffers.get(id(b)) != version(b) for module in reach(self.func).modules for b in module.buffers()
+        )
+        for so, does in (
+            (draws, "draws random numbers, as dropout does"),
+            (written, "writes on a buffer, as running statistics do"),
+            (
+                any(id(param) not in known for param in params),
+                "reads tensors that get a gradient and are no parameters of its own",
+            ),
+        ):
+            if so:
+                raise UnsupportedError(
+                    f"compile with odeint_adjoint, and {self.name}, which {does}",
+                    "an nn.Module that gives the same for the same, and all of whose tensors are parameters",
+                    "call func.eval(), make them parameters of func, take odeint, or leave out compile",
+                )
+        return tuple([known[id(param)] for param in params])
+
     def finish(self) -> None:
         """The forward pass has ended.
 
@@ -183,7 +213,7 @@ class Recalled:
 def recalled(flow: OdeintProblem) -> tuple[OdeintProblem, Recalled]:
     """A flow with a function that can be called again."""
     func = Recalled(flow.func, flow.y0.device)
-    return dataclasses.replace(flow, func=func), func
+    return dataclasses.replace(flow, func=func, original=flow.func), func
 
 
 def _flat(*values: Any) -> tuple[Tensor, ...]:

@@ -397,7 +397,7 @@ class Replay:
     def require_steady(
         self, key: Key, since: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]
     ) -> None:
-        """Looks whether f, which changes buffers, returns in an evaluation what it would with those of before.
+        """Looks whether f, which changes buffers, returns what it returned with those of an earlier evaluation.
 
         Raises:
             GradientError: something else came out.
