@@ -171,3 +171,54 @@ def test_what_is_recorded_in_both_passes_is_what_backprop_records(way, gradient)
         assert len(plain) == len(ours)
         for a, b in zip(sorted(plain, key=key), sorted(ours, key=key), strict=True):
             assert (a - b).norm() <= 0.3 * a.norm() + 1e-4  # rebuilt states are not quite those of the forward pass
+
+
+def keys(old, new):
+    return torch.cat([old, new])
+
+
+def mean(old, new):
+    return 0.5 * (old + new)
+
+
+def rolling(old, new):
+    return torch.cat([old[1:], new[:1]])
+
+
+class Attending(nn.Module):
+    """A branch with keys of earlier calls, whose gradients go back through these calls."""
+
+    def __init__(self, cache, join, index, residual):
+        super().__init__()
+        self.query, self.key = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.cache, self.join, self.index, self.residual = cache, join, index, residual
+
+    def forward(self, x):
+        key = self.key(x)
+        if self.index in self.cache:
+            key = self.join(self.cache[self.index], key)
+        self.cache[self.index] = key
+        out = torch.softmax(self.query(x) @ key.T, -1) @ key
+        return x + out if self.residual else out
+
+
+@pytest.mark.parametrize("join", [keys, mean, rolling])
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize("gradient", ["checkpoint", "checkpoint:segments=2"])
+def test_keys_of_earlier_calls_have_their_gradient(join, converted, gradient):
+    results = []
+    for method in ("backprop", gradient):
+        torch.manual_seed(0)
+        cache = {}
+        model = nn.Sequential(*(Attending(cache, join, i, converted) for i in range(4)))
+        if not converted:
+            model = ResidualStack(model, solver="euler", gradient=method)
+        elif method != "backprop":
+            convert(model, example=torch.zeros(2, 4), gradient=method)
+        for _ in range(2):
+            cache.clear()
+            model.zero_grad()
+            sum(model(torch.linspace(-k, 1.0, 8).reshape(2, 4)).square().sum() for k in (1, 2, 3)).backward()
+        results.append([p.grad for p in model.parameters()])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)

@@ -417,8 +417,8 @@ class Replay:
             _dice.restore(self.device, state)
         require_same(name, out, again)
 
-    def finish(self) -> None:
-        """The forward pass has ended.
+    def finish(self, outputs: Iterable[Tensor] = ()) -> None:
+        """The forward pass has ended, with these outputs and their graph.
 
         Raises:
             GradientError: f reads what its earlier evaluations left.
@@ -429,7 +429,7 @@ class Replay:
             if (memo := knowledge(self.sides.around[key].root)) is not None:
                 memo.forgetful = True
         self.leaving.clear()
-        self.sides.finish()
+        self.sides.finish(outputs)
 
     def _require_seeded(
         self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any], after: list[Any]

@@ -38,7 +38,7 @@ class SideResults:
     def __init__(self, cut: bool) -> None:
         self.cut = cut
         self.around: dict[int, Surroundings] = {}
-        self.of_step: dict[int, set[int]] = {}
+        self.of_step: dict[int, dict[int, None]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
         """Places and keys of tensors that depend on what has a gradient."""
         self.evaluations: collections.Counter[int] = collections.Counter()
@@ -64,7 +64,7 @@ class SideResults:
                 met.append(around)
                 pairs = zip(around.reach.places, around.before, strict=True)
                 self.caches += [(place, old) for place, old in pairs if isinstance(place, CachedResults)]
-            self.of_step.setdefault(step, set()).add(id(root))
+            self.of_step.setdefault(step, {})[id(root)] = None
         return met
 
     def look(self, met: Sequence[Surroundings], y: Leaves, evaluate: Callable[[], Any]) -> None:
@@ -94,8 +94,8 @@ class SideResults:
                 else:
                     _detached(around.root).add(_name(leftover))
 
-    def finish(self) -> None:
-        """The forward pass has ended."""
+    def finish(self, outputs: Iterable[Tensor] = ()) -> None:
+        """The forward pass has ended, with these outputs and their graph."""
         for around in self.around.values():
             if self.differentiable:
                 for place, key, old, new in around.left():
@@ -103,7 +103,7 @@ class SideResults:
                         name = full(around.name, place.called(key))
                         place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
             self.clear()
-            around.written(once=self.evaluations[id(around.root)] == 1)
+            around.written(self.evaluations[id(around.root)] == 1, outputs)
             self.filled += around.filled
             self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
 
@@ -153,7 +153,8 @@ class SideResults:
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self.append)
-            for key in {key for n in steps for key in self.of_step.get(n, ())}:
+            # what several share, as the entries of a cache, is as the first of them found it: that comes last
+            for key in reversed(dict.fromkeys(key for n in sorted(steps) for key in self.of_step.get(n, ()))):
                 around = self.around[key]
                 around.require_unwritten()
                 if not around.untouched():

@@ -63,20 +63,24 @@ class Surroundings:
         """The places whose values are others now than they were before."""
         return [] if self.reach.current() else differences(self.reach.places, self.before)
 
-    def written(self, once: bool = False) -> None:
+    def written(self, once: bool = False, outputs: Iterable[Tensor] = ()) -> None:
         """All that differs now was changed by f itself, which does not expect to find it again.
 
         What stood there before is let go, so that no results of the last pass stay alive.
 
         Args:
             once: whether f ran once alone: a count, or an order of things, is then found again as f found it.
+            outputs: of the pass. What stood there with a graph and is a part of theirs, as keys and values of earlier
+                calls are, is found again, too; it would not be let go anyway.
         """
         changes = self.differences()
         if changes:
             self.own = {(id(place), key) for place, key, _, _ in changes}
             pairs = zip(self.reach.places, self.before, strict=True)
             self.stood = [(place, key) for place, contents in pairs for key in contents]
-            self.filled = [c[:3] for c in changes if (once or _of_graph(c)) and _may_stay(c, once)]
+            nodes = {x.grad_fn for c in changes for x in tensors_in(c[2]) if x.grad_fn is not None}
+            read = within(outputs, nodes) if nodes else set()
+            self.filled = [c[:3] for c in changes if (once or _of_graph(c)) and _may_stay(c, once, read)]
             if (memo := knowledge(self.root)) is not None:
                 memo.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
@@ -300,12 +304,31 @@ def _older(value: Any, since: int) -> bool:
     return bool(nodes) and all(node._sequence_nr() < since for node in nodes)
 
 
-def _may_stay(difference: Difference, once: bool) -> bool:
-    """Whether what stood there holds no tensor that what stands there now does not hold; or none with a graph, which
-    would keep all of the last pass alive, if f ran once alone and so is to find it again."""
+def within(outputs: Iterable[Tensor], nodes: set[Any]) -> set[Any]:
+    """Those of some nodes that the graph of outputs goes back to."""
+    earliest = min(node._sequence_nr() for node in nodes)  # nothing that was recorded before leads to one of them
+    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    visited, met = set(stack), set[Any]()
+    while stack:
+        node = stack.pop()
+        if node in nodes:
+            met.add(node)
+        for following, _ in node.next_functions:
+            if following is not None and following not in visited and following._sequence_nr() >= earliest:
+                visited.add(following)
+                stack.append(following)
+    return met
+
+
+def _may_stay(difference: Difference, once: bool, read: set[Any]) -> bool:
+    """Whether what stood there holds no tensor that what stands there now does not hold, or that f has read with its
+    graph; or none with a graph, which would keep all of the last pass alive, if f ran once alone and so is to find it
+    again."""
     _, _, old, new = difference
     new = {id(tensor) for tensor in tensors_in(new)}
-    return all(id(tensor) in new or (once and not tensor.requires_grad) for tensor in tensors_in(old))
+    return all(
+        id(tensor) in new or (tensor.grad_fn in read if tensor.requires_grad else once) for tensor in tensors_in(old)
+    )
 
 
 def _of_graph(difference: Difference) -> bool:

@@ -95,7 +95,7 @@ class Recomputation(Adjoint):
                 replay.sides.clear()
                 if first == 0:
                     replay.watch(leaves(carried[0], since))
-        replay.finish()
+        replay.finish(carried[0])
         if isinstance(run.field, BlockField):
             settle(run.field, replay)
         return stacked(run, states)
