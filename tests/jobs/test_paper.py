@@ -188,6 +188,7 @@ def right_fine_tune():
         found[curve, fine_tune.BEFORE, None] = found[curve, fine_tune.LOSS_BEFORE, None] = (0, 0.2)
         found[curve, fine_tune.AFTER, None] = found[curve, fine_tune.LOSS_AFTER, None] = (0, 0.1)
         found[curve, fine_tune.BYTES, None] = (0, 1e6 if curve == fine_tune.BACKPROP else 1e5)
+    found[fine_tune.TIED, fine_tune.AFTER, None] = found[fine_tune.TIED, fine_tune.LOSS_AFTER, None] = (0, 0.15)
     return found
 
 

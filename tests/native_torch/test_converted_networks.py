@@ -178,7 +178,7 @@ def test_the_discrete_adjoint_takes_residual_layers_and_no_others(name):
         with pytest.raises(ConversionError, match="no two residual layers in a row"):
             made(make, "discrete-adjoint")
         return
-    plain, model, batch = made(make, "discrete-adjoint:iterations=6")
+    plain, model, batch = made(make, "discrete-adjoint:iterations=12")
     for _ in range(2):
         (value, expected), (again, found) = gradient(plain, batch), gradient(model, batch)
         assert torch.equal(value, again)

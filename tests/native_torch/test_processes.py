@@ -8,7 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 
+NO_VIEWS = "the pipelines of torch 2.6 take no stage that returns a view, and its FSDP is not for the CPU"
+
+
+@pytest.mark.skipif(torch.__version__ < "2.7", reason=NO_VIEWS)
 def test_pipelines_and_auto_have_the_gradients_of_one_process(tmp_path):
     script, environment = Path(__file__).with_name("_stages.py"), {**os.environ, "OMP_NUM_THREADS": "1"}
     flags = ["-W", "error::UserWarning:odenet_torch", "-W", "error::UserWarning:odenet"]

@@ -118,7 +118,9 @@ def test_forward_mode_is_right_or_an_error(x, w, solver, gradient):
         with forward_ad.dual_level():
             return forward_ad.unpack_dual(run(forward_ad.make_dual(x, x), w, solver, gradient)).tangent
 
-    if gradient in ("checkpoint", "checkpoint:segments=2"):
+    # torch's checkpoint has no forward mode where it saves its inputs by a function of that name, as up to torch 2.8
+    forward = not hasattr(torch.utils.checkpoint, "_NoopSaveInputs")
+    if forward and gradient in ("checkpoint", "checkpoint:segments=2"):
         torch.testing.assert_close(along(gradient), along("backprop"), rtol=1e-13, atol=1e-15)
     else:
         with pytest.raises(NotImplementedError):

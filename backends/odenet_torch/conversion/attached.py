@@ -24,6 +24,7 @@ from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.recomputed import recomputed
 from odenet_torch.conversion.rounded import rounded
 from odenet_torch.gradients.adjoint import refuse_transforms
+from odenet_torch.gradients.solve import require_not_strict
 
 _here = threading.local()
 
@@ -38,6 +39,8 @@ class Attached(nn.Module if TYPE_CHECKING else object):
         plain: Any = super().forward
         if not torch.is_grad_enabled() or isinstance(self.odenet_run.gradient, Backprop) or _plainly():
             return plain(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        if torch.compiler.is_dynamo_compiling():
+            require_not_strict()
         return _recorded(self, plain, args, kwargs)  # pyright: ignore[reportCallIssue]
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -132,7 +132,34 @@ def solve_problem(ivp: Problem, field: Field | None = None, way: Way | None = No
 def recorded() -> bool:
     """Whether torch.export or torch.jit.trace records a graph."""
     tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return tracing or getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
+    return tracing or getattr(torch.compiler, "is_exporting", _compiling_without_dynamo)()  # since torch 2.7
+
+
+def _compiling_without_dynamo() -> bool:
+    """Whether torch 2.6 exports without dynamo: what says so later says there that it compiles."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+@torch.compiler.assume_constant_result  # so that dynamo calls it as it traces, and what it raises ends the tracing
+def require_not_strict() -> None:
+    """Of what dynamo does not look into, to be called where dynamo traces.
+
+    Raises:
+        UnsupportedError: it traces for torch.export, and what it does not look into is then an error of its own. Torch
+            before 2.9 wraps it in an error of dynamo's, with the same text.
+    """
+    if torch.__version__ >= "2.8":
+        exporting = torch.compiler.is_exporting()
+    else:
+        from torch._dynamo.symbolic_convert import InstructionTranslator  # which alone knows it there
+
+        exporting = InstructionTranslator.current_tx().export
+    if exporting:
+        raise UnsupportedError(
+            "torch.export(..., strict=True) of a solve, into which dynamo does not look",
+            "strict=False, the default since torch 2.8, which runs the solve and records its operations",
+            "give strict=False to torch.export.export",
+        )
 
 
 def _require_eager(graph: bool) -> None:
