@@ -118,7 +118,7 @@ def span(t0: Any, t1: Any, ts: Any, control: PIDController, event: Event | None 
     first, last = number("t0", t0), number("t1", t1)
     if isinstance(ts, str):
         if ts != "all":
-            raise GridError(f"ts={ts!r}", "None, 'all', or a list of times")
+            raise GridError(f"ts={shown(ts)}", "None, 'all', or a list of times")
     elif ts is not None:
         ts = _checked(first, last, ts)
     return Span(t0, t1, ts, control, event, dense)
@@ -160,6 +160,11 @@ def number(name: str, value: Any) -> float | None:
     return real
 
 
+def unlisted(ts: Any) -> GridError:
+    """The error for an array of times whose values cannot be listed, as a sparse one's."""
+    return GridError(f"ts={shown(ts)} holds no numbers that can be read here", "a list or dense 1-d array of times")
+
+
 def _checked(first: float | None, last: float | None, ts: Any) -> Any:
     """Times in the order of the solve and between its ends, as given."""
     if hasattr(ts, "shape"):
@@ -170,6 +175,8 @@ def _checked(first: float | None, last: float | None, ts: Any) -> Any:
             known = ts.tolist()
         except TypeError:  # traced
             return ts
+        except RuntimeError as error:  # torch: sparse, on the meta device, or under vmap
+            raise unlisted(ts) from error
         times = [number("ts", t) for t in known]
     else:
         ts = list(ts) if isinstance(ts, Iterable) else [ts]

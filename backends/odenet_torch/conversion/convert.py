@@ -21,7 +21,7 @@ from odenet import (
     SolverName,
     UnsupportedError,
 )
-from odenet.kit import AnySolver, Compile, compiling, within
+from odenet.kit import AnySolver, Compile, compiling, instance, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.attached import Attached, attach, detach
@@ -111,6 +111,8 @@ def convert(
     if not isinstance(model, nn.Module):
         raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
     within("tolerance", tolerance, 0.0, of="convert")
+    for name, value in (("where", where), ("along", along)):
+        instance(name, value, (str, type(None)), "a text, or None")
     method, choices = gradient_named(gradient), {"solver": solver, "gradient": gradient, "along": along}
     itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
@@ -145,6 +147,8 @@ def unconvert(model: Model) -> Model:
     Raises:
         ConversionError: a layer whose class was changed since, as by FSDP.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
     modules = list(model.modules())
     for module in modules:
         if isinstance(module, Attached):
