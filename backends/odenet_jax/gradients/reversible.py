@@ -86,7 +86,8 @@ class Retrace(Adjoint):
             if bits:
                 side = zip(read(sides, n), pair[0], strict=True)
                 pair = (*pair, tuple(unpacked(numbers, bits, leaf) for numbers, leaf in side))
-            pair, g = solver.back(pull, n, h, steps, pair, g)
+            with jax.numpy_dtype_promotion("standard"):
+                pair, g = solver.back(pull, n, h, steps, pair, g)
             return pair, (gradients.join(n, g[0]), *g[1:]), pull.collect(n, sums)
 
         end = gradients.end()

@@ -291,7 +291,8 @@ def _start(run: Run, slot: Callable[[], Slot | None], y0: Leaves) -> tuple[LoopC
     if not isinstance(run.solver, ReversibleSolver):
         return (jnp.int32(0), (y0,), state), []
     here = run.reading(slot()).with_state(state)
-    carried = run.solver.start(here, run.grid.h, y0)
+    with jax.numpy_dtype_promotion("standard"):  # signs of steps are whole numbers, where users may want none to mix
+        carried = run.solver.start(here, run.grid.h, y0)
     return (jnp.int32(0), carried, here.replay and here.replay.state), here.replay.read if here.replay else []
 
 
@@ -300,7 +301,8 @@ def _step(run: Run, carry: LoopCarry) -> tuple[LoopCarry, list[Any]]:
     n, carried, state = carry
     here = run.with_state(state)
     if isinstance(run.solver, ReversibleSolver):
-        carried = run.solver.step(here, n, run.grid.h, run.grid.steps, carried)
+        with jax.numpy_dtype_promotion("standard"):
+            carried = run.solver.step(here, n, run.grid.h, run.grid.steps, carried)
     else:
         carried = (add(carried[0], here.increment(n, carried[0])),)
     return (n + 1, carried, here.replay and here.replay.state), here.replay.read if here.replay else []
