@@ -161,7 +161,7 @@ def test_columns_is_honoured_where_there_is_no_terminal(monkeypatch, columns, wi
 
 
 def test_training_does_not_resume_where_there_is_no_run(said, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "_train", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(job, "_trainer", lambda *_: pytest.fail("it began"))
     (tmp_path / "digits-run").mkdir()
     (tmp_path / "digits-run" / "run.json").write_text("{}")
     code, _, err = said("train", "--resume", "--out", tmp_path / "digits-rum")
