@@ -53,11 +53,11 @@ from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.controller import PIDController
 from odenet._solvers.coupling import Hamiltonian, Leapfrog
 from odenet._solvers.delegated import DelegatedSolver
-from odenet._solvers.momentum import Momentum
 from odenet._solvers.names import SOLVERS, solver
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
+from odenet._solvers.two_step import Momentum
 from odenet.doctor.auditor import Audit, Auditor
 from odenet.doctor.checkup import check_gradients
 from odenet.doctor.diagnosis import Diagnosis

@@ -14,10 +14,9 @@ from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, Event, PIDController, Problem, Result, Solution, Span, Stats, UnsupportedError
 from odenet.kit import number, tree_leaves
-from odenet_diffrax._entry import backend
+from odenet_diffrax import backend
 from odenet_diffrax._field import over_span
-from odenet_diffrax._result import coded, gave_up, thrown
-from odenet_diffrax._solvers import diffrax_solver, evaluations
+from odenet_diffrax._solvers import coded, diffrax_solver, evaluations, gave_up, thrown
 from odenet_jax.field.field import Field, Weights
 from odenet_jax.field.state import Layout, Leaves
 
@@ -39,8 +38,6 @@ def solve_span(
     ends = _layer_ends(field, *ends_known)
     solver = diffrax_solver(ivp.solver, state_layout.time, adaptive=True)
     norm = _norm(control.norm, state_layout)
-    way = backend.way(ivp.gradient)
-    assert way is not None  # required where the problem came from
     result = diffrax.diffeqsolve(
         diffrax.ODETerm(over_span(field, state_layout, ends, sign)),
         solver,
@@ -51,7 +48,7 @@ def solve_span(
         (t0, t1, weights),
         saveat=_saved(span, state_layout),
         stepsize_controller=_controller(control, norm, ends, state_layout),
-        adjoint=way.load(adaptive=True)(
+        adjoint=backend.method(ivp.gradient, adaptive=True)(
             ivp, norm, lambda norm, **own: _controller(control, norm, ends, state_layout, **own)
         ),
         event=None if span.event is None else _event(span.event, state_layout, leaves, t0),
@@ -84,19 +81,18 @@ def solve_span(
 def _require(ivp: Problem, span: Span) -> None:
     """Raises UnsupportedError for what diffrax has not."""
     control, back = span.control, isinstance(ivp.gradient, ContinuousAdjoint)
-    missing = {
-        "per_sample=True (jax.vmap of the solve)": control.per_sample,
-        "tolerances that differ between entries": any(
-            len(tree_leaves(value)) > 1 or getattr(tree_leaves(value)[0], "shape", ()) != ()
-            for value in (control.rtol, control.atol)
-        ),
-        "an event together with ts": span.event is not None and span.ts is not None,
-        "dense=True, an event or ts='all' with the continuous adjoint": back
-        and (span.dense or span.every or span.event is not None),
-    }
-    for feature, used in missing.items():
-        if used:
-            raise UnsupportedError(f"{feature} on backend diffrax", "the defaults", "take backend='jax'")
+    backend.refuse(
+        {
+            "per_sample=True (jax.vmap of the solve)": control.per_sample,
+            "tolerances that differ between entries": any(
+                len(tree_leaves(value)) > 1 or getattr(tree_leaves(value)[0], "shape", ()) != ()
+                for value in (control.rtol, control.atol)
+            ),
+            "an event together with ts": span.event is not None and span.ts is not None,
+            "dense=True, an event or ts='all' with the continuous adjoint": back
+            and (span.dense or span.every or span.event is not None),
+        }
+    )
 
 
 def _layer_ends(field: Field, t0: float | None, t1: float | None) -> tuple[float, ...]:

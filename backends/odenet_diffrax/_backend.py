@@ -9,7 +9,7 @@ from jax import Array
 
 from odenet import Gradient, NetSpec, Problem, Sample, Solution, UnsupportedError
 from odenet.kit import AnySolver, Arrays
-from odenet_diffrax._entry import backend
+from odenet_diffrax import backend
 from odenet_diffrax._solve import solve_problem
 from odenet_jax._backend import JaxBackend
 from odenet_jax.nets.modules import OdeNet

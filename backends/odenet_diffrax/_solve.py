@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import ContinuousAdjoint, Grid, Problem, Solution, Span, Stats, UnsupportedError
+from odenet_diffrax import backend
 from odenet_diffrax._adaptive import solve_span
-from odenet_diffrax._entry import backend
 from odenet_diffrax._field import LayerArguments, in_layer
-from odenet_diffrax._result import coded
-from odenet_diffrax._solvers import diffrax_solver, evaluations
+from odenet_diffrax._solvers import coded, diffrax_solver, evaluations
 from odenet_jax.field.field import Field, Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.state import Layout, Leaves, layout
@@ -63,9 +62,7 @@ def _solve_grid(
         return Solution(times, state_layout.unflatten([state_layout.returned(y, i) for i, y in enumerate(ys)]), stats)
     count, length = grid.steps // layers, (grid.t1 - grid.t0) / layers
     term = diffrax.ODETerm(in_layer(field, state_layout, length))
-    way = backend.way(ivp.gradient)
-    assert way is not None  # required where the problem came from
-    adjoint = way.load()(ivp, layers, count, length, state_layout.time)
+    adjoint = backend.method(ivp.gradient)(ivp, layers, count, length, state_layout.time)
     ends = (count,) if grid.final_only else tuple(range(1, count + 1))
     if layers == 1 and not grid.final_only:
         ends = tuple(n for n in grid.kept if n) or (count,)

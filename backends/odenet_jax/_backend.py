@@ -26,8 +26,6 @@ from odenet import (
     Checkpoint,
     Choices,
     Depth,
-    DeviceUnavailableError,
-    DtypeError,
     Evaluation,
     Gradient,
     Gradients,
@@ -51,12 +49,12 @@ from odenet_jax.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_jax.verbs.on_disk import compiled, keep_programs
 from odenet_jax.verbs.train import GradientDescent
 
-_DTYPES = {name: jnp.dtype(name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")}
-
 
 class JaxBackend(Backend):
     """odenet's verbs on JAX."""
 
+    framework = "jax"
+    dtypes = ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
     network: type[OdeNet] = OdeNet
     """What `build` makes; a backend whose steps are another library's has its own."""
 
@@ -103,7 +101,7 @@ class JaxBackend(Backend):
         device: str = "cpu",
     ) -> OdeNet:
         with self.prepare(dtype, device):
-            return self.network(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype))
+            return self.network(spec, weights, solver=solver, gradient=gradient, dtype=jnp.dtype(dtype))
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
         return {name: self.to_numpy(leaf) for name, leaf in (model.weights | model.statistics).items()}
@@ -199,20 +197,13 @@ class JaxBackend(Backend):
 
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:
-        wide = _dtype(dtype) in (np.dtype("float64"), np.dtype("complex128"))
-        with enable_x64(wide or bool(jax.config.jax_enable_x64)), jax.default_device(self._device(device)):  # pyright: ignore[reportAttributeAccessIssue]
+        self.require_place(dtype, device)
+        wide = dtype in ("float64", "complex128") or bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+        with enable_x64(wide), jax.default_device(self._by_name()[device]):  # pyright: ignore[reportAttributeAccessIssue]
             yield
 
     def devices(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(("cpu", *self._by_name())))
-
-    def _device(self, name: str) -> Any:
-        devices = self._by_name()
-        if name not in devices:
-            raise DeviceUnavailableError(
-                f"jax sees no device {name!r}", ", ".join(self.devices()), "see `odenet list backends`"
-            )
-        return devices[name]
 
     @staticmethod
     def _by_name() -> dict[str, Any]:
@@ -224,12 +215,6 @@ class JaxBackend(Backend):
                 devices.setdefault(platform, device)
                 devices[f"{platform}:{device.id}"] = device
         return devices
-
-
-def _dtype(name: str) -> Any:
-    if name not in _DTYPES:
-        raise DtypeError(f"dtype {name!r}", ", ".join(_DTYPES))
-    return _DTYPES[name]
 
 
 def _arrays(tree: Any) -> Any:

@@ -7,9 +7,19 @@ and `min_step` (LSODA alone). `jump_t` and the ends of piecewise layers are wher
 
 from __future__ import annotations
 
-from odenet_scipy._entry import backend
+from odenet import BackendEntry, Backprop
+from odenet.kit import Way
 
 __all__ = ["backend"]
+
+backend = BackendEntry(
+    name="scipy",
+    framework="scipy",
+    install="pip install 'odenet[reference]'",
+    implementation="odenet_scipy._backend:ScipyBackend",
+    methods={Backprop: Way("odenet_scipy._solve:solve_span", "odenet_scipy._solve:solve_span")},  # solve's default
+    adaptive=("bosh3", "dopri5", "dop853", "radau", "bdf", "lsoda"),
+)
 
 
 def __dir__() -> list[str]:

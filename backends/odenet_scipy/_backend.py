@@ -8,15 +8,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from odenet import Backend, DeviceUnavailableError, DtypeError, Problem, Solution, Span, UnsupportedError
-from odenet_scipy._entry import backend
+from odenet import Backend, Problem, Solution, Span, UnsupportedError
+from odenet_scipy import backend
 from odenet_scipy._solve import solve_span
-
-_DTYPES = ("float64", "float32", "complex128", "complex64")
 
 
 class ScipyBackend(Backend):
     """odenet's `solve` on SciPy."""
+
+    framework = "scipy"
+    dtypes = ("float64", "float32", "complex128", "complex64")
 
     def solve(self, problem: Problem) -> Solution:
         backend.require(problem.solver, problem.gradient, adaptive=isinstance(problem.grid, Span))
@@ -28,10 +29,7 @@ class ScipyBackend(Backend):
 
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:
-        if dtype not in _DTYPES:
-            raise DtypeError(f"dtype {dtype!r}", ", ".join(_DTYPES))
-        if device not in self.devices():
-            raise DeviceUnavailableError(f"scipy sees no device {device!r}", "cpu")
+        self.require_place(dtype, device)
         yield
 
     def devices(self) -> tuple[str, ...]:

@@ -18,8 +18,6 @@ from odenet import (
     Backend,
     Choices,
     Depth,
-    DeviceUnavailableError,
-    DtypeError,
     Evaluation,
     Gradient,
     Gradients,
@@ -42,14 +40,12 @@ from odenet_torch.verbs.examine import examine, trained
 from odenet_torch.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_torch.verbs.train import GradientDescent
 
-_DTYPES = {
-    name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
-}
-
 
 class TorchBackend(Backend):
     """odenet's verbs on PyTorch."""
 
+    framework = "torch"
+    dtypes = ("float64", "float32", "bfloat16", "float16", "complex64", "complex128")
     network: type[OdeNet] = OdeNet
     """What `build` makes; a backend whose steps are another library's has its own."""
 
@@ -95,8 +91,9 @@ class TorchBackend(Backend):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> OdeNet:
-        self._check_device(device)
-        return self.network(spec, weights, solver=solver, gradient=gradient, dtype=_dtype(dtype), device=device)
+        self.require_place(dtype, device)
+        kind = getattr(torch, dtype)
+        return self.network(spec, weights, solver=solver, gradient=gradient, dtype=kind, device=device)
 
     def read(self, model: OdeNet) -> dict[str, np.ndarray]:
         return {name: self.to_numpy(p) for name, p in (*model.named_parameters(), *model.named_buffers())}
@@ -209,8 +206,7 @@ class TorchBackend(Backend):
 
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:
-        _dtype(dtype)
-        self._check_device(device)
+        self.require_place(dtype, device)
         with torch.device(device):
             yield
 
@@ -221,18 +217,6 @@ class TorchBackend(Backend):
         if torch.backends.mps.is_available():
             names.append("mps")
         return tuple(names)
-
-    def _check_device(self, device: str) -> None:
-        if device not in self.devices():
-            raise DeviceUnavailableError(
-                f"torch sees no device {device!r}", ", ".join(self.devices()), "see `odenet list backends`"
-            )
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise DtypeError(f"dtype {name!r}", ", ".join(_DTYPES))
-    return _DTYPES[name]
 
 
 def _fresh(tree: Any) -> tuple[Any, list[Any]]:

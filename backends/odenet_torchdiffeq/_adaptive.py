@@ -19,12 +19,11 @@ from odenet import (
     SolveError,
     Span,
     Stats,
-    UnsupportedError,
 )
 from odenet.kit import tree_leaves
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torchdiffeq._entry import backend
+from odenet_torchdiffeq import backend
 from odenet_torchdiffeq._field import OnSpan
 
 ADAPTIVE = {"heun": "adaptive_heun", "fehlberg2": "fehlberg2", "bosh3": "bosh3", "dopri5": "dopri5", "dopri8": "dopri8"}
@@ -78,18 +77,17 @@ def solve_span(ivp: Problem, span: Span, field: FunctionField, state_layout: Lay
 def _require(span: Span) -> None:
     """Raises UnsupportedError for what torchdiffeq has not."""
     control, event = span.control, span.event
-    missing = {
-        "dense=True": span.dense,
-        "ts='all'": span.every,
-        "per_sample=True": control.per_sample,
-        "pcoeff, dcoeff or another icoeff": (control.pcoeff, control.icoeff, control.dcoeff) != (0, 1, 0),
-        "an event together with ts": event is not None and span.ts is not None,
-        "the direction of an event": event is not None and event.direction != 0,
-        "the tolerance of an event (which is atol)": event is not None and event.tolerance is not None,
-    }
-    for feature, used in missing.items():
-        if used:
-            raise UnsupportedError(f"{feature} on backend torchdiffeq", "the defaults", "take backend='torch'")
+    backend.refuse(
+        {
+            "dense=True": span.dense,
+            "ts='all'": span.every,
+            "per_sample=True": control.per_sample,
+            "pcoeff, dcoeff or another icoeff": (control.pcoeff, control.icoeff, control.dcoeff) != (0, 1, 0),
+            "an event together with ts": event is not None and span.ts is not None,
+            "the direction of an event": event is not None and event.direction != 0,
+            "the tolerance of an event (which is atol)": event is not None and event.tolerance is not None,
+        }
+    )
 
 
 def _interface(
@@ -113,10 +111,8 @@ def _interface(
     rtol, atol = (_tolerance(value, leaves) for value in (control.rtol, control.atol))
     first = {} if control.first_step is None else {"first_step": control.first_step}
     kinds = {"rtol": rtol, "atol": atol, "method": ADAPTIVE[ivp.solver.name], "options": options | first}
-    way = backend.way(ivp.gradient)
-    assert way is not None  # required where the problem came from
     tensors = functools.partial(system.parameters, _time(taus[0], state_layout), leaves, system.intervals)
-    return way.load(adaptive=True)(ivp, kinds, tensors)
+    return backend.method(ivp.gradient, adaptive=True)(ivp, kinds, tensors)
 
 
 def _at(interface: Callable[..., Any], system: OnSpan, y0: Any, start: Tensor, taus: Tensor) -> Leaves:

@@ -10,7 +10,7 @@ from odenet import Gradient, NetSpec, Problem, Sample, Solution, UnsupportedErro
 from odenet.kit import AnySolver, Arrays
 from odenet_torch._backend import TorchBackend
 from odenet_torch.nets.modules import OdeNet
-from odenet_torchdiffeq._entry import backend
+from odenet_torchdiffeq import backend
 from odenet_torchdiffeq._solve import solve_problem
 
 

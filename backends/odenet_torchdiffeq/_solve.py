@@ -11,8 +11,8 @@ from odenet import ContinuousAdjoint, Grid, Problem, Solution, Solver, Span, Sta
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.steps.times import moves
+from odenet_torchdiffeq import backend
 from odenet_torchdiffeq._adaptive import solve_span
-from odenet_torchdiffeq._entry import backend
 from odenet_torchdiffeq._field import OnGrid
 
 FIXED = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk38": "rk4"}
@@ -83,8 +83,6 @@ def _solve_grid(
     if grid.t0 == grid.t1:  # for which torchdiffeq has no order of times
         states: Any = tuple(leaf.expand(len(met), *leaf.shape) for leaf in leaves)
     else:
-        way = backend.way(method)
-        assert way is not None  # required where the problem came from
 
         def tensors() -> tuple[Tensor, ...]:
             """Those that f reads: the weights, and what one evaluation shows that it closes over."""
@@ -93,7 +91,7 @@ def _solve_grid(
             system.callback_step(nodes[0], None, nodes[1] - nodes[0])
             return system.parameters(nodes[0], leaves, grid.steps)
 
-        integrate = way.load()(ivp, {"method": name, "options": options}, tensors, between)
+        integrate = backend.method(method)(ivp, {"method": name, "options": options}, tensors, between)
         states = integrate(system, y0, nodes[met])
     picks = [met.index(n) for n in grid.saved]
     ys = [state_layout.returned(leaf[picks], i) for i, leaf in enumerate(system.leaves(states))]

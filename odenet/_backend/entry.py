@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from odenet._backend.interface import Backend
 from odenet._errors import BackendUnavailableError, InputError, UnsupportedError
@@ -77,6 +78,19 @@ class BackendEntry:
         """What it does for a gradient method, its own or one that another package brought; None: nothing."""
         kind = gradient if isinstance(gradient, type) else type(gradient)
         return self.methods.get(kind) or foreign_way(kind, self.name)
+
+    def method(self, gradient: Gradient, *, adaptive: bool = False) -> Callable[..., Any]:
+        """The function of a gradient method that is offered (see `require`), with equal steps or with tolerances."""
+        way = self.way(gradient)
+        assert way is not None
+        return way.load(adaptive=adaptive)
+
+    def refuse(self, features: Mapping[str, bool]) -> None:
+        """Raises UnsupportedError for the first feature, by name, that is asked for: this backend has none of them."""
+        for feature, asked in features.items():
+            if asked:
+                others = "" if self.base is None else f"take backend={self.base.name!r}"
+                raise UnsupportedError(f"{feature} on backend {self.name}", "the defaults", others)
 
     @property
     def gradients(self) -> tuple[str, ...]:

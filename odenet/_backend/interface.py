@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from odenet._errors import UnsupportedError
+from odenet._errors import DeviceUnavailableError, DtypeError, UnsupportedError
 from odenet._gradients.record import Gradient
 from odenet._problem.solution import Solution
 from odenet._solvers.family import AnySolver
@@ -95,6 +95,11 @@ class Backend(ABC):
     The verbs for networks (`build`, `read`, `evaluate`, `examine`, `choices`, `with_gradient`, `profile`, `measure`,
     `trainer`) are for a backend whose entry says `networks=True`; another leaves them out.
     """
+
+    framework: ClassVar[str] = ""
+    """As errors name it."""
+    dtypes: ClassVar[tuple[str, ...]] = ()
+    """The number types that it has."""
 
     @abstractmethod
     def solve(self, problem: Problem) -> Solution:
@@ -266,6 +271,15 @@ class Backend(ABC):
     @abstractmethod
     def devices(self) -> tuple[str, ...]:
         """Names of the devices that the framework sees, `cpu` first."""
+
+    def require_place(self, dtype: str, device: str) -> None:
+        """Raises DtypeError or DeviceUnavailableError unless the framework has the number type and sees the device."""
+        if dtype not in self.dtypes:
+            raise DtypeError(f"dtype {dtype!r}", ", ".join(self.dtypes))
+        if device not in (devices := self.devices()):
+            raise DeviceUnavailableError(
+                f"{self.framework} sees no device {device!r}", ", ".join(devices), "see `odenet list backends`"
+            )
 
 
 def _no_networks(backend: Backend) -> UnsupportedError:

@@ -30,6 +30,8 @@ MOST = 2**31 - 1  # of any count: frameworks count in 32 bits
 class Whole(click.IntRange):
     """A whole number from a least one on, which 32 bits hold."""
 
+    name = "integer"
+
     def __init__(self, least: int) -> None:
         super().__init__(min=least, max=MOST)
 
@@ -37,13 +39,21 @@ class Whole(click.IntRange):
         """The option's value as a number."""
         return _within(self, int, "whole number", value, param, ctx)
 
+    def _describe_range(self) -> str:  # of help texts, where the bound of 32 bits says nothing
+        return f"x>={self.min}"
+
 
 class Real(click.FloatRange):
     """A finite number within bounds."""
 
+    name = "number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The option's value as a number."""
         return _within(self, float, "finite number", value, param, ctx)
+
+    def _describe_range(self) -> str:  # click writes "x<=None" where there is no bound
+        return "" if self.min is None and self.max is None else super()._describe_range()
 
 
 def _within(bounds: Any, read: Callable[[Any], T], kind: str, value: Any, *place: Any) -> T:

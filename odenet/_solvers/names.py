@@ -13,10 +13,9 @@ from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.coupling import Hamiltonian, Leapfrog
 from odenet._solvers.delegated import DELEGATED_SOLVERS
 from odenet._solvers.family import AnySolver, StagedSolver
-from odenet._solvers.momentum import Momentum
 from odenet._solvers.reversible import REVERSIBLE_SOLVERS, Coupled
 from odenet._solvers.runge_kutta import RUNGE_KUTTA, Solver
-from odenet._solvers.two_step import TwoStep
+from odenet._solvers.two_step import Momentum, TwoStep
 
 __all__ = [
     "ALL_SOLVERS",

@@ -25,8 +25,8 @@ from odenet import (
 from odenet._gradients.exact import WORKING
 from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.coupling import Hamiltonian, Leapfrog
-from odenet._solvers.momentum import Momentum
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun
+from odenet._solvers.two_step import Momentum
 
 counts = st.integers(1, 10**6)
 records = st.one_of(

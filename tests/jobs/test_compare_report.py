@@ -18,10 +18,8 @@ from odenet._jobs.compare import command as job
 from odenet._jobs.compare.figures import figures
 from odenet._jobs.compare.findings import findings, verdict
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.page import page
-from odenet._jobs.compare.results import Comparison, MeasuredGradient
-from odenet._jobs.compare.summary import curves
-from odenet._jobs.compare.table import tables
+from odenet._jobs.compare.page import page, tables
+from odenet._jobs.compare.results import Comparison, MeasuredGradient, curves
 from odenet._jobs.flags import whole_numbers
 from odenet._report.figures import render
 from odenet._report.fit import fit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from odenet._backend import registry as _registry
-from odenet._jobs.data.text import CHARACTERS, lines
+from odenet._jobs.data.sets import CHARACTERS, lines
 from odenet._jobs.reproduce import flow
 from odenet._jobs.reproduce.claims import distance, implicit_regularization, looped, mean_ode, scaling
 from odenet._jobs.reproduce.network import NOISE, smooth_weights, states

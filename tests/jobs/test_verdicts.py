@@ -9,15 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from odenet._jobs.reproduce import thresholds as committed
+from odenet._jobs.reproduce import controls as committed
 from odenet._jobs.reproduce import verdict
 from odenet._jobs.reproduce.claims import reconstruction
-from odenet._jobs.reproduce.controls import Control, Verdict
+from odenet._jobs.reproduce.controls import Control, Verdict, changed, thresholds
 from odenet._jobs.reproduce.order import of_order, order
 from odenet._jobs.reproduce.report import Finished, tally, verdict_table, write_one
 from odenet._jobs.reproduce.reproduction import Point, Settings, reproductions
 from odenet._jobs.reproduce.results import ReproductionPoints, read
-from odenet._jobs.reproduce.thresholds import changed, thresholds
 from odenet._report.fit import interval
 
 DEPTHS = (4, 8, 16, 32, 64)

@@ -83,8 +83,6 @@ def test_the_drop_in_has_it_too(graphs):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     assert len(seen) == 1
-    with pytest.raises(UnsupportedError, match="compile with method 'rk4'"):
-        odeint(net, y0[0], t, method="rk4", compile=True)
 
 
 def test_a_field_that_is_no_one_graph_is_refused_and_says_why(graphs):

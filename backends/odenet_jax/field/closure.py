@@ -67,16 +67,11 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Sequence[Any]) -> list[Any]:
 
 def _bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """One equation's values: those of a program that has no other."""
-    variables = [_variable(atom) if isinstance(atom, Literal) else atom for atom in equation.invars]
-    alone = equation.replace(invars=variables)
-    values = dict(zip(variables, inputs, strict=True))  # an equation may read one variable twice
-    program = Jaxpr([], list(values), equation.outvars, [alone], equation.effects)
-    return jax.core.eval_jaxpr(program, (), *values.values())
-
-
-def _variable(literal: Literal) -> Any:
-    """One that stands for a number."""
-    return jax.make_jaxpr(lambda x: x)(literal.val).jaxpr.invars[0]
+    # a variable for each input: an equation may read one twice, or a number
+    like = jax.make_jaxpr(lambda *inputs: [inputs[0]] * len(equation.outvars))(*inputs).jaxpr
+    alone = equation.replace(invars=like.invars)
+    program = like.replace(eqns=[alone], outvars=equation.outvars, effects=equation.effects)
+    return jax.core.eval_jaxpr(program, (), *inputs)
 
 
 def _inner(closed: Any, axes: frozenset[str]) -> Callable[..., list[Any]]:

@@ -22,9 +22,10 @@ from odenet import Depth
 from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.closure import converted
 from odenet_jax.field.fingerprint import fingerprint
+from odenet_jax.field.jumps import jumps
 from odenet_jax.field.module_writes import modules_in, require_unwritten
 from odenet_jax.field.programs import eager
-from odenet_jax.field.state import HALF, as_array, flattened, require_arrays, require_like
+from odenet_jax.field.state import HALF, Leaves, as_array, flattened, require_arrays, require_like
 
 Arrays = list[Array]
 
@@ -95,6 +96,7 @@ class Field:
         kind: of the weights along depth.
         intervals: layers or intervals; 1 for shared weights.
         collective: whether it reads other rows of a `jax.vmap`, by the name of its axis (known once it is hoisted).
+        program: of it, whose arguments are t, the leaves of y and others (known once it is hoisted).
         key: what it computes, once it is hoisted outside of `jax.jit` and if that can be told (see `field.programs`).
     """
 
@@ -102,7 +104,12 @@ class Field:
     kind: Kind
     intervals: int
     collective: bool = False
+    program: Jaxpr | None = None
     key: Hashable | None = None
+
+    def jumps(self, y: Leaves) -> bool:
+        """Whether it jumps with its state, whose leaves these are (see `odenet_jax.field.jumps`)."""
+        return self.program is not None and jumps(self.program, slice(1, 1 + len(y)))
 
     def slots(self, weights: Weights, steps: int) -> Slot | None:
         """The weights of all steps, stacked to be scanned over and differentiated by JAX in O(steps); None if shared.
@@ -205,7 +212,7 @@ class Field:
             return jax.tree.unflatten(structure, picked)(t, y, Weights(w.inexact, w.other), *context)
 
         key = key and (key, tuple(places), self.kind, self.intervals)
-        hoisted = dataclasses.replace(self, function=rebuilt, collective=collective, key=key)
+        hoisted = dataclasses.replace(self, function=rebuilt, collective=collective, program=pure.jaxpr, key=key)
         return hoisted, Weights(weights.inexact, weights.other, widened(closed), constants)
 
 

@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Alarm, add, alarm, combine, subtract
+from odenet_jax.field.jumps import against
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import (
@@ -60,12 +61,13 @@ class Reversal(Adjoint):
     ) -> tuple[Leaves, Sums, Array, Any]:
         assert saved.end is not None
         steps, method, (y,) = run.grid.steps, self.method, saved.end
+        jumping = run.field.jumps(y)
         buffers = [(saved.states, kept_rows(self.keeps(run), steps))] if saved.states else []
         if gradients.rows is not None and saved.ys is not None:
             buffers.append((saved.ys, gradients.rows))
 
         def step(n: Any, carry: Any, *, early: bool) -> Any:
-            y, g, sums, worst, increments, trouble = carry
+            y, g, sums, worst, increments, trouble, share = carry
             here = run.at(n)
             predict = functools.partial(self.predict, here, n, y, increments, trouble, early=early)
             known, exact = jnp.array(False), y
@@ -79,23 +81,25 @@ class Reversal(Adjoint):
             before = subtract(y, d)
             # where y[n] is known, its own increment taken back from a rebuilt y[n+1] misses it by what that is off
             of = tuple(jnp.where(known, *pair) for pair in zip(z, y, strict=True)) if buffers else y
-            worst = worse(worst, relative(subtract(before, z), of), n)
+            worst = worse(worst, relative(subtract(before, z), against(d, of) if jumping else of), n)
             after = before if method.correct else z
             y = tuple(jnp.where(known, *pair) for pair in zip(z, after, strict=True)) if buffers else after
+            share = relative(y, against(d, y)).astype(share.dtype) if jumping else share
             g = gradients.join(n, add(g, part))
             increments = (d, *increments[:-1]) if increments else ()
-            return y, g, collect(here, n, sums, by_reads), worst, increments, trouble
+            return y, g, collect(here, n, sums, by_reads), worst, increments, trouble, share
 
         zero = jnp.zeros((), run.layout.time)
         increments = (zeros(y),) * method.order if method.extrapolates else ()
-        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), increments, (jnp.int32(-1), zero, zero))
+        trouble = (jnp.int32(-1), zero, zero)
+        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), increments, trouble, jnp.ones_like(zero))
         early = min(method.order, steps) if method.extrapolates else steps
         carry = descend(functools.partial(step, early=True), steps, early, carry)
         if early < steps:
             carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
-        y, g, sums, worst, _, trouble = carry
+        y, g, sums, worst, _, trouble, share = carry
         assert saved.sketch is not None
-        residual, n = worse(worst, saved.sketch.error(y), -1)
+        residual, n = worse(worst, saved.sketch.error(y).astype(share.dtype) * share, -1)
         # gradients that are all zero are right, whatever was rebuilt for them
         trouble = (none_unread(run, trouble[0] + 1) - 1, *trouble[1:])
         return g, sums, residual, (trouble, steps, (none_unread(run, residual), n))
@@ -207,32 +211,37 @@ class AdaptiveReversal(BackwardPass):
         allowed: Tolerance,
     ) -> tuple[Leaves, Sums, Array, Any]:
         stretch, anchors, method = AcceptedStepVJP(run, result, gradients), result.record.states, self.method
+        jumping = run.field.jumps(y0)
 
         def alive(state: Any) -> Array:
             return state[0] >= 0
 
         def step(state: Any) -> Any:
-            n, y, g, output, sums, worst, trouble = state
+            n, y, g, output, sums, worst, trouble, scale = state
             go, place = alive(state), jnp.maximum(n, 0)
             z, undone = self.fixed.predict(run.at(place), place, y, (), trouble, early=True)
             d, g, output, sums = stretch.step(place, go, z, g, output, sums)
             before = subtract(y, d)
-            worst = choose(go, worse(worst, relative(subtract(before, z), y), place), worst)
+            error = relative(subtract(before, z), against(d, y) if jumping else y)
+            worst = choose(go, worse(worst, error, place), worst)
             y = choose(go, before if method.correct else z, y)
             if anchors is not None:
                 row = place // (method.anchors or 1) - 1
                 known = go & (place > 0) & (place % (method.anchors or 1) == 0) & (row < anchors.starts.shape[0])
                 exact = read(anchors.rows, jnp.maximum(row, 0))
-                worst = choose(known, worse(worst, relative(subtract(y, exact), exact), place), worst)
+                error = relative(subtract(y, exact), against(d, exact) if jumping else exact)
+                worst = choose(known, worse(worst, error, place), worst)
                 y = choose(known, exact, y)
-            return jnp.where(go, n - 1, n), y, g, output, sums, worst, choose(go, undone, trouble)
+            scale = choose(go, against(d, y), scale) if jumping else scale
+            return jnp.where(go, n - 1, n), y, g, output, sums, worst, choose(go, undone, trouble), scale
 
         g, output = stretch.start()
         zero = jnp.zeros((), run.layout.time)
         worst, trouble = (zero, jnp.int32(-1)), (jnp.int32(-1), zero, zero)
-        state = (result.pace.accepted - 1, result.last, g, output, sums, worst, trouble)
-        _, y, g, output, sums, worst, trouble = repeat(alive, step, state)
-        worst = worse(worst, relative(subtract(y, y0), y0), -1)
+        scale = tuple(jnp.abs(leaf) for leaf in y0)
+        state = (result.pace.accepted - 1, result.last, g, output, sums, worst, trouble, scale)
+        _, y, g, output, sums, worst, trouble, scale = repeat(alive, step, state)
+        worst = worse(worst, relative(subtract(y, y0), scale), -1)
         return stretch.finish(g, output), sums, worst[0], (trouble, result.pace.accepted, worst)
 
     def settled(self, gradients: Any, trouble: Any) -> Any:

@@ -116,9 +116,7 @@ def solve_with_context(
     """
     adaptive = isinstance(ivp.grid, Span)
     require(backend, ivp.solver, ivp.gradient, adaptive=adaptive)
-    way = backend.way(ivp.gradient)
-    assert way is not None  # required above
-    method = way.load(adaptive=adaptive)
+    method = backend.method(ivp.gradient, adaptive=adaptive)
     if adaptive:
         return solve_adaptive(ivp, lambda stats: method(ivp, stats), probe), None
     assert isinstance(ivp.grid, Grid)

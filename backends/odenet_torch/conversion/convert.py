@@ -20,8 +20,9 @@ from odenet import (
     GradientName,
     InputError,
     SolverName,
+    UnsupportedError,
 )
-from odenet.kit import AnySolver, within
+from odenet.kit import AnySolver, Compile, compiling, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.attached import Attached, attach, detach
@@ -51,6 +52,7 @@ def convert(
     gradient: GradientName | Gradient = "checkpoint",
     along: str = "piecewise",
     tolerance: float = 1e-6,
+    compile: Compile = False,
 ) -> Model:
     """Train layers that somebody else wrote by a gradient method of this library; the model's function stays.
 
@@ -90,6 +92,8 @@ def convert(
         along: as for `ResidualStack`.
         tolerance: the largest difference of an output, relative to its largest entry; in number types coarser than
             float32, 8 roundings if that is more.
+        compile: False. Layers run by their own code, which no graph of steps holds; `torch.compile` of their children,
+            or of the converted model, works.
 
     Returns:
         The model.
@@ -97,8 +101,14 @@ def convert(
     Raises:
         ConversionError: no such submodule; no layers that can be converted, with reasons (an activation or norm after
             the addition, another shape, a projection on the shortcut ...); outputs that differ. UnsupportedError: a
-            gradient that the solver does not go with.
+            gradient that the solver does not go with, or `compile`.
     """
+    if compiling(compile) is not None:
+        raise UnsupportedError(
+            "compile of converted layers, which run by their own code",
+            "compile=False; ResidualStack, NeuralODE and solve compile their steps",
+            "call torch.compile on the children of the layers, or on the converted model",
+        )
     if not isinstance(model, nn.Module):
         raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
     within("tolerance", tolerance, 0.0, of="convert")

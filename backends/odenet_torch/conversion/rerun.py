@@ -118,7 +118,7 @@ class Rerun:
         before = version(x) if isinstance(x, Tensor) else 0
         with self.replay.forth():
             out = self.replay.first(FIRST, (0, 0.0, 1), run)
-        self.replay.sides.finish()
+        self.replay.finish()
         if isinstance(x, Tensor) and version(x) != before:
             raise in_place(type(self.layer).__name__)
         return out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from odenet import Backprop, Event, InputError, PIDController, Problem, SolveError, Solver, Span
 from odenet.kit import Compile, Tableau, compiling, interpolant, weigh
-from odenet_torch.drop_in.flow import OdeintProblem, parts
+from odenet_torch.drop_in.compiled import traced
+from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.words import stopped
 from odenet_torch.field.differentiating import readable
 from odenet_torch.field.field import FunctionField
@@ -95,21 +95,10 @@ def forward(
     field = FunctionField(flow.f, None)
     if problem.compile is not None:
         problem = dataclasses.replace(problem, compile=compilable(problem))
-        field.traced, field.module, field.inner = (
-            functools.partial(_slope, flow.func, flow.shapes, flow.wide),
-            flow.func,
-            flow.reads,
-        )
+        field.traced, field.module, field.inner = traced(flow), flow.func, flow.reads
     ready = begin(problem, state_layout, leaves, field)
     ready.loop.on = on
     return ready, from_start(span, ready.run, leaves)
-
-
-def _slope(func: Any, shapes: tuple[torch.Size, ...] | None, wide: bool, t: Tensor, y: Tensor) -> Tensor:
-    """What `OdeintProblem.f` does of each evaluation, for a graph."""
-    value = func(t.to(torch.float64 if wide else y.real.dtype), y if shapes is None else parts(y, shapes))
-    value = value if shapes is None else torch.cat([part.reshape(-1) for part in value])
-    return value.to(y.dtype) if y.is_complex() or not value.is_complex() else value  # that widens the state
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from odenet import PIDController, UnsupportedError
 from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import Tableau
 from odenet_torch.drop_in import fixed
+from odenet_torch.drop_in.compiled import AugmentedSlope, AugmentedSteps
 from odenet_torch.drop_in.error import AdjointTolerance
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
@@ -26,6 +28,7 @@ from odenet_torch.drop_in.recalled_function import Recalled
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.gradients.adjoint import unhooked
+from odenet_torch.steps.graph import Choices
 from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
 
 
@@ -41,6 +44,8 @@ class AdjointProblem:
         choice: its controller or spacing.
         reach: how large its error is; None for a method without an estimate.
         watch: who is told of its steps, once it is known how to show them the state.
+        chosen: how steps are compiled; None where they are not.
+        names: of the parameters that have a gradient, by which a graph is handed these.
     """
 
     flow: OdeintProblem
@@ -50,6 +55,8 @@ class AdjointProblem:
     choice: PIDController | Spacing
     reach: AdjointTolerance | None
     watch: Callable[[Callable[..., Any]], StepCallbacks | None]
+    chosen: Choices | None = None
+    names: tuple[str, ...] = ()
 
 
 def solve(way: AdjointProblem, params: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
@@ -58,12 +65,6 @@ def solve(way: AdjointProblem, params: tuple[Tensor, ...]) -> tuple[Tensor | Non
         return way.forth()
     event_t, ys = _OdeintAdjoint.apply(way, way.flow.t, way.flow.y0, *params)
     return event_t, ys
-
-
-class AugmentedSlope(tuple[Tensor, ...]):
-    """A slope of the state and of its adjoint, and those of the quadratures."""
-
-    parts: tuple[Tensor | None, ...] = ()
 
 
 class AdjointSolve:
@@ -116,19 +117,26 @@ class AdjointSolve:
             ends = torch.tensor([start, end], dtype=self.way.flow.t.dtype, device=y.device)
             grid = fixed.nodes(self.way.flow, choice, y, ends)
             tableau = FIXED[method].tableau
-            recording = self.way.flow.recording
+            recording, graph = self.way.flow.recording, self._graph(tableau)
             on_stage = None if recording is None else recording.back(tableau)
+
+            def run(both: AnyLeaves, numbers: Tensor) -> tuple[AnyLeaves, Sequence[AnyLeaves]]:
+                assert graph is not None
+                attempt = graph.step(both, numbers)
+                return attempt.y1, attempt.slopes
+
+            compiled = None if graph is None else run
             for step in fixed.steps(
-                self.field, tableau, both, grid, self.layout.time, choice.perturb, self.on, on_stage
+                self.field, tableau, both, grid, self.layout.time, choice.perturb, self.on, on_stage, compiled
             ):
-                self.accept(weighed(step.slopes, tableau.b, -step.h))
+                self.accept(weighed(step.slopes, tableau.b, -step.h) if graph is None else graph.added)
                 both = step.y1
             return both[1]
         if choice.first_step is None and self.size is not None:
             choice = dataclasses.replace(choice, first_step=self.size)
-        loop, longest = self._loop(choice, start, end), 0.0
+        (loop, graph), longest = self._loop(choice, start, end), 0.0
         for step in loop.steps(start, both):
-            self.accept(weighed(step.slopes, loop.tableau.b, -step.h))
+            self.accept(weighed(step.slopes, loop.tableau.b, -step.h) if graph is None else graph.added)
             both, longest = step.y1, max(longest, abs(step.h))
         # steps that end where the next time is are shorter than they might be
         self.size = longest * (1 if loop.tried > loop.n else 2) or None
@@ -136,7 +144,14 @@ class AdjointSolve:
             raise stopped_back(loop.failed, choice.max_steps // max(len(self.way.flow.times) - 1, 1), loop.n, start)
         return both[1]
 
-    def _loop(self, control: PIDController, start: float, end: float) -> AdaptiveLoop:
+    def _graph(self, tableau: Tableau, ratio: Callable[..., Tensor] | None = None) -> AugmentedSteps | None:
+        """The compiled steps; None where they are not compiled."""
+        way = self.way
+        if way.chosen is None:
+            return None
+        return AugmentedSteps(way.flow, way.chosen, tableau, self.params, way.names, self.timed, ratio)
+
+    def _loop(self, control: PIDController, start: float, end: float) -> tuple[AdaptiveLoop, AugmentedSteps | None]:
         assert self.way.reach is not None
         sign = 1 if end >= start else -1
         inner = {t for t in (*control.step_t, *control.jump_t) if sign * start < sign * t < sign * end}
@@ -144,23 +159,28 @@ class AdjointSolve:
         tableau = ADAPTIVE[self.way.method].tableau
 
         def tried() -> list[tuple[Tensor | None, Tensor | None]]:
+            if graph is not None:
+                return list(zip(graph.errors, graph.added, strict=True))
             assert loop.trial is not None
             assert tableau.error_weights is not None
             of, h = loop.trial.slopes, -loop.size
             return list(zip(weighed(of, tableau.error_weights, h), weighed(of, tableau.b, h), strict=True))
 
+        reach = self.way.reach.of(lambda: (self.moved, *self.sums), tried)
+        graph = self._graph(tableau, reach.ratio)
         loop = AdaptiveLoop(
             lambda t, rank, time, both: self.field(t, both),
             tableau,
             control,
-            self.way.reach.of(lambda: (self.moved, *self.sums), tried),
+            reach,
             self.layout.device,
             self.layout.time,
             stops,
             jumps,
             on=self.on,
+            compiled=None if graph is None else lambda y, first: graph,
         )
-        return loop
+        return loop, graph
 
     def accept(self, parts: Sequence[Tensor | None]) -> None:
         """Add to the quadratures what a step adds to them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from odenet import GridError, InputError, SolveError, Solver
-from odenet.kit import Tableau, add, shown, slopes
+from odenet.kit import Compile, Tableau, add, shown, slopes
+from odenet_torch.drop_in.compiled import EqualSteps, choices
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.field.state import Layout, Leaves
@@ -52,22 +52,32 @@ class FixedStep:
 
 
 def solve(
-    flow: OdeintProblem, solver: Solver, spacing: Spacing, on: StepCallbacks | None
+    flow: OdeintProblem, solver: Solver, spacing: Spacing, on: StepCallbacks | None, compile: Compile = False
 ) -> tuple[Tensor | None, Tensor]:
     """Solve in equal steps; arguments and results are those of `odenet_torch.drop_in.adaptive.solve`."""
+    chosen = choices(compile)
+    graph = None if chosen is None else EqualSteps(flow, chosen, solver.tableau)
+    event_t, ys = _solve(flow, solver, spacing, on, graph)
+    return event_t, ys if graph is None else graph.returned(ys)
+
+
+def _solve(
+    flow: OdeintProblem, solver: Solver, spacing: Spacing, on: StepCallbacks | None, graph: EqualSteps | None
+) -> tuple[Tensor | None, Tensor]:
     state_layout, y0 = flow.layout()
 
     def evaluate(t: Tensor, y: Leaves) -> Leaves:
         return state_layout.evaluate(lambda at: flow.f(t, at), y)
 
     if flow.event_fn is not None:
-        return _until_event(flow, solver.tableau, spacing, on, (state_layout, y0, evaluate))
+        return _until_event(flow, solver.tableau, spacing, on, (state_layout, y0, evaluate), graph)
     if len(flow.times) == 1:
         return None, flow.y0.unsqueeze(0)
     grid, outputs, direction = nodes(flow, spacing, flow.y0, flow.t), [y0[0]], flow.direction
     moving = differentiable(flow.t)
     on_stage = None if flow.recording is None else flow.recording.forth(solver.tableau)
-    for step in steps(evaluate, solver.tableau, y0, grid, state_layout.time, spacing.perturb, on, on_stage):
+    run = None if graph is None else graph.step
+    for step in steps(evaluate, solver.tableau, y0, grid, state_layout.time, spacing.perturb, on, on_stage, run):
         while len(outputs) < len(flow.times) and direction * step.t1 >= direction * (t := flow.times[len(outputs)]):
             if t == step.t1 and not (moving and spacing.interp == "cubic"):
                 outputs.append(step.y1[0])
@@ -121,6 +131,7 @@ def steps(
     perturb: bool,
     on: StepCallbacks | None,
     on_stage: Callable[[int, int, float, float], None] | None = None,
+    run: Callable[[Leaves, Tensor], tuple[Leaves, Sequence[Leaves]]] | None = None,
 ) -> Iterator[FixedStep]:
     """Those from the first node of a grid to the last; nothing is read from the device but the grid, and that once.
 
@@ -133,18 +144,26 @@ def steps(
         perturb: see `Spacing`.
         on: who is told of steps.
         on_stage: who is told of stages, with the step, the stage and the ends of the step, before each.
+        run: a compiled step: from the state, and the size of the step with the times of its stages, to the state at
+            its end and the slopes.
     """
     ends = grid.tolist()
     precise = grid.to(torch.promote_types(grid.dtype, time))
     size = precise[1:] - precise[:-1]
     moving = differentiable(size)
     sizes: Sequence[Any] = size.to(time).unbind(0) if moving else size.tolist()
-    times = _stage_times(precise, size, tableau, time, perturb).unbind(0)
+    times = _stage_times(precise, size, tableau, time, perturb)
+    rows = (times if run is None else torch.cat([size[:, None].to(time), times], 1)).unbind(0)
     lasts = precise[1:].to(time).unbind(0)
     h: Any
-    for n, (h, row, last) in enumerate(zip(sizes, times, lasts, strict=True)):
+    for n, (h, row, last) in enumerate(zip(sizes, rows, lasts, strict=True)):
         if on is not None:
             on.tried(ends[n], y, float(h))
+        if run is not None:
+            y1, ks = run(y, row)
+            yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, ks)
+            y = y1
+            continue
         at = row.unbind(0)
 
         def stage(i: int, state: Leaves, n: int = n, at: Sequence[Tensor] = at) -> Leaves:
@@ -154,17 +173,9 @@ def steps(
 
         ks = slopes(tableau, stage, y, h)
         # first the increment: each term on its own added to y would round it once more
-        y1 = add(y, _weighed(h, tableau.b, ks) if moving else weigh_leaves(None, h, tableau.b, ks))
+        y1 = add(y, weigh_leaves(None, h, tableau.b, ks))
         yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, ks)
         y = y1
-
-
-def _weighed(h: Tensor, weights: Sequence[float], slopes: Sequence[Leaves]) -> Leaves:
-    """`h sum_i weights[i] slopes[i]` with a derivative by h."""
-    total, *rest = (
-        tuple((h * weight) * k for k in slope) for weight, slope in zip(weights, slopes, strict=False) if weight
-    )
-    return functools.reduce(add, rest, total)
 
 
 def _stage_times(grid: Tensor, size: Tensor, tableau: Tableau, time: torch.dtype, perturb: bool) -> Tensor:
@@ -198,8 +209,10 @@ def _until_event(
     spacing: Spacing,
     on: StepCallbacks | None,
     start: tuple[Layout, Leaves, Evaluate],
+    graph: EqualSteps | None,
 ) -> tuple[Tensor, Tensor]:
     state_layout, y, evaluate = start
+    run = None if graph is None else graph.step
     if spacing.step_size is None:
         raise InputError("an event with a method of fixed steps and no step_size", "options={'step_size': h}")
     before = flow.signs(flow.times[0], flow.y0)
@@ -208,7 +221,7 @@ def _until_event(
     h = flow.direction * spacing.step_size
     for n in range(_EVENT_STEPS):
         ends = flow.t[0] + torch.arange(n, n + 2, dtype=flow.t.dtype, device=flow.t.device) * h
-        (step,) = steps(evaluate, tableau, y, ends, state_layout.time, spacing.perturb, on)
+        (step,) = steps(evaluate, tableau, y, ends, state_layout.time, spacing.perturb, on, None, run)
         y = step.y1
         if flow.signs(step.t1, state_layout.call(y)) != before:
             break

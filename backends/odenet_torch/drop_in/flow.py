@@ -44,6 +44,7 @@ class OdeintProblem:
         reads: of a module's parameters, where autograd adds up their gradients.
         wide: whether func is called with times in double beside a state in single precision, which cannot tell them
             apart.
+        original: the caller's func, where `func` stands for it.
     """
 
     func: Callable[[Tensor, Any], Any]
@@ -55,6 +56,7 @@ class OdeintProblem:
     recording: Recording | None = None
     reads: Reads | None = None
     wide: bool = False
+    original: Callable[[Tensor, Any], Any] | None = None
 
     @property
     def direction(self) -> float:

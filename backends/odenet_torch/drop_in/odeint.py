@@ -10,6 +10,7 @@ Over 250 lines: four functions, each with torchdiffeq's whole signature and the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from odenet.kit import Compile, real, shown, yes_or_no
 from odenet_torch.drop_in import adaptive, adjoint, fixed
 from odenet_torch.drop_in.adaptive import Continuous
 from odenet_torch.drop_in.adjoint import AdjointProblem
+from odenet_torch.drop_in.compiled import choices as compiled_choices
 from odenet_torch.drop_in.error import AdjointTolerance, require_norm
 from odenet_torch.drop_in.events import linked
 from odenet_torch.drop_in.flow import OdeintProblem, flow
@@ -66,7 +68,7 @@ def odeint(
             interp ("linear" or "cubic"), perturb.
         event_fn: `event_fn(t, y)`: the solve ends where one of its entries changes its sign; t[1] tells its direction
             alone.
-        compile: the trial step of an adaptive method as one graph, as in `odenet.solve` (torchdiffeq has none of it).
+        compile: each step as one graph, as in `odenet.solve` (torchdiffeq has none of it).
 
     Returns:
         The state at each time, shape (len(t), *y0.shape), or a tuple of these. With `event_fn` the time of the event,
@@ -77,9 +79,8 @@ def odeint(
         SolveError: the solve could not go on (torchdiffeq: an AssertionError).
         BackendUnavailableError: a method of torchdiffeq's without torchdiffeq.
     """
-    if compile is not False and (method or "dopri5") not in ADAPTIVE:
-        raise UnsupportedError(f"compile with method {method!r}", ", ".join(ADAPTIVE), "leave out compile")
     if delegated(method):
+        _require_own(compile, method)
         more = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         return torchdiffeq().odeint(func, y0, t, **more)
     checked, chosen = flow(func, y0, t, event_fn), mapped("options", options)
@@ -104,6 +105,7 @@ def odeint_adjoint(
     adjoint_method: str | None = None,
     adjoint_options: Options = None,
     adjoint_params: Iterable[Tensor] | None = None,
+    compile: Compile = False,
 ) -> Any:
     """`odeint` with the continuous adjoint: its memory does not grow with the number of steps.
 
@@ -115,11 +117,14 @@ def odeint_adjoint(
             errors of the parameters' gradients out (Kidger, Chen, Lyons 2021); a function of (t, y, adjoint,
             *parameters) is a norm of yours.
         adjoint_params: the tensors that get a gradient beside y0 and t; None for the parameters of `func`.
+        compile: each step as one graph, and each step of the backward pass, with its VJPs, as another.
 
     Returns:
         As `odeint`.
 
     Raises:
+        UnsupportedError: `compile`, and func draws random numbers, writes on buffers, or reads a tensor that gets a
+            gradient and is no parameter of it.
         GradientError: the backward pass could not go on. Beside those of `odeint`.
     """
     if adjoint_params is not None:
@@ -134,6 +139,7 @@ def odeint_adjoint(
         )
     back = method if adjoint_method is None else adjoint_method
     if delegated(method, back):
+        _require_own(compile, method if delegated(method) else back)
         mine = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         theirs = {"adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol, "adjoint_method": adjoint_method}
         theirs |= {"adjoint_options": adjoint_options, "adjoint_params": chosen}
@@ -151,10 +157,12 @@ def odeint_adjoint(
     if torch.is_grad_enabled():
         refuse_transforms("odeint_adjoint", "odeint")
         params = recording.first(lambda: again.first(checked, params, named=adjoint_params is not None))
+    chosen = compiled_choices(compile)
+    names = () if chosen is None else again.names(params, recording.draws)
     back = back or "dopri5"
     rtol_back = rtol if adjoint_rtol is None else adjoint_rtol
     atol_back = atol if adjoint_atol is None else adjoint_atol
-    forth = _solver(checked, method or "dopri5", options, rtol, atol)
+    forth = _solver(checked, method or "dopri5", options, rtol, atol, compile)
     norm = adjoint_options.get("norm")
     require_norm(norm)
     rest = {name: value for name, value in adjoint_options.items() if name != "norm"}
@@ -163,9 +171,8 @@ def odeint_adjoint(
         choice: PIDController | Spacing = control(back, rest, checked, 1.0, 1.0)
     else:
         reach, choice = None, spacing(back, rest, rtol_back, atol_back, checked, "adjoint_")
-    way = AdjointProblem(
-        checked, again, forth, back, choice, reach, lambda shown: watchers(back, checked, shown, "_adjoint")
-    )
+    on = functools.partial(watchers, back, checked, suffix="_adjoint")
+    way = AdjointProblem(checked, again, forth, back, choice, reach, on, chosen, names)
     event_t, ys = adjoint.solve(way, params)
     if event_t is not None:
         event_t, _ = linked(checked, event_t, ys[-1])
@@ -230,11 +237,12 @@ def odeint_dense(
     atol: Any = 1e-9,
     method: str | None = None,
     options: Options = None,
+    compile: Compile = False,
 ) -> Callable[[Any], Tensor]:
     """The solution from t0 to t1 as a function of time.
 
     Args:
-        func, rtol, atol, options: those of `odeint`.
+        func, rtol, atol, options, compile: those of `odeint`.
         y0: a tensor.
         t0, t1: numbers, or tensors of one entry.
         method: an adaptive one (torchdiffeq: dopri5 alone).
@@ -257,7 +265,8 @@ def odeint_dense(
     t = torch.tensor(ends, dtype=torch.float64)
     checked = flow(func, y0, t.to(y0.device))
     choice, solver = control(name, mapped("options", options), checked, rtol, atol), ADAPTIVE[name]
-    forward, leaves = adaptive.forward(checked, solver, choice, watchers(name, checked, checked.unpacked), dense=True)
+    on = watchers(name, checked, checked.unpacked)
+    forward, leaves = adaptive.forward(checked, solver, choice, on, dense=True, compile=compile)
     adaptive.run(checked, forward, leaves)
     assert forward.dense is not None
     return Continuous(solver.tableau, forward.run.layout, forward.dense.nodes, forward.dense.steps)
@@ -272,7 +281,13 @@ def _solver(
         choice = control(name, options, checked, rtol, atol)
         return lambda: adaptive.solve(checked, ADAPTIVE[name], choice, on, compile)
     spaced = spacing(name, options, rtol, atol, checked)
-    return lambda: fixed.solve(checked, FIXED[name], spaced, on)
+    return lambda: fixed.solve(checked, FIXED[name], spaced, on, compile)
+
+
+def _require_own(compile: Compile, method: str | None) -> None:
+    """Raises UnsupportedError where the steps of a method of torchdiffeq's are to be compiled."""
+    if compile is not False:
+        raise UnsupportedError(f"compile with method {method!r}", ", ".join([*ADAPTIVE, *FIXED]), "leave out compile")
 
 
 def _returned(checked: OdeintProblem, outcome: Outcome) -> Any:

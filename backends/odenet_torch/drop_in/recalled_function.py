@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import GradientError
+from odenet import GradientError, UnsupportedError
 from odenet.kit import tree_map
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.field.called_modules import ModuleSnapshot
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import ends, moved, now, unique
 from odenet_torch.field.memory import versions
-from odenet_torch.field.side_results import SideResults
+from odenet_torch.field.replay import Replay, hooks_its_state
+from odenet_torch.field.surroundings import reach
 from odenet_torch.field.written_on import version
+
+_PLACE = (0, 0.0, 1)  # all evaluations are of the same func
 
 
 class Recalled:
@@ -26,19 +29,23 @@ class Recalled:
 
     Args:
         func: the function.
+        device: of the state.
     """
 
-    def __init__(self, func: Callable[[Tensor, Any], Any]) -> None:
+    def __init__(self, func: Callable[[Tensor, Any], Any], device: torch.device) -> None:
         self.func = func
         self.name = getattr(func, "__name__", type(func).__name__)
-        self.sides = SideResults(cut=True)
-        self.around = self.sides.begin(0, [(self.name, func)])[0]
-        self.sides.evaluations[id(func)] += 1  # it is evaluated many times
+        roots = [(self.name, func)]
+        modules = [(type(func).__name__, func)] if isinstance(func, nn.Module) else []
+        self.replay = Replay(device, 1, lambda *_: modules, lambda *_: (), lambda *_: roots, cut=True)
+        self.looks = False
+        """Whether the evaluation that comes next is looked at (see `Replay.first`)."""
+        self.evaluations = 0
         self.parameters: dict[str, Tensor] = {}
         if isinstance(func, nn.Module):
             self.parameters = dict(func.named_parameters())
             self.parameters |= {name: buffer for name, buffer in func.named_buffers() if buffer.requires_grad}
-        self.buffers = {id(b): version(b) for module in self.around.reach.modules for b in module.buffers()}
+        self.buffers = {id(b): version(b) for module in reach(func).modules for b in module.buffers()}
         self.elsewhere = False
         self.ready: tuple[tuple[Tensor, ...], Any] | None = None
         self.snapshots: list[ModuleSnapshot] = []
@@ -52,7 +59,34 @@ class Recalled:
                 return value
         if self.elsewhere:
             return torch.func.functional_call(self.func, self.parameters, (t, y))  # pyright: ignore[reportArgumentType]
+        if self.looks:
+            return self._looked(lambda: self._called(t, y))
+        return self._called(t, y)
+
+    def _called(self, t: Tensor, y: Any) -> Any:
         return self.func(t, tree_map(torch.clone, y) if self.lends else y)
+
+    def _looked(self, call: Callable[[], Any], y: tuple[Tensor, ...] = ()) -> Any:
+        """What a call returns, which is looked at as the evaluations of other methods are.
+
+        Raises:
+            GradientError: it is not a function of its arguments.
+        """
+        values: list[Any] = []
+
+        def evaluate() -> tuple[Tensor, ...]:
+            value = call()
+            if not values:
+                values.append(value)
+            return tuple(x for x in _flat(value) if isinstance(x, Tensor))
+
+        key = self.evaluations, False, 0.0
+        out = self.replay.first(key, _PLACE, evaluate, y)
+        if self.evaluations and key in self.replay.buffers:
+            self.replay.require_steady(key, (0, False, 0.0), _PLACE, self.name, out, evaluate)
+        self.evaluations += 1
+        self.looks = self.evaluations == 1 or bool(self.replay.leaving)
+        return values.pop()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.func, name)
@@ -73,22 +107,30 @@ class Recalled:
         """
         y, since = flow.y0.detach().requires_grad_(), now()
         t = torch.tensor(flow.times[0], dtype=torch.float64, device=y.device).to(flow.time_kind(y)).requires_grad_()
-        with torch.enable_grad():
-            at = flow.unpacked(y.clone())  # a copy, of which func may change what it likes
-            before = versions(_flat(at))
-            with flow.explained():
-                try:
-                    value = self.func(t, at)
-                except RuntimeError as error:
-                    value = record(error, self.func, t, at)
-        # NumPy's writes are not counted: on the host the values are compared
-        unwritten = y.device.type != "cpu" or all(map(torch.equal, _flat(at), _flat(flow.unpacked(y))))
-        self.lends = versions(_flat(at)) != before or not unwritten
-        flow.require_slope(value, flow.y0)
-        self.sides.look([self.around], (), lambda: None)
+
+        def call() -> Any:
+            with torch.enable_grad():
+                at = flow.unpacked(y.clone())  # a copy, of which func may change what it likes
+                before = versions(_flat(at))
+                with flow.explained():
+                    try:
+                        value = self.func(t, at)
+                    except RuntimeError as error:
+                        value = record(error, self.func, t, at)
+            # NumPy's writes are not counted: on the host the values are compared
+            unwritten = y.device.type != "cpu" or all(map(torch.equal, _flat(at), _flat(flow.unpacked(y))))
+            self.lends = versions(_flat(at)) != before or not unwritten
+            flow.require_slope(value, flow.y0)
+            if any(leaf._backward_hooks for leaf in _flat(at)):
+                raise hooks_its_state(self.name)
+            return value
+
+        with self.replay.notice():
+            value = self._looked(call, (y,))
         leaves, older = ends(_flat(value), since)
         known = {id(tensor) for tensor in (t, y, *params)}
-        candidates = [tensor for _, tensor in self.around.reach.watched if isinstance(tensor, Tensor)]
+        around = self.replay.sides.around[id(self.func)]
+        candidates = [tensor for _, tensor in around.reach.watched if isinstance(tensor, Tensor)]
         candidates += self.parameters.values()
         sources = [tensor for tensor in candidates if tensor.grad_fn is not None and tensor.grad_fn in older]
         nodes = {tensor.grad_fn for tensor in (*sources, *params)}
@@ -104,11 +146,46 @@ class Recalled:
         self.ready = tuple(x.detach() for x in _flat(t, flow.unpacked(y))), _detached(value)
         return unique((*params, *(tensor for tensor in sources if id(tensor) not in known)))
 
+    def names(self, params: Sequence[Tensor], draws: bool) -> tuple[str, ...]:
+        """The names by which a compiled step is handed parameters.
+
+        Args:
+            params: that get a gradient.
+            draws: whether func drew random numbers when it was evaluated.
+
+        Raises:
+            UnsupportedError: func cannot be run again by a graph.
+        """
+        known = {id(tensor): name for name, tensor in self.parameters.items()}
+        written = any(
+            self.buffers.get(id(b)) != version(b) for module in reach(self.func).modules for b in module.buffers()
+        )
+        for so, does in (
+            (draws, "draws random numbers, as dropout does"),
+            (written, "writes on a buffer, as running statistics do"),
+            (
+                any(id(param) not in known for param in params),
+                "reads tensors that get a gradient and are no parameters of its own",
+            ),
+        ):
+            if so:
+                raise UnsupportedError(
+                    f"compile with odeint_adjoint, and {self.name}, which {does}",
+                    "an nn.Module that gives the same for the same, and all of whose tensors are parameters",
+                    "call func.eval(), make them parameters of func, take odeint, or leave out compile",
+                )
+        return tuple([known[id(param)] for param in params])
+
     def finish(self) -> None:
-        """The forward pass has ended."""
-        self.ready = None
-        self.sides.finish()
-        for module in self.around.reach.modules:
+        """The forward pass has ended.
+
+        Raises:
+            GradientError: func reads what its earlier evaluations left.
+        """
+        self.ready, self.looks = None, False
+        self.replay.sides.evaluations[id(self.func)] += 1  # it is evaluated many times
+        self.replay.finish()
+        for module in self.replay.sides.around[id(self.func)].reach.modules:
             snapshot = ModuleSnapshot.now(type(module).__name__, module)
             # what func changes itself, it will change again
             buffers = tuple(buffer for buffer in snapshot.buffers if self.buffers.get(id(buffer[1])) == buffer[2])
@@ -126,7 +203,7 @@ class Recalled:
         for snapshot in self.snapshots:
             copied = {(id(owner), key) for (owner, key), buffer, *_ in snapshot.buffers if id(buffer) in own}
             snapshot.require_unchanged(copied, moves=snapshot.module is self.func)
-        with self.sides.back([0]):
+        with self.replay.sides.back([0]):
             try:
                 yield
             finally:
@@ -135,8 +212,8 @@ class Recalled:
 
 def recalled(flow: OdeintProblem) -> tuple[OdeintProblem, Recalled]:
     """A flow with a function that can be called again."""
-    func = Recalled(flow.func)
-    return dataclasses.replace(flow, func=func), func
+    func = Recalled(flow.func, flow.y0.device)
+    return dataclasses.replace(flow, func=func, original=flow.func), func
 
 
 def _flat(*values: Any) -> tuple[Tensor, ...]:

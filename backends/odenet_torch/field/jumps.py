@@ -6,17 +6,19 @@ gradient: how far the state itself is off says nothing of that. Looked for once 
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet.kit import tree_leaves
+from odenet_torch.field.looked import Looked
 from odenet_torch.field.state import Leaves
 
-_JUMPING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+JUMPING = Looked()
+"""Parts of fields that were seen to jump."""
+
 _OPERATIONS = frozenset(
     "round floor ceil trunc frac remainder fmod floor_divide sign sgn heaviside argmax argmin topk argsort kthvalue "
     "mode searchsorted bucketize multinomial bernoulli quantize_per_tensor fake_quantize_per_tensor_affine_cachemask "
@@ -32,13 +34,15 @@ class Watch(TorchDispatchMode):
     """Looks for operations that jump, on what depends on a state y.
 
     Args:
-        module: that is evaluated within this.
         y: the state.
+
+    Attributes:
+        jumps: whether there was one.
     """
 
-    def __init__(self, module: nn.Module, y: Leaves) -> None:
+    def __init__(self, y: Leaves) -> None:
         super().__init__()
-        self.module = module
+        self.jumps = False
         self.depends = {id(leaf): leaf for leaf in y}  # kept alive, so that no id is taken again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,14 +57,18 @@ class Watch(TorchDispatchMode):
             converted = name == "_to_copy" and read[0].is_floating_point() != results[0].is_floating_point()
             indexed = name in _INDEXED and any(x.dtype in (torch.int64, torch.int32) for x in read)
             if converted or indexed or name in _OPERATIONS:
-                _JUMPING.add(self.module)
+                self.jumps = True
             self.depends.update((id(x), x) for x in results)
         return out
 
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self.depends.clear()  # who looks for graphs that are left is not to find those
 
-def jumps(module: Any) -> bool:
-    """Whether a module was seen to jump."""
-    return isinstance(module, nn.Module) and module in _JUMPING
+
+def jumps(root: Any) -> bool:
+    """Whether a part of a field was seen to jump."""
+    return JUMPING.some(root)
 
 
 def against(increment: Tensor, y: Tensor) -> Tensor:

@@ -6,30 +6,28 @@ would be missing: the memory holds what lay there before. Where a field has such
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-# by training flag: whether what a field is made of writes late, by module, or by code of a function
-_KNOWN: dict[bool, weakref.WeakKeyDictionary[Any, bool]] = {flag: weakref.WeakKeyDictionary() for flag in (False, True)}
+from odenet_torch.field.looked import Looked
+
+_LOOKED = Looked()
+_LATE = Looked()
 
 
 def known(root: Any) -> bool | None:
     """Whether a part of a field was seen to write late; None where it was not looked at."""
-    training, key = _key(root)
-    try:
-        return _KNOWN[training].get(key)
-    except TypeError:  # has no weak references, or no hash
-        return False
+    return _LATE.some(root) if root in _LOOKED else None
 
 
 def remember(root: Any, late: bool) -> None:
     """Remember for later passes whether steps write on what they have saved."""
-    training, key = _key(root)
-    _KNOWN[training][key] = late
+    _LOOKED.add(root)
+    if late:
+        _LATE.add(root)
 
 
 def watched(evaluate: Callable[[], Any], held: Callable[[], dict[Any, Any]] = dict) -> tuple[Any, bool]:
@@ -67,9 +65,3 @@ def run_to_the_end() -> None:
     """Saves a tensor as the last of a segment, in the first run and in each further one: none stops before it."""
     with torch.enable_grad():
         torch.ones((), device="cpu", requires_grad=True).square()
-
-
-def _key(root: Any) -> tuple[bool, Any]:
-    if isinstance(root, nn.Module):
-        return root.training, root
-    return False, getattr(root, "__code__", root)

@@ -74,6 +74,8 @@ class ReachableObjects:
         """Tensors and arrays, which may be written on."""
         self.generators: list[Any] = []
         """Of random numbers."""
+        self.codes: set[types.CodeType] = set()
+        """The code of all functions."""
         self.hooks: list[dict[Any, Any]] = []
         """Of modules; those that were empty are looked into when they no longer are."""
         self._modules: list[nn.Module] = []
@@ -186,6 +188,7 @@ class ReachableObjects:
 
     def function(self, name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         """What it closes over, its defaults, and the global names that it reads."""
+        self.codes.add(function.__code__)
         if _root(function.__module__ or "") in LIBRARIES:
             return
         self._packages.add(_package(function))

@@ -26,8 +26,9 @@ from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, in
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
-from odenet_torch.field.jumps import Watch
+from odenet_torch.field.jumps import JUMPING, Watch
 from odenet_torch.field.knowledge import knowledge
+from odenet_torch.field.looked import Looked
 from odenet_torch.field.places import CachedResults
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
@@ -43,9 +44,10 @@ Place = tuple[int, float, int]
 """Step, position in it, and the number of steps: what tells which modules f calls."""
 
 _EVERY = -1  # in the place of a step
-# by training flag: modules that did not change their buffers when they ran first, and those that passed the check
+# by training flag: modules that did not change their buffers when they ran first
 _STEADY: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
-_FUNCTIONS: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
+_FUNCTIONS = Looked()
+"""Parts of fields that were run again once, and are functions of their inputs."""
 # names of buffers that were seen to need no gradient
 _PLAIN: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
@@ -97,6 +99,9 @@ class Replay:
         self.with_graph: list[Owned] = []
         """Of these buffers those that an evaluation has left with a graph."""
         self.moving = False  # whether some module changes its buffers
+        self.leaving: dict[int, Callable[[], bool] | None] = {}
+        """By `id` of what f is made of, where it leaves something: what looks at its last evaluation, if there is one
+        after the second."""
         self.looked: dict[int, bool] = {}  # by `id` of what f is made of: whether it may do as follows
         self.late: set[int] = set()
         """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
@@ -153,16 +158,26 @@ class Replay:
             self._keep_changed(key)
         if key[0] not in self.read:
             self.watch(self.handed(key[0], self.steps), key[0])
+        fresh: list[Root] = [
+            (around.name, around.root)
+            for around in met
+            if callable(around.root) and not isinstance(around.root, nn.Module) and around.root not in _FUNCTIONS
+        ]
         for name, module in self._calls(place):
             if id(module) not in self.snapshots:
                 self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
             self.of_step.setdefault(key[0], set()).add(id(module))
-            if module not in _FUNCTIONS[module.training]:
-                self._check(key, place, (name, module), out, evaluate, y)
-                _FUNCTIONS[module.training].add(module)
-        for name, root in self.roots(*place):
-            if self.sides.evaluations[id(root)] == 2:
-                self._require_forgetful(key, place, (name, root), out, evaluate)
+            if module not in _FUNCTIONS:
+                fresh.insert(0, (name, module))
+        if fresh:
+            self._check(key, place, fresh, out, evaluate, y)
+        for root in self.roots(*place):
+            if self.sides.evaluations[id(root[1])] == 2:
+                if self._require_forgetful(key, place, root, out, evaluate):
+                    self.leaving[id(root[1])] = None
+            elif id(root[1]) in self.leaving:
+                latest = functools.partial(self._require_forgetful, key, place, root, _values(out), evaluate)
+                self.leaving[id(root[1])] = latest
         if not self.sides.cut and key[0] not in self.late:
             self._look_for_late(key, place, out, evaluate)
         if met:
@@ -351,10 +366,14 @@ class Replay:
 
     def _require_forgetful(
         self, key: Key, place: Place, root: Root, out: Leaves, evaluate: Callable[[], Leaves]
-    ) -> None:
-        """Looks once whether f, which leaves something, returns in its second evaluation what it would in its first.
+    ) -> bool:
+        """Looks whether f, which leaves something, returns in an evaluation what it would return in its first.
 
-        What it leaves is not known by evaluation, so that each one of the way back finds what stood there before all.
+        What it leaves is not known by evaluation, so that each one of the way back finds what stood there before all,
+        or what the last one left. The second evaluation and the last are looked at, once in the life of f.
+
+        Returns:
+            Whether it leaves something, of which that is not known.
 
         Raises:
             GradientError: something else came out.
@@ -362,8 +381,8 @@ class Replay:
         memo, around = knowledge(root[1]), self.sides.around[id(root[1])]
         # a function gives by its cache what it would compute
         changes = [change for change in around.differences() if not isinstance(change[0], CachedResults)]
-        if memo is None or memo.forgetful or not changes:
-            return
+        if not changes or (memo is not None and memo.forgetful):
+            return False
         places = [place for place in around.reach.places if not isinstance(place, CachedResults)]
         now = [place.contents() for place in places]
         put_back(changes)
@@ -373,7 +392,37 @@ class Replay:
         finally:
             put_back(differences(places, now))
         require_same(root[0], out, again)
-        memo.forgetful = True
+        return True
+
+    def require_steady(
+        self, key: Key, since: Key, place: Place, name: str, out: Leaves, evaluate: Callable[[], Leaves]
+    ) -> None:
+        """Looks whether f, which changes buffers, returns what it returned with those of an earlier evaluation.
+
+        Raises:
+            GradientError: something else came out.
+        """
+        state = _dice.state(self.device)
+        with self._swapped(self._calls(place), self.buffers[since]), torch.no_grad(), unseen():
+            if key in self.random:
+                _dice.restore(self.device, self.random[key])
+            again = evaluate()
+            _dice.restore(self.device, state)
+        require_same(name, out, again)
+
+    def finish(self) -> None:
+        """The forward pass has ended.
+
+        Raises:
+            GradientError: f reads what its earlier evaluations left.
+        """
+        for key, latest in self.leaving.items():
+            if latest is not None:
+                latest()
+            if (memo := knowledge(self.sides.around[key].root)) is not None:
+                memo.forgetful = True
+        self.leaving.clear()
+        self.sides.finish()
 
     def _require_seeded(
         self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any], after: list[Any]
@@ -416,16 +465,16 @@ class Replay:
         self.looked |= {id(root): bool(late_writes.known(root)) for _, root in roots}
 
     def _check(
-        self, key: Key, place: Place, called: Module, out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
+        self, key: Key, place: Place, fresh: Sequence[Root], out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
     ) -> None:
-        """Once in a module's life: run it again at y, look at what it does, and compare.
+        """Once in the life of a part of f: run f again at y, look at what it does, and compare.
 
         Raises:
             GradientError: something else came out; it draws from a generator that is not torch's; it keeps a part of
                 its graph, or a hook, where that cannot be found.
         """
-        name, module = called
-        marks: list[Any] = []
+        name = fresh[0][0]
+        watch, marks = Watch(y), list[Any]()
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
         with contextlib.ExitStack() as stack:
             stack.enter_context(no_trace([root for _, root in self._roots(place)]))
@@ -434,7 +483,7 @@ class Replay:
                 stack.enter_context(around.copied([held for _, held in around.written_on()]))
             drawn = stack.enter_context(_dice.others())
             try:
-                with Watch(module, y):
+                with watch:
                     again, marks = self._quietly(key, place, lambda: marked(evaluate, y))
             except RuntimeError:  # it takes derivatives with torch.func, or cannot be recorded at a leaf
                 with torch.no_grad():
@@ -442,14 +491,27 @@ class Replay:
             drew = drawn()
         require_gone(name, marks)
         if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
-            raise GradientError(
-                f"{name} registers a hook on its input, which is a state of the solve, and is to run again",
-                "hooks on tensors that the block computes",
-                "hook x * 1 in the place of x, or take gradient='backprop'",
-            )
+            raise hooks_its_state(name)
         if drew:
             raise _drawn(name)
         require_same(name, out, again)
+        for _, root in fresh:
+            _FUNCTIONS.add(root)
+            if watch.jumps:
+                JUMPING.add(root)
+
+
+def _values(out: Leaves) -> Leaves:
+    return tuple(leaf.detach() for leaf in out)
+
+
+def hooks_its_state(name: str) -> GradientError:
+    """The error for a hook that would be called for each part of the gradient by a state."""
+    return GradientError(
+        f"{name} registers a hook on its input, which is a state of the solve, and is to run again",
+        "hooks on tensors that the block computes",
+        "hook x * 1 in the place of x, or take gradient='backprop'",
+    )
 
 
 def _drawn(name: str, dice: object = None) -> GradientError:

@@ -104,7 +104,7 @@ class _AcceptedStepsSolve(torch.autograd.Function):
         stacked = _stacked(outputs)
         replay = forward.run.replay
         if replay is not None:
-            replay.sides.finish()
+            replay.finish()
         if replay is not None and (replay.random or replay.buffers):
             raise GradientError(
                 "the field of an adaptive solve draws random numbers or changes what it reads, so that the error of a "

@@ -306,7 +306,7 @@ class _FixedStepSolve(torch.autograd.Function):
     ) -> Leaves:
         states, pair = adjoint.forth(run, tensors[:count])
         if run.replay is not None:
-            run.replay.sides.finish()
+            run.replay.finish()
         ctx.run, ctx.adjoint, ctx.count, ctx.course = run, adjoint, count, course
         ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
         weights = tensors[count + (course is not None) :]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from odenet import (
@@ -36,7 +37,6 @@ from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, Sums
 from odenet_torch.gradients.checkpoint import Recomputation
 from odenet_torch.gradients.profiles import Groups, measurable, profiles
-from odenet_torch.gradients.ranks import agreed, several
 from odenet_torch.gradients.repeated_pass import ForwardSnapshot, Make, RepeatedPass
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.gradients.stages import advance
@@ -232,3 +232,24 @@ def shared(rows: tuple[Profile, ...]) -> tuple[Profile, ...]:
             Profile(row.gradient, **{**values, "peak_bytes": None if peak is None else int(peak)}, trouble=trouble)
         )
     return tuple(agreed_rows)
+
+
+def several() -> bool:
+    """Whether this is one of several processes of a training."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def agreed(numbers: list[float], *, least: bool = False) -> list[float]:
+    """The largest of each number over all processes (NaN where one has it), or the least.
+
+    All processes of the default group have to come here, as they have to for the gradients of data parallelism.
+    """
+    if not several():
+        return numbers
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    sent = torch.tensor(numbers, dtype=torch.float64, device=device)
+    unknown = sent.isnan().to(torch.float64)
+    sent = sent.nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
+    dist.all_reduce(sent, op=dist.ReduceOp.MIN if least else dist.ReduceOp.MAX)
+    dist.all_reduce(unknown, op=dist.ReduceOp.MAX)
+    return [float("nan") if nan else value for value, nan in zip(sent.tolist(), unknown.tolist(), strict=True)]

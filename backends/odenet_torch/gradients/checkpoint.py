@@ -94,7 +94,7 @@ class Recomputation(Adjoint):
                 replay.sides.clear()
                 if first == 0:
                     replay.watch(leaves(carried[0], since))
-        replay.sides.finish()
+        replay.finish()
         if isinstance(run.field, BlockField):
             settle(run.field, replay)
         return stacked(run, states)

@@ -77,7 +77,7 @@ class Reversal(Adjoint):
             return frozenset(steps)
         if not any(map(jumps, run.field.functions())):
             return frozenset()
-        return frozenset(n for n in steps if any(jumps(module) for _, module in run.field.modules(n, 0.0, len(steps))))
+        return frozenset(n for n in steps if any(jumps(root) for _, root in run.field.roots(n, 0.0, len(steps))))
 
     @staticmethod
     def step(run: Run, n: int, z: Leaves, g: AnyLeaves, sums: Sums) -> tuple[Leaves, Leaves]:

@@ -33,7 +33,6 @@ from odenet import (
 )
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, alarm, schedule, subtract
-from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.replay import autocasts
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.wiring import Looked
@@ -44,7 +43,7 @@ from odenet_torch.gradients.discrete_adjoint import predicted
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, stacked
-from odenet_torch.steps.graph import Choices, checked
+from odenet_torch.steps.graph import Choices, checked, entered, require_no_transform
 from odenet_torch.steps.inside import Inside, Kind
 from odenet_torch.steps.stride_patterns import Stride
 from odenet_torch.steps.strides import Pair, Strides, contiguous, forth, start
@@ -94,11 +93,7 @@ def solve(ivp: Problem, run: Run, stats: Stats, y0: Leaves) -> Leaves:
     """
     assert ivp.compile is not None
     assert isinstance(run.grid, Grid)
-    if transformed():
-        raise UnsupportedError(
-            "compile within a transform of torch.func or forward-mode differentiation, which see no compiled graph",
-            "compile=False there",
-        )
+    require_no_transform()
     *ends, ts = run.grid.moving or (None, None)
     if any(map(moves, (*ends, *(ts if isinstance(ts, list | tuple) else (ts,))))):
         raise UnsupportedError(
@@ -127,12 +122,6 @@ def _recorded(run: Run, strides: Strides, y0: Leaves) -> Leaves:
     live = strides.live if torch.is_grad_enabled() else ()
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*live, *y0))
 
-    def entered(leaf: Tensor) -> Tensor:
-        if not recorded:
-            return leaf.detach().contiguous()
-        # an alias: for a graph, a parameter is something else than a tensor; and all strides are to have a gradient
-        return leaf.view_as(leaf).contiguous() if leaf.requires_grad else leaf.detach().contiguous().requires_grad_()
-
     wide: dict[int, Tensor] = {}
 
     def handed(stride: Stride) -> Live:
@@ -140,7 +129,7 @@ def _recorded(run: Run, strides: Strides, y0: Leaves) -> Leaves:
             return tuple([tensor.detach() for tensor in stride.live])
         return strides.widened(stride, stride.live, wide)
 
-    states = _forth(run, strides, tuple([entered(leaf) for leaf in y0]), y0, run.grid.kept, handed)[0]
+    states = _forth(run, strides, entered(y0, recorded), y0, run.grid.kept, handed)[0]
     outputs = stacked(run, states)
     return once(outputs) if recorded else outputs
 

@@ -20,11 +20,10 @@ from torch import Tensor
 from odenet import Backprop, Problem, Span, UnsupportedError
 from odenet.kit import Tableau, Trial, tree_flatten, tree_map
 from odenet.kit import trial as attempted
-from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.field import FunctionField, Stand
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
-from odenet_torch.steps.graph import Choices, Graph, anchor, checked
+from odenet_torch.steps.graph import Choices, Graph, anchor, checked, entered, require_no_transform
 from odenet_torch.steps.size_control import AdaptiveLoop
 from odenet_torch.steps.tolerance import within
 
@@ -56,11 +55,7 @@ class CompiledSteps:
         y: Leaves,
         first: Leaves,
     ) -> None:
-        if transformed():
-            raise UnsupportedError(
-                "compile within a transform of torch.func or forward-mode differentiation, which see no compiled graph",
-                "compile=False there",
-            )
+        require_no_transform()
         self.field, self.grid, self.layout = field, grid, layout
         self.recorded = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in (*y, *first))
         self.linear = field.depth is not None and field.depth.kind == "linear"
@@ -84,14 +79,8 @@ class CompiledSteps:
         self.last: Leaves | None = None
 
     def enter(self, leaves: Leaves) -> Leaves:
-        """A state or a slope as graphs take it: laid out and differentiable alike, whatever it comes from."""
-        if not self.recorded:
-            return tuple(leaf.contiguous() for leaf in leaves)
-        # an alias: for a graph, a parameter is something else than a tensor
-        return tuple(
-            leaf.view_as(leaf).contiguous() if leaf.requires_grad else leaf.detach().contiguous().requires_grad_()
-            for leaf in leaves
-        )
+        """A state or a slope as graphs take it (see `entered`)."""
+        return entered(leaves, self.recorded)
 
     def trial(self, t: float, t1: float, times: Sequence[float], y: Leaves, first: Leaves) -> tuple[Trial, float]:
         """A step (see `odenet.kit.trial`) without its error, and the error's ratio to what is allowed.

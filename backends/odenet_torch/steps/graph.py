@@ -22,6 +22,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import InputError, UnsupportedError
+from odenet_torch.field.differentiating import transformed
+from odenet_torch.field.state import Leaves
+from odenet_torch.steps.seeded import seeded
 
 _CHOICES = ("backend", "options")
 _MOST = 4
@@ -86,6 +89,8 @@ class Graph:
         self.modes: set[Hashable] = set()
         """In which it has run: whether steps have a gradient, and whether autograd is on."""
         self.last = LastRun()
+        self.random: set[Hashable] = set()
+        """The modes of what it calls, in training or not, in which it is handed seeds (`odenet_torch.steps.seeded`)."""
         self.renew()
 
     def renew(self) -> None:
@@ -146,10 +151,19 @@ class Graph:
     def _compile(self, graph: Any, inputs: Any) -> Any:
         """What torch.compile calls with each graph."""
         self.count += 1
-        effects = _effects(graph) if self.examined else None
-        compiled = self._by_backend(graph, inputs)
-        if effects is None:
-            return compiled
+        if not self.examined:
+            return self._by_backend(graph, inputs)
+        effects, own = _effects(graph)
+        if own is None:
+            compiled = self._by_backend(graph, inputs)
+        else:
+            # what autocast casts in it is cast in it already
+            with torch._C._DisableAutocast():
+                inner = self._by_backend(own, inputs)
+
+            def compiled(*arguments: Any) -> Any:
+                with torch._C._DisableAutocast():
+                    return inner(*arguments)
 
         def examined(*arguments: Any) -> Any:
             if self.last.require is not None:
@@ -182,19 +196,60 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _effects(graph: Any) -> Effects:
-    """Those of a graph, which is run on tensors without numbers."""
+def _effects(graph: Any) -> tuple[Effects, torch.fx.GraphModule | None]:
+    """Those of a graph, which is run on tensors without numbers; and what to run in its place (see `seeded`)."""
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     examples = [node.meta.get("example_value") for node in places]
     tensors = [example for example in examples if isinstance(example, Tensor)]
     # the mode that they were made in: the compiler goes on in another one
     without_numbers = next((mode for tensor in tensors if (mode := getattr(tensor, "fake_mode", None))), None)
-    with without_numbers or contextlib.nullcontext(), _Draws() as draws:
-        copies = [example.detach().clone() if isinstance(example, Tensor) else example for example in examples]
-        graph(*copies)
-        written = [copy for copy in copies if isinstance(copy, Tensor) and copy._version]
+
+    def copies() -> list[Any]:
+        return [example.detach().clone() if isinstance(example, Tensor) else example for example in examples]
+
+    with without_numbers or contextlib.nullcontext():
+        own = seeded(graph, copies())
+        with _Draws() as draws:
+            handed = copies()
+            (graph if own is None else own)(*handed)
+        written = [copy for copy in handed if isinstance(copy, Tensor) and copy._version]
     captured = tuple(tuple(tensor.shape) for tensor in tensors if tensor.requires_grad)
-    return Effects(draws.any, len(written), captured, tuple(not node.users for node in places))
+    return Effects(draws.any, len(written), captured, tuple(not node.users for node in places)), own
+
+
+def require_no_transform() -> None:
+    """Raises UnsupportedError within a transform, which sees no compiled graph."""
+    if transformed():
+        raise UnsupportedError(
+            "compile within a transform of torch.func or forward-mode differentiation, which see no compiled graph",
+            "compile=False there",
+        )
+
+
+def require_repeatable(effects: Effects, what: str, instead: str) -> None:
+    """Raises UnsupportedError for a graph that cannot run again as it ran.
+
+    Args:
+        effects: those of the graph.
+        what: the call that runs it again.
+        instead: another call, which does not.
+    """
+    for so, does, remedy in (
+        (effects.random, "draws random numbers, as dropout does", "put the model in eval mode"),
+        (effects.written, "writes on a buffer, as running statistics do", "put the model in eval mode"),
+        (
+            effects.captured,
+            "reads tensors that need a gradient and are neither its parameters nor its weights "
+            f"(of shape {', '.join(map(str, effects.captured))})",
+            "pass them as weights, or make the field an nn.Module",
+        ),
+    ):
+        if so:
+            raise UnsupportedError(
+                f"compile of {what}, of a field that {does}",
+                "fields that give the same for the same",
+                f"{remedy}, take {instead}, or leave out compile",
+            )
 
 
 def checked(choices: Choices) -> Choices:
@@ -220,6 +275,19 @@ def checked(choices: Choices) -> Choices:
             "other options of inductor",
         )
     return choices
+
+
+def entered(leaves: Leaves, recorded: bool) -> Leaves:
+    """A state or a slope as graphs take it: laid out and differentiable alike, whatever it comes from."""
+    if not recorded:
+        return tuple([leaf.detach().contiguous() for leaf in leaves])
+    # an alias: for a graph, a parameter is something else than a tensor
+    return tuple(
+        [
+            leaf.view_as(leaf).contiguous() if leaf.requires_grad else leaf.detach().contiguous().requires_grad_()
+            for leaf in leaves
+        ]
+    )
 
 
 def anchor(function: Any) -> tuple[Any, tuple[Hashable, ...]]:

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from odenet.kit import Rebuild, StagedSolver, add, increment, positions, tree_flatten, tree_same_shape
 from odenet_torch.field.state import Leaves
+from odenet_torch.steps.seeded import drawing
 from odenet_torch.steps.stride_patterns import Pattern, Slot
+
+_STAGES = 256  # of a step, at most
 
 
 class Inside:
@@ -19,7 +22,8 @@ class Inside:
     Args:
         plan: see `Kind.plan`.
         trees: the trees of a state, of weights and of what blocks are handed.
-        stride: what is called, the tensors without gradients that it reads, and what is no tensor.
+        stride: what is called, the tensors without gradients that it reads, what is no tensor, and one seed a step of
+            its random numbers; None where it draws none, or from the generator.
         numbers: the size of a step; where f is called with a time, the first time, the time from there to the last,
             the steps of the solve, and the first step, too.
         live: the tensors with a gradient.
@@ -28,12 +32,16 @@ class Inside:
     def __init__(self, plan: Any, trees: Any, stride: Any, numbers: Any, live: tuple[Tensor, ...]) -> None:
         self.look, self.places, self.extra, self.of_time, self.tableau = plan
         self.trees, self.numbers, self.live = trees, numbers, live
-        self.calls, self.fixed, self.plain = stride
+        self.calls, self.fixed, self.plain, self.seeds = stride
         self.h = numbers[0].to(self.look[3])
 
-    def slope(self, n: int, position: float, y: Leaves, live: tuple[Tensor, ...] | None = None) -> Leaves:
-        """f at `position` in [0, 1] of step n."""
+    def slope(
+        self, n: int, position: float, y: Leaves, live: tuple[Tensor, ...] | None = None, stage: int | None = None
+    ) -> Leaves:
+        """f at `position` in [0, 1] of step n; of an increment, which of its stages draws the same numbers."""
         live = self.live if live is None else live
+        if self.seeds is not None:
+            drawing(self.seeds[n], _STAGES + int(position * _STAGES) if stage is None else stage)
         single, dtypes, carried, kind_of_time = self.look
         state_of, weights_of, extra_of = self.trees
         leaves = tuple([leaf.clone() for leaf in y])  # f may write on its state
@@ -86,7 +94,13 @@ class Inside:
         places = backward if reverse else forward
         h = -self.h if reverse else self.h
         weights: Any = _Weights(a, b, stages)
-        return increment(weights, lambda i, at: self.slope(n, places[i], at, live), y, h)
+
+        def stage(i: int, at: Leaves) -> Leaves:
+            # a step back draws at a place in the step what the step draws there
+            drawn = forward.index(places[i]) if places[i] in forward else i
+            return self.slope(n, places[i], at, live, drawn)
+
+        return increment(weights, stage, y, h)
 
     def after(self, n: int, y: Leaves, *, reverse: bool = False) -> Leaves:
         """See `Run.after`."""

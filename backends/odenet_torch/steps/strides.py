@@ -27,8 +27,9 @@ from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import no_trace
 from odenet_torch.field.wiring import Wiring
-from odenet_torch.steps.graph import Choices, Graph, anchor
+from odenet_torch.steps.graph import Choices, Effects, Graph, anchor, require_repeatable
 from odenet_torch.steps.inside import Inside, Kind
+from odenet_torch.steps.seeded import seeds
 from odenet_torch.steps.stride_patterns import Stride, bytes_of_step, strides_of
 
 LONGEST = 16
@@ -90,6 +91,7 @@ class Strides:
         self.numbers = self._numbers(length)
         self.strict = False
         """Whether the steps are to run again."""
+        self.seeds: tuple[Tensor, ...] | None = None
 
     def _known(self, f: Field, functions: tuple[Any, ...], length: int) -> tuple[Wiring, list[Stride]]:
         """The strides, of blocks those of the last pass where nothing stands elsewhere."""
@@ -184,12 +186,16 @@ class Strides:
         """The value of a function of a stride (see `graph`) with these tensors that need a gradient."""
         graph = self.graph(name, function, stride, *more)
         last = graph.last
-        last.require = self._require if self.strict else None
+        drawn = self._seeds(stride) if self.strict else None
+        last.require = (_require if drawn else _require_seeds) if self.strict else None
         numbers = self.numbers[stride.first // (stride.end - stride.first)]
-        handed = (stride.calls, stride.fixed, stride.plain)
-        mode = (torch.is_grad_enabled(), any(tensor.requires_grad for tensor in live))
+        handed = (stride.calls, stride.fixed, stride.plain, drawn)
+        mode = (torch.is_grad_enabled(), any(tensor.requires_grad for tensor in live), drawn is None)
         try:
             value = graph.run(mode, self.before[id(graph)], handed, numbers, tuple(live), *arguments)
+        except _SeedsRequired:  # before anything has run
+            self._random().add(self._training(stride))
+            return self.run(name, function, stride, live, *arguments, more=more)
         except UnsupportedError as error:
             if error.__cause__ is not None:  # a compiler's: it wraps what f itself raises
                 self._evaluate(stride)
@@ -202,6 +208,24 @@ class Strides:
             self.unread[stride.first] = self.unread_by[id(effects)]
         last.inputs = ()
         return value
+
+    def _random(self) -> set[Hashable]:
+        """What draws random numbers of all that graphs are kept for, by pattern, in training or not."""
+        kept: Any = self.kept
+        return kept.setdefault("random", set())
+
+    @staticmethod
+    def _training(stride: Stride) -> Hashable:
+        return stride.pattern, tuple([getattr(function, "training", None) for function in stride.calls])
+
+    def _seeds(self, stride: Stride) -> tuple[Tensor, ...] | None:
+        """One a step of the stride; None where it draws no random numbers, as far as is known."""
+        random = self._random()
+        if not random or self._training(stride) not in random:
+            return None
+        if self.seeds is None:
+            self.seeds = seeds(self.grid.steps, self.layout.device)
+        return self.seeds[stride.first : stride.end]
 
     def _evaluate(self, stride: Stride) -> None:
         """Evaluates the field once in each step of a stride, for the errors that it raises without a compiler."""
@@ -221,25 +245,19 @@ class Strides:
                 for buffer, value in buffers:
                     buffer.copy_(value)
 
-    @staticmethod
-    def _require(effects: Any) -> None:
-        """Raises UnsupportedError for a graph that cannot run again as it ran."""
-        for so, what, instead in (
-            (effects.random, "draws random numbers, as dropout does", "put the model in eval mode"),
-            (effects.written, "writes on a buffer, as running statistics do", "put the model in eval mode"),
-            (
-                effects.captured,
-                "reads tensors that need a gradient and are neither its parameters nor its weights "
-                f"(of shape {', '.join(map(str, effects.captured))})",
-                "pass them as weights, or make the field an nn.Module",
-            ),
-        ):
-            if so:
-                raise UnsupportedError(
-                    f"compile of equal steps with a gradient method that runs them again, of a field that {what}",
-                    "fields that give the same for the same",
-                    f"{instead}, take gradient='backprop', or leave out compile",
-                )
+
+class _SeedsRequired(Exception):
+    """A graph draws random numbers, and was handed no seeds."""
+
+
+def _require_seeds(effects: Effects) -> None:
+    if effects.random:
+        raise _SeedsRequired
+    _require(effects)
+
+
+def _require(effects: Effects) -> None:
+    require_repeatable(effects, "equal steps with a gradient method that runs them again", "gradient='backprop'")
 
 
 def forth(kind: Kind) -> Any:

@@ -16,8 +16,7 @@ from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import CellJob, JobOptions, complete, one_thread
 from odenet._jobs.groups import SuggestingGroup
 from odenet._jobs.work_precision.measure import measure
-from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, SolvePlan, WorkPrecision
-from odenet._jobs.work_precision.table import tables
+from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, SolvePlan, WorkPrecision, tables
 from odenet._report.html import details, document, figure, header
 from odenet._report.units import error, seconds
 

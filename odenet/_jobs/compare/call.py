@@ -42,7 +42,7 @@ class ComparisonResults(Comparison):
     def __str__(self) -> str:
         from rich.console import Console
 
-        from odenet._jobs.compare.table import tables
+        from odenet._jobs.compare.page import tables
 
         page = io.StringIO()
         screen = Console(file=page, highlight=False, width=_WIDE)

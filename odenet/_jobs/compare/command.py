@@ -18,9 +18,8 @@ from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import CellJob, JobOptions, complete, one_thread
 from odenet._jobs.compare.findings import findings, verdict
 from odenet._jobs.compare.measure import measure
-from odenet._jobs.compare.page import page
+from odenet._jobs.compare.page import page, tables
 from odenet._jobs.compare.results import Comparison, MeasuredGradient
-from odenet._jobs.compare.table import tables
 from odenet._report.units import error, seconds
 from odenet._solvers.names import solver
 

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from odenet._jobs.compare.results import MeasuredGradient
-from odenet._jobs.compare.summary import Curve, curves
+from odenet._jobs.compare.results import Curve, MeasuredGradient, curves
 from odenet._report.figures import canvas, rc
 from odenet._report.fit import ROUNDING
 from odenet._report.style import GREY, INK, colours, depth_axis, markers, name

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from odenet._gradients.names import Backprop
 from odenet._jobs.cells.grid import GridPlan
-from odenet._jobs.compare.results import Comparison, MeasuredGradient
-from odenet._jobs.compare.summary import Curve, curves
+from odenet._jobs.compare.results import Comparison, Curve, MeasuredGradient, curves
 from odenet._report.fit import STRAIGHT
 from odenet._report.units import error, factor, seconds
 

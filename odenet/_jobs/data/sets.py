@@ -1,8 +1,11 @@
-"""The image sets that can be trained on, by name."""
+"""What can be trained on: image sets, by name, and the text that Python ships."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 from odenet._backend.imported import is_path
 from odenet._errors import InputError
@@ -51,3 +54,32 @@ def image_set(name: str, directory: str | Path | None = None, size: int | None =
     from odenet._jobs.data.folder import image_folder
 
     return image_folder(directory, 32 if size is None else size)
+
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz .,;:()[]{}'\"*=_-+<>/\\0123456789\n"
+"""The distinct characters of the text, which are the topics of Python's language reference; capitals are converted to
+small letters, and all others to spaces."""
+
+
+@cache
+def _codes() -> np.ndarray:
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics)).lower()
+    places = {character: place for place, character in enumerate(CHARACTERS)}
+    return np.array([places.get(character, places[" "]) for character in text])
+
+
+def lines(part: str, batch: int, length: int, seed: int) -> np.ndarray:
+    """Random pieces of the text, as places in CHARACTERS, shape (batch, length).
+
+    Args:
+        part: "train" is the first nine tenths of the text, "test" the last.
+        batch, length: how many pieces, and of how many characters.
+        seed: of which.
+    """
+    codes = _codes()
+    border = len(codes) * 9 // 10
+    some = codes[:border] if part == "train" else codes[border:]
+    starts = np.random.default_rng([seed, part == "test"]).integers(len(some) - length, size=batch)
+    return some[starts[:, None] + np.arange(length)]

@@ -20,9 +20,9 @@ from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.resume import nothing_there
 from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, measured, watch
 from odenet._jobs.output import FilePath
+from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.reproduction import SCALES, CurveCell, Point, Reproduction, Settings, reproductions
 from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._names import lookup
 from odenet._report.machine import joined, machine
 from odenet._report.terminal import table

@@ -10,8 +10,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from odenet._jobs.reproduce.controls import Said
-from odenet._jobs.reproduce.thresholds import thresholds
+from odenet._jobs.reproduce.controls import Said, thresholds
 from odenet._report.fit import Fit, Interval, around, fit, interval
 
 FLOOR = thresholds("all")["floor"]

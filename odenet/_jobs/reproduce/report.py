@@ -15,9 +15,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from odenet._files import write_atomically, write_text
+from odenet._jobs.reproduce.controls import changed, thresholds
 from odenet._jobs.reproduce.reproduction import Point, Reproduction
 from odenet._jobs.reproduce.results import ReproductionPoints
-from odenet._jobs.reproduce.thresholds import changed, thresholds
 from odenet._jobs.reproduce.verdict import Verdict
 from odenet._report.figures import canvas, rc, render
 from odenet._report.html import REPORT, document, facts, figure, header, section

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from odenet._jobs.reproduce.controls import Said, Verdict, judged
+from odenet._jobs.reproduce.controls import Said, Verdict, judged, thresholds
 from odenet._jobs.reproduce.order import (
     OverSeeds,
     below_in_the_mean,
@@ -21,7 +21,6 @@ from odenet._jobs.reproduce.order import (
     paired,
     scaled,
 )
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._report.fit import LEVEL, interval
 
 __all__ = [

@@ -17,8 +17,7 @@ from odenet._files import require_target
 from odenet._gradients.names import Backprop
 from odenet._jobs import flags as _flags
 from odenet._jobs.output import FilePath, OutputFile, screen
-from odenet._jobs.solve.equal_steps import solve_in_equal_steps
-from odenet._jobs.solve.tolerances import solve_to_tolerances
+from odenet._jobs.solve.solves import solve_in_equal_steps, solve_to_tolerances
 from odenet._jobs.work_precision.results import SolvePlan
 from odenet._problem.problem import adaptive_solvers
 from odenet._solvers.names import AnySolver

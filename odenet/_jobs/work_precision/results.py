@@ -1,4 +1,6 @@
-"""A work-precision diagram: which problems are solved, by what and how tightly, and a row for each cell."""
+"""A work-precision diagram: which problems are solved, by what and how tightly, a row for each cell,
+and its tables.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ from typing import Any, ClassVar, Literal, Self, final
 
 from odenet._errors import InputError
 from odenet._jobs.cells.plan import CellPlan
-from odenet._jobs.cells.results import CellResults, CellRow
+from odenet._jobs.cells.results import OK, CellResults, CellRow
 from odenet._report.rows import column, columns
+from odenet._report.terminal import Table, table
+from odenet._report.units import error, seconds
 from odenet._solvers.names import AnySolver, solver
-from odenet._test_problems.named import problem_named
-from odenet._test_problems.reference import TestProblem
+from odenet._test_problems.named import PROBLEMS, problem_named
+from odenet._test_problems.reference import TestProblem, reference
 
 Key = tuple[str, str, str, float]
 
@@ -148,3 +152,43 @@ class WorkPrecision(CellResults[SolvePlan, AdaptiveSolve]):
     command: ClassVar = "odenet benchmark work-precision"
     plan_kind: ClassVar = SolvePlan
     row_kind: ClassVar = AdaptiveSolve
+
+
+_COLUMNS = "backend|solver|>rtol|>error|>error/rtol|>relative|>f|>accepted|>rejected|>first call|>time|result"
+
+
+def tables(rows: Sequence[AdaptiveSolve]) -> list[Table]:
+    """A table for each problem."""
+    return [
+        _table(problem, [row for row in rows if row.problem == problem])
+        for problem in dict.fromkeys(row.problem for row in rows)
+    ]
+
+
+def _table(problem: str, rows: Sequence[AdaptiveSolve]) -> Table:
+    truth = reference(PROBLEMS[problem])
+    exact = f"good to {truth.uncertainty:.0e}" if truth.uncertainty else "exact"
+    caption = (
+        f"error: largest |y - r| / (1 + |r|) at t1 against r by {truth.method} ({exact}); relative: max norms. "
+        "f: field evaluations. first call: with compilation."
+    )
+    timed = any(row.solve_seconds is not None for row in rows)
+    columns = [column for column in _COLUMNS.split("|") if timed or column != ">time"]
+    caption += " time: median of further calls." if timed else ""
+    return table(f"{problem}: {PROBLEMS[problem].summary}", columns, (_cells(row, timed) for row in rows), caption)
+
+
+def _cells(row: AdaptiveSolve, timed: bool) -> tuple[str, ...]:
+    counts = (row.f_evaluations, row.accepted, row.rejected)
+    return (
+        row.backend,
+        f"{row.solver} ({row.order})",
+        f"{row.rtol:.0e}" if f"{row.rtol:.0e}" == f"{row.rtol:g}" else f"{row.rtol:g}",
+        error(row.error),
+        "–" if row.error is None else f"{row.error / row.rtol:.3g}",
+        error(row.relative_error),
+        *("–" if count is None else str(count) for count in counts),
+        seconds(row.first_seconds),
+        *([seconds(row.solve_seconds)] if timed else []),
+        row.result if row.status == OK else row.status,
+    )

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from odenet import DeviceUnavailableError, DtypeError, InputError, StateError
+from odenet import DtypeError, InputError, StateError
 from odenet.kit import (
     Backend,
     Depth,
@@ -20,11 +20,13 @@ from odenet.kit import (
 )
 
 _TINY = 1e-30
-_DTYPES = ("float64", "float32", "complex128", "complex64")
 
 
 class NumpyBackend(Backend):
     """odenet's verbs on NumPy. Those for networks are left out: the entry says that there are none."""
+
+    framework = "numpy"
+    dtypes = ("float64", "float32", "complex128", "complex64")
 
     def solve(self, problem):
         """See `Backend`."""
@@ -32,7 +34,7 @@ class NumpyBackend(Backend):
         leaves, unflatten = tree_flatten(problem.y0)
         y = tuple(np.asarray(leaf) for leaf in leaves)
         if not all(np.issubdtype(leaf.dtype, np.inexact) for leaf in y):
-            raise DtypeError(f"y0 of {', '.join(str(leaf.dtype) for leaf in y)}", ", ".join(_DTYPES))
+            raise DtypeError(f"y0 of {', '.join(str(leaf.dtype) for leaf in y)}", ", ".join(self.dtypes))
         places = positions(tableau)
         states = [y]
         for n in range(grid.steps):
@@ -67,10 +69,7 @@ class NumpyBackend(Backend):
     @contextlib.contextmanager
     def prepare(self, dtype, device):
         """See `Backend`."""
-        if dtype not in _DTYPES:
-            raise DtypeError(f"dtype {dtype!r}", ", ".join(_DTYPES))
-        if device not in self.devices():
-            raise DeviceUnavailableError(f"numpy sees no device {device!r}", "cpu")
+        self.require_place(dtype, device)
         yield
 
     def devices(self):

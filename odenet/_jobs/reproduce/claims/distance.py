@@ -10,10 +10,10 @@ import numpy as np
 
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
+from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.network import NOISE, Weights, field, rough_weights, smooth_weights, states
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, below, falls, from_depth, stays
 from odenet._problem.depth import Depth, Kind
 from odenet._solvers.names import solver as solver_named

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from odenet._jobs.reproduce.digits_network import DigitsNetwork
+from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
 from odenet._jobs.reproduce.methods import BLOCKS, CORRECTED, EXTRAPOLATED, HEUNNET, METHODS, NETS, PAPER, RESNET
+from odenet._jobs.reproduce.network import DigitsNetwork
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, falls_at_least, from_depth, smaller
 
 if TYPE_CHECKING:

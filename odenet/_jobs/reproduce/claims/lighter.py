@@ -13,11 +13,11 @@ from odenet._backend import registry as _registry
 from odenet._backend.sample import seconds
 from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
-from odenet._jobs.reproduce.digits_network import DigitsNetwork
+from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import INK, finish, over_depth
 from odenet._jobs.reproduce.methods import CORRECTED, METHODS, NETS, PAPER, built
+from odenet._jobs.reproduce.network import DigitsNetwork
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, smaller
 from odenet._nets.spec import NetSpec
 

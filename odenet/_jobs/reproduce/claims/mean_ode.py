@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odenet._jobs.reproduce import flow
+from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.flow import Flow, Start
 from odenet._jobs.reproduce.network import tanh
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, falls, near, smaller
 
 if TYPE_CHECKING:

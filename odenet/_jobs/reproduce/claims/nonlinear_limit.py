@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odenet._jobs.reproduce import flow, flow_figure
+from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.flow import MEAN, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.network import tanh
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, smaller
 
 if TYPE_CHECKING:

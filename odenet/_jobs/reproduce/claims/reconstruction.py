@@ -11,10 +11,10 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
 from odenet._gradients.names import DiscreteAdjoint
+from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import finish, over_depth
 from odenet._jobs.reproduce.network import field, rough_weights, smooth_weights, states
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, falls
 from odenet._problem.depth import Depth, Kind
 from odenet._solvers.names import SOLVERS

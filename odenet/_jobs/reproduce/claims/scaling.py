@@ -10,10 +10,10 @@ import numpy as np
 
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
+from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
 from odenet._jobs.reproduce.network import BATCH, WIDTH, states, tanh
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.thresholds import thresholds
 from odenet._jobs.reproduce.verdict import Verdict, falls, stays
 from odenet._problem.depth import Depth
 

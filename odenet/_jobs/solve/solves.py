@@ -1,4 +1,4 @@
-"""`odenet solve --depth`: one problem in several numbers of equal steps, by every backend and solver."""
+"""`odenet solve`: one problem by every backend and solver, in several numbers of equal steps or to tolerances."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from odenet import _tree
 from odenet._backend import registry
 from odenet._backend.registry import backend as backend_named
 from odenet._backend.solve import solve
+from odenet._errors import OdenetError
 from odenet._files import write_atomically, write_text
 from odenet._jobs.output import say_written, screen
 from odenet._jobs.solve.convergence import EqualStepSolve, as_json, fitted_order, observed_order, series
+from odenet._jobs.work_precision.measure import measure
+from odenet._jobs.work_precision.results import AdaptiveSolve, SolvePlan, WorkPrecision, tables
 from odenet._problem.solution import Result, Solution
+from odenet._report.machine import machine
 from odenet._report.rows import as_csv
 from odenet._report.terminal import console, table
 from odenet._solvers.names import AnySolver
@@ -175,3 +179,43 @@ def _finest(
     with backend.prepare(dtype, device):
         solution = _solve(problem, best.backend, solver_named(best.solver), best.steps, dtype, "all")
         return best, backend.to_numpy(solution.ts).tolist(), _tree.map(backend.to_numpy, solution.ys)
+
+
+def solve_to_tolerances(plan: SolvePlan, figure: tuple[Path, str] | None, csv: Path | None, json: Path | None) -> None:
+    """Solve, show a table, and write what was asked for.
+
+    Args:
+        plan: of one problem; each cell is called once, without a warm-up.
+        figure: path and format of the work-precision figure.
+        csv, json: paths of the table.
+
+    Raises:
+        OdenetError: the first failure, after all were tried.
+    """
+    messages, cells, rows = console(stderr=True), plan.cells(), []
+    with Progress(console=messages, transient=True, disable=not messages.is_terminal) as progress:
+        task = progress.add_task(plan.problems[0].name, total=len(cells))
+        for row in measure(plan, cells):
+            rows.append(row)
+            progress.advance(task)
+    for page in tables(rows):
+        screen(csv, json).print(page)
+    if csv is not None:
+        write_text(csv, as_csv(AdaptiveSolve, rows))
+    if json is not None:
+        write_text(json, WorkPrecision(plan, machine(plan.backends), tuple(rows)).text())
+    if figure is not None:
+        _draw_tolerances(rows, *figure)
+    say_written(csv, json, figure and figure[0])
+    for row in rows:
+        if row.failed:
+            raise OdenetError(f"{row.backend} {row.solver} with rtol={row.rtol:g} failed: {row.status.rstrip('.')}")
+
+
+def _draw_tolerances(rows: list[AdaptiveSolve], path: Path, kind: str) -> None:
+    from odenet._jobs.work_precision.figure import diagram
+    from odenet._report.figures import render  # matplotlib takes a second
+
+    drawn = diagram(rows)
+    if drawn is not None:
+        write_atomically(path, lambda file: file.write(render(drawn, kind)))
