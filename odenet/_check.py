@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from odenet._errors import InputError, shown
+from odenet._errors import DtypeError, InputError, shown
+
+_COUNTED = 2**63 - 1  # what no 64 bits hold has no use as a count, and may have more digits than Python writes
 
 
-def whole(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> None:
+def whole(name: str, value: Any, least: int = 1, most: int = _COUNTED, of: str = "") -> None:
     """Raises InputError unless the value, of that name (of what), is an int within the bounds."""
-    inside = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if not inside or (most is not None and value > most):
-        allowed = f"at least {least}" if most is None else f"{least} to {most}"
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        allowed = f"at least {least}" if most == _COUNTED else f"{least} to {most}"
         raise InputError(f"{name}={shown(value)}" + (f" of {of}" if of else ""), f"a whole number, {allowed}")
 
 
@@ -23,6 +26,42 @@ def yes_or_no(name: str, value: Any) -> None:
     """Raises InputError unless the value is True or False."""
     if not isinstance(value, bool):
         raise InputError(f"{name}={shown(value)}", "True or False")
+
+
+def instance(name: str, value: Any, kinds: type | tuple[type, ...], allowed: str) -> None:
+    """Raises InputError unless the value is one of these kinds; `allowed` says so for people."""
+    if not isinstance(value, kinds):
+        raise InputError(f"{name}={shown(value)}, a {type(value).__name__}", allowed)
+
+
+def array_of_numbers(name: str, array: Any) -> None:
+    """Raises DtypeError for an array of NumPy that holds words or objects, which no framework has."""
+    if array.dtype.kind not in "biufcV":  # V: bfloat16 and others of ml_dtypes
+        raise DtypeError(f"{name} is an array of {array.dtype}", "arrays of numbers", "take x.astype(float)")
+
+
+def path(name: str, value: Any) -> Path:
+    """A path of a file or folder.
+
+    Raises:
+        InputError: it is no text and no path of one.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise InputError(f"{name}={shown(value)}, a {type(value).__name__}", "a path, as text or a pathlib.Path")
+    return Path(value)
+
+
+def several(name: str, value: Any, *single: type) -> list[Any]:
+    """One thing or several, as a list: what is a text or of a kind in `single` is one thing.
+
+    Raises:
+        InputError: it is neither one nor a list.
+    """
+    if isinstance(value, (str, bytes, *single)):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise InputError(f"{name}={shown(value)}, a {type(value).__name__}", f"one of the {name}, or a list of them")
+    return list(value)
 
 
 def takes(function: Callable[..., Any], count: int, what: str, allowed: str) -> None:
@@ -54,25 +93,33 @@ def real(value: Any) -> float | None:
 
 
 def within(
-    name: str, value: Any, above: float = -math.inf, most: float = math.inf, *, least: bool = False, of: str = ""
+    name: str,
+    value: Any,
+    above: float = -math.inf,
+    most: float = math.inf,
+    *,
+    least: bool = False,
+    below: bool = False,
+    of: str = "",
 ) -> float:
     """A finite real number (see `real`) as a float.
 
     Args:
         name: of the value.
         value: what was given.
-        above, most: bounds; a finite upper one may be reached, and the lower one where `least` is true.
+        above, most: bounds.
         least: whether the lower bound may be reached.
+        below: whether the upper one may not.
         of: whose value it is, for the message.
 
     Raises:
         InputError: it is none, or not within the bounds.
     """
     number = real(value)
-    inside = number is not None and math.isfinite(number) and number <= most
+    inside = number is not None and math.isfinite(number) and (number < most if below else number <= most)
     if number is None or not inside or not (number >= above if least else number > above):
         low = "" if above == -math.inf else f", at least {above:g}" if least else f" above {above:g}"
-        high = "" if most == math.inf else f", at most {most:g}"
+        high = "" if most == math.inf else f", below {most:g}" if below else f", at most {most:g}"
         raise InputError(f"{name}={shown(value)}" + (f" of {of}" if of else ""), f"a finite number{low}{high}")
     return number
 

@@ -15,7 +15,7 @@ from odenet._backend.interface import Arrays, Backend, Evaluation, Gradients, Me
 from odenet._backend.registry import require
 from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
-from odenet._check import real, takes, whole, within, yes_or_no
+from odenet._check import array_of_numbers, instance, real, several, takes, whole, within, yes_or_no
 from odenet._errors import shown
 from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, quiet, signs
 from odenet._gradients.names import gradient, register_gradient
@@ -119,6 +119,7 @@ __all__ = [
     "Wording",
     "add",
     "alarm",
+    "array_of_numbers",
     "bits_in_byte",
     "blend",
     "channel_axes",
@@ -131,6 +132,7 @@ __all__ = [
     "gradient",
     "hermite",
     "increment",
+    "instance",
     "interpolant",
     "kind_of_blocks",
     "landing",
@@ -150,6 +152,7 @@ __all__ = [
     "resumed",
     "schedule",
     "seconds",
+    "several",
     "shown",
     "signs",
     "slopes",

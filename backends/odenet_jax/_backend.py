@@ -37,7 +37,7 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds
+from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds, shown
 from odenet_jax.conversion.convert import unconvert
 from odenet_jax.field.state import as_array
 from odenet_jax.gradients.solve import solve_problem
@@ -73,7 +73,7 @@ class JaxBackend(Backend):
             solution = self._probed(dataclasses.replace(problem, y0=y0, weights=weights), probe)
             value = loss(solution)
             if not isinstance(value, jax.Array) or value.shape != () or jnp.iscomplexobj(value):
-                raise InputError(f"the loss returned {value!r}", "a real scalar array")
+                raise InputError(f"the loss returned {shown(value)}", "a real scalar array")
             return value, solution
 
         probe = jnp.zeros((), _time(inexact[0]))

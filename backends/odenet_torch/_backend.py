@@ -29,7 +29,17 @@ from odenet import (
     Sample,
     Solution,
 )
-from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds, tree_leaves, tree_map
+from odenet.kit import (
+    AnySolver,
+    Arrays,
+    Imported,
+    Trainer,
+    quiet,
+    seconds,
+    shown,
+    tree_leaves,
+    tree_map,
+)
 from odenet_torch.conversion.convert import unconvert
 from odenet_torch.field.state import as_tensor
 from odenet_torch.gradients.solve import solve_problem
@@ -63,7 +73,7 @@ class TorchBackend(Backend):
             solution = self.solve(fresh)
             value = loss(solution)
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
-            raise InputError(f"the loss returned {value!r}", "a real scalar tensor")
+            raise InputError(f"the loss returned {shown(value)}", "a real scalar tensor")
         if len({leaf.is_meta for leaf in (*y_leaves, *w_leaves) if isinstance(leaf, Tensor)}) > 1:
             raise InputError("y0 and weights of which some are on the meta device", "all of them there, or none")
         sources = [leaf for leaf in (*y_leaves, *w_leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from odenet._errors import DeviceUnavailableError, DtypeError, UnsupportedError
+from odenet._errors import DeviceUnavailableError, DtypeError, UnsupportedError, shown
 from odenet._gradients.record import Gradient
 from odenet._problem.solution import Solution
 from odenet._solvers.family import AnySolver
@@ -274,11 +274,12 @@ class Backend(ABC):
 
     def require_place(self, dtype: str, device: str) -> None:
         """Raises DtypeError or DeviceUnavailableError unless the framework has the number type and sees the device."""
-        if dtype not in self.dtypes:
-            raise DtypeError(f"dtype {dtype!r}", ", ".join(self.dtypes))
-        if device not in (devices := self.devices()):
+        if not isinstance(dtype, str) or dtype not in self.dtypes:
+            raise DtypeError(f"dtype {shown(dtype)}", ", ".join(self.dtypes))
+        devices = self.devices()
+        if not isinstance(device, str) or device not in devices:
             raise DeviceUnavailableError(
-                f"{self.framework} sees no device {device!r}", ", ".join(devices), "see `odenet list backends`"
+                f"{self.framework} sees no device {shown(device)}", ", ".join(devices), "see `odenet list backends`"
             )
 
 

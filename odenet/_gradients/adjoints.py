@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from odenet._check import tolerance_or_none, whole, yes_or_no
-from odenet._errors import GradientError, InputError
+from odenet._check import tolerance_or_none, whole, within, yes_or_no
+from odenet._errors import GradientError, InputError, shown
 from odenet._gradients.record import Cost, Gradient
 from odenet._literals import SolverName
 from odenet._names import choice
@@ -180,15 +180,15 @@ class ContinuousAdjoint(Gradient):
 
     def __post_init__(self) -> None:
         if self.solver is not None and not isinstance(solver(self.solver), Solver):
-            raise InputError(f"solver={self.solver!r} of the continuous adjoint", "an explicit Runge-Kutta method")
+            raise InputError(f"solver={shown(self.solver)} of the continuous adjoint", "an explicit Runge-Kutta method")
         if self.steps is not None:
             whole("steps", self.steps, of="the continuous adjoint")
         yes_or_no("interpolate", self.interpolate)
         yes_or_no("seminorm", self.seminorm)
         for key in ("rtol", "atol"):
             value = getattr(self, key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
-                raise InputError(f"{key}={value!r} of the continuous adjoint", "a number of at least 0, or None")
+            if value is not None:
+                within(key, value, 0.0, least=True, of="the continuous adjoint")
 
     def backward(self, forward: AnySolver, steps: int) -> tuple[Solver, int]:
         """Solver and step count of the backward solve."""

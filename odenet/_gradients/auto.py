@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from odenet._check import whole
-from odenet._errors import InputError, UnsupportedError
+from odenet._check import whole, within
+from odenet._errors import InputError, UnsupportedError, shown
 from odenet._gradients.exact import Backprop, Checkpoint
 from odenet._gradients.record import Cost, Gradient
 from odenet._solvers.names import AnySolver
@@ -46,14 +46,12 @@ class Auto(Gradient):
     formula = ("N s", "by choice", "N s", "by choice")
 
     def __post_init__(self) -> None:
-        number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
-        if not (number and 0 < self.tolerance < 1):
-            raise InputError(f"tolerance={self.tolerance!r} of auto", "a relative error between 0 and 1, as in 1e-2")
+        within("tolerance", self.tolerance, 0.0, 1.0, below=True, of="auto")
         whole("audit", self.audit, of="auto")
         if self.memory is not None:
             whole("memory", self.memory, of="auto")
         if self.method is not None and (not isinstance(self.method, Gradient) or isinstance(self.method, Auto)):
-            raise InputError(f"method={self.method!r} of auto", "a record of a gradient method, or None")
+            raise InputError(f"method={shown(self.method)} of auto", "a record of a gradient method, or None")
 
     @property
     def changed(self) -> tuple[str, ...]:

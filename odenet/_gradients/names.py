@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from odenet._announced import Announced, load_entry_point
-from odenet._errors import InputError
+from odenet._errors import InputError, shown
 from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
 from odenet._gradients.auto import Auto
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
@@ -51,7 +51,7 @@ _WAYS: dict[type[Gradient], Mapping[str, Way]] = {}
 
 def _checked(method: Method) -> type[Gradient]:
     if not (isinstance(method.gradient, type) and issubclass(method.gradient, Gradient)):
-        raise InputError(f"a gradient method whose record is {method.gradient!r}", "a subclass of odenet.Gradient")
+        raise InputError(f"a gradient method whose record is {shown(method.gradient)}", "a subclass of odenet.Gradient")
     _WAYS[method.gradient] = dict(method.ways)
     return method.gradient
 
@@ -111,7 +111,7 @@ def gradient(name: str | Gradient) -> Gradient:
         return name
     if not isinstance(name, str):
         names = ", ".join((*GRADIENTS, *CHOICES))
-        raise InputError(f"gradient={name!r}", f"a name ({names}) or a record such as DiscreteAdjoint()")
+        raise InputError(f"gradient={shown(name)}", f"a name ({names}) or a record such as DiscreteAdjoint()")
     plain, *texts = name.split(":")
     if plain.strip().lower() in CHOICES:  # whose options are often written in one go, `auto:audit=200,memory=64M`
         texts = [option for text in texts for option in text.split(",")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from odenet._backend.registry import entry, known
@@ -21,6 +22,7 @@ from odenet._jobs.cells.executor import require_known
 from odenet._jobs.cells.plan import DTYPES, ShardFlag
 from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.output import FilePath
+from odenet._nets.spec import UNREAD, Block, not_read
 from odenet._solvers.names import ALL_SOLVERS, solver, solver_aliases
 
 T = TypeVar("T")
@@ -209,6 +211,13 @@ def gradients(default: str) -> Callable[[Any], Any]:
     """`--gradient`, to `Gradient` records."""
     text = f"Gradient methods, with options behind colons: {', '.join(GRADIENT_NAMES.choices())}, or all."
     return _several("--gradient", GRADIENT_NAMES, default, text)
+
+
+def require_read(context: click.Context, block: Block) -> None:
+    """Raises InputError for an option that was given beside a kind of block that does not read it."""
+    for name in UNREAD[block]:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise not_read(name, context.params[name], block)
 
 
 def depths(default: str) -> Callable[[Any], Any]:

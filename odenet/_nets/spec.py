@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 Block = Literal["conv", "bottleneck", "mlp", "linear"]
 Start = Literal["smooth", "independent", "zero"]
 BLOCKS: tuple[Block, ...] = ("conv", "bottleneck", "mlp", "linear")
+UNREAD: dict[Block, tuple[str, ...]] = {
+    "conv": (),
+    "bottleneck": (),
+    "mlp": ("norm",),
+    "linear": ("norm", "activation"),
+}
+"""The options of a network that a kind of block has no use for: one that somebody sets is refused."""
 _IMAGES = ("conv", "bottleneck")  # blocks whose state is an image
 Norm = Literal["group", "batch", "batch-eval-backward", "batch-counting-backward", "none"]
 NORMS: tuple[Norm, ...] = ("group", "batch", "none")
@@ -41,6 +48,12 @@ _STAGES = 16  # each has twice the channels of the one before
 GROUPS = 4  # of GroupNorm
 NORM_EPSILON = 1e-5  # added to the variance, as torch and equinox do
 NORM_MOMENTUM = 0.1  # part of a batch's statistics in the running ones, as in torch
+
+
+def not_read(option: str, value: object, block: str) -> InputError:
+    """The error of an option that a kind of block does not read."""
+    blocks = " or ".join(kind for kind, unread in UNREAD.items() if option not in unread)
+    return InputError(f"{option}={value} of a {block} network, which has none", f"{option} with {blocks} blocks")
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,8 @@ class NetSpec:
             raise InputError(
                 f"norm={self.norm!r} of a {self.block} network", f"a network of {' or '.join(_IMAGES)} blocks"
             )
+        if "activation" in UNREAD[self.block] and self.activation != NetSpec.activation:
+            raise not_read("activation", self.activation, self.block)
         if self.of_images and len(self.inputs) != 3:
             raise InputError(f"inputs={self.inputs} for a {self.block} network", "(channels, height, width)")
         self._check_surroundings()
@@ -169,7 +184,7 @@ class NetSpec:
             value = getattr(self, name)
             if value != default and (not self.of_images or self.classes is None):
                 raise InputError(
-                    f"{name}={value!r} of a {self.block} network with classes={self.classes}",
+                    f"{name}={shown(value)} of a {self.block} network with classes={self.classes}",
                     f"a network of {' or '.join(_IMAGES)} blocks with classes",
                 )
 

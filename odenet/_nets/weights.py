@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from odenet._check import instance
+from odenet._check import path as checked_path
 from odenet._errors import FileError
 from odenet._files import write_atomically
 
@@ -23,11 +25,15 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]
     """Write named arrays, atomically, in the format of the path's suffix.
 
     Raises:
+        InputError: no path, or no mapping.
         FileError: another suffix, arrays that the format cannot hold, or a path that cannot be written.
     """
     import numpy as np
 
     suffix = _suffix(path)
+    instance("weights", weights, Mapping, "a mapping from names to arrays, as of a network's `read`")
+    for name in weights:
+        instance("name of a weight", name, str, "a text")
     arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
     try:
         if suffix == ".npz":
@@ -49,7 +55,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read named arrays.
 
     Raises:
-        FileError: no such file, another suffix, or not the format that the suffix names.
+        InputError: no path. FileError: no such file, another suffix, or not the format that the suffix names.
     """
     suffix = _suffix(path)
     try:
@@ -100,7 +106,7 @@ def _needs_safetensors(path: object) -> FileError:
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:
-    suffix = Path(path).suffix.lower()
+    suffix = checked_path("path", path).suffix.lower()
     if suffix not in (".npz", ".safetensors"):
         raise FileError(f"{path} ends in {suffix or 'nothing'}", _SUFFIXES)
     return suffix

@@ -106,7 +106,7 @@ def grid(t0: Any, t1: Any, steps: Any, ts: Any = None) -> Grid:
         return whole
     if isinstance(ts, str):
         if ts != "all":
-            raise GridError(f"ts={ts!r}", "None, 'all', or a list of times on the grid")
+            raise GridError(f"ts={shown(ts)}", "None, 'all', or a list of times on the grid")
         return dataclasses.replace(whole, saved=tuple(range(count + 1)))
     return dataclasses.replace(whole, saved=_saved(whole, ts))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from odenet import _tree
-from odenet._check import takes
+from odenet._check import takes, yes_or_no
 from odenet._errors import GridError, InputError, StateError, UnsupportedError, shown
 from odenet._gradients.auto import decided
 from odenet._gradients.names import GRADIENTS, ContinuousAdjoint, DiscreteAdjoint, Gradient, gradient
@@ -81,6 +81,7 @@ def problem(
             raise StateError(f"y0 {path} has shape {tuple(leaf.shape)}, which holds no number", "at least one entry")
     _check_arguments(field, weights is None)
     depth = weights if isinstance(weights, Depth) or weights is None else Depth(weights)
+    yes_or_no("dense", dense)
     adaptive = not (rtol is None and atol is None and control is None)
     method, differentiated = (
         _solver(("dopri5" if adaptive else "euler") if solver is None else solver),
@@ -90,7 +91,7 @@ def problem(
     if adaptive:
         if steps is not None:
             raise InputError(
-                f"steps={steps} together with rtol, atol or control",
+                f"steps={shown(steps)} together with rtol, atol or control",
                 "one of them",
                 "leave steps out to solve adaptively",
             )
@@ -125,7 +126,7 @@ def compiling(choice: Compile) -> Mapping[str, Any] | None:
     Raises:
         InputError: something else than True, False, "step" or a mapping by name.
     """
-    if isinstance(choice, bool) or choice == "step":
+    if isinstance(choice, bool) or (isinstance(choice, str) and choice == "step"):
         return {} if choice else None
     if isinstance(choice, Mapping) and all(isinstance(name, str) for name in choice):
         return dict(choice)
@@ -138,14 +139,16 @@ def require_one_grid(steps: int | None, tolerances: Mapping[str, Any]) -> None:
     """Raises InputError unless either `steps` or one of the tolerances is given."""
     names = [name for name, value in tolerances.items() if value is not None]
     if (steps is None) == (not names):
-        argument = f"steps={steps} and {', '.join(names)}" if names else "neither steps nor rtol, atol or control"
+        argument = (
+            f"steps={shown(steps)} and {', '.join(names)}" if names else "neither steps nor rtol, atol or control"
+        )
         raise InputError(argument, "steps=N for equal steps, or tolerances for an adaptive solve")
 
 
 def _control(control: PIDController | None, rtol: Any, atol: Any) -> PIDController:
     """The controller with these tolerances."""
     if control is not None and not isinstance(control, PIDController):
-        raise InputError(f"control={control!r}", "an odenet.PIDController")
+        raise InputError(f"control={shown(control)}", "an odenet.PIDController")
     changes = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     return dataclasses.replace(control or PIDController(), **changes)
 

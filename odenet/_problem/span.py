@@ -118,7 +118,7 @@ def span(t0: Any, t1: Any, ts: Any, control: PIDController, event: Event | None 
     first, last = number("t0", t0), number("t1", t1)
     if isinstance(ts, str):
         if ts != "all":
-            raise GridError(f"ts={ts!r}", "None, 'all', or a list of times")
+            raise GridError(f"ts={shown(ts)}", "None, 'all', or a list of times")
     elif ts is not None:
         ts = _checked(first, last, ts)
     return Span(t0, t1, ts, control, event, dense)

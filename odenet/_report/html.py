@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -64,6 +65,9 @@ def option(value: object) -> str:
 def figure(svg: str, caption: str) -> str:
     """A drawing, as SVG text, with a caption."""
     drawing = svg[svg.index("<svg") :].replace(INK, "currentColor")  # readable on dark paper, too
+    width = re.search(r'<svg [^>]*?width="([\d.]+)pt"', drawing)
+    if width is not None:
+        drawing = drawing.replace("<svg ", f'<svg style="--natural: {width[1]}pt" ', 1)
     return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet._check import whole, yes_or_no
-from odenet._errors import InputError
+from odenet._errors import InputError, shown
 from odenet._solvers.two_step import TwoStep
 
 _PRIME = 32749  # so that no product leaves 32 bits, which is what JAX counts steps in
@@ -50,7 +50,7 @@ class BDIA(TwoStep):
     def __post_init__(self) -> None:
         number = isinstance(self.gamma, (int, float)) and not isinstance(self.gamma, bool)
         if not (number and -1 < self.gamma <= 1):
-            raise InputError(f"gamma={self.gamma!r} of bdia", "a number above -1, at most 1")
+            raise InputError(f"gamma={shown(self.gamma)} of bdia", "a number above -1, at most 1")
         yes_or_no("guard", self.guard)
         yes_or_no("shared", self.shared)
         if self.seed is not None:
@@ -61,7 +61,7 @@ class BDIA(TwoStep):
             whole("bits", self.bits, 1, 48)
             if abs(self.gamma) not in (0, 1, 0.5, 0.25, 0.125):
                 raise InputError(
-                    f"gamma={self.gamma!r} of bdia with bits={self.bits}",
+                    f"gamma={shown(self.gamma)} of bdia with bits={self.bits}",
                     "0, 1, 0.5, 0.25 or 0.125, with either sign",
                     "take one of these, or bits=None (bits=no), where steps are undone up to rounding",
                 )

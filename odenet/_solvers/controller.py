@@ -167,7 +167,7 @@ class PIDController:
 def _check_tolerance(name: str, value: Any) -> None:
     leaves = _tree.leaves(value)
     if not leaves:
-        raise InputError(f"{name}={value!r}", "a number, or a tree like the state of numbers or arrays")
+        raise InputError(f"{name}={shown(value)}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
         if hasattr(leaf, "shape") and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
             continue  # arrays are the backend's

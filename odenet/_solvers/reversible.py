@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from odenet._errors import InputError
+from odenet._check import instance
+from odenet._errors import InputError, shown
 from odenet._solvers.family import StagedSolver
 from odenet._solvers.runge_kutta import EULER, HEUN, Solver
 from odenet._solvers.step import Leaves, add, combine
@@ -259,7 +260,7 @@ class Coupled(ReversibleSolver):
             way, whatever N.
 
     Raises:
-        InputError: another coupling.
+        InputError: another coupling, or something else in the place of the solver.
     """
 
     solver: Solver = HEUN
@@ -271,9 +272,10 @@ class Coupled(ReversibleSolver):
     evaluations_at_start = 0
 
     def __post_init__(self) -> None:
+        instance("solver", self.solver, Solver, "a record of a Runge-Kutta method, as in odenet.solver('rk4')")
         number = isinstance(self.coupling, (int, float)) and not isinstance(self.coupling, bool)
         if self.coupling is not None and not (number and 0 < self.coupling <= 1):
-            raise InputError(f"coupling={self.coupling!r} of a reversible solver", "a number in (0, 1], or None")
+            raise InputError(f"coupling={shown(self.coupling)} of a reversible solver", "a number in (0, 1], or None")
 
     @property
     def label(self) -> str:

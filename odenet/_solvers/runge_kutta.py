@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from odenet._check import instance
 from odenet._solvers.family import StagedSolver
 from odenet._solvers.tableau import Number, Tableau
 
@@ -21,6 +22,9 @@ class Solver(StagedSolver):
         summary: one line for `odenet list solvers`.
         source: where the coefficients were published.
         aliases: other names for the same method.
+
+    Raises:
+        InputError: a name that is no text, or something else in the place of a tableau.
     """
 
     name: str
@@ -30,6 +34,14 @@ class Solver(StagedSolver):
     aliases: tuple[str, ...] = ()
 
     family = "runge-kutta"
+
+    def __post_init__(self) -> None:
+        for name in ("name", "summary", "source"):
+            instance(name, getattr(self, name), str, "a text")
+        instance("aliases", self.aliases, tuple, "a tuple of texts")
+        for alias in self.aliases:
+            instance("an alias", alias, str, "a text")
+        instance("tableau", self.tableau, Tableau, "an odenet.Tableau")
 
     @property
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

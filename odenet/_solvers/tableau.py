@@ -8,12 +8,14 @@ from fractions import Fraction
 from functools import cache
 from itertools import combinations_with_replacement
 
-from odenet._errors import TableauError
+from odenet._check import real, whole
+from odenet._errors import TableauError, shown
 
 Number = int | float | Fraction
 Tree = tuple["Tree", ...]  # a rooted tree is the sorted tuple of its branches
 _Memo = dict[Tree, list[Number]]  # of branches, shared by the trees they hang on
 
+_HIGHEST = 16  # whose conditions are 87,811 trees; methods of order 14 are known
 _TOLERANCE = 1e-12  # for coefficients that are published as decimals (tsit5) or rounded ratios (dopri8)
 
 
@@ -32,7 +34,7 @@ class Tableau:
         order_low: its order.
 
     Raises:
-        TableauError: shapes, row sums or order conditions do not hold.
+        InputError: an order that is none. TableauError: numbers, shapes, row sums or order conditions do not hold.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -56,6 +58,15 @@ class Tableau:
                 object.__setattr__(self, name, tuple(float(entry) for entry in values))
 
     def _check_shapes(self) -> None:
+        rows = self.a if isinstance(self.a, Sequence) else (self.a,)
+        lists = [("a", self.a), *(("a row of a", row) for row in rows), ("b", self.b), ("c", self.c)]
+        for name, values in [*lists, *([] if self.b_low is None else [("b_low", self.b_low)])]:
+            listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+            if not listed or (name != "a" and any(real(entry) is None for entry in values)):
+                raise TableauError(f"{name} is {shown(values)}", "tuples of numbers: of a, one a stage")
+        whole("order", self.order, 1, _HIGHEST, "a tableau")
+        if self.order_low is not None:
+            whole("order_low", self.order_low, 1, _HIGHEST, "a tableau")
         stages = len(self.b)
         if stages == 0 or len(self.a) != stages or len(self.c) != stages:
             raise TableauError(

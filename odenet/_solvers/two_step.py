@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from odenet._errors import InputError
+from odenet._errors import InputError, shown
 from odenet._solvers.reversible import Back, Forth, Pair, ReversibleSolver
 from odenet._solvers.step import Leaves, add, combine, subtract
 
@@ -233,7 +233,7 @@ class Momentum(TwoStep):
     def __post_init__(self) -> None:
         number = isinstance(self.gamma, (int, float)) and not isinstance(self.gamma, bool)
         if not (number and 0 < self.gamma < 1):
-            raise InputError(f"gamma={self.gamma!r} of momentum", "a number above 0, below 1")
+            raise InputError(f"gamma={shown(self.gamma)} of momentum", "a number above 0, below 1")
 
     @property
     def size(self) -> float:

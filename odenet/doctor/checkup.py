@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from odenet._check import several, within
 from odenet._errors import InputError, OdenetError, in_words
 from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
@@ -64,10 +65,10 @@ def check_gradients(
     from odenet._backend import registry as _registry
 
     entry = _registry.entry(backend) if backend is not None else _registry.entry_for([model])
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
-        raise InputError(f"tolerance={tolerance!r}", "a relative error above 0, as in 1e-2")
-    names: Iterable[Any] = menu() if gradients is None else gradients
-    methods = [gradient(name) for name in ([names] if isinstance(names, (str, Gradient)) else names)]
+    within("tolerance", tolerance, 0.0)
+    methods = [gradient(name) for name in several("gradients", menu() if gradients is None else gradients, Gradient)]
+    if not methods:
+        raise InputError("gradients=[] of a check", "at least one method, or None for all")
     loaded = _registry.backend(entry.name)
 
     def see(method: Gradient, reversible: bool) -> Sample:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from odenet._backend import registry as _registry
 from odenet._backend.entry import BackendEntry
 from odenet._backend.sample import Choices, Profile
-from odenet._errors import InputError
+from odenet._check import several, whole, within
+from odenet._errors import InputError, shown
 from odenet._gradients.auto import Auto, exact
 from odenet._gradients.names import gradient
 from odenet._gradients.record import Gradient
@@ -59,6 +60,7 @@ def plan(
             without a solve; a memory or tolerance that cannot be used.
         OdenetError: exact checkpointing fails.
     """
+    whole("repeats", repeats)
     entry, choices = _looked(model, backend)
     wish = _wish(choices)
     memory = memory if memory is not None or wish is None else wish.memory
@@ -69,10 +71,9 @@ def plan(
     if gradients is None:
         methods = candidates(entry, solvers, steps, adaptive=adaptive)
     else:
-        names: Iterable[Any] = [gradients] if isinstance(gradients, (str, Gradient)) else gradients
-        methods = tuple(dict.fromkeys(gradient(name) for name in names))
+        methods = tuple(dict.fromkeys(gradient(name) for name in several("gradients", gradients, Gradient)))
         if not methods or any(isinstance(method, Auto) for method in methods):
-            raise InputError(f"gradients={gradients!r} of a plan", "at least one method, and not auto")
+            raise InputError(f"gradients={shown(gradients)} of a plan", "at least one method, and not auto")
         for method in methods:
             for solver in solvers:
                 entry.require(solver, method, adaptive=adaptive)
@@ -128,13 +129,16 @@ def audit(
     Raises:
         InputError: solves with different methods, or with none so far.
     """
+    if tolerance is not None:
+        within("tolerance", tolerance, 0.0, 1.0, below=True)
     entry, choices = _looked(model, backend)
     methods = {choice.gradient for choice in choices.values()}
     if len(methods) > 1:
         labels = ", ".join(sorted(method.label for method in methods))
         raise InputError(f"a model whose solves have the methods {labels}", "one method in all", "call plan.apply")
     (method,) = methods
-    wish = method if isinstance(method, Auto) else Auto(method=method, tolerance=tolerance or 1e-2)
+    tolerated = 1e-2 if tolerance is None else tolerance
+    wish = method if isinstance(method, Auto) else Auto(method=method, tolerance=tolerated)
     if tolerance is not None:
         wish = Auto(tolerance, wish.audit, wish.memory, wish.method)
     now = wish.chosen

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from odenet._check import within
 from odenet._problem.depth import Depth
 from odenet.theory._linearised import Linearised
 from odenet.theory._network import Network, at_points, continued, every
@@ -65,6 +66,15 @@ def second_derivative(network: Network, ode: np.ndarray, substeps: int) -> float
     return largest
 
 
+def constant_given(lipschitz: float | None) -> None:
+    """Raises InputError unless it is None or a Lipschitz constant."""
+    if lipschitz is not None:
+        within("lipschitz", lipschitz, 0.0, least=True)
+
+
 def growth(constant: float, span: float) -> float:
     """`(e^(L T) - 1) / L`: what errors of 1 in each unit of time add up to; T where L is 0."""
-    return math.expm1(constant * span) / constant if constant > 0 else span
+    try:
+        return math.expm1(constant * span) / constant if constant > 0 else span
+    except OverflowError:
+        return math.inf

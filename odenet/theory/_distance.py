@@ -11,7 +11,7 @@ import numpy as np
 from odenet._literals import BackendName, SolverName
 from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
-from odenet.theory._constants import growth, second_derivative
+from odenet.theory._constants import constant_given, growth, second_derivative
 from odenet.theory._constants import lipschitz as estimated
 from odenet.theory._network import ByStep, Network, continued, network, sizes
 
@@ -93,6 +93,7 @@ def distance(
     Source: Sander, Ablin and Peyre 2022, Proposition 1.
     """
     net = network(field, y0, weights, t0=t0, t1=t1, steps=steps, backend=backend, device=device, batched=batched)
+    constant_given(lipschitz)
     named = solver_named(solver)
     states = net.trajectory(net.depth, named, net.steps)
     ode, substeps, error = _solved(net, states)

@@ -9,7 +9,13 @@ import numpy as np
 
 from odenet import _tree
 from odenet._backend import registry as _registry
+from odenet._check import instance
 from odenet._problem.depth import Depth, Kind, _is_array
+
+
+def along_depth(depth: Any) -> None:
+    """Raises InputError unless these are weights along depth."""
+    instance("depth", depth, Depth, "an odenet.Depth, as the `depth` of a ResidualStack is")
 
 
 def as_numpy(leaf: Any) -> Any:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from odenet._check import whole
+from odenet._check import array_of_numbers, several, whole, within
 from odenet._errors import InputError
 from odenet.theory._host import as_numpy
+
+_HIGHEST = 64.0  # 2**-64 is below the rounding of float64
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ def limit(terms: Sequence[Any], *, order: float | None = 1, eliminations: int | 
     Source: Richardson 1911; Stoer and Bulirsch, section 3.4. For ResNets, Sander, Ablin and Peyre 2022, section 3, has
     the limit; that it is approached in powers of 1/N is Euler's expansion of the error.
     """
-    arrays = [np.asarray(as_numpy(term)) for term in terms]
+    arrays = [np.asarray(as_numpy(term)) for term in several("terms", terms)]
+    for array in arrays:
+        array_of_numbers("a term", array)
     least = 2 if order is not None else 3
     if len(arrays) < least or any(array.shape != arrays[0].shape for array in arrays):
         shapes = ", ".join(str(array.shape) for array in arrays) or "none"
         raise InputError(f"terms of shapes {shapes} to be extrapolated", f"at least {least}, all of one shape")
-    if order is not None and not order > 0:
-        raise InputError(f"order={order!r} of an extrapolation", "a positive number, or None for the observed one")
+    if order is not None:
+        within("order", order, 0.0, _HIGHEST, of="an extrapolation")
     most = len(arrays) - 1 if order is not None else 1
     if eliminations is not None:
         whole("eliminations", eliminations, 1, most, "an extrapolation")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from odenet._check import whole, within
 from odenet._errors import InputError
 from odenet._literals import BackendName
 from odenet._problem.depth import Depth
@@ -92,9 +93,13 @@ def limits(
         raise InputError(f"the limit of a {type(model).__name__}", "a ResidualStack or a Depth", "give its .depth")
     if stack is None and x is not None:
         raise InputError("a state x for a Depth, which has no field", "a ResidualStack with x, or a Depth without")
-    if stack is not None and (t0, t1, steps) != (None, None, None):
+    if stack is not None and not (t0 is None and t1 is None and steps is None):
         raise InputError("t0, t1 or steps of a stack, which has its own", "none of them with a stack")
-    start, end = (stack.t0, stack.t1) if stack is not None else (t0 or 0.0, 1.0 if t1 is None else t1)
+    start, end = (stack.t0, stack.t1) if stack is not None else (0.0 if t0 is None else t0, 1.0 if t1 is None else t1)
+    for name, time in (("t0", start), ("t1", end)):
+        within(name, time)
+    if steps is not None:
+        whole("steps", steps)
     count = steps or depth.intervals or getattr(stack, "steps", None)
     if count is None:
         raise InputError("shared weights without steps", "steps=N", "give the number of steps")

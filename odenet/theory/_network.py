@@ -12,6 +12,7 @@ import numpy as np
 from odenet import _tree
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
+from odenet._check import whole, within, yes_or_no
 from odenet._errors import InputError
 from odenet._problem.depth import Depth
 from odenet._solvers.names import AnySolver
@@ -114,9 +115,13 @@ def network(
     batched: bool,
 ) -> Network:
     """The network of these, checked, with its arrays on the host."""
+    yes_or_no("batched", batched)
+    first, last = (within(key, time) for key, time in (("t0", t0), ("t1", t1)))
+    if steps is not None:
+        whole("steps", steps)
     depth = weights if isinstance(weights, Depth) else Depth(weights)
-    name = backend or _registry.entry_for([y0, depth.tree]).name
-    count = steps or depth.intervals
+    name = (_registry.entry_for([y0, depth.tree]) if backend is None else _registry.entry(backend)).name
+    count = depth.intervals if steps is None else steps
     if count is None:
         raise InputError("weights that are the same at all depths, without steps", "steps=N")
     if depth.kind == "piecewise" and count != depth.layers:
@@ -127,12 +132,14 @@ def network(
         )
     depth.factor(count)
     state = _tree.map(lambda leaf: np.asarray(as_numpy(leaf)), y0)
-    if any(leaf.dtype.kind != "f" for leaf in _tree.leaves(state)):
+    if first == last:
+        raise InputError(f"t0={t0} and t1={t1}, between which a network has no steps", "two different times")
+    if not _tree.leaves(state) or any(leaf.dtype.kind != "f" for leaf in _tree.leaves(state)):
         raise InputError("a state with numbers that are not real", "real floating-point arrays")
     sizes = {np.shape(leaf)[:1] for leaf in _tree.leaves(state)}
     if batched and (len(sizes) != 1 or () in sizes):
         raise InputError("a batched state whose leaves have no first axis of one length", "one axis of samples first")
-    return Network(field, state, on_host(depth), count, float(t0), float(t1), name, device, batched)
+    return Network(field, state, on_host(depth), count, first, last, name, device, batched)
 
 
 def continued(depth: Depth) -> Depth:

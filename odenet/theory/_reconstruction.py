@@ -11,6 +11,7 @@ import numpy as np
 from odenet import _tree
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
+from odenet._check import instance
 from odenet._errors import InputError
 from odenet._gradients.adjoints import DiscreteAdjoint
 from odenet._gradients.names import gradient
@@ -18,9 +19,9 @@ from odenet._literals import BackendName
 from odenet._problem.depth import Depth
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
-from odenet.theory._constants import growth
+from odenet.theory._constants import constant_given, growth
 from odenet.theory._constants import lipschitz as estimated
-from odenet.theory._host import layers_at
+from odenet.theory._host import along_depth, layers_at
 from odenet.theory._linearised import Linearised, nudge, row
 from odenet.theory._network import ByStep, Network, at_points, network, sizes
 
@@ -40,6 +41,8 @@ def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:
     Raises:
         InputError: a method whose recovery depends on more than y[n+1].
     """
+    instance("solver", solver, Solver, "a record of a Runge-Kutta method, as in odenet.solver('euler')")
+    instance("method", method, DiscreteAdjoint, "a record, as in odenet.DiscreteAdjoint()")
     evaluations = increments(method)
     forward = solver.tableau
     rows = [list(stage) for stage in forward.a]
@@ -57,6 +60,7 @@ def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:
 
 def reversed_depth(depth: Depth) -> Depth:
     """The same weights in reverse order, for a solve from t1 to t0."""
+    along_depth(depth)
     return depth if depth.kind == "shared" else layers_at(depth, range(depth.layers)[::-1], depth.kind)
 
 
@@ -83,7 +87,7 @@ class Reconstruction(ByStep):
     Args:
         by_step: predicted `|z[n] - y[n]|`, shape (N + 1,); 0 at n = N, where the recovery starts.
         order: p of `O(1/N**p)`: 1 for the paper's form, and one more for the correction and for each iteration.
-        lipschitz: L, a lower estimate unless it was net.
+        lipschitz: L, a lower estimate unless it was given.
         local: `max |J**p f|`: h**(p+1) times it is lost in a step.
         bound: `h**p max |J**p f| (e^(L T) - 1) / L`, T = |t1 - t0|: what these losses add up to at most.
     """
@@ -138,6 +142,7 @@ def reconstruction(
     if not isinstance(named, DiscreteAdjoint):
         raise InputError(f"the recovered states of {named.label}", "a discrete adjoint, which recovers them")
     order = increments(named)
+    constant_given(lipschitz)
     net = network(field, y0, weights, t0=t0, t1=t1, steps=steps, backend=backend, device=device, batched=batched)
     states = net.trajectory(net.depth, "euler", net.steps)[:-1]
     points = Linearised(net, at_points(net.depth, net.steps, net.steps), states, net.step)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from odenet import _tree
+from odenet._check import array_of_numbers, several, yes_or_no
 from odenet._errors import InputError
 from odenet._problem.depth import Depth, _is_array, check_alike
-from odenet.theory._host import on_host, rows
+from odenet.theory._host import along_depth, on_host, rows
 
 
 def smoothness(depth: Depth, *, relative: bool = False) -> float:
@@ -35,6 +36,7 @@ def smoothness(depth: Depth, *, relative: bool = False) -> float:
 
     Source: Sander, Ablin and Peyre 2022, section 3.
     """
+    along_depth(depth)
     if depth.intervals is None or depth.layers < 2:
         raise InputError("the smoothness of weights of a single layer", "weights of at least two layers")
     if not depth.stacked:
@@ -48,8 +50,17 @@ def largest_change(layers: Iterable[np.ndarray], *, relative: bool = False) -> f
 
     Args:
         layers: at least two vectors of one length.
+
+    Raises:
+        InputError: something else.
     """
-    vectors = np.stack(list(layers))
+    yes_or_no("relative", relative)
+    vectors = [np.asarray(layer) for layer in several("layers", layers)]
+    if len(vectors) < 2 or any(v.ndim != 1 or v.shape != vectors[0].shape for v in vectors):
+        raise InputError(f"layers of shapes {[v.shape for v in vectors][:8]}", "at least two vectors of one length")
+    for vector in vectors:
+        array_of_numbers("layers", vector)
+    vectors = np.stack(vectors)
     change = float(np.linalg.norm(np.diff(vectors, axis=0), axis=1).max())
     if not relative:
         return change
@@ -102,6 +113,7 @@ def roughness(depth: Depth) -> Roughness:
 
     Source: the variogram estimate of a path's Hölder exponent (Gneiting, Sevcikova and Percival 2012).
     """
+    along_depth(depth)
     if depth.kind == "shared":
         return Roughness(1.0, 1.0, 1.0, 0.0, 1)
     if depth.layers < LEAST:

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 
 import pytest
+from click.testing import CliRunner
 
 import odenet
 from odenet._jobs.benchmark import command as benchmark
+from odenet._jobs.cli import command_named
 from odenet._jobs.compare import command as compare
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.results import SolvePlan, WorkPrecision
@@ -30,6 +32,7 @@ LOOK = """<script>addEventListener("load", () => {
   const svgs = [...document.querySelectorAll("svg")].map(e => e.getBoundingClientRect().width);
   parent.postMessage(JSON.stringify({
     width: innerWidth, page: document.documentElement.scrollWidth, wide: wide.map(e => e.tagName),
+    cut: [...document.querySelectorAll(".stacked")].filter(e => e.scrollWidth > e.clientWidth + 1).length,
     small: small.map(e => e.tagName), narrowest: Math.min(...svgs),
     figure: document.querySelector("svg").getBoundingClientRect().top}), "*");
 })</script>"""
@@ -65,12 +68,20 @@ def diagram(tmp_path_factory):
     return benchmark.write(WorkPrecision(plan, {"cpu": "x" * 200}, tuple(measure(plan, plan.cells()))), folder)[0]
 
 
-@pytest.mark.parametrize("name", ["comparison", "diagram"])
+@pytest.fixture(scope="module")
+def reproduction(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduction")
+    done = CliRunner().invoke(command_named("reproduce"), ["reconstruction", "--quick", "--out", str(folder)])
+    assert done.exit_code == 0, done.output
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("name", ["comparison", "diagram", "reproduction"])
 @pytest.mark.parametrize("width", [400, 1400])
 def test_nothing_sticks_out(request, name, width):
     found = seen(request.getfixturevalue(name), width)
     assert found["width"] == width
     assert found["page"] <= width
-    assert (found["wide"], found["small"]) == ([], [])
+    assert (found["wide"], found["small"], found["cut"]) == ([], [], 0)
     assert found["narrowest"] >= min(width - 60, 600)  # a figure of 400 pixels would have letters of 4: it scrolls
     assert found["figure"] < 900  # it is on the first screen

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
+
+import jax
+import numpy as np
 
 from odenet import (
     Auto,
@@ -17,7 +21,7 @@ from odenet import (
     SolverName,
     UnsupportedError,
 )
-from odenet.kit import AnySolver, require, within
+from odenet.kit import AnySolver, array_of_numbers, instance, require, shown, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_jax._entry import backend
@@ -83,6 +87,11 @@ def convert(
     if not callable(model):
         raise InputError(f"a model that is a {type(model).__name__}", "a module of equinox or of flax.nnx")
     within("tolerance", tolerance, 0.0, of="convert")
+    for name, value in (("where", where), ("along", along)):
+        instance(name, value, (str, type(None)), "a text, or None")
+    if call is not None and not callable(call):
+        raise InputError(f"call={shown(call)}, a {type(call).__name__}", "call(model, *example), or None")
+    _require_example(model if call is None else None, example)
     scheme, method = solver_named(solver), gradient_named(gradient)
     if isinstance(method, Auto):
         raise UnsupportedError(
@@ -93,7 +102,7 @@ def convert(
     require(backend, scheme, method)
     itself = scheme.label == "euler" and along == "piecewise"
     alone = itself and method in (Backprop(), Checkpoint())
-    caller = call or (lambda model, *arguments, **named: model(*arguments, **named))
+    caller: Any = call if call is not None else (lambda model, *arguments, **named: model(*arguments, **named))
     lists = containers(model, where)
     names = [name for container in lists for name in container.layers]
     attached = [name for container in lists for name, layer in container.layers.items() if is_attached(layer)]
@@ -116,6 +125,25 @@ def convert(
     return converted
 
 
+def _require_example(model: Any, example: Any) -> None:
+    """Raises InputError for what is no example: words, objects, or not what the model (unless None) is called with."""
+    for leaf in jax.tree.leaves(example):
+        if isinstance(leaf, np.ndarray | np.generic):
+            array_of_numbers("example", np.asarray(leaf))
+    named = example if isinstance(example, Mapping) else {}
+    arguments = example if isinstance(example, tuple) else () if isinstance(example, Mapping) else (example,)
+    try:
+        if model is not None:
+            inspect.signature(model).bind(*arguments, **named)
+    except ValueError:  # callables of an extension module may have no signature
+        return
+    except TypeError as error:
+        raise InputError(
+            f"an example that a {type(model).__name__} cannot be called with ({error})",
+            "an array, all positional arguments in a tuple, or keyword arguments in a mapping",
+        ) from None
+
+
 def unconvert(model: Model) -> Model:
     """The model with its own layers again, with the parameters as they are trained by now.
 
@@ -126,6 +154,8 @@ def unconvert(model: Model) -> Model:
         Another model of equinox; or the same one of flax.nnx, changed in place. One that was not converted is returned
         as it is.
     """
+    if not callable(model):
+        raise InputError(f"a model that is a {type(model).__name__}", "a module of equinox or of flax.nnx")
     return all_detached(model)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from odenet import DtypeError, NonFiniteError, StateError
-from odenet.kit import tree_paths
+from odenet.kit import array_of_numbers, tree_paths
 from odenet_jax.field import trees as trees  # registers
 
 Leaves = tuple[Array, ...]
@@ -119,7 +119,7 @@ def _array(path: str, leaf: Any) -> Array:
             ", ".join(kind.name for kind in _KINDS),
             "convert it, as in y0.astype(jnp.float32)",
         )
-    if not isinstance(leaf, jax.Array) and not bool(jnp.isfinite(array).all()):
+    if not isinstance(leaf, jax.Array) and not np.isfinite(np.asarray(leaf)).all():
         raise NonFiniteError(f"y0 {path} holds NaN or infinity", "finite numbers")
     return array
 
@@ -130,8 +130,8 @@ def as_array(name: str, leaf: Any) -> Array:
     Raises:
         DtypeError: JAX would make 64-bit numbers 32-bit in silence; or an array of what JAX has no number type for.
     """
-    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
-        raise DtypeError(f"{name} is an array of {leaf.dtype}", "arrays of numbers")
+    if isinstance(leaf, np.ndarray):
+        array_of_numbers(name, leaf)
     if isinstance(leaf, np.ndarray) and jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
         raise DtypeError(
             f"{name} is {leaf.dtype} while JAX has 64-bit numbers switched off, so that it would become 32-bit",

@@ -22,6 +22,7 @@ from odenet import (
     GradientName,
     Grid,
     GridError,
+    InputError,
     PIDController,
     Problem,
     Solution,
@@ -29,9 +30,10 @@ from odenet import (
     Span,
     Stats,
 )
-from odenet.kit import AnySolver, StagedSolver, problem, require
+from odenet.kit import AnySolver, StagedSolver, problem, real, require, shown
 from odenet_jax._entry import backend
 from odenet_jax.field.field import field as field_along
+from odenet_jax.field.module_writes import traced_arrays_forgotten
 from odenet_jax.field.replay import BlockContext, Replay
 from odenet_jax.field.state import layout
 from odenet_jax.gradients.adaptive import solve_adaptive
@@ -104,6 +106,7 @@ def solve_problem(ivp: Problem, probe: Array | None = None) -> Solution:
     return solve_with_context(ivp, probe)[0]
 
 
+@traced_arrays_forgotten()
 def solve_with_context(
     ivp: Problem, probe: Array | None = None, context: BlockContext | None = None
 ) -> tuple[Solution, Any]:
@@ -114,6 +117,8 @@ def solve_with_context(
         probe: see `solve`.
         context: what blocks are told beside their input.
     """
+    if probe is not None and not isinstance(probe, Array) and real(probe) is None:
+        raise InputError(f"probe={shown(probe)}, a {type(probe).__name__}", "a real number as an array of JAX, or None")
     adaptive = isinstance(ivp.grid, Span)
     require(backend, ivp.solver, ivp.gradient, adaptive=adaptive)
     method = backend.method(ivp.gradient, adaptive=adaptive)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from odenet import (
     Depth,
+    DtypeError,
     Gradient,
     GradientName,
     InputError,
@@ -28,7 +30,18 @@ from odenet import (
     StateError,
     UnsupportedError,
 )
-from odenet.kit import BACKWARD_FAULTS, AnySolver, Kind, kind_of_blocks, problem, require_one_grid, staged
+from odenet.kit import (
+    BACKWARD_FAULTS,
+    AnySolver,
+    Kind,
+    instance,
+    kind_of_blocks,
+    problem,
+    require_one_grid,
+    several,
+    shown,
+    staged,
+)
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_jax.field.block_state import gathered, holds_state, marked_as
@@ -37,9 +50,6 @@ from odenet_jax.field.replay import BlockContext, block_context, call
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class _Owner:
@@ -113,8 +123,9 @@ class ResidualStack(eqx.Module):
                 )
         self.t0, self.t1 = t0, t1
         self.along = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
-        if not isinstance(blocks, Iterable):
-            raise InputError(f"blocks={type(blocks).__name__}", "a sequence of modules", "give [block]")
+        blocks = several("blocks", blocks)
+        if not all(callable(block) for block in blocks):
+            raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "callables x -> f(x)")
         single = {id(block): block for block in blocks}
         places = {key: i for i, key in enumerate(single)}
         self.order = tuple(places[id(block)] for block in blocks)
@@ -294,8 +305,11 @@ class NeuralODE(eqx.Module):
     ) -> None:
         self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, Unseen()
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
+        if not callable(field):
+            raise InputError(f"field is a {type(field).__name__}", "a callable field(t, y)")
         self.field, self.steps = field, steps
-        self.solver = solver_named(solver or ("rk4" if steps is not None else "dopri5"))
+        default = "dopri5" if steps is None else "rk4"
+        self.solver = solver_named(default if solver is None else solver)
         self.gradient = gradient_named(gradient)
         self.times, self.numbers = eqx.partition((t0, t1), lambda time: isinstance(time, jax.Array))
 
@@ -349,6 +363,13 @@ class OdeNet(eqx.Module):
         gradient: GradientName | Gradient = "backprop",
         dtype: Any = jnp.float32,
     ) -> None:
+        instance("spec", spec, NetSpec, "an odenet.NetSpec")
+        try:
+            inexact = jnp.issubdtype(jnp.dtype(dtype), jnp.inexact) and not isinstance(dtype, np.ndarray | jax.Array)
+        except Exception:  # whatever is asked for its number type has ways of its own to have none
+            inexact = False
+        if not inexact:
+            raise DtypeError(f"dtype={shown(dtype)} of a network", "jnp.float32, jnp.float64 or another")
         spec.check(weights)
         if spec.norm in BACKWARD_FAULTS:
             raise UnsupportedError(

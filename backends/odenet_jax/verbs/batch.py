@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from odenet import InputError
+from odenet.kit import array_of_numbers, shown
 
 try:
     from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
@@ -32,8 +33,10 @@ def on(like: Array, batch: Any) -> Any:
     """The batch with NumPy arrays as JAX's, inexact ones of the number type of `like`."""
 
     def leaf(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray | np.generic):
             return value
+        value = np.asarray(value)
+        array_of_numbers("batch", value)
         return jnp.asarray(value, like.dtype) if np.issubdtype(value.dtype, np.floating) else jnp.asarray(value)
 
     return jax.tree.map(leaf, batch)
@@ -77,9 +80,11 @@ def scalar(loss: Callable[..., Any] | None, outputs: Any, target: Any) -> Array:
     Raises:
         InputError: it is no real scalar.
     """
-    value = (loss or mean_loss)(*((outputs,) if target is None else (outputs, target)))
+    if loss is not None and not callable(loss):
+        raise InputError(f"loss={shown(loss)}, a {type(loss).__name__}", "loss(outputs, target), or None")
+    value = (mean_loss if loss is None else loss)(*((outputs,) if target is None else (outputs, target)))
     if not isinstance(value, jax.Array) or value.shape != () or jnp.iscomplexobj(value):
-        raise InputError(f"the loss returned {value!r}", "a real scalar array")
+        raise InputError(f"the loss returned {shown(value)}", "a real scalar array")
     return value
 
 

@@ -9,6 +9,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+from odenet import InputError
+from odenet.kit import shown, whole, yes_or_no
 from odenet_jax.conversion.run import probing
 
 
@@ -34,7 +36,16 @@ def certified_value_and_grad(
     Returns:
         A function of `(model, *arguments, **named)` to the value (with has_aux, the pair), the gradients of the
         model's inexact arrays, and the certificate, a scalar: the largest over rows.
+
+    Raises:
+        InputError: an argument that cannot be used.
     """
+
+    if not callable(loss):
+        raise InputError(f"loss={shown(loss)}, a {type(loss).__name__}", "loss(model, probe, *arguments, **named)")
+    yes_or_no("has_aux", has_aux)
+    if rows is not None:
+        whole("rows", rows)
 
     @eqx.filter_value_and_grad(has_aux=has_aux)
     def probed(both: Any, *arguments: Any, **named: Any) -> Any:

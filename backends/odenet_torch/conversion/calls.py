@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,16 @@ def outputs(
             f"an example that is a {type(example).__name__}",
             "what to call the model with: a tensor, a tuple of positional arguments, a mapping of keyword arguments",
         )
+    try:
+        inspect.signature(model.forward).bind(
+            *(() if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)),
+            **(example if isinstance(example, Mapping) else {}),
+        )
+    except TypeError as error:
+        raise InputError(
+            f"an example that a {type(model).__name__} cannot be called with ({error})",
+            "a tensor, all positional arguments in a tuple, or keyword arguments in a mapping",
+        ) from None
     model.train(training)
     before = set(map(id, model.parameters()))
     with leaving_no_trace([model], recorded):

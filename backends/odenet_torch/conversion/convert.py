@@ -22,7 +22,7 @@ from odenet import (
     SolverName,
     UnsupportedError,
 )
-from odenet.kit import AnySolver, Compile, compiling, within
+from odenet.kit import AnySolver, Compile, compiling, instance, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.attached import Attached, attach, detach
@@ -118,6 +118,8 @@ def convert(
             "models that have their parameters",
             "call the model once on a batch, and then convert it",
         )
+    for name, value in (("where", where), ("along", along)):
+        instance(name, value, (str, type(None)), "a text, or None")
     method, choices = gradient_named(gradient), {"solver": solver, "gradient": gradient, "along": along}
     itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
@@ -152,6 +154,8 @@ def unconvert(model: Model) -> Model:
     Raises:
         ConversionError: a layer whose class was changed since, as by FSDP.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
     modules = list(model.modules())
     for module in modules:
         if isinstance(module, Attached):

@@ -256,9 +256,9 @@ def odeint_dense(
     """
     if not isinstance(y0, Tensor):
         raise StateError(f"y0 is a {type(y0).__name__}", "a tensor")
-    name = method or "dopri5"
-    if delegated(name) or name not in ADAPTIVE:
-        raise InputError(f"method {name!r}", ", ".join(ADAPTIVE))
+    name = "dopri5" if method is None else method
+    if not isinstance(name, str) or delegated(name) or name not in ADAPTIVE:
+        raise InputError(f"method {shown(name)}", ", ".join(ADAPTIVE))
     ends: list[Any] = [real(t0), real(t1)]
     if any(end is None or not math.isfinite(end) for end in ends):
         raise GridError(f"t0={shown(t0)} and t1={shown(t1)}", "finite numbers, or tensors of one entry")

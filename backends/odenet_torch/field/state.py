@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, GridError, NonFiniteError, StateError
-from odenet.kit import Rebuild, tree_flatten, tree_leaves, tree_paths, tree_same_shape
+from odenet.kit import Rebuild, array_of_numbers, tree_flatten, tree_leaves, tree_paths, tree_same_shape
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.memory import Memory, written
 
@@ -167,6 +167,7 @@ def as_tensor(leaf: Any) -> Any:
     """
     if not isinstance(leaf, np.ndarray):
         return leaf
+    array_of_numbers("an array among y0 or weights", leaf)
     plain = np.asarray(leaf, order="C")  # torch takes no negative strides
     try:
         return torch.tensor(plain, device=torch.get_default_device())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -17,7 +17,9 @@ from odenet import (
     Auto,
     Backprop,
     Depth,
+    DeviceUnavailableError,
     DiscreteAdjoint,
+    DtypeError,
     Gradient,
     GradientName,
     InputError,
@@ -35,9 +37,12 @@ from odenet.kit import (
     Compile,
     Kind,
     compiling,
+    instance,
     kind_of_blocks,
     problem,
     require_one_grid,
+    several,
+    shown,
     staged,
 )
 from odenet.kit import gradient as gradient_named
@@ -131,13 +136,12 @@ class ResidualStack(_Solved):
     ) -> None:
         super().__init__(solver, gradient, t0, t1)
         self.compiled = compiling(compile)
-        if not isinstance(blocks, Iterable):
-            raise InputError(f"blocks={type(blocks).__name__}", "a sequence of torch.nn.Modules", "give [block]")
+        blocks = several("blocks", blocks)
         if not all(isinstance(block, nn.Module) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "torch.nn.Modules")
         self.along: Kind = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         self.blocks = nn.ModuleList(blocks)
-        depth = Depth.each(list(blocks), self.along)  # checks their number
+        depth = Depth.each(blocks, self.along)  # checks their number
         structures = [(type(block), [(n, p.shape) for n, p in block.named_parameters()]) for block in blocks]
         if depth.kind == "linear" and any(structure != structures[0] for structure in structures):
             raise InputError(
@@ -239,7 +243,10 @@ class NeuralODE(_Solved):
     ) -> None:
         tolerances = {"rtol": rtol, "atol": atol, "control": control}
         require_one_grid(steps, tolerances)
-        super().__init__(solver or ("rk4" if steps is not None else "dopri5"), gradient, t0, t1)
+        if not callable(field):
+            raise InputError(f"field is a {type(field).__name__}", "a module field(t, y)")
+        default = "dopri5" if steps is None else "rk4"
+        super().__init__(default if solver is None else solver, gradient, t0, t1)
         self.tolerances = tolerances
         self.field = field
         self.steps = steps
@@ -289,14 +296,22 @@ class OdeNet(_Solved):
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
+        instance("spec", spec, NetSpec, "an odenet.NetSpec")
+        instance("dtype", dtype, torch.dtype, "a number type of torch, as torch.float32")
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise DtypeError(f"dtype={dtype} of a network", "torch.float32, torch.float64 or another of real numbers")
         super().__init__(solver, gradient, 0.0, spec.horizon)
         spec.check(weights)
         self.spec = spec
         counting = CountingField(spec) if spec.batch_normalised else None
         # not as a submodule: its buffers are those of one pass, and `function` may be replaced by any function
         vars(self).update(counting=counting, function=counting or field(spec))
+        try:
+            place = torch.device(device)
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise DeviceUnavailableError(f"torch has no device {shown(device)}", "names such as cpu, cuda:0") from error
         for name in (*spec.shapes(), *spec.statistics()):
-            tensor = torch.tensor(weights[name], dtype=dtype, device=device)
+            tensor = torch.tensor(weights[name], dtype=dtype, device=place)
             _register(self, name.split("."), tensor if name in spec.statistics() else nn.Parameter(tensor))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odenet import InputError
-from odenet.kit import tree_leaves, tree_map
+from odenet.kit import array_of_numbers, shown, tree_leaves, tree_map
 
 
 def on(like: Tensor, batch: Any) -> Any:
     """The batch with NumPy arrays as tensors on the device of `like`, inexact ones of its number type."""
 
     def leaf(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray | np.generic):
             return value
+        value = np.asarray(value)
+        array_of_numbers("batch", value)
         tensor = torch.tensor(value, device=like.device)
         return tensor.to(like.dtype) if tensor.is_floating_point() else tensor
 
@@ -64,9 +66,11 @@ def scalar(loss: Callable[..., Any] | None, outputs: Any, target: Any) -> Tensor
     Raises:
         InputError: it is no real scalar.
     """
-    value = (loss or mean_loss)(*((outputs,) if target is None else (outputs, target)))
+    if loss is not None and not callable(loss):
+        raise InputError(f"loss={shown(loss)}, a {type(loss).__name__}", "loss(outputs, target), or None")
+    value = (mean_loss if loss is None else loss)(*((outputs,) if target is None else (outputs, target)))
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
-        raise InputError(f"the loss returned {value!r}", "a real scalar tensor")
+        raise InputError(f"the loss returned {shown(value)}", "a real scalar tensor")
     return value
 
 

@@ -100,6 +100,8 @@ def solved(model: nn.Module) -> dict[str, Solved]:
     Raises:
         InputError: there are none.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
     solves: dict[str, Solved] = {}
     runs: dict[int, ConvertedRun] = {}
     layers = [

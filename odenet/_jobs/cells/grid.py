@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from odenet._backend import registry as _registry
-from odenet._errors import InputError
+from odenet._check import whole
 from odenet._gradients.names import Backprop, Gradient, gradient
 from odenet._jobs.cells.plan import CellPlan
 from odenet._jobs.cells.resume import reading
 from odenet._names import choice
-from odenet._nets.spec import ALONG, STARTS, Block, NetSpec, Norm, Start
+from odenet._nets.spec import ALONG, STARTS, UNREAD, Block, NetSpec, Norm, Start
 from odenet._solvers.names import AnySolver, solver
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
@@ -97,10 +97,8 @@ class GridPlan(CellPlan):
         self.check("a comparison")
         choice("kind of weights along depth", self.along, ALONG_BY_SOLVER)
         choice("start of the weights", self.start, STARTS)
-        for name in ("batch", "repeats"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}={value!r} of a comparison", "a whole number, at least 1")
+        for name, least in (("batch", 1), ("repeats", 1), ("seed", 0)):
+            whole(name, getattr(self, name), least, of="a comparison")
         for depth in self.depths:
             self.spec(self.solvers[0], depth)
 
@@ -115,7 +113,7 @@ class GridPlan(CellPlan):
             width=self.width,
             hidden=self.width,
             norm=self.norm,
-            activation=self.activation,
+            activation=NetSpec.activation if "activation" in UNREAD[self.block] else self.activation,
             along=along,
         )
 

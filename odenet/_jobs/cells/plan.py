@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 import click
 
 from odenet._backend import registry as _registry
+from odenet._check import instance
 from odenet._errors import BackendUnavailableError, DeviceUnavailableError, InputError, shown
 from odenet._jobs.cells.resume import START_ANEW, changes, reading
 from odenet._names import choice
@@ -57,6 +58,7 @@ class CellPlan(ABC):
             if not getattr(self, name):
                 raise InputError(f"{job} without {name}", f"at least one of {name}")
         choice("number type", self.dtype, DTYPES)
+        instance("device", self.device, str, "the name of one, as `odenet list backends` has it")
         for name in self.backends:
             _registry.entry(name)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from odenet._errors import FileError, OdenetError
+from odenet._errors import FileError, OdenetError, WriteError
 from odenet._files import write_text
 
 Kind = TypeVar("Kind")
@@ -18,8 +19,14 @@ START_ANEW = "leave --resume out, or choose another --out"
 
 
 def as_text(form: str, plain: Mapping[str, Any], indent: int | None = 1) -> str:
-    """Plain data as JSON, under the name of its format."""
-    return json.dumps({"format": form, **plain}, indent=indent, allow_nan=False) + "\n"
+    """Plain data as JSON, under the name of its format and with a checksum."""
+    content = json.loads(json.dumps(plain, allow_nan=False))  # as it will be read: names are texts, tuples are lists
+    return json.dumps({"format": form, **content, "checksum": _checksum(content)}, indent=indent) + "\n"
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    """Of all numbers and texts, but not of how they are written: a digit that a disk changed is a number, too."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def write(path: Path, form: str, plain: Mapping[str, Any], indent: int | None = 1) -> None:
@@ -44,7 +51,8 @@ def read(
         remedy: what to do about a file that is something else.
 
     Raises:
-        FileError: a file that this version of the command did not write.
+        FileError: a file that this version of the command did not write, or that was changed since. One without a
+            checksum, as the first versions wrote, is read as it is.
     """
     with reading(str(path), f"a {path.name} that this version of {command} wrote", remedy):
         if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -57,7 +65,49 @@ def read(
             return None
         if not isinstance(plain, dict) or plain.get("format") != form:
             raise ValueError(f"it is not in the format {form!r}")
-        return build(plain)
+        content = {name: value for name, value in plain.items() if name not in ("format", "checksum")}
+        if plain.get("checksum", _checksum(content)) != _checksum(content):  # the first versions wrote none
+            raise ValueError("its checksum is not that of its content, which was changed since it was written")
+        return build(content)
+
+
+class OwnFile:
+    """A file that this process alone writes for as long as it runs, again and again, and whose folder may go away.
+
+    All that was measured is in memory and is written each time: of a folder that was deleted nothing is lost, it is
+    made again. What somebody else wrote under the name is not overwritten.
+
+    Args:
+        path: of the file, which may be there already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = self._now()
+
+    def write(self, write: Callable[[], object]) -> None:
+        """Call `write`, which writes the file.
+
+        Raises:
+            WriteError: another process wrote it since.
+        """
+        if self._now() not in (None, self.known):
+            raise WriteError(
+                f"another run wrote {self.path} while this one was running, and nothing more is written there",
+                "one run at a time in a folder",
+                "choose another --out and begin again; a run that was set aside is in *.previous.*",
+            )
+        try:
+            write()
+        finally:  # also where Ctrl-C came between the two
+            self.known = self._now()
+
+    def _now(self) -> tuple[int, ...] | None:
+        try:
+            here = self.path.stat()
+        except OSError:
+            return None
+        return here.st_dev, here.st_ino, here.st_size, here.st_mtime_ns
 
 
 def nothing_there(folder: Path, file: str, contents: str) -> FileError:

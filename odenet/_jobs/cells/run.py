@@ -17,7 +17,7 @@ from odenet._files import require_writable
 from odenet._jobs.cells.executor import ExecutorChoice, pool
 from odenet._jobs.cells.plan import CellPlan, Shard
 from odenet._jobs.cells.results import JSON, CellResults, set_aside
-from odenet._jobs.cells.resume import nothing_there
+from odenet._jobs.cells.resume import OwnFile, nothing_there
 from odenet._jobs.cells.spread import ALONE, Spread, UnitPlan
 from odenet._report.machine import joined, machine
 from odenet._report.terminal import console, progress_bar
@@ -86,7 +86,8 @@ def complete(job: CellJob[Any], plan: CellPlan, options: JobOptions) -> int:
         the exit status: 0; 1 if a cell failed, is left or none was measured; 130 if the run was interrupted.
 
     Raises:
-        FileError: `out` cannot be written to, holds results that cannot be resumed, or has none to resume.
+        FileError: `out` cannot be written to, was written to by another run meanwhile, holds results that cannot be
+            resumed, or has none to resume.
         InputError: the results there have other settings, or are of another machine.
         BackendUnavailableError, DeviceUnavailableError: none of the backends is installed, or sees the device here.
     """
@@ -101,23 +102,23 @@ def complete(job: CellJob[Any], plan: CellPlan, options: JobOptions) -> int:
     require_writable(out)
     results = fresh if earlier is None else earlier.resumed(fresh.plan, fresh.machine, fresh.shard)
     cells, interrupted = results.todo(), False
-    by_key = {cell.key: cell for cell in cells}
+    by_key, own = {cell.key: cell for cell in cells}, OwnFile(out / JSON)
     try:
         with (
             measured(job.measure, results.plan, cells, options) as (rows, machines),
             watch(messages, cells) as progress,
         ):
             for row, grown in results.growing(rows):
-                if not resume and not results.rows:
-                    say_paths(messages, "kept the earlier results as", set_aside(out))
+                first = not resume and not results.rows
                 results = replace(grown, machine=joined([grown.machine, *machines])) if machines else grown
-                results.write(out)
+                own.write(partial(_write, results, out, messages, first))
                 progress.finished(by_key[row.key], job.in_words(row), row.ok)
     except KeyboardInterrupt:
         messages.print(f"interrupted: {len(results.left())} cells are left; writing the report of the rest")
         interrupted = True
     job.show(results, options.screen)
     if results.rows:  # an earlier report is not replaced by an empty one
+        own.write(partial(results.write, out))  # before a report of it: the folder may be gone, or another run's
         say_paths(messages, "wrote", job.write(results, out))
     if interrupted:
         messages.print(GO_ON if results.rows or resume else BEGIN, markup=False)
@@ -131,6 +132,13 @@ def complete(job: CellJob[Any], plan: CellPlan, options: JobOptions) -> int:
     if left:
         messages.print(f"{left} cells are left; {GO_ON}", markup=False)
     return 1 if left or any(row.failed for row in results.rows) else 0
+
+
+def _write(results: CellResults[Any, Any], out: Path, messages: Console, first: bool) -> None:
+    """Write results; before the first of a new run, rename those of an earlier one."""
+    if first:
+        say_paths(messages, "kept the earlier results as", set_aside(out))
+    results.write(out)
 
 
 @contextmanager

@@ -71,6 +71,7 @@ def command(
       odenet check --depth 64 --gradient all --memory 16M
       odenet check --weights trained.safetensors --depth 32 --tolerance 1e-3
     """
+    _flags.require_read(context, options["block"])
     plan = plan_of(options)
     plan.require_a_backend()
     plan.require_a_device()

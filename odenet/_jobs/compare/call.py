@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from odenet._check import path, several
 from odenet._errors import FileError, InputError
 from odenet._gradients.names import gradient
 from odenet._gradients.record import Gradient
@@ -136,11 +137,13 @@ def compare(
             f"no batch for a network with inputs={spec.inputs} and classes={spec.classes}",
             "batch=(inputs, labels); the digits fit inputs=(1, 8, 8) and classes=10",
         )
-    options: dict[str, Any] = {} if gradients is None else {"gradients": tuple(map(gradient, _several(gradients)))}
+    options: dict[str, Any] = {}
+    if gradients is not None:
+        options["gradients"] = tuple(map(gradient, several("gradients", gradients, Gradient)))
     plan = GridPlan(
-        backends=tuple(_several(backends)),
-        solvers=tuple(map(solver, _several(solvers))),
-        depths=tuple(_several(depths)),
+        backends=tuple(several("backends", backends)),
+        solvers=tuple(map(solver, several("solvers", solvers, AnySolver))),
+        depths=tuple(several("depths", depths, int)),
         dtype=dtype,
         device=device,
         seed=seed,
@@ -185,17 +188,13 @@ def read_results(folder: str | Path) -> ComparisonResults:
         folder: of results.json.
 
     Raises:
-        FileError: there is no results.json, or no comparison in it.
+        InputError: no path. FileError: there is no results.json, its checksum is not that of its content (those of the
+            first versions have none, and are read as they are), or no comparison in it.
     """
-    results = ComparisonResults.read(Path(folder))
+    results = ComparisonResults.read(path("folder", folder))
     if results is None:
         raise FileError(f"no results.json in {folder}", "a folder that odenet compare wrote")
     return results
-
-
-def _several(value: Any) -> list[Any]:
-    """One thing or several, as a list."""
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | Gradient) else [value]
 
 
 def _checked(batch: Any, spec: NetSpec) -> tuple[np.ndarray, np.ndarray]:

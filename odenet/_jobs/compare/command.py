@@ -52,6 +52,7 @@ def command(context: click.Context, job: JobOptions, full: bool, **options: Any)
       odenet compare --resume --gradient discrete-adjoint:iterations=2
       odenet compare --shard 1/4 --executor processes:4 --out part1
     """
+    _flags.require_read(context, options["block"])
     one_thread()
     keep_programs()
     if full:

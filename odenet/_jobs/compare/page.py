@@ -134,15 +134,20 @@ def _summary(rows: Sequence[MeasuredGradient]) -> str:
     for solver in dict.fromkeys(curve.solver for curve in series):
         mine = [curve for curve in series if curve.solver == solver]
         depths, ends = depths_of(mine)
+        headings = columns(depths, ends)
         body = []
         for curve in mine:
             first, *others = line(curve, depths, ends)
             dot = f'<span class="dot" style="background:{colour[curve.gradient].replace(INK, "currentColor")}"></span>'
-            cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
-            body.append(f'<tr><td title="{escape(name(curve.gradient))}">{dot}{escape(first)}</td>{cells}</tr>')
-        head = "".join(_heading(heading) for heading in columns(depths, ends))
+            cells = "".join(
+                f'<td data-h="{_plain(heading)}">{escape(cell)}</td>'
+                for heading, cell in zip(headings[1:], others, strict=True)
+            )
+            known = f'title="{escape(name(curve.gradient))}" data-h="{_plain(headings[0])}"'
+            body.append(f"<tr><td {known}>{dot}{escape(first)}</td>{cells}</tr>")
+        head = "".join(map(_heading, headings))
         parts.append(
-            f'<h3>{escape(title(mine))}</h3><div class="wide"><table><thead><tr>{head}</tr></thead>'
+            f'<h3>{escape(title(mine))}</h3><div class="wide stacked"><table><thead><tr>{head}</tr></thead>'
             f"<tbody>{''.join(body)}</tbody></table></div>"
         )
     return "".join(parts) or "<p>No cell was measured.</p>"
@@ -150,4 +155,8 @@ def _summary(rows: Sequence[MeasuredGradient]) -> str:
 
 def _heading(heading: str) -> str:
     kind = ' class="number"' if heading.startswith(">") else ""
-    return f"<th{kind}>{escape(heading.removeprefix('>'))}</th>"
+    return f"<th{kind}>{_plain(heading)}</th>"
+
+
+def _plain(heading: str) -> str:
+    return escape(heading.removeprefix(">"))

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from odenet._errors import FileError, InputError
+from odenet._errors import FileError, InputError, shown
 from odenet._jobs.data.images import ImageSet, in_memory
 
 COUNT = 1797
@@ -53,7 +53,7 @@ def batch(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """
     for name, value, least in (("size", size, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise InputError(f"{name}={value!r} of a batch of digits", f"a whole number, at least {least}")
+            raise InputError(f"{name}={shown(value)} of a batch of digits", f"a whole number, at least {least}")
     if size > COUNT:
         raise InputError(f"a batch of {size} digits", f"1 to {COUNT}: there are no more images", "take a smaller batch")
     inputs, labels = _load()

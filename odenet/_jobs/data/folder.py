@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from odenet._errors import FileError, InputError
+from odenet._errors import FileError, InputError, shown
 from odenet._jobs.data.images import Images, ImageSet
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -36,7 +36,7 @@ def image_folder(root: str | Path, size: int = 32) -> ImageSet:
         InputError: a size that is no whole number of at least 1.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise InputError(f"size={size!r} of images", "a whole number, at least 1")
+        raise InputError(f"size={shown(size)} of images", "a whole number, at least 1")
     _require_pillow()
     root = Path(root)
     train, test = (_classes(root / part, root) for part in ("train", "val"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from odenet._errors import BackendUnavailableError, InputError
 from odenet._files import require_writable
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
-from odenet._jobs.cells.resume import nothing_there
+from odenet._jobs.cells.resume import OwnFile, nothing_there
 from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, measured, watch
 from odenet._jobs.output import FilePath
 from odenet._jobs.reproduce.controls import thresholds
@@ -133,10 +134,11 @@ def reproduce(chosen: tuple[Reproduction, ...], choices: Settings, options: JobO
             reproduction.name, choices, here, thresholds=thresholds(reproduction.name), shard=shard
         )
         results = fresh if earlier is None else earlier.resumed(choices, here, shard)
+        own = OwnFile(folder / JSON)
         try:
             for grown in _run(reproduction, results, options):
                 results = grown.in_order(reproduction)
-                results.write(folder)
+                own.write(partial(results.write, folder))
         except KeyboardInterrupt:  # no verdict: an order of half the depths is none
             saved = results.points or len(done)
             messages.print(f"interrupted; {GO_ON if saved else BEGIN}", markup=False)

@@ -85,8 +85,9 @@ class Finished:
         svg = render(self.figure, "svg").decode()
         claim, method = escape(self.reproduction.claim), escape(self.reproduction.method)
         parts = (
-            f"<p><b>The paper.</b> {claim}</p><p><b>Here.</b> {method}</p>",
+            f"<p><b>The paper.</b> {claim} <b>{escape(tally(self.every))}.</b></p>",
             figure(svg, f"Medians with quartiles: {_size(self.results)}."),
+            f"<p><b>Here.</b> {method}</p>",
             *(f"<p><b>{escape(change)}</b></p>" for change in self.changes),
             *(f"<h3>{escape(backend)}</h3>{_rows(verdicts)}" for backend, verdicts in self.verdicts.items()),
         )
@@ -130,7 +131,8 @@ def write_page(done: Sequence[Finished], machine: Mapping[str, str], folder: Pat
     """
     lead = "Sander, Ablin and Peyre, NeurIPS 2022 (arXiv 2205.14612)"
     how_many = tally([v for reproduced in done for v in reproduced.every])
-    parts = [header("odenet reproduce", (lead, how_many)), *(reproduced.section for reproduced in done)]
+    verdict = f"<p><strong>{escape(how_many)}.</strong></p>"
+    parts = [header("odenet reproduce", (lead,)), verdict, *(reproduced.section for reproduced in done)]
     parts.append(section("Machine", facts(machine)))
     return write_text(folder / REPORT, document("odenet reproduce", parts))
 
@@ -141,9 +143,12 @@ def _rows(verdicts: Sequence[Verdict]) -> str:
         ("bad" if v.state in _BAD else "", (*_cells(v), "; ".join(map(str, v.controls)) or _NONE)) for v in verdicts
     )
     body = "".join(
-        f'<tr class="{kind}">{"".join(f"<td>{escape(text)}</td>" for text in texts)}</tr>' for kind, texts in rows
+        f'<tr class="{kind}">'
+        + "".join(f'<td data-h="{heading}">{escape(text)}</td>' for heading, text in zip(_HEADINGS, texts, strict=True))
+        + "</tr>"
+        for kind, texts in rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="prose stacked"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def markdown(done: Finished) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from odenet._backend.imported import Imported
+from odenet._check import path, yes_or_no
 from odenet._errors import InputError
 from odenet._jobs.data.own import set_of
 from odenet._jobs.data.sets import image_set
@@ -141,11 +142,14 @@ def train(
         GradientError: the loss is no finite number any more.
         KeyboardInterrupt: by Ctrl-C; `resume=True` goes on after the last whole epoch.
     """
+    for name, value in (("resume", resume), ("quiet", quiet)):
+        yes_or_no(name, value)
+    folder = path("out", out)
     named = data if isinstance(data, str) else _name(type(data))
     chosen = None if isinstance(optimizer, str) else _imported(optimizer)
     plan = TrainingPlan(
         data=named,
-        data_dir=None if data_dir is None else str(data_dir),
+        data_dir=None if data_dir is None else str(path("data_dir", data_dir)),
         size=size,
         net=net,
         depth=depth,
@@ -153,8 +157,8 @@ def train(
         norm=norm,
         activation=activation,
         along=along,
-        before=tuple(before),
-        after=tuple(after),
+        before=before,  # type: ignore[arg-type]
+        after=after,  # type: ignore[arg-type]
         activated=activated,
         grid=grid,
         scaled=scaled,
@@ -179,7 +183,6 @@ def train(
     if not isinstance(data, str) and (data_dir is not None or size is not None):
         raise InputError("a directory or a size for data that is an object", "neither", "leave them out")
     images = image_set(plan.data, plan.data_dir, plan.size) if isinstance(data, str) else set_of(data, named)
-    folder = Path(out)
     finished = run(plan, folder, resume, console(stderr=True, quiet=quiet), images, chosen)
     assert finished.test is not None  # a run that returns is whole
     weights = load_weights(folder / WEIGHTS)

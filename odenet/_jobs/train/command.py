@@ -34,7 +34,7 @@ class _One(click.ParamType):
             value = value.replace(",", ":")  # its options are written in one go; there is but one method here
         records = self.names.convert(value, param, ctx)
         if len(records) != 1:
-            self.fail(f"{value!r} names {len(records)}; a run has one {self.name}", param, ctx)
+            self.fail(f"{shown(value)} names {len(records)}; a run has one {self.name}", param, ctx)
         return getattr(records[0], "label", records[0])
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -157,6 +157,7 @@ def command(context: click.Context, job: JobOptions, seeds: int | None, **option
     from odenet._jobs.train.job import train
     from odenet._jobs.train.seeds import train_seeds
 
+    _flags.require_read(context, options["net"])
     keep_programs()
     if options["optimizer"] not in OPTIMIZERS:
         for name in OF_SGD:  # also where the value is the default, which the plan cannot see

@@ -86,39 +86,42 @@ def run(
     """
     if resume and not (out / RUN).exists():
         raise nothing_there(out, RUN, "no run")
-    require_writable(out)
-    with alone(out) as require_same:
-        return _train(plan, out, resume, messages, images, optimizer, require_same)
-
-
-def _train(
-    plan: TrainingPlan,
-    out: Path,
-    resume: bool,
-    messages: Console,
-    images: ImageSet | None,
-    optimizer: Imported | None,
-    require_same: Callable[[], None],
-) -> TrainingRun:
     optimizer = optimizer or plan.imported_optimizer()  # a misspelt one is said before anything is read
-    run = _earlier(plan, out, resume, messages)
     images = images or image_set(plan.data, plan.data_dir, plan.size)
     parts = split(images.train, plan.validation, plan.limit_train, plan.seed)
     mean, deviation = moments(parts.train)
     known = _identity(images, parts, mean.tolist(), deviation.tolist())
-    if run is None:
-        run = TrainingRun(plan, known, machine([plan.backend]))
-    elif dict(run.images) != known:
-        raise InputError(f"the run in {out} was of other images than {images.name} now has", "the same images")
-    messages.print(f"images: {images.origin}", markup=False)
     common: dict[str, Any] = {"mean": mean, "deviation": deviation, "dtype": plan.dtype, "seed": plan.seed}
     learnt = Batches(parts.train, plan.batch, **common, augment=plan.augment, mirrored=images.mirrored)
     if not learnt.steps:
         raise InputError(f"a batch of {plan.batch} from {len(parts.train)} training images", "no larger than these")
+    chosen_by = Batches(parts.validation, plan.batch, **common)
+    with _trainer(plan, images, optimizer) as trainer:  # all that can be refused is, before there is a folder
+        require_writable(out)
+        with alone(out) as require_same:
+            run = _earlier(plan, out, resume, messages)
+            if run is None:
+                run = TrainingRun(plan, known, machine([plan.backend]))
+            elif dict(run.images) != known:
+                raise InputError(f"the run in {out} was of other images than {images.name} now has", "the same images")
+            messages.print(f"images: {images.origin}", markup=False)
+            return _completed(run, trainer, images, learnt, chosen_by, out, messages, require_same)
+
+
+def _completed(
+    run: TrainingRun,
+    trainer: Trainer,
+    images: ImageSet,
+    learnt: Batches,
+    chosen_by: Batches,
+    out: Path,
+    messages: Console,
+    require_same: Callable[[], None],
+) -> TrainingRun:
+    """The run to its end, with what is said of it. `require_same` is called before each write."""
     if run.test is None:
         try:
-            chosen_by = Batches(parts.validation, plan.batch, **common)
-            run = _finish(run, images, learnt, chosen_by, optimizer, out, messages, require_same)
+            run = _finish(run, trainer, images, learnt, chosen_by, out, messages, require_same)
         except KeyboardInterrupt:
             reached = read(out)
             whole = f"epoch {reached.epoch} is whole and" if reached and reached.epoch else "no epoch is whole, nothing"
@@ -129,7 +132,7 @@ def _train(
 
     require_same()
     curve = write_curve(run, out)[0]
-    messages.print(_summary(run, len(parts.validation)), markup=False)
+    messages.print(_summary(run, len(chosen_by.images)), markup=False)
     messages.print(f"wrote {out / WEIGHTS}, {out / 'log.csv'}, {out / 'run.json'}, {curve}", markup=False)
     return run
 
@@ -166,18 +169,9 @@ def _identity(images: ImageSet, parts: Split, mean: list[float], deviation: list
     }
 
 
-def _finish(
-    run: TrainingRun,
-    images: ImageSet,
-    learnt: Batches,
-    chosen_by: Batches,
-    optimizer: Imported | None,
-    out: Path,
-    messages: Console,
-    require_same: Callable[[], None],
-) -> TrainingRun:
-    """All epochs that are left, then the test. `require_same` is called before each write."""
-    plan = run.plan
+@contextlib.contextmanager
+def _trainer(plan: TrainingPlan, images: ImageSet, optimizer: Imported | None) -> Iterator[Trainer]:
+    """The network at its start, ready to be trained inside."""
     entry = _registry.entry(plan.backend)
     method, by = gradient(plan.gradient), solver(plan.solver)
     if isinstance(method, Auto):
@@ -195,26 +189,40 @@ def _finish(
             device=plan.device,
         )
         chosen: dict[str, Any] = {"optimizer": optimizer} if optimizer else {}
-        trainer = backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay, **chosen)
-        if run.epoch:
-            trainer.load(run.state(out, run.epoch))
-        require_same()
-        if not run.epoch:
-            run.write(out)  # from now on there is something to resume
-        events.begin(out, run.rows)
-        with _telling(messages), watch(messages, plan.epochs, learnt.steps) as progress:
-            for epoch in range(run.epoch + 1, plan.epochs + 1):
-                row = _epoch(trainer, plan, epoch, learnt, chosen_by, progress)
-                require_same()
-                run = run.saved(out, row, trainer.state())
-                events.add(out, row)
-                progress.finished(row, run.best == epoch)
-        trainer.load(run.state(out, run.best))
-        loss, accuracy = evaluate(trainer, replace(chosen_by, images=images.test))
-        require_same()
-        save_weights(out / WEIGHTS, trainer.read())
-        run = replace(run, test=Outcome(run.best, loss, accuracy, len(images.test)))
-        run.write(out)
+        yield backend.trainer(model, momentum=plan.momentum, weight_decay=plan.weight_decay, **chosen)
+
+
+def _finish(
+    run: TrainingRun,
+    trainer: Trainer,
+    images: ImageSet,
+    learnt: Batches,
+    chosen_by: Batches,
+    out: Path,
+    messages: Console,
+    require_same: Callable[[], None],
+) -> TrainingRun:
+    """All epochs that are left, then the test."""
+    plan = run.plan
+    if run.epoch:
+        trainer.load(run.state(out, run.epoch))
+    require_same()
+    if not run.epoch:
+        run.write(out)  # from now on there is something to resume
+    events.begin(out, run.rows)
+    with _telling(messages), watch(messages, plan.epochs, learnt.steps) as progress:
+        for epoch in range(run.epoch + 1, plan.epochs + 1):
+            row = _epoch(trainer, plan, epoch, learnt, chosen_by, progress)
+            require_same()
+            run = run.saved(out, row, trainer.state())
+            events.add(out, row)
+            progress.finished(row, run.best == epoch)
+    trainer.load(run.state(out, run.best))
+    loss, accuracy = evaluate(trainer, replace(chosen_by, images=images.test))
+    require_same()
+    save_weights(out / WEIGHTS, trainer.read())
+    run = replace(run, test=Outcome(run.best, loss, accuracy, len(images.test)))
+    run.write(out)
     return run
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from odenet._backend import registry as _registry
 from odenet._backend.imported import Imported, imported, is_path
+from odenet._check import instance, several, whole, within, yes_or_no
 from odenet._errors import InputError
 from odenet._gradients.names import gradient
 from odenet._jobs.cells.grid import ALONG_BY_SOLVER, along_for
@@ -83,7 +83,7 @@ class TrainingPlan:
     limit_train: int | None = None
 
     def __post_init__(self) -> None:
-        plain = {
+        plain: dict[str, Any] = {
             "data": _path_or("image set", self.data, NAMES),
             "optimizer": _path_or("optimizer", self.optimizer, OPTIMIZERS),
             "backend": _registry.entry(self.backend).name,
@@ -93,23 +93,25 @@ class TrainingPlan:
             "dtype": choice("number type", self.dtype, DTYPES),
             "along": choice("kind of weights along depth", self.along, ALONG_BY_SOLVER),
         }
-        plain |= {name: tuple(getattr(self, name)) for name in ("before", "after")}  # lists, where read from JSON
+        for name in ("before", "after"):  # lists, where read from JSON
+            plain[name] = tuple(several(name, getattr(self, name)))
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        for name, least in (("epochs", 1), ("batch", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name}={value!r} of a run", f"a whole number, at least {least}")
-        for name, (above, below) in {"lr": (0, math.inf), "momentum": (0, 1), "weight_decay": (0, math.inf)}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not above <= value < below or (name == "lr" and value == 0):
-                raise InputError(f"{name}={value!r} of a run", f"a number from {above}, below {below}")
+        for name, least in (("epochs", 1), ("batch", 1), ("seed", 0), ("limit_train", 2), ("size", 1)):
+            if getattr(self, name) is not None or name in ("epochs", "batch", "seed"):
+                whole(name, getattr(self, name), least, of="a run")
+        real: dict[str, Any] = {"lr": {}, "momentum": {"most": 1.0, "least": True}}
+        real |= {"weight_decay": {"least": True}, "validation": {"most": 1.0}}
+        for name, bounds in real.items():
+            number = within(name, getattr(self, name), 0.0, **bounds, below=True, of="a run")
+            object.__setattr__(self, name, number)
+        for name in ("scaled", "augment", "activated"):
+            yes_or_no(name, getattr(self, name))
+        instance("device", self.device, str, "the name of one, as `odenet list backends` has it")
         if self.optimizer not in OPTIMIZERS:
             for name in OF_SGD:
                 if getattr(self, name) != getattr(TrainingPlan, name):
                     raise not_read(name, self.optimizer)
-        if not 0 < self.validation < 1:
-            raise InputError(f"validation={self.validation!r} of a run", "a number above 0 and below 1")
 
     @property
     def rate(self) -> float:
