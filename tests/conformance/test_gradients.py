@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import metadata
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import odenet
 
+OLD_JAX = tuple(map(int, metadata.version("jax").split(".")[:2])) < (0, 6)
 DEPTHS = (16, 32, 64, 128)
 
 # what was measured when the methods were designed (docs/mathematics.md): relative error of the whole gradient
@@ -314,6 +316,8 @@ def counts(backend: str, solver: str, method: str, steps: int = 5) -> tuple[int,
 
 @pytest.mark.parametrize(("backend", "solver", "method"), COUNTED)
 def test_counts_are_the_cost_model(backend: str, solver: str, method: str) -> None:
+    if backend == "jax" and OLD_JAX and method in ("backprop", "checkpoint:segments=2"):
+        pytest.skip("JAX 0.5 leaves the callbacks that count out of a loop that it differentiates")
     cost = odenet.gradient(method).cost(odenet.solver(solver), 5)
     assert counts(backend, solver, method) == (cost.f_forward, cost.f_backward, cost.vjp)
 

@@ -24,7 +24,7 @@ def decay(t, y, *w):
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 @pytest.mark.parametrize("blocks", [None, decay, 3])
 def test_blocks_that_are_no_sequence(backend, blocks):
-    with pytest.raises(InputError, match="sequence"):
+    with pytest.raises(InputError, match="a list of them"):
         importlib.import_module(f"odenet_{backend}").ResidualStack(blocks)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet import InputError
+from odenet import ConversionError, InputError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference
 from odenet_torch.conversion.sums import version
@@ -85,7 +85,9 @@ def _version(value: Any) -> int:
     return version(value) if isinstance(value, Tensor) else 0
 
 
-def outputs(model: nn.Module, example: Any, training: bool, recorded: bool = False) -> list[Tensor]:
+def outputs(
+    model: nn.Module, example: Any, training: bool, recorded: bool = False, complete: bool = False
+) -> list[Tensor]:
     """The tensors that a model returns for an example.
 
     Random state (so that the next call draws the same numbers) and buffers are put back; modules stay in the mode.
@@ -95,8 +97,10 @@ def outputs(model: nn.Module, example: Any, training: bool, recorded: bool = Fal
         example: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
         training: the mode.
         recorded: whether as in training, with a graph.
+        complete: whether the model is to have its parameters before it runs.
 
     Raises:
+        ConversionError: it makes some as it runs.
         InputError: an example that is none of these, or no tensor in the output.
     """
     if not isinstance(example, (Tensor, tuple, Mapping)):
@@ -115,8 +119,16 @@ def outputs(model: nn.Module, example: Any, training: bool, recorded: bool = Fal
             "a tensor, all positional arguments in a tuple, or keyword arguments in a mapping",
         ) from None
     model.train(training)
+    before = set(map(id, model.parameters()))
     with leaving_no_trace([model], recorded):
         out = called(model, example)
+        added = [name for name, parameter in model.named_parameters() if id(parameter) not in before]
+    if complete and added:
+        raise ConversionError(
+            f"a model that makes parameters as it runs ({', '.join(added[:3])})",
+            "with this gradient method, models that have theirs",
+            "call the model once on a batch, and then convert it; or take gradient='checkpoint'",
+        )
     tensors = [leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     if not tensors:
         raise InputError(

@@ -14,6 +14,7 @@ from odenet import (
     Auto,
     Backprop,
     Checkpoint,
+    ConversionError,
     DiscreteAdjoint,
     Gradient,
     GradientName,
@@ -28,7 +29,7 @@ from odenet_torch.conversion.attached import Attached, attach, detach
 from odenet_torch.conversion.calls import check_unchanged, outputs
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
 from odenet_torch.conversion.layer import written_to
-from odenet_torch.conversion.layer_run import LayerRun, layerwise
+from odenet_torch.conversion.layer_run import LayerRun, layerwise, rounds
 from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.conversion.planned import take_fastest
 from odenet_torch.conversion.rerun import require_repeatable
@@ -111,13 +112,19 @@ def convert(
     if not isinstance(model, nn.Module):
         raise InputError(f"a model that is a {type(model).__name__}", "a torch.nn.Module")
     within("tolerance", tolerance, 0.0, of="convert")
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise ConversionError(
+            "a model with lazy layers, whose parameters its first call makes",
+            "models that have their parameters",
+            "call the model once on a batch, and then convert it",
+        )
     for name, value in (("where", where), ("along", along)):
         instance(name, value, (str, type(None)), "a text, or None")
     method, choices = gradient_named(gradient), {"solver": solver, "gradient": gradient, "along": along}
     itself = solver_named(solver).label == "euler" and along == "piecewise"
     flags = [(module, module.training) for module in model.modules()]
     # layers that initialise themselves by the first batch that they see are to see it in training
-    trained = [(p, writes(p), p.detach().clone()) for p in model.parameters() if p.requires_grad and not is_lazy(p)]
+    trained = [(p, writes(p), p.detach().clone()) for p in model.parameters() if p.requires_grad]
     try:
         if itself and isinstance(method, Auto):
             _choose(model, where, example, method, tolerance, choices)
@@ -192,7 +199,8 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
     residual = isinstance(gradient, DiscreteAdjoint)
     with torch.no_grad(), no_trace([model]):
         runs = selection(model, where, example, tolerance, residual=residual)
-        expected = [outputs(model, example, training) for training in (False, True)]
+        complete = residual or rounds(gradient)  # which read a layer's weights before it runs
+        expected = [outputs(model, example, training, complete=complete) for training in (False, True)]
         for run in runs:
             for layer in run:
                 if gradient != Backprop() and not written_to(layer.calls[0].arguments):

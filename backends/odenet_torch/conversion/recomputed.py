@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from odenet import ConversionError, DiscreteAdjoint
 from odenet_torch.conversion.call_modes import described
@@ -16,7 +15,7 @@ from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.rerun import Rerun
 from odenet_torch.field import random_state
-from odenet_torch.field.differentiating import hooked, refuses_hooks
+from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
 from odenet_torch.field.late_writes import run_to_the_end
 
 _HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -38,7 +37,7 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
         rerun.replay.watch([x])  # torch's checkpoint keeps it, and looks at no version
     before = rerun.replay.last
     try:
-        return checkpoint(
+        return checkpointed(
             _Recomputation(rerun, x, first),
             *again,
             use_reentrant=False,

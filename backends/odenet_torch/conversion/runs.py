@@ -84,8 +84,12 @@ def no_run(where: str | None, reasons: list[InputError], residual: bool) -> Conv
         "an nn.Sequential or nn.ModuleList with layers x -> x + f(x) one after the other, which keep the shape and "
         "end with the addition"
         if residual
-        else "an nn.Sequential, nn.ModuleList or nn.ModuleDict of two or more blocks that the model calls",
-        remedies[0] if remedies else "name another submodule with where=",
+        else "an nn.Sequential, nn.ModuleList or nn.ModuleDict of two or more blocks that the model calls, or of one "
+        "that it calls in turn",
+        remedies[0]
+        if remedies
+        else "name another submodule with where="
+        + ("; or take gradient='checkpoint', for any layers" if residual else ""),
     )
 
 

@@ -70,7 +70,7 @@ def selection(
     lists = [
         (name, module)
         for name, module in submodule(model, where).named_modules(prefix=where or "")
-        if isinstance(module, _LISTS) and len(module) > 1
+        if isinstance(module, _LISTS) and len(module) > residual  # one layer that is called in turn keeps its states
     ]
     modules = [child for _, container in lists for child in container.children()]
     by_module = calls(model, modules, example)
@@ -136,8 +136,9 @@ def _levels(groups: Sequence[tuple[nn.Module, list[Selected]]]) -> Iterable[tupl
 
 
 def _keep(layers: Sequence[Selected]) -> bool:
-    """Whether two layers in a row keep the shape of their state."""
-    return any(_follows(one, other) and _keeps(one) and _keeps(other) for one, other in itertools.pairwise(layers))
+    """Whether two layers in a row keep the shape of their state; or one that is called in a row, as ALBERT's."""
+    pairs = itertools.pairwise(layers) if len(layers) > 1 else [(layer, layer) for layer in layers]
+    return any(_follows(one, other) and _keeps(one) and _keeps(other) for one, other in pairs)
 
 
 def _keeps(layer: Selected) -> bool:

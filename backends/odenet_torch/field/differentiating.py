@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import checkpoint
 
 from odenet import GradientError, UnsupportedError
 from odenet.kit import tree_leaves, tree_map
@@ -30,6 +31,22 @@ def refuses_hooks(error: RuntimeError) -> bool:
     if refused:
         traceback.clear_frames(error.__traceback__)
     return refused
+
+
+def checkpointed(function: Any, *arguments: Any, **named: Any) -> Any:
+    """`torch.utils.checkpoint.checkpoint`, whose hooks on saved tensors are off after an error, too.
+
+    Torch 2.6 leaves them on for as long as the frame of its call is alive, which the traceback keeps: whatever is
+    recorded until then would be computed again by the call that failed.
+    """
+    try:
+        return checkpoint.checkpoint(function, *arguments, **named)
+    except BaseException as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename == checkpoint.__file__:
+                with contextlib.suppress(RuntimeError):  # of one that still runs, within another checkpoint
+                    frame.clear()
+        raise
 
 
 def hooked() -> bool:

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from odenet import Checkpoint, Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
-from odenet_torch.field.differentiating import hooked, refuses_hooks
+from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
 from odenet_torch.field.field import BlockField, leaves, now
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.late_writes import run_to_the_end
@@ -273,7 +272,7 @@ class Segment:
                 run_to_the_end()
             return [*states, *(leaf for leaves in carried for leaf in leaves)]
 
-        outputs = checkpoint(
+        outputs = checkpointed(
             steps,
             *(leaf for leaves in carried for leaf in leaves),
             use_reentrant=False,
