@@ -34,7 +34,6 @@ from odenet.kit import (
     Arrays,
     Imported,
     Trainer,
-    array_of_numbers,
     quiet,
     seconds,
     shown,
@@ -42,6 +41,7 @@ from odenet.kit import (
     tree_map,
 )
 from odenet_torch.conversion.convert import unconvert
+from odenet_torch.field.state import as_tensor
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs import profile as profiling
@@ -74,6 +74,8 @@ class TorchBackend(Backend):
             value = loss(solution)
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             raise InputError(f"the loss returned {shown(value)}", "a real scalar tensor")
+        if len({leaf.is_meta for leaf in (*y_leaves, *w_leaves) if isinstance(leaf, Tensor)}) > 1:
+            raise InputError("y0 and weights of which some are on the meta device", "all of them there, or none")
         sources = [leaf for leaf in (*y_leaves, *w_leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         by_leaf: dict[int, Tensor | None] = {}
         if value.requires_grad:
@@ -232,10 +234,9 @@ def _fresh(tree: Any) -> tuple[Any, list[Any]]:
     by_id: dict[int, Any] = {}
 
     def renewed(leaf: Any) -> Any:
-        if isinstance(leaf, (np.ndarray, float, complex)):
-            if isinstance(leaf, np.ndarray):
-                array_of_numbers("an array among y0 or weights", leaf)
-            leaf = torch.as_tensor(leaf, device=torch.get_default_device())
+        if isinstance(leaf, (float, complex)):
+            leaf = torch.tensor(leaf, device=torch.get_default_device())
+        leaf = as_tensor(leaf)
         if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
         return leaf.detach().requires_grad_()

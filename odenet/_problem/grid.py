@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odenet._errors import GridError, shown
-from odenet._problem.span import number
+from odenet._problem.span import number, unlisted
 
 _CLOSE = 2.0**-22  # of the largest time: how far a time in `ts` may lie from its grid point, a few roundings of float32
 _WITHIN = 1e-6, 1e-2  # of a step: that much is always allowed, and more than that never
@@ -141,6 +141,8 @@ def _saved(whole: Grid, ts: Any) -> tuple[int, ...]:
     try:
         listed: Any = ts.tolist() if hasattr(ts, "tolist") else ts  # pyright: ignore[reportAttributeAccessIssue]
         times = [_time("ts", t) for t in listed]
+    except RuntimeError as error:  # torch: sparse, on the meta device, or under vmap
+        raise unlisted(ts) from error
     except TypeError as error:  # a 0-dimensional array claims to be iterable
         raise GridError(
             f"ts={shown(ts)} is no list of times",

@@ -160,6 +160,11 @@ def number(name: str, value: Any) -> float | None:
     return real
 
 
+def unlisted(ts: Any) -> GridError:
+    """The error for an array of times whose values cannot be listed, as a sparse one's."""
+    return GridError(f"ts={shown(ts)} holds no numbers that can be read here", "a list or dense 1-d array of times")
+
+
 def _checked(first: float | None, last: float | None, ts: Any) -> Any:
     """Times in the order of the solve and between its ends, as given."""
     if hasattr(ts, "shape"):
@@ -170,6 +175,8 @@ def _checked(first: float | None, last: float | None, ts: Any) -> Any:
             known = ts.tolist()
         except TypeError:  # traced
             return ts
+        except RuntimeError as error:  # torch: sparse, on the meta device, or under vmap
+            raise unlisted(ts) from error
         times = [number("ts", t) for t in known]
     else:
         ts = list(ts) if isinstance(ts, Iterable) else [ts]

@@ -53,6 +53,7 @@ ALONE = {
         "field/random_state.py",
         # what a function writes, reads and leaves by the side: pure functions have none of it
         "field/differentiating.py",
+        "field/looked.py",
         "gradients/hookless.py",
         # a plan and audits inside of a backward pass, which pure functions have outside: odenet.plan, odenet.audit
         "field/live_bytes.py",
@@ -193,10 +194,10 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "steps/fixed.py": ({"stacked"}, {"LoopObserver", "kept_rows", "loop_in_place", "read", "write"}),
     "verbs/measure.py": (set(), {"finished", "peak_bytes"}),  # in torch in field/live_bytes.py
     "field/replay.py": (
-        {"autocasts"},
+        {"autocasts", "hooks_its_state"},
         {"BlockContext", "after", "block_context", "call"},
     ),  # torch modules hold it themselves
-    "gradients/solve.py": ({"recorded"}, {"solve_with_context"}),
+    "gradients/solve.py": ({"recorded", "require_not_strict"}, {"solve_with_context"}),
     "field/state.py": (
         {"as_tensor", "meta_state", "require_times"},
         {"as_array", "flattened", "promoted", "require_arrays", "require_like"},  # JAX sorts the keys of dicts

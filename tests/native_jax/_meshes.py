@@ -9,7 +9,7 @@ import itertools
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"  # read once
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from odenet import Event, UnsupportedError
+from odenet import Depth, Event, UnsupportedError
 from odenet_jax import solve
 
 METHODS = ("backprop", "checkpoint", "discrete-adjoint", "continuous-adjoint")
@@ -110,11 +110,47 @@ def sharded(kind, **choices):
     return (run if kind == "eager shard_map" else jax.jit(run))(ROWS, WEIGHT)
 
 
+WAYS = (
+    ("euler", "checkpoint:segments=2"),
+    ("euler", "checkpoint:states=2"),
+    ("alf", "reversible"),
+    ("euler", "discrete-adjoint:tolerance=1e-2"),
+    ("euler", "continuous-adjoint:interpolate=yes"),
+)
+
+
+def spread_rows() -> None:
+    """Rows that lie on two devices, and weights on each: their gradients lie so, too, and are those of one device."""
+    y0 = jax.random.normal(jax.random.key(0), (8, 4))
+    layers = 0.5 * jax.random.normal(jax.random.key(1), (6, 4, 4))
+
+    @jax.jit
+    def found(y0, layers):
+        def loss(y0, layers, solver, gradient):
+            weights = Depth(layers, "piecewise")
+            end = solve(lambda t, y, w: jnp.tanh(y @ w), y0, weights, solver=solver, gradient=gradient).y1
+            return jnp.sum(end**2)
+
+        return [jax.grad(loss, (0, 1))(y0, layers, *way) for way in WAYS]
+
+    plain = found(y0, layers)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2,), ("rows",), axis_types=(kind,))
+        rows, everywhere = (NamedSharding(mesh, P(*axes)) for axes in (("rows",), ()))
+        sharded = found(jax.device_put(y0, rows), jax.device_put(layers, everywhere))
+        for way, one, other in zip(WAYS, plain, sharded, strict=True):
+            for alone, apart in zip(one, other, strict=True):
+                np.testing.assert_allclose(alone, apart, rtol=1e-4, atol=1e-5, err_msg=str(way))
+            assert not other[0].sharding.is_fully_replicated, way
+            assert other[1].sharding.is_fully_replicated, way
+
+
 KINDS = ("explicit", "shard_map", "auto", "single", "pmap", "eager shard_map", "shard_map without checks")
 
 
 def main(few: bool) -> None:
     """Compares: a few combinations, or all."""
+    spread_rows()
     kinds, methods, ways = (
         (KINDS[:2], ("backprop", "discrete-adjoint"), (False,)) if few else (KINDS, METHODS, (False, True))
     )

@@ -88,7 +88,7 @@ def test_a_useless_gradient_is_said_every_time_and_the_certificate_is_that_of_th
     for scale in (1.0, 0.01):
         said, (_, compiled) = said_by(jax.jit(gradient, static_argnums=0), make(), scale)
         assert said == [odenet.UselessGradientWarning] * (scale == 1)
-        np.testing.assert_allclose([certificates[each, scale] for each in (one, other)], compiled, rtol=1e-6)
+        np.testing.assert_allclose([certificates[each, scale] for each in (one, other)], compiled, rtol=1e-5)
     assert certificates[one, 0.01] < 0.1 < 0.5 < certificates[one, 1.0]
 
 

@@ -36,7 +36,7 @@ def under_cond(loss):
 def the_sum_of_rows(loss, transform, factors):
     """The gradient taken outside of the rows, and that of each by itself, added up."""
     weights, rows = jnp.asarray(WEIGHTS), jnp.asarray(ROWS)
-    found = jax.grad(lambda w: jnp.sum(jax.vmap(transform(loss), (0, None))(rows, w)))(weights)
+    found = jax.jit(jax.grad(lambda w: jnp.sum(jax.vmap(transform(loss), (0, None))(rows, w))))(weights)
     one = jax.jit(jax.grad(loss, 1))
     return found, sum(factor * one(row, weights) for factor, row in zip(factors, rows, strict=True))
 

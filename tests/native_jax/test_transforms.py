@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-import os
 import re
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -162,46 +159,6 @@ def test_transformations_commute(solver, gradient):
     np.testing.assert_allclose(each[0], whole[0], rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(flat(each[1].tree["a"].sum(0)), flat(whole[1]), rtol=1e-8, atol=1e-10)
     assert distance(whole, exact) < (0.2 if "continuous" in gradient else 1e-5 if "iterations" in gradient else 1e-10)
-
-
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from odenet import Depth
-from odenet_jax import solve
-
-y0 = jax.random.normal(jax.random.key(0), (8, 4))
-weights = 0.5 * jax.random.normal(jax.random.key(1), (6, 4, 4))
-WAYS = [("euler", "checkpoint:segments=2"), ("euler", "checkpoint:states=2"), ("alf", "reversible")]
-WAYS += [("euler", "discrete-adjoint:tolerance=1e-2"), ("euler", "continuous-adjoint:interpolate=yes")]
-
-@jax.jit
-def found(y0, weights):
-    def loss(y0, weights, solver, gradient):
-        chosen = {"solver": solver, "gradient": gradient}
-        return jnp.sum(solve(lambda t, y, w: jnp.tanh(y @ w), y0, Depth(weights, "piecewise"), **chosen).y1 ** 2)
-
-    return [jax.grad(loss, (0, 1))(y0, weights, *way) for way in WAYS]
-
-plain = found(y0, weights)
-for kind in (AxisType.Auto, AxisType.Explicit):
-    mesh = jax.make_mesh((2,), ("rows",), axis_types=(kind,))
-    spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
-    sharded = found(jax.device_put(y0, spread), jax.device_put(weights, everywhere))
-    for way, one, other in zip(WAYS, plain, sharded, strict=True):
-        np.testing.assert_allclose(one[0], other[0], rtol=1e-4, atol=1e-5, err_msg=str(way))
-        np.testing.assert_allclose(one[1], other[1], rtol=1e-4, atol=1e-5, err_msg=str(way))
-        assert not other[0].sharding.is_fully_replicated, way
-        assert other[1].sharding.is_fully_replicated, way
-"""
-
-
-@pytest.mark.skipif(not hasattr(jax.sharding, "AxisType"), reason="this JAX has no explicit meshes")
-def test_a_batch_may_lie_on_several_devices():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 @ADJOINTS

@@ -83,7 +83,19 @@ class Hard(Block):
         return F.gumbel_softmax(3 * h, hard=True)
 
 
-JUMPING = [Rounded, Signs, Fake, Truncated, Masked, Routed, Codebook, Hard]
+class Largest(Block):
+    """An index that no operation of its own makes, as that of a maximum or of a sorted state."""
+
+    def jump(self, h):
+        return h * torch.zeros_like(h).scatter(-1, h.max(-1, keepdim=True).indices, 2.0)
+
+
+class Sorted(Block):
+    def jump(self, h):
+        return h[..., h.detach().sum(0).sort().indices]
+
+
+JUMPING = [Rounded, Signs, Fake, Truncated, Masked, Routed, Codebook, Hard, Largest, Sorted]
 
 
 def gradients(kind, gradient, seed):
@@ -110,6 +122,13 @@ def test_the_certificate_of_a_block_that_jumps_says_the_error_or_warns(kind, opt
             found, certificate = gradients(kind, f"discrete-adjoint{option}", seed)
         off = error(found, expected)
         assert off <= max(3 * certificate, 1e-9) or said, (seed, off, certificate)
+
+
+@pytest.mark.parametrize("kind", JUMPING)
+def test_a_block_that_jumps_is_seen_to(kind):
+    stack = ResidualStack([kind() for _ in range(3)], gradient="discrete-adjoint").double()
+    stack(torch.randn(3, WIDTH, dtype=torch.float64)).sum().backward()
+    assert all(map(jumps, stack.blocks))
 
 
 @pytest.mark.parametrize("kind", JUMPING)

@@ -32,5 +32,6 @@ def test_pipelines_and_auto_have_the_gradients_of_one_process(tmp_path):
     assert [rank.returncode for rank in ranks] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
     assert all("UselessGradientWarning" not in errors for _, errors in outputs), outputs
     found = json.loads(outputs[1][0].splitlines()[-1])
-    assert len(found) == 6 + 2 + 2
+    # torch 2.7 stands still in its schedule 1F1B on Gloo, with any layers
+    assert len(found) == 6 + 2 + 2 * (torch.__version__ >= "2.8")
     assert max(found.values()) < 1e-13, found

@@ -20,6 +20,7 @@ from odenet_jax.conversion.containers import with_places
 from odenet_jax.conversion.increment import increment, kind_of_state
 from odenet_jax.conversion.pending import Refusing
 from odenet_jax.field.flax_modules import flax_nnx, is_flax
+from odenet_jax.field.module_writes import traced_arrays_forgotten
 
 Caller = Callable[..., Any]
 
@@ -111,6 +112,7 @@ def watched(model: Any, names: list[str], closely: bool, call: Caller, example: 
             all_detached(model)
 
 
+@traced_arrays_forgotten()
 def outputs(model: Any, call: Caller, example: Any) -> Any:
     """What comes out of a model on an example; of one of flax.nnx with the values of its variables after it."""
     arguments, named = _split(example)

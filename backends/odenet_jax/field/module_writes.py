@@ -1,7 +1,10 @@
-"""Modules that write on themselves when they are called, as those of flax.nnx do: each call gets one made anew."""
+"""Functions that remember: modules that write on themselves when they are called, as those of flax.nnx do (each call
+gets one made anew), and functions that keep an array from one call to another."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,6 +13,20 @@ import numpy as np
 from odenet import StateError
 
 _NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex, str)
+
+
+@contextlib.contextmanager
+def traced_arrays_forgotten() -> Iterator[None]:
+    """Raises StateError where a function reads an array that it kept, and that was traced in a call that is over."""
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        raise StateError(
+            "a function of the user (the field, a block or an event) reads an array that was traced in an earlier call "
+            "or outside of this one, and that it, or what it calls, has kept (in a list, an attribute, a cache)",
+            "functions of their arguments, of weights and of concrete arrays",
+            "compute the array at each call, or before the solve and give it in weights; JAX's own words stand above",
+        ) from error
 
 
 def modules_in(tree: Any) -> list[tuple[Any, list[Any]]]:

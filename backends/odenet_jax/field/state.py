@@ -128,7 +128,7 @@ def as_array(name: str, leaf: Any) -> Array:
     """A JAX array of the same number type.
 
     Raises:
-        DtypeError: JAX would make 64-bit numbers 32-bit in silence.
+        DtypeError: JAX would make 64-bit numbers 32-bit in silence; or an array of what JAX has no number type for.
     """
     if isinstance(leaf, np.ndarray):
         array_of_numbers(name, leaf)

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from odenet import InputError, Problem, Result, Solution, SolveError, Solver, Span, Stats, UnsupportedError
 from odenet.kit import shown
+from odenet_jax.field.module_writes import traced_arrays_forgotten
 from odenet_jax.field.state import Leaves, layout
 from odenet_jax.field.trees import Counted
 from odenet_jax.gradients.accepted_steps import BackwardPass
@@ -26,6 +27,7 @@ from odenet_jax.steps.weighted_sum import choose
 _MOST = 2**31 - 1
 
 
+@traced_arrays_forgotten()
 def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], probe: Array | None = None) -> Solution:
     """The solution of an adaptive problem.
 

@@ -51,6 +51,7 @@ class Costate(Adjoint):
                 start = read(saved.states, n)
                 between = self.between(here, n, start, y)
             before, a, sums = self.step(here, n, y, a, sums, between)
+            # from a state that was kept y goes on, and not from what was integrated back, whose error grows on the way
             return start or meeting.known(n, saved.ys, before), meeting.join(n, a), sums
 
         (y,) = saved.end

@@ -33,6 +33,7 @@ from odenet import (
 from odenet.kit import AnySolver, StagedSolver, problem, real, require, shown
 from odenet_jax._entry import backend
 from odenet_jax.field.field import field as field_along
+from odenet_jax.field.module_writes import traced_arrays_forgotten
 from odenet_jax.field.replay import BlockContext, Replay
 from odenet_jax.field.state import layout
 from odenet_jax.gradients.adaptive import solve_adaptive
@@ -105,6 +106,7 @@ def solve_problem(ivp: Problem, probe: Array | None = None) -> Solution:
     return solve_with_context(ivp, probe)[0]
 
 
+@traced_arrays_forgotten()
 def solve_with_context(
     ivp: Problem, probe: Array | None = None, context: BlockContext | None = None
 ) -> tuple[Solution, Any]:

@@ -87,10 +87,13 @@ class AdaptiveLoop:
         step = propose(line, pace)
         here = self.run.between(pace.t, step.t1)
         attempt = trial(tableau, lambda i, at: here.slope(0, tableau.c[i], at), y, here.size, carry.first, weigh_leaves)
+        # from here on all is worked out as for an accepted step, and chosen at the end: a row of a vmap whose step is
+        # rejected, or which has ended, goes through the same operations and keeps what it had
         ratio = self.tolerance.ratio(attempt.error, y, attempt.y1)
         accepted, now = judge(self.control, tableau.error_order, line, pace, step, ratio)
 
         jumped = line.jumping(step.t1) if line.jumps.shape[0] else jnp.zeros((), bool)
+        # the slope at the end, where no stage has it: evaluated only where the next step or an output reads it
         first, slopes, renewals = attempt.slopes[-1], attempt.slopes, carry.renewals
         if not tableau.fsal:
             needed = accepted & (now.alive & ~jumped | self._reads_end(ts, carry.output, step.t1))
@@ -99,6 +102,7 @@ class AdaptiveLoop:
         last_step = carry.last_step
         if last_step is not None:
             now, last_step = self._look(now, last_step, carry, step.t1, attempt.y1, slopes, accepted)
+        # behind a jump the next step begins with another slope; after the event, which looks at this step alone
         if line.jumps.shape[0]:
             needed = accepted & now.alive & jumped
             first = renewed(self.run, needed, step.t1, attempt.y1, first)

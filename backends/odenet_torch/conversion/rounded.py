@@ -160,7 +160,9 @@ class RoundedLink:
         if due(ways.calls - 1) and not watched(layer):
             cotangents = [cotangent(y) for y in outputs]
             before = 1 + len(self.extras)
-            exact, approximate = (self.gradients(state, cotangents) for state in (x, rounded))
+            # hooks that log a gradient log this one, too
+            with self.rerun.replay.sides.around[id(layer)].copied(()):
+                exact, approximate = (self.gradients(state, cotangents) for state in (x, rounded))
             self.errors = apart(approximate[:before], exact[:before]), apart(approximate[before:], exact[before:])
 
     def gradients(self, x: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -50,7 +50,10 @@ def _solve(
         return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
     forward_pass, leaves = forward(flow, solver, control, on, compile=compile)
     (last,) = run(flow, forward_pass, leaves)
-    assert forward_pass.event is not None
+    if forward_pass.event is None:  # nothing moves, so that steps grow up to the end of all times
+        raise SolveError(
+            f"no event occurred up to t={forward_pass.grid.nodes[-1]:.8g}", remedy="look at the signs of event_fn"
+        )
     event_t = torch.tensor(forward_pass.event, dtype=flow.t.dtype, device=flow.t.device)
     return event_t, torch.stack([flow.y0, forward_pass.run.layout.returned(last[-1], 0)])
 

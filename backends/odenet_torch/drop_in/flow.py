@@ -193,6 +193,13 @@ def described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def _without_values(tensor: Tensor) -> str | None:
+    """Where the values of a tensor are that is not dense, or has none; None for one that is and has."""
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    return None if tensor.layout is torch.strided else f"in the layout {tensor.layout}"
+
+
 def flow(
     func: Callable[[Tensor, Any], Any], y0: Any, t: Any, event_fn: Callable[[Tensor, Any], Tensor] | None = None
 ) -> OdeintProblem:
@@ -209,8 +216,7 @@ def flow(
         raise InputError(f"event_fn is a {type(event_fn).__name__}", "a function event_fn(t, y), or None")
     shapes = None
     for leaf in y0 if isinstance(y0, tuple) else (y0,):
-        if isinstance(leaf, Tensor) and (leaf.is_meta or leaf.layout is not torch.strided):
-            storage = "on the meta device, without values" if leaf.is_meta else f"in the layout {leaf.layout}"
+        if isinstance(leaf, Tensor) and (storage := _without_values(leaf)) is not None:
             raise StateError(f"y0 has a tensor {storage}", "dense tensors with values")
         if isinstance(leaf, Tensor) and leaf.dtype not in NUMBERS:
             kinds = ", ".join(str(kind).removeprefix("torch.") for kind in NUMBERS)
@@ -226,8 +232,8 @@ def flow(
         raise DtypeError(f"t is {t.dtype}", "a tensor of floats", "t.to(torch.float32)")
     if t.ndim != 1 or not len(t):
         raise GridError(f"t has shape {tuple(t.shape)}", "a one-dimensional tensor of times")
-    if t.is_meta:
-        raise GridError("t is on the meta device, without values", "times with values")
+    if (storage := _without_values(t)) is not None:
+        raise GridError(f"t is {storage}", "a dense tensor of times")
     times = tuple(listed(t))
     if not all(map(math.isfinite, times)):
         raise GridError(f"t={shown(list(times))}", "finite times")

@@ -40,14 +40,16 @@ class ModuleSnapshot:
     def now(cls, name: str, module: nn.Module) -> ModuleSnapshot:
         """A snapshot of the module as it is now."""
         parameters, buffers = [], []
-        for inner in module.modules():
+        inside = within(module)
+        for inner in inside:
             for key, tensor in inner._parameters.items():
                 if tensor is not None:
                     parameters.append(((inner, key), tensor, *state(tensor)))
             for key, tensor in inner._buffers.items():
                 if tensor is not None and not indifferent(inner):
                     buffers.append(((inner, key), tensor, version(tensor), sampled(tensor)))
-        return cls(name, module, _training(module), tuple(parameters), tuple(buffers))
+        training = tuple([inner.training for inner in inside])
+        return cls(name, module, training, tuple(parameters), tuple(buffers))
 
     def require_unchanged(self, copied: Collection[tuple[int, str]], moves: bool) -> None:
         """Looks whether it would return now what it returned then.
@@ -59,7 +61,7 @@ class ModuleSnapshot:
         Raises:
             GradientError: it would not.
         """
-        if _training(self.module) != self.training:
+        if tuple([inner.training for inner in within(self.module)]) != self.training:
             raise changed(f"{self.name} was switched between train() and eval()", "the same mode")
         for (owner, key), tensor, before, requires_grad, values in self.parameters:
             if version(tensor) != before or sampled(tensor) != values:
@@ -112,5 +114,14 @@ def indifferent(module: nn.Module) -> bool:
     return isinstance(module, (_BatchNorm, _InstanceNorm)) and module.training
 
 
-def _training(module: nn.Module) -> tuple[bool, ...]:
-    return tuple(inner.training for inner in module.modules())
+def within(module: nn.Module) -> list[nn.Module]:
+    """A module and those in it, once each, as `module.modules()` has them, which is asked several times in every pass
+    of every layer, and takes ten times as long to name them."""
+    inside: dict[nn.Module, None] = {}
+    rest: list[nn.Module | None] = [module]
+    while rest:
+        inner = rest.pop()
+        if inner is not None and inner not in inside:
+            inside[inner] = None
+            rest += reversed(inner._modules.values())
+    return [*inside]

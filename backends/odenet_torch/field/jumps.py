@@ -24,6 +24,10 @@ _OPERATIONS = frozenset(
     "mode searchsorted bucketize multinomial bernoulli quantize_per_tensor fake_quantize_per_tensor_affine_cachemask "
     "fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine".split()
 )
+_INDEXED = frozenset(
+    "gather scatter scatter_add scatter_reduce index index_select index_put index_add index_copy index_fill take "
+    "embedding one_hot".split()
+)  # that jump where the index depends on the state, as that of a largest entry does
 
 
 class Watch(TorchDispatchMode):
@@ -51,7 +55,8 @@ class Watch(TorchDispatchMode):
                 return out
             # a mask that multiplies, or a number that becomes an index
             converted = name == "_to_copy" and read[0].is_floating_point() != results[0].is_floating_point()
-            if converted or name in _OPERATIONS:
+            indexed = name in _INDEXED and any(x.dtype in (torch.int64, torch.int32) for x in read)
+            if converted or indexed or name in _OPERATIONS:
                 self.jumps = True
             self.depends.update((id(x), x) for x in results)
         return out

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from odenet import GradientError
 from odenet_torch.field import late_writes
 from odenet_torch.field import random_state as _dice
-from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same
+from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same, within
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
@@ -59,6 +59,9 @@ def autocasts(device: torch.device) -> list[tuple[str, bool, torch.dtype]]:
         for kind in dict.fromkeys((device.type, "cpu"))
         if kind in ("cpu", "cuda")
     ]
+
+
+_AS_IT_IS = contextlib.nullcontext()
 
 
 class Replay:
@@ -191,8 +194,8 @@ class Replay:
 
         A backward pass of other steps than the forward pass's reads those of the step that holds its own.
         """
-        if self.sides.cut and (self.sides.filled or self.sides.caches):
-            self.sides.empty()
+        if self.sides.filled or self.sides.caches:
+            evaluate = functools.partial(self.sides.logged, evaluate)
         if not (self.random or self.moving):
             return evaluate()
         step, reverse, rank = key
@@ -236,13 +239,17 @@ class Replay:
             finally:
                 _dice.restore(self.device, state)
 
-    @contextlib.contextmanager
-    def forth(self) -> Iterator[None]:
+    def forth(self) -> contextlib.AbstractContextManager[Any]:
         """Under the forward pass's autocast, without its cache, and without that of `parametrize.cached()`.
 
         A cast of weights, or a parametrized weight, that is made without a graph would be found again where a graph is
         needed; one that is made in the first of several steps would not be there when another runs again.
         """
+        casts = any([enabled or torch.is_autocast_enabled(kind) for kind, enabled, _ in self.autocast])
+        return self._forth() if casts or parametrize._cache_enabled else _AS_IT_IS
+
+    @contextlib.contextmanager
+    def _forth(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._without_cache())
             for kind, enabled, dtype in self.autocast:
@@ -267,7 +274,7 @@ class Replay:
         """The buffers of these modules; a copy where what is in them matters to f and may change."""
         buffers = []
         for _, module in modules:
-            for inner in module.modules():
+            for inner in within(module):
                 if indifferent(inner):
                     self.moving = self.moving or bool(inner._buffers)
                     continue
@@ -333,7 +340,7 @@ class Replay:
         values = {(id(module), name): value for (module, name), value in copies}
         originals = []
         for _, module in modules:
-            for inner in module.modules():
+            for inner in within(module):
                 if inner._buffers and (indifferent(inner) or inner not in _STEADY[inner.training]):
                     originals += [((inner, name), buffer) for name, buffer in inner._buffers.items()]
         for (module, name), original in originals:

@@ -10,17 +10,18 @@ import collections
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.places import MISSING, CachedResults, Location, MappingEntries
+from odenet_torch.field.places import MISSING, CachedResults, CollectionLocation, Location, MappingEntries
 from odenet_torch.field.reachable_objects import held_by
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
 
+Result = TypeVar("Result")
 Root = tuple[str, Any]
 """What f is made of, with a name for messages."""
 # by what f is made of: names of places where it was seen to keep tensors that depend on nothing
@@ -48,6 +49,10 @@ class SideResults:
         """Those that held none before, and what stood there: a cache, which a run without a graph fills without one."""
         self.caches: list[tuple[CachedResults, dict[Any, Any]]] = []
         """Those of functions, and what they held before the pass."""
+        self.lengths: dict[int, int] = {}
+        """Of the lists among the filled places, by `id`, after the last evaluation of the backward pass."""
+        self.further: dict[int, list[Any]] = {}
+        """What hooks on tensors have put there since an evaluation, by `id` of the list."""
 
     def begin(self, step: int, roots: Iterable[Root]) -> list[Surroundings]:
         """Before an evaluation: those that are met for the first time."""
@@ -102,6 +107,29 @@ class SideResults:
             self.filled += around.filled
             self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
 
+    def logged(self, evaluate: Callable[[], Result]) -> Result:
+        """An evaluation of the backward pass: what is put into a list thereafter comes from hooks on tensors."""
+        self.collect()
+        if self.cut:
+            self.empty()
+        out = evaluate()
+        for place, *_ in self.filled:
+            if _ordered(place):
+                self.lengths[id(place.values)] = len(place.values)
+        return out
+
+    def collect(self) -> None:
+        """Keep what hooks have put into lists that are to be emptied."""
+        for place, *_ in self.filled:
+            if _ordered(place) and (length := self.lengths.pop(id(place.values), None)) is not None:
+                self.further.setdefault(id(place.values), []).extend([*place.values][length:])
+
+    def append(self) -> None:
+        """After the backward pass: what hooks have put into lists stands after what the forward pass has."""
+        for place, *_ in self.filled:
+            if _ordered(place):
+                place.values.extend(self.further.pop(id(place.values), ()))
+
     def empty(self) -> None:
         """Before an evaluation of the backward pass: f computes again, with a graph or without, what it keeps."""
         self.clear()
@@ -124,6 +152,7 @@ class SideResults:
             GradientError: a tensor that f may read was written on since.
         """
         with contextlib.ExitStack() as stack:
+            stack.callback(self.append)
             for key in {key for n in steps for key in self.of_step.get(n, ())}:
                 around = self.around[key]
                 around.require_unwritten()
@@ -131,6 +160,7 @@ class SideResults:
                     stack.enter_context(around.again(since))
             self.clear()
             stack.callback(self.clear)
+            stack.callback(self.collect)
             yield
 
     def clear(self) -> None:
@@ -138,6 +168,10 @@ class SideResults:
         a result without a graph, or with one that is gone by then, has no gradient."""
         for cache, before in self.caches:
             cache.put(None, before[None])
+
+
+def _ordered(place: Location) -> TypeGuard[CollectionLocation]:
+    return isinstance(place, CollectionLocation) and not isinstance(place.values, set)
 
 
 def _with_graph(around: Surroundings, y: Leaves, evaluate: Callable[[], Any]) -> list[Difference]:

@@ -160,12 +160,19 @@ def _tensor(path: str, leaf: Any) -> Tensor:
 
 
 def as_tensor(leaf: Any) -> Any:
-    """A NumPy array as a tensor of the same number type on the default device; anything else as it is."""
+    """A NumPy array as a tensor of the same number type on the default device; anything else as it is.
+
+    Raises:
+        DtypeError: an array of what torch has no number type for.
+    """
     if not isinstance(leaf, np.ndarray):
         return leaf
     array_of_numbers("an array among y0 or weights", leaf)
     plain = np.asarray(leaf, order="C")  # torch takes no negative strides
-    return torch.tensor(plain, device=torch.get_default_device())
+    try:
+        return torch.tensor(plain, device=torch.get_default_device())
+    except (TypeError, ValueError) as error:
+        raise DtypeError(f"an array of {plain.dtype} cannot become a tensor ({error})", "arrays of numbers") from error
 
 
 def _narrow(k: Tensor, kind: torch.dtype, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ look at is told by `reach`.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -137,10 +138,11 @@ class Surroundings:
 
     @contextlib.contextmanager
     def again(self, since: int | None = None) -> Iterator[None]:
-        """Inside, f finds what it found; afterwards no tensor with a graph stands where another stood.
+        """Inside, f finds what it found; afterwards what the forward pass recorded stands there.
 
-        What f logs or counts is logged and counted in a backward pass, too. What it computed with a graph and keeps for
-        later evaluations, as a cache does, it does not find: it computes that again, so that it has its gradient.
+        What f logs or counts is logged and counted in a backward pass, too, after what was logged, and so is what
+        hooks on its tensors log. What it computed with a graph and keeps for later evaluations, as a cache does, it
+        does not find: it computes that again, so that it has its gradient.
 
         Args:
             since: when what runs again was begun (`field.now`), where its graph was kept: what was computed before then
@@ -157,9 +159,19 @@ class Surroundings:
             yield
         finally:
             if not current or not self.reach.current():
-                put_back(change for change in differences(self.reach.places, present) if _of_graph(change))
-            for place, key, _, new in reversed(swapped):
-                place.put(key, new)
+                changes = differences(self.reach.places, present)
+                put_back(change for change in changes if _of_graph(change) or self._replaced(change))
+            for place, key, old, new in reversed(swapped):
+                after = place.contents().get(key, MISSING)
+                own = (id(place), key) in self.own  # what f itself logs again is known to `SideResults`
+                place.put(key, new if own or not _longer(old, after) else (*new, *after[len(old) :]))
+
+    def _replaced(self, change: Difference) -> bool:
+        """Whether f put something in the place of what it had put there before; no count, and no further entry."""
+        place, key, before, now = change
+        if (id(place), key) not in self.own or MISSING in (before, now):
+            return False
+        return not (isinstance(now, int) or _longer(before, now))
 
     def emptied(self, since: int | None) -> list[tuple[Location, Any, Any]]:
         """Those of `filled` that held none yet (see `again`)."""
@@ -274,6 +286,12 @@ def _same(old: Any, new: Any) -> bool:
     if type(old) is tuple:
         return len(old) == len(new) and all(map(_same, old, new))
     return isinstance(old, (*_NUMBERS, str, bytes)) and (old == new or old != old != new)
+
+
+def _longer(before: Any, now: Any) -> bool:
+    """Whether a list or the like holds what it held, and further entries."""
+    several = type(before) is tuple and type(now) is tuple and len(now) > len(before)
+    return several and all(map(operator.is_, before, now))
 
 
 def _older(value: Any, since: int) -> bool:

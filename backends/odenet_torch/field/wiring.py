@@ -6,16 +6,19 @@ compared in one go, since this is asked in every pass of a network of many small
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from odenet import UnsupportedError
-from odenet_torch.field.called_modules import changed, indifferent, state
+from odenet_torch.field.called_modules import changed, indifferent
+from odenet_torch.field.stored_values import StoredValues, TensorStates
 from odenet_torch.field.surroundings import Surroundings, put_back, reach
-from odenet_torch.field.written_on import sampled, version
+from odenet_torch.field.written_on import version
 
 _TABLES = ("_modules", "_parameters", "_buffers")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -51,6 +54,8 @@ class Wiring:
         self.sizes = [*map(len, self.sized)]
         self.owners, self.keys, self.values = [*zip(*slots, strict=True)] or [(), (), ()]
         self.wanted = [parameter.requires_grad for parameter in self.parameters]
+        self.contents: Contents | None = None
+        """What can be reached from the functions, as it was last."""
         self.named = [dict(f.named_parameters()) if isinstance(f, nn.Module) else {} for f in self.functions]
         """The parameters of each function by name."""
 
@@ -85,6 +90,37 @@ class Wiring:
             )
 
 
+class Contents:
+    """What can be reached from some functions, and the tensors that it is to be seen of whether they are written on:
+    for questions that are asked of all of them in every pass.
+
+    Args:
+        wiring: of the functions.
+    """
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.reaches = [reach(f) for f in wiring.functions]
+        self._stored = StoredValues.joined([known.stored for known in self.reaches])
+        self._others = [pair for known in self.reaches for pair in known.others]
+        watched = [held for known in self.reaches for _, held in known.watched]
+        self.tensors = TensorStates(
+            [*wiring.parameters, *wiring.buffers, *(x for x in watched if isinstance(x, Tensor))]
+        )
+        self._arrays = [x for x in watched if isinstance(x, np.ndarray)]
+        self._own = wiring.own
+
+    def stands(self) -> bool:
+        """Whether all of it stands where it stood."""
+        return self._stored.stand() and all([place.same(contents) for place, contents in self._others])
+
+    def states(self) -> tuple[list[Any], Any, list[bytes]]:
+        """What is equal as long as modules stay in their mode and nothing is written on."""
+        return [*map(_TRAINING, self._own)], self.tensors.now(), [array.tobytes() for array in self._arrays]
+
+
+_TRAINING = operator.itemgetter("training")
+
+
 class Looked:
     """What a field found in a forward pass whose steps are to run again.
 
@@ -95,21 +131,36 @@ class Looked:
 
     def __init__(self, wiring: Wiring, handed: Iterable[Tensor]) -> None:
         self.wiring = wiring
-        self.around = [Surroundings(getattr(f, "__name__", type(f).__name__), f) for f in wiring.functions]
+        if wiring.contents is None or not wiring.contents.stands():
+            wiring.contents = Contents(wiring)
+        self.contents = wiring.contents
         self.handed = [(tensor, version(tensor)) for tensor in {id(tensor): tensor for tensor in handed}.values()]
-        self.before = self._now()
+        self.before = self.contents.states()
 
-    def _now(self) -> tuple[list[Any], list[Any], list[Any]]:
-        wiring = self.wiring
-        held = [(version(tensor), sampled(tensor)) for tensor in wiring.buffers]
-        return [own["training"] for own in wiring.own], [*map(state, wiring.parameters)], held
+    @functools.cached_property
+    def around(self) -> list[Surroundings]:
+        """What each function can reach, as it was."""
+        wiring, (_, tensors, arrays) = self.wiring, self.before
+        states = iter(self.contents.tensors.apart(tensors)[len(wiring.parameters) + len(wiring.buffers) :])
+        rest = iter(arrays)
+        return [
+            Surroundings(
+                getattr(f, "__name__", type(f).__name__),
+                f,
+                known,
+                [next(states)[::2] if isinstance(x, Tensor) else next(rest) for _, x in known.watched],
+            )
+            for f, known in zip(wiring.functions, self.contents.reaches, strict=True)
+        ]
 
     def require_no_trace(self) -> None:
         """After the forward pass: raises UnsupportedError if the field left something by the side, and takes it away.
 
         A graph that runs steps again would leave it again, and not with the graph of autograd that it has in a loop.
         """
-        left = [difference for around in self.around if not around.untouched() for difference in around.differences()]
+        if self.contents.stands():
+            return
+        left = [difference for around in self.around for difference in around.differences()]
         if left:
             put_back(left)
             where = ", ".join(dict.fromkeys(place.called(key) or "an attribute" for place, key, _, _ in left))
@@ -122,20 +173,26 @@ class Looked:
 
     def require_same(self) -> None:
         """Before the backward pass: raises GradientError if the field would not find what it found."""
-        training, parameters, buffers = self._now()
-        if training != self.before[0]:
+        now, wiring = self.contents.states(), self.wiring
+        if now[0] != self.before[0]:
             raise changed("a module of the field was switched between train() and eval()", "the same mode")
-        for kind, tensors, then, now in (
-            ("parameter", self.wiring.parameters, self.before[1], parameters),
-            ("buffer", self.wiring.buffers, self.before[2], buffers),
-        ):
-            if then != now:
-                tensor = next(tensor for tensor, a, b in zip(tensors, then, now, strict=True) if a != b)
-                raise changed(f"the {kind} {self.wiring.names[id(tensor)]} was modified by an inplace operation")
-        if any(version(tensor) != then for tensor, then in self.handed):
+        if now[1:] != self.before[1:]:
+            apart = self.contents.tensors.apart
+            states = zip(self.contents.tensors.tensors, apart(self.before[1]), apart(now[1]), strict=True)
+            for n, (tensor, then, later) in enumerate(states):
+                if n == len(wiring.parameters) + len(wiring.buffers):
+                    break
+                # of a buffer it does not matter whether it needs a gradient
+                if then != later and (n < len(wiring.parameters) or then[::2] != later[::2]):
+                    kind = "parameter" if n < len(wiring.parameters) else "buffer"
+                    raise changed(f"the {kind} {wiring.names[id(tensor)]} was modified by an inplace operation")
+            for around in self.around:
+                around.require_unwritten()
+        if any([version(tensor) != then for tensor, then in self.handed]):
             raise changed("a tensor that the field is handed was modified by an inplace operation")
+        if self.contents.stands():
+            return
         for around in self.around:
-            around.require_unwritten()
             if not around.untouched():
                 place, key, _, _ = next(iter(around.differences()), (None, None, None, None))
                 name = "" if place is None else f" ({place.called(key)})"

@@ -373,7 +373,7 @@ def _returned(ctx: Any, way: BackwardSweep | RecordedSweep, gradients: Sequence[
         way.reach(course.top)
         below = *(None,) * ctx.count, gradients[0].new_zeros((), dtype=torch.float32)
     needs = zip(ctx.weights, ctx.needs_input_grad[4 + len(below) :], strict=True)
-    return (None, None, None, None, *below, *(way.gradient(weight) if want else None for weight, want in needs))
+    return (None, None, None, None, *below, *[way.gradient(weight) if want else None for weight, want in needs])
 
 
 def _recorded(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:

@@ -54,6 +54,8 @@ class Costate(Adjoint):
         meets = {n * steps // forward: n for n in (*saved.states, *gradients)}
         y = saved.states[forward]
         a: AnyLeaves = gradients.get(forward) or zeros(y)
+        # where a state was kept, y goes on from it, and not from what was integrated back, whose error grows on the
+        # way; the costate takes up there what the loss reads of that state
         for n in reversed(range(steps)):
             between = self.between(backward, n, saved.states) if self.method.interpolate else None
             y, a = self.step(backward, n, y, a, sums, between)
@@ -93,6 +95,7 @@ class Costate(Adjoint):
             part, weights, by_weights = vjp(
                 run.field.read(n, run.grid.steps), n, slope, at, explicit, stand, both[count:], since
             )
+            # the quadrature of -a^T df/dw over steps of -h: the two signs cancel
             if tableau.b[i]:
                 sums.add(weights, by_weights, factor=size * tableau.b[i])
             ends.append(tuple(k.detach() for k in slope))

@@ -76,9 +76,10 @@ class Sums:
         total = self.by_tensor.pop(key, None)
         if total is None:
             return None
-        for row, wide in self.rows.pop(key, {}).items():
-            total[row] = wide
-        return total.to(kind)
+        if key in self.rows:
+            for row, wide in self.rows.pop(key).items():
+                total[row] = wide
+        return total if total.dtype is kind else total.to(kind)
 
     def _row(self, key: int, stack: Tensor, row: int) -> Tensor:
         rows = self.rows.setdefault(key, {})

@@ -180,6 +180,7 @@ class AdaptiveLoop:
             if self.tried >= control.max_steps or (self.tried in _LOOKS and self._endless(begin, t)):
                 self.failed = Result.MAX_STEPS
                 return
+            # the step that is tried: as long as the controller wants, but not beyond the next stop
             self.tried += 1
             unclipped = size
             t1, lands = landing(t, size, stop, direction, spacing)
@@ -189,6 +190,8 @@ class AdaptiveLoop:
                 if not all(bool(torch.isfinite(leaf).all()) for leaf in (*y, *first)):
                     self.failed = Result.NONFINITE
                 return
+            # the trial, and its error over what is allowed: a rejected step begins anew with the same `first`, so that
+            # the slope at t is evaluated once, however often a step from t is tried
             self.size = h
             if self.on is not None:
                 self.on.tried(t, y, h)
@@ -204,6 +207,7 @@ class AdaptiveLoop:
             if self.memory is not None:
                 self.memory.require_kept()
                 self.memory.slopes[:] = self.memory.slopes[-1:] if accepted else self.memory.slopes[:1]
+            # a step of the smallest size is taken as it is, unless its error is no number
             smallest = control.min_step is not None and abs(h) <= control.min_step * (1 + 1e-10)
             if not accepted and smallest and math.isfinite(ratio):
                 accepted = True
@@ -212,6 +216,8 @@ class AdaptiveLoop:
             if self.on is not None:
                 (self.on.accepted if accepted else self.on.rejected)(t, y, h)
             if accepted:
+                # the caller works with the step, and may evaluate the slope at its end, before the loop goes on: the
+                # next size has to be known by then, since the caller may stop here
                 step = AcceptedStep(self.n, t, t1, y, attempt.y1, attempt.slopes, self, None, t1 == self.stops[-1])
                 self.n += 1
                 self.proposed = size = resumed(size, unclipped, lands)
@@ -221,6 +227,7 @@ class AdaptiveLoop:
                 if lands:
                     place += 1
                     stop = self.stops[place]
+                # the first slope of the next step: behind a jump it is another one than that at the end of this step
                 jumped = t1 in self.jumps
                 first = None if jumped else attempt.slopes[-1] if fsal else step.end
                 t, y = t1, attempt.y1

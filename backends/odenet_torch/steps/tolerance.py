@@ -147,6 +147,8 @@ def _each(name: str, value: Any, layout: Layout, like: Leaves) -> _Each:
             tensor = torch.as_tensor(bound, device=leaf.device).detach().to(leaf.real.dtype)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(f"{name} holds {shown(bound)} ({error})", "numbers of at least 0") from error
+        if tensor.layout is not torch.strided:
+            raise InputError(f"{name} holds a tensor of layout {tensor.layout}", "dense tensors of at least 0")
         try:
             fits = torch.broadcast_shapes(tensor.shape, leaf.shape) == leaf.shape
         except RuntimeError:

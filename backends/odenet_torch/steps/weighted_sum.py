@@ -71,7 +71,8 @@ class Buffered:
         self.slopes = slopes.view(stages, *y.shape).unbind(0)
         self.before = [slopes[:i].t() for i in range(stages + 1)]
         self.a, self.last, self.error = _coefficients(tableau, y.dtype, y.device)
-        (self.rtol,), (atol,) = tolerance.rtol, tolerance.atol
+        (rtol,), (atol,) = tolerance.rtol, tolerance.atol
+        self.rtol = min(rtol, torch.finfo(y.dtype).max)  # a factor must be a number of the state's type
         self.atol = y.new_tensor(atol)
         self.scale = entries**-0.5
         self.sizes: tuple[Tensor, Tensor] | None = None

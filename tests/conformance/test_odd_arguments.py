@@ -1,0 +1,76 @@
+"""Arguments that are of no use are refused by name, by every entry alike (kinds that `test_fuzz_entries` met)."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+import odenet
+from odenet import DtypeError, GridError, InputError, SolveError
+from odenet_torch import odeint, odeint_event
+
+SPARSE = torch.tensor([0.0, 1.0]).to_sparse()
+META = torch.ones(2, device="meta")
+
+
+def decay(t, y, *w):
+    return -0.5 * y
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("blocks", [None, decay, 3])
+def test_blocks_that_are_no_sequence(backend, blocks):
+    with pytest.raises(InputError, match="sequence"):
+        importlib.import_module(f"odenet_{backend}").ResidualStack(blocks)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("verb", ["solve", "value_and_grad"])
+@pytest.mark.parametrize("where", ["y0", "weights"])
+def test_arrays_that_hold_no_numbers(backend, verb, where):
+    leaves = {"y0": np.ones(2, np.float32), "weights": np.ones(2, np.float32), where: np.array([None])}
+    arguments = (decay, leaves["y0"], leaves["weights"])
+    call = odenet.solve if verb == "solve" else functools.partial(odenet.value_and_grad, lambda sol: sol.y1.sum())
+    with pytest.raises(DtypeError, match="object"):
+        call(*arguments, steps=2, backend=backend)
+
+
+def test_arrays_with_negative_strides_have_their_gradient():
+    y0 = np.arange(4.0).reshape(2, 2)[::-1]
+    _, gradients, _ = odenet.value_and_grad(lambda sol: sol.y1.sum(), decay, y0, 1.0, steps=1, backend="torch")
+    torch.testing.assert_close(gradients.y0, torch.full((2, 2), 0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("ts", [SPARSE, META], ids=["sparse", "meta"])
+@pytest.mark.parametrize("grid", [{"steps": 4}, {"rtol": 1e-3}], ids=str)
+def test_times_that_cannot_be_listed(ts, grid):
+    with pytest.raises(GridError, match="dense"):
+        odenet.solve(decay, torch.ones(2), ts=ts, **grid)
+    with pytest.raises(GridError, match="dense"):
+        odeint(decay, torch.ones(2), ts, method="rk4" if "steps" in grid else None)
+
+
+def test_tolerances_and_gradients_without_values():
+    with pytest.raises(InputError, match="dense"):
+        odenet.solve(decay, torch.ones(2), rtol=SPARSE)
+    with pytest.raises(InputError, match="meta"):
+        odenet.value_and_grad(lambda sol: sol.y1.sum(), lambda t, y, w: w * y, META, 1.0, steps=2, backend="torch")
+
+
+@pytest.mark.parametrize("rtol", [1e39, 1e308])
+@pytest.mark.parametrize("gradient", ["backprop", "continuous-adjoint"])
+def test_a_tolerance_beyond_the_state_s_numbers_allows_everything(rtol, gradient):
+    sol = odenet.solve(decay, torch.ones(2), rtol=rtol, gradient=gradient)
+    assert sol.stats.rejected == 0
+    assert torch.isfinite(sol.y1).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 5e-324])
+def test_an_event_that_never_occurs_while_nothing_moves(size):
+    y0, never = torch.full((2,), size, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+    with pytest.raises(SolveError, match="event_fn"):
+        odeint_event(decay, y0, never, event_fn=lambda t, y: y[0] - 0.8, odeint_interface=odeint)
