@@ -96,7 +96,10 @@ def run(
     if not learnt.steps:
         raise InputError(f"a batch of {plan.batch} from {len(parts.train)} training images", "no larger than these")
     chosen_by = Batches(parts.validation, plan.batch, **common)
-    with _trainer(plan, images, optimizer) as trainer:  # all that can be refused is, before there is a folder
+    earlier = read(out) if resume else None
+    whole = earlier is not None and earlier.test is not None  # whose end is told again, and nothing is built for that
+    # all that can be refused is, before there is a folder
+    with contextlib.nullcontext() if whole else _trainer(plan, images, optimizer) as trainer:
         require_writable(out)
         with alone(out) as require_same:
             run = _earlier(plan, out, resume, messages)
@@ -110,7 +113,7 @@ def run(
 
 def _completed(
     run: TrainingRun,
-    trainer: Trainer,
+    trainer: Trainer | None,
     images: ImageSet,
     learnt: Batches,
     chosen_by: Batches,
@@ -120,6 +123,7 @@ def _completed(
 ) -> TrainingRun:
     """The run to its end, with what is said of it. `require_same` is called before each write."""
     if run.test is None:
+        assert trainer is not None  # without one a whole run is told again
         try:
             run = _finish(run, trainer, images, learnt, chosen_by, out, messages, require_same)
         except KeyboardInterrupt:
