@@ -138,6 +138,15 @@ def test_methods_that_keep_states_are_right_for_blocks_that_jump(kind, gradient)
     assert error(gradients(kind, gradient, 0)[0], expected) < 1e-4
 
 
+# seeds of which a rounded state lies on the other side of a jump, and one of which none does
+@pytest.mark.parametrize(("kind", "seed"), [(Rounded, 9), (Largest, 16), (Largest, 22), (Hard, 3), (Codebook, 0)])
+def test_the_certificate_of_rounded_states_covers_jumps(kind, seed):
+    """A part e of all jumps lies between states a part e apart: errors by chance, of the root of that part."""
+    (expected, _), (found, certificate) = (gradients(kind, way, seed) for way in ("backprop", "checkpoint:bits=8"))
+    assert error(found, expected) <= 3 * certificate < 0.1
+    assert certificate > 3 * gradients(Block, "checkpoint:bits=8", seed)[1]
+
+
 def test_a_block_that_does_not_jump_has_the_certificate_that_it_had():
     """The same arithmetic, with and without an operation that jumps where it changes nothing."""
 

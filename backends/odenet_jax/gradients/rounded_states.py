@@ -116,10 +116,9 @@ class RoundedStates(checkpoint.Recomputation):
         ]
         errors = [(error + drift).astype(run.layout.time) for (_, error, _), drift in zip(links, drifts, strict=True)]
         certificate = functools.reduce(jnp.maximum, errors)
-        if run.field.jumps(
-            y0
-        ):  # between two states a part e apart lies a part e of the jumps, which are errors by chance
-            certificate = jnp.sqrt(certificate)
+        # between two states that are a part e apart lies a part e of all jumps; on which side of these a state is, is a
+        # matter of chance, whose error is the root of their part
+        certificate = jnp.sqrt(certificate) if run.field.jumps(y0) else certificate
         return g, sums, certificate, none_unread(run, certificate)
 
     def settled(self, gradients: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:

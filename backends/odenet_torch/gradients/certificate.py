@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from odenet import Stats
 from odenet.kit import BUCKETS, Alarm, channel_axes, floor, signs, subtract
 from odenet.kit import Leaves as AnyLeaves
+from odenet_torch.field.jumps import jumps
 from odenet_torch.steps.fixed import Run
 
 
@@ -67,6 +68,17 @@ def _scale(sizes: Tensor, width: int) -> Tensor:
     # a mean of roots, which neither a few huge rows nor many rows of zeros carry away
     least = (sizes.sqrt().mean(-1, keepdim=True).square() * floor(width)).clamp_min(torch.finfo(sizes.dtype).tiny)
     return torch.maximum(sizes, least)
+
+
+def jumping(run: Run) -> frozenset[int]:
+    """The steps in which f was seen to jump (see `field.jumps`)."""
+    steps = range(run.grid.steps)
+    noticed = [] if run.replay is None else run.replay.noticed
+    if any(jumps(module) for _, module in noticed):
+        return frozenset(steps)
+    if not any(map(jumps, run.field.functions())):
+        return frozenset()
+    return frozenset(n for n in steps if any(jumps(root) for _, root in run.field.roots(n, 0.0, len(steps))))
 
 
 class Sketch:

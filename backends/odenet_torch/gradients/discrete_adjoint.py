@@ -14,11 +14,11 @@ import torch
 from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, combine, subtract
-from odenet_torch.field.jumps import against, jumps
+from odenet_torch.field.jumps import against
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, jumping, relative
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
@@ -43,14 +43,14 @@ class Reversal(Adjoint):
         increments: list[Leaves] = []  # increments, the latest first
         d = y
         known = run.settled is not None and run.settled.once(steps)
-        jumping = self.jumping(run)
+        jumps = jumping(run)  # their errors are held against increments
         for n in reversed(range(steps)):
             z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
             d, g = (self.known_step if known else self.step)(run, n, z, g, sums)
             before = subtract(y, d)
             # its own increment taken back from a rebuilt y[n+1] misses a y[n] that is known by what y[n+1] is off
             reference = z if n in saved.states else y
-            if n in jumping:
+            if n in jumps:
                 reference = tuple(map(against, d, reference))
             errors.add_difference(before, z, reference, n)
             y = before if method.correct and n not in saved.states else z
@@ -61,23 +61,12 @@ class Reversal(Adjoint):
             yield n
         if saved.sketch is not None:
             error = saved.sketch.error(y)
-            errors.add(error * relative(y, tuple(map(against, d, y))) if jumping else error, -1)
+            errors.add(error * relative(y, tuple(map(against, d, y))) if jumps else error, -1)
         worst = certify(self.stats, self.alarm, errors)
         if method.tolerance is not None:
             if not float(worst) <= method.tolerance:
                 raise self.method.grown(f"{float(worst):.1e}")
         return g
-
-    @staticmethod
-    def jumping(run: Run) -> frozenset[int]:
-        """The steps whose error is held against their increments (see `field.jumps`)."""
-        steps = range(run.grid.steps)
-        noticed = [] if run.replay is None else run.replay.noticed
-        if any(jumps(module) for _, module in noticed):
-            return frozenset(steps)
-        if not any(map(jumps, run.field.functions())):
-            return frozenset()
-        return frozenset(n for n in steps if any(jumps(root) for _, root in run.field.roots(n, 0.0, len(steps))))
 
     @staticmethod
     def step(run: Run, n: int, z: Leaves, g: AnyLeaves, sums: Sums) -> tuple[Leaves, Leaves]:

@@ -24,6 +24,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import checkpoint
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, zeros
+from odenet_torch.gradients.certificate import jumping
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -131,11 +132,14 @@ class RoundedStates(Adjoint):
             y = tuple(_like(leaf, first) for leaf, first in zip(z, y0, strict=True)) if n else y0
             g = checkpoint.Recomputation.step(run, n, y, g, gradients.get(n), sums)
             yield n
-        self.stats.residual = self.certified(z, y0, errors).to(run.layout.time)
+        self.stats.residual = self.certified(z, y0, errors, bool(jumping(run))).to(run.layout.time)
         return g
 
-    def certified(self, z: Leaves, y0: Leaves, errors: Leaves) -> Tensor:
+    def certified(self, z: Leaves, y0: Leaves, errors: Leaves, jumps: bool) -> Tensor:
         """The certificate: what the forward pass knows, and how far rounding has carried the backward pass from y0.
+
+        Where f jumps, a part e of all jumps lies between two states that are a part e apart. On which side of these a
+        state is, is a matter of chance, whose error is the root of their part.
 
         Raises:
             GradientError: it is over the tolerance.
@@ -144,6 +148,7 @@ class RoundedStates(Adjoint):
         for leaf, first, error in zip(z, y0, errors, strict=True):
             drift = relative(leaf - _real(first), _real(first), rows(self.method, first))
             certificate = torch.maximum(certificate, (error + drift).to(certificate.dtype))
+        certificate = certificate.sqrt() if jumps else certificate
         tolerance = self.method.tolerance
         if tolerance is not None and not (reached := float(certificate)) <= tolerance:
             raise self.method.off(reached)
