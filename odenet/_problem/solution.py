@@ -126,8 +126,9 @@ class Solution(Generic[State]):
 
     @property
     def y1(self) -> State:
-        """The state at the last time kept."""
-        return _tree.map(lambda leaf: leaf[-1], self.ys)
+        """The state at the last time kept; of several solves (`jax.vmap`), each one's along the first axis."""
+        solves = (slice(None),) * (len(getattr(self.ts, "shape", (0,))) - 1)
+        return _tree.map(lambda leaf: leaf[(*solves, -1)], self.ys)
 
     @property
     def result(self) -> Result:

@@ -14,7 +14,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from odenet import ContinuousAdjoint, DtypeError, GridError, InputError, PIDController, Solution, StateError
-from odenet.kit import problem, real, shown
+from odenet.kit import problem, real, shown, takes
 from odenet_jax.drop_in.words import speaking
 from odenet_jax.field.state import flattened
 from odenet_jax.gradients.adaptive import solve_adaptive
@@ -59,6 +59,7 @@ def odeint(
     """
     if not callable(func):
         raise InputError(f"func is a {type(func).__name__}", "a function func(y, t, *args)")
+    takes(func, 2 + len(args), "func", "a function that can be called as func(y, t, *args)")
     try:
         t = t if isinstance(t, np.ndarray) else jnp.asarray(t)  # float64 times of NumPy are not rounded
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:

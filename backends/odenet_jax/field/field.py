@@ -6,7 +6,7 @@ Over 250 lines: what the field closes over is made weights where it is called, i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from odenet_jax.field.fingerprint import fingerprint
 from odenet_jax.field.jumps import jumps
 from odenet_jax.field.module_writes import modules_in, require_unwritten
 from odenet_jax.field.programs import eager
-from odenet_jax.field.state import HALF, Leaves, as_array, flattened, require_arrays, require_like
+from odenet_jax.field.state import HALF, Leaves, as_array, flattened, require_arrays, require_like, stacked
 
 Arrays = list[Array]
 
@@ -230,7 +230,7 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
     if not (depth.kind == "shared" or depth.stacked):
         check_alike(depth.tree)
         columns = zip(*(jax.tree.leaves(layer) for layer in depth.tree), strict=True)
-        leaves = [jnp.stack([as_array("weight", x) for x in c]) if _is_array(c[0]) else c[0] for c in columns]
+        leaves = [_layers(column) if _is_array(column[0]) else column[0] for column in columns]
     arrays = [as_array("weight", leaf) if _is_array(leaf) else leaf for leaf in leaves]
     inexact = [_is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in arrays]
 
@@ -266,6 +266,12 @@ def _place(leaf: Any, *, whole: bool) -> int:
     if isinstance(leaf, Tracer):
         return 1 if eqx.is_inexact_array(leaf) else 2
     return 2 if whole and not isinstance(leaf, Jaxpr) else 0
+
+
+def _layers(column: Sequence[Any]) -> Array:
+    """The arrays of all layers as one. One of several layers is converted once, so that `stacked` knows it."""
+    arrays = {id(leaf): as_array("weight", leaf) for leaf in column}
+    return stacked([arrays[id(leaf)] for leaf in column])
 
 
 def _is_array(leaf: Any) -> bool:

@@ -23,6 +23,22 @@ _KINDS = tuple(
 _WIDE = (np.dtype("float64"), np.dtype("complex128"))
 
 
+def stacked(leaves: Sequence[Any]) -> Array:
+    """Arrays along a new first axis. One that has several places gets the sum of their gradients, rounded once."""
+    kinds = {leaf.dtype for leaf in leaves}
+    if len(kinds) > 1 or not kinds <= set(HALF):
+        return jnp.stack(leaves)
+    # one conversion an array: its gradient adds those of its places in float32, where half precision loses the small
+    wide = {id(leaf): leaf.astype(jnp.float32) for leaf in leaves}
+    return jnp.stack([wide[id(leaf)] for leaf in leaves]).astype(kinds.pop())
+
+
+def repeated(leaf: Array, order: Sequence[int]) -> Array:
+    """Rows of an array in an order, repeats allowed, with their gradients as those of `stacked`."""
+    wide = leaf.astype(jnp.float32) if leaf.dtype in HALF else leaf
+    return wide[jnp.asarray(order)].astype(leaf.dtype)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a tree of arrays becomes the tuple that the steps work on, and back.

@@ -47,6 +47,7 @@ from odenet.kit import solver as solver_named
 from odenet_jax.field.block_state import gathered, holds_state, marked_as
 from odenet_jax.field.flax_modules import is_flax, parted
 from odenet_jax.field.replay import BlockContext, block_context, call
+from odenet_jax.field.state import repeated, stacked
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
@@ -138,7 +139,7 @@ class ResidualStack(eqx.Module):
             raise InputError(
                 f"{len(parts)} blocks of different structures", "at least one, all of one structure", remedy
             )
-        self.blocks = eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(a for a, _ in parts)), parts[0][1])
+        self.blocks = eqx.combine(jax.tree.map(lambda *leaves: stacked(leaves), *(a for a, _ in parts)), parts[0][1])
 
     @classmethod
     def stateful(cls, make: Callable[[Array], Any], keys: Array, **choices: Any) -> tuple[ResidualStack, eqx.nn.State]:
@@ -189,7 +190,7 @@ class ResidualStack(eqx.Module):
         stack = self.blocks
         if self.order != tuple(range(len(self.order))):
             arrays, static = eqx.partition(stack, eqx.is_array)
-            stack = eqx.combine(jax.tree.map(lambda leaf: leaf[jnp.asarray(self.order)], arrays), static)
+            stack = eqx.combine(jax.tree.map(lambda leaf: repeated(leaf, self.order), arrays), static)
         return Depth(stack, self.along)
 
     @property

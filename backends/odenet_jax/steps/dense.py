@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import Event, InputError
-from odenet.kit import Tableau, interpolant
+from odenet.kit import Tableau, interpolant, shown
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.steps.clock import Clock, Parts, beyond, roundings, since, spelled, still
@@ -75,11 +75,16 @@ class Dense:
         """The tree of the state at times t, whose shape leads that of the leaves; NaN outside of a traced solve.
 
         Raises:
-            InputError: a time outside of the solve, or NaN, where times are known.
+            InputError: no real times; or a time outside of the solve, or NaN, where times are known.
         """
         if self.nodes.ndim > 1:
             raise InputError("Solution.at of several solves", "one solve", "jax.vmap a function that calls at")
-        times = jnp.asarray(since(t, self.origin, self.nodes.dtype))
+        try:
+            if hasattr(t, "dtype") and jnp.iscomplexobj(t):  # NumPy would drop the imaginary part
+                raise TypeError("complex times")
+            times = jnp.asarray(since(t, self.origin, self.nodes.dtype))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"Solution.at({shown(t)})", "a real number, or an array of them") from error
         outside = beyond(times, self.end, roundings(t, times, self.origin))
         if not isinstance(outside, Tracer) and bool(outside.any()):
             first, last = (spelled(self.origin, still(s)) for s in (self.nodes[0], self.end))

@@ -1,0 +1,57 @@
+"""Variants of what other libraries' users report, against closed forms."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odenet import Depth, InputError
+from odenet_jax import ResidualStack, odeint, solve
+
+
+@pytest.mark.parametrize("choices", [{"rtol": 1e-8}, {"steps": 64, "solver": "rk4"}], ids=["adaptive", "fixed"])
+def test_the_last_state_of_several_solves_is_each_row_s(choices, x64):
+    rows = jnp.asarray([[1.0, 0.5], [2.0, 3.0], [4.0, -1.0]])
+    solutions = jax.vmap(lambda y: solve(lambda t, y: -y, y, ts=[0.0, 0.5, 1.0], **choices))(rows)
+    np.testing.assert_allclose(solutions.y1, rows * np.exp(-1.0), rtol=1e-7)
+    assert jax.vmap(jax.vmap(lambda y: solve(lambda t, y: -y, y, **choices)))(rows).y1.shape == rows.shape
+
+
+class Block(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, y):
+        return self.weight * jnp.cos(y) / 2
+
+
+TIED = {
+    "kept once": lambda block, y: ResidualStack([block] * 400)(y),
+    "the same arrays": lambda block, y: ResidualStack([Block(block.weight) for _ in range(400)])(y),
+    "each layer": lambda block, y: solve(lambda t, y, b: b(y), y, Depth.each([block] * 400), t1=1.0).y1,
+}
+
+
+@pytest.mark.parametrize("how", TIED)
+def test_tied_blocks_of_half_precision_lose_no_more_than_one_rounding(how):
+    """Added one by one, the gradients of 400 places stop at 256 of the mean one."""
+    weight, y = jnp.asarray([0.5, -0.25]), jnp.asarray([1.0, 0.5])
+    half = Block(weight.astype(jnp.bfloat16))
+    gradient = eqx.filter_grad(lambda b: jnp.sum(TIED[how](b, y.astype(jnp.bfloat16)).astype(jnp.float32)))(half)
+    exact = jax.grad(lambda w: jnp.sum(solve(lambda t, y, w: Block(w)(y), y, w, steps=400).y1))(weight)
+    np.testing.assert_allclose(gradient.weight.astype(jnp.float32), exact, rtol=1e-2)
+
+
+@pytest.mark.parametrize("t", ["a", 1j, np.asarray([0.5j]), jnp.asarray([0.5j]), None, [0.1, "a"], 10**400])
+def test_what_is_no_time_is_refused_by_dense_output(t):
+    solution = solve(lambda t, y: -y, jnp.ones(2), rtol=1e-3, dense=True)
+    with pytest.raises(InputError, match=r"Solution\.at"):
+        solution.at(t)
+
+
+def test_a_function_of_other_arguments_is_refused_by_the_drop_in():
+    for func, args in ((lambda y: -y, ()), (lambda y, t: -y, (1.0,))):
+        with pytest.raises(InputError, match=r"func\(y, t, \*args\)"):
+            odeint(func, jnp.ones(2), jnp.asarray([0.0, 1.0]), *args)
