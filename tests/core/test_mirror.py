@@ -200,7 +200,8 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/solve.py": ({"recorded", "require_not_strict"}, {"solve_with_context"}),
     "field/state.py": (
         {"as_tensor", "meta_state", "require_times"},
-        {"as_array", "flattened", "promoted", "require_arrays", "require_like"},  # JAX sorts the keys of dicts
+        # JAX sorts the keys of dicts, and stacks layers
+        {"as_array", "flattened", "promoted", "repeated", "require_arrays", "require_like", "stacked"},
     ),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),

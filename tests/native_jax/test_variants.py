@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odenet import Depth, InputError
+from odenet import Depth, InputError, UnsupportedError
 from odenet_jax import ResidualStack, odeint, solve
 
 
@@ -55,3 +55,16 @@ def test_a_function_of_other_arguments_is_refused_by_the_drop_in():
     for func, args in ((lambda y: -y, ()), (lambda y, t: -y, (1.0,))):
         with pytest.raises(InputError, match=r"func\(y, t, \*args\)"):
             odeint(func, jnp.ones(2), jnp.asarray([0.0, 1.0]), *args)
+
+
+@pytest.mark.skipif(not hasattr(jax.sharding, "AxisType"), reason="this JAX has no explicit meshes")
+def test_rows_along_a_divided_axis_of_an_explicit_mesh_are_right_or_refused():
+    mesh = jax.make_mesh((1,), ("rows",), (jax.sharding.AxisType.Explicit,))
+    rows = jax.device_put(jnp.asarray([1.0, 2.0]), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
+    with jax.set_mesh(mesh):
+        last = jax.vmap(lambda y: solve(lambda t, y: -y, y, rtol=1e-5).y1)(rows)
+        np.testing.assert_allclose(last, np.exp(-1.0) * np.asarray([1.0, 2.0]), rtol=1e-4)
+        with pytest.raises(UnsupportedError, match=r"jax\.vmap inside of"):
+            jax.vmap(lambda y: solve(lambda t, y: -y, y, rtol=1e-5, ts=[0.5, 1.0]).ys)(rows)
+        with pytest.raises(UnsupportedError, match=r"jax\.vmap inside of"):
+            jax.vmap(jax.grad(lambda y: solve(lambda t, y: -y, y, rtol=1e-5).y1))(rows)

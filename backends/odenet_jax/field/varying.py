@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
 from jax import lax
 
+from odenet import UnsupportedError
+
 Tree = TypeVar("Tree")
+
+
+@contextlib.contextmanager
+def divided_as_jax_can() -> Iterator[None]:
+    """Raises UnsupportedError where JAX does not know how an explicit mesh divides a result.
+
+    That is so of an index which `jax.vmap` makes an array along a divided axis: rows have steps of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "ShardingTypeError":  # its class has no public name
+            raise
+        raise UnsupportedError(
+            "an adaptive solve on an explicit mesh, of which JAX does not know how a result is divided (jax.vmap along "
+            "a divided axis, or the field's own indexing; JAX's own words stand above)",
+            "a solve of the divided array as a whole, or on a mesh of AxisType.Auto",
+            "for rows with steps of their own call jax.vmap inside of jax.shard_map",
+        ) from error
 
 
 def alike(tree: Tree, *others: object, axes: Iterable[str] = ()) -> Tree:

@@ -15,6 +15,7 @@ from odenet.kit import shown
 from odenet_jax.field.module_writes import traced_arrays_forgotten
 from odenet_jax.field.state import Leaves, layout
 from odenet_jax.field.trees import Counted
+from odenet_jax.field.varying import divided_as_jax_can
 from odenet_jax.gradients.accepted_steps import BackwardPass
 from odenet_jax.gradients.adaptive_vjp import DifferentiableSolve
 from odenet_jax.gradients.unreached import reached
@@ -28,6 +29,7 @@ _MOST = 2**31 - 1
 
 
 @traced_arrays_forgotten()
+@divided_as_jax_can()
 def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], probe: Array | None = None) -> Solution:
     """The solution of an adaptive problem.
 
