@@ -18,7 +18,8 @@ _COUNTED = 2**63 - 1  # what no 64 bits hold has no use as a count, and may have
 def whole(name: str, value: Any, least: int = 1, most: int = _COUNTED, of: str = "") -> None:
     """Raises InputError unless the value, of that name (of what), is an int within the bounds."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        allowed = f"at least {least}" if most == _COUNTED else f"{least} to {most}"
+        beyond = isinstance(value, int) and value > most
+        allowed = f"at least {least}" if most == _COUNTED and not beyond else f"{least} to {most}"
         raise InputError(f"{name}={shown(value)}" + (f" of {of}" if of else ""), f"a whole number, {allowed}")
 
 

@@ -23,8 +23,13 @@ plain = st.builds(
     inputs=st.sampled_from([(1, 8, 8), (3, 32, 32), (2, 7, 9)]),
     classes=st.integers(1, 10),
     norm=st.sampled_from(["group", "none"]),
-    activation=st.sampled_from(["relu", "tanh"]),
     along=st.sampled_from(["piecewise", "linear", "shared"]),
+)
+# linear blocks have no activation
+plain = st.builds(
+    lambda spec, activation: spec if spec.block == "linear" else dataclasses.replace(spec, activation=activation),
+    plain,
+    st.sampled_from(["relu", "tanh"]),
 )
 staged = st.builds(
     NetSpec,
