@@ -250,11 +250,18 @@ def _checked_leaves(y0: Any) -> list[tuple[str, Any]]:
     if not leaves:
         raise StateError("y0 is an empty tree", "an array, or a tree of at least one")
     for path, leaf in leaves:
-        if isinstance(leaf, str) or not (hasattr(leaf, "shape") or isinstance(leaf, (int, float, complex))):
+        if isinstance(leaf, str) or not (_has_shape(leaf) or isinstance(leaf, (int, float, complex))):
             raise StateError(f"y0 {path} is a {type(leaf).__name__}", "arrays or numbers in tuples, lists and dicts")
         if isinstance(leaf, int) and not _fits_float(leaf):
             raise StateError(f"y0 {path} is {shown(leaf)}, which no floating-point number holds", "numbers below 1e308")
     return leaves
+
+
+def _has_shape(leaf: Any) -> bool:
+    try:
+        return hasattr(leaf, "shape")
+    except RuntimeError:  # torch's nested tensors, whose rows differ in length
+        return False
 
 
 def _fits_float(value: int) -> bool:

@@ -43,6 +43,7 @@ DROP_IN = {
     "options",
     "recalled_function",
     "recording",
+    "separate",
 }
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls

@@ -85,7 +85,7 @@ def test_the_number_of_host_reads_does_not_grow_with_depth(solver, gradient, con
     assert found[0] == found[1]
     # a certificate is read once, on the CPU; on CUDA that comes when the device has it (`certificate.certify`)
     forward, backward = found[0]
-    assert forward == 0
+    assert forward <= 1  # f's first state is compared with its copy once, on the CPU alone
     assert backward <= 3
     assert backward == 0 or gradient.startswith(("discrete-adjoint", "reversible", "checkpoint:bits"))
 

@@ -1,4 +1,7 @@
-"""Methods without an error estimate: steps from time to time, or over a grid of the user's."""
+"""Methods without an error estimate: steps from time to time, or over a grid of the user's.
+
+Over 250 lines: grid, steps, what lies between them and their events share the record of a step.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from odenet.kit import Compile, Tableau, add, shown, slopes
 from odenet_torch.drop_in.compiled import EqualSteps, choices
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.options import Spacing
+from odenet_torch.field.memory import overwritten, versions
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.size_control import StepCallbacks
@@ -79,7 +83,8 @@ def _solve(
     run = None if graph is None else graph.step
     for step in steps(evaluate, solver.tableau, y0, grid, state_layout.time, spacing.perturb, on, on_stage, run):
         while len(outputs) < len(flow.times) and direction * step.t1 >= direction * (t := flow.times[len(outputs)]):
-            if t == step.t1 and not (moving and spacing.interp == "cubic"):
+            # a time at which a step ends moves within it, unless the grid is made of the times themselves
+            if t == step.t1 and not (moving and (spacing.interp == "cubic" or grid is not flow.t)):
                 outputs.append(step.y1[0])
                 continue
             offset = (flow.t[len(outputs)] - grid[step.n]).to(state_layout.time) if moving else t - step.t
@@ -164,14 +169,18 @@ def steps(
             yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, ks)
             y = y1
             continue
-        at = row.unbind(0)
+        at, counts = row.unbind(0), []
 
-        def stage(i: int, state: Leaves, n: int = n, at: Sequence[Tensor] = at) -> Leaves:
+        def stage(i: int, state: Leaves, n: int = n, at: Sequence[Tensor] = at, counts: list[int] = counts) -> Leaves:
             if on_stage is not None:
                 on_stage(n, i, ends[n], ends[n + 1])
-            return evaluate(at[i], state)
+            slope = evaluate(at[i], state)
+            counts.append(versions(slope))
+            return slope
 
         ks = slopes(tableau, stage, y, h)
+        if len(counts) > 1 and [versions(k) for k in ks] != counts:
+            raise overwritten()
         # first the increment: each term on its own added to y would round it once more
         y1 = add(y, weigh_leaves(None, h, tableau.b, ks))
         yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, ks)
@@ -197,8 +206,10 @@ def _between(step: FixedStep, position: Any, interp: str, evaluate: Evaluate) ->
     p, (y,), (y1,) = position, step.y, step.y1
     if interp == "linear":
         return y + p * (y1 - y)
-    (first,) = step.slopes[0]
+    (first,), before = step.slopes[0], versions(step.slopes[0])
     (last,) = evaluate(step.end, step.y1)
+    if versions(step.slopes[0]) != before:
+        raise overwritten()
     slopes_part = (1 - p) * first - p * last
     return y + p * p * (3 - 2 * p) * (y1 - y) + step.h * p * (1 - p) * slopes_part
 

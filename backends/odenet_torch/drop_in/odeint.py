@@ -31,6 +31,7 @@ from odenet_torch.drop_in.methods import ADAPTIVE, FIXED, delegated, torchdiffeq
 from odenet_torch.drop_in.options import Spacing, control, mapped, spacing, watchers
 from odenet_torch.drop_in.recalled_function import recalled
 from odenet_torch.drop_in.recording import Recording
+from odenet_torch.drop_in.separate import Separate
 from odenet_torch.drop_in.words import named
 from odenet_torch.field.half_precision import Reads
 from odenet_torch.gradients.adjoint import refuse_transforms
@@ -82,7 +83,8 @@ def odeint(
     if delegated(method):
         _require_own(compile, method)
         more = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
-        return torchdiffeq().odeint(func, y0, t, **more)
+        own = torchdiffeq()
+        return own.odeint(Separate(flow(func, y0, t, event_fn)), y0, t, **more)
     checked, chosen = flow(func, y0, t, event_fn), mapped("options", options)
     parameters = func.parameters() if isinstance(func, nn.Module) else ()
     checked = dataclasses.replace(checked, reads=Reads.of(checked.y0.device, parameters))
@@ -143,7 +145,8 @@ def odeint_adjoint(
         mine = {"rtol": rtol, "atol": atol, "method": method, "options": options, "event_fn": event_fn}
         theirs = {"adjoint_rtol": adjoint_rtol, "adjoint_atol": adjoint_atol, "adjoint_method": adjoint_method}
         theirs |= {"adjoint_options": adjoint_options, "adjoint_params": chosen}
-        return torchdiffeq().odeint_adjoint(func, y0, t, **mine, **theirs)
+        own = torchdiffeq()
+        return own.odeint_adjoint(Separate(flow(func, y0, t, event_fn)), y0, t, **mine, **theirs)
     if back != method and options is not None and adjoint_options is None:
         raise InputError(f"options of {method}, and none of adjoint_method={back}", "adjoint_options beside options")
     options = mapped("options", options)

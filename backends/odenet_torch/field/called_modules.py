@@ -88,6 +88,8 @@ def require_same(name: str, out: Leaves, again: Leaves) -> None:
         GradientError: it did not.
     """
     for one, other in ((one.detach(), other.detach()) for one, other in zip(out, again, strict=True)):
+        if not (one.is_floating_point() or one.is_complex()):
+            one, other = one.double(), other.double()
         apart = torch.linalg.vector_norm((one - other).flatten())
         size = torch.linalg.vector_norm(one.flatten())
         if bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size):

@@ -120,6 +120,10 @@ class Memory:
             self.lends, lent = True, tuple(map(_copy, y))
             before = self.count(lent)
             slope = layout.slope(f(layout.call(lent)), y)
+        if not self.evaluated and any(k.layout is not torch.strided for k in slope):
+            raise StateError(
+                f"the field returned a slope of layout {slope[0].layout}", "dense tensors", "return slope.to_dense()"
+            )
         if not self.evaluated and any(k.device != leaf.device for k, leaf in zip(slope, y, strict=True)):
             raise StateError(
                 f"the field returned a slope on {slope[0].device} for a state on {y[0].device}",
@@ -129,13 +133,13 @@ class Memory:
         if lent is y:
             if wrote:
                 raise written()
-            if spare is not None and not self.evaluated and _wrote_unseen(slope, y, spare):
+            if spare is not None and not self.evaluated and _wrote_unseen(y, spare):
                 self.lends, slope = True, tuple(k.clone() for k in slope)
                 for leaf, value in zip(y, spare, strict=True):
                     leaf.data.copy_(value)
         elif not self.lends:
             wrote = wrote or any(a.shape != b.shape for a, b in zip(lent, y, strict=True))
-            self.lends = wrote or (not self.evaluated and _wrote_unseen(slope, lent, y))
+            self.lends = wrote or (not self.evaluated and _wrote_unseen(lent, y))
         if self.first is not None:
             self.takes = self.takes or not _addresses(slope).isdisjoint(_addresses(self.first))
             self.first = None
@@ -214,13 +218,11 @@ def _addresses(leaves: Leaves) -> set[int]:
         return set()
 
 
-def _wrote_unseen(slope: Leaves, lent: Leaves, y: Leaves) -> bool:
-    """Whether f changed the state where torch does not count it, as by NumPy: then it returned that memory."""
+def _wrote_unseen(lent: Leaves, y: Leaves) -> bool:
+    """Whether f changed the state where torch does not count it, as by NumPy or `.data`; looked at on the CPU alone."""
     if lent[0].device.type != "cpu":
         return False
     try:
-        places = {leaf.untyped_storage().data_ptr() for leaf in lent}
-        shared = any(k.untyped_storage().data_ptr() in places for k in slope)
-        return shared and not all(torch.equal(a, b) for a, b in zip(lent, y, strict=True))
-    except RuntimeError:  # tensors of torch.func have no memory
+        return not all(torch.equal(a, b) for a, b in zip(lent, y, strict=True))
+    except RuntimeError:  # tensors of torch.func have no values to compare
         return False

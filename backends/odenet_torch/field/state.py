@@ -176,7 +176,11 @@ def as_tensor(leaf: Any) -> Any:
 
 
 def _narrow(k: Tensor, kind: torch.dtype, dtype: torch.dtype) -> Tensor:
-    if torch.promote_types(k.dtype, kind) is not kind:
+    try:
+        wide = torch.promote_types(k.dtype, kind) is not kind
+    except RuntimeError:  # float8 is promoted to nothing
+        wide = True
+    if wide:
         raise DtypeError(
             f"the field returned {k.dtype} for a state of {dtype}, which would be promoted in silence",
             f"{dtype}, or what it holds",

@@ -266,7 +266,7 @@ class NeuralODE(_Solved):
             choices["compile"] = self._choices_of_compiler()
             return problem(self.field, x, steps=self.steps, **choices, **self.tolerances)
 
-        return self._solution(make).ys[0]
+        return self._solution(make).y1
 
 
 class OdeNet(_Solved):

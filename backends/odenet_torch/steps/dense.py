@@ -148,7 +148,7 @@ def times_of_any_shape(t: Any) -> Tensor:
     """
     try:
         times = torch.as_tensor(t)
-        times = times if times.is_floating_point() else torch.as_tensor(t, dtype=torch.float64)
+        times = times if times.is_floating_point() or times.is_complex() else torch.as_tensor(t, dtype=torch.float64)
         finite = bool(torch.isfinite(times).all())
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"the solution at t={shown(t)}", "a number, or an array of them") from error

@@ -198,7 +198,9 @@ class RowSteps:
         layout = self.layout
         recorded = torch.is_grad_enabled() and (transformed() or any(leaf.requires_grad for leaf in y))
         if not recorded:  # as at a y0 that needs no gradient: none comes back to it
-            return layout.evaluate(lambda y: self.field(time, y), y)
+            slope = layout.evaluate(lambda y: self.field(time, y), y)
+            layout.memory.hold(slope)
+            return slope
         gate = Gate()
         y = gate.enter(*y)
         return gate.leave(*layout.evaluate(lambda y: self.field(time, y), y))
@@ -213,9 +215,11 @@ class RowSteps:
         if mask is not None:
             t, *rest = stand_ins(mask, (t, *y, *first))
             y, first = tuple(rest[: len(y)]), tuple(rest[len(y) :])
-        tableau = self.tableau
+        tableau, memory = self.tableau, self.layout.memory
         step = trial(tableau, lambda i, at: self.slope(t + tableau.c[i] * h, at), y, h, first, weigh_rows)
         slopes = step.slopes if tableau.fsal else (*step.slopes, self.slope(t + h, step.y1))
+        memory.require_kept()
+        memory.slopes[:] = memory.slopes[-1:]
         return Trial(step.y1, step.error, slopes)
 
 
