@@ -11,6 +11,7 @@ import re
 
 import click
 import pytest
+from work_of_commands import WORK
 
 from odenet import FileError
 from odenet._jobs.cli import COMMANDS, command_named, main
@@ -34,15 +35,6 @@ OTHERS = ["--epochs", "2/1", "0/3", "processes:0", "dask:nowhere"]
 HELP = (
     "Allowed|What to do|one of|does not exist|is a (file|directory)|[Nn]o such|Missing|take |divide|lists |paths with"
 )
-WORK = {  # what would be done, where the options are accepted
-    "odenet._jobs.solve.command": ("solve_in_equal_steps", "solve_to_tolerances"),
-    "odenet._jobs.compare.command": ("complete",),
-    "odenet._jobs.benchmark.command": ("complete",),
-    "odenet._jobs.check.command": ("checks",),
-    "odenet._jobs.train.job": ("train",),
-    "odenet._jobs.train.seeds": ("train_seeds",),
-    "odenet._jobs.reproduce.command": ("reproduce",),
-}
 
 
 def calls():

@@ -108,37 +108,34 @@ def run(
             elif dict(run.images) != known:
                 raise InputError(f"the run in {out} was of other images than {images.name} now has", "the same images")
             messages.print(f"images: {images.origin}", markup=False)
-            return _completed(run, trainer, images, learnt, chosen_by, out, messages, require_same)
+            if run.test is None:
+                assert trainer is not None  # without one a whole run is told again
+                with _interruptible(out, messages):
+                    run = _finish(run, trainer, images, learnt, chosen_by, out, messages, require_same)
+            from odenet._jobs.train.curve import write_curve  # matplotlib takes a second
+
+            require_same()
+            curve = write_curve(run, out)[0]
+            messages.print(_summary(run, len(chosen_by.images)), markup=False)
+            messages.print(f"wrote {out / WEIGHTS}, {out / 'log.csv'}, {out / 'run.json'}, {curve}", markup=False)
+            return run
 
 
-def _completed(
-    run: TrainingRun,
-    trainer: Trainer | None,
-    images: ImageSet,
-    learnt: Batches,
-    chosen_by: Batches,
-    out: Path,
-    messages: Console,
-    require_same: Callable[[], None],
-) -> TrainingRun:
-    """The run to its end, with what is said of it. `require_same` is called before each write."""
-    if run.test is None:
-        assert trainer is not None  # without one a whole run is told again
-        try:
-            run = _finish(run, trainer, images, learnt, chosen_by, out, messages, require_same)
-        except KeyboardInterrupt:
-            reached = read(out)
-            whole = f"epoch {reached.epoch} is whole and" if reached and reached.epoch else "no epoch is whole, nothing"
-            messages.print(f"interrupted: {whole} kept in {out}", markup=False)
-            messages.print("go on with: the same command and --resume (in Python resume=True)", markup=False)
-            raise InterruptedRun from None
-    from odenet._jobs.train.curve import write_curve  # matplotlib takes a second
+@contextlib.contextmanager
+def _interruptible(out: Path, messages: Console) -> Iterator[None]:
+    """What is kept, and how to go on, is said of Ctrl-C within.
 
-    require_same()
-    curve = write_curve(run, out)[0]
-    messages.print(_summary(run, len(chosen_by.images)), markup=False)
-    messages.print(f"wrote {out / WEIGHTS}, {out / 'log.csv'}, {out / 'run.json'}, {curve}", markup=False)
-    return run
+    Raises:
+        InterruptedRun: in its place.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        reached = read(out)
+        whole = f"epoch {reached.epoch} is whole and" if reached and reached.epoch else "no epoch is whole, nothing"
+        messages.print(f"interrupted: {whole} kept in {out}", markup=False)
+        messages.print("go on with: the same command and --resume (in Python resume=True)", markup=False)
+        raise InterruptedRun from None
 
 
 def _earlier(plan: TrainingPlan, out: Path, resume: bool, messages: Console) -> TrainingRun | None:
@@ -206,7 +203,7 @@ def _finish(
     messages: Console,
     require_same: Callable[[], None],
 ) -> TrainingRun:
-    """All epochs that are left, then the test."""
+    """All epochs that are left, then the test. `require_same` is called before each write."""
     plan = run.plan
     if run.epoch:
         trainer.load(run.state(out, run.epoch))
