@@ -21,15 +21,16 @@ from odenet._jobs.reproduce.verdict import Verdict, below
 
 CURVES = (RESNET, RESNET_PAPER, RESNET_CORRECTED)
 LIMITS = thresholds("all-images")
-_QUICK = Recipe(images=600, test=None, epochs=2, batch=50, lr=0.1)
+_QUICK = Recipe(images=600, test=None, epochs=10, batch=50, lr=0.1)
 _REDUCED = Recipe(images=None, test=None, epochs=20, batch=128, lr=0.1)
 _PAPER = Recipe(images=None, test=None, epochs=90, batch=128, lr=0.1)
 
 
 def cells(choices: Settings) -> tuple[CurveCell, ...]:
-    """N = 2 and 4, where the paper's gradient fails in a shallow network; 2 to 16 at the paper's scale."""
+    """N = 2 and 4, where the paper's gradient fails in a shallow network; 2 to 16 at the paper's scale. In a quick run
+    backpropagation alone: in so few steps no method loses anything."""
     depths = choices.sized((2, 4), (2, 4), (2, 4, 8, 16))
-    return choices.cells(CURVES, depths, seeds=choices.sized(2, 1, 3))
+    return choices.cells(choices.sized((RESNET,), CURVES, CURVES), depths, seeds=choices.sized(2, 1, 3))
 
 
 def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
@@ -42,14 +43,17 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Whether training went far, whether the shallowest network loses accuracy, and a deeper one less."""
     error, lost = {curve: values(points, curve, ERROR) for curve in CURVES}, gaps(points, RESNET_PAPER)
-    shallow = min(lost, default=0)
+    far = below(
+        f"ResNet, backprop: the test error is under {100 * LIMITS['error']:g} %",
+        error[RESNET],
+        {n: [1.0] * len(of_seeds) for n, of_seeds in error[RESNET].items()},
+        LIMITS["error"],
+    )
+    if not lost:  # a quick run
+        return (far,)
+    shallow = min(lost)
     return (
-        below(
-            f"ResNet, backprop: the test error is under {100 * LIMITS['error']:g} %",
-            error[RESNET],
-            {n: [1.0] * len(of_seeds) for n, of_seeds in error[RESNET].items()},
-            LIMITS["error"],
-        ),
+        far,
         below(
             "ResNet, paper: the shallowest network loses accuracy",
             {n: of_seeds for n, of_seeds in error[RESNET].items() if n == shallow},
