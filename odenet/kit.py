@@ -17,7 +17,19 @@ from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import array_of_numbers, instance, real, several, takes, whole, within, yes_or_no
 from odenet._errors import shown
-from odenet._gradients.certified import BUCKETS, DOUBTFUL, Alarm, alarm, channel_axes, floor, quiet, signs
+from odenet._gradients.certified import (
+    BUCKETS,
+    DOUBTFUL,
+    SHARE,
+    Alarm,
+    Certified,
+    alarm,
+    channel_axes,
+    floor,
+    least_change,
+    quiet,
+    signs,
+)
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient, Method, Way
 from odenet._gradients.revolve import schedule
@@ -68,6 +80,7 @@ __all__ = [
     "NORM_EPSILON",
     "NORM_MOMENTUM",
     "OPTIMIZER",
+    "SHARE",
     "TREE_RULES",
     "VELOCITY",
     "WEIGHT",
@@ -77,6 +90,7 @@ __all__ = [
     "Arrays",
     "Backend",
     "BackendEntry",
+    "Certified",
     "Check",
     "Compile",
     "Cost",
@@ -138,6 +152,7 @@ __all__ = [
     "landing",
     "lazily",
     "learning",
+    "least_change",
     "made_reversible",
     "number",
     "places",

@@ -36,6 +36,7 @@ from odenet import (
     Profiles,
     Sample,
     Solution,
+    Span,
 )
 from odenet.kit import AnySolver, Arrays, Imported, Trainer, quiet, seconds, shown
 from odenet_jax.conversion.convert import unconvert
@@ -80,7 +81,7 @@ class JaxBackend(Backend):
         (value, solution), (gradients, residual) = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(
             inexact, probe
         )
-        if problem.gradient.certifies:
+        if problem.gradient.certified(adaptive=isinstance(problem.grid, Span)):
             solution.stats.residual = residual
         # JAX's gradient of a real loss by a complex number is the conjugate of the direction of steepest ascent
         gradients = jax.tree.map(jnp.conj, gradients)

@@ -78,6 +78,9 @@ class Auto(Gradient):
         """Whether what was chosen leaves a certificate."""
         return self.method is not None and self.method.certifies
 
+    def certified(self, *, adaptive: bool) -> bool:
+        return self.method is not None and self.method.certified(adaptive=adaptive)
+
     def offered(self, solver: AnySolver) -> bool:
         """Whatever is chosen is offered."""
         return self.method is None or self.method.offered(solver)

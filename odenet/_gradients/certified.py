@@ -6,8 +6,8 @@ import contextlib
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
 
 from odenet._errors import GradientWarning, UselessGradientWarning
 
@@ -17,8 +17,12 @@ USELESS = 0.5
 """A certificate above this is said in every backward pass."""
 BUCKETS = 8
 """Numbers kept of a row of y0 to know it again by: the root of their mean square difference is off by a quarter."""
+SHARE = 1e-3
+"""What a first step changes is held against this part of what it is a change of, or more."""
 
 Integers = TypeVar("Integers", bound=Any)
+Certified = Literal["states", "gradient", "first step"]
+"""What an alarm is told the size of an error of: rebuilt states, the whole gradient, or that of the first step."""
 
 _alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
 _quiet = threading.local()
@@ -43,6 +47,19 @@ def floor(width: int) -> float:
     begin: what is off there is held against the other rows.
     """
     return max(0.01, 2.0 ** (1 - width))
+
+
+def least_change(eps: float, steps: int, of: int) -> float:
+    """The least change of the costate in its first steps that an error in it is held against, in costates.
+
+    A thousandth of the costate in all steps together, or a hundred roundings, is no change that a loss would show.
+
+    Args:
+        eps: of the costate's number type.
+        steps: how many these are.
+        of: the steps of the solve.
+    """
+    return max(SHARE * steps / of, 100 * eps)
 
 
 def signs(places: Integers) -> Integers:
@@ -72,8 +89,7 @@ class Alarm:
         steps: int,
         step: int,
         layer: str = "",
-        *,
-        measured: bool = False,
+        of: Certified = "states",
     ) -> None:
         """Say it if there is something to say.
 
@@ -83,7 +99,7 @@ class Alarm:
             steps: of the solve.
             step: the one that the certificate is from; -1 is the state at t0.
             layer: the class of the layer that this step evaluates, where that is known.
-            measured: whether the number is of the gradient.
+            of: what the number is of.
         """
         if certificate <= DOUBTFUL:
             return
@@ -94,7 +110,7 @@ class Alarm:
                 return
             self._said.add(method)
         kind = UselessGradientWarning if useless else GradientWarning
-        text = (_measured if measured else _message)(certificate, method, _place(step, steps, layer))
+        text = _TEXTS[of](certificate, method, _place(step, steps, layer))
         warning = kind(text, certificate=certificate, gradient=gradient, step=step, layer=layer)
         # without a registry of what was shown: Python would show a text once for all networks
         warnings.warn_explicit(warning, kind, "odenet", 1, registry=None)
@@ -127,6 +143,25 @@ def _measured(error: float, method: str, where: str) -> str:
         f"The relative error of the gradient by {method} is about {error:.2g}, as measured on this batch (the largest "
         f"part {where}). What to do: take gradient='checkpoint', which is exact, or more bits."
     )
+
+
+def _first_step(certificate: float, method: str, where: str) -> str:
+    if certificate != certificate:
+        return _message(certificate, method, where)
+    consequence = "is useless" if certificate > USELESS else "may be off by as much"
+    return (
+        f"The certificate of {method} is {certificate:.2g} ({where}): the gradient of the first step is this far, "
+        "relatively, from the exact one of the discrete network, and the whole gradient "
+        f"{consequence}. What to do: take more steps, a solver of higher order, gradient='discrete-adjoint', or "
+        "gradient='checkpoint', which is exact. odenet.check_gradients measures the error of every method."
+    )
+
+
+_TEXTS: dict[Certified, Callable[[float, str, str], str]] = {
+    "states": _message,
+    "gradient": _measured,
+    "first step": _first_step,
+}
 
 
 def alarm(network: Any) -> Alarm | None:

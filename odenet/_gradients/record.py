@@ -50,7 +50,7 @@ class Gradient:
     notable: ClassVar[tuple[str, ...]] = ()
     """Options worth a look beside the default, as a flag spells them."""
     certifies: ClassVar[bool] = False
-    """Whether a backward pass leaves a certificate, see `Stats.certificate`."""
+    """Whether a backward pass leaves a certificate (see `Stats.certificate`), in equal steps at least."""
 
     @property
     def label(self) -> str:
@@ -65,6 +65,10 @@ class Gradient:
     def offered(self, solver: AnySolver) -> bool:
         """Whether this method can differentiate a solve by that solver."""
         return solver.family != "reversible"
+
+    def certified(self, *, adaptive: bool) -> bool:
+        """Whether a backward pass leaves a certificate, over equal steps or over those of a tolerance."""
+        return self.certifies
 
     def cost(self, solver: AnySolver, steps: int) -> Cost:
         """The closed form that the conformance tests hold the counters to."""

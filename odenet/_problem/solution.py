@@ -58,7 +58,7 @@ class Stats:
         steps: of the forward solve.
         f_evaluations: of the field in the forward solve.
         rejected: steps of an adaptive solve that were tried again with a smaller size; `steps` are those accepted.
-        residual: set by a backward pass that rebuilds states; see `certificate`.
+        residual: set by a backward pass that knows of an error; see `certificate`.
     """
 
     backend: str
@@ -83,7 +83,8 @@ class Stats:
         exact state is known (at t0, at anchors and at saved times), it is the whole error of the reconstructed state.
         Above 0.1 there is a `GradientWarning`, too. NaN where states are not finite; None before a backward pass, or
         for a gradient method that reconstructs no states. With `checkpoint:bits=8` it is the largest relative error of
-        a row of a stored state.
+        a row of a stored state; with `continuous-adjoint` in equal steps the relative error of the first step's
+        gradient, compared with the exact one of that step (`ContinuousAdjoint`).
         """
         return None if self.residual is None else float(self.residual)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from odenet._gradients.adjoints import DiscreteAdjoint
+from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
 from odenet._gradients.exact import Backprop, Checkpoint
 from odenet.doctor.examination import Examination, Examinations
 
@@ -46,6 +46,11 @@ def watched(examination: Examination) -> bool:
     return examination.gradient.estimate(0.0, 1) is not None
 
 
+def of_ode(examination: Examination) -> bool:
+    """Whether the method is the gradient of another function: of the ODE, in the place of the network."""
+    return isinstance(examination.gradient, ContinuousAdjoint)
+
+
 def extrapolates(examination: Examination) -> bool:
     """Whether the method continues increments in depth."""
     return isinstance(examination.gradient, DiscreteAdjoint) and examination.gradient.extrapolates
@@ -59,10 +64,12 @@ def smooth(record: Examinations) -> bool:
 def lasting(record: Examinations, examination: Examination) -> bool:
     """Whether the error is small for a reason, and will be seen when it no longer is.
 
-    That is: the method has a certificate, or is exact; and one that continues increments in depth has weights that
-    are smooth there.
+    That is: the method is exact, or has a certificate of the network's own gradient in all steps, where that of the
+    continuous adjoint looks at the first one; and one that continues increments in depth has weights that are smooth
+    there.
     """
-    return watched(examination) and (smooth(record) or not extrapolates(examination))
+    lasts = watched(examination) and not of_ode(examination)
+    return lasts and (smooth(record) or not extrapolates(examination))
 
 
 def contractive(record: Examinations) -> bool | None:

@@ -15,6 +15,7 @@ from odenet.doctor.recommendation import (
     iterations,
     lasting,
     missed,
+    of_ode,
     recommended,
     smooth,
     watched,
@@ -90,7 +91,9 @@ def _why(record: Examinations, best: Examination) -> str:
         state = "smooth" if smooth(record) else "not smooth"
         return f"It continues increments in depth, and the weights are {state} there: {_size(record)}."
     if not watched(best):
-        return "It is another gradient, of the ODE, and has no certificate to tell when it is off by more."
+        return "It has no certificate to tell when it is off by more."
+    if of_ode(best):
+        return "It is another gradient, of the ODE, and its certificate looks at the first step alone."
     if contractive(record) is None:
         return ""
     if contractive(record):
@@ -112,7 +115,9 @@ def _passed_over(record: Examinations, best: Examination) -> str:
         if other in within(record) and not lasting(record, other):
             why = "the weights are not smooth in depth, where it gains nothing from more layers: " + _size(record)
             if not watched(other):
-                why = "it is another gradient, and has no certificate to tell when it no longer is"
+                why = "it has no certificate to tell when it no longer is"
+            elif of_ode(other):
+                why = "it is another gradient, of the ODE, and its certificate looks at the first step alone"
             return f"{other.label} costs less and is within it now ({error(other.gradient_error)}), but {why}."
     return ""
 

@@ -217,7 +217,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
             "standing",
             "unhooked",
         },
-        {"OutputCotangents", "collect", "descend", "none_unread", "once"},
+        {"OutputCotangents", "collect", "descend", "differentiated", "none_unread", "once"},
     ),
     "drop_in/words.py": ({"named", "reason", "stopped", "stopped_back"}, set()),
     "gradients/rounded_states.py": (

@@ -139,7 +139,7 @@ def check_formulas(formulas, cost, letters):
 
 
 def letters_of(found, steps):
-    base = {"N": steps, "s": found.stages, "M": steps, "r": found.stages, "m": 1, "max": max}
+    base = {"N": steps, "s": found.stages, "M": steps, "r": found.stages, "m": 1, "d": 1, "max": max}
     return base | {"e": int(found.name in ("reversible-heun", "alf"))}
 
 

@@ -246,6 +246,12 @@ def descend(step: Callable[[Any, Any], Any], steps: int, count: int, carry: Any)
     return lax.scan(body, (jnp.int32(steps - 1), alike(carry)), None, length=count)[0][1]
 
 
+def differentiated(run: Run) -> list[Any]:
+    """What the step that `run` stands at reads, and what the field closes over: what `vjp` gives gradients of."""
+    slot = run.slot
+    return [run.weights.inexact if slot is None else (slot.start, slot.end), run.weights.closed]
+
+
 def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> tuple[Value, Callable[[Value], Any]]:
     """A piece of the step that `run` stands at, and its pullback.
 
@@ -254,7 +260,6 @@ def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> 
         step reads (see `collect`).
     """
     slot, weights = run.slot, run.weights
-    reads = weights.inexact if slot is None else (slot.start, slot.end)
 
     def call(y: Leaves, reads: Any, closed: Any) -> Value:
         if slot is None:
@@ -267,7 +272,7 @@ def vjp(run: AnyRun, evaluate: Callable[[AnyRun, Leaves], Value], y: Leaves) -> 
             )
         return evaluate(there, y)
 
-    return jax.vjp(call, y, reads, weights.closed)
+    return jax.vjp(call, y, *differentiated(run))
 
 
 def collect(run: Run, n: Any, sums: Sums, gradients: Any) -> Sums:

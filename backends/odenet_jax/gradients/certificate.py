@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from odenet import Stats
-from odenet.kit import BUCKETS, DOUBTFUL, Alarm, channel_axes, floor, signs
+from odenet.kit import BUCKETS, DOUBTFUL, Alarm, Certified, channel_axes, floor, signs
 from odenet_jax.field.state import Leaves, promoted
 
 Tree = TypeVar("Tree")
@@ -110,7 +110,14 @@ def _sketched(leaf: Array, axis: int) -> Array:
     return rows.reshape(*rows.shape[:-1], -1, BUCKETS).sum(-2)
 
 
-def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+def certify(
+    stats: Stats,
+    alarm: Alarm | None,
+    steps: Any,
+    worst: Worst,
+    gradients: tuple[Any, ...],
+    of: Certified = "states",
+) -> tuple[Any, ...]:
     """What a backward pass found, which says it when it is there if the worst error is large.
 
     Said by the host while the program runs; not by a program that `jax.export` made, which has no host to call.
@@ -121,13 +128,14 @@ def certify(stats: Stats, alarm: Alarm | None, steps: Any, worst: Worst, gradien
         steps: of the backward pass.
         worst: of the errors that the backward pass came to know of.
         gradients: the gradients of the state at t0, of weights, others if there are any, and the residual.
+        of: what the errors are of.
     """
     if alarm is None:
         return gradients
     g, sums, *others, residual = gradients
     error, n, steps = (lax.stop_gradient(leaf) for leaf in (*worst, jnp.asarray(steps, jnp.int32)))
     # by way of a number that gradients need: a call that gives nothing is taken for one that does nothing
-    zero = _certificate_p.bind(error, n, steps, tell=functools.partial(_tell, alarm, stats.gradient, stats.solver))
+    zero = _certificate_p.bind(error, n, steps, tell=functools.partial(_tell, alarm, stats.gradient, stats.solver, of))
     leaves, structure = jax.tree.flatten(sums)
     small = min(range(len(leaves)), key=lambda i: leaves[i].size, default=None)
     if small is not None:
@@ -140,8 +148,8 @@ def tied(zero: Array, tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
 
 
-def _tell(alarm: Alarm, gradient: str, solver: str, error: Any, n: Any, steps: Any) -> None:
-    alarm.tell(float(error), gradient, solver, int(steps), int(n))
+def _tell(alarm: Alarm, gradient: str, solver: str, of: Certified, error: Any, n: Any, steps: Any) -> None:
+    alarm.tell(float(error), gradient, solver, int(steps), int(n), of=of)
 
 
 _certificate_p = Primitive("odenet_certificate")

@@ -14,11 +14,22 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import ContinuousAdjoint, Problem, Span, Stats
-from odenet.kit import AnySolver, add, combine, hermite, increment, positions
+from odenet.kit import Alarm, AnySolver, add, alarm, combine, hermite, increment, positions
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import BackwardPass
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
-from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp
+from odenet_jax.gradients.adjoint import (
+    Adjoint,
+    OutputCotangents,
+    SavedStates,
+    Sums,
+    collect,
+    descend,
+    none_unread,
+    vjp,
+)
+from odenet_jax.gradients.certificate import certify
+from odenet_jax.gradients.first_step import FirstStep
 from odenet_jax.steps.fixed import Run, Solve, read
 
 Between = Callable[[float, Leaves], Leaves]
@@ -28,8 +39,8 @@ Between = Callable[[float, Leaves], Leaves]
 class Costate(Adjoint):
     """The augmented system (y, a), backward from t1, by a solver and a step count of its own."""
 
-    def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats) -> None:
-        super().__init__(stats)
+    def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats, alarm: Alarm | None) -> None:
+        super().__init__(stats, alarm)
         self.method = method
         self.solver = solver
 
@@ -44,19 +55,33 @@ class Costate(Adjoint):
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         meeting = OutputCotangents(run.grid, gradients.gradients, steps)
 
+        first = FirstStep(run, self.method)
+
         def step(n: Any, carry: Any) -> Any:
-            y, a, sums = carry
+            y, a, sums, changes = carry
             here, start, between = backward.at(n), None, None
             if self.method.interpolate:
                 start = read(saved.states, n)
                 between = self.between(here, n, start, y)
-            before, a, sums = self.step(here, n, y, a, sums, between)
+            d, by_reads = self.step(here, n, y, a, between)
+            before, change, sums = add(y, d[: len(y)]), d[len(y) :], collect(here, n, sums, by_reads)
+            if changes is not None:
+                changes = jax.tree.map(jnp.add, changes, (change, by_reads))
             # from a state that was kept y goes on, and not from what was integrated back, whose error grows on the way
-            return start or meeting.known(n, saved.ys, before), meeting.join(n, a), sums
+            y = start or meeting.known(n, saved.ys, before)
+            return y, meeting.join(n, add(a, change)), sums, changes
 
         (y,) = saved.end
-        _, a, sums = descend(step, steps, steps, (y, meeting.end(), sums))
-        return a, sums, jnp.zeros((), run.layout.time), None
+        # the last steps apart, so that no other one carries what is compared
+        y, a, sums, _ = descend(step, steps, steps - first.back, (y, meeting.end(), sums, None))
+        arrived = a
+        y, a, sums, changes = descend(step, first.back, first.back, (y, a, sums, first.none(y)))
+        residual = first.certificate(y, arrived, changes).astype(run.layout.time)
+        return a, sums, residual, (run.grid.steps, (none_unread(run, residual), jnp.int32(0)))
+
+    def settled(self, gradients: Any, trouble: Any) -> Any:
+        steps, worst = trouble
+        return certify(self.stats, self.alarm, steps, worst, gradients, "first step")
 
     def between(self, run: Run, n: Any, start: Leaves, end: Leaves) -> Between:
         """y within step n of the forward solve: the kept states, and the cubic Hermite interpolant between them."""
@@ -71,10 +96,11 @@ class Costate(Adjoint):
         return at
 
     @staticmethod
-    def step(
-        run: Run, n: Any, y: Leaves, a: Leaves, sums: Sums, between: Between | None
-    ) -> tuple[Leaves, Leaves, Sums]:
-        """From the end of step n to its start. The quadrature touches only the layers that step n reads."""
+    def step(run: Run, n: Any, y: Leaves, a: Leaves, between: Between | None) -> tuple[Leaves, Any]:
+        """How y and a change from the end of step n to its start, and the gradients of what it reads.
+
+        The quadrature touches only the layers that step n reads.
+        """
         tableau, size, count = run.solver.increments, run.grid.h, len(y)
         places = positions(tableau, reverse=True)
         ends: list[Leaves] = []  # the slope at the end of the step, which the first stage evaluates
@@ -89,15 +115,14 @@ class Costate(Adjoint):
             ends.append(slope)
             return (*slope, *(-p for p in part))
 
-        both = add((*y, *a), increment(tableau, stage, (*y, *a), -size))
-        integral = jax.tree.map(lambda *terms: sum(terms), *quadrature)
-        return both[:count], both[count:], collect(run, n, sums, integral)
+        d = increment(tableau, stage, (*y, *a), -size)
+        return d, jax.tree.map(lambda *terms: sum(terms), *quadrature)
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
     """A solve in equal steps whose gradient is by the continuous adjoint."""
     assert isinstance(problem.gradient, ContinuousAdjoint)
-    return Costate(problem.gradient, problem.solver, stats).solve
+    return Costate(problem.gradient, problem.solver, stats, alarm(problem.field)).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> BackwardPass:

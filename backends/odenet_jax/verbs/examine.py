@@ -172,8 +172,9 @@ def _part(
     name: str, module: Any, changed: Any, probe: tuple[float, float], calls: int, weights: Mapping[str, Array]
 ) -> Part:
     residual, solves = probe
-    certificate = residual / solves if changed.gradient.certifies and solves else None
     kind, steps, layers = _layers(name, module, weights)
+    certified = solves and changed.gradient.certified(adaptive=steps is None)
+    certificate = residual / solves if certified else None
     return Part(name, changed.solver, steps, kind, layers, certificate, calls)
 
 

@@ -115,7 +115,7 @@ class MeasuredError:
             self._measure(layers)
         if self.error is not None and alarm is not None:
             step, count, name = self.worst
-            alarm.tell(self.error, gradient, "euler", count, step, name, measured=True)
+            alarm.tell(self.error, gradient, "euler", count, step, name, "gradient")
 
     def _measure(self, layers: list[LayerErrors]) -> None:
         names = ("by_state", "by_weights", "weights", "state")

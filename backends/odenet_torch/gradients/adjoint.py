@@ -60,6 +60,10 @@ class Adjoint(ABC):
         """Whether an adaptive solve is to keep the state before its step n."""
         return False
 
+    def by_layers(self, run: Run) -> bool:
+        """Whether a backward step evaluates the step of the forward pass that it goes back over, and no other one."""
+        return True
+
     def again_from(self, first: int) -> int:
         """The lowest step that is evaluated while the backward pass goes down to step `first`."""
         return first
@@ -127,7 +131,7 @@ class Adjoint(ABC):
             tensors = (*run.field.explicit(n, run.grid.steps), *run.field.read(n, run.grid.steps))
             return (run.field.home(tensor)[0] for tensor in tensors)
 
-        top, *lower = stages(self.back, run.grid.steps, reads, every)
+        top, *lower = stages(self.back if self.by_layers(run) else None, run.grid.steps, reads, every)
         if not lower:
             return _FixedStepSolve.apply(run, self, len(y0), None, *y0, *every)
         course = StageChain(y0, every, top.first)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from odenet import Stats
-from odenet.kit import BUCKETS, Alarm, channel_axes, floor, signs, subtract
+from odenet.kit import BUCKETS, Alarm, Certified, channel_axes, floor, signs, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.jumps import jumps
 from odenet_torch.steps.fixed import Run
@@ -202,7 +202,7 @@ _SMALL = 1 << 14
 """Entries of such a state. What is larger is bound by arithmetic, and its norms would take memory."""
 
 
-def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors) -> Tensor:
+def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors, of: Certified = "states") -> Tensor:
     """Leave the largest error that a backward pass came to know of in the stats, and say it if it is large.
 
     Nothing waits for a CUDA device here: what is still being worked out there is said when a later backward pass, or
@@ -212,13 +212,14 @@ def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors) -> Tensor:
         stats: of the solve.
         alarm: of the network; None where nothing is to be said.
         errors: of the backward pass.
+        of: what these are of.
     """
     for report in [*_waiting]:
         report.settle()
     pair = errors.worst()
     stats.residual = pair[0]
     if alarm is not None:
-        _ErrorReport(alarm, stats, errors.run, pair).settle()
+        _ErrorReport(alarm, stats, errors.run, pair, of).settle()
     return pair[0]
 
 
@@ -234,6 +235,7 @@ class _ErrorReport:
     stats: Stats
     run: Run
     pair: Tensor
+    of: Certified
     done: Any = None
 
     def settle(self, *, wait: bool = False) -> None:
@@ -258,7 +260,7 @@ class _ErrorReport:
         step, count = int(n), self.run.grid.steps
         names = () if step < 0 else self.run.field.modules(step, 0.0, count)
         layer = names[0][0] if names else ""
-        self.alarm.tell(value, self.stats.gradient, self.stats.solver, count, step, layer)
+        self.alarm.tell(value, self.stats.gradient, self.stats.solver, count, step, layer, self.of)
 
 
 @atexit.register

@@ -21,6 +21,8 @@ from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, standing, vjp, zeros
+from odenet_torch.gradients.certificate import StepErrors, certify
+from odenet_torch.gradients.first_step import FirstStep
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import AcceptedField
@@ -47,6 +49,9 @@ class Costate(Adjoint):
     def keeps(self, run: Run) -> Iterable[int]:
         return range(run.grid.steps + 1) if self.method.interpolate else (*run.grid.kept, run.grid.steps)
 
+    def by_layers(self, run: Run) -> bool:
+        return self.method.segment(run.grid.steps) == (1, 1)
+
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
@@ -56,13 +61,23 @@ class Costate(Adjoint):
         a: AnyLeaves = gradients.get(forward) or zeros(y)
         # where a state was kept, y goes on from it, and not from what was integrated back, whose error grows on the
         # way; the costate takes up there what the loss reads of that state
+        errors, last = StepErrors(run), self.method.segment(forward)[1]
+        first: FirstStep | None = None
         for n in reversed(range(steps)):
+            if n == last - 1:
+                first = FirstStep(run, self.method, sums, a)
             between = self.between(backward, n, saved.states) if self.method.interpolate else None
-            y, a = self.step(backward, n, y, a, sums, between)
+            d = self.step(backward, n, y, a, first or sums, between)
+            y, a = add(y, d[: len(y)]), add(a, d[len(y) :])
+            if first is not None:
+                first.changed(d[len(y) :])
             if n in meets:
                 y = saved.states.get(meets[n], y)
                 a = add(a, gradients[meets[n]]) if meets[n] in gradients else a
             yield n * forward // steps
+        assert first is not None
+        errors.add(first.certificate(y), 0)
+        certify(self.stats, self.alarm, errors, "first step")
         return a
 
     def between(self, run: Run, n: int, states: dict[int, Leaves]) -> Between:
@@ -78,10 +93,9 @@ class Costate(Adjoint):
         return at
 
     @staticmethod
-    def step(
-        run: Run, n: int, y: Leaves, a: AnyLeaves, sums: Sums, between: Between | None
-    ) -> tuple[Leaves, AnyLeaves]:
-        """From the end of step n to its start. The quadrature touches only the layers that step n reads."""
+    def step(run: Run, n: int, y: Leaves, a: AnyLeaves, sums: Sums | FirstStep, between: Between | None) -> AnyLeaves:
+        """How y and a change from the end of step n to its start. The quadrature touches only the layers that step n
+        reads."""
         tableau, size, count = run.solver.increments, run.grid.size(n), len(y)
         places = positions(tableau, reverse=True)
         ends: list[Leaves] = []  # the slope at the end of the step, which the first stage evaluates
@@ -101,8 +115,7 @@ class Costate(Adjoint):
             ends.append(tuple(k.detach() for k in slope))
             return (*ends[-1], *(-p for p in part))
 
-        both = add((*y, *a), increment(tableau, stage, (*y, *a), -size, plus))
-        return both[:count], both[count:]
+        return increment(tableau, stage, (*y, *a), -size, plus)
 
 
 class AdaptiveCostate(Costate):

@@ -42,12 +42,12 @@ class Stage:
 
 
 def stages(
-    back: Callable[..., Any], steps: int, read: Callable[[int], Iterable[Tensor]], every: Weights
+    back: Callable[..., Any] | None, steps: int, read: Callable[[int], Iterable[Tensor]], every: Weights
 ) -> list[Stage]:
     """Those of a backward pass, the first to run first.
 
     Args:
-        back: the backward pass; one that is no generator is one stage.
+        back: the backward pass; one that is no generator, or None, is one stage.
         steps: how many.
         read: the tensors that a step reads and that a gradient goes to.
         every: all of these, once each.

@@ -1,0 +1,105 @@
+"""How far the continuous adjoint is off: what it adds over the first step, beside the exact VJP of that step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import ContinuousAdjoint
+from odenet.kit import SHARE, add, least_change, subtract
+from odenet.kit import Leaves as AnyLeaves
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.state import Leaves
+from odenet_torch.gradients.adjoint import mark, read, standing, vjp
+from odenet_torch.gradients.sums import Sums
+from odenet_torch.steps.fixed import Run
+
+_Parts = dict[Any, Tensor]
+"""Gradients of weights, by place (`Sums.place`)."""
+
+
+class FirstStep:
+    """The comparison over the steps up to the first time after t0 that the forward and the backward grid have.
+
+    It stands for `Sums` while the backward pass goes back over these, and sees what is added.
+
+    Args:
+        run: the forward solve.
+        method: the continuous adjoint.
+        sums: of the backward pass.
+        a: the costate at the end of these steps.
+    """
+
+    def __init__(self, run: Run, method: ContinuousAdjoint, sums: Sums, a: AnyLeaves) -> None:
+        self.run, self.sums, self.a = run, sums, a
+        self.steps, _ = method.segment(run.grid.steps)
+        self.change: AnyLeaves | None = None
+        self.by_weights: _Parts = {}
+
+    def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0) -> None:
+        """See `Sums.add`."""
+        self.sums.add(tensors, gradients, factor)
+        self._collect(self.by_weights, tensors, gradients, factor)
+
+    def changed(self, change: AnyLeaves) -> None:
+        """The costate has changed by so much, in a backward step."""
+        self.change = change if self.change is None else add(self.change, change)
+
+    def certificate(self, y: Leaves) -> Tensor:
+        """The relative error of the gradient over these steps, a scalar on the device.
+
+        Args:
+            y: the state at t0, as far as the backward pass knows it.
+        """
+        run, states, g = self.run, [y], self.a
+        for n in range(self.steps - 1):
+            states.append(run.after(n, states[-1]))
+        by_weights: _Parts = {}
+        exact: AnyLeaves | None = None
+        for n in reversed(range(self.steps)):
+            since = mark(run)
+            at, explicit, stand = standing(run, n, states.pop())
+            with torch.enable_grad():
+                d = run.increment(n, at, stand=stand)
+            part, tensors, gradients = vjp(read(run, n), n, d, at, explicit, stand, g, since)
+            self._collect(by_weights, tensors, gradients)
+            g, exact = add(g, part), part if exact is None else add(exact, part)
+        assert exact is not None
+        assert self.change is not None
+        eps = max([torch.finfo(leaf.dtype).eps for leaf in self.a], default=0.0)
+        least = least_change(eps, self.steps, run.grid.steps) * self._size(self.a)
+        of_state = _ratio(self._size(subtract(exact, self.change)), self._size(exact), least)
+        off = [_difference(by_weights.get(key), self.by_weights.get(key)) for key in by_weights | self.by_weights]
+        least = SHARE * self._size(self.by_weights.values())
+        return torch.maximum(of_state, _ratio(self._size(off), self._size(by_weights.values()), least))
+
+    def _collect(
+        self, parts: _Parts, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0
+    ) -> None:
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            if gradient is not None:
+                part = factor * (gradient.float() if gradient.dtype in HALF else gradient)
+                place = self.sums.place(tensor)
+                parts[place] = parts[place] + part if place in parts else part
+
+    def _size(self, leaves: Iterable[Tensor]) -> Tensor:
+        """The norm of all leaves together."""
+        layout = self.run.layout
+        dense = (leaf.coalesce().values() if leaf.is_sparse else leaf for leaf in leaves)
+        norms = [torch.linalg.vector_norm(leaf).to(layout.device, layout.time) for leaf in dense]
+        zero = torch.zeros((), dtype=layout.time, device=layout.device)
+        return torch.linalg.vector_norm(torch.stack([zero, *norms]))
+
+
+def _difference(one: Tensor | None, other: Tensor | None) -> Tensor:
+    difference = one if other is None else -other if one is None else one - other
+    assert difference is not None
+    return difference
+
+
+def _ratio(off: Tensor, size: Tensor, least: Tensor) -> Tensor:
+    """How large an error is beside what it is of, or beside the least that counts."""
+    return off / torch.maximum(size, least).clamp_min(torch.finfo(off.dtype).tiny)
