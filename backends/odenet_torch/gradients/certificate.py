@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.functional import pad
 
 from odenet import Stats
@@ -216,11 +217,21 @@ def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors, of: Certified
     """
     for report in [*_waiting]:
         report.settle()
-    pair = errors.worst()
+    pair = _of_all_cotangents(errors.worst())
     stats.residual = pair[0]
     if alarm is not None:
         _ErrorReport(alarm, stats, errors.run, pair, of).settle()
     return pair[0]
+
+
+def _of_all_cotangents(pair: Tensor) -> Tensor:
+    """The worst of a batch of cotangents, where `torch.autograd.grad(..., is_grads_batched=True)` has one."""
+    if not _functorch.is_legacy_batchedtensor(pair):
+        return pair
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    pairs = torch._remove_batch_dim(pair, level, 1, 0)  # pyright: ignore[reportPrivateImportUsage]
+    return pairs[pairs[:, 0].argmax()]  # NaN, where there is one
 
 
 _waiting: list[_ErrorReport] = []
