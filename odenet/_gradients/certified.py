@@ -19,6 +19,10 @@ BUCKETS = 8
 """Numbers kept of a row of y0 to know it again by: the root of their mean square difference is off by a quarter."""
 SHARE = 1e-3
 """What a first step changes is held against this part of what it is a change of, or more."""
+DRIFT = 1 / 3
+"""How far a gradient is off beside how far y(t0), as integrated back, is: the state of no other step is off by more."""
+SMALL = 0.1
+"""The least size of y(t0), in sizes of y(t1), that its error is held against: a solve may begin at zero."""
 
 Integers = TypeVar("Integers", bound=Any)
 Certified = Literal["states", "gradient", "first step"]
@@ -149,9 +153,11 @@ def _first_step(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
     consequence = "is useless" if certificate > USELESS else "may be off by as much"
+    subject = "the gradient of the first step is this far, relatively, from the exact one of the discrete network"
+    if where.startswith(_AT_START):
+        subject = f"as integrated back, it is off by {certificate / DRIFT:.2g}, relatively"
     return (
-        f"The certificate of {method} is {certificate:.2g} ({where}): the gradient of the first step is this far, "
-        "relatively, from the exact one of the discrete network, and the whole gradient "
+        f"The certificate of {method} is {certificate:.2g} ({where}): {subject}, and the whole gradient "
         f"{consequence}. What to do: take more steps, a solver of higher order, gradient='discrete-adjoint', or "
         "gradient='checkpoint', which is exact. odenet.check_gradients measures the error of every method."
     )

@@ -262,7 +262,7 @@ def test_a_step_that_cannot_be_undone_is_an_error(compiled):
         jax.block_until_ready(jax.vmap(lambda y0: jax.grad(scalar)(y0, 1e-6))(many))
 
 
-@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "continuous-adjoint"])
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
 def test_the_probe_is_nothing_to_methods_that_rebuild_nothing(gradient):
     def scalar(probe):
         return jnp.sum(solve(field, start(), stacked(), gradient=gradient, probe=probe).y1)

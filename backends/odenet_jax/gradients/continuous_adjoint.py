@@ -28,7 +28,7 @@ from odenet_jax.gradients.adjoint import (
     none_unread,
     vjp,
 )
-from odenet_jax.gradients.certificate import certify
+from odenet_jax.gradients.certificate import Sketch, certify, worse
 from odenet_jax.gradients.first_step import FirstStep
 from odenet_jax.steps.fixed import Run, Solve, read
 
@@ -43,6 +43,9 @@ class Costate(Adjoint):
         super().__init__(stats, alarm)
         self.method = method
         self.solver = solver
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        return None if self.method.interpolate else Sketch(y0)
 
     def keeps(self, run: Run) -> Sequence[int]:
         return range(run.grid.steps) if self.method.interpolate else ()
@@ -76,8 +79,11 @@ class Costate(Adjoint):
         y, a, sums, _ = descend(step, steps, steps - first.back, (y, meeting.end(), sums, None))
         arrived = a
         y, a, sums, changes = descend(step, first.back, first.back, (y, a, sums, first.none(y)))
-        residual = first.certificate(y, arrived, changes).astype(run.layout.time)
-        return a, sums, residual, (run.grid.steps, (none_unread(run, residual), jnp.int32(0)))
+        worst = first.certificate(y, arrived, changes), jnp.int32(0)
+        if saved.sketch is not None:
+            worst = worse(worst, first.drift(saved.sketch, y, saved.end[0], arrived), -1)
+        residual, n = worst
+        return a, sums, residual, (run.grid.steps, (none_unread(run, residual), n))
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
         steps, worst = trouble

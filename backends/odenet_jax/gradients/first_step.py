@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from odenet import ContinuousAdjoint
-from odenet.kit import SHARE, add, least_change, subtract
+from odenet.kit import DRIFT, SHARE, SMALL, add, least_change, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.adjoint import descend, differentiated, vjp, zeros
+from odenet_jax.gradients.certificate import Sketch
 from odenet_jax.steps.fixed import Run, read
 
 Changes = tuple[Leaves, Any]
@@ -56,6 +57,21 @@ class FirstStep:
         of_weights = _ratio(self._size(off), self._size(exact_by_reads), SHARE * self._size(by_reads))
         return jnp.maximum(of_state, of_weights)
 
+    def drift(self, start: Sketch, y: Leaves, end: Leaves, a: Leaves) -> Array:
+        """What the drift of the state says of the gradient, a scalar.
+
+        From a state that has drifted, the first step has another gradient, which the comparison there does not see.
+
+        Args:
+            start: of the state at t0.
+            y: the same, integrated back.
+            end: the state at t1.
+            a: the costate at the end of these steps.
+        """
+        off = self._size(subtract(Sketch(y).rows, start.rows))
+        share = DRIFT * _ratio(off, self._size(start.rows), SMALL * self._size(Sketch(end).rows))
+        return jnp.where(self._size(a) == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
+
     def _exact(self, y: Leaves, a: Leaves) -> Changes:
         """By the VJPs of the network's steps, from y at t0."""
         run, first = self.run, tuple(leaf[None] for leaf in y)
@@ -77,10 +93,14 @@ class FirstStep:
         return descend(back, self.steps, self.steps, (a, *self.none(y)))[1:]
 
     def _size(self, tree: Any) -> Array:
-        """The norm of all leaves together."""
+        """The norm of all leaves together, in units of the largest number: squares of small ones vanish in float32."""
         kind = self.run.layout.time
-        squares = [jnp.sum(jnp.square(jnp.abs(leaf).astype(kind))) for leaf in jax.tree.leaves(tree)]
-        return jnp.sqrt(sum(squares, jnp.zeros((), kind)))
+        sizes = [jnp.abs(leaf).astype(kind) for leaf in jax.tree.leaves(tree) if leaf.size]
+        if not sizes:
+            return jnp.zeros((), kind)
+        largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in sizes]))
+        unit = jnp.where(largest > 0, largest, jnp.ones((), kind))
+        return unit * jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf / unit)) for leaf in sizes])))
 
 
 def _ratio(off: Array, size: Array, least: Array) -> Array:

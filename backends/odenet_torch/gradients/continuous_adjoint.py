@@ -21,7 +21,7 @@ from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, standing, vjp, zeros
-from odenet_torch.gradients.certificate import StepErrors, certify
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify
 from odenet_torch.gradients.first_step import FirstStep
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
@@ -48,6 +48,9 @@ class Costate(Adjoint):
 
     def keeps(self, run: Run) -> Iterable[int]:
         return range(run.grid.steps + 1) if self.method.interpolate else (*run.grid.kept, run.grid.steps)
+
+    def sketch(self, y0: Leaves) -> Sketch | None:
+        return Sketch(y0)
 
     def by_layers(self, run: Run) -> bool:
         return self.method.segment(run.grid.steps) == (1, 1)
@@ -77,6 +80,8 @@ class Costate(Adjoint):
             yield n * forward // steps
         assert first is not None
         errors.add(first.certificate(y), 0)
+        if saved.sketch is not None:
+            errors.add(first.drift(saved.sketch, y, saved.states[forward]), -1)
         certify(self.stats, self.alarm, errors, "first step")
         return a
 
@@ -125,6 +130,10 @@ class AdaptiveCostate(Costate):
     """
 
     reads_outputs = True
+
+    def sketch(self, y0: Leaves) -> None:
+        """Tolerances bound the error."""
+
     proposed: float | None = None
 
     def back_accepted(

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint
-from odenet.kit import SHARE, add, least_change, subtract
+from odenet.kit import DRIFT, SHARE, SMALL, add, least_change, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import mark, read, standing, vjp
+from odenet_torch.gradients.certificate import Sketch
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run
 
@@ -76,6 +77,21 @@ class FirstStep:
         least = SHARE * self._size(self.by_weights.values())
         return torch.maximum(of_state, _ratio(self._size(off), self._size(by_weights.values()), least))
 
+    def drift(self, start: Sketch, y: Leaves, end: Leaves) -> Tensor:
+        """What the drift of the state says of the gradient, a scalar.
+
+        From a state that has drifted, the first step has another gradient, which the comparison there does not see.
+
+        Args:
+            start: of the state at t0.
+            y: the same, integrated back.
+            end: the state at t1.
+        """
+        exact, rebuilt, last = ([rows for rows, _ in sketch.rows] for sketch in (start, Sketch(y), Sketch(end)))
+        off = self._size([one - other for one, other in zip(rebuilt, exact, strict=True)])
+        share = DRIFT * _ratio(off, self._size(exact), SMALL * self._size(last))
+        return torch.where(self._size(self.a) == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
+
     def _collect(
         self, parts: _Parts, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0
     ) -> None:
@@ -86,12 +102,17 @@ class FirstStep:
                 parts[place] = parts[place] + part if place in parts else part
 
     def _size(self, leaves: Iterable[Tensor]) -> Tensor:
-        """The norm of all leaves together."""
-        layout = self.run.layout
-        dense = (leaf.coalesce().values() if leaf.is_sparse else leaf for leaf in leaves)
-        norms = [torch.linalg.vector_norm(leaf).to(layout.device, layout.time) for leaf in dense]
-        zero = torch.zeros((), dtype=layout.time, device=layout.device)
-        return torch.linalg.vector_norm(torch.stack([zero, *norms]))
+        """The norm of all leaves together, in float64 where that is: squares of small numbers vanish in float32."""
+        device = self.run.layout.device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        norms = [torch.linalg.vector_norm(_numbers(leaf), dtype=kind).to(device) for leaf in leaves]
+        return torch.linalg.vector_norm(torch.stack([torch.zeros((), dtype=kind, device=device), *norms]))
+
+
+def _numbers(leaf: Tensor) -> Tensor:
+    """The real numbers that it consists of."""
+    leaf = leaf.coalesce().values() if leaf.is_sparse else leaf
+    return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
 
 
 def _difference(one: Tensor | None, other: Tensor | None) -> Tensor:
