@@ -22,7 +22,7 @@ from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, standing, vjp, zeros
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify
-from odenet_torch.gradients.first_step import FirstStep
+from odenet_torch.gradients.first_step import FirstStep, kinds
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import AcceptedField
@@ -65,10 +65,11 @@ class Costate(Adjoint):
         # where a state was kept, y goes on from it, and not from what was integrated back, whose error grows on the
         # way; the costate takes up there what the loss reads of that state
         errors, last = StepErrors(run), self.method.segment(forward)[1]
+        begins = range(kinds(run)) if self.by_layers(run) else (last - 1,)
         first: FirstStep | None = None
         for n in reversed(range(steps)):
-            if n == last - 1:
-                first = FirstStep(run, self.method, sums, a)
+            if n in begins:
+                first = FirstStep(run, self.method, sums, a, n if self.by_layers(run) else 0)
             between = self.between(backward, n, saved.states) if self.method.interpolate else None
             d = self.step(backward, n, y, a, first or sums, between)
             y, a = add(y, d[: len(y)]), add(a, d[len(y) :])
@@ -77,9 +78,10 @@ class Costate(Adjoint):
             if n in meets:
                 y = saved.states.get(meets[n], y)
                 a = add(a, gradients[meets[n]]) if meets[n] in gradients else a
+            if first is not None and n <= first.first:
+                errors.add(first.certificate(y), n)
             yield n * forward // steps
         assert first is not None
-        errors.add(first.certificate(y), 0)
         if saved.sketch is not None:
             errors.add(first.drift(saved.sketch, y, saved.states[forward]), -1)
         certify(self.stats, self.alarm, errors, "first step")

@@ -32,10 +32,11 @@ class FirstStep:
         method: the continuous adjoint.
         sums: of the backward pass.
         a: the costate at the end of these steps.
+        first: the first of them; not 0 where the first ones of several kinds are compared (see `kinds`).
     """
 
-    def __init__(self, run: Run, method: ContinuousAdjoint, sums: Sums, a: AnyLeaves) -> None:
-        self.run, self.sums, self.a = run, sums, a
+    def __init__(self, run: Run, method: ContinuousAdjoint, sums: Sums, a: AnyLeaves, first: int = 0) -> None:
+        self.run, self.sums, self.a, self.first = run, sums, a, first
         self.steps, _ = method.segment(run.grid.steps)
         self.change: AnyLeaves | None = None
         self.by_weights: _Parts = {}
@@ -53,14 +54,15 @@ class FirstStep:
         """The relative error of the gradient over these steps, a scalar on the device.
 
         Args:
-            y: the state at t0, as far as the backward pass knows it.
+            y: the state at their start, as far as the backward pass knows it.
         """
         run, states, g = self.run, [y], self.a
-        for n in range(self.steps - 1):
+        steps = range(self.first, self.first + self.steps)
+        for n in steps[:-1]:
             states.append(run.after(n, states[-1]))
         by_weights: _Parts = {}
         exact: AnyLeaves | None = None
-        for n in reversed(range(self.steps)):
+        for n in reversed(steps):
             since = mark(run)
             at, explicit, stand = standing(run, n, states.pop())
             with torch.enable_grad():
@@ -113,6 +115,23 @@ def _numbers(leaf: Tensor) -> Tensor:
     """The real numbers that it consists of."""
     leaf = leaf.coalesce().values() if leaf.is_sparse else leaf
     return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
+
+
+def kinds(run: Run) -> int:
+    """How many steps there are from the first one to the next with weights of the same shapes, `_MOST` at most.
+
+    The attention of a transformer's first layer tells little about its perceptron: each is a step of its own.
+    """
+    steps = run.grid.steps
+
+    def shapes(n: int) -> list[torch.Size]:
+        return [tensor.shape for tensor in (*run.field.explicit(n, steps), *run.field.read(n, steps))]
+
+    return next((n for n in range(1, min(steps, _MOST)) if shapes(n) == shapes(0)), min(steps, _MOST))
+
+
+_MOST = 4
+"""Steps of several kinds that are compared."""
 
 
 def _difference(one: Tensor | None, other: Tensor | None) -> Tensor:
