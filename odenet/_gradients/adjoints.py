@@ -156,13 +156,14 @@ class ContinuousAdjoint(Gradient):
 
     With equal steps its certificate (`Stats.certificate`) says how far: at the end of the backward pass, what it added
     over the first step is compared with the exact VJP of that step of the network, at the rebuilt y[0] and with the
-    costate that arrives at the end of the step. The certificate is the relative difference of the change of the costate
-    or of the gradient of the weights, or a third of the relative error of the rebuilt y[0] (a few sums of its rows are
-    kept to know it by), whichever is largest. That takes one VJP of a step more, and keeps no state. Where
-    the backward pass has a step count of its own, the comparison is over the first `segment`, whose ends both grids
-    have: from t0 to t1 if the counts have no common divisor, which costs as much as checkpointing the whole solve,
-    and keeps as many states as the segment has steps while it runs. Adaptive solves have no certificate:
-    there rtol and atol bound the error.
+    costate that arrives at the end of the step. The certificate is the relative difference of the change of the
+    costate or of the gradient of the weights, or a third of the relative error of the rebuilt y[0] (a few sums of its
+    rows are kept to know it by), whichever is largest. That takes one VJP of a step more, and keeps no state; in
+    torch, where blocks of several kinds alternate, one for the first step of each kind, up to four. Where the
+    backward pass has a step count of its own, the comparison is over the first `segment`, whose ends both grids have:
+    from t0 to t1 if the counts have no common divisor, which costs as much as checkpointing the whole solve, and
+    keeps as many states as the segment has steps while it runs. Adaptive solves have no certificate: there rtol and
+    atol bound the error.
 
     Args:
         solver: of the backward solve, a Runge-Kutta method; None takes that of the forward solve.
