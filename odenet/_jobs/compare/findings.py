@@ -111,8 +111,8 @@ def _certificate(rows: Iterable[MeasuredGradient]) -> list[str]:
     if not ratios:
         return []
     return [
-        "known without a reference. It is not a bound, but measures the error of a method's reconstructed states, or of "
-        "the gradient of its first step: here the gradient error was "
+        "known without a reference. It is not a bound, but measures the error of a method's reconstructed states, or "
+        "of the gradient of its first step: here the gradient error was "
         f"{min(ratios):.3g} to {max(ratios):.3g} times the certificate."
     ]
 
