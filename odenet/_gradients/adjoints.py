@@ -160,10 +160,9 @@ class ContinuousAdjoint(Gradient):
     costate or of the gradient of the weights, or a third of the relative error of the rebuilt y[0] (a few sums of its
     rows are kept to know it by), whichever is largest. That takes one VJP of a step more, and keeps no state; in
     torch, where blocks of several kinds alternate, one for the first step of each kind, up to four. Where the
-    backward pass has a step count of its own, the comparison is over the first `segment`, whose ends both grids have:
-    from t0 to t1 if the counts have no common divisor, which costs as much as checkpointing the whole solve, and
-    keeps as many states as the segment has steps while it runs. Adaptive solves have no certificate: there rtol and
-    atol bound the error.
+    backward pass has a step count of its own, the comparison is over the first `segment`, whose ends both grids have,
+    and the states between are kept while it runs; where that has more than 16 steps, the rebuilt y[0] alone is
+    compared. Adaptive solves have no certificate: there rtol and atol bound the error.
 
     Args:
         solver: of the backward solve, a Runge-Kutta method; None takes that of the forward solve.
@@ -210,10 +209,12 @@ class ContinuousAdjoint(Gradient):
         return record, self.steps or steps
 
     def segment(self, steps: int) -> tuple[int, int]:
-        """The steps of the forward and of the backward solve from t0 to the first time that both their grids have."""
+        """The steps of the forward and of the backward solve from t0 to the first time that both their grids have;
+        none of either where that is too far to keep the states between."""
         backward_steps = self.steps or steps
         common = math.gcd(steps, backward_steps)
-        return steps // common, backward_steps // common
+        compared = steps // common
+        return (compared, backward_steps // common) if compared <= _MOST_COMPARED else (0, 0)
 
     def certified(self, *, adaptive: bool) -> bool:
         return not adaptive
@@ -232,7 +233,7 @@ class ContinuousAdjoint(Gradient):
         assert isinstance(solver, Solver)  # a pair that is offered
         return Cost(
             solver.evaluations(steps),
-            evaluations + slopes + (2 * compared - 1) * solver.stages,
+            evaluations + slopes + max(2 * compared - 1, 0) * solver.stages,
             evaluations + compared * solver.stages,
             states,
         )
@@ -240,3 +241,7 @@ class ContinuousAdjoint(Gradient):
     def estimate(self, certificate: float | None, steps: int) -> float | None:
         """The certificate: the error of the first step's gradient, where y has drifted furthest, or of that drift."""
         return certificate
+
+
+_MOST_COMPARED = 16
+"""Steps of the forward solve whose gradient is compared with the exact one: their states are kept."""

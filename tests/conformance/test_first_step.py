@@ -198,6 +198,16 @@ def test_other_steps_back_are_compared_where_both_grids_meet_first(backend, step
     assert error / 3 < certificate < 4 * error
 
 
+def test_where_the_grids_meet_too_late_the_rebuilt_state_alone_is_compared(backend):
+    """20 steps forward and 19 back: the states between are not kept, and y(t0) as it was rebuilt is off by 0.03."""
+    tanh, y0, w = cases.tanh(backend), np.array([[0.4, -0.3, 0.8]]), np.array([1.5])
+    choices: dict[str, Any] = {"steps": 20, "t1": 2.0, "solver": "euler"}
+    exact, _ = solved(backend, lambda t, y, w: tanh(w * y), y0, w, **choices)
+    gradient = f"{CONTINUOUS}:steps=19"
+    found, certificate = solved(backend, lambda t, y, w: tanh(w * y), y0, w, gradient=gradient, **choices)
+    assert cases.relative(found, exact) / 10 < certificate < 3 * cases.relative(found, exact)
+
+
 def test_over_the_whole_solve_it_is_the_error_of_the_gradient(backend):
     """3 steps back for 4 forward, from and to states that are known."""
     tanh = cases.tanh(backend)

@@ -282,7 +282,8 @@ def test_cost_of_the_methods_against_each_other(solver, steps):
     assert corrected.vjp == backprop.vjp
     assert backprop == Cost(steps * solver.stages, 0, steps * solver.stages, steps)
     compared, _ = ContinuousAdjoint("euler", 7).segment(steps)
-    assert compared == (steps // 7 if steps % 7 == 0 else steps)
+    common = steps // 7 if steps % 7 == 0 else steps
+    assert compared == (common if common <= 16 else 0)  # no more states are kept
     assert ContinuousAdjoint("euler", 7).cost(solver, steps).vjp == 7 + compared * solver.stages
 
 

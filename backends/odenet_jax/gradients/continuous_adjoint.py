@@ -79,7 +79,8 @@ class Costate(Adjoint):
         y, a, sums, _ = descend(step, steps, steps - first.back, (y, meeting.end(), sums, None))
         arrived = a
         y, a, sums, changes = descend(step, first.back, first.back, (y, a, sums, first.none(y)))
-        worst = first.certificate(y, arrived, changes), jnp.int32(0)
+        error = first.certificate(y, arrived, changes) if first.steps else jnp.zeros((), run.layout.time)
+        worst = error, jnp.int32(0)
         if saved.sketch is not None:
             worst = worse(worst, first.drift(saved.sketch, y, saved.end[0], arrived), -1)
         residual, n = worst

@@ -81,7 +81,7 @@ class Costate(Adjoint):
             if first is not None and n <= first.first:
                 errors.add(first.certificate(y), n)
             yield n * forward // steps
-        assert first is not None
+        first = first or FirstStep(run, self.method, sums, a)
         if saved.sketch is not None:
             errors.add(first.drift(saved.sketch, y, saved.states[forward]), -1)
         certify(self.stats, self.alarm, errors, "first step")
