@@ -102,17 +102,17 @@ def test_its_value_for_a_linear_field_by_hand(backend, solver):
         assert certificate == pytest.approx(by_hand(solver, w / steps), rel=1e-12)
 
 
-def test_a_bias_alone_whose_gradient_hides_what_the_costate_is_off_by(backend):
+def test_a_bias_alone_whose_gradient_hides_what_the_costate_is_off_by(thorough):
     """The bias' gradient of a step is exact for the costate at its end, and much larger than the costate's change."""
-    tanh = cases.tanh(backend)
+    tanh = cases.tanh(thorough)
     y0 = 0.3 + np.linspace(-0.2, 0.2, 64)[:, None]
 
     def field(t: Any, y: Any, w: Any) -> Any:
         return w + tanh(2.0 * y)
 
     choices: dict[str, Any] = {"steps": 3, "t1": 1.5, "solver": "euler", "loss": lambda s: s.y1.sum()}
-    exact, _ = solved(backend, field, y0, np.array([0.2]), **choices)
-    found, certificate = solved(backend, field, y0, np.array([0.2]), gradient=CONTINUOUS, **choices)
+    exact, _ = solved(thorough, field, y0, np.array([0.2]), **choices)
+    found, certificate = solved(thorough, field, y0, np.array([0.2]), gradient=CONTINUOUS, **choices)
     assert cases.relative(found, exact) > 0.1
     assert certificate > 0.1
 
@@ -167,32 +167,32 @@ def test_it_does_not_depend_on_the_size_of_the_loss(backend):
 
 
 @pytest.mark.parametrize("option", ["", ":interpolate=yes", ":solver=rk4"])
-def test_trees_and_complex_leaves(backend, option):
+def test_trees_and_complex_leaves(thorough, option):
     def loss(s: Any) -> Any:
         vector = s.y1["pair"][0]
         return (s.y1["matrix"] ** 2).sum() + (vector * vector.conj()).real.sum() + s.y1["pair"][1]
 
     choices: dict[str, Any] = {"steps": 4, "t1": 0.4, "solver": "heun", "loss": loss}
     depth = odenet.Depth(cases.mixed_weights(5), "linear")
-    exact, _ = solved(backend, cases.mixed_field, cases.mixed_state(), depth, **choices)
+    exact, _ = solved(thorough, cases.mixed_field, cases.mixed_state(), depth, **choices)
     found, certificate = solved(
-        backend, cases.mixed_field, cases.mixed_state(), depth, gradient=CONTINUOUS + option, **choices
+        thorough, cases.mixed_field, cases.mixed_state(), depth, gradient=CONTINUOUS + option, **choices
     )
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     assert 0 < certificate < max(10 * error, 0.05)
 
 
 @pytest.mark.parametrize("steps", [8, 2, 12, 3])
-def test_other_steps_back_are_compared_where_both_grids_meet_first(backend, steps):
+def test_other_steps_back_are_compared_where_both_grids_meet_first(thorough, steps):
     """4 steps forward and 8, 2, 12 or 3 back: over 1, 2, 1 or all 4 steps. y(t0) is kept, so that over all steps the
     certificate is of the whole gradient."""
-    field, (weights, y0) = blocks(backend, "tanh", 1.0), network("tanh", 1, 3)
+    field, (weights, y0) = blocks(thorough, "tanh", 1.0), network("tanh", 1, 3)
     shared = {name: leaf[0] for name, leaf in weights.items()}
     choices: dict[str, Any] = {"steps": 4, "t1": 2.0, "solver": "euler"}
     if steps != 3:
         choices |= {"ts": [0.0, 2.0]} if steps != 2 else {}
-    exact, _ = solved(backend, field, y0, shared, **choices)
-    found, certificate = solved(backend, field, y0, shared, gradient=f"{CONTINUOUS}:steps={steps}", **choices)
+    exact, _ = solved(thorough, field, y0, shared, **choices)
+    found, certificate = solved(thorough, field, y0, shared, gradient=f"{CONTINUOUS}:steps={steps}", **choices)
     error = cases.relative(found, exact)
     assert error > 0.03
     assert error / 3 < certificate < 4 * error
@@ -259,11 +259,11 @@ def test_what_is_off_is_said_once_and_what_is_useless_each_time(backend):
                 assert all(word in str(warning.message) for word in (*words, "more steps", "'checkpoint'"))
 
 
-def test_states_that_are_not_finite_are_nan(backend):
-    with warnings.catch_warnings(record=True) as said, odenet.backend(backend).prepare("float64", "cpu"):
+def test_states_that_are_not_finite_are_nan(thorough):
+    with warnings.catch_warnings(record=True) as said, odenet.backend(thorough).prepare("float64", "cpu"):
         warnings.simplefilter("always")
         _, _, solution = odenet.value_and_grad(
-            lambda s: s.y1.sum(), lambda t, y, w: w * y * y, np.full(2, 1e200), np.array(1.0), steps=3, backend=backend,
+            lambda s: s.y1.sum(), lambda t, y, w: w * y * y, np.full(2, 1e200), np.ones(()), steps=3, backend=thorough,
             gradient=CONTINUOUS,
         )  # fmt: skip
     assert np.isnan(solution.stats.certificate)
