@@ -25,6 +25,7 @@ from odenet_torch.conversion.recomputed import recomputed
 from odenet_torch.conversion.rounded import rounded
 from odenet_torch.gradients.adjoint import refuse_transforms
 from odenet_torch.gradients.solve import require_not_strict
+from odenet_torch.steps.direct import NotAsBeforeError
 
 _here = threading.local()
 
@@ -117,7 +118,8 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
     if torch.autograd.forward_ad._current_level >= 0:  # stores nothing, whatever the depth
         return plain(*args, **kwargs)
     run: LayerRun = layer.odenet_run
-    refuse_transforms(f"gradient={run.gradient.label!r}")
+    if torch._C._are_functorch_transforms_active():
+        refuse_transforms(f"gradient={run.gradient.label!r}")
     written = written_to((args, kwargs))
     if written:
         raise ConversionError(
@@ -126,6 +128,14 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
             "tensors, numbers, strings, None, and containers of these",
             "train without a cache (in transformers: use_cache=False); under torch.no_grad() a cache works",
         )
+    try:
+        return _by_method(layer, plain, args, kwargs)
+    except NotAsBeforeError:  # a layer that was known; it is looked at in full now
+        return _by_method(layer, plain, args, kwargs)
+
+
+def _by_method(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    run: LayerRun = layer.odenet_run
     if isinstance(run.gradient, DiscreteAdjoint):
         return linked(layer, plain, args, kwargs, run.gradient)
     if rounds(run.gradient):

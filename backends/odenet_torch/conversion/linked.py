@@ -26,12 +26,14 @@ from odenet_torch.conversion.call_modes import CallMode, described
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
+from odenet_torch.field import random_state
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import SavedStates, Sums, _retained, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.discrete_adjoint import Reversal
 from odenet_torch.gradients.stages import advance
+from odenet_torch.steps.direct import NotAsBeforeError
 from odenet_torch.steps.fixed import Run
 
 _EULER = staged(solver_named("euler"), "a converted model")
@@ -57,7 +59,9 @@ def linked(
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise _no_state(layer, f"is called with a {type(x).__name__} as its state")
     way = CallMode((), fresh=False) if method.anchors == 1 else layer._odenet_ways.of(layer, *arguments)
-    rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), max(1, len(way.branches)))
+    name, steps = state_name(layer, args), max(1, len(way.branches))
+    # where random numbers begin in each branch, and buffers, is known to a replay
+    rerun = Rerun(layer, plain, x, arguments, name, steps, looked=way.draws is not False)
     states: dict[int, Any] = {}
     since = now()
     with way.noting(layer, states, rerun.device):
@@ -67,15 +71,19 @@ def linked(
         raise _no_state(layer, "returns no state of the shape and number type of the one that it is called with")
     if not new.requires_grad:
         return out
-    way.draws = bool(rerun.replay.random)
+    way.draws = rerun.draws
+    if rerun.replay is None and rerun.draws:
+        random_state.restore(rerun.device, rerun.random)
+        raise NotAsBeforeError
     branches = way.branches
     if way.draws and len(states) + 1 < len(branches):  # it is not known what each branch draws
         branches = ()
-    for index, state in states.items():
-        rerun.replay.random[index, *FIRST[1:]] = state
-    if FIRST in rerun.replay.buffers:
-        for index in range(1, len(branches)):
-            rerun.replay.buffers[index, *FIRST[1:]] = rerun.replay.buffers[FIRST]
+    if (replay := rerun.replay) is not None:
+        for index, state in states.items():
+            replay.random[index, *FIRST[1:]] = state
+        if FIRST in replay.buffers:
+            for index in range(1, len(branches)):
+                replay.buffers[index, *FIRST[1:]] = replay.buffers[FIRST]
     extras = unique(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.requires_grad)
     weights = rerun.weights([new], (x, *extras), since)
     link = Link(rerun, layer.odenet_run, method, way, branches, x, new, arguments, extras, weights)

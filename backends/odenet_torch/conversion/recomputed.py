@@ -21,6 +21,7 @@ from odenet_torch.field.late_writes import run_to_the_end
 _HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers that call torch.func inside, which refuses to run under the hooks of torch's checkpoint."""
 _EVERY_STATE = DiscreteAdjoint(anchors=1)
+_NOTHING = contextlib.nullcontext()
 
 
 def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -34,15 +35,14 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args))
     first, (again, named) = (args, kwargs), copied((args, kwargs))
     if isinstance(x, Tensor):
-        rerun.replay.watch([x])  # torch's checkpoint keeps it, and looks at no version
-    before = rerun.replay.last
+        rerun.watch(x)  # torch's checkpoint keeps it, and looks at no version
     try:
         return checkpointed(
             _Recomputation(rerun, x, first),
             *again,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (contextlib.nullcontext(), _Again(rerun)),
+            context_fn=lambda: (_NOTHING, _Again(rerun)),
             **named,
         )
     except RuntimeError as error:
@@ -55,7 +55,7 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
                 "layers that do one of them",
                 "convert the model as it is now, so that this is known before; or take gradient='backprop'",
             ) from error
-    random_state.restore(rerun.device, before)
+    random_state.restore(rerun.device, rerun.random)
     _HOOKLESS.add(layer)
     return linked(layer, plain, args, kwargs, _EVERY_STATE)
 
@@ -75,7 +75,7 @@ class _Recomputation:
         else:
             (x, (own, named)), self.once = self.once, None  # not copied: what the layer adds to a list is the caller's
             out = rerun.first(x, lambda: rerun.plain(*own, **named))
-        if rerun.replay.late:
+        if rerun.late:
             run_to_the_end()
         return out
 
@@ -87,8 +87,8 @@ class _Again:
         self.rerun = rerun
 
     def __enter__(self) -> None:
-        self.stack = contextlib.ExitStack()
-        self.stack.enter_context(self.rerun.again())
+        self.around = _NOTHING if self.rerun.untouched() else self.rerun.again()
+        self.around.__enter__()
 
     def __exit__(self, *raised: Any) -> None:
-        self.stack.__exit__(*raised)
+        self.around.__exit__(*raised)
