@@ -14,6 +14,7 @@ from odenet_torch.conversion.call_modes import described
 from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state_name
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.rerun import Rerun
+from odenet_torch.conversion.segment import Segment
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
 from odenet_torch.field.late_writes import run_to_the_end
@@ -27,7 +28,8 @@ _NOTHING = contextlib.nullcontext()
 def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the layer returns; all tensors in it have their gradients, and so has what the layer leaves elsewhere.
 
-    By torch's checkpoint (Chen et al. 2016), which runs the layer again from its arguments.
+    By torch's checkpoint (Chen et al. 2016), which runs the layer again from its arguments; of a settled layer by a
+    `Segment`.
     """
     if layer in _HOOKLESS:
         return linked(layer, plain, args, kwargs, _EVERY_STATE)
@@ -37,6 +39,9 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
     if isinstance(x, Tensor):
         rerun.watch(x)  # torch's checkpoint keeps it, and looks at no version
     try:
+        if rerun.settled is not None and Segment.possible(layer):
+            segment = Segment(rerun, lambda: plain(*copied(again), **copied(named)))
+            return segment.first(x, lambda: plain(*args, **kwargs))
         return checkpointed(
             _Recomputation(rerun, x, first),
             *again,

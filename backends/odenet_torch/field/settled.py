@@ -157,7 +157,10 @@ def settle(field: BlockField, replay: Replay) -> None:
 
 def settle_blocks(blocks: Iterable[nn.Module], replay: Replay) -> None:
     """The same for any blocks, whose random numbers, if they draw any, are the caller's business."""
-    if replay.buffers or replay.moving or replay.noticed or replay.sides.differentiable or replay.sides.caches:
+    sides = replay.sides
+    if replay.buffers or replay.moving or replay.noticed or sides.differentiable:
+        return
+    if any(tensors for _, before in sides.caches for tensors in before.values()):
         return
     for block in blocks:
         modules = tuple(block.modules())
