@@ -11,6 +11,7 @@ Over 250 lines: a link's forward call, what it keeps, and its backward pass are 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,9 @@ from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
 from odenet_torch.field import random_state
 from odenet_torch.field.field import Field, Stand, now, unique
-from odenet_torch.field.state import Leaves, layout
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.memory import written
+from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import SavedStates, Sums, _retained, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.discrete_adjoint import Reversal
@@ -140,6 +143,49 @@ class Branches(Field):
         return [(type(layer).__name__, layer)]
 
 
+class KnownBranches:
+    """Those of a settled layer, which steps call directly (as `steps.direct.Direct` does), and what they read (as
+    `field.settled.Settled` has it)."""
+
+    single, places = True, ((0.0,), (0.0,))
+
+    def __init__(self, branches: Branches) -> None:
+        self.branches = branches
+
+    def slope(self, n: int, position: float, y: Tensor) -> Tensor:
+        """A branch at y."""
+        before = version(y)
+        k = self.branches(y, y, n, position, 1)
+        if version(y) != before:
+            raise written()
+        if k.shape != y.shape or k.dtype is not y.dtype:
+            layout(y)[0].slope(k, (y,))  # says what is wrong with it
+        return k
+
+    def called(self, n: int) -> tuple[nn.Module, ...]:
+        """The layer."""
+        return (self.branches.link.rerun.layer,)
+
+    def read(self, blocks: Any) -> tuple[Tensor, ...]:
+        """The tensors that the gradient goes to."""
+        return self.branches.link.weights
+
+    def once(self, steps: int) -> bool:
+        """Whether each is read in one step."""
+        return steps == 1
+
+
+@functools.lru_cache(64)
+def _grid(steps: int) -> Grid:
+    return Grid(0.0, float(steps), steps, (steps,))
+
+
+@functools.lru_cache(64)
+def _layout(dtype: torch.dtype, device: torch.device) -> Layout:
+    """Of states that are called directly, where nothing is known of memory."""
+    return layout(torch.empty((), dtype=dtype, device=device))[0]
+
+
 class Link:
     """One call of a layer in a chain.
 
@@ -239,9 +285,13 @@ class Link:
 
     def solve(self, y: Tensor) -> tuple[Run, Leaves]:
         """The layer's branches as steps of a solve, and a state in the number type that states are carried in."""
+        branches, grid = Branches(self), _grid(self.steps)
+        if self.rerun.replay is None and not self.extras and self.dtype not in HALF:
+            known: Any = KnownBranches(branches)
+            kind = _layout(self.dtype, y.device)
+            return Run(branches, kind, grid, _EULER, again=True, direct=known, settled=known), (y.to(self.dtype),)
         kind, (leaf,) = layout(y.to(self.dtype))
-        grid = Grid(0.0, float(self.steps), self.steps, (self.steps,))
-        return Run(Branches(self), kind, grid, _EULER, self.rerun.replay, again=True), (y.to(leaf.dtype),)
+        return Run(branches, kind, grid, _EULER, self.rerun.replay, again=True), (y.to(leaf.dtype),)
 
     def pull(self, g: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The gradients by x, and by the given tensors and weights, from that by y."""

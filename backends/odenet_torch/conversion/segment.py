@@ -48,11 +48,7 @@ class Segment:
     @staticmethod
     def possible(layer: nn.Module) -> bool:
         """Whether nobody else is to see what is saved, and no mode changes what functions of torch do."""
-        return (
-            layer not in _INSIDE
-            and not torch._C._len_torch_function_stack()
-            and not hooked()
-        )
+        return layer not in _INSIDE and not torch._C._len_torch_function_stack() and not hooked()
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:
         """The first run, whose results are those of the layer."""
