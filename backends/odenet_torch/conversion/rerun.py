@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,63 +12,19 @@ from torch import Tensor, nn
 from odenet import ConversionError, GradientError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.call_modes import described
-from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
-from odenet_torch.conversion.layer import Arguments, copied
+from odenet_torch.conversion.layer import Arguments
 from odenet_torch.conversion.sums import in_place
 from odenet_torch.field import late_writes, random_state
-from odenet_torch.field.called_modules import ModuleSnapshot, changed, require_same
-from odenet_torch.field.differentiating import refuses_hooks
+from odenet_torch.field.called_modules import ModuleSnapshot, changed
 from odenet_torch.field.field import ends, unique
 from odenet_torch.field.replay import Key, Place, Replay, autocasts
 from odenet_torch.field.settled import SettledBlocks, contents, forget, settle_blocks
-from odenet_torch.field.surroundings import held_now, no_trace, reach
+from odenet_torch.field.surroundings import no_trace
 from odenet_torch.field.written_on import sampled, version
 from odenet_torch.steps.direct import NotAsBeforeError
 
 FIRST = (0, False, 0.0)
 """The key of a layer's run in its replay."""
-
-
-def require_repeatable(layer: nn.Module, call: Call) -> None:
-    """Looks whether a layer gives the same when it runs again on the same, in training.
-
-    Raises:
-        GradientError: it does not, or it draws from a generator that is not torch's.
-    """
-    results = []
-    with in_mode(layer, True), random_state.others() as drawn:
-        for _ in range(2):
-            with leaving_no_trace([layer]):
-                results.append(_leaves(_watched(layer, call)))
-        if drawn():
-            raise GradientError(
-                f"{type(layer).__name__} draws random numbers from Python or NumPy, which are not drawn again as they "
-                "were",
-                "random numbers of torch's own generator",
-                "take torch.rand in its place, or gradient='backprop'",
-            )
-    require_same(type(layer).__name__, *results)
-
-
-def _watched(layer: nn.Module, call: Call) -> Any:
-    """What a layer returns; whether its kernels write on what they have saved is known from then on."""
-
-    def run() -> Any:
-        args, kwargs = copied(call.arguments)
-        return layer(copied(call.x), *args, **kwargs)
-
-    try:
-        out, late = late_writes.watched(run, functools.partial(held_now, [reach(layer)]))
-    except RuntimeError as error:
-        if not refuses_hooks(error):  # it takes derivatives with torch.func, and is run without torch's checkpoint
-            raise
-        out, late = run(), False
-    late_writes.remember(layer, late)
-    return out
-
-
-def _leaves(out: Any) -> tuple[Tensor, ...]:
-    return tuple(leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
 
 
 class Recall(Replay):
