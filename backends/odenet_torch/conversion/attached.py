@@ -38,7 +38,7 @@ class Attached(nn.Module if TYPE_CHECKING else object):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns."""
         plain: Any = super().forward
-        if not torch.is_grad_enabled() or isinstance(self.odenet_run.gradient, Backprop) or _plainly():
+        if isinstance(self.odenet_run.gradient, Backprop) or _plainly():
             return plain(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         if torch.compiler.is_dynamo_compiling():
             require_not_strict()
@@ -99,6 +99,8 @@ def _attached(base: type[nn.Module]) -> type[nn.Module]:
     # a function of its own, so that its signature is that of the layer's
     @functools.wraps(base.forward, assigned=("__doc__",))
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():  # without a detour, which a small layer would notice
+            return base.forward(self, *args, **kwargs)
         return Attached.forward(self, *args, **kwargs)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_odenet_base": base}
