@@ -326,3 +326,28 @@ def test_other_parameters_by_functional_call():
         torch.func.functional_call(each, other, (x(),)).sin().sum().backward()
         found.append([p.grad for p in other.values()])
     require_alike(*found, 1e-12)
+
+
+@METHODS
+def test_a_layer_that_hooks_its_state(gradient):
+    """Under checkpoint once, though it registers the hook again; where it runs on another state it is refused."""
+    models = pair(gradient)
+    for model in models:
+        model.layers[1].linear = Hooking(model.layers[1].linear)
+    if gradient != "checkpoint":
+        with pytest.raises(GradientError, match="registers a hook on its input"):
+            loss(models[1], x().requires_grad_())
+        return
+    for _ in range(3):
+        require_alike(*(outcome(model) for model in models), 1e-12)
+
+
+class Hooking(nn.Module):
+    def __init__(self, inner) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(lambda g: 2 * g)
+        return self.inner(x)

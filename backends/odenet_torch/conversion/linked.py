@@ -74,6 +74,7 @@ def linked(
         raise _no_state(layer, "returns no state of the shape and number type of the one that it is called with")
     if not new.requires_grad:
         return out
+    rerun.require_unhooked()
     way.draws = rerun.draws
     if rerun.replay is None and rerun.draws:
         random_state.restore(rerun.device, rerun.random)

@@ -40,7 +40,7 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
         rerun.watch(x)  # torch's checkpoint keeps it, and looks at no version
     try:
         if rerun.settled is not None and Segment.possible(layer):
-            segment = Segment(rerun, lambda: plain(*copied(again), **copied(named)))
+            segment = Segment(rerun, lambda: plain(*_apart(again), **_apart(named)))
             return segment.first(x, lambda: plain(*args, **kwargs))
         return checkpointed(
             _Recomputation(rerun, x, first),
@@ -65,6 +65,16 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
     return linked(layer, plain, args, kwargs, _EVERY_STATE)
 
 
+def _apart(value: Any) -> Any:
+    """The arguments of a further run: containers of its own, and aliases of tensors, on which a hook that the layer
+    registers is not one more on the tensor that it was called with."""
+    if isinstance(value, Tensor):
+        return value.view_as(value) if value.requires_grad else value
+    if type(value) is dict:
+        return {key: _apart(item) for key, item in value.items()}
+    return type(value)(map(_apart, value)) if type(value) in (list, tuple) else value
+
+
 class _Recomputation:
     """The layer's own code, in the run that counts and in the others."""
 
@@ -75,7 +85,7 @@ class _Recomputation:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rerun = self.rerun
         if self.once is None:
-            args, kwargs = copied((args, kwargs))
+            args, kwargs = _apart((args, kwargs))
             out = rerun.repeat(lambda: rerun.plain(*args, **kwargs))
         else:
             (x, (own, named)), self.once = self.once, None  # not copied: what the layer adds to a list is the caller's

@@ -17,7 +17,7 @@ from odenet_torch.conversion.sums import in_place
 from odenet_torch.field import late_writes, random_state
 from odenet_torch.field.called_modules import ModuleSnapshot, changed
 from odenet_torch.field.field import ends, unique
-from odenet_torch.field.replay import Key, Place, Replay, autocasts
+from odenet_torch.field.replay import Key, Place, Replay, autocasts, hooks_its_state
 from odenet_torch.field.settled import SettledBlocks, contents, forget, settle_blocks
 from odenet_torch.field.surroundings import no_trace
 from odenet_torch.field.written_on import sampled, version
@@ -67,7 +67,7 @@ class Rerun:
         looked: bool = False,
     ) -> None:
         self.layer, self.plain, self.name, self.steps = layer, plain, name, steps
-        self.draws = self.late = False
+        self.draws = self.late = self.hooks_its_state = False
         kept = arguments if isinstance(x, Tensor) else (arguments, x)
         # a state is not among them: it would be kept
         self.handed = [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)] if any(kept) else []
@@ -102,7 +102,7 @@ class Rerun:
         Raises:
             NotAsBeforeError: a settled layer has left something, which it did not before. It is put back.
         """
-        before = version(x) if isinstance(x, Tensor) else 0
+        before, hooks = (version(x), len(x._backward_hooks or ())) if isinstance(x, Tensor) else (0, 0)
         if self.replay is None:
             out = run()
         else:
@@ -114,6 +114,7 @@ class Rerun:
                 settle_blocks((self.layer,), self.replay)
         if isinstance(x, Tensor) and version(x) != before:
             raise in_place(type(self.layer).__name__)
+        self.hooks_its_state = isinstance(x, Tensor) and len(x._backward_hooks or ()) != hooks
         if self.settled is not None:
             self.draws = self.settled.drew()
             self.late = self.draws and late_writes.known(self.layer) is not False
@@ -181,6 +182,11 @@ class Rerun:
         if self.settled is not None:
             return iter(self.settled.reads[id(self.layer)])
         return (p for _, p, _, requires_grad, _ in self._called().parameters if requires_grad)
+
+    def require_unhooked(self) -> None:
+        """Raises GradientError where the layer has registered a hook on its state, and is to run on another one."""
+        if self.hooks_its_state:
+            raise hooks_its_state(described(self.layer))
 
     def weights(self, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> tuple[Tensor, ...]:
         """The tensors that the gradient of outputs goes to, beside known ones.

@@ -89,6 +89,7 @@ def rounded(
     first = copied(x)  # a list of states: the layer may add to its own
     since = now()
     out = rerun.first(x, lambda: plain(*args, **kwargs))
+    rerun.require_unhooked()
     leaves, unflatten = tree_flatten(out)
     indices = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not indices:
