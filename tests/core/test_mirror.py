@@ -25,10 +25,12 @@ CONVERSION = {
     "measured",
     "planned",
     "recomputed",
+    "repeatable",
     "rerun",
     "residual",
     "rounded",
     "runs",
+    "segment",
     "sums",
 }
 DROP_IN = {

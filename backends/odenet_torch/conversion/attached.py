@@ -25,6 +25,7 @@ from odenet_torch.conversion.recomputed import recomputed
 from odenet_torch.conversion.rounded import rounded
 from odenet_torch.gradients.adjoint import refuse_transforms
 from odenet_torch.gradients.solve import require_not_strict
+from odenet_torch.steps.direct import NotAsBeforeError
 
 _here = threading.local()
 
@@ -37,7 +38,7 @@ class Attached(nn.Module if TYPE_CHECKING else object):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns."""
         plain: Any = super().forward
-        if not torch.is_grad_enabled() or isinstance(self.odenet_run.gradient, Backprop) or _plainly():
+        if isinstance(self.odenet_run.gradient, Backprop) or _plainly():
             return plain(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         if torch.compiler.is_dynamo_compiling():
             require_not_strict()
@@ -98,6 +99,8 @@ def _attached(base: type[nn.Module]) -> type[nn.Module]:
     # a function of its own, so that its signature is that of the layer's
     @functools.wraps(base.forward, assigned=("__doc__",))
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():  # without a detour, which a small layer would notice
+            return base.forward(self, *args, **kwargs)
         return Attached.forward(self, *args, **kwargs)
 
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_odenet_base": base}
@@ -117,7 +120,8 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
     if torch.autograd.forward_ad._current_level >= 0:  # stores nothing, whatever the depth
         return plain(*args, **kwargs)
     run: LayerRun = layer.odenet_run
-    refuse_transforms(f"gradient={run.gradient.label!r}")
+    if torch._C._are_functorch_transforms_active():
+        refuse_transforms(f"gradient={run.gradient.label!r}")
     written = written_to((args, kwargs))
     if written:
         raise ConversionError(
@@ -126,6 +130,14 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
             "tensors, numbers, strings, None, and containers of these",
             "train without a cache (in transformers: use_cache=False); under torch.no_grad() a cache works",
         )
+    try:
+        return _by_method(layer, plain, args, kwargs)
+    except NotAsBeforeError:  # a layer that was known; it is looked at in full now
+        return _by_method(layer, plain, args, kwargs)
+
+
+def _by_method(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    run: LayerRun = layer.odenet_run
     if isinstance(run.gradient, DiscreteAdjoint):
         return linked(layer, plain, args, kwargs, run.gradient)
     if rounds(run.gradient):

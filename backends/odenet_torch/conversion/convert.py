@@ -32,7 +32,7 @@ from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, layerwise, rounds
 from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.conversion.planned import take_fastest
-from odenet_torch.conversion.rerun import require_repeatable
+from odenet_torch.conversion.repeatable import require_repeatable
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
 from odenet_torch.field.knowledge import KEY

@@ -140,6 +140,9 @@ def _read(kind: type) -> Any:
 
 def written_to(arguments: Arguments) -> str | None:
     """The class of an argument that the layer may write to, such as a cache of keys and values."""
+    args, kwargs = arguments
+    if all([isinstance(value, _READ_ONLY) for value in args]) and not kwargs:  # the most, without a tree made of them
+        return None
     return next((type(leaf).__name__ for leaf in tree_leaves(arguments) if not isinstance(leaf, _READ_ONLY)), None)
 
 

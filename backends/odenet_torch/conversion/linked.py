@@ -11,6 +11,7 @@ Over 250 lines: a link's forward call, what it keeps, and its backward pass are 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +27,16 @@ from odenet_torch.conversion.call_modes import CallMode, described
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
+from odenet_torch.field import random_state
 from odenet_torch.field.field import Field, Stand, now, unique
-from odenet_torch.field.state import Leaves, layout
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.memory import written
+from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import SavedStates, Sums, _retained, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.discrete_adjoint import Reversal
 from odenet_torch.gradients.stages import advance
+from odenet_torch.steps.direct import NotAsBeforeError
 from odenet_torch.steps.fixed import Run
 
 _EULER = staged(solver_named("euler"), "a converted model")
@@ -57,7 +62,9 @@ def linked(
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise _no_state(layer, f"is called with a {type(x).__name__} as its state")
     way = CallMode((), fresh=False) if method.anchors == 1 else layer._odenet_ways.of(layer, *arguments)
-    rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), max(1, len(way.branches)))
+    name, steps = state_name(layer, args), max(1, len(way.branches))
+    # where random numbers begin in each branch, and buffers, is known to a replay
+    rerun = Rerun(layer, plain, x, arguments, name, steps, looked=way.draws is not False)
     states: dict[int, Any] = {}
     since = now()
     with way.noting(layer, states, rerun.device):
@@ -67,15 +74,20 @@ def linked(
         raise _no_state(layer, "returns no state of the shape and number type of the one that it is called with")
     if not new.requires_grad:
         return out
-    way.draws = bool(rerun.replay.random)
+    rerun.require_unhooked()
+    way.draws = rerun.draws
+    if rerun.replay is None and rerun.draws:
+        random_state.restore(rerun.device, rerun.random)
+        raise NotAsBeforeError
     branches = way.branches
     if way.draws and len(states) + 1 < len(branches):  # it is not known what each branch draws
         branches = ()
-    for index, state in states.items():
-        rerun.replay.random[index, *FIRST[1:]] = state
-    if FIRST in rerun.replay.buffers:
-        for index in range(1, len(branches)):
-            rerun.replay.buffers[index, *FIRST[1:]] = rerun.replay.buffers[FIRST]
+    if (replay := rerun.replay) is not None:
+        for index, state in states.items():
+            replay.random[index, *FIRST[1:]] = state
+        if FIRST in replay.buffers:
+            for index in range(1, len(branches)):
+                replay.buffers[index, *FIRST[1:]] = replay.buffers[FIRST]
     extras = unique(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.requires_grad)
     weights = rerun.weights([new], (x, *extras), since)
     link = Link(rerun, layer.odenet_run, method, way, branches, x, new, arguments, extras, weights)
@@ -130,6 +142,49 @@ class Branches(Field):
     def modules(self, n: int, position: float, steps: int) -> list[tuple[str, nn.Module]]:
         layer = self.link.rerun.layer
         return [(type(layer).__name__, layer)]
+
+
+class KnownBranches:
+    """Those of a settled layer, which steps call directly (as `steps.direct.Direct` does), and what they read (as
+    `field.settled.Settled` has it)."""
+
+    single, places = True, ((0.0,), (0.0,))
+
+    def __init__(self, branches: Branches) -> None:
+        self.branches = branches
+
+    def slope(self, n: int, position: float, y: Tensor) -> Tensor:
+        """A branch at y."""
+        before = version(y)
+        k = self.branches(y, y, n, position, 1)
+        if version(y) != before:
+            raise written()
+        if k.shape != y.shape or k.dtype is not y.dtype:
+            layout(y)[0].slope(k, (y,))  # says what is wrong with it
+        return k
+
+    def called(self, n: int) -> tuple[nn.Module, ...]:
+        """The layer."""
+        return (self.branches.link.rerun.layer,)
+
+    def read(self, blocks: Any) -> tuple[Tensor, ...]:
+        """The tensors that the gradient goes to."""
+        return self.branches.link.weights
+
+    def once(self, steps: int) -> bool:
+        """Whether each is read in one step."""
+        return steps == 1
+
+
+@functools.lru_cache(64)
+def _grid(steps: int) -> Grid:
+    return Grid(0.0, float(steps), steps, (steps,))
+
+
+@functools.lru_cache(64)
+def _layout(dtype: torch.dtype, device: torch.device) -> Layout:
+    """Of states that are called directly, where nothing is known of memory."""
+    return layout(torch.empty((), dtype=dtype, device=device))[0]
 
 
 class Link:
@@ -231,9 +286,13 @@ class Link:
 
     def solve(self, y: Tensor) -> tuple[Run, Leaves]:
         """The layer's branches as steps of a solve, and a state in the number type that states are carried in."""
+        branches, grid = Branches(self), _grid(self.steps)
+        if self.rerun.replay is None and not self.extras and self.dtype not in HALF:
+            known: Any = KnownBranches(branches)
+            kind = _layout(self.dtype, y.device)
+            return Run(branches, kind, grid, _EULER, again=True, direct=known, settled=known), (y.to(self.dtype),)
         kind, (leaf,) = layout(y.to(self.dtype))
-        grid = Grid(0.0, float(self.steps), self.steps, (self.steps,))
-        return Run(Branches(self), kind, grid, _EULER, self.rerun.replay, again=True), (y.to(leaf.dtype),)
+        return Run(branches, kind, grid, _EULER, self.rerun.replay, again=True), (y.to(leaf.dtype),)
 
     def pull(self, g: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """The gradients by x, and by the given tensors and weights, from that by y."""

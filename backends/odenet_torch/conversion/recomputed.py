@@ -14,6 +14,7 @@ from odenet_torch.conversion.call_modes import described
 from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state_name
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.rerun import Rerun
+from odenet_torch.conversion.segment import Segment
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
 from odenet_torch.field.late_writes import run_to_the_end
@@ -21,12 +22,14 @@ from odenet_torch.field.late_writes import run_to_the_end
 _HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers that call torch.func inside, which refuses to run under the hooks of torch's checkpoint."""
 _EVERY_STATE = DiscreteAdjoint(anchors=1)
+_NOTHING = contextlib.nullcontext()
 
 
 def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the layer returns; all tensors in it have their gradients, and so has what the layer leaves elsewhere.
 
-    By torch's checkpoint (Chen et al. 2016), which runs the layer again from its arguments.
+    By torch's checkpoint (Chen et al. 2016), which runs the layer again from its arguments; of a settled layer by a
+    `Segment`.
     """
     if layer in _HOOKLESS:
         return linked(layer, plain, args, kwargs, _EVERY_STATE)
@@ -34,15 +37,17 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args))
     first, (again, named) = (args, kwargs), copied((args, kwargs))
     if isinstance(x, Tensor):
-        rerun.replay.watch([x])  # torch's checkpoint keeps it, and looks at no version
-    before = rerun.replay.last
+        rerun.watch(x)  # torch's checkpoint keeps it, and looks at no version
     try:
+        if rerun.settled is not None and Segment.possible(layer):
+            segment = Segment(rerun, lambda: plain(*_apart(again), **_apart(named)))
+            return segment.first(x, lambda: plain(*args, **kwargs))
         return checkpointed(
             _Recomputation(rerun, x, first),
             *again,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (contextlib.nullcontext(), _Again(rerun)),
+            context_fn=lambda: (_NOTHING, _Again(rerun)),
             **named,
         )
     except RuntimeError as error:
@@ -55,9 +60,19 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
                 "layers that do one of them",
                 "convert the model as it is now, so that this is known before; or take gradient='backprop'",
             ) from error
-    random_state.restore(rerun.device, before)
+    random_state.restore(rerun.device, rerun.random)
     _HOOKLESS.add(layer)
     return linked(layer, plain, args, kwargs, _EVERY_STATE)
+
+
+def _apart(value: Any) -> Any:
+    """The arguments of a further run: containers of its own, and aliases of tensors, on which a hook that the layer
+    registers is not one more on the tensor that it was called with."""
+    if isinstance(value, Tensor):
+        return value.view_as(value) if value.requires_grad else value
+    if type(value) is dict:
+        return {key: _apart(item) for key, item in value.items()}
+    return type(value)(map(_apart, value)) if type(value) in (list, tuple) else value
 
 
 class _Recomputation:
@@ -70,12 +85,12 @@ class _Recomputation:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rerun = self.rerun
         if self.once is None:
-            args, kwargs = copied((args, kwargs))
+            args, kwargs = _apart((args, kwargs))
             out = rerun.repeat(lambda: rerun.plain(*args, **kwargs))
         else:
             (x, (own, named)), self.once = self.once, None  # not copied: what the layer adds to a list is the caller's
             out = rerun.first(x, lambda: rerun.plain(*own, **named))
-        if rerun.replay.late:
+        if rerun.late:
             run_to_the_end()
         return out
 
@@ -87,8 +102,8 @@ class _Again:
         self.rerun = rerun
 
     def __enter__(self) -> None:
-        self.stack = contextlib.ExitStack()
-        self.stack.enter_context(self.rerun.again())
+        self.around = _NOTHING if self.rerun.untouched() else self.rerun.again()
+        self.around.__enter__()
 
     def __exit__(self, *raised: Any) -> None:
-        self.stack.__exit__(*raised)
+        self.around.__exit__(*raised)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,61 +12,19 @@ from torch import Tensor, nn
 from odenet import ConversionError, GradientError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.call_modes import described
-from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
-from odenet_torch.conversion.layer import Arguments, copied
+from odenet_torch.conversion.layer import Arguments
 from odenet_torch.conversion.sums import in_place
 from odenet_torch.field import late_writes, random_state
-from odenet_torch.field.called_modules import ModuleSnapshot, require_same
-from odenet_torch.field.differentiating import refuses_hooks
+from odenet_torch.field.called_modules import ModuleSnapshot, changed
 from odenet_torch.field.field import ends, unique
-from odenet_torch.field.replay import Key, Place, Replay
-from odenet_torch.field.surroundings import held_now, reach
-from odenet_torch.field.written_on import version
+from odenet_torch.field.replay import Key, Place, Replay, autocasts, hooks_its_state
+from odenet_torch.field.settled import SettledBlocks, contents, forget, settle_blocks
+from odenet_torch.field.surroundings import no_trace
+from odenet_torch.field.written_on import sampled, version
+from odenet_torch.steps.direct import NotAsBeforeError
 
 FIRST = (0, False, 0.0)
 """The key of a layer's run in its replay."""
-
-
-def require_repeatable(layer: nn.Module, call: Call) -> None:
-    """Looks whether a layer gives the same when it runs again on the same, in training.
-
-    Raises:
-        GradientError: it does not, or it draws from a generator that is not torch's.
-    """
-    results = []
-    with in_mode(layer, True), random_state.others() as drawn:
-        for _ in range(2):
-            with leaving_no_trace([layer]):
-                results.append(_leaves(_watched(layer, call)))
-        if drawn():
-            raise GradientError(
-                f"{type(layer).__name__} draws random numbers from Python or NumPy, which are not drawn again as they "
-                "were",
-                "random numbers of torch's own generator",
-                "take torch.rand in its place, or gradient='backprop'",
-            )
-    require_same(type(layer).__name__, *results)
-
-
-def _watched(layer: nn.Module, call: Call) -> Any:
-    """What a layer returns; whether its kernels write on what they have saved is known from then on."""
-
-    def run() -> Any:
-        args, kwargs = copied(call.arguments)
-        return layer(copied(call.x), *args, **kwargs)
-
-    try:
-        out, late = late_writes.watched(run, functools.partial(held_now, [reach(layer)]))
-    except RuntimeError as error:
-        if not refuses_hooks(error):  # it takes derivatives with torch.func, and is run without torch's checkpoint
-            raise
-        out, late = run(), False
-    late_writes.remember(layer, late)
-    return out
-
-
-def _leaves(out: Any) -> tuple[Tensor, ...]:
-    return tuple(leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
 
 
 class Recall(Replay):
@@ -86,6 +43,8 @@ class Recall(Replay):
 class Rerun:
     """One call of a layer, and what is needed to repeat it.
 
+    A layer that is settled (see `field.settled`) is compared with what is known of it; any other is looked at in full.
+
     Args:
         layer: it.
         plain: its own forward pass.
@@ -93,6 +52,7 @@ class Rerun:
         arguments: the others.
         name: of the first, where it is given by name.
         steps: how many branches it has.
+        looked: whether it is to be looked at in full, settled or not.
     """
 
     def __init__(
@@ -103,31 +63,95 @@ class Rerun:
         arguments: Arguments,
         name: str | None,
         steps: int = 1,
+        *,
+        looked: bool = False,
     ) -> None:
-        self.layer, self.plain, self.name = layer, plain, name
+        self.layer, self.plain, self.name, self.steps = layer, plain, name, steps
+        self.draws = self.late = self.hooks_its_state = False
         kept = arguments if isinstance(x, Tensor) else (arguments, x)
-        handed = [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
-        first = next((leaf for leaf in (x, *handed) if isinstance(leaf, Tensor)), None)
-        self.device = torch.device("cpu") if first is None else first.device
-        named = [(type(layer).__name__, layer)]
         # a state is not among them: it would be kept
-        self.replay = Recall(self.device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
+        self.handed = [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)] if any(kept) else []
+        first = x if isinstance(x, Tensor) else self.handed[0] if self.handed else None
+        self.device = torch.device("cpu") if first is None else first.device
+        self.settled: SettledBlocks | None = None
+        self.replay: Recall | None = None
+        self.read: list[tuple[Tensor, int, Any]] = []
+        known = None if looked or _autocast(self.device) else contents((layer,))
+        if known is None:
+            self.replay = _recall(layer, self.device, steps, self.handed)
+            self.random = self.replay.last
+        else:
+            self.settled = SettledBlocks(known, self.device)
+            self.read = [(leaf, version(leaf), sampled(leaf)) for leaf in self.handed]
+            self.random = self.settled.random
+
+    def watch(self, x: Tensor) -> None:
+        """A state that is kept for further runs, and must not be written on before."""
+        if self.replay is not None:
+            self.replay.watch([x])
+        else:
+            self.read.append((x, version(x), None))
+
+    def unwritten(self) -> bool:
+        """Whether nothing that a settled layer was called with was written on since."""
+        return not any([version(x) != v or (then is not None and sampled(x) != then) for x, v, then in self.read])
 
     def first(self, x: Any, run: Callable[[], Any]) -> Any:
-        """The first run, whose results are those of the layer."""
-        before = version(x) if isinstance(x, Tensor) else 0
-        with self.replay.forth():
-            out = self.replay.first(FIRST, (0, 0.0, 1), run)
-        self.replay.finish([leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)])
+        """The first run, whose results are those of the layer.
+
+        Raises:
+            NotAsBeforeError: a settled layer has left something, which it did not before. It is put back.
+        """
+        before, hooks = (version(x), len(x._backward_hooks or ())) if isinstance(x, Tensor) else (0, 0)
+        if self.replay is None:
+            out = run()
+        else:
+            with self.replay.forth():
+                out = self.replay.first(FIRST, (0, 0.0, 1), run)
+            self.replay.finish([leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)])
+            self.draws, self.late = bool(self.replay.random), bool(self.replay.late)
+            if not late_writes.known(self.layer):
+                settle_blocks((self.layer,), self.replay)
         if isinstance(x, Tensor) and version(x) != before:
             raise in_place(type(self.layer).__name__)
+        self.hooks_its_state = isinstance(x, Tensor) and len(x._backward_hooks or ()) != hooks
+        if self.settled is not None:
+            self.draws = self.settled.drew()
+            self.late = self.draws and late_writes.known(self.layer) is not False
+            if self.settled.left():
+                random_state.restore(self.device, self.random)
+                forget(self.layer)
+                raise NotAsBeforeError
         return out
+
+    def traceless(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the layer may run for another reason than its own: what it leaves is put back."""
+        if self.replay is None:
+            return no_trace([self.layer])
+        return self.replay.sides.around[id(self.layer)].copied(())
+
+    def untouched(self) -> bool:
+        """Whether a further run finds what the first one found, with nothing to be done for it."""
+        return (
+            self.settled is not None
+            and not self.draws
+            and self.settled.stand()
+            and self.unwritten()
+            and not _autocast(self.device)
+        )
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """Inside, it may run once more."""
-        with self.replay.back():
-            entries = [(owner._parameters, key, p) for (owner, key), p, *_ in self._called().parameters]
+        if self.untouched():
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            if self.replay is not None:
+                stack.enter_context(self.replay.back())
+                entries = [(owner._parameters, key, p) for (owner, key), p, *_ in self._called().parameters]
+            else:
+                entries = stack.enter_context(self._settled_again())
             others = [(owned, key, owned.get(key), p) for owned, key, p in entries if owned.get(key) is not p]
             try:
                 for owned, key, _, p in others:
@@ -137,9 +161,32 @@ class Rerun:
                 for owned, key, now, _ in others:
                     owned[key] = now
 
+    @contextlib.contextmanager
+    def _settled_again(self) -> Iterator[Sequence[tuple[dict[str, Any], str, Tensor]]]:
+        """The same for a settled layer; yields where its parameters stood."""
+        assert self.settled is not None
+        if not self.unwritten():
+            raise changed("a tensor that the field reads was modified by an inplace operation")
+        state = random_state.state(self.device)
+        with contextlib.ExitStack() as stack:
+            for kind, *_ in autocasts(self.device):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(self.settled.back())
+            try:
+                yield self.settled.stack.blocks[0][1].parameters
+            finally:
+                random_state.restore(self.device, state)
+
     def parameters(self) -> Iterator[Tensor]:
         """Those that the layer held in its first run, and that need a gradient."""
+        if self.settled is not None:
+            return iter(self.settled.reads[id(self.layer)])
         return (p for _, p, _, requires_grad, _ in self._called().parameters if requires_grad)
+
+    def require_unhooked(self) -> None:
+        """Raises GradientError where the layer has registered a hook on its state, and is to run on another one."""
+        if self.hooks_its_state:
+            raise hooks_its_state(described(self.layer))
 
     def weights(self, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> tuple[Tensor, ...]:
         """The tensors that the gradient of outputs goes to, beside known ones.
@@ -153,6 +200,8 @@ class Rerun:
             ConversionError: the layer reads a tensor that was computed elsewhere, and is no argument of it.
         """
         own = [*self.parameters()]
+        if self.settled is not None:
+            return tuple(own)
         leaves, older = ends(outputs, since)
         nodes = {tensor.grad_fn for tensor in (*known, *own)}
         if unknown := [node for node in older if node not in nodes]:
@@ -166,6 +215,7 @@ class Rerun:
         return unique((*own, *(leaf for leaf in leaves if id(leaf) not in ids)))
 
     def _called(self) -> ModuleSnapshot:
+        assert self.replay is not None
         found = self.replay.snapshots.get(id(self.layer))
         # a layer that differentiates goes back through its first run before that is over
         return found or ModuleSnapshot.now(type(self.layer).__name__, self.layer)
@@ -177,7 +227,20 @@ class Rerun:
 
     def repeat(self, run: Callable[[], Any]) -> Any:
         """One more run, inside `again`."""
-        return self.replay.again(FIRST, (0, 0.0, 1), 1, run)
+        if self.replay is not None:
+            return self.replay.again(FIRST, (0, 0.0, 1), 1, run)
+        if self.draws:
+            random_state.restore(self.device, self.random)
+        return run()
+
+
+def _recall(layer: nn.Module, device: torch.device, steps: int, handed: list[Tensor]) -> Recall:
+    named = [(type(layer).__name__, layer)]
+    return Recall(device, steps, lambda *_: named, lambda *_: handed, lambda *_: named)
+
+
+def _autocast(device: torch.device) -> bool:
+    return torch.is_autocast_enabled("cpu") or (device.type == "cuda" and torch.is_autocast_enabled("cuda"))
 
 
 def spent() -> GradientError:

@@ -89,6 +89,7 @@ def rounded(
     first = copied(x)  # a list of states: the layer may add to its own
     since = now()
     out = rerun.first(x, lambda: plain(*args, **kwargs))
+    rerun.require_unhooked()
     leaves, unflatten = tree_flatten(out)
     indices = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not indices:
@@ -161,7 +162,7 @@ class RoundedLink:
             cotangents = [cotangent(y) for y in outputs]
             before = 1 + len(self.extras)
             # hooks that log a gradient log this one, too
-            with self.rerun.replay.sides.around[id(layer)].copied(()):
+            with self.rerun.traceless():
                 exact, approximate = (self.gradients(state, cotangents) for state in (x, rounded))
             self.errors = apart(approximate[:before], exact[:before]), apart(approximate[before:], exact[before:])
 

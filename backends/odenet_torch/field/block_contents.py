@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from odenet_torch.field.called_modules import ModuleSnapshot, state
-from odenet_torch.field.field import BlockField, unique
+from odenet_torch.field.field import unique
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.stored_values import StoredValues, TensorStates
@@ -86,10 +86,8 @@ class StackContents:
         self._reads: dict[int, tuple[Tensor, ...]] = {}
 
     @classmethod
-    def of(cls, field: BlockField) -> StackContents | None:
-        """Of a field whose blocks are all settled, as they are now; None where one is not, or no longer is."""
-        assert field.depth is not None
-        tree = field.depth.tree
+    def of(cls, tree: tuple[nn.Module, ...]) -> StackContents | None:
+        """Of blocks that are all settled, as they are now; None where one is not, or no longer is."""
         memo = knowledge(tree[0])
         if memo is None:
             return None
@@ -98,7 +96,7 @@ class StackContents:
             stack = None
         if stack is None or not stack.stands():
             blocks: list[tuple[nn.Module, BlockContents]] = []
-            for block in field.functions():
+            for block in {id(block): block for block in tree}.values():
                 memo_of_block = knowledge(block)
                 known = None if memo_of_block is None else memo_of_block.settled.get(block.training)
                 if known is None or not known.still(block):

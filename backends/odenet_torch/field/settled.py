@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,26 +24,95 @@ from odenet_torch.field.replay import Replay
 from odenet_torch.field.surroundings import Surroundings, put_back
 
 
-class Settled:
-    """The blocks of one forward pass, for its backward pass.
+class SettledBlocks:
+    """Blocks of one forward pass, for its backward pass.
 
     Args:
-        field: whose blocks are all known.
         stack: these, and what they consist of.
         device: of the state.
     """
 
-    def __init__(self, field: BlockField, stack: StackContents, device: torch.device) -> None:
-        self.field, self.stack, self.device = field, stack, device
+    def __init__(self, stack: StackContents, device: torch.device) -> None:
+        self.stack, self.device = stack, device
         self.random = _dice.state(device)
         self.states, self.reads = stack.states(), stack.reads()
+
+    @functools.cached_property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """All that need a gradient, once each."""
+        return unique([tensor for tensors in self.reads.values() for tensor in tensors])
+
+    @functools.cached_property
+    def blocks(self) -> list[tuple[Surroundings, BlockContents, list[Any]]]:
+        """Each block as it was in the forward pass (see `StackContents.apart`)."""
+        return self.stack.apart(self.states)
+
+    def drew(self) -> bool:
+        """After the forward pass: whether random numbers were drawn."""
+        return not _dice.same(_dice.state(self.device), self.random)
+
+    def left(self) -> bool:
+        """After the forward pass: whether something was left where others find it, which is put back."""
+        if self.stack.stands():
+            return False
+        leftovers = [difference for around, *_ in self.blocks for difference in around.differences()]
+        put_back(leftovers)
+        return bool(leftovers)
+
+    def same(self) -> bool:
+        """After the forward pass: whether nothing was drawn or left; else all is as it was before."""
+        if drew := self.drew():
+            _dice.restore(self.device, self.random)
+        return not self.left() and not drew
+
+    def stand(self) -> bool:
+        """Whether all stands where it stood in the forward pass, and nothing was written on."""
+        return self.stack.stands() and self.stack.states() == self.states
+
+    @contextlib.contextmanager
+    def back(self, blocks: Sequence[nn.Module] | None = None) -> Iterator[bool]:
+        """The backward pass: blocks find what they found (see `Surroundings.again`).
+
+        Yields whether a block holds other parameters now.
+
+        Args:
+            blocks: those that are to run again; None for all.
+
+        Raises:
+            GradientError: a block is not what it was in the forward pass.
+        """
+        moves, roots = False, None if blocks is None else set(map(id, blocks))
+        with contextlib.ExitStack() as stack:
+            if roots is not None or not self.stand():
+                for around, known, states in self.blocks:
+                    if roots is not None and id(around.root) not in roots:
+                        continue
+                    if known.flags() != known.training or known.states() != states:
+                        known.as_called(around, states).require_unchanged((), moves=True)
+                    around.require_unwritten()
+                    if not around.untouched():
+                        stack.enter_context(around.again())
+                    moves = moves or any([owner.get(key) is not tensor for owner, key, tensor in known.parameters])
+            yield moves
+
+
+class Settled(SettledBlocks):
+    """All blocks of a field.
+
+    Args:
+        field: whose blocks are all known.
+        stack, device: of its blocks.
+    """
+
+    def __init__(self, field: BlockField, stack: StackContents, device: torch.device) -> None:
+        super().__init__(stack, device)
+        self.field = field
 
     @classmethod
     def of(cls, field: BlockField, device: torch.device) -> Settled | None:
         """None where a block is not settled."""
-        if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-            return None
-        stack = StackContents.of(field)
+        assert field.depth is not None
+        stack = contents(field.depth.tree)
         return None if stack is None else cls(field, stack, device)
 
     def once(self, steps: int) -> bool:
@@ -64,73 +133,41 @@ class Settled:
         assert depth is not None
         return depth.kind == "linear" or sum(len(self.reads[id(block)]) for block in depth.tree) > len(self.parameters)
 
-    @functools.cached_property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """All that need a gradient, once each."""
-        return unique([tensor for tensors in self.reads.values() for tensor in tensors])
-
-    @functools.cached_property
-    def blocks(self) -> list[tuple[Surroundings, BlockContents, list[Any]]]:
-        """Each block as it was in the forward pass (see `StackContents.apart`)."""
-        return self.stack.apart(self.states)
-
-    def same(self) -> bool:
-        """After the forward pass: whether nothing was drawn or left; what was left is put back."""
-        drew = not _dice.same(_dice.state(self.device), self.random)
-        leftovers = []
-        if not self.stack.stands():
-            leftovers = [difference for around, *_ in self.blocks for difference in around.differences()]
-        if drew:
-            _dice.restore(self.device, self.random)
-        put_back(leftovers)
-        return not drew and not leftovers
-
     @contextlib.contextmanager
-    def back(self, blocks: Sequence[nn.Module] | None = None) -> Iterator[None]:
-        """The backward pass: blocks find what they found (see `Surroundings.again`).
-
-        Args:
-            blocks: those that are to run again; None for all.
-
-        Raises:
-            GradientError: a block is not what it was in the forward pass.
-        """
-        moves, roots = False, None if blocks is None else set(map(id, blocks))
-        with contextlib.ExitStack() as stack:
-            if roots is not None or not (self.stack.stands() and self.stack.states() == self.states):
-                for around, known, states in self.blocks:
-                    if roots is not None and id(around.root) not in roots:
-                        continue
-                    if known.flags() != known.training or known.states() != states:
-                        known.as_called(around, states).require_unchanged((), moves=True)
-                    around.require_unwritten()
-                    if not around.untouched():
-                        stack.enter_context(around.again())
-                    moves = moves or any([owner.get(key) is not tensor for owner, key, tensor in known.parameters])
+    def back(self, blocks: Sequence[nn.Module] | None = None) -> Iterator[bool]:
+        with super().back(blocks) as moves:
             if moves:
                 self.field.parameters = {id(around.root): known.named for around, known, _ in self.blocks}
             self.field.moved = moves
-            yield
+            yield moves
+
+
+def contents(blocks: tuple[nn.Module, ...]) -> StackContents | None:
+    """What settled blocks consist of; None where one is not settled."""
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return None
+    return StackContents.of(blocks)
 
 
 def settle(field: BlockField, replay: Replay) -> None:
     """After a careful forward pass: the blocks that it showed to be settled are known from now on."""
-    if (
-        replay.random
-        or replay.buffers
-        or replay.moving
-        or replay.noticed
-        or replay.sides.differentiable
-        or replay.sides.caches
-        or field.captured
-    ):
+    if not replay.random and not field.captured:
+        settle_blocks(field.functions(), replay)
+
+
+def settle_blocks(blocks: Iterable[nn.Module], replay: Replay) -> None:
+    """The same for any blocks, whose random numbers, if they draw any, are the caller's business."""
+    sides = replay.sides
+    if replay.buffers or replay.moving or replay.noticed or sides.differentiable:
         return
-    for block in field.functions():
+    if any(tensors for _, before in sides.caches for tensors in before.values()):
+        return
+    for block in blocks:
         modules = tuple(block.modules())
         around = replay.sides.around.get(id(block))
         if around is None or not around.untouched() or any(around.reach.hooks):
             continue
-        if around.reach.generators:
+        if around.reach.generators or None in around.values:  # which it wrote on
             continue
         if any(module._buffers or "parametrizations" in module._modules for module in modules):
             continue
@@ -151,3 +188,10 @@ def settle(field: BlockField, replay: Replay) -> None:
         )
         if (memo := knowledge(block)) is not None:
             memo.settled[block.training] = known
+
+
+def forget(block: nn.Module) -> None:
+    """A block is not as it was known: it is looked at again."""
+    if (memo := knowledge(block)) is not None:
+        memo.settled.clear()
+        memo.stacks.clear()

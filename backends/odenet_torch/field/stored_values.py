@@ -72,6 +72,8 @@ class TensorStates:
 
     def now(self) -> Any:
         """What is equal as long as nothing was written on, frozen or thawed."""
+        if not self.tensors:
+            return []
         if self.counted:
             addresses = [*map(Tensor.data_ptr, self.tensors)]
             if addresses != self.addresses:  # before the old memory is read

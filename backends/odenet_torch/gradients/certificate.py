@@ -150,7 +150,7 @@ class StepErrors:
         defect = subtract(rebuilt, known)
         if self.entries < 0:  # the same for all steps
             self.entries = sum(leaf.numel() for leaf in y)
-        if self.entries > _SMALL:
+        if self.entries > _SMALL or self.run.grid.steps == 1:  # alone, as of a converted layer
             self.add(relative(defect, y), n)
             return
         self._count(n)

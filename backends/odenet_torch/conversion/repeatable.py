@@ -1,0 +1,59 @@
+"""Whether a layer gives the same when it runs again, and whether its kernels write on what they have saved."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+
+from odenet import GradientError
+from odenet.kit import tree_leaves
+from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
+from odenet_torch.conversion.layer import copied
+from odenet_torch.field import late_writes, random_state
+from odenet_torch.field.called_modules import require_same
+from odenet_torch.field.differentiating import refuses_hooks
+from odenet_torch.field.surroundings import held_now, reach
+
+
+def require_repeatable(layer: nn.Module, call: Call) -> None:
+    """Looks whether a layer gives the same when it runs again on the same, in training.
+
+    Raises:
+        GradientError: it does not, or it draws from a generator that is not torch's.
+    """
+    results = []
+    with in_mode(layer, True), random_state.others() as drawn:
+        for _ in range(2):
+            with leaving_no_trace([layer]):
+                results.append(_leaves(_watched(layer, call)))
+        if drawn():
+            raise GradientError(
+                f"{type(layer).__name__} draws random numbers from Python or NumPy, which are not drawn again as they "
+                "were",
+                "random numbers of torch's own generator",
+                "take torch.rand in its place, or gradient='backprop'",
+            )
+    require_same(type(layer).__name__, *results)
+
+
+def _watched(layer: nn.Module, call: Call) -> Any:
+    """What a layer returns; whether its kernels write on what they have saved is known from then on."""
+
+    def run() -> Any:
+        args, kwargs = copied(call.arguments)
+        return layer(copied(call.x), *args, **kwargs)
+
+    try:
+        out, late = late_writes.watched(run, functools.partial(held_now, [reach(layer)]))
+    except RuntimeError as error:
+        if not refuses_hooks(error):  # it takes derivatives with torch.func, and is run without torch's checkpoint
+            raise
+        out, late = run(), False
+    late_writes.remember(layer, late)
+    return out
+
+
+def _leaves(out: Any) -> tuple[Tensor, ...]:
+    return tuple(leaf.detach().clone() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
