@@ -13,21 +13,22 @@ import torch
 from torch import Tensor
 
 from odenet_torch.field.looked import Looked
+from odenet_torch.field.reachable_objects import ReachableObjects
 
 _LOOKED = Looked()
 _LATE = Looked()
 
 
-def known(root: Any) -> bool | None:
-    """Whether a part of a field was seen to write late; None where it was not looked at."""
-    return _LATE.some(root) if root in _LOOKED else None
+def known(root: Any, reached: ReachableObjects | None = None) -> bool | None:
+    """Whether a part of a field was seen to write late; None where it was not looked at as it is."""
+    return _LATE.some(root, reached) if _LOOKED.has(root, reached) else None
 
 
-def remember(root: Any, late: bool) -> None:
+def remember(root: Any, late: bool, reached: ReachableObjects | None = None) -> None:
     """Remember for later passes whether steps write on what they have saved."""
-    _LOOKED.add(root)
+    _LOOKED.add(root, reached)
     if late:
-        _LATE.add(root)
+        _LATE.add(root, reached)
 
 
 def watched(evaluate: Callable[[], Any], held: Callable[[], dict[Any, Any]] = dict) -> tuple[Any, bool]:

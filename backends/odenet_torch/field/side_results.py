@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard, TypeVar
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
+from odenet_torch.field.looked import Names
 from odenet_torch.field.places import MISSING, CachedResults, CollectionLocation, Location, MappingEntries
 from odenet_torch.field.reachable_objects import held_by
 from odenet_torch.field.state import Leaves
@@ -24,8 +24,8 @@ from odenet_torch.field.surroundings import Difference, Surroundings, difference
 Result = TypeVar("Result")
 Root = tuple[str, Any]
 """What f is made of, with a name for messages."""
-# by what f is made of: names of places where it was seen to keep tensors that depend on nothing
-_DETACHED: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+_DETACHED = Names()
+"""Of places where f was seen to keep tensors that depend on nothing."""
 
 
 class SideResults:
@@ -83,7 +83,8 @@ class SideResults:
         if not self.cut:
             return
         for around in met:
-            leftovers = [leftover for leftover in around.left() if _name(leftover) not in _detached(around.root)]
+            known = _DETACHED.of(around.root, around.reach)
+            leftovers = [leftover for leftover in around.left() if _name(leftover) not in known]
             if not leftovers:
                 continue
             if not torch.is_grad_enabled():
@@ -92,7 +93,7 @@ class SideResults:
                 if any(tensor.requires_grad for tensor in _new(leftover)):
                     self.differentiable.add((id(leftover[0]), leftover[1]))
                 else:
-                    _detached(around.root).add(_name(leftover))
+                    known.add(_name(leftover))
 
     def finish(self, outputs: Iterable[Tensor] = ()) -> None:
         """The forward pass has ended, with these outputs and their graph."""
@@ -194,7 +195,7 @@ def _require_overwritten(around: Surroundings, y: Leaves, evaluate: Callable[[],
     Raises:
         GradientError: one is added to, so that each further run would add once more.
     """
-    known = _detached(around.root)
+    known = _DETACHED.of(around.root, around.reach)
     written = [(name, held) for name, held in around.written_on() if f"written {name}" not in known]
     if not written:
         return
@@ -235,13 +236,6 @@ def _new(difference: Difference) -> list[Tensor]:
 def _name(difference: Difference) -> str:
     place: Location = difference[0]
     return place.called(difference[1])
-
-
-def _detached(root: Any) -> set[str]:
-    try:
-        return _DETACHED.setdefault(root, set())
-    except TypeError:  # no weak reference to it
-        return set()
 
 
 def _cut(value: Any, known: set[int], name: str) -> Any:
