@@ -57,7 +57,7 @@ def _watched(layer: nn.Module, call: Call) -> Any:
         return layer(copied(call.x), *args, **kwargs)
 
     try:
-        out, late = late_writes.watched(run, functools.partial(held_now, [reach(layer)]))
+        out, late = late_writes.watched(type(layer).__name__, run, functools.partial(held_now, [reach(layer)]))
     except RuntimeError as error:
         if not refuses_hooks(error):  # it takes derivatives with torch.func, and is run without torch's checkpoint
             raise

@@ -18,6 +18,7 @@ from odenet import Depth, GradientError, UnsupportedError
 from odenet.kit import blend, check_alike, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.half_precision import Reads
+from odenet_torch.field.saved_tensors import now as now
 from odenet_torch.field.state import as_tensor
 
 Stand = Mapping[int, Tensor]
@@ -385,14 +386,6 @@ def ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], lis
                 visited.add(following)
                 stack.append(following)
     return tuple(leaves.values()), older
-
-
-def now() -> int:
-    """A mark in the order in which this thread records operations."""
-    with torch.enable_grad():
-        mark = torch.zeros((), requires_grad=True).neg().grad_fn
-    assert mark is not None
-    return mark._sequence_nr()
 
 
 def moved(module: nn.Module, parameters: Mapping[str, Tensor]) -> bool:

@@ -108,7 +108,7 @@ class Names:
 
 
 def variant(reached: ReachableObjects) -> tuple[int, int]:
-    """What tells it from others of the same code: by flags, words and the signs of numbers, and by the numbers themselves."""
+    """What tells it from others of the same code: flags, words and signs of numbers; and with these the numbers."""
     if reached.variant is None:
         fine, coarse = [], []
         for name, kind, value in reached.plain:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from odenet import GradientError
-from odenet_torch.field import late_writes
+from odenet_torch.field import late_writes, saved_tensors
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same, within
 from odenet_torch.field.differentiating import unseen
@@ -481,7 +481,7 @@ class Replay:
         if fresh:
             with no_trace([root for _, root in roots]):
                 held = functools.partial(held_now, [reach(root) for _, root in roots])
-                again, late = late_writes.watched(lambda: self._replayed(key, place, evaluate), held)
+                again, late = late_writes.watched(fresh[0][0], lambda: self._replayed(key, place, evaluate), held)
             require_same(fresh[0][0], out, again)
             for _, root in fresh:
                 late_writes.remember(root, late, self.reached(root))
@@ -493,10 +493,11 @@ class Replay:
         """Once in the life of a part of f: run f again at y, look at what it does, and compare.
 
         Raises:
-            GradientError: something else came out; it keeps a part of its graph, or a hook, where that cannot be found.
+            GradientError: something else came out; it writes on what its gradient reads; it keeps a part of its graph,
+                or a hook, where that cannot be found.
         """
         name = fresh[0][0]
-        watch, marks = Watch(y), list[Any]()
+        watch, marks, operation = Watch(y), list[Any](), None
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
         with contextlib.ExitStack() as stack:
             stack.enter_context(no_trace([root for _, root in self._roots(place)]))
@@ -505,10 +506,12 @@ class Replay:
                 stack.enter_context(around.copied([held for _, held in around.written_on()]))
             try:
                 with watch:
-                    again, marks = self._quietly(key, place, lambda: marked(evaluate, y))
+                    again, marks, operation = self._quietly(key, place, lambda: marked(evaluate, y))
             except RuntimeError:  # it takes derivatives with torch.func, or cannot be recorded at a leaf
                 with torch.no_grad():
                     again = self._quietly(key, place, evaluate)
+        if operation is not None:
+            raise saved_tensors.refusal(name, operation)
         require_gone(name, marks)
         if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
             raise hooks_its_state(name)
