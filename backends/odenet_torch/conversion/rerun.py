@@ -35,18 +35,23 @@ def require_repeatable(layer: nn.Module, call: Call) -> None:
         GradientError: it does not, or it draws from a generator that is not torch's.
     """
     results = []
-    with in_mode(layer, True), random_state.others() as drawn:
-        for _ in range(2):
-            with leaving_no_trace([layer]):
-                results.append(_leaves(_watched(layer, call)))
-        if drawn():
+
+    def run() -> None:
+        with leaving_no_trace([layer]):
+            results.append(_leaves(_watched(layer, call)))
+
+    with in_mode(layer, True), random_state.others():
+        drawn = random_state.draws(run, random_state.outside)
+        if len(results) == 1:
+            run()
+        if drawn:
             raise GradientError(
                 f"{type(layer).__name__} draws random numbers from Python or NumPy, which are not drawn again as they "
                 "were",
                 "random numbers of torch's own generator",
                 "take torch.rand in its place, or gradient='backprop'",
             )
-    require_same(type(layer).__name__, *results)
+    require_same(type(layer).__name__, *results[:2])
 
 
 def _watched(layer: nn.Module, call: Call) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from torch.utils import checkpoint
 
 from odenet import GradientError, UnsupportedError
 from odenet.kit import tree_leaves, tree_map
+from odenet_torch.field import random_state
 
 _HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
 _NO_GRADIENT = "does not require grad"
@@ -100,17 +102,19 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
             return leaf
         return leaf.detach().requires_grad_()
 
-    generator = torch.default_generator if states[0].device.type == "cpu" else None
-    before = torch.get_rng_state() if generator is not None else torch.cuda.get_rng_state(states[0].device)
-    with torch.enable_grad():
-        value = f(t, tree_map(fresh, y), *rest)
-    after = torch.get_rng_state() if generator is not None else torch.cuda.get_rng_state(states[0].device)
-    if not torch.equal(before, after):
+    values: list[Any] = []
+
+    def run() -> None:
+        with torch.enable_grad():
+            values[:] = [f(t, tree_map(fresh, y), *rest)]
+
+    if random_state.draws(run, functools.partial(random_state.read, states[0].device)):
         raise GradientError(
             "the field differentiates by its state where no gradient is recorded, and draws random numbers",
             "fields that enable what they need",
             "within the field: with torch.enable_grad(): y = y if y.requires_grad else y.detach().requires_grad_()",
         ) from error
+    value = values.pop()
     return value if kept else tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
 
 

@@ -29,9 +29,30 @@ def restore(device: torch.device, states: list[Tensor]) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
+def read(device: torch.device) -> list[bytes]:
+    """The same states as bytes, which can be compared."""
+    return [*map(_bytes, state(device))]
+
+
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
     """Whether nothing was drawn between."""
     return all(_bytes(a) == _bytes(b) for a, b in zip(one, other, strict=True))
+
+
+def draws(run: Callable[[], Any], now: Callable[[], Any]) -> bool:
+    """Whether a run draws random numbers: that a generator has moved may be the work of another thread, which does not
+    move it in each of three runs.
+
+    Args:
+        run: what may draw.
+        now: what tells by `==` whether a generator has moved.
+    """
+    for _ in range(3):
+        before = now()
+        run()
+        if now() == before:
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ from odenet_torch.field.places import (
     ModuleAttributes,
     SlotAttributes,
     SuspendedFrame,
+    WeakEntries,
 )
 from odenet_torch.field.stored_values import StoredValues
 
@@ -257,6 +258,11 @@ class ReachableObjects:
         """A dict that holds its keys weakly."""
         return self.mapping(name, value.data)
 
+    def weak_values(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """A dict or set that holds its values weakly."""
+        self.places.append(WeakEntries(name, value))
+        return ()
+
     def local(self, name: str, value: threading.local) -> Iterable[tuple[str, Any]]:
         """What this thread keeps there."""
         return self.mapping(name, vars(value))
@@ -333,6 +339,8 @@ _WAYS: dict[type, Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any
     functools.partial: ReachableObjects.fixed,
     tuple: ReachableObjects.fixed,
     weakref.WeakKeyDictionary: ReachableObjects.weak,
+    weakref.WeakValueDictionary: ReachableObjects.weak_values,
+    weakref.WeakSet: ReachableObjects.weak_values,
     threading.local: ReachableObjects.local,
     contextvars.ContextVar: ReachableObjects.context,
     _CACHED: ReachableObjects.cache,

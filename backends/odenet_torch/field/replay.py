@@ -76,6 +76,8 @@ class Replay:
         handed: the tensors handed to f in a step, beside its state.
         roots: what f is made of at a place: what it may read beside its arguments is reached from there.
         cut: whether the forward pass keeps no graph.
+        exact: whether it matters that f draws random numbers, and not whether they are drawn again alone: what another
+            thread has drawn in the meantime is then told from that.
     """
 
     def __init__(
@@ -86,9 +88,11 @@ class Replay:
         handed: Callable[[int, int], Iterable[Tensor]],
         roots: Callable[[int, float, int], Sequence[Root]],
         cut: bool = False,
+        exact: bool = False,
     ) -> None:
         self.device = device
         self.steps = steps
+        self.exact = exact
         self.modules = modules
         self.handed = handed
         self.roots = roots
@@ -115,9 +119,9 @@ class Replay:
         self.autocast = autocasts(device)
 
     @classmethod
-    def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False) -> Replay:
+    def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False, exact: bool = False) -> Replay:
         """The record of a forward pass that is about to begin."""
-        return cls(layout.device, steps, field.modules, field.handed, field.roots, cut)
+        return cls(layout.device, steps, field.modules, field.handed, field.roots, cut, exact)
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
         """Tensors that f reads in a step, and that must not be written on before the backward pass."""
@@ -159,7 +163,9 @@ class Replay:
             self._require_seeded(key, place, evaluate, [*dice, *(_dice.GLOBAL if drawn else ())])
         state = _dice.state(self.device)
         if not _dice.same(state, self.last):
-            self.random[key], self.last = self.last, state
+            if not self.exact or self._draws(key, place, evaluate):
+                self.random[key] = self.last
+            self.last = state
         if self.before:
             self._keep_changed(key)
         if key[0] not in self.read:
@@ -442,6 +448,15 @@ class Replay:
             _FORGETFUL.add((around := self.sides.around[key]).root, around.reach)
         self.leaving.clear()
         self.sides.finish(outputs)
+
+    def _draws(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> bool:
+        """Whether it is f that has drawn random numbers."""
+
+        def run() -> None:
+            with no_trace([root for _, root in self._roots(place)]), torch.no_grad(), unseen():
+                self.again(key, place, 1, evaluate)
+
+        return _dice.draws(run, functools.partial(_dice.read, self.device))
 
     def _require_seeded(self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any]) -> None:
         """Looks whether f, in whose run somebody has drawn from generators, seeds them itself or did not draw at all.

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from odenet import GradientError
 from odenet_torch.field.looked import Names
-from odenet_torch.field.places import MISSING, CachedResults, CollectionLocation, Location, MappingEntries
+from odenet_torch.field.places import (
+    MISSING,
+    CachedResults,
+    CollectionLocation,
+    Location,
+    MappingEntries,
+    WeakEntries,
+)
 from odenet_torch.field.reachable_objects import held_by
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
@@ -47,8 +54,8 @@ class SideResults:
         """Entries of dicts that stood there before the pass."""
         self.filled: list[tuple[Location, Any, Any]] = []
         """Those that held none before, and what stood there: a cache, which a run without a graph fills without one."""
-        self.caches: list[tuple[CachedResults, dict[Any, Any]]] = []
-        """Those of functions, and what they held before the pass."""
+        self.caches: list[tuple[Location, dict[Any, Any]]] = []
+        """Those of functions, and tensors that are held weakly; and what they held before the pass."""
         self.lengths: dict[int, int] = {}
         """Of the lists among the filled places, by `id`, after the last evaluation of the backward pass."""
         self.further: dict[int, list[Any]] = {}
@@ -63,7 +70,8 @@ class SideResults:
                 self.around[id(root)] = around = Surroundings(name, root)
                 met.append(around)
                 pairs = zip(around.reach.places, around.before, strict=True)
-                self.caches += [(place, old) for place, old in pairs if isinstance(place, CachedResults)]
+                kinds = (CachedResults, WeakEntries) if self.cut else CachedResults
+                self.caches += [(place, old) for place, old in pairs if isinstance(place, kinds)]
             self.of_step.setdefault(step, {})[id(root)] = None
         return met
 
@@ -90,6 +98,8 @@ class SideResults:
             if not torch.is_grad_enabled():
                 leftovers = _with_graph(around, y, evaluate)
             for leftover in leftovers:
+                if any(tensor.retains_grad for tensor in _new(leftover)):
+                    raise _retained(full(around.name, _name(leftover)))
                 if any(tensor.requires_grad for tensor in _new(leftover)):
                     self.differentiable.add((id(leftover[0]), leftover[1]))
                 else:
@@ -170,6 +180,15 @@ class SideResults:
         a result without a graph, or with one that is gone by then, has no gradient."""
         for cache, before in self.caches:
             cache.put(None, before[None])
+
+
+def _retained(name: str) -> GradientError:
+    return GradientError(
+        f"{name} keeps a tensor whose gradient it retains (retain_grad), in a forward pass that keeps no graph",
+        "retain_grad on tensors outside of the solve",
+        "take gradient='backprop', or with equal steps gradient='checkpoint'; or register a hook on the tensor, which "
+        "is called when the field runs again",
+    )
 
 
 def _ordered(place: Location) -> TypeGuard[CollectionLocation]:

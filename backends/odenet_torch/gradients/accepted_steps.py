@@ -57,7 +57,7 @@ def solve(adjoint: Adjoint, forward: ForwardSolve, y0: Leaves) -> Leaves:
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
     adjoint.alarm = alarm(next(iter(forward.run.field.functions()), None))
     field = forward.run.field.apart()
-    replay = Replay.of(field, forward.run.layout, 1, cut=True)
+    replay = Replay.of(field, forward.run.layout, 1, cut=True, exact=True)
     run = dataclasses.replace(forward.run, field=field, replay=replay)
     forward.run = run
     with replay.forth():
