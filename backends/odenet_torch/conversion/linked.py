@@ -26,6 +26,7 @@ from odenet_torch.conversion.call_modes import CallMode, described
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
+from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.field.written_on import version
@@ -58,6 +59,7 @@ def linked(
         raise _no_state(layer, f"is called with a {type(x).__name__} as its state")
     way = CallMode((), fresh=False) if method.anchors == 1 else layer._odenet_ways.of(layer, *arguments)
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), max(1, len(way.branches)))
+    rerun.replay.sides.anew = True
     states: dict[int, Any] = {}
     since = now()
     with way.noting(layer, states, rerun.device):
@@ -106,10 +108,16 @@ class Branches(Field):
         arguments = link.arguments
         if stand and link.extras:
             arguments = tree_map(lambda leaf: stand.get(id(leaf), leaf), arguments)
-        if link.branches:
-            value = link.branches[n].function(link.rerun.layer, y, tree_leaves(arguments))
-        else:
-            value = link.evaluate(y, copied(arguments)) - y
+
+        def branch(_: Any, y: Tensor) -> Tensor:
+            if link.branches:
+                return link.branches[n].function(link.rerun.layer, y, tree_leaves(arguments))
+            return link.evaluate(y, copied(arguments)) - y
+
+        try:
+            value = branch(t, y)
+        except RuntimeError as error:
+            value = record(error, branch, t, y)
         self.last[n] = y.detach(), value.detach()
         return value
 

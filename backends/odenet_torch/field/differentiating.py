@@ -18,7 +18,11 @@ from odenet.kit import tree_leaves, tree_map
 from odenet_torch.field import random_state
 
 _HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
-_NO_GRADIENT = "does not require grad"
+_NO_GRADIENT = (
+    "does not require grad",
+    "cannot register a hook on a tensor that doesn't require gradient",
+    "can't retain_grad on Tensor that has requires_grad=False",
+)
 _OUT = "out=... arguments don't support automatic differentiation"
 _UNREADABLE = ("Cannot access data pointer", ".item()", "data-dependent control flow", "not have vmap support")
 
@@ -72,7 +76,7 @@ def unseen() -> AbstractContextManager[Any]:
 
 
 def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: Any) -> Any:
-    """`f(t, y)` for a field that differentiates by y, and was called with a y that needs no gradient.
+    """`f(t, y)` for a field that differentiates by y, or hooks what it computes, at a y that needs no gradient.
 
     A pass that is not recorded, as the forward pass of an adjoint is not, hands over such states; the field is called
     once more with a y of its own that needs one.
@@ -94,7 +98,7 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
             "fields that return new tensors; any field where nothing is differentiated",
             "leave out= out, or solve under torch.no_grad()",
         ) from error
-    if _NO_GRADIENT not in str(error) or (kept and all(leaf.requires_grad for leaf in states)):
+    if not any(text in str(error) for text in _NO_GRADIENT) or (kept and all(leaf.requires_grad for leaf in states)):
         raise error
 
     def fresh(leaf: Any) -> Any:

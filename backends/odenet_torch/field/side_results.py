@@ -44,6 +44,8 @@ class SideResults:
 
     def __init__(self, cut: bool) -> None:
         self.cut = cut
+        self.anew = cut
+        """Whether it evaluates f without a graph and with one in the backward pass, and so computes anew what f keeps."""
         self.around: dict[int, Surroundings] = {}
         self.of_step: dict[int, dict[int, None]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
@@ -70,7 +72,7 @@ class SideResults:
                 self.around[id(root)] = around = Surroundings(name, root)
                 met.append(around)
                 pairs = zip(around.reach.places, around.before, strict=True)
-                kinds = (CachedResults, WeakEntries) if self.cut else CachedResults
+                kinds = (CachedResults, WeakEntries) if self.anew else CachedResults
                 self.caches += [(place, old) for place, old in pairs if isinstance(place, kinds)]
             self.of_step.setdefault(step, {})[id(root)] = None
         return met
@@ -89,6 +91,8 @@ class SideResults:
         for around in met:
             _require_overwritten(around, y, evaluate)
         if not self.cut:
+            if self.anew:
+                _refuse_retained((around, leftover) for around in met for leftover in around.left())
             return
         for around in met:
             known = _DETACHED.of(around.root, around.reach)
@@ -97,9 +101,8 @@ class SideResults:
                 continue
             if not torch.is_grad_enabled():
                 leftovers = _with_graph(around, y, evaluate)
+            _refuse_retained((around, leftover) for leftover in leftovers)
             for leftover in leftovers:
-                if any(tensor.retains_grad for tensor in _new(leftover)):
-                    raise _retained(full(around.name, _name(leftover)))
                 if any(tensor.requires_grad for tensor in _new(leftover)):
                     self.differentiable.add((id(leftover[0]), leftover[1]))
                 else:
@@ -121,7 +124,7 @@ class SideResults:
     def logged(self, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the backward pass: what is put into a list thereafter comes from hooks on tensors."""
         self.collect()
-        if self.cut:
+        if self.anew:
             self.empty()
         out = evaluate()
         for place, *_ in self.filled:
@@ -182,13 +185,18 @@ class SideResults:
             cache.put(None, before[None])
 
 
-def _retained(name: str) -> GradientError:
-    return GradientError(
-        f"{name} keeps a tensor whose gradient it retains (retain_grad), in a forward pass that keeps no graph",
-        "retain_grad on tensors outside of the solve",
-        "take gradient='backprop', or with equal steps gradient='checkpoint'; or register a hook on the tensor, which "
-        "is called when the field runs again",
-    )
+def _refuse_retained(leftovers: Iterable[tuple[Surroundings, Difference]]) -> None:
+    """Raises GradientError where a tensor that f keeps is to have its gradient, which goes to another one: the tensor
+    of the run in the backward pass."""
+    for around, leftover in leftovers:
+        if any(tensor.retains_grad for tensor in _new(leftover)):
+            raise GradientError(
+                f"{full(around.name, _name(leftover))} keeps a tensor whose gradient it retains (retain_grad), and the "
+                "field is to run again",
+                "retain_grad on tensors outside of the solve",
+                "take gradient='backprop', or with equal steps gradient='checkpoint'; or register a hook on the tensor, "
+                "which is called when the field runs again",
+            )
 
 
 def _ordered(place: Location) -> TypeGuard[CollectionLocation]:
