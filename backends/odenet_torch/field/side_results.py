@@ -45,7 +45,7 @@ class SideResults:
     def __init__(self, cut: bool) -> None:
         self.cut = cut
         self.anew = cut
-        """Whether it evaluates f without a graph and with one in the backward pass, and so computes anew what f keeps."""
+        """Whether the backward pass evaluates f with a graph and without: f then computes anew what it keeps."""
         self.around: dict[int, Surroundings] = {}
         self.of_step: dict[int, dict[int, None]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
@@ -186,8 +186,7 @@ class SideResults:
 
 
 def _refuse_retained(leftovers: Iterable[tuple[Surroundings, Difference]]) -> None:
-    """Raises GradientError where a tensor that f keeps is to have its gradient, which goes to another one: the tensor
-    of the run in the backward pass."""
+    """Raises GradientError where f keeps a tensor that is to have its gradient, which that of the next run has."""
     for around, leftover in leftovers:
         if any(tensor.retains_grad for tensor in _new(leftover)):
             raise GradientError(
