@@ -28,6 +28,7 @@ from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import Field, Stand, now, unique
+from odenet_torch.field.replay import hooks_its_state
 from odenet_torch.field.state import Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import SavedStates, Sums, _retained, refuse_second_derivatives, unhooked
@@ -61,9 +62,11 @@ def linked(
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), max(1, len(way.branches)))
     rerun.replay.sides.anew = True
     states: dict[int, Any] = {}
-    since = now()
+    since, hooks = now(), len(x._backward_hooks or ())
     with way.noting(layer, states, rerun.device):
         out = rerun.first(x, lambda: plain(*args, **kwargs))
+    if len(x._backward_hooks or ()) != hooks:  # it would be called for each part of the gradient, too
+        raise hooks_its_state(described(layer))
     new = state_of(out)
     if not isinstance(new, Tensor) or new.shape != x.shape or new.dtype != x.dtype:
         raise _no_state(layer, "returns no state of the shape and number type of the one that it is called with")

@@ -58,8 +58,11 @@ def _watched(layer: nn.Module, call: Call) -> Any:
     """What a layer returns; whether its kernels write on what they have saved is known from then on."""
 
     def run() -> Any:
-        args, kwargs = copied(call.arguments)
-        return layer(copied(call.x), *args, **kwargs)
+        (args, kwargs), x = copied(call.arguments), copied(call.x)
+        if isinstance(x, Tensor) and x.is_floating_point():  # what is saved for a state that needs a gradient
+            with torch.enable_grad():
+                x = x.requires_grad_().clone()
+        return layer(x, *args, **kwargs)
 
     try:
         out, late = late_writes.watched(type(layer).__name__, run, functools.partial(held_now, [reach(layer)]))

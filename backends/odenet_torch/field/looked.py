@@ -54,6 +54,10 @@ class Looked:
         coarse, fine = variant(reached or reach(root))
         return coarse in known.coarse and (fine in known.fine or len(known.fine) >= _FINE)
 
+    def knows(self, root: Any, reached: ReachableObjects) -> bool:
+        """Whether it was looked at, be it as another variant."""
+        return self._known(root, reached)[0] is not None
+
     def some(self, root: Any, reached: ReachableObjects | None = None) -> bool:
         """Whether one that differs by numbers alone is among these."""
         known, reached = self._known(root, reached)
@@ -112,10 +116,9 @@ def variant(reached: ReachableObjects) -> tuple[int, int]:
     if reached.variant is None:
         fine, coarse = [], []
         for name, kind, value in reached.plain:
-            told, number, entry = (name, kind.__module__, kind.__qualname__), kind in _NUMBERS, "[" in name
-            if not entry or value is not None:  # tensors in a cache, which become more, decide by their values alone
-                fine.append((*told, repr(value) if number else value))  # -1 and -2 have the same hash
-            if not entry:
+            told, number = (name, kind.__module__, kind.__qualname__), kind in _NUMBERS
+            fine.append((*told, repr(value) if number else value))  # -1 and -2 have the same hash
+            if "[" not in name:  # of lists the entries become more
                 coarse.append((*told, _sign(value) if number else value))
         reached.variant, reached.plain = (hash(tuple(coarse)), hash(tuple(fine))), []
     flags = [x for _, x in reached.watched if type(x) is Tensor and x.ndim == 0 and x.is_cpu and not x.requires_grad]

@@ -9,7 +9,6 @@ import functools
 import gc
 import operator
 import types
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -238,9 +237,9 @@ class CachedResults(Location):
 class WeakEntries(Location):
     """The tensors that a dict or set holds weakly: what becomes of them is for who holds them to say."""
 
-    def __init__(self, name: str, held: weakref.WeakValueDictionary[Any, Any] | weakref.WeakSet[Any]) -> None:
+    def __init__(self, name: str, held: Any) -> None:
         super().__init__(name)
-        self.refs: Any = held.data
+        self.refs: Any = held.data  # of references, as values or as members
 
     def contents(self) -> dict[Any, Any]:
         refs = self.refs.values() if isinstance(self.refs, dict) else self.refs

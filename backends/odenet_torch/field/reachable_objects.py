@@ -83,7 +83,7 @@ class ReachableObjects:
         self.codes: set[types.CodeType] = set()
         """The code of all functions."""
         self.plain: list[tuple[str, Any, Any]] = []
-        """Of all that was come to: its name, its class, and its value where that is a number, a word or code."""
+        """Of what was come to, numbers, words and what can be called: its name, its class, and its value or code."""
         self.variant: tuple[int, int] | None = None
         """What `looked` makes of these."""
         self.hooks: list[dict[Any, Any]] = []
@@ -98,7 +98,8 @@ class ReachableObjects:
         while stack and len(self._seen) < _LIMIT:
             name, value = stack.pop()
             kind = type(value)
-            self.plain.append((name, kind, _PLAIN[kind](value) if kind in _PLAIN else None))
+            if kind in _PLAIN or callable(value):
+                self.plain.append((name, kind, _PLAIN[kind](value) if kind in _PLAIN else None))
             if kind in _ATOMS or id(value) in self._seen:
                 continue
             self._seen.add(id(value))

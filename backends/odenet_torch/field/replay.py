@@ -378,6 +378,20 @@ class Replay:
     def _roots(self, place: Place) -> list[Root]:
         return [*self.roots(*place), *self.noticed]
 
+    @contextlib.contextmanager
+    def _once_more(self, place: Place) -> Iterator[None]:
+        """Inside, f may run once more: it leaves nothing.
+
+        What was looked at before, as another variant, finds what it found in its first run of this pass. At the very
+        first look it finds what that has left, so that a block that counts is known for one.
+        """
+        with no_trace([root for _, root in self._roots(place)]):
+            for _, root in self.roots(*place):
+                around = self.sides.around[id(root)]
+                if _FUNCTIONS.knows(root, around.reach):
+                    put_back([change for change in around.differences() if not isinstance(change[0], CachedResults)])
+            yield
+
     def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the forward pass once more, with its random state, which is put back."""
         with unseen():
@@ -494,7 +508,7 @@ class Replay:
     ) -> None:
         fresh = [root for root in roots if late_writes.known(root[1], self.reached(root[1])) is None]
         if fresh:
-            with no_trace([root for _, root in roots]):
+            with self._once_more(place):
                 held = functools.partial(held_now, [reach(root) for _, root in roots])
                 again, late = late_writes.watched(fresh[0][0], lambda: self._replayed(key, place, evaluate), held)
             require_same(fresh[0][0], out, again)
@@ -515,7 +529,7 @@ class Replay:
         watch, marks, operation = Watch(y), list[Any](), None
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(no_trace([root for _, root in self._roots(place)]))
+            stack.enter_context(self._once_more(place))
             for _, root in self.roots(*place):
                 around = self.sides.around[id(root)]
                 stack.enter_context(around.copied([held for _, held in around.written_on()]))

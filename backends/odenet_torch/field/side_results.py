@@ -186,15 +186,15 @@ class SideResults:
 
 
 def _refuse_retained(leftovers: Iterable[tuple[Surroundings, Difference]]) -> None:
-    """Raises GradientError where f keeps a tensor that is to have its gradient, which that of the next run has."""
+    """Raises GradientError where f keeps a tensor that is to have its gradient: the next run has another one."""
     for around, leftover in leftovers:
         if any(tensor.retains_grad for tensor in _new(leftover)):
             raise GradientError(
                 f"{full(around.name, _name(leftover))} keeps a tensor whose gradient it retains (retain_grad), and the "
                 "field is to run again",
                 "retain_grad on tensors outside of the solve",
-                "take gradient='backprop', or with equal steps gradient='checkpoint'; or register a hook on the tensor, "
-                "which is called when the field runs again",
+                "take gradient='backprop', or with equal steps gradient='checkpoint'; or register a hook on the "
+                "tensor, which is called when the field runs again",
             )
 
 
