@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.written_on import version
+from odenet_torch.field.written_on import changed, version
 
 WRITTEN = "modified by an inplace operation"
 """What torch says of them."""
@@ -73,6 +73,20 @@ def written(outputs: Iterable[Tensor], since: int) -> str | None:
 def _saved_by(kind: type) -> tuple[str, ...]:
     names = [name for name in dir(kind) if name.startswith("_saved_")]
     return (*names, "saved_tensors") if hasattr(kind, "saved_tensors") else tuple(names)
+
+
+def of(ctx: Any) -> tuple[Tensor, ...]:
+    """What the node of a solve has saved: once, since torch unpacks, and looks at, all of it each time.
+
+    Raises:
+        GradientError: a tensor among it was written on.
+    """
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if WRITTEN not in str(error):
+            raise
+        raise changed(f"a tensor that the field reads was {WRITTEN}") from error
 
 
 def refusal(name: str, operation: str) -> GradientError:
