@@ -61,7 +61,7 @@ def _watched(layer: nn.Module, call: Call) -> Any:
         (args, kwargs), x = copied(call.arguments), copied(call.x)
         if isinstance(x, Tensor) and x.is_floating_point():  # what is saved for a state that needs a gradient
             with torch.enable_grad():
-                x = x.requires_grad_().clone()
+                x = x.detach().requires_grad_().clone()  # the example is the caller's
         return layer(x, *args, **kwargs)
 
     try:
