@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from odenet._errors import InputError
+
 Rebuild = Callable[[Sequence[Any]], Any]
 Rule = Callable[[Any], "tuple[list[Any], Rebuild] | None"]
+
+_DEEP = 200
 
 RULES: list[Rule] = []  # asked in turn about a node that is no plain container
 
@@ -32,13 +36,22 @@ def _open(node: Any) -> tuple[list[Any], Rebuild] | None:
     return None
 
 
-def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
-    """The leaves in order, and the function that builds the same tree from other leaves."""
+def flatten(tree: Any, depth: int = 0) -> tuple[list[Any], Rebuild]:
+    """The leaves in order, and the function that builds the same tree from other leaves.
+
+    Args:
+        tree: any.
+        depth: how many containers it stands in.
+
+    Raises:
+        InputError: a container that holds itself.
+    """
     opened = _open(tree)
     if opened is None:
         return [tree], lambda leaves: leaves[0]
+    _require_end(depth, tree)
     children, rebuild = opened
-    parts = [flatten(child) for child in children]
+    parts = [flatten(child, depth + 1) for child in children]
     sizes = [len(leaves) for leaves, _ in parts]
 
     def unflatten(leaves: Sequence[Any]) -> Any:
@@ -79,15 +92,26 @@ def same_shape(one: Any, other: Any) -> bool:
     return all(same_shape(a, b) for a, b in zip(first[0], second[0], strict=True))
 
 
-def paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each leaf with a readable path such as `blocks[0].weight`, for messages and tables."""
+def paths(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Each leaf with a readable path such as `blocks[0].weight`, for messages and tables; see `flatten`."""
     if isinstance(tree, dict):
+        _require_end(depth, tree)
         for key in sorted(tree, key=lambda key: (type(key).__name__, key)):
-            yield from paths(tree[key], f"{prefix}.{key}" if prefix else str(key))
+            yield from paths(tree[key], f"{prefix}.{key}" if prefix else str(key), depth + 1)
         return
     opened = _open(tree)
     if opened is None:
         yield prefix or "(leaf)", tree
         return
+    _require_end(depth, tree)
     for index, child in enumerate(opened[0]):
-        yield from paths(child, f"{prefix}[{index}]")
+        yield from paths(child, f"{prefix}[{index}]", depth + 1)
+
+
+def _require_end(depth: int, tree: Any) -> None:
+    """Raises InputError where a tree goes deeper than any does that ends."""
+    if depth > _DEEP:
+        raise InputError(
+            f"a tree in which a {type(tree).__name__} holds itself, or that is more than {_DEEP} containers deep",
+            "tuples, lists and dicts that end in arrays or numbers",
+        )

@@ -69,6 +69,7 @@ ALONE = {
         "gradients/stages.py",  # nodes of autograd
         "field/escapes.py",  # of nodes of autograd
         "field/late_writes.py",
+        "field/saved_tensors.py",
         "field/places.py",
         "field/reachable_objects.py",
         "field/block_contents.py",
@@ -192,7 +193,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "conversion/selection.py": ({"selection"}, {"runs", "single_layers"}),
     "verbs/examine.py": ({"coarsest", "unchanged"}, {"Probed", "changed", "mapped", "named"}),
     "field/field.py": (
-        {"BlockField", "FunctionField", "ends", "leaves", "moved", "now", "outside", "unique"},
+        {"BlockField", "FunctionField", "ends", "leaves", "moved", "outside", "unique"},
         {"Slot", "Weights", "field", "widened"},
     ),
     "steps/fixed.py": ({"stacked"}, {"LoopObserver", "kept_rows", "loop_in_place", "read", "write"}),

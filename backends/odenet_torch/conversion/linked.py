@@ -28,6 +28,7 @@ from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copie
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
 from odenet_torch.field import random_state
+from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.memory import written
@@ -65,6 +66,8 @@ def linked(
     name, steps = state_name(layer, args), max(1, len(way.branches))
     # where random numbers begin in each branch, and buffers, is known to a replay
     rerun = Rerun(layer, plain, x, arguments, name, steps, looked=way.draws is not False)
+    if rerun.replay is not None:
+        rerun.replay.sides.anew = True
     states: dict[int, Any] = {}
     since = now()
     with way.noting(layer, states, rerun.device):
@@ -118,10 +121,16 @@ class Branches(Field):
         arguments = link.arguments
         if stand and link.extras:
             arguments = tree_map(lambda leaf: stand.get(id(leaf), leaf), arguments)
-        if link.branches:
-            value = link.branches[n].function(link.rerun.layer, y, tree_leaves(arguments))
-        else:
-            value = link.evaluate(y, copied(arguments)) - y
+
+        def branch(_: Any, y: Tensor) -> Tensor:
+            if link.branches:
+                return link.branches[n].function(link.rerun.layer, y, tree_leaves(arguments))
+            return link.evaluate(y, copied(arguments)) - y
+
+        try:
+            value = branch(t, y)
+        except RuntimeError as error:
+            value = record(error, branch, t, y)
         self.last[n] = y.detach(), value.detach()
         return value
 

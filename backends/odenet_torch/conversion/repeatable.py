@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odenet import GradientError
@@ -24,29 +25,37 @@ def require_repeatable(layer: nn.Module, call: Call) -> None:
         GradientError: it does not, or it draws from a generator that is not torch's.
     """
     results = []
-    with in_mode(layer, True), random_state.others() as drawn:
-        for _ in range(2):
-            with leaving_no_trace([layer]):
-                results.append(_leaves(_watched(layer, call)))
-        if drawn():
+
+    def run() -> None:
+        with leaving_no_trace([layer]):
+            results.append(_leaves(_watched(layer, call)))
+
+    with in_mode(layer, True), random_state.others():
+        drawn = random_state.draws(run, random_state.outside)
+        if len(results) == 1:
+            run()
+        if drawn:
             raise GradientError(
                 f"{type(layer).__name__} draws random numbers from Python or NumPy, which are not drawn again as they "
                 "were",
                 "random numbers of torch's own generator",
                 "take torch.rand in its place, or gradient='backprop'",
             )
-    require_same(type(layer).__name__, *results)
+    require_same(type(layer).__name__, *results[:2])
 
 
 def _watched(layer: nn.Module, call: Call) -> Any:
     """What a layer returns; whether its kernels write on what they have saved is known from then on."""
 
     def run() -> Any:
-        args, kwargs = copied(call.arguments)
-        return layer(copied(call.x), *args, **kwargs)
+        (args, kwargs), x = copied(call.arguments), copied(call.x)
+        if isinstance(x, Tensor) and x.is_floating_point():  # what is saved for a state that needs a gradient
+            with torch.enable_grad():
+                x = x.detach().requires_grad_().clone()  # the example is the caller's
+        return layer(x, *args, **kwargs)
 
     try:
-        out, late = late_writes.watched(run, functools.partial(held_now, [reach(layer)]))
+        out, late = late_writes.watched(type(layer).__name__, run, functools.partial(held_now, [reach(layer)]))
     except RuntimeError as error:
         if not refuses_hooks(error):  # it takes derivatives with torch.func, and is run without torch's checkpoint
             raise

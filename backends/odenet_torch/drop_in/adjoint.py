@@ -26,6 +26,7 @@ from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled_function import Recalled
 from odenet_torch.drop_in.words import speaking, stopped_back
+from odenet_torch.field import saved_tensors
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.gradients.adjoint import unhooked
 from odenet_torch.steps.graph import Choices
@@ -235,7 +236,7 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             "first derivatives (create_graph=False)",
             "take odeint, which can be differentiated again",
         )
-    way, (ys, *params) = ctx.way, ctx.saved_tensors
+    way, (ys, *params) = ctx.way, saved_tensors.of(ctx)
     ys = ys.detach()
     flow, timed, (_, grads) = way.flow, ctx.needs_input_grad[1], gradients
     times = flow.times if ctx.end is None else (flow.times[0], ctx.end)

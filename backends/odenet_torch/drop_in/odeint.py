@@ -33,7 +33,7 @@ from odenet_torch.drop_in.recalled_function import recalled
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.drop_in.separate import Separate
 from odenet_torch.drop_in.words import named
-from odenet_torch.field.half_precision import Reads
+from odenet_torch.field.half_precision import Reads, slots
 from odenet_torch.gradients.adjoint import refuse_transforms
 
 Func = Callable[[Tensor, Any], Any]
@@ -86,8 +86,8 @@ def odeint(
         own = torchdiffeq()
         return own.odeint(Separate(flow(func, y0, t, event_fn)), y0, t, **more)
     checked, chosen = flow(func, y0, t, event_fn), mapped("options", options)
-    parameters = func.parameters() if isinstance(func, nn.Module) else ()
-    checked = dataclasses.replace(checked, reads=Reads.of(checked.y0.device, parameters))
+    halves = (weight for *_, weight in slots(func))
+    checked = dataclasses.replace(checked, reads=Reads.of(checked.y0.device, halves))
     return _returned(checked, _solver(checked, method or "dopri5", chosen, rtol, atol, compile)())
 
 

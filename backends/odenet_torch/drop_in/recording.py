@@ -19,6 +19,7 @@ from odenet import GradientError
 from odenet.kit import Tableau
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import indifferent
+from odenet_torch.field.surroundings import no_trace
 
 Value = TypeVar("Value")
 OnStage = Callable[[int, int, float, float], None]
@@ -52,10 +53,20 @@ class Recording:
         before = _dice.state(self.device)
         value = call()
         self.count = 1
-        self.draws = not _dice.same(before, _dice.state(self.device))
+        self.draws = self._drew(before, call)
         if self.draws:
             self.states[0, 0] = before
         return value
+
+    def _drew(self, before: list[Tensor], call: Callable[[], Any]) -> bool:
+        """After a call: whether it has drawn random numbers, and not another thread."""
+        after = _dice.state(self.device)
+        if _dice.same(before, after):
+            return False
+        with no_trace([self.func]), torch.no_grad():
+            drew = _dice.draws(call, functools.partial(_dice.read, self.device))
+        _dice.restore(self.device, after)
+        return drew
 
     def evaluate(self, call: Callable[[], Any]) -> Any:
         """The field, on the forward pass or back."""
@@ -71,7 +82,7 @@ class Recording:
         before = _dice.state(self.device)
         value = call()
         if first:
-            self.draws = not _dice.same(before, _dice.state(self.device))
+            self.draws = self._drew(before, call)
         if self.draws and place is not None:
             self.states.setdefault(place, before)
         return value

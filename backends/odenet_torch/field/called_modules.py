@@ -13,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from odenet import GradientError
 from odenet_torch.field.state import Leaves
+from odenet_torch.field.written_on import changed as changed
 from odenet_torch.field.written_on import sampled, version
 
 Owned = tuple[nn.Module, str]
@@ -100,15 +101,6 @@ def require_same(name: str, out: Leaves, again: Leaves) -> None:
                 "look for a counter, a generator of its own, or something it reads from outside; "
                 "or take gradient='backprop', which runs each block once",
             )
-
-
-def changed(subject: str, allowed: str = "the same") -> GradientError:
-    """The error for what is to run again and is not what it was."""
-    return GradientError(
-        f"{subject} after the forward pass, and is to run again",
-        f"{allowed} in the forward and the backward pass",
-        "call backward() first, or take gradient='backprop'",
-    )
 
 
 def indifferent(module: nn.Module) -> bool:

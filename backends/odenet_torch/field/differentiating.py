@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,9 +15,14 @@ from torch.utils import checkpoint
 
 from odenet import GradientError, UnsupportedError
 from odenet.kit import tree_leaves, tree_map
+from odenet_torch.field import random_state
 
 _HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
-_NO_GRADIENT = "does not require grad"
+_NO_GRADIENT = (
+    "does not require grad",
+    "cannot register a hook on a tensor that doesn't require gradient",
+    "can't retain_grad on Tensor that has requires_grad=False",
+)
 _OUT = "out=... arguments don't support automatic differentiation"
 _UNREADABLE = ("Cannot access data pointer", ".item()", "data-dependent control flow", "not have vmap support")
 
@@ -70,7 +76,7 @@ def unseen() -> AbstractContextManager[Any]:
 
 
 def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: Any) -> Any:
-    """`f(t, y)` for a field that differentiates by y, and was called with a y that needs no gradient.
+    """`f(t, y)` for a field that differentiates by y, or hooks what it computes, at a y that needs no gradient.
 
     A pass that is not recorded, as the forward pass of an adjoint is not, hands over such states; the field is called
     once more with a y of its own that needs one.
@@ -92,7 +98,7 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
             "fields that return new tensors; any field where nothing is differentiated",
             "leave out= out, or solve under torch.no_grad()",
         ) from error
-    if _NO_GRADIENT not in str(error) or (kept and all(leaf.requires_grad for leaf in states)):
+    if not any(text in str(error) for text in _NO_GRADIENT) or (kept and all(leaf.requires_grad for leaf in states)):
         raise error
 
     def fresh(leaf: Any) -> Any:
@@ -100,17 +106,19 @@ def record(error: RuntimeError, f: Callable[..., Any], t: Any, y: Any, *rest: An
             return leaf
         return leaf.detach().requires_grad_()
 
-    generator = torch.default_generator if states[0].device.type == "cpu" else None
-    before = torch.get_rng_state() if generator is not None else torch.cuda.get_rng_state(states[0].device)
-    with torch.enable_grad():
-        value = f(t, tree_map(fresh, y), *rest)
-    after = torch.get_rng_state() if generator is not None else torch.cuda.get_rng_state(states[0].device)
-    if not torch.equal(before, after):
+    values: list[Any] = []
+
+    def run() -> None:
+        with torch.enable_grad():
+            values[:] = [f(t, tree_map(fresh, y), *rest)]
+
+    if random_state.draws(run, functools.partial(random_state.read, states[0].device)):
         raise GradientError(
             "the field differentiates by its state where no gradient is recorded, and draws random numbers",
             "fields that enable what they need",
             "within the field: with torch.enable_grad(): y = y if y.requires_grad else y.detach().requires_grad_()",
         ) from error
+    value = values.pop()
     return value if kept else tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
 
 

@@ -8,7 +8,6 @@ the block returned was let go, are held by something that is not known.
 from __future__ import annotations
 
 import gc
-import operator
 import weakref
 from collections.abc import Callable
 
@@ -16,31 +15,29 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
+from odenet_torch.field.saved_tensors import SavedTensor, now, written
 from odenet_torch.field.side_results import recorded
 from odenet_torch.field.state import Leaves
 
 
-class _Saved:
-    """What a node holds in the place of a tensor that it has saved."""
+def marked(evaluate: Callable[[], Leaves], y: Leaves) -> tuple[Leaves, list[weakref.ref[SavedTensor]], str | None]:
+    """What an evaluation at y returns, without its graph, and marks of all that the graph has saved.
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()  # an output that its own node held would be freed by the garbage collector only
+    Also the operation of whose saved tensors one was written on (see `saved_tensors.written`).
+    """
+    marks: list[weakref.ref[SavedTensor]] = []
+    since = now()
 
-
-def marked(evaluate: Callable[[], Leaves], y: Leaves) -> tuple[Leaves, list[weakref.ref[_Saved]]]:
-    """What an evaluation at y returns, without its graph, and marks of all that the graph has saved."""
-    marks: list[weakref.ref[_Saved]] = []
-
-    def pack(tensor: Tensor) -> _Saved:
-        marks.append(weakref.ref(saved := _Saved(tensor)))
+    def pack(tensor: Tensor) -> SavedTensor:
+        marks.append(weakref.ref(saved := SavedTensor(tensor)))
         return saved
 
-    with recorded(y), torch.autograd.graph.saved_tensors_hooks(pack, operator.attrgetter("tensor")):
+    with recorded(y), torch.autograd.graph.saved_tensors_hooks(pack, SavedTensor.read):
         out = evaluate()
-    return tuple(leaf.detach() for leaf in out), marks
+    return tuple(leaf.detach() for leaf in out), marks, written(out, since)
 
 
-def require_gone(name: str, marks: list[weakref.ref[_Saved]]) -> None:
+def require_gone(name: str, marks: list[weakref.ref[SavedTensor]]) -> None:
     """Looks whether a graph is gone.
 
     Raises:

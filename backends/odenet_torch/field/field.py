@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from odenet import Depth, GradientError, UnsupportedError
 from odenet.kit import blend, check_alike, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field.differentiating import record
-from odenet_torch.field.half_precision import Reads
+from odenet_torch.field.half_precision import Reads, slots
+from odenet_torch.field.saved_tensors import now as now
 from odenet_torch.field.state import as_tensor
 
 Stand = Mapping[int, Tensor]
@@ -169,9 +170,8 @@ class FunctionField(Field):
         # f reads the parameters of a module in every step, and a layer in as many as there are to it
         once = steps is not None and depth is not None and depth.kind != "shared" and depth.factor(steps) == 1
         handed = () if depth is None or once else tree_leaves(self.trees)
-        self.reads = Reads.of(
-            device, (*(leaf for leaf in handed if isinstance(leaf, Tensor)), *self.parameters.values())
-        )
+        captured = self.parameters.values() if self.parameters else (weight for *_, weight in slots(self.function))
+        self.reads = Reads.of(device, (*(leaf for leaf in handed if isinstance(leaf, Tensor)), *captured))
 
     def settle(self, ns: Iterable[int], steps: int) -> None:
         self.reads = None
@@ -385,14 +385,6 @@ def ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], lis
                 visited.add(following)
                 stack.append(following)
     return tuple(leaves.values()), older
-
-
-def now() -> int:
-    """A mark in the order in which this thread records operations."""
-    with torch.enable_grad():
-        mark = torch.zeros((), requires_grad=True).neg().grad_fn
-    assert mark is not None
-    return mark._sequence_nr()
 
 
 def moved(module: nn.Module, parameters: Mapping[str, Tensor]) -> bool:

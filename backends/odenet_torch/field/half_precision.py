@@ -6,15 +6,22 @@ added, and a thousand steps leave nothing right in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from odenet_torch.field.differentiating import transformed
+from odenet_torch.field.places import ClosureCell
+from odenet_torch.field.surroundings import reach
 
 HALF = frozenset((torch.bfloat16, torch.float16))
+Slot = tuple[Any, Any, Tensor]
+"""A table of weights, a key there, and what stands there."""
+_EMPTY = types.CellType()
 _CASTS = 32  # evaluations that read the same cast of a weight under autocast
 
 
@@ -35,7 +42,7 @@ class Reads:
         self.cast = cast
         self.evaluations = 0
         self.totals: dict[int, Tensor] = {}
-        self.slots: dict[int, list[tuple[dict[str, Any], str, Tensor]]] = {}
+        self.slots: dict[int, list[Slot]] = {}
 
     @classmethod
     def of(cls, device: torch.device, weights: Iterable[Tensor]) -> Reads | None:
@@ -57,7 +64,7 @@ class Reads:
         self.evaluations += 1
         if self.cast and self.evaluations % _CASTS == 0:
             torch.clear_autocast_cache()
-        slots = self._slots(module) if isinstance(module, nn.Module) else []
+        slots = [] if module is None else self._slots(module)
         slots = [(table, key, weight) for table, key, weight in slots if table.get(key) is weight]
         read = {id(w): w for w in (*weights, *(weight for _, _, weight in slots)) if id(w) in self.weights}
         if not (read and torch.is_grad_enabled()):
@@ -76,16 +83,67 @@ class Reads:
             for table, key, weight in slots:
                 table[key] = weight
 
-    def _slots(self, module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-        known = self.slots.get(id(module))
+    def _slots(self, function: Any) -> list[Slot]:
+        known = self.slots.get(id(function))
         if known is None:
-            inner = list(module.modules())
-            if any(member._compiled_call_impl is not None for member in inner):
-                inner = []  # compiled for its own parameters
-            tables: list[dict[str, Any]] = [member._parameters for member in inner]
-            known = [(table, key, p) for table in tables for key, p in table.items() if id(p) in self.weights]
-            self.slots[id(module)] = known
+            known = [slot for slot in slots(function) if id(slot[2]) in self.weights]
+            self.slots[id(function)] = known
         return known
+
+
+def slots(function: Any) -> list[Slot]:
+    """The weights of half precision that a module consists of, or that another function is seen to hold, and where."""
+    if isinstance(function, nn.Module):
+        outer = [function]
+        tables: list[tuple[Any, Iterable[Any]]] = []
+    elif any(map(_half_first, _held(function))):
+        reached = reach(function)
+        outer = reached.modules
+        pairs = zip(reached.places, reached.contents, strict=True)
+        tables = [(_Cell(p.cell) if isinstance(p, ClosureCell) else p.entries, contents) for p, contents in pairs]
+    else:
+        return []
+    for module in outer:
+        inner = list(module.modules())
+        if all(member._compiled_call_impl is None for member in inner):  # not compiled for its own parameters
+            tables += [(member._parameters, [*member._parameters]) for member in inner]
+    entries = [(table, key, table.get(key)) for table, keys in tables if table is not None for key in keys]
+    return [(table, key, value) for table, key, value in entries if isinstance(value, Tensor) and _is_half(value)]
+
+
+class _Cell:
+    """The cell of a closure as a dict of one value."""
+
+    def __init__(self, cell: Any) -> None:
+        self.cell = cell
+
+    def get(self, _: Any) -> Any:
+        return self.cell.cell_contents
+
+    def __setitem__(self, _: Any, value: Any) -> None:
+        self.cell.cell_contents = value
+
+
+def _held(function: Any) -> Iterator[Any]:
+    """What a function closes over, or an object or partial holds: a quick look, and not what these hold in turn."""
+    values = [getattr(function, "__self__", None), *(getattr(function, "__defaults__", None) or ())]
+    values += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if cell != _EMPTY]
+    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    values += [names.get(name) for name in (() if code is None else code.co_names)]
+    if isinstance(function, functools.partial):
+        values += (function.func, *function.args, *function.keywords.values())
+    for value in (function, *values):
+        own = getattr(value, "__dict__", None)
+        within = own if type(own) is dict and not isinstance(value, nn.Module) else value
+        yield value
+        if isinstance(within, (list, tuple, dict)):
+            yield from within.values() if isinstance(within, dict) else within
+
+
+def _half_first(value: Any) -> bool:
+    """Whether a tensor, or the first parameter of a module, is of half precision."""
+    first = next(value.parameters(), None) if isinstance(value, nn.Module) else value
+    return isinstance(first, Tensor) and first.dtype in HALF
 
 
 def _is_half(weight: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet.kit import tree_leaves
 from odenet_torch.field.looked import Looked
+from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.state import Leaves
 
 JUMPING = Looked()
@@ -66,9 +67,9 @@ class Watch(TorchDispatchMode):
         self.depends.clear()  # who looks for graphs that are left is not to find those
 
 
-def jumps(root: Any) -> bool:
-    """Whether a part of a field was seen to jump."""
-    return JUMPING.some(root)
+def jumps(root: Any, reached: ReachableObjects | None = None) -> bool:
+    """Whether a part of a field was seen to jump (see `Looked.some`)."""
+    return JUMPING.some(root, reached)
 
 
 def against(increment: Tensor, y: Tensor) -> Tensor:

@@ -29,8 +29,6 @@ class Knowledge:
         self.reach: Any = None
         self.settled: dict[bool, Any] = {}
         """What a settled block consists of, by its training flag."""
-        self.forgetful = False
-        """Whether it was seen not to read what it leaves from one evaluation to the next."""
         self.stacks: dict[bool, Any] = {}
         """Of the first of some settled blocks: what all of them consist of, by its training flag."""
         self.strides: Any = None

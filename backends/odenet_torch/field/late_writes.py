@@ -12,47 +12,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet.kit import tree_leaves
+from odenet_torch.field import saved_tensors
 from odenet_torch.field.looked import Looked
+from odenet_torch.field.reachable_objects import ReachableObjects
+from odenet_torch.field.saved_tensors import SavedTensor
 
 _LOOKED = Looked()
 _LATE = Looked()
 
 
-def known(root: Any) -> bool | None:
-    """Whether a part of a field was seen to write late; None where it was not looked at."""
-    return _LATE.some(root) if root in _LOOKED else None
+def known(root: Any, reached: ReachableObjects | None = None) -> bool | None:
+    """Whether a part of a field was seen to write late; None where it was not looked at as it is."""
+    return _LATE.some(root, reached) if _LOOKED.has(root, reached) else None
 
 
-def remember(root: Any, late: bool) -> None:
+def remember(root: Any, late: bool, reached: ReachableObjects | None = None) -> None:
     """Remember for later passes whether steps write on what they have saved."""
-    _LOOKED.add(root)
+    _LOOKED.add(root, reached)
     if late:
-        _LATE.add(root)
+        _LATE.add(root, reached)
 
 
-def watched(evaluate: Callable[[], Any], held: Callable[[], dict[Any, Any]] = dict) -> tuple[Any, bool]:
+def watched(name: str, evaluate: Callable[[], Any], held: Callable[[], dict[Any, Any]]) -> tuple[Any, bool]:
     """What an evaluation with a graph returns, and whether it may not be left where it has saved its last tensor.
 
     It may not where a tensor that it saved was written on afterwards, or where it puts back then what it has changed
     for the time of its run: a hook, a flag, merged weights.
 
     Args:
+        name: of the field, for messages.
         evaluate: the evaluation.
         held: what the field is made of holds now, by place.
+
+    Raises:
+        GradientError: it writes on what its gradient reads.
     """
     saved: list[tuple[Tensor, Tensor]] = []
     before = last = held()
+    since = saved_tensors.now()
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> SavedTensor:
         nonlocal last
         last = held()
         plain = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
         if plain and not (tensor.is_leaf and tensor.requires_grad):
             saved.append((tensor.detach(), tensor.detach().clone()))
-        return tensor.detach()  # an output that its own node held would be freed by the garbage collector only
+        return SavedTensor(tensor)
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, SavedTensor.read):
         out = evaluate()
+    operation = saved_tensors.written([x for x in tree_leaves(out) if isinstance(x, Tensor)], since)
+    if operation is not None:
+        raise saved_tensors.refusal(name, operation)
     late = not all(torch.equal(now, then) for now, then in saved)
     if not late:
         after, none = held(), object()

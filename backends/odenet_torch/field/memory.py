@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from odenet import StateError
-from odenet_torch.field import random_state
+from odenet_torch.field import random_state, saved_tensors
+from odenet_torch.field.differentiating import hooked
+from odenet_torch.field.saved_tensors import now
 from odenet_torch.field.written_on import version
 
 Leaves = tuple[Tensor, ...]
@@ -74,6 +76,7 @@ class Memory:
         self.counted = leaves == 1 and not torch.is_inference_mode_enabled()
         self.count = _one if self.counted else versions
         self.careful, self.lends, self.takes = True, False, False
+        self.name = "the field"
         self.suspects: Sequence[nn.Module] = ()
         self.first: Leaves | None = None
         self.evaluated = 0
@@ -81,6 +84,9 @@ class Memory:
 
     def suspect(self, modules: Iterable[Any]) -> None:
         """Modules that work in place somewhere, as blocks do whose activation does: each is looked at once."""
+        modules = [*modules]
+        kinds = {getattr(m, "__name__", type(m).__name__) for m in modules}
+        self.name = f"the field ({', '.join(sorted(kinds))})"
         known = [m for m in modules if isinstance(m, nn.Module) and m not in _CLEAN[m.training]]
         self.lends = any(module in _WRITES[module.training] for module in known)
         in_place = [any(getattr(m, "inplace", False) is True for m in module.modules()) for module in known]
@@ -110,6 +116,8 @@ class Memory:
             if leaf and not self.lends and not self.suspects:
                 lent, spare = y, tuple(leaf.detach() for leaf in lent)
                 drawn = random_state.state(layout.device)
+        # once a pass, and where torch alone sees it, whose checkpoint would run the step again to tell
+        since = now() if not self.evaluated and torch.is_grad_enabled() and not hooked() else None
         before = self.count(lent)
         try:
             slope = layout.slope(f(layout.call(lent)), y)
@@ -129,6 +137,8 @@ class Memory:
                 f"the field returned a slope on {slope[0].device} for a state on {y[0].device}",
                 "the device of the state",
             )
+        if since is not None and (operation := saved_tensors.written(slope, since)) is not None:
+            raise saved_tensors.refusal(self.name, operation)
         wrote = self.count(lent) != before
         if lent is y:
             if wrote:

@@ -234,6 +234,33 @@ class CachedResults(Location):
             self.cached.cache_clear()  # what is asked for is computed again
 
 
+class WeakEntries(Location):
+    """The tensors that a dict or set holds weakly: what becomes of them is for who holds them to say."""
+
+    def __init__(self, name: str, held: Any) -> None:
+        super().__init__(name)
+        self.refs: Any = held.data  # of references, as values or as members
+
+    def contents(self) -> dict[Any, Any]:
+        refs = self.refs.values() if isinstance(self.refs, dict) else self.refs
+        return {None: tuple([ref for ref in (*refs,) if isinstance(ref(), Tensor)])}
+
+    def same(self, contents: dict[Any, Any]) -> bool:
+        now = self.contents()[None]
+        return len(now) == len(contents[None]) and all(map(operator.is_, now, contents[None]))
+
+    def put(self, key: Any, value: Any) -> None:
+        refs, now = self.refs, self.contents()[None]
+        alive = [ref for ref in (() if value is MISSING else value) if ref() is not None]
+        if isinstance(refs, dict):
+            for ref in now:
+                refs.pop(ref.key, None)
+            refs.update((ref.key, ref) for ref in alive)
+        else:
+            refs.difference_update(now)
+            refs.update(alive)
+
+
 class SuspendedFrame(Location):
     """The variables of a generator that waits to go on, which nobody can set."""
 

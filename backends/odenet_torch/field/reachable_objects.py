@@ -42,12 +42,18 @@ from odenet_torch.field.places import (
     ModuleAttributes,
     SlotAttributes,
     SuspendedFrame,
+    WeakEntries,
 )
 from odenet_torch.field.stored_values import StoredValues
 
 _MANY = 4096  # entries of a container that is not looked into
 _LIMIT = 20_000  # values that are looked at
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.Size})
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((bool, str, bytes, int, float, complex, torch.dtype), lambda value: value),
+    types.FunctionType: lambda value: hash(value.__code__),
+    **dict.fromkeys((type, types.ModuleType, types.BuiltinFunctionType), lambda value: value.__name__),
+}
 _DATA = (bool, int, float, complex, str, list, dict, set, tuple, Tensor, np.ndarray)
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
 _RECORDS = (
@@ -76,6 +82,10 @@ class ReachableObjects:
         """Of random numbers."""
         self.codes: set[types.CodeType] = set()
         """The code of all functions."""
+        self.plain: list[tuple[str, Any, Any]] = []
+        """Of what was come to, numbers, words and what can be called: its name, its class, and its value or code."""
+        self.variant: tuple[int, int] | None = None
+        """What `looked` makes of these."""
         self.hooks: list[dict[Any, Any]] = []
         """Of modules; those that were empty are looked into when they no longer are."""
         self._modules: list[nn.Module] = []
@@ -88,6 +98,8 @@ class ReachableObjects:
         while stack and len(self._seen) < _LIMIT:
             name, value = stack.pop()
             kind = type(value)
+            if kind in _PLAIN or callable(value):
+                self.plain.append((name, kind, _PLAIN[kind](value) if kind in _PLAIN else None))
             if kind in _ATOMS or id(value) in self._seen:
                 continue
             self._seen.add(id(value))
@@ -152,10 +164,16 @@ class ReachableObjects:
         self.places.append(ModuleAttributes(name, own))
         if module._modules:
             self.places.append(MappingLocation(name, module._modules))
+        self.plain.append((name, bool, module.training))
         for key, value in own.items():
-            if type(value) not in _ATOMS and (key not in OF_MODULES or ("hook" in key and value)):
+            if key not in OF_MODULES or ("hook" in key and value):
                 yield f"{name}.{key}", value
         yield from self.kind(kind)
+
+    def builtin(self, name: str, value: types.BuiltinMethodType) -> Iterable[tuple[str, Any]]:
+        """A function that is not written in Python, of which only the generator that it draws from is looked at."""
+        owner = value.__self__
+        return ((name, owner),) if isinstance(owner, random_state.GENERATORS) else ()
 
     def object(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
         """The attributes of an object of the same package."""
@@ -241,6 +259,11 @@ class ReachableObjects:
         """A dict that holds its keys weakly."""
         return self.mapping(name, value.data)
 
+    def weak_values(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """A dict or set that holds its values weakly."""
+        self.places.append(WeakEntries(name, value))
+        return ()
+
     def local(self, name: str, value: threading.local) -> Iterable[tuple[str, Any]]:
         """What this thread keeps there."""
         return self.mapping(name, vars(value))
@@ -313,9 +336,12 @@ _WAYS: dict[type, Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any
     set: ReachableObjects.sequence,
     collections.deque: ReachableObjects.sequence,
     types.MethodType: ReachableObjects.fixed,
+    types.BuiltinMethodType: ReachableObjects.builtin,
     functools.partial: ReachableObjects.fixed,
     tuple: ReachableObjects.fixed,
     weakref.WeakKeyDictionary: ReachableObjects.weak,
+    weakref.WeakValueDictionary: ReachableObjects.weak_values,
+    weakref.WeakSet: ReachableObjects.weak_values,
     threading.local: ReachableObjects.local,
     contextvars.ContextVar: ReachableObjects.context,
     _CACHED: ReachableObjects.cache,

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from odenet import GradientError
-from odenet_torch.field import late_writes
+from odenet_torch.field import late_writes, saved_tensors
 from odenet_torch.field import random_state as _dice
 from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same, within
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
 from odenet_torch.field.jumps import JUMPING, Watch
-from odenet_torch.field.knowledge import knowledge
-from odenet_torch.field.looked import Looked
+from odenet_torch.field.looked import Looked, Names
 from odenet_torch.field.places import CachedResults
+from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import differences, held_now, no_trace, put_back, reach
@@ -48,8 +48,10 @@ _EVERY = -1  # in the place of a step
 _STEADY: dict[bool, weakref.WeakSet[nn.Module]] = {flag: weakref.WeakSet() for flag in (False, True)}
 _FUNCTIONS = Looked()
 """Parts of fields that were run again once, and are functions of their inputs."""
-# names of buffers that were seen to need no gradient
-_PLAIN: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+_FORGETFUL = Looked()
+"""Those that were seen not to read what they leave from one evaluation to the next."""
+_PLAIN = Names()
+"""Of buffers that were seen to need no gradient."""
 
 
 def autocasts(device: torch.device) -> list[tuple[str, bool, torch.dtype]]:
@@ -74,6 +76,8 @@ class Replay:
         handed: the tensors handed to f in a step, beside its state.
         roots: what f is made of at a place: what it may read beside its arguments is reached from there.
         cut: whether the forward pass keeps no graph.
+        exact: whether it matters that f draws random numbers, and not whether they are drawn again alone: what another
+            thread has drawn in the meantime is then told from that.
     """
 
     def __init__(
@@ -84,9 +88,11 @@ class Replay:
         handed: Callable[[int, int], Iterable[Tensor]],
         roots: Callable[[int, float, int], Sequence[Root]],
         cut: bool = False,
+        exact: bool = False,
     ) -> None:
         self.device = device
         self.steps = steps
+        self.exact = exact
         self.modules = modules
         self.handed = handed
         self.roots = roots
@@ -113,9 +119,9 @@ class Replay:
         self.autocast = autocasts(device)
 
     @classmethod
-    def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False) -> Replay:
+    def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False, exact: bool = False) -> Replay:
         """The record of a forward pass that is about to begin."""
-        return cls(layout.device, steps, field.modules, field.handed, field.roots, cut)
+        return cls(layout.device, steps, field.modules, field.handed, field.roots, cut, exact)
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
         """Tensors that f reads in a step, and that must not be written on before the backward pass."""
@@ -150,13 +156,16 @@ class Replay:
         self.before = self._look(self._calls(place))
         met = self.sides.begin(key[0], self.roots(*place))
         dice = [x for _, root in self.roots(*place) for x in self.sides.around[id(root)].reach.generators]
-        before = [*map(_dice.of, dice)]
+        before, outside = [*map(_dice.of, dice)], _dice.outside()
         out = evaluate()
-        if before and before != (after := [*map(_dice.of, dice)]):
-            self._require_seeded(key, place, evaluate, dice, after)
+        drawn = _dice.outside() != outside
+        if drawn or (before and before != [*map(_dice.of, dice)]):
+            self._require_seeded(key, place, evaluate, [*dice, *(_dice.GLOBAL if drawn else ())])
         state = _dice.state(self.device)
         if not _dice.same(state, self.last):
-            self.random[key], self.last = self.last, state
+            if not self.exact or self._draws(key, place, evaluate):
+                self.random[key] = self.last
+            self.last = state
         if self.before:
             self._keep_changed(key)
         if key[0] not in self.read:
@@ -164,14 +173,16 @@ class Replay:
         fresh: list[Root] = [
             (around.name, around.root)
             for around in met
-            if callable(around.root) and not isinstance(around.root, nn.Module) and around.root not in _FUNCTIONS
+            if callable(around.root)
+            and not isinstance(around.root, nn.Module)
+            and not _FUNCTIONS.has(around.root, around.reach)
         ]
         for name, module in self._calls(place):
             if id(module) not in self.snapshots:
                 self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
+                if not _FUNCTIONS.has(module, self.reached(module)):
+                    fresh.insert(0, (name, module))
             self.of_step.setdefault(key[0], set()).add(id(module))
-            if module not in _FUNCTIONS:
-                fresh.insert(0, (name, module))
         if fresh:
             self._check(key, place, fresh, out, evaluate, y)
         for root in self.roots(*place):
@@ -317,7 +328,10 @@ class Replay:
         Raises:
             GradientError: it does.
         """
-        kept = [owned for owned, _ in self.buffers[key] if owned[1] not in _PLAIN.get(owned[0], ())]
+        sets = [_PLAIN.of(module, self.reached(module)) for _, module in self._calls(place)]
+        names = {id(module): name for _, outer in self._calls(place) for name, module in outer.named_modules()}
+        # a name stands for the same buffer in each of these
+        kept = [o for o, _ in self.buffers[key] if any(f"{names[id(o[0])]}.{o[1]}" not in known for known in sets)]
         if not kept:
             return
         with recorded(y):
@@ -331,8 +345,8 @@ class Replay:
                 "buffers that need no gradient",
                 "keep value.detach() there; or take gradient='backprop', or with equal steps gradient='checkpoint'",
             )
-        for module, name in kept:
-            _PLAIN.setdefault(module, set()).add(name)
+        for known in sets:
+            known |= {f"{names[id(module)]}.{name}" for module, name in kept}
 
     @contextlib.contextmanager
     def _swapped(self, modules: Sequence[Module], copies: Sequence[tuple[Owned, Tensor]]) -> Iterator[None]:
@@ -356,8 +370,27 @@ class Replay:
             for (module, name), original in reversed(originals):
                 module._buffers[name] = original
 
+    def reached(self, root: object) -> ReachableObjects:
+        """What could be reached from a part of f before it ran in this pass; of a module that was noticed, now."""
+        around = self.sides.around.get(id(root))
+        return reach(root) if around is None else around.reach
+
     def _roots(self, place: Place) -> list[Root]:
         return [*self.roots(*place), *self.noticed]
+
+    @contextlib.contextmanager
+    def _once_more(self, place: Place) -> Iterator[None]:
+        """Inside, f may run once more: it leaves nothing.
+
+        What was looked at before, as another variant, finds what it found in its first run of this pass. At the very
+        first look it finds what that has left, so that a block that counts is known for one.
+        """
+        with no_trace([root for _, root in self._roots(place)]):
+            for _, root in self.roots(*place):
+                around = self.sides.around[id(root)]
+                if _FUNCTIONS.knows(root, around.reach):
+                    put_back([change for change in around.differences() if not isinstance(change[0], CachedResults)])
+            yield
 
     def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the forward pass once more, with its random state, which is put back."""
@@ -385,10 +418,10 @@ class Replay:
         Raises:
             GradientError: something else came out.
         """
-        memo, around = knowledge(root[1]), self.sides.around[id(root[1])]
+        around = self.sides.around[id(root[1])]
         # a function gives by its cache what it would compute
         changes = [change for change in around.differences() if not isinstance(change[0], CachedResults)]
-        if not changes or (memo is not None and memo.forgetful):
+        if not changes or _FORGETFUL.has(root[1], around.reach):
             return False
         places = [place for place in around.reach.places if not isinstance(place, CachedResults)]
         now = [place.contents() for place in places]
@@ -426,25 +459,37 @@ class Replay:
         for key, latest in self.leaving.items():
             if latest is not None:
                 latest()
-            if (memo := knowledge(self.sides.around[key].root)) is not None:
-                memo.forgetful = True
+            _FORGETFUL.add((around := self.sides.around[key]).root, around.reach)
         self.leaving.clear()
         self.sides.finish(outputs)
 
-    def _require_seeded(
-        self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any], after: list[Any]
-    ) -> None:
-        """Looks whether f, which has drawn from generators of somebody's, seeds them itself.
+    def _draws(self, key: Key, place: Place, evaluate: Callable[[], Leaves]) -> bool:
+        """Whether it is f that has drawn random numbers."""
+
+        def run() -> None:
+            with no_trace([root for _, root in self._roots(place)]), torch.no_grad(), unseen():
+                self.again(key, place, 1, evaluate)
+
+        return _dice.draws(run, functools.partial(_dice.read, self.device))
+
+    def _require_seeded(self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any]) -> None:
+        """Looks whether f, in whose run somebody has drawn from generators, seeds them itself or did not draw at all.
 
         Raises:
             GradientError: it does not, and would draw other numbers when it runs again.
         """
-        roots = self.roots(*place)
-        with no_trace([root for _, root in roots]), torch.no_grad():
-            self._quietly(key, place, evaluate)
-        for generator, seeded in zip(dice, after, strict=True):
-            if _dice.of(generator) != seeded:
-                raise _drawn(roots[0][0], generator)
+        roots, after = self._roots(place), [*map(_dice.of, dice)]
+        last, drawn = after, []
+        for _ in range(3):  # what another thread has drawn is not drawn again each time
+            with no_trace([root for _, root in roots]), torch.no_grad():
+                self._quietly(key, place, evaluate)
+            now = [*map(_dice.of, dice)]
+            several = zip(dice, after, last, now, strict=True)
+            drawn = [generator for generator, *states in several if states[-1] not in states[:-1]]
+            last = now
+            if not drawn:
+                return
+        raise _drawn(roots[0][0], drawn[0])
 
     def _look_for_late(self, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Whether a step's kernels may write on what they have saved; a field is run once more where it is not known.
@@ -461,15 +506,15 @@ class Replay:
     def _look_once(
         self, key: Key, place: Place, roots: Sequence[Root], out: Leaves, evaluate: Callable[[], Leaves]
     ) -> None:
-        fresh = [root for root in roots if late_writes.known(root[1]) is None]
+        fresh = [root for root in roots if late_writes.known(root[1], self.reached(root[1])) is None]
         if fresh:
-            with no_trace([root for _, root in roots]):
+            with self._once_more(place):
                 held = functools.partial(held_now, [reach(root) for _, root in roots])
-                again, late = late_writes.watched(lambda: self._replayed(key, place, evaluate), held)
+                again, late = late_writes.watched(fresh[0][0], lambda: self._replayed(key, place, evaluate), held)
             require_same(fresh[0][0], out, again)
             for _, root in fresh:
-                late_writes.remember(root, late)
-        self.looked |= {id(root): bool(late_writes.known(root)) for _, root in roots}
+                late_writes.remember(root, late, self.reached(root))
+        self.looked |= {id(root): bool(late_writes.known(root, self.reached(root))) for _, root in roots}
 
     def _check(
         self, key: Key, place: Place, fresh: Sequence[Root], out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
@@ -477,35 +522,33 @@ class Replay:
         """Once in the life of a part of f: run f again at y, look at what it does, and compare.
 
         Raises:
-            GradientError: something else came out; it draws from a generator that is not torch's; it keeps a part of
-                its graph, or a hook, where that cannot be found.
+            GradientError: something else came out; it writes on what its gradient reads; it keeps a part of its graph,
+                or a hook, where that cannot be found.
         """
         name = fresh[0][0]
-        watch, marks = Watch(y), list[Any]()
+        watch, marks, operation = Watch(y), list[Any](), None
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(no_trace([root for _, root in self._roots(place)]))
+            stack.enter_context(self._once_more(place))
             for _, root in self.roots(*place):
                 around = self.sides.around[id(root)]
                 stack.enter_context(around.copied([held for _, held in around.written_on()]))
-            drawn = stack.enter_context(_dice.others())
             try:
                 with watch:
-                    again, marks = self._quietly(key, place, lambda: marked(evaluate, y))
+                    again, marks, operation = self._quietly(key, place, lambda: marked(evaluate, y))
             except RuntimeError:  # it takes derivatives with torch.func, or cannot be recorded at a leaf
                 with torch.no_grad():
                     again = self._quietly(key, place, evaluate)
-            drew = drawn()
+        if operation is not None:
+            raise saved_tensors.refusal(name, operation)
         require_gone(name, marks)
         if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
             raise hooks_its_state(name)
-        if drew:
-            raise _drawn(name)
         require_same(name, out, again)
         for _, root in fresh:
-            _FUNCTIONS.add(root)
+            _FUNCTIONS.add(root, self.reached(root))
             if watch.jumps:
-                JUMPING.add(root)
+                JUMPING.add(root, self.reached(root))
 
 
 def _values(out: Leaves) -> Leaves:
@@ -521,7 +564,7 @@ def hooks_its_state(name: str) -> GradientError:
     )
 
 
-def _drawn(name: str, dice: object = None) -> GradientError:
+def _drawn(name: str, dice: object) -> GradientError:
     own = isinstance(dice, torch.Generator)
     where = "is not a function of its inputs: it draws random numbers from a torch.Generator of its own"
     return GradientError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard, TypeVar
 
@@ -16,7 +15,15 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.places import MISSING, CachedResults, CollectionLocation, Location, MappingEntries
+from odenet_torch.field.looked import Names
+from odenet_torch.field.places import (
+    MISSING,
+    CachedResults,
+    CollectionLocation,
+    Location,
+    MappingEntries,
+    WeakEntries,
+)
 from odenet_torch.field.reachable_objects import held_by
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
@@ -24,8 +31,8 @@ from odenet_torch.field.surroundings import Difference, Surroundings, difference
 Result = TypeVar("Result")
 Root = tuple[str, Any]
 """What f is made of, with a name for messages."""
-# by what f is made of: names of places where it was seen to keep tensors that depend on nothing
-_DETACHED: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+_DETACHED = Names()
+"""Of places where f was seen to keep tensors that depend on nothing."""
 
 
 class SideResults:
@@ -37,6 +44,8 @@ class SideResults:
 
     def __init__(self, cut: bool) -> None:
         self.cut = cut
+        self.anew = cut
+        """Whether the backward pass evaluates f with a graph and without: f then computes anew what it keeps."""
         self.around: dict[int, Surroundings] = {}
         self.of_step: dict[int, dict[int, None]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
@@ -47,8 +56,8 @@ class SideResults:
         """Entries of dicts that stood there before the pass."""
         self.filled: list[tuple[Location, Any, Any]] = []
         """Those that held none before, and what stood there: a cache, which a run without a graph fills without one."""
-        self.caches: list[tuple[CachedResults, dict[Any, Any]]] = []
-        """Those of functions, and what they held before the pass."""
+        self.caches: list[tuple[Location, dict[Any, Any]]] = []
+        """Those of functions, and tensors that are held weakly; and what they held before the pass."""
         self.lengths: dict[int, int] = {}
         """Of the lists among the filled places, by `id`, after the last evaluation of the backward pass."""
         self.further: dict[int, list[Any]] = {}
@@ -63,7 +72,8 @@ class SideResults:
                 self.around[id(root)] = around = Surroundings(name, root)
                 met.append(around)
                 pairs = zip(around.reach.places, around.before, strict=True)
-                self.caches += [(place, old) for place, old in pairs if isinstance(place, CachedResults)]
+                kinds = (CachedResults, WeakEntries) if self.anew else CachedResults
+                self.caches += [(place, old) for place, old in pairs if isinstance(place, kinds)]
             self.of_step.setdefault(step, {})[id(root)] = None
         return met
 
@@ -81,18 +91,22 @@ class SideResults:
         for around in met:
             _require_overwritten(around, y, evaluate)
         if not self.cut:
+            if self.anew:
+                _refuse_retained((around, leftover) for around in met for leftover in around.left())
             return
         for around in met:
-            leftovers = [leftover for leftover in around.left() if _name(leftover) not in _detached(around.root)]
+            known = _DETACHED.of(around.root, around.reach)
+            leftovers = [leftover for leftover in around.left() if _name(leftover) not in known]
             if not leftovers:
                 continue
             if not torch.is_grad_enabled():
                 leftovers = _with_graph(around, y, evaluate)
+            _refuse_retained((around, leftover) for leftover in leftovers)
             for leftover in leftovers:
                 if any(tensor.requires_grad for tensor in _new(leftover)):
                     self.differentiable.add((id(leftover[0]), leftover[1]))
                 else:
-                    _detached(around.root).add(_name(leftover))
+                    known.add(_name(leftover))
 
     def finish(self, outputs: Iterable[Tensor] = ()) -> None:
         """The forward pass has ended, with these outputs and their graph."""
@@ -110,7 +124,7 @@ class SideResults:
     def logged(self, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the backward pass: what is put into a list thereafter comes from hooks on tensors."""
         self.collect()
-        if self.cut:
+        if self.anew:
             self.empty()
         out = evaluate()
         for place, *_ in self.filled:
@@ -171,6 +185,19 @@ class SideResults:
             cache.put(None, before[None])
 
 
+def _refuse_retained(leftovers: Iterable[tuple[Surroundings, Difference]]) -> None:
+    """Raises GradientError where f keeps a tensor that is to have its gradient: the next run has another one."""
+    for around, leftover in leftovers:
+        if any(tensor.retains_grad for tensor in _new(leftover)):
+            raise GradientError(
+                f"{full(around.name, _name(leftover))} keeps a tensor whose gradient it retains (retain_grad), and the "
+                "field is to run again",
+                "retain_grad on tensors outside of the solve",
+                "take gradient='backprop', or with equal steps gradient='checkpoint'; or register a hook on the "
+                "tensor, which is called when the field runs again",
+            )
+
+
 def _ordered(place: Location) -> TypeGuard[CollectionLocation]:
     return isinstance(place, CollectionLocation) and not isinstance(place.values, set)
 
@@ -194,7 +221,7 @@ def _require_overwritten(around: Surroundings, y: Leaves, evaluate: Callable[[],
     Raises:
         GradientError: one is added to, so that each further run would add once more.
     """
-    known = _detached(around.root)
+    known = _DETACHED.of(around.root, around.reach)
     written = [(name, held) for name, held in around.written_on() if f"written {name}" not in known]
     if not written:
         return
@@ -235,13 +262,6 @@ def _new(difference: Difference) -> list[Tensor]:
 def _name(difference: Difference) -> str:
     place: Location = difference[0]
     return place.called(difference[1])
-
-
-def _detached(root: Any) -> set[str]:
-    try:
-        return _DETACHED.setdefault(root, set())
-    except TypeError:  # no weak reference to it
-        return set()
 
 
 def _cut(value: Any, known: set[int], name: str) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet import GradientError
+
 WINDOW = 64
 """Bytes that are looked at, at most, at the start of a tensor and in its middle."""
 _WINDOWS: dict[int, tuple[Any, int, Any, Any]] = {}
@@ -55,3 +57,12 @@ def windows(tensor: Tensor) -> tuple[Any, Any] | None:
     size = tensor.nbytes
     window = ctypes.c_char * min(size, WINDOW)
     return window.from_address(address), window.from_address(address + min(size // 2, size - len(window())))
+
+
+def changed(subject: str, allowed: str = "the same") -> GradientError:
+    """The error for what is to run again and is not what it was."""
+    return GradientError(
+        f"{subject} after the forward pass, and is to run again",
+        f"{allowed} in the forward and the backward pass",
+        "call backward() first, or take gradient='backprop'",
+    )

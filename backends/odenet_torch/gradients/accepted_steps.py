@@ -12,6 +12,7 @@ from torch import Tensor
 from odenet import GradientError
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, alarm
+from odenet_torch.field import saved_tensors
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, refuse_second_derivatives, refuse_transforms, unhooked
@@ -57,7 +58,7 @@ def solve(adjoint: Adjoint, forward: ForwardSolve, y0: Leaves) -> Leaves:
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
     adjoint.alarm = alarm(next(iter(forward.run.field.functions()), None))
     field = forward.run.field.apart()
-    replay = Replay.of(field, forward.run.layout, 1, cut=True)
+    replay = Replay.of(field, forward.run.layout, 1, cut=True, exact=True)
     run = dataclasses.replace(forward.run, field=field, replay=replay)
     forward.run = run
     with replay.forth():
@@ -123,7 +124,7 @@ class _AcceptedStepsSolve(torch.autograd.Function):
         refuse_second_derivatives(ctx.adjoint.stats.gradient)
         forward, count = ctx.forward, ctx.count
         run = dataclasses.replace(forward.run, again=True)
-        saved = ctx.saved_tensors[: len(ctx.saved_tensors) - len(ctx.weights)]
+        saved = saved_tensors.of(ctx)[: len(ctx.saved_tensors) - len(ctx.weights)]
         groups = [tuple(leaf.detach() for leaf in saved[i : i + count]) for i in range(0, len(saved), count)]
         states = dict(zip(ctx.indices, groups, strict=False))
         rows = [tuple(leaf) for leaf in zip(*(g.unbind(0) for g in gradients), strict=True)]

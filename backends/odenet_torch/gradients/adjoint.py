@@ -19,6 +19,7 @@ from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 from odenet import GradientError, ReversibleSolver, Stats, UnsupportedError
 from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
+from odenet_torch.field import saved_tensors
 from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import Settled, settle
@@ -330,7 +331,7 @@ class _FixedStepSolve(torch.autograd.Function):
             return _recorded(ctx, gradients)
         refuse_second_derivatives(ctx.adjoint.stats.gradient)
         run, count = dataclasses.replace(ctx.run, again=True), ctx.count
-        tensors = ctx.saved_tensors  # once: torch unpacks, and looks at, all of them each time
+        tensors = saved_tensors.of(ctx)
         count_saved = len(tensors) - len(ctx.weights)
         saved = [leaf.detach() for leaf in tensors[:count_saved]]  # y0 among them may need a gradient
         groups = [tuple(saved[i : i + count]) for i in range(0, len(saved), count)]
@@ -384,7 +385,8 @@ def _recorded(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, .
     """The gradient with a graph of its own: the steps run again from y0 and are recorded."""
     course: StageChain | None = ctx.course
     if course is None:
-        y0, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[len(ctx.saved_tensors) - len(ctx.weights) :]
+        saved = saved_tensors.of(ctx)
+        y0, weights = saved[: ctx.count], saved[len(saved) - len(ctx.weights) :]
     else:
         y0, weights = course.y0, course.every
     with ctx.run.settled.back():

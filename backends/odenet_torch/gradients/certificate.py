@@ -73,13 +73,16 @@ def _scale(sizes: Tensor, width: int) -> Tensor:
 
 def jumping(run: Run) -> frozenset[int]:
     """The steps in which f was seen to jump (see `field.jumps`)."""
-    steps = range(run.grid.steps)
-    noticed = [] if run.replay is None else run.replay.noticed
-    if any(jumps(module) for _, module in noticed):
+    replay, steps = run.replay, range(run.grid.steps)
+
+    def jump(root: Any) -> bool:  # as it was before the forward pass
+        return jumps(root, None if replay is None else replay.reached(root))
+
+    if replay is not None and any(jump(module) for _, module in replay.noticed):
         return frozenset(steps)
-    if not any(map(jumps, run.field.functions())):
+    if not any(map(jump, run.field.functions())):
         return frozenset()
-    return frozenset(n for n in steps if any(jumps(root) for _, root in run.field.roots(n, 0.0, len(steps))))
+    return frozenset(n for n in steps if any(jump(root) for _, root in run.field.roots(n, 0.0, len(steps))))
 
 
 class Sketch:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet_torch.field import saved_tensors
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.sums import Sums
 
@@ -187,7 +188,7 @@ class _Stage(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, link: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        _ = ctx.saved_tensors  # torch looks whether they were written on
+        saved_tensors.of(ctx)  # torch looks whether they were written on
         way = ctx.course.way
         g = way.reach(ctx.first)
         below = (link,) if g is None else (*g, None)

@@ -67,6 +67,7 @@ class Dense:
             for i, time in enumerate(times.detach().reshape(-1).tolist())
         ]
         columns = [torch.stack(column) for column in zip(*states, strict=True)]
+        columns = columns or [leaf.new_zeros((0, *leaf.shape)) for leaf in self.y0]
         leaves = [
             self.layout.returned(leaf.reshape((*times.shape, *leaf.shape[1:])), i) for i, leaf in enumerate(columns)
         ]

@@ -25,15 +25,26 @@ def refuse_batch_statistics(function: Any) -> None:
             raise _refusal(f"{type(module).__name__} in training mode normalises over the rows of the batch")
 
 
-def require_independent(evaluate: Callable[[Leaves], Leaves], y: Leaves, slope: Leaves) -> None:
-    """Looks whether the slope of a row depends on other rows: these are moved, and it must not be.
+def require_independent(
+    evaluate: Callable[[Tensor, Leaves], Leaves],
+    t: Tensor,
+    later: Tensor,
+    y: Leaves,
+    slope: Leaves,
+    known: Tensor | None = None,
+) -> None:
+    """Looks whether the slope of a row depends on the states or times of other rows: these are moved, and it must not.
 
-    Rows are moved by turns, those of odd and of even place, and the first and the second half: what reads any other row
-    in one of the usual ways (a mean, a softmax or a product over the batch, pairs, groups) is seen. Four evaluations.
+    Rows are moved by turns, those of odd and of even place a little, and the first and the second half to the other
+    side of their neighbours: what reads any other row in one of the usual ways (a mean, a softmax or a product over the
+    batch, pairs, groups, an order) is seen. Four evaluations, two where the solve has ended.
 
     Args:
-        evaluate: the field at the start, of a state.
+        evaluate: the field, of the rows' times and a state.
+        t, later: the times of the rows, and others that are in the span too.
         y, slope: the state there, and its slope.
+        known: at the end of the solve, the rows whose slope this is, each from when it came there. What rows begin to
+            read of each other on the way is seen then.
 
     Raises:
         UnsupportedError: it does.
@@ -44,10 +55,17 @@ def require_independent(evaluate: Callable[[Leaves], Leaves], y: Leaves, slope: 
     place = torch.arange(rows, device=device)
     odd, late = place % 2 == 1, place >= rows // 2
     with torch.no_grad():
-        moved = tuple(map(_moved, y))
+        near, far = tuple(map(_moved, y)), tuple(2 * leaf.roll(1, 0) - leaf for leaf in y)
         differences: list[Tensor] = []
-        for rows_kept in [odd, ~odd] if rows == 2 else [odd, ~odd, late, ~late]:
-            again = evaluate(choose_rows(rows_kept, y, moved))
+        turns = [(odd, near), (~odd, near), (late, far), (~late, far)]
+        for rows_kept, moved in turns if known is None else [(odd, far), (~odd, far)]:
+            try:
+                again = evaluate(torch.where(rows_kept, t, later), choose_rows(rows_kept, y, moved))
+            except (ArithmeticError, AssertionError, RuntimeError, ValueError):
+                if moved is near:
+                    raise
+                continue  # so far away the field may not be defined
+            rows_kept = rows_kept if known is None else rows_kept & known
             if not _same(rows_kept, slope, again):
                 differences.append(_apart(rows_kept, slope, again))
         apart = torch.stack(differences).amax().item() if differences else 0.0

@@ -41,6 +41,7 @@ _SUCCESS, _NONFINITE, _MAX_STEPS, _TOO_SMALL = (
     list(Result).index(result) for result in (Result.SUCCESS, Result.NONFINITE, Result.MAX_STEPS, Result.STEP_TOO_SMALL)
 )
 
+_ASIDE = 1e-3  # of the span: how far times of rows are moved to see who reads them
 _WILD = 1e3  # error ratio of a step beyond which its stages may have left the numbers of the field
 
 
@@ -87,11 +88,11 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
     going = all_active = t0 != t1
     if going:
 
-        def again(y: Leaves) -> Leaves:
+        def again(t: Tensor, y: Leaves) -> Leaves:
             random_state.restore(device, random)
             return march.slope(t, y)
 
-        require_independent(again, y, first)
+        require_independent(again, t, t + _ASIDE * (t1 - t0), y, first)
         random_state.restore(device, after_first)
         active = finite_rows(y, first)
         outcome = torch.where(active, outcome, _NONFINITE)
@@ -153,6 +154,9 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
                 outs[i] = choose_rows(mask, inside, outs[i])
         y, first = choose_rows(good, step.y1, y), choose_rows(good, step.slopes[-1], first)
         t = torch.where(good, end, t)
+    if random_state.same(random, after_first):  # who draws random numbers has other slopes each time
+        with torch.no_grad():
+            require_independent(march.slope, t, t - _ASIDE * (t1 - t0), y, first, known=accepted > 0)
     finite = finite_rows(first)
     outcome = torch.where((outcome == _TOO_SMALL) & ~finite, _NONFINITE, outcome)
     stats.steps, stats.rejected, stats.f_evaluations = accepted, tried - accepted, march.calls
