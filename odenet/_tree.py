@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from odenet._errors import StateError
+
 Rebuild = Callable[[Sequence[Any]], Any]
 Rule = Callable[[Any], "tuple[list[Any], Rebuild] | None"]
 
@@ -49,6 +51,20 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
         return rebuild(out)
 
     return [leaf for leaves, _ in parts for leaf in leaves], unflatten
+
+
+def require_finite_tree(name: str, tree: Any) -> None:
+    """Raises StateError for a container that holds itself: walking it would not end, and in JAX breaks later walks."""
+
+    def walk(node: Any, above: frozenset[int]) -> None:
+        if not isinstance(node, (dict, tuple, list)) or not node:
+            return
+        if id(node) in above:
+            raise StateError(f"{name} is a {type(node).__name__} that holds itself", "trees, which end in leaves")
+        for child in node.values() if isinstance(node, dict) else node:
+            walk(child, above | {id(node)})
+
+    walk(tree, frozenset())
 
 
 def leaf(tree: Any) -> bool:
