@@ -17,6 +17,8 @@ from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, as_good, below, m
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from odenet._nets.spec import NetSpec
+
 ERROR, GUESSING, LOSS, CERTIFICATE, GRADIENT = (
     "test error",
     "error of guessing",
@@ -53,9 +55,15 @@ def cells(choices: Settings) -> tuple[CurveCell, ...]:
 def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
     """Train from the same weights with the same batches, whatever the gradient method; then, of the networks that
     backpropagation made, the error of the paper's gradient."""
-    solver, gradient = CURVES[cell.curve]
-    along = "piecewise" if solver == "euler" else "linear"
+    along = "piecewise" if CURVES[cell.curve][0] == "euler" else "linear"
     spec, recipe = small_network(choices, cell.depth, along, "batch"), choices.sized(_QUICK, _REDUCED, _PAPER)
+    # a block's gradient has a factor of 1/N: with the rate times N all depths learn alike (section 3)
+    return trained(cell, choices, spec, recipe, choices.sized(float(cell.depth), float(cell.depth), 1.0))
+
+
+def trained(cell: CurveCell, choices: Settings, spec: NetSpec, recipe: Recipe, rate: float) -> tuple[Point, ...]:
+    """The points of a network trained by the solver and gradient of its curve; `rate` multiplies that of its blocks."""
+    solver, gradient = CURVES[cell.curve]
     done = train(
         cell,
         choices,
@@ -64,8 +72,7 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
         solver=solver,
         gradient=gradient,
         weights=spec.init(cell.seed, "zero"),
-        # a block's gradient has a factor of 1/N: with the rate times N all depths learn alike (section 3)
-        rates={"": 1.0, "block.": choices.sized(float(cell.depth), float(cell.depth), 1.0)},
+        rates={"": 1.0, "block.": rate},
     )
     points = [
         cell.point(ERROR, done.error),
@@ -84,16 +91,17 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Errors over depth, and how far each method is from backpropagation."""
     error, apart = figure.subplots(1, 2)
-    for curve, line, index in _styles():
+    styles = [style for style in _styles() if values(points, style[0], ERROR)]
+    for curve, line, index in styles:
         over_depth(error, values(points, curve, ERROR), curve, index, line)
     finish(error, "test error", "Test error over depth")
     error.set_yscale("linear")
-    for place, (curve, line, index) in enumerate(_styles()):
+    for place, (curve, line, index) in enumerate(styles):
         if curve in _REFERENCE:
-            gaps = _gaps(points, curve)
-            places = [n * 1.05**place for n in gaps]  # side by side
-            middle = [statistics.mean(gap) for gap in gaps.values()]
-            ends = [(m - min(gap), max(gap) - m) for m, gap in zip(middle, gaps.values(), strict=True)]
+            lost = gaps(points, curve)
+            places = [n * 1.05**place for n in lost]  # side by side
+            middle = [statistics.mean(gap) for gap in lost.values()]
+            ends = [(m - min(gap), max(gap) - m) for m, gap in zip(middle, lost.values(), strict=True)]
             apart.errorbar(
                 places,
                 middle,
@@ -125,7 +133,7 @@ def _styles() -> list[tuple[str, str, int]]:
     ]
 
 
-def _gaps(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
+def gaps(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
     """By depth, how many points of test error a method has more than backpropagation, seed by seed."""
     return points_above(values(points, curve, ERROR), values(points, _REFERENCE[curve], ERROR))
 
@@ -133,7 +141,7 @@ def _gaps(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     """Whether a deep network is as good without stored activations, and what a shallow one loses."""
     error = {curve: values(points, curve, ERROR) for curve in CURVES}
-    lost, deep = _gaps(points, RESNET_PAPER), int(LIMITS["deep"])
+    lost, deep = gaps(points, RESNET_PAPER), int(LIMITS["deep"])
     return (
         *(_learns(points, curve) for curve in (RESNET, HEUNNET)),
         below(
@@ -142,7 +150,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
             error[RESNET_PAPER],
             LIMITS["loses"],
         ),
-        _closes(lost),
+        closes(lost, LIMITS["closes"]),
         *(
             as_good(
                 f"{curve}: from N={deep} on the test error is that of backpropagation",
@@ -163,11 +171,10 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     )
 
 
-def _closes(lost: OverSeeds) -> Verdict:
+def closes(lost: OverSeeds, part: float) -> Verdict:
     """Whether depth mends what the paper's method loses: means over seeds of the shallowest and deepest networks."""
     mean = {n: statistics.mean(of_seeds) for n, of_seeds in lost.items()}
     shallow, deep = ([mean[end(mean)]] if len(mean) > 1 else [] for end in (min, max))
-    part = LIMITS["closes"]
     claim = f"ResNet, paper: the deepest network loses {part:g} of what the shallowest does, or less (mean points)"
     return below(claim, {0: deep}, {0: shallow}, part)
 
