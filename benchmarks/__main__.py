@@ -32,6 +32,7 @@ NAMES = (
     "overhead",
     "recovery",
     "rounded_states",
+    "second_order",
     "small_steps",
     "step_time",
 )

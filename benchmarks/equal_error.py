@@ -42,7 +42,7 @@ def rows() -> Iterator[dict[str, Any]]:
 def _ratios(runs: dict[Key, Run], problem: str, solver: str, peers: tuple[str, ...]) -> Iterator[float]:
     curves = [_curve(runs, peer, problem, solver) for peer in peers]
     for error, evaluations in _curve(runs, "jax", problem, solver):
-        known = [found for curve in curves if (found := _at(curve, error)) is not None]
+        known = [found for curve in curves if (found := interpolated(curve, error)) is not None]
         if known:
             yield math.exp(evaluations - min(known))
 
@@ -53,7 +53,7 @@ def _curve(runs: dict[Key, Run], by: str, problem: str, solver: str) -> list[tup
     return [(math.log(run.error), math.log(run.f_evaluations)) for run in mine if run.error and run.f_evaluations]
 
 
-def _at(curve: list[tuple[float, float]], error: float) -> float | None:
+def interpolated(curve: list[tuple[float, float]], error: float) -> float | None:
     """Log evaluations at a log error: the least that the curve shows."""
     found = []
     for (e0, n0), (e1, n1) in pairwise(curve):

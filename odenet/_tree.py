@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from odenet._errors import InputError
+from odenet._errors import StateError
 
 Rebuild = Callable[[Sequence[Any]], Any]
 Rule = Callable[[Any], "tuple[list[Any], Rebuild] | None"]
-
-_DEEP = 200
 
 RULES: list[Rule] = []  # asked in turn about a node that is no plain container
 
@@ -36,22 +34,13 @@ def _open(node: Any) -> tuple[list[Any], Rebuild] | None:
     return None
 
 
-def flatten(tree: Any, depth: int = 0) -> tuple[list[Any], Rebuild]:
-    """The leaves in order, and the function that builds the same tree from other leaves.
-
-    Args:
-        tree: any.
-        depth: how many containers it stands in.
-
-    Raises:
-        InputError: a container that holds itself.
-    """
+def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
+    """The leaves in order, and the function that builds the same tree from other leaves."""
     opened = _open(tree)
     if opened is None:
         return [tree], lambda leaves: leaves[0]
-    _require_end(depth, tree)
     children, rebuild = opened
-    parts = [flatten(child, depth + 1) for child in children]
+    parts = [flatten(child) for child in children]
     sizes = [len(leaves) for leaves, _ in parts]
 
     def unflatten(leaves: Sequence[Any]) -> Any:
@@ -62,6 +51,20 @@ def flatten(tree: Any, depth: int = 0) -> tuple[list[Any], Rebuild]:
         return rebuild(out)
 
     return [leaf for leaves, _ in parts for leaf in leaves], unflatten
+
+
+def require_finite_tree(name: str, tree: Any) -> None:
+    """Raises StateError for a container that holds itself: walking it would not end, and in JAX breaks later walks."""
+
+    def walk(node: Any, above: frozenset[int]) -> None:
+        if not isinstance(node, (dict, tuple, list)) or not node:
+            return
+        if id(node) in above:
+            raise StateError(f"{name} is a {type(node).__name__} that holds itself", "trees, which end in leaves")
+        for child in node.values() if isinstance(node, dict) else node:
+            walk(child, above | {id(node)})
+
+    walk(tree, frozenset())
 
 
 def leaf(tree: Any) -> bool:
@@ -92,26 +95,15 @@ def same_shape(one: Any, other: Any) -> bool:
     return all(same_shape(a, b) for a, b in zip(first[0], second[0], strict=True))
 
 
-def paths(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Each leaf with a readable path such as `blocks[0].weight`, for messages and tables; see `flatten`."""
+def paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each leaf with a readable path such as `blocks[0].weight`, for messages and tables."""
     if isinstance(tree, dict):
-        _require_end(depth, tree)
         for key in sorted(tree, key=lambda key: (type(key).__name__, key)):
-            yield from paths(tree[key], f"{prefix}.{key}" if prefix else str(key), depth + 1)
+            yield from paths(tree[key], f"{prefix}.{key}" if prefix else str(key))
         return
     opened = _open(tree)
     if opened is None:
         yield prefix or "(leaf)", tree
         return
-    _require_end(depth, tree)
     for index, child in enumerate(opened[0]):
-        yield from paths(child, f"{prefix}[{index}]", depth + 1)
-
-
-def _require_end(depth: int, tree: Any) -> None:
-    """Raises InputError where a tree goes deeper than any does that ends."""
-    if depth > _DEEP:
-        raise InputError(
-            f"a tree in which a {type(tree).__name__} holds itself, or that is more than {_DEEP} containers deep",
-            "tuples, lists and dicts that end in arrays or numbers",
-        )
+        yield from paths(child, f"{prefix}[{index}]")

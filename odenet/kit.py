@@ -66,7 +66,7 @@ from odenet._solvers.step import (
 )
 from odenet._solvers.tableau import Tableau
 from odenet._tree import RULES as TREE_RULES
-from odenet._tree import Rebuild
+from odenet._tree import Rebuild, require_finite_tree
 from odenet._tree import flatten as tree_flatten
 from odenet._tree import leaves as tree_leaves
 from odenet._tree import map as tree_map
@@ -167,6 +167,7 @@ __all__ = [
     "register_gradient",
     "register_solver",
     "require",
+    "require_finite_tree",
     "require_one_grid",
     "resumed",
     "schedule",

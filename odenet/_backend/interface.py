@@ -77,6 +77,8 @@ class Measurement:
         peak_bytes_method: how that was counted.
         f_forward, f_backward, vjp: field evaluations and VJPs, as in `Cost`, counted in a run of the same solver,
             gradient method and depth.
+            JAX 0.5 leaves what counts out of loops that it differentiates itself: there f_backward is too small with
+            backprop and with checkpoint in segments (even negative). JAX 0.6 and later count right.
     """
 
     forward_seconds: float

@@ -62,6 +62,7 @@ class Depth:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", lookup("kind of depth", self.kind, _KINDS))
         yes_or_no("stacked", self.stacked)
+        _tree.require_finite_tree("weights", self.tree)
         if not self.stacked and not isinstance(self.tree, tuple):
             raise DepthError(f"layers as a {type(self.tree).__name__}", "a tuple with one tree a layer", "Depth.each")
         if self.kind == "shared":

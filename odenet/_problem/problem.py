@@ -246,6 +246,7 @@ def _check_arguments(field: Callable[..., Any], alone: bool) -> None:
 
 
 def _checked_leaves(y0: Any) -> list[tuple[str, Any]]:
+    _tree.require_finite_tree("y0", y0)
     leaves = list(_tree.paths(y0))
     if not leaves:
         raise StateError("y0 is an empty tree", "an array, or a tree of at least one")

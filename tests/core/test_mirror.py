@@ -115,6 +115,7 @@ ALONE = {
         "field/closure.py",
         "field/fingerprint.py",  # programs that outlive a call
         "field/programs.py",
+        "field/repeatable.py",  # a function is traced once
         "field/trees.py",
         "field/varying.py",
         "gradients/adaptive.py",

@@ -99,4 +99,4 @@ def test_counts_and_concrete_arrays_may_be_kept():
     found = [jax.grad(lambda y: solve(slope, y, steps=4, gradient="checkpoint").y1.sum())(Y0) for _ in range(2)]
     assert jnp.allclose(found[0], (1 - 0.7 / 4) ** 4, rtol=1e-5)
     assert (found[0] == found[1]).all()
-    assert len(calls) == 2
+    assert len(calls) == 3  # the first solve looks twice whether the field is the same (`field.repeatable`)

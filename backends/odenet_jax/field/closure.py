@@ -29,6 +29,11 @@ class Converted(eqx.Module):
     inputs: Any = eqx.field(static=True)
     outputs: Any = eqx.field(static=True)
 
+    @property
+    def collective(self) -> bool:
+        """Whether it reads other rows of a `jax.vmap`, by the name of its axis."""
+        return "NamedAxisEffect" in {type(effect).__name__ for effect in self.jaxpr.effects}
+
     def __call__(self, *arguments: Any) -> Any:
         """The value of the function at these arguments."""
         leaves, structure = jax.tree.flatten(arguments)

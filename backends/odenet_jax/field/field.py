@@ -20,11 +20,9 @@ from jax.extend.core import Jaxpr
 
 from odenet import Depth
 from odenet.kit import Kind, blend, check_alike
-from odenet_jax.field.closure import converted
-from odenet_jax.field.fingerprint import fingerprint
 from odenet_jax.field.jumps import jumps
 from odenet_jax.field.module_writes import modules_in, require_unwritten
-from odenet_jax.field.programs import eager
+from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.state import HALF, Leaves, as_array, flattened, require_arrays, require_like, stacked
 
 Arrays = list[Array]
@@ -184,9 +182,7 @@ class Field:
             require_arrays(slope)
             return value
 
-        pure = converted(traced, t, y, example, *context)
-        collective = "NamedAxisEffect" in {type(effect).__name__ for effect in pure.jaxpr.effects}
-        key = fingerprint(pure) if eager() and not collective else None
+        pure, key = repeatable("field", traced, t, y, example, *context)
         leaves, structure = jax.tree.flatten(pure)
         places = [_place(leaf, whole=key is not None) for leaf in leaves]
         closed = [leaf for leaf, place in zip(leaves, places, strict=True) if place == 1]
@@ -212,7 +208,7 @@ class Field:
             return jax.tree.unflatten(structure, picked)(t, y, Weights(w.inexact, w.other), *context)
 
         key = key and (key, tuple(places), self.kind, self.intervals)
-        hoisted = dataclasses.replace(self, function=rebuilt, collective=collective, program=pure.jaxpr, key=key)
+        hoisted = dataclasses.replace(self, function=rebuilt, collective=pure.collective, program=pure.jaxpr, key=key)
         return hoisted, Weights(weights.inexact, weights.other, widened(closed), constants)
 
 

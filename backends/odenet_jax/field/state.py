@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from odenet import DtypeError, NonFiniteError, StateError
-from odenet.kit import array_of_numbers, tree_paths
+from odenet.kit import array_of_numbers, require_finite_tree, tree_paths
 from odenet_jax.field import trees as trees  # registers
 
 Leaves = tuple[Array, ...]
@@ -91,8 +92,9 @@ def flattened(tree: Any, name: str) -> tuple[list[Any], Any]:
     """`jax.tree.flatten` of what a user handed over.
 
     Raises:
-        StateError: a dict whose keys JAX cannot sort.
+        StateError: a dict whose keys JAX cannot sort, or a container that holds itself.
     """
+    require_finite_tree(name, tree)
     try:
         return jax.tree.flatten(tree)
     except ValueError as error:  # keys such as 1 and "a" of one dict
@@ -125,10 +127,6 @@ def _array(path: str, leaf: Any) -> Array:
         array = as_array(f"y0 {path}", float(leaf) if type(leaf) is int else leaf)
     except OverflowError as error:
         raise NonFiniteError(f"y0 {path} is an integer beyond all floats", "finite numbers") from error
-    except (TypeError, ValueError) as error:
-        raise DtypeError(
-            f"y0 {path} cannot become an array ({error})", "numbers, NumPy arrays or JAX arrays"
-        ) from error
     if array.dtype not in _KINDS:
         raise DtypeError(
             f"y0 {path} is {array.dtype}",
@@ -145,6 +143,7 @@ def as_array(name: str, leaf: Any) -> Array:
 
     Raises:
         DtypeError: JAX would make 64-bit numbers 32-bit in silence; or an array of what JAX has no number type for.
+        StateError: an array that is deleted.
     """
     if isinstance(leaf, np.ndarray):
         array_of_numbers(name, leaf)
@@ -154,7 +153,17 @@ def as_array(name: str, leaf: Any) -> Array:
             "32-bit numbers, or 64-bit ones with x64 on",
             "jax.config.update('jax_enable_x64', True) before any array is made",
         )
-    return jnp.asarray(leaf)
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+        raise StateError(
+            f"{name} is an array of shape {leaf.shape} that is deleted",
+            "arrays that hold numbers",
+            "an argument that jax.jit was given to donate (donate_argnums) is gone: keep a copy",
+        )
+    try:
+        return jnp.asarray(leaf)
+    except (TypeError, ValueError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise DtypeError(f"{name} cannot become an array ({reason})", "numbers, NumPy arrays or JAX arrays") from error
 
 
 def require_like(value: Any, y: Any) -> None:

@@ -22,12 +22,12 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
 from odenet import Event, GridError, InputError, Problem, Result, Span, UnsupportedError
-from odenet_jax.field.closure import converted
 from odenet_jax.field.collectives import collective_axes
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.fingerprint import described
 from odenet_jax.field.programs import compiled, kept
+from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
@@ -106,7 +106,7 @@ class DifferentiableSolve:
         norm = _hoisted(lambda leaves: jnp.asarray(allowed.norm(leaves)), tuple(jnp.abs(leaf) for leaf in y0))
         event = None
         if span.event is not None:
-            event = _hoisted(span.event.condition, self.times[0], layout.call(y0))
+            event = _hoisted(span.event.condition, self.times[0], layout.call(y0), name="event")
         rtol, atol = allowed.rtol, allowed.atol
         if self.field.key is not None:  # another tolerance is no other program
             rtol, atol = (
@@ -305,10 +305,10 @@ class DifferentiableSolve:
             return None
         leaves, structure = jax.tree.flatten(self.rest)
         of = (self.span, self.problem.solver, self.problem.gradient, type(self.way), self.way.choices, leaves)
-        fingerprint, layout = described(*of), self.layout
-        if fingerprint is None:
+        key, layout = described(*of), self.layout
+        if key is None:
             return None
-        return fingerprint, self.field.key, structure, (layout.structure, layout.dtypes, layout.carried, layout.time)
+        return key, self.field.key, structure, (layout.structure, layout.dtypes, layout.carried, layout.time)
 
     def _plainly(self, keep: Keep) -> Callable[..., AdaptiveResult]:
         """The solve without a derivative."""
@@ -614,9 +614,9 @@ def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
     return checked
 
 
-def _hoisted(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
+def _hoisted(function: Callable[..., Any], *examples: Any, name: str = "norm") -> Callable[..., Any]:
     """A function whose closure's arrays are leaves of it as a tree."""
-    return converted(lambda *arguments: function(*arguments), *examples)
+    return repeatable(name, lambda *arguments: function(*arguments), *examples)[0]
 
 
 def _nothing(*arguments: Any) -> None:

@@ -17,11 +17,11 @@ from odenet_jax.steps.fixed import Run, Solve, loop
 
 def solve(run: Run, y0: Leaves, probe: Array) -> tuple[Leaves, BlockContext | None]:
     """The leaves at the kept times, and what blocks are told after it."""
-    alone = eager()
+    alone, hoisted = eager(), run.hoisted(y0)  # which looks at the field, here too
     if alone or any(
         kind in HALF for kind in run.layout.dtypes
     ):  # what the field closes over is summed as wide as weights
-        run = run.hoisted(y0)
+        run = hoisted
     key = run.key("backprop") if alone else None
     if key is None:
         return loop(run, y0)

@@ -53,11 +53,17 @@ def parts(time: Any, kind: Any) -> Parts:
 
 
 def since(time: Any, origin: Parts, kind: Any) -> Any:
-    """The time between an origin and a time (or times, an array or a list), rounded once where both are known."""
+    """The time between an origin and a time (or times, an array or a list), rounded once where both are known.
+
+    Raises:
+        TypeError: dates, truth values, or text, of which NumPy would make numbers.
+    """
     if isinstance(time, (list, tuple)):
         time = jnp.stack([jnp.asarray(t) for t in time]) if any(isinstance(t, Tracer) for t in time) else time
     known = not any(isinstance(time_part, Tracer) for time_part in (time, *origin))
     if known:
+        if np.asarray(time).dtype.kind in "USMmb":
+            raise TypeError(time)
         return (np.asarray(time, np.float64) - sum(np.asarray(part, np.float64) for part in origin)).astype(kind)
     wide = _wide(kind)
     if wide != kind:

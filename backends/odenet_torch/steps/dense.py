@@ -149,6 +149,8 @@ def times_of_any_shape(t: Any) -> Tensor:
     """
     try:
         times = torch.as_tensor(t)
+        if times.dtype == torch.bool:
+            raise TypeError(t)
         times = times if times.is_floating_point() or times.is_complex() else torch.as_tensor(t, dtype=torch.float64)
         finite = bool(torch.isfinite(times).all())
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
