@@ -33,7 +33,7 @@ def test_what_becomes_faster_is_solved():
     """The steps of a solve that comes to rest grow without end: 1000 of them say nothing about the next."""
 
     def field(t, y):
-        return torch.where(t < 200, torch.cos(10 * t), torch.zeros_like(t)) * torch.ones_like(y)
+        return torch.where(t < 60, torch.cos(10 * t), torch.zeros_like(t)) * torch.ones_like(y)
 
     y = odeint(field, torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 1e10]).double())
     assert torch.isfinite(y).all()
