@@ -176,7 +176,7 @@ def _joined(ctx: click.Context, param: click.Parameter, values: tuple[tuple[Any,
 
 
 def _several(flag: str, kind: Names, default: str | None, text: str) -> Callable[[Any], Any]:
-    defaults = {"default": (default,), "show_default": default} if default is not None else {}
+    defaults = {"default": (default,), "show_default": True} if default is not None else {}
     return click.option(flag, type=kind, multiple=True, callback=_joined, help=text, **defaults)
 
 
@@ -204,7 +204,7 @@ def backends(default: str) -> Callable[[Any], Any]:
 
 def solvers(default: str) -> Callable[[Any], Any]:
     """`--solver`, to solver records."""
-    return _several("--solver", SOLVERS, default, f"Solvers: {', '.join(SOLVERS.choices())}, or all.")
+    return _several("--solver", SOLVERS, default, "Solvers of `odenet list solvers`, with commas, or all.")
 
 
 def gradients(default: str) -> Callable[[Any], Any]:
@@ -274,7 +274,8 @@ def job(
     """
     shard_text = "Run only part I of N, as in 1/4; odenet merge joins the parts. Give each part its own --out."
     executor_text = (
-        "Where cells are run: processes:4, dask[:ADDRESS], ray[:ADDRESS], submitit:slurm,NAME=VALUE,..., or here."
+        "Where cells are run, in the place of this process: processes:4, dask[:ADDRESS], ray[:ADDRESS], "
+        "submitit:slurm,NAME=VALUE,..."
     )
     flags = (
         click.option("--out", type=FilePath(file_okay=False), default=Path(out), show_default=True, help=out_text),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from odenet._errors import FileError, InputError
+from odenet._errors import FileError, InputError, shown
 
 Kind = TypeVar("Kind")
 
@@ -22,6 +23,26 @@ def column(meaning: str, default: Any = None) -> Any:
 def columns(kind: Any) -> dict[str, str]:
     """Each column of a row type and what it means."""
     return {field.name: field.metadata["meaning"] for field in dataclasses.fields(kind)}
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
+
+
+def check_columns(row: Any) -> None:
+    """Raises InputError for a column whose value is not of the type that the class of the row declares."""
+    for name, declared, kinds, optional in _types(type(row)):
+        value = getattr(row, name)
+        fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+        if not fits and not (optional and value is None):
+            what = f"{name}={shown(value)}, a {type(value).__name__}, in a row of results"
+            raise InputError(what, declared.replace("|", "or"))
+
+
+@functools.cache
+def _types(kind: Any) -> list[tuple[str, str, tuple[type, ...], bool]]:
+    """Of each column: its name, its type as it is written and as classes, and whether it may be None."""
+    written = [(field.name, str(field.type)) for field in dataclasses.fields(kind)]
+    return [(name, text, _KINDS[text.partition(" ")[0]], text.endswith("| None")) for name, text in written]
 
 
 def to_json(row: Any) -> dict[str, Any]:
@@ -48,6 +69,7 @@ def from_json(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
 
     Raises:
         FileError: other columns than this version writes.
+        InputError: a value that is not of the type of its column.
     """
     known = columns(kind)
     if set(data) != set(known):
@@ -56,7 +78,9 @@ def from_json(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
     for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
         if str(field.type).startswith("float") and isinstance(values[field.name], str):
             values[field.name] = float(values[field.name])
-    return kind(**values)
+    row = kind(**values)
+    check_columns(row)
+    return row
 
 
 def as_csv(kind: Any, rows: Iterable[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -55,16 +56,17 @@ class Table:
         return sum(self._least(column) + _GAP for column in columns) + 1 <= width
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.title, "bold")
         if self.fits(options.max_width):
             yield self._grid()
         else:
             yield from self._stacked()
+        if self.caption:
+            yield Text(self.caption)
+        yield Text("")  # between this and the next table
 
     def _grid(self) -> RichTable:
-        grid = RichTable(
-            title=Text(self.title, "bold"), caption=Text(self.caption), box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
-        grid.title_justify = grid.caption_justify = "left"
+        grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for index, heading in enumerate(self.headings):
             grid.add_column(
                 Text(heading.removeprefix(">")),
@@ -78,15 +80,17 @@ class Table:
         return grid
 
     def _stacked(self) -> Iterator[Text]:
-        yield Text(self.title, "bold")
         first, *others = (heading.removeprefix(">").replace("\n", "") for heading in self.headings)
-        for row in self.rows:
+        for row in itertools.chain.from_iterable(map(self._lines, self.rows)):
             yield Text(f"{first}: {row[0]}", overflow="fold")
             for heading, cell in zip(others, row[1:], strict=True):
                 if cell:
                     yield Text(f"  {heading}: {cell}" if heading else f"  {cell}", overflow="fold")
-        if self.caption:
-            yield Text(self.caption)
+
+    def _lines(self, row: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """A row whose numbers stand in several lines as one row for each of these."""
+        parts = (cell.splitlines() if self._whole(column) else [cell] for column, cell in enumerate(row))
+        return itertools.zip_longest(*parts, fillvalue="")
 
     def _whole(self, column: int) -> bool:
         return column == 0 or self.headings[column].startswith(">")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MOST = 16
 """Layers shown in a table; the record has all."""
 HEADS = (
-    "gradient method", ">error", ">1 - cos", ">certificate", ">estimate", ">f there", ">f back", ">VJP", ">states", ""
+    "gradient method", ">error", ">1 - cos", ">certificate", ">estimate", ">f forward", ">f back", ">VJP", ">states", ""
 )  # fmt: skip
 LEGEND = (
     "error: relative, of the whole gradient, by norm. estimate: of it, from the certificate alone. f, VJP, states: by "

@@ -73,7 +73,7 @@ def rows(what):
 def test_every_record_is_listed_as_text_and_as_json(what, names):
     text = listed(what)
     assert [row["name"] for row in rows(what)] == list(names)
-    assert all(f" {name} " in text for name in names)
+    assert all(f"\n{name} " in text for name in names)
 
 
 @pytest.mark.usefixtures("announced")

@@ -15,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -26,6 +27,7 @@ from odenet import InputError, OdenetError
 from odenet._jobs.cells.executor import pool
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.plan import Shard
+from odenet._jobs.cells.results import CellResults
 from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.cells.spread import Spread
 from odenet._jobs.compare import command as comparing
@@ -37,7 +39,7 @@ from odenet._jobs.reproduce.results import read
 from odenet._jobs.train.job import train
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._jobs.train.seeds import TrainedSeeds, train_seeds
-from odenet._jobs.work_precision.results import SolvePlan
+from odenet._jobs.work_precision.results import SolvePlan, WorkPrecision
 from odenet._solvers.names import solver
 from odenet._test_problems.named import problem_named
 
@@ -138,7 +140,8 @@ PLANS = {
 @pytest.mark.parametrize("plan", PLANS.values(), ids=list(PLANS))
 @pytest.mark.parametrize("count", [1, 2, 5, 100])
 def test_every_cell_is_in_one_shard_and_units_stay_together(plan, count):
-    parts = [Comparison(plan, {}, shard=Shard(number, count)).cells() for number in range(1, count + 1)]
+    kind: type[CellResults[Any, Any]] = Comparison if isinstance(plan, GridPlan) else WorkPrecision
+    parts = [kind(plan, {}, shard=Shard(number, count)).cells() for number in range(1, count + 1)]
     assert Counter(cell.key for part in parts for cell in part) == Counter(cell.key for cell in plan.cells())
     units = [{cell.key for cell in unit} for unit in plan.units(plan.cells())]
     for part in parts:

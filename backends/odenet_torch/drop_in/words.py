@@ -11,6 +11,7 @@ from odenet import GradientError, Result, SolveError
 from odenet.kit import Wording
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.steps.adaptive import ForwardSolve
+from odenet_torch.steps.size_control import lead
 
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
@@ -70,7 +71,7 @@ def stopped(flow: OdeintProblem, found: ForwardSolve) -> SolveError:
     assert loop.failed is not None
     most = loop.control.max_steps // max(len(flow.times) - 1, 1)
     if loop.failed is Result.MAX_STEPS and loop.tried < loop.control.max_steps:
-        what = f"at that pace, and at a thousand times it, {loop.control.max_steps} steps would not reach t[-1]"
+        what = f"at that pace, and at {lead(loop.tried):.0f} times it, {most} steps would not reach t[-1]"
         remedy = "give larger rtol and atol, or a time that is nearer"
     elif loop.failed is Result.MAX_STEPS and flow.event_fn is not None:
         what = f"max_num_steps={most} were tried without an event"

@@ -25,7 +25,7 @@ from odenet_torch.steps.events import Watch
 from odenet_torch.steps.fixed import Run
 from odenet_torch.steps.per_sample import solve_rows
 from odenet_torch.steps.resolution import explained, resolved, widened
-from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop, Evaluate
+from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop, Evaluate, lead
 from odenet_torch.steps.times import at_event, from_start, to_outputs
 from odenet_torch.steps.tolerance import Tolerance
 
@@ -211,7 +211,8 @@ class ForwardSolve:
         happened = loop.failed.happened
         if loop.failed is Result.MAX_STEPS and loop.tried < self.span.control.max_steps:
             happened = (
-                f"at that pace, and at a thousand times it, {self.span.control.max_steps} steps would not reach t1"
+                f"at that pace, and at {lead(loop.tried):.0f} times it, {self.span.control.max_steps} steps would not "
+                "reach t1"
             )
         raise SolveError(
             f"the solve stopped at t={self.grid.nodes[-1]:.8g} after {loop.n} steps "

@@ -26,6 +26,12 @@ _EPSILON = 2.0**-52  # of times, which are Python floats
 _LOOKS = frozenset((20_000, 100_000, 1_000_000))  # steps tried, after which the pace is looked at
 EVER = 1e38  # where a solve that only an event ends would end
 
+
+def lead(tried: int) -> float:
+    """How many times faster than its pace so far a solve may become: the less, the longer that pace was kept."""
+    return 1e7 / tried
+
+
 Evaluate = Callable[[Tensor, int, float, Leaves], Leaves]
 """`evaluate(t, rank, time, y)`: the field at a time (as a tensor, and as a float), for stage `rank` of the step."""
 
@@ -238,10 +244,10 @@ class AdaptiveLoop:
                 return
 
     def _endless(self, begin: float, t: float) -> bool:
-        """Whether at a thousand times the pace so far `max_steps` would still not do: a solve to t=1e30 for days."""
+        """Whether at many times the pace so far `max_steps` would still not do: a solve to t=1e12 for years."""
         if len(self.stops) > 1 or abs(self.stops[-1]) >= EVER:
             return False
-        reach = 1e3 * abs(t - begin) * self.control.max_steps / self.tried
+        reach = lead(self.tried) * abs(t - begin) * self.control.max_steps / self.tried
         return reach < abs(self.stops[-1] - begin)
 
     def _times(self, t: float, t1: float, h: float) -> list[float]:

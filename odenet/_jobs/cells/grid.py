@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from odenet._backend import registry as _registry
-from odenet._check import whole
+from odenet._check import instance, whole
 from odenet._gradients.names import Backprop, Gradient, gradient
 from odenet._jobs.cells.plan import CellPlan
 from odenet._jobs.cells.resume import reading
 from odenet._names import choice
-from odenet._nets.spec import ALONG, STARTS, UNREAD, Block, NetSpec, Norm, Start
+from odenet._nets.spec import ALONG, BLOCKS, STARTS, UNREAD, Block, NetSpec, Norm, Start
 from odenet._solvers.names import AnySolver, solver
 
 Along = Literal["auto", "piecewise", "linear", "shared"]
@@ -95,6 +95,8 @@ class GridPlan(CellPlan):
 
     def __post_init__(self) -> None:
         self.check("a comparison")
+        instance("network", self.network, (NetSpec, type(None)), "a NetSpec, or None")
+        choice("kind of block", self.block, BLOCKS)
         choice("kind of weights along depth", self.along, ALONG_BY_SOLVER)
         choice("start of the weights", self.start, STARTS)
         for name, least in (("batch", 1), ("repeats", 1), ("seed", 0)):

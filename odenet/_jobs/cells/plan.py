@@ -53,10 +53,16 @@ class CellPlan(ABC):
         """This plan with its numbers sorted, as those that a user gives are."""
 
     def check(self, job: str) -> None:
-        """Raises InputError for a grid without cells, an unknown number type or an unknown backend."""
+        """Raises InputError for a grid without cells or of other types, an unknown number type or backend."""
         for name in self.grid:
-            if not getattr(self, name):
+            entries = getattr(self, name)
+            instance(name, entries, tuple, f"a tuple of {name}")
+            if not entries:
                 raise InputError(f"{job} without {name}", f"at least one of {name}")
+            attribute, _ = self.records.get(name, ("__class__", None))
+            for record in entries:
+                if not hasattr(record, attribute):
+                    raise InputError(f"{shown(record)} in the {name} of {job}", "records, not their names")
         choice("number type", self.dtype, DTYPES)
         instance("device", self.device, str, "the name of one, as `odenet list backends` has it")
         for name in self.backends:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from odenet._backend.entry import BackendEntry
+from odenet._check import instance, path, within
 from odenet._errors import InputError
 from odenet._files import rename, write_text
 from odenet._gradients.record import Gradient
 from odenet._jobs.cells import resume as _resume
-from odenet._jobs.cells.plan import CellPlan, KeyedCell, Shard
+from odenet._jobs.cells.plan import DTYPES, CellPlan, KeyedCell, Shard
+from odenet._names import choice
 from odenet._report.machine import SEVERAL
-from odenet._report.rows import as_csv, columns, from_json, to_json
+from odenet._report.rows import as_csv, check_columns, columns, from_json, to_json
 from odenet._solvers.names import AnySolver
 
 OK = "ok"
@@ -38,6 +40,12 @@ class CellRow(ABC):
     """What one cell gave. Each job has its own, a frozen dataclass whose fields are the columns of results.csv."""
 
     status: str
+
+    def __post_init__(self) -> None:
+        check_columns(self)
+        dtype = getattr(self, "dtype", "")  # which not every job has
+        if dtype:
+            choice("number type", dtype, DTYPES)
 
     @property
     @abstractmethod
@@ -75,6 +83,9 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         rows: one a finished cell.
         seconds: that the job took so far, by the clock: cells that run side by side are counted once.
         shard: the part of the plan that is this job's; None for all of it.
+
+    Raises:
+        InputError: one of them is of another type.
     """
 
     plan: AnyPlan
@@ -91,6 +102,15 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
     row_kind: ClassVar[type[CellRow]]
     compared: ClassVar[str] = "times"
     """The measurements that depend on the machine, in words."""
+
+    def __post_init__(self) -> None:
+        instance("plan", self.plan, self.plan_kind, "the plan of the rows, as that of other results")
+        instance("machine", self.machine, Mapping, "a dictionary that describes it")
+        instance("rows", self.rows, tuple, "a tuple of rows")
+        for row in self.rows:
+            instance("row", row, self.row_kind, f"a {self.row_kind.__name__}, as in the rows of other results")
+        within("seconds", self.seconds, 0.0, least=True)
+        instance("shard", self.shard, (Shard, type(None)), "a Shard, or None")
 
     def cells(self) -> tuple[KeyedCell, ...]:
         """Those of the plan that are this job's, in the plan's order."""
@@ -177,31 +197,36 @@ class CellResults(ABC, Generic[AnyPlan, AnyRow]):
         """All results as JSON."""
         return _resume.as_text(self.form, self.to_json())
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Both files, each atomically.
 
         Raises:
-            FileError: the folder cannot be written to.
+            InputError: no path. FileError: the folder cannot be written to.
         """
+        folder = path("folder", folder)
         write_text(folder / JSON, self.text())
         write_text(folder / CSV, as_csv(self.row_kind, self.rows))
 
     @classmethod
-    def read(cls, folder: Path) -> Self | None:
+    def read(cls, folder: str | Path) -> Self | None:
         """The results in a folder; None where there are none.
 
         Raises:
-            FileError: a results.json that this version of odenet did not write.
+            InputError: no path. FileError: a results.json that this version of odenet did not write.
         """
-        return _resume.read(folder / JSON, cls.form, cls.command, cls.from_json)
+        return _resume.read(path("folder", folder) / JSON, cls.form, cls.command, cls.from_json)
 
 
 def _part(shard: Shard | None) -> str:
     return "the whole" if shard is None else f"shard {shard}"
 
 
-def set_aside(folder: Path) -> list[Path]:
-    """Rename earlier results to results.previous.*, so that a new run cannot destroy one that took hours.
+def set_aside(folder: Path, names: Sequence[str] = (CSV, JSON)) -> list[Path]:
+    """Rename earlier results to NAME.previous.*, so that a new run cannot destroy one that took hours.
+
+    Args:
+        folder: of the results.
+        names: of their files.
 
     Returns:
         the new paths; one generation is kept.
@@ -210,9 +235,9 @@ def set_aside(folder: Path) -> list[Path]:
         FileError: they cannot be renamed.
     """
     moved = []
-    for name in (CSV, JSON):
-        path = folder / name
-        target = path.with_name(f"{path.stem}.previous{path.suffix}")
-        if rename(path, target):
+    for name in names:
+        file = folder / name
+        target = file.with_name(f"{file.stem}.previous{file.suffix}")
+        if rename(file, target):
             moved.append(target)
     return moved

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from odenet._files import require_writable
 from odenet._jobs.cells.executor import ExecutorChoice, pool
 from odenet._jobs.cells.plan import CellPlan, Shard
-from odenet._jobs.cells.results import JSON, CellResults, set_aside
+from odenet._jobs.cells.results import CSV, JSON, CellResults, set_aside
 from odenet._jobs.cells.resume import OwnFile, nothing_there
 from odenet._jobs.cells.spread import ALONE, Spread, UnitPlan
 from odenet._report.machine import joined, machine
@@ -137,8 +137,13 @@ def complete(job: CellJob[Any], plan: CellPlan, options: JobOptions) -> int:
 def _write(results: CellResults[Any, Any], out: Path, messages: Console, first: bool) -> None:
     """Write results; before the first of a new run, rename those of an earlier one."""
     if first:
-        say_paths(messages, "kept the earlier results as", set_aside(out))
+        keep_earlier(messages, out)
     results.write(out)
+
+
+def keep_earlier(messages: Console, out: Path, names: Sequence[str] = (CSV, JSON)) -> None:
+    """Rename the results of an earlier run (see `set_aside`), and say so."""
+    say_paths(messages, "kept the earlier results as", set_aside(out, names))
 
 
 @contextmanager

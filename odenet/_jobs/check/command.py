@@ -32,7 +32,11 @@ from odenet.doctor.tables import tables
 DEFAULT = GridPlan(solvers=(solver_named("euler"),), depths=(16,))
 
 
-@click.command("check", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "check",
+    short_help="Check gradient methods, by weight and by layer.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @grid_flags(DEFAULT)
 @network_flags(DEFAULT)
 @click.option(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from odenet._check import path, several
+from odenet._check import several
 from odenet._errors import FileError, InputError
 from odenet._gradients.names import gradient
 from odenet._gradients.record import Gradient
@@ -191,7 +191,7 @@ def read_results(folder: str | Path) -> ComparisonResults:
         InputError: no path. FileError: there is no results.json, its checksum is not that of its content (those of the
             first versions have none, and are read as they are), or no comparison in it.
     """
-    results = ComparisonResults.read(path("folder", folder))
+    results = ComparisonResults.read(folder)
     if results is None:
         raise FileError(f"no results.json in {folder}", "a folder that odenet compare wrote")
     return results

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from odenet._errors import FileError, InputError
 from odenet._files import require_writable
-from odenet._jobs.cells.results import JSON, CellResults, set_aside
+from odenet._jobs.cells.results import JSON, CellResults
 from odenet._jobs.cells.resume import LARGEST
-from odenet._jobs.cells.run import GO_ON, CellJob, say_paths
+from odenet._jobs.cells.run import GO_ON, CellJob, keep_earlier, say_paths
 from odenet._jobs.output import FilePath
 from odenet._report.machine import joined
 from odenet._report.rows import to_json
@@ -34,7 +34,11 @@ JOBS = {
 REPRODUCE = "odenet._jobs.reproduce.merging:merge"
 
 
-@click.command("merge", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "merge",
+    short_help="Join the parts of a job that --shard divided.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("folders", nargs=-1, required=True, type=FilePath(file_okay=False))
 @click.option("-o", "--out", type=FilePath(file_okay=False), required=True, help="Folder of the merged results.")
 @click.pass_context
@@ -78,7 +82,7 @@ def merge(folders: Sequence[Path], out: Path, screen: Console, messages: Console
     if job.carry is not None:
         whole = job.carry(whole, parts, out)
     if out.resolve() not in {folder.resolve() for folder in folders}:
-        say_paths(messages, "kept the earlier results as", set_aside(out))
+        keep_earlier(messages, out)
     whole.write(out)
     job.show(whole, screen)
     say_paths(messages, f"{len(whole.rows)} rows of {len(folders)} folders; wrote", job.write(whole, out))

@@ -19,24 +19,28 @@ from odenet._files import require_writable
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.resume import OwnFile, nothing_there
-from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, measured, watch
+from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, keep_earlier, measured, watch
 from odenet._jobs.output import FilePath
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.reproduction import SCALES, CurveCell, Point, Reproduction, Settings, reproductions
-from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
+from odenet._jobs.reproduce.results import FILES, JSON, ReproductionPoints, read
 from odenet._names import lookup
 from odenet._report.machine import joined, machine
 from odenet._report.terminal import table
 
 
-@click.command("reproduce", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "reproduce",
+    short_help="Reproduce the figures of a paper, with verdicts.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("names", nargs=-1, metavar="[NAME... | all]")
 @_flags.backends("torch")
-@click.option("--seeds", type=_flags.Whole(1), show_default="of each", help="Number of seeds, from 0 on.")
+@click.option("--seeds", type=_flags.Whole(1), show_default="by reproduction", help="Number of seeds, from 0 on.")
 @click.option(
     "--depth",
     type=_flags.Whole(32),
-    show_default="of each",
+    show_default="by reproduction",
     help="Largest depth; depths double up to it.",
 )
 @click.option(
@@ -55,7 +59,7 @@ from odenet._report.terminal import table
 )
 @_flags.job(
     "results/reproduce",
-    "Folder of the report, with a folder for each name.",
+    "Folder of the report, with a folder for each name. Points of an earlier run are kept there as points.previous.*.",
     "Continue from the points in --out: only missing cells are run.",
 )
 @click.pass_context
@@ -137,8 +141,8 @@ def reproduce(chosen: tuple[Reproduction, ...], choices: Settings, options: JobO
         own = OwnFile(folder / JSON)
         try:
             for grown in _run(reproduction, results, options):
-                results = grown.in_order(reproduction)
-                own.write(partial(results.write, folder))
+                begun, results = bool(results.points), grown.in_order(reproduction)
+                own.write(partial(_write, results, folder, messages, not begun))
         except KeyboardInterrupt:  # no verdict: an order of half the depths is none
             saved = results.points or len(done)
             messages.print(f"interrupted; {GO_ON if saved else BEGIN}", markup=False)
@@ -147,6 +151,13 @@ def reproduce(chosen: tuple[Reproduction, ...], choices: Settings, options: JobO
         if not judge(done, out, options.screen, messages):
             passed = False
     return 0 if passed else 1
+
+
+def _write(results: ReproductionPoints, folder: Path, messages: Console, first: bool) -> None:
+    """Write points; before the first of a new run, rename those of an earlier one."""
+    if first:
+        keep_earlier(messages, folder, FILES)
+    results.write(folder)
 
 
 def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messages: Console) -> bool:

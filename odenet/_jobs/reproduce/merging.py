@@ -11,9 +11,10 @@ from rich.console import Console
 from odenet._errors import InputError
 from odenet._files import require_writable
 from odenet._jobs.cells.resume import changes
+from odenet._jobs.cells.run import keep_earlier
 from odenet._jobs.reproduce.command import judge
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, reproductions
-from odenet._jobs.reproduce.results import JSON, ReproductionPoints, read
+from odenet._jobs.reproduce.results import FILES, JSON, ReproductionPoints, read
 from odenet._names import lookup
 from odenet._report.machine import joined
 
@@ -38,6 +39,8 @@ def merge(folders: Sequence[Path], out: Path, screen: Console, messages: Console
     require_writable(out)
     passed, done = True, []
     for name, points in every.items():
+        if out.resolve() not in {folder.resolve() for folder in folders}:
+            keep_earlier(messages, out / name, FILES)
         points.write(out / name)
         done.append(points)
         passed &= judge(done, out, screen, messages)

@@ -13,11 +13,11 @@ from odenet._errors import InputError
 from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.cells.plan import Shard
-from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings
+from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, reproductions
 from odenet._report.rows import as_csv, column, from_json, to_json
 
 FORMAT = "odenet reproduce 2"
-POINTS, SUMMARY, JSON = "points.csv", "summary.csv", "points.json"
+FILES = POINTS, SUMMARY, JSON = "points.csv", "summary.csv", "points.json"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class ReproductionPoints:
         return replace(self, points=tuple(points))
 
     def resumed(self, choices: Settings, machine: Mapping[str, str], shard: Shard | None = None) -> ReproductionPoints:
-        """These as the beginning of a run with `choices`: more seeds and backends are welcome, but not in a shard.
+        """These as the beginning of a run with `choices` too: seeds and backends may be added, but not in a shard.
+
+        What was measured is never dropped: of fewer seeds or other backends than before, both are the run's.
 
         Raises:
             InputError: another scale, depth, device or other images, of which the points would not be comparable.
@@ -94,12 +96,13 @@ class ReproductionPoints:
                 )
         if shard != self.shard:
             raise InputError(f"shard {shard} of a run that was of shard {self.shard}", "the same part, or an own --out")
-        points = tuple(
-            point
-            for point in self.points
-            if point.backend in choices.backends and (choices.seeds is None or point.seed < choices.seeds)
-        )
-        return replace(self, choices=choices, machine={**self.machine, **machine}, points=points)
+        both, seeds = (self.choices, choices), choices.seeds
+        if self.choices.seeds != seeds:
+            cells = reproductions()[self.name].cells  # which know how many seeds stand for None
+            seeds = max(len({cell.seed for cell in cells(one)}) for one in both)
+        backends = tuple(dict.fromkeys(name for one in both for name in one.backends))
+        grown = replace(choices, backends=backends, seeds=seeds)
+        return replace(self, choices=grown, machine={**self.machine, **machine})
 
     def write(self, folder: Path) -> None:
         """All three files, each atomically.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from odenet._backend.imported import Imported
-from odenet._check import path, yes_or_no
+from odenet._check import instance, path, yes_or_no
 from odenet._errors import InputError
 from odenet._jobs.data.own import set_of
 from odenet._jobs.data.sets import image_set
@@ -39,6 +39,9 @@ class TrainingResults:
         network: what was trained: `odenet.backend(name).build(network, weights)` makes it again.
         weights: those of the best epoch, by name.
         folder: where the run is.
+
+    Raises:
+        InputError: one of them is of another type.
     """
 
     plan: TrainingPlan
@@ -47,6 +50,19 @@ class TrainingResults:
     network: NetSpec
     weights: dict[str, np.ndarray]
     folder: Path
+
+    def __post_init__(self) -> None:
+        for name, kind, allowed in (
+            ("plan", TrainingPlan, "the plan of a run"),
+            ("rows", tuple, "a tuple of epochs"),
+            ("test", Outcome, "the outcome of a run"),
+            ("network", NetSpec, "a NetSpec"),
+            ("weights", dict, "a dictionary of arrays"),
+            ("folder", Path, "a pathlib.Path"),
+        ):
+            instance(name, getattr(self, name), kind, allowed)
+        for row in self.rows:
+            instance("row", row, Epoch, "an epoch, as in the rows of a run")
 
     def __repr__(self) -> str:
         test = self.test

@@ -80,7 +80,9 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
     return click.option(flag, type=kind, default=default, show_default=shown, help=text)
 
 
-@click.command("train", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "train", short_help="Train a network on images.", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @_flag(
     "--data", _NameOrPath(NAMES), "Images: digits (embedded), cifar10 (on disk), folder (one per class), or your own."
 )
@@ -89,11 +91,11 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
     FilePath(str, file_okay=False),
     "Folder that contains cifar-10-batches-py, or train and val.",
 )
-@_flag("--size", _flags.Whole(1), "Height and width of the images of a folder.  [default: 32]")
+@_flag("--size", _flags.Whole(1), "Height and width of the images of a folder, by default 32.")
 @_flag("--net", click.Choice(BLOCKS), "Kind of block.")
-@_flag("--backend", _One(_flags.BACKENDS), "Backend.")
+@_flag("--backend", _One(_flags.BACKENDS), "Backend, see `odenet list backends`.")
 @_flag("--solver", _One(_flags.SOLVERS), "Solver, see `odenet list solvers`.")
-@_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method, with options behind colons.")
+@_flag("--gradient", _One(_flags.GRADIENT_NAMES), "Gradient method of `odenet list gradients`, or auto.")
 @_flag("--depth", _flags.Whole(1), "Number of steps N.")
 @_flag("--width", _flags.Whole(1), "Channels (conv, bottleneck) or features.")
 @_flag("--norm", click.Choice(NORMS), "Normalisation of conv and bottleneck blocks.")
@@ -124,7 +126,10 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
 @_flag("--seed", _flags.Whole(0), "Seed of weights, split, order and augmentation.")
 @click.option("--seeds", type=_flags.Whole(1), help="Train with this many seeds, from --seed on, in --out/seed-N.")
 @click.option(
-    "--augment/--no-augment", default=TrainingPlan.augment, show_default=True, help="Random crops, and mirror images."
+    "--augment/--no-augment",
+    default=TrainingPlan.augment,
+    show_default=True,
+    help="Random crops and mirror images of training images.",
 )
 @_flag("--validation", _flags.Real(), "Fraction of the training images that chooses the best epoch.")
 @_flag("--limit-train", _flags.Whole(2), "Use this many training images.")
@@ -138,8 +143,8 @@ def command(context: click.Context, job: JobOptions, seeds: int | None, **option
     """Train a network on images, with any solver and gradient method.
 
     The run is saved after each epoch; if it is killed, it loses only the epoch in progress. Validation images that are
-    set aside choose the best epoch; the test images are evaluated once, at the end. Exit status: 0, or 130 after
-    Ctrl-C.
+    set aside choose the best epoch; the test images are evaluated once, at the end. --shard and --executor divide the
+    runs of --seeds. Exit status: 0, 1 if the loss is no longer finite, 130 after Ctrl-C.
 
     \b
     Examples:

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from odenet._errors import FileError, OdenetError
 from odenet._jobs.cells.plan import CellPlan
-from odenet._jobs.cells.results import CSV, JSON, OK, CellResults, CellRow, set_aside
+from odenet._jobs.cells.results import CSV, JSON, OK, CellResults, CellRow
 from odenet._jobs.cells.resume import changes, reading
-from odenet._jobs.cells.run import CellJob, JobOptions, complete
+from odenet._jobs.cells.run import CellJob, JobOptions, complete, keep_earlier
 from odenet._jobs.train.checkpoint import RUN, read
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._jobs.train.progress import percent
@@ -153,7 +153,7 @@ def train_seeds(training: TrainingPlan, seeds: Sequence[int], options: JobOption
             "give --resume to go on with them, or choose another --out",
         )
     if not resume or (begun and not (out / JSON).exists()):  # from now on there is something to resume
-        set_aside(out)
+        keep_earlier(options.messages, out)
         TrainedSeeds(plan, machine(plan.backends), shard=options.shard).write(out)
     return complete(JOB, plan, replace(options, resume=True))
 
