@@ -166,7 +166,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "steps/tolerance.py": ({"normed", "within"}, {"tolerance"}),
     "steps/size_control.py": (
-        {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside"},
+        {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside", "lead"},
         {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
     "steps/weighted_sum.py": ({"Buffered", "plus"}, {"choose", "gated"}),
