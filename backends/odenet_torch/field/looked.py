@@ -32,6 +32,7 @@ class _Variants:
 
 
 _NUMBERS = (int, float, complex)
+_COMPILED = "._compiled_call_impl"
 
 
 class Looked:
@@ -116,6 +117,8 @@ def variant(reached: ReachableObjects) -> tuple[int, int]:
     if reached.variant is None:
         fine, coarse = [], []
         for name, kind, value in reached.plain:
+            if _COMPILED in name:  # does what the module does
+                continue
             told, number = (name, kind.__module__, kind.__qualname__), kind in _NUMBERS
             fine.append((*told, repr(value) if number else value))  # -1 and -2 have the same hash
             if "[" not in name:  # of lists the entries become more
