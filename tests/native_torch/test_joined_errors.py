@@ -31,7 +31,7 @@ def states(shapes, kind):
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_the_largest_and_its_step_are_those_of_each_by_itself(shapes, kind):
     layout = SimpleNamespace(time=torch.float64, device=torch.device("cpu"))
-    errors = StepErrors(SimpleNamespace(layout=layout))  # pyright: ignore[reportArgumentType]
+    errors = StepErrors(SimpleNamespace(layout=layout, grid=SimpleNamespace(steps=64)))  # pyright: ignore[reportArgumentType]
     every = states(shapes, kind)
     one, other, y = every[:40], every[40:80], every[80:]
     expected = [relative(subtract(a, b), c) for a, b, c in zip(one, other, y, strict=True)]
@@ -46,7 +46,7 @@ def test_the_largest_and_its_step_are_those_of_each_by_itself(shapes, kind):
 
 def test_a_nan_in_one_step_is_kept():
     layout = SimpleNamespace(time=torch.float64, device=torch.device("cpu"))
-    errors = StepErrors(SimpleNamespace(layout=layout))  # pyright: ignore[reportArgumentType]
+    errors = StepErrors(SimpleNamespace(layout=layout, grid=SimpleNamespace(steps=64)))  # pyright: ignore[reportArgumentType]
     good, bad = (torch.ones(3, 2),), (torch.full((3, 2), torch.nan),)
     for n in reversed(range(20)):
         errors.add_difference(bad if n == 7 else good, good, good, n)

@@ -35,7 +35,7 @@ class Recall(Replay):
 
     def _look_for_late(self, key: Key, place: Place, out: Any, evaluate: Callable[[], Any]) -> None:
         (_, layer), *_ = self.roots(*place)
-        known = late_writes.known(layer)
+        known = late_writes.known(layer, self.reached(layer))
         if known or (known is None and key in self.random):  # in the other mode it was not looked at
             self.late.add(key[0])
 
@@ -110,7 +110,8 @@ class Rerun:
                 out = self.replay.first(FIRST, (0, 0.0, 1), run)
             self.replay.finish([leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)])
             self.draws, self.late = bool(self.replay.random), bool(self.replay.late)
-            if not late_writes.known(self.layer):
+            # as it was before it ran: what it holds now has the graph of its state
+            if not late_writes.known(self.layer, self.replay.reached(self.layer)):
                 settle_blocks((self.layer,), self.replay)
         if isinstance(x, Tensor) and version(x) != before:
             raise in_place(type(self.layer).__name__)

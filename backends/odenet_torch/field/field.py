@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import Depth, GradientError, UnsupportedError
-from odenet.kit import blend, check_alike, tree_flatten, tree_leaves, tree_map
+from odenet.kit import blend, check_alike, require_finite_tree, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.half_precision import Reads, slots
 from odenet_torch.field.saved_tensors import now as now
@@ -249,6 +249,7 @@ class BlockField(Field):
     def __init__(self, blocks: Sequence[nn.Module], kind: str, extra: tuple[Any, Any] = ((), {})) -> None:
         self.depth = Depth.each(blocks, "linear" if kind == "linear" else "piecewise")
         self.extra = extra
+        require_finite_tree("what the blocks are given beside x", [*extra])
         self.extra_tensors = unique(leaf for leaf in tree_leaves(extra) if _differentiable(leaf))
         plain = (Tensor, bool, int, float, complex, str, type(None))
         # what a block may write in, or that holds tensors which nobody knows of
