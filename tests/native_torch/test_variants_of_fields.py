@@ -258,7 +258,7 @@ def test_writing_on_what_autograd_has_saved_is_refused_by_name(use, kind):
 @pytest.mark.parametrize("gradient", ["checkpoint:states=2", "discrete-adjoint:tolerance=1e-11", "continuous-adjoint"])
 @pytest.mark.parametrize("use", ["solve", "adaptive", "odeint_adjoint", "convert"])
 def test_numbers_that_another_thread_draws_are_not_the_field_s(use, gradient):
-    """At times, as one that loads data does: of one that draws without a pause nobody can tell whose numbers they are."""
+    """One that draws at times, as one that loads data does: without a pause, nobody can tell whose numbers they are."""
     inner = nn.Linear(4, 4).double()
     with torch.no_grad():
         inner.weight.mul_(0.4)
