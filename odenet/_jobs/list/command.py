@@ -38,7 +38,7 @@ _COST = (
     "for a tolerance. Of checkpoint with K < N states, A = r N - C(K+r, r-1) for the least r with C(K+r, r) >= N; "
     "memory is as states=K for the K that fit. The continuous adjoint takes M steps of s' evaluations backwards, by "
     "default N and s; i is 1 where one of them lies inside the step, else 0; its certificate looks at the first d "
-    "steps of the forward solve, 1 unless M is another number (then N / gcd(N, M)). f forward, f back: field "
+    "steps of the forward solve, 1 unless M is another number (then N / gcd(N, M), none beyond 16). f forward, f back: field "
     "evaluations, those inside VJPs left out. VJP: vector-Jacobian products of the field. states: copies of the state "
     "kept between "
     "the two passes."
