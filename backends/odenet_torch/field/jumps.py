@@ -33,8 +33,8 @@ _INDEXED = frozenset(
     "embedding one_hot".split()
 )  # that jump where the index depends on the state, as that of a largest entry does
 _FEW = 4
-"""Numbers, normalised together, whose spread is too small too often. With GroupNorm and BatchNorm, gradients were off by
-up to fifty times what the state was off by with 2 of them, by ten with 3 and 4, and by about as much with 8."""
+"""Numbers, normalised together, whose spread is too small too often. With GroupNorm and BatchNorm gradients were off
+by up to fifty times what the state was off by with 2 of them, by ten with 3 and 4, and by about as much with 8."""
 
 
 def _normalises_few(name: str, args: Any) -> bool:
