@@ -46,6 +46,7 @@ DROP_IN = {
     "recalled_function",
     "recording",
     "separate",
+    "step_back",
 }
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
