@@ -83,7 +83,7 @@ def test_the_largest_move_is_found_in_small_states_and_in_large_ones():
             time, device = torch.float32, torch.device("cpu")
 
     for size in (3, 1 << 15):
-        for largest in (0, 15, 16, 31, 49):
+        for largest in (0, 3, 4, 31, 49):
             y = torch.ones(size)
             moves = LargestMove(Run, (y, y[:1]))
             for n in range(50):

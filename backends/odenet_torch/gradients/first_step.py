@@ -173,7 +173,7 @@ class LargestMove:
             norm = torch.linalg.vector_norm
             return (norm(leaves[1] - leaves[0]) / norm(leaves[1])).reshape(1).to(self.largest.dtype)
         rows = torch.stack([*leaves]).reshape(len(leaves), -1)
-        off, sizes = torch.linalg.vector_norm(torch.stack([rows.diff(dim=0), rows[1:]]), dim=-1)
+        off, sizes = (torch.linalg.vector_norm(part, dim=-1) for part in (rows.diff(dim=0), rows[1:]))
         return (off / sizes).to(self.largest.dtype)
 
     def step(self) -> set[int]:
@@ -199,8 +199,8 @@ def kinds(run: Run) -> int:
 
 _MOST = 4
 """Steps of several kinds that are compared."""
-_TOGETHER = 16
-"""Steps that are looked through at once, of states that are small: one at a time takes longer."""
+_TOGETHER = 4
+"""Steps that are looked through at once, of states that are small: one at a time takes longer, and more take memory."""
 _SMALL = 1 << 14
 """Entries of such a state. What is larger is bound by arithmetic, and would take memory."""
 
