@@ -10,13 +10,12 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from odenet._announced import Announced, load_entry_point
 from odenet._errors import InputError, shown
 from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
 from odenet._gradients.auto import Auto
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
 from odenet._gradients.record import Cost, Gradient, Method, Way
-from odenet._names import boolean, lookup
+from odenet._names import Announced, boolean, load_entry_point, lookup
 
 __all__ = [
     "ALIASES",

@@ -22,7 +22,7 @@ ALLOWED = {  # frameworks, and other backends
 HEAVY = {"numpy", "scipy", "matplotlib", "sklearn", "safetensors", "click", "rich"}
 # the floors of the core, from the ground; a file imports from its own floor and those below
 FLOORS = (
-    ("_errors", "_tree", "_names", "_check", "_files", "_announced", "_literals", "_wording"),
+    ("_errors", "_tree", "_names", "_check", "_files", "_literals"),
     ("_solvers",),
     ("_gradients",),
     ("_problem",),

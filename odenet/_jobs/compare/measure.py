@@ -23,7 +23,7 @@ from odenet._jobs.compare.results import MeasuredGradient as Row
 from odenet._jobs.data.digits import batch
 from odenet._nets.spec import NetSpec
 from odenet._report.difference import cosine_distance, flat, largest, relative
-from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.family import DelegatedSolver
 from odenet._solvers.names import AnySolver
 
 

@@ -103,7 +103,7 @@ def command(
       odenet solve arenstorf --solver dopri8 --plot orbit.png --csv orbit.csv
       odenet solve kepler --solver dopri5,tsit5 --rtol 1e-3..1e-9
     """
-    from odenet._jobs.solve.figure import figure_format
+    from odenet._jobs.solve.convergence import figure_format
 
     if (depths or atol is not None) and bool(depths) == bool(rtol):
         raise click.UsageError("take --depth, or --rtol with or without --atol")

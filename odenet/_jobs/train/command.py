@@ -15,7 +15,7 @@ from odenet._jobs.cells.plan import DTYPES
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.data.sets import NAMES
-from odenet._jobs.descent.training_pass import SCHEDULES
+from odenet._jobs.descent import SCHEDULES
 from odenet._jobs.output import FilePath
 from odenet._jobs.train.plan import OF_SGD, OPTIMIZERS, TrainingPlan, not_read
 from odenet._nets.spec import ACTIVATIONS, BLOCKS, NORMS, STARTS

@@ -15,8 +15,7 @@ from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import INK, finish, over_depth
-from odenet._jobs.reproduce.methods import CORRECTED, METHODS, NETS, PAPER, built
-from odenet._jobs.reproduce.network import DigitsNetwork
+from odenet._jobs.reproduce.network import CORRECTED, METHODS, NETS, PAPER, DigitsNetwork, built
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, smaller
 from odenet._nets.spec import NetSpec

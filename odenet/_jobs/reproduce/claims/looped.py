@@ -15,8 +15,7 @@ from odenet._gradients.certified import quiet
 from odenet._jobs.data.sets import CHARACTERS, lines
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
-from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER
-from odenet._jobs.reproduce.network import tanh
+from odenet._jobs.reproduce.network import BACKPROP, CORRECTED, METHODS, PAPER, tanh
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.verdict import Verdict, as_good, falls, smaller
 from odenet._problem.depth import Depth

@@ -20,8 +20,7 @@ from odenet._backend.registry import backend, broken, known
 from odenet._gradients.names import ALIASES as GRADIENT_ALIASES
 from odenet._gradients.names import GRADIENTS, Backprop, ContinuousAdjoint
 from odenet._report.terminal import Table, console, table
-from odenet._solvers.delegated import DelegatedSolver
-from odenet._solvers.family import StagedSolver
+from odenet._solvers.family import DelegatedSolver, StagedSolver
 from odenet._solvers.names import ALL_SOLVERS
 from odenet._solvers.runge_kutta import Solver
 from odenet._test_problems.named import PROBLEMS
