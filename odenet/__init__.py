@@ -35,12 +35,12 @@ from odenet._gradients.names import (
     Backprop,
     Checkpoint,
     ContinuousAdjoint,
-    Cost,
     DiscreteAdjoint,
     Gradient,
     Reversible,
     gradient,
 )
+from odenet._gradients.record import Cost
 from odenet._literals import BackendName, DeviceName, DtypeName, GradientName, SolverName
 from odenet._nets.spec import NetSpec
 from odenet._nets.weights import load_weights, save_weights

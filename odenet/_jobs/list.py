@@ -292,7 +292,7 @@ SECTIONS = {
 }
 
 
-@click.command(short_help="List what can be chosen by name.", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(short_help="List what can be chosen by name.")
 @click.argument("what", type=click.Choice(list(SECTIONS)), required=False)
 @click.option("--backend", "only", help="Show only this backend, and everything that it offers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object with a list for each section.")

@@ -34,11 +34,7 @@ JOBS = {
 REPRODUCE = "odenet._jobs.reproduce.command:merge"
 
 
-@click.command(
-    "merge",
-    short_help="Join the parts of a job that --shard divided.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command("merge", short_help="Join the parts of a job that --shard divided.")
 @click.argument("folders", nargs=-1, required=True, type=FilePath(file_okay=False))
 @click.option("-o", "--out", type=FilePath(file_okay=False), required=True, help="Folder of the merged results.")
 @click.pass_context

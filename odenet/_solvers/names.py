@@ -15,17 +15,6 @@ from odenet._solvers.reversible import REVERSIBLE_SOLVERS, Coupled
 from odenet._solvers.runge_kutta import RUNGE_KUTTA, Solver
 from odenet._solvers.two_step import Momentum, TwoStep
 
-__all__ = [
-    "ALL_SOLVERS",
-    "SOLVERS",
-    "AnySolver",
-    "made_reversible",
-    "register_solver",
-    "solver",
-    "solver_aliases",
-    "staged",
-]
-
 
 def _read(point: Any) -> AnySolver:
     record = load_entry_point(point, AnySolver)

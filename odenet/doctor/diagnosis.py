@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from odenet._report.units import error
+from odenet._report.units import aligned, error
 from odenet.doctor.examination import OUTSIDE, Examination, Examinations
 from odenet.doctor.recommendation import recommended
 from odenet.doctor.verdict import verdict
@@ -148,12 +148,7 @@ def rows(record: Examinations) -> list[list[str]]:
 def text(record: Examinations) -> str:
     """The table of methods in plain text."""
     body = [[head.removeprefix(">") for head in HEADS], *rows(record)]
-    widths = [max(len(row[i]) for row in body) for i in range(len(HEADS) - 1)]
-    lines = []
-    for name, *cells, note in body:
-        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *numbers, note]).rstrip())
-    return "\n".join([f"{title(record)}: gradient methods against {record.reference}", "", *lines])
+    return "\n".join([f"{title(record)}: gradient methods against {record.reference}", "", *aligned(body)])
 
 
 def title(record: Examinations) -> str:

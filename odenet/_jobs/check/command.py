@@ -31,11 +31,7 @@ from odenet.doctor.examination import OUTSIDE, Examination
 DEFAULT = GridPlan(solvers=(solver_named("euler"),), depths=(16,))
 
 
-@click.command(
-    "check",
-    short_help="Check gradient methods, by weight and by layer.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command("check", short_help="Check gradient methods, by weight and by layer.")
 @grid_flags(DEFAULT)
 @network_flags(DEFAULT)
 @click.option(

@@ -16,7 +16,8 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._backend.interface import Backend, Evaluation, Measurement
 from odenet._errors import UnsupportedError, in_words
-from odenet._gradients.names import Backprop, Cost
+from odenet._gradients.names import Backprop
+from odenet._gradients.record import Cost
 from odenet._jobs.cells.grid import Cell, GridPlan
 from odenet._jobs.cells.results import NOT_OFFERED, OK, not_run
 from odenet._jobs.compare.results import MeasuredGradient as Row

@@ -29,11 +29,7 @@ from odenet._report.machine import joined, machine
 from odenet._report.terminal import table
 
 
-@click.command(
-    "reproduce",
-    short_help="Reproduce the figures of a paper, with verdicts.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command("reproduce", short_help="Reproduce the figures of a paper, with verdicts.")
 @click.argument("names", nargs=-1, metavar="[NAME... | all]")
 @_flags.backends("torch")
 @click.option("--seeds", type=_flags.Whole(1), show_default="by reproduction", help="Number of seeds, from 0 on.")

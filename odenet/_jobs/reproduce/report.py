@@ -21,8 +21,9 @@ from odenet._jobs.reproduce.controls import changed, thresholds
 from odenet._jobs.reproduce.reproduction import Point, Reproduction, reproductions
 from odenet._jobs.reproduce.results import ReproductionPoints
 from odenet._jobs.reproduce.verdict import Verdict
-from odenet._report.figures import canvas, rc, render
+from odenet._report.figures import canvas, render
 from odenet._report.html import REPORT, document, facts, figure, header, section
+from odenet._report.style import RC
 from odenet._report.terminal import Table, table
 from odenet._report.units import seconds
 
@@ -76,7 +77,7 @@ class Finished:
     @cached_property
     def figure(self) -> Figure:
         """The figure of the first backend; the others agree with it up to rounding, as the verdicts show."""
-        with matplotlib.rc_context(rc()):
+        with matplotlib.rc_context(RC):
             drawn = canvas(*self.reproduction.size)
             self.reproduction.draw(self.points(self.results.choices.backends[0]), drawn)
         return drawn

@@ -48,10 +48,7 @@ def _default_backend() -> str:
     return "torch" if "torch" in names or not names else names[0]
 
 
-@click.command(
-    short_help="Solve a test problem: errors, orders of convergence.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command(short_help="Solve a test problem: errors, orders of convergence.")
 @click.argument("problem", type=_ProblemName())
 @_flags.backends(_default_backend())
 @_flags.solvers("rk4")

@@ -56,7 +56,6 @@ class _NameOrPath(click.Choice):
             raise click.BadParameter(f"{error.message} {own}", ctx, param) from error
 
     def get_metavar(self, *arguments: Any, **options: Any) -> str:
-        """The values as the help shows them."""
         return f"[{'|'.join(map(str, self.choices))}|MODULE:NAME]"
 
 
@@ -80,9 +79,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
     return click.option(flag, type=kind, default=default, show_default=shown, help=text)
 
 
-@click.command(
-    "train", short_help="Train a network on images.", context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.command("train", short_help="Train a network on images.")
 @_flag(
     "--data", _NameOrPath(NAMES), "Images: digits (embedded), cifar10 (on disk), folder (one per class), or your own."
 )
