@@ -23,7 +23,8 @@ from torch import nn
 
 import odenet
 from odenet._files import write_atomically
-from odenet._report.figures import canvas, rc, render
+from odenet._report.figures import canvas, render
+from odenet._report.style import RC
 from odenet_torch import ResidualStack
 
 TITLE = "The error of the gradient in training, with and without audits"
@@ -95,7 +96,7 @@ def draw(measured: Sequence[dict[str, Any]]) -> None:
     """The three figures of the page, in one image."""
     order = json.loads((RESULTS / "gradient_order.json").read_text(encoding="utf-8"))["rows"]
     rounded = json.loads((RESULTS / "rounded_states.json").read_text(encoding="utf-8"))["rows"]
-    with matplotlib.rc_context(rc()):
+    with matplotlib.rc_context(RC):
         figure = canvas(15.6, 4.8)
         orders, bits, audits = figure.subplots(1, 3)
         depths = (16, 32, 64, 128)

@@ -35,12 +35,12 @@ from odenet._gradients.names import (
     Backprop,
     Checkpoint,
     ContinuousAdjoint,
-    Cost,
     DiscreteAdjoint,
     Gradient,
     Reversible,
     gradient,
 )
+from odenet._gradients.record import Cost
 from odenet._literals import BackendName, DeviceName, DtypeName, GradientName, SolverName
 from odenet._nets.spec import NetSpec
 from odenet._nets.weights import load_weights, save_weights
@@ -52,7 +52,7 @@ from odenet._problem.span import Event, Span
 from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.controller import PIDController
 from odenet._solvers.coupling import Hamiltonian, Leapfrog
-from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.family import DelegatedSolver
 from odenet._solvers.names import SOLVERS, solver
 from odenet._solvers.reversible import AsynchronousLeapfrog, Coupled, ReversibleHeun, ReversibleSolver
 from odenet._solvers.runge_kutta import Solver

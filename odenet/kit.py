@@ -16,7 +16,7 @@ from odenet._backend.registry import require
 from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import array_of_numbers, instance, real, several, takes, whole, within, yes_or_no
-from odenet._errors import shown
+from odenet._errors import Wording, shown
 from odenet._gradients.certified import (
     BUCKETS,
     DOUBTFUL,
@@ -43,10 +43,9 @@ from odenet._problem.grid import Grid
 from odenet._problem.problem import Compile, Problem, compiling, problem, require_one_grid
 from odenet._problem.solution import Result, Solution, Stats
 from odenet._problem.span import Event, Span, number
-from odenet._solvers.controller import Arithmetic, Past, PIDController
+from odenet._solvers.controller import Arithmetic, Landing, Past, PIDController, landing, resumed
 from odenet._solvers.family import AnySolver, StagedSolver
 from odenet._solvers.interpolant import hermite, interpolant
-from odenet._solvers.landing import Landing, landing, resumed
 from odenet._solvers.names import made_reversible, register_solver, solver, staged
 from odenet._solvers.reversible import Coupled, ReversibleSolver, bits_in_byte
 from odenet._solvers.runge_kutta import Solver
@@ -72,7 +71,6 @@ from odenet._tree import leaves as tree_leaves
 from odenet._tree import map as tree_map
 from odenet._tree import paths as tree_paths
 from odenet._tree import same_shape as tree_same_shape
-from odenet._wording import Wording
 
 __all__ = [
     "BACKWARD_FAULTS",

@@ -30,7 +30,7 @@ from odenet_jax import backend as jax
 
 __all__ = ["METHODS", "backend"]
 
-_FILE = "odenet_diffrax._adjoints"
+_FILE = "odenet_diffrax._solvers"
 
 METHODS: dict[type[Gradient], Way] = {
     Backprop: Way(f"{_FILE}:backprop_fixed", f"{_FILE}:backprop_adaptive"),

@@ -45,7 +45,7 @@ from odenet_jax.gradients.solve import solve_problem
 from odenet_jax.nets.modules import OdeNet
 from odenet_jax.verbs import profile as profiling
 from odenet_jax.verbs.batch import enable_x64, like, mean_loss, on  # pyright: ignore[reportAttributeAccessIssue]
-from odenet_jax.verbs.examine import examine, trained
+from odenet_jax.verbs.examine import examine, to_numpy, trained
 from odenet_jax.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_jax.verbs.on_disk import compiled, keep_programs
 from odenet_jax.verbs.train import GradientDescent
@@ -193,8 +193,7 @@ class JaxBackend(Backend):
         return jax.jit(function)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
-        array = np.asarray(leaf)
-        return array.astype(np.float32) if array.dtype in (jnp.bfloat16, np.float16) else array
+        return to_numpy(leaf)
 
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ backend = BackendEntry(
     framework="scipy",
     install="pip install 'odenet[reference]'",
     implementation="odenet_scipy._backend:ScipyBackend",
-    methods={Backprop: Way("odenet_scipy._solve:solve_span", "odenet_scipy._solve:solve_span")},  # solve's default
+    methods={Backprop: Way("odenet_scipy._backend:solve_span", "odenet_scipy._backend:solve_span")},  # solve's default
     adaptive=("bosh3", "dopri5", "dop853", "radau", "bdf", "lsoda"),
 )
 

@@ -46,7 +46,7 @@ from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
 from odenet_torch.verbs import profile as profiling
 from odenet_torch.verbs.batch import mean_loss, on
-from odenet_torch.verbs.examine import examine, trained
+from odenet_torch.verbs.examine import examine, to_numpy, trained
 from odenet_torch.verbs.measure import Counter, counted, finished, peak_bytes
 from odenet_torch.verbs.train import GradientDescent
 
@@ -211,8 +211,7 @@ class TorchBackend(Backend):
         return GradientDescent(model, momentum, weight_decay, rates, optimizer)
 
     def to_numpy(self, leaf: Any) -> np.ndarray:
-        tensor = leaf.detach().cpu()
-        return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
+        return to_numpy(leaf)
 
     @contextlib.contextmanager
     def prepare(self, dtype: str, device: str) -> Iterator[None]:

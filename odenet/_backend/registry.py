@@ -11,12 +11,11 @@ from functools import cache
 from typing import Any
 
 from odenet import _tree
-from odenet._announced import entry_points, load_entry_point
 from odenet._backend.entry import BackendEntry
 from odenet._backend.interface import Backend
 from odenet._errors import InputError, OdenetError, UnsupportedError
 from odenet._gradients.record import Gradient
-from odenet._names import lookup
+from odenet._names import entry_points, load_entry_point, lookup
 from odenet._solvers.family import AnySolver
 
 GROUP = "odenet.backends"

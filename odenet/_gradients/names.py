@@ -10,33 +10,12 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from odenet._announced import Announced, load_entry_point
 from odenet._errors import InputError, shown
 from odenet._gradients.adjoints import ContinuousAdjoint, DiscreteAdjoint
 from odenet._gradients.auto import Auto
 from odenet._gradients.exact import Backprop, Checkpoint, Reversible
-from odenet._gradients.record import Cost, Gradient, Method, Way
-from odenet._names import boolean, lookup
-
-__all__ = [
-    "ALIASES",
-    "GRADIENTS",
-    "Auto",
-    "Backprop",
-    "Checkpoint",
-    "ContinuousAdjoint",
-    "Cost",
-    "DiscreteAdjoint",
-    "Gradient",
-    "Method",
-    "Reversible",
-    "Way",
-    "foreign_way",
-    "gradient",
-    "in_bytes",
-    "menu",
-    "register_gradient",
-]
+from odenet._gradients.record import Gradient, Method, Way
+from odenet._names import Announced, boolean, load_entry_point, lookup
 
 _OWN: dict[str, type[Gradient]] = {
     kind.name: kind

@@ -12,14 +12,14 @@ import threading
 from typing import Any
 
 COMMANDS = {
-    "list": "odenet._jobs.list.command",
+    "list": "odenet._jobs.list",
     "solve": "odenet._jobs.solve.command",
     "compare": "odenet._jobs.compare.command",
     "check": "odenet._jobs.check.command",
     "train": "odenet._jobs.train.command",
     "reproduce": "odenet._jobs.reproduce.command",
-    "benchmark": "odenet._jobs.benchmark.command",
-    "merge": "odenet._jobs.merge.command",
+    "benchmark": "odenet._jobs.benchmark",
+    "merge": "odenet._jobs.merge",
 }
 
 

@@ -38,7 +38,6 @@ class Whole(click.IntRange):
         super().__init__(min=least, max=MOST)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The option's value as a number."""
         return _within(self, int, "whole number", value, param, ctx)
 
     def _describe_range(self) -> str:  # of help texts, where the bound of 32 bits says nothing
@@ -51,7 +50,6 @@ class Real(click.FloatRange):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The option's value as a number."""
         return _within(self, float, "finite number", value, param, ctx)
 
     def _describe_range(self) -> str:  # click writes "x<=None" where there is no bound

@@ -31,7 +31,6 @@ class FilePath(click.Path):
         super().__init__(path_type=kind, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The option's value as a path."""
         text = os.fspath(value)
         try:
             os.lstat(text)
@@ -53,7 +52,6 @@ class OutputFile(FilePath):
         super().__init__(dir_okay=False, allow_dash=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The option's value as a path."""
         path = Path(str(super().convert(value, param, ctx)))
         return STDOUT if str(path) == "-" or open_descriptor(path) == 1 else path
 

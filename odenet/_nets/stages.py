@@ -112,14 +112,8 @@ def block_shapes(spec: Staged, channels: int, width: int) -> Shapes:
 def last(spec: Staged) -> tuple[str, ...]:
     """Names of the weights of a convolutional f that make it 0 where they are 0."""
     number = 3 if spec.block == "bottleneck" else 2
-    return (
-        (f"norm{number}.weight", f"norm{number}.bias")
-        if spec.norm != "none"
-        else (
-            f"conv{number}.weight",
-            f"conv{number}.bias",
-        )
-    )
+    kind = "norm" if spec.norm != "none" else "conv"
+    return f"{kind}{number}.weight", f"{kind}{number}.bias"
 
 
 def _norm(spec: Staged, name: str, width: int) -> Shapes:

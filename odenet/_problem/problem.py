@@ -83,10 +83,8 @@ def problem(
     depth = weights if isinstance(weights, Depth) or weights is None else Depth(weights)
     yes_or_no("dense", dense)
     adaptive = not (rtol is None and atol is None and control is None)
-    method, differentiated = (
-        _solver(("dopri5" if adaptive else "euler") if solver is None else solver),
-        decided(_gradient(gradient)),
-    )
+    method = _solver(("dopri5" if adaptive else "euler") if solver is None else solver)
+    differentiated = decided(_gradient(gradient))
     require_pair(method, differentiated)
     if adaptive:
         if steps is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,11 +13,6 @@ from matplotlib.figure import Figure
 from odenet._files import write_atomically, write_text
 from odenet._report.html import REPORT
 from odenet._report.style import RC
-
-
-def rc() -> Any:
-    """The settings of every figure."""
-    return RC  # matplotlib's type for this is a private literal
 
 
 def canvas(width: float, height: float) -> Figure:
@@ -32,7 +26,7 @@ def render(figure: Figure, kind: str, dpi: int = 160) -> bytes:
     """A figure as "png" or "svg"."""
     file = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context(rc()):
+    with matplotlib.rc_context(RC):
         figure.savefig(file, format=kind, dpi=dpi, metadata=metadata, facecolor="white" if kind == "png" else "none")
     return file.getvalue()
 

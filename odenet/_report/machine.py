@@ -18,7 +18,7 @@ def machine(backends: Iterable[str]) -> dict[str, str]:
     """The machine and the versions that matter for times, as names and readable values."""
     properties = {
         "cpu": _cpu(),
-        "cores": _cores(),
+        "cores": str(cores() or "unknown"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "memory": _memory(),
         "platform": platform.platform(),
@@ -56,11 +56,12 @@ def _cpu() -> str:
     return line.group(1) if line else platform.processor() or platform.machine() or "unknown"
 
 
-def _cores() -> str:
+def cores() -> int | None:
+    """How many cores this process may use, where the system tells."""
     try:
-        return str(len(os.sched_getaffinity(0)))  # those that this process may use
+        return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
-        return str(os.cpu_count() or "unknown")
+        return os.cpu_count()
 
 
 def _memory() -> str:

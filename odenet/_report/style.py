@@ -25,7 +25,7 @@ _MARKERS: tuple[dict[str, Any], ...] = (
     {"marker": "s", "markersize": 9.5, "fillstyle": "none", "markeredgewidth": 1.3, "linestyle": ":", "linewidth": 1.3},
     {"marker": "+", "markersize": 7.5, "markeredgewidth": 1.7, "linestyle": "-.", "linewidth": 1.0},
 )
-RC: dict[str, Any] = {
+RC: Any = {  # of every figure; matplotlib's type for this is a private literal
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",

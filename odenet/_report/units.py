@@ -1,8 +1,9 @@
-"""Numbers as a person reads them."""
+"""Numbers as a person reads them, alone and in rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def error(value: float | None) -> str:
@@ -37,6 +38,13 @@ def size(value: float | None) -> str:
 def factor(value: float | None) -> str:
     """A ratio as it is printed, such as `×3.20`."""
     return "–" if value is None else f"×{_three(value)}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of plain text: names on the left, numbers to the right, and a note as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ((row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]) for row in rows)
+    return ["  ".join(line).rstrip() for line in cells]
 
 
 def _three(value: float) -> str:

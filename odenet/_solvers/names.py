@@ -6,27 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from odenet._announced import Announced, load_entry_point
 from odenet._errors import InputError, UnsupportedError
-from odenet._names import lookup, spelling
+from odenet._names import Announced, load_entry_point, lookup, spelling
 from odenet._solvers.bdia import BDIA, TwoStepMidpoint
 from odenet._solvers.coupling import Hamiltonian, Leapfrog
-from odenet._solvers.delegated import DELEGATED_SOLVERS
-from odenet._solvers.family import AnySolver, StagedSolver
+from odenet._solvers.family import DELEGATED_SOLVERS, AnySolver, StagedSolver
 from odenet._solvers.reversible import REVERSIBLE_SOLVERS, Coupled
 from odenet._solvers.runge_kutta import RUNGE_KUTTA, Solver
 from odenet._solvers.two_step import Momentum, TwoStep
-
-__all__ = [
-    "ALL_SOLVERS",
-    "SOLVERS",
-    "AnySolver",
-    "made_reversible",
-    "register_solver",
-    "solver",
-    "solver_aliases",
-    "staged",
-]
 
 
 def _read(point: Any) -> AnySolver:

@@ -72,11 +72,6 @@ class Auditor:
         return Checkpoint() if self.auto.memory is None else few_states(steps)
 
     @property
-    def planning(self) -> bool:
-        """Whether nothing is chosen so far."""
-        return self.method is None
-
-    @property
     def due(self) -> bool:
         """Whether the next pass has to be exact, to plan or to audit in it."""
         return self.method is None or (not exact(self.method) and self.passes >= self.next)

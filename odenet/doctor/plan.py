@@ -14,7 +14,7 @@ from odenet._errors import InputError
 from odenet._gradients.auto import Auto, exact
 from odenet._gradients.exact import Backprop
 from odenet._gradients.record import Gradient
-from odenet._report.units import error, seconds, size
+from odenet._report.units import aligned, error, seconds, size
 
 NOISE = 1.05
 """How much longer than the fastest counts as equally fast; of these the most exact is taken."""
@@ -152,11 +152,7 @@ class Plan:
 
     def __str__(self) -> str:
         body = [("gradient method", "time", "peak", "error", ""), *self.rows()]
-        widths = [max(len(row[i]) for row in body) for i in range(5)]
-        lines = [
-            "  ".join((row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4])).rstrip()
-            for row in body
-        ]
+        lines = aligned(body)
         failed = [self.reason(profile) for profile in self.profiles if self._note(profile) == "failed"]
         conclusions = [line for text in (self.verdict, *failed) for line in textwrap.wrap(text, 80)]
         return "\n".join([*textwrap.wrap(self.title, 80), "", *lines, "", *conclusions])

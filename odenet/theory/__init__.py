@@ -6,8 +6,7 @@ backend where the network's own field is asked.
 """
 
 from odenet.theory._distance import Distance, distance
-from odenet.theory._limit import Limit, limit
-from odenet.theory._nearest import Limits, limits
+from odenet.theory._limits import Limit, Limits, limit, limits
 from odenet.theory._reconstruction import Reconstruction, reconstruction, reversed_depth, way_back
 from odenet.theory._smoothness import Roughness, largest_change, roughness, smoothness
 

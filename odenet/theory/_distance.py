@@ -11,8 +11,8 @@ import numpy as np
 from odenet._literals import BackendName, SolverName
 from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
-from odenet.theory._constants import constant_given, growth, second_derivative
-from odenet.theory._constants import lipschitz as estimated
+from odenet.theory._linearised import constant_given, growth, second_derivative
+from odenet.theory._linearised import lipschitz as estimated
 from odenet.theory._network import ByStep, Network, continued, network, sizes
 
 RESOLVED = 1e-3

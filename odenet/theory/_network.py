@@ -1,8 +1,10 @@
-"""A network as the theory sees it: a field with weights along depth, on the host, and its trajectories."""
+"""A network as the theory sees it: a field with weights along depth, and its trajectories. Trees of any framework's
+arrays become NumPy on the host, where the theory's arithmetic is done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +14,48 @@ import numpy as np
 from odenet import _tree
 from odenet._backend import registry as _registry
 from odenet._backend.solve import solve
-from odenet._check import whole, within, yes_or_no
+from odenet._check import instance, whole, within, yes_or_no
 from odenet._errors import InputError
-from odenet._problem.depth import Depth
+from odenet._problem.depth import Depth, Kind, _is_array
 from odenet._solvers.names import AnySolver
 from odenet._solvers.names import solver as solver_named
-from odenet.theory._host import as_numpy, layers_at, on_host
+
+
+def along_depth(depth: Any) -> None:
+    """Raises InputError unless these are weights along depth."""
+    instance("depth", depth, Depth, "an odenet.Depth, as the `depth` of a ResidualStack is")
+
+
+def as_numpy(leaf: Any) -> Any:
+    """An array of any known framework as NumPy, without its gradient; what has no shape as it is."""
+    if isinstance(leaf, np.ndarray) or not _is_array(leaf):
+        return leaf
+    owner = next((entry for entry in _registry.known().values() if entry.owns(leaf)), None)
+    return np.asarray(leaf) if owner is None else _registry.backend(owner.name).to_numpy(leaf)
+
+
+def on_host(depth: Depth) -> Depth:
+    """The same weights along depth as NumPy."""
+    return Depth(_tree.map(as_numpy, depth.tree), depth.kind, depth.stacked)
+
+
+def rows(depth: Depth) -> np.ndarray:
+    """All arrays of all layers, shape (layers, entries of one)."""
+    return np.stack([vector(depth.at(n)) for n in range(depth.layers)])
+
+
+def vector(tree: Any) -> np.ndarray:
+    """The arrays of a tree as one vector."""
+    arrays = [np.ravel(leaf) for leaf in _tree.leaves(tree) if _is_array(leaf)]
+    return np.concatenate(arrays) if arrays else np.zeros(0)
+
+
+def layers_at(depth: Depth, places: Sequence[int], kind: Kind) -> Depth:
+    """The layers (or nodes) at these places, in this order, as weights of that kind."""
+    if not depth.stacked:
+        return Depth(tuple(depth.tree[place] for place in places), kind, stacked=False)
+    index = np.array(places)
+    return Depth(_tree.map(lambda leaf: leaf[index] if _is_array(leaf) else leaf, depth.tree), kind)
 
 
 @dataclass(frozen=True)

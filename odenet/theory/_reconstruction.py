@@ -19,11 +19,9 @@ from odenet._literals import BackendName
 from odenet._problem.depth import Depth
 from odenet._solvers.runge_kutta import Solver
 from odenet._solvers.tableau import Tableau
-from odenet.theory._constants import constant_given, growth
-from odenet.theory._constants import lipschitz as estimated
-from odenet.theory._host import along_depth, layers_at
-from odenet.theory._linearised import Linearised, nudge, row
-from odenet.theory._network import ByStep, Network, at_points, network, sizes
+from odenet.theory._linearised import Linearised, constant_given, growth, nudge, row
+from odenet.theory._linearised import lipschitz as estimated
+from odenet.theory._network import ByStep, Network, along_depth, at_points, layers_at, network, sizes
 
 
 def way_back(solver: Solver, method: DiscreteAdjoint) -> Solver:

@@ -12,7 +12,7 @@ from odenet import _tree
 from odenet._check import array_of_numbers, several, yes_or_no
 from odenet._errors import InputError
 from odenet._problem.depth import Depth, _is_array, check_alike
-from odenet.theory._host import along_depth, on_host, rows
+from odenet.theory._network import along_depth, on_host, rows
 
 
 def smoothness(depth: Depth, *, relative: bool = False) -> float:

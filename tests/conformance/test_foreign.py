@@ -15,7 +15,7 @@ import odenet.kit
 from odenet._gradients.names import menu
 from odenet._jobs.check.command import command as check
 from odenet._jobs.compare.command import command as compare
-from odenet._jobs.list.command import command as listing
+from odenet._jobs.list import command as listing
 from odenet._jobs.solve.command import command as solving
 
 LAZY = "lazy-adjoint"

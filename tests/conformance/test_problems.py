@@ -71,7 +71,7 @@ def test_the_solve_command_runs_by_it(backend, dtype, tmp_path):
 
 
 def test_the_list_command_names_its_devices(backend):
-    from odenet._jobs.list.command import backends
+    from odenet._jobs.list import backends
 
     (row,) = [row for row in backends() if row["name"] == backend]
     assert row["devices"][0] == "cpu"

@@ -20,7 +20,7 @@ import odenet
 from odenet._backend.trainer import Trainer, learning
 from odenet._jobs.data.images import moments
 from odenet._jobs.data.sets import image_set
-from odenet._jobs.descent.batches import Batches, split
+from odenet._jobs.descent import Batches, split
 from odenet._jobs.train import job
 from odenet._jobs.train.checkpoint import TrainingRun, read
 from odenet._jobs.train.plan import TrainingPlan

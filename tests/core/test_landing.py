@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odenet._solvers.controller import FLOATS, Arithmetic
-from odenet._solvers.landing import landing, resumed
+from odenet._solvers.controller import FLOATS, Arithmetic, landing, resumed
 
 NUMPY = Arithmetic(np.minimum, np.maximum, np.where)
 

@@ -84,7 +84,7 @@ def test_with_one_framework_everything_of_it_works_and_the_other_is_known(here, 
         f"""
         hide({hidden!r})
         import numpy as np, odenet
-        from odenet._jobs.list.command import backends
+        from odenet._jobs.list import backends
         spec = odenet.NetSpec(block="mlp", depth=2, width=4)
         backend = odenet.backend({here!r})
         kinds = dict(solver=odenet.solver("heun"), gradient=odenet.gradient("discrete-adjoint"))

@@ -9,7 +9,7 @@ from rich.console import Console
 from odenet import FileError, GradientError, InputError, OdenetError, gradient, save_weights, solver
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.check.command import checks, command
-from odenet.doctor.tables import shown, tables
+from odenet.doctor.diagnosis import shown, tables
 
 SMALL = ["--backend", "fake", "--depth", "8", "--batch", "4", "--width", "4"]
 

@@ -15,7 +15,7 @@ from odenet._jobs.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ALL_WORK = {**WORK, "odenet._jobs.merge.command": ("merge",)}
+ALL_WORK = {**WORK, "odenet._jobs.merge": ("merge",)}
 COMMANDS = sorted(
     {
         line.split(" #")[0].strip().removeprefix("$ ")

@@ -103,7 +103,7 @@ def test_results_are_read_and_merged_by_their_checksum(tmp_path):
     path.write_text(path.read_text().replace("2.25", "2.26"))
     with pytest.raises(FileError, match=r"results\.json.*checksum"):
         odenet.read_results(tmp_path)
-    from odenet._jobs.merge.command import command
+    from odenet._jobs.merge import command
 
     ended = CliRunner().invoke(command, [str(tmp_path), "-o", str(tmp_path / "whole")])
     assert isinstance(ended.exception, FileError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import odenet
-from odenet._jobs.list.command import _COST
+from odenet._jobs.list import _COST
 from odenet._solvers.names import REVERSIBLE_SOLVERS, TWO_STEP_SOLVERS
 from odenet._solvers.reversible import ReversibleSolver
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from odenet import GRADIENTS, Backend, BackendEntry, solver
 from odenet._gradients.names import gradient
-from odenet._jobs.list.command import SECTIONS, command
+from odenet._jobs.list import SECTIONS, command
 from odenet._solvers.names import ALL_SOLVERS
 from odenet._solvers.reversible import REVERSIBLE_SOLVERS
 from odenet._test_problems.named import PROBLEMS

@@ -14,8 +14,7 @@ from odenet import InputError
 from odenet._jobs.compare.command import DEFAULT
 from odenet._jobs.compare.results import MeasuredGradient
 from odenet._jobs.reproduce.claims import reconstruction
-from odenet._jobs.reproduce.command import command
-from odenet._jobs.reproduce.merging import merge
+from odenet._jobs.reproduce.command import command, merge
 from odenet._jobs.reproduce.reproduction import Settings, reproductions
 from odenet._jobs.reproduce.results import FILES, ReproductionPoints, read
 from odenet._jobs.train.checkpoint import Outcome
@@ -35,8 +34,7 @@ def quick(monkeypatch):
         measure=lambda cell, choices: (cell.point(reconstruction.ERROR, 2.0 + cell.seed),),
     )
     monkeypatch.setattr("odenet._jobs.reproduce.command.reproductions", lambda: {name: each})
-    monkeypatch.setattr("odenet._jobs.reproduce.command.judge", lambda *arguments: True)
-    monkeypatch.setattr("odenet._jobs.reproduce.merging.judge", lambda *arguments: True)
+    monkeypatch.setattr("odenet._jobs.reproduce.report.judge", lambda *arguments: True)
     return each
 
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import odenet
-from odenet._jobs.benchmark import command as benchmark
+from odenet._jobs import benchmark
 from odenet._jobs.cli import command_named
 from odenet._jobs.compare import command as compare
 from odenet._jobs.work_precision.measure import measure

@@ -18,7 +18,7 @@ from odenet._errors import DeviceUnavailableError
 from odenet._gradients.record import Way
 from odenet._jobs import cli as _cli
 from odenet._jobs.solve.command import command
-from odenet._jobs.solve.figure import components
+from odenet._jobs.solve.convergence import components
 from odenet._solvers.step import add, increment
 from odenet._test_problems.named import PROBLEMS
 from odenet._test_problems.reference import arrays

@@ -24,6 +24,7 @@ from unit_work import Numbers, here, squares
 
 import odenet
 from odenet import InputError, OdenetError
+from odenet._jobs import merge as merging
 from odenet._jobs.cells.executor import pool
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.plan import Shard
@@ -32,7 +33,6 @@ from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.cells.spread import Spread
 from odenet._jobs.compare import command as comparing
 from odenet._jobs.compare.results import Comparison, MeasuredGradient
-from odenet._jobs.merge import command as merging
 from odenet._jobs.reproduce.command import reproduce
 from odenet._jobs.reproduce.reproduction import Settings, reproductions
 from odenet._jobs.reproduce.results import read
@@ -277,7 +277,9 @@ def test_a_reproduction_in_parts_is_the_whole_one(tmp_path, monkeypatch):
         return (cell.point("distance", cell.seed + 1 / cell.depth), cell.point("bound", 3.0))
 
     reproduction = replace(every["distance"], measure=measure, verdicts=lambda points: ())
-    monkeypatch.setattr("odenet._jobs.reproduce.command.reproductions", lambda: {**every, "distance": reproduction})
+    for module in ("command", "report"):
+        place = f"odenet._jobs.reproduce.{module}.reproductions"
+        monkeypatch.setattr(place, lambda: {**every, "distance": reproduction})
     choices = Settings(("torch",), seeds=2, scale="quick")
     cells = reproduction.cells(choices)
     for number in (1, 2):

@@ -16,8 +16,7 @@ from rich.console import Console
 from odenet import FileError, GradientError, InputError, UnsupportedError, load_weights
 from odenet._backend.trainer import Trainer, TrainingStep, checked_state
 from odenet._jobs.data.images import ImageSet, in_memory
-from odenet._jobs.descent.batches import Batches, augmented, cropped, flipped, split
-from odenet._jobs.descent.training_pass import cross_entropy, evaluate, rate
+from odenet._jobs.descent import Batches, augmented, cropped, cross_entropy, evaluate, flipped, rate, split
 from odenet._jobs.train import events, job
 from odenet._jobs.train.checkpoint import Epoch, Outcome, TrainingRun, alone, best, read
 from odenet._jobs.train.command import command

@@ -16,7 +16,7 @@ import odenet
 from odenet import Backend, BackendEntry, FileError, InputError, Result, Solution, Stats, _tree, solver
 from odenet._gradients.record import Way
 from odenet._jobs import cli as _cli
-from odenet._jobs.benchmark.command import command
+from odenet._jobs.benchmark import command
 from odenet._jobs.flags import tolerance_list
 from odenet._jobs.solve.command import command as solve_command
 from odenet._jobs.work_precision import figure

@@ -62,8 +62,8 @@ def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: G
         kind = max((leaf.dtype for leaf in weights.values()), key=lambda dtype: jnp.finfo(dtype).eps)
         return Sample(
             float(value),
-            {name: _numpy(gradients[name]) for name in weights},
-            {name: _numpy(leaf) for name, leaf in weights.items()},
+            {name: to_numpy(gradients[name]) for name in weights},
+            {name: to_numpy(leaf) for name, leaf in weights.items()},
             parts,
             str(kind),
         )
@@ -242,7 +242,7 @@ def _name(path: Any) -> str:
     return ".".join(str(part) for part in parts)  # keystr(simple=True) is newer than the oldest JAX
 
 
-def _numpy(leaf: Array) -> np.ndarray:
+def to_numpy(leaf: Array) -> np.ndarray:
     """On the host; half precision, which NumPy has not, as float32."""
     array = np.asarray(leaf)
     return array.astype(np.float32) if array.dtype in (jnp.bfloat16, np.float16) else array

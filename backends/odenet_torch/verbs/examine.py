@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -54,10 +55,10 @@ def examine(
             "a model that calls at least one of its solves",
         )
     gradients = {
-        name: _numpy(torch.zeros_like(p) if g is None else g)
+        name: to_numpy(torch.zeros_like(p) if g is None else g)
         for (name, p), g in zip(named.items(), derivatives, strict=True)
     }
-    weights = {name: _numpy(p) for name, p in named.items()}
+    weights = {name: to_numpy(p) for name, p in named.items()}
     return Sample(value.item(), gradients, weights, tuple(parts), coarsest(named))
 
 
@@ -174,7 +175,7 @@ def _layers(name: str, module: Solved, names: Mapping[int, str]) -> tuple[Any, t
     return (module.along if isinstance(module, ResidualStack | ConvertedRun) else "shared"), layers
 
 
-def _numpy(tensor: torch.Tensor) -> Any:
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """On the host; half precision, which NumPy has not, as float32."""
     plain = tensor.detach().cpu()
     return (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()

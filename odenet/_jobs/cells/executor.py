@@ -18,6 +18,7 @@ from typing import Any
 
 from odenet._errors import InputError, OdenetError
 from odenet._names import lookup
+from odenet._report.machine import cores
 
 ExecutorChoice = str | Executor
 
@@ -66,7 +67,7 @@ class ProcessWorkers(WorkerPool):
     """
 
     def __init__(self, detail: str = "") -> None:
-        self.workers = _count(detail, "processes") if detail else _cores()
+        self.workers = _count(detail, "processes") if detail else cores() or 1
         self.executor = self._made()
 
     def _made(self) -> ProcessPoolExecutor:
@@ -100,7 +101,7 @@ class DaskWorkers(WorkerPool):
     def __init__(self, detail: str = "") -> None:
         distributed = _module("distributed", "dask")
         if not detail or detail.isdecimal():
-            workers = _count(detail, "dask") if detail else _cores()
+            workers = _count(detail, "dask") if detail else cores() or 1
             self.client = distributed.Client(n_workers=workers, threads_per_worker=1, dashboard_address=None)
         else:
             self.client = distributed.Client(detail)
@@ -130,7 +131,7 @@ class RayWorkers(WorkerPool):
         self.started = not self.ray.is_initialized()
         if self.started:
             here = not detail or detail.isdecimal()
-            cpus = (_count(detail, "ray") if detail else _cores()) if here else None
+            cpus = (_count(detail, "ray") if detail else cores() or 1) if here else None
             options = {"num_cpus": cpus, "include_dashboard": False} if here else {"address": detail}
             self.ray.init(**options, log_to_driver=False, configure_logging=False)
         self.workers = max(1, int(self.ray.cluster_resources().get("CPU", 1)))
@@ -244,13 +245,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise InputError(f"{text!r} of submitit", "name=value between commas, as in slurm,slurm_partition=gpu")
     return name, value
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))  # those that this process may use
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
 
 
 def _called(function: Callable[..., Any], *arguments: Any) -> Any:

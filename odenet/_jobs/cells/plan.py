@@ -179,7 +179,6 @@ class ShardFlag(click.ParamType):
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
-        """The option's value as a shard."""
         try:
             return value if isinstance(value, Shard) else Shard.read(value)
         except InputError as error:

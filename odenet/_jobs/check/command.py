@@ -25,18 +25,13 @@ from odenet._report.rows import plain
 from odenet._report.terminal import console
 from odenet._report.units import error
 from odenet._solvers.names import solver as solver_named
-from odenet.doctor.diagnosis import Diagnosis
+from odenet.doctor.diagnosis import Diagnosis, tables
 from odenet.doctor.examination import OUTSIDE, Examination
-from odenet.doctor.tables import tables
 
 DEFAULT = GridPlan(solvers=(solver_named("euler"),), depths=(16,))
 
 
-@click.command(
-    "check",
-    short_help="Check gradient methods, by weight and by layer.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command("check", short_help="Check gradient methods, by weight and by layer.")
 @grid_flags(DEFAULT)
 @network_flags(DEFAULT)
 @click.option(

@@ -31,11 +31,7 @@ DEFAULT = dataclasses.replace(
 """A network without kinks, whose orders are clean, and which is measured in less than a minute."""
 
 
-@click.command(
-    "compare",
-    short_help="Compare solvers, gradient methods, backends.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command("compare", short_help="Compare solvers, gradient methods, backends.")
 @click.option("--full", is_flag=True, help="The larger grid: conv blocks with ReLU and group normalisation, rk4, too.")
 @grid_flags(DEFAULT)
 @network_flags(DEFAULT)

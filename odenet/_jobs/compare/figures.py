@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from odenet._jobs.compare.results import Curve, MeasuredGradient, curves
-from odenet._report.figures import canvas, rc
+from odenet._report.figures import canvas
 from odenet._report.fit import ROUNDING
-from odenet._report.style import GREY, INK, colours, depth_axis, markers, name
+from odenet._report.style import GREY, INK, RC, colours, depth_axis, markers, name
 from odenet._report.units import seconds, size
 
 Panel = Callable[[Axes, Sequence[Curve], Sequence[Curve]], None]
@@ -26,7 +26,7 @@ def figures(rows: Sequence[MeasuredGradient]) -> dict[str, Figure]:
     series = curves(rows)
     if not series:
         return {}
-    with matplotlib.rc_context(rc()):
+    with matplotlib.rc_context(RC):
         return {
             "gradient_error": _by_solver(series, _error_panel, "Gradient error against exact backprop"),
             "memory": _by_solver(series, _memory_panel, "Peak memory of loss and gradient"),

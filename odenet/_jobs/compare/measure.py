@@ -16,14 +16,15 @@ import numpy as np
 from odenet._backend import registry as _registry
 from odenet._backend.interface import Backend, Evaluation, Measurement
 from odenet._errors import UnsupportedError, in_words
-from odenet._gradients.names import Backprop, Cost
+from odenet._gradients.names import Backprop
+from odenet._gradients.record import Cost
 from odenet._jobs.cells.grid import Cell, GridPlan
 from odenet._jobs.cells.results import NOT_OFFERED, OK, not_run
 from odenet._jobs.compare.results import MeasuredGradient as Row
 from odenet._jobs.data.digits import batch
 from odenet._nets.spec import NetSpec
 from odenet._report.difference import cosine_distance, flat, largest, relative
-from odenet._solvers.delegated import DelegatedSolver
+from odenet._solvers.family import DelegatedSolver
 from odenet._solvers.names import AnySolver
 
 

@@ -23,17 +23,13 @@ from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, keep_earlier, measu
 from odenet._jobs.output import FilePath
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.reproduction import SCALES, CurveCell, Point, Reproduction, Settings, reproductions
-from odenet._jobs.reproduce.results import FILES, JSON, ReproductionPoints, read
+from odenet._jobs.reproduce.results import FILES, JSON, ReproductionPoints, merged, read
 from odenet._names import lookup
 from odenet._report.machine import joined, machine
 from odenet._report.terminal import table
 
 
-@click.command(
-    "reproduce",
-    short_help="Reproduce the figures of a paper, with verdicts.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command("reproduce", short_help="Reproduce the figures of a paper, with verdicts.")
 @click.argument("names", nargs=-1, metavar="[NAME... | all]")
 @_flags.backends("torch")
 @click.option("--seeds", type=_flags.Whole(1), show_default="by reproduction", help="Number of seeds, from 0 on.")
@@ -148,6 +144,8 @@ def reproduce(chosen: tuple[Reproduction, ...], choices: Settings, options: JobO
             messages.print(f"interrupted; {GO_ON if saved else BEGIN}", markup=False)
             return 130
         done.append(results)
+        from odenet._jobs.reproduce.report import judge  # matplotlib takes a second
+
         if not judge(done, out, options.screen, messages):
             passed = False
     return 0 if passed else 1
@@ -160,41 +158,34 @@ def _write(results: ReproductionPoints, folder: Path, messages: Console, first: 
     results.write(folder)
 
 
-def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messages: Console) -> bool:
-    """Draw the last of these, and hold the paper's claims against it; the page has all.
+def merge(folders: Sequence[Path], out: Path, screen: Console, messages: Console) -> int:
+    """Join the points of every reproduction in these folders, and judge those that are whole.
 
     Returns:
-        whether every verdict holds. Of a shard, or where cells are left, nothing can be said, and it says so.
-    """
-    from odenet._jobs.reproduce.report import (  # matplotlib takes a second
-        Finished,
-        tally,
-        verdict_table,
-        write_one,
-        write_page,
-    )
+        the exit status: 0, or 1 if a verdict fails or cells are left.
 
-    every = reproductions()
-    last = done[-1]
-    left = len(last.todo(every[last.name]))
-    if left:
-        messages.print(f"{last.name}: {left} cells are left; {GO_ON}", markup=False)
-        return False
-    if last.shard is not None:
-        messages.print(
-            f"{last.name}: shard {last.shard} is done; odenet merge joins the parts and judges", markup=False
-        )
-        return True
-    finished = [Finished(every[results.name], results) for results in done if not results.todo(every[results.name])]
-    screen.print(verdict_table(finished[-1]))
-    for change in finished[-1].changes:
-        screen.print(change, markup=False)
-    paths = write_one(finished[-1], out / last.name)
-    page = write_page(finished, last.machine, out)  # after each, so that a long run can be read as it goes
-    messages.print(f"wrote {paths[0]}, {page}", markup=False)
-    if len(finished) > 1:
-        screen.print(tally([verdict for results in finished for verdict in results.every]), markup=False)
-    return not finished[-1].failed
+    Raises:
+        FileError: points that cannot be read, or an `out` that cannot be written to.
+        InputError: points of other choices, or of one cell with other numbers.
+    """
+    from odenet._jobs.reproduce.report import judge
+
+    parts: dict[str, dict[Path, ReproductionPoints]] = {}
+    for folder in folders:
+        for path in sorted(folder.glob(f"*/{JSON}")):
+            points = read(path.parent)
+            if points is not None:
+                parts.setdefault(lookup("reproduction", points.name, reproductions()).name, {})[folder] = points
+    every = {name: merged(shards) for name, shards in parts.items()}
+    require_writable(out)
+    passed, done = True, []
+    for name, points in every.items():
+        if out.resolve() not in {folder.resolve() for folder in folders}:
+            keep_earlier(messages, out / name, FILES)
+        points.write(out / name)
+        done.append(points)
+        passed &= judge(done, out, screen, messages)
+    return 0 if passed else 1
 
 
 def _run(reproduction: Reproduction, results: ReproductionPoints, options: JobOptions) -> Iterator[ReproductionPoints]:

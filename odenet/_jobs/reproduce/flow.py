@@ -13,7 +13,7 @@ from odenet import theory
 from odenet._backend import registry as _registry
 from odenet._backend.solve import value_and_grad
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, values
-from odenet._jobs.reproduce.verdict import Verdict, below, falls, falls_throughout, stays
+from odenet._jobs.reproduce.verdict import Verdict, below, falls, falls_throughout, ones, stays
 from odenet._problem.depth import Depth
 
 LOSS, SMOOTHNESS, STATES, WEIGHTS = "loss", "smoothness", "distance of states", "distance of weights"
@@ -202,15 +202,10 @@ def _norms(differences: np.ndarray) -> np.ndarray:
     return np.linalg.norm(differences.reshape(len(differences), -1), axis=1)
 
 
-def ones(points: Sequence[Point], curve: str) -> dict[int, list[float]]:
-    """The references, all 1, of the relative numbers of a curve."""
-    return {n: [1.0] * len(of_seeds) for n, of_seeds in values(points, curve, FINAL).items()}
-
-
 def trained(points: Sequence[Point], curve: str, limits: Limits) -> Verdict:
     """The verdict on whether the loss falls to almost 0."""
     claim = f"{curve}: the loss falls to {limits['trained']:g} of the first"
-    return below(claim, values(points, curve, FINAL), ones(points, curve), limits["trained"])
+    return below(claim, values(points, curve, FINAL), ones(values(points, curve, FINAL)), limits["trained"])
 
 
 def stays_smooth(points: Sequence[Point], curve: str, limits: Limits) -> tuple[Verdict, Verdict]:
@@ -219,7 +214,7 @@ def stays_smooth(points: Sequence[Point], curve: str, limits: Limits) -> tuple[V
     grown = f"{curve}: it grows at most to {limits['grown']:g} times its start"
     return (
         stays(claim, values(points, curve, SMOOTHNESS), limits["smoothness_tolerance"]),
-        below(grown, values(points, curve, LARGEST), ones(points, curve), limits["grown"]),
+        below(grown, values(points, curve, LARGEST), ones(values(points, curve, FINAL)), limits["grown"]),
     )
 
 

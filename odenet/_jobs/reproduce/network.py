@@ -1,4 +1,6 @@
-"""Small networks of the reproductions: `y' = tanh(y a(s) + b(s))` without training, and one that learns digits."""
+"""Networks and gradient methods that the reproductions compare, and errors of their gradients, layer by layer; small
+networks: `y' = tanh(y a(s) + b(s))` without training, and one that learns digits.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,92 @@ from typing import Any
 import numpy as np
 
 from odenet._backend import registry as _registry
-from odenet._gradients.names import Backprop, Gradient
+from odenet._backend.interface import Evaluation
+from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
-from odenet._jobs.reproduce.methods import BLOCKS, Errors, built, errors
 from odenet._nets.spec import NetSpec
 from odenet._problem.depth import Depth
+from odenet._report.difference import relative
+from odenet._solvers.names import SOLVERS
 from odenet.theory import smoothness
+
+RESNET, HEUNNET = "ResNet", "HeunNet"
+NETS: dict[str, tuple[str, Any]] = {RESNET: ("euler", "piecewise"), HEUNNET: ("heun", "linear")}
+"""Solver, and how weights go along depth."""
+
+BACKPROP, PAPER, CORRECTED, EXTRAPOLATED = "backprop", "paper", "corrected", "extrapolated"
+METHODS: dict[str, Gradient] = {
+    BACKPROP: Backprop(),
+    PAPER: DiscreteAdjoint(correct=False),
+    CORRECTED: DiscreteAdjoint(),
+    EXTRAPOLATED: DiscreteAdjoint(predictor="extrapolate"),
+}
+"""The paper's method is the uncorrected discrete adjoint; the correction and the extrapolation are this library's."""
+
+
+def built(
+    backend: str,
+    device: str,
+    spec: NetSpec,
+    weights: Mapping[str, np.ndarray],
+    solver: str,
+    gradient: Gradient,
+    dtype: str = "float32",
+) -> Any:
+    """The network of a spec with these weights, solved and differentiated in this way by that backend."""
+    loaded = _registry.backend(backend)
+    return loaded.build(spec, weights, solver=SOLVERS[solver], gradient=gradient, dtype=dtype, device=device)
+
+
+BLOCKS = "block."  # how names of the weights of the blocks begin
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far a gradient g by the weights of all blocks is from backpropagation's.
+
+    Args:
+        whole: `|g - exact| / |exact|`.
+        by_layer: the same of each layer's part.
+        certificate: the reconstruction residual, where the method has one.
+    """
+
+    whole: float
+    by_layer: np.ndarray
+    certificate: float | None
+
+
+def errors(
+    backend: str,
+    device: str,
+    spec: NetSpec,
+    weights: Mapping[str, np.ndarray],
+    solver: str,
+    batch: tuple[np.ndarray, np.ndarray],
+    methods: Mapping[str, Gradient],
+) -> dict[str, Errors]:
+    """The errors of each method's gradient of the mean loss of a batch, in float64, by name of the method."""
+    loaded = _registry.backend(backend)
+
+    def gradient_of(method: Gradient) -> Evaluation:
+        return loaded.evaluate(built(backend, device, spec, weights, solver, method, "float64"), *batch)
+
+    with loaded.prepare("float64", device):
+        exact = _of_blocks(gradient_of(Backprop()))
+        return {name: _errors(gradient_of(method), exact) for name, method in methods.items()}
+
+
+def _errors(evaluation: Evaluation, exact: np.ndarray) -> Errors:
+    gradient = _of_blocks(evaluation)
+    layers = [relative(one, other) for one, other in zip(gradient, exact, strict=True)]
+    return Errors(relative(gradient.ravel(), exact.ravel()), np.array(layers), evaluation.certificate)
+
+
+def _of_blocks(evaluation: Evaluation) -> np.ndarray:
+    """The gradient by all weights of the blocks, shape (layers, weights of one)."""
+    parts = [g.reshape(len(g), -1) for name, g in evaluation.gradients.items() if name.startswith(BLOCKS)]
+    return np.concatenate(parts, axis=1)
+
 
 WIDTH, BATCH = 16, 8
 NOISE = {"a": WIDTH**-0.5, "b": 1.0}

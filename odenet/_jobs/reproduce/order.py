@@ -108,18 +108,20 @@ def scaled(pairs: Pairs, ratio: float) -> Pairs | None:
 
 def moved(pairs: Pairs, ratio: float) -> Pairs | None:
     """Ratios that scatter as these, with that geometric mean at each depth; None where one is no number above 0."""
-    logs = {n: _logs(of_depth) for n, of_depth in pairs.items()}
-    if not all(some and all(map(math.isfinite, some)) for some in logs.values()):
-        return None
+    logs = _finite_logs(pairs)
     return {n: [(ratio * math.exp(x - statistics.mean(some)), 1.0) for x in some] for n, some in logs.items()} or None
 
 
 def middle(pairs: Pairs) -> Pairs | None:
     """The geometric mean of the ratios, in the place of each of two; None where one is no number above 0."""
-    logs = {n: _logs(of_depth) for n, of_depth in pairs.items()}
-    if not all(some and all(map(math.isfinite, some)) for some in logs.values()):
-        return None
+    logs = _finite_logs(pairs)
     return {n: [(math.exp(statistics.mean(some)), 1.0)] * 2 for n, some in logs.items()} or None
+
+
+def _finite_logs(pairs: Pairs) -> dict[int, list[float]]:
+    """The logarithms of the ratios; none of any depth where one is no number above 0."""
+    logs = {n: _logs(of_depth) for n, of_depth in pairs.items()}
+    return logs if all(some and all(map(math.isfinite, some)) for some in logs.values()) else {}
 
 
 def _logs(pairs: Sequence[tuple[float, float]]) -> list[float]:

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from odenet._files import write_atomically, write_text
+from odenet._jobs.cells.run import GO_ON
 from odenet._jobs.reproduce.controls import changed, thresholds
-from odenet._jobs.reproduce.reproduction import Point, Reproduction
+from odenet._jobs.reproduce.reproduction import Point, Reproduction, reproductions
 from odenet._jobs.reproduce.results import ReproductionPoints
 from odenet._jobs.reproduce.verdict import Verdict
-from odenet._report.figures import canvas, rc, render
+from odenet._report.figures import canvas, render
 from odenet._report.html import REPORT, document, facts, figure, header, section
+from odenet._report.style import RC
 from odenet._report.terminal import Table, table
 from odenet._report.units import seconds
 
@@ -74,7 +77,7 @@ class Finished:
     @cached_property
     def figure(self) -> Figure:
         """The figure of the first backend; the others agree with it up to rounding, as the verdicts show."""
-        with matplotlib.rc_context(rc()):
+        with matplotlib.rc_context(RC):
             drawn = canvas(*self.reproduction.size)
             self.reproduction.draw(self.points(self.results.choices.backends[0]), drawn)
         return drawn
@@ -135,6 +138,35 @@ def write_page(done: Sequence[Finished], machine: Mapping[str, str], folder: Pat
     parts = [header("odenet reproduce", (lead,)), verdict, *(reproduced.section for reproduced in done)]
     parts.append(section("Machine", facts(machine)))
     return write_text(folder / REPORT, document("odenet reproduce", parts))
+
+
+def judge(done: Sequence[ReproductionPoints], out: Path, screen: Console, messages: Console) -> bool:
+    """Draw the last of these, and hold the paper's claims against it; the page has all.
+
+    Returns:
+        whether every verdict holds. Of a shard, or where cells are left, nothing can be said, and it says so.
+    """
+    every = reproductions()
+    last = done[-1]
+    left = len(last.todo(every[last.name]))
+    if left:
+        messages.print(f"{last.name}: {left} cells are left; {GO_ON}", markup=False)
+        return False
+    if last.shard is not None:
+        messages.print(
+            f"{last.name}: shard {last.shard} is done; odenet merge joins the parts and judges", markup=False
+        )
+        return True
+    finished = [Finished(every[results.name], results) for results in done if not results.todo(every[results.name])]
+    screen.print(verdict_table(finished[-1]))
+    for change in finished[-1].changes:
+        screen.print(change, markup=False)
+    paths = write_one(finished[-1], out / last.name)
+    page = write_page(finished, last.machine, out)  # after each, so that a long run can be read as it goes
+    messages.print(f"wrote {paths[0]}, {page}", markup=False)
+    if len(finished) > 1:
+        screen.print(tally([verdict for results in finished for verdict in results.every]), markup=False)
+    return not finished[-1].failed
 
 
 def _rows(verdicts: Sequence[Verdict]) -> str:

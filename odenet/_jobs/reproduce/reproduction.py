@@ -13,7 +13,7 @@ from odenet._errors import InputError
 from odenet._jobs.reproduce import claims
 from odenet._jobs.reproduce.verdict import Verdict
 from odenet._names import choice
-from odenet._report.rows import column, columns
+from odenet._report.rows import column
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,9 +120,6 @@ class Point:
     def cell(self) -> CurveCell:
         """The cell that the point was measured in."""
         return CurveCell(self.backend, self.seed, self.curve, self.depth)
-
-
-COLUMNS = columns(Point)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Points on disk: points.csv and summary.csv for people, points.json to go on from."""
+"""Points on disk: points.csv and summary.csv for people, points.json to go on from; and parts of them as one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from odenet._files import write_text
 from odenet._jobs.cells import resume as _resume
 from odenet._jobs.cells.plan import Shard
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, reproductions
+from odenet._report.machine import joined
 from odenet._report.rows import as_csv, column, from_json, to_json
 
 FORMAT = "odenet reproduce 2"
@@ -141,6 +142,45 @@ def _built(plain: Mapping[str, Any]) -> ReproductionPoints:
     shard = None if plain.get("shard") is None else Shard.read(plain["shard"])
     seconds = float(plain["seconds"])
     return ReproductionPoints(plain["name"], choices, plain["machine"], seconds, points, recorded, shard)
+
+
+def merged(parts: Mapping[Path, ReproductionPoints]) -> ReproductionPoints:
+    """The points of all parts of one reproduction, each cell's once.
+
+    Raises:
+        InputError: see `merge`.
+    """
+    (begun, first), *others = parts.items()
+    by_cell: dict[CurveCell, tuple[list[Point], Path]] = {}
+    for folder, part in ((begun, first), *others):
+        changed = _resume.changes(vars(first.choices), vars(part.choices))
+        if changed:
+            raise InputError(f"{first.name} in {folder} has other choices than in {begun}: {'; '.join(changed)}", "one")
+        if part.thresholds != first.thresholds:
+            raise InputError(
+                f"{first.name} in {folder} was begun with other thresholds of its verdicts than in {begun}",
+                "parts of one run, by one version",
+                "measure the part again by the version of the others",
+            )
+        cells: dict[CurveCell, list[Point]] = {}
+        for point in part.points:
+            cells.setdefault(point.cell, []).append(point)
+        for cell, points in cells.items():
+            here = by_cell.setdefault(cell, (points, folder))
+            if here[0] != points:
+                raise InputError(
+                    f"{first.name}: {cell} was measured in {here[1]} and, with other numbers, in {folder}",
+                    "each cell in one part, or the same points in both",
+                    "leave one of the folders out",
+                )
+    whole = replace(
+        first,
+        points=tuple(point for points, _ in by_cell.values() for point in points),
+        machine=joined(part.machine for part in parts.values()),
+        seconds=sum(part.seconds for part in parts.values()),
+        shard=None,
+    )
+    return whole.in_order(reproductions()[first.name])
 
 
 def quartiles(points: Sequence[Point]) -> list[Quartiles]:

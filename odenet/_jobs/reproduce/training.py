@@ -19,9 +19,8 @@ from odenet._gradients.names import Gradient
 from odenet._jobs.data.cifar import FOLDER
 from odenet._jobs.data.images import Images, ImageSet, moments
 from odenet._jobs.data.sets import image_set
-from odenet._jobs.descent.batches import Batches
-from odenet._jobs.descent.training_pass import TrainingPass, evaluate, rate, training_pass
-from odenet._jobs.reproduce.methods import built
+from odenet._jobs.descent import Batches, TrainingPass, evaluate, rate, training_pass
+from odenet._jobs.reproduce.network import built
 from odenet._jobs.reproduce.reproduction import CurveCell, Settings
 from odenet._nets.spec import Block, NetSpec, Norm
 

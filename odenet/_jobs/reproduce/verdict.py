@@ -23,23 +23,6 @@ from odenet._jobs.reproduce.order import (
 )
 from odenet._report.fit import LEVEL, interval
 
-__all__ = [
-    "OverSeeds",
-    "Verdict",
-    "as_good",
-    "below",
-    "falls",
-    "falls_at_least",
-    "falls_throughout",
-    "from_depth",
-    "medians",
-    "near",
-    "no_worse",
-    "points_above",
-    "smaller",
-    "stays",
-]
-
 STRAIGHT = thresholds("all")["straightness"]
 _ENDS = f"{100 * LEVEL:g} % interval over seeds"
 
@@ -227,6 +210,11 @@ def points_above(errors: OverSeeds, reference: OverSeeds) -> dict[int, list[floa
 def from_depth(over_seeds: OverSeeds, least: int) -> dict[int, Sequence[float]]:
     """Without shallower networks."""
     return {depth: of_seeds for depth, of_seeds in over_seeds.items() if depth >= least}
+
+
+def ones(over_seeds: OverSeeds) -> dict[int, list[float]]:
+    """A reference of 1 for each of these numbers, which are ratios."""
+    return {n: [1.0] * len(of_seeds) for n, of_seeds in over_seeds.items()}
 
 
 def medians(over_seeds: OverSeeds) -> dict[int, list[float]]:

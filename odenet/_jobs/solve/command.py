@@ -48,10 +48,7 @@ def _default_backend() -> str:
     return "torch" if "torch" in names or not names else names[0]
 
 
-@click.command(
-    short_help="Solve a test problem: errors, orders of convergence.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command(short_help="Solve a test problem: errors, orders of convergence.")
 @click.argument("problem", type=_ProblemName())
 @_flags.backends(_default_backend())
 @_flags.solvers("rk4")
@@ -103,7 +100,7 @@ def command(
       odenet solve arenstorf --solver dopri8 --plot orbit.png --csv orbit.csv
       odenet solve kepler --solver dopri5,tsit5 --rtol 1e-3..1e-9
     """
-    from odenet._jobs.solve.figure import figure_format
+    from odenet._jobs.solve.convergence import figure_format
 
     if (depths or atol is not None) and bool(depths) == bool(rtol):
         raise click.UsageError("take --depth, or --rtol with or without --atol")

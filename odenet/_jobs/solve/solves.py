@@ -159,7 +159,7 @@ def _draw(
     path: Path,
     kind: str,
 ) -> None:
-    from odenet._jobs.solve.figure import draw  # matplotlib takes a second
+    from odenet._jobs.solve.convergence import draw  # matplotlib takes a second
 
     finest = _finest(problem, runs, dtype, device)
     ts = [problem.t0 + (problem.t1 - problem.t0) * n / _DRAWN for n in range(_DRAWN + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -158,44 +159,18 @@ def train(
         GradientError: the loss is no finite number any more.
         KeyboardInterrupt: by Ctrl-C; `resume=True` goes on after the last whole epoch.
     """
+    given = dict(locals())  # every option of the plan is an argument of the same name
     for name, value in (("resume", resume), ("quiet", quiet)):
         yes_or_no(name, value)
     folder = path("out", out)
     named = data if isinstance(data, str) else _name(type(data))
     chosen = None if isinstance(optimizer, str) else _imported(optimizer)
-    plan = TrainingPlan(
-        data=named,
-        data_dir=None if data_dir is None else str(path("data_dir", data_dir)),
-        size=size,
-        net=net,
-        depth=depth,
-        width=width,
-        norm=norm,
-        activation=activation,
-        along=along,
-        before=before,  # type: ignore[arg-type]
-        after=after,  # type: ignore[arg-type]
-        activated=activated,
-        grid=grid,
-        scaled=scaled,
-        start=start,
-        backend=backend,
-        solver=solver,
-        gradient=gradient,
-        device=device,
-        dtype=dtype,
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        optimizer=optimizer if chosen is None else chosen.text,  # type: ignore[arg-type]
-        seed=seed,
-        augment=augment,
-        validation=validation,
-        limit_train=limit_train,
-    )
+    own = {
+        "data": named,
+        "data_dir": None if data_dir is None else str(path("data_dir", data_dir)),
+        "optimizer": optimizer if chosen is None else chosen.text,
+    }
+    plan = TrainingPlan(**{field.name: given[field.name] for field in dataclasses.fields(TrainingPlan)} | own)
     if not isinstance(data, str) and (data_dir is not None or size is not None):
         raise InputError("a directory or a size for data that is an object", "neither", "leave them out")
     images = image_set(plan.data, plan.data_dir, plan.size) if isinstance(data, str) else set_of(data, named)

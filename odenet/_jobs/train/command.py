@@ -15,7 +15,7 @@ from odenet._jobs.cells.plan import DTYPES
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.data.sets import NAMES
-from odenet._jobs.descent.training_pass import SCHEDULES
+from odenet._jobs.descent import SCHEDULES
 from odenet._jobs.output import FilePath
 from odenet._jobs.train.plan import OF_SGD, OPTIMIZERS, TrainingPlan, not_read
 from odenet._nets.spec import ACTIVATIONS, BLOCKS, NORMS, STARTS
@@ -56,7 +56,6 @@ class _NameOrPath(click.Choice):
             raise click.BadParameter(f"{error.message} {own}", ctx, param) from error
 
     def get_metavar(self, *arguments: Any, **options: Any) -> str:
-        """The values as the help shows them."""
         return f"[{'|'.join(map(str, self.choices))}|MODULE:NAME]"
 
 
@@ -80,9 +79,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
     return click.option(flag, type=kind, default=default, show_default=shown, help=text)
 
 
-@click.command(
-    "train", short_help="Train a network on images.", context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.command("train", short_help="Train a network on images.")
 @_flag(
     "--data", _NameOrPath(NAMES), "Images: digits (embedded), cifar10 (on disk), folder (one per class), or your own."
 )

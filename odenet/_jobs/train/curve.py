@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from odenet._jobs.train.checkpoint import TrainingRun
-from odenet._report.figures import canvas, rc, write_figures
-from odenet._report.style import GREY, INK, SPARE
+from odenet._report.figures import canvas, write_figures
+from odenet._report.style import GREY, INK, RC, SPARE
 
 _TEST = "#D55E00"
 _PARTS = (("train", "training", "-o", INK), ("validation", "validation", "--s", "#0072B2"))
@@ -32,7 +32,7 @@ def curve(run: TrainingRun) -> Figure:
     rows = run.rows
     epochs = [row.epoch for row in rows]
     certified = any(row.certificate is not None for row in rows)
-    with matplotlib.rc_context(rc()):
+    with matplotlib.rc_context(RC):
         figure = canvas(10.4 + 4.6 * certified, 4.4)
         panels: list[Axes] = list(figure.subplots(1, 2 + certified, squeeze=False)[0])
         losses, accuracies = panels[:2]

@@ -28,8 +28,7 @@ from odenet._gradients.names import Auto, gradient
 from odenet._jobs.cells.resume import nothing_there
 from odenet._jobs.data.images import ImageSet, moments
 from odenet._jobs.data.sets import image_set
-from odenet._jobs.descent.batches import Batches, Split, split
-from odenet._jobs.descent.training_pass import evaluate, rate, training_pass
+from odenet._jobs.descent import Batches, Split, evaluate, rate, split, training_pass
 from odenet._jobs.train import events
 from odenet._jobs.train.checkpoint import RUN, Epoch, Outcome, TrainingRun, alone, read
 from odenet._jobs.train.plan import TrainingPlan

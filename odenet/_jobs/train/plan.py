@@ -17,7 +17,7 @@ from odenet._jobs.cells.plan import DTYPES
 from odenet._jobs.cells.resume import changes, reading
 from odenet._jobs.data.images import ImageSet
 from odenet._jobs.data.sets import NAMES
-from odenet._jobs.descent.training_pass import SCHEDULES
+from odenet._jobs.descent import SCHEDULES
 from odenet._names import choice
 from odenet._nets.spec import Block, NetSpec, Norm, Start
 from odenet._solvers.names import solver

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from odenet._jobs.work_precision.results import AdaptiveSolve
-from odenet._report.figures import canvas, rc
-from odenet._report.style import GREY, INK, SPARE, markers
+from odenet._report.figures import canvas
+from odenet._report.style import GREY, INK, RC, SPARE, markers
 from odenet._report.units import seconds
 from odenet._test_problems.named import PROBLEMS
 
@@ -40,7 +40,7 @@ def diagram(rows: Sequence[AdaptiveSolve]) -> Figure | None:
     backends = list(dict.fromkeys(row.backend for row in shown))
     colour = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(solvers)}
     marker = markers(backends)
-    with matplotlib.rc_context(rc()):
+    with matplotlib.rc_context(RC):
         figure = canvas(11.5, 1.4 + 3.7 * len(problems))
         panels = figure.subplots(len(problems), len(_PANELS), squeeze=False)
         for problem, pair in zip(problems, panels, strict=True):

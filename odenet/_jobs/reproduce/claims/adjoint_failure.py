@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import COLOURS
-from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER, errors
+from odenet._jobs.reproduce.network import BACKPROP, CORRECTED, METHODS, PAPER, errors
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.training import Recipe, guessing, network, sample, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below

@@ -17,7 +17,7 @@ from odenet._jobs.reproduce.claims.depth_accuracy import (
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.training import Recipe, network
-from odenet._jobs.reproduce.verdict import Verdict, below
+from odenet._jobs.reproduce.verdict import Verdict, below, ones
 
 CURVES = (RESNET, RESNET_PAPER, RESNET_CORRECTED)
 LIMITS = thresholds("all-images")
@@ -46,7 +46,7 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
     far = below(
         f"ResNet, backprop: the test error is under {100 * LIMITS['error']:g} %",
         error[RESNET],
-        {n: [1.0] * len(of_seeds) for n, of_seeds in error[RESNET].items()},
+        ones(error[RESNET]),
         LIMITS["error"],
     )
     if not lost:  # a quick run

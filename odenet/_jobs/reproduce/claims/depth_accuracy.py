@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from odenet._gradients.names import Backprop, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
-from odenet._jobs.reproduce.methods import errors
+from odenet._jobs.reproduce.network import errors
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.training import Recipe, guessing, sample, small_network, train
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, as_good, below, medians, points_above

@@ -14,7 +14,7 @@ import numpy as np
 from odenet._gradients.names import Backprop
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import COLOURS
-from odenet._jobs.reproduce.methods import BACKPROP, BLOCKS, METHODS, PAPER
+from odenet._jobs.reproduce.network import BACKPROP, BLOCKS, METHODS, PAPER
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.training import Recipe, network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, below, smaller

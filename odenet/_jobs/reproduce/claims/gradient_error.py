@@ -11,8 +11,17 @@ import numpy as np
 
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import COLOURS, finish, over_depth
-from odenet._jobs.reproduce.methods import BLOCKS, CORRECTED, EXTRAPOLATED, HEUNNET, METHODS, NETS, PAPER, RESNET
-from odenet._jobs.reproduce.network import DigitsNetwork
+from odenet._jobs.reproduce.network import (
+    BLOCKS,
+    CORRECTED,
+    EXTRAPOLATED,
+    HEUNNET,
+    METHODS,
+    NETS,
+    PAPER,
+    RESNET,
+    DigitsNetwork,
+)
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, falls_at_least, from_depth, smaller
 

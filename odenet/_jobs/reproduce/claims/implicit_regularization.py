@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet._jobs.reproduce import flow, flow_figure
+from odenet._jobs.reproduce import flow
 from odenet._jobs.reproduce.controls import thresholds
-from odenet._jobs.reproduce.drawing import finish, over_depth
+from odenet._jobs.reproduce.drawing import draw_flow, finish, over_depth
 from odenet._jobs.reproduce.flow import AFTER, BEFORE, STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.network import tanh
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
@@ -60,7 +60,7 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Loss, smoothness and distance, and the exponent before and after."""
-    left = flow_figure.draw(points, figure, (TIED, INDEPENDENT))
+    left = draw_flow(points, figure, (TIED, INDEPENDENT))
     for index, curve in enumerate((TIED, INDEPENDENT)):
         for line, quantity in ((":", BEFORE), ("-", AFTER)):
             over_depth(left, values(points, curve, quantity), f"{curve}, {quantity.split()[-1]}", index, line)

@@ -15,10 +15,9 @@ from odenet._gradients.names import DiscreteAdjoint, Gradient
 from odenet._jobs.data.digits import batch
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import INK, finish, over_depth
-from odenet._jobs.reproduce.methods import CORRECTED, METHODS, NETS, PAPER, built
-from odenet._jobs.reproduce.network import DigitsNetwork
+from odenet._jobs.reproduce.network import CORRECTED, METHODS, NETS, PAPER, DigitsNetwork, built
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, smaller
+from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, from_depth, ones, smaller
 from odenet._nets.spec import NetSpec
 
 if TYPE_CHECKING:
@@ -201,8 +200,7 @@ def _faster(points: Sequence[Point], net: str) -> Verdict:
     times = values(points, _curve(net, COST), TIME)
     seeds = [list(of_seed) for of_seed in zip(*times.values(), strict=True)]
     means = {max(times, default=1): [math.exp(statistics.mean(map(math.log, of_seed))) for of_seed in seeds]}
-    ones = {n: [1.0] * len(of_seed) for n, of_seed in means.items()}
-    return smaller(f"{net}: faster than the paper's", means, ones, LIMITS["time"])
+    return smaller(f"{net}: faster than the paper's", means, ones(means), LIMITS["time"])
 
 
 REPRODUCTION = Reproduction(

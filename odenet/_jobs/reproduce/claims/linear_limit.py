@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet._jobs.reproduce import flow, flow_figure
+from odenet._jobs.reproduce import flow
 from odenet._jobs.reproduce.controls import thresholds
+from odenet._jobs.reproduce.drawing import draw_flow, draw_weights
 from odenet._jobs.reproduce.flow import LIMIT_RATE, RATE, RATE_APART, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.verdict import Verdict, below, falls
@@ -57,8 +58,8 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Loss, smoothness and distance, and the weights over depth (figure 2)."""
-    left = flow_figure.draw(points, figure, (SMOOTH, ROUGH))
-    flow_figure.draw_weights(points, left, (SMOOTH, ROUGH))
+    left = draw_flow(points, figure, (SMOOTH, ROUGH))
+    draw_weights(points, left, (SMOOTH, ROUGH))
 
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:

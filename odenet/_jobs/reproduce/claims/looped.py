@@ -15,12 +15,11 @@ from odenet._gradients.certified import quiet
 from odenet._jobs.data.sets import CHARACTERS, lines
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
-from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER
-from odenet._jobs.reproduce.network import tanh
+from odenet._jobs.reproduce.network import BACKPROP, CORRECTED, METHODS, PAPER, tanh
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.verdict import Verdict, as_good, falls, smaller
 from odenet._problem.depth import Depth
-from odenet._report.difference import relative
+from odenet._report.difference import flat, relative
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,12 +154,8 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
             points += [cell.point(APART, abs(loss - _limit(cell.backend, cell.seed, deepest, steps, choices.device)))]
             for name in (PAPER, CORRECTED):
                 _, other, _ = gradient(weights, text, cell.depth, name, cell.backend)
-                points.append(cell.point(name, relative(_flat(other), _flat(exact))))
+                points.append(cell.point(name, relative(flat(other), flat(exact))))
     return tuple(points)
-
-
-def _flat(gradients: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.concatenate([gradients[name].ravel() for name in sorted(gradients)])
 
 
 def _error(cell: CurveCell, weights: Weights) -> float:

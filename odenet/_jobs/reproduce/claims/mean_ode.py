@@ -14,7 +14,7 @@ from odenet._jobs.reproduce.drawing import finish, over_depth, slope
 from odenet._jobs.reproduce.flow import Flow, Start
 from odenet._jobs.reproduce.network import tanh
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
-from odenet._jobs.reproduce.verdict import Verdict, falls, near, smaller
+from odenet._jobs.reproduce.verdict import Verdict, falls, near, ones, smaller
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,9 +106,8 @@ def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
         if n * wide // narrow in apart[narrow]
     }
     learnt = values(points, curve(wide), LEARNT)
-    ones = {n: [1.0] * len(of_seeds) for n, of_seeds in learnt.items()}
     return (
-        smaller("the networks learn", learnt, ones, LIMITS["learnt"]),
+        smaller("the networks learn", learnt, ones(learnt), LIMITS["learnt"]),
         *(
             falls(
                 f"{curve(hidden)}: after training the outputs tend to those of the limit as L^-1/2",

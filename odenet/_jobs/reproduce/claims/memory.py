@@ -14,7 +14,7 @@ from odenet._backend import registry as _registry
 from odenet._gradients.names import Backprop, Checkpoint, DiscreteAdjoint, Gradient
 from odenet._jobs.reproduce.controls import judged, thresholds
 from odenet._jobs.reproduce.drawing import INK, finish, over_depth
-from odenet._jobs.reproduce.methods import BACKPROP, NETS, built
+from odenet._jobs.reproduce.network import BACKPROP, NETS, built
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, falls, from_depth
 from odenet._nets.spec import NetSpec

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odenet._jobs.reproduce import flow, flow_figure
+from odenet._jobs.reproduce import flow
 from odenet._jobs.reproduce.controls import thresholds
+from odenet._jobs.reproduce.drawing import draw_changes, draw_flow
 from odenet._jobs.reproduce.flow import MEAN, SMOOTHNESS, STATES, WEIGHTS, Flow, Start
 from odenet._jobs.reproduce.network import tanh
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
@@ -85,8 +86,8 @@ def measure(cell: CurveCell, choices: Settings) -> tuple[Point, ...]:
 
 def draw(points: Sequence[Point], figure: Figure) -> None:
     """Loss, smoothness and distance, and where in depth weights are not smooth."""
-    left = flow_figure.draw(points, figure, list(CURVES))
-    flow_figure.draw_changes(points, left, (TANH, RELU))
+    left = draw_flow(points, figure, list(CURVES))
+    draw_changes(points, left, (TANH, RELU))
 
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.drawing import finish, over_depth, slope
-from odenet._jobs.reproduce.methods import BACKPROP, CORRECTED, METHODS, PAPER, errors
+from odenet._jobs.reproduce.network import BACKPROP, CORRECTED, METHODS, PAPER, errors
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.training import Recipe, guessing, sample, small_network, train
 from odenet._jobs.reproduce.verdict import Verdict, as_good, falls, no_worse, smaller

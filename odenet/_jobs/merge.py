@@ -1,4 +1,4 @@
-"""`odenet merge`."""
+"""`odenet merge`: parts of a job, measured on their own, as one."""
 
 from __future__ import annotations
 
@@ -27,18 +27,14 @@ _NAMED = 5  # cells that are named of those that are left
 
 JOBS = {
     "odenet compare 1": "odenet._jobs.compare.command:JOB",
-    "odenet work-precision 1": "odenet._jobs.benchmark.command:JOB",
+    "odenet work-precision 1": "odenet._jobs.benchmark:JOB",
     "odenet train seeds 1": "odenet._jobs.train.seeds:JOB",
 }
 """The `CellJob` of each format of results, as "module:name": it is imported when a folder has such results."""
-REPRODUCE = "odenet._jobs.reproduce.merging:merge"
+REPRODUCE = "odenet._jobs.reproduce.command:merge"
 
 
-@click.command(
-    "merge",
-    short_help="Join the parts of a job that --shard divided.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@click.command("merge", short_help="Join the parts of a job that --shard divided.")
 @click.argument("folders", nargs=-1, required=True, type=FilePath(file_okay=False))
 @click.option("-o", "--out", type=FilePath(file_okay=False), required=True, help="Folder of the merged results.")
 @click.pass_context

@@ -28,7 +28,7 @@ _CAPTION = (
 _PLURAL = {"problem": "problems", "backend": "backends", "solver": "solvers", "rtol": "tolerances"}
 
 
-@click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=SuggestingGroup)
 def command() -> None:
     """Measure solves of test problems.
 
@@ -39,11 +39,7 @@ def command() -> None:
     """
 
 
-@command.command(
-    "work-precision",
-    short_help="Error against evaluations and seconds.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+@command.command("work-precision", short_help="Error against evaluations and seconds.")
 @_flags.problems("detest-b5,detest-c5,detest-d5")
 @_flags.backends(",".join(_registry.available()) or "all")
 @_flags.solvers("bosh3,dopri5,dopri8")

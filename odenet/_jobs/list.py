@@ -20,8 +20,7 @@ from odenet._backend.registry import backend, broken, known
 from odenet._gradients.names import ALIASES as GRADIENT_ALIASES
 from odenet._gradients.names import GRADIENTS, Backprop, ContinuousAdjoint
 from odenet._report.terminal import Table, console, table
-from odenet._solvers.delegated import DelegatedSolver
-from odenet._solvers.family import StagedSolver
+from odenet._solvers.family import DelegatedSolver, StagedSolver
 from odenet._solvers.names import ALL_SOLVERS
 from odenet._solvers.runge_kutta import Solver
 from odenet._test_problems.named import PROBLEMS
@@ -293,7 +292,7 @@ SECTIONS = {
 }
 
 
-@click.command(short_help="List what can be chosen by name.", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(short_help="List what can be chosen by name.")
 @click.argument("what", type=click.Choice(list(SECTIONS)), required=False)
 @click.option("--backend", "only", help="Show only this backend, and everything that it offers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object with a list for each section.")

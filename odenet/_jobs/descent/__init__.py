@@ -1,1 +1,0 @@
-"""Gradient descent on images, as `train` and `reproduce` share it."""

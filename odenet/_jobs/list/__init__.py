@@ -1,1 +1,0 @@
-"""`odenet list`."""

@@ -1,1 +1,0 @@
-"""`odenet merge`: parts of a job, measured on their own, as one."""
