@@ -216,10 +216,13 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/adjoint.py": (
         {
             "mark",
+            "own",
             "pulled",
             "read",
+            "refuse_batches",
             "refuse_second_derivatives",
             "refuse_transforms",
+            "require_finite",
             "require_known",
             "standing",
             "unhooked",

@@ -32,8 +32,8 @@ def test_bytes_kept_are_those_of_the_codes_their_scales_and_one_state(shape, row
     assert y1.requires_grad
     scale = 2 if bits == 8 and kind is torch.float32 else kind.itemsize
     codes = steps * (y0.numel() * bits // 8 + rows * scale)
-    # the rounded end beside the solution; numbers: the certificate
-    assert 0 <= mode.live - codes - 2 * y0.nbytes <= 2 * kind.itemsize
+    # y0, which the caller may write on, and the rounded end beside the solution; numbers: the certificate
+    assert 0 <= mode.live - codes - 3 * y0.nbytes <= 2 * kind.itemsize
     cost = odenet.Checkpoint(bits=bits).cost(odenet.solver(solver), steps)
     assert (cost.states, cost.rounded) == (2, steps)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,18 @@ class Call:
         return self.output[1:] if isinstance(self.output, tuple) else None
 
 
-def calls(model: nn.Module, modules: Iterable[nn.Module], example: Any) -> dict[int, list[Call]]:
-    """The calls of some modules while the model runs on an example, by `id` of the module, in order."""
+def calls(model: nn.Module, modules: Sequence[nn.Module], example: Any) -> dict[int, list[Call]]:
+    """The calls of some modules while the model runs on an example, by `id` of the module, in order.
+
+    Raises:
+        ConversionError: one is of TorchScript.
+    """
+    if scripted := [module for module in modules if isinstance(module, torch.jit.ScriptModule)]:
+        raise ConversionError(
+            f"a {scripted[0].original_name} is compiled by torch.jit, and its calls cannot be seen",
+            "layers of Python",
+            "leave out torch.jit.script and torch.jit.trace for the layers that are to be converted",
+        )
     by_module: dict[int, list[Call]] = {id(module): [] for module in modules}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

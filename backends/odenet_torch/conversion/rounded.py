@@ -26,7 +26,7 @@ from odenet_torch.conversion.measured import LayerErrors, apart, cotangent, due,
 from odenet_torch.conversion.rerun import Rerun, spent
 from odenet_torch.field.field import now, unique
 from odenet_torch.field.half_precision import HALF
-from odenet_torch.gradients.adjoint import _retained, refuse_second_derivatives, unhooked
+from odenet_torch.gradients.adjoint import _retained, refuse_batches, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.rounded_states import Chain, relative, rows
 
 
@@ -216,4 +216,6 @@ class _RoundedNode(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         link: RoundedLink = ctx.link
         refuse_second_derivatives(link.method.label)
+        if link.state is not None:  # whose error is measured
+            refuse_batches(cotangents, f"gradient={link.method.label!r}", "gradient='checkpoint'")
         return None, None, *link.pull(cotangents)

@@ -29,7 +29,7 @@ from odenet_torch.drop_in.step_back import StepsBack, steps_back
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.half_precision import HALF
-from odenet_torch.gradients.adjoint import unhooked
+from odenet_torch.gradients.adjoint import refuse_batches, require_finite, unhooked
 from odenet_torch.steps.graph import Choices
 from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
 
@@ -155,6 +155,7 @@ class AdjointSolve:
         # steps that end where the next time is are shorter than they might be
         self.size = longest * (1 if loop.tried > loop.n else 2) or None
         if loop.failed is not None:
+            require_finite((a,), start)
             raise stopped_back(loop.failed, choice.max_steps // max(len(self.way.flow.times) - 1, 1), loop.n, start)
         return both[1]
 
@@ -231,7 +232,9 @@ class _OdeintAdjoint(torch.autograd.Function):
         ctx.autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
         ctx.way = way
         ctx.end = None if event_t is None else event_t.item()
+        # the caller's are a copy: who writes on them, in place or by NumPy, does not change where the way back begins
         ctx.save_for_backward(ys, *params)
+        ys = ys.clone()
         if event_t is not None:
             ctx.mark_non_differentiable(event_t)
         return event_t, ys
@@ -249,6 +252,7 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             "first derivatives (create_graph=False)",
             "take odeint, which can be differentiated again",
         )
+    refuse_batches(gradients, "odeint_adjoint", "odeint")
     way, (ys, *params) = ctx.way, saved_tensors.of(ctx)
     ys = ys.detach()
     flow, timed, (_, grads) = way.flow, ctx.needs_input_grad[1], gradients

@@ -17,7 +17,7 @@ from odenet import GridError, InputError, SolveError, Solver
 from odenet.kit import Compile, Tableau, add, shown, slopes
 from odenet_torch.drop_in.compiled import EqualSteps, choices
 from odenet_torch.drop_in.flow import OdeintProblem
-from odenet_torch.drop_in.options import Spacing
+from odenet_torch.drop_in.options import Spacing, unwritten
 from odenet_torch.field.memory import overwritten, versions
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.dense import differentiable
@@ -105,7 +105,8 @@ def nodes(flow: OdeintProblem, spacing: Spacing, y0: Tensor, t: Tensor) -> Tenso
         GridError: a grid that does not go from the first of the times to the last.
     """
     if spacing.grid_constructor is not None:
-        grid = spacing.grid_constructor(flow.func if flow.shapes is None else flow.f, y0, t)
+        with unwritten("grid_constructor", (y0,)):
+            grid = spacing.grid_constructor(flow.func if flow.shapes is None else flow.f, y0, t)
         if not isinstance(grid, Tensor) or not grid.is_floating_point() or grid.ndim != 1 or not len(grid):
             raise GridError(f"grid_constructor made {shown(grid)}", "a one-dimensional tensor of floats")
         ends, expected = [grid[0].item(), grid[-1].item()], [t[0].item(), t[-1].item()]

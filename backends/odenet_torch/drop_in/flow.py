@@ -248,6 +248,8 @@ def flow(
     # up to an event nobody knows how far it is: as torchdiffeq, a unit of time
     end = times[0] + 1.0 if event_fn is not None else times[-1]
     wide = y0.real.dtype is torch.float32 and len(times) > 1 and coarse(torch.float32, times[0], end)
+    if torch.is_grad_enabled() and y0.is_inference():  # which takes part in no graph
+        y0 = y0.clone()
     return OdeintProblem(func, shapes, y0, t, times, event_fn, wide=wide)
 
 

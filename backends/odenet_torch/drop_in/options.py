@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenet import InputError, PIDController, UnknownNameError
+from odenet import InputError, PIDController, StateError, UnknownNameError
 from odenet.kit import real, shown, within, yes_or_no
 from odenet_torch.drop_in.flow import OdeintProblem, state_norm, tolerance
 from odenet_torch.drop_in.methods import ADAPTIVE
+from odenet_torch.field.written_on import writes
 from odenet_torch.steps.size_control import StepCallbacks
 
 Options = Mapping[str, Any]
@@ -158,17 +160,33 @@ def watchers(method: str, flow: OdeintProblem, shown: Callable[..., Any], suffix
             warnings.warn(f"Solver '{method}' does not support callbacks {ignored}", stacklevel=5)
     device = flow.y0.device
 
-    def adapted(callback: Any) -> Callable[[float, Any, float], None]:
+    def adapted(name: str, callback: Any) -> Callable[[float, Any, float], None]:
         if callback is None:
             return lambda t, y, h: None
 
         def tell(t: float, y: Any, h: float) -> None:
             time, size = torch.tensor([t, abs(h)], dtype=torch.float64, device=device).unbind(0)
-            callback(time, shown(*y), size)
+            with unwritten(name, y):
+                callback(time, shown(*y), size)
 
         return tell
 
-    return StepCallbacks(*(adapted(callbacks[name]) for name in _CALLBACKS))
+    return StepCallbacks(*(adapted(name + suffix, callbacks[name]) for name in _CALLBACKS))
+
+
+@contextlib.contextmanager
+def unwritten(name: str, y: Iterable[Tensor]) -> Iterator[None]:
+    """Around a function of the caller's that is shown the state, and is not to change the solve.
+
+    Raises:
+        StateError: it wrote on the state.
+    """
+    before = [writes(leaf) for leaf in y]
+    yield
+    if [writes(leaf) for leaf in y] != before:
+        raise StateError(
+            f"{name} wrote on the state that it was given", f"a {name} that leaves it as it is", "work on y.clone()"
+        )
 
 
 def _look(method: str, options: Options, known: set[str]) -> None:

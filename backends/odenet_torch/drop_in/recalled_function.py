@@ -16,7 +16,7 @@ from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.field.called_modules import ModuleSnapshot
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import ends, moved, now, unique
-from odenet_torch.field.memory import versions
+from odenet_torch.field.memory import require_recorded, versions
 from odenet_torch.field.replay import Replay, hooks_its_state
 from odenet_torch.field.surroundings import reach
 from odenet_torch.field.written_on import version
@@ -117,6 +117,7 @@ class Recalled:
                         value = self.func(t, at)
                     except RuntimeError as error:
                         value = record(error, self.func, t, at)
+                require_recorded(True)
             # NumPy's writes are not counted: on the host the values are compared
             unwritten = y.device.type != "cpu" or all(map(torch.equal, _flat(at), _flat(flow.unpacked(y))))
             self.lends = versions(_flat(at)) != before or not unwritten

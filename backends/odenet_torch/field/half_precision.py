@@ -92,7 +92,10 @@ class Reads:
 
 
 def slots(function: Any) -> list[Slot]:
-    """The weights of half precision that a module consists of, or that another function is seen to hold, and where."""
+    """The weights of half precision that a module consists of, or that another function is seen to hold, and where.
+
+    Those of TorchScript are left out: nothing can stand in for them.
+    """
     if isinstance(function, nn.Module):
         outer = [function]
         tables: list[tuple[Any, Iterable[Any]]] = []
@@ -104,7 +107,7 @@ def slots(function: Any) -> list[Slot]:
     else:
         return []
     for module in outer:
-        inner = list(module.modules())
+        inner = [member for member in module.modules() if not isinstance(member, torch.jit.ScriptModule)]
         if all(member._compiled_call_impl is None for member in inner):  # not compiled for its own parameters
             tables += [(member._parameters, [*member._parameters]) for member in inner]
     entries = [(table, key, table.get(key)) for table, keys in tables if table is not None for key in keys]

@@ -118,7 +118,7 @@ class Memory:
                 drawn = random_state.state(layout.device)
         # once a pass, and where torch alone sees it, whose checkpoint would run the step again to tell
         since = now() if not self.evaluated and torch.is_grad_enabled() and not hooked() else None
-        before = self.count(lent)
+        before, recorded = self.count(lent), torch.is_grad_enabled()
         try:
             slope = layout.slope(f(layout.call(lent)), y)
         except RuntimeError as error:
@@ -128,6 +128,7 @@ class Memory:
             self.lends, lent = True, tuple(map(_copy, y))
             before = self.count(lent)
             slope = layout.slope(f(layout.call(lent)), y)
+        require_recorded(recorded)
         if not self.evaluated and any(k.layout is not torch.strided for k in slope):
             raise StateError(
                 f"the field returned a slope of layout {slope[0].layout}", "dense tensors", "return slope.to_dense()"
@@ -201,6 +202,17 @@ def written() -> StateError:
         "fields that leave their arguments as they are",
         "work on y.clone(), without inplace=True and without methods that end in _",
     )
+
+
+def require_recorded(before: bool) -> None:
+    """Raises StateError if f switched the recording of gradients off for what comes after it: they would be missing."""
+    if before and not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        raise StateError(
+            "the field left torch.set_grad_enabled(False) behind, so that nothing after it has a gradient",
+            "fields that switch it back",
+            "write `with torch.no_grad():` around the part that is to have no gradient",
+        )
 
 
 def overwritten() -> StateError:

@@ -15,7 +15,14 @@ from odenet.kit import add, alarm
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, SavedStates, refuse_second_derivatives, refuse_transforms, unhooked
+from odenet_torch.gradients.adjoint import (
+    Adjoint,
+    SavedStates,
+    own,
+    refuse_second_derivatives,
+    refuse_transforms,
+    unhooked,
+)
 from odenet_torch.gradients.stages import advance
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import ForwardSolve, evaluation
@@ -43,7 +50,7 @@ class _FirstDerivativeOnly(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor) -> Tensor:
-        return leaf.view_as(leaf)
+        return leaf.detach()  # no view, on which nobody could write in place
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,6 +63,7 @@ def solve(adjoint: Adjoint, forward: ForwardSolve, y0: Leaves) -> Leaves:
     if not torch.is_grad_enabled():
         return plain(forward, y0)
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
+    y0 = own(y0)
     adjoint.alarm = alarm(next(iter(forward.run.field.functions()), None))
     field = forward.run.field.apart()
     replay = Replay.of(field, forward.run.layout, 1, cut=True, exact=True)

@@ -96,6 +96,8 @@ class Adjoint(ABC):
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
         self.alarm = alarm(next(iter(run.field.functions()), None))
+        if 0 in {*self.keeps(run), *run.grid.kept}:
+            y0 = own(y0)
         if run.direct is not None:
             return self.settled(run, run.direct, y0)
         field = run.field.apart()
@@ -173,6 +175,12 @@ class SavedStates:
     states: dict[int, Leaves]
     pair: tuple[Leaves, ...]
     sketch: Sketch | None = None
+
+
+def own(y0: Leaves) -> Leaves:
+    """Copies of y0, from which the backward pass begins again: the caller may write on y0 until then, unseen by torch
+    (a loader that fills one buffer, `.data`, NumPy)."""
+    return tuple(leaf.clone() for leaf in y0)
 
 
 def zeros(y: AnyLeaves) -> Leaves:
@@ -262,6 +270,27 @@ def refuse_second_derivatives(gradient: str) -> None:
         )
 
 
+def refuse_batches(gradients: Iterable[Tensor | None], gradient: str, instead: str = "gradient='backprop'") -> None:
+    """Raises UnsupportedError where a backward pass is given several gradients at once, and has to look at each."""
+    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
+    if any(g is not None and torch._C._dispatch_keys(g).has(batched) for g in gradients):
+        raise UnsupportedError(
+            f"several backward passes at once (is_grads_batched=True, vectorize=True) through {gradient}",
+            "one after the other",
+            f"leave out is_grads_batched and vectorize, or take {instead}",
+        )
+
+
+def require_finite(a: AnyLeaves, t: float) -> None:
+    """Raises GradientError if what a backward solve begins with is not finite: no smaller step would help."""
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in a):
+        raise GradientError(
+            f"the gradient of the loss with respect to the state at t={t:.8g} is not finite",
+            "losses with a finite gradient",
+            "look at the loss for the square root or the logarithm of 0, or 0 / 0, there",
+        )
+
+
 def require_known(n: int, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> None:
     """Raises GradientError if f reads a tensor from step n on that it did not read in its first evaluation."""
     if unknown := outside(outputs, known, since):
@@ -323,7 +352,7 @@ class _FixedStepSolve(torch.autograd.Function):
         ctx.weights = tuple((id(tensor), tensor.dtype) for tensor in weights)  # the field keeps the tensors alive
         flat = [leaf for leaves in (*(states[n] for n in ctx.states), *pair) for leaf in leaves]
         ctx.save_for_backward(*flat, *weights)
-        return stacked(run, states)
+        return stacked(run, states, copied=True)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

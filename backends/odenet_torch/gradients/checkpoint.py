@@ -33,6 +33,7 @@ from odenet_torch.gradients.adjoint import (
     Adjoint,
     SavedStates,
     mark,
+    own,
     pulled,
     read,
     refuse_transforms,
@@ -66,12 +67,12 @@ class Recomputation(Adjoint):
             if coupled or hooked():  # what the caller's hooks are to see is saved by torch's checkpoint alone
                 raise NotSettledError
             self.differentiable = True
-            return self.settled(run, run.direct, y0)
-        if hookless.known(run.field) and not coupled:
+            return self.settled(run, run.direct, own(y0))
+        if (hookless.known(run.field) or hookless.forbidden()) and not coupled:
             return super().solve(run, y0)
         before = hookless.Traces(run)
         try:
-            return self.recorded(run, y0)
+            return self.recorded(run, own(y0))
         except RuntimeError as error:
             if not refuses_hooks(error) or hooked():  # hooks of the caller's are the caller's
                 raise
@@ -101,7 +102,7 @@ class Recomputation(Adjoint):
 
     def keeps(self, run: Run) -> Iterable[int]:
         if self.method.states is None:
-            return (*(first for first, _ in self.method.parts(run.grid.steps)), run.grid.steps)
+            return [first for first, _ in self.method.parts(run.grid.steps)]
         return schedule(run.grid.steps, self.method.states).forward
 
     def discover(self, run: Run, y0: Leaves) -> Leaves:

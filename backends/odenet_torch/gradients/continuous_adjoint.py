@@ -20,7 +20,15 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, SavedStates, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import (
+    Adjoint,
+    SavedStates,
+    refuse_batches,
+    require_finite,
+    standing,
+    vjp,
+    zeros,
+)
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify
 from odenet_torch.gradients.first_step import FirstStep, LargestMove, kinds
 from odenet_torch.gradients.stages import Steps
@@ -153,6 +161,7 @@ class AdaptiveCostate(Costate):
         self, forward: ForwardSolve, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
     ) -> Leaves:
         """Gradient with respect to y0, from the outputs and the gradients of the loss with respect to them."""
+        refuse_batches((leaf for row in rows for leaf in row), f"gradient={self.stats.gradient!r}")
         y, t = states[forward.grid.steps], forward.grid.nodes[-1]
         a: AnyLeaves = zeros(y)
         self.proposed = None
@@ -200,6 +209,7 @@ class AdaptiveCostate(Costate):
                 both = step.y1
         self.proposed = loop.proposed
         if loop.failed is not None:
+            require_finite(a, t)
             raise GradientError(
                 f"the continuous adjoint stopped after {loop.n} steps back from t={t:.8g}: {loop.failed.happened}",
                 "backward solves that reach t0",

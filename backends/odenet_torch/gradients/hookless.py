@@ -1,14 +1,19 @@
-"""Checkpointing of fields that call `torch.func` inside, which refuses to run under hooks on saved tensors.
+"""Checkpointing of fields that do not run as they do otherwise under hooks on saved tensors, as torch's checkpoint is.
 
-`torch.utils.checkpoint` is such hooks. These fields are found by the error that torch.func raises; the pass is then
-begun anew without hooks, by the backward pass that the other schedules have, and the next passes of the same field at
-once.
+`torch.func` refuses to run under them: fields that call it are found by its error. The pass is then begun anew without
+hooks, by the backward pass that the other schedules have, and the next passes of the same field at once. TorchScript
+saves other tensors when it runs again, optimised, and turns the exception by which torch's checkpoint stops into an
+error of its own: its modules are found before.
 """
 
 from __future__ import annotations
 
 import weakref
 from typing import Any
+
+import torch
+from torch import nn
+from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError, UnsupportedError
 from odenet_torch.field import random_state
@@ -17,15 +22,26 @@ from odenet_torch.field.written_on import version
 from odenet_torch.steps.fixed import Run
 
 _KNOWN: weakref.WeakSet[Any] = weakref.WeakSet()
+_SEARCHED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Modules that were searched for parts of TorchScript."""
 
 
 def known(field: Field) -> bool:
-    """Whether a field is known to call torch.func."""
-    return bool(_KNOWN) and any(function in _KNOWN for function in field.functions())
+    """Whether a field is known not to run under hooks."""
+    functions = field.functions()
+    fresh = [f for f in functions if isinstance(f, nn.Module) and f not in _SEARCHED]
+    _SEARCHED.update(fresh)
+    _KNOWN.update(f for f in fresh if any(isinstance(module, torch.jit.ScriptModule) for module in f.modules()))
+    return bool(_KNOWN) and any(function in _KNOWN for function in functions)
+
+
+def forbidden() -> bool:
+    """Whether the caller has forbidden hooks (`torch.autograd.graph.disable_saved_tensors_hooks`)."""
+    return _autograd._saved_tensors_hooks_get_disabled_error_message() is not None
 
 
 def remember(field: Field) -> None:
-    """Remember that a field calls torch.func."""
+    """Remember that a field does not run under hooks."""
     for function in field.functions():
         try:
             _KNOWN.add(function)

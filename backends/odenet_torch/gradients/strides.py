@@ -37,7 +37,7 @@ from odenet_torch.field.replay import autocasts
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.wiring import ForwardReads
 from odenet_torch.gradients.accepted_steps import once
-from odenet_torch.gradients.adjoint import Adjoint, SavedStates, zeros
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, own, zeros
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
 from odenet_torch.gradients.discrete_adjoint import predicted
 from odenet_torch.gradients.stages import Steps
@@ -215,9 +215,11 @@ class Passage(Adjoint):
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
         self.wide: dict[int, Tensor] = {}
         self.strides.strict = True
-        y0 = tuple([leaf.detach() for leaf in y0])
+        y0, wanted = tuple([leaf.detach() for leaf in y0]), {*run.grid.kept, *self.keeps(run)}
+        if 0 in wanted:
+            y0 = own(y0)
         y = tuple([leaf.contiguous() for leaf in y0])
-        states, pair = _forth(run, self.strides, y, y0, {*run.grid.kept, *self.keeps(run)}, self.live)
+        states, pair = _forth(run, self.strides, y, y0, wanted, self.live)
         return states, run.solver.kept(pair) if isinstance(run.solver, ReversibleSolver) else ()
 
     def pulled(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from odenet import Grid, ReversibleSolver
 from odenet.kit import Leaves as AnyLeaves
@@ -211,14 +210,19 @@ def loop(
     return states, ()
 
 
-def stacked(run: Run, states: dict[int, Leaves]) -> Leaves:
-    """The kept states' leaves with a leading time axis, in the number type of y0."""
+def stacked(run: Run, states: dict[int, Leaves], *, copied: bool = False) -> Leaves:
+    """The kept states' leaves with a leading time axis, in the number type of y0.
+
+    Args:
+        run: what was solved.
+        states: by index.
+        copied: whether in memory of their own, because the states are needed again: the caller may write on what is
+            returned, and torch refuses that for a view which a node of ours has made.
+    """
     columns = zip(*(states[n] for n in run.grid.kept), strict=True)
-    return tuple(run.layout.returned(_stack(column), i) for i, column in enumerate(columns))
-
-
-def _stack(column: tuple[Tensor, ...]) -> Tensor:
-    return column[0].unsqueeze(0) if len(column) == 1 else torch.stack(column)
+    alone = len(run.grid.kept) == 1 and not copied
+    stack = [column[0].unsqueeze(0) if alone else torch.stack(column) for column in columns]
+    return tuple(run.layout.returned(leaf, i) for i, leaf in enumerate(stack))
 
 
 Solve = Callable[[Run, Leaves], Leaves]

@@ -115,10 +115,10 @@ class AdaptiveLoop:
         n, tried, evaluations: steps accepted, steps tried, and evaluations of the field so far.
         failed: why the solve could not go on.
         trial, size: the step that is tried, and its signed size.
-        proposed: size of the step after the last one accepted.
         memory: of the slopes that the step holds, where these are the field's own.
         on: who is told of steps; None in all but the drop-in for torchdiffeq, whose users may watch them.
         compiled: what makes the trial steps of a state and its slope, where they are compiled.
+        proposed: size of the step after the last one accepted; None before there is one.
     """
 
     evaluate: Evaluate
@@ -138,6 +138,7 @@ class AdaptiveLoop:
     on: StepCallbacks | None = None
     memory: Memory | None = None
     compiled: Callable[[Leaves, Leaves], CompiledTrials] | None = None
+    proposed: float | None = None
 
     def slope(self, t: float, y: Leaves, rank: int, start: float, end: float) -> Leaves:
         """The field at one end of a step from `start` to `end`."""
