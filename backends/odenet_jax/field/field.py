@@ -67,9 +67,10 @@ class Slot:
 
     def at(self, position: Any, weights: Weights) -> Weights:
         """Those of all `weights` that hold at `position` in [0, 1] of the step."""
-        mixed, other = self.start, self.other
-        if self.other_end is not None and not isinstance(position, Array) and position == 1:
-            other = self.other_end  # an adaptive solve stops at nodes, and reads up to them what held before
+        mixed = self.start
+        # the next block's at its very place; an adaptive solve stops at nodes, where it reads what held before
+        within = self.other_end is None or isinstance(position, Array) or position != 1
+        other = self.other if within else self.other_end or []
         if self.end is not None and isinstance(position, Array):  # of an adaptive solve, whose steps are its own choice
             places = [position.astype(leaf.real.dtype) for leaf in self.start]
             pairs = zip(places, self.start, self.end, strict=True)

@@ -343,7 +343,7 @@ class NeuralODE(eqx.Module):
         if not callable(field):
             raise InputError(f"field is a {type(field).__name__}", "a callable field(t, y)")
         concrete = isinstance(steps, jax.Array) and steps.ndim == 0 and not isinstance(steps, Tracer)
-        self.field, self.steps = field, steps.item() if concrete else _plain(steps)
+        self.field, self.steps = field, _plain(np.asarray(steps) if concrete else steps)
         default = "dopri5" if steps is None else "rk4"
         self.solver = solver_named(default if solver is None else solver)
         self.gradient = gradient_named(gradient)
