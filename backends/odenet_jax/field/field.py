@@ -69,7 +69,7 @@ class Slot:
         """Those of all `weights` that hold at `position` in [0, 1] of the step."""
         mixed = self.start
         # the next block's at its very place; an adaptive solve stops at nodes, where it reads what held before
-        within = self.other_end is None or isinstance(position, Array) or position != 1
+        within = self.other_end is None or isinstance(position, Array) or float(position) < 1
         other = self.other if within else self.other_end or []
         if self.end is not None and isinstance(position, Array):  # of an adaptive solve, whose steps are its own choice
             places = [position.astype(leaf.real.dtype) for leaf in self.start]
