@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from odenet import _tree
-from odenet._errors import InputError
+from odenet._errors import InputError, UnsupportedError
 from odenet._gradients.names import gradient
 
 
@@ -86,7 +86,8 @@ class Stats:
         a row of a stored state; with `continuous-adjoint` in equal steps the relative error of the first step's
         gradient, compared with the exact one of that step, or a third of the error of y(t0) (`ContinuousAdjoint`).
         """
-        return None if self.residual is None else float(self.residual)
+        residual = self.residual
+        return None if residual is None else _on_host(lambda: float(residual), "Stats.certificate", "Stats.residual")
 
     @property
     def gradient_error_estimate(self) -> float | None:
@@ -100,6 +101,23 @@ class Stats:
 
 
 State = TypeVar("State")
+Value = TypeVar("Value")
+
+
+def _on_host(read: Callable[[], Value], name: str, remedy: str) -> Value:
+    """What `read` returns.
+
+    Raises:
+        UnsupportedError: inside of `jax.jit`, `jax.vmap` or another transformation, where there are no numbers yet.
+    """
+    try:
+        return read()
+    except (TypeError, RuntimeError) as error:  # what frameworks say of an array that is traced
+        raise UnsupportedError(
+            f"{name} where the solution is traced (jax.jit, jax.vmap, torch.func)",
+            "asking what such a function returned",
+            f"within it, {remedy}",
+        ) from error
 
 
 @dataclass
@@ -133,7 +151,16 @@ class Solution(Generic[State]):
 
     @property
     def result(self) -> Result:
-        """How the solve ended (the worst of several). Looked up when asked, since it reads numbers on the host."""
+        """How the solve ended (the worst of several). Looked up when asked, since it reads numbers on the host.
+
+        Raises:
+            UnsupportedError: inside of `jax.jit`, `jax.vmap` or another transformation, where there are no numbers yet.
+        """
+        return _on_host(
+            self._result, "Solution.result", "Solution.outcome is the place of the result in odenet.Result, as an array"
+        )
+
+    def _result(self) -> Result:
         codes = list(Result)
         ended = Result.SUCCESS
         if self.outcome is not None:

@@ -31,6 +31,7 @@ from odenet_jax.conversion.example import check_unchanged, outputs, watched
 from odenet_jax.conversion.run import Alone, Member, Run
 from odenet_jax.conversion.selection import Selected, runs, single_layers
 from odenet_jax.field.flax_modules import is_flax
+from odenet_jax.field.programs import require_known
 
 Model = TypeVar("Model")
 
@@ -82,7 +83,8 @@ def convert(
     Raises:
         ConversionError: no such part; no layers that can be converted, with reasons (an activation or norm after the
             addition, another shape, layers of different structure, a value that leaves a layer beside its state ...);
-            outputs that differ. UnsupportedError: a gradient that the solver does not go with, or "auto".
+            outputs that differ. UnsupportedError: a gradient that the solver does not go with, or "auto"; a
+            call inside of `jax.jit` or another transformation.
     """
     if not callable(model):
         raise InputError(f"a model that is a {type(model).__name__}", "a module of equinox or of flax.nnx")
@@ -104,6 +106,7 @@ def convert(
     alone = itself and method in (Backprop(), Checkpoint())
     caller: Any = call if call is not None else (lambda model, *arguments, **named: model(*arguments, **named))
     lists = containers(model, where)
+    require_known("convert", (model, example))
     names = [name for container in lists for name in container.layers]
     attached = [name for container in lists for name, layer in container.layers.items() if is_attached(layer)]
     if attached:
@@ -128,6 +131,8 @@ def convert(
 def _require_example(model: Any, example: Any) -> None:
     """Raises InputError for what is no example: words, objects, or not what the model (unless None) is called with."""
     for leaf in jax.tree.leaves(example):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise InputError(f"an example of {leaf}", "arrays of numbers", "jnp.ones of its shape")
         if isinstance(leaf, np.ndarray | np.generic):
             array_of_numbers("example", np.asarray(leaf))
     named = example if isinstance(example, Mapping) else {}

@@ -52,7 +52,8 @@ class Slot:
     Args:
         start: at the start of its layer or interval.
         end: at the end of its interval, for weights that are linear in depth.
-        other: integers and booleans.
+        other: what cannot be interpolated (integers, booleans, random keys), from the start of the step to its end.
+        other_end: at its end, for weights that are linear in depth: that of the next block, where the step reaches it.
         part: which part of its interval the step is, counted from 0; None where it is not cut.
         parts: how many steps the interval is cut into.
     """
@@ -60,12 +61,16 @@ class Slot:
     start: Arrays
     end: Arrays | None
     other: Arrays
+    other_end: Arrays | None = None
     part: Any = None
     parts: int = 1
 
     def at(self, position: Any, weights: Weights) -> Weights:
         """Those of all `weights` that hold at `position` in [0, 1] of the step."""
         mixed = self.start
+        # the next block's at its very place; an adaptive solve stops at nodes, where it reads what held before
+        within = self.other_end is None or isinstance(position, Array) or float(position) < 1
+        other = self.other if within else self.other_end or []
         if self.end is not None and isinstance(position, Array):  # of an adaptive solve, whose steps are its own choice
             places = [position.astype(leaf.real.dtype) for leaf in self.start]
             pairs = zip(places, self.start, self.end, strict=True)
@@ -77,11 +82,11 @@ class Slot:
             for a, b in zip(self.start, self.end, strict=True):
                 local = (jnp.asarray(self.part, a.real.dtype) + position) / self.parts
                 mixed.append((1 - local) * a + local * b)
-        return dataclasses.replace(weights, inexact=mixed, other=self.other)
+        return dataclasses.replace(weights, inexact=mixed, other=other)
 
 
 jax.tree_util.register_dataclass(Weights, ["inexact", "other", "closed", "constants"], [])
-jax.tree_util.register_dataclass(Slot, ["start", "end", "other", "part"], ["parts"])
+jax.tree_util.register_dataclass(Slot, ["start", "end", "other", "other_end", "part"], ["parts"])
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,8 @@ class Field:
         other = [jnp.repeat(leaf[: self.intervals], k, axis=0) if k > 1 else leaf[:steps] for leaf in weights.other]
         if self.kind == "piecewise":
             return Slot(fitted, None, other)
-        return Slot([leaf[:-1] for leaf in fitted], [leaf[1:] for leaf in fitted], other)
+        ends = [jnp.repeat(leaf, k, axis=0)[1 : 1 + steps] if k > 1 else leaf[1:] for leaf in weights.other]
+        return Slot([leaf[:-1] for leaf in fitted], [leaf[1:] for leaf in fitted], other, ends)
 
     def slot(self, weights: Weights, n: Any, steps: int) -> Slot | None:
         """The weights of step n, read in place, no copy of the rest: for loops that JAX does not differentiate."""
@@ -139,7 +145,8 @@ class Field:
         if self.kind == "piecewise":
             return Slot(start, None, other)
         end = [row(leaf, m + 1) for leaf in weights.inexact]
-        return Slot(start, end, other, n % k if k > 1 else None, k)
+        ends = [row(leaf, (n + 1) // k) for leaf in weights.other]
+        return Slot(start, end, other, ends, n % k if k > 1 else None, k)
 
     def rows(self, weights: Weights, indices: Array, steps: int) -> Slot | None:
         """The weights of several steps, copied and stacked."""

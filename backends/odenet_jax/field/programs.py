@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from odenet import UnsupportedError
+
 Value = TypeVar("Value")
 
 PROGRAMS = 64
@@ -27,6 +29,17 @@ def eager() -> bool:
     """Whether operations run at once. Otherwise a program is being traced around them, which is compiled as a whole;
     or JAX is told to compile nothing."""
     return not jax.config.jax_disable_jit and not isinstance(lax.add(_ONE, _ONE), Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def require_known(name: str, tree: Any) -> None:
+    """Raises UnsupportedError where a call that reads numbers of this tree is traced, or the tree is."""
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+    if traced or not (eager() or jax.config.jax_disable_jit):  # pyright: ignore[reportAttributeAccessIssue]
+        raise UnsupportedError(
+            f"{name} inside of jax.jit, jax.vmap, jax.grad or another transformation, where arrays hold no numbers",
+            "a model and arrays whose numbers are known",
+            f"call {name} before the transformed function",
+        )
 
 
 def kept(key: Hashable | None, make: Callable[[], Value]) -> Value:

@@ -36,8 +36,8 @@ def stacked(leaves: Sequence[Any]) -> Array:
 
 def repeated(leaf: Array, order: Sequence[int]) -> Array:
     """Rows of an array in an order, repeats allowed, with their gradients as those of `stacked`."""
-    wide = leaf.astype(jnp.float32) if leaf.dtype in HALF else leaf
-    return wide[jnp.asarray(order)].astype(leaf.dtype)
+    rows = jnp.asarray(order)
+    return leaf.astype(jnp.float32)[rows].astype(leaf.dtype) if leaf.dtype in HALF else leaf[rows]
 
 
 @dataclass(frozen=True)

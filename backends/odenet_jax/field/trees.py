@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from odenet import Depth, Solution, Stats
+from odenet import Depth, Gradients, Solution, Stats
 from odenet.kit import TREE_RULES
 
 
@@ -28,6 +28,7 @@ def _depth(aux: tuple[Any, bool], children: Sequence[Any]) -> Depth:
 
 
 TREE_RULES.append(_rule)
+jax.tree_util.register_dataclass(Gradients, ["y0", "weights"], [])
 jax.tree_util.register_pytree_node(Depth, lambda d: ((d.tree,), (d.kind, d.stacked)), _depth)
 
 

@@ -140,7 +140,8 @@ class DifferentiableSolve:
     def _line(self, y0: Leaves) -> SolveTimes:
         """The times, checked: those that are traced by numbers that are known when the solve runs."""
         span, kind, t0 = self.span, self.layout.time, self.times[0]
-        times, y = line(*self.ends, span, self.field, kind), self.layout.call(y0)
+        times = line(*self.ends, span, self.field, kind, unmixed=bool(self.weights.other))
+        y = self.layout.call(y0)
 
         def field(t: Array) -> Any:
             slot = self.field.slot(self.weights, jnp.int32(0), self.field.intervals)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from odenet import (
     Depth,
@@ -47,7 +48,7 @@ from odenet.kit import solver as solver_named
 from odenet_jax.field.block_state import gathered, holds_state, marked_as
 from odenet_jax.field.flax_modules import is_flax, parted
 from odenet_jax.field.replay import BlockContext, block_context, call
-from odenet_jax.field.state import repeated, stacked
+from odenet_jax.field.state import flattened, repeated, stacked
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
@@ -78,6 +79,40 @@ class Unseen:
         return types.MethodType(field, self.owner)
 
 
+class _Settings:
+    """Choices of a network as a static field, which JAX compares and hashes, as arrays cannot be: by their numbers."""
+
+    def __init__(self, **choices: Any) -> None:
+        self.choices = choices
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.choices.items())
+
+    def _key(self) -> Any:
+        open_records = {k: vars(v) if isinstance(v, PIDController) else v for k, v in self.choices.items()}
+        leaves, structure = flattened(open_records, "rtol, atol or control")
+        return structure, tuple(map(_comparable, leaves))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Settings) and self._key() == other._key())
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+def _comparable(leaf: Any) -> Any:
+    """What stands for a choice where choices are compared: the bytes of an array, a traced array itself."""
+    if isinstance(leaf, Tracer):
+        return id(leaf)
+    array = np.asarray(leaf) if isinstance(leaf, np.ndarray | jax.Array) else None
+    return leaf if array is None else (array.shape, array.dtype, array.tobytes())
+
+
+def _plain(number: Any) -> Any:
+    """A number of NumPy as Python's: equinox takes NumPy's in a static field for an array that is there by mistake."""
+    return number.item() if isinstance(number, np.generic | np.ndarray) and number.ndim == 0 else number
+
+
 class ResidualStack(eqx.Module):
     """Residual blocks `x -> f(x)` as the layers of a solver: with Euler, `x <- x + h f_n(x)`, h = (t1 - t0) / steps.
 
@@ -88,6 +123,7 @@ class ResidualStack(eqx.Module):
         gradient: a name or record.
         along: "piecewise": N blocks are N steps. "linear": parameters are interpolated between blocks, so that N blocks
             are N-1 steps; step n of Heun reads blocks n and n+1. None takes "piecewise" for Euler, else "linear".
+            Integers, booleans and random keys are block n's within step n, and block n+1's at its end.
         t0, t1: times; the default scales each of N steps by 1/N. `t1=len(blocks)` is the plain ResNet, h = 1.
 
     Shapes: any array (or tree of arrays) in, the same shapes out.
@@ -122,7 +158,7 @@ class ResidualStack(eqx.Module):
                     f"{name} of a ResidualStack is an array, which would get no gradient",
                     f"a number, as in float({name})",
                 )
-        self.t0, self.t1 = t0, t1
+        self.t0, self.t1 = _plain(t0), _plain(t1)
         self.along = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         blocks = several("blocks", blocks)
         if not all(callable(block) for block in blocks):
@@ -271,7 +307,7 @@ class NeuralODE(eqx.Module):
         steps: of the solver; None for an adaptive solve.
         solver, gradient: names or records; the default solver is rk4, of an adaptive solve dopri5.
         t0, t1: times; of an adaptive solve also arrays, which get a gradient.
-        rtol, atol, control: of an adaptive solve, as in `odenet.solve`; numbers, or trees of them without arrays.
+        rtol, atol, control: of an adaptive solve, as in `odenet.solve`; they get no gradient.
 
     Shapes: any array in, the same shape out.
 
@@ -286,9 +322,7 @@ class NeuralODE(eqx.Module):
     times: tuple[Any, Any]
     """t0 and t1 where they are arrays, which are leaves; else None."""
     numbers: tuple[Any, Any] = eqx.field(static=True)
-    rtol: Any = eqx.field(static=True)
-    atol: Any = eqx.field(static=True)
-    control: PIDController | None = eqx.field(static=True)
+    settings: _Settings = eqx.field(static=True)
     unseen: Unseen = eqx.field(static=True, repr=False)
 
     def __init__(
@@ -304,15 +338,16 @@ class NeuralODE(eqx.Module):
         atol: Any = None,
         control: PIDController | None = None,
     ) -> None:
-        self.rtol, self.atol, self.control, self.unseen = rtol, atol, control, Unseen()
+        self.settings, self.unseen = _Settings(rtol=rtol, atol=atol, control=control), Unseen()
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         if not callable(field):
             raise InputError(f"field is a {type(field).__name__}", "a callable field(t, y)")
-        self.field, self.steps = field, steps
+        concrete = isinstance(steps, jax.Array) and steps.ndim == 0 and not isinstance(steps, Tracer)
+        self.field, self.steps = field, _plain(np.asarray(steps) if concrete else steps)
         default = "dopri5" if steps is None else "rk4"
         self.solver = solver_named(default if solver is None else solver)
         self.gradient = gradient_named(gradient)
-        self.times, self.numbers = eqx.partition((t0, t1), lambda time: isinstance(time, jax.Array))
+        self.times, self.numbers = eqx.partition((_plain(t0), _plain(t1)), lambda time: isinstance(time, jax.Array))
 
     @property
     def t0(self) -> Any:
@@ -324,10 +359,25 @@ class NeuralODE(eqx.Module):
         """The time t1 at which the solve ends."""
         return eqx.combine(self.times, self.numbers)[1]
 
+    @property
+    def rtol(self) -> Any:
+        """The relative tolerance of an adaptive solve, else None."""
+        return self.settings.choices["rtol"]
+
+    @property
+    def atol(self) -> Any:
+        """The absolute tolerance of an adaptive solve, else None."""
+        return self.settings.choices["atol"]
+
+    @property
+    def control(self) -> PIDController | None:
+        """The step size control of an adaptive solve, or None for the default."""
+        return self.settings.choices["control"]
+
     def __call__(self, x: Any, probe: Array | None = None) -> Any:
         """The state at t1; for `probe` see `odenet_jax.solve`."""
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
-        choices |= {"steps": self.steps, "rtol": self.rtol, "atol": self.atol, "control": self.control}
+        choices |= {"steps": self.steps} | self.settings.choices
         ivp = problem(self.unseen.method(lambda _, t, y, field: field(t, y)), x, self.field, **choices)
         return solve_problem(ivp, probe).y1
 

@@ -94,14 +94,14 @@ class SolveTimes:
 jax.tree_util.register_dataclass(SolveTimes, ["t0", "t1", "stops", "jumps", "layers", "clock", "sound"], [])
 
 
-def line(t0: Any, t1: Any, span: Span, field: Field, kind: Any) -> SolveTimes:
-    """The times of a solve, in a number type."""
+def line(t0: Any, t1: Any, span: Span, field: Field, kind: Any, *, unmixed: bool) -> SolveTimes:
+    """The times of a solve, in a number type; `unmixed` where weights along depth hold what jumps from node to node."""
     of, t1, stops = clock(t0, t1, span.stops, kind)
     count = field.intervals if field.kind != "shared" else 1
     layers = None if count == 1 else t1 * (jnp.arange(count + 1, dtype=kind) / count)
     inner = jnp.zeros(0, kind) if layers is None else layers[1:-1]
     jumps = stops[np.array([n for n, t in enumerate(span.stops) if t in span.control.jump_t], int)]
-    if field.kind == "piecewise":
+    if field.kind == "piecewise" or unmixed:
         jumps = jnp.concatenate([jumps, inner])
     return SolveTimes(jnp.zeros((), kind), t1, jnp.concatenate([stops, inner]), jumps, layers, of)
 

@@ -108,7 +108,7 @@ def _each(name: str, value: Any, layout: Layout, like: Leaves) -> tuple[Any, ...
                 f"{name} holds an array of shape {array.shape} for a leaf of shape {leaf.shape}",
                 "numbers of at least 0 that broadcast to the leaf",
             )
-        if not isinstance(array, Tracer) and not bool((array >= 0).all()):
+        if not isinstance(bound, Tracer) and not (np.asarray(bound) >= 0).all():  # of NumPy: jnp's is traced in jax.jit
             raise InputError(f"{name} holds an entry that is negative or NaN", "numbers of at least 0")
         bounds.append(jnp.where(array >= 0, array, jnp.nan) if isinstance(array, Tracer) else array)
     return tuple(bounds)

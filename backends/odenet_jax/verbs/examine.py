@@ -15,6 +15,7 @@ from jax import Array
 
 from odenet import Backprop, Gradient, InputError, Part, Sample
 from odenet.kit import Place, made_reversible, places, quiet
+from odenet_jax.field.programs import require_known
 from odenet_jax.field.state import promoted
 from odenet_jax.nets.modules import NeuralODE, OdeNet, ResidualStack
 from odenet_jax.verbs.batch import like, pair, scalar
@@ -25,6 +26,7 @@ SOLVED = (ResidualStack, NeuralODE, OdeNet)
 
 def examine(model: Any, batch: Any, loss: Callable[..., Any] | None, gradient: Gradient, reversible: bool) -> Sample:
     """The gradient of one batch by one method, with the weights and layers that it belongs to."""
+    require_known("odenet.check_gradients", (model, batch))
     solves = solved(model)
     weights = trainable(model)
     with like(weights.values()):

@@ -15,6 +15,7 @@ import numpy as np
 
 from odenet import Auto, Choices, Gradient, OdenetError, Profile, Profiles
 from odenet.kit import quiet, seconds
+from odenet_jax.field.programs import require_known
 from odenet_jax.nets.modules import OdeNet, ResidualStack
 from odenet_jax.verbs.batch import like, pair, scalar
 from odenet_jax.verbs.examine import Solved, changed, mapped, named, solved, trainable
@@ -60,6 +61,7 @@ def profile(
 
     Bytes are those that XLA plans for: a program that needs too many is not run.
     """
+    require_known("odenet.plan", (model, batch))
     solves = solved(model)
     weights = trainable(model)
     with quiet(), like(weights.values()):
