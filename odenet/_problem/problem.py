@@ -157,7 +157,7 @@ def _control(control: PIDController | None, rtol: Any, atol: Any) -> PIDControll
 
 
 @functools.lru_cache(maxsize=16)
-def _with_defaults(**changes: float) -> PIDController:
+def _with_defaults(**changes: Any) -> PIDController:
     """The controller of the tolerances that a loop solves with again and again: its checks take as long as a step."""
     return PIDController(**changes)
 

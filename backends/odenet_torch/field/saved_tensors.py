@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
