@@ -25,8 +25,8 @@ SMALL = 0.1
 """The least size of y(t0), in sizes of y(t1), that its error is held against: a solve may begin at zero."""
 
 Integers = TypeVar("Integers", bound=Any)
-Certified = Literal["states", "gradient", "first step"]
-"""What an alarm is told the size of an error of: rebuilt states, the whole gradient, or that of the first step."""
+Certified = Literal["states", "gradient", "first step", "step back"]
+"""What an alarm is told the size of an error of: rebuilt states, the whole gradient, or that of one step."""
 
 _alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
 _quiet = threading.local()
@@ -163,10 +163,27 @@ def _first_step(certificate: float, method: str, where: str) -> str:
     )
 
 
+def _step_back(certificate: float, method: str, where: str) -> str:
+    if certificate != certificate:
+        return (
+            f"The gradient of {method} is NaN ({where}), or the steps forward are: a state is not finite. What to do: "
+            "check the forward pass first; if it is finite, take odeint, whose gradient integrates nothing back."
+        )
+    consequence = "is useless" if certificate > USELESS else "may be off by as much"
+    subject = f"over one step ({where}), this far from that of odeint, relatively: {certificate:.2g}"
+    if where.startswith(_AT_START):
+        subject = f"doubtful: a state, as integrated back, is off by {certificate / DRIFT:.2g}, relatively"
+    return (
+        f"The gradient of {method} is {subject}; the whole gradient {consequence} for the network that these steps "
+        "are. What to do: take odeint, whose gradient is exact; or more steps, or a method of higher order."
+    )
+
+
 _TEXTS: dict[Certified, Callable[[float, str, str], str]] = {
     "states": _message,
     "gradient": _measured,
     "first step": _first_step,
+    "step back": _step_back,
 }
 
 

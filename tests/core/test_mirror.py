@@ -46,6 +46,7 @@ DROP_IN = {
     "recalled_function",
     "recording",
     "separate",
+    "step_back",
 }
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
@@ -180,7 +181,8 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
     "gradients/discrete_adjoint.py": ({"predicted"}, {"AdaptiveReversal"}),
-    "gradients/first_step.py": ({"kinds"}, set()),  # blocks that are scanned are of one kind
+    # blocks that are scanned are of one kind, and the drop-in for JAX has adaptive steps alone
+    "gradients/first_step.py": ({"error", "kinds"}, set()),
     "verbs/batch.py": (set(), {"like"}),
     "drop_in/odeint.py": (
         {"odeint_adjoint", "odeint_dense", "odeint_event"},

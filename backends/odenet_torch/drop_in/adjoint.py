@@ -25,6 +25,7 @@ from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled_function import Recalled
+from odenet_torch.drop_in.step_back import StepsBack, steps_back
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.half_precision import HALF
@@ -86,6 +87,8 @@ class AdjointSolve:
         self.size: float | None = None
         """Of the first step: the longest between the times before, which saves an evaluation and small steps."""
         self.on = way.watch(lambda y, a: (self.moved, y, a, *self.sums))
+        self.steps_back: StepsBack | None = None
+        """What they are compared with."""
 
     def field(self, t: Tensor, both: AnyLeaves) -> AugmentedSlope:
         """The slopes of state, adjoint and quadratures at a time."""
@@ -104,8 +107,8 @@ class AdjointSolve:
         slope.parts = tuple(rest if self.timed else [None, *rest])
         return slope
 
-    def between(self, start: float, end: float, y: Tensor, a: Tensor) -> Tensor:
-        """The adjoint at an earlier time of the solve.
+    def between(self, i: int, start: float, end: float, y: Tensor, a: Tensor) -> Tensor:
+        """The adjoint at time i, from the state and the adjoint at the time after it.
 
         Raises:
             GradientError: the backward pass could not go on.
@@ -119,6 +122,9 @@ class AdjointSolve:
             grid = fixed.nodes(self.way.flow, choice, y, ends)
             tableau = FIXED[method].tableau
             recording, graph = self.way.flow.recording, self._graph(tableau)
+            step_back = None if self.steps_back is None else self.steps_back.compared.get(i)
+            if step_back is not None:
+                step_back.over(grid.tolist())
             on_stage = None if recording is None else recording.back(tableau)
 
             def run(both: AnyLeaves, numbers: Tensor) -> tuple[AnyLeaves, Sequence[AnyLeaves]]:
@@ -130,8 +136,15 @@ class AdjointSolve:
             for step in fixed.steps(
                 self.field, tableau, both, grid, self.layout.time, choice.perturb, self.on, on_stage, compiled
             ):
-                self.accept(weighed(step.slopes, tableau.b, -step.h) if graph is None else graph.added)
+                parts = weighed(step.slopes, tableau.b, -step.h) if graph is None else graph.added
+                self.accept(parts)
+                if step_back is not None:
+                    step_back.add(step, parts[1:])
                 both = step.y1
+            if step_back is not None:
+                step_back.finish(both[1])
+            if self.steps_back is not None:
+                self.steps_back.arrived(i, both[0])
             return both[1]
         if choice.first_step is None and self.size is not None:
             choice = dataclasses.replace(choice, first_step=self.size)
@@ -251,14 +264,18 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             stack.enter_context(flow.recording.again(adaptive=not isinstance(way.choice, Spacing)))
         stack.enter_context(way.again.back())
         a = torch.zeros_like(ys[-1], dtype=kind)
+        if isinstance(way.choice, Spacing):
+            back.steps_back = steps_back(flow, ys, params, back.layout)
         for i in reversed(range(1, len(times))):
             if timed:
                 time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)
                 at = (ys[i].to(kind),)
                 (rate,) = back.layout.evaluate(lambda y: flow.f(time, y), at, start=True)  # noqa: B023
                 rates.append((rate * grads[i].conj()).sum().real)
-            a = back.between(times[i], times[i - 1], ys[i].to(kind), a + grads[i])
+            a = back.between(i - 1, times[i], times[i - 1], ys[i].to(kind), a + grads[i])
         a = a + grads[0]
+        if back.steps_back is not None:
+            back.steps_back.tell(way.method)
     g = None
     if timed:
         first = back.moved - sum(rates)

@@ -79,7 +79,7 @@ def _solve(
         return None, flow.y0.unsqueeze(0)
     grid, outputs, direction = nodes(flow, spacing, flow.y0, flow.t), [y0[0]], flow.direction
     moving = differentiable(flow.t)
-    on_stage = None if flow.recording is None else flow.recording.forth(solver.tableau)
+    on_stage = None if flow.recording is None else flow.recording.forth(solver.tableau, spacing.perturb)
     run = None if graph is None else graph.step
     for step in steps(evaluate, solver.tableau, y0, grid, state_layout.time, spacing.perturb, on, on_stage, run):
         while len(outputs) < len(flow.times) and direction * step.t1 >= direction * (t := flow.times[len(outputs)]):
@@ -165,6 +165,8 @@ def steps(
         if on is not None:
             on.tried(ends[n], y, float(h))
         if run is not None:
+            if on_stage is not None:
+                on_stage(n, 0, ends[n], ends[n + 1])
             y1, ks = run(y, row)
             yield FixedStep(n, ends[n], ends[n + 1], h, last, y, y1, ks)
             y = y1

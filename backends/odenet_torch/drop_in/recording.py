@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +42,7 @@ class Recording:
         """Whether the field drew random numbers in its first evaluation."""
         self.tableau: Tableau | None = None
         """The tableau of the forward pass; None for an adaptive method."""
+        self.perturb = False
         self.ends: list[tuple[float, float]] = []
         self.states: dict[tuple[int, int], list[Tensor]] = {}
         self.place: tuple[int, int] | None = None
@@ -87,9 +88,9 @@ class Recording:
             self.states.setdefault(place, before)
         return value
 
-    def forth(self, tableau: Tableau) -> OnStage:
+    def forth(self, tableau: Tableau, perturb: bool) -> OnStage:
         """For a method: what is told of the step and stage that come next, and the ends of the step."""
-        self.tableau = tableau
+        self.tableau, self.perturb = tableau, perturb
 
         def on_stage(n: int, stage: int, start: float, end: float) -> None:
             if n == len(self.ends):
@@ -114,6 +115,14 @@ class Recording:
 
         return on_stage
 
+    def anew(self) -> OnStage | None:
+        """The same for steps that are taken as in the forward pass, again: None where nothing was drawn."""
+
+        def on_stage(n: int, stage: int, start: float, end: float) -> None:
+            self.place = self._step(start, end), stage
+
+        return on_stage if self.draws else None
+
     @contextlib.contextmanager
     def again(self, adaptive: bool) -> Iterator[None]:
         """The backward pass: random state and the statistics of normalisation are as before when it is over.
@@ -125,20 +134,10 @@ class Recording:
             raise _not_replayed("whose steps follow its error")
         self.backward = True
         state = _dice.state(self.device)
-        swapped = [
-            (module, name, buffer)
-            for module in modules_of(self.func)
-            if indifferent(module)
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        for module, name, buffer in swapped:
-            module._buffers[name] = buffer.detach().clone()
         try:
-            yield
+            with lent_buffers(module for module in modules_of(self.func) if indifferent(module)):
+                yield
         finally:
-            for module, name, buffer in reversed(swapped):
-                module._buffers[name] = buffer
             if self.draws:
                 _dice.restore(self.device, state)
 
@@ -168,6 +167,21 @@ def _not_replayed(reason: str) -> GradientError:
         "methods of fixed steps whose steps are the same on both ways, which draw the same numbers again; or odeint",
         "call func.eval(), take odeint, or a method such as rk4 without step_size or with one that divides the times",
     )
+
+
+@contextlib.contextmanager
+def lent_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, modules have copies of their buffers, so that what they write on these is forgotten."""
+    swapped: list[tuple[nn.Module, str, Tensor]] = []
+    for module in modules:
+        swapped += [(module, name, b) for name, b in module._buffers.items() if b is not None and not b.requires_grad]
+    for module, name, buffer in swapped:
+        module._buffers[name] = buffer.detach().clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in reversed(swapped):
+            module._buffers[name] = buffer
 
 
 def modules_of(func: Callable[..., Any]) -> list[nn.Module]:

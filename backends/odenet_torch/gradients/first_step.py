@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,8 +19,10 @@ from odenet_torch.gradients.certificate import Sketch
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run
 
-_Parts = dict[Any, Tensor]
+Parts = dict[Any, Tensor]
 """Gradients of weights, by place (`Sums.place`)."""
+Added = tuple[AnyLeaves, Parts]
+"""What steps add to the costate, and to the gradients of weights."""
 
 
 class FirstStep:
@@ -39,7 +42,7 @@ class FirstStep:
         self.run, self.sums, self.a, self.first = run, sums, a, first
         self.steps, _ = method.segment(run.grid.steps)
         self.change: AnyLeaves | None = None
-        self.by_weights: _Parts = {}
+        self.by_weights: Parts = {}
 
     def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0) -> None:
         """See `Sums.add`."""
@@ -60,7 +63,7 @@ class FirstStep:
         steps = range(self.first, self.first + self.steps)
         for n in steps[:-1]:
             states.append(run.after(n, states[-1]))
-        by_weights: _Parts = {}
+        by_weights: Parts = {}
         exact: AnyLeaves | None = None
         for n in reversed(steps):
             since = mark(run)
@@ -72,12 +75,8 @@ class FirstStep:
             g, exact = add(g, part), part if exact is None else add(exact, part)
         assert exact is not None
         assert self.change is not None
-        eps = max([torch.finfo(leaf.dtype).eps for leaf in self.a], default=0.0)
-        least = least_change(eps, self.steps, run.grid.steps) * self._size(self.a)
-        of_state = _ratio(self._size(subtract(exact, self.change)), self._size(exact), least)
-        off = [_difference(by_weights.get(key), self.by_weights.get(key)) for key in by_weights | self.by_weights]
-        least = SHARE * self._size(self.by_weights.values())
-        return torch.maximum(of_state, _ratio(self._size(off), self._size(by_weights.values()), least))
+        added = self.change, self.by_weights
+        return error(self.a, (exact, by_weights), added, self.steps, run.grid.steps, run.layout.device)
 
     def drift(self, start: Sketch, y: Leaves, end: Leaves) -> Tensor:
         """What the drift of the state says of the gradient, a scalar.
@@ -90,12 +89,13 @@ class FirstStep:
             end: the state at t1.
         """
         exact, rebuilt, last = ([rows for rows, _ in sketch.rows] for sketch in (start, Sketch(y), Sketch(end)))
-        off = self._size([one - other for one, other in zip(rebuilt, exact, strict=True)])
-        share = DRIFT * _ratio(off, self._size(exact), SMALL * self._size(last))
-        return torch.where(self._size(self.a) == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
+        size = functools.partial(_size, device=self.run.layout.device)
+        off = size([one - other for one, other in zip(rebuilt, exact, strict=True)])
+        share = DRIFT * _ratio(off, size(exact), SMALL * size(last))
+        return torch.where(size(self.a) == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
 
     def _collect(
-        self, parts: _Parts, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0
+        self, parts: Parts, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0
     ) -> None:
         for tensor, gradient in zip(tensors, gradients, strict=True):
             if gradient is not None:
@@ -103,12 +103,33 @@ class FirstStep:
                 place = self.sums.place(tensor)
                 parts[place] = parts[place] + part if place in parts else part
 
-    def _size(self, leaves: Iterable[Tensor]) -> Tensor:
-        """The norm of all leaves together, in float64 where that is: squares of small numbers vanish in float32."""
-        device = self.run.layout.device
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        norms = [torch.linalg.vector_norm(_numbers(leaf), dtype=kind).to(device) for leaf in leaves]
-        return torch.linalg.vector_norm(torch.stack([torch.zeros((), dtype=kind, device=device), *norms]))
+
+def error(a: AnyLeaves, exact: Added, added: Added, steps: int, of: int, device: torch.device) -> Tensor:
+    """The relative error of what a backward pass adds over some steps, a scalar.
+
+    Args:
+        a: the costate at their end.
+        exact: what the VJPs of the forward steps add.
+        added: what the backward pass added.
+        steps: their number.
+        of: the number of all steps.
+        device: of the result.
+    """
+    (exact_change, by_weights), (change, added_by_weights) = exact, added
+    size = functools.partial(_size, device=device)
+    eps = max([torch.finfo(leaf.dtype).eps for leaf in a], default=0.0)
+    least = least_change(eps, steps, of) * size(a)
+    of_state = _ratio(size(subtract(exact_change, change)), size(exact_change), least)
+    off = [_difference(by_weights.get(key), added_by_weights.get(key)) for key in by_weights | added_by_weights]
+    least = SHARE * size(added_by_weights.values())
+    return torch.maximum(of_state, _ratio(size(off), size(by_weights.values()), least))
+
+
+def _size(leaves: Iterable[Tensor], device: torch.device) -> Tensor:
+    """The norm of all leaves together, in float64 where that is: squares of small numbers vanish in float32."""
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    norms = [torch.linalg.vector_norm(_numbers(leaf), dtype=kind).to(device) for leaf in leaves]
+    return torch.linalg.vector_norm(torch.stack([torch.zeros((), dtype=kind, device=device), *norms]))
 
 
 def _numbers(leaf: Tensor) -> Tensor:

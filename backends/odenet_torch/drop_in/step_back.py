@@ -1,0 +1,209 @@
+"""How far `odeint_adjoint` in fixed steps is off: what it adds over a step, beside the exact VJP of that step."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import sys
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet.kit import DOUBTFUL, DRIFT, SMALL, Alarm, alarm
+from odenet_torch.drop_in import fixed
+from odenet_torch.drop_in.flow import OdeintProblem
+from odenet_torch.drop_in.recording import lent_buffers, modules_of
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.field.surroundings import no_trace
+from odenet_torch.gradients.first_step import Parts, error
+
+_EVERY = 16
+"""One of so many backward passes of a function is compared, of the first ones more, and all while it is doubtful."""
+_MOST = 16
+"""Forward steps beside one backward step: of more, none is seen from the solution."""
+
+
+@dataclass
+class _Passes:
+    """Of one function.
+
+    Args:
+        count: of those that have been.
+        error: the last that is known.
+    """
+
+    count: int = 0
+    error: float = 0.0
+
+
+_passes: weakref.WeakKeyDictionary[Any, _Passes] = weakref.WeakKeyDictionary()
+
+
+def steps_back(flow: OdeintProblem, ys: Tensor, params: Sequence[Tensor], layout: Layout) -> StepsBack | None:
+    """What a backward pass is compared with; None where it is not. Arguments are those of `StepsBack`."""
+    told, recording = alarm(flow.original), flow.recording
+    if told is None or recording is None or not recording.ends:
+        return None
+    passes = _Passes()
+    with contextlib.suppress(TypeError):  # neither hashed nor weakly referred to: nothing to know it again by
+        passes = _passes.setdefault(getattr(flow.original, "__self__", flow.original), passes)
+    passes.count += 1
+    if passes.count % _EVERY and passes.count.bit_count() > 1 and passes.error <= DOUBTFUL:
+        return None
+    return StepsBack(flow, ys, params, layout, told, passes)
+
+
+class StepsBack:
+    """What the backward pass of one solve comes to know of its error.
+
+    The exact gradient is that of `odeint`, whose steps autograd differentiates. As torchdiffeq's, the adjoint is the
+    gradient of the differential equation, from which steps that are few or long are far away.
+
+    Two steps are compared, each where the state is known at which the backward steps arrive: the longest, and the one
+    that changes the state most. Beside them, the state that was integrated back is held against the known one at each
+    time.
+
+    Args:
+        flow: of the solve, whose forward pass has been recorded.
+        ys: its states at all times.
+        params: that have a gradient.
+        layout: of the state.
+        told: who says it.
+        passes: of the function.
+    """
+
+    def __init__(
+        self,
+        flow: OdeintProblem,
+        ys: Tensor,
+        params: Sequence[Tensor],
+        layout: Layout,
+        told: Alarm,
+        passes: _Passes,
+    ) -> None:
+        self.flow, self.ys, self.layout, self.told, self.passes = flow, ys, layout, told, passes
+        assert flow.recording is not None
+        self.ends = flow.recording.ends
+        steps = self._first_steps(len(ys) - 1)
+        change = torch.linalg.vector_norm((ys[1:] - ys[:-1]).reshape(len(ys) - 1, -1), dim=1).tolist()
+        apart = [abs(b - a) for a, b in itertools.pairwise(flow.times[: len(ys)])]
+        # a step is a part of its interval, or goes beyond it
+        most = [moved * min(h / length, 1.0) for moved, (_, h), length in zip(change, steps, apart, strict=True)]
+        # equal steps differ by rounding
+        longest = [round(h / max(h for _, h in steps), 3) for _, h in steps]
+        self.compared = {i: StepBack(self, *steps[i], i, params) for i in {most.index(max(most)), longest.index(1.0)}}
+        sizes = torch.linalg.vector_norm(ys.reshape(len(ys), -1), dim=1).tolist()
+        self.sizes = [max(size, SMALL * sizes[-1]) for size in sizes]
+        """That the error of each state is held against."""
+        self.drifts: list[tuple[float, Tensor]] = []
+
+    def _first_steps(self, count: int) -> list[tuple[int, float]]:
+        """For each of so many intervals of times: the forward step at its start, and its size."""
+        direction, n, steps = self.flow.direction, 0, []
+        for t in self.flow.times[:count]:
+            while n < len(self.ends) - 1 and direction * self.ends[n][1] <= direction * t:
+                n += 1
+            start, end = self.ends[n]
+            steps.append((n, abs(end - start)))
+        return steps
+
+    def arrived(self, i: int, y: Tensor) -> None:
+        """Time i is reached, with state y."""
+        self.drifts.append((self.sizes[i], torch.linalg.vector_norm(y - self.ys[i])))
+
+    def tell(self, method: str) -> None:
+        """Say how far the gradient is off, if it is much.
+
+        Args:
+            method: of the backward pass.
+        """
+        if not self.drifts:  # a gradient of zero
+            return
+        sizes, off = zip(*self.drifts, strict=True)
+        pairs = zip(torch.stack(off).tolist(), sizes, strict=True)
+        drift = max(error / max(size, sys.float_info.min) for error, size in pairs)
+        errors = [(one.value.item(), one.step) for one in self.compared.values() if one.value is not None]
+        # NaN is the worst
+        value, step = max([(DRIFT * drift, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
+        self.passes.error = value if value == value else math.inf
+        self.told.tell(value, "odeint_adjoint", method, len(self.ends), step, of="step back")
+
+
+class StepBack:
+    """The comparison over one forward step, or over a backward step that is longer.
+
+    Args:
+        steps: those of the solve.
+        step: the forward step.
+        h: its size.
+        interval: at whose start it begins.
+        params: see `StepsBack`.
+    """
+
+    def __init__(self, steps: StepsBack, step: int, h: float, interval: int, params: Sequence[Tensor]) -> None:
+        self.flow, self.layout, self.params = steps.flow, steps.layout, params
+        self.step, self.h, self.t = step, h, steps.flow.times[interval]
+        (kind,) = self.layout.carried
+        self.y = steps.ys[interval].to(kind)
+        self.a: Tensor | None = None
+        self.value: Tensor | None = None
+        """The relative error, where it is known."""
+        self.begins, self.end = 0, self.t
+        self.by_params: Parts = {}
+
+    def over(self, grid: Sequence[float]) -> None:
+        """The ends of the backward steps that arrive at this state: which of them are compared."""
+        reach = (1 - 1e-3) * self.h
+        self.begins = max(i for i, t in enumerate(grid[:-1]) if i == 0 or abs(t - self.t) >= reach)
+        self.end = grid[self.begins]
+
+    def add(self, step: fixed.FixedStep, parts: Sequence[Tensor | None]) -> None:
+        """A backward step, and what it adds to parameters."""
+        if step.n < self.begins:
+            return
+        if self.a is None:
+            self.a = step.y[1]
+        for i, part in enumerate(parts):
+            if part is not None:
+                self.by_params[i] = self.by_params[i] + part if i in self.by_params else part
+
+    def finish(self, after: Tensor) -> None:
+        """The adjoint after the backward steps."""
+        recording, a = self.flow.recording, self.a
+        assert recording is not None
+        assert self.flow.original is not None
+        assert recording.tableau is not None
+        assert a is not None
+        number = min(max(round(abs(self.end - self.t) / self.h), 1), _MOST)
+        nodes = [self.t + (self.end - self.t) * i / number for i in range(number)]
+        grid = torch.tensor([*nodes, self.end], dtype=torch.float64, device=self.y.device)
+        y = self.y.detach().requires_grad_()
+
+        def evaluate(t: Tensor, y: Leaves) -> Leaves:
+            return self.layout.evaluate(lambda at: self.flow.f(t, at), y)
+
+        original = self.flow.original
+        # no evaluation of the solve: a counter of the user's does not see it
+        with no_trace([original]), lent_buffers(modules_of(original)), torch.enable_grad():
+            states: Leaves = (y,)
+            for step in fixed.steps(
+                evaluate, recording.tableau, states, grid, self.layout.time, recording.perturb, None, recording.anew()
+            ):
+                states = step.y1
+            moved = states[0] - y
+        exact: Sequence[Tensor | None] = [None] * (1 + len(self.params))
+        if moved.requires_grad:
+            # what f reads of a graph from outside is gone through again
+            exact = torch.autograd.grad(moved, (y, *self.params), a, allow_unused=True, retain_graph=True)
+        of_y = torch.zeros_like(y) if exact[0] is None else exact[0]
+        by_params: Parts = {
+            i: part.float() if part.dtype in HALF else part for i, part in enumerate(exact[1:]) if part is not None
+        }
+        added = (after - a,), self.by_params
+        self.value = error((a,), ((of_y,), by_params), added, 1, len(recording.ends), y.device)
