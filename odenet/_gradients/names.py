@@ -91,6 +91,8 @@ def gradient(name: str | Gradient) -> Gradient:
     if not isinstance(name, str):
         names = ", ".join((*GRADIENTS, *CHOICES))
         raise InputError(f"gradient={shown(name)}", f"a name ({names}) or a record such as DiscreteAdjoint()")
+    if name in _OWN:  # as loops of users spell it, again and again
+        return _OWN[name]()
     plain, *texts = name.split(":")
     if plain.strip().lower() in CHOICES:  # whose options are often written in one go, `auto:audit=200,memory=64M`
         texts = [option for text in texts for option in text.split(",")]

@@ -45,7 +45,7 @@ class Grid:
 
     def size(self, n: Any) -> float:
         """Size of step n, signed: the same for all."""
-        return self.h
+        return (self.t1 - self.t0) / self.steps  # h, without another call a step
 
     @property
     def final_only(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -148,7 +149,15 @@ def _control(control: PIDController | None, rtol: Any, atol: Any) -> PIDControll
     if control is not None and not isinstance(control, PIDController):
         raise InputError(f"control={shown(control)}", "an odenet.PIDController")
     changes = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
-    return dataclasses.replace(control or PIDController(), **changes)
+    if control is None and all(type(value) is float for value in changes.values()):
+        return _with_defaults(**changes)
+    return PIDController(**changes) if control is None else dataclasses.replace(control, **changes)
+
+
+@functools.lru_cache(maxsize=16)
+def _with_defaults(**changes: Any) -> PIDController:
+    """The controller of the tolerances that a loop solves with again and again: its checks take as long as a step."""
+    return PIDController(**changes)
 
 
 def _event(event: Event | Callable[[Any, Any], Any] | None) -> Event | None:

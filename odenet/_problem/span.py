@@ -130,10 +130,12 @@ def number(name: str, value: Any) -> float | None:
     Raises:
         GridError: what is no finite number.
     """
+    plain = value
+    if type(plain) is float and math.isfinite(plain):
+        return plain
     refused = GridError(f"{name}={shown(value)} is no number", "a finite number, or a scalar of the framework")
     if getattr(value, "shape", ()) != ():
         raise refused
-    plain = value
     if hasattr(value, "item"):
         try:
             # JAX reads the item of a time that jax.grad differentiates, whose gradient would be lost, and not its list

@@ -84,6 +84,8 @@ def solver(name: str | AnySolver) -> AnySolver:
     """
     if isinstance(name, AnySolver):
         return name
+    if isinstance(name, str) and name in _OWN:  # as loops of users spell it, again and again
+        return _OWN[name]
     if isinstance(name, str) and ":" in name:
         plain, _, options = name.partition(":")
         record = _named("solver", plain)

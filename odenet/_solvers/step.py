@@ -72,12 +72,7 @@ def weigh(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Sequence[Lea
 
 
 def _zero(weight: Any) -> bool:
-    return weight is None or _is(weight, 0)
-
-
-def _is(weight: Any, number: int) -> bool:
-    """Whether a weight is a Python number, and this one; one that is traced is none that is known."""
-    return isinstance(weight, (int, float)) and weight == number
+    return weight is None or (isinstance(weight, (int, float)) and weight == 0)  # one that is traced is not known
 
 
 @dataclass(frozen=True)
@@ -138,12 +133,13 @@ def subtract(y: Leaves, d: Leaves) -> Leaves:
 def combine(*terms: tuple[Any, Leaves]) -> Leaves:
     """The sum of factor times leaves over the terms, leaf by leaf."""
     (factor, first), *rest = terms
-    total = first if _is(factor, 1) else tuple([factor * leaf for leaf in first])
+    total = first if isinstance(factor, (int, float)) and factor == 1 else tuple([factor * leaf for leaf in first])
     for factor, leaves in rest:
-        if _is(factor, 1):
-            total = add(total, leaves)
-        elif _is(factor, -1):
-            total = subtract(total, leaves)
-        elif not _zero(factor):
+        number = factor if isinstance(factor, (int, float)) else None  # one that is traced is none that is known
+        if number == 1:
+            total = tuple([leaf + term for leaf, term in zip(total, leaves, strict=True)])
+        elif number == -1:
+            total = tuple([leaf - term for leaf, term in zip(total, leaves, strict=True)])
+        elif factor is not None and number != 0:
             total = tuple([leaf + factor * term for leaf, term in zip(total, leaves, strict=True)])
     return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from itertools import combinations_with_replacement
 
 from odenet._check import real, whole
@@ -82,27 +82,27 @@ class Tableau:
         if self.b_low is not None and len(self.b_low) != stages:
             raise TableauError(f"b_low has {len(self.b_low)} entries", f"{stages}, one a stage")
 
-    @property
+    @cached_property
     def stages(self) -> int:
         """Stages of the whole tableau, those that only the error estimate reads included."""
         return len(self.b)
 
-    @property
+    @cached_property
     def step_stages(self) -> int:
         """Field evaluations of one fixed step: trailing stages that `b` does not weigh are never evaluated."""
         return max(i for i, weight in enumerate(self.b) if weight != 0) + 1
 
-    @property
+    @cached_property
     def error_weights(self) -> tuple[float, ...] | None:
         """Weights of the error estimate, `b - b_low`; None for a method without one."""
         return None if self.b_low is None else tuple(b - low for b, low in zip(self.b, self.b_low, strict=True))
 
-    @property
+    @cached_property
     def error_order(self) -> int:
         """k with an error estimate of O(h^k) in one step: step sizes follow its k-th root."""
         return min(self.order, self.order_low or 0) + 1
 
-    @property
+    @cached_property
     def fsal(self) -> bool:
         """First same as last: the last stage is evaluated at the new state, so the next step can reuse it."""
         return self.stages > 1 and self.b[-1] == 0 and self.c[-1] == 1 and self.a[-1] == self.b[:-1]

@@ -166,6 +166,9 @@ class FunctionField(Field):
         return lambda t, y: function(t, y, weights)
 
     def recorded(self, device: torch.device, steps: int | None) -> None:
+        if not torch.is_grad_enabled():
+            self.reads = None
+            return
         depth = self.depth
         # f reads the parameters of a module in every step, and a layer in as many as there are to it
         once = steps is not None and depth is not None and depth.kind != "shared" and depth.factor(steps) == 1

@@ -153,9 +153,10 @@ class Replay:
 
     def first(self, key: Key, place: Place, evaluate: Callable[[], Leaves], y: Leaves = ()) -> Leaves:
         """An evaluation of the forward pass, at y."""
-        self.before = self._look(self._calls(place))
-        met = self.sides.begin(key[0], self.roots(*place))
-        dice = [x for _, root in self.roots(*place) for x in self.sides.around[id(root)].reach.generators]
+        modules, roots = self.modules(*place), self.roots(*place)
+        self.before = self._look([*modules, *self.noticed])
+        met = self.sides.begin(key[0], roots)
+        dice = [x for _, root in roots for x in self.sides.around[id(root)].reach.generators]
         before, outside = [*map(_dice.of, dice)], _dice.outside()
         out = evaluate()
         drawn = _dice.outside() != outside
@@ -177,7 +178,7 @@ class Replay:
             and not isinstance(around.root, nn.Module)
             and not _FUNCTIONS.has(around.root, around.reach)
         ]
-        for name, module in self._calls(place):
+        for name, module in (*modules, *self.noticed):
             if id(module) not in self.snapshots:
                 self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
                 if not _FUNCTIONS.has(module, self.reached(module)):
@@ -185,7 +186,7 @@ class Replay:
             self.of_step.setdefault(key[0], set()).add(id(module))
         if fresh:
             self._check(key, place, fresh, out, evaluate, y)
-        for root in self.roots(*place):
+        for root in roots:
             if self.sides.evaluations[id(root[1])] == 2:
                 if self._require_forgetful(key, place, root, out, evaluate):
                     self.leaving[id(root[1])] = None

@@ -9,8 +9,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch._C import _autograd  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import GradientError
 from odenet_torch.field.written_on import changed, version
@@ -40,10 +40,7 @@ class SavedTensor:
 
 def now() -> int:
     """A mark in the order in which this thread records operations."""
-    with torch.enable_grad():
-        mark = torch.zeros((), requires_grad=True).neg().grad_fn
-    assert mark is not None
-    return mark._sequence_nr()
+    return _autograd._get_sequence_nr()  # the number of the operation that is recorded next
 
 
 def written(outputs: Iterable[Tensor], since: int) -> str | None:

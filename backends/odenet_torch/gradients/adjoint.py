@@ -236,9 +236,12 @@ def vjp(
         return zeros(y), (), ()
     if since != KNOWN:
         require_known(n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
-    gradients = torch.autograd.grad(
-        [d for d, _ in pairs], [*y, *fresh, *captured], [g for _, g in pairs], allow_unused=True
-    )
+    if len(pairs) == 1 and type(outputs[0]) is Tensor:
+        ((output, g),) = pairs
+        gradients = pulled(output, (*y, *fresh, *captured), g)
+    else:
+        outputs, cotangents = zip(*pairs, strict=True)
+        gradients = torch.autograd.grad(outputs, [*y, *fresh, *captured], cotangents, allow_unused=True)
     part = tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(y, gradients[: len(y)], strict=True))
     return part, (*explicit, *captured), gradients[len(y) :]
 

@@ -16,7 +16,7 @@ from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
-from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
@@ -91,7 +91,17 @@ class StepVJPs:
 
     def slope(self, n: int, position: float, y: Leaves, cotangent: AnyLeaves) -> tuple[Leaves, Leaves]:
         """f at a position of step n, and the VJP of it by the state."""
-        return self._pull(n, y, cotangent, functools.partial(self.run.slope, n, position))
+        direct = self.run.direct
+        if direct is None or self.run.settled is None:
+            return self._pull(n, y, cotangent, functools.partial(self.run.slope, n, position))
+        at, weights = y[0].detach().requires_grad_(), read(self.run, n)  # one tensor, and blocks that are known
+        with torch.enable_grad():
+            value = direct.slope(n, position, at)
+        if not value.requires_grad:
+            return (value,), zeros(y)
+        part, *by_weights = pulled(value, (at, *weights), cotangent[0])
+        self.sums.add(weights, by_weights)
+        return (value.detach(),), (torch.zeros_like(at) if part is None else part,)
 
     def increment(self, n: int, y: Leaves, cotangent: AnyLeaves, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
         """The base solver's increment of step n, forward or reversed, and the VJP of it by the state."""

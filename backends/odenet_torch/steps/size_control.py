@@ -271,12 +271,13 @@ class AdaptiveLoop:
 
     def _first_size(self, t: float, y: Leaves, first: Leaves, direction: float, stop: float) -> float:
         """Hairer, Norsett, Wanner I, p. 169: two host reads and one evaluation."""
-        control, size_of = self.control, self.tolerance.sizes(y)
-        d0, d1 = listed(torch.stack([size_of(y), size_of(first)]))
-        size = min(control.trial(d0, d1), abs(stop - t))
-        if not size:  # the slope is not finite
-            return 0.0
+        control = self.control
         with torch.no_grad():
+            size_of = self.tolerance.sizes(y)
+            d0, d1 = listed(torch.stack([size_of(y), size_of(first)]))
+            size = min(control.trial(d0, d1), abs(stop - t))
+            if not size:  # the slope is not finite
+                return 0.0
             at = weigh_leaves(y, direction * size, (1.0,), (first,))
             second = self.slope(t + direction * size, at, 1, t, stop)
             change = weigh_leaves(second, -1.0, (1.0,), (first,))

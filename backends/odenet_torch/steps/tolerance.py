@@ -47,18 +47,13 @@ class Tolerance:
 
     def size(self, value: Leaves, y: Leaves) -> Tensor:
         """The norm of a value over what is allowed at y."""
-        return self.sizes(y)(value)
+        with torch.no_grad():
+            return self.sizes(y)(value)
 
     def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
-        """The norm over what is allowed at y, of any value."""
-        with torch.no_grad():
-            allowed = [*_allowances((leaf.abs() for leaf in y), self.rtol, self.atol)]
-
-        def size(value: Leaves) -> Tensor:
-            with torch.no_grad():
-                return self.at_start(_over(value, allowed, self.atol, least=True))
-
-        return size
+        """The norm over what is allowed at y, of any value; made and asked where nothing is recorded."""
+        allowed = [*_allowances((leaf.abs() for leaf in y), self.rtol, self.atol)]
+        return lambda value: self.at_start(_over(value, allowed, self.atol, least=True))
 
     def at_start(self, ratios: Leaves) -> Tensor:
         """The norm of entries over what is allowed, before the first step."""

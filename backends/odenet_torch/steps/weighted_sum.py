@@ -33,15 +33,15 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
     terms = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=False) if weight]
     if y is not None and not terms:
         return y
-    (weight, slope), *terms = terms
-    total = tuple(weight * leaf for leaf in slope)
-    for weight, slope in terms:
-        if torch.is_grad_enabled():
-            total = tuple(torch.add(leaf, k, alpha=weight) for leaf, k in zip(total, slope, strict=True))
-        else:
-            total = tuple(leaf.add_(k, alpha=weight) for leaf, k in zip(total, slope, strict=True))
-    # the sum is rounded onto y once
-    return total if y is None else tuple(leaf + change for leaf, change in zip(y, total, strict=True))
+    (weight, first), *terms = terms
+    plus = torch.add if torch.is_grad_enabled() else Tensor.add_
+    sums: list[Tensor] = []
+    for i, k in enumerate(first):
+        total = weight * k
+        for factor, slope in terms:
+            total = plus(total, slope[i], alpha=factor)
+        sums.append(total if y is None else y[i] + total)  # the sum is rounded onto y once
+    return tuple(sums)
 
 
 @functools.lru_cache(maxsize=64)
