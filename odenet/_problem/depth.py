@@ -207,7 +207,7 @@ class Depth:
         return Depth(self._arrays(function), self.kind)
 
 
-def blend(one: Any, other: Any, position: float) -> Any:
+def blend(one: Any, other: Any, position: Any) -> Any:
     """`(1 - position) one + position other`, leaf by leaf; exactly an end where position is 0 or 1."""
     if position == 0:
         return one
