@@ -22,12 +22,12 @@ from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, standing, vjp, zeros
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify
-from odenet_torch.gradients.first_step import FirstStep, kinds
+from odenet_torch.gradients.first_step import FirstStep, LargestMove, kinds
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import AcceptedField
 from odenet_torch.steps.adaptive import Back, ForwardSolve
-from odenet_torch.steps.fixed import Run, Solve
+from odenet_torch.steps.fixed import Run, Solve, loop
 from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop
 from odenet_torch.steps.tolerance import Tolerance
 from odenet_torch.steps.weighted_sum import plus
@@ -45,6 +45,7 @@ class Costate(Adjoint):
         super().__init__(stats)
         self.method = method
         self.solver = solver
+        self.moves: LargestMove | None = None
 
     def keeps(self, run: Run) -> Iterable[int]:
         return range(run.grid.steps + 1) if self.method.interpolate else (*run.grid.kept, run.grid.steps)
@@ -54,6 +55,12 @@ class Costate(Adjoint):
 
     def by_layers(self, run: Run) -> bool:
         return self.method.segment(run.grid.steps) == (1, 1)
+
+    def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
+        if self.alarm is None or not self.by_layers(run):
+            return super().forth(run, y0)
+        self.moves = LargestMove(run, y0)
+        return loop(run, y0, self.keeps(run), self.moves.add)
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         solver, steps = self.method.backward(self.solver, run.grid.steps)
@@ -65,7 +72,9 @@ class Costate(Adjoint):
         # where a state was kept, y goes on from it, and not from what was integrated back, whose error grows on the
         # way; the costate takes up there what the loss reads of that state
         errors, last = StepErrors(run), self.method.segment(forward)[1]
-        begins = range(kinds(run)) if self.by_layers(run) else (last - 1,)
+        begins = {*range(kinds(run))} if self.by_layers(run) else {last - 1}
+        if self.moves is not None:
+            begins |= self.moves.step()
         first: FirstStep | None = None
         for n in reversed(range(steps)):
             if n in begins:
@@ -80,6 +89,8 @@ class Costate(Adjoint):
                 a = add(a, gradients[meets[n]]) if meets[n] in gradients else a
             if first is not None and n <= first.first:
                 errors.add(first.certificate(y), n)
+                errors.worst()  # the next one is not that of the step below
+                first = None if n else first
             yield n * forward // steps
         first = first or FirstStep(run, self.method, sums, a)
         if saved.sketch is not None:

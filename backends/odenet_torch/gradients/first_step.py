@@ -138,6 +138,52 @@ def _numbers(leaf: Tensor) -> Tensor:
     return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
 
 
+class LargestMove:
+    """The step of a forward pass that moves the state furthest, beside its size.
+
+    Blocks of their own, and fields that depend on time, may do most of their work in one step, of which the first one
+    tells nothing.
+
+    Args:
+        run: the forward solve.
+        y: the state at t0.
+    """
+
+    def __init__(self, run: Run, y: Leaves) -> None:
+        self.steps, self.states = run.grid.steps, [y]
+        self.together = _TOGETHER if sum(leaf.numel() for leaf in y) <= _SMALL else 1
+        self.largest = torch.zeros(2, dtype=run.layout.time, device=run.layout.device)
+        """How far, and the step."""
+
+    def add(self, n: int, y: Leaves) -> None:
+        """Step n led to state y."""
+        self.states.append(y)
+        last, count = n == self.steps - 1, len(self.states) - 1
+        if last or count == self.together:
+            of_leaves = [self._moves(column) for column in zip(*self.states, strict=True)]
+            moves = functools.reduce(torch.maximum, of_leaves)
+            value, index = torch.cat([self.largest[:1], moves]).max(0)
+            place = torch.where(index == 0, self.largest[1], n - count + index)
+            self.largest = torch.stack([value, place.to(value.dtype)])
+            self.states = [] if last else [y]
+
+    def _moves(self, leaves: Sequence[Tensor]) -> Tensor:
+        """How far each goes from the one before it, beside its size."""
+        if len(leaves) == 2:
+            norm = torch.linalg.vector_norm
+            return (norm(leaves[1] - leaves[0]) / norm(leaves[1])).reshape(1).to(self.largest.dtype)
+        rows = torch.stack([*leaves]).reshape(len(leaves), -1)
+        off, sizes = (torch.linalg.vector_norm(part, dim=-1) for part in (rows.diff(dim=0), rows[1:]))
+        return (off / sizes).to(self.largest.dtype)
+
+    def step(self) -> set[int]:
+        """The step; none where no number may be read by the host."""
+        pair = self.largest
+        if type(pair) is not Tensor or pair.is_meta or (pair.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return set()
+        return {int(pair.tolist()[1])}
+
+
 def kinds(run: Run) -> int:
     """How many steps there are from the first one to the next with weights of the same shapes, `_MOST` at most.
 
@@ -153,6 +199,10 @@ def kinds(run: Run) -> int:
 
 _MOST = 4
 """Steps of several kinds that are compared."""
+_TOGETHER = 4
+"""Steps that are looked through at once, of states that are small: one at a time takes longer, and more take memory."""
+_SMALL = 1 << 14
+"""Entries of such a state. What is larger is bound by arithmetic, and would take memory."""
 
 
 def _difference(one: Tensor | None, other: Tensor | None) -> Tensor:
