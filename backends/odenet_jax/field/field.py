@@ -68,9 +68,6 @@ class Slot:
     def at(self, position: Any, weights: Weights) -> Weights:
         """Those of all `weights` that hold at `position` in [0, 1] of the step."""
         mixed = self.start
-        # the next block's at its very place; an adaptive solve stops at nodes, where it reads what held before
-        within = self.other_end is None or isinstance(position, Array) or float(position) < 1
-        other = self.other if within else self.other_end or []
         if self.end is not None and isinstance(position, Array):  # of an adaptive solve, whose steps are its own choice
             places = [position.astype(leaf.real.dtype) for leaf in self.start]
             pairs = zip(places, self.start, self.end, strict=True)
@@ -82,6 +79,9 @@ class Slot:
             for a, b in zip(self.start, self.end, strict=True):
                 local = (jnp.asarray(self.part, a.real.dtype) + position) / self.parts
                 mixed.append((1 - local) * a + local * b)
+        # the next block's at its very place; an adaptive solve stops at nodes, where it reads what held before
+        within = self.other_end is None or isinstance(position, Array) or float(position) < 1
+        other = self.other if within else self.other_end or []
         return dataclasses.replace(weights, inexact=mixed, other=other)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odenet import GradientError
+from odenet import ConversionError, GradientError, OdenetError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
 from odenet_torch.conversion.layer import copied
@@ -18,16 +20,38 @@ from odenet_torch.field.differentiating import refuses_hooks
 from odenet_torch.field.surroundings import held_now, reach
 
 
+@contextlib.contextmanager
+def alone(layer: nn.Module) -> Iterator[None]:
+    """While a layer runs outside of its model's forward, on what that had called it with.
+
+    Raises:
+        ConversionError: it cannot, as where the forward sets its layers up by the length of its input.
+    """
+    try:
+        yield
+    except (OdenetError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ConversionError(
+            f"{type(layer).__name__} raised {type(error).__name__} when it ran outside of the model's forward, on what "
+            f"that had called it with: {error}",
+            "layers that run by themselves as they run in the model",
+            "if the model's forward sets its layers up, as by the length of its input, call the model once on the "
+            "example before it is converted",
+        ) from error
+
+
 def require_repeatable(layer: nn.Module, call: Call) -> None:
     """Looks whether a layer gives the same when it runs again on the same, in training.
 
     Raises:
         GradientError: it does not, or it draws from a generator that is not torch's.
+        ConversionError: it does not run outside of its model.
     """
     results = []
 
     def run() -> None:
-        with leaving_no_trace([layer]):
+        with leaving_no_trace([layer]), alone(layer):
             results.append(_leaves(_watched(layer, call)))
 
     with in_mode(layer, True), random_state.others():

@@ -17,6 +17,7 @@ from odenet import ConversionError, InputError
 from odenet_torch.conversion.attached import Attached
 from odenet_torch.conversion.call_modes import CallMode, CallModes
 from odenet_torch.conversion.calls import Call, calls
+from odenet_torch.conversion.repeatable import alone
 from odenet_torch.conversion.residual import Modes, residual_branches
 from odenet_torch.conversion.runs import CONTAINERS, no_run, submodule
 from odenet_torch.conversion.sums import in_place
@@ -159,7 +160,8 @@ def _holds(module: nn.Module, inside: set[int]) -> bool:
 
 def _judge(layer: Selected, tolerance: float) -> None:
     try:
-        layer.branches = residual_branches(layer.module, layer.calls[0], tolerance)
+        with alone(layer.module):
+            layer.branches = residual_branches(layer.module, layer.calls[0], tolerance)
     except InputError as error:
         # without its traceback, whose frames hold the example's activations, and would for the life of the model
         layer.why = type(error)(error.given, error.allowed, error.remedy)
