@@ -153,7 +153,7 @@ def _first_step(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
     consequence = "is useless" if certificate > USELESS else "may be off by as much"
-    subject = "the gradient of the first step is this far, relatively, from the exact one of the discrete network"
+    subject = "the gradient of that step is this far, relatively, from the exact one of the discrete network"
     if where.startswith(_AT_START):
         subject = f"as integrated back, it is off by {certificate / DRIFT:.2g}, relatively"
     return (

@@ -14,7 +14,7 @@ from odenet._backend import registry as _registry
 from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import CellJob, JobOptions, complete, one_thread
-from odenet._jobs.groups import SuggestingGroup
+from odenet._jobs.groups import WITH_SHORT_HELP, SuggestingGroup
 from odenet._jobs.work_precision.measure import measure
 from odenet._jobs.work_precision.results import COLUMNS, AdaptiveSolve, SolvePlan, WorkPrecision, tables
 from odenet._report.html import details, document, figure, header
@@ -28,7 +28,7 @@ _CAPTION = (
 _PLURAL = {"problem": "problems", "backend": "backends", "solver": "solvers", "rtol": "tolerances"}
 
 
-@click.group(cls=SuggestingGroup)
+@click.group(cls=SuggestingGroup, context_settings=WITH_SHORT_HELP)
 def command() -> None:
     """Measure solves of test problems.
 

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError:
         sys.exit("odenet: the command line needs click and rich. What to do: pip install 'odenet[cli]'")
     from odenet._errors import GradientError, OdenetError, SolveError, WriteError, shown
-    from odenet._jobs.groups import SuggestingGroup
+    from odenet._jobs.groups import WITH_SHORT_HELP, SuggestingGroup
 
     def _short(text: str) -> str:
         """A message that repeats what was typed, but not thousands of characters."""
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
                     f"there is not enough memory for that ({error}). What to do: take smaller sizes."
                 ) from error
 
-    @click.command(cls=Jobs, context_settings={"help_option_names": ["-h", "--help"]})
+    @click.command(cls=Jobs, context_settings=WITH_SHORT_HELP)
     @click.version_option(package_name="odenet", prog_name="odenet")
     def odenet() -> None:
         """Residual networks as ODE solvers: choose solver, gradient method and backend by name.

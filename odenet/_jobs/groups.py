@@ -1,4 +1,4 @@
-"""Commands below commands, with a suggestion where a name is misspelt."""
+"""What commands have in common: `-h`, and below a command a suggestion where a name is misspelt."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import difflib
 from typing import Any
 
 import click
+
+WITH_SHORT_HELP = {"help_option_names": ["-h", "--help"]}
+"""Of each command its own: click keeps the help option of the first call, which may be one without the command above."""
 
 
 class SuggestingGroup(click.Group):

@@ -19,6 +19,7 @@ from odenet._backend.entry import BackendEntry
 from odenet._backend.registry import backend, broken, known
 from odenet._gradients.names import ALIASES as GRADIENT_ALIASES
 from odenet._gradients.names import GRADIENTS, Backprop, ContinuousAdjoint
+from odenet._jobs.groups import WITH_SHORT_HELP
 from odenet._report.terminal import Table, console, table
 from odenet._solvers.family import DelegatedSolver, StagedSolver
 from odenet._solvers.names import ALL_SOLVERS
@@ -292,7 +293,7 @@ SECTIONS = {
 }
 
 
-@click.command(short_help="List what can be chosen by name.")
+@click.command(short_help="List what can be chosen by name.", context_settings=WITH_SHORT_HELP)
 @click.argument("what", type=click.Choice(list(SECTIONS)), required=False)
 @click.option("--backend", "only", help="Show only this backend, and everything that it offers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object with a list for each section.")

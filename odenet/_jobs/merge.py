@@ -17,6 +17,7 @@ from odenet._files import require_writable
 from odenet._jobs.cells.results import JSON, CellResults
 from odenet._jobs.cells.resume import LARGEST
 from odenet._jobs.cells.run import GO_ON, CellJob, keep_earlier, say_paths
+from odenet._jobs.groups import WITH_SHORT_HELP
 from odenet._jobs.output import FilePath
 from odenet._report.machine import joined
 from odenet._report.rows import to_json
@@ -34,7 +35,7 @@ JOBS = {
 REPRODUCE = "odenet._jobs.reproduce.command:merge"
 
 
-@click.command("merge", short_help="Join the parts of a job that --shard divided.")
+@click.command("merge", short_help="Join the parts of a job that --shard divided.", context_settings=WITH_SHORT_HELP)
 @click.argument("folders", nargs=-1, required=True, type=FilePath(file_okay=False))
 @click.option("-o", "--out", type=FilePath(file_okay=False), required=True, help="Folder of the merged results.")
 @click.pass_context

@@ -254,8 +254,8 @@ def test_what_is_off_is_said_once_and_what_is_useless_each_time(backend):
             for warning in said:
                 assert isinstance(warning.message, GradientWarning)
                 assert warning.message.certificate == pytest.approx(by_hand("euler", w / 8), rel=1e-9)
-                assert warning.message.step == 0
-                words = ("gradient of the first step", "exact one of the discrete network", "through 8 steps of euler")
+                assert 0 <= warning.message.step < 8  # steps that are all alike
+                words = ("gradient of that step", "exact one of the discrete network", "through 8 steps of euler")
                 assert all(word in str(warning.message) for word in (*words, "more steps", "'checkpoint'"))
 
 

@@ -102,7 +102,7 @@ def test_the_gradient_of_a_looped_transformer(backend):
         for loops in (4, 32):
             _, truth, _ = looped.gradient(weights, text, loops, looped.BACKPROP, backend)
             _, other, _ = looped.gradient(weights, text, loops, looped.CORRECTED, backend)
-            apart[loops] = relative(looped._flat(other), looped._flat(truth))
+            apart[loops] = relative(looped.flat(other), looped.flat(truth))
         for name in ("q", "o", "in", "readout", "characters", "places"):
             way = np.random.default_rng(1).standard_normal(weights[name].shape)
             ends = [

@@ -18,7 +18,7 @@ class Layer(nn.Module):
     def forward(self, y):
         if y.shape[1] % self.block:
             raise ValueError(f"the length must be a multiple of {self.block}")
-        return y + torch.tanh(self.linear(y))
+        return y + 0.1 * torch.tanh(self.linear(y))
 
 
 class Model(nn.Module):

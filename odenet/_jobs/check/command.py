@@ -17,6 +17,7 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.cells.flags import grid_flags, network_flags, plan_of
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.check.checks import TOLERANCE, CellCheck, checks
+from odenet._jobs.groups import WITH_SHORT_HELP
 from odenet._jobs.output import FilePath, OutputFile, say_written
 from odenet._jobs.output import screen as screen_for
 from odenet._nets.weights import load_weights
@@ -31,7 +32,7 @@ from odenet.doctor.examination import OUTSIDE, Examination
 DEFAULT = GridPlan(solvers=(solver_named("euler"),), depths=(16,))
 
 
-@click.command("check", short_help="Check gradient methods, by weight and by layer.")
+@click.command("check", short_help="Check gradient methods, by weight and by layer.", context_settings=WITH_SHORT_HELP)
 @grid_flags(DEFAULT)
 @network_flags(DEFAULT)
 @click.option(

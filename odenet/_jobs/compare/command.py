@@ -20,6 +20,7 @@ from odenet._jobs.compare.findings import findings, verdict
 from odenet._jobs.compare.measure import measure
 from odenet._jobs.compare.page import page, tables
 from odenet._jobs.compare.results import Comparison, MeasuredGradient
+from odenet._jobs.groups import WITH_SHORT_HELP
 from odenet._report.units import error, seconds
 from odenet._solvers.names import solver
 
@@ -31,7 +32,7 @@ DEFAULT = dataclasses.replace(
 """A network without kinks, whose orders are clean, and which is measured in less than a minute."""
 
 
-@click.command("compare", short_help="Compare solvers, gradient methods, backends.")
+@click.command("compare", short_help="Compare solvers, gradient methods, backends.", context_settings=WITH_SHORT_HELP)
 @click.option("--full", is_flag=True, help="The larger grid: conv blocks with ReLU and group normalisation, rk4, too.")
 @grid_flags(DEFAULT)
 @network_flags(DEFAULT)

@@ -20,6 +20,7 @@ from odenet._jobs import flags as _flags
 from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.resume import OwnFile, nothing_there
 from odenet._jobs.cells.run import BEGIN, GO_ON, JobOptions, keep_earlier, measured, watch
+from odenet._jobs.groups import WITH_SHORT_HELP
 from odenet._jobs.output import FilePath
 from odenet._jobs.reproduce.controls import thresholds
 from odenet._jobs.reproduce.reproduction import SCALES, CurveCell, Point, Reproduction, Settings, reproductions
@@ -29,7 +30,9 @@ from odenet._report.machine import joined, machine
 from odenet._report.terminal import table
 
 
-@click.command("reproduce", short_help="Reproduce the figures of a paper, with verdicts.")
+@click.command(
+    "reproduce", short_help="Reproduce the figures of a paper, with verdicts.", context_settings=WITH_SHORT_HELP
+)
 @click.argument("names", nargs=-1, metavar="[NAME... | all]")
 @_flags.backends("torch")
 @click.option("--seeds", type=_flags.Whole(1), show_default="by reproduction", help="Number of seeds, from 0 on.")

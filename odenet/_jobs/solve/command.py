@@ -16,6 +16,7 @@ from odenet._errors import OdenetError, UnsupportedError
 from odenet._files import require_target
 from odenet._gradients.names import Backprop
 from odenet._jobs import flags as _flags
+from odenet._jobs.groups import WITH_SHORT_HELP
 from odenet._jobs.output import FilePath, OutputFile, screen
 from odenet._jobs.solve.solves import solve_in_equal_steps, solve_to_tolerances
 from odenet._jobs.work_precision.results import SolvePlan
@@ -48,7 +49,7 @@ def _default_backend() -> str:
     return "torch" if "torch" in names or not names else names[0]
 
 
-@click.command(short_help="Solve a test problem: errors, orders of convergence.")
+@click.command(short_help="Solve a test problem: errors, orders of convergence.", context_settings=WITH_SHORT_HELP)
 @click.argument("problem", type=_ProblemName())
 @_flags.backends(_default_backend())
 @_flags.solvers("rk4")

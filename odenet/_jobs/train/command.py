@@ -16,6 +16,7 @@ from odenet._jobs.cells.programs import keep_programs
 from odenet._jobs.cells.run import JobOptions
 from odenet._jobs.data.sets import NAMES
 from odenet._jobs.descent import SCHEDULES
+from odenet._jobs.groups import WITH_SHORT_HELP
 from odenet._jobs.output import FilePath
 from odenet._jobs.train.plan import OF_SGD, OPTIMIZERS, TrainingPlan, not_read
 from odenet._nets.spec import ACTIVATIONS, BLOCKS, NORMS, STARTS
@@ -79,7 +80,7 @@ def _flag(flag: str, kind: Any, text: str) -> Any:
     return click.option(flag, type=kind, default=default, show_default=shown, help=text)
 
 
-@click.command("train", short_help="Train a network on images.")
+@click.command("train", short_help="Train a network on images.", context_settings=WITH_SHORT_HELP)
 @_flag(
     "--data", _NameOrPath(NAMES), "Images: digits (embedded), cifar10 (on disk), folder (one per class), or your own."
 )
