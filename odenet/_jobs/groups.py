@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 WITH_SHORT_HELP = {"help_option_names": ["-h", "--help"]}
-"""Of each command its own: click keeps the help option of the first call, which may be one without the command above."""
+"""Of each command its own: click keeps the help option of its first call, which may be one without the parent."""
 
 
 class SuggestingGroup(click.Group):
