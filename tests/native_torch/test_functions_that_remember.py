@@ -222,3 +222,18 @@ def test_keys_of_earlier_calls_have_their_gradient(join, converted, gradient):
         results.append([p.grad for p in model.parameters()])
     for plain, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("gradient", METHODS)
+def test_a_hook_on_a_state_that_was_computed_is_seen_as_well(gradient):
+    """Such a state is lent as a copy, because torch lets everybody write on it."""
+    w = torch.eye(3, dtype=torch.float64).requires_grad_()
+
+    def field(t, y):
+        if y.requires_grad:
+            y.register_hook(lambda g: 2 * g)
+        return torch.tanh(y @ w)
+
+    y0 = 2 * Y0.clone().requires_grad_()
+    with pytest.raises(GradientError, match="hook on its input"):
+        odenet.solve(field, y0, t0=0.0, t1=1.0, steps=6, solver="heun", gradient=gradient)

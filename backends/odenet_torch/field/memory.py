@@ -141,6 +141,9 @@ class Memory:
         if since is not None and (operation := saved_tensors.written(slope, since)) is not None:
             raise saved_tensors.refusal(self.name, operation)
         wrote = self.count(lent) != before
+        for copy, leaf in zip(() if lent is y else lent, y, strict=False):
+            if copy._backward_hooks and leaf.requires_grad:  # who looks for hooks on the state is to see this one
+                leaf.register_hook(_unchanged)
         if lent is y:
             if wrote:
                 raise written()
@@ -222,6 +225,10 @@ def overwritten() -> StateError:
         "slopes in new memory, or always in the same tensor",
         "return slope.clone()",
     )
+
+
+def _unchanged(gradient: Tensor) -> None:
+    """The hook of a state on a copy of which f has put one."""
 
 
 def _copy(leaf: Tensor) -> Tensor:
