@@ -27,12 +27,12 @@ class _Level(NamedTuple):
 
     Attributes:
         kind: one of `_APART` to `_JUMPING`.
-        count: of how many numbers each entry is made, where it is of few.
+        number: of how many numbers each entry is made, where it is of few.
         groups: how often few numbers were put together; infinity where they are too few however often.
     """
 
     kind: int
-    count: int = 0
+    number: int = 0
     groups: float = math.inf
 
 
@@ -166,7 +166,7 @@ def _reduced(name: str, equation: Any, read: list[_Level]) -> _Level:
         return _SMOOTH
     if number == 1:
         return most
-    number *= most.count if most.kind in (_FEW.kind, _SPREAD.kind) else 1
+    number *= most.number if most.kind in (_FEW.kind, _SPREAD.kind) else 1
     if number > _MOST:
         return _SMOOTH
     # a row is normalised over its last axis, and a batch is not
