@@ -1,26 +1,60 @@
 """Fields that jump: they round, choose or count by the state, so that a small error in it may change all they return.
 
+So does a normalisation over very few numbers: what it divides by, their spread, may be tiny beside them. A program
+computes it by its parts: a mean of few numbers is subtracted from them, and their rest divided by the size of that.
+
 A rebuilt state of which a little is wrong may be on the other side of such a jump, where another branch has another
 gradient: how far the state itself is off says nothing of that. It is read off the field's program.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from odenet.kit import channel_axes
 from odenet_jax.field.state import Leaves
 
-_APART, _SMOOTH, _JUMPING = range(3)
-"""What an array is of the state: no function of it, one that has no jump that can be seen here, or one that jumps."""
+
+class _Level(NamedTuple):
+    """What an array is of the state; of several levels, the largest counts.
+
+    Attributes:
+        kind: one of `_APART` to `_JUMPING`.
+        number: of how many numbers each entry is made, where it is of few.
+        groups: how often few numbers were put together; infinity where they are too few however often.
+    """
+
+    kind: int
+    number: int = 0
+    groups: float = math.inf
+
+
+_APART, _SMOOTH, _FEW, _CENTRED, _SPREAD, _DIVIDED, _JUMPING = (_Level(kind) for kind in range(7))
+"""No function of the state; one that has no jump that can be seen here; a sum of few of its numbers; what is left of
+these without their mean; the size of that; what was divided by this size; and a function that jumps."""
+
+_MOST = 4
+"""Numbers, normalised together, whose spread is too small too often (as in torch, where this was measured)."""
 
 _ROUNDING = frozenset(("round", "floor", "ceil", "sign", "rem", "pure_callback", "io_callback", "ffi_call"))
 """What jumps, or may: nobody can see into a call."""
 _PLACES = frozenset(("argmax", "argmin"))
 _ORDERS = frozenset(("sort", "top_k", "approx_top_k"))
+_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min psum pmax pmin psum_invariant psum2".split())
+_KEEPING = frozenset(
+    "broadcast_in_dim reshape transpose squeeze expand_dims convert_element_type reduce_precision copy slice rev real "
+    "imag conj neg abs mul div max min add add_any sub sqrt square integer_pow pow "
+    "sharding_constraint pvary pcast".split()
+)
+"""What leaves numbers that are put together or centred what they are, beside others that are so or no function of y."""
+_INVERTING = frozenset(("rsqrt", "log"))
 
 
 def jumps(program: Jaxpr, state: slice) -> bool:
@@ -35,7 +69,12 @@ def jumps(program: Jaxpr, state: slice) -> bool:
     """
     levels = [_APART] * len(program.invars)
     levels[state] = [_SMOOTH] * len(levels[state])
-    return _JUMPING in _outputs(program, levels)
+    inputs: list[Any] = program.invars[state]
+    shapes = [atom.aval.shape for atom in inputs]
+    # 4 numbers that are a whole row are normalised once a row, as in a narrow network's layer normalisation, and not in
+    # each of many groups
+    rows = {math.prod(shape) // max(shape[axis], 1) for shape in shapes for axis in channel_axes(len(shape))}
+    return any(level.kind >= _DIVIDED.kind and level.groups not in rows for level in _outputs(program, levels))
 
 
 def against(increment: Leaves, y: Leaves) -> Leaves:
@@ -47,27 +86,28 @@ def against(increment: Leaves, y: Leaves) -> Leaves:
     )
 
 
-def _outputs(program: Any, inputs: Sequence[int]) -> list[int]:
+def _outputs(program: Any, inputs: Sequence[_Level]) -> list[_Level]:
     """The levels of a program's results, from those of its arguments."""
     program = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    levels: dict[Any, int] = dict(zip(program.invars, inputs, strict=True))
+    levels: dict[Any, _Level] = dict(zip(program.invars, inputs, strict=True))
 
-    def level(atom: Any) -> int:
+    def level(atom: Any) -> _Level:
         return _APART if isinstance(atom, Literal) else levels.get(atom, _APART)
 
     for equation in program.eqns:
         read = [level(atom) for atom in equation.invars]
-        if any(read):
+        if max(read, default=_APART) > _APART:
             levels.update(zip(equation.outvars, _equation(equation, read), strict=True))
     return [level(atom) for atom in program.outvars]
 
 
-def _equation(equation: Any, read: list[int]) -> list[int]:
-    name, most, count = equation.primitive.name, max(read), len(equation.outvars)
+def _equation(equation: Any, read: list[_Level]) -> list[_Level]:
+    name, count = equation.primitive.name, len(equation.outvars)
     if name in _CONTROL:
         return _CONTROL[name](equation.params, read)
     if name == "select_n":
         return _chosen(read[0], [read[1:]])
+    most = _normalised(name, equation, read)
     if name in _ROUNDING or (name in _PLACES and _inexact(equation.invars[0])):
         return [_JUMPING] * count
     if name in _ORDERS:  # sorted values move as the state does, and their places jump
@@ -80,45 +120,91 @@ def _equation(equation: Any, read: list[int]) -> list[int]:
     aligned = [program for program in inner if len(program.invars) == len(read) and len(program.outvars) == count]
     if aligned:
         return _outputs(aligned[0], read)
-    if any(_JUMPING in _outputs(program, [most] * len(program.invars)) for program in inner):
-        return [_JUMPING] * count
+    inside = max(
+        (max(_outputs(program, [most] * len(program.invars)), default=most) for program in inner), default=most
+    )
+    if inside > most:
+        return [inside] * count
     # whole numbers that become others: an index, a mask that multiplies
-    counted = any(of and not _inexact(atom) for of, atom in zip(read, equation.invars, strict=True))
+    counted = any(of > _APART and not _inexact(atom) for of, atom in zip(read, equation.invars, strict=True))
     return [
         _JUMPING if _inexact(result) and counted else _converted(name, equation, most, result)
         for result in equation.outvars
     ]
 
 
-def _converted(name: str, equation: Any, most: int, result: Any) -> int:
+def _normalised(name: str, equation: Any, read: list[_Level]) -> _Level:
+    """The level of what an operation of arithmetic returns."""
+    most = max(read)
+    if most.kind in (_APART.kind, _DIVIDED.kind, _JUMPING.kind):
+        return most
+    if name in _REDUCTIONS or name == "dot_general":
+        return _reduced(name, equation, read)
+    last, exponent = read[-1], equation.invars[-1]
+    power = equation.params["y"] if name == "integer_pow" else exponent.val if isinstance(exponent, Literal) else -1
+    if last.kind == _SPREAD.kind and name == "div":
+        return _DIVIDED._replace(groups=last.groups)
+    if read[0].kind == _SPREAD.kind and (name in _INVERTING or (name in ("pow", "integer_pow") and not power > 0)):
+        return _DIVIDED._replace(groups=read[0].groups)
+    if name == "sub" and last.kind == _FEW.kind and read[0] > _APART:
+        # a mean of squares, less the mean's square, is the spread
+        return most._replace(kind=_SPREAD.kind if read[0].kind == _FEW.kind else _CENTRED.kind)
+    alike = all(level.kind in (_APART.kind, most.kind) for level in read)
+    return most if alike and name in _KEEPING else _SMOOTH
+
+
+def _reduced(name: str, equation: Any, read: list[_Level]) -> _Level:
+    """Of a sum, or a largest or least number, or a sum of products."""
+    (shape, *_), most, result = [atom.aval.shape for atom in equation.invars], max(read), equation.outvars[0].aval.size
+    if name == "dot_general":
+        ((axes, _), _), centred = equation.params["dimension_numbers"], all(of.kind == _CENTRED.kind for of in read)
+    else:
+        axes, centred = equation.params["axes"], most.kind in (_CENTRED.kind, _SPREAD.kind)
+    # a named axis is one of devices, within whose program this is asked
+    number = math.prod(shape[axis] if isinstance(axis, Integral) else int(lax.psum(1, axis)) for axis in axes)
+    if name == "dot_general" and not centred:
+        return _SMOOTH
+    if number == 1:
+        return most
+    number *= most.number if most.kind in (_FEW.kind, _SPREAD.kind) else 1
+    if number > _MOST:
+        return _SMOOTH
+    # a row is normalised over its last axis, and a batch is not
+    groups = result if number == _MOST and len(shape) - 1 in axes else math.inf
+    return _Level((_SPREAD if centred else _FEW).kind, number, groups)
+
+
+def _converted(name: str, equation: Any, most: _Level, result: Any) -> _Level:
     """Of a conversion to whole numbers, or to those of 8 bits, all values jump."""
     if name != "convert_element_type" or not _inexact(equation.invars[0]) or result.aval.dtype == bool:
         return most
     return most if _inexact(result) and result.aval.dtype.itemsize > 1 else _JUMPING
 
 
-def _chosen(by: int, columns: Sequence[Sequence[int]]) -> list[int]:
+def _chosen(by: _Level, columns: Sequence[Sequence[_Level]]) -> list[_Level]:
     """Of values that one chooses among, each column from its candidates."""
-    return [_JUMPING if by and not any(column) else max((*column, by and by - _SMOOTH and by)) for column in columns]
+    chosen = by > _APART
+    by = by if by.kind >= _DIVIDED.kind else _APART
+    return [_JUMPING if chosen and max(column) == _APART else max(*column, by) for column in columns]
 
 
-def _cond(params: Any, read: list[int]) -> list[int]:
+def _cond(params: Any, read: list[_Level]) -> list[_Level]:
     branches = [_outputs(branch, read[1:]) for branch in params["branches"]]
     return _chosen(read[0], [*zip(*branches, strict=True)])
 
 
-def _scan(params: Any, read: list[int]) -> list[int]:
+def _scan(params: Any, read: list[_Level]) -> list[_Level]:
     consts, carried = params["num_consts"], params["num_carry"]
     return _repeated(params["jaxpr"], read[:consts], read[consts : consts + carried], read[consts + carried :])
 
 
-def _while(params: Any, read: list[int]) -> list[int]:
+def _while(params: Any, read: list[_Level]) -> list[_Level]:
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     return _repeated(params["body_jaxpr"], read[first:second], read[second:], [])
 
 
-def _repeated(body: Any, consts: list[int], carry: list[int], elements: list[int]) -> list[int]:
+def _repeated(body: Any, consts: list[_Level], carry: list[_Level], elements: list[_Level]) -> list[_Level]:
     """Of a loop: what one pass makes of its carry, the next one reads."""
     while True:
         outputs = _outputs(body, [*consts, *carry, *elements])
