@@ -25,8 +25,9 @@ SMALL = 0.1
 """The least size of y(t0), in sizes of y(t1), that its error is held against: a solve may begin at zero."""
 
 Integers = TypeVar("Integers", bound=Any)
-Certified = Literal["states", "gradient", "first step", "step back"]
-"""What an alarm is told the size of an error of: rebuilt states, the whole gradient, or that of one step."""
+Certified = Literal["states", "gradient", "first step", "step back", "way back"]
+"""What an alarm is told the size of an error of: rebuilt states, the whole gradient, that of one step, or a state that
+an adaptive solve integrated back."""
 
 _alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
 _quiet = threading.local()
@@ -163,6 +164,17 @@ def _first_step(certificate: float, method: str, where: str) -> str:
     )
 
 
+def _way_back(certificate: float, method: str, where: str) -> str:
+    if certificate != certificate:
+        return _message(certificate, method, where)
+    consequence = "is useless" if certificate > USELESS else "may be off by as much"
+    return (
+        f"The certificate of {method} is {certificate:.2g}: a state that is known, as integrated back, is off by so "
+        f"much, relatively, and the gradient by what comes before it, that of y0 first of all, {consequence}. What to "
+        "do: take gradient='checkpoint', which integrates nothing back; or smaller rtol and atol, or more times in ts."
+    )
+
+
 def _step_back(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return (
@@ -183,6 +195,7 @@ _TEXTS: dict[Certified, Callable[[float, str, str], str]] = {
     "states": _message,
     "gradient": _measured,
     "first step": _first_step,
+    "way back": _way_back,
     "step back": _step_back,
 }
 

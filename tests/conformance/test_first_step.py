@@ -227,15 +227,6 @@ def test_over_the_whole_solve_it_is_the_error_of_the_gradient(backend):
     assert certificate == pytest.approx(max(change, abs(found[3] / exact[3] - 1)), rel=1e-9)
 
 
-def test_a_tolerance_leaves_none(backend):
-    choices: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4, "solver": "dopri5"}
-    tanh = cases.tanh(backend)
-    _, certificate = solved(
-        backend, lambda t, y, w: tanh(w * y), np.ones(3), np.array(0.5), gradient=CONTINUOUS, **choices
-    )
-    assert certificate is None
-
-
 def test_what_is_off_is_said_once_and_what_is_useless_each_time(backend):
     with odenet.backend(backend).prepare("float64", "cpu"):
         for w, kinds in ((1.5, [GradientWarning]), (3.2, [UselessGradientWarning] * 2), (0.2, [])):

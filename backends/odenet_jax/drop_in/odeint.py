@@ -169,7 +169,9 @@ def _solve(
     def resolve(field: Callable[..., Any], state: Any, weights: Any, t0: Array, t1: Array) -> Any:
         return _solve(field, state, weights, t0, t1, None, _by_number(control)).y1
 
-    return solve_adaptive(ivp, lambda _: AdaptiveCostate(gradient, ivp.solver, control, resolve=resolve))
+    return solve_adaptive(
+        ivp, lambda stats: AdaptiveCostate(gradient, ivp.solver, control, stats, None, resolve=resolve)
+    )
 
 
 def _by_number(control: PIDController) -> PIDController:

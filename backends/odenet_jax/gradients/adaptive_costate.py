@@ -1,4 +1,9 @@
-"""The continuous adjoint of an adaptive solve, by a backward solve with step-size control of its own."""
+"""The continuous adjoint of an adaptive solve, by a backward solve with step-size control of its own.
+
+Its certificate is how far y, as integrated back, is off where it is known: at t0, and at the times that were kept.
+
+Over 250 lines: one step, and what it carries, read each other throughout.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
 
-from odenet import ContinuousAdjoint, GradientError, PIDController, Result, UnsupportedError
-from odenet.kit import AnySolver, add, trial
+from odenet import ContinuousAdjoint, GradientError, PIDController, Result, Stats, UnsupportedError
+from odenet.kit import SMALL, Alarm, AnySolver, add, subtract, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
+from odenet_jax.gradients.certificate import Worst, certify, relative, worse
 from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
 from odenet_jax.steps.clock import TimePoint
@@ -30,7 +36,8 @@ REMEDY_OF_DROP_IN = "give a larger mxstep, or larger rtol and atol; or take oden
 
 
 class _CostateCarry(NamedTuple):
-    """The state is y and its adjoint; `parts` is the integrand of the weights' gradient at the start of the step."""
+    """The state is y and its adjoint; `parts` is the integrand of the weights' gradient at the start of the step, and
+    `drift` how far y, as integrated back, was off where it is known."""
 
     pace: LoopState
     state: Leaves
@@ -38,6 +45,7 @@ class _CostateCarry(NamedTuple):
     parts: Any
     output: Array
     sums: Sums
+    drift: Worst
 
 
 class AdaptiveCostate(BackwardPass):
@@ -48,16 +56,24 @@ class AdaptiveCostate(BackwardPass):
         method: ContinuousAdjoint,
         solver: AnySolver,
         control: PIDController,
+        stats: Stats,
+        alarm: Alarm | None,
         *,
         resolve: Callable[..., Any] | None = None,
     ) -> None:
         self.method = method
+        self.stats, self.alarm = stats, alarm
         self.resolve = resolve
         self.solver, _ = method.backward(solver, 1)
         # tolerances and norm come with the solve, and may hold arrays of it
         self.apart = callable(control.norm)
         self.norm = "rms" if callable(control.norm) else control.norm
         self.control = dataclasses.replace(control, rtol=1.0, atol=1.0, norm="rms")
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What its programs depend on: all but what belongs to one solve, and is told of by `settled`."""
+        return {name: value for name, value in vars(self).items() if name not in ("stats", "alarm")}
 
     def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
         return Keep()
@@ -99,7 +115,8 @@ class AdaptiveCostate(BackwardPass):
             state,
             first,
         )
-        carry = _CostateCarry(start(line, size, finite(state, first)), state, first, parts, output, sums)
+        drift = jnp.zeros((), run.layout.time), jnp.int32(-1)
+        carry = _CostateCarry(start(line, size, finite(state, first)), state, first, parts, output, sums, drift)
 
         def step(carry: _CostateCarry) -> _CostateCarry:
             return self._step(run, line, allowed, result, gradients, carry)
@@ -107,11 +124,17 @@ class AdaptiveCostate(BackwardPass):
         carry = repeat(lambda carry: carry.pace.alive, step, carry)
         count = len(a)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        return a, carry.sums, jnp.zeros((), run.layout.time), carry.pace
+        error, _ = worse(carry.drift, _drift(carry.state[:count], y0, y1), -1)
+        # gradients that are all zero are right, whatever was rebuilt for them; one that ended early is said otherwise
+        read = jnp.stack([jnp.any(leaf != 0) for leaf in a]).any() & (carry.pace.outcome == CODE[Result.SUCCESS])
+        error = jnp.where(read, error, jnp.zeros((), error.dtype))
+        return a, carry.sums, error, (carry.pace, error)
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
         """The gradients, unless the backward solve could not go on."""
-        return ended(gradients, trouble, drop_in=self.resolve is not None)
+        pace, error = trouble
+        gradients = ended(gradients, pace, drop_in=self.resolve is not None)
+        return certify(self.stats, self.alarm, pace.accepted, (error, jnp.int32(-1)), gradients, "way back")
 
     @staticmethod
     def _last_read(result: AdaptiveResult, gradients: Cotangents) -> tuple[Array, Leaves]:
@@ -151,9 +174,11 @@ class AdaptiveCostate(BackwardPass):
         sums = AcceptedStepVJP.collect(here, accepted, carry.sums, by_weights)
         output, a = carry.output, attempt.y1[count:]
         a, met = self._meet(line, gradients, output, step.t1, a, accepted)
-        y = attempt.y1[:count]
+        y, drift = attempt.y1[:count], carry.drift
         if gradients.ts is not None:  # where the forward solve is known, go on from there
-            y = choose(met < output, read(result.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1)), y)
+            exact = read(result.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1))
+            drift = choose(met < output, worse(drift, _drift(y, exact, result.y1), -1), drift)
+            y = choose(met < output, exact, y)
         state, first, parts = (*y, *a), attempt.slopes[-1], integrands[-1]
         needed = accepted & now.alive & (bool(not tableau.fsal) | (met < output) | line.jumping(step.t1))
         if not tableau.fsal or gradients.ts is not None or line.jumps.shape[0]:
@@ -165,7 +190,7 @@ class AdaptiveCostate(BackwardPass):
             first, parts = lax.cond(needed, renew, lambda: (first, parts))
         old = (carry.state, carry.first, carry.parts)
         state, first, parts = choose(accepted, (state, first, parts), old)
-        return _CostateCarry(now, state, first, parts, jnp.where(accepted, met, output), sums)
+        return _CostateCarry(now, state, first, parts, jnp.where(accepted, met, output), sums, drift)
 
     def _slope(self, run: AcceptedRun, t: TimePoint, state: Leaves) -> tuple[Leaves, Any]:
         """The slopes of y and its adjoint, and the integrand of the weights' gradient."""
@@ -211,6 +236,12 @@ class AdaptiveCostate(BackwardPass):
         met = (place <= output) & (line.sign * (gradients.ts - t) <= 0) & going
         added = tuple(jnp.where(met.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0) for leaf in gradients.ys)
         return add(a, added), output - met.sum(dtype=output.dtype)
+
+
+def _drift(y: Leaves, exact: Leaves, end: Leaves) -> Array:
+    """How far a state that was integrated back is off, relatively; a solve may begin at zero."""
+    sizes = [jnp.maximum(jnp.abs(leaf), SMALL * jnp.abs(last)) for leaf, last in zip(exact, end, strict=True)]
+    return relative(subtract(y, exact), tuple(sizes))
 
 
 def ended(gradients: tuple[Leaves, Any, Array], pace: LoopState, *, drop_in: bool = False) -> tuple[Leaves, Any, Array]:

@@ -136,4 +136,4 @@ def adaptive(problem: Problem, stats: Stats) -> BackwardPass:
     """The backward pass of the continuous adjoint over accepted steps."""
     assert isinstance(problem.gradient, ContinuousAdjoint)
     assert isinstance(problem.grid, Span)
-    return AdaptiveCostate(problem.gradient, problem.solver, problem.grid.control)
+    return AdaptiveCostate(problem.gradient, problem.solver, problem.grid.control, stats, alarm(problem.field))

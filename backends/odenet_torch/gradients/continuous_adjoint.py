@@ -29,7 +29,7 @@ from odenet_torch.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, drift
 from odenet_torch.gradients.first_step import FirstStep, LargestMove, kinds
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
@@ -151,27 +151,34 @@ class AdaptiveCostate(Costate):
     """
 
     reads_outputs = True
-
-    def sketch(self, y0: Leaves) -> None:
-        """Tolerances bound the error."""
-
     proposed: float | None = None
 
     def back_accepted(
         self, forward: ForwardSolve, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
     ) -> Leaves:
-        """Gradient with respect to y0, from the outputs and the gradients of the loss with respect to them."""
+        """Gradient with respect to y0, from the outputs and the gradients of the loss with respect to them.
+
+        Tolerances bound the error of each backward step, and not how that of the state grows on the way back: where the
+        field contracts, it grows by what the solution has shrunk. So the state is compared where it is known.
+        """
         refuse_batches((leaf for row in rows for leaf in row), f"gradient={self.stats.gradient!r}")
         y, t = states[forward.grid.steps], forward.grid.nodes[-1]
+        last, errors = y, StepErrors(forward.run)
         a: AnyLeaves = zeros(y)
         self.proposed = None
         for time, output, row in reversed(list(zip(forward.ts, outputs, rows, strict=True))):
             if not all(bool(torch.isfinite(leaf).all()) for leaf in output):
                 continue
             if time != t and any(bool(leaf.any()) for leaf in a):
-                _, a = self.between_outputs(forward, t, time, y, a, sums)
+                back, a = self.between_outputs(forward, t, time, y, a, sums)
+                errors.add(drift(Sketch(output), back, last), -1)
             y, t, a = output, time, add(a, row)
-        return self.between_outputs(forward, t, forward.t0, y, a, sums)[1]
+        y, a = self.between_outputs(forward, t, forward.t0, y, a, sums)
+        # a gradient of zero is right, whatever was rebuilt
+        read = torch.stack([leaf.any() for leaf in a]).any()
+        errors.add(torch.where(read, drift(Sketch(states[0]), y, last), 0.0), -1)
+        certify(self.stats, self.alarm, errors, "way back")
+        return a
 
     def between_outputs(
         self, forward: ForwardSolve, t: float, end: float, y: Leaves, a: AnyLeaves, sums: Sums
