@@ -134,8 +134,7 @@ def _variables(layer: Any) -> list[Any]:
     """The variables of a layer, as its values are in order."""
     nnx = flax_nnx()
     by_path = {path: node for path, node in nnx.iter_graph(layer) if isinstance(node, nnx.Variable)}
-    found = [by_path[path] for path, _ in nnx.to_flat_state(nnx.split(layer)[1])]
-    return found
+    return [by_path[path] for path, _ in nnx.to_flat_state(nnx.split(layer)[1])]
 
 
 def _written(function: FlaxLayer, values: list[Any], x: Array, arguments: Arguments) -> tuple[int, ...]:

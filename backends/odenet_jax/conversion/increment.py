@@ -54,9 +54,9 @@ def increment(function: Callable[[Any], tuple[Array, Any]], x: Array, name: str)
             "layers x -> x + f(x) whose code ends with the addition",
             "take gradient='checkpoint', which undoes nothing; or a pre-activation or pre-norm layer",
         )
-    found = jax.tree.unflatten(jax.tree.structure(shape), [first.value, *(each.value for each in rest)])
+    results = jax.tree.unflatten(jax.tree.structure(shape), [first.value, *(each.value for each in rest)])
     more = jnp.zeros_like(x) if isinstance(first.more, tuple) else jnp.broadcast_to(first.more, x.shape)
-    return more.astype(x.dtype), found[1]
+    return more.astype(x.dtype), results[1]
 
 
 def kind_of_state(value: Any) -> str:
@@ -78,12 +78,12 @@ def _evaluated(program: Any, consts: Any, inputs: list[Sum]) -> list[Sum]:
         read, name = [value(each) for each in equation.invars], equation.primitive.name
         if name in _INSIDE and any(each.more is not None for each in read):
             inner: Any = equation.params[_INSIDE[name]]
-            found = _evaluated(inner.jaxpr, inner.consts, read)
+            results = _evaluated(inner.jaxpr, inner.consts, read)
         else:
-            found = list(map(Sum, _bound(equation, [each.value for each in read])))
+            results = list(map(Sum, _bound(equation, [each.value for each in read])))
             if name in ("add", "add_any", "sub"):
-                found = [Sum(found[0].value, _more(name, *read))]
-        known.update(zip(equation.outvars, found, strict=True))
+                results = [Sum(results[0].value, _more(name, *read))]
+        known.update(zip(equation.outvars, results, strict=True))
     return [value(each) for each in program.outvars]
 
 
@@ -103,5 +103,5 @@ def _bound(equation: Any, inputs: list[Any]) -> list[Any]:
     params = equation.primitive.get_bind_params(equation.params)
     functions, params = params if isinstance(params, tuple) else ((), params)  # older versions of JAX return a pair
     with equation.ctx.manager:
-        found = equation.primitive.bind(*functions, *inputs, **params)
-    return list(found) if equation.primitive.multiple_results else [found]
+        results = equation.primitive.bind(*functions, *inputs, **params)
+    return list(results) if equation.primitive.multiple_results else [results]

@@ -39,23 +39,23 @@ def single_layers(lists: Sequence[Container], watches: Mapping[str, Watch]) -> l
         ConversionError: none is called.
     """
     called = {name: watch.sights for name, watch in watches.items() if watch.sights}
-    keeping = [each for each in lists if any(_keeps(called.get(name, ())) for name in each.layers)]
-    others = [each for each in reversed(lists) if each not in keeping]
+    keeping = [container for container in lists if any(_keeps(called.get(name, ())) for name in container.layers)]
+    others = [container for container in reversed(lists) if container not in keeping]
     taken: list[Container] = []
-    found = []
-    for each in (*keeping, *others):
-        if any(each.holds(other) or other.holds(each) for other in taken):
+    selected = []
+    for container in (*keeping, *others):
+        if any(container.holds(other) or other.holds(container) for other in taken):
             continue
-        places = [name for name in each.layers if name in called]
+        places = [name for name in container.layers if name in called]
         if places:
-            taken.append(each)
-            found += [Selected((name,)) for name in places]
-    if not found:
+            taken.append(container)
+            selected += [Selected((name,)) for name in places]
+    if not selected:
         raise ConversionError(
-            f"no layer of {', '.join(each.name for each in lists)} is called on the example",
+            f"no layer of {', '.join(container.name for container in lists)} is called on the example",
             "layers that the model calls by layer(x, ...)",
         )
-    return found
+    return selected
 
 
 def runs(lists: Sequence[Container], watches: Mapping[str, Watch], where: str | None) -> list[Selected]:

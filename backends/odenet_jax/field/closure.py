@@ -146,8 +146,8 @@ def _custom_jvp(equation: Any, inputs: list[Any]) -> list[Any]:
         unmoved = [isinstance(each, SymbolicZero) for each in tangents[consts:]]
         jaxpr, closed, still = rule.call_wrapped(*unmoved)
         moving = [each for each in tangents[consts:] if not isinstance(each, SymbolicZero)]
-        found = [alike(each, axes=axes) for each in _evaluate(jaxpr, closed, [*primals[consts:], *moving])]
-        values, slopes = found[: len(still)], iter(found[len(still) :])
+        outputs = [alike(each, axes=axes) for each in _evaluate(jaxpr, closed, [*primals[consts:], *moving])]
+        values, slopes = outputs[: len(still)], iter(outputs[len(still) :])
         pairs = zip(values, still, strict=True)
         return values, [jnp.zeros_like(value) if zero else next(slopes) for value, zero in pairs]
 

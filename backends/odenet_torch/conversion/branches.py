@@ -145,7 +145,7 @@ class _Proxy(fx.Proxy):
 def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph | None:
     """The layer's graph; None where it cannot be traced, or where a trace would freeze what a call decides."""
     around = reach(layer)  # first: what is known of a layer stands among its attributes
-    before, state, dice = dict(vars(layer)), torch.get_rng_state(), random.getstate()
+    before, state, of_python = dict(vars(layer)), torch.get_rng_state(), random.getstate()
     tensors = [(module._buffers, dict(module._buffers)) for module in layer.modules()]
     try:
         graph = _Tracer().trace(_Call(layer, args, kwargs))
@@ -153,7 +153,7 @@ def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
         return None
     finally:
         changed = vars(layer).keys() != before.keys() or any(vars(layer)[name] is not before[name] for name in before)
-        drew = not torch.equal(state, torch.get_rng_state()) or dice != random.getstate()
+        drew = not torch.equal(state, torch.get_rng_state()) or of_python != random.getstate()
         changed = changed or not around.current()
         for held, stood in tensors:  # a buffer is another tensor now
             changed = changed or any(held[name] is not tensor for name, tensor in stood.items())
@@ -162,7 +162,7 @@ def _trace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
         vars(layer).update(before)
         put_back(differences(around.places, around.contents))
         torch.set_rng_state(state)
-        random.setstate(dice)
+        random.setstate(of_python)
     frozen = any(node.op == "get_attr" and not node.target.startswith("layer.") for node in graph.nodes)
     return None if changed or drew or frozen or any(map(_writes_to_state, graph.nodes)) else graph
 

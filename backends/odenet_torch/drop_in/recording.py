@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from odenet import GradientError
 from odenet.kit import Tableau
-from odenet_torch.field import random_state as _dice
+from odenet_torch.field import random_state
 from odenet_torch.field.called_modules import indifferent
 from odenet_torch.field.surroundings import no_trace
 
@@ -51,7 +51,7 @@ class Recording:
 
     def first(self, call: Callable[[], Value]) -> Value:
         """The first evaluation, made before the solve, whose result the first stage of the first step then has."""
-        before = _dice.state(self.device)
+        before = random_state.state(self.device)
         value = call()
         self.count = 1
         self.draws = self._drew(before, call)
@@ -61,12 +61,12 @@ class Recording:
 
     def _drew(self, before: list[Tensor], call: Callable[[], Any]) -> bool:
         """After a call: whether it has drawn random numbers, and not another thread."""
-        after = _dice.state(self.device)
-        if _dice.same(before, after):
+        after = random_state.state(self.device)
+        if random_state.same(before, after):
             return False
         with no_trace([self.func]), torch.no_grad():
-            drew = _dice.draws(call, functools.partial(_dice.read, self.device))
-        _dice.restore(self.device, after)
+            drew = random_state.draws(call, functools.partial(random_state.read, self.device))
+        random_state.restore(self.device, after)
         return drew
 
     def evaluate(self, call: Callable[[], Any]) -> Any:
@@ -78,9 +78,9 @@ class Recording:
         place, self.place = self.place, None
         if self.backward:
             if place is not None and place in self.states:
-                _dice.restore(self.device, self.states[place])
+                random_state.restore(self.device, self.states[place])
             return call()
-        before = _dice.state(self.device)
+        before = random_state.state(self.device)
         value = call()
         if first:
             self.draws = self._drew(before, call)
@@ -133,13 +133,13 @@ class Recording:
         if self.draws and (adaptive or self.tableau is None):
             raise _not_replayed("whose steps follow its error")
         self.backward = True
-        state = _dice.state(self.device)
+        state = random_state.state(self.device)
         try:
             with lent_buffers(module for module in modules_of(self.func) if indifferent(module)):
                 yield
         finally:
             if self.draws:
-                _dice.restore(self.device, state)
+                random_state.restore(self.device, state)
 
     def _step(self, start: float, end: float) -> int:
         for n, (a, b) in enumerate(self.ends):

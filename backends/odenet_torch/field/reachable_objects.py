@@ -146,7 +146,7 @@ class ReachableObjects:
         self.watched.append((name, value))
         return ()
 
-    def dice(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    def random_generator(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """Note a generator of random numbers."""
         self.generators.append(value)
         return ()
@@ -345,7 +345,7 @@ _WAYS: dict[type, Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any
     threading.local: ReachableObjects.local,
     contextvars.ContextVar: ReachableObjects.context,
     _CACHED: ReachableObjects.cache,
-    **dict.fromkeys(random_state.GENERATORS, ReachableObjects.dice),
+    **dict.fromkeys(random_state.GENERATORS, ReachableObjects.random_generator),
     types.GeneratorType: ReachableObjects.generator,
 }
 _CONTAINERS = {dict, list, set, tuple, collections.deque, collections.OrderedDict, collections.defaultdict}
@@ -435,8 +435,8 @@ def _package(value: object) -> str:
 def _slots(kind: type) -> tuple[str, ...]:
     """The names of attributes that stand in no dict."""
     named = [vars(each).get("__slots__", ()) for each in kind.__mro__]
-    each = [name for names in named for name in ((names,) if isinstance(names, str) else names)]
-    return tuple(name for name in each if name not in ("__dict__", "__weakref__"))
+    flat = [name for names in named for name in ((names,) if isinstance(names, str) else names)]
+    return tuple(name for name in flat if name not in ("__dict__", "__weakref__"))
 
 
 @functools.lru_cache(4096)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from odenet import GradientError
-from odenet_torch.field import late_writes, saved_tensors
-from odenet_torch.field import random_state as _dice
+from odenet_torch.field import late_writes, random_state, saved_tensors
 from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same, within
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.escapes import marked, require_gone
@@ -115,7 +114,7 @@ class Replay:
         self.late: set[int] = set()
         """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
         self.before: list[tuple[Owned, Tensor, Any, Tensor | None]] = []
-        self.last = _dice.state(device)
+        self.last = random_state.state(device)
         self.autocast = autocasts(device)
 
     @classmethod
@@ -156,14 +155,14 @@ class Replay:
         modules, roots = self.modules(*place), self.roots(*place)
         self.before = self._look([*modules, *self.noticed])
         met = self.sides.begin(key[0], roots)
-        dice = [x for _, root in roots for x in self.sides.around[id(root)].reach.generators]
-        before, outside = [*map(_dice.of, dice)], _dice.outside()
+        generators = [x for _, root in roots for x in self.sides.around[id(root)].reach.generators]
+        before, outside = [*map(random_state.of, generators)], random_state.outside()
         out = evaluate()
-        drawn = _dice.outside() != outside
-        if drawn or (before and before != [*map(_dice.of, dice)]):
-            self._require_seeded(key, place, evaluate, [*dice, *(_dice.GLOBAL if drawn else ())])
-        state = _dice.state(self.device)
-        if not _dice.same(state, self.last):
+        drawn = random_state.outside() != outside
+        if drawn or (before and before != [*map(random_state.of, generators)]):
+            self._require_seeded(key, place, evaluate, [*generators, *(random_state.GLOBAL if drawn else ())])
+        state = random_state.state(self.device)
+        if not random_state.same(state, self.last):
             if not self.exact or self._draws(key, place, evaluate):
                 self.random[key] = self.last
             self.last = state
@@ -218,7 +217,7 @@ class Replay:
                 break
         with self._swapped(self._calls(place), self.buffers.get(key, ())):
             if key in self.random:
-                _dice.restore(self.device, self.random[key])
+                random_state.restore(self.device, self.random[key])
             return evaluate()
 
     @contextlib.contextmanager
@@ -242,14 +241,14 @@ class Replay:
         watched = (entry for n in (*ns, _EVERY) for entry in self.read.get(n, ()))
         if any(version(x) != before or (sample is not None and sampled(x) != sample) for x, before, sample in watched):
             raise changed("a tensor that the field reads was modified by an inplace operation")
-        state = _dice.state(self.device)
+        state = random_state.state(self.device)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.forth())
             stack.enter_context(self.sides.back(ns, since))
             try:
                 yield
             finally:
-                _dice.restore(self.device, state)
+                random_state.restore(self.device, state)
 
     def forth(self) -> contextlib.AbstractContextManager[Any]:
         """Under the forward pass's autocast, without its cache, and without that of `parametrize.cached()`.
@@ -399,11 +398,11 @@ class Replay:
             return self._replayed(key, place, evaluate)
 
     def _replayed(self, key: Key, place: Place, evaluate: Callable[[], Result]) -> Result:
-        state = _dice.state(self.device)
+        state = random_state.state(self.device)
         try:
             return self.again(key, place, 1, evaluate)
         finally:
-            _dice.restore(self.device, state)
+            random_state.restore(self.device, state)
 
     def _require_forgetful(
         self, key: Key, place: Place, root: Root, out: Leaves, evaluate: Callable[[], Leaves]
@@ -443,12 +442,12 @@ class Replay:
         Raises:
             GradientError: something else came out.
         """
-        state = _dice.state(self.device)
+        state = random_state.state(self.device)
         with self._swapped(self._calls(place), self.buffers[since]), torch.no_grad(), unseen():
             if key in self.random:
-                _dice.restore(self.device, self.random[key])
+                random_state.restore(self.device, self.random[key])
             again = evaluate()
-            _dice.restore(self.device, state)
+            random_state.restore(self.device, state)
         require_same(name, out, again)
 
     def finish(self, outputs: Iterable[Tensor] = ()) -> None:
@@ -471,21 +470,21 @@ class Replay:
             with no_trace([root for _, root in self._roots(place)]), torch.no_grad(), unseen():
                 self.again(key, place, 1, evaluate)
 
-        return _dice.draws(run, functools.partial(_dice.read, self.device))
+        return random_state.draws(run, functools.partial(random_state.read, self.device))
 
-    def _require_seeded(self, key: Key, place: Place, evaluate: Callable[[], Leaves], dice: list[Any]) -> None:
+    def _require_seeded(self, key: Key, place: Place, evaluate: Callable[[], Leaves], generators: list[Any]) -> None:
         """Looks whether f, in whose run somebody has drawn from generators, seeds them itself or did not draw at all.
 
         Raises:
             GradientError: it does not, and would draw other numbers when it runs again.
         """
-        roots, after = self._roots(place), [*map(_dice.of, dice)]
+        roots, after = self._roots(place), [*map(random_state.of, generators)]
         last, drawn = after, []
         for _ in range(3):  # what another thread has drawn is not drawn again each time
             with no_trace([root for _, root in roots]), torch.no_grad():
                 self._quietly(key, place, evaluate)
-            now = [*map(_dice.of, dice)]
-            several = zip(dice, after, last, now, strict=True)
+            now = [*map(random_state.of, generators)]
+            several = zip(generators, after, last, now, strict=True)
             drawn = [generator for generator, *states in several if states[-1] not in states[:-1]]
             last = now
             if not drawn:
@@ -565,8 +564,8 @@ def hooks_its_state(name: str) -> GradientError:
     )
 
 
-def _drawn(name: str, dice: object) -> GradientError:
-    own = isinstance(dice, torch.Generator)
+def _drawn(name: str, generator: object) -> GradientError:
+    own = isinstance(generator, torch.Generator)
     where = "is not a function of its inputs: it draws random numbers from a torch.Generator of its own"
     return GradientError(
         f"{name} {where if own else 'draws random numbers from Python or NumPy'}, which are not drawn again as before",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odenet_torch.field import random_state as _dice
+from odenet_torch.field import random_state
 from odenet_torch.field.block_contents import BlockContents, StackContents
 from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
@@ -34,7 +34,7 @@ class SettledBlocks:
 
     def __init__(self, stack: StackContents, device: torch.device) -> None:
         self.stack, self.device = stack, device
-        self.random = _dice.state(device)
+        self.random = random_state.state(device)
         self.states, self.reads = stack.states(), stack.reads()
 
     @functools.cached_property
@@ -49,7 +49,7 @@ class SettledBlocks:
 
     def drew(self) -> bool:
         """After the forward pass: whether random numbers were drawn."""
-        return not _dice.same(_dice.state(self.device), self.random)
+        return not random_state.same(random_state.state(self.device), self.random)
 
     def left(self) -> bool:
         """After the forward pass: whether something was left where others find it, which is put back."""
@@ -62,7 +62,7 @@ class SettledBlocks:
     def same(self) -> bool:
         """After the forward pass: whether nothing was drawn or left; else all is as it was before."""
         if drew := self.drew():
-            _dice.restore(self.device, self.random)
+            random_state.restore(self.device, self.random)
         return not self.left() and not drew
 
     def stand(self) -> bool:

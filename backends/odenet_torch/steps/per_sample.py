@@ -70,7 +70,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
     direction = 1.0 if t1 >= t0 else -1.0
     times = [t1] if span.ts is None else torch.as_tensor(span.ts).tolist()
     outs = [y if direction * time <= direction * t0 else _lost(y) for time in times]
-    march = RowSteps(_field(problem, state_layout), state_layout, solver.tableau, wide=widened(state_layout))
+    row_steps = RowSteps(_field(problem, state_layout), state_layout, solver.tableau, wide=widened(state_layout))
     stats = Stats("torch", solver.label, problem.gradient.label, 0, 0)
     control, order = span.control, solver.tableau.error_order
     tolerance = Tolerance(control, state_layout, y)
@@ -80,7 +80,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
     last = torch.full_like(t, t1)
     spacing = torch.finfo(kind).eps * max(abs(t0), abs(t1))
     random = random_state.state(device)
-    first = march.slope(t, y)
+    first = row_steps.slope(t, y)
     after_first = random_state.state(device)
     accepted = torch.zeros(rows, dtype=torch.int64, device=device)
     tried, outcome = accepted.clone(), accepted.clone()
@@ -90,7 +90,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
 
         def again(t: Tensor, y: Leaves) -> Leaves:
             random_state.restore(device, random)
-            return march.slope(t, y)
+            return row_steps.slope(t, y)
 
         require_independent(again, t, t + _ASIDE * (t1 - t0), y, first)
         random_state.restore(device, after_first)
@@ -98,13 +98,13 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
         outcome = torch.where(active, outcome, _NONFINITE)
         going, all_active = torch.stack([active.any(), active.all()]).tolist()
         if going and not all_active and torch.is_grad_enabled():
-            first = march.slope(t, stand_ins(active, y))
+            first = row_steps.slope(t, stand_ins(active, y))
     size = torch.zeros_like(t)
     if going:
         with torch.no_grad():
 
             def change(by: Tensor) -> Leaves:
-                second = march.slope(t + direction * by, weigh_rows(y, direction * by, (1.0,), (first,)))
+                second = row_steps.slope(t + direction * by, weigh_rows(y, direction * by, (1.0,), (first,)))
                 return tuple(b - a for a, b in zip(first, second, strict=True))
 
             size = _first_size(control, order, tolerance, (t, y, first), change, abs(t1 - t0))
@@ -118,7 +118,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
             outcome = torch.where(stuck, _TOO_SMALL, outcome)
             active = active & ~stuck
             h = torch.where(active, h, 0)
-        step = march.attempt(t, y, h, first, None if all_active else active)
+        step = row_steps.attempt(t, y, h, first, None if all_active else active)
         with torch.no_grad():
             ratio = tolerance.ratio(step.error, y, step.y1).to(t)
             good, factor, past = control.judge(order, ratio, past, ROWS)
@@ -142,7 +142,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
             continue
         if astray and torch.is_grad_enabled():
             # what went astray must not be part of what autograd records: the accepted rows once more, without it
-            step = march.attempt(t, y, torch.where(good, h, 0), first, good)
+            step = row_steps.attempt(t, y, torch.where(good, h, 0), first, good)
         for i, (mask, met) in enumerate(zip(crossed.unbind(0), any_crossed, strict=True)):
             if met and times[i] == t1:  # the steps that come to it end there
                 outs[i] = choose_rows(mask, step.y1, outs[i])
@@ -156,10 +156,10 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
         t = torch.where(good, end, t)
     if random_state.same(random, after_first):  # who draws random numbers has other slopes each time
         with torch.no_grad():
-            require_independent(march.slope, t, t - _ASIDE * (t1 - t0), y, first, known=accepted > 0)
+            require_independent(row_steps.slope, t, t - _ASIDE * (t1 - t0), y, first, known=accepted > 0)
     finite = finite_rows(first)
     outcome = torch.where((outcome == _TOO_SMALL) & ~finite, _NONFINITE, outcome)
-    stats.steps, stats.rejected, stats.f_evaluations = accepted, tried - accepted, march.calls
+    stats.steps, stats.rejected, stats.f_evaluations = accepted, tried - accepted, row_steps.calls
     _require_ended(span, outcome)
     ys = tuple(state_layout.returned(torch.stack(column), i) for i, column in enumerate(zip(*outs, strict=True)))
     return Solution(
