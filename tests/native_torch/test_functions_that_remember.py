@@ -224,16 +224,25 @@ def test_keys_of_earlier_calls_have_their_gradient(join, converted, gradient):
         torch.testing.assert_close(ours, plain)
 
 
-@pytest.mark.parametrize("gradient", METHODS)
-def test_a_hook_on_a_state_that_was_computed_is_seen_as_well(gradient):
-    """Such a state is lent as a copy, because torch lets everybody write on it."""
-    w = torch.eye(3, dtype=torch.float64).requires_grad_()
+CHOICES = {"fixed": {"steps": 6, "solver": "heun"}, "adaptive": {"rtol": 1e-2, "atol": 1e-2, "solver": "dopri5"}}
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
+@pytest.mark.parametrize(
+    ("gradient", "grid"), [*((gradient, "fixed") for gradient in METHODS), ("checkpoint", "adaptive")]
+)
+def test_a_hook_on_what_stands_for_a_state_is_seen_as_well(gradient, grid, leaf, kind):
+    """A state that was computed is lent as a copy, because torch lets everybody write on it; in half precision the
+    field is handed another tensor than is carried."""
+    w = torch.eye(3, dtype=kind).requires_grad_()
 
     def field(t, y):
-        if y.requires_grad:
-            y.register_hook(lambda g: 2 * g)
-        return torch.tanh(y @ w)
+        state = y["a"]
+        if state.requires_grad:
+            state.register_hook(lambda g: 2 * g)
+        return {"a": torch.tanh(state @ w)}
 
-    y0 = 2 * Y0.clone().requires_grad_()
+    y0 = Y0.to(kind).clone().requires_grad_()
     with pytest.raises(GradientError, match="hook on its input"):
-        odenet.solve(field, y0, t0=0.0, t1=1.0, steps=6, solver="heun", gradient=gradient)
+        odenet.solve(field, {"a": y0 if leaf else 2 * y0}, t0=0.0, t1=1.0, gradient=gradient, **CHOICES[grid])

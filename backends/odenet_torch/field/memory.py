@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import StateError
+from odenet.kit import tree_leaves
 from odenet_torch.field import random_state, saved_tensors
 from odenet_torch.field.differentiating import hooked
 from odenet_torch.field.saved_tensors import now
@@ -119,15 +120,16 @@ class Memory:
         # once a pass, and where torch alone sees it, whose checkpoint would run the step again to tell
         since = now() if not self.evaluated and torch.is_grad_enabled() and not hooked() else None
         before, recorded = self.count(lent), torch.is_grad_enabled()
+        handed = layout.call(lent)
         try:
-            slope = layout.slope(f(layout.call(lent)), y)
+            slope = layout.slope(f(handed), y)
         except RuntimeError as error:
             if spare is None or _LEAF not in str(error):
                 raise
             random_state.restore(layout.device, drawn)
             self.lends, lent = True, tuple(map(_copy, y))
-            before = self.count(lent)
-            slope = layout.slope(f(layout.call(lent)), y)
+            before, handed = self.count(lent), layout.call(lent)
+            slope = layout.slope(f(handed), y)
         require_recorded(recorded)
         if not self.evaluated and any(k.layout is not torch.strided for k in slope):
             raise StateError(
@@ -141,8 +143,9 @@ class Memory:
         if since is not None and (operation := saved_tensors.written(slope, since)) is not None:
             raise saved_tensors.refusal(self.name, operation)
         wrote = self.count(lent) != before
-        for copy, leaf in zip(() if lent is y else lent, y, strict=False):
-            if copy._backward_hooks and leaf.requires_grad:  # who looks for hooks on the state is to see this one
+        for at, leaf in zip(tree_leaves(handed), y, strict=True):
+            # a copy, or of another number type: who looks for hooks on the state is to see this one
+            if at is not leaf and at._backward_hooks and leaf.requires_grad:
                 leaf.register_hook(_unchanged)
         if lent is y:
             if wrote:
@@ -228,7 +231,7 @@ def overwritten() -> StateError:
 
 
 def _unchanged(gradient: Tensor) -> None:
-    """The hook of a state on a copy of which f has put one."""
+    """The hook of a state where f has put one on what it was handed for it."""
 
 
 def _copy(leaf: Tensor) -> Tensor:
