@@ -124,6 +124,10 @@ class Alarm:
 _AT_START = "of the state at t0"
 
 
+def _consequence(certificate: float) -> str:
+    return "is useless" if certificate > USELESS else "may be off by as much"
+
+
 def _message(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return (
@@ -133,7 +137,7 @@ def _message(certificate: float, method: str, where: str) -> str:
         )
     # within the backward pass one step's residual is known, and at t0 the whole error
     subject = "the rebuilt state" if where.startswith(_AT_START) else "a rebuilt state, or a step forward from it,"
-    consequence = "the gradient is useless" if certificate > USELESS else "the gradient may be off by as much"
+    consequence = f"the gradient {_consequence(certificate)}"
     return (
         f"The certificate of {method} is {certificate:.2g} ({where}): {subject} has a relative error of this size, "
         f"and {consequence}. What to do: take gradient='checkpoint', which is exact; or smaller steps, more iterations "
@@ -153,7 +157,7 @@ def _measured(error: float, method: str, where: str) -> str:
 def _first_step(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
-    consequence = "is useless" if certificate > USELESS else "may be off by as much"
+    consequence = _consequence(certificate)
     subject = "the gradient of that step is this far, relatively, from the exact one of the discrete network"
     if where.startswith(_AT_START):
         subject = f"as integrated back, it is off by {certificate / DRIFT:.2g}, relatively"
@@ -167,7 +171,7 @@ def _first_step(certificate: float, method: str, where: str) -> str:
 def _way_back(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
-    consequence = "is useless" if certificate > USELESS else "may be off by as much"
+    consequence = _consequence(certificate)
     return (
         f"The certificate of {method} is {certificate:.2g}: a state that is known, as integrated back, is off by so "
         f"much, relatively, and the gradient by what comes before it, that of y0 first of all, {consequence}. What to "
@@ -181,7 +185,7 @@ def _step_back(certificate: float, method: str, where: str) -> str:
             f"The gradient of {method} is NaN ({where}), or the steps forward are: a state is not finite. What to do: "
             "check the forward pass first; if it is finite, take odeint, whose gradient integrates nothing back."
         )
-    consequence = "is useless" if certificate > USELESS else "may be off by as much"
+    consequence = _consequence(certificate)
     subject = f"over one step ({where}), this far from that of odeint, relatively: {certificate:.2g}"
     if where.startswith(_AT_START):
         subject = f"doubtful: a state, as integrated back, is off by {certificate / DRIFT:.2g}, relatively"

@@ -39,7 +39,9 @@ def command() -> None:
     """
 
 
-@command.command("work-precision", short_help="Error against evaluations and seconds.")
+@command.command(
+    "work-precision", short_help="Error against evaluations and seconds.", context_settings=WITH_SHORT_HELP
+)
 @_flags.problems("detest-b5,detest-c5,detest-d5")
 @_flags.backends(",".join(_registry.available()) or "all")
 @_flags.solvers("bosh3,dopri5,dopri8")

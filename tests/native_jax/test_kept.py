@@ -7,27 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from keeping_methods import PAIRS
 
 import odenet
 from odenet_jax import solve
 
 STATE = (64, 16)
-METHODS = (
-    "checkpoint",
-    "checkpoint:segments=4",
-    "checkpoint:states=1",
-    "checkpoint:states=3",
-    "checkpoint:states=40",
-    "discrete-adjoint",
-    "discrete-adjoint:iterations=3",
-    "discrete-adjoint:predictor=extrapolate:order=3",
-    "discrete-adjoint:anchors=6",
-    "discrete-adjoint:anchors=1",
-    "continuous-adjoint",
-    "continuous-adjoint:steps=40",
-    "continuous-adjoint:interpolate=yes",
-)
-REVERSIBLE = ("reversible-heun", "alf", "reversible:euler", "reversible:dopri5")
 
 
 def kept(solver, gradient, steps=20):
@@ -40,13 +25,7 @@ def kept(solver, gradient, steps=20):
     return sum(math.prod(leaf.shape[:-2]) for leaf in jax.tree.leaves(shapes) if leaf.shape[-2:] == STATE)
 
 
-@pytest.mark.parametrize(
-    ("solver", "gradient"),
-    [
-        *((solver, gradient) for solver in odenet.SOLVERS for gradient in METHODS),
-        *((solver, "reversible") for solver in REVERSIBLE),
-    ],
-)
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_the_states_kept_between_the_passes_are_those_of_the_cost_model(solver, gradient):
     assert kept(solver, gradient) == odenet.gradient(gradient).cost(odenet.solver(solver), 20).states
 

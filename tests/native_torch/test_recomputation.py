@@ -6,6 +6,7 @@ import io
 
 import pytest
 import torch
+from keeping_methods import PAIRS
 
 import odenet
 from odenet._gradients.revolve import schedule
@@ -64,31 +65,7 @@ def test_every_step_runs_again_alone_without_an_option():
     assert steps_evaluated("checkpoint", 6, "heun") == [(n, True) for n in reversed(range(6))]
 
 
-KEEPING = (
-    "checkpoint",
-    "checkpoint:segments=4",
-    "checkpoint:states=1",
-    "checkpoint:states=3",
-    "checkpoint:states=40",
-    "discrete-adjoint",
-    "discrete-adjoint:iterations=3",
-    "discrete-adjoint:predictor=extrapolate:order=3",
-    "discrete-adjoint:anchors=6",
-    "discrete-adjoint:anchors=1",
-    "continuous-adjoint",
-    "continuous-adjoint:steps=40",
-    "continuous-adjoint:interpolate=yes",
-)
-REVERSIBLE = ("reversible-heun", "alf", "reversible:euler", "reversible:dopri5")
-
-
-@pytest.mark.parametrize(
-    ("solver", "gradient"),
-    [
-        *((solver, gradient) for solver in odenet.SOLVERS for gradient in KEEPING),
-        *((solver, "reversible") for solver in REVERSIBLE),
-    ],
-)
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
 def test_the_states_kept_between_the_passes_are_those_of_the_cost_model(solver, gradient):
     y0, w = start()
     with LiveBytes() as mode:

@@ -88,7 +88,7 @@ class AdjointSolve:
         """Of the first step: the longest between the times before, which saves an evaluation and small steps."""
         self.on = way.watch(lambda y, a: (self.moved, y, a, *self.sums))
         self.steps_back: StepsBack | None = None
-        """What they are compared with."""
+        """What backward steps are compared with; None where they are not."""
 
     def field(self, t: Tensor, both: AnyLeaves) -> AugmentedSlope:
         """The slopes of state, adjoint and quadratures at a time."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +40,8 @@ class _Passes:
     error: float = 0.0
 
 
-_passes: weakref.WeakKeyDictionary[Any, _Passes] = weakref.WeakKeyDictionary()
+_passes: weakref.WeakKeyDictionary[Alarm, _Passes] = weakref.WeakKeyDictionary()
+"""By alarm, of which a function has one as long as it lives."""
 
 
 def steps_back(flow: OdeintProblem, ys: Tensor, params: Sequence[Tensor], layout: Layout) -> StepsBack | None:
@@ -50,9 +49,7 @@ def steps_back(flow: OdeintProblem, ys: Tensor, params: Sequence[Tensor], layout
     told, recording = alarm(flow.original), flow.recording
     if told is None or recording is None or not recording.ends:
         return None
-    passes = _Passes()
-    with contextlib.suppress(TypeError):  # neither hashed nor weakly referred to: nothing to know it again by
-        passes = _passes.setdefault(getattr(flow.original, "__self__", flow.original), passes)
+    passes = _passes.setdefault(told, _Passes())
     passes.count += 1
     if passes.count % _EVERY and passes.count.bit_count() > 1 and passes.error <= DOUBTFUL:
         return None

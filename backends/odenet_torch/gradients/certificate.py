@@ -109,16 +109,16 @@ class Sketch:
         return functools.reduce(torch.maximum, errors) if errors else torch.zeros(())
 
 
-def drift(known: Sketch, y: AnyLeaves, end: AnyLeaves) -> Tensor:
+def drift(known: Sketch, y: AnyLeaves, end: Sketch) -> Tensor:
     """How far the worst row of a state that was integrated back is off, relatively, a scalar.
 
     Args:
         known: of what it should be.
         y: the state.
-        end: the state at t1: a solve may begin at zero, and an error is held against a part of its size there.
+        end: of the state at t1: a solve may begin at zero, and an error is held against a part of its size there.
     """
     errors = [torch.zeros((), device=leaf.device) for leaf in y[:1]]
-    for (exact, _), (rebuilt, _), (last, _) in zip(known.rows, Sketch(y).rows, Sketch(end).rows, strict=True):
+    for (exact, _), (rebuilt, _), (last, _) in zip(known.rows, Sketch(y).rows, end.rows, strict=True):
         sizes = torch.maximum(_norm(exact), SMALL * _norm(last))
         errors.append((_norm(rebuilt - exact) / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).amax())
     return functools.reduce(torch.maximum, errors)
@@ -168,7 +168,7 @@ class StepErrors:
         defect = subtract(rebuilt, known)
         if self.entries < 0:  # the same for all steps
             self.entries = sum(leaf.numel() for leaf in y)
-        if self.entries > _SMALL or self.run.grid.steps == 1:  # alone, as of a converted layer
+        if self.entries > SMALL_STATE or self.run.grid.steps == 1:  # alone, as of a converted layer
             self.add(relative(defect, y), n)
             return
         self._count(n)
@@ -217,7 +217,7 @@ _TOGETHER = 32
 """Errors that are looked through at once: one at a time takes longer, and all take memory that grows with depth."""
 _NORMS_TOGETHER = 8
 """Steps whose norms of rows, of states that are small, become errors at once."""
-_SMALL = 1 << 14
+SMALL_STATE = 1 << 14
 """Entries of such a state. What is larger is bound by arithmetic, and its norms would take memory."""
 
 

@@ -163,7 +163,7 @@ class AdaptiveCostate(Costate):
         """
         refuse_batches((leaf for row in rows for leaf in row), f"gradient={self.stats.gradient!r}")
         y, t = states[forward.grid.steps], forward.grid.nodes[-1]
-        last, errors = y, StepErrors(forward.run)
+        last, errors = Sketch(y), StepErrors(forward.run)
         a: AnyLeaves = zeros(y)
         self.proposed = None
         for time, output, row in reversed(list(zip(forward.ts, outputs, rows, strict=True))):

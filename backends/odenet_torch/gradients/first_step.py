@@ -15,7 +15,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import mark, read, standing, vjp
-from odenet_torch.gradients.certificate import Sketch
+from odenet_torch.gradients.certificate import SMALL_STATE, Sketch
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run
 
@@ -151,7 +151,7 @@ class LargestMove:
 
     def __init__(self, run: Run, y: Leaves) -> None:
         self.steps, self.states = run.grid.steps, [y]
-        self.together = _TOGETHER if sum(leaf.numel() for leaf in y) <= _SMALL else 1
+        self.together = _TOGETHER if sum(leaf.numel() for leaf in y) <= SMALL_STATE else 1
         self.largest = torch.zeros(2, dtype=run.layout.time, device=run.layout.device)
         """How far, and the step."""
 
@@ -201,8 +201,6 @@ _MOST = 4
 """Steps of several kinds that are compared."""
 _TOGETHER = 4
 """Steps that are looked through at once, of states that are small: one at a time takes longer, and more take memory."""
-_SMALL = 1 << 14
-"""Entries of such a state. What is larger is bound by arithmetic, and would take memory."""
 
 
 def _difference(one: Tensor | None, other: Tensor | None) -> Tensor:
