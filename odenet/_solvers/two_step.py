@@ -124,9 +124,9 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
     def _whole_before(self, f: Back, signs: Any, after: Leaves, others: Leaves, side: Leaves | None) -> Leaves:
         """x[n-1] from x[n+1], from what else x[n+1] was made of, and from the side information."""
         assert self.bits is not None
-        reached, made = _scaled(after, self.bits), _scaled(others, self.bits)
+        reached, of_others = _scaled(after, self.bits), _scaled(others, self.bits)
         if side is None:
-            whole, low, up = f.rounded(made), None, None
+            whole, low, up = f.rounded(of_others), None, None
         else:
             low, up = side, _halved_up(f, side, self.lost)
             # f may come out otherwise in its last digits when it runs again, and its sum with x so near to a tie that
@@ -134,10 +134,10 @@ class TwoStep(ReversibleSolver):  # no dataclass, which would put its `bits` and
             # whether the number that it was rounded to was even, and of those there is one near.
             if self.guard:
                 even = subtract(reached, up)  # as even, or odd, as that number
-                halves = f.rounded(tuple(leaf / 2 for leaf in subtract(made, even)))
+                halves = f.rounded(tuple(leaf / 2 for leaf in subtract(of_others, even)))
                 whole = tuple(e + 2 * q for e, q in zip(even, halves, strict=True))
             else:
-                whole = f.rounded(made)
+                whole = f.rounded(of_others)
         kept = _times(1.0, signs, subtract(reached, whole))
         if low is not None and up is not None:
             kept = tuple(2**self.lost * (c - u) + m for c, u, m in zip(kept, up, low, strict=True))

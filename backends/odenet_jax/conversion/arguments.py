@@ -80,7 +80,7 @@ def parted(calls: Sequence[Arguments]) -> tuple[Signature, list[Any], list[list[
     Raises:
         ConversionError: arguments of different kinds.
     """
-    flat = [jax.tree.flatten(each, is_leaf=_is_whole) for each in calls]
+    flat = [jax.tree.flatten(arguments, is_leaf=_is_whole) for arguments in calls]
     structure = flat[0][1]
     if any(other != structure for _, other in flat):
         raise ConversionError(

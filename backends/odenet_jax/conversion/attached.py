@@ -29,9 +29,9 @@ def attach(layer: Any, place: Place) -> Any:
         object.__setattr__(layer, "__class__", _subclass(base))  # flax would make it one of its attributes
         layer.odenet_place = place
         return layer
-    made = object.__new__(_subclass(base))
-    vars(made).update(vars(layer), odenet_place=place)
-    return made
+    attached = object.__new__(_subclass(base))
+    vars(attached).update(vars(layer), odenet_place=place)
+    return attached
 
 
 def detach(layer: Any) -> Any:
@@ -41,9 +41,9 @@ def detach(layer: Any) -> Any:
         del layer.odenet_place
         object.__setattr__(layer, "__class__", base)
         return layer
-    made = object.__new__(base)
-    vars(made).update({name: value for name, value in vars(layer).items() if name != "odenet_place"})
-    return made
+    plain = object.__new__(base)
+    vars(plain).update({name: value for name, value in vars(layer).items() if name != "odenet_place"})
+    return plain
 
 
 def is_attached(node: Any) -> bool:
@@ -103,9 +103,9 @@ def _subclass(base: type) -> Any:
 
 def _parts(layer: Any) -> tuple[Any, Any]:
     """The plain layer and its place, for pickle and copy."""
-    made = object.__new__(type(layer).odenet_base)
-    vars(made).update({name: value for name, value in vars(layer).items() if name != "odenet_place"})
-    return made, layer.odenet_place
+    plain = object.__new__(type(layer).odenet_base)
+    vars(plain).update({name: value for name, value in vars(layer).items() if name != "odenet_place"})
+    return plain, layer.odenet_place
 
 
 def _again(layer: Any, place: Place) -> Any:

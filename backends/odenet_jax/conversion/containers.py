@@ -43,22 +43,22 @@ def containers(model: Any, where: str | None) -> list[Container]:
     """
     names = [name for name, _ in _nodes("", model)]
     if where is not None and where not in names:
-        known = [each.name for each in containers(model, None)]
+        known = [container.name for container in containers(model, None)]
         raise ConversionError(
             f"no part of the model is {where!r}", f"a list of layers, such as {', '.join(known[:12])}"
         )
-    found = []
+    with_layers = []
     for name, node in _nodes("", model):
         inside = where is None or name == where or name.startswith(f"{where}.")
         if inside and not _is_layer(node) and len(layers := dict(_layers(name, node))) > 1:
-            found.append(Container(name, layers))
-    if not found:
+            with_layers.append(Container(name, layers))
+    if not with_layers:
         raise ConversionError(
             f"no list of two or more layers in {where or 'the model'}",
             "a list, tuple or dictionary of modules of equinox or flax.nnx that the model calls in turn",
             "layers whose arrays are stacked, for jax.lax.scan, are a ResidualStack: ask for odenet_jax.ResidualStack",
         )
-    return found
+    return with_layers
 
 
 def with_places(model: Any, places: Mapping[str, Place]) -> Any:
@@ -75,10 +75,10 @@ def with_places(model: Any, places: Mapping[str, Place]) -> Any:
         def inner(path: Any, child: Any) -> Any:
             return placed(".".join(filter(None, (name, _joined(path)))), child) if id(child) in layers else child
 
-        made = jax.tree_util.tree_map_with_path(
-            inner, node, is_leaf=lambda each: each is not node and id(each) in layers
+        copy = jax.tree_util.tree_map_with_path(
+            inner, node, is_leaf=lambda part: part is not node and id(part) in layers
         )
-        return attach(made, places[name]) if name in places else made
+        return attach(copy, places[name]) if name in places else copy
 
     return placed("", model)
 
@@ -91,7 +91,7 @@ def _nodes(name: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
-    for path, child in jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda each: each is not node)[0]:
+    for path, child in jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)[0]:
         if path and child is not node:
             yield _joined(path), child
 

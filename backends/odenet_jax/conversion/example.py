@@ -80,14 +80,14 @@ class Watch:
         except InputError as error:
             sight.why = _alone(error)
         sight.x = self._seen(x)
-        found = plain_call(layer, *arguments, **named)
+        value = plain_call(layer, *arguments, **named)
         self.sights.append(sight)
-        pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], eqx.nn.State)
-        state = found[0] if pair else found
+        pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], eqx.nn.State)
+        state = value[0] if pair else value
         sight.state = self._seen(state)
         if self.closely and sight.why is None:
             sight.why = _shape_kept(layer, x, state)
-        return found
+        return value
 
     def _seen(self, value: Any) -> Seen:
         """What stands for an object: the same for the same one."""
@@ -125,8 +125,8 @@ def outputs(model: Any, call: Caller, example: Any) -> Any:
     @eqx.filter_jit
     def run(variables: Any, arguments: Any, named: Any) -> Any:
         module = nnx.merge(definition, variables)
-        found = call(module, *arguments, **named)
-        return found, nnx.split(module)[1]
+        value = call(module, *arguments, **named)
+        return value, nnx.split(module)[1]
 
     return run(variables, arguments, named)
 
@@ -136,8 +136,8 @@ def check_unchanged(before: Any, after: Any, tolerance: float) -> None:
     for leaf in jax.tree.leaves(after):
         if isinstance(leaf, Refusing):
             leaf.refuse()
-    leaves, others = (jax.tree.leaves(eqx.filter(each, eqx.is_array)) for each in (before, after))
-    kinds = [[(leaf.shape, leaf.dtype) for leaf in each] for each in (leaves, others)]
+    leaves, others = (jax.tree.leaves(eqx.filter(tree, eqx.is_array)) for tree in (before, after))
+    kinds = [[(leaf.shape, leaf.dtype) for leaf in arrays] for arrays in (leaves, others)]
     if kinds[0] != kinds[1]:
         raise ConversionError(f"the converted model returns {kinds[1]}, and returned {kinds[0]}", "the same outputs")
     for leaf, other in zip(leaves, others, strict=True):
@@ -165,8 +165,8 @@ def _judged(layer: Any, x: Any, others: Arguments, pair: bool) -> InputError | N
     def value(x: Any) -> tuple[Any, Any]:
         # what is written on: a layer of flax.nnx, and a state of equinox, which is void then
         clone, (arguments, named) = jax.tree.map(lambda leaf: leaf, (layer, others))
-        found = plain_call(clone, x, *arguments, **named)
-        return found if pair else (found, None)
+        returned = plain_call(clone, x, *arguments, **named)
+        return returned if pair else (returned, None)
 
     try:
         increment(value, x, name_of(layer))

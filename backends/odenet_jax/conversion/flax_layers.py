@@ -79,7 +79,7 @@ def flax_layers(layers: Sequence[Any], x: Array, arguments: Arguments) -> tuple[
     written = _written(FlaxLayer(definition, structure, (), name), parts[0][1], x, arguments)
     variables = [_variables(layer) for layer in layers]
     for i in written:
-        kind, shared = type(variables[0][i]), {id(each[i]) for each in variables}
+        kind, shared = type(variables[0][i]), {id(of_layer[i]) for of_layer in variables}
         values = [values[i] for _, values, _ in parts]
         if len(shared) != len(layers):
             raise ConversionError(

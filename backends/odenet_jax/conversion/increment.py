@@ -47,14 +47,16 @@ def increment(function: Callable[[Any], tuple[Array, Any]], x: Array, name: str)
         raise ConversionError(f"{name} changes the state from {kind_of_state(x)} to {kind_of_state(value)}")
     (first, *rest) = _evaluated(closed.jaxpr, closed.consts, [Sum(x, ())])
     if first.more is None:
-        made = next((each for each in closed.jaxpr.eqns if closed.jaxpr.outvars[0] in each.outvars), None)
-        last = "nothing" if made is None else made.primitive.name
+        last_equation = next(
+            (equation for equation in closed.jaxpr.eqns if closed.jaxpr.outvars[0] in equation.outvars), None
+        )
+        last = "nothing" if last_equation is None else last_equation.primitive.name
         raise ConversionError(
             f"the last thing that {name} does is {last}, not the addition of its input",
             "layers x -> x + f(x) whose code ends with the addition",
             "take gradient='checkpoint', which undoes nothing; or a pre-activation or pre-norm layer",
         )
-    results = jax.tree.unflatten(jax.tree.structure(shape), [first.value, *(each.value for each in rest)])
+    results = jax.tree.unflatten(jax.tree.structure(shape), [first.value, *(result.value for result in rest)])
     more = jnp.zeros_like(x) if isinstance(first.more, tuple) else jnp.broadcast_to(first.more, x.shape)
     return more.astype(x.dtype), results[1]
 
@@ -75,16 +77,16 @@ def _evaluated(program: Any, consts: Any, inputs: list[Sum]) -> list[Sum]:
         return Sum(variable.val) if isinstance(variable, Literal) else known[variable]
 
     for equation in program.eqns:
-        read, name = [value(each) for each in equation.invars], equation.primitive.name
-        if name in _INSIDE and any(each.more is not None for each in read):
+        read, name = [value(variable) for variable in equation.invars], equation.primitive.name
+        if name in _INSIDE and any(operand.more is not None for operand in read):
             inner: Any = equation.params[_INSIDE[name]]
             results = _evaluated(inner.jaxpr, inner.consts, read)
         else:
-            results = list(map(Sum, _bound(equation, [each.value for each in read])))
+            results = list(map(Sum, _bound(equation, [operand.value for operand in read])))
             if name in ("add", "add_any", "sub"):
                 results = [Sum(results[0].value, _more(name, *read))]
         known.update(zip(equation.outvars, results, strict=True))
-    return [value(each) for each in program.outvars]
+    return [value(variable) for variable in program.outvars]
 
 
 def _more(name: str, one: Sum, other: Sum) -> Any:

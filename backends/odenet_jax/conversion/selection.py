@@ -64,24 +64,24 @@ def runs(lists: Sequence[Container], watches: Mapping[str, Watch], where: str | 
     Raises:
         ConversionError: there are none: the reasons.
     """
-    found: list[Selected] = []
+    selected: list[Selected] = []
     reasons: list[str] = []
     taken: list[Container] = []
-    for each in lists:
-        if any(other.holds(each) for other in taken):
+    for container in lists:
+        if any(other.holds(container) for other in taken):
             continue
-        mine = _runs_of(each, watches, reasons)
+        mine = _runs_of(container, watches, reasons)
         if mine:
-            taken.append(each)
-            found += mine
-    if not found:
+            taken.append(container)
+            selected += mine
+    if not selected:
         several = "; ".join(dict.fromkeys(reasons))
         raise ConversionError(
             f"no two residual layers in a row in {where or 'the model'} ({several})",
             "layers that are alike, called in turn, each with the state that the one before it returned",
             "take gradient='checkpoint', which takes layers of every kind",
         )
-    return found
+    return selected
 
 
 def _runs_of(container: Container, watches: Mapping[str, Watch], reasons: list[str]) -> list[Selected]:
@@ -138,9 +138,9 @@ def _alike(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if is_flax(one):
-        (first, values), (second, others) = (flax_nnx().split(each) for each in (one, other))
+        (first, values), (second, others) = (flax_nnx().split(layer) for layer in (one, other))
         return first == second and _shapes(values) == _shapes(others)
-    (arrays, static), (others, fixed) = (eqx.partition(each, eqx.is_array) for each in (one, marked_as(other, one)))
+    (arrays, static), (others, fixed) = (eqx.partition(layer, eqx.is_array) for layer in (one, marked_as(other, one)))
     return _shapes(arrays) == _shapes(others) and bool(eqx.tree_equal(static, fixed))
 
 

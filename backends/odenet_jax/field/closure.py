@@ -143,10 +143,10 @@ def _custom_jvp(equation: Any, inputs: list[Any]) -> list[Any]:
         return _inner(call, axes)(*arguments)
 
     def forward(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
-        unmoved = [isinstance(each, SymbolicZero) for each in tangents[consts:]]
+        unmoved = [isinstance(tangent, SymbolicZero) for tangent in tangents[consts:]]
         jaxpr, closed, still = rule.call_wrapped(*unmoved)
-        moving = [each for each in tangents[consts:] if not isinstance(each, SymbolicZero)]
-        outputs = [alike(each, axes=axes) for each in _evaluate(jaxpr, closed, [*primals[consts:], *moving])]
+        moving = [tangent for tangent in tangents[consts:] if not isinstance(tangent, SymbolicZero)]
+        outputs = [alike(output, axes=axes) for output in _evaluate(jaxpr, closed, [*primals[consts:], *moving])]
         values, slopes = outputs[: len(still)], iter(outputs[len(still) :])
         pairs = zip(values, still, strict=True)
         return values, [jnp.zeros_like(value) if zero else next(slopes) for value, zero in pairs]

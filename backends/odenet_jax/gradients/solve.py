@@ -135,7 +135,7 @@ def solve_with_context(
     run.require_times(leaves)
     steps = ivp.grid.steps
     stats = Stats("jax", ivp.solver.label, ivp.gradient.label, steps, ivp.solver.evaluations(steps))
-    given = context and context.state
+    state_before = context and context.state
     ys, context = method(ivp, stats)(run, leaves, jnp.asarray(0 if probe is None else probe, state_layout.time))
     if ivp.grid.spread is not None:
         picks = jnp.asarray(ivp.grid.spread)
@@ -144,4 +144,4 @@ def solve_with_context(
     solution = Solution(jnp.asarray(ivp.grid.times, state_layout.time), state_layout.unflatten(ys), stats)
     if context is None:
         return solution, None
-    return solution, without_gradient(context.state, (leaves, weights.inexact, given), _UNREAD)
+    return solution, without_gradient(context.state, (leaves, weights.inexact, state_before), _UNREAD)

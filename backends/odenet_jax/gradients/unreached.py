@@ -53,8 +53,8 @@ def _nowhere(values: Tree, sources: Any, rule: Linear) -> Tree:
 
     @nowhere.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        found = nowhere(*primals)
-        return found, carry(rule, (primals[1], found), found, tangents[1])
+        lost = nowhere(*primals)
+        return lost, carry(rule, (primals[1], lost), lost, tangents[1])
 
     return nowhere(jax.tree.map(lambda leaf: alike(jnp.full_like(leaf, jnp.nan), leaf), values), sources)
 

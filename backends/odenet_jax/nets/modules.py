@@ -207,7 +207,7 @@ class ResidualStack(eqx.Module):
         """
         if all(map(is_flax, blocks)):
             parts = [parted(block) for block in blocks]
-            return cls([block for block, _ in parts], **choices), _stacked([each for _, each in parts])
+            return cls([block for block, _ in parts], **choices), _stacked([state for _, state in parts])
         if state is None or any(map(is_flax, blocks)):
             raise InputError(
                 "blocks of equinox and no state" if state is None else "blocks of flax.nnx beside others",
@@ -216,9 +216,9 @@ class ResidualStack(eqx.Module):
         alike = [marked_as(block, blocks[0]) for block in blocks]
         if isinstance(state, eqx.nn.State):
             return cls(alike, **choices), gathered(blocks, state)
-        rows = [gathered([block], each) for block, each in zip(blocks, state, strict=True)]
-        made = [jax.tree.unflatten(jax.tree.structure(rows[0]), jax.tree.leaves(row)) for row in rows]
-        return cls(alike, **choices), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *made)
+        rows = [gathered([block], own) for block, own in zip(blocks, state, strict=True)]
+        alike_rows = [jax.tree.unflatten(jax.tree.structure(rows[0]), jax.tree.leaves(row)) for row in rows]
+        return cls(alike, **choices), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *alike_rows)
 
     @property
     def depth(self) -> Depth:
@@ -294,7 +294,7 @@ def _stacked(trees: Sequence[Any]) -> Any:
     Raises:
         InputError: trees of different structures.
     """
-    if any(jax.tree.structure(each) != jax.tree.structure(trees[0]) for each in trees):
+    if any(jax.tree.structure(tree) != jax.tree.structure(trees[0]) for tree in trees):
         raise InputError(f"{len(trees)} blocks whose states have different structures", "all of one structure")
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 

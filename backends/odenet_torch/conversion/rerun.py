@@ -217,9 +217,9 @@ class Rerun:
 
     def _called(self) -> ModuleSnapshot:
         assert self.replay is not None
-        found = self.replay.snapshots.get(id(self.layer))
+        snapshot = self.replay.snapshots.get(id(self.layer))
         # a layer that differentiates goes back through its first run before that is over
-        return found or ModuleSnapshot.now(type(self.layer).__name__, self.layer)
+        return snapshot or ModuleSnapshot.now(type(self.layer).__name__, self.layer)
 
     def call(self, x: Any, arguments: Arguments) -> Any:
         """The layer by its own code."""

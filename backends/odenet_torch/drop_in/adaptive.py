@@ -58,18 +58,18 @@ def _solve(
     return event_t, torch.stack([flow.y0, forward_pass.run.layout.returned(last[-1], 0)])
 
 
-def run(flow: OdeintProblem, found: ForwardSolve, leaves: Leaves) -> Leaves:
+def run(flow: OdeintProblem, forward_pass: ForwardSolve, leaves: Leaves) -> Leaves:
     """The outputs of a pass that is about to run.
 
     Raises:
         SolveError: it could not go on.
     """
     try:
-        return plain(found, leaves)
+        return plain(forward_pass, leaves)
     except SolveError:
-        if found.loop.failed is None:  # it was a solve within func
+        if forward_pass.loop.failed is None:  # it was a solve within func
             raise
-        raise stopped(flow, found) from None
+        raise stopped(flow, forward_pass) from None
 
 
 def forward(

@@ -83,8 +83,8 @@ class OdeintProblem:
 
     def layout(self) -> tuple[Layout, Leaves]:
         """The layout of y0, with times of that type, and its leaves as carried."""
-        found, leaves = layout(self.y0)
-        return dataclasses.replace(found, time=torch.float64) if self.wide else found, leaves
+        own, leaves = layout(self.y0)
+        return dataclasses.replace(own, time=torch.float64) if self.wide else own, leaves
 
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
         if not self.wide:

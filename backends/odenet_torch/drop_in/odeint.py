@@ -305,10 +305,10 @@ def _chosen(params: Any) -> tuple[Tensor, ...]:
         InputError: something else than several tensors.
     """
     several = isinstance(params, Iterable) and not isinstance(params, (Tensor, Mapping, str, bytes))
-    each: tuple[Any, ...] = tuple(params) if several else (params,)
-    if not several or not all(isinstance(param, Tensor) for param in each):
+    tensors: tuple[Any, ...] = tuple(params) if several else (params,)
+    if not several or not all(isinstance(param, Tensor) for param in tensors):
         raise InputError(f"adjoint_params={shown(params)}", "a tuple of tensors", "adjoint_params=() for none")
-    return each
+    return tensors
 
 
 def _parameters(module: nn.Module) -> tuple[Tensor, ...]:

@@ -65,9 +65,9 @@ def named(entry: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
     return call
 
 
-def stopped(flow: OdeintProblem, found: ForwardSolve) -> SolveError:
+def stopped(flow: OdeintProblem, forward_pass: ForwardSolve) -> SolveError:
     """The error for an adaptive solve that could not go on."""
-    loop = found.loop
+    loop = forward_pass.loop
     assert loop.failed is not None
     most = loop.control.max_steps // max(len(flow.times) - 1, 1)
     if loop.failed is Result.MAX_STEPS and loop.tried < loop.control.max_steps:
@@ -79,8 +79,8 @@ def stopped(flow: OdeintProblem, found: ForwardSolve) -> SolveError:
     else:
         what, remedy = reason(loop.failed, most, "")
     return SolveError(
-        f"the solve stopped at t={found.grid.nodes[-1]:.8g} after {loop.n} steps ({loop.tried - loop.n} rejected): "
-        f"{what}",
+        f"the solve stopped at t={forward_pass.grid.nodes[-1]:.8g} after {loop.n} steps "
+        f"({loop.tried - loop.n} rejected): {what}",
         remedy=remedy,
     )
 

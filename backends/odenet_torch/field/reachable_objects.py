@@ -356,7 +356,7 @@ _INTO: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
 @functools.lru_cache(4096)
 def _names(code: types.CodeType) -> tuple[frozenset[str], ...]:
     """The global names that code reads, and those that it writes; attributes of anything that it reads, and writes."""
-    found = reads, writes, attributes, stored = set[str](), set[str](), set[str](), set[str]()
+    by_use = reads, writes, attributes, stored = set[str](), set[str](), set[str](), set[str]()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
             (writes if instruction.opname == "STORE_GLOBAL" else reads).add(instruction.argval)
@@ -364,9 +364,9 @@ def _names(code: types.CodeType) -> tuple[frozenset[str], ...]:
             (stored if instruction.opname == "STORE_ATTR" else attributes).add(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            for names, more in zip(found, _names(constant), strict=True):
+            for names, more in zip(by_use, _names(constant), strict=True):
                 names |= more
-    return tuple(map(frozenset, found))
+    return tuple(map(frozenset, by_use))
 
 
 def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
@@ -434,7 +434,7 @@ def _package(value: object) -> str:
 @functools.lru_cache(4096)
 def _slots(kind: type) -> tuple[str, ...]:
     """The names of attributes that stand in no dict."""
-    named = [vars(each).get("__slots__", ()) for each in kind.__mro__]
+    named = [vars(base).get("__slots__", ()) for base in kind.__mro__]
     flat = [name for names in named for name in ((names,) if isinstance(names, str) else names)]
     return tuple(name for name in flat if name not in ("__dict__", "__weakref__"))
 

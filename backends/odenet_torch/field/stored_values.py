@@ -39,7 +39,7 @@ class StoredValues:
         sized = {id(own): own for part in parts for own in part.sized}
         every = [*(entry for part in parts for entry in part.entries), *entries]
         of_classes = [entry for part in parts for entry in part.of_classes]
-        return cls(sized.values(), *({(id(e[0]), e[1]): e for e in each}.values() for each in (every, of_classes)))
+        return cls(sized.values(), *({(id(e[0]), e[1]): e for e in group}.values() for group in (every, of_classes)))
 
     def stand(self) -> bool:
         """Whether all of them still do."""

@@ -227,18 +227,18 @@ def held_now(looked: Iterable[ReachableObjects]) -> dict[Any, Any]:
     """What can be reached now, by place, as what tells it from another: values by `id`; of modules their parameters,
     the memory of these, what wants a gradient, modes and hooks.
     """
-    found: dict[Any, Any] = {}
-    for each in looked:
-        for place in each.places:
-            found.update(((id(place), key), _told(value)) for key, value in place.contents().items())
-        for outer in each.modules:
+    held: dict[Any, Any] = {}
+    for objects in looked:
+        for place in objects.places:
+            held.update(((id(place), key), _told(value)) for key, value in place.contents().items())
+        for outer in objects.modules:
             for module in outer.modules():
                 hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
-                found[id(module)] = (module.training, hooks)
+                held[id(module)] = (module.training, hooks)
                 for name, tensor in module._parameters.items():
                     if tensor is not None:
-                        found[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
-    return found
+                        held[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
+    return held
 
 
 def _told(value: Any) -> Any:

@@ -227,9 +227,9 @@ class Passage(Adjoint):
     ) -> Any:
         """The value of a backward pass of a stride, less the gradients of tensors, which are its last, and are added
         up."""
-        *value, found = self.strides.run(name, function, stride, self.live(stride), *arguments, more=more)
+        *value, parts = self.strides.run(name, function, stride, self.live(stride), *arguments, more=more)
         unread = self.strides.unread[stride.first]
-        pairs = [(x, part) for i, (x, part) in enumerate(zip(stride.live, found, strict=True)) if i not in unread]
+        pairs = [(x, part) for i, (x, part) in enumerate(zip(stride.live, parts, strict=True)) if i not in unread]
         if self.strides.once and name != "origin":
             sums.by_tensor.update([(id(x), part) for x, part in pairs])
         else:
@@ -306,8 +306,8 @@ def _pull(kind: Kind) -> Any:
             return y
 
         vjp: Any = torch.func.vjp(over, y, live)[1]
-        below, found = vjp(g)
-        return _contiguous(below), found
+        below, parts = vjp(g)
+        return _contiguous(below), parts
 
     return stride_pull
 
@@ -371,7 +371,7 @@ def _undo(kind: Kind, method: DiscreteAdjoint, known: bool) -> Any:
             g = add(g, part)
             if method.extrapolates:
                 increments = (d, *increments[: method.order - 1])
-        return _contiguous(y), _contiguous(g), contiguous(increments), torch.stack(missed), sums.found
+        return _contiguous(y), _contiguous(g), contiguous(increments), torch.stack(missed), sums.total
 
     return stride_undo
 
@@ -381,7 +381,7 @@ class _Added:
 
     def __init__(self, reads: Any, live: Live) -> None:
         self.reads, self.live = reads, live
-        self.found: list[Any] = [None] * len(live)
+        self.total: list[Any] = [None] * len(live)
 
     def vjp(self, n: int, f: Callable[[Leaves, Live], Leaves], y: Leaves, g: Leaves) -> tuple[Leaves, Leaves]:
         """The value of f, which reads what step n reads, and the cotangent of y."""
@@ -395,9 +395,9 @@ class _Added:
 
         pulled: Any = torch.func.vjp(of_these, y, tuple([self.live[i] for i in places]))
         value, vjp = pulled
-        below, found = vjp(g)
-        for i, part in zip(places, found, strict=True):
-            self.found[i] = part if self.found[i] is None else self.found[i] + part
+        below, parts = vjp(g)
+        for i, part in zip(places, parts, strict=True):
+            self.total[i] = part if self.total[i] is None else self.total[i] + part
         return value, below
 
 
@@ -457,7 +457,7 @@ def _retrace(kind: Kind) -> Any:
         pull = _Pull(inside, sums)
         for n in reversed(range(count)):
             pair, g = solver.back(pull, n, inside.h, steps, pair, g)
-        return contiguous(pair), contiguous(g), sums.found
+        return contiguous(pair), contiguous(g), sums.total
 
     return stride_retrace
 
@@ -469,7 +469,7 @@ def _origin(kind: Kind) -> Any:
     def stride_origin(stride: Any, numbers: Any, live: Live, pair: Pair, g: Pair) -> tuple[Tensor, Leaves, list[Any]]:
         inside, sums = Inside("plan", trees, stride, numbers, live), _Added("reads", live)
         y, defect, gradient = solver.origin(_Pull(inside, sums), inside.h, pair, g)
-        return relative(defect, y), _contiguous(gradient), sums.found
+        return relative(defect, y), _contiguous(gradient), sums.total
 
     return stride_origin
 

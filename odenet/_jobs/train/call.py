@@ -159,7 +159,7 @@ def train(
         GradientError: the loss is no finite number any more.
         KeyboardInterrupt: by Ctrl-C; `resume=True` goes on after the last whole epoch.
     """
-    given = dict(locals())  # every option of the plan is an argument of the same name
+    arguments = dict(locals())  # every option of the plan is an argument of the same name
     for name, value in (("resume", resume), ("quiet", quiet)):
         yes_or_no(name, value)
     folder = path("out", out)
@@ -170,7 +170,7 @@ def train(
         "data_dir": None if data_dir is None else str(path("data_dir", data_dir)),
         "optimizer": optimizer if chosen is None else chosen.text,
     }
-    plan = TrainingPlan(**{field.name: given[field.name] for field in dataclasses.fields(TrainingPlan)} | own)
+    plan = TrainingPlan(**{field.name: arguments[field.name] for field in dataclasses.fields(TrainingPlan)} | own)
     if not isinstance(data, str) and (data_dir is not None or size is not None):
         raise InputError("a directory or a size for data that is an object", "neither", "leave them out")
     images = image_set(plan.data, plan.data_dir, plan.size) if isinstance(data, str) else set_of(data, named)
