@@ -1,6 +1,8 @@
 """The discrete adjoint: rebuild y[n] from y[n+1], and take step n's exact VJP at the rebuilt point.
 
 Sander, Ablin, Peyre 2022, section 4.1; the correction is this library's (docs/mathematics.md).
+
+Over 250 lines: equal and accepted steps, and what is known of the rebuilt states, share the step back.
 """
 
 from __future__ import annotations

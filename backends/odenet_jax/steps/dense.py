@@ -1,4 +1,7 @@
-"""Dense output: the solution between the ends of steps, and where a condition on it changes sign."""
+"""Dense output: the solution between the ends of steps, and where a condition on it changes sign.
+
+Over 250 lines: the interpolant, and the search for a root of a condition on it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`convert`: layers inside a model that somebody else wrote are trained by a gradient method of this library."""
+"""`convert`: layers inside a model that somebody else wrote are trained by a gradient method of this library.
+
+Over 250 lines: `convert` and `unconvert` with whole signatures, and the checks between them, in their order.
+"""
 
 from __future__ import annotations
 

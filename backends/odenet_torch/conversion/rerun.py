@@ -1,4 +1,7 @@
-"""A layer that runs once more as it ran: with the random state, buffers and parameters of its first run."""
+"""A layer that runs once more as it ran: with the random state, buffers and parameters of its first run.
+
+Over 250 lines: what is noted in the first run, compared, and put back for the next, stands side by side.
+"""
 
 from __future__ import annotations
 

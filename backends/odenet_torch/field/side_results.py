@@ -2,6 +2,8 @@
 
 Under a checkpoint of torch's they have their gradient. Location steps run without a graph they would be taken for
 constants by a loss that uses them: they are replaced by ones whose gradient is an error.
+
+Over 250 lines: finding such tensors, replacing them, and the error that they then are, read each other.
 """
 
 from __future__ import annotations

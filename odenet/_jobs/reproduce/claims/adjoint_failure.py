@@ -1,4 +1,7 @@
-"""The memory-free gradient in the third stage of a ResNet-101, with steps of 1/N and of 1 (figure 3b)."""
+"""The memory-free gradient in the third stage of a ResNet-101, with steps of 1/N and of 1 (figure 3b).
+
+Over 250 lines: one claim: its cells, what is measured in each, the figure and eight verdicts.
+"""
 
 from __future__ import annotations
 
