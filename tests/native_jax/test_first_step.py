@@ -10,7 +10,7 @@ import pytest
 
 import odenet
 from odenet_jax import ResidualStack, certified_value_and_grad, solve
-from odenet_jax.gradients import first_step
+from odenet_jax.gradients import compared_steps
 
 CONTINUOUS = "continuous-adjoint"
 W = jax.random.normal(jax.random.PRNGKey(0), (5, 4, 4)) / 2
@@ -55,8 +55,8 @@ def test_a_compiled_program_says_it_when_it_runs():
 @pytest.mark.parametrize("option", ["", ":interpolate=yes"])
 def test_the_look_changes_no_bit_of_the_gradient(monkeypatch, option):
     looked = jax.grad(lambda y0, w: loss_of(y0, w, option), argnums=(0, 1))(Y0, W)
-    monkeypatch.setattr(first_step.FirstStep, "certificate", lambda self, y, a, changes: jnp.zeros(()))
-    monkeypatch.setattr(first_step.FirstStep, "drift", lambda self, *states: jnp.zeros(()))
+    monkeypatch.setattr(compared_steps.ComparedSteps, "certificate", lambda self, k, y, a, changes: jnp.zeros(()))
+    monkeypatch.setattr(compared_steps.ComparedSteps, "drift", lambda self, *states: jnp.zeros(()))
     plain = jax.grad(lambda y0, w: loss_of(y0, w, option), argnums=(0, 1))(Y0, W)
     for one, other in zip(looked, plain, strict=True):
         assert (one == other).all()
