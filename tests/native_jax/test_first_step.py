@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import odenet
 from odenet_jax import ResidualStack, certified_value_and_grad, solve
@@ -37,6 +38,49 @@ def test_in_a_program_and_in_each_row_of_a_batch():
     assert together[0] < 1e-6
     assert together[1] > 0.01
     assert together[2] > together[1]
+
+
+def test_rows_have_their_largest_step_each_and_so_has_a_scan_in_a_scan():
+    """Of an ensemble, and of two solves one after the other, each within a loop; one of the largest blocks is the
+    first, which is compared anyway."""
+    scales = jnp.ones((4, 5)).at[jnp.arange(4), jnp.array([3, 0, 1, 4])].set(40.0)[:, :, None, None] * 0.1 * W
+
+    def one(w, probe, y0=Y0, **choices):
+        return jax.grad(lambda probe: loss(y0, w, probe, **choices))(probe)
+
+    apart = jnp.stack([one(w, jnp.zeros(())) for w in scales])
+    assert apart.min() > 0.1
+    together = jax.jit(jax.vmap(one))(scales, jnp.zeros(4))
+    np.testing.assert_allclose(together, apart, rtol=1e-4)
+    pairs = jax.vmap(jax.vmap(one))(scales.reshape(2, 2, 5, 4, 4), jnp.zeros((2, 2)))
+    np.testing.assert_allclose(pairs.ravel(), apart, rtol=1e-4)
+
+    def outer(total, pair):
+        return lax.scan(lambda total, w: (total + one(w, jnp.zeros(())), None), total, pair)
+
+    total, _ = jax.jit(lambda w: lax.scan(outer, jnp.zeros(()), w.reshape(2, 2, 5, 4, 4)))(scales)
+    np.testing.assert_allclose(total, apart.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("choices", [{"steps": 10}, {"ts": [0.0, 0.4, 1.0]}, {"solver": "heun"}])
+@pytest.mark.parametrize("option", ["", ":interpolate=yes"])
+def test_the_largest_step_in_half_precision_and_between_outputs(option, choices):
+    """Layers of two steps; states that are kept; and a state of 16 bits, whose certificate is that of 32 almost."""
+    w = jnp.ones(5).at[3].set(40.0)[:, None, None] * 0.1 * W
+
+    def of(kind):
+        def loss(w, probe):
+            ys = solve(
+                field, Y0.astype(kind), odenet.Depth(w.astype(kind), "piecewise"), gradient=CONTINUOUS + option,
+                probe=probe, **choices,
+            ).ys  # fmt: skip
+            return jnp.sum(ys.astype(jnp.float32) ** 2)
+
+        return float(jax.grad(loss, argnums=1)(w, jnp.zeros(())))
+
+    wide, half = of(jnp.float32), of(jnp.bfloat16)
+    assert wide > 0.05
+    assert half == pytest.approx(wide, rel=0.1)
 
 
 def test_a_compiled_program_says_it_when_it_runs():
