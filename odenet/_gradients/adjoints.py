@@ -186,8 +186,8 @@ class ContinuousAdjoint(Gradient):
     name = "continuous-adjoint"
     summary = "solve the adjoint ODE backwards; the gradient of the limit ODE"
     exactness = "of the ODE: O(h^p) from the network's"
-    formula = ("N s", "M s' + (2 d-1) s", "M s' + d s", "1")
-    variants: ClassVar = {"interpolate=yes": ("N s", "N (s'+i) + s", "N s' + s", "N+1")}
+    formula = ("N s", "M s' + 2 (2 d-1) s", "M s' + 2 d s", "1")
+    variants: ClassVar = {"interpolate=yes": ("N s", "N (s'+i) + 2 s", "N s' + 2 s", "N+1")}
     certifies = True
 
     def __post_init__(self) -> None:
@@ -216,6 +216,11 @@ class ContinuousAdjoint(Gradient):
         compared = steps // common
         return (compared, backward_steps // common) if compared <= _MOST_COMPARED else (0, 0)
 
+    def compared(self, steps: int) -> int:
+        """How many such segments are compared: the first, and of the others the one that moves the state furthest."""
+        length, _ = self.segment(steps)
+        return min(2, steps // length) if length else 0
+
     def certified(self, *, adaptive: bool) -> bool:
         return not adaptive
 
@@ -229,12 +234,13 @@ class ContinuousAdjoint(Gradient):
         evaluations = backward_steps * back.stages
         slopes = backward_steps if self.between(solver) else 0  # at the start of each step
         states = steps + 1 if self.interpolate else 1
-        compared, _ = self.segment(steps)
+        length, _ = self.segment(steps)
+        segments = self.compared(steps)
         assert isinstance(solver, Solver)  # a pair that is offered
         return Cost(
             solver.evaluations(steps),
-            evaluations + slopes + max(2 * compared - 1, 0) * solver.stages,
-            evaluations + compared * solver.stages,
+            evaluations + slopes + segments * (2 * length - 1) * solver.stages,
+            evaluations + segments * length * solver.stages,
             states,
         )
 

@@ -1,4 +1,4 @@
-"""The certificate of the continuous adjoint: the first step's gradient against the exact one, in every backend."""
+"""The certificate of the continuous adjoint: gradients of two steps against the exact ones, in every backend."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import cases
+import jax
 import numpy as np
 import pytest
 
@@ -76,7 +77,50 @@ def test_it_is_the_size_of_the_error_of_the_whole_gradient(backend, solver, kind
         if error > 0.03:
             assert error / 3 < certificate < 4 * error, (error, certificate)
         else:
-            assert certificate < 0.1, (error, certificate)
+            assert certificate < 0.15, (error, certificate)  # a kink that two compared steps have
+
+
+@pytest.mark.parametrize(
+    ("solver", "kind", "option"),
+    [("euler", "piecewise", ""), ("heun", "linear", ""), ("euler", "piecewise", ":steps=16")],
+)
+def test_one_large_block_is_seen_wherever_it_is(backend, solver, kind, option):
+    """The first step, whose block is small, knows nothing of it."""
+    weights, y0 = network("tanh", 8 + (kind == "linear"), 5)
+    field = blocks(backend, "tanh", 0.2)
+    choices: dict[str, Any] = {"steps": 8, "solver": solver}
+    for place in (0, 1, 4, 7):
+        scale = np.ones((len(weights["b"]), 1, 1))
+        scale[place] = 30.0
+        depth = odenet.Depth({**weights, "b": scale * weights["b"]}, kind)
+        exact, _ = solved(backend, field, y0, depth, **choices)
+        found, certificate = solved(backend, field, y0, depth, gradient=CONTINUOUS + option, **choices)
+        error = cases.relative(found, exact)
+        assert error > 0.1
+        assert error / 3 < certificate < 10 * error, (place, error, certificate)
+    _, certificate = solved(backend, field, y0, odenet.Depth(weights, kind), gradient=CONTINUOUS, **choices)
+    assert certificate < 0.1
+
+
+def test_it_is_the_same_number_wherever_it_is_read(backend):
+    """By the doctor and by `evaluate`, which say nothing, and in training, which warns."""
+    spec, loaded = odenet.NetSpec("mlp", 6, 4, 4, (4,), 3), odenet.backend(backend)
+    weights = spec.init(0)
+    large = {name: leaf * 40 if name.startswith("block.4.linear2") else leaf for name, leaf in weights.items()}
+    batch = np.random.default_rng(2).standard_normal((5, 4)), np.array([0, 2, 1, 1, 0])
+    with loaded.prepare("float64", "cpu"), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        net = loaded.build(
+            spec, large, gradient=odenet.gradient(CONTINUOUS), solver=odenet.solver("euler"), dtype="float64"
+        )
+        measured = odenet.check_gradients(net, batch, gradients=CONTINUOUS).examinations[0].certificate
+        evaluated = loaded.evaluate(net, *batch).certificate
+        assert not said
+        trained = loaded.trainer(net, momentum=0.0, weight_decay=0.0).step(*batch, 0.0).certificate
+        if backend == "jax":
+            jax.effects_barrier()
+    assert measured > 0.1
+    assert [evaluated, trained, *(w.message.certificate for w in said)] == pytest.approx([measured] * 3, rel=1e-9)
 
 
 def by_hand(solver: str, z: float) -> float:
@@ -179,7 +223,7 @@ def test_trees_and_complex_leaves(thorough, option):
         thorough, cases.mixed_field, cases.mixed_state(), depth, gradient=CONTINUOUS + option, **choices
     )
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-    assert 0 < certificate < max(10 * error, 0.05)
+    assert 0 < certificate < max(10 * error, 0.1)
 
 
 @pytest.mark.parametrize("steps", [8, 2, 12, 3])

@@ -202,9 +202,12 @@ def test_cost_grows_as_the_steps_do(record, solver, steps, factor):
         record = dataclasses.replace(record, steps=None)
     one, other = record.cost(solver, steps), record.cost(solver, factor * steps)
     assert other.f_forward == factor * one.f_forward == factor * steps * solver.stages
-    # and those of the step that the continuous adjoint is compared with
-    step = solver.stages if isinstance(record, ContinuousAdjoint) else 0
-    assert other.vjp - step == factor * (one.vjp - step)
+    # and those of the steps that the continuous adjoint is compared with: the first, and one of the others
+    looks = [
+        record.compared(n) * solver.stages if isinstance(record, ContinuousAdjoint) else 0
+        for n in (steps, factor * steps)
+    ]
+    assert other.vjp - looks[1] == factor * (one.vjp - looks[0])
     match record:
         case Checkpoint(states=int() as states):
             assert one.states <= states + 1
@@ -223,7 +226,7 @@ def test_cost_grows_as_the_steps_do(record, solver, steps, factor):
             assert record.extrapolates or record.anchors or other.f_backward == factor * one.f_backward
             assert one.states == 1 + (0 if record.anchors is None else (steps - 1) // record.anchors)
         case ContinuousAdjoint():
-            assert other.f_backward - step == factor * (one.f_backward - step)
+            assert other.f_backward - looks[1] == factor * (one.f_backward - looks[0])
             assert other.states == (factor * steps + 1 if record.interpolate else 1)
         case _:
             assert (other.f_backward, other.states) == (0, factor * one.states)
@@ -281,10 +284,11 @@ def test_cost_of_the_methods_against_each_other(solver, steps):
     assert DiscreteAdjoint(iterations=3).cost(solver, steps).f_backward == 2 * corrected.f_backward
     assert corrected.vjp == backprop.vjp
     assert backprop == Cost(steps * solver.stages, 0, steps * solver.stages, steps)
-    compared, _ = ContinuousAdjoint("euler", 7).segment(steps)
+    length, _ = ContinuousAdjoint("euler", 7).segment(steps)
     common = steps // 7 if steps % 7 == 0 else steps
-    assert compared == (common if common <= 16 else 0)  # no more states are kept
-    assert ContinuousAdjoint("euler", 7).cost(solver, steps).vjp == 7 + compared * solver.stages
+    assert length == (common if common <= 16 else 0)  # no more states are kept
+    segments = (2 if steps % 7 == 0 else 1) if length else 0
+    assert ContinuousAdjoint("euler", 7).cost(solver, steps).vjp == 7 + segments * length * solver.stages
 
 
 def test_the_backward_solve_is_the_forward_one_unless_chosen():

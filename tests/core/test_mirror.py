@@ -182,7 +182,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
     "gradients/discrete_adjoint.py": ({"predicted"}, {"AdaptiveReversal"}),
     # blocks that are scanned are of one kind, and the drop-in for JAX has adaptive steps alone
-    "gradients/first_step.py": ({"LargestMove", "error", "kinds"}, set()),
+    "gradients/compared_steps.py": ({"error", "kinds"}, set()),
     "verbs/batch.py": (set(), {"like"}),
     "drop_in/odeint.py": (
         {"odeint_adjoint", "odeint_dense", "odeint_event"},

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import odenet
 from odenet_jax import ResidualStack, certified_value_and_grad, solve
-from odenet_jax.gradients import first_step
+from odenet_jax.gradients import compared_steps
 
 CONTINUOUS = "continuous-adjoint"
 W = jax.random.normal(jax.random.PRNGKey(0), (5, 4, 4)) / 2
@@ -39,6 +40,49 @@ def test_in_a_program_and_in_each_row_of_a_batch():
     assert together[2] > together[1]
 
 
+def test_rows_have_their_largest_step_each_and_so_has_a_scan_in_a_scan():
+    """Of an ensemble, and of two solves one after the other, each within a loop; one of the largest blocks is the
+    first, which is compared anyway."""
+    scales = jnp.ones((4, 5)).at[jnp.arange(4), jnp.array([3, 0, 1, 4])].set(40.0)[:, :, None, None] * 0.1 * W
+
+    def one(w, probe, y0=Y0, **choices):
+        return jax.grad(lambda probe: loss(y0, w, probe, **choices))(probe)
+
+    apart = jnp.stack([one(w, jnp.zeros(())) for w in scales])
+    assert apart.min() > 0.1
+    together = jax.jit(jax.vmap(one))(scales, jnp.zeros(4))
+    np.testing.assert_allclose(together, apart, rtol=1e-4)
+    pairs = jax.vmap(jax.vmap(one))(scales.reshape(2, 2, 5, 4, 4), jnp.zeros((2, 2)))
+    np.testing.assert_allclose(pairs.ravel(), apart, rtol=1e-4)
+
+    def outer(total, pair):
+        return lax.scan(lambda total, w: (total + one(w, jnp.zeros(())), None), total, pair)
+
+    total, _ = jax.jit(lambda w: lax.scan(outer, jnp.zeros(()), w.reshape(2, 2, 5, 4, 4)))(scales)
+    np.testing.assert_allclose(total, apart.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("choices", [{"steps": 10}, {"ts": [0.0, 0.4, 1.0]}, {"solver": "heun"}])
+@pytest.mark.parametrize("option", ["", ":interpolate=yes"])
+def test_the_largest_step_in_half_precision_and_between_outputs(option, choices):
+    """Layers of two steps; states that are kept; and a state of 16 bits, whose certificate is that of 32 almost."""
+    w = jnp.ones(5).at[3].set(40.0)[:, None, None] * 0.1 * W
+
+    def of(kind):
+        def loss(w, probe):
+            ys = solve(
+                field, Y0.astype(kind), odenet.Depth(w.astype(kind), "piecewise"), gradient=CONTINUOUS + option,
+                probe=probe, **choices,
+            ).ys  # fmt: skip
+            return jnp.sum(ys.astype(jnp.float32) ** 2)
+
+        return float(jax.grad(loss, argnums=1)(w, jnp.zeros(())))
+
+    wide, half = of(jnp.float32), of(jnp.bfloat16)
+    assert wide > 0.05
+    assert half == pytest.approx(wide, rel=0.1)
+
+
 def test_a_compiled_program_says_it_when_it_runs():
     gradient = jax.jit(jax.grad(lambda w, size: loss(Y0, w, size=size, t1=4.0)))
     with warnings.catch_warnings(record=True) as said:
@@ -55,8 +99,8 @@ def test_a_compiled_program_says_it_when_it_runs():
 @pytest.mark.parametrize("option", ["", ":interpolate=yes"])
 def test_the_look_changes_no_bit_of_the_gradient(monkeypatch, option):
     looked = jax.grad(lambda y0, w: loss_of(y0, w, option), argnums=(0, 1))(Y0, W)
-    monkeypatch.setattr(first_step.FirstStep, "certificate", lambda self, y, a, changes: jnp.zeros(()))
-    monkeypatch.setattr(first_step.FirstStep, "drift", lambda self, *states: jnp.zeros(()))
+    monkeypatch.setattr(compared_steps.ComparedSteps, "certificate", lambda self, k, y, a, changes: jnp.zeros(()))
+    monkeypatch.setattr(compared_steps.ComparedSteps, "drift", lambda self, *states: jnp.zeros(()))
     plain = jax.grad(lambda y0, w: loss_of(y0, w, option), argnums=(0, 1))(Y0, W)
     for one, other in zip(looked, plain, strict=True):
         assert (one == other).all()

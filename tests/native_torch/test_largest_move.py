@@ -73,7 +73,7 @@ def test_a_field_that_is_fast_around_a_moment(steps):
 
 
 def test_the_largest_move_is_found_in_small_states_and_in_large_ones():
-    from odenet_torch.gradients.first_step import LargestMove
+    from odenet_torch.gradients.compared_steps import LargestMove
 
     class Run:
         class grid:
@@ -83,11 +83,12 @@ def test_the_largest_move_is_found_in_small_states_and_in_large_ones():
             time, device = torch.float32, torch.device("cpu")
 
     for size in (3, 1 << 15):
-        for largest in (0, 3, 4, 31, 49):
+        for largest in (1, 3, 4, 31, 49):
             y = torch.ones(size)
-            moves = LargestMove(Run, (y, y[:1]))
+            nothing = torch.zeros(2)  # a leaf that never moves has no size to move beside
+            moves = LargestMove(Run, (y, nothing, y[:1]), 1)
             for n in range(50):
-                y = y * (1.5 if n == largest else 1.01)
-                moves.add(n, (y, y[:1]))
+                y = y * (3.0 if n == 0 else 1.5 if n == largest else 1.01)  # the first step is compared anyway
+                moves.add(n, (y, nothing, y[:1]))
             assert moves.step() == {largest}
             assert not moves.states

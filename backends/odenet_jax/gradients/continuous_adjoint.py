@@ -29,8 +29,8 @@ from odenet_jax.gradients.adjoint import (
     vjp,
 )
 from odenet_jax.gradients.certificate import Sketch, certify, worse
-from odenet_jax.gradients.first_step import FirstStep
-from odenet_jax.steps.fixed import Run, Solve, read
+from odenet_jax.gradients.compared_steps import Changes, ComparedSteps
+from odenet_jax.steps.fixed import LoopObserver, Run, Solve, read
 
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""
@@ -50,6 +50,9 @@ class Costate(Adjoint):
     def keeps(self, run: Run) -> Sequence[int]:
         return range(run.grid.steps) if self.method.interpolate else ()
 
+    def beside(self, run: Run) -> LoopObserver | None:
+        return ComparedSteps(run, self.method).observer()
+
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
     ) -> tuple[Leaves, Sums, Array, Any]:
@@ -57,32 +60,50 @@ class Costate(Adjoint):
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         meeting = OutputCotangents(run.grid, gradients.gradients, steps)
+        compared, end = ComparedSteps(run, self.method), saved.end
+        furthest = None
+        if compared.several:
+            end, (_, _, furthest), _ = saved.end
 
-        first = FirstStep(run, self.method)
-
-        def step(n: Any, carry: Any) -> Any:
-            y, a, sums, changes = carry
+        def step(n: Any, carry: Any) -> tuple[Any, Changes]:
+            y, a, sums = carry
             here, start, between = backward.at(n), None, None
             if self.method.interpolate:
                 start = read(saved.states, n)
                 between = self.between(here, n, start, y)
             d, by_reads = self.step(here, n, y, a, between)
             before, change, sums = add(y, d[: len(y)]), d[len(y) :], collect(here, n, sums, by_reads)
-            if changes is not None:
-                changes = jax.tree.map(jnp.add, changes, (change, by_reads))
             # from a state that was kept y goes on, and not from what was integrated back, whose error grows on the way
             y = start or meeting.known(n, saved.ys, before)
-            return y, meeting.join(n, add(a, change)), sums, changes
+            return (y, meeting.join(n, add(a, change)), sums), (change, by_reads)
 
-        (y,) = saved.end
-        # the last steps apart, so that no other one carries what is compared
-        y, a, sums, _ = descend(step, steps, steps - first.back, (y, meeting.end(), sums, None))
-        arrived = a
-        y, a, sums, changes = descend(step, first.back, first.back, (y, a, sums, first.none(y)))
-        error = first.certificate(y, arrived, changes) if first.steps else jnp.zeros((), run.layout.time)
-        worst = error, jnp.int32(0)
+        def alone(n: Any, carry: Any) -> Any:
+            return step(n, carry)[0]
+
+        def segment(k: Any, carry: Any) -> Any:
+            carry, seen = carry
+            a, count = carry[1], compared.back
+            if count == 1:
+                carry, changes = step(k, carry)
+            else:
+
+                def within(n: Any, both: Any) -> Any:
+                    carry, changes = step(n, both[0])
+                    return carry, jax.tree.map(jnp.add, both[1], changes)
+
+                carry, changes = descend(within, (k + 1) * count, count, (carry, compared.none(a)))
+            return carry, compared.look(k, furthest, seen, carry[0], a, changes)
+
+        (y,) = end
+        carry = (y, meeting.end(), sums)
+        if compared.steps:
+            segments = steps // compared.back
+            (y, a, sums), (worst, size) = descend(segment, segments, segments, (carry, compared.nothing()))
+        else:
+            y, a, sums = descend(alone, steps, steps, carry)
+            worst, size = compared.nothing()[0], compared.size(a)
         if saved.sketch is not None:
-            worst = worse(worst, first.drift(saved.sketch, y, saved.end[0], arrived), -1)
+            worst = worse(worst, compared.drift(saved.sketch, y, end[0], size), -1)
         residual, n = worst
         return a, sums, residual, (run.grid.steps, (none_unread(run, residual), n))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class _SideInformation:
 
     run: Run
     solver: ReversibleSolver
+    from_end: ClassVar[bool] = True
 
     def start(self, y0: Leaves) -> None:
         """Nothing is carried from step to step."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Chains:
 
     method: Checkpoint
     rounded_kinds: tuple[Any, ...]
+    from_end: ClassVar[bool] = False
 
     def start(self, y0: Leaves) -> list[Link]:
         """The first links, of which nothing is rounded."""

@@ -193,6 +193,11 @@ def _scan_segments(
 class LoopObserver(Protocol):
     """An observer that a loop passes its states to, and that keeps something made of them."""
 
+    @property
+    def from_end(self) -> bool:
+        """Whether the state at t1 is wanted, too."""
+        ...
+
     def start(self, y0: Leaves) -> Any:
         """What the observer carries from step to step, at t0."""
         ...
@@ -220,8 +225,9 @@ def loop_in_place(
 
     Returns:
         The leaves at `grid.kept`, those at `also` (empty where nothing is), what the backward pass starts from (y(t1),
-        or what a reversible solver keeps of what it carries; with `beside` the latter or nothing, what the observer
-        carries in the end, and what it keeps of the steps, stacked), and what blocks are told and have read after it.
+        or what a reversible solver keeps of what it carries; with `beside` this where the observer wants it, or
+        nothing, what the observer carries in the end, and what it keeps of the steps, stacked), and what blocks are
+        told and have read after it.
     """
     grid, solver = run.grid, run.solver
     rows = None if grid.final_only else kept_rows(grid.kept, grid.steps)
@@ -246,7 +252,7 @@ def loop_in_place(
         ys = tuple(leaf[None] for leaf in carried[0])
     end = solver.kept(carried) if isinstance(solver, ReversibleSolver) else carried
     if beside is not None:
-        end = end if isinstance(solver, ReversibleSolver) else (), along, stacked
+        end = end if beside.from_end else (), along, stacked
     return ys, states, end, run.replay and after(run.replay.context, state, at_start, in_steps)
 
 

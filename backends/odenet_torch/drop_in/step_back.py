@@ -19,7 +19,7 @@ from odenet_torch.drop_in.recording import lent_buffers, modules_of
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import no_trace
-from odenet_torch.gradients.first_step import Parts, error
+from odenet_torch.gradients.compared_steps import Parts, error
 
 _EVERY = 16
 """One of so many backward passes of a function is compared, of the first ones more, and all while it is doubtful."""

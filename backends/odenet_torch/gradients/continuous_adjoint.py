@@ -30,7 +30,7 @@ from odenet_torch.gradients.adjoint import (
     zeros,
 )
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, drift
-from odenet_torch.gradients.first_step import FirstStep, LargestMove, kinds
+from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import AcceptedField
@@ -65,10 +65,14 @@ class Costate(Adjoint):
         return self.method.segment(run.grid.steps) == (1, 1)
 
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
-        if self.alarm is None or not self.by_layers(run):
+        if self.method.compared(run.grid.steps) < 2 or (first := self.always(run)) == run.grid.steps:
             return super().forth(run, y0)
-        self.moves = LargestMove(run, y0)
+        self.moves = LargestMove(run, y0, first)
         return loop(run, y0, self.keeps(run), self.moves.add)
+
+    def always(self, run: Run) -> int:
+        """How many steps from t0 on are compared whatever the state does: the first one of each kind, or a segment."""
+        return kinds(run) if self.by_layers(run) else self.method.segment(run.grid.steps)[0]
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         solver, steps = self.method.backward(self.solver, run.grid.steps)
@@ -79,30 +83,32 @@ class Costate(Adjoint):
         a: AnyLeaves = gradients.get(forward) or zeros(y)
         # where a state was kept, y goes on from it, and not from what was integrated back, whose error grows on the
         # way; the costate takes up there what the loss reads of that state
-        errors, last = StepErrors(run), self.method.segment(forward)[1]
-        begins = {*range(kinds(run))} if self.by_layers(run) else {last - 1}
+        errors, (length, count) = StepErrors(run), self.method.segment(forward)
+        segments = {n // length for n in range(self.always(run))} if length else set[int]()
         if self.moves is not None:
-            begins |= self.moves.step()
-        first: FirstStep | None = None
+            segments |= {n // length for n in self.moves.step()}
+        compared = ComparedSteps(run, self.method, sums, a)
+        running = False
         for n in reversed(range(steps)):
-            if n in begins:
-                first = FirstStep(run, self.method, sums, a, n if self.by_layers(run) else 0)
+            if count and n % count == count - 1 and (k := n // count) in segments:
+                compared, running = ComparedSteps(run, self.method, sums, a, k), True
             between = self.between(backward, n, saved.states) if self.method.interpolate else None
-            d = self.step(backward, n, y, a, first or sums, between)
+            d = self.step(backward, n, y, a, compared if running else sums, between)
             y, a = add(y, d[: len(y)]), add(a, d[len(y) :])
-            if first is not None:
-                first.changed(d[len(y) :])
+            if running:
+                compared.changed(d[len(y) :])
             if n in meets:
                 y = saved.states.get(meets[n], y)
                 a = add(a, gradients[meets[n]]) if meets[n] in gradients else a
-            if first is not None and n <= first.first:
-                errors.add(first.certificate(y), n)
+            if running and n % count == 0:
+                errors.add(compared.certificate(y), compared.first)
                 errors.worst()  # the next one is not that of the step below
-                first = None if n else first
+                running = False
             yield n * forward // steps
-        first = first or FirstStep(run, self.method, sums, a)
+        if not length:
+            compared = ComparedSteps(run, self.method, sums, a)
         if saved.sketch is not None:
-            errors.add(first.drift(saved.sketch, y, saved.states[forward]), -1)
+            errors.add(compared.drift(saved.sketch, y, saved.states[forward]), -1)
         certify(self.stats, self.alarm, errors, "first step")
         return a
 
@@ -119,7 +125,9 @@ class Costate(Adjoint):
         return at
 
     @staticmethod
-    def step(run: Run, n: int, y: Leaves, a: AnyLeaves, sums: Sums | FirstStep, between: Between | None) -> AnyLeaves:
+    def step(
+        run: Run, n: int, y: Leaves, a: AnyLeaves, sums: Sums | ComparedSteps, between: Between | None
+    ) -> AnyLeaves:
         """How y and a change from the end of step n to its start. The quadrature touches only the layers that step n
         reads."""
         tableau, size, count = run.solver.increments, run.grid.size(n), len(y)

@@ -1,4 +1,8 @@
-"""How far the continuous adjoint is off: what it adds over the first step, beside the exact VJP of that step."""
+"""How far the continuous adjoint is off: what it adds over a step, beside the exact VJP of that step.
+
+The first step is compared, where the state that is integrated back has drifted furthest, and of the others the one that
+moves the state furthest.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,9 @@ Added = tuple[AnyLeaves, Parts]
 """What steps add to the costate, and to the gradients of weights."""
 
 
-class FirstStep:
-    """The comparison over the steps up to the first time after t0 that the forward and the backward grid have.
+class ComparedSteps:
+    """The comparison over a segment: the steps between two neighbouring times that both the forward and the backward
+    grid have.
 
     It stands for `Sums` while the backward pass goes back over these, and sees what is added.
 
@@ -35,12 +40,13 @@ class FirstStep:
         method: the continuous adjoint.
         sums: of the backward pass.
         a: the costate at the end of these steps.
-        first: the first of them; not 0 where the first ones of several kinds are compared (see `kinds`).
+        segment: which; 0 is that at t0.
     """
 
-    def __init__(self, run: Run, method: ContinuousAdjoint, sums: Sums, a: AnyLeaves, first: int = 0) -> None:
-        self.run, self.sums, self.a, self.first = run, sums, a, first
+    def __init__(self, run: Run, method: ContinuousAdjoint, sums: Sums, a: AnyLeaves, segment: int = 0) -> None:
+        self.run, self.sums, self.a = run, sums, a
         self.steps, _ = method.segment(run.grid.steps)
+        self.first = segment * self.steps
         self.change: AnyLeaves | None = None
         self.by_weights: Parts = {}
 
@@ -141,26 +147,30 @@ def _numbers(leaf: Tensor) -> Tensor:
 class LargestMove:
     """The step of a forward pass that moves the state furthest, beside its size.
 
-    Blocks of their own, and fields that depend on time, may do most of their work in one step, of which the first one
-    tells nothing.
+    Blocks of their own, and fields that depend on time, may do most of their work in one step, of which the first ones
+    tell nothing.
 
     Args:
         run: the forward solve.
         y: the state at t0.
+        first: the first step that counts.
     """
 
-    def __init__(self, run: Run, y: Leaves) -> None:
-        self.steps, self.states = run.grid.steps, [y]
+    def __init__(self, run: Run, y: Leaves, first: int) -> None:
+        self.steps, self.states, self.first = run.grid.steps, [y] * (first == 0), first
         self.together = _TOGETHER if sum(leaf.numel() for leaf in y) <= SMALL_STATE else 1
-        self.largest = torch.zeros(2, dtype=run.layout.time, device=run.layout.device)
+        self.largest = torch.tensor([0.0, first], dtype=run.layout.time, device=run.layout.device)
         """How far, and the step."""
 
     def add(self, n: int, y: Leaves) -> None:
         """Step n led to state y."""
+        if n < self.first - 1:
+            return
         self.states.append(y)
         last, count = n == self.steps - 1, len(self.states) - 1
-        if last or count == self.together:
-            of_leaves = [self._moves(column) for column in zip(*self.states, strict=True)]
+        if (last or count == self.together) and count:
+            of_leaves = [self._moves(column) for column in zip(*self.states, strict=True) if column[0].numel()]
+            of_leaves = of_leaves or [self.largest.new_zeros(count)]
             moves = functools.reduce(torch.maximum, of_leaves)
             value, index = torch.cat([self.largest[:1], moves]).max(0)
             place = torch.where(index == 0, self.largest[1], n - count + index)
@@ -168,13 +178,14 @@ class LargestMove:
             self.states = [] if last else [y]
 
     def _moves(self, leaves: Sequence[Tensor]) -> Tensor:
-        """How far each goes from the one before it, beside its size."""
+        """How far each goes from the one before it, beside its size. What is nowhere has not moved."""
         if len(leaves) == 2:
             norm = torch.linalg.vector_norm
-            return (norm(leaves[1] - leaves[0]) / norm(leaves[1])).reshape(1).to(self.largest.dtype)
-        rows = torch.stack([*leaves]).reshape(len(leaves), -1)
-        off, sizes = (torch.linalg.vector_norm(part, dim=-1) for part in (rows.diff(dim=0), rows[1:]))
-        return (off / sizes).to(self.largest.dtype)
+            off, sizes = norm(leaves[1] - leaves[0]).reshape(1), norm(leaves[1]).reshape(1)
+        else:
+            rows = torch.stack([*leaves]).reshape(len(leaves), -1)
+            off, sizes = (torch.linalg.vector_norm(part, dim=-1) for part in (rows.diff(dim=0), rows[1:]))
+        return (off / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).to(self.largest.dtype)
 
     def step(self) -> set[int]:
         """The step; none where no number may be read by the host."""
