@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 from odenet._errors import GradientWarning, UselessGradientWarning
+from odenet._solvers.controller import FLOATS, Arithmetic
 
 DOUBTFUL = 0.1
 """A certificate above this is said, once for each network and method."""
@@ -65,6 +66,21 @@ def least_change(eps: float, steps: int, of: int) -> float:
         of: the steps of the solve.
     """
     return max(SHARE * steps / of, 100 * eps)
+
+
+def lasting(drift: Any, least: Any, log: Callable[[Any], Any], arithmetic: Arithmetic = FLOATS) -> Any:
+    """For which part of the way back a state has been off by about as much as it is at its end.
+
+    What grows like exp(t) from its tolerance on is so for two of the times in which it grows by a factor of e, and,
+    where it is larger than the state itself, from there on; what did not grow may be so all the way.
+
+    Args:
+        drift: how far it is off at the end, relatively; above 0.
+        least: relative tolerance.
+        log, arithmetic: of these numbers.
+    """
+    longest = 2 * (1 + arithmetic.most(log(drift), 0.0))
+    return arithmetic.least(longest / arithmetic.most(log(drift / least), 1.0), 1.0)
 
 
 def signs(places: Integers) -> Integers:

@@ -18,7 +18,7 @@ from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, Stats, UnsupportedError
 from odenet.kit import SMALL, Alarm, AnySolver, add, subtract, trial
-from odenet_jax.field.state import Leaves
+from odenet_jax.field.state import Leaves, promoted
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.gradients.certificate import Worst, certify, relative, worse
@@ -223,7 +223,8 @@ class AdaptiveCostate(BackwardPass):
         rtol = allowed.rtol if method.rtol is None else (method.rtol,) * len(allowed.rtol)
         atol = allowed.atol if method.atol is None else (method.atol,) * len(allowed.atol)
         count = len(rtol)
-        return _Doubled(rtol, atol, allowed.norm if self.apart else NORMS[self.norm], allowed.time, count, self.apart)
+        norm = allowed.norm if self.apart else NORMS[self.norm]
+        return _Doubled(rtol, atol, norm, allowed.time, count, self.apart, in_units=self.resolve is None)
 
     @staticmethod
     def _meet(
@@ -264,22 +265,40 @@ def ended(gradients: tuple[Leaves, Any, Array], pace: LoopState, *, drop_in: boo
 
 @dataclasses.dataclass(frozen=True)
 class _Doubled(Tolerance):
-    """That of y for its adjoint as well, and its first for what follows these."""
+    """That of y for its adjoint as well, and its first for what follows these.
+
+    The adjoint is as large as the loss is, and its equation is linear: with `in_units`, atol is held against it in units
+    of its size, so that c times the loss has c times the gradient, by the same steps.
+    """
 
     count: int
     apart: bool
+    in_units: bool
 
     def _size(self, value: Leaves, sizes: Leaves, *, least: bool = False) -> Array:
         def smallest(bound: Any, leaf: Array) -> Any:
             return bound if isinstance(bound, float) else jnp.min(bound).astype(leaf.dtype)
 
-        more = sizes[2 * self.count :]
+        count, more = self.count, sizes[2 * self.count :]
         rtol, atol = (
             (*bounds, *bounds, *(smallest(bounds[0], leaf) for leaf in more)) for bounds in (self.rtol, self.atol)
         )
+        if self.in_units:
+            unit = _root_mean_square(sizes[count : 2 * count])
+            of_adjoint = zip(atol[count:], sizes[count:], strict=True)
+            atol = (*atol[:count], *(bound * unit.astype(leaf.dtype) for bound, leaf in of_adjoint))
         parts = scaled(value, sizes, rtol, atol, least)
         if not self.apart:
             return jnp.asarray(self.norm(parts), self.time)
-        norms = [self.norm(parts[: self.count]), self.norm(parts[self.count : 2 * self.count])]
-        norms += [jnp.max(leaf) for leaf in parts[2 * self.count :]]
+        norms = [self.norm(parts[:count]), self.norm(parts[count : 2 * count])]
+        norms += [jnp.max(leaf) for leaf in parts[2 * count :]]
         return jnp.max(jnp.stack([jnp.asarray(norm, self.time) for norm in norms]))
+
+
+def _root_mean_square(sizes: Leaves) -> Array:
+    """Of all entries together, by way of the largest: squares of small numbers vanish in float32."""
+    kind = promoted(*(leaf.dtype for leaf in sizes))
+    largest = jnp.max(jnp.stack([jnp.max(leaf, initial=0).astype(kind) for leaf in sizes]))
+    unit = jnp.where(largest > 0, largest, jnp.ones((), kind))
+    squares = jnp.stack([jnp.sum(jnp.square(leaf.astype(kind) / unit)) for leaf in sizes])
+    return unit * jnp.sqrt(jnp.sum(squares) / max(sum(leaf.size for leaf in sizes), 1))
