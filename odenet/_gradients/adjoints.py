@@ -216,9 +216,6 @@ class ContinuousAdjoint(Gradient):
         compared = steps // common
         return (compared, backward_steps // common) if compared <= _MOST_COMPARED else (0, 0)
 
-    def certified(self, *, adaptive: bool) -> bool:
-        return not adaptive
-
     def between(self, forward: AnySolver) -> bool:
         """Whether a backward step reads y between two kept states."""
         back, _ = self.backward(forward, 1)
