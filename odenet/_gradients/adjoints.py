@@ -221,9 +221,6 @@ class ContinuousAdjoint(Gradient):
         length, _ = self.segment(steps)
         return min(2, steps // length) if length else 0
 
-    def certified(self, *, adaptive: bool) -> bool:
-        return not adaptive
-
     def between(self, forward: AnySolver) -> bool:
         """Whether a backward step reads y between two kept states."""
         back, _ = self.backward(forward, 1)

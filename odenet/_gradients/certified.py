@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 from odenet._errors import GradientWarning, UselessGradientWarning
+from odenet._solvers.controller import FLOATS, Arithmetic
 
 DOUBTFUL = 0.1
 """A certificate above this is said, once for each network and method."""
@@ -25,9 +26,9 @@ SMALL = 0.1
 """The least size of y(t0), in sizes of y(t1), that its error is held against: a solve may begin at zero."""
 
 Integers = TypeVar("Integers", bound=Any)
-Certified = Literal["states", "gradient", "first step", "step back", "way back"]
-"""What an alarm is told the size of an error of: rebuilt states, the whole gradient, that of one step, or a state that
-an adaptive solve integrated back."""
+Certified = Literal["states", "gradient", "first step", "step back", "way back", "drop-in back"]
+"""What an alarm is told the size of an error of: rebuilt states, the whole gradient, that of one step, or what an
+adaptive solve integrated back."""
 
 _alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
 _quiet = threading.local()
@@ -65,6 +66,21 @@ def least_change(eps: float, steps: int, of: int) -> float:
         of: the steps of the solve.
     """
     return max(SHARE * steps / of, 100 * eps)
+
+
+def lasting(drift: Any, least: Any, log: Callable[[Any], Any], arithmetic: Arithmetic = FLOATS) -> Any:
+    """For which part of the way back a state has been off by about as much as it is at its end.
+
+    What grows like exp(t) from its tolerance on is so for two of the times in which it grows by a factor of e, and,
+    where it is larger than the state itself, from there on; what did not grow may be so all the way.
+
+    Args:
+        drift: how far it is off at the end, relatively; above 0.
+        least: relative tolerance.
+        log, arithmetic: of these numbers.
+    """
+    longest = 2 * (1 + arithmetic.most(log(drift), 0.0))
+    return arithmetic.least(longest / arithmetic.most(log(drift / least), 1.0), 1.0)
 
 
 def signs(places: Integers) -> Integers:
@@ -111,9 +127,11 @@ class Alarm:
         useless = not certificate <= USELESS
         method = f"{gradient} through {steps} steps of {solver}"
         if not useless:
-            if method in self._said:
+            # steps that follow an error are others in each pass
+            said = f"{gradient} of {solver}" if of in _BY_TOLERANCE else method
+            if said in self._said:
                 return
-            self._said.add(method)
+            self._said.add(said)
         kind = UselessGradientWarning if useless else GradientWarning
         text = _TEXTS[of](certificate, method, _place(step, steps, layer))
         warning = kind(text, certificate=certificate, gradient=gradient, step=step, layer=layer)
@@ -171,12 +189,27 @@ def _first_step(certificate: float, method: str, where: str) -> str:
 def _way_back(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
-    consequence = _consequence(certificate)
     return (
-        f"The certificate of {method} is {certificate:.2g}: a state that is known, as integrated back, is off by so "
-        f"much, relatively, and the gradient by what comes before it, that of y0 first of all, {consequence}. What to "
-        "do: take gradient='checkpoint', which integrates nothing back; or smaller rtol and atol, or more times in ts."
+        f"The certificate of {method} is {certificate:.2g}: {_REBUILT}{_consequence(certificate)}. What to do: take "
+        "gradient='checkpoint', which integrates nothing back; or smaller rtol and atol, or more times in ts."
     )
+
+
+def _drop_in_back(certificate: float, method: str, where: str) -> str:
+    subject = f"{_REBUILT}{_consequence(certificate)}"
+    if certificate != certificate:
+        subject = "NaN, or the solution is: a state is not finite"
+    return (
+        f"The gradient of {method} is doubtful ({certificate:.2g}): {subject}. What to do: give smaller rtol and atol, "
+        "or more times; or take a gradient that integrates nothing back (odeint of odenet_torch; odenet.solve with "
+        "gradient='checkpoint')."
+    )
+
+
+_REBUILT = (
+    "a state that is known was integrated back to one where the field has other derivatives, and the gradient by what "
+    "comes before it, that of y0 first of all, "
+)
 
 
 def _step_back(certificate: float, method: str, where: str) -> str:
@@ -195,11 +228,13 @@ def _step_back(certificate: float, method: str, where: str) -> str:
     )
 
 
+_BY_TOLERANCE = {"way back", "drop-in back"}
 _TEXTS: dict[Certified, Callable[[float, str, str], str]] = {
     "states": _message,
     "gradient": _measured,
     "first step": _first_step,
     "way back": _way_back,
+    "drop-in back": _drop_in_back,
     "step back": _step_back,
 }
 

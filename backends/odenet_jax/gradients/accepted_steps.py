@@ -37,6 +37,7 @@ class Cotangents:
         ts: the kept times; None where that is its end alone.
         ys: with respect to the states at these.
         y, slopes: with respect to what dense output reads, stacked; empty where nothing is.
+        by_y0: whether the gradient of y0 is asked for.
     """
 
     y1: Leaves
@@ -44,6 +45,7 @@ class Cotangents:
     ys: Leaves
     y: Leaves
     slopes: tuple[Leaves, ...]
+    by_y0: bool = True
 
 
 class BackwardPass(ABC):

@@ -1,6 +1,6 @@
 """The continuous adjoint of an adaptive solve, by a backward solve with step-size control of its own.
 
-Its certificate is how far y, as integrated back, is off where it is known: at t0, and at the times that were kept.
+Its certificate is by what is known of y where it arrives: at t0, and at the times that were kept (`way_back`).
 
 Over 250 lines: one step, and what it carries, read each other throughout.
 """
@@ -8,6 +8,7 @@ Over 250 lines: one step, and what it carries, read each other throughout.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,12 +18,14 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, Stats, UnsupportedError
-from odenet.kit import SMALL, Alarm, AnySolver, add, subtract, trial
+from odenet.kit import Alarm, AnySolver, add, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
-from odenet_jax.gradients.certificate import Worst, certify, relative, worse
+from odenet_jax.gradients.certificate import certify
+from odenet_jax.gradients.first_step import magnitude
 from odenet_jax.gradients.runtime_errors import raised
+from odenet_jax.gradients.way_back import Derivatives, WayBack
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
 from odenet_jax.steps.clock import TimePoint
 from odenet_jax.steps.fixed import read
@@ -37,7 +40,7 @@ REMEDY_OF_DROP_IN = "give a larger mxstep, or larger rtol and atol; or take oden
 
 class _CostateCarry(NamedTuple):
     """The state is y and its adjoint; `parts` is the integrand of the weights' gradient at the start of the step, and
-    `drift` how far y, as integrated back, was off where it is known."""
+    `came` where the last step did start."""
 
     pace: LoopState
     state: Leaves
@@ -45,7 +48,8 @@ class _CostateCarry(NamedTuple):
     parts: Any
     output: Array
     sums: Sums
-    drift: Worst
+    came: Array
+    way: WayBack
 
 
 class AdaptiveCostate(BackwardPass):
@@ -115,16 +119,18 @@ class AdaptiveCostate(BackwardPass):
             state,
             first,
         )
-        drift = jnp.zeros((), run.layout.time), jnp.int32(-1)
-        carry = _CostateCarry(start(line, size, finite(state, first)), state, first, parts, output, sums, drift)
+        pace = start(line, size, finite(state, first))
+        carry = _CostateCarry(pace, state, first, parts, output, sums, line.t0, WayBack.start(line.t0))
 
         def step(carry: _CostateCarry) -> _CostateCarry:
             return self._step(run, line, allowed, result, gradients, carry)
 
         carry = repeat(lambda carry: carry.pace.alive, step, carry)
         count = len(a)
+        here, evaluated = run.between(carry.came, line.t1), (carry.first, carry.parts)
+        way = self._arrived(carry.way, here, allowed, y0, carry.state, evaluated, True, last=True)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        error, _ = worse(carry.drift, _drift(carry.state[:count], y0, y1), -1)
+        error = way.certificate(carry.sums, by_y0=gradients.by_y0)
         # gradients that are all zero are right, whatever was rebuilt for them; one that ended early is said otherwise
         read = jnp.stack([jnp.any(leaf != 0) for leaf in a]).any() & (carry.pace.outcome == CODE[Result.SUCCESS])
         error = jnp.where(read, error, jnp.zeros((), error.dtype))
@@ -174,10 +180,11 @@ class AdaptiveCostate(BackwardPass):
         sums = AcceptedStepVJP.collect(here, accepted, carry.sums, by_weights)
         output, a = carry.output, attempt.y1[count:]
         a, met = self._meet(line, gradients, output, step.t1, a, accepted)
-        y, drift = attempt.y1[:count], carry.drift
+        y, way = attempt.y1[:count], carry.way
         if gradients.ts is not None:  # where the forward solve is known, go on from there
             exact = read(result.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1))
-            drift = choose(met < output, worse(drift, _drift(y, exact, result.y1), -1), drift)
+            evaluated = attempt.slopes[-1], integrands[-1]
+            way = self._arrived(way, here, allowed, exact, attempt.y1, evaluated, met < output)
             y = choose(met < output, exact, y)
         state, first, parts = (*y, *a), attempt.slopes[-1], integrands[-1]
         needed = accepted & now.alive & (bool(not tableau.fsal) | (met < output) | line.jumping(step.t1))
@@ -190,7 +197,45 @@ class AdaptiveCostate(BackwardPass):
             first, parts = lax.cond(needed, renew, lambda: (first, parts))
         old = (carry.state, carry.first, carry.parts)
         state, first, parts = choose(accepted, (state, first, parts), old)
-        return _CostateCarry(now, state, first, parts, jnp.where(accepted, met, output), sums, drift)
+        came = jnp.where(accepted, carry.pace.t, carry.came)
+        return _CostateCarry(now, state, first, parts, jnp.where(accepted, met, output), sums, came, way)
+
+    def _arrived(
+        self,
+        way: WayBack,
+        run: AcceptedRun,
+        allowed: Tolerance,
+        known: Leaves,
+        state: Leaves,
+        evaluated: tuple[Leaves, Any],
+        reached: Any,
+        *,
+        last: bool = False,
+    ) -> WayBack:
+        """What is known of the way back where a step ended, if that is where y is known.
+
+        Args:
+            way: before that.
+            run: at the step.
+            allowed: tolerance of the backward steps.
+            known: what y is there.
+            state: y and its adjoint, integrated back.
+            evaluated: their slopes there, of a tableau whose last stage is the first of the next step.
+            reached: whether y is known there.
+            last: whether that is t0.
+        """
+        count, tableau, ends = len(known), self.solver.increments, run.ends
+        assert ends is not None
+        a = state[count:]
+
+        def derivatives() -> tuple[Derivatives, Derivatives]:
+            moment = run.line.moment(*ends, 1.0)
+            slope, parts = evaluated if tableau.fsal else self._slope(run, moment, state)
+            exact, exact_parts = self._slope(run, moment, (*known, *a))
+            return (exact[count:], exact_parts), (slope[count:], parts)
+
+        least = functools.reduce(jnp.minimum, [jnp.min(jnp.asarray(bound)) for bound in allowed.rtol])
+        return way.arrived(reached, ends[1], known, state[:count], a, least, derivatives, last=last)
 
     def _slope(self, run: AcceptedRun, t: TimePoint, state: Leaves) -> tuple[Leaves, Any]:
         """The slopes of y and its adjoint, and the integrand of the weights' gradient."""
@@ -223,7 +268,8 @@ class AdaptiveCostate(BackwardPass):
         rtol = allowed.rtol if method.rtol is None else (method.rtol,) * len(allowed.rtol)
         atol = allowed.atol if method.atol is None else (method.atol,) * len(allowed.atol)
         count = len(rtol)
-        return _Doubled(rtol, atol, allowed.norm if self.apart else NORMS[self.norm], allowed.time, count, self.apart)
+        norm = allowed.norm if self.apart else NORMS[self.norm]
+        return _Doubled(rtol, atol, norm, allowed.time, count, self.apart, in_units=self.resolve is None)
 
     @staticmethod
     def _meet(
@@ -236,12 +282,6 @@ class AdaptiveCostate(BackwardPass):
         met = (place <= output) & (line.sign * (gradients.ts - t) <= 0) & going
         added = tuple(jnp.where(met.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0) for leaf in gradients.ys)
         return add(a, added), output - met.sum(dtype=output.dtype)
-
-
-def _drift(y: Leaves, exact: Leaves, end: Leaves) -> Array:
-    """How far a state that was integrated back is off, relatively; a solve may begin at zero."""
-    sizes = [jnp.maximum(jnp.abs(leaf), SMALL * jnp.abs(last)) for leaf, last in zip(exact, end, strict=True)]
-    return relative(subtract(y, exact), tuple(sizes))
 
 
 def ended(gradients: tuple[Leaves, Any, Array], pace: LoopState, *, drop_in: bool = False) -> tuple[Leaves, Any, Array]:
@@ -264,22 +304,33 @@ def ended(gradients: tuple[Leaves, Any, Array], pace: LoopState, *, drop_in: boo
 
 @dataclasses.dataclass(frozen=True)
 class _Doubled(Tolerance):
-    """That of y for its adjoint as well, and its first for what follows these."""
+    """That of y for its adjoint as well, and its first for what follows these.
+
+    The adjoint is as large as the loss is, and its equation is linear: with `in_units`, atol is held against it in
+    units of its size, the root of its mean square, so that c times the loss has c times the gradient, by the same
+    steps. An adjoint far below atol would be integrated by steps that nothing holds to it.
+    """
 
     count: int
     apart: bool
+    in_units: bool
 
     def _size(self, value: Leaves, sizes: Leaves, *, least: bool = False) -> Array:
         def smallest(bound: Any, leaf: Array) -> Any:
             return bound if isinstance(bound, float) else jnp.min(bound).astype(leaf.dtype)
 
-        more = sizes[2 * self.count :]
+        count, more = self.count, sizes[2 * self.count :]
         rtol, atol = (
             (*bounds, *bounds, *(smallest(bounds[0], leaf) for leaf in more)) for bounds in (self.rtol, self.atol)
         )
+        if self.in_units:
+            a = sizes[count : 2 * count]
+            unit = magnitude(a, self.time) / max(sum(leaf.size for leaf in a), 1) ** 0.5
+            of_adjoint = zip(atol[count:], sizes[count:], strict=True)
+            atol = (*atol[:count], *(bound * unit.astype(leaf.dtype) for bound, leaf in of_adjoint))
         parts = scaled(value, sizes, rtol, atol, least)
         if not self.apart:
             return jnp.asarray(self.norm(parts), self.time)
-        norms = [self.norm(parts[: self.count]), self.norm(parts[self.count : 2 * self.count])]
-        norms += [jnp.max(leaf) for leaf in parts[2 * self.count :]]
+        norms = [self.norm(parts[:count]), self.norm(parts[count : 2 * count])]
+        norms += [jnp.max(leaf) for leaf in parts[2 * count :]]
         return jnp.max(jnp.stack([jnp.asarray(norm, self.time) for norm in norms]))

@@ -174,14 +174,18 @@ class ComparedSteps:
         return descend(back, self.steps, self.steps, (a, self.none(y)))[1]
 
     def size(self, tree: Any) -> Array:
-        """The norm of all leaves together, in units of the largest number: squares of small ones vanish in float32."""
-        kind = self.run.layout.time
-        sizes = [jnp.abs(leaf).astype(kind) for leaf in jax.tree.leaves(tree) if leaf.size]
-        if not sizes:
-            return jnp.zeros((), kind)
-        largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in sizes]))
-        unit = jnp.where(largest > 0, largest, jnp.ones((), kind))
-        return unit * jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf / unit)) for leaf in sizes])))
+        """The norm of all leaves together, in the times' number type."""
+        return magnitude(tree, self.run.layout.time)
+
+
+def magnitude(tree: Any, kind: Any) -> Array:
+    """The norm of all leaves together, in units of the largest number: squares of small ones vanish in float32."""
+    sizes = [jnp.abs(leaf).astype(kind) for leaf in jax.tree.leaves(tree) if leaf.size]
+    if not sizes:
+        return jnp.zeros((), kind)
+    largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in sizes]))
+    unit = jnp.where(largest > 0, largest, jnp.ones((), kind))
+    return unit * jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf / unit)) for leaf in sizes])))
 
 
 def _ratio(off: Array, size: Array, least: Array) -> Array:

@@ -131,6 +131,7 @@ class _AcceptedStepsSolve(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives(ctx.adjoint.stats.gradient)
         forward, count = ctx.forward, ctx.count
+        ctx.adjoint.by_y0 = any(ctx.needs_input_grad[4 : 4 + count])
         run = dataclasses.replace(forward.run, again=True)
         saved = saved_tensors.of(ctx)[: len(ctx.saved_tensors) - len(ctx.weights)]
         groups = [tuple(leaf.detach() for leaf in saved[i : i + count]) for i in range(0, len(saved), count)]

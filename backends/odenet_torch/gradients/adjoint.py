@@ -39,6 +39,9 @@ class Adjoint(ABC):
     alarm: Alarm | None = None
     """The alarm of the network that is solved; see `certify`."""
 
+    by_y0 = True
+    """Whether the gradient of y0 is asked for, as far as that is known."""
+
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
 

@@ -20,7 +20,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.functional import pad
 
 from odenet import Stats
-from odenet.kit import BUCKETS, SMALL, Alarm, Certified, channel_axes, floor, signs, subtract
+from odenet.kit import BUCKETS, Alarm, Certified, channel_axes, floor, signs, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.jumps import jumps
 from odenet_torch.steps.fixed import Run
@@ -109,21 +109,6 @@ class Sketch:
             for (leaf, axis), (sums, width) in zip(self._places(y), self.rows, strict=True)
         ]
         return functools.reduce(torch.maximum, errors) if errors else torch.zeros(())
-
-
-def drift(known: Sketch, y: AnyLeaves, end: Sketch) -> Tensor:
-    """How far the worst row of a state that was integrated back is off, relatively, a scalar.
-
-    Args:
-        known: of what it should be.
-        y: the state.
-        end: of the state at t1: a solve may begin at zero, and an error is held against a part of its size there.
-    """
-    errors = [torch.zeros((), device=leaf.device) for leaf in y[:1]]
-    for (exact, _), (rebuilt, _), (last, _) in zip(known.rows, Sketch(y).rows, end.rows, strict=True):
-        sizes = torch.maximum(_norm(exact), SMALL * _norm(last))
-        errors.append((_norm(rebuilt - exact) / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).amax())
-    return functools.reduce(torch.maximum, errors)
 
 
 def _sketched(leaf: Tensor, axis: int) -> Tensor:

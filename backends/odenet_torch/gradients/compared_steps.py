@@ -95,7 +95,7 @@ class ComparedSteps:
             end: the state at t1.
         """
         exact, rebuilt, last = ([rows for rows, _ in sketch.rows] for sketch in (start, Sketch(y), Sketch(end)))
-        size = functools.partial(_size, device=self.run.layout.device)
+        size = functools.partial(magnitude, device=self.run.layout.device)
         off = size([one - other for one, other in zip(rebuilt, exact, strict=True)])
         share = DRIFT * _ratio(off, size(exact), SMALL * size(last))
         return torch.where(size(self.a) == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
@@ -122,16 +122,16 @@ def error(a: AnyLeaves, exact: Added, added: Added, steps: int, of: int, device:
         device: of the result.
     """
     (exact_change, by_weights), (change, added_by_weights) = exact, added
-    size = functools.partial(_size, device=device)
+    size = functools.partial(magnitude, device=device)
     eps = max([torch.finfo(leaf.dtype).eps for leaf in a], default=0.0)
     least = least_change(eps, steps, of) * size(a)
     of_state = _ratio(size(subtract(exact_change, change)), size(exact_change), least)
-    off = [_difference(by_weights.get(key), added_by_weights.get(key)) for key in by_weights | added_by_weights]
+    off = [difference(by_weights.get(key), added_by_weights.get(key)) for key in by_weights | added_by_weights]
     least = SHARE * size(added_by_weights.values())
     return torch.maximum(of_state, _ratio(size(off), size(by_weights.values()), least))
 
 
-def _size(leaves: Iterable[Tensor], device: torch.device) -> Tensor:
+def magnitude(leaves: Iterable[Tensor], device: torch.device) -> Tensor:
     """The norm of all leaves together, in float64 where that is: squares of small numbers vanish in float32."""
     kind = torch.float32 if device.type == "mps" else torch.float64
     norms = [torch.linalg.vector_norm(_numbers(leaf), dtype=kind).to(device) for leaf in leaves]
@@ -214,7 +214,7 @@ _TOGETHER = 4
 """Steps that are looked through at once, of states that are small: one at a time takes longer, and more take memory."""
 
 
-def _difference(one: Tensor | None, other: Tensor | None) -> Tensor:
+def difference(one: Tensor | None, other: Tensor | None) -> Tensor:
     difference = one if other is None else -other if one is None else one - other
     assert difference is not None
     return difference

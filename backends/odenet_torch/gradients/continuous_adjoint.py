@@ -29,15 +29,16 @@ from odenet_torch.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, drift
-from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify
+from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, Parts, kinds
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
+from odenet_torch.gradients.way_back import Derivatives, WayBack, least, root_mean_square
 from odenet_torch.steps.accepted import AcceptedField
 from odenet_torch.steps.adaptive import Back, ForwardSolve
 from odenet_torch.steps.fixed import Run, Solve, loop
 from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop
-from odenet_torch.steps.tolerance import Tolerance
+from odenet_torch.steps.tolerance import Tolerance, scaled
 from odenet_torch.steps.weighted_sum import plus
 
 Between = Callable[[float, Leaves], Leaves]
@@ -164,41 +165,41 @@ class AdaptiveCostate(Costate):
     def back_accepted(
         self, forward: ForwardSolve, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
     ) -> Leaves:
-        """Gradient with respect to y0, from the outputs and the gradients of the loss with respect to them.
-
-        Tolerances bound the error of each backward step, and not how that of the state grows on the way back: where the
-        field contracts, it grows by what the solution has shrunk. So the state is compared where it is known.
-        """
+        """Gradient with respect to y0, from the outputs and the gradients of the loss with respect to them."""
         refuse_batches((leaf for row in rows for leaf in row), f"gradient={self.stats.gradient!r}")
         y, t = states[forward.grid.steps], forward.grid.nodes[-1]
-        last, errors = Sketch(y), StepErrors(forward.run)
         a: AnyLeaves = zeros(y)
         self.proposed = None
+        self.way_back = WayBack(least(self.control(forward).rtol), forward.run.layout.device, self.by_y0)
         for time, output, row in reversed(list(zip(forward.ts, outputs, rows, strict=True))):
             if not all(bool(torch.isfinite(leaf).all()) for leaf in output):
                 continue
             if time != t and any(bool(leaf.any()) for leaf in a):
-                back, a = self.between_outputs(forward, t, time, y, a, sums)
-                errors.add(drift(Sketch(output), back, last), -1)
+                a = self.between_outputs(forward, (t, y), (time, output), a, sums)
             y, t, a = output, time, add(a, row)
-        y, a = self.between_outputs(forward, t, forward.t0, y, a, sums)
-        # a gradient of zero is right, whatever was rebuilt
-        read = torch.stack([leaf.any() for leaf in a]).any()
-        errors.add(torch.where(read, drift(Sketch(states[0]), y, last), 0.0), -1)
+        a = self.between_outputs(forward, (t, y), (forward.t0, states[0]), a, sums)
+        errors = StepErrors(forward.run)
+        errors.add(self.way_back.certificate(sums.totals()), -1)
         certify(self.stats, self.alarm, errors, "way back")
         return a
 
-    def between_outputs(
-        self, forward: ForwardSolve, t: float, end: float, y: Leaves, a: AnyLeaves, sums: Sums
-    ) -> tuple[Leaves, AnyLeaves]:
-        """From time t back to an earlier one."""
-        if t == end:
-            return y, a
-        method, count = self.method, len(y)
-        solver, _ = method.backward(self.solver, 1)
+    def control(self, forward: ForwardSolve) -> PIDController:
+        """That of the backward steps."""
+        method = self.method
         tolerances = {name: getattr(method, name) for name in ("rtol", "atol") if getattr(method, name) is not None}
         # steps go on as long as they were before an output
-        control = dataclasses.replace(forward.span.control, first_step=self.proposed, **tolerances)
+        return dataclasses.replace(forward.span.control, first_step=self.proposed, **tolerances)
+
+    def between_outputs(
+        self, forward: ForwardSolve, start: tuple[float, Leaves], known: tuple[float, Leaves], a: AnyLeaves, sums: Sums
+    ) -> AnyLeaves:
+        """The costate at an earlier time, where the state is known, from a time and the state there."""
+        (t, y), (end, exact) = start, known
+        if t == end:
+            return a
+        method, count = self.method, len(y)
+        solver, _ = method.backward(self.solver, 1)
+        control = self.control(forward)
         sign = 1 if end >= t else -1
         stops = sorted((s for s in forward.loop.stops if sign * t < sign * s < sign * end), key=lambda s: sign * s)
         quadrature = Quadrature(dataclasses.replace(forward.run, again=True), count, sums)
@@ -230,24 +231,51 @@ class AdaptiveCostate(Costate):
                 "backward solves that reach t0",
                 f"{loop.failed.remedy}; or take gradient='checkpoint', which is exact and integrates nothing back",
             )
-        return both[:count], both[count:]
+        y, a = both[:count], both[count:]
+
+        def derivatives(at: AnyLeaves, integrated: bool) -> Derivatives:
+            return quadrature.derivatives((*at, *a), t, end, known=integrated)
+
+        self.way_back.arrived(exact, y, a, abs(end - t), derivatives, last=end == forward.t0)
+        return a
 
 
 class Doubled(Tolerance):
-    """The error norm of a state and its adjoint, each with the tolerances of the state."""
+    """The error norm of a state and its adjoint, each with the tolerances of the state.
 
-    also: Callable[[], Tensor | None] | None = None
+    The adjoint is as large as the loss is, and its equation is linear: `atol` is held against it in units of its size,
+    the root of its mean square, so that c times the loss has c times the gradient, by the same steps. An adjoint far
+    below `atol` would be integrated by steps that nothing holds to it.
+    """
+
+    also: Callable[[Tensor], Tensor | None] | None = None
+    """The error of what follows these, of an adjoint of such a size."""
 
     def __init__(self, control: PIDController, layout: Layout, y: Leaves) -> None:
         super().__init__(control, layout, y)
         of = self.norm
-        count, self.rtol, self.atol, self.plain = len(y), self.rtol * 2, self.atol * 2, False
+        self.count = count = len(y)
+        self.device, self.rtol, self.plain = layout.device, self.rtol * 2, False
         self.norm = lambda leaves: torch.maximum(of(leaves[:count]), of(leaves[count:]))
 
+    def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
+        magnitudes = [leaf.abs() for leaf in y]
+        atol = self._absolute(self._unit(magnitudes))
+        return lambda value: self.at_start(scaled(value, magnitudes, self.rtol, atol, least=True))
+
     def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
-        ratio_of_both = super().ratio(error, y, y1)
-        more = None if self.also is None else self.also()
+        with torch.no_grad():
+            magnitudes = [torch.maximum(one.abs(), other.abs()) for one, other in zip(y, y1, strict=True)]
+            unit = self._unit(magnitudes)
+            ratio_of_both = self.norm(scaled(error, magnitudes, self.rtol, self._absolute(unit)))
+        more = None if self.also is None else self.also(unit)
         return ratio_of_both if more is None else torch.maximum(ratio_of_both, more.to(ratio_of_both))
+
+    def _unit(self, magnitudes: Sequence[Tensor]) -> Tensor:
+        return root_mean_square(magnitudes[self.count :], self.device)
+
+    def _absolute(self, unit: Tensor) -> tuple[float | Tensor, ...]:
+        return (*self.atol, *(bound * unit for bound in self.atol))
 
 
 class Quadrature:
@@ -292,8 +320,31 @@ class Quadrature:
         self.parts = {} if last is None else {id(last): self.parts[id(last)]}
         self.slopes[:] = [] if last is None else [last]
 
-    def error(self) -> Tensor | None:
-        """That of the quadrature in the step that is tried, over what is allowed; None with tolerances by leaf."""
+    def derivatives(self, both: AnyLeaves, start: float, end: float, *, known: bool) -> Derivatives:
+        """Those of the field at the end of the way from `start`, and the parts of weights by their place.
+
+        Args:
+            both: state and adjoint.
+            start, end: times.
+            known: whether the last step may have evaluated them.
+        """
+        loop, evaluated = self.loop, self.slopes[-1] if known and self.slopes else None
+        assert loop is not None
+        if evaluated is None:
+            evaluated = loop.slope(end, both, 0, start, end)
+        parts: Parts = {}
+        for tensor, part in zip(*self.parts[id(evaluated)], strict=True):
+            if part is not None:
+                place = self.sums.place(tensor)
+                parts[place] = parts[place] + part if place in parts else part
+        return evaluated[self.count :], parts
+
+    def error(self, unit: Tensor) -> Tensor | None:
+        """That of the quadrature in the step that is tried, over what is allowed; None with tolerances by leaf.
+
+        Args:
+            unit: what `atol` is in units of.
+        """
         loop = self.loop
         assert loop is not None
         assert loop.trial is not None
@@ -308,9 +359,10 @@ class Quadrature:
                     totals[id(tensor)] = error + h * low * part, size + h * weight * part
         if not totals:
             return None
-        scaled = [error.abs() / (control.atol + control.rtol * size.abs()) for error, size in totals.values()]
-        squares = torch.stack([leaf.square().sum().double() for leaf in scaled]).sum()
-        return squares.div(sum(leaf.numel() for leaf in scaled)).sqrt()
+        atol = control.atol * unit
+        ratios = [error.abs() / (atol + control.rtol * size.abs()) for error, size in totals.values()]
+        squares = torch.stack([leaf.square().sum().double() for leaf in ratios]).sum()
+        return squares.div(sum(leaf.numel() for leaf in ratios)).sqrt()
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:

@@ -51,6 +51,11 @@ class Sums:
         total = self.by_tensor.get(id(home))
         return total if total is None or row is None else total[row]
 
+    def totals(self) -> list[Tensor]:
+        """All that was added up so far, in any order; it is not to be written on."""
+        rows = [wide for rows in self.rows.values() for wide in rows.values()]
+        return [*self.by_tensor.values(), *rows]
+
     def put(self, tensor: Tensor, total: Tensor) -> None:
         """Replace the total of a tensor that is not of half precision."""
         home, row = self.field.home(tensor)

@@ -1,0 +1,114 @@
+"""How far the continuous adjoint of an adaptive solve is off, by what is known of the states on its way back.
+
+Tolerances bound the error of each backward step, and not how that of the state grows on the way back: where the field
+contracts, it grows by what the solution has shrunk. What that means for the gradient is the field's to say: the
+derivatives of a linear field are the same at any state. So where a state is known, at t0 and at the times that were
+kept, `a^T df/dy` and `a^T df/dw` there are compared with those at what was integrated back in its place.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import lasting, subtract, tree_leaves
+from odenet_torch.gradients.compared_steps import Parts, difference, magnitude
+
+Derivatives = tuple[AnyLeaves, Parts]
+"""`a^T df/dy`, and `a^T df/dw` by the place of each weight."""
+_ALL = 4
+"""Known states that are compared in any case, of one backward pass."""
+_MORE = 1.5
+"""Later ones are where the state is off by so many times more than in any before."""
+
+
+class WayBack:
+    """What one backward pass comes to know of its error.
+
+    Args:
+        rtol: relative tolerance of the backward pass, the least of a state.
+        device: of the state.
+        by_y0: whether the gradient of y0 is asked for.
+    """
+
+    def __init__(self, rtol: float, device: torch.device, by_y0: bool = True) -> None:
+        self.rtol, self.device, self.by_y0 = rtol, device, by_y0
+        self.off_by_state, self.off_by_weights = (torch.zeros((), device=device) for _ in range(2))
+        """Of the costate, relatively; and of the gradient of weights, which a later loss has a smaller part in."""
+        self.last: tuple[float, Tensor, Tensor] | None = None
+        """Of the state that was compared last: how far it was off, and what that said."""
+        self.largest, self.count = 0.0, 0
+
+    def arrived(
+        self,
+        known: AnyLeaves,
+        y: AnyLeaves,
+        a: AnyLeaves,
+        span: float,
+        derivatives: Callable[[AnyLeaves, bool], Derivatives],
+        *,
+        last: bool,
+    ) -> None:
+        """A time is reached at which the state is known.
+
+        Args:
+            known: the state.
+            y: the same, integrated back.
+            a: the costate there, without what the loss reads there.
+            span: the time since the state was set to a known one.
+            derivatives: of the field at a state, with this costate; whether it is the one that was integrated back.
+            last: whether this is t0.
+        """
+        norms = torch.stack([self._size(subtract(y, known)), self._size(known)]).tolist()  # one host read a known state
+        drift = norms[0] / max(norms[1], sys.float_info.min)
+        if drift == 0:
+            return
+        if self.last is not None and not last and self.count >= _ALL and drift <= _MORE * self.largest:
+            before, by_state, by_weights = self.last
+            self._add(drift / before * by_state, drift / before * by_weights)  # as sensitive as there
+            return
+        self.largest, self.count = max(self.largest, drift), self.count + 1
+        (rebuilt, parts), (exact, exact_parts) = derivatives(y, True), derivatives(known, False)
+        finest = max(torch.finfo(leaf.dtype).eps for leaf in known)
+        time = span * lasting(drift, max(self.rtol, finest), math.log)
+        by_state = time * ratio(self._size(subtract(rebuilt, exact)), self._size(a))
+        off = [difference(parts.get(key), exact_parts.get(key)) for key in parts | exact_parts]
+        by_weights = time * self._size(off)
+        self.last = drift, by_state, by_weights
+        self._add(by_state, by_weights)
+
+    def _add(self, by_state: Tensor, by_weights: Tensor) -> None:
+        self.off_by_state, self.off_by_weights = self.off_by_state + by_state, self.off_by_weights + by_weights
+
+    def certificate(self, weights: Iterable[Tensor]) -> Tensor:
+        """The relative error of the gradient, a scalar.
+
+        Args:
+            weights: their gradients.
+        """
+        by_weights = ratio(self.off_by_weights, self._size(weights))
+        return torch.maximum(by_weights, self.off_by_state) if self.by_y0 else by_weights
+
+    def _size(self, leaves: Iterable[Tensor]) -> Tensor:
+        return magnitude(leaves, self.device)
+
+
+def ratio(off: Tensor, of: Tensor) -> Tensor:
+    """How large an error is beside what it is of; none is none, of whatever it is."""
+    return torch.where(off == 0, 0.0, off / of)
+
+
+def root_mean_square(leaves: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Of all entries together, a scalar."""
+    return magnitude(leaves, device) / max(sum(leaf.numel() for leaf in leaves), 1) ** 0.5
+
+
+def least(tolerance: Any) -> float:
+    """The least number of a tree of tolerances."""
+    return min((float(torch.as_tensor(bound).min()) for bound in tree_leaves(tolerance)), default=0.0)
