@@ -23,7 +23,7 @@ from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.gradients.certificate import certify
-from odenet_jax.gradients.first_step import magnitude
+from odenet_jax.gradients.compared_steps import magnitude
 from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.gradients.way_back import Derivatives, WayBack
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
