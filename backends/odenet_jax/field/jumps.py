@@ -2,7 +2,7 @@
 
 So does a normalisation over very few numbers: what it divides by, their spread, may be tiny beside them. A program
 computes it by its parts: a mean of few numbers is subtracted from them, and their rest divided by the size of that.
-Or nothing is subtracted, and it is the size of two or three numbers, or of one, that something is divided by (`y / |y|`).
+Or nothing is subtracted, and something is divided by the size of one number, two or three (`y / |y|`).
 
 A rebuilt state of which a little is wrong may be on the other side of such a jump, where another branch has another
 gradient: how far the state itself is off says nothing of that. It is read off the field's program.
