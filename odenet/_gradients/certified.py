@@ -26,8 +26,8 @@ SMALL = 0.1
 
 Integers = TypeVar("Integers", bound=Any)
 Certified = Literal["states", "rounded states", "gradient", "first step", "step back", "way back"]
-"""What an alarm is told the size of an error of: rebuilt states, those kept in few bits, the whole gradient, that of one
-step, or a state that an adaptive solve integrated back."""
+"""What an alarm is told the size of an error of: rebuilt states, those kept in few bits, the whole gradient, that of
+one step, or a state that an adaptive solve integrated back."""
 
 _alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
 _quiet = threading.local()
@@ -148,8 +148,8 @@ def _message(certificate: float, method: str, where: str) -> str:
 def _rounded(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return (
-            f"The certificate of {method} is NaN: states are not finite, and neither is the gradient. What to do: check "
-            "the forward pass."
+            f"The certificate of {method} is NaN: states are not finite, and neither is the gradient. What to do: "
+            "check the forward pass."
         )
     return (
         f"The certificate of {method} is {certificate:.2g}: by what states lose in few bits the gradient "

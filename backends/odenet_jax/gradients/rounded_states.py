@@ -10,8 +10,8 @@ Where a step makes a row less than half as large as its increment, which would b
 of that row restarts: the row itself is kept in the increment's place, z[n+1] = Q(y[n+1]), and its scale is negative.
 Going back, z[n] is then made from y[0] on by what is kept, without f: sums of n increments.
 
-Where f jumps, an error of the states tells little of that of the gradient (`odenet_jax.field.jumps`): each VJP is taken a
-second time, where the state is moved by as much as rounding may have moved it, and the certificate is what that changes.
+Where f jumps, an error of the states tells little of that of the gradient (`odenet_jax.field.jumps`): each VJP is taken
+again, where the state is moved by as much as rounding may have moved it, and the certificate is what that changes.
 
 Where f sees y rounded to 16 bits and nothing but y (a state of half precision, and one stage), that is kept instead.
 """
@@ -197,7 +197,7 @@ def _moved(z: Leaves, codes: Any, n: Any) -> Leaves:
     at t0, and where leaves are kept whole, by nothing."""
 
     def moved(i: int, leaf: Array, saved: Leaves) -> Array:
-        code, scale = read(saved, jnp.maximum(n - 1, 0))
+        _, scale = read(saved, jnp.maximum(n - 1, 0))
         if not scale.size:
             return leaf
         by = jnp.where(n > 0, jnp.abs(scale.astype(leaf.dtype)), 0)
