@@ -26,9 +26,9 @@ SMALL = 0.1
 """The least size of y(t0), in sizes of y(t1), that its error is held against: a solve may begin at zero."""
 
 Integers = TypeVar("Integers", bound=Any)
-Certified = Literal["states", "gradient", "first step", "step back", "way back", "drop-in back"]
-"""What an alarm is told the size of an error of: rebuilt states, the whole gradient, that of one step, or what an
-adaptive solve integrated back."""
+Certified = Literal["states", "rounded states", "gradient", "first step", "step back", "way back", "drop-in back"]
+"""What an alarm is told the size of an error of: rebuilt states, those kept in few bits, the whole gradient, that of
+one step, or what an adaptive solve integrated back."""
 
 _alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
 _quiet = threading.local()
@@ -163,6 +163,19 @@ def _message(certificate: float, method: str, where: str) -> str:
     )
 
 
+def _rounded(certificate: float, method: str, where: str) -> str:
+    if certificate != certificate:
+        return (
+            f"The certificate of {method} is NaN: states are not finite, and neither is the gradient. What to do: "
+            "check the forward pass."
+        )
+    return (
+        f"The certificate of {method} is {certificate:.2g}: by what states lose in few bits the gradient "
+        f"{_consequence(certificate)}. What to do: take bits=16, or gradient='checkpoint', which is exact. "
+        "odenet.check_gradients measures the error of every method."
+    )
+
+
 def _measured(error: float, method: str, where: str) -> str:
     if error != error:
         return _message(error, method, where)
@@ -231,6 +244,7 @@ def _step_back(certificate: float, method: str, where: str) -> str:
 _BY_TOLERANCE = {"way back", "drop-in back"}
 _TEXTS: dict[Certified, Callable[[float, str, str], str]] = {
     "states": _message,
+    "rounded states": _rounded,
     "gradient": _measured,
     "first step": _first_step,
     "way back": _way_back,

@@ -2,6 +2,7 @@
 
 So does a normalisation over very few numbers: what it divides by, their spread, may be tiny beside them. A program
 computes it by its parts: a mean of few numbers is subtracted from them, and their rest divided by the size of that.
+Or nothing is subtracted, and something is divided by the size of one number, two or three (`y / |y|`).
 
 A rebuilt state of which a little is wrong may be on the other side of such a jump, where another branch has another
 gradient: how far the state itself is off says nothing of that. It is read off the field's program.
@@ -27,7 +28,7 @@ class _Level(NamedTuple):
 
     Attributes:
         kind: one of `_APART` to `_JUMPING`.
-        number: of how many numbers each entry is made, where it is of few.
+        number: of how many numbers each entry is made, where it is of few; a complex one counts as two.
         groups: how often few numbers were put together; infinity where they are too few however often.
     """
 
@@ -36,12 +37,17 @@ class _Level(NamedTuple):
     groups: float = math.inf
 
 
-_APART, _SMOOTH, _FEW, _CENTRED, _SPREAD, _DIVIDED, _JUMPING = (_Level(kind) for kind in range(7))
-"""No function of the state; one that has no jump that can be seen here; a sum of few of its numbers; what is left of
-these without their mean; the size of that; what was divided by this size; and a function that jumps."""
+_APART, _SMOOTH, _SIZE, _FEW, _CENTRED, _SPREAD, _DIVIDED, _JUMPING = (_Level(kind) for kind in range(8))
+"""No function of the state; one that has no jump that can be seen here; the size, or its square, of few of its numbers;
+a sum of few of them; what is left of these without their mean; the size of that; what was divided by one of these
+sizes; and a function that jumps."""
 
 _MOST = 4
 """Numbers, normalised together, whose spread is too small too often (as in torch, where this was measured)."""
+_MOST_OF_SIZE = 3
+"""The same of numbers from which no mean is taken: their size is as small as the spread of one number more."""
+_NEAR_ZERO = 0.05
+"""A number that is added to a size, and is no larger, does not keep what is divided by it from jumping."""
 
 _ROUNDING = frozenset(("round", "floor", "ceil", "sign", "rem", "pure_callback", "io_callback", "ffi_call"))
 """What jumps, or may: nobody can see into a call."""
@@ -55,6 +61,7 @@ _KEEPING = frozenset(
 )
 """What leaves numbers that are put together or centred what they are, beside others that are so or no function of y."""
 _INVERTING = frozenset(("rsqrt", "log"))
+_SQUARES = frozenset(("square", "abs"))
 
 
 def jumps(program: Jaxpr, state: slice) -> bool:
@@ -71,8 +78,8 @@ def jumps(program: Jaxpr, state: slice) -> bool:
     levels[state] = [_SMOOTH] * len(levels[state])
     inputs: list[Any] = program.invars[state]
     shapes = [atom.aval.shape for atom in inputs]
-    # 4 numbers that are a whole row are normalised once a row, as in a narrow network's layer normalisation, and not in
-    # each of many groups
+    # 4 numbers (3, if no mean is taken from them) that are a whole row are normalised once a row, as in a narrow
+    # network's layer normalisation, and not in each of many groups
     rows = {math.prod(shape) // max(shape[axis], 1) for shape in shapes for axis in channel_axes(len(shape))}
     return any(level.kind >= _DIVIDED.kind and level.groups not in rows for level in _outputs(program, levels))
 
@@ -90,24 +97,34 @@ def _outputs(program: Any, inputs: Sequence[_Level]) -> list[_Level]:
     """The levels of a program's results, from those of its arguments."""
     program = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     levels: dict[Any, _Level] = dict(zip(program.invars, inputs, strict=True))
+    conjugates: dict[Any, Any] = {}
 
     def level(atom: Any) -> _Level:
         return _APART if isinstance(atom, Literal) else levels.get(atom, _APART)
 
+    def squares(equation: Any) -> bool:
+        one, *others = [atom if isinstance(atom, Literal) else conjugates.get(atom, atom) for atom in equation.invars]
+        name = equation.primitive.name
+        even = name == "integer_pow" and equation.params["y"] % 2 == 0 and equation.params["y"] > 0
+        return name in _SQUARES or even or (name in ("mul", "dot_general") and one is others[0])
+
     for equation in program.eqns:
         read = [level(atom) for atom in equation.invars]
         if max(read, default=_APART) > _APART:
-            levels.update(zip(equation.outvars, _equation(equation, read), strict=True))
+            if equation.primitive.name == "conj":
+                conjugates[equation.outvars[0]] = equation.invars[0]
+            levels.update(zip(equation.outvars, _equation(equation, read, square=squares(equation)), strict=True))
     return [level(atom) for atom in program.outvars]
 
 
-def _equation(equation: Any, read: list[_Level]) -> list[_Level]:
+def _equation(equation: Any, read: list[_Level], *, square: bool) -> list[_Level]:
+    """The levels of what an equation makes of what it reads; `square`: whether that is a size of its numbers."""
     name, count = equation.primitive.name, len(equation.outvars)
     if name in _CONTROL:
         return _CONTROL[name](equation.params, read)
     if name == "select_n":
         return _chosen(read[0], [read[1:]])
-    most = _normalised(name, equation, read)
+    most = _normalised(name, equation, read, square=square)
     if name in _ROUNDING or (name in _PLACES and _inexact(equation.invars[0])):
         return [_JUMPING] * count
     if name in _ORDERS:  # sorted values move as the state does, and their places jump
@@ -133,27 +150,44 @@ def _equation(equation: Any, read: list[_Level]) -> list[_Level]:
     ]
 
 
-def _normalised(name: str, equation: Any, read: list[_Level]) -> _Level:
+def _normalised(name: str, equation: Any, read: list[_Level], *, square: bool) -> _Level:
     """The level of what an operation of arithmetic returns."""
     most = max(read)
     if most.kind in (_APART.kind, _DIVIDED.kind, _JUMPING.kind):
         return most
     if name in _REDUCTIONS or name == "dot_general":
-        return _reduced(name, equation, read)
+        return _reduced(name, equation, read, square=square)
+    if square and most == _SMOOTH:
+        return _SIZE._replace(number=1 + _complex(equation.invars[0]))
     last, exponent = read[-1], equation.invars[-1]
     power = equation.params["y"] if name == "integer_pow" else exponent.val if isinstance(exponent, Literal) else -1
-    if last.kind == _SPREAD.kind and name == "div":
+    if _may_vanish(last) and name == "div":
         return _DIVIDED._replace(groups=last.groups)
-    if read[0].kind == _SPREAD.kind and (name in _INVERTING or (name in ("pow", "integer_pow") and not power > 0)):
+    if _may_vanish(read[0]) and (name in _INVERTING or (name in ("pow", "integer_pow") and not power > 0)):
         return _DIVIDED._replace(groups=read[0].groups)
     if name == "sub" and last.kind == _FEW.kind and read[0] > _APART:
         # a mean of squares, less the mean's square, is the spread
-        return most._replace(kind=_SPREAD.kind if read[0].kind == _FEW.kind else _CENTRED.kind)
+        return most._replace(kind=_SPREAD.kind if read[0].kind in (_SIZE.kind, _FEW.kind) else _CENTRED.kind)
+    if most.kind == _SIZE.kind and name in ("add", "add_any", "sub", "max"):
+        if all(level.kind == _SIZE.kind for level in read):
+            return _size(sum(level.number for level in read), equation.outvars[0].aval.size)
+        if any(isinstance(atom, Literal) and abs(atom.val) > _NEAR_ZERO for atom in equation.invars):
+            return _SMOOTH
     alike = all(level.kind in (_APART.kind, most.kind) for level in read)
     return most if alike and name in _KEEPING else _SMOOTH
 
 
-def _reduced(name: str, equation: Any, read: list[_Level]) -> _Level:
+def _may_vanish(level: _Level) -> bool:
+    return level.kind == _SPREAD.kind or (level.kind == _SIZE.kind and level.number <= _MOST_OF_SIZE)
+
+
+def _size(number: int, groups: float) -> _Level:
+    if number > _MOST:
+        return _SMOOTH
+    return _Level(_SIZE.kind, number, groups if number == _MOST_OF_SIZE else math.inf)
+
+
+def _reduced(name: str, equation: Any, read: list[_Level], *, square: bool) -> _Level:
     """Of a sum, or a largest or least number, or a sum of products."""
     (shape, *_), most, result = [atom.aval.shape for atom in equation.invars], max(read), equation.outvars[0].aval.size
     if name == "dot_general":
@@ -162,15 +196,18 @@ def _reduced(name: str, equation: Any, read: list[_Level]) -> _Level:
         axes, centred = equation.params["axes"], most.kind in (_CENTRED.kind, _SPREAD.kind)
     # a named axis is one of devices, within whose program this is asked
     number = math.prod(shape[axis] if isinstance(axis, Integral) else int(lax.psum(1, axis)) for axis in axes)
-    if name == "dot_general" and not centred:
+    square = square and most == _SMOOTH
+    if name == "dot_general" and not centred and not square:
         return _SMOOTH
+    along = len(shape) - 1 in axes  # a row is normalised over its last axis, and a batch is not
+    if square or most.kind == _SIZE.kind:
+        return _size(number * max(most.number, 1 + _complex(equation.invars[0])), result if along else math.inf)
     if number == 1:
         return most
     number *= most.number if most.kind in (_FEW.kind, _SPREAD.kind) else 1
     if number > _MOST:
         return _SMOOTH
-    # a row is normalised over its last axis, and a batch is not
-    groups = result if number == _MOST and len(shape) - 1 in axes else math.inf
+    groups = result if number == _MOST and along else math.inf
     return _Level((_SPREAD if centred else _FEW).kind, number, groups)
 
 
@@ -232,3 +269,7 @@ def _programs(value: Any) -> Iterator[Any]:
 def _inexact(atom: Any) -> bool:
     dtype = getattr(atom.aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _complex(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.complexfloating)

@@ -1,5 +1,7 @@
 """Checkpointing with states in few bits: each increment is kept as whole numbers times a scale a row.
 
+Over 250 lines: what is kept, how it is decoded, and what it does to gradients are of one form.
+
 The code is that of differential quantisation (Cutler 1952, US patent 2605361): the forward pass keeps the rounded chain
 `z[n+1] = z[n] + Q(y[n+1] - z[n])`, z[0] = y[0], and the backward pass takes the same increments off z[N]. What one
 increment loses is in the next one, so that z[n] is off by the rounding of one increment, however many steps follow.
@@ -7,6 +9,9 @@ increment loses is in the next one, so that z[n] is off by the rounding of one i
 Where a step makes a row less than half as large as its increment, which would be rounded too coarsely for it, the chain
 of that row restarts: the row itself is kept in the increment's place, z[n+1] = Q(y[n+1]), and its scale is negative.
 Going back, z[n] is then made from y[0] on by what is kept, without f: sums of n increments.
+
+Where f jumps, an error of the states tells little of that of the gradient (`odenet_jax.field.jumps`): each VJP is taken
+again, where the state is moved by as much as rounding may have moved it, and the certificate is what that changes.
 
 Where f sees y rounded to 16 bits and nothing but y (a state of half precision, and one stage), that is kept instead.
 """
@@ -16,7 +21,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +29,12 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import Checkpoint, Problem, Stats
+from odenet.kit import Alarm, add, alarm
 from odenet_jax.field.state import HALF, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients import checkpoint
-from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, descend, none_unread
+from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, collect, descend, none_unread, vjp
+from odenet_jax.gradients.certificate import certify
 from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.steps.fixed import Carried, Run, Solve, read
 
@@ -87,6 +94,10 @@ class RoundedStates(checkpoint.Recomputation):
 
     from_end = True
 
+    def __init__(self, method: Checkpoint, stats: Stats, alarm: Alarm | None) -> None:
+        super().__init__(method, stats)
+        self.alarm = alarm
+
     def keeps(self, run: Run) -> Sequence[int]:
         return (0,)
 
@@ -102,14 +113,22 @@ class RoundedStates(checkpoint.Recomputation):
         steps, (_, links, codes) = run.grid.steps, end
         y0 = tuple(leaf[0] for leaf in saved.states)
         starts = [_real(leaf) for leaf in y0]
+        jumping = run.field.jumps(y0)
 
         def step(n: Any, carry: Any) -> Any:
-            z, carry = carry
+            z, g, sums, change = carry
             z = [_before(leaf, start, code, n) for leaf, start, code in zip(z, starts, codes, strict=True)]
             y = tuple(_like(leaf, first) for leaf, first in zip(z, y0, strict=True))
-            return z, self.segment(run, n, 1, y, gradients, carry)
+            here = run.at(n)
+            part, *by_reads = _pulled(here, n, y, g)
+            if jumping:
+                moved = tuple(map(_like, _moved(z, codes, n), y0))
+                part_moved, *by_moved = _pulled(here, n, moved, g)
+                change = change.with_step((part, by_reads), (part_moved, by_moved))
+            return z, gradients.join(n, part), collect(here, n, sums, by_reads), change
 
-        z, (g, sums) = descend(step, steps, steps, ([z for z, _, _ in links], (gradients.end(), sums)))
+        change = _Change(*(jnp.zeros((), run.layout.time),) * 2)
+        z, g, sums, change = descend(step, steps, steps, ([z for z, _, _ in links], gradients.end(), sums, change))
         # what the forward pass knows, and how far rounding has carried the backward pass from y0
         drifts = [
             relative(leaf - _real(first), _real(first), rows(self.method, first))
@@ -117,9 +136,10 @@ class RoundedStates(checkpoint.Recomputation):
         ]
         errors = [(error + drift).astype(run.layout.time) for (_, error, _), drift in zip(links, drifts, strict=True)]
         certificate = functools.reduce(jnp.maximum, errors)
-        # between two states that are a part e apart lies a part e of all jumps; on which side of these a state is, is a
-        # matter of chance, whose error is the root of their part
-        certificate = jnp.sqrt(certificate) if run.field.jumps(y0) else certificate
+        if jumping:
+            # between two states that are a part e apart lies a part e of all jumps; on which side of these a state is,
+            # is a matter of chance, whose error is the root of their part: more than a change that may have met none
+            certificate = jnp.maximum(jnp.sqrt(certificate), change.relative(sums))
         return g, sums, certificate, none_unread(run, certificate)
 
     def settled(self, gradients: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
@@ -130,12 +150,62 @@ class RoundedStates(checkpoint.Recomputation):
         """
         tolerance, certificate = self.method.tolerance, trouble
         if tolerance is None:
-            return gradients
+            worst = (certificate, jnp.int32(-1))
+            return certify(self.stats, self.alarm, self.stats.steps, worst, gradients, "rounded states")
         if not isinstance(certificate, Tracer):
             if not (reached := float(certificate)) <= tolerance:
                 raise self.method.off(reached)
             return gradients
         return raised(gradients, ~(certificate <= tolerance), self.method.off())
+
+
+class _Change(NamedTuple):
+    """How much states that were moved have changed the backward pass: sums of squares over its steps.
+
+    Attributes:
+        of_costate: of what a step changed in the costate, relatively.
+        of_weights: of what it changed in the gradients of weights.
+    """
+
+    of_costate: Array
+    of_weights: Array
+
+    def with_step(self, here: tuple[Leaves, Any], moved: tuple[Leaves, Any]) -> _Change:
+        """With one step more: its costate and gradients of weights, and those from where the state was moved to."""
+        changed = jax.tree.map(jnp.subtract, moved, here)
+        (costate, weights), of = map(_square, changed), _square(here[0])
+        ratio = jnp.where(of > 0, costate / jnp.where(of > 0, of, 1), 0)
+        return _Change(self.of_costate + ratio, self.of_weights + weights)
+
+    def relative(self, sums: Sums) -> Array:
+        """The relative error of the gradients that a change of this size is, of y0's or of all weights'."""
+        of = _square(sums)
+        ratio = jnp.where(of > 0, self.of_weights / jnp.where(of > 0, of, 1), 0)
+        return jnp.sqrt(jnp.maximum(self.of_costate, ratio))
+
+
+def _square(tree: Any) -> Array:
+    return sum((jnp.sum(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
+
+
+def _pulled(run: Run, n: Any, y: Leaves, g: Leaves) -> Any:
+    """The costate before step n, at y, and the gradients of what the step reads."""
+    return vjp(run, lambda run, y: add(y, run.increment(n, y)), y)[1](g)
+
+
+def _moved(z: Leaves, codes: Any, n: Any) -> Leaves:
+    """The rounded leaves before step n, each number moved at random by up to twice what it may have been rounded by:
+    at t0, and where leaves are kept whole, by nothing."""
+
+    def moved(i: int, leaf: Array, saved: Leaves) -> Array:
+        _, scale = read(saved, jnp.maximum(n - 1, 0))
+        if not scale.size:
+            return leaf
+        by = jnp.where(n > 0, jnp.abs(scale.astype(leaf.dtype)), 0)
+        key = jax.random.fold_in(jax.random.key(i), n)
+        return leaf + by * alike(jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1), leaf)
+
+    return tuple(moved(i, leaf, saved) for i, (leaf, saved) in enumerate(zip(z, codes, strict=True)))
 
 
 def rows(method: Checkpoint, leaf: Array) -> tuple[int, ...]:
@@ -178,4 +248,8 @@ def fixed(problem: Problem, stats: Stats) -> Solve:
     """A solve in equal steps whose gradient is by checkpointing, of whole states or of rounded ones."""
     method = problem.gradient
     assert isinstance(method, Checkpoint)
-    return checkpoint.fixed(problem, stats) if method.bits is None else RoundedStates(method, stats).solve
+    return (
+        checkpoint.fixed(problem, stats)
+        if method.bits is None
+        else RoundedStates(method, stats, alarm(problem.field)).solve
+    )
