@@ -205,7 +205,7 @@ SCRIPTED = {
     "trace": traced,
     "within a module": lambda module: Around(torch.jit.script(module)),
     "within two": lambda module: torch.jit.script(Around(module)),
-    "closure": lambda module: lambda t, y, script=torch.jit.script(module): script(t, y),
+    "closure": lambda module: closed_over(torch.jit.script(module)),
 }
 SCRIPT_SOLVES = {
     "equal": lambda f, y: odenet.solve(f, y, solver="euler", steps=STEPS).y1,
