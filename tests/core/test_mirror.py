@@ -57,6 +57,7 @@ ALONE = {
         "field/random_state.py",
         # what a function writes, reads and leaves by the side: pure functions have none of it
         "field/differentiating.py",
+        "field/raised.py",
         "field/looked.py",
         "gradients/hookless.py",
         # a plan and audits inside of a backward pass, which pure functions have outside: odenet.plan, odenet.audit

@@ -170,3 +170,88 @@ def test_second_derivatives():
         return torch.autograd.grad(g.double().square().sum(), w)
 
     assert apart(solve(torch.bfloat16), solve(torch.float64)) < 0.05
+
+
+class Scriptable(nn.Module):
+    """The same field, in what TorchScript compiles."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.w = nn.Parameter(weights(kind)[0].detach())
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor):
+        return torch.tanh(y.to(self.w.dtype) * self.w + self.w).to(y.dtype)
+
+
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, t, y):
+        return self.inner(t, y)
+
+
+def closed_over(script):
+    return lambda t, y: script(t, y)
+
+
+def traced(module):
+    return torch.jit.trace(module, (torch.tensor(0.0), weights(torch.float32)[1]))
+
+
+SCRIPTED = {
+    "script": torch.jit.script,
+    "trace": traced,
+    "within a module": lambda module: Around(torch.jit.script(module)),
+    "within two": lambda module: torch.jit.script(Around(module)),
+    "closure": lambda module: closed_over(torch.jit.script(module)),
+}
+SCRIPT_SOLVES = {
+    "equal": lambda f, y: odenet.solve(f, y, solver="euler", steps=STEPS).y1,
+    "adaptive": lambda f, y: odenet.solve(f, y, control=odenet.PIDController(1e-3, 1e-3, max_step=1 / 40)).y1,
+    "odeint": lambda f, y: odeint(f, y, torch.tensor([0.0, 1.0]), method="euler", options={"step_size": 1 / STEPS})[-1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.(script|trace|trace_method). is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("solve", SCRIPT_SOLVES.values(), ids=SCRIPT_SOLVES)
+@pytest.mark.parametrize("compiled", SCRIPTED.values(), ids=SCRIPTED)
+def test_modules_of_torchscript(compiled, solve):
+    def gradients(kind, wrap):
+        module, (_, y0) = Scriptable(kind), weights(kind)
+        field, before = wrap(module), [*module.parameters()]
+        solve(field, y0).square().mean().backward()
+        assert [id(p) for p in module.parameters()] == [id(p) for p in before]
+        if isinstance(field, nn.Module):
+            assert [id(p) for p in field.parameters()] == [id(p) for p in before]
+        return module.w.grad, y0.grad
+
+    expected = gradients(torch.float64, lambda module: module)
+    assert apart(gradients(torch.bfloat16, compiled), expected) < 0.01
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_blocks_of_torchscript_that_are_one():
+    def gradients(kind, wrap):
+        module, (_, y0) = Scriptable(kind), weights(kind)
+        block = wrap(module)
+        blocks = [block] * STEPS
+        stack = ResidualStack(blocks, along="piecewise", solver="euler")
+        stack(y0).square().mean().backward()
+        return module.w.grad, y0.grad
+
+    def script(module):
+        return torch.jit.script(OfState(module))
+
+    expected = gradients(torch.float64, OfState)
+    assert apart(gradients(torch.bfloat16, script), expected) < 0.01
+
+
+class OfState(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, y: torch.Tensor):
+        return self.inner(y.new_zeros(()), y)

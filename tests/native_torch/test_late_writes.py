@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import gc
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import odenet
-from odenet_torch import NeuralODE, ResidualStack
+from odenet_torch import NeuralODE, ResidualStack, convert
 from odenet_torch.verbs.measure import LiveBytes
 
 EXACT = ("checkpoint", "checkpoint:segments=2", "checkpoint:states=2")
@@ -141,3 +144,100 @@ def test_looking_leaves_nothing_in_memory():
         y.sum().backward()
     finally:
         gc.enable()
+
+
+class Lending(nn.Module):
+    """A layer that changes what it reads for the time of its run, and puts it back when all is saved.
+
+    Args:
+        lent: changes it, and puts it back when it is left without an error.
+    """
+
+    def __init__(self, lent):
+        super().__init__()
+        self.linear = nn.Linear(4, 4, dtype=torch.float64)
+        self.lent = lent
+        self.scale = 0.5
+        self.tensor = torch.full((4,), 0.5, dtype=torch.float64)
+        self.array = np.full(4, 0.5)
+
+    def forward(self, x):
+        with self.lent(self):
+            scale = self.scale * self.tensor * torch.tensor(self.array)
+            return x + scale * torch.tanh(self.linear(x))
+
+
+def number(layer):
+    before, layer.scale = layer.scale, 3 * layer.scale
+    yield
+    layer.scale = before
+
+
+def in_place(layer):
+    layer.tensor.mul_(3)
+    yield
+    layer.tensor.div_(3)
+
+
+def through_data(layer):
+    layer.tensor.data.mul_(3)
+    yield
+    layer.tensor.data.div_(3)
+
+
+def by_numpy(layer):
+    layer.array *= 3
+    yield
+    layer.array /= 3
+
+
+class Layers(nn.Module):
+    def __init__(self, lent, numbers):
+        super().__init__()
+        self.layers = nn.ModuleList([Lending(contextlib.contextmanager(lent)) for _ in range(4)])
+        self.numbers = numbers
+
+    def forward(self, x):
+        for layer, scale in zip(self.layers, self.numbers, strict=True):
+            if scale is not None:
+                layer.scale = scale
+            x = layer(x)
+        return x
+
+
+class Increment(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) - x
+
+
+@pytest.mark.parametrize("numbers", [(None,) * 4, (0.4, 0.6, 0.8, 1.0)], ids=["as made", "set by the model"])
+@pytest.mark.parametrize("lent", [number, in_place, through_data, by_numpy])
+@pytest.mark.parametrize("kind", ["converted", "converted, eval()", "stack", "stack, segments"])
+def test_what_a_layer_puts_back_at_its_end_is_put_back_in_the_way_back(kind, lent, numbers):
+    torch.manual_seed(0)
+    plain = Layers(lent, numbers)
+    model, x = copy.deepcopy(plain), torch.randn(3, 4, dtype=torch.float64)
+    if "stack" in kind:
+        gradient = "checkpoint:segments=2" if "segments" in kind else "checkpoint"
+        for layer, scale in zip(model.layers, numbers, strict=True):
+            layer.scale = scale or layer.scale
+        run = ResidualStack([Increment(layer) for layer in model.layers], gradient=gradient, t1=4.0)
+    else:
+        run = convert(model, example=x, gradient="checkpoint").train("eval" not in kind)
+    for _ in range(3):
+        expected, gradients = (
+            torch.autograd.grad(net(x).square().sum(), [*owner.parameters()])
+            for net, owner in ((plain, plain), (run, model))
+        )
+        for one, other in zip(expected, gradients, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-12, atol=0)
+        for one, other in zip(plain.layers, model.layers, strict=True):
+            assert (other.scale, other.tensor.tolist(), other.array.tolist()) == (
+                one.scale,
+                one.tensor.tolist(),
+                one.array.tolist(),
+            )

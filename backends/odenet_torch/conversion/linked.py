@@ -32,6 +32,7 @@ from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.memory import written
+from odenet_torch.field.raised import as_raised
 from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import SavedStates, Sums, _retained, refuse_second_derivatives, unhooked
@@ -380,6 +381,7 @@ class _LinkNode(torch.autograd.Function):
         return link.y.detach()
 
     @staticmethod
+    @as_raised
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         link: Link = ctx.link
         refuse_second_derivatives(link.method.label)

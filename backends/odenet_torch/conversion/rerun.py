@@ -38,8 +38,7 @@ class Recall(Replay):
 
     def _look_for_late(self, key: Key, place: Place, out: Any, evaluate: Callable[[], Any]) -> None:
         (_, layer), *_ = self.roots(*place)
-        known = late_writes.known(layer, self.reached(layer))
-        if known or (known is None and key in self.random):  # in the other mode it was not looked at
+        if late_writes.known(layer, self.reached(layer)) is not False:  # in another mode it was not looked at
             self.late.add(key[0])
 
 
@@ -228,6 +227,11 @@ class Rerun:
         """The layer by its own code."""
         args, kwargs = arguments
         return self.plain(x, *args, **kwargs) if self.name is None else self.plain(*args, **{self.name: x}, **kwargs)
+
+    def stopped(self) -> None:
+        """A further run of a settled layer was left in its midst: what it would have put back itself is put back."""
+        if self.settled is not None:
+            self.settled.left()
 
     def repeat(self, run: Callable[[], Any]) -> Any:
         """One more run, inside `again`."""

@@ -26,6 +26,7 @@ from odenet_torch.conversion.measured import LayerErrors, apart, cotangent, due,
 from odenet_torch.conversion.rerun import Rerun, spent
 from odenet_torch.field.field import now, unique
 from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.raised import as_raised
 from odenet_torch.gradients.adjoint import _retained, refuse_batches, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.rounded_states import Chain, relative, rows
 
@@ -213,6 +214,7 @@ class _RoundedNode(torch.autograd.Function):
         return tuple(leaf.detach() for leaf in outputs)
 
     @staticmethod
+    @as_raised
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         link: RoundedLink = ctx.link
         refuse_second_derivatives(link.method.label)

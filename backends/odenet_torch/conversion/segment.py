@@ -89,8 +89,10 @@ class Segment:
 
         around = _NOTHING if self.rerun.untouched() else self.rerun.again()
         with around, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _same):
-            with contextlib.suppress(_EnoughError):
+            try:
                 self.rerun.repeat(self.again)
+            except _EnoughError:
+                self.rerun.stopped()
         if [(tensor.shape, tensor.dtype) for tensor in saved] != self.kinds:
             raise GradientError(
                 f"{type(self.rerun.layer).__name__} is not a function of its inputs: run again on the same ones, it "

@@ -31,6 +31,7 @@ from odenet_torch.drop_in.step_back import StepsBack, steps_back
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.raised import as_raised
 from odenet_torch.gradients.adjoint import refuse_batches, require_finite, unhooked
 from odenet_torch.steps.graph import Choices
 from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
@@ -247,6 +248,7 @@ class _OdeintAdjoint(torch.autograd.Function):
             return _pulled(ctx, gradients)
 
 
+@as_raised
 def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise UnsupportedError(

@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 from odenet import GradientError, Result, SolveError
 from odenet.kit import Wording
 from odenet_torch.drop_in.flow import OdeintProblem
+from odenet_torch.field.raised import as_raised
 from odenet_torch.steps.adaptive import ForwardSolve
 from odenet_torch.steps.size_control import lead
 
@@ -56,11 +57,12 @@ def speaking(entry: str) -> AbstractContextManager[None]:
 
 def named(entry: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
     """A function whose errors name it, see `speaking`."""
+    run = as_raised(entry)
 
     @functools.wraps(entry)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Value:
         with speaking(entry.__name__):
-            return entry(*args, **kwargs)
+            return run(*args, **kwargs)
 
     return call
 

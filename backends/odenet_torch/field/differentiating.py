@@ -16,6 +16,7 @@ from torch.utils import checkpoint
 from odenet import GradientError, UnsupportedError
 from odenet.kit import tree_leaves, tree_map
 from odenet_torch.field import random_state
+from odenet_torch.field.raised import stopped
 
 _HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
 _NO_GRADIENT = (
@@ -52,7 +53,10 @@ def checkpointed(function: Any, *arguments: Any, **named: Any) -> Any:
             if frame.f_code.co_filename == checkpoint.__file__:
                 with contextlib.suppress(RuntimeError):  # of one that still runs, within another checkpoint
                     frame.clear()
-        raise
+        stop = stopped(error)
+        if stop is None:
+            raise
+    raise stop
 
 
 def hooked() -> bool:

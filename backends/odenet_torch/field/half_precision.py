@@ -92,10 +92,7 @@ class Reads:
 
 
 def slots(function: Any) -> list[Slot]:
-    """The weights of half precision that a module consists of, or that another function is seen to hold, and where.
-
-    Those of TorchScript are left out: nothing can stand in for them.
-    """
+    """The weights of half precision that a module consists of, or that another function is seen to hold, and where."""
     if isinstance(function, nn.Module):
         outer = [function]
         tables: list[tuple[Any, Iterable[Any]]] = []
@@ -107,9 +104,13 @@ def slots(function: Any) -> list[Slot]:
     else:
         return []
     for module in outer:
-        inner = [member for member in module.modules() if not isinstance(member, torch.jit.ScriptModule)]
-        if all(member._compiled_call_impl is None for member in inner):  # not compiled for its own parameters
-            tables += [(member._parameters, [*member._parameters]) for member in inner]
+        inner = [*module.modules()]
+        if all(getattr(member, "_compiled_call_impl", None) is None for member in inner):  # for its own parameters
+            tables += [
+                (_Scripted(member) if isinstance(member, torch.jit.ScriptModule) else member._parameters, names)
+                for member in inner
+                if (names := [name for name, _ in member.named_parameters(recurse=False, remove_duplicate=False)])
+            ]
     entries = [(table, key, table.get(key)) for table, keys in tables if table is not None for key in keys]
     return [(table, key, value) for table, key, value in entries if isinstance(value, Tensor) and _is_half(value)]
 
@@ -125,6 +126,19 @@ class _Cell:
 
     def __setitem__(self, _: Any, value: Any) -> None:
         self.cell.cell_contents = value
+
+
+class _Scripted:
+    """The parameters of a module of TorchScript, which it holds outside of Python, as a dict."""
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self.module: Any = module._c
+
+    def get(self, key: str) -> Any:
+        return self.module.getattr(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.module.setattr(key, value)
 
 
 def _held(function: Any) -> Iterator[Any]:

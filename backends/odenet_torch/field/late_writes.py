@@ -17,14 +17,18 @@ from odenet_torch.field import saved_tensors
 from odenet_torch.field.looked import Looked
 from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.saved_tensors import SavedTensor
+from odenet_torch.field.surroundings import WRITES
 
 _LOOKED = Looked()
 _LATE = Looked()
 
 
 def known(root: Any, reached: ReachableObjects | None = None) -> bool | None:
-    """Whether a part of a field was seen to write late; None where it was not looked at as it is."""
-    return _LATE.some(root, reached) if _LOOKED.has(root, reached) else None
+    """Whether a part of a field was seen to write late, be it with other numbers; None where it was not looked at as it
+    is."""
+    if _LATE.some(root, reached):
+        return True
+    return False if _LOOKED.has(root, reached) else None
 
 
 def remember(root: Any, late: bool, reached: ReachableObjects | None = None) -> None:
@@ -38,7 +42,7 @@ def watched(name: str, evaluate: Callable[[], Any], held: Callable[[], dict[Any,
     """What an evaluation with a graph returns, and whether it may not be left where it has saved its last tensor.
 
     It may not where a tensor that it saved was written on afterwards, or where it puts back then what it has changed
-    for the time of its run: a hook, a flag, merged weights.
+    for the time of its run: a hook, a flag, merged weights, or what is in a tensor or array that it writes on.
 
     Args:
         name: of the field, for messages.
@@ -69,7 +73,8 @@ def watched(name: str, evaluate: Callable[[], Any], held: Callable[[], dict[Any,
     if not late:
         after, none = held(), object()
         lent = (key for key in before.keys() | last.keys() if before.get(key, none) != last.get(key, none))
-        late = any(before.get(key, none) == after.get(key, none) for key in lent)
+        # what was written on twice may hold what it held, and torch's count of that does not say so
+        late = any(key[0] == WRITES or before.get(key, none) == after.get(key, none) for key in lent)
     return out, late
 
 

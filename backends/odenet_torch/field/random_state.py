@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import pickle
 import random
-from collections.abc import Callable, Iterator
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,19 +60,34 @@ def _sampled(generator: Tensor) -> bytes:
 
 
 def draws(run: Callable[[], Any], now: Callable[[], Any]) -> bool:
-    """Whether a run draws random numbers: that a generator has moved may be the work of another thread, which does not
-    move it in each of three runs.
+    """Whether a run draws random numbers.
 
     Args:
         run: what may draw.
         now: what tells by `==` whether a generator has moved.
     """
+    return bool(moved(run, lambda: [now()]))
+
+
+def moved(run: Callable[[], Any], now: Callable[[], Sequence[Any]]) -> list[int]:
+    """Which of some generators a run moves: that one has moved may be the work of another thread, which does not move
+    it in each of three runs; and one that the run seeds is after each where it was after an earlier one.
+
+    Args:
+        run: what may draw.
+        now: what tells by `==` whether each generator has moved.
+    """
+    first = last = now()
+    places: list[int] = []
     for _ in range(3):
-        before = now()
         run()
-        if now() == before:
-            return False
-    return True
+        current = now()
+        several = enumerate(zip(current, last, first, strict=True))
+        places = [place for place, (state, *earlier) in several if state not in earlier]
+        last = current
+        if not places:
+            break
+    return places
 
 
 @contextlib.contextmanager
@@ -91,21 +108,40 @@ def outside() -> bytes:
     Asked for around every evaluation: of a Mersenne Twister its count, and a word that is renewed when that begins
     anew, which takes a fifth of a microsecond where the whole state takes fifty.
     """
-    if np.random.mtrand._rand._bit_generator is _BITS:  # pyright: ignore[reportAttributeAccessIssue]
+    if _WINDOWS is not None and np.random.mtrand._rand._bit_generator is _BITS:  # pyright: ignore[reportAttributeAccessIssue]
         return b"".join([window.raw for window in _WINDOWS])
     return pickle.dumps([of(generator) for generator in GLOBAL])
 
 
+def _places(python: random.Random, numpy: np.random.RandomState) -> tuple[int, int]:
+    """Where the count of each and a word beside it lie: in CPython before its words, in NumPy after them."""
+    bits: Any = numpy._bit_generator  # pyright: ignore[reportAttributeAccessIssue]
+    return id(python) + object.__basicsize__, bits.ctypes.state_address + 623 * 4
+
+
+def _windows() -> list[Any] | None:
+    """Eight bytes of Python's generator and as many of NumPy's; None where these are not what they are taken for, in
+    another Python or NumPy, as generators of our own show by what they say of themselves."""
+    if sys.implementation.name != "cpython" or type(_BITS) is not np.random.MT19937:
+        return None
+    python, numpy = random.Random(1), np.random.RandomState(1)
+    windows = [*map(_WINDOW.from_address, _places(python, numpy))]
+    for count in (0, 1, 400):  # within the first 624 words, and when they have begun anew
+        for _ in range(count):
+            python.random()
+            numpy.random_sample()
+        words, state = python.getstate()[1], numpy.get_state(legacy=False)["state"]
+        said = struct.pack("=iI", words[-1], words[0]), struct.pack("=Ii", int(state["key"][-1]), state["pos"])
+        if said != tuple([window.raw for window in windows]):
+            return None
+    return [*map(_WINDOW.from_address, _places(*GLOBAL))]
+
+
+_WINDOW = ctypes.c_char * 8
 GLOBAL: tuple[Any, ...] = random._inst, np.random.mtrand._rand  # pyright: ignore[reportAttributeAccessIssue]
 """Python's generator and NumPy's."""
 _BITS = GLOBAL[1]._bit_generator
-_WINDOWS = [
-    (ctypes.c_char * 8).from_address(place)
-    for place in (
-        id(GLOBAL[0]) + object.__basicsize__,  # the count, then the words
-        _BITS.ctypes.state_address + 623 * 4,  # the last of 624 words, then the count
-    )
-]
+_WINDOWS = _windows()
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 """Classes of generators that are not replayed."""
 

@@ -197,6 +197,8 @@ class ReachableObjects:
         for base in kind.__mro__:
             if base is object or _root(base.__module__) in LIBRARIES or id(base) in self._seen:
                 continue
+            if "_odenet_base" in vars(base):  # the class of a converted layer, which is to be known as it was before
+                continue
             self._seen.add(id(base))
             code, names = _members(base)
             self.places.append(ClassAttributes(base, _data))

@@ -478,18 +478,15 @@ class Replay:
         Raises:
             GradientError: it does not, and would draw other numbers when it runs again.
         """
-        roots, after = self._roots(place), [*map(random_state.of, generators)]
-        last, drawn = after, []
-        for _ in range(3):  # what another thread has drawn is not drawn again each time
+        roots = self._roots(place)
+
+        def run() -> None:
             with no_trace([root for _, root in roots]), torch.no_grad():
                 self._quietly(key, place, evaluate)
-            now = [*map(random_state.of, generators)]
-            several = zip(generators, after, last, now, strict=True)
-            drawn = [generator for generator, *states in several if states[-1] not in states[:-1]]
-            last = now
-            if not drawn:
-                return
-        raise _drawn(roots[0][0], drawn[0])
+
+        moved = random_state.moved(run, lambda: [*map(random_state.of, generators)])
+        if moved:
+            raise _drawn(roots[0][0], generators[moved[0]])
 
     def _look_for_late(self, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
         """Whether a step's kernels may write on what they have saved; a field is run once more where it is not known.

@@ -25,6 +25,8 @@ from odenet_torch.field.written_on import sampled, version
 Difference = tuple[Location, Any, Any, Any]
 """A place, a key there, what stood there, and what stands there now."""
 _NUMBERS = (bool, int, float, complex)
+WRITES = "writes"
+"""In the keys of `held_now`: of a tensor or array that f may write on."""
 
 
 def reach(root: object) -> ReachableObjects:
@@ -227,16 +229,18 @@ def no_trace(roots: Iterable[object]) -> Iterator[None]:
 
 def held_now(looked: Iterable[ReachableObjects]) -> dict[Any, Any]:
     """What can be reached now, by place, as what tells it from another: values by `id`; of modules their parameters,
-    the memory of these, what wants a gradient, modes and hooks.
+    the memory of these, what wants a gradient, modes and hooks; of tensors and arrays (under `WRITES`) what tells
+    whether they were written on.
     """
     held: dict[Any, Any] = {}
     for objects in looked:
+        held.update(((WRITES, id(watched[1])), _value(watched)) for watched in objects.watched)
         for place in objects.places:
             held.update(((id(place), key), _told(value)) for key, value in place.contents().items())
         for outer in objects.modules:
             for module in outer.modules():
                 hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
-                held[id(module)] = (module.training, hooks)
+                held[id(module), None] = (module.training, hooks)
                 for name, tensor in module._parameters.items():
                     if tensor is not None:
                         held[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))

@@ -13,6 +13,7 @@ from odenet import GradientError
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, alarm
 from odenet_torch.field import saved_tensors
+from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import (
@@ -128,6 +129,7 @@ class _AcceptedStepsSolve(torch.autograd.Function):
         return stacked
 
     @staticmethod
+    @as_raised
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives(ctx.adjoint.stats.gradient)
         forward, count = ctx.forward, ctx.count

@@ -21,6 +21,7 @@ from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.field import BlockField, Stand, now, outside
+from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import Settled, settle
 from odenet_torch.field.state import Leaves
@@ -361,6 +362,7 @@ class _FixedStepSolve(torch.autograd.Function):
         return stacked(run, states, copied=True)
 
     @staticmethod
+    @as_raised
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and ctx.run.settled is not None and ctx.adjoint.differentiable:
             return _recorded(ctx, gradients)

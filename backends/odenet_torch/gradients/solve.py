@@ -34,6 +34,7 @@ from odenet.kit import AnySolver, Compile, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
+from odenet_torch.field.raised import as_raised
 from odenet_torch.field.state import Leaves, layout, require_times
 from odenet_torch.gradients import strides
 from odenet_torch.steps.adaptive import solve_adaptive
@@ -86,6 +87,7 @@ def solve(
     )
 
 
+@as_raised
 def solve_problem(ivp: Problem, field: Field | None = None, way: Way | None = None) -> Solution:
     """The solution of a problem.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from odenet_torch.field import saved_tensors
+from odenet_torch.field.raised import as_raised
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.sums import Sums
 
@@ -187,6 +188,7 @@ class _Stage(torch.autograd.Function):
         return torch.zeros((), device=tensors[0].device)
 
     @staticmethod
+    @as_raised
     def backward(ctx: Any, link: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved_tensors.of(ctx)  # torch looks whether they were written on
         way = ctx.course.way
