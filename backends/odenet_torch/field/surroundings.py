@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenet import GradientError
 from odenet_torch.field.knowledge import knowledge
@@ -223,21 +223,41 @@ def no_trace(roots: Iterable[object]) -> Iterator[None]:
                 put_back(differences(reached.places, reached.contents))
 
 
-def held_now(looked: Iterable[ReachableObjects]) -> dict[Any, Any]:
-    """What can be reached now, by place, as what tells it from another: values by `id`; of modules their parameters,
-    the memory of these, what wants a gradient, modes and hooks.
+def looker(looked: Sequence[ReachableObjects]) -> Callable[[], list[dict[Any, Any]]]:
+    """A function that tells what can be reached now: a dict for each place, and one of all modules.
+
+    It has values by `id`; of modules their parameters, the memory of these, what wants a gradient, modes and hooks. It
+    is called for each tensor that is saved, and there may be thousands of places (classes of a package that the code
+    reads): where nothing was put since these were looked up, the dict is the one that it was.
     """
-    found: dict[Any, Any] = {}
+    told: list[list[dict[Any, Any]]] = []
     for each in looked:
-        for place in each.places:
-            found.update(((id(place), key), _told(value)) for key, value in place.contents().items())
-        for outer in each.modules:
-            for module in outer.modules():
-                hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
-                found[id(module)] = (module.training, hooks)
-                for name, tensor in module._parameters.items():
-                    if tensor is not None:
-                        found[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
+        told.append([{key: _told(value) for key, value in contents.items()} for contents in each.contents])
+
+    def now() -> list[dict[Any, Any]]:
+        found: list[dict[Any, Any]] = []
+        for each, known in zip(looked, told, strict=True):
+            if each.current():
+                found += known
+                continue
+            for place, contents, before in zip(each.places, each.contents, known, strict=True):
+                stands = place.same(contents)
+                found.append(before if stands else {key: _told(value) for key, value in place.contents().items()})
+        found.append(_of_modules(outer for each in looked for outer in each.modules))
+        return found
+
+    return now
+
+
+def _of_modules(modules: Iterable[nn.Module]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for outer in modules:
+        for module in outer.modules():
+            hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
+            found[id(module)] = (module.training, hooks)
+            for name, tensor in module._parameters.items():
+                if tensor is not None:
+                    found[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
     return found
 
 
