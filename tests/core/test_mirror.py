@@ -21,6 +21,7 @@ CONVERSION = {
     "converted",
     "layer",
     "layer_run",
+    "lent_objects",
     "linked",
     "measured",
     "planned",

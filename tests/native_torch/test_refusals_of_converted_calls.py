@@ -64,7 +64,7 @@ class Model(nn.Module):
 
 
 CALLS = {
-    "cache": (METHODS, r"^Layer \(layers\.0\) called with a Cache, .*gradient="),
+    "cache": (METHODS[1:], r"^Layer \(layers\.0\) called with a Cache, .*gradient="),
     "narrower": (METHODS[2:], r"^Layer \(layers\.0\) returns no state .*gradient='checkpoint'"),
     "other type": (METHODS[2:], r"^Layer \(layers\.0\) returns no state .*gradient='checkpoint'"),
     "integers": (METHODS[2:], r"^Layer \(layers\.0\) is called with a .*gradient='checkpoint'"),

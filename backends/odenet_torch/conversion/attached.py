@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from odenet import Backprop, ConversionError, DiscreteAdjoint
-from odenet_torch.conversion.call_modes import CallModes, described
+from odenet_torch.conversion.call_modes import CallModes
 from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, rounds
 from odenet_torch.conversion.linked import linked
-from odenet_torch.conversion.recomputed import recomputed
+from odenet_torch.conversion.recomputed import lent, recomputed, recomputed_with_objects
 from odenet_torch.conversion.rounded import rounded
 from odenet_torch.gradients.adjoint import refuse_transforms
 from odenet_torch.gradients.solve import require_not_strict
@@ -122,14 +122,10 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
     run: LayerRun = layer.odenet_run
     if torch._C._are_functorch_transforms_active():
         refuse_transforms(f"gradient={run.gradient.label!r}")
-    written = written_to((args, kwargs))
-    if written:
-        raise ConversionError(
-            f"{described(layer)} called with a {written}, which it may write to, while gradient="
-            f"{run.gradient.label!r} evaluates it again",
-            "tensors, numbers, strings, None, and containers of these",
-            "train without a cache (in transformers: use_cache=False); under torch.no_grad() a cache works",
-        )
+    if written := written_to((args, kwargs)):
+        if isinstance(run.gradient, DiscreteAdjoint) or rounds(run.gradient):
+            raise lent(layer, written, "checkpoint")
+        return recomputed_with_objects(layer, plain, args, kwargs, written)
     try:
         return _by_method(layer, plain, args, kwargs)
     except NotAsBeforeError:  # a layer that was known; it is looked at in full now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from odenet import ConversionError, DiscreteAdjoint
 from odenet_torch.conversion.call_modes import described
 from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state_name
+from odenet_torch.conversion.lent_objects import LentObjects, UnknownObjectError
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.rerun import Rerun
 from odenet_torch.conversion.segment import Segment
@@ -65,6 +67,57 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
     return linked(layer, plain, args, kwargs, _EVERY_STATE)
 
 
+def recomputed_with_objects(
+    layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], written: str
+) -> Any:
+    """The same for a layer that is called with objects that it may write to, such as a cache of keys and values.
+
+    Its further runs find them as they stood before the first one. That is the only one that writes to the caller's, and
+    what it leaves there has its gradient.
+
+    Raises:
+        ConversionError: they cannot be kept: the layer has written on a tensor in them, or they hold other things than
+            containers, tensors and plain values.
+    """
+    try:
+        objects = LentObjects(layer, (args, kwargs))
+    except UnknownObjectError:
+        raise lent(layer, written, "backprop") from None
+    if layer in _HOOKLESS:
+        raise lent(layer, written, "backprop")
+    x, (others, named) = arguments_of(layer, args, kwargs)
+    rerun = Rerun(layer, plain, x, ((*others, *objects.tensors), named), state_name(layer, args), looked=True)
+    if isinstance(x, Tensor):
+        rerun.watch(x)
+    recomputation = _Recomputation(rerun, x, (args, kwargs), objects.again)
+    try:
+        out = checkpointed(
+            recomputation,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (_NOTHING, _Again(rerun)),
+        )
+    except RuntimeError as error:
+        if not refuses_hooks(error) or hooked():
+            raise
+        raise lent(layer, written, "backprop") from error
+    if objects.written_on():
+        raise lent(layer, written, "backprop", "writes on a tensor of")
+    return out
+
+
+def lent(layer: nn.Module, written: str, gradient: str, does: str = "may write to") -> ConversionError:
+    """The error for an object that a layer is called with, and that a further run would not find as it was."""
+    run: Any = layer.odenet_run
+    return ConversionError(
+        f"{described(layer)} called with a {written}, which it {does}, while gradient={run.gradient.label!r} "
+        "evaluates it again",
+        "tensors, numbers, strings, None, and containers of these",
+        f"train without a cache (in transformers: use_cache=False), or take gradient={gradient!r}; under "
+        "torch.no_grad() a cache works",
+    )
+
+
 def _apart(value: Any) -> Any:
     """The arguments of a further run: containers of its own, and aliases of tensors, on which a hook that the layer
     registers is not one more on the tensor that it was called with."""
@@ -78,21 +131,34 @@ def _apart(value: Any) -> Any:
 class _Recomputation:
     """The layer's own code, in the run that counts and in the others."""
 
-    def __init__(self, rerun: Rerun, x: Any, arguments: Arguments) -> None:
-        self.rerun = rerun
+    def __init__(
+        self, rerun: Rerun, x: Any, arguments: Arguments, again: Callable[[], Arguments] | None = None
+    ) -> None:
+        self.rerun, self.again = rerun, again
         self.once: Any = x, arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rerun = self.rerun
         if self.once is None:
-            args, kwargs = _apart((args, kwargs))
+            args, kwargs = _apart((args, kwargs)) if self.again is None else self.again()
             out = rerun.repeat(lambda: rerun.plain(*args, **kwargs))
         else:
             (x, (own, named)), self.once = self.once, None  # not copied: what the layer adds to a list is the caller's
-            out = rerun.first(x, lambda: rerun.plain(*own, **named))
+            out = rerun.first(x, self._runs(own, named))
         if rerun.late:
             run_to_the_end()
         return out
+
+    def _runs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+        """Of the layer as it is called first; it may be looked at once more in that, which writes to nothing then."""
+        calls = itertools.count()
+
+        def run() -> Any:
+            first = self.again is None or next(calls) == 0
+            own, named = (args, kwargs) if first or self.again is None else self.again()
+            return self.rerun.plain(*own, **named)
+
+        return run
 
 
 class _Again:

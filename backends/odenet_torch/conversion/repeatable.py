@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from odenet_torch.conversion.layer import copied
 from odenet_torch.field import late_writes, random_state
 from odenet_torch.field.called_modules import require_same
 from odenet_torch.field.differentiating import refuses_hooks
-from odenet_torch.field.surroundings import held_now, reach
+from odenet_torch.field.surroundings import looker, reach
 
 
 @contextlib.contextmanager
@@ -79,7 +78,7 @@ def _watched(layer: nn.Module, call: Call) -> Any:
         return layer(x, *args, **kwargs)
 
     try:
-        out, late = late_writes.watched(type(layer).__name__, run, functools.partial(held_now, [reach(layer)]))
+        out, late = late_writes.watched(type(layer).__name__, run, looker([reach(layer)]))
     except RuntimeError as error:
         if not refuses_hooks(error):  # it takes derivatives with torch.func, and is run without torch's checkpoint
             raise

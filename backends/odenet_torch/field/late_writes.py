@@ -17,7 +17,7 @@ from odenet_torch.field import saved_tensors
 from odenet_torch.field.looked import Looked
 from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.saved_tensors import SavedTensor
-from odenet_torch.field.surroundings import WRITES
+from odenet_torch.field.surroundings import Written
 
 _LOOKED = Looked()
 _LATE = Looked()
@@ -38,7 +38,7 @@ def remember(root: Any, late: bool, reached: ReachableObjects | None = None) -> 
         _LATE.add(root, reached)
 
 
-def watched(name: str, evaluate: Callable[[], Any], held: Callable[[], dict[Any, Any]]) -> tuple[Any, bool]:
+def watched(name: str, evaluate: Callable[[], Any], held: Callable[[], list[dict[Any, Any]]]) -> tuple[Any, bool]:
     """What an evaluation with a graph returns, and whether it may not be left where it has saved its last tensor.
 
     It may not where a tensor that it saved was written on afterwards, or where it puts back then what it has changed
@@ -47,7 +47,7 @@ def watched(name: str, evaluate: Callable[[], Any], held: Callable[[], dict[Any,
     Args:
         name: of the field, for messages.
         evaluate: the evaluation.
-        held: what the field is made of holds now, by place.
+        held: what the field is made of holds now, a dict a place (see `surroundings.looker`).
 
     Raises:
         GradientError: it writes on what its gradient reads.
@@ -71,11 +71,18 @@ def watched(name: str, evaluate: Callable[[], Any], held: Callable[[], dict[Any,
         raise saved_tensors.refusal(name, operation)
     late = not all(torch.equal(now, then) for now, then in saved)
     if not late:
-        after, none = held(), object()
-        lent = (key for key in before.keys() | last.keys() if before.get(key, none) != last.get(key, none))
-        # what was written on twice may hold what it held, and torch's count of that does not say so
-        late = any(key[0] == WRITES or before.get(key, none) == after.get(key, none) for key in lent)
+        late = any(map(_lent, before, last, held()))
     return out, late
+
+
+def _lent(before: dict[Any, Any], last: dict[Any, Any], after: dict[Any, Any]) -> bool:
+    """Whether something stood elsewhere for a time only."""
+    if last is before:
+        return False
+    none = object()
+    changed = (key for key in before.keys() | last.keys() if before.get(key, none) != last.get(key, none))
+    # what was written on twice may hold what it held, and torch's count of that does not say so
+    return any(isinstance(key, Written) or before.get(key, none) == after.get(key, none) for key in changed)
 
 
 def run_to_the_end() -> None:

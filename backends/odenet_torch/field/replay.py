@@ -31,7 +31,7 @@ from odenet_torch.field.places import CachedResults
 from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.surroundings import differences, held_now, no_trace, put_back, reach
+from odenet_torch.field.surroundings import differences, looker, no_trace, put_back, reach
 from odenet_torch.field.written_on import sampled, version, writes
 
 Result = TypeVar("Result")
@@ -506,7 +506,7 @@ class Replay:
         fresh = [root for root in roots if late_writes.known(root[1], self.reached(root[1])) is None]
         if fresh:
             with self._once_more(place):
-                held = functools.partial(held_now, [reach(root) for _, root in roots])
+                held = looker([reach(root) for _, root in roots])
                 again, late = late_writes.watched(fresh[0][0], lambda: self._replayed(key, place, evaluate), held)
             require_same(fresh[0][0], out, again)
             for _, root in fresh:

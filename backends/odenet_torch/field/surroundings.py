@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenet import GradientError
 from odenet_torch.field.knowledge import knowledge
@@ -25,8 +25,12 @@ from odenet_torch.field.written_on import sampled, version
 Difference = tuple[Location, Any, Any, Any]
 """A place, a key there, what stood there, and what stands there now."""
 _NUMBERS = (bool, int, float, complex)
-WRITES = "writes"
-"""In the keys of `held_now`: of a tensor or array that f may write on."""
+
+
+class Written(NamedTuple):
+    """The key of a tensor or array that f may write on, in what `looker` tells."""
+
+    place: int
 
 
 def reach(root: object) -> ReachableObjects:
@@ -227,23 +231,44 @@ def no_trace(roots: Iterable[object]) -> Iterator[None]:
                 put_back(differences(reached.places, reached.contents))
 
 
-def held_now(looked: Iterable[ReachableObjects]) -> dict[Any, Any]:
-    """What can be reached now, by place, as what tells it from another: values by `id`; of modules their parameters,
-    the memory of these, what wants a gradient, modes and hooks; of tensors and arrays (under `WRITES`) what tells
-    whether they were written on.
+def looker(looked: Sequence[ReachableObjects]) -> Callable[[], list[dict[Any, Any]]]:
+    """A function that tells what can be reached now: a dict for each place, one of all modules, and one of all tensors
+    and arrays.
+
+    It has values by `id`; of modules their parameters, the memory of these, what wants a gradient, modes and hooks; of
+    tensors and arrays (by `Written`) what tells whether they were written on. It is called for each tensor that is
+    saved, and there may be thousands of places (classes of a package that the code reads): where nothing was put since
+    these were looked up, the dict is the one that it was.
     """
-    held: dict[Any, Any] = {}
+    told: list[list[dict[Any, Any]]] = []
     for objects in looked:
-        held.update(((WRITES, id(watched[1])), _value(watched)) for watched in objects.watched)
-        for place in objects.places:
-            held.update(((id(place), key), _told(value)) for key, value in place.contents().items())
-        for outer in objects.modules:
-            for module in outer.modules():
-                hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
-                held[id(module), None] = (module.training, hooks)
-                for name, tensor in module._parameters.items():
-                    if tensor is not None:
-                        held[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
+        told.append([{key: _told(value) for key, value in contents.items()} for contents in objects.contents])
+
+    def now() -> list[dict[Any, Any]]:
+        held: list[dict[Any, Any]] = []
+        for objects, known in zip(looked, told, strict=True):
+            if objects.current():
+                held += known
+                continue
+            for place, contents, before in zip(objects.places, objects.contents, known, strict=True):
+                stands = place.same(contents)
+                held.append(before if stands else {key: _told(value) for key, value in place.contents().items()})
+        held.append(_of_modules(outer for objects in looked for outer in objects.modules))
+        held.append({Written(id(pair[1])): _value(pair) for objects in looked for pair in objects.watched})
+        return held
+
+    return now
+
+
+def _of_modules(modules: Iterable[nn.Module]) -> dict[Any, Any]:
+    held: dict[Any, Any] = {}
+    for outer in modules:
+        for module in outer.modules():
+            hooks = (*module._forward_hooks, "before", *module._forward_pre_hooks, "back", *module._backward_hooks)
+            held[id(module)] = (module.training, hooks)
+            for name, tensor in module._parameters.items():
+                if tensor is not None:
+                    held[id(module), name] = (id(tensor), tensor.requires_grad, sampled(tensor), _place(tensor))
     return held
 
 
