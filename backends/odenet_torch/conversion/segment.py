@@ -19,7 +19,6 @@ from odenet_torch.conversion.rerun import Rerun
 from odenet_torch.field.differentiating import hooked
 from odenet_torch.steps.direct import NotAsBeforeError
 
-_NOTHING = contextlib.nullcontext()
 _INSIDE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers that go back through their own graph before they return."""
 
@@ -87,8 +86,7 @@ class Segment:
                 raise _EnoughError
             return saved[-1]  # an output that its own node held would be freed by the garbage collector only
 
-        around = _NOTHING if self.rerun.untouched() else self.rerun.again()
-        with around, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _same):
+        with self.rerun.once_more(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _same):
             with contextlib.suppress(_EnoughError):
                 self.rerun.repeat(self.again)
         if [(tensor.shape, tensor.dtype) for tensor in saved] != self.kinds:
