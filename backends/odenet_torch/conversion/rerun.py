@@ -1,4 +1,7 @@
-"""A layer that runs once more as it ran: with the random state, buffers and parameters of its first run."""
+"""A layer that runs once more as it ran: with the random state, buffers and parameters of its first run.
+
+Over 250 lines: a layer that is settled, and one that is not, are run again by one class, so that all methods call one.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +138,7 @@ class Rerun:
         self.hooks_its_state = isinstance(x, Tensor) and len(x._backward_hooks or ()) != hooks
         if self.settled is not None:
             self.draws = self.settled.drew()
-            reached = self.settled.stack.blocks[0][1].reach  # not looked up again: it would hold what has just been kept
+            reached = self.settled.stack.blocks[0][1].reach  # a new look would hold what has just been kept
             self.late = self.draws and late_writes.known(self.layer, reached) is not False
             if self.settled.left():
                 self._undo(found)
