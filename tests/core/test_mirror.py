@@ -77,6 +77,8 @@ ALONE = {
         "field/reachable_objects.py",
         "field/block_contents.py",
         "field/settled.py",
+        "field/passing_values.py",
+        "conversion/settled_layers.py",
         "field/stored_values.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",

@@ -36,7 +36,7 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
     if layer in _HOOKLESS:
         return linked(layer, plain, args, kwargs, _EVERY_STATE)
     x, arguments = arguments_of(layer, args, kwargs)
-    rerun = Rerun(layer, plain, x, arguments, state_name(layer, args))
+    rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), passing=True)
     first, (again, named) = (args, kwargs), copied((args, kwargs))
     if isinstance(x, Tensor):
         rerun.watch(x)  # torch's checkpoint keeps it, and looks at no version
@@ -168,7 +168,7 @@ class _Again:
         self.rerun = rerun
 
     def __enter__(self) -> None:
-        self.around = _NOTHING if self.rerun.untouched() else self.rerun.again()
+        self.around = self.rerun.once_more()
         self.around.__enter__()
 
     def __exit__(self, *raised: Any) -> None:

@@ -1,6 +1,6 @@
 """A layer that runs once more as it ran: with the random state, buffers and parameters of its first run.
 
-Over 250 lines: what is noted in the first run, compared, and put back for the next, stands side by side.
+Over 250 lines: a layer that is settled, and one that is not, are run again by one class, so that all methods call one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from odenet import ConversionError, GradientError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.call_modes import described
 from odenet_torch.conversion.layer import Arguments
+from odenet_torch.conversion.settled_layers import passing_contents, settle_passing
 from odenet_torch.conversion.sums import in_place
 from odenet_torch.field import late_writes, random_state
 from odenet_torch.field.called_modules import ModuleSnapshot, changed
 from odenet_torch.field.field import ends, unique
+from odenet_torch.field.passing_values import FoundValues
 from odenet_torch.field.replay import Key, Place, Replay, autocasts, hooks_its_state
 from odenet_torch.field.settled import SettledBlocks, contents, forget, settle_blocks
 from odenet_torch.field.surroundings import no_trace
@@ -28,6 +30,7 @@ from odenet_torch.steps.direct import NotAsBeforeError
 
 FIRST = (0, False, 0.0)
 """The key of a layer's run in its replay."""
+_AS_IT_IS = contextlib.nullcontext()
 
 
 class Recall(Replay):
@@ -55,6 +58,7 @@ class Rerun:
         name: of the first, where it is given by name.
         steps: how many branches it has.
         looked: whether it is to be looked at in full, settled or not.
+        passing: whether a settled layer may have passing values (see `field.passing_values`).
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Rerun:
         steps: int = 1,
         *,
         looked: bool = False,
+        passing: bool = False,
     ) -> None:
         self.layer, self.plain, self.name, self.steps = layer, plain, name, steps
         self.draws = self.late = self.hooks_its_state = False
@@ -78,12 +83,16 @@ class Rerun:
         self.settled: SettledBlocks | None = None
         self.replay: Recall | None = None
         self.read: list[tuple[Tensor, int, Any]] = []
-        known = None if looked or _autocast(self.device) else contents((layer,))
+        self.passing = passing
+        found, known = None, None if looked or _autocast(self.device) else contents((layer,))
+        if known is None and passing and not _autocast(self.device):
+            found, known = passing_contents(layer)
         if known is None:
             self.replay = _recall(layer, self.device, steps, self.handed)
             self.random = self.replay.last
         else:
             self.settled = SettledBlocks(known, self.device)
+            self.settled.found = found
             self.read = [(leaf, version(leaf), sampled(leaf)) for leaf in self.handed]
             self.random = self.settled.random
 
@@ -105,8 +114,14 @@ class Rerun:
             NotAsBeforeError: a settled layer has left something, which it did not before. It is put back.
         """
         before, hooks = (version(x), len(x._backward_hooks or ())) if isinstance(x, Tensor) else (0, 0)
+        found = None if self.settled is None else self.settled.found
         if self.replay is None:
-            out = run()
+            try:
+                out = run()
+            except NotAsBeforeError:  # it has begun to go back through itself
+                if found is not None:
+                    self._undo(found)
+                raise
         else:
             with self.replay.forth():
                 out = self.replay.first(FIRST, (0, 0.0, 1), run)
@@ -115,17 +130,29 @@ class Rerun:
             # as it was before it ran: what it holds now has the graph of its state
             if not late_writes.known(self.layer, self.replay.reached(self.layer)):
                 settle_blocks((self.layer,), self.replay)
+            if self.passing:
+                settle_passing(self.layer, self.replay, self.late)
         if isinstance(x, Tensor) and version(x) != before:
             raise in_place(type(self.layer).__name__)
         self.hooks_its_state = isinstance(x, Tensor) and len(x._backward_hooks or ()) != hooks
         if self.settled is not None:
             self.draws = self.settled.drew()
-            self.late = self.draws and late_writes.known(self.layer) is not False
+            reached = self.settled.stack.blocks[0][1].reach  # a new look would hold what has just been kept
+            self.late = self.draws and late_writes.known(self.layer, reached) is not False
             if self.settled.left():
-                random_state.restore(self.device, self.random)
+                self._undo(found)
                 forget(self.layer)
                 raise NotAsBeforeError
+            if found is not None:
+                self.late = self.late or found.passing.late
+                found.let_go()
         return out
+
+    def _undo(self, found: FoundValues | None) -> None:
+        """The first run of a settled layer, which is to run in another way."""
+        random_state.restore(self.device, self.random)
+        if found is not None:
+            found.restore()
 
     def traceless(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the layer may run for another reason than its own: what it leaves is put back."""
@@ -133,8 +160,15 @@ class Rerun:
             return no_trace([self.layer])
         return self.replay.sides.around[id(self.layer)].copied(())
 
+    def once_more(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, it may run once more: the quickest way."""
+        if not self.untouched():
+            return self.again()
+        found = None if self.settled is None else self.settled.found
+        return _AS_IT_IS if found is None else found
+
     def untouched(self) -> bool:
-        """Whether a further run finds what the first one found, with nothing to be done for it."""
+        """Whether a further run finds what the first one found, with nothing to be done for it but passing values."""
         return (
             self.settled is not None
             and not self.draws
@@ -147,7 +181,8 @@ class Rerun:
     def again(self) -> Iterator[None]:
         """Inside, it may run once more."""
         if self.untouched():
-            yield
+            with self.once_more():
+                yield
             return
         with contextlib.ExitStack() as stack:
             if self.replay is not None:
@@ -175,6 +210,8 @@ class Rerun:
             for kind, *_ in autocasts(self.device):
                 stack.enter_context(torch.autocast(kind, enabled=False))
             stack.enter_context(self.settled.back())
+            if self.settled.found is not None:
+                stack.enter_context(self.settled.found)
             try:
                 yield self.settled.stack.blocks[0][1].parameters
             finally:

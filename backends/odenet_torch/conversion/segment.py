@@ -6,7 +6,6 @@ that must keep and compare for unknown functions, in each call, takes longer tha
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,6 @@ from odenet_torch.conversion.rerun import Rerun
 from odenet_torch.field.differentiating import hooked
 from odenet_torch.steps.direct import NotAsBeforeError
 
-_NOTHING = contextlib.nullcontext()
 _INSIDE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers that go back through their own graph before they return."""
 
@@ -87,8 +85,7 @@ class Segment:
                 raise _EnoughError
             return saved[-1]  # an output that its own node held would be freed by the garbage collector only
 
-        around = _NOTHING if self.rerun.untouched() else self.rerun.again()
-        with around, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _same):
+        with self.rerun.once_more(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, _same):
             try:
                 self.rerun.repeat(self.again)
             except _EnoughError:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from odenet_torch.field.called_modules import ModuleSnapshot, state
 from odenet_torch.field.field import unique
-from odenet_torch.field.knowledge import knowledge
+from odenet_torch.field.knowledge import Knowledge, knowledge
+from odenet_torch.field.passing_values import PassingValues
 from odenet_torch.field.reachable_objects import ReachableObjects
 from odenet_torch.field.stored_values import StoredValues, TensorStates
 from odenet_torch.field.surroundings import Surroundings, reach
@@ -27,6 +28,7 @@ class BlockContents:
         training: their flags.
         parameters: where each stands.
         named: the parameters by name, as in `BlockField.parameters`.
+        passing: what is another in each pass, and not among all that; None where nothing is.
     """
 
     reach: ReachableObjects
@@ -34,6 +36,7 @@ class BlockContents:
     training: tuple[bool, ...]
     parameters: tuple[tuple[dict[str, Any], str, Tensor], ...]
     named: dict[str, Tensor]
+    passing: PassingValues | None = None
 
     def flags(self) -> tuple[bool, ...]:
         """Training flags as they are now."""
@@ -52,10 +55,13 @@ class BlockContents:
 
     def still(self, block: nn.Module) -> bool:
         """Whether a block still is that."""
+        if self.passing is None:
+            reached = reach(block) is self.reach and not any(self.reach.hooks)
+        else:
+            reached = self.reach.current()
         return (
-            reach(block) is self.reach
+            reached
             and self.flags() == self.training
-            and not any(self.reach.hooks)
             and all([owner.get(key) is tensor for owner, key, tensor in self.parameters])
         )
 
@@ -86,23 +92,29 @@ class StackContents:
         self._reads: dict[int, tuple[Tensor, ...]] = {}
 
     @classmethod
-    def of(cls, tree: tuple[nn.Module, ...]) -> StackContents | None:
-        """Of blocks that are all settled, as they are now; None where one is not, or no longer is."""
+    def of(cls, tree: tuple[nn.Module, ...], *, passing: bool = False) -> StackContents | None:
+        """Of blocks that are all settled, as they are now; None where one is not, or no longer is.
+
+        Args:
+            tree: the block of each layer.
+            passing: whether they may have passing values.
+        """
         memo = knowledge(tree[0])
         if memo is None:
             return None
-        stack = memo.stacks.get(tree[0].training)
+        key = tree[0].training, passing
+        stack = memo.stacks.get(key)
         if stack is None or len(stack.tree) != len(tree) or not all(map(operator.is_, stack.tree, tree)):
             stack = None
         if stack is None or not stack.stands():
             blocks: list[tuple[nn.Module, BlockContents]] = []
             for block in {id(block): block for block in tree}.values():
                 memo_of_block = knowledge(block)
-                known = None if memo_of_block is None else memo_of_block.settled.get(block.training)
+                known = None if memo_of_block is None else _settled(memo_of_block, passing).get(block.training)
                 if known is None or not known.still(block):
                     return None
                 blocks.append((block, known))
-            stack = memo.stacks[tree[0].training] = cls(tree, blocks)
+            stack = memo.stacks[key] = cls(tree, blocks)
         return stack
 
     def stands(self) -> bool:
@@ -121,6 +133,8 @@ class StackContents:
         for n, (block, known) in enumerate(self.blocks):
             values = [next(watched)[::2] if isinstance(x, Tensor) else next(arrays) for _, x in known.reach.watched]
             around = Surroundings(f"block {n} ({type(block).__name__})", block, known.reach, values)
+            if known.passing is not None:
+                around.own = known.passing.places
             parts.append((around, known, [next(parameters) for _ in known.parameters]))
         return parts
 
@@ -133,3 +147,7 @@ class StackContents:
                 id(block): unique([x for *_, x in known.parameters if x.requires_grad]) for block, known in self.blocks
             }
         return self._reads
+
+
+def _settled(memo: Knowledge, passing: bool) -> dict[bool, BlockContents]:
+    return memo.passing if passing else memo.settled

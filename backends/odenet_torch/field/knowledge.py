@@ -29,8 +29,11 @@ class Knowledge:
         self.reach: Any = None
         self.settled: dict[bool, Any] = {}
         """What a settled block consists of, by its training flag."""
-        self.stacks: dict[bool, Any] = {}
-        """Of the first of some settled blocks: what all of them consist of, by its training flag."""
+        self.passing: dict[bool, Any] = {}
+        """What one consists of beside its passing values, which is settled for a checkpoint alone."""
+        self.stacks: dict[tuple[bool, bool], Any] = {}
+        """Of the first of some settled blocks: what all of them consist of, by its training flag and whether they may
+        have passing values."""
         self.strides: Any = None
         """Of the first of some blocks: how they are divided where their steps are compiled."""
 

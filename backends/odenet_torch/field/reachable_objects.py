@@ -19,7 +19,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,6 +123,8 @@ class ReachableObjects:
         others = [pair for pair in pairs if pair[0].entries is None]
         self.others = [(p, c) for p, c in others if not isinstance(p, ClassAttributes)]
         """The places that are no dicts, and what stands there."""
+        self.complete = self.stored
+        """What was stored when it was looked up."""
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -139,6 +141,48 @@ class ReachableObjects:
         rest.contents = contents
         rest.watched = [entry for entry in self.watched if id(entry[1]) not in removed]
         rest.stored = StoredValues((), [({}, None, self)])  # it was no longer current
+        return rest
+
+    def without_slots(
+        self, slots: Container[tuple[int, Any]], buffers: Sequence[tuple[str, dict[str, Any]]], written: Container[int]
+    ) -> ReachableObjects:
+        """The same as it is now, without entries of dicts, and with buffers of modules.
+
+        Args:
+            slots: by `id` of the dict, and key.
+            buffers: names and dicts.
+            written: by `id`, tensors among these that are written on.
+        """
+        rest = copy.copy(self)
+        places = [MappingLocation(name, entries) for name, entries in buffers]
+        rest.places = [*self.places, *places]
+        rest.contents = [
+            {key: x for key, x in place.contents().items() if (id(place.entries), key) not in slots}
+            for place in rest.places
+        ]
+        values = [x for contents in rest.contents for x in contents.values()]
+        kept = {id(x) for value in values for x in (value if type(value) is tuple else (value,))}
+        passing = {
+            id(place.contents().get(key))
+            for place in self.places
+            for key in place.contents()
+            if (id(place.entries), key) in slots
+        } - kept
+        rest.watched = [entry for entry in self.watched if id(entry[1]) not in passing]
+        rest.watched += [
+            (f"{name}.{key}", x)
+            for name, entries in buffers
+            for key, x in entries.items()
+            if x is not None and id(x) not in written
+        ]
+        rest.complete = rest.stored = StoredValues(
+            [*self.complete.sized, *(entries for _, entries in buffers)],
+            [
+                *(entry for entry in self.complete.entries if (id(entry[0]), entry[1]) not in slots),
+                *((entries, key, x) for _, entries in buffers for key, x in entries.items()),
+            ],
+            self.complete.of_classes,
+        )
         return rest
 
     def watch(self, name: str, value: Tensor | np.ndarray) -> Iterable[tuple[str, Any]]:

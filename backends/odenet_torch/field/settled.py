@@ -20,6 +20,7 @@ from odenet_torch.field import random_state
 from odenet_torch.field.block_contents import BlockContents, StackContents
 from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
+from odenet_torch.field.passing_values import FoundValues
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.surroundings import Surroundings, put_back
 
@@ -36,6 +37,8 @@ class SettledBlocks:
         self.stack, self.device = stack, device
         self.random = random_state.state(device)
         self.states, self.reads = stack.states(), stack.reads()
+        self.found: FoundValues | None = None
+        """Of a single block: its passing values."""
 
     @functools.cached_property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -53,11 +56,13 @@ class SettledBlocks:
 
     def left(self) -> bool:
         """After the forward pass: whether something was left where others find it, which is put back."""
-        if self.stack.stands():
+        kept = self.found is None or self.found.ordinary()
+        if kept and self.stack.stands():
             return False
-        leftovers = [difference for around, *_ in self.blocks for difference in around.differences()]
+        changes = [(around, difference) for around, *_ in self.blocks for difference in around.differences()]
+        leftovers = [change for around, change in changes if (id(change[0]), change[1]) not in around.own]
         put_back(leftovers)
-        return bool(leftovers)
+        return bool(leftovers) or not kept
 
     def same(self) -> bool:
         """After the forward pass: whether nothing was drawn or left; else all is as it was before."""
@@ -142,11 +147,11 @@ class Settled(SettledBlocks):
             yield moves
 
 
-def contents(blocks: tuple[nn.Module, ...]) -> StackContents | None:
+def contents(blocks: tuple[nn.Module, ...], *, passing: bool = False) -> StackContents | None:
     """What settled blocks consist of; None where one is not settled."""
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         return None
-    return StackContents.of(blocks)
+    return StackContents.of(blocks, passing=passing)
 
 
 def settle(field: BlockField, replay: Replay) -> None:
@@ -194,4 +199,5 @@ def forget(block: nn.Module) -> None:
     """A block is not as it was known: it is looked at again."""
     if (memo := knowledge(block)) is not None:
         memo.settled.clear()
+        memo.passing.clear()
         memo.stacks.clear()

@@ -66,6 +66,8 @@ class Surroundings:
         """What stood anywhere before f ran, where it has put a tensor with a graph."""
         self.filled: list[tuple[Location, Any, Any]] = []
         """Location f put a tensor with a graph, and no tensor stood before: places, keys, and what stood there."""
+        self.wrote = False
+        """Whether f has written on a tensor or an array."""
 
     def differences(self) -> list[Difference]:
         """The places whose values are others now than they were before."""
@@ -82,13 +84,21 @@ class Surroundings:
                 calls are, is found again, too; it would not be let go anyway.
         """
         changes = self.differences()
+        current = [*map(_value, self.reach.watched)]
+        self.wrote = current != self.values
         if changes:
             self.own = {(id(place), key) for place, key, _, _ in changes}
             pairs = zip(self.reach.places, self.before, strict=True)
             self.stood = [(place, key) for place, contents in pairs for key in contents]
             nodes = {x.grad_fn for c in changes for x in tensors_in(c[2]) if x.grad_fn is not None}
             read = within(outputs, nodes) if nodes else set()
-            self.filled = [c[:3] for c in changes if (once or _of_graph(c)) and _may_stay(c, once, read)]
+            self.filled = []
+            for place, key, old, new in changes:
+                if _may_stay((place, key, old, new), once, read):
+                    if once or _of_graph((place, key, old, new)):
+                        self.filled.append((place, key, old))
+                elif once:  # f may read it, and finds it without the graph of the last pass
+                    self.filled.append((place, key, _apart(old)))
             if (memo := knowledge(self.root)) is not None:
                 memo.reach = None
             pairs = zip(self.reach.places, self.before, strict=True)
@@ -97,7 +107,6 @@ class Surroundings:
             self.reach = self.reach.without(gone, self.before)
             self.values = [*map(_value, self.reach.watched)]
         else:
-            current = [*map(_value, self.reach.watched)]
             self.values = [
                 earlier if earlier == later else None for earlier, later in zip(self.values, current, strict=True)
             ]
@@ -166,7 +175,7 @@ class Surroundings:
         swapped += [(*entry, entry[0].contents().get(entry[1], MISSING)) for entry in self.emptied(since)]
         for place, key, old, _ in swapped:
             place.put(key, old)
-        present = self.before if current else [place.contents() for place in self.reach.places]
+        present = self.before if current and not self.own else [place.contents() for place in self.reach.places]
         try:
             yield
         finally:
@@ -360,6 +369,13 @@ def _may_stay(difference: Difference, once: bool, read: set[Any]) -> bool:
     return all(
         id(tensor) in new or (tensor.grad_fn in read if tensor.requires_grad else once) for tensor in tensors_in(old)
     )
+
+
+def _apart(value: Any) -> Any:
+    """A tensor, or several, without their graph, and still to be recorded."""
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_(value.requires_grad)
+    return tuple(map(_apart, value)) if type(value) is tuple else value
 
 
 def _of_graph(difference: Difference) -> bool:
