@@ -209,13 +209,13 @@ def _way_back(certificate: float, method: str, where: str) -> str:
 
 
 def _drop_in_back(certificate: float, method: str, where: str) -> str:
-    subject = f"{_REBUILT}{_consequence(certificate)}"
+    subject = f"{_REBUILT}{_consequence(certificate)}; or its adjoint is small beside the tolerance, and not resolved"
     if certificate != certificate:
         subject = "NaN, or the solution is: a state is not finite"
     return (
-        f"The gradient of {method} is doubtful ({certificate:.2g}): {subject}. What to do: give smaller rtol and atol, "
-        "or more times; or take a gradient that integrates nothing back (odeint of odenet_torch; odenet.solve with "
-        "gradient='checkpoint')."
+        f"The gradient of {method} is doubtful ({certificate:.2g}): {subject}. What to do: give smaller tolerances "
+        "(atol holds for the adjoint, too, which is as small as the loss's gradient), or more times; or take a "
+        "gradient that integrates nothing back: odenet_torch's odeint, or odenet.solve with gradient='checkpoint'."
     )
 
 

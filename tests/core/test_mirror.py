@@ -48,6 +48,7 @@ DROP_IN = {
     "recording",
     "separate",
     "step_back",
+    "way_back",
 }
 ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls

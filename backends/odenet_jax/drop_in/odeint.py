@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from odenet import ContinuousAdjoint, DtypeError, GridError, InputError, PIDController, Solution, StateError
-from odenet.kit import problem, real, shown, takes
+from odenet import ContinuousAdjoint, DtypeError, GridError, InputError, PIDController, Solution, StateError, Stats
+from odenet.kit import Alarm, alarm, problem, real, shown, takes
 from odenet_jax.drop_in.words import speaking
 from odenet_jax.field.state import flattened
 from odenet_jax.gradients.adaptive import solve_adaptive
@@ -37,7 +37,9 @@ def odeint(
     """The solution of `dy/dt = func(y, t, *args)`, `y(t[0]) = y0` at times t, by dopri5 and the continuous adjoint.
 
     Signature and behaviour are those of `jax.experimental.ode.odeint` (JAX 0.10). Derivatives with respect to y0, t and
-    args are those of the ODE, by one solve backward with the same tolerances.
+    args are those of the ODE, by one solve backward with the same tolerances, of which atol holds for the adjoint as it
+    is, as there: a gradient that this leaves off by more than 0.1, or that a drifting state does, is said
+    (`GradientWarning`).
 
     Args:
         func: `func(y, t, *args)` to a slope like y.
@@ -91,7 +93,8 @@ def odeint(
 
     most = _MOST if most is None else min(int(most) * max(len(t) - 1, 1), _MOST)
     control = PIDController(rtol, atol, max_steps=most, max_step=largest)
-    solution = _solve(field if leaves else lambda t, y: field(t, y, ()), flat, leaves or None, t[0], t[-1], t, control)
+    of_field = field if leaves else lambda t, y: field(t, y, ())
+    solution = _solve(of_field, flat, leaves or None, t[0], t[-1], t, control, alarm(func))
     return jax.vmap(unravel)(solution.ys)
 
 
@@ -159,7 +162,14 @@ def _shape(leaf: Any) -> Any:
 
 
 def _solve(
-    field: Callable[..., Any], y0: Any, weights: Any, t0: Array, t1: Array, ts: Array | None, control: PIDController
+    field: Callable[..., Any],
+    y0: Any,
+    weights: Any,
+    t0: Array,
+    t1: Array,
+    ts: Array | None,
+    control: PIDController,
+    told: Alarm | None = None,
 ) -> Solution:
     """A solve whose gradient can be differentiated again, as there: the backward solve is one like this."""
     gradient = ContinuousAdjoint(seminorm=False)
@@ -169,9 +179,11 @@ def _solve(
     def resolve(field: Callable[..., Any], state: Any, weights: Any, t0: Array, t1: Array) -> Any:
         return _solve(field, state, weights, t0, t1, None, _by_number(control)).y1
 
-    return solve_adaptive(
-        ivp, lambda stats: AdaptiveCostate(gradient, ivp.solver, control, stats, None, resolve=resolve)
-    )
+    def method(stats: Stats) -> AdaptiveCostate:
+        named = dataclasses.replace(stats, gradient="odeint")
+        return AdaptiveCostate(gradient, ivp.solver, control, named, told, resolve=resolve)
+
+    return solve_adaptive(ivp, method)
 
 
 def _by_number(control: PIDController) -> PIDController:

@@ -25,7 +25,7 @@ from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.gradients.certificate import certify
 from odenet_jax.gradients.compared_steps import magnitude
 from odenet_jax.gradients.runtime_errors import raised
-from odenet_jax.gradients.way_back import Derivatives, WayBack
+from odenet_jax.gradients.way_back import Derivatives, WayBack, share_of
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
 from odenet_jax.steps.clock import TimePoint
 from odenet_jax.steps.fixed import read
@@ -40,7 +40,7 @@ REMEDY_OF_DROP_IN = "give a larger mxstep, or larger rtol and atol; or take oden
 
 class _CostateCarry(NamedTuple):
     """The state is y and its adjoint; `parts` is the integrand of the weights' gradient at the start of the step, and
-    `came` where the last step did start."""
+    `came` where the last step did start; `unresolved` what the errors of steps are of the adjoint, in all."""
 
     pace: LoopState
     state: Leaves
@@ -50,6 +50,7 @@ class _CostateCarry(NamedTuple):
     sums: Sums
     came: Array
     way: WayBack
+    unresolved: Array
 
 
 class AdaptiveCostate(BackwardPass):
@@ -120,7 +121,9 @@ class AdaptiveCostate(BackwardPass):
             first,
         )
         pace = start(line, size, finite(state, first))
-        carry = _CostateCarry(pace, state, first, parts, output, sums, line.t0, WayBack.start(line.t0))
+        carry = _CostateCarry(
+            pace, state, first, parts, output, sums, line.t0, WayBack.start(line.t0), jnp.zeros_like(line.t0)
+        )
 
         def step(carry: _CostateCarry) -> _CostateCarry:
             return self._step(run, line, allowed, result, gradients, carry)
@@ -130,7 +133,7 @@ class AdaptiveCostate(BackwardPass):
         here, evaluated = run.between(carry.came, line.t1), (carry.first, carry.parts)
         way = self._arrived(carry.way, here, allowed, y0, carry.state, evaluated, True, last=True)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        error = way.certificate(carry.sums, by_y0=gradients.by_y0)
+        error = jnp.maximum(way.certificate(carry.sums, by_y0=gradients.by_y0), carry.unresolved)
         # gradients that are all zero are right, whatever was rebuilt for them; one that ended early is said otherwise
         read = jnp.stack([jnp.any(leaf != 0) for leaf in a]).any() & (carry.pace.outcome == CODE[Result.SUCCESS])
         error = jnp.where(read, error, jnp.zeros((), error.dtype))
@@ -140,7 +143,8 @@ class AdaptiveCostate(BackwardPass):
         """The gradients, unless the backward solve could not go on."""
         pace, error = trouble
         gradients = ended(gradients, pace, drop_in=self.resolve is not None)
-        return certify(self.stats, self.alarm, pace.accepted, (error, jnp.int32(-1)), gradients, "way back")
+        of = "way back" if self.resolve is None else "drop-in back"
+        return certify(self.stats, self.alarm, pace.accepted, (error, jnp.int32(-1)), gradients, of)
 
     @staticmethod
     def _last_read(result: AdaptiveResult, gradients: Cotangents) -> tuple[Array, Leaves]:
@@ -197,8 +201,12 @@ class AdaptiveCostate(BackwardPass):
             first, parts = lax.cond(needed, renew, lambda: (first, parts))
         old = (carry.state, carry.first, carry.parts)
         state, first, parts = choose(accepted, (state, first, parts), old)
-        came = jnp.where(accepted, carry.pace.t, carry.came)
-        return _CostateCarry(now, state, first, parts, jnp.where(accepted, met, output), sums, came, way)
+        came, unresolved = jnp.where(accepted, carry.pace.t, carry.came), carry.unresolved
+        if self.resolve is not None:  # of a drop-in, which holds atol against the adjoint whatever the loss's size
+            off, of = (magnitude(leaves[count:], allowed.time) for leaves in (attempt.error, attempt.y1))
+            unresolved += jnp.where(accepted, share_of(off, of), 0)
+        output = jnp.where(accepted, met, output)
+        return _CostateCarry(now, state, first, parts, output, sums, came, way, unresolved)
 
     def _arrived(
         self,

@@ -85,7 +85,7 @@ class WayBack(NamedTuple):
             last: whether this is t0.
         """
         kind = t.dtype
-        drift = ratio(magnitude(subtract(y, known), kind), magnitude(known, kind))
+        drift = share_of(magnitude(subtract(y, known), kind), magnitude(known, kind))
         reached &= drift != 0
         closely = reached & (last | (self.count < _ALL) | ~(drift <= _MORE * self.largest))
         eps = max([float(jnp.finfo(leaf.dtype).eps) for leaf in y], default=0.0)
@@ -96,7 +96,7 @@ class WayBack(NamedTuple):
 
         def compare() -> Compared:
             (exact, exact_parts), (rebuilt, parts) = derivatives()
-            by_state = ratio(magnitude(subtract(rebuilt, exact), kind), magnitude(a, kind))
+            by_state = share_of(magnitude(subtract(rebuilt, exact), kind), magnitude(a, kind))
             by_weights = magnitude(jax.tree.map(jnp.subtract, parts, exact_parts), kind)
             return Compared(span * by_state, span * by_weights)
 
@@ -124,10 +124,10 @@ class WayBack(NamedTuple):
             weights: their gradients.
             by_y0: whether that of y0 is asked for.
         """
-        by_weights = ratio(self.off.by_weights, magnitude(weights, self.since.dtype))
+        by_weights = share_of(self.off.by_weights, magnitude(weights, self.since.dtype))
         return jnp.maximum(by_weights, self.off.by_state) if by_y0 else by_weights
 
 
-def ratio(off: Array, of: Array) -> Array:
+def share_of(off: Array, of: Array) -> Array:
     """How large an error is beside what it is of; none is none, of whatever it is."""
     return jnp.where(off == 0, jnp.zeros_like(off), off / jnp.where(of == 0, jnp.finfo(of.dtype).tiny, of))

@@ -27,12 +27,14 @@ from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled_function import Recalled
-from odenet_torch.drop_in.step_back import StepsBack, steps_back
+from odenet_torch.drop_in.step_back import StepsBack, by_steps, steps_back
+from odenet_torch.drop_in.way_back import KnownStates, known_states
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.raised import as_raised
 from odenet_torch.gradients.adjoint import refuse_batches, require_finite, unhooked
+from odenet_torch.gradients.way_back import least
 from odenet_torch.steps.graph import Choices
 from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
 
@@ -92,6 +94,8 @@ class AdjointSolve:
         self.on = way.watch(lambda y, a: (self.moved, y, a, *self.sums))
         self.steps_back: StepsBack | None = None
         """What backward steps are compared with; None where they are not."""
+        self.known_states: KnownStates | None = None
+        """What rebuilt states are compared with, where steps are not."""
 
     def field(self, t: Tensor, both: AnyLeaves) -> AugmentedSlope:
         """The slopes of state, adjoint and quadratures at a time."""
@@ -110,14 +114,20 @@ class AdjointSolve:
         slope.parts = tuple(rest if self.timed else [None, *rest])
         return slope
 
-    def between(self, i: int, start: float, end: float, y: Tensor, a: Tensor) -> Tensor:
-        """The adjoint at time i, from the state and the adjoint at the time after it.
+    def between(self, i: int, start: float, end: float, y: Tensor, a: Tensor, known: Tensor) -> Tensor:
+        """The adjoint at time i, from the state and the adjoint at the time after it; the state is known there, too.
 
         Raises:
             GradientError: the backward pass could not go on.
         """
         if not a.any():
             return a
+        both = self._steps_between(i, start, end, y, a)
+        if self.known_states is not None:
+            self.known_states.arrived(known, both, start, end, last=i == 0)
+        return both[1]
+
+    def _steps_between(self, i: int, start: float, end: float, y: Tensor, a: Tensor) -> AnyLeaves:
         choice, method = self.way.choice, self.way.method
         both: AnyLeaves = (y, a)
         if isinstance(choice, Spacing):
@@ -144,23 +154,29 @@ class AdjointSolve:
                 if step_back is not None:
                     step_back.add(step, parts[1:])
                 both = step.y1
+                if self.known_states is not None:
+                    self.known_states.step(None, both[1])
             if step_back is not None:
                 step_back.finish(both[1])
             if self.steps_back is not None:
                 self.steps_back.arrived(i, both[0])
-            return both[1]
+            return both
         if choice.first_step is None and self.size is not None:
             choice = dataclasses.replace(choice, first_step=self.size)
         (loop, graph), longest = self._loop(choice, start, end), 0.0
         for step in loop.steps(start, both):
             self.accept(weighed(step.slopes, loop.tableau.b, -step.h) if graph is None else graph.added)
             both, longest = step.y1, max(longest, abs(step.h))
+            if self.known_states is not None:
+                attempt = loop.trial if graph is None else graph.attempt
+                assert attempt is not None
+                self.known_states.step(attempt.error[1], both[1])
         # steps that end where the next time is are shorter than they might be
         self.size = longest * (1 if loop.tried > loop.n else 2) or None
         if loop.failed is not None:
             require_finite((a,), start)
             raise stopped_back(loop.failed, choice.max_steps // max(len(self.way.flow.times) - 1, 1), loop.n, start)
-        return both[1]
+        return both
 
     def _graph(self, tableau: Tableau, ratio: Callable[..., Tensor] | None = None) -> AugmentedSteps | None:
         """The compiled steps; None where they are not compiled."""
@@ -272,18 +288,24 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             stack.enter_context(flow.recording.again(adaptive=not isinstance(way.choice, Spacing)))
         stack.enter_context(way.again.back())
         a = torch.zeros_like(ys[-1], dtype=kind)
-        if isinstance(way.choice, Spacing):
+        if isinstance(way.choice, Spacing) and by_steps(flow):
             back.steps_back = steps_back(flow, ys, params, back.layout)
+        else:
+            rtol = None if way.reach is None else least(list(way.reach.rtol))
+            back.known_states = known_states(flow, back.layout, rtol, ctx.needs_input_grad[2], back.field)
         for i in reversed(range(1, len(times))):
             if timed:
                 time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)
                 at = (ys[i].to(kind),)
                 (rate,) = back.layout.evaluate(lambda y: flow.f(time, y), at, start=True)  # noqa: B023
                 rates.append((rate * grads[i].conj()).sum().real)
-            a = back.between(i - 1, times[i], times[i - 1], ys[i].to(kind), a + grads[i])
+            y, known = (ys[n].to(kind) for n in (i, i - 1))
+            a = back.between(i - 1, times[i], times[i - 1], y, a + grads[i], known)
         a = a + grads[0]
         if back.steps_back is not None:
             back.steps_back.tell(way.method)
+        if back.known_states is not None:
+            back.known_states.tell(way.method, back.sums)
     g = None
     if timed:
         first = back.moved - sum(rates)

@@ -171,6 +171,8 @@ class AugmentedSteps(_Compiled):
         self.added: list[Tensor | None] = []
         """What the last step adds to each quadrature."""
         self.errors: list[Tensor | None] = []
+        self.attempt: Trial | None = None
+        """The last step that was tried."""
 
     def enter(self, leaves: Leaves) -> Leaves:
         """See `entered`."""
@@ -205,7 +207,7 @@ class AugmentedSteps(_Compiled):
     def trial(self, t: float, t1: float, times: Sequence[float], y: Leaves, first: Leaves) -> tuple[Trial, float]:
         """See `odenet_torch.steps.size_control.CompiledTrials`."""
         assert self.ratio is not None
-        attempt = self.step(y, self.numbers(t1 - t, times), first)
+        self.attempt = attempt = self.step(y, self.numbers(t1 - t, times), first)
         return attempt, float(self.ratio(attempt.error, y, attempt.y1))
 
 

@@ -28,7 +28,7 @@ _MOST = 16
 
 
 @dataclass
-class _Passes:
+class Passes:
     """Of one function.
 
     Args:
@@ -40,20 +40,32 @@ class _Passes:
     error: float = 0.0
 
 
-_passes: weakref.WeakKeyDictionary[Alarm, _Passes] = weakref.WeakKeyDictionary()
+_passes: weakref.WeakKeyDictionary[Alarm, Passes] = weakref.WeakKeyDictionary()
 """By alarm, of which a function has one as long as it lives."""
+
+
+def passes_due(flow: OdeintProblem) -> tuple[Alarm, Passes] | None:
+    """Of the function of a solve: who says how far off it is, and its backward passes; None where this one is not
+    compared."""
+    told = alarm(flow.original)
+    if told is None:
+        return None
+    passes = _passes.setdefault(told, Passes())
+    passes.count += 1
+    if passes.count % _EVERY and passes.count.bit_count() > 1 and passes.error <= DOUBTFUL:
+        return None
+    return told, passes
+
+
+def by_steps(flow: OdeintProblem) -> bool:
+    """Whether the steps of the forward pass are known, and end at its times."""
+    return flow.recording is not None and bool(flow.recording.ends) and flow.event_fn is None
 
 
 def steps_back(flow: OdeintProblem, ys: Tensor, params: Sequence[Tensor], layout: Layout) -> StepsBack | None:
     """What a backward pass is compared with; None where it is not. Arguments are those of `StepsBack`."""
-    told, recording = alarm(flow.original), flow.recording
-    if told is None or recording is None or not recording.ends:
-        return None
-    passes = _passes.setdefault(told, _Passes())
-    passes.count += 1
-    if passes.count % _EVERY and passes.count.bit_count() > 1 and passes.error <= DOUBTFUL:
-        return None
-    return StepsBack(flow, ys, params, layout, told, passes)
+    due = passes_due(flow)
+    return None if due is None else StepsBack(flow, ys, params, layout, *due)
 
 
 class StepsBack:
@@ -82,7 +94,7 @@ class StepsBack:
         params: Sequence[Tensor],
         layout: Layout,
         told: Alarm,
-        passes: _Passes,
+        passes: Passes,
     ) -> None:
         self.flow, self.ys, self.layout, self.told, self.passes = flow, ys, layout, told, passes
         assert flow.recording is not None

@@ -77,7 +77,7 @@ class WayBack:
         (rebuilt, parts), (exact, exact_parts) = derivatives(y, True), derivatives(known, False)
         finest = max(torch.finfo(leaf.dtype).eps for leaf in known)
         time = span * lasting(drift, max(self.rtol, finest), math.log)
-        by_state = time * ratio(self._size(subtract(rebuilt, exact)), self._size(a))
+        by_state = time * share_of(self._size(subtract(rebuilt, exact)), self._size(a))
         off = [difference(parts.get(key), exact_parts.get(key)) for key in parts | exact_parts]
         by_weights = time * self._size(off)
         self.last = drift, by_state, by_weights
@@ -92,14 +92,14 @@ class WayBack:
         Args:
             weights: their gradients.
         """
-        by_weights = ratio(self.off_by_weights, self._size(weights))
+        by_weights = share_of(self.off_by_weights, self._size(weights))
         return torch.maximum(by_weights, self.off_by_state) if self.by_y0 else by_weights
 
     def _size(self, leaves: Iterable[Tensor]) -> Tensor:
         return magnitude(leaves, self.device)
 
 
-def ratio(off: Tensor, of: Tensor) -> Tensor:
+def share_of(off: Tensor, of: Tensor) -> Tensor:
     """How large an error is beside what it is of; none is none, of whatever it is."""
     return torch.where(off == 0, 0.0, off / of)
 
