@@ -134,7 +134,8 @@ class _AcceptedStepsSolve(torch.autograd.Function):
         refuse_second_derivatives(ctx.adjoint.stats.gradient)
         forward, count = ctx.forward, ctx.count
         run = dataclasses.replace(forward.run, again=True)
-        saved = saved_tensors.of(ctx)[: len(ctx.saved_tensors) - len(ctx.weights)]
+        saved = saved_tensors.of(ctx)  # once: within torch's checkpoint a second time is an error
+        saved = saved[: len(saved) - len(ctx.weights)]
         groups = [tuple(leaf.detach() for leaf in saved[i : i + count]) for i in range(0, len(saved), count)]
         states = dict(zip(ctx.indices, groups, strict=False))
         rows = [tuple(leaf) for leaf in zip(*(g.unbind(0) for g in gradients), strict=True)]
