@@ -98,3 +98,35 @@ def test_the_calls_of_torchdiffeq_within_parametrize_cached():
     for interface in (odeint, odeint_adjoint):
         for a, b in zip(solve(interface, cached=True), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "choices", [{"steps": 6, "solver": "rk4"}, {"rtol": 1e-6, "atol": 1e-8}], ids=["equal", "adaptive"]
+)
+@pytest.mark.parametrize("norm", [torch.nn.utils.spectral_norm, parametrizations.spectral_norm], ids=["old", "new"])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.* is deprecated:FutureWarning")
+def test_backprop_of_a_spectral_norm_in_training_is_that_of_the_steps_as_they_were_taken(norm, choices):
+    """Each evaluation iterates once more, and is differentiated at the vectors that it has read."""
+    torch.manual_seed(1)
+    module = norm(nn.Linear(4, 4, dtype=torch.float64))
+    y0, vectors = torch.randn(3, 4, dtype=torch.float64), []
+
+    def field(t, y):
+        slope = torch.tanh(module(y))
+        at = module if hasattr(module, "weight_u") else module.parametrizations.weight[0]
+        names = ("weight_u", "weight_v") if at is module else ("_u", "_v")
+        vectors.append([getattr(at, name).clone() for name in names])
+        return slope
+
+    odenet.solve(field, y0, **choices).y1.square().sum().backward()
+    weight = module.weight_orig if hasattr(module, "weight_orig") else module.parametrizations.weight.original
+    w, b = (p.detach().clone().requires_grad_() for p in (weight, module.bias))
+    recorded = iter(vectors)
+
+    def again(t, y):
+        u, v = next(recorded)
+        return torch.tanh(nn.functional.linear(y, w / (u @ w @ v), b))
+
+    odenet.solve(again, y0, **choices).y1.square().sum().backward()
+    assert next(recorded, None) is None
+    torch.testing.assert_close([weight.grad, module.bias.grad], [w.grad, b.grad], rtol=1e-11, atol=1e-13)

@@ -24,6 +24,7 @@ from odenet_torch.conversion.layer import arguments_of, copied, state_name
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.measured import LayerErrors, apart, cotangent, due, square, watched
 from odenet_torch.conversion.rerun import Rerun, spent
+from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import now, unique
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.raised import as_raised
@@ -163,7 +164,7 @@ class RoundedLink:
             cotangents = [cotangent(y) for y in outputs]
             before = 1 + len(self.extras)
             # hooks that log a gradient log this one, too
-            with self.rerun.traceless():
+            with self.rerun.traceless(), unseen():
                 exact, approximate = (self.gradients(state, cotangents) for state in (x, rounded))
             self.errors = apart(approximate[:before], exact[:before]), apart(approximate[before:], exact[before:])
 

@@ -43,3 +43,8 @@ def stopped(error: BaseException) -> StopIteration | None:
     *_, (last, _) = traceback.walk_tb(error.__traceback__)
     known = last.f_code.co_filename == checkpoint.__file__ or last.f_globals.get("__name__", "").startswith(_OURS)
     return stop if known else None
+
+
+def leaves_a_checkpoint(error: Exception) -> bool:
+    """Whether it is no error, but the way in which torch's checkpoint ends what it runs again once all is saved."""
+    return type(error).__module__ == checkpoint.__name__ and "Stop" in type(error).__name__

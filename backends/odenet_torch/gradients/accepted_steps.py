@@ -135,7 +135,8 @@ class _AcceptedStepsSolve(torch.autograd.Function):
         forward, count = ctx.forward, ctx.count
         ctx.adjoint.by_y0 = any(ctx.needs_input_grad[4 : 4 + count])
         run = dataclasses.replace(forward.run, again=True)
-        saved = saved_tensors.of(ctx)[: len(ctx.saved_tensors) - len(ctx.weights)]
+        saved = saved_tensors.of(ctx)  # once: within torch's checkpoint a second time is an error
+        saved = saved[: len(saved) - len(ctx.weights)]
         groups = [tuple(leaf.detach() for leaf in saved[i : i + count]) for i in range(0, len(saved), count)]
         states = dict(zip(ctx.indices, groups, strict=False))
         rows = [tuple(leaf) for leaf in zip(*(g.unbind(0) for g in gradients), strict=True)]

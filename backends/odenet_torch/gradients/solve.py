@@ -34,7 +34,7 @@ from odenet.kit import AnySolver, Compile, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
 from odenet_torch.field.field import BlockField, Field, FunctionField
-from odenet_torch.field.raised import as_raised
+from odenet_torch.field.raised import as_raised, leaves_a_checkpoint
 from odenet_torch.field.state import Leaves, layout, require_times
 from odenet_torch.gradients import strides
 from odenet_torch.steps.adaptive import solve_adaptive
@@ -186,7 +186,9 @@ def _stepped(run: Run, leaves: Leaves, method: Callable[[], Solve]) -> Leaves:
             return ys
         except NotSettledError:
             pass
-        except Exception:  # whatever it is: the careful loop meets it again, and says what it is
+        except Exception as error:  # whatever it is: the careful loop meets it again, and says what it is
+            if leaves_a_checkpoint(error):
+                raise
             random_state.restore(run.layout.device, random)
             forget(direct.field)
     if isinstance(run.field, BlockField):
