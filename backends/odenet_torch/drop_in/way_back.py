@@ -16,7 +16,7 @@ from odenet_torch.drop_in.recording import lent_buffers, modules_of
 from odenet_torch.drop_in.step_back import Passes, passes_due
 from odenet_torch.field.state import Layout
 from odenet_torch.field.surroundings import no_trace
-from odenet_torch.gradients.first_step import magnitude
+from odenet_torch.gradients.compared_steps import magnitude
 from odenet_torch.gradients.way_back import Derivatives, WayBack, share_of
 
 _ROUGH = 1e-3
