@@ -6,8 +6,7 @@ moves the state furthest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax.custom_batching import custom_vmap
 
 from odenet import ContinuousAdjoint
 from odenet.kit import DRIFT, SHARE, SMALL, add, least_change, subtract
+from odenet_jax.field.field import Weights
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.adjoint import descend, differentiated, vjp, zeros
@@ -28,11 +28,12 @@ Changes = tuple[Leaves, Any]
 Where a step count divides the other, and where layers change with depth, all steps between two neighbouring times that
 both grids have read the same rows of weights.
 """
+Squares = tuple[Array, Array]
+"""Of changes of the leaves of a state, and of their sizes: arrays of shape (leaves,), or stacked."""
 Comparison = tuple[Worst, Array]
 """The worst error so far, with its step, and the size of the costate at the end of the last segment that was seen."""
 
 
-@dataclass(frozen=True)
 class LargestMove:
     """The step of a forward pass that moves the state furthest, beside its size (a `LoopObserver`).
 
@@ -44,27 +45,55 @@ class LargestMove:
         first: the first step that counts.
     """
 
-    kind: Any
-    first: int
-    from_end: ClassVar[bool] = True
+    from_end = True
 
-    def start(self, y0: Leaves) -> tuple[Array, Array, Array]:
-        """The next step, how far the furthest went, and which it was."""
-        return jnp.int32(0), jnp.zeros((), self.kind), jnp.int32(self.first)
+    def __init__(self, kind: Any, first: int) -> None:
+        self.kind, self.first = kind, first
 
-    def step(
-        self, along: tuple[Array, Array, Array], before: Carried, after: Carried
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        """The same after a step; nothing is kept of it. What is nowhere, or not finite, has not moved."""
-        n, largest, place = along
-        moves = [self._move(*pair) for pair in zip(before[0], after[0], strict=True) if pair[0].size]
-        move = jnp.max(jnp.stack(moves)) if moves else largest
-        further = (move > largest) & (n >= self.first)
-        return (n + 1, jnp.where(further, move, largest), jnp.where(further, n, place)), None
+    def start(self, y0: Leaves) -> None:
+        """Nothing is carried from step to step."""
+        return
 
-    def _move(self, before: Array, after: Array) -> Array:
-        off, size = (jnp.sqrt(jnp.sum(jnp.square(jnp.abs(leaf).astype(self.kind)))) for leaf in (after - before, after))
-        return off / jnp.maximum(size, jnp.finfo(self.kind).tiny)
+    def step(self, along: None, before: Carried, after: Carried) -> tuple[None, Squares]:
+        """Squares of how far each leaf goes in a step, and of its size after it."""
+        return None, (self._squares(subtract(after[0], before[0])), self._squares(after[0]))
+
+    def place(self, squares: Squares, weights: Weights) -> Array:
+        """The step, an integer.
+
+        Rows of a `jax.vmap` that read the same weights have one in common, as rows of one state do: as many steps are
+        compared as there are different ones. Those with weights of their own, an ensemble's, have one each.
+
+        Args:
+            squares: of all steps, stacked.
+            weights: what the solve reads.
+        """
+
+        def of_one(off: Array, size: Array) -> Array:
+            # what is nowhere, or not finite, has not moved
+            moves = jnp.max(off / jnp.maximum(size, jnp.finfo(self.kind).tiny), -1, initial=0.0)
+            counts = jnp.arange(len(moves)) >= self.first
+            return jnp.argmax(jnp.where(counts, jnp.nan_to_num(moves, nan=0.0), -1.0)).astype(jnp.int32)
+
+        @custom_vmap
+        def of_rows(off: Array, size: Array, weights: Any) -> Array:
+            return of_one(off, size)
+
+        @of_rows.def_vmap
+        def batched(rows: int, mapped: Any, off: Array, size: Array, weights: Any) -> tuple[Array, bool]:
+            *ours, of_weights = mapped
+            if any(jax.tree.leaves(of_weights)):
+                return jax.vmap(of_one, [0 if each else None for each in ours])(off, size), True
+            off, size = (
+                jnp.sum(leaf, 0) if each else leaf * rows for leaf, each in zip((off, size), ours, strict=True)
+            )
+            return of_rows(off, size, weights), False
+
+        return of_rows(*squares, jax.tree.leaves(weights))
+
+    def _squares(self, leaves: Leaves) -> Array:
+        parts = [jnp.sum(jnp.square(jnp.abs(leaf).astype(self.kind))) for leaf in leaves if leaf.size]
+        return jnp.stack(parts) if parts else jnp.zeros(0, self.kind)
 
 
 class ComparedSteps:
@@ -98,23 +127,23 @@ class ComparedSteps:
 
         Args:
             k: which; 0 is that at t0.
-            furthest: the step of the largest move, where that is compared.
+            furthest: the segment of the largest move, where that is compared.
             seen: what was known before.
             y: the state at its start, as far as the backward pass knows it.
             a: the costate at its end.
             changes: what the backward pass has made of it.
         """
-        here = k == 0 if furthest is None else (k == 0) | (k == furthest // self.steps)
+        here = k == 0 if furthest is None else (k == 0) | (k == furthest)
 
-        def compared() -> tuple[Array, Array]:
-            return alike((self.certificate(k, y, a, changes), self.size(a)), y, a, changes)
+        def compared() -> Comparison:
+            error = jnp.where(here, self.certificate(k, y, a, changes), 0)
+            return alike((worse(seen[0], error, k * self.steps), self.size(a)), seen, y, a, changes)
 
-        def skipped() -> tuple[Array, Array]:
-            return alike((jnp.zeros((), self.run.layout.time),) * 2, y, a, changes)
+        def skipped() -> Comparison:
+            return alike(seen, y, a, changes)
 
         # a branch and not a choice of two values under `jax.vmap` as well, whose rows may have other steps
-        error, size = lax.cond(_any_row(here), compared, skipped)
-        return worse(seen[0], jnp.where(here, error, 0), k * self.steps), size
+        return lax.cond(_any_row(here), compared, skipped)
 
     def none(self, y: Leaves) -> Changes:
         """No changes so far."""

@@ -60,10 +60,10 @@ class Costate(Adjoint):
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         meeting = OutputCotangents(run.grid, gradients.gradients, steps)
-        compared, end = ComparedSteps(run, self.method), saved.end
-        furthest = None
-        if compared.several:
-            end, (_, _, furthest), _ = saved.end
+        compared, end, furthest = ComparedSteps(run, self.method), saved.end, None
+        if moves := compared.observer():
+            end, _, squares = saved.end
+            furthest = moves.place(squares, run.weights) // compared.steps
 
         def step(n: Any, carry: Any) -> tuple[Any, Changes]:
             y, a, sums = carry
