@@ -25,7 +25,7 @@ from odenet_torch.field.passing_values import FoundValues
 from odenet_torch.field.replay import Key, Place, Replay, autocasts, hooks_its_state
 from odenet_torch.field.settled import SettledBlocks, contents, forget, settle_blocks
 from odenet_torch.field.surroundings import no_trace
-from odenet_torch.field.written_on import sampled, version
+from odenet_torch.field.written_on import sampled, version, writes
 from odenet_torch.steps.direct import NotAsBeforeError
 
 FIRST = (0, False, 0.0)
@@ -123,6 +123,7 @@ class Rerun:
                     self._undo(found)
                 raise
         else:
+            parameters = [writes(p) for p in self.layer.parameters()] if self.passing else []
             with self.replay.forth():
                 out = self.replay.first(FIRST, (0, 0.0, 1), run)
             self.replay.finish([leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)])
@@ -130,7 +131,7 @@ class Rerun:
             # as it was before it ran: what it holds now has the graph of its state
             if not late_writes.known(self.layer, self.replay.reached(self.layer)):
                 settle_blocks((self.layer,), self.replay)
-            if self.passing:
+            if self.passing and parameters == [writes(p) for p in self.layer.parameters()]:
                 settle_passing(self.layer, self.replay, self.late)
         if isinstance(x, Tensor) and version(x) != before:
             raise in_place(type(self.layer).__name__)
