@@ -154,15 +154,17 @@ class ContinuousAdjoint(Gradient):
     Pontryagin 1962; Chen et al. 2018, appendix B. It is O(h^p) away from the network's own gradient, which is a
     result to look at and not an error of the implementation.
 
-    With equal steps its certificate (`Stats.certificate`) says how far: at the end of the backward pass, what it added
-    over the first step is compared with the exact VJP of that step of the network, at the rebuilt y[0] and with the
-    costate that arrives at the end of the step. The certificate is the relative difference of the change of the
-    costate or of the gradient of the weights, or a third of the relative error of the rebuilt y[0] (a few sums of its
-    rows are kept to know it by), whichever is largest. That takes one VJP of a step more, and keeps no state; in
-    torch, where blocks of several kinds alternate, one for the first step of each kind, up to four. Where the
-    backward pass has a step count of its own, the comparison is over the first `segment`, whose ends both grids have,
-    and the states between are kept while it runs; where that has more than 16 steps, the rebuilt y[0] alone is
-    compared. Adaptive solves have no certificate: there rtol and atol bound the error.
+    With equal steps its certificate (`Stats.certificate`) says how far: what the backward pass added over a step is
+    compared with the exact VJP of that step of the network, at the rebuilt state and with the costate that arrives at
+    the end of the step. Two steps are: the first, and of the others the one in which the forward pass moved the state
+    furthest, beside its size (that of a large block, or around a moment when the field is fast). The certificate is
+    the relative difference of the change of the costate or of the gradient of the weights, or a third of the relative
+    error of the rebuilt y[0] (a few sums of its rows are kept to know it by), whichever is largest. That takes two
+    VJPs of a step more, and keeps no state; in torch, where blocks of several kinds alternate, the first step of each
+    kind is compared, up to four, and one of the others. Where the backward pass has a step count of its own, the
+    comparison is over two of the `segment`s, whose ends both grids have, and the states between are kept while it
+    runs; where these have more than 16 steps, the rebuilt y[0] alone is compared. Adaptive solves have no certificate:
+    there rtol and atol bound the error.
 
     Args:
         solver: of the backward solve, a Runge-Kutta method; None takes that of the forward solve.
@@ -209,7 +211,7 @@ class ContinuousAdjoint(Gradient):
         return record, self.steps or steps
 
     def segment(self, steps: int) -> tuple[int, int]:
-        """The steps of the forward and of the backward solve from t0 to the first time that both their grids have;
+        """The steps of the forward and of the backward solve between two neighbouring times that both grids have;
         none of either where that is too far to keep the states between."""
         backward_steps = self.steps or steps
         common = math.gcd(steps, backward_steps)
@@ -242,7 +244,8 @@ class ContinuousAdjoint(Gradient):
         )
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """The certificate: the error of the first step's gradient, where y has drifted furthest, or of that drift."""
+        """The certificate: the error of the gradient of the first step, where y has drifted furthest, or of the step
+        that moves y furthest, or of that drift."""
         return certificate
 
 

@@ -93,7 +93,7 @@ def _why(record: Examinations, best: Examination) -> str:
     if not watched(best):
         return "It has no certificate to tell when it is off by more."
     if of_ode(best):
-        return "It is another gradient, of the ODE, and its certificate looks at the first step alone."
+        return "It is another gradient, of the ODE, and its certificate looks at two steps alone."
     if contractive(record) is None:
         return ""
     if contractive(record):
@@ -117,7 +117,7 @@ def _passed_over(record: Examinations, best: Examination) -> str:
             if not watched(other):
                 why = "it has no certificate to tell when it no longer is"
             elif of_ode(other):
-                why = "it is another gradient, of the ODE, and its certificate looks at the first step alone"
+                why = "it is another gradient, of the ODE, and its certificate looks at two steps alone"
             return f"{other.label} costs less and is within it now ({error(other.gradient_error)}), but {why}."
     return ""
 

@@ -82,7 +82,7 @@ def diagnosis(errors, *, tolerance=1e-2, methods=None, offers=lambda solver, met
         (
             1e-1,
             "discrete-adjoint:predictor=extrapolate",
-        ),  # f least often; not the continuous adjoint, whose certificate looks at one step
+        ),  # f least often; not the continuous adjoint, whose certificate looks at two steps
         (5e-3, "discrete-adjoint"),
         (1e-3, "discrete-adjoint:iterations=2"),
         (1e-4, "checkpoint"),  # backprop keeps the stages, too
@@ -102,7 +102,7 @@ def test_another_gradient_comes_after_those_of_the_network_but_before_memory_tha
     assert "continuous-adjoint costs less and is within it now (1.0e-05), but it is another gradient" in found.verdict
     only = diagnosis(better, tolerance=1e-3)
     assert only.recommended.label == "continuous-adjoint"
-    assert "certificate looks at the first step alone" in only.verdict
+    assert "certificate looks at two steps alone" in only.verdict
     assert "estimates the error as 3.0e-05" in only.verdict
 
 

@@ -77,8 +77,8 @@ def solve(
         probe: a real zero of shape () and of the times' number type. The derivative with respect to it is the
             reconstruction residual (`Stats.certificate`), also under `jax.grad`: with gradient="discrete-adjoint" the
             defect of the predicted states, with "reversible" that of the state at t0, with "checkpoint:bits=8" the
-            error of the rounded states, with "continuous-adjoint" in equal steps the error of the first step's
-            gradient. Zero for the others.
+            error of the rounded states, with "continuous-adjoint" in equal steps the error of the gradient of
+            two steps. Zero for the others.
             Derivatives add up: under `jax.vmap` give each row a probe of its own.
     """
     return solve_problem(

@@ -32,7 +32,7 @@ class MeasuredGradient(CellRow):
     cosine_distance: float | None = column("1 - cos of the angle between g and r, computed without cancellation")
     certificate: float | None = column(
         "known without a reference: reconstruction residual, largest |y[n+1] - z - D(z)| / |y[n+1]| over the steps; of "
-        "the continuous adjoint the relative error of the first step's gradient"
+        "the continuous adjoint the relative error of the gradient of two steps"
     )
     forward_seconds: float | None = column("median seconds of the loss alone, compiled and warm")
     backward_seconds: float | None = column(
