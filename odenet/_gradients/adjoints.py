@@ -163,8 +163,12 @@ class ContinuousAdjoint(Gradient):
     VJPs of a step more, and keeps no state; in torch, where blocks of several kinds alternate, the first step of each
     kind is compared, up to four, and one of the others. Where the backward pass has a step count of its own, the
     comparison is over two of the `segment`s, whose ends both grids have, and the states between are kept while it
-    runs; where these have more than 16 steps, the rebuilt y[0] alone is compared. Adaptive solves have no certificate:
-    there rtol and atol bound the error.
+    runs; where these have more than 16 steps, the rebuilt y[0] alone is compared.
+
+    Of adaptive solves, rtol and atol bound the error of a backward step, and not how far y, as integrated back, drifts.
+    Where y is known, at t0 and at the times that were kept, `a^T df/dy` and `a^T df/dw` are compared with those at what
+    was integrated back: what their difference makes of the costate, or of the gradient of the weights, is the
+    certificate. It takes one to three VJPs of the field more, a few times in a backward pass.
 
     Args:
         solver: of the backward solve, a Runge-Kutta method; None takes that of the forward solve.
@@ -173,7 +177,8 @@ class ContinuousAdjoint(Gradient):
             integrating it back: stable where y' = f is not stable backwards. The backward solve then has the forward
             solve's steps. Not for adaptive solves.
         rtol, atol: tolerances of the backward solve of an adaptive solve, for y and its adjoint; None takes those of
-            the forward solve.
+            the forward solve. For the adjoint, atol is in units of the adjoint's size, the root of its mean square: c
+            times the loss has c times the gradient.
         seminorm: leave the gradient of the weights out of the error that the backward steps follow: it is a
             quadrature, whose errors do not spread (Kidger, Chen, Lyons 2021). False includes it.
     """
@@ -245,7 +250,7 @@ class ContinuousAdjoint(Gradient):
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
         """The certificate: the error of the gradient of the first step, where y has drifted furthest, or of the step
-        that moves y furthest, or of that drift."""
+        that moves y furthest, or of that drift; of an adaptive solve what the drift makes of the whole gradient."""
         return certificate
 
 

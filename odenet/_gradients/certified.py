@@ -71,15 +71,15 @@ def least_change(eps: float, steps: int, of: int) -> float:
 def lasting(drift: Any, least: Any, log: Callable[[Any], Any], arithmetic: Arithmetic = FLOATS) -> Any:
     """For which part of the way back a state has been off by about as much as it is at its end.
 
-    What grows like exp(t) from its tolerance on is so for two of the times in which it grows by a factor of e, and,
-    where it is larger than the state itself, from there on; what did not grow may be so all the way.
+    What grows like exp(t) from its tolerance on is so for some three of the times in which it grows by a factor of e,
+    and, where it is larger than the state itself, from there on; what did not grow may be so all the way.
 
     Args:
         drift: how far it is off at the end, relatively; above 0.
         least: relative tolerance.
         log, arithmetic: of these numbers.
     """
-    longest = 2 * (1 + arithmetic.most(log(drift), 0.0))
+    longest = 3 * (1 + arithmetic.most(log(drift), 0.0))
     return arithmetic.least(longest / arithmetic.most(log(drift / least), 1.0), 1.0)
 
 

@@ -1,7 +1,9 @@
-"""The continuous adjoint with tolerances: a field that contracts is not integrated back to where it began."""
+"""The continuous adjoint with tolerances: what its gradient is, and what is said where a state is integrated back to
+elsewhere than it was."""
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 import cases
@@ -9,39 +11,96 @@ import numpy as np
 import pytest
 
 import odenet
-from odenet import GradientWarning
+from odenet import ContinuousAdjoint, GradientWarning
 
 CONTINUOUS = "continuous-adjoint"
+Y0, W = np.array([1.0, -0.8]), np.array(3.0)
 
 
-def measured(backend, damping, gradient, loss=lambda s: (s.y1 * s.y1).sum(), **choices):
-    """The gradient of y0, the certificate and the warnings."""
-    tanh = cases.tanh(backend)
-    y0, w = np.array([1.0, -0.8]), np.array(3.0)
+def damped(tanh, damping):
+    return lambda t, y, w: w * tanh(y) - damping * y
+
+
+def measured(backend, field, gradient, loss=lambda s: (s.y1 * s.y1).sum(), *, rtol=1e-6, atol=1e-6, **choices):
+    """The gradients of y0 and w, the certificate and the warnings."""
     with odenet.backend(backend).prepare("float64", "cpu"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _, gradients, solution = odenet.value_and_grad(
-            loss, lambda t, y, w: w * tanh(y) - damping * y, y0, w,
-            rtol=1e-6, atol=1e-6, solver="dopri5", backend=backend, gradient=gradient, **choices,
-        )  # fmt: skip
-        of_y0, certificate = cases.flat(backend, gradients.y0), solution.stats.certificate
+            loss, field, Y0, W, rtol=rtol, atol=atol, solver="dopri5", backend=backend, gradient=gradient, **choices
+        )
+        parts = [cases.flat(backend, part) for part in (gradients.y0, gradients.weights)]
+        certificate = solution.stats.certificate
     said = [warning.message for warning in caught if issubclass(warning.category, GradientWarning)]
-    return of_y0, certificate, said
+    return parts, certificate, said
 
 
 @pytest.mark.parametrize("backend", cases.BACKENDS)
 def test_a_state_that_was_integrated_back_to_elsewhere_is_said_to_be(backend):
     for damping, off in ((1.0, False), (25.0, True)):
-        exact, _, _ = measured(backend, damping, "backprop")
-        of_y0, certificate, said = measured(backend, damping, CONTINUOUS)
-        assert (cases.relative(of_y0, exact) > 0.1) == off
-        assert bool(said) == off
-        assert (certificate > 0.1) == off
+        field = damped(cases.tanh(backend), damping)
+        exact, _, _ = measured(backend, field, "backprop")
+        parts, certificate, said = measured(backend, field, CONTINUOUS)
+        assert (cases.relative(parts[0], exact[0]) > 0.1) == off
+        assert bool(said) == (certificate > 0.1) == off
         assert all("integrated back" in str(warning) and "'checkpoint'" in str(warning) for warning in said)
 
 
 @pytest.mark.parametrize("backend", cases.BACKENDS)
 def test_a_gradient_of_zero_is_right_whatever_was_rebuilt(backend):
-    _, certificate, said = measured(backend, 25.0, CONTINUOUS, loss=lambda s: 0.0 * s.y1.sum())
-    assert not certificate
+    field = damped(cases.tanh(backend), 25.0)
+    _, certificate, said = measured(backend, field, CONTINUOUS, loss=lambda s: 0.0 * s.y1.sum())
+    assert certificate == 0
     assert not said
+
+
+@pytest.mark.parametrize("backend", cases.BACKENDS)
+def test_a_linear_field_has_the_same_derivatives_at_any_state(backend):
+    # y(t0), as integrated back, is off by 1e5 times its size
+    parts, certificate, said = measured(backend, lambda t, y, w: 0.1 * w - 25.0 * y, CONTINUOUS, lambda s: s.y1.sum())
+    assert parts[0] == pytest.approx(np.exp([-25.0, -25.0]), rel=1e-3)
+    assert parts[1] == pytest.approx(2 * 0.1 / 25, rel=1e-5)
+    assert certificate < 1e-6
+    assert not said
+
+
+@pytest.mark.parametrize("backend", cases.BACKENDS)
+@pytest.mark.parametrize("seminorm", [True, False])
+def test_c_times_the_loss_has_c_times_the_gradient(backend, seminorm):
+    # the costate shrinks to a thousandth on its way, and takes up more at another time; atol is 1e-4
+    field, method = damped(cases.tanh(backend), 8.0), ContinuousAdjoint(seminorm=seminorm)
+    exact, _, _ = measured(backend, field, "backprop", lambda s: s.y1.sum(), rtol=1e-9, atol=1e-9)
+
+    def by(c, loss=lambda s: s.y1.sum(), **choices):
+        parts, certificate, _ = measured(backend, field, method, lambda s: c * loss(s), rtol=1e-4, atol=1e-4, **choices)
+        return [part / c for part in parts], certificate
+
+    for choices in ({}, {"ts": [0.3, 1.0], "loss": lambda s: s.ys.sum()}):
+        plain, certificate = by(1.0, **choices)
+        for c in (1e-30, 1e-8, 1e8):
+            scaled, at = by(c, **choices)
+            for one, other in zip(scaled, plain, strict=True):
+                assert one == pytest.approx(other, rel=1e-7)
+            assert at == pytest.approx(certificate, rel=1e-3)
+    for one, other in zip(by(1e-8)[0], exact, strict=True):
+        assert one == pytest.approx(other, rel=0.02)
+
+
+KINDS = {
+    "damped": lambda xp: lambda t, y, w: w * xp.tanh(y) - 12.0 * y,
+    "saturating": lambda xp: lambda t, y, w: 5.0 * w * xp.tanh(y) * (1.1 - y),
+    "contracts, then expands": lambda xp: lambda t, y, w: xp.tanh(w * y) - 40.0 * xp.sin(6.2832 * t) * y,
+    "kinked": lambda xp: lambda t, y, w: xp.tanh(8.0 * y + w) - 15.0 * y,
+}
+
+
+@pytest.mark.parametrize("backend", cases.BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_is_said_and_no_more_than_three_times_as_large_as_it_is_said_to_be(backend, kind):
+    field = KINDS[kind](importlib.import_module({"torch": "torch", "jax": "jax.numpy"}[backend]))
+    for rtol, ts in ((1e-3, None), (1e-6, None), (1e-6, [0.4, 0.7, 1.0])):
+        choices = {"loss": lambda s: s.ys.sum(), "rtol": rtol, "atol": rtol / 10, **({"ts": ts} if ts else {})}
+        exact, _, _ = measured(backend, field, "backprop", **choices)
+        parts, certificate, said = measured(backend, field, CONTINUOUS, **choices)
+        off = max(cases.relative(part, truth) for part, truth in zip(parts, exact, strict=True))
+        assert certificate >= min(off, 1.0) / 3 or off < 0.03, (off, certificate)
+        assert bool(said) == (certificate > 0.1)

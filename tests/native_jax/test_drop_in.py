@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import ode
 
 import odenet_jax
-from odenet import InputError, SolveError
+from odenet import InputError, SolveError, UselessGradientWarning
 from odenet_jax import odeint
 
 BOTH = (ode, odenet_jax)
@@ -93,3 +93,17 @@ def test_arguments_that_cannot_be_used():
         odeint(lambda y, t: -y, jnp.ones(1), jnp.arange(3))
     with pytest.raises(InputError, match="one-dimensional"):
         odeint(lambda y, t: -y, jnp.ones(1), jnp.zeros((2, 2)))
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_state_that_is_integrated_back_to_elsewhere_is_said_to_be():
+    def loss(y0, w, damping):
+        return (
+            odeint(lambda y, t, w, damping: w * jnp.tanh(y) - damping * y, y0, T[:3] - T[0], w, damping)[-1] ** 2
+        ).sum()
+
+    y0 = jnp.array([1.0, -0.8])
+    jax.grad(loss, argnums=(0, 1))(y0, 3.0, 1.0)  # a warning is an error in tests
+    jax.grad(loss, argnums=1)(y0, 3.0, 25.0)  # of w alone: right, whatever y0's would be
+    with pytest.warns(UselessGradientWarning, match=r"gradient of odeint .* integrated back"):
+        jax.block_until_ready(jax.grad(loss)(y0, 3.0, 45.0))

@@ -105,6 +105,7 @@ class AdaptiveCostate(BackwardPass):
             )
         ts = jnp.zeros(0, run.layout.time) if gradients.ts is None else gradients.ts
         end, y1 = self._last_read(result, gradients)
+        result = result._replace(y1=y1)
         line = run.line.turned(end, ts)
         run = dataclasses.replace(run, grid=Accepted(line, ts, jnp.int32(0)), solver=self.solver)
         there = run.between(line.t0, line.stop(line.t0))
@@ -131,7 +132,7 @@ class AdaptiveCostate(BackwardPass):
         carry = repeat(lambda carry: carry.pace.alive, step, carry)
         count = len(a)
         here, evaluated = run.between(carry.came, line.t1), (carry.first, carry.parts)
-        way = self._arrived(carry.way, here, allowed, y0, carry.state, evaluated, True, last=True)
+        way = self._arrived(carry.way, here, allowed, y0, carry.state, y1, evaluated, True, last=True)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
         error = jnp.maximum(way.certificate(carry.sums, by_y0=gradients.by_y0), carry.unresolved)
         # gradients that are all zero are right, whatever was rebuilt for them; one that ended early is said otherwise
@@ -188,7 +189,7 @@ class AdaptiveCostate(BackwardPass):
         if gradients.ts is not None:  # where the forward solve is known, go on from there
             exact = read(result.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1))
             evaluated = attempt.slopes[-1], integrands[-1]
-            way = self._arrived(way, here, allowed, exact, attempt.y1, evaluated, met < output)
+            way = self._arrived(way, here, allowed, exact, attempt.y1, result.y1, evaluated, met < output)
             y = choose(met < output, exact, y)
         state, first, parts = (*y, *a), attempt.slopes[-1], integrands[-1]
         needed = accepted & now.alive & (bool(not tableau.fsal) | (met < output) | line.jumping(step.t1))
@@ -215,6 +216,7 @@ class AdaptiveCostate(BackwardPass):
         allowed: Tolerance,
         known: Leaves,
         state: Leaves,
+        y1: Leaves,
         evaluated: tuple[Leaves, Any],
         reached: Any,
         *,
@@ -228,6 +230,7 @@ class AdaptiveCostate(BackwardPass):
             allowed: tolerance of the backward steps.
             known: what y is there.
             state: y and its adjoint, integrated back.
+            y1: y at t1.
             evaluated: their slopes there, of a tableau whose last stage is the first of the next step.
             reached: whether y is known there.
             last: whether that is t0.
@@ -236,11 +239,18 @@ class AdaptiveCostate(BackwardPass):
         assert ends is not None
         a = state[count:]
 
-        def derivatives() -> tuple[Derivatives, Derivatives]:
+        def derivatives() -> tuple[Derivatives, Derivatives, Leaves]:
             moment = run.line.moment(*ends, 1.0)
-            slope, parts = evaluated if tableau.fsal else self._slope(run, moment, state)
-            exact, exact_parts = self._slope(run, moment, (*known, *a))
-            return (exact[count:], exact_parts), (slope[count:], parts)
+            states = [known, tuple((one + other) / 2 for one, other in zip(known, y1, strict=True))]
+            if not tableau.fsal:
+                states.append(state[:count])
+            # one after the other: the field is compiled once for them
+            rows = tuple(jnp.stack(column) for column in zip(*states, strict=True))
+            slopes, parts = lax.map(lambda y: self._slope(run, moment, (*y, *a)), rows)
+            at_each = [jax.tree.map(lambda leaf, i=i: leaf[i], (slopes[count:], parts)) for i in range(len(states))]
+            exact, half, *others = at_each
+            rebuilt = (evaluated[0][count:], evaluated[1]) if tableau.fsal else others[0]
+            return exact, rebuilt, half[0]
 
         least = functools.reduce(jnp.minimum, [jnp.min(jnp.asarray(bound)) for bound in allowed.rtol])
         return way.arrived(reached, ends[1], known, state[:count], a, least, derivatives, last=last)

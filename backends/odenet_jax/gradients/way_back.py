@@ -3,7 +3,9 @@
 Tolerances bound the error of each backward step, and not how that of the state grows on the way back: where the field
 contracts, it grows by what the solution has shrunk. What that means for the gradient is the field's to say: the
 derivatives of a linear field are the same at any state. So where a state is known, at t0 and at the times that were
-kept, `a^T df/dy` and `a^T df/dw` there are compared with those at what was integrated back in its place.
+kept, `a^T df/dy` and `a^T df/dw` there are compared with those at what was integrated back in its place. What has
+drifted far has another way, too, on which it may meet no kink that the solution met, and at whose end units are as
+saturated: `a^T df/dy` is then compared with that half way to the state at t1 as well.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ _ALL = 4
 """Known states that are compared in any case, of one backward pass."""
 _MORE = 1.5
 """Later ones are where the state is off by so many times more than in any before."""
+_FAR = 0.03
+"""How far a state is off, relatively, whose way may have been another."""
 
 
 class Compared(NamedTuple):
@@ -68,7 +72,7 @@ class WayBack(NamedTuple):
         y: Leaves,
         a: Leaves,
         rtol: Any,
-        derivatives: Callable[[], tuple[Derivatives, Derivatives]],
+        derivatives: Callable[[], tuple[Derivatives, Derivatives, Leaves]],
         *,
         last: bool = False,
     ) -> WayBack:
@@ -81,7 +85,8 @@ class WayBack(NamedTuple):
             y: the same, integrated back.
             a: the costate there, without what the loss reads there.
             rtol: relative tolerance.
-            derivatives: of the field with this costate, at the state that is known and the one integrated back.
+            derivatives: of the field with this costate, at the state that is known and the one integrated back; and
+                half way to the state at t1, by the state alone.
             last: whether this is t0.
         """
         kind = t.dtype
@@ -95,8 +100,10 @@ class WayBack(NamedTuple):
         )
 
         def compare() -> Compared:
-            (exact, exact_parts), (rebuilt, parts) = derivatives()
-            by_state = share_of(magnitude(subtract(rebuilt, exact), kind), magnitude(a, kind))
+            (exact, exact_parts), (rebuilt, parts), half = derivatives()
+            off, off_half = (magnitude(subtract(other, exact), kind) for other in (rebuilt, half))
+            off_half = jnp.where(drift > _FAR, jnp.minimum(drift, 1) * off_half, 0)
+            by_state = share_of(jnp.maximum(off, off_half), magnitude(a, kind))
             by_weights = magnitude(jax.tree.map(jnp.subtract, parts, exact_parts), kind)
             return Compared(span * by_state, span * by_weights)
 

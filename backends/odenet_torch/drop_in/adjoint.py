@@ -292,7 +292,8 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             back.steps_back = steps_back(flow, ys, params, back.layout)
         else:
             rtol = None if way.reach is None else least(list(way.reach.rtol))
-            back.known_states = known_states(flow, back.layout, rtol, ctx.needs_input_grad[2], back.field)
+            end, by_y0 = ys[-1].to(kind), ctx.needs_input_grad[2]
+            back.known_states = known_states(flow, back.layout, rtol, by_y0, back.field, end)
         for i in reversed(range(1, len(times))):
             if timed:
                 time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)

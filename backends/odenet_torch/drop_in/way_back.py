@@ -24,11 +24,16 @@ _ROUGH = 1e-3
 
 
 def known_states(
-    flow: OdeintProblem, layout: Layout, rtol: float | None, by_y0: bool, field: Callable[..., AugmentedSlope]
+    flow: OdeintProblem,
+    layout: Layout,
+    rtol: float | None,
+    by_y0: bool,
+    field: Callable[..., AugmentedSlope],
+    end: Tensor,
 ) -> KnownStates | None:
     """What a backward pass is compared with; None where it is not. Arguments are those of `KnownStates`."""
     due = passes_due(flow)
-    return None if due is None else KnownStates(flow, layout, rtol, by_y0, field, *due)
+    return None if due is None else KnownStates(flow, layout, rtol, by_y0, field, end, *due)
 
 
 class KnownStates:
@@ -43,6 +48,7 @@ class KnownStates:
         rtol: relative tolerance of the backward steps; None for steps without an estimate of their error.
         by_y0: whether the gradient of y0 is asked for.
         field: slopes of state, adjoint and quadratures.
+        end: the state at the last time.
         told: who says it.
         passes: of the function.
     """
@@ -54,10 +60,12 @@ class KnownStates:
         rtol: float | None,
         by_y0: bool,
         field: Callable[..., AugmentedSlope],
+        end: Tensor,
         told: Alarm,
         passes: Passes,
     ) -> None:
         self.flow, self.layout, self.field, self.told, self.passes = flow, layout, field, told, passes
+        self.end = end
         self.way = WayBack(_ROUGH if rtol is None else rtol, layout.device, by_y0)
         self.unresolved = torch.zeros((), device=layout.device)
         """What the errors of steps are of the costate, in all."""
@@ -90,7 +98,7 @@ class KnownStates:
                 slope = self.field(time, (*at, a))
             return slope[1:], {i: part for i, part in enumerate(slope.parts[1:]) if part is not None}
 
-        self.way.arrived((known,), (y,), (a,), abs(end - start), derivatives, last=last)
+        self.way.arrived((known,), (y,), (self.end,), (a,), abs(end - start), derivatives, last=last)
 
     def tell(self, method: str, weights: Iterable[Tensor]) -> None:
         """Say how far the gradient is off, if it is much.

@@ -161,6 +161,8 @@ class AdaptiveCostate(Costate):
 
     reads_outputs = True
     proposed: float | None = None
+    end: Leaves | None = None
+    """The state where the backward pass began."""
 
     def back_accepted(
         self, forward: ForwardSolve, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
@@ -169,7 +171,7 @@ class AdaptiveCostate(Costate):
         refuse_batches((leaf for row in rows for leaf in row), f"gradient={self.stats.gradient!r}")
         y, t = states[forward.grid.steps], forward.grid.nodes[-1]
         a: AnyLeaves = zeros(y)
-        self.proposed = None
+        self.proposed = self.end = None
         self.way_back = WayBack(least(self.control(forward).rtol), forward.run.layout.device, self.by_y0)
         for time, output, row in reversed(list(zip(forward.ts, outputs, rows, strict=True))):
             if not all(bool(torch.isfinite(leaf).all()) for leaf in output):
@@ -197,6 +199,7 @@ class AdaptiveCostate(Costate):
         (t, y), (end, exact) = start, known
         if t == end:
             return a
+        self.end = y if self.end is None else self.end
         method, count = self.method, len(y)
         solver, _ = method.backward(self.solver, 1)
         control = self.control(forward)
@@ -236,7 +239,7 @@ class AdaptiveCostate(Costate):
         def derivatives(at: AnyLeaves, integrated: bool) -> Derivatives:
             return quadrature.derivatives((*at, *a), t, end, known=integrated)
 
-        self.way_back.arrived(exact, y, a, abs(end - t), derivatives, last=end == forward.t0)
+        self.way_back.arrived(exact, y, self.end, a, abs(end - t), derivatives, last=end == forward.t0)
         return a
 
 

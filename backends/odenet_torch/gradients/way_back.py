@@ -3,7 +3,9 @@
 Tolerances bound the error of each backward step, and not how that of the state grows on the way back: where the field
 contracts, it grows by what the solution has shrunk. What that means for the gradient is the field's to say: the
 derivatives of a linear field are the same at any state. So where a state is known, at t0 and at the times that were
-kept, `a^T df/dy` and `a^T df/dw` there are compared with those at what was integrated back in its place.
+kept, `a^T df/dy` and `a^T df/dw` there are compared with those at what was integrated back in its place. What has
+drifted far has another way, too, on which it may meet no kink that the solution met, and at whose end units are as
+saturated: `a^T df/dy` is then compared with that half way to the state at t1 as well.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ _ALL = 4
 """Known states that are compared in any case, of one backward pass."""
 _MORE = 1.5
 """Later ones are where the state is off by so many times more than in any before."""
+_FAR = 0.03
+"""How far a state is off, relatively, whose way may have been another."""
 
 
 class WayBack:
@@ -49,6 +53,7 @@ class WayBack:
         self,
         known: AnyLeaves,
         y: AnyLeaves,
+        end: AnyLeaves,
         a: AnyLeaves,
         span: float,
         derivatives: Callable[[AnyLeaves, bool], Derivatives],
@@ -60,6 +65,7 @@ class WayBack:
         Args:
             known: the state.
             y: the same, integrated back.
+            end: the state at t1.
             a: the costate there, without what the loss reads there.
             span: the time since the state was set to a known one.
             derivatives: of the field at a state, with this costate; whether it is the one that was integrated back.
@@ -77,7 +83,11 @@ class WayBack:
         (rebuilt, parts), (exact, exact_parts) = derivatives(y, True), derivatives(known, False)
         finest = max(torch.finfo(leaf.dtype).eps for leaf in known)
         time = span * lasting(drift, max(self.rtol, finest), math.log)
-        by_state = time * share_of(self._size(subtract(rebuilt, exact)), self._size(a))
+        off_by = self._size(subtract(rebuilt, exact))
+        if drift > _FAR:
+            half, _ = derivatives(tuple((one + other) / 2 for one, other in zip(known, end, strict=True)), False)
+            off_by = torch.maximum(off_by, min(drift, 1.0) * self._size(subtract(half, exact)))
+        by_state = time * share_of(off_by, self._size(a))
         off = [difference(parts.get(key), exact_parts.get(key)) for key in parts | exact_parts]
         by_weights = time * self._size(off)
         self.last = drift, by_state, by_weights
