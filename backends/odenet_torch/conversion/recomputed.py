@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, DiscreteAdjoint
@@ -20,6 +21,7 @@ from odenet_torch.conversion.segment import Segment
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
 from odenet_torch.field.late_writes import run_to_the_end
+from odenet_torch.gradients.adjoint import not_recorded
 
 _HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers that call torch.func inside, which refuses to run under the hooks of torch's checkpoint."""
@@ -168,6 +170,8 @@ class _Again:
         self.rerun = rerun
 
     def __enter__(self) -> None:
+        if torch.is_inference_mode_enabled():
+            raise not_recorded("gradient='checkpoint'")
         self.around = self.rerun.once_more()
         self.around.__enter__()
 

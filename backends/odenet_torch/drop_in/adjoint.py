@@ -33,7 +33,7 @@ from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.raised import as_raised
-from odenet_torch.gradients.adjoint import refuse_batches, require_finite, unhooked
+from odenet_torch.gradients.adjoint import not_recorded, refuse_batches, require_finite, unhooked
 from odenet_torch.gradients.way_back import least
 from odenet_torch.steps.graph import Choices
 from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
@@ -266,6 +266,8 @@ class _OdeintAdjoint(torch.autograd.Function):
 
 @as_raised
 def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    if torch.is_inference_mode_enabled():
+        raise not_recorded("odeint_adjoint")
     if torch.is_grad_enabled():
         raise UnsupportedError(
             "a second derivative through odeint_adjoint",

@@ -77,6 +77,29 @@ class ModuleSnapshot:
                 raise changed(f"the buffer {key} of {self.name} was changed")
 
 
+def held(module: nn.Module) -> dict[int, tuple[type, Tensor]]:
+    """The parameters of a module, and of what class each is, by `id`."""
+    inside = (p for inner in within(module) for p in inner._parameters.values() if p is not None)
+    return {id(p): (type(p), p) for p in inside}
+
+
+def require_held(name: str, module: nn.Module, before: dict[int, tuple[type, Tensor]]) -> None:
+    """Looks whether a module that has run for the first time had the parameters that it has now.
+
+    Raises:
+        GradientError: it has made one, as lazy modules do, and would make another when it runs again.
+    """
+    for inner in within(module):
+        for key, parameter in inner._parameters.items():
+            if parameter is not None and before.get(id(parameter), (None,))[0] is not type(parameter):
+                raise GradientError(
+                    f"{name} makes the parameter {key} of {type(inner).__name__} in its first evaluation, and is to "
+                    "run again",
+                    "modules that have their parameters before the solve",
+                    "call the field once before, under torch.no_grad(); or take gradient='backprop'",
+                )
+
+
 def state(parameter: Tensor) -> tuple[int, bool, Any]:
     """What tells whether a parameter was written on, frozen or thawed: version, `requires_grad`, and a sample."""
     return version(parameter), parameter.requires_grad, sampled(parameter)

@@ -88,6 +88,7 @@ class ReachableObjects:
         """What `looked` makes of these."""
         self.hooks: list[dict[Any, Any]] = []
         """Of modules; those that were empty are looked into when they no longer are."""
+        self.backward_hooks: list[dict[Any, Any]] = []
         self._modules: list[nn.Module] = []
         self._inner: set[int] = set()
         # arguments are of no package themselves
@@ -113,7 +114,8 @@ class ReachableObjects:
         self._modules.clear()
         self.contents = [place.contents() for place in self.places]
         pairs = [*zip(self.places, self.contents, strict=True)]
-        sized = [p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames] + self.hooks
+        sized = [p.entries for p, _ in pairs if p.entries is not None and type(p) is not GlobalNames]
+        sized += self.hooks + self.backward_hooks
         classes = [(vars(p.kind), c) for p, c in pairs if isinstance(p, ClassAttributes)]
         self.stored = StoredValues(
             [*sized, *(own for own, _ in classes)],
@@ -201,6 +203,7 @@ class ReachableObjects:
         self._modules.append(module)
         self._inner |= set(map(id, module._modules.values()))
         self.hooks += (module._forward_hooks, module._forward_pre_hooks)
+        self.backward_hooks += (module._backward_hooks, module._backward_pre_hooks)
         yield from ((f"{name}.{key}", child) for key, child in module._modules.items())
         # what other parts of torch, such as torch.distributed, keep on a module is theirs
         if kind.__module__.startswith("torch.") and not kind.__module__.startswith(("torch.nn.modules", "torch.nn.ut")):

@@ -21,7 +21,16 @@ from torch.nn.utils import parametrize
 
 from odenet import GradientError
 from odenet_torch.field import late_writes, random_state, saved_tensors
-from odenet_torch.field.called_modules import ModuleSnapshot, Owned, changed, indifferent, require_same, within
+from odenet_torch.field.called_modules import (
+    ModuleSnapshot,
+    Owned,
+    changed,
+    held,
+    indifferent,
+    require_held,
+    require_same,
+    within,
+)
 from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
@@ -154,10 +163,13 @@ class Replay:
         """An evaluation of the forward pass, at y."""
         modules, roots = self.modules(*place), self.roots(*place)
         self.before = self._look([*modules, *self.noticed])
+        new = [(name, module, held(module)) for name, module in modules if id(module) not in self.snapshots]
         met = self.sides.begin(key[0], roots)
         generators = [x for _, root in roots for x in self.sides.around[id(root)].reach.generators]
         before, outside = [*map(random_state.of, generators)], random_state.outside()
         out = evaluate()
+        for name, module, parameters in new:
+            require_held(name, module, parameters)
         drawn = random_state.outside() != outside
         if drawn or (before and before != [*map(random_state.of, generators)]):
             self._require_seeded(key, place, evaluate, [*generators, *(random_state.GLOBAL if drawn else ())])

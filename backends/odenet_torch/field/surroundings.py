@@ -68,6 +68,8 @@ class Surroundings:
         """Location f put a tensor with a graph, and no tensor stood before: places, keys, and what stood there."""
         self.wrote = False
         """Whether f has written on a tensor or an array."""
+        self.hooks: list[Any] = []
+        """Hooks on modules that f itself has left."""
 
     def differences(self) -> list[Difference]:
         """The places whose values are others now than they were before."""
@@ -83,6 +85,7 @@ class Surroundings:
             outputs: of the pass. What stood there with a graph and is a part of theirs, as keys and values of earlier
                 calls are, is found again, too; it would not be let go anyway.
         """
+        self.hooks = self.later_hooks()
         changes = self.differences()
         current = [*map(_value, self.reach.watched)]
         self.wrote = current != self.values
@@ -153,6 +156,13 @@ class Surroundings:
                     "gradient='backprop'",
                 )
 
+    def later_hooks(self) -> list[Any]:
+        """The tables of hooks on modules that are not empty, and were when f had run."""
+        if not any(self.reach.hooks) and not any(self.reach.backward_hooks):
+            return []
+        known = {*(id(place.entries) for place in self.reach.places), *map(id, self.hooks)}
+        return [hooks for hooks in (*self.reach.hooks, *self.reach.backward_hooks) if hooks and id(hooks) not in known]
+
     def untouched(self) -> bool:
         """Whether all is as f found and left it, so that nothing has to be done where f runs again."""
         return not self.own and self.reach.current()
@@ -175,10 +185,19 @@ class Surroundings:
         swapped += [(*entry, entry[0].contents().get(entry[1], MISSING)) for entry in self.emptied(since)]
         for place, key, old, _ in swapped:
             place.put(key, old)
+<<<<<<< HEAD
         present = self.before if current and not self.own else [place.contents() for place in self.reach.places]
+=======
+        later = [(hooks, dict(hooks)) for hooks in ([] if current else self.later_hooks())]
+        for hooks, _ in later:
+            hooks.clear()
+        present = self.before if current else [place.contents() for place in self.reach.places]
+>>>>>>> left
         try:
             yield
         finally:
+            for hooks, entries in later:
+                hooks.update(entries)
             if not current or not self.reach.current():
                 changes = differences(self.reach.places, present)
                 put_back(change for change in changes if _of_graph(change) or self._replaced(change))

@@ -33,6 +33,7 @@ from odenet_torch.gradients.adjoint import (
     Adjoint,
     SavedStates,
     mark,
+    not_recorded,
     own,
     pulled,
     read,
@@ -285,6 +286,8 @@ class Segment:
 
     def __enter__(self) -> None:
         """While the steps run again, as often as a graph is gone back through."""
+        if torch.is_inference_mode_enabled():
+            raise not_recorded("gradient='checkpoint'")
         self.run = dataclasses.replace(self.run, again=True)
         self.run.field.settle(range(self.first, self.end), self.run.grid.steps)
         self.entered = contextlib.ExitStack()
