@@ -143,6 +143,11 @@ def spread_rows() -> None:
                 np.testing.assert_allclose(alone, apart, rtol=1e-4, atol=1e-5, err_msg=str(way))
             assert not other[0].sharding.is_fully_replicated, way
             assert other[1].sharding.is_fully_replicated, way
+    # the worst certificate of rows that lie on two devices is looked for without an index among them
+    of_row = jax.grad(lambda y: solve(lambda t, y: -y, y, steps=4, gradient="discrete-adjoint").y1.sum())
+    with jax.set_mesh(mesh):
+        apart = jax.vmap(jax.jit(of_row))(jax.device_put(y0, rows))
+    np.testing.assert_allclose(apart, jnp.full((8, 4), 0.75**4), rtol=1e-5)
 
 
 KINDS = ("explicit", "shard_map", "auto", "single", "pmap", "eager shard_map", "shard_map without checks")

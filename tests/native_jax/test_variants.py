@@ -68,3 +68,29 @@ def test_rows_along_a_divided_axis_of_an_explicit_mesh_are_right_or_refused():
             jax.vmap(lambda y: solve(lambda t, y: -y, y, rtol=1e-5, ts=[0.5, 1.0]).ys)(rows)
         with pytest.raises(UnsupportedError, match=r"jax\.vmap inside of"):
             jax.vmap(jax.grad(lambda y: solve(lambda t, y: -y, y, rtol=1e-5).y1))(rows)
+
+
+def decay(y, **choices):
+    return solve(lambda t, y: -y, y, **choices).y1
+
+
+LATER = {
+    "jit": lambda: jax.jit(jax.grad(lambda y: decay(y, rtol=1e-5))),
+    "remat": lambda: jax.grad(jax.checkpoint(lambda y: decay(y, rtol=1e-5))),
+    "kept times": lambda: jax.jit(lambda y: solve(lambda t, y: -y, y, rtol=1e-5, ts=[0.5, 1.0]).ys),
+    "dense": lambda: jax.jit(lambda y: solve(lambda t, y: -y, y, rtol=1e-5, dense=True).at(1.0)),
+    "drop-in": lambda: jax.jit(jax.grad(lambda y: odeint(lambda y, t: -y, y, jnp.asarray([0.0, 1.0]))[-1])),
+}
+
+
+@pytest.mark.skipif(not hasattr(jax.sharding, "AxisType"), reason="this JAX has no explicit meshes")
+def test_so_are_those_of_a_program_that_was_there_before_its_rows():
+    """JAX comes to divide them when nothing of ours runs any more: what it said was its own."""
+    mesh = jax.make_mesh((1,), ("rows",), (jax.sharding.AxisType.Explicit,))
+    rows = jax.device_put(jnp.asarray([1.0, 2.0]), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
+    with jax.set_mesh(mesh):
+        last = jax.vmap(jax.jit(lambda y: decay(y, rtol=1e-5)))(rows)
+        np.testing.assert_allclose(last, np.exp(-1.0) * np.asarray([1.0, 2.0]), rtol=1e-4)
+        for program in LATER.values():
+            with pytest.raises(UnsupportedError, match=r"jax\.vmap inside of"):
+                jax.vmap(program())(rows)

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import jax
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from odenet import UnsupportedError
 
@@ -25,12 +27,45 @@ def divided_as_jax_can() -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ != "ShardingTypeError":  # its class has no public name
             raise
-        raise UnsupportedError(
-            "an adaptive solve on an explicit mesh, of which JAX does not know how a result is divided (jax.vmap along "
-            "a divided axis, or the field's own indexing; JAX's own words stand above)",
-            "a solve of the divided array as a whole, or on a mesh of AxisType.Auto",
-            "for rows with steps of their own call jax.vmap inside of jax.shard_map",
-        ) from error
+        raise _divided("a divided axis, or the field's own indexing; JAX's own words stand above") from error
+
+
+def _divided(where: str) -> UnsupportedError:
+    return UnsupportedError(
+        "an adaptive solve on an explicit mesh, of which JAX does not know how a result is divided (jax.vmap along "
+        f"{where})",
+        "a solve of the divided array as a whole, or on a mesh of AxisType.Auto",
+        "for rows with steps of their own call jax.vmap inside of jax.shard_map",
+    )
+
+
+def undivided(tree: Tree) -> Tree:
+    """The tree of arrays, no array of which may be made rows of a `jax.vmap` along a divided axis of an explicit mesh.
+
+    For a solve in a program that is there before `jax.vmap` comes to it (`jax.jit`, `jax.checkpoint`), whose indexing
+    JAX refuses in words of its own: those of the operation that reads a row of what was kept.
+
+    Raises:
+        UnsupportedError: one is made so.
+    """
+    return jax.tree.map(_undivided_p.bind, tree)
+
+
+_undivided_p = Primitive("odenet_undivided")
+_undivided_p.def_impl(lambda leaf: leaf)
+_undivided_p.def_abstract_eval(lambda leaf: leaf)
+mlir.register_lowering(_undivided_p, lambda context, leaf: [leaf])
+ad.deflinear2(_undivided_p, lambda cotangent, leaf: [cotangent])
+
+
+def _rows(arguments: Any, axes: Any) -> Any:
+    ((leaf,), (axis,)) = arguments, axes
+    if _mesh(leaf) is not None and jax.typeof(leaf).sharding.spec[axis] is not None:
+        raise _divided("a divided axis")
+    return _undivided_p.bind(leaf), axis
+
+
+batching.primitive_batchers[_undivided_p] = _rows
 
 
 def alike(tree: Tree, *others: object, axes: Iterable[str] = ()) -> Tree:

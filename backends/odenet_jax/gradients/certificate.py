@@ -171,8 +171,9 @@ def _for_all_rows(arguments: Any, axes: Any, *, tell: Callable[..., None]) -> tu
     places = [*zip(arguments, axes, strict=True)]
     rows = next(leaf.shape[axis] for leaf, axis in places if axis is not None)
     columns = [jnp.broadcast_to(leaf, (rows,)) if axis is None else leaf for leaf, axis in places]
-    at = jnp.argmax(columns[0])  # NaN, where there is one
-    return _certificate_p.bind(*(leaf[at] for leaf in columns), tell=tell), None
+    # NaN, where there is one; by a mask, since rows may be divided over devices
+    here = jnp.arange(rows) == jnp.argmax(columns[0])
+    return _certificate_p.bind(*(jnp.max(leaf, where=here, initial=-1) for leaf in columns), tell=tell), None
 
 
 batching.primitive_batchers[_certificate_p] = _for_all_rows
