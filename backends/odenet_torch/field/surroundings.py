@@ -185,14 +185,10 @@ class Surroundings:
         swapped += [(*entry, entry[0].contents().get(entry[1], MISSING)) for entry in self.emptied(since)]
         for place, key, old, _ in swapped:
             place.put(key, old)
-<<<<<<< HEAD
-        present = self.before if current and not self.own else [place.contents() for place in self.reach.places]
-=======
         later = [(hooks, dict(hooks)) for hooks in ([] if current else self.later_hooks())]
         for hooks, _ in later:
             hooks.clear()
-        present = self.before if current else [place.contents() for place in self.reach.places]
->>>>>>> left
+        present = self.before if current and not self.own else [place.contents() for place in self.reach.places]
         try:
             yield
         finally:
