@@ -1,4 +1,7 @@
-"""What a certificate is measured by, and what is said when it is large: the same in every backend."""
+"""What a certificate is measured by, and what is said when it is large: the same in every backend.
+
+Over 250 lines: a text for each kind of certificate, beside the alarm that says it.
+"""
 
 from __future__ import annotations
 

@@ -84,6 +84,7 @@ ALONE = {
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
         "steps/seeded.py",
+        "steps/shortcuts.py",  # of torch's comparisons
         "steps/strides.py",
         "steps/stride_patterns.py",
         "steps/inside.py",
@@ -181,13 +182,14 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
-        {"StepErrors", "drift", "jumping"},
+        {"StepErrors", "jumping"},
         {"tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
     "gradients/discrete_adjoint.py": ({"predicted"}, {"AdaptiveReversal"}),
     # blocks that are scanned are of one kind, and the drop-in for JAX has adaptive steps alone
-    "gradients/compared_steps.py": ({"error", "kinds"}, set()),
+    "gradients/compared_steps.py": ({"difference", "error", "kinds"}, set()),
+    "gradients/way_back.py": ({"least", "root_mean_square"}, {"Compared"}),
     "verbs/batch.py": (set(), {"like"}),
     "drop_in/odeint.py": (
         {"odeint_adjoint", "odeint_dense", "odeint_event"},
@@ -221,6 +223,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/adjoint.py": (
         {
             "mark",
+            "not_recorded",
             "own",
             "pulled",
             "read",

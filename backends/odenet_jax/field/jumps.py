@@ -6,6 +6,8 @@ Or nothing is subtracted, and something is divided by the size of one number, tw
 
 A rebuilt state of which a little is wrong may be on the other side of such a jump, where another branch has another
 gradient: how far the state itself is off says nothing of that. It is read off the field's program.
+
+Over 250 lines: one walk over a program, and what it asks of each kind of operation.
 """
 
 from __future__ import annotations
