@@ -61,9 +61,9 @@ class Costate(Adjoint):
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         meeting = OutputCotangents(run.grid, gradients.gradients, steps)
         compared, end, furthest = ComparedSteps(run, self.method), saved.end, None
-        if moves := compared.observer():
-            end, _, squares = saved.end
-            furthest = moves.place(squares, run.weights) // compared.steps
+        if compared.several:
+            end, (_, _, place), _ = saved.end
+            furthest = place // compared.steps
 
         def step(n: Any, carry: Any) -> tuple[Any, Changes]:
             y, a, sums = carry
