@@ -94,8 +94,8 @@ class Costate(Adjoint):
                 carry, changes = descend(within, (k + 1) * count, count, (carry, compared.none(a)))
             return carry, compared.look(k, furthest, seen, carry[0], a, changes)
 
-        (y,) = end
-        carry = (y, meeting.end(), sums)
+        (last,) = end
+        carry = (last, meeting.end(), sums)
         if compared.steps:
             segments = steps // compared.back
             (y, a, sums), (worst, size) = descend(segment, segments, segments, (carry, compared.nothing()))
@@ -103,7 +103,7 @@ class Costate(Adjoint):
             y, a, sums = descend(alone, steps, steps, carry)
             worst, size = compared.nothing()[0], compared.size(a)
         if saved.sketch is not None:
-            worst = worse(worst, compared.drift(saved.sketch, y, end[0], size), -1)
+            worst = worse(worst, compared.drift(saved.sketch, y, last, size), -1)
         residual, n = worst
         return a, sums, residual, (run.grid.steps, (none_unread(run, residual), n))
 
