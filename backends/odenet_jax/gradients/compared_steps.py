@@ -15,7 +15,6 @@ from jax.custom_batching import custom_vmap
 
 from odenet import ContinuousAdjoint
 from odenet.kit import DRIFT, SHARE, SMALL, add, least_change, subtract
-from odenet_jax.field.field import Weights
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.adjoint import descend, differentiated, vjp, zeros
@@ -28,8 +27,8 @@ Changes = tuple[Leaves, Any]
 Where a step count divides the other, and where layers change with depth, all steps between two neighbouring times that
 both grids have read the same rows of weights.
 """
-Squares = tuple[Array, Array]
-"""Of changes of the leaves of a state, and of their sizes: arrays of shape (leaves,), or stacked."""
+Along = tuple[Array, Array, Array]
+"""What is carried along the forward pass: the next step, how far the furthest went, and which it was."""
 Comparison = tuple[Worst, Array]
 """The worst error so far, with its step, and the size of the costate at the end of the last segment that was seen."""
 
@@ -41,59 +40,52 @@ class LargestMove:
     tell nothing.
 
     Args:
-        kind: the number type of moves.
+        run: the forward solve.
         first: the first step that counts.
     """
 
     from_end = True
 
-    def __init__(self, kind: Any, first: int) -> None:
-        self.kind, self.first = kind, first
+    def __init__(self, run: Run, first: int) -> None:
+        self.kind, self.first, self.weights = run.layout.time, first, jax.tree.leaves(run.weights)
 
-    def start(self, y0: Leaves) -> None:
-        """Nothing is carried from step to step."""
-        return
+    def start(self, y0: Leaves) -> Along:
+        """The next step, how far the furthest went, and which it was."""
+        return jnp.int32(0), jnp.zeros((), self.kind), jnp.int32(self.first)
 
-    def step(self, along: None, before: Carried, after: Carried) -> tuple[None, Squares]:
-        """Squares of how far each leaf goes in a step, and of its size after it."""
-        return None, (self._squares(subtract(after[0], before[0])), self._squares(after[0]))
+    def step(self, along: Along, before: Carried, after: Carried) -> tuple[Along, None]:
+        """The same after a step, of which nothing is kept. What is nowhere, or not finite, has not moved."""
+        n, largest, place = along
+        leaves = zip(before[0], after[0], strict=True)
+        pairs = [(self._square(end - start), self._square(end)) for start, end in leaves if end.size]
+        if not pairs:
+            return (n + 1, largest, place), None
+        off, size = (lax.stop_gradient(jnp.stack(column)) for column in zip(*pairs, strict=True))
+        move = _ratio_of_rows(off, size, lax.stop_gradient(self.weights))
+        further = (move > largest) & (n >= self.first)
+        return (n + 1, jnp.where(further, move, largest), jnp.where(further, n, place)), None
 
-    def place(self, squares: Squares, weights: Weights) -> Array:
-        """The step, an integer.
+    def _square(self, leaf: Array) -> Array:
+        return jnp.sum(jnp.square(jnp.abs(leaf).astype(self.kind)))
 
-        Rows of a `jax.vmap` that read the same weights have one in common, as rows of one state do: as many steps are
-        compared as there are different ones. Those with weights of their own, an ensemble's, have one each.
 
-        Args:
-            squares: of all steps, stacked.
-            weights: what the solve reads.
-        """
+@custom_vmap
+def _ratio_of_rows(off: Array, size: Array, weights: Any) -> Array:
+    """The largest of some changes, beside the sizes of what they are of, all squared.
 
-        def of_one(off: Array, size: Array) -> Array:
-            # what is nowhere, or not finite, has not moved
-            moves = jnp.max(off / jnp.maximum(size, jnp.finfo(self.kind).tiny), -1, initial=0.0)
-            counts = jnp.arange(len(moves)) >= self.first
-            return jnp.argmax(jnp.where(counts, jnp.nan_to_num(moves, nan=0.0), -1.0)).astype(jnp.int32)
+    Rows of a `jax.vmap` that read the same weights have one in common, as rows of one state do: as many steps are
+    compared as there are different ones. Those with weights of their own, an ensemble's, have one each.
+    """
+    return jnp.max(off / jnp.maximum(size, jnp.finfo(size.dtype).tiny))
 
-        @custom_vmap
-        def of_rows(off: Array, size: Array, weights: Any) -> Array:
-            return of_one(off, size)
 
-        @of_rows.def_vmap
-        def batched(rows: int, mapped: Any, off: Array, size: Array, weights: Any) -> tuple[Array, bool]:
-            *ours, of_weights = mapped
-            if any(jax.tree.leaves(of_weights)):
-                return jax.vmap(of_one, [0 if each else None for each in ours])(off, size), True
-            off, size = (
-                jnp.sum(leaf, 0) if each else leaf * rows for leaf, each in zip((off, size), ours, strict=True)
-            )
-            return of_rows(off, size, weights), False
-
-        return of_rows(*squares, jax.tree.leaves(weights))
-
-    def _squares(self, leaves: Leaves) -> Array:
-        parts = [jnp.sum(jnp.square(jnp.abs(leaf).astype(self.kind))) for leaf in leaves if leaf.size]
-        return jnp.stack(parts) if parts else jnp.zeros(0, self.kind)
+@_ratio_of_rows.def_vmap
+def _ratios_of_rows(rows: int, mapped: Any, off: Array, size: Array, weights: Any) -> tuple[Array, bool]:
+    *ours, of_weights = mapped
+    if any(jax.tree.leaves(of_weights)):
+        return jnp.max(off / jnp.maximum(size, jnp.finfo(size.dtype).tiny), -1), True
+    off, size = (jnp.sum(leaf, 0) if each else leaf * rows for leaf, each in zip((off, size), ours, strict=True))
+    return _ratio_of_rows(off, size, weights), False
 
 
 class ComparedSteps:
@@ -113,7 +105,7 @@ class ComparedSteps:
 
     def observer(self) -> LargestMove | None:
         """What is to be made of the states of the forward pass."""
-        return LargestMove(self.run.layout.time, self.steps) if self.several else None
+        return LargestMove(self.run, self.steps) if self.several else None
 
     def nothing(self) -> Comparison:
         """Nothing compared so far."""

@@ -61,9 +61,9 @@ class Costate(Adjoint):
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         meeting = OutputCotangents(run.grid, gradients.gradients, steps)
         compared, end, furthest = ComparedSteps(run, self.method), saved.end, None
-        if moves := compared.observer():
-            end, _, squares = saved.end
-            furthest = moves.place(squares, run.weights) // compared.steps
+        if compared.several:
+            end, (_, _, place), _ = saved.end
+            furthest = place // compared.steps
 
         def step(n: Any, carry: Any) -> tuple[Any, Changes]:
             y, a, sums = carry
@@ -94,8 +94,8 @@ class Costate(Adjoint):
                 carry, changes = descend(within, (k + 1) * count, count, (carry, compared.none(a)))
             return carry, compared.look(k, furthest, seen, carry[0], a, changes)
 
-        (y,) = end
-        carry = (y, meeting.end(), sums)
+        (last,) = end
+        carry = (last, meeting.end(), sums)
         if compared.steps:
             segments = steps // compared.back
             (y, a, sums), (worst, size) = descend(segment, segments, segments, (carry, compared.nothing()))
@@ -103,7 +103,7 @@ class Costate(Adjoint):
             y, a, sums = descend(alone, steps, steps, carry)
             worst, size = compared.nothing()[0], compared.size(a)
         if saved.sketch is not None:
-            worst = worse(worst, compared.drift(saved.sketch, y, end[0], size), -1)
+            worst = worse(worst, compared.drift(saved.sketch, y, last, size), -1)
         residual, n = worst
         return a, sums, residual, (run.grid.steps, (none_unread(run, residual), n))
 
