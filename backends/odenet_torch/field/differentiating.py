@@ -18,6 +18,8 @@ from odenet.kit import tree_leaves, tree_map
 from odenet_torch.field import random_state
 from odenet_torch.field.raised import stopped
 
+Hooks = Callable[[], AbstractContextManager[Any]]
+"""Makes hooks on saved tensors, which are active inside of it."""
 _HOOKS = "saved tensor hooks"  # torch.func.grad, vjp, jacrev and hessian refuse to run where these are active
 _NO_GRADIENT = (
     "does not require grad",

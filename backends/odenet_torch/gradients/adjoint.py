@@ -20,7 +20,7 @@ from odenet import GradientError, ReversibleSolver, Stats, UnsupportedError
 from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field import saved_tensors
-from odenet_torch.field.differentiating import unseen
+from odenet_torch.field.differentiating import Hooks, unseen
 from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
@@ -146,13 +146,17 @@ class Adjoint(ABC):
         at = (leaf.detach() for leaf in y0)  # whose gradient comes from the last node
         return _FixedStepSolve.apply(run, self, len(y0), course, *at, chain(course, lower), *top.weights)
 
-    def discover(self, run: Run, y0: Leaves) -> Leaves:
-        """The first evaluation with its graph: what it ends at, beside what is handed over, are tensors f captured."""
+    def discover(self, run: Run, y0: Leaves, hooks: Hooks = unseen) -> Leaves:
+        """The first evaluation with its graph: what it ends at, beside what is handed over, are tensors f captured.
+
+        Args:
+            run, y0: of the forward solve.
+            hooks: on what is saved there. An outer checkpoint counts that, and a pass over settled blocks saves less.
+        """
         assert run.replay is not None
         since = now()
         y, _, stand = standing(run, 0, y0)
-        # an outer checkpoint counts what is saved, and a pass over settled blocks saves less
-        with unseen(), torch.enable_grad(), run.replay.notice():
+        with hooks(), torch.enable_grad(), run.replay.notice():
             first = run.slope(0, 0.0, y, stand, rank=0)
         known = (*y, *stand.values(), *run.field.read(0, run.grid.steps))
         run.field.capture(outside(first, known, since))

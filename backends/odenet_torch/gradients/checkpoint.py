@@ -20,7 +20,7 @@ from torch import Tensor
 from odenet import Checkpoint, Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, schedule
-from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
+from odenet_torch.field.differentiating import Hooks, checkpointed, hooked, refuses_hooks, unseen
 from odenet_torch.field.field import BlockField, leaves, now
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.late_writes import run_to_the_end
@@ -106,10 +106,10 @@ class Recomputation(Adjoint):
             return [first for first, _ in self.method.parts(run.grid.steps)]
         return schedule(run.grid.steps, self.method.states).forward
 
-    def discover(self, run: Run, y0: Leaves) -> Leaves:
+    def discover(self, run: Run, y0: Leaves, hooks: Hooks = unseen) -> Leaves:
         """What the first evaluation saves tells how many states fit in `memory`."""
         if self.method.memory is None:
-            return super().discover(run, y0)
+            return super().discover(run, y0, hooks)
         storages: dict[int, int] = {}
 
         def saved(tensor: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ class Recomputation(Adjoint):
             raise hookless.unmeasured()
         before = hookless.Traces(run)
         try:
-            with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-                first = super().discover(run, y0)
+            count = functools.partial(torch.autograd.graph.saved_tensors_hooks, saved, lambda tensor: tensor)
+            first = super().discover(run, y0, count)
         except RuntimeError as error:
             if not refuses_hooks(error) or hooked():
                 raise
