@@ -177,13 +177,14 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
-        {"StepErrors", "drift", "jumping"},
+        {"StepErrors", "jumping"},
         {"tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
     "gradients/discrete_adjoint.py": ({"predicted"}, {"AdaptiveReversal"}),
     # blocks that are scanned are of one kind, and the drop-in for JAX has adaptive steps alone
-    "gradients/first_step.py": ({"LargestMove", "error", "kinds"}, set()),
+    "gradients/first_step.py": ({"LargestMove", "difference", "error", "kinds"}, set()),
+    "gradients/way_back.py": ({"least", "root_mean_square"}, {"Compared"}),  # numbers of a tree; a carry of a loop
     "verbs/batch.py": (set(), {"like"}),
     "drop_in/odeint.py": (
         {"odeint_adjoint", "odeint_dense", "odeint_event"},
