@@ -242,8 +242,10 @@ class ContinuousAdjoint(Gradient):
         )
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:
-        """The certificate: the error of the first step's gradient, where y has drifted furthest, or of that drift; of an
-        adaptive solve what the drift makes of the whole gradient."""
+        """The certificate: the error of the first step's gradient, where y has drifted furthest, or of that drift.
+
+        Of an adaptive solve it is what the drift makes of the whole gradient.
+        """
         return certificate
 
 
