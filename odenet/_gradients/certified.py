@@ -25,6 +25,8 @@ SHARE = 1e-3
 """What a first step changes is held against this part of what it is a change of, or more."""
 DRIFT = 1 / 3
 """How far a gradient is off beside how far y(t0), as integrated back, is: the state of no other step is off by more."""
+ESTIMATED = 1 / 3
+"""How far steps back are off beside their estimated errors in all: most of these are of a method of lower order."""
 SMALL = 0.1
 """The least size of y(t0), in sizes of y(t1), that its error is held against: a solve may begin at zero."""
 

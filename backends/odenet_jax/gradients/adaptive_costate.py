@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, Stats, UnsupportedError
-from odenet.kit import Alarm, AnySolver, add, trial
+from odenet.kit import ESTIMATED, Alarm, AnySolver, add, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
@@ -134,7 +134,7 @@ class AdaptiveCostate(BackwardPass):
         here, evaluated = run.between(carry.came, line.t1), (carry.first, carry.parts)
         way = self._arrived(carry.way, here, allowed, y0, carry.state, y1, evaluated, True, last=True)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        error = jnp.maximum(way.certificate(carry.sums, by_y0=gradients.by_y0), carry.unresolved)
+        error = jnp.maximum(way.certificate(carry.sums, by_y0=gradients.by_y0), ESTIMATED * carry.unresolved)
         # gradients that are all zero are right, whatever was rebuilt for them; one that ended early is said otherwise
         read = jnp.stack([jnp.any(leaf != 0) for leaf in a]).any() & (carry.pace.outcome == CODE[Result.SUCCESS])
         error = jnp.where(read, error, jnp.zeros((), error.dtype))

@@ -47,7 +47,7 @@ class WayBack(NamedTuple):
     Args:
         off: so far.
         last, drift: of the state that was compared last, and how far it was off, relatively.
-        largest, count: the largest of these, and their number.
+        largest, number: the largest of these, and how many there are.
         since: the time of the known state that was begun from.
     """
 
@@ -55,7 +55,7 @@ class WayBack(NamedTuple):
     last: Compared
     drift: Array
     largest: Array
-    count: Array
+    number: Array
     since: Array
 
     @classmethod
@@ -92,7 +92,7 @@ class WayBack(NamedTuple):
         kind = t.dtype
         drift = share_of(magnitude(subtract(y, known), kind), magnitude(known, kind))
         reached &= drift != 0
-        closely = reached & (last | (self.count < _ALL) | ~(drift <= _MORE * self.largest))
+        closely = reached & (last | (self.number < _ALL) | ~(drift <= _MORE * self.largest))
         eps = max([float(jnp.finfo(leaf.dtype).eps) for leaf in y], default=0.0)
         least = jnp.maximum(jnp.asarray(rtol, kind), eps)
         span = jnp.abs(t - self.since) * lasting(
@@ -120,7 +120,7 @@ class WayBack(NamedTuple):
             choose(closely, new, self.last),
             jnp.where(closely, drift, self.drift),
             jnp.where(closely, jnp.maximum(drift, self.largest), self.largest),
-            self.count + closely.astype(jnp.int32),
+            self.number + closely.astype(jnp.int32),
             jnp.where(reached, t, self.since),
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from odenet.kit import Alarm
+from odenet.kit import ESTIMATED, Alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.drop_in.compiled import AugmentedSlope
 from odenet_torch.drop_in.flow import OdeintProblem
@@ -110,6 +110,6 @@ class KnownStates:
         if not self.steps:  # a gradient of zero
             return
         certificate = self.way.certificate(weights)
-        value = torch.maximum(certificate, self.unresolved.to(certificate)).item()
+        value = torch.maximum(certificate, ESTIMATED * self.unresolved.to(certificate)).item()
         self.passes.error = value if value == value else math.inf
         self.told.tell(value, "odeint_adjoint", method, self.steps, -1, of="drop-in back")
