@@ -58,10 +58,6 @@ class LastRun(threading.local):
     """Those of the graph, where they are looked at."""
     inputs: tuple[Any, ...] = ()
     """What it was handed."""
-    outputs: tuple[Any, ...] = ()
-    """What it returned."""
-    code: Callable[..., Any] | None = None
-    """What was called with these."""
     require: Callable[[Effects], None] | None = None
     """Raises an error for effects that a graph must not have; called before it runs."""
 
@@ -172,10 +168,8 @@ class Graph:
         def examined(*arguments: Any) -> Any:
             if self.last.require is not None:
                 self.last.require(effects)
-            last = self.last
-            last.effects, last.inputs, last.code = effects, arguments, examined
-            last.outputs = outputs = compiled(*arguments)
-            return outputs
+            self.last.effects, self.last.inputs = effects, arguments
+            return compiled(*arguments)
 
         return examined
 
