@@ -2,7 +2,7 @@
 #
 #   make compare    the main job: every backend, solver and gradient method on real data, to results/compare/
 #   make test       ruff, basedpyright and pytest, as CI runs them
-#   make test-architectures   every gradient method on 51 networks of timm, torchvision, transformers and diffusers
+#   make test-architectures   every gradient method on 55 networks of timm, torchvision, transformers and diffusers
 #
 # PYTHON=python3.12 chooses the interpreter, PIP_ARGS="..." adds options of pip, ARGS="..." those of the command.
 

@@ -114,6 +114,24 @@ from_transformers(
 from_transformers(
     "mamba", "MambaForCausalLM", text(**UNCACHED), hidden_size=16, num_hidden_layers=4, state_size=4, vocab_size=WORDS
 )
+# later layers attend to the keys and values of earlier ones, which are handed on in a dict
+from_transformers(
+    "gemma4",
+    "Gemma4ForCausalLM",
+    text(**UNCACHED),
+    **LLAMA,
+    head_dim=8,
+    global_head_dim=8,
+    num_global_key_value_heads=2,
+    hidden_size_per_layer_input=4,
+    vocab_size_per_layer_input=WORDS,
+    num_kv_shared_layers=2,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+)
+# always with a cache
+from_transformers(
+    "xlm", "XLMModel", text(), emb_dim=16, n_layers=4, n_heads=2, vocab_size=WORDS, max_position_embeddings=20
+)
 from_transformers("bert", "BertModel", text(), **BERT)
 from_transformers("roberta-prelayernorm", "RobertaPreLayerNormModel", text(), **BERT)
 from_transformers("electra", "ElectraModel", text(), **BERT, embedding_size=16)
@@ -234,6 +252,18 @@ from_class(
 )
 
 
+@architecture("timm", "timm-crossvit")
+def timm_crossvit() -> tuple[nn.Module, Batch]:
+    """The state is a list of two."""
+    from timm.models.crossvit import CrossVit
+
+    depth = ((1, 3, 0), (1, 3, 0))
+    model = CrossVit(
+        48, (1.0, 1.0), (12, 16), num_classes=10, embed_dim=(8, 16), depth=depth, num_heads=(2, 2), mlp_ratio=(2, 2, 1)
+    )
+    return model, (images(48),)
+
+
 def from_torchvision(name: str, model: str, size: int = 32, **sizes: Any) -> None:
     def maker() -> tuple[nn.Module, Batch]:
         return getattr(importlib.import_module("torchvision.models"), model)(num_classes=10, **sizes), (images(size),)
@@ -282,6 +312,29 @@ def diffusers_dit() -> tuple[nn.Module, Batch]:
     )
     times, labels = torch.tensor([3, 5]), torch.tensor([1, 2])
     return model, {"hidden_states": images(8, 4), "timestep": times, "class_labels": labels}
+
+
+@architecture("diffusers", "diffusers-sd3")
+def diffusers_sd3() -> tuple[nn.Module, Batch]:
+    """Two streams go through each layer."""
+    from diffusers import SD3Transformer2DModel
+
+    model = SD3Transformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        sample_size=8,
+        pos_embed_max_size=16,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+    )
+    words_of_text = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(4))
+    pooled = torch.randn(2, 10, generator=torch.Generator().manual_seed(5))
+    batch = {"hidden_states": images(8, 4), "encoder_hidden_states": words_of_text, "pooled_projections": pooled}
+    return model, {**batch, "timestep": torch.tensor([3, 5])}
 
 
 @architecture("diffusers", "diffusers-unet")

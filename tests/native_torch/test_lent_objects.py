@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,7 @@ def in_chunks(model, cache):
 def test_what_a_layer_writes_to_an_argument_has_its_gradient_under_checkpoint(kind, retained):
     gradients, caches = [], []
     for model in models("checkpoint"):
+        cache = kind()
         for _ in range(2):
             model.zero_grad()
             torch.manual_seed(1)
@@ -127,7 +129,8 @@ def test_an_object_that_cannot_be_kept_is_refused(kind):
 
 def test_an_object_that_the_layer_holds_as_well_is_refused():
     _, model = models("checkpoint")
-    model.layers[0].memory = cache = Cache()
+    layer: Any = model.layers[0]
+    layer.memory = cache = Cache()
     with pytest.raises(ConversionError, match=r"Layer \(layers.0\) called with a Cache"):
         model(X, cache)
 

@@ -86,13 +86,15 @@ class _Walk:
         kind = type(value)
         if isinstance(value, Tensor):
             self.tensors.append(value)
-            copy = value.view_as(value) if self.apart and value.requires_grad else value
-            return self.known.setdefault(id(value), copy)
+            alias = value.view_as(value) if self.apart and value.requires_grad else value
+            return self.known.setdefault(id(value), alias)
         if isinstance(value, tuple):
             items = [self.copied(item) for item in value]
-            return kind(*items) if hasattr(value, "_fields") else kind(items) if kind is tuple else _unknown()
+            if kind is not tuple and not hasattr(value, "_fields"):
+                raise UnknownObjectError
+            return kind(*items) if kind is not tuple else (*items,)
         if kind in _LISTS:
-            copy = collections.deque(maxlen=value.maxlen) if kind is collections.deque else kind()
+            copy: Any = collections.deque(maxlen=value.maxlen) if kind is collections.deque else kind()
             self.note(value, copy)
             items = [self.copied(item) for item in value]
             (copy.update if kind is set else copy.extend)(items)
@@ -106,26 +108,22 @@ class _Walk:
 
     def object(self, value: Any) -> Any:
         """One of somebody's, all of which stands in its attributes."""
-        kind, own = type(value), getattr(value, "__dict__", None)
+        kind: type = type(value)
+        own: Any = getattr(value, "__dict__", None)
         somebodys = kind.__module__.partition(".")[0] not in LIBRARIES or isinstance(value, _RECORDS)
-        if not somebodys or type(own) is not dict or isinstance(value, nn.Module) or callable(value):
-            _unknown()
-        if any(vars(base).get("__slots__") for base in kind.__mro__):
-            _unknown()
+        slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+        if not somebodys or slots or type(own) is not dict or isinstance(value, nn.Module) or callable(value):
+            raise UnknownObjectError
         try:
-            copy = object.__new__(kind)
-        except TypeError:  # of a class that holds more than attributes
-            _unknown()
+            copy: Any = object.__new__(kind)
+        except TypeError as error:  # of a class that holds more than attributes
+            raise UnknownObjectError from error
         self.note(own, copy)
         self.known[id(value)] = copy
-        vars(copy).update((key, self.copied(item)) for key, item in own.items())
+        copy.__dict__.update((key, self.copied(item)) for key, item in own.items())
         return copy
 
     def note(self, value: Any, copy: Any) -> None:
         """Something can be written to."""
         self.known[id(value)] = copy
         self.writable.add(id(value))
-
-
-def _unknown() -> Any:
-    raise UnknownObjectError
