@@ -147,9 +147,9 @@ class _Passing(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         """Forward differentiation, in which a row that is not selected is nowhere multiplied by anything."""
-        return tuple([tangent if tangent is None else tangent.view_as(tangent) for tangent in tangents])
+        return tuple([tangent if tangent is None else tangent.view_as(tangent) for tangent in tangents[1:]])
 
 
 class _PassingPlain(torch.autograd.Function):
