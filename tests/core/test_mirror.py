@@ -217,6 +217,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/adjoint.py": (
         {
             "mark",
+            "not_recorded",
             "own",
             "pulled",
             "read",
