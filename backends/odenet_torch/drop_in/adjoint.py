@@ -109,7 +109,8 @@ class AdjointSolve:
         if value.requires_grad:
             # what f reads of a graph from outside is gone through again at the next stage
             gradients = torch.autograd.grad(value, sources, a, allow_unused=True, retain_graph=True)
-        part, *rest = gradients
+        # those of embeddings may be sparse, which can't be added to a step's other slopes
+        part, *rest = [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
         slope = AugmentedSlope((value.detach(), torch.zeros_like(y) if part is None else -part))
         slope.parts = tuple(rest if self.timed else [None, *rest])
         return slope

@@ -146,6 +146,11 @@ class _Passing(torch.autograd.Function):
         ctx.gate = inputs[0]
         ctx.set_materialize_grads(False)
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        """Forward differentiation, in which a row that is not selected is nowhere multiplied by anything."""
+        return tuple([tangent if tangent is None else tangent.view_as(tangent) for tangent in tangents[1:]])
+
 
 class _PassingPlain(torch.autograd.Function):
     """The same where there is no transform: torch reads the other form's signature in every call, a third of a step."""
