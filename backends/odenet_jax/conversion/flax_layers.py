@@ -52,8 +52,8 @@ class FlaxLayer:
             )
         if definition != self.definition:
             raise ConversionError(
-                f"{self.name} assigns attributes that are no variables when it is called (a count in Python, say), which "
-                "would be lost",
+                f"{self.name} assigns attributes that are no variables when it is called (a count in Python, say), "
+                "which would be lost",
                 "layers that leave their attributes as they are, or keep numbers in an nnx.Variable",
                 "take gradient='checkpoint'",
             )

@@ -43,7 +43,8 @@ class FlaxBlock(eqx.Module):
         definition, _, state = flax_nnx().split(module, flax_nnx().Param, ...)
         if definition != self.definition:
             raise StateError(
-                f"a {type(module).__name__} sets itself up, or assigns attributes, when it is called: these would be lost",
+                f"a {type(module).__name__} sets itself up, or assigns attributes, when it is called: these would be "
+                "lost",
                 "modules whose attributes and variables a call leaves as they are, and their values as it likes",
                 "keep numbers in an nnx.Variable that is there from the start",
             )
