@@ -15,7 +15,7 @@ import pytest
 
 import odenet
 from odenet import ConversionError, StateError
-from odenet_jax import ResidualStack, convert
+from odenet_jax import ResidualStack, convert, solve
 
 nnx = pytest.importorskip("flax.nnx")
 
@@ -156,6 +156,18 @@ class Growing(Layer):
         return 0.2 * jnp.tanh(self.linear(x))
 
 
+class Counting(Layer):
+    """A count in Python, which chooses what the call does."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.calls = 0
+
+    def branch(self, x):
+        self.calls += 1
+        return 0.2 * self.calls * jnp.tanh(self.linear(x))
+
+
 def whole_loss(model, x):
     """With the losses by the side, which have a gradient."""
 
@@ -172,6 +184,7 @@ def whole_loss(model, x):
         (Shared, "share a RngCount that they write to"),
         (Aside, "writes to a Variable, whose gradient would be lost"),
         (Growing, "makes variables when it is called"),
+        (Counting, "assigns attributes that are no variables when it is called"),
     ],
 )
 def test_what_leaves_a_layer_beside_its_state_is_refused_by_runs_and_right_with_checkpoint(kind, message):
@@ -220,3 +233,12 @@ def test_a_stack_of_blocks_with_their_state(gradient):
         np.testing.assert_allclose(numbers(jax.tree.map(lambda leaf, i=i: leaf[i], after)), numbers(rest), rtol=1e-12)
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], gradients.blocks.weights)
         assert distance(mine, expected_gradients[i]) < (1e-12 if gradient == RUN else 1e-4)
+
+
+def test_a_block_that_assigns_attributes_is_refused():
+    """They were lost in silence."""
+    stack, state = ResidualStack.with_state([Counting(nnx.Rngs(i)) for i in range(3)])
+    with pytest.raises(StateError, match="a Counting sets itself up, or assigns attributes"):
+        stack(batch(), state=state)
+    with pytest.raises(StateError, match="a Counting wrote on itself"):
+        solve(lambda t, y, block: block(y), batch(), Counting(nnx.Rngs(0)), steps=2)

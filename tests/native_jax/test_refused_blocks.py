@@ -65,7 +65,9 @@ class Counting:
         self.rate, self.calls, self.counts = rate, calls, counts
 
     def __call__(self, *arguments):
-        if self.counts:
+        if self.counts == "attribute":
+            self.counts = "another"
+        elif self.counts:
             self.calls = self.calls + 1
         return -self.rate * arguments[-1]
 
@@ -87,8 +89,9 @@ def test_a_module_that_writes_on_itself_is_refused(choices):
 
     for found in end(False):
         np.testing.assert_allclose(found, math.exp(-1), rtol=0.5)
-    with pytest.raises(odenet.StateError, match="a Counting wrote on itself"):
-        end(True)
+    for counts in (True, "attribute"):
+        with pytest.raises(odenet.StateError, match="a Counting wrote on itself"):
+            end(counts)
     with pytest.raises(odenet.StateError, match=r"ResidualStack\.stateful"):
         ResidualStack([Counting(jnp.ones(()), jnp.zeros(()), True) for _ in range(2)])(jnp.ones(2))
 

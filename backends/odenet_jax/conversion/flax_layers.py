@@ -41,12 +41,20 @@ class FlaxLayer:
         values = [next(second) if i in self.written else next(first) for i in range(count)]
         module = flax_nnx().merge(self.definition, jax.tree.unflatten(self.structure, values))
         value = module(*arguments, **named)
-        after, structure = jax.tree.flatten(flax_nnx().split(module)[1])
+        definition, variables = flax_nnx().split(module)
+        after, structure = jax.tree.flatten(variables)
         if structure != self.structure:
             raise ConversionError(
                 f"{self.name} makes variables when it is called (an nnx.Intermediate, by sow), a value that leaves it "
                 "by another way than the state",
                 "layers that write to variables that they have",
+                "take gradient='checkpoint'",
+            )
+        if definition != self.definition:
+            raise ConversionError(
+                f"{self.name} assigns attributes that are no variables when it is called (a count in Python, say), "
+                "which would be lost",
+                "layers that leave their attributes as they are, or keep numbers in an nnx.Variable",
                 "take gradient='checkpoint'",
             )
         return value, [after[i] for i in self.written]

@@ -10,6 +10,8 @@ from typing import Any
 
 import equinox as eqx
 
+from odenet import StateError
+
 
 def flax_nnx() -> Any:
     """The package flax.nnx if it was imported; else None."""
@@ -38,7 +40,15 @@ class FlaxBlock(eqx.Module):
         *others, state = arguments
         module = flax_nnx().merge(self.definition, self.weights, state)
         value = module(x, *others, **named)
-        return value, flax_nnx().split(module, flax_nnx().Param, ...)[2]
+        definition, _, state = flax_nnx().split(module, flax_nnx().Param, ...)
+        if definition != self.definition:
+            raise StateError(
+                f"a {type(module).__name__} sets itself up, or assigns attributes, when it is called: these would be "
+                "lost",
+                "modules whose attributes and variables a call leaves as they are, and their values as it likes",
+                "keep numbers in an nnx.Variable that is there from the start",
+            )
+        return value, state
 
 
 def parted(module: Any) -> tuple[FlaxBlock, Any]:

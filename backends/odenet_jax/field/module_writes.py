@@ -29,25 +29,33 @@ def traced_arrays_forgotten() -> Iterator[None]:
         ) from error
 
 
-def modules_in(tree: Any) -> list[tuple[Any, list[Any]]]:
-    """The modules in a tree of weights, and the leaves of each."""
+def modules_in(tree: Any) -> list[tuple[Any, list[Any], Any]]:
+    """The modules in a tree of weights, the leaves of each, and its structure."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: not isinstance(node, (dict, list, tuple)))
-    pairs = [(node, jax.tree.leaves(node)) for node in nodes if not isinstance(node, _NUMBERS)]
-    return [(node, leaves) for node, leaves in pairs if _same(leaves, jax.tree.leaves(node))]
+    parts = [(node, *jax.tree.flatten(node)) for node in nodes if not isinstance(node, _NUMBERS)]
+    return [(node, leaves, of) for node, leaves, of in parts if _same(leaves, jax.tree.leaves(node))]
 
 
-def require_unwritten(before: list[tuple[Any, list[Any]]]) -> None:
+def require_unwritten(before: list[tuple[Any, list[Any], Any]]) -> None:
     """Raises StateError where a call wrote on a module (of flax.nnx, say): each call gets one that is made anew."""
-    for module, leaves in before:
-        if not _same(leaves, jax.tree.leaves(module)):
+    for module, leaves, structure in before:
+        after, of = jax.tree.flatten(module)
+        if not (_same(leaves, after) and _equal(structure, of)):
             raise StateError(
-                f"a {type(module).__name__} wrote on itself (running statistics, or a count of random numbers), which "
-                "would be lost",
+                f"a {type(module).__name__} wrote on itself (running statistics, a count of random numbers, or an "
+                "attribute), which would be lost",
                 "modules that leave themselves as they are",
                 "blocks of flax.nnx: stack, state = ResidualStack.with_state(blocks), or odenet_jax.convert(model, "
                 "example=...), or model.eval() where that does it; of equinox: ResidualStack.stateful, and "
                 "stack(x, state=, key=)",
             )
+
+
+def _equal(structure: Any, other: Any) -> bool:
+    try:
+        return bool(structure == other)
+    except (TypeError, ValueError):  # arrays among what is static
+        return True
 
 
 def _same(leaves: list[Any], others: list[Any]) -> bool:

@@ -122,7 +122,7 @@ class RoundedStates(checkpoint.Recomputation):
             here = run.at(n)
             part, *by_reads = _pulled(here, n, y, g)
             if jumping:
-                moved = tuple(map(_like, _moved(z, codes, n), y0))
+                moved = tuple(map(_like, _moved(tuple(z), codes, n), y0))
                 part_moved, *by_moved = _pulled(here, n, moved, g)
                 change = change.with_step((part, by_reads), (part_moved, by_moved))
             return z, gradients.join(n, part), collect(here, n, sums, by_reads), change
