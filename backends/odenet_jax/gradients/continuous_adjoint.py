@@ -60,7 +60,8 @@ class Costate(Adjoint):
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         meeting = OutputCotangents(run.grid, gradients.gradients, steps)
-        compared, end, furthest = ComparedSteps(run, self.method), saved.end, None
+        compared, furthest = ComparedSteps(run, self.method), None
+        end: Any = saved.end
         if compared.several:
             end, (_, _, place), _ = saved.end
             furthest = place // compared.steps
