@@ -84,7 +84,6 @@ ALONE = {
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
         "steps/seeded.py",
-        "steps/shortcuts.py",  # of torch's comparisons
         "steps/strides.py",
         "steps/stride_patterns.py",
         "steps/inside.py",

@@ -47,7 +47,8 @@ class LargestMove:
     from_end = True
 
     def __init__(self, run: Run, first: int) -> None:
-        self.kind, self.first, self.weights = run.layout.time, first, jax.tree.leaves(run.weights)
+        self.kind, self.first = run.layout.time, first
+        self.weights = lax.stop_gradient(jax.tree.leaves(run.weights))
 
     def start(self, y0: Leaves) -> Along:
         """The next step, how far the furthest went, and which it was."""
@@ -61,7 +62,7 @@ class LargestMove:
         if not pairs:
             return (n + 1, largest, place), None
         off, size = (lax.stop_gradient(jnp.stack(column)) for column in zip(*pairs, strict=True))
-        move = _ratio_of_rows(off, size, lax.stop_gradient(self.weights))
+        move = _ratio_of_rows(off, size, self.weights)
         further = (move > largest) & (n >= self.first)
         return (n + 1, jnp.where(further, move, largest), jnp.where(further, n, place)), None
 
