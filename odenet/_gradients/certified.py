@@ -1,6 +1,6 @@
 """What a certificate is measured by, and what is said when it is large: the same in every backend.
 
-Over 250 lines: a text for each kind of certificate, beside the alarm that says it.
+Over 250 lines: all the texts, which are to say the same in the same words.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ moves the state furthest.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class LargestMove:
         first: the first step that counts.
     """
 
-    from_end = True
+    from_end: ClassVar[bool] = True
 
     def __init__(self, run: Run, first: int) -> None:
         self.kind, self.first = run.layout.time, first

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -193,10 +193,8 @@ def _scan_segments(
 class LoopObserver(Protocol):
     """An observer that a loop passes its states to, and that keeps something made of them."""
 
-    @property
-    def from_end(self) -> bool:
-        """Whether the state at t1 is wanted, too."""
-        ...
+    from_end: ClassVar[bool]
+    """Whether the state at t1 is wanted, too."""
 
     def start(self, y0: Leaves) -> Any:
         """What the observer carries from step to step, at t0."""

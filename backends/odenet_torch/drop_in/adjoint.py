@@ -3,7 +3,7 @@
 Where torchdiffeq packs the parameters' gradients into the state, and copies them at every stage, they are quadratures
 here, added up where a step is accepted. Only what is named as a parameter has a gradient.
 
-Over 250 lines: the node of autograd, what it keeps, and its backward pass are one protocol.
+Over 250 lines: the problem, its backward pass and the node of autograd read each other throughout.
 """
 
 from __future__ import annotations
