@@ -65,8 +65,7 @@ def lasting(record: Examinations, examination: Examination) -> bool:
     """Whether the error is small for a reason, and will be seen when it no longer is.
 
     That is: the method is exact, or has a certificate of the network's own gradient in all steps, where that of the
-    continuous adjoint looks at the first one; and one that continues increments in depth has weights that are smooth
-    there.
+    continuous adjoint looks at two; and one that continues increments in depth has weights that are smooth there.
     """
     lasts = watched(examination) and not of_ode(examination)
     return lasts and (smooth(record) or not extrapolates(examination))

@@ -85,7 +85,7 @@ def _ratios_of_rows(rows: int, mapped: Any, off: Array, size: Array, weights: An
     *ours, of_weights = mapped
     if any(jax.tree.leaves(of_weights)):
         return jnp.max(off / jnp.maximum(size, jnp.finfo(size.dtype).tiny), -1), True
-    off, size = (jnp.sum(leaf, 0) if each else leaf * rows for leaf, each in zip((off, size), ours, strict=True))
+    off, size = (jnp.sum(leaf, 0) if batched else leaf * rows for leaf, batched in zip((off, size), ours, strict=True))
     return _ratio_of_rows(off, size, weights), False
 
 

@@ -84,15 +84,15 @@ class Rerun:
         self.replay: Recall | None = None
         self.read: list[tuple[Tensor, int, Any]] = []
         self.passing = passing
-        found, known = None, None if looked or _autocast(self.device) else contents((layer,))
+        values, known = None, None if looked or _autocast(self.device) else contents((layer,))
         if known is None and passing and not _autocast(self.device):
-            found, known = passing_contents(layer)
+            values, known = passing_contents(layer)
         if known is None:
             self.replay = _recall(layer, self.device, steps, self.handed)
             self.random = self.replay.last
         else:
             self.settled = SettledBlocks(known, self.device)
-            self.settled.found = found
+            self.settled.passing = values
             self.read = [(leaf, version(leaf), sampled(leaf)) for leaf in self.handed]
             self.random = self.settled.random
 
@@ -114,13 +114,13 @@ class Rerun:
             NotAsBeforeError: a settled layer has left something, which it did not before. It is put back.
         """
         before, hooks = (version(x), len(x._backward_hooks or ())) if isinstance(x, Tensor) else (0, 0)
-        found = None if self.settled is None else self.settled.found
+        values = None if self.settled is None else self.settled.passing
         if self.replay is None:
             try:
                 out = run()
             except NotAsBeforeError:  # it has begun to go back through itself
-                if found is not None:
-                    self._undo(found)
+                if values is not None:
+                    self._undo(values)
                 raise
         else:
             parameters = [writes(p) for p in self.layer.parameters()] if self.passing else []
@@ -141,19 +141,19 @@ class Rerun:
             reached = self.settled.stack.blocks[0][1].reach  # a new look would hold what has just been kept
             self.late = self.draws and late_writes.known(self.layer, reached) is not False
             if self.settled.left():
-                self._undo(found)
+                self._undo(values)
                 forget(self.layer)
                 raise NotAsBeforeError
-            if found is not None:
-                self.late = self.late or found.passing.late
-                found.let_go()
+            if values is not None:
+                self.late = self.late or values.passing.late
+                values.let_go()
         return out
 
-    def _undo(self, found: FoundValues | None) -> None:
+    def _undo(self, values: FoundValues | None) -> None:
         """The first run of a settled layer, which is to run in another way."""
         random_state.restore(self.device, self.random)
-        if found is not None:
-            found.restore()
+        if values is not None:
+            values.restore()
 
     def traceless(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the layer may run for another reason than its own: what it leaves is put back."""
@@ -165,8 +165,8 @@ class Rerun:
         """Inside, it may run once more: the quickest way."""
         if not self.untouched():
             return self.again()
-        found = None if self.settled is None else self.settled.found
-        return _AS_IT_IS if found is None else found
+        values = None if self.settled is None else self.settled.passing
+        return _AS_IT_IS if values is None else values
 
     def untouched(self) -> bool:
         """Whether a further run finds what the first one found, with nothing to be done for it but passing values."""
@@ -211,8 +211,8 @@ class Rerun:
             for kind, *_ in autocasts(self.device):
                 stack.enter_context(torch.autocast(kind, enabled=False))
             stack.enter_context(self.settled.back())
-            if self.settled.found is not None:
-                stack.enter_context(self.settled.found)
+            if self.settled.passing is not None:
+                stack.enter_context(self.settled.passing)
             try:
                 yield self.settled.stack.blocks[0][1].parameters
             finally:

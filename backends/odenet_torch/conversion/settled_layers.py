@@ -24,8 +24,8 @@ def passing_contents(layer: nn.Module) -> tuple[FoundValues | None, StackContent
         return None, None
     passing = known.blocks[0][1].passing
     assert passing is not None
-    found = passing.found()
-    return found, None if found is None else known
+    values = passing.found()
+    return values, None if values is None else known
 
 
 def settle_passing(layer: nn.Module, replay: Replay, late: bool) -> None:

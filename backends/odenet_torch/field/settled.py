@@ -37,7 +37,7 @@ class SettledBlocks:
         self.stack, self.device = stack, device
         self.random = random_state.state(device)
         self.states, self.reads = stack.states(), stack.reads()
-        self.found: FoundValues | None = None
+        self.passing: FoundValues | None = None
         """Of a single block: its passing values."""
 
     @functools.cached_property
@@ -56,7 +56,7 @@ class SettledBlocks:
 
     def left(self) -> bool:
         """After the forward pass: whether something was left where others find it, which is put back."""
-        kept = self.found is None or self.found.ordinary()
+        kept = self.passing is None or self.passing.ordinary()
         if kept and self.stack.stands():
             return False
         changes = [(around, difference) for around, *_ in self.blocks for difference in around.differences()]
