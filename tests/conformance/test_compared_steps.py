@@ -120,7 +120,8 @@ def test_it_is_the_same_number_wherever_it_is_read(backend):
         if backend == "jax":
             jax.effects_barrier()
     assert measured > 0.1
-    assert [evaluated, trained, *(w.message.certificate for w in said)] == pytest.approx([measured] * 3, rel=1e-9)
+    assert [evaluated, trained] == pytest.approx([measured] * 2, rel=1e-9)
+    assert [w.message.certificate for w in said] == pytest.approx([measured], rel=1e-6)  # JAX may tell it in float32
 
 
 def by_hand(solver: str, z: float) -> float:
