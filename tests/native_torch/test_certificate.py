@@ -187,9 +187,9 @@ def test_a_row_that_is_wrong_shows_whatever_axis_holds_the_channels(shape, kind)
         place[axis] = slice(None)
         wrong[tuple(place)] = y[tuple(place)]  # one row, all of it
         assert 0.99 < float(relative((wrong,), (y,))) < 3
-        assert float(Sketch((y,)).error((y + wrong,))) > 0.3
-    assert float(Sketch((y,)).error((y,))) == 0
-    assert float(Sketch((y,)).error((2 * y,))) == pytest.approx(1, abs=0.01)
+        assert float(Sketch((y,)).error((y + wrong,), (y,))) > 0.3
+    assert float(Sketch((y,)).error((y,), (y,))) == 0
+    assert float(Sketch((y,)).error((2 * y,), (y,))) == pytest.approx(1, abs=0.01)
 
 
 def test_rows_of_nearly_nothing_and_huge_rows_hide_nothing_and_blow_up_nothing():

@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from odenet import Stats
-from odenet.kit import BUCKETS, DOUBTFUL, Alarm, Certified, channel_axes, floor, signs
+from odenet.kit import BUCKETS, DOUBTFUL, SMALL, Alarm, Certified, channel_axes, floor, signs
 from odenet_jax.field.state import Leaves, promoted
 
 Tree = TypeVar("Tree")
@@ -30,6 +30,20 @@ def relative(defect: Leaves, y: Leaves) -> Array:
         _worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.size for reading in _readings(d, leaf)
     ]
     return functools.reduce(_larger, errors) if errors else jnp.zeros(())
+
+
+def sized(y: Leaves, later: Leaves) -> Leaves:
+    """What errors of a state are held against: itself, but of a leaf that is zero, as the log-density of a flow is
+    at t0, a part of a later one."""
+    return tuple(jnp.where(_nothing(_norm_of(x), z), SMALL * z, x) for x, z in zip(y, later, strict=True))
+
+
+def _nothing(size: Array, later: Array) -> Array:
+    return size <= float(jnp.finfo(later.dtype).eps) ** 0.5 * _norm_of(later)
+
+
+def _norm_of(leaf: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(leaf))))
 
 
 def worse(worst: Worst, error: Array, n: Any) -> Worst:
@@ -76,15 +90,21 @@ class Sketch:
         leaves = (leaf if leaf.ndim else leaf[None] for leaf in y if leaf.size)
         return [(leaf, axis) for leaf in leaves for axis in channel_axes(leaf.ndim)]
 
-    def error(self, y: Leaves) -> Array:
-        """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so."""
-        errors = [
-            jnp.max(
-                jnp.linalg.norm(_sketched(leaf, axis) - sums, axis=-1)
-                / _scale(jnp.linalg.norm(sums, axis=-1), leaf.shape[axis])
-            )
-            for (leaf, axis), sums in zip(self._places(y), self.rows, strict=True)
-        ]
+    def error(self, y: Leaves, end: Leaves) -> Array:
+        """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so.
+
+        Args:
+            y: x, as it was rebuilt.
+            end: the state at t1. A leaf that begins at zero, as the log-density of a flow does, has no size that its
+                error could be held against: that is held against a part of its rows' size at t1.
+        """
+        errors: list[Array] = []
+        for (leaf, axis), sums, (last, _) in zip(self._places(y), self.rows, self._places(end), strict=True):
+            sizes = jnp.linalg.norm(sums, axis=-1)
+            later = SMALL / max(sizes.size, 1) ** 0.5 * _norm_of(last)
+            scale = _scale(sizes, leaf.shape[axis])
+            scale = jnp.where(_nothing(_norm_of(sizes), last), jnp.maximum(scale, later), scale)
+            errors.append(jnp.max(jnp.linalg.norm(_sketched(leaf, axis) - sums, axis=-1) / scale))
         return functools.reduce(_larger, errors) if errors else jnp.zeros(())
 
 

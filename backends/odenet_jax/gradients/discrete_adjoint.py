@@ -33,7 +33,7 @@ from odenet_jax.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_jax.gradients.certificate import Sketch, certify, relative, tied, worse
+from odenet_jax.gradients.certificate import Sketch, certify, relative, sized, tied, worse
 from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
 from odenet_jax.steps.record import AdaptiveResult, Keep
@@ -62,7 +62,8 @@ class Reversal(Adjoint):
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
     ) -> tuple[Leaves, Sums, Array, Any]:
         assert saved.end is not None
-        steps, method, (y,) = run.grid.steps, self.method, saved.end
+        steps, method, (end,) = run.grid.steps, self.method, saved.end
+        y = end
         jumping = run.field.jumps(y)
         buffers = [(saved.states, kept_rows(self.keeps(run), steps))] if saved.states else []
         if gradients.rows is not None and saved.ys is not None:
@@ -82,7 +83,7 @@ class Reversal(Adjoint):
             part, *by_reads = pull(g)
             before = subtract(y, d)
             # where y[n] is known, its own increment taken back from a rebuilt y[n+1] misses it by what that is off
-            of = tuple(jnp.where(known, *pair) for pair in zip(z, y, strict=True)) if buffers else y
+            of = tuple(jnp.where(known, *pair) for pair in zip(sized(z, y), y, strict=True)) if buffers else y
             worst = worse(worst, relative(subtract(before, z), against(d, of) if jumping else of), n)
             after = before if method.correct else z
             y = tuple(jnp.where(known, *pair) for pair in zip(z, after, strict=True)) if buffers else after
@@ -101,7 +102,7 @@ class Reversal(Adjoint):
             carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
         y, g, sums, worst, _, trouble, share = carry
         assert saved.sketch is not None
-        residual, n = worse(worst, saved.sketch.error(y).astype(share.dtype) * share, -1)
+        residual, n = worse(worst, saved.sketch.error(y, end).astype(share.dtype) * share, -1)
         # gradients that are all zero are right, whatever was rebuilt for them
         trouble = (none_unread(run, trouble[0] + 1) - 1, *trouble[1:])
         return g, sums, residual, (trouble, steps, (none_unread(run, residual), n))
@@ -240,7 +241,7 @@ class AdaptiveReversal(BackwardPass):
         g, output = stretch.start()
         zero = jnp.zeros((), run.layout.time)
         worst, trouble = (zero, jnp.int32(-1)), (jnp.int32(-1), zero, zero)
-        scale = tuple(jnp.abs(leaf) for leaf in y0)
+        scale = tuple(map(jnp.abs, sized(y0, result.last)))
         state = (result.pace.accepted - 1, result.last, g, output, sums, worst, trouble, scale)
         _, y, g, output, sums, worst, trouble, scale = repeat(alive, step, state)
         worst = worse(worst, relative(subtract(y, y0), scale), -1)

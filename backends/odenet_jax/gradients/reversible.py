@@ -27,7 +27,7 @@ from odenet_jax.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_jax.gradients.certificate import Sketch, certify, relative
+from odenet_jax.gradients.certificate import Sketch, certify, relative, sized
 from odenet_jax.steps.fixed import Carried, Run, Solve, read
 from odenet_jax.steps.whole_numbers import of_samples, packed, unpacked, whole
 
@@ -80,6 +80,7 @@ class Retrace(Adjoint):
         solver, h, steps, bits = self.solver, run.grid.h, run.grid.steps, self.solver.side_bits
         assert saved.end is not None
         pair, _, sides = saved.end if bits else (saved.end, None, ())
+        at_end = pair[0]
 
         def step(n: Any, carry: Any) -> Any:
             pair, g, sums = carry
@@ -96,9 +97,9 @@ class Retrace(Adjoint):
         pair, g, sums = descend(step, steps, steps, carry)
         pull = StepVJPs(run.at(jnp.int32(0)))
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        residual = relative(defect, y)
+        residual = relative(defect, sized(y, at_end))
         if saved.sketch is not None:
-            residual = jnp.maximum(residual, saved.sketch.error(y))
+            residual = jnp.maximum(residual, saved.sketch.error(y, at_end))
         residual = residual.astype(run.layout.time)
         sums = pull.collect(jnp.int32(0), sums)
         return gradient, sums, residual, (steps, (none_unread(run, residual), jnp.int32(-1)))

@@ -20,7 +20,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.functional import pad
 
 from odenet import Stats
-from odenet.kit import BUCKETS, Alarm, Certified, channel_axes, floor, signs, subtract
+from odenet.kit import BUCKETS, SMALL, Alarm, Certified, channel_axes, floor, signs, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.jumps import jumps
 from odenet_torch.steps.fixed import Run
@@ -73,6 +73,20 @@ def _scale(sizes: Tensor, width: int) -> Tensor:
     return torch.maximum(sizes, least)
 
 
+def sized(y: AnyLeaves, later: AnyLeaves) -> AnyLeaves:
+    """What errors of a state are held against: itself, but of a leaf that is zero, as the log-density of a flow is
+    at t0, a part of a later one."""
+    return tuple([torch.where(_nothing(_norm_of(x), z), SMALL * z, x) for x, z in zip(y, later, strict=True)])
+
+
+def _nothing(size: Tensor, later: Tensor) -> Tensor:
+    return size <= torch.finfo(later.dtype).eps ** 0.5 * _norm_of(later)
+
+
+def _norm_of(leaf: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(leaf)
+
+
 def jumping(run: Run) -> frozenset[int]:
     """The steps in which f was seen to jump (see `field.jumps`)."""
     replay, steps = run.replay, range(run.grid.steps)
@@ -102,12 +116,22 @@ class Sketch:
         leaves = (leaf if leaf.ndim else leaf[None] for leaf in y if leaf.numel())
         return [(leaf, axis) for leaf in leaves for axis in channel_axes(leaf.ndim)]
 
-    def error(self, y: AnyLeaves) -> Tensor:
-        """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so."""
-        errors = [
-            (_norm(_sketched(leaf, axis) - sums).flatten() / _scale(_norm(sums).flatten(), width)).amax()
-            for (leaf, axis), (sums, width) in zip(self._places(y), self.rows, strict=True)
-        ]
+    def error(self, y: AnyLeaves, end: AnyLeaves) -> Tensor:
+        """About `relative(y - x, x)`, x being the state that this is of: of the wider rows within a quarter or so.
+
+        Args:
+            y: x, as it was rebuilt.
+            end: the state at t1. A leaf that begins at zero, as the log-density of a flow does, has no size that its
+                error could be held against: that is held against a part of its rows' size at t1.
+        """
+        errors: list[Tensor] = []
+        places = zip(self._places(y), self.rows, self._places(end), strict=True)
+        for (leaf, axis), (sums, width), (last, _) in places:
+            sizes = _norm(sums).flatten()
+            later = SMALL / max(sizes.numel(), 1) ** 0.5 * _norm_of(last)
+            scale = _scale(sizes, width)
+            scale = torch.where(_nothing(_norm_of(sizes), last), torch.maximum(scale, later), scale)
+            errors.append((_norm(_sketched(leaf, axis) - sums).flatten() / scale).amax())
         return functools.reduce(torch.maximum, errors) if errors else torch.zeros(())
 
 

@@ -18,7 +18,7 @@ from odenet_torch.field.jumps import against
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, jumping, relative
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, jumping, relative, sized
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
@@ -49,7 +49,7 @@ class Reversal(Adjoint):
             d, g = (self.known_step if known else self.step)(run, n, z, g, sums)
             before = subtract(y, d)
             # its own increment taken back from a rebuilt y[n+1] misses a y[n] that is known by what y[n+1] is off
-            reference = z if n in saved.states else y
+            reference = sized(z, y) if n in saved.states else y
             if n in jumps:
                 reference = tuple(map(against, d, reference))
             errors.add_difference(before, z, reference, n)
@@ -60,7 +60,7 @@ class Reversal(Adjoint):
                 increments = [d, *increments[: method.order - 1]]
             yield n
         if saved.sketch is not None:
-            error = saved.sketch.error(y)
+            error = saved.sketch.error(y, saved.states[steps])
             errors.add(error * relative(y, tuple(map(against, d, y))) if jumps else error, -1)
         worst = certify(self.stats, self.alarm, errors)
         if method.tolerance is not None:

@@ -17,7 +17,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative, sized
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -75,9 +75,9 @@ class Retrace(Adjoint):
             yield n
         y, defect, gradient = solver.origin(pull, h, pair, g)
         errors = StepErrors(run)
-        errors.add(relative(defect, y), -1)
+        errors.add(relative(defect, sized(y, saved.pair[0])), -1)
         if saved.sketch is not None:
-            errors.add(saved.sketch.error(y), -1)
+            errors.add(saved.sketch.error(y, saved.pair[0]), -1)
         certify(self.stats, self.alarm, errors)
         return gradient
 

@@ -24,7 +24,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import checkpoint
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, zeros
-from odenet_torch.gradients.certificate import jumping
+from odenet_torch.gradients.certificate import jumping, sized
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -132,10 +132,10 @@ class RoundedStates(Adjoint):
             y = tuple(_like(leaf, first) for leaf, first in zip(z, y0, strict=True)) if n else y0
             g = checkpoint.Recomputation.step(run, n, y, g, gradients.get(n), sums)
             yield n
-        self.stats.residual = self.certified(z, y0, errors, bool(jumping(run))).to(run.layout.time)
+        self.stats.residual = self.certified(z, y0, ends, errors, bool(jumping(run))).to(run.layout.time)
         return g
 
-    def certified(self, z: Leaves, y0: Leaves, errors: Leaves, jumps: bool) -> Tensor:
+    def certified(self, z: Leaves, y0: Leaves, ends: Leaves, errors: Leaves, jumps: bool) -> Tensor:
         """The certificate: what the forward pass knows, and how far rounding has carried the backward pass from y0.
 
         Where f jumps, a part e of all jumps lies between two states that are a part e apart. On which side of these a
@@ -145,8 +145,9 @@ class RoundedStates(Adjoint):
             GradientError: it is over the tolerance.
         """
         certificate = torch.zeros((), dtype=torch.float64, device=y0[0].device)
-        for leaf, first, error in zip(z, y0, errors, strict=True):
-            drift = relative(leaf - _real(first), _real(first), rows(self.method, first))
+        starts = tuple(_real(leaf) for leaf in y0)
+        for leaf, first, start, of, error in zip(z, y0, starts, sized(starts, ends), errors, strict=True):
+            drift = relative(leaf - start, of, rows(self.method, first))
             certificate = torch.maximum(certificate, (error + drift).to(certificate.dtype))
         certificate = certificate.sqrt() if jumps else certificate
         tolerance = self.method.tolerance

@@ -38,7 +38,7 @@ from odenet_torch.field.state import Leaves
 from odenet_torch.field.wiring import ForwardReads
 from odenet_torch.gradients.accepted_steps import once
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, own, zeros
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative, sized
 from odenet_torch.gradients.discrete_adjoint import predicted
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
@@ -349,7 +349,7 @@ class Reversal(Passage):
             g = _met(gradients, stride.first, g)
             yield stride.first
         if saved.sketch is not None:
-            errors.add(saved.sketch.error(y), -1)
+            errors.add(saved.sketch.error(y, saved.states[run.grid.steps]), -1)
         certify(self.stats, self.alarm, errors)
         return g
 
@@ -366,7 +366,7 @@ def _undo(kind: Kind, method: DiscreteAdjoint, known: bool) -> Any:
             z: Leaves = first if there else predicted(method, inside, n, y, increments)
             d, part = sums.vjp(n, lambda z, live, n=n: inside.increment(n, z, live), z, g)
             before = subtract(y, d)
-            missed.append(relative(subtract(before, z), z if there else y))
+            missed.append(relative(subtract(before, z), sized(z, y) if there else y))
             y = before if method.correct and not there else z
             g = add(g, part)
             if method.extrapolates:
@@ -421,12 +421,11 @@ class Retrace(Passage):
             yield stride.first
         first = self.strides.list[0]
         if solver.evaluations_at_start:
-            error, gradient = self.pulled("origin", _origin, first, sums, pair, g)
+            y, defect, gradient = self.pulled("origin", _origin, first, sums, pair, g)
         else:
             y, defect, gradient = solver.origin(_no_field, run.grid.size(0), pair, g)
-            error = relative(defect, y)
         errors = StepErrors(run)
-        errors.add(error, -1)
+        errors.add(relative(defect, sized(y, saved.pair[0])), -1)
         certify(self.stats, self.alarm, errors)
         return gradient
 
@@ -466,10 +465,12 @@ def _origin(kind: Kind) -> Any:
     solver: Any = kind.solver
     trees = kind.trees
 
-    def stride_origin(stride: Any, numbers: Any, live: Live, pair: Pair, g: Pair) -> tuple[Tensor, Leaves, list[Any]]:
+    def stride_origin(
+        stride: Any, numbers: Any, live: Live, pair: Pair, g: Pair
+    ) -> tuple[Leaves, Leaves, Leaves, list[Any]]:
         inside, sums = Inside("plan", trees, stride, numbers, live), _Added("reads", live)
         y, defect, gradient = solver.origin(_Pull(inside, sums), inside.h, pair, g)
-        return relative(defect, y), _contiguous(gradient), sums.total
+        return _contiguous(y), _contiguous(defect), _contiguous(gradient), sums.total
 
     return stride_origin
 
