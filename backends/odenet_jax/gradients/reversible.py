@@ -80,7 +80,7 @@ class Retrace(Adjoint):
         solver, h, steps, bits = self.solver, run.grid.h, run.grid.steps, self.solver.side_bits
         assert saved.end is not None
         pair, _, sides = saved.end if bits else (saved.end, None, ())
-        at_end = pair[0]
+        at_end = (*pair[0],)
 
         def step(n: Any, carry: Any) -> Any:
             pair, g, sums = carry
