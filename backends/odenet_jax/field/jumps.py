@@ -4,8 +4,6 @@ So does a normalisation over very few numbers: what it divides by, their spread,
 computes it by its parts: a mean of few numbers is subtracted from them, and their rest divided by the size of that.
 Or nothing is subtracted, and something is divided by the size of one number, two or three (`y / |y|`).
 
-Over 250 lines: one pass over a program knows all of its operations.
-
 A rebuilt state of which a little is wrong may be on the other side of such a jump, where another branch has another
 gradient: how far the state itself is off says nothing of that. It is read off the field's program.
 

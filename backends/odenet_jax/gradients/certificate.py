@@ -35,15 +35,18 @@ def relative(defect: Leaves, y: Leaves) -> Array:
 def sized(y: Leaves, later: Leaves) -> Leaves:
     """What errors of a state are held against: itself, but of a leaf that is zero, as the log-density of a flow is
     at t0, a part of a later one."""
-    return tuple(jnp.where(_nothing(_norm_of(x), z), SMALL * z, x) for x, z in zip(y, later, strict=True))
+    return tuple(map(sized_rows, y, later))
 
 
-def _nothing(size: Array, later: Array) -> Array:
-    return size <= float(jnp.finfo(later.dtype).eps) ** 0.5 * _norm_of(later)
+def sized_rows(y: Array, later: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """The same of one leaf; with axes, of each row along these."""
+    return jnp.where(_vanishes(y, later, axes), SMALL * later, y)
 
 
-def _norm_of(leaf: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(leaf))))
+def _vanishes(y: Array, later: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """By the largest numbers: squares of small ones vanish in float32."""
+    largest, latest = (jnp.max(jnp.abs(x), axes, keepdims=axes is not None, initial=0) for x in (y, later))
+    return largest <= float(jnp.finfo(later.dtype).eps) ** 0.5 * latest
 
 
 def worse(worst: Worst, error: Array, n: Any) -> Worst:
@@ -101,9 +104,9 @@ class Sketch:
         errors: list[Array] = []
         for (leaf, axis), sums, (last, _) in zip(self._places(y), self.rows, self._places(end), strict=True):
             sizes = jnp.linalg.norm(sums, axis=-1)
-            later = SMALL / max(sizes.size, 1) ** 0.5 * _norm_of(last)
+            later = SMALL / max(sizes.size, 1) ** 0.5 * jnp.linalg.norm(last.ravel())
             scale = _scale(sizes, leaf.shape[axis])
-            scale = jnp.where(_nothing(_norm_of(sizes), last), jnp.maximum(scale, later), scale)
+            scale = jnp.where(_vanishes(sums, last), jnp.maximum(scale, later), scale)
             errors.append(jnp.max(jnp.linalg.norm(_sketched(leaf, axis) - sums, axis=-1) / scale))
         return functools.reduce(_larger, errors) if errors else jnp.zeros(())
 

@@ -232,7 +232,8 @@ class AdaptiveReversal(BackwardPass):
                 row = place // (method.anchors or 1) - 1
                 known = go & (place > 0) & (place % (method.anchors or 1) == 0) & (row < anchors.starts.shape[0])
                 exact = read(anchors.rows, jnp.maximum(row, 0))
-                error = relative(subtract(y, exact), against(d, exact) if jumping else exact)
+                of = sized(exact, result.last)
+                error = relative(subtract(y, exact), against(d, of) if jumping else of)
                 worst = choose(known, worse(worst, error, place), worst)
                 y = choose(known, exact, y)
             scale = choose(go, against(d, y), scale) if jumping else scale

@@ -34,7 +34,7 @@ from odenet_jax.field.state import HALF, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients import checkpoint
 from odenet_jax.gradients.adjoint import OutputCotangents, SavedStates, Sums, collect, descend, none_unread, vjp
-from odenet_jax.gradients.certificate import certify, sized
+from odenet_jax.gradients.certificate import certify, sized_rows
 from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.steps.fixed import Carried, Run, Solve, read
 
@@ -130,10 +130,10 @@ class RoundedStates(checkpoint.Recomputation):
         change = _Change(*(jnp.zeros((), run.layout.time),) * 2)
         z, g, sums, change = descend(step, steps, steps, ([z for z, _, _ in links], gradients.end(), sums, change))
         # what the forward pass knows, and how far rounding has carried the backward pass from y0
-        starts, ends = tuple(_real(leaf) for leaf in y0), tuple(link[0] for link in links)
+        every = [rows(self.method, first) for first in y0]
         drifts = [
-            relative(leaf - start, of, rows(self.method, first))
-            for leaf, first, start, of in zip(z, y0, starts, sized(starts, ends), strict=True)
+            relative(leaf - start, sized_rows(start, end, axes), axes)
+            for leaf, start, (end, *_), axes in zip(z, starts, links, every, strict=True)
         ]
         errors = [(error + drift).astype(run.layout.time) for (_, error, _), drift in zip(links, drifts, strict=True)]
         certificate = functools.reduce(jnp.maximum, errors)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,15 +77,23 @@ def _scale(sizes: Tensor, width: int) -> Tensor:
 def sized(y: AnyLeaves, later: AnyLeaves) -> AnyLeaves:
     """What errors of a state are held against: itself, but of a leaf that is zero, as the log-density of a flow is
     at t0, a part of a later one."""
-    return tuple([torch.where(_nothing(_norm_of(x), z), SMALL * z, x) for x, z in zip(y, later, strict=True)])
+    return tuple(map(sized_rows, y, later))
 
 
-def _nothing(size: Tensor, later: Tensor) -> Tensor:
-    return size <= torch.finfo(later.dtype).eps ** 0.5 * _norm_of(later)
+def sized_rows(y: Tensor, later: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
+    """The same of one leaf; with axes, of each row along these."""
+    return torch.where(_vanishes(y, later, axes), SMALL * later, y)
 
 
-def _norm_of(leaf: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(leaf)
+def _vanishes(y: Tensor, later: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
+    """By the largest numbers: squares of small ones vanish in float32."""
+    return _largest(y, axes) <= torch.finfo(later.dtype).eps ** 0.5 * _largest(later, axes)
+
+
+def _largest(leaf: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+    if not leaf.numel() or axes == ():
+        return leaf.abs()
+    return torch.linalg.vector_norm(leaf, math.inf, axes, keepdim=axes is not None)
 
 
 def jumping(run: Run) -> frozenset[int]:
@@ -128,9 +137,9 @@ class Sketch:
         places = zip(self._places(y), self.rows, self._places(end), strict=True)
         for (leaf, axis), (sums, width), (last, _) in places:
             sizes = _norm(sums).flatten()
-            later = SMALL / max(sizes.numel(), 1) ** 0.5 * _norm_of(last)
+            later = SMALL / max(sizes.numel(), 1) ** 0.5 * torch.linalg.vector_norm(last)
             scale = _scale(sizes, width)
-            scale = torch.where(_nothing(_norm_of(sizes), last), torch.maximum(scale, later), scale)
+            scale = torch.where(_vanishes(sums, last), torch.maximum(scale, later), scale)
             errors.append((_norm(_sketched(leaf, axis) - sums).flatten() / scale).amax())
         return functools.reduce(torch.maximum, errors) if errors else torch.zeros(())
 

@@ -24,7 +24,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import checkpoint
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, zeros
-from odenet_torch.gradients.certificate import jumping, sized
+from odenet_torch.gradients.certificate import jumping, sized_rows
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -145,9 +145,9 @@ class RoundedStates(Adjoint):
             GradientError: it is over the tolerance.
         """
         certificate = torch.zeros((), dtype=torch.float64, device=y0[0].device)
-        starts = tuple(_real(leaf) for leaf in y0)
-        for leaf, first, start, of, error in zip(z, y0, starts, sized(starts, ends), errors, strict=True):
-            drift = relative(leaf - start, of, rows(self.method, first))
+        for leaf, first, end, error in zip(z, y0, ends, errors, strict=True):
+            start, axes = _real(first), rows(self.method, first)
+            drift = relative(leaf - start, sized_rows(start, end, axes), axes)
             certificate = torch.maximum(certificate, (error + drift).to(certificate.dtype))
         certificate = certificate.sqrt() if jumps else certificate
         tolerance = self.method.tolerance
