@@ -18,10 +18,13 @@ from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, Traini
 from odenet._check import array_of_numbers, instance, real, several, takes, whole, within, yes_or_no
 from odenet._errors import Wording, shown
 from odenet._gradients.certified import (
+    ALL_OF,
     BUCKETS,
     DOUBTFUL,
     DRIFT,
     ESTIMATED,
+    FAR,
+    FURTHER,
     SHARE,
     SMALL,
     Alarm,
@@ -75,11 +78,14 @@ from odenet._tree import paths as tree_paths
 from odenet._tree import same_shape as tree_same_shape
 
 __all__ = [
+    "ALL_OF",
     "BACKWARD_FAULTS",
     "BUCKETS",
     "DOUBTFUL",
     "DRIFT",
     "ESTIMATED",
+    "FAR",
+    "FURTHER",
     "GROUPS",
     "NORM_EPSILON",
     "NORM_MOMENTUM",

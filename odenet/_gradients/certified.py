@@ -27,6 +27,12 @@ DRIFT = 1 / 3
 """How far a gradient is off beside how far y(t0), as integrated back, is: the state of no other step is off by more."""
 ESTIMATED = 1 / 3
 """How far steps back are off beside their estimated errors in all: most of these are of a method of lower order."""
+ALL_OF = 4
+"""Known states that are compared in any case, of one backward pass over an adaptive solve."""
+FURTHER = 1.5
+"""Later ones are where the state is off by so many times more than in any before."""
+FAR = 0.03
+"""How far a state is off, relatively, whose way may have been another."""
 SMALL = 0.1
 """The least size of y(t0), in sizes of y(t1), that its error is held against: a solve may begin at zero."""
 

@@ -222,7 +222,6 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "gradients/adjoint.py": (
         {
             "mark",
-            "not_recorded",
             "own",
             "pulled",
             "read",
@@ -231,6 +230,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
             "refuse_transforms",
             "require_finite",
             "require_known",
+            "require_recording",
             "standing",
             "unhooked",
         },

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from equinox.internal import unvmap_any
 from jax import Array, lax
 
-from odenet.kit import lasting, subtract
+from odenet.kit import ALL_OF, FAR, FURTHER, lasting, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.compared_steps import magnitude
 from odenet_jax.steps.size_control import TRACED
@@ -26,12 +26,6 @@ from odenet_jax.steps.weighted_sum import choose
 
 Derivatives = tuple[Leaves, Any]
 """`a^T df/dy`, and the parts of all that a step reads."""
-_ALL = 4
-"""Known states that are compared in any case, of one backward pass."""
-_MORE = 1.5
-"""Later ones are where the state is off by so many times more than in any before."""
-_FAR = 0.03
-"""How far a state is off, relatively, whose way may have been another."""
 
 
 class Compared(NamedTuple):
@@ -92,7 +86,7 @@ class WayBack(NamedTuple):
         kind = t.dtype
         drift = share_of(magnitude(subtract(y, known), kind), magnitude(known, kind))
         reached &= drift != 0
-        closely = reached & (last | (self.number < _ALL) | ~(drift <= _MORE * self.largest))
+        closely = reached & (last | (self.number < ALL_OF) | ~(drift <= FURTHER * self.largest))
         eps = max([float(jnp.finfo(leaf.dtype).eps) for leaf in y], default=0.0)
         least = jnp.maximum(jnp.asarray(rtol, kind), eps)
         span = jnp.abs(t - self.since) * lasting(
@@ -102,7 +96,7 @@ class WayBack(NamedTuple):
         def compare() -> Compared:
             (exact, exact_parts), (rebuilt, parts), half = derivatives()
             off, off_half = (magnitude(subtract(other, exact), kind) for other in (rebuilt, half))
-            off_half = jnp.where(drift > _FAR, jnp.minimum(drift, 1) * off_half, 0)
+            off_half = jnp.where(drift > FAR, jnp.minimum(drift, 1) * off_half, 0)
             by_state = share_of(jnp.maximum(off, off_half), magnitude(a, kind))
             by_weights = magnitude(jax.tree.map(jnp.subtract, parts, exact_parts), kind)
             return Compared(span * by_state, span * by_weights)

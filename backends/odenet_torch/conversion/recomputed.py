@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, DiscreteAdjoint
@@ -21,7 +20,7 @@ from odenet_torch.conversion.segment import Segment
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
 from odenet_torch.field.late_writes import run_to_the_end
-from odenet_torch.gradients.adjoint import not_recorded
+from odenet_torch.gradients.adjoint import require_recording
 
 _HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers that call torch.func inside, which refuses to run under the hooks of torch's checkpoint."""
@@ -46,14 +45,7 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
         if rerun.settled is not None and Segment.possible(layer):
             segment = Segment(rerun, lambda: plain(*_apart(again), **_apart(named)))
             return segment.first(x, lambda: plain(*args, **kwargs))
-        return checkpointed(
-            _Recomputation(rerun, x, first),
-            *again,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=lambda: (_NOTHING, _Again(rerun)),
-            **named,
-        )
+        return _Recomputation(rerun, x, first).checkpointed(*again, **named)
     except RuntimeError as error:
         if not refuses_hooks(error) or hooked():  # hooks of the caller's are the caller's
             raise
@@ -91,14 +83,8 @@ def recomputed_with_objects(
     rerun = Rerun(layer, plain, x, ((*others, *objects.tensors), named), state_name(layer, args), looked=True)
     if isinstance(x, Tensor):
         rerun.watch(x)
-    recomputation = _Recomputation(rerun, x, (args, kwargs), objects.again)
     try:
-        out = checkpointed(
-            recomputation,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=lambda: (_NOTHING, _Again(rerun)),
-        )
+        out = _Recomputation(rerun, x, (args, kwargs), objects.again).checkpointed()
     except RuntimeError as error:
         if not refuses_hooks(error) or hooked():
             raise
@@ -139,6 +125,17 @@ class _Recomputation:
         self.rerun, self.again = rerun, again
         self.once: Any = x, arguments
 
+    def checkpointed(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer returns, by torch's checkpoint, which keeps these arguments for the other runs."""
+        return checkpointed(
+            self,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (_NOTHING, _Again(self.rerun)),
+            **kwargs,
+        )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rerun = self.rerun
         if self.once is None:
@@ -170,8 +167,7 @@ class _Again:
         self.rerun = rerun
 
     def __enter__(self) -> None:
-        if torch.is_inference_mode_enabled():
-            raise not_recorded("gradient='checkpoint'")
+        require_recording("gradient='checkpoint'")
         self.around = self.rerun.once_more()
         self.around.__enter__()
 

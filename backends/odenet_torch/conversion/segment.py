@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from odenet import GradientError
 from odenet_torch.conversion.rerun import Rerun
 from odenet_torch.field.differentiating import hooked
-from odenet_torch.gradients.adjoint import not_recorded
+from odenet_torch.gradients.adjoint import require_recording
 from odenet_torch.steps.direct import NotAsBeforeError
 
 _INSIDE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -77,8 +77,7 @@ class Segment:
         Raises:
             GradientError: it saves something else.
         """
-        if torch.is_inference_mode_enabled():
-            raise not_recorded("gradient='checkpoint'")
+        require_recording("gradient='checkpoint'")
         saved: list[Tensor] = []
         count = len(self.kinds) if not self.rerun.late else -1
 

@@ -27,13 +27,13 @@ from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled_function import Recalled
-from odenet_torch.drop_in.step_back import StepsBack, by_steps, steps_back
-from odenet_torch.drop_in.way_back import KnownStates, known_states
+from odenet_torch.drop_in.step_back import StepsBack, by_steps, passes_due
+from odenet_torch.drop_in.way_back import KnownStates
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.raised import as_raised
-from odenet_torch.gradients.adjoint import not_recorded, refuse_batches, require_finite, unhooked
+from odenet_torch.gradients.adjoint import refuse_batches, require_finite, require_recording, unhooked
 from odenet_torch.gradients.way_back import least
 from odenet_torch.steps.graph import Choices
 from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
@@ -267,8 +267,7 @@ class _OdeintAdjoint(torch.autograd.Function):
 
 @as_raised
 def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    if torch.is_inference_mode_enabled():
-        raise not_recorded("odeint_adjoint")
+    require_recording("odeint_adjoint")
     if torch.is_grad_enabled():
         raise UnsupportedError(
             "a second derivative through odeint_adjoint",
@@ -291,12 +290,13 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             stack.enter_context(flow.recording.again(adaptive=not isinstance(way.choice, Spacing)))
         stack.enter_context(way.again.back())
         a = torch.zeros_like(ys[-1], dtype=kind)
-        if isinstance(way.choice, Spacing) and by_steps(flow):
-            back.steps_back = steps_back(flow, ys, params, back.layout)
-        else:
+        due = passes_due(flow)
+        if due is not None and isinstance(way.choice, Spacing) and by_steps(flow):
+            back.steps_back = StepsBack(flow, ys, params, back.layout, *due)
+        elif due is not None:
             rtol = None if way.reach is None else least(list(way.reach.rtol))
             end, by_y0 = ys[-1].to(kind), ctx.needs_input_grad[2]
-            back.known_states = known_states(flow, back.layout, rtol, by_y0, back.field, end)
+            back.known_states = KnownStates(flow, back.layout, rtol, by_y0, back.field, end, *due)
         for i in reversed(range(1, len(times))):
             if timed:
                 time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)

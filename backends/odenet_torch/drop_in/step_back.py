@@ -19,7 +19,8 @@ from odenet_torch.drop_in.recording import lent_buffers, modules_of
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import no_trace
-from odenet_torch.gradients.compared_steps import Parts, error
+from odenet_torch.gradients.compared_steps import error
+from odenet_torch.gradients.sums import Parts
 
 _EVERY = 16
 """One of so many backward passes of a function is compared, of the first ones more, and all while it is doubtful."""
@@ -60,12 +61,6 @@ def passes_due(flow: OdeintProblem) -> tuple[Alarm, Passes] | None:
 def by_steps(flow: OdeintProblem) -> bool:
     """Whether the steps of the forward pass are known, and end at its times."""
     return flow.recording is not None and bool(flow.recording.ends) and flow.event_fn is None
-
-
-def steps_back(flow: OdeintProblem, ys: Tensor, params: Sequence[Tensor], layout: Layout) -> StepsBack | None:
-    """What a backward pass is compared with; None where it is not. Arguments are those of `StepsBack`."""
-    due = passes_due(flow)
-    return None if due is None else StepsBack(flow, ys, params, layout, *due)
 
 
 class StepsBack:

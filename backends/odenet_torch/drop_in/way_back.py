@@ -13,7 +13,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.drop_in.compiled import AugmentedSlope
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.recording import lent_buffers, modules_of
-from odenet_torch.drop_in.step_back import Passes, passes_due
+from odenet_torch.drop_in.step_back import Passes
 from odenet_torch.field.state import Layout
 from odenet_torch.field.surroundings import no_trace
 from odenet_torch.gradients.compared_steps import magnitude
@@ -21,19 +21,6 @@ from odenet_torch.gradients.way_back import Derivatives, WayBack, share_of
 
 _ROUGH = 1e-3
 """Relative tolerance that steps without an estimate of their error are taken to have."""
-
-
-def known_states(
-    flow: OdeintProblem,
-    layout: Layout,
-    rtol: float | None,
-    by_y0: bool,
-    field: Callable[..., AugmentedSlope],
-    end: Tensor,
-) -> KnownStates | None:
-    """What a backward pass is compared with; None where it is not. Arguments are those of `KnownStates`."""
-    due = passes_due(flow)
-    return None if due is None else KnownStates(flow, layout, rtol, by_y0, field, end, *due)
 
 
 class KnownStates:

@@ -276,8 +276,7 @@ def refuse_transforms(gradient: str, instead: str = "gradient='backprop'") -> No
 def refuse_second_derivatives(gradient: str) -> None:
     """Raises UnsupportedError in a backward pass that is itself to be differentiated, or that nothing can be recorded
     in."""
-    if torch.is_inference_mode_enabled():
-        raise not_recorded(f"gradient={gradient!r}")
+    require_recording(f"gradient={gradient!r}")
     if torch.is_grad_enabled():
         raise UnsupportedError(
             f"a second derivative through gradient={gradient!r}",
@@ -286,13 +285,14 @@ def refuse_second_derivatives(gradient: str) -> None:
         )
 
 
-def not_recorded(subject: str) -> UnsupportedError:
-    """The error of a backward pass inside torch.inference_mode(), in which steps are to be recorded once more."""
-    return UnsupportedError(
-        f"backward() inside torch.inference_mode(), through {subject}, which records steps again",
-        "torch.no_grad() there, or none",
-        "call backward() outside of torch.inference_mode()",
-    )
+def require_recording(subject: str) -> None:
+    """Raises UnsupportedError in a backward pass inside torch.inference_mode(), which is to record steps once more."""
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedError(
+            f"backward() inside torch.inference_mode(), through {subject}, which records steps again",
+            "torch.no_grad() there, or none",
+            "call backward() outside of torch.inference_mode()",
+        )
 
 
 def refuse_batches(gradients: Iterable[Tensor | None], gradient: str, instead: str = "gradient='backprop'") -> None:

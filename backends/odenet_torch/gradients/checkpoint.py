@@ -33,12 +33,12 @@ from odenet_torch.gradients.adjoint import (
     Adjoint,
     SavedStates,
     mark,
-    not_recorded,
     own,
     pulled,
     read,
     refuse_transforms,
     require_known,
+    require_recording,
     standing,
     zeros,
 )
@@ -286,8 +286,7 @@ class Segment:
 
     def __enter__(self) -> None:
         """While the steps run again, as often as a graph is gone back through."""
-        if torch.is_inference_mode_enabled():
-            raise not_recorded("gradient='checkpoint'")
+        require_recording("gradient='checkpoint'")
         self.run = dataclasses.replace(self.run, again=True)
         self.run.field.settle(range(self.first, self.end), self.run.grid.steps)
         self.entered = contextlib.ExitStack()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +15,12 @@ from torch import Tensor
 from odenet import ContinuousAdjoint
 from odenet.kit import DRIFT, SHARE, SMALL, add, least_change, subtract
 from odenet.kit import Leaves as AnyLeaves
-from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import mark, read, standing, vjp
 from odenet_torch.gradients.certificate import SMALL_STATE, Sketch
-from odenet_torch.gradients.sums import Sums
+from odenet_torch.gradients.sums import Parts, Sums
 from odenet_torch.steps.fixed import Run
 
-Parts = dict[Any, Tensor]
-"""Gradients of weights, by place (`Sums.place`)."""
 Added = tuple[AnyLeaves, Parts]
 """What steps add to the costate, and to the gradients of weights."""
 
@@ -53,7 +49,7 @@ class ComparedSteps:
     def add(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0) -> None:
         """See `Sums.add`."""
         self.sums.add(tensors, gradients, factor)
-        self._collect(self.by_weights, tensors, gradients, factor)
+        self.sums.collect(self.by_weights, tensors, gradients, factor)
 
     def changed(self, change: AnyLeaves) -> None:
         """The costate has changed by so much, in a backward step."""
@@ -77,7 +73,7 @@ class ComparedSteps:
             with torch.enable_grad():
                 d = run.increment(n, at, stand=stand)
             part, tensors, gradients = vjp(read(run, n), n, d, at, explicit, stand, g, since)
-            self._collect(by_weights, tensors, gradients)
+            self.sums.collect(by_weights, tensors, gradients)
             g, exact = add(g, part), part if exact is None else add(exact, part)
         assert exact is not None
         assert self.change is not None
@@ -99,15 +95,6 @@ class ComparedSteps:
         off = size([one - other for one, other in zip(rebuilt, exact, strict=True)])
         share = DRIFT * _ratio(off, size(exact), SMALL * size(last))
         return torch.where(size(self.a) == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
-
-    def _collect(
-        self, parts: Parts, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0
-    ) -> None:
-        for tensor, gradient in zip(tensors, gradients, strict=True):
-            if gradient is not None:
-                part = factor * (gradient.float() if gradient.dtype in HALF else gradient)
-                place = self.sums.place(tensor)
-                parts[place] = parts[place] + part if place in parts else part
 
 
 def error(a: AnyLeaves, exact: Added, added: Added, steps: int, of: int, device: torch.device) -> Tensor:

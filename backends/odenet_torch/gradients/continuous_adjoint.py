@@ -30,9 +30,9 @@ from odenet_torch.gradients.adjoint import (
     zeros,
 )
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify
-from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, Parts, kinds
+from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
 from odenet_torch.gradients.stages import Steps
-from odenet_torch.gradients.sums import Sums
+from odenet_torch.gradients.sums import Parts, Sums
 from odenet_torch.gradients.way_back import Derivatives, WayBack, least, root_mean_square
 from odenet_torch.steps.accepted import AcceptedField
 from odenet_torch.steps.adaptive import Back, ForwardSolve
@@ -336,10 +336,7 @@ class Quadrature:
         if evaluated is None:
             evaluated = loop.slope(end, both, 0, start, end)
         parts: Parts = {}
-        for tensor, part in zip(*self.parts[id(evaluated)], strict=True):
-            if part is not None:
-                place = self.sums.place(tensor)
-                parts[place] = parts[place] + part if place in parts else part
+        self.sums.collect(parts, *self.parts[id(evaluated)])
         return evaluated[self.count :], parts
 
     def error(self, unit: Tensor) -> Tensor | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from odenet_torch.field.field import Field
 from odenet_torch.field.half_precision import HALF
+
+Parts = dict[Any, Tensor]
+"""Gradients of weights, by place (`Sums.place`)."""
 
 
 class Sums:
@@ -39,6 +43,16 @@ class Sums:
             else:
                 stack[row].add_(gradient, alpha=factor)
             self.by_tensor[id(home)] = stack
+
+    def collect(
+        self, parts: Parts, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float = 1.0
+    ) -> None:
+        """Add `factor` times each gradient that is there to `parts`, which are no part of these."""
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            if gradient is not None:
+                part = factor * (gradient.float() if gradient.dtype in HALF else gradient)
+                place = self.place(tensor)
+                parts[place] = parts[place] + part if place in parts else part
 
     def place(self, tensor: Tensor) -> tuple[int, int | None]:
         """Where the gradient of a tensor is added up."""

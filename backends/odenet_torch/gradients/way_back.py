@@ -18,18 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet.kit import ALL_OF, FAR, FURTHER, lasting, subtract, tree_leaves
 from odenet.kit import Leaves as AnyLeaves
-from odenet.kit import lasting, subtract, tree_leaves
-from odenet_torch.gradients.compared_steps import Parts, difference, magnitude
+from odenet_torch.gradients.compared_steps import difference, magnitude
+from odenet_torch.gradients.sums import Parts
 
 Derivatives = tuple[AnyLeaves, Parts]
 """`a^T df/dy`, and `a^T df/dw` by the place of each weight."""
-_ALL = 4
-"""Known states that are compared in any case, of one backward pass."""
-_MORE = 1.5
-"""Later ones are where the state is off by so many times more than in any before."""
-_FAR = 0.03
-"""How far a state is off, relatively, whose way may have been another."""
 
 
 class WayBack:
@@ -75,7 +70,7 @@ class WayBack:
         drift = norms[0] / max(norms[1], sys.float_info.min)
         if drift == 0:
             return
-        if self.last is not None and not last and self.count >= _ALL and drift <= _MORE * self.largest:
+        if self.last is not None and not last and self.count >= ALL_OF and drift <= FURTHER * self.largest:
             before, by_state, by_weights = self.last
             self._add(drift / before * by_state, drift / before * by_weights)  # as sensitive as there
             return
@@ -84,7 +79,7 @@ class WayBack:
         finest = max(torch.finfo(leaf.dtype).eps for leaf in known)
         time = span * lasting(drift, max(self.rtol, finest), math.log)
         off_by = self._size(subtract(rebuilt, exact))
-        if drift > _FAR:
+        if drift > FAR:
             half, _ = derivatives(tuple((one + other) / 2 for one, other in zip(known, end, strict=True)), False)
             off_by = torch.maximum(off_by, min(drift, 1.0) * self._size(subtract(half, exact)))
         by_state = time * share_of(off_by, self._size(a))
