@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import gc
 import random
+import types
 import weakref
 
 import pytest
@@ -199,6 +200,64 @@ def test_blocks_of_several_kinds_and_blocks_that_differ_in_an_attribute(graphs):
     of[0].scale = 0.5  # a graph of its own
     require_equal(trained(stack(of, "checkpoint", False), start()), trained(net, start()))
     assert len(seen) > count
+
+
+class Reader(nn.Module):
+    """Reads numbers from places of many kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.act = nn.Linear(4, 4), torch.tanh
+        self.scale, self.factors, self.options = 1.0, [1.0], {"shift": 0.0}
+        self.config = types.SimpleNamespace(power=1)
+        self.inner = nn.Identity()
+
+    def forward(self, y):
+        z = self.inner(self.act(self.linear(y))) * self.scale * self.factors[0] + self.options["shift"]
+        return z**self.config.power * (1.0 if self.training else 0.5)
+
+
+def inner_of(block):
+    block.inner = nn.Sigmoid().to(KIND)
+
+
+def other_forward(block):
+    block.forward = lambda y: 0.3 * torch.sin(block.linear(y))
+
+
+def frozen(block):
+    block.linear.bias.requires_grad_(False)
+
+
+CHANGES = [
+    lambda block: setattr(block, "scale", 0.5),
+    lambda block: block.factors.__setitem__(0, 0.3),
+    lambda block: block.options.update(shift=0.2),
+    lambda block: setattr(block.config, "power", 2),
+    lambda block: setattr(block, "act", torch.sigmoid),
+    lambda block: block.eval(),
+    lambda block: setattr(block.linear, "weight", nn.Parameter(0.5 * torch.ones(4, 4, dtype=KIND))),
+    inner_of,
+    frozen,
+    other_forward,
+]
+
+
+@pytest.mark.parametrize("changes", [CHANGES[:5], CHANGES[5:]], ids=["values", "modules"])
+@pytest.mark.parametrize(
+    "gradient", ["backprop", *(pytest.param(g, marks=pytest.mark.slow) for g in ("checkpoint", "discrete-adjoint"))]
+)
+def test_a_block_that_is_changed_between_passes_is_another_block(graphs, gradient, changes):
+    """Strides that were compared with what they were compiled for are called directly: until something changes, in
+    any of them. Torch warns as it compiles, here where warnings are errors."""
+    _, choice = graphs
+    of, x = blocks(Reader, 17), start()  # as many strides
+    eager, net = (stack(of, gradient, compile) for compile in (False, choice))
+    for n, change in enumerate(changes):
+        for _ in range(3):
+            require_equal(trained(eager, x), trained(net, x))
+        change(of[16 - n])
+    require_equal(trained(eager, x), trained(net, x))
 
 
 @pytest.mark.slow

@@ -104,10 +104,10 @@ class EqualSteps(_Compiled):
         if y is not self.last:
             y = entered(y, self.recorded)
         numbers = entered((numbers,), self.recorded and numbers.requires_grad)[0]
-        mode, reads = (self.recorded, numbers.requires_grad), self.flow.reads if self.recorded else None
+        reads = self.flow.reads if self.recorded else None
 
         def run(_: Any) -> Any:
-            return self.graph.run(mode, self.before, self.traced, y, numbers)
+            return self.graph.run(self.before, self.traced, y, numbers)
 
         self.last, ks = run(None) if reads is None else reads.evaluate(run, (), self.flow.func)
         return self.last, ks
@@ -197,7 +197,7 @@ class AugmentedSteps(_Compiled):
         self.graph.last.require = _require
         with torch.no_grad():
             y1, error, ks, *sums = self.graph.run(
-                self.timed, self.before, self.traced.args, self.values, self.enter(both), known, numbers, self.timed
+                self.before, self.traced.args, self.values, self.enter(both), known, numbers, self.timed
             )
         last, self.added, self.errors = [[*[None] * (not self.timed), *parts] for parts in sums]
         end = AugmentedSlope(ks[-1])

@@ -108,14 +108,21 @@ class WiringContents:
         )
         self._arrays = [x for x in watched if isinstance(x, np.ndarray)]
         self._own = wiring.own
+        self.compared: tuple[Any, dict[Any, Any]] | None = None
+        """Of strides that a compiler has compared with what they were compiled for (`steps.shortcuts`): what all of
+        them had, and what is known of each."""
 
     def stands(self) -> bool:
         """Whether all of it stands where it stood."""
         return self._stored.stand() and all([place.same(contents) for place, contents in self._others])
 
+    def modes(self) -> list[bool]:
+        """Of the modules, whether each is in training."""
+        return [*map(_TRAINING, self._own)]
+
     def states(self) -> tuple[list[Any], Any, list[bytes]]:
         """What is equal as long as modules stay in their mode and nothing is written on."""
-        return [*map(_TRAINING, self._own)], self.tensors.now(), [array.tobytes() for array in self._arrays]
+        return self.modes(), self.tensors.now(), [array.tobytes() for array in self._arrays]
 
 
 _TRAINING = operator.itemgetter("training")

@@ -198,6 +198,8 @@ class Passage(Adjoint):
     def surrounded(self) -> Iterator[None]:
         """What steps that run again need around them."""
         self.looked.require_same()
+        if self.strides.shortcuts is not None:
+            self.strides.shortcuts.compared.clear()  # others may have run in the meantime
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):

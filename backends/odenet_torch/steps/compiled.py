@@ -97,11 +97,11 @@ class CompiledSteps:
             numbers += [min(1.0, max(0.0, (time - start) / (end - start))) for time in times]
         operands = torch.tensor(numbers, dtype=self.layout.time, device=self.layout.device)
         first = first if first is self.last else self.enter(first)
-        field, count, mode = self.field, self.grid.count, (self.recorded, torch.is_grad_enabled())
+        field, count = self.field, self.grid.count
 
         def run(stand: Stand | None) -> Any:
             arguments = (field.traced, self.norm, y, first, operands, self.rtol, self.atol)
-            return self.graph.run(mode, self.before, *arguments, field.around(layer, count, stand))
+            return self.graph.run(self.before, *arguments, field.around(layer, count, stand))
 
         reads = (field.inner or field.reads) if self.recorded else None
         y1, slopes, ratio = (

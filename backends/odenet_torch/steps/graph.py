@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
 import threading
 import types
 import warnings
@@ -30,6 +31,14 @@ _CHOICES = ("backend", "options")
 _MOST = 4
 """Graphs that one solve may compile: with and without gradients, and as often again for what a step ends with."""
 _NUMBERS = itertools.count()
+
+_OF_THE_COMPILER = (
+    ("ignore", re.compile("The .grad attribute of a Tensor that is not a leaf"), Warning, None, 0),
+    ("ignore", None, DeprecationWarning, None, 0),
+)
+"""Torch warns of itself as it compiles, which may be in any call: that it asks states for their .grad, of its imports.
+They stand in `warnings.filters` for the time of a call, without `warnings.catch_warnings`: that would make Python
+forget which warnings it has shown, and show those of the user's own code in each pass."""
 
 Choices = Mapping[str, Any]
 
@@ -58,6 +67,10 @@ class LastRun(threading.local):
     """Those of the graph, where they are looked at."""
     inputs: tuple[Any, ...] = ()
     """What it was handed."""
+    outputs: tuple[Any, ...] = ()
+    """What it returned."""
+    code: Callable[..., Any] | None = None
+    """What was called with these."""
     require: Callable[[Effects], None] | None = None
     """Raises an error for effects that a graph must not have; called before it runs."""
 
@@ -86,8 +99,6 @@ class Graph:
         self.constants = constants
         self.function, self.choices, self.most, self.examined = function, choices, most, examined
         self.count = 0
-        self.modes: set[Hashable] = set()
-        """In which it has run: whether steps have a gradient, and whether autograd is on."""
         self.last = LastRun()
         self.random: set[Hashable] = set()
         """The modes of what it calls, in training or not, in which it is handed seeds (`odenet_torch.steps.seeded`)."""
@@ -95,7 +106,6 @@ class Graph:
 
     def renew(self) -> None:
         """Forgets what is compiled."""
-        self.modes.clear()
         function = self.function
         constants = tuple([self.constants.get(x, x) if type(x) is str else x for x in function.__code__.co_consts])
         code = function.__code__.replace(co_name=f"{function.__name__}_{next(_NUMBERS)}", co_consts=constants)
@@ -104,11 +114,10 @@ class Graph:
         )
         self.compiled = torch.compile(alone, fullgraph=True, dynamic=False, backend=self._compile)
 
-    def run(self, mode: Hashable, before: int, *arguments: Any) -> Any:
+    def run(self, before: int, *arguments: Any) -> Any:
         """The function's value.
 
         Args:
-            mode: in which it runs, for what torch says of itself when it compiles.
             before: its `count` when the solve began.
             arguments: of the function.
 
@@ -123,16 +132,10 @@ class Graph:
                 "leave out the mode, or compile",
             )
         while True:
+            filters: list[Any] = warnings.filters  # pyright: ignore[reportAssignmentType]
+            filters[:0] = _OF_THE_COMPILER
             try:
-                if mode in self.modes:
-                    value = self.compiled(*arguments)
-                else:
-                    with warnings.catch_warnings():
-                        # torch warns of itself as it compiles: that it asks states for their .grad, of its imports
-                        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-                        warnings.simplefilter("ignore", DeprecationWarning)
-                        value = self.compiled(*arguments)
-                    self.modes.add(mode)
+                value = self.compiled(*arguments)
                 break
             except Exception as error:
                 if not _of_compiler(error):
@@ -140,6 +143,9 @@ class Graph:
                 if not _too_often(error) or self.count - before >= self.most:
                     raise _refused(error) from error
                 self.renew()  # other modules under the same code, as in a function that makes fields
+            finally:
+                for known in _OF_THE_COMPILER:
+                    filters.remove(known)
         if not self.count:
             raise UnsupportedError(
                 "compile, and torch.compile is switched off (by TORCHDYNAMO_DISABLE, or a setting of torch._dynamo)",
@@ -168,8 +174,10 @@ class Graph:
         def examined(*arguments: Any) -> Any:
             if self.last.require is not None:
                 self.last.require(effects)
-            self.last.effects, self.last.inputs = effects, arguments
-            return compiled(*arguments)
+            last = self.last
+            last.effects, last.inputs, last.code = effects, arguments, examined
+            last.outputs = outputs = compiled(*arguments)
+            return outputs
 
         return examined
 
