@@ -150,7 +150,7 @@ class Depth:
         # node m k + j is the mean of k picks, of which the first is of node m: k - j of node m and j of node m + 1
         count = (self.layers - 1) * k + 1
         picks = [[i // k + (r >= k - i % k) for i in range(count)] for r in range(k)]
-        return self._with(lambda leaf: _mean([leaf[_index(places)] for places in (picks if mixes(leaf) else picks[:1])]))
+        return self._with(lambda leaf: _mean([leaf[_index(places)] for places in picks[: k if mixes(leaf) else 1]]))
 
     def coarsen(self, factor: int) -> Depth:
         """The inverse of `refine`: the mean of each `factor` piecewise layers, or every `factor`-th linear node.

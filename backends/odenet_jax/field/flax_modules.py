@@ -24,6 +24,11 @@ def is_flax(node: Any) -> bool:
     return nnx is not None and isinstance(node, nnx.Module)
 
 
+def of_another_trace(error: Exception) -> bool:
+    """Whether it is flax's error for a module that is written to by a transformation that was not handed it."""
+    return type(error).__name__ == "TraceContextError"  # its class stands in another place in other versions of flax
+
+
 class FlaxBlock(eqx.Module):
     """A module of flax.nnx as a block with a state: parameters are leaves, all its other variables are the state.
 
