@@ -114,7 +114,13 @@ def flax_layers(layers: Sequence[Any], x: Array, arguments: Arguments) -> tuple[
 
 
 def write_back(layers: Sequence[Any], written: Sequence[int], rows: Sequence[Array]) -> None:
-    """Write the state after a run to the layers' variables."""
+    """Write the state after a run to the layers' variables.
+
+    Raises:
+        ConversionError: they cannot be written to where they are read (see `recomputed`).
+    """
+    if _closed_over(layers[0]):
+        raise _unwritable(layers[0], written)
     for n, layer in enumerate(layers):
         variables = _variables(layer)
         for i, leaf in zip(written, rows, strict=True):
@@ -133,29 +139,41 @@ def recomputed(layer: Any, arguments: tuple[Any, ...], named: Mapping[str, Any])
         arguments, named = together(arrays)
         return plain_call(layer, *arguments, **named)
 
-    try:
-        return flax_nnx().remat(call)(layer, arrays)
-    except Exception as error:
-        if not of_another_trace(error):
-            raise
     # flax writes all variables after the call, which it must not in a transformation that was not handed the model
+    if not _closed_over(layer):
+        return flax_nnx().remat(call)(layer, arrays)
     definition, values, structure = _parts(layer)
     function = FlaxLayer(definition, structure, (), name_of(layer))
     if written := _written(function, values, arguments, named):
-        kinds = {type(_variables(layer)[i]).__name__ for i in written}
-        raise ConversionError(
-            f"{function.name} writes to {', '.join(sorted(kinds))} of a model that a transformation of JAX reads from "
-            "outside of it",
-            "models that are an argument of the transformed function",
-            "give the model to nnx.jit, nnx.grad and the like as an argument; or model.eval(), with which it writes "
-            "nothing",
-        )
+        raise _unwritable(layer, written)
 
     def value(values: list[Any], arrays: Any) -> Any:
         arguments, named = together(arrays)
         return function(values, [], arguments, named)[0]
 
     return jax.checkpoint(value)(values, arrays)
+
+
+def _closed_over(layer: Any) -> bool:
+    """Whether the layer is of a model that a transformation of JAX reads without being handed it."""
+    try:
+        layer.odenet_place = layer.odenet_place
+    except Exception as error:
+        if not of_another_trace(error):
+            raise
+        return True
+    return False
+
+
+def _unwritable(layer: Any, written: Sequence[int]) -> ConversionError:
+    variables = _variables(layer)
+    kinds = sorted({type(variables[i]).__name__ for i in written})
+    return ConversionError(
+        f"{name_of(layer)} writes to {', '.join(kinds)} of a model that a transformation of JAX reads from outside of "
+        "it",
+        "models that are an argument of the transformed function",
+        "hand the model to nnx.jit, nnx.grad and the like; or model.eval(), with which it writes nothing",
+    )
 
 
 def _parts(layer: Any) -> tuple[Any, list[Any], Any]:
