@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from odenet import Depth, Gradients, Solution, Stats
-from odenet.kit import TREE_RULES
+from odenet.kit import TREE_CHILDREN, TREE_RULES
 
 
 def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
@@ -20,6 +21,24 @@ def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
     return children, lambda leaves: jax.tree.unflatten(structure, leaves)
 
 
+def _children(node: Any) -> list[Any] | None:
+    """What a node of such a class holds, one level down."""
+    if isinstance(node, _LEAVES):
+        return None
+    inside = False
+
+    def is_leaf(_: Any) -> bool:
+        nonlocal inside
+        inside, before = True, inside
+        return before  # all but the node itself, which is asked about first
+
+    children, structure = jax.tree.flatten(node, is_leaf=is_leaf)
+    return None if jax.tree_util.treedef_is_leaf(structure) else children
+
+
+_LEAVES = (jax.Array, np.ndarray, np.generic, int, float, complex, str, type(None))
+
+
 def _depth(aux: tuple[Any, bool], children: Sequence[Any]) -> Depth:
     depth = object.__new__(Depth)  # no checks: JAX puts objects without a shape where leaves are
     for name, value in zip(("tree", "kind", "stacked"), (children[0], *aux), strict=True):
@@ -28,6 +47,7 @@ def _depth(aux: tuple[Any, bool], children: Sequence[Any]) -> Depth:
 
 
 TREE_RULES.append(_rule)
+TREE_CHILDREN.append(_children)
 jax.tree_util.register_dataclass(Gradients, ["y0", "weights"], [])
 jax.tree_util.register_pytree_node(Depth, lambda d: ((d.tree,), (d.kind, d.stacked)), _depth)
 

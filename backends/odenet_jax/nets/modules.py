@@ -38,6 +38,7 @@ from odenet.kit import (
     instance,
     kind_of_blocks,
     problem,
+    require_finite_tree,
     require_one_grid,
     several,
     shown,
@@ -161,6 +162,7 @@ class ResidualStack(eqx.Module):
         self.t0, self.t1 = _plain(t0), _plain(t1)
         self.along = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         blocks = several("blocks", blocks)
+        require_finite_tree("blocks", blocks)
         if not all(callable(block) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "callables x -> f(x)")
         single = {id(block): block for block in blocks}
