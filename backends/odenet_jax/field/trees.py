@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
 from odenet import Depth, Gradients, Solution, Stats
-from odenet.kit import TREE_CHILDREN, TREE_RULES
+from odenet.kit import TREE_CHILDREN, TREE_RULES, shown
 
 
 def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
@@ -37,6 +38,34 @@ def _children(node: Any) -> list[Any] | None:
 
 
 _LEAVES = (jax.Array, np.ndarray, np.generic, int, float, complex, str, type(None))
+
+
+def difference(one: Any, other: Any) -> str | None:
+    """What two modules differ in beside the values of their arrays, in words; None for nothing."""
+    if type(one) is not type(other):
+        return f"a {type(one).__name__} and a {type(other).__name__}"
+    (arrays, static), (others, fixed) = (eqx.partition(module, eqx.is_array) for module in (one, other))
+    try:
+        if jax.tree.structure(arrays) != jax.tree.structure(others):
+            return "in what they hold or in a static field"
+        same = bool(eqx.tree_equal(static, fixed))
+    except (TypeError, ValueError):
+        return "in a static field with values that cannot be compared, as arrays"
+    pairs = zip(_with_paths(arrays), jax.tree.leaves(others), strict=True)
+    for (path, leaf), beside in pairs:
+        if (leaf.shape, leaf.dtype) != (beside.shape, beside.dtype):
+            kinds = [f"{array.dtype}{list(array.shape)}" for array in (leaf, beside)]
+            return f"{path} is {kinds[0]} and {kinds[1]}"
+    if same:
+        return None
+    pairs = zip(_with_paths(static), jax.tree.leaves(fixed), strict=True)
+    unlike = [(path, leaf, beside) for (path, leaf), beside in pairs if not eqx.tree_equal(leaf, beside)]
+    return "".join(f"{path} is {shown(leaf)} and {shown(beside)}" for path, leaf, beside in unlike[:1]) or "in a field"
+
+
+def _with_paths(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
 def _depth(aux: tuple[Any, bool], children: Sequence[Any]) -> Depth:

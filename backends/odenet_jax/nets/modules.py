@@ -50,6 +50,7 @@ from odenet_jax.field.block_state import gathered, holds_state, marked_as
 from odenet_jax.field.flax_modules import is_flax, parted
 from odenet_jax.field.replay import BlockContext, block_context, call
 from odenet_jax.field.state import flattened, repeated, stacked
+from odenet_jax.field.trees import difference
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
@@ -169,14 +170,11 @@ class ResidualStack(eqx.Module):
         places = {key: i for i, key in enumerate(single)}
         self.order = tuple(places[id(block)] for block in blocks)
         parts = [eqx.partition(block, eqx.is_array) for block in single.values()]
-        if not parts or any(
-            jax.tree.structure(arrays) != jax.tree.structure(parts[0][0]) or not eqx.tree_equal(static, parts[0][1])
-            for arrays, static in parts
-        ):
+        unlike = next(filter(None, (difference(blocks[0], block) for block in single.values())), None)
+        if not parts or unlike is not None:
             remedy = _STATEFUL if any(map(holds_state, single.values())) else ""
-            raise InputError(
-                f"{len(parts)} blocks of different structures", "at least one, all of one structure", remedy
-            )
+            what = f"{len(parts)} blocks of different structures" + ("" if unlike is None else f" ({unlike})")
+            raise InputError(what, "at least one, all of one structure", remedy)
         self.blocks = eqx.combine(jax.tree.map(lambda *leaves: stacked(leaves), *(a for a, _ in parts)), parts[0][1])
 
     @classmethod
@@ -218,6 +216,11 @@ class ResidualStack(eqx.Module):
         alike = [marked_as(block, blocks[0]) for block in blocks]
         if isinstance(state, eqx.nn.State):
             return cls(alike, **choices), gathered(blocks, state)
+        states = isinstance(state, (list, tuple)) and all(isinstance(each, eqx.nn.State) for each in state)
+        if not states or len(state) != len(blocks):
+            raise InputError(
+                f"state={shown(state)} of {len(blocks)} blocks", "an eqx.nn.State of all, or a list of one for each"
+            )
         rows = [gathered([block], own) for block, own in zip(blocks, state, strict=True)]
         alike_rows = [jax.tree.unflatten(jax.tree.structure(rows[0]), jax.tree.leaves(row)) for row in rows]
         return cls(alike, **choices), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *alike_rows)
