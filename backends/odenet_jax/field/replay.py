@@ -173,6 +173,8 @@ def call(
 ) -> tuple[Any, Any]:
     """The value of a block, and its new state (None where it has none); for `axis_name` see `ResidualStack`."""
     if axis_name is not None:
+        if any(leaf.ndim == 0 for leaf in jax.tree.leaves(arguments[0])):
+            raise StateError(f"axis_name={shown(axis_name)} and a state without an axis", "states of shape (rows, ...)")
         rows = next(leaf.shape[0] for leaf in jax.tree.leaves(arguments[0]))
         keys = None if key is None else jax.random.split(key, rows)
         mapped = eqx.filter_vmap(

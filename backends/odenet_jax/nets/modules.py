@@ -43,6 +43,7 @@ from odenet.kit import (
     several,
     shown,
     staged,
+    takes,
 )
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -229,6 +230,12 @@ class ResidualStack(eqx.Module):
     def depth(self) -> Depth:
         """The blocks along depth, their arrays stacked, for `odenet.theory`."""
         stack = self.blocks
+        if not any(map(eqx.is_array, jax.tree.leaves(stack))):
+            raise InputError(
+                f"{len(self.order)} blocks of a ResidualStack that hold no array",
+                "blocks with parameters",
+                "odenet_jax.solve(lambda t, y: block(y), x, steps=N)",
+            )
         if self.order != tuple(range(len(self.order))):
             arrays, static = eqx.partition(stack, eqx.is_array)
             stack = eqx.combine(jax.tree.map(lambda leaf: repeated(leaf, self.order), arrays), static)
@@ -347,6 +354,7 @@ class NeuralODE(eqx.Module):
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         if not callable(field):
             raise InputError(f"field is a {type(field).__name__}", "a callable field(t, y)")
+        takes(field, 2, "field", "a field that can be called as field(t, y)")
         concrete = isinstance(steps, jax.Array) and steps.ndim == 0 and not isinstance(steps, Tracer)
         self.field, self.steps = field, _plain(np.asarray(steps) if concrete else steps)
         default = "dopri5" if steps is None else "rk4"
