@@ -14,6 +14,7 @@ Rebuild = Callable[[Sequence[Any]], Any]
 Rule = Callable[[Any], "tuple[list[Any], Rebuild] | None"]
 
 RULES: list[Rule] = []  # asked in turn about a node that is no plain container
+CHILDREN: list[Callable[[Any], Sequence[Any] | None]] = []  # asked in turn for what such a node holds one level down
 
 
 def _open(node: Any) -> tuple[list[Any], Rebuild] | None:
@@ -57,14 +58,22 @@ def require_finite_tree(name: str, tree: Any) -> None:
     """Raises StateError for a container that holds itself: walking it would not end, and in JAX breaks later walks."""
 
     def walk(node: Any, above: frozenset[int]) -> None:
-        if not isinstance(node, (dict, tuple, list)) or not node:
+        if not isinstance(node, (dict, tuple, list)):
+            children = next((inner for inner in (of(node) for of in CHILDREN) if inner is not None), ())
+        else:
+            children = node.values() if isinstance(node, dict) else node
+        if not children:
             return
         if id(node) in above:
-            raise StateError(f"{name} is a {type(node).__name__} that holds itself", "trees, which end in leaves")
-        for child in node.values() if isinstance(node, dict) else node:
+            where = "is" if node is tree else "has in it"
+            raise StateError(f"{name} {where} a {type(node).__name__} that holds itself", "trees, which end in leaves")
+        for child in children:
             walk(child, above | {id(node)})
 
-    walk(tree, frozenset())
+    try:
+        walk(tree, frozenset())
+    except RecursionError:
+        raise StateError(f"{name} is nested too deep for Python to follow", "flatter trees") from None
 
 
 def leaf(tree: Any) -> bool:

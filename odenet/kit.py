@@ -69,6 +69,7 @@ from odenet._solvers.step import (
     weigh,
 )
 from odenet._solvers.tableau import Tableau
+from odenet._tree import CHILDREN as TREE_CHILDREN
 from odenet._tree import RULES as TREE_RULES
 from odenet._tree import Rebuild, require_finite_tree
 from odenet._tree import flatten as tree_flatten
@@ -92,6 +93,7 @@ __all__ = [
     "OPTIMIZER",
     "SHARE",
     "SMALL",
+    "TREE_CHILDREN",
     "TREE_RULES",
     "VELOCITY",
     "WEIGHT",

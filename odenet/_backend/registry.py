@@ -100,6 +100,8 @@ def entry_for(trees: Iterable[Any]) -> BackendEntry:
     Raises:
         InputError: arrays of no backend, or of two.
     """
+    trees = list(trees)
+    _tree.require_finite_tree("what is to be computed with", trees)
     leaves = [leaf for tree in trees for leaf in _tree.leaves(tree)]
     owners = [record for record in known().values() if any(record.owns(leaf) for leaf in leaves)]
     if len(owners) == 1:

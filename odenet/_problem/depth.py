@@ -44,7 +44,9 @@ class Depth:
     - `Depth.each(layers, kind)`: a list of trees, one a layer, instead of stacked leaves. The same tree may stand at
       several places (tied layers).
 
-    Leaves without a shape (functions, numbers) are the same at all depths.
+    Leaves without a shape (functions, numbers) are the same at all depths. Integers, booleans and random keys have no
+    straight line between them, and no mean: those of a node hold up to the next one, and of layers that `coarsen`
+    makes one, those of the first.
 
     Args:
         tree: the weights.
@@ -145,13 +147,16 @@ class Depth:
         if self.kind == "piecewise":
             places = [n for n in range(self.layers) for _ in range(k)]
             return self._with(lambda leaf: leaf[_index(places)])
-        # node m k + j is the mean of k picks: k - j of node m and j of node m + 1
+        # node m k + j is the mean of k picks, of which the first is of node m: k - j of node m and j of node m + 1
         count = (self.layers - 1) * k + 1
         picks = [[i // k + (r >= k - i % k) for i in range(count)] for r in range(k)]
-        return self._with(lambda leaf: _mean([leaf[_index(places)] for places in picks]))
+        return self._with(lambda leaf: _mean([leaf[_index(places)] for places in picks[: k if mixes(leaf) else 1]]))
 
     def coarsen(self, factor: int) -> Depth:
-        """The inverse of `refine`: the mean of each `factor` piecewise layers, or every `factor`-th linear node."""
+        """The inverse of `refine`: the mean of each `factor` piecewise layers, or every `factor`-th linear node.
+
+        Of integers, booleans and random keys of piecewise layers the first of each `factor`: they have no mean.
+        """
         k = _factor(factor)
         if self.kind == "shared" or k == 1:
             return self
@@ -163,7 +168,7 @@ class Depth:
             return Depth(self.tree[::k] if self.kind == "linear" else tuple(means), self.kind, stacked=False)
         if self.kind == "linear":
             return self._with(lambda leaf: leaf[::k])
-        return self._with(lambda leaf: _mean([leaf[r::k] for r in range(k)]))
+        return self._with(lambda leaf: _mean([leaf[r::k] for r in range(k if mixes(leaf) else 1)]))
 
     def factor(self, steps: int) -> int:
         """How many of `steps` equal steps each layer or interval spans; 1 for shared weights.
@@ -208,12 +213,27 @@ class Depth:
 
 
 def blend(one: Any, other: Any, position: Any) -> Any:
-    """`(1 - position) one + position other`, leaf by leaf; exactly an end where position is 0 or 1."""
+    """`(1 - position) one + position other`, leaf by leaf; exactly an end where position is 0 or 1.
+
+    Of leaves that have no line between them (see `mixes`) one's, up to position 1.
+    """
     if position == 0:
         return one
     if position == 1:
         return other
-    return _tree.map(lambda a, b: (1 - position) * a + position * b if _is_array(a) else a, one, other)
+    return _tree.map(lambda a, b: (1 - position) * a + position * b if mixes(a) else a, one, other)
+
+
+def mixes(leaf: Any) -> bool:
+    """Whether there is a straight line between two leaves of its kind: between floating point and complex numbers, and
+    not between integers, booleans or random keys."""
+    return _is_array(leaf) and _has_lines(getattr(leaf, "dtype", "float"))
+
+
+@functools.lru_cache(maxsize=64)
+def _has_lines(dtype: Any) -> bool:
+    name = str(dtype)  # as each framework calls it: torch.bfloat16, float32, complex64, key<fry>
+    return "float" in name or "complex" in name
 
 
 def check_alike(layers: Sequence[Any]) -> None:
@@ -274,4 +294,6 @@ def _index(places: list[int]) -> Any:
 
 
 def _mean(leaves: Sequence[Any]) -> Any:
-    return functools.reduce(operator.add, leaves) * (1 / len(leaves)) if _is_array(leaves[0]) else leaves[0]
+    if len(leaves) == 1 or not mixes(leaves[0]):
+        return leaves[0]
+    return functools.reduce(operator.add, leaves) * (1 / len(leaves))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from odenet import _tree
 from odenet._errors import GridError, shown
 from odenet._problem.span import number, unlisted
 
@@ -100,6 +101,7 @@ def grid(t0: Any, t1: Any, steps: Any, ts: Any = None) -> Grid:
         )
     if count > _MOST:
         raise GridError(f"steps={shown(count)}", f"at most {_MOST}: steps are counted in 32 bits")
+    _tree.require_finite_tree("ts", ts)
     moving = (t0, t1, ts) if any(map(_may_need_gradient, (t0, t1, ts))) else None
     whole = Grid(first, last, count, (count,), moving)
     if ts is None:

@@ -147,7 +147,7 @@ def number(name: str, value: Any) -> float | None:
                 plain = value.item()  # torch 2.6 makes no list within torch.func.grad
             except RuntimeError as error:  # torch: on the meta device, or under vmap
                 raise refused from error
-    if isinstance(plain, (str, bytes)):
+    if isinstance(plain, (str, bytes, bool)):
         raise refused
     try:
         real = float(plain)
@@ -177,7 +177,7 @@ def _checked(first: float | None, last: float | None, ts: Any) -> Any:
             known = ts.tolist()
         except TypeError:  # traced
             return ts
-        except RuntimeError as error:  # torch: sparse, on the meta device, or under vmap
+        except (RuntimeError, AttributeError) as error:  # torch: sparse, on meta, or under vmap; JAX: random keys
             raise unlisted(ts) from error
         times = [number("ts", t) for t in known]
     else:

@@ -165,6 +165,7 @@ class PIDController:
 
 
 def _check_tolerance(name: str, value: Any) -> None:
+    _tree.require_finite_tree(name, value)
     leaves = _tree.leaves(value)
     if not leaves:
         raise InputError(f"{name}={shown(value)}", "a number, or a tree like the state of numbers or arrays")

@@ -230,3 +230,19 @@ def test_a_solution_that_blows_up_says_so(backend: str) -> None:
     found = odenet.solve(lambda t, y: y * y * y, np.full(3, 50.0), steps=64, backend=backend)
     assert found.result is odenet.Result.NONFINITE
     assert "more steps" in found.result.value
+
+
+def test_integers_along_depth_are_held_up_to_the_next_node(backend: str) -> None:
+    """There is no line between two; torch took their mean at the middle of a step, JAX did not."""
+    slope, sign, h = np.array([0.3, 0.5, -0.4]), np.array([1, -2, 4]), 1 / 4
+    field = lambda t, y, w: w["slope"] * w["sign"] + 0 * y  # noqa: E731
+    weights = odenet.Depth({"slope": slope, "sign": sign}, "linear")
+    found = odenet.solve(field, np.zeros(1), weights, steps=4, solver="rk4", backend=backend)
+    refined = odenet.solve(field, np.zeros(1), weights.refine(2), solver="rk4", backend=backend)
+
+    def at(place: float) -> float:
+        return np.interp(place, [0, 1, 2], slope) * sign[int(place)]
+
+    expected = sum(h / 6 * (at(n / 2) + 4 * at(n / 2 + 1 / 4) + at((n + 1) / 2)) for n in range(4))
+    for solution in (found, refined):
+        np.testing.assert_allclose(cases.flat(backend, solution.y1), [expected], rtol=1e-12)

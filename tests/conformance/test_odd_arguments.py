@@ -54,6 +54,42 @@ def test_times_that_cannot_be_listed(ts, grid):
         odeint(decay, torch.ones(2), ts, method="rk4" if "steps" in grid else None)
 
 
+@pytest.mark.parametrize("ts", [[False, True], np.array([False, True])], ids=["list", "array"])
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("grid", [{"steps": 4}, {"rtol": 1e-3}], ids=str)
+def test_truth_values_are_no_times(ts, backend, grid):
+    with pytest.raises(GridError, match="no number"):
+        odenet.solve(decay, np.ones(2), ts=ts, backend=backend, **grid)
+
+
+def test_functions_and_arrays_of_jax_that_are_of_no_use():
+    """They were errors of Python's and of JAX's own, most of them deep in a loop."""
+    jax = importlib.import_module("jax")
+    jnp, native, key = jax.numpy, importlib.import_module("odenet_jax"), jax.random.key(0)
+    of = lambda **choices: lambda: odenet.solve(decay, jnp.ones(2), **choices)  # noqa: E731
+    norms = {
+        "takes": lambda: 1.0,
+        r"float32\[2\]": lambda e: e,
+        "returned None": lambda e: None,
+        "bool": lambda e: e[0] > 0,
+    }
+    calls = {rf"norm.*{words}": of(control=odenet.PIDController(norm=norm)) for words, norm in norms.items()}
+    calls |= {
+        r"(?s)ts=.*dense": of(ts=key, rtol=1e-3),
+        r"probe=": lambda: native.solve(decay, jnp.ones(2), steps=2, probe=key),
+        r"field takes \(y\)": lambda: native.NeuralODE(lambda y: y, steps=2),
+        "2 blocks .* hold no array": lambda: native.ResidualStack([jnp.tanh, jnp.tanh])(jnp.ones(2)),
+        r"loss takes \(y, target\)": lambda: odenet.check_gradients(
+            native.ResidualStack([importlib.import_module("equinox").nn.Linear(2, 2, key=key)]),
+            np.ones(2, np.float32),
+            loss=lambda y, target: y.sum(),
+        ),
+    }
+    for words, call in calls.items():
+        with pytest.raises(InputError, match=words):
+            call()
+
+
 def test_tolerances_and_gradients_without_values():
     with pytest.raises(InputError, match="dense"):
         odenet.solve(decay, torch.ones(2), rtol=SPARSE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,18 @@ import pytest
 import torch
 
 import odenet
+import odenet_jax
 from odenet import Depth, DtypeError, InputError, StateError
 
 ONES = {"jax": jnp.ones, "torch": torch.ones}
+
+
+class Holding(eqx.Module):
+    scale: jax.Array
+    inside: list
+
+    def __call__(self, x, *more):
+        return self.scale * x
 
 
 def in_list(leaf):
@@ -35,6 +45,8 @@ def test_a_container_that_holds_itself_is_refused(backend, make):
         lambda: odenet.solve(lambda t, y: y, tree, steps=2),
         lambda: odenet.solve(lambda t, y, w: y, ones, tree, steps=2),
         lambda: odenet.solve(lambda t, y, w: y, ones, Depth.each([tree, tree])),
+        lambda: odenet.solve(lambda t, y: y, ones, steps=2, ts=in_list(0.5)),
+        lambda: odenet.solve(lambda t, y: y, ones, rtol=1e-3, atol=tree),
     ):
         with pytest.raises(StateError, match="holds itself"):
             call()
@@ -43,6 +55,34 @@ def test_a_container_that_holds_itself_is_refused(backend, make):
     shared = [ones]  # the same container twice is no cycle
     ((once,), (again,)) = odenet.solve(lambda t, y: y, [shared, shared], steps=2).y1
     assert once.tolist() == again.tolist() == [2.25, 2.25]
+
+
+@pytest.mark.parametrize("make", [in_list, in_dict])
+def test_a_module_of_equinox_that_holds_such_a_container_is_refused(make):
+    """They were RecursionErrors of JAX, after which nothing of JAX worked. So is what is nested too deep."""
+    block = Holding(jnp.ones(()), [])
+    block.inside.append(make(1.0))
+    stack = odenet_jax.ResidualStack([Holding(jnp.ones(()), [])])
+    for call in (
+        lambda: odenet_jax.ResidualStack([block, block]),
+        lambda: odenet.solve(lambda t, y, w: y, jnp.ones(2), block, steps=2),
+        lambda: odenet.solve(lambda t, y, w: y, jnp.ones(2), Depth.each([block, block])),
+        lambda: odenet_jax.NeuralODE(block, steps=2)(jnp.ones(2)),
+        lambda: odenet.check_gradients(block, np.ones((2, 2))),
+        lambda: odenet.plan(block, np.ones((2, 2))),
+        lambda: odenet_jax.convert(Holding(jnp.ones(()), []), example=block.inside),
+        lambda: odenet_jax.convert(block, example=jnp.ones(2)),
+        lambda: odenet_jax.unconvert(block),
+        lambda: odenet_jax.certified_value_and_grad(lambda model, probe: 0.0)(block),
+    ):
+        with pytest.raises(StateError, match="holds itself"):
+            call()
+    deep = 1.0
+    for _ in range(20_000):
+        deep = [deep]
+    with pytest.raises(StateError, match="nested too deep"):
+        odenet.solve(lambda t, y, w: y, jnp.ones(2), deep, steps=2)
+    assert stack(jnp.ones(2)).tolist() == [2.0, 2.0]
 
 
 @pytest.mark.parametrize("t", ["0.5", ["0.5"], True, [True], np.datetime64("2020-01-01")], ids=str)

@@ -11,14 +11,18 @@ from odenet import Depth, DepthError, UnknownNameError, _tree
 
 kinds = st.sampled_from(["piecewise", "linear"])
 factors = st.integers(1, 5)
+MIXED = (np.ndarray, np.floating)
+"""What has a line between two; integers and booleans of a layer have none."""
 seeds = st.integers(0, 1000)
 
 
 def stack(seed, nodes):
-    """A tree of stacked leaves, with leaves of no shape among them."""
+    """A tree of stacked leaves, with leaves of no shape among them, and of kinds that have no line between two."""
     generator = np.random.default_rng(seed)
     return {
         "block": (generator.standard_normal((nodes, 2, 3)), generator.standard_normal(nodes).astype(np.float32)),
+        "count": generator.integers(0, 9, nodes),
+        "flag": generator.integers(0, 2, nodes) > 0,
         "name": np.tanh,
         "none": None,
     }
@@ -43,7 +47,7 @@ def close(one, other):
     for a, b in zip(_tree.leaves(one), _tree.leaves(other), strict=True):
         if hasattr(a, "shape"):
             assert (a.dtype, a.shape) == (b.dtype, b.shape)
-            rounding = 100 * np.finfo(a.dtype).eps
+            rounding = 100 * np.finfo(a.dtype).eps if a.dtype.kind == "f" else 0
             np.testing.assert_allclose(a, b, rtol=rounding, atol=rounding)
         else:
             assert a is b
@@ -87,7 +91,7 @@ def test_linear_weights_are_continuous_and_reach_their_nodes(depth, data):
     n = data.draw(st.integers(0, depth.intervals - 1))
     assert close(depth.between(n, 0.0), depth.at(n))
     assert close(depth.between(n, 1.0), depth.at(n + 1))
-    middle = _tree.map(lambda a, b: (a + b) / 2 if hasattr(a, "shape") else a, depth.at(n), depth.at(n + 1))
+    middle = _tree.map(lambda a, b: (a + b) / 2 if isinstance(a, MIXED) else a, depth.at(n), depth.at(n + 1))
     assert close(depth.between(n, 0.5), middle)
 
 

@@ -242,3 +242,53 @@ def test_a_block_that_assigns_attributes_is_refused():
         stack(batch(), state=state)
     with pytest.raises(StateError, match="a Counting wrote on itself"):
         solve(lambda t, y, block: block(y), batch(), Counting(nnx.Rngs(0)), steps=2)
+
+
+class Scaled(Layer):
+    """With an array that is no variable of flax, and a compiled part, which hands on what it does not write to."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.scale = nnx.data(np.asarray(0.2))
+
+    def branch(self, x):
+        return self.scale * nnx.jit(lambda linear, x: jnp.tanh(linear(x)))(self.linear, x)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", RUN])
+def test_arrays_that_are_no_variables_and_inner_programs(gradient):
+    """They were a KeyError of ours, and taken for variables that the layer writes to."""
+    plain, model = Model(Scaled), convert(Model(Scaled), example=batch(), gradient=gradient)
+    (expected, expected_gradients), (value, gradients) = (nnx.jit(step)(each, batch()) for each in (plain, model))
+    np.testing.assert_allclose(value, expected, rtol=1e-13)
+    assert distance(gradients, expected_gradients) < 1e-13
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", RUN])
+def test_a_model_that_a_transformation_reads_from_outside_of_it(gradient):
+    """As the plain model where it writes nothing (flax's error before); else refused in our words."""
+    plain, model = Model(), convert(Model(), example=batch(), gradient=gradient)
+    with pytest.raises(ConversionError, match=r"writes to BatchStat, RngCount .* reads from outside"):
+        jax.jit(lambda x: model(x))(batch())
+    plain.eval(), model.eval()
+    expected, value = (jax.jit(jax.grad(lambda x, of=of: jnp.sum(of(x) ** 2)))(batch()) for of in (plain, model))
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    if gradient == "checkpoint":
+        tangents = [jax.jvp(of, (batch(),), (batch(),))[1] for of in (plain, model)]
+        np.testing.assert_allclose(tangents[1], tangents[0], rtol=1e-12)
+    layer = Branch(nnx.Rngs(0))
+    with pytest.raises(StateError, match=r"flax\.nnx that the field closes over wrote on itself"):
+        solve(lambda t, y: layer(y), batch(), steps=2)
+
+
+class Decaying(Layer):
+    def branch(self, x):
+        value = 0.2 * jnp.tanh(self.linear(x))
+        self.linear.bias.set_value(0.9 * self.linear.bias.get_value())
+        return value
+
+
+def test_a_block_that_writes_to_its_parameters_is_refused_by_its_name():
+    stack, state = ResidualStack.with_state([Decaying(nnx.Rngs(i)) for i in range(2)])
+    with pytest.raises(StateError, match="a Decaying writes to its parameters"):
+        stack(batch(), state=state)

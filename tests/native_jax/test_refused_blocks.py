@@ -45,6 +45,43 @@ def test_blocks_with_a_state_are_told_of_stateful():
             made(jnp.ones((3, 2)), axis_name="rows")
 
 
+class Incomparable:
+    """As an array of NumPy, whose comparison has no truth value."""
+
+    def __eq__(self, other):
+        raise ValueError("the truth value is ambiguous")
+
+    def __hash__(self):
+        return 0
+
+
+class Scaled(eqx.Module):
+    scale: object
+    factor: object = None
+    name: object = eqx.field(static=True, default="")
+
+    def __call__(self, x):
+        return self.scale * x
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (Scaled(jnp.ones(2)), Scaled(jnp.ones(3)), r"\.scale is float32\[2\] and float32\[3\]"),
+        (Scaled(jnp.ones(2)), Scaled(jnp.ones(2, "bfloat16")), r"\.scale is float32\[2\] and bfloat16\[2\]"),
+        (Scaled(jnp.ones(2), 0.5), Scaled(jnp.ones(2), 0.6), r"\.factor is 0\.5 and 0\.6"),
+        (Scaled(jnp.ones(2), name="a"), Scaled(jnp.ones(2), name="b"), "a static field"),
+        (Scaled(jnp.ones(2), name=Incomparable()), Scaled(jnp.ones(2), name=Incomparable()), "cannot be compared"),
+        (Scaled(jnp.ones(2)), Decay(jnp.ones(2)), "a Scaled and a Decay"),
+    ],
+)
+def test_blocks_of_another_structure_say_what_differs(one, other, words):
+    """Arrays of other shapes, and static fields that are arrays, were errors of JAX; other number types were widened
+    in silence."""
+    with pytest.raises(odenet.InputError, match=rf"2 blocks of different structures \(.*{words}"):
+        ResidualStack([one, other])
+
+
 def test_a_time_that_is_an_array_has_a_gradient_or_is_refused():
     model = NeuralODE(Decay(jnp.ones(())), t1=jnp.array(1.0), rtol=1e-6)
     found = eqx.filter_grad(lambda model: model(jnp.ones(2)).sum())(model)

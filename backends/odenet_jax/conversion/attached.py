@@ -41,7 +41,7 @@ def detach(layer: Any) -> Any:
         del layer.odenet_place
         object.__setattr__(layer, "__class__", base)
         return layer
-    return _plain(layer)
+    return plain_copy(layer)
 
 
 def is_attached(node: Any) -> bool:
@@ -101,11 +101,11 @@ def _subclass(base: type) -> Any:
 
 def _parts(layer: Any) -> tuple[Any, Any]:
     """The plain layer and its place, for pickle and copy."""
-    return _plain(layer), layer.odenet_place
+    return plain_copy(layer), layer.odenet_place
 
 
-def _plain(layer: Any) -> Any:
-    """A copy of its own class, without its place."""
+def plain_copy(layer: Any) -> Any:
+    """A copy of its own class, without its place, that holds the same arrays and variables."""
     plain = object.__new__(type(layer).odenet_base)
     vars(plain).update({name: value for name, value in vars(layer).items() if name != "odenet_place"})
     return plain

@@ -21,7 +21,7 @@ from odenet import (
     SolverName,
     UnsupportedError,
 )
-from odenet.kit import AnySolver, array_of_numbers, instance, require, shown, within
+from odenet.kit import AnySolver, array_of_numbers, instance, require, require_finite_tree, shown, within
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
 from odenet_jax._entry import backend
@@ -93,6 +93,7 @@ def convert(
         instance(name, value, (str, type(None)), "a text, or None")
     if call is not None and not callable(call):
         raise InputError(f"call={shown(call)}, a {type(call).__name__}", "call(model, *example), or None")
+    require_known("convert", (model, example))
     _require_example(model if call is None else None, example)
     scheme, method = solver_named(solver), gradient_named(gradient)
     if isinstance(method, Auto):
@@ -106,7 +107,6 @@ def convert(
     alone = itself and method in (Backprop(), Checkpoint())
     caller: Any = call if call is not None else (lambda model, *arguments, **named: model(*arguments, **named))
     lists = containers(model, where)
-    require_known("convert", (model, example))
     names = [name for container in lists for name in container.layers]
     attached = [name for container in lists for name, layer in container.layers.items() if is_attached(layer)]
     if attached:
@@ -161,6 +161,7 @@ def unconvert(model: Model) -> Model:
     """
     if not callable(model):
         raise InputError(f"a model that is a {type(model).__name__}", "a module of equinox or of flax.nnx")
+    require_finite_tree("the model", model)
     return all_detached(model)
 
 

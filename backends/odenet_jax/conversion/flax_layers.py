@@ -12,8 +12,8 @@ from jax import Array
 
 from odenet import ConversionError
 from odenet_jax.conversion.arguments import Arguments, dynamic
-from odenet_jax.conversion.attached import attach, detach, name_of, plain_call
-from odenet_jax.field.flax_modules import flax_nnx
+from odenet_jax.conversion.attached import name_of, plain_call, plain_copy
+from odenet_jax.field.flax_modules import flax_nnx, of_another_trace
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,17 @@ def flax_layers(layers: Sequence[Any], x: Array, arguments: Arguments) -> tuple[
                 "layers that differ in the values of their variables alone, all in training or all in evaluation",
                 "take gradient='checkpoint'",
             )
-    written = _written(FlaxLayer(definition, structure, (), name), parts[0][1], x, arguments)
+    written = _written(FlaxLayer(definition, structure, (), name), parts[0][1], (x, *arguments[0]), arguments[1])
     variables = [_variables(layer) for layer in layers]
     for i in written:
         kind, shared = type(variables[0][i]), {id(of_layer[i]) for of_layer in variables}
         values = [values[i] for _, values, _ in parts]
+        if variables[0][i] is None:
+            raise ConversionError(
+                f"{name} assigns an array of its own when it is called, which is no variable of flax.nnx",
+                "layers that write to variables (nnx.BatchStat, nnx.Variable)",
+                "take gradient='checkpoint'",
+            )
         if len(shared) != len(layers):
             raise ConversionError(
                 f"layers of {name} share a {kind.__name__} that they write to",
@@ -102,13 +108,19 @@ def flax_layers(layers: Sequence[Any], x: Array, arguments: Arguments) -> tuple[
                 "layers that write to running statistics (nnx.BatchStat) and counts of random numbers",
                 "take gradient='checkpoint'",
             )
-    weights = [[leaf for i, leaf in enumerate(values) if i not in written] for _, values, _ in parts]
+    weights = [[jnp.asarray(leaf) for i, leaf in enumerate(values) if i not in written] for _, values, _ in parts]
     state = [jnp.stack([values[i] for _, values, _ in parts]) for i in written]
     return FlaxLayer(definition, structure, written, name), weights, state or None
 
 
 def write_back(layers: Sequence[Any], written: Sequence[int], rows: Sequence[Array]) -> None:
-    """Write the state after a run to the layers' variables."""
+    """Write the state after a run to the layers' variables.
+
+    Raises:
+        ConversionError: they cannot be written to where they are read (see `recomputed`).
+    """
+    if _closed_over(layers[0]):
+        raise _unwritable(layers[0], written)
     for n, layer in enumerate(layers):
         variables = _variables(layer)
         for i, leaf in zip(written, rows, strict=True):
@@ -116,42 +128,88 @@ def write_back(layers: Sequence[Any], written: Sequence[int], rows: Sequence[Arr
 
 
 def recomputed(layer: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """The value of a layer that is run again in the backward pass; it writes once."""
+    """The value of a layer that is run again in the backward pass; it writes once.
+
+    Raises:
+        ConversionError: a layer that writes, of a model that a transformation of JAX reads without being handed it.
+    """
     arrays, together = dynamic((arguments, named))
 
     def call(layer: Any, arrays: Any) -> Any:
         arguments, named = together(arrays)
         return plain_call(layer, *arguments, **named)
 
-    return flax_nnx().remat(call)(layer, arrays)
+    # flax writes all variables after the call, which it must not in a transformation that was not handed the model
+    if not _closed_over(layer):
+        return flax_nnx().remat(call)(layer, arrays)
+    definition, values, structure = _parts(layer)
+    function = FlaxLayer(definition, structure, (), name_of(layer))
+    if written := _written(function, values, arguments, named):
+        raise _unwritable(layer, written)
+
+    def value(values: list[Any], arrays: Any) -> Any:
+        arguments, named = together(arrays)
+        return function(values, [], arguments, named)[0]
+
+    return jax.checkpoint(value)(values, arrays)
+
+
+def _closed_over(layer: Any) -> bool:
+    """Whether the layer is of a model that a transformation of JAX reads without being handed it."""
+    try:
+        layer.odenet_place = layer.odenet_place
+    except Exception as error:
+        if not of_another_trace(error):
+            raise
+        return True
+    return False
+
+
+def _unwritable(layer: Any, written: Sequence[int]) -> ConversionError:
+    variables = _variables(layer)
+    kinds = sorted({type(variables[i]).__name__ for i in written})
+    return ConversionError(
+        f"{name_of(layer)} writes to {', '.join(kinds)} of a model that a transformation of JAX reads from outside of "
+        "it",
+        "models that are an argument of the transformed function",
+        "hand the model to nnx.jit, nnx.grad and the like; or model.eval(), with which it writes nothing",
+    )
 
 
 def _parts(layer: Any) -> tuple[Any, list[Any], Any]:
     """The definition of a layer without its place, and the values of its variables."""
-    place = layer.odenet_place
-    detach(layer)
-    try:
-        definition, variables = flax_nnx().split(layer)
-    finally:
-        attach(layer, place)
+    definition, variables = flax_nnx().split(plain_copy(layer))
     values, structure = jax.tree.flatten(variables)
     return definition, values, structure
 
 
 def _variables(layer: Any) -> list[Any]:
-    """The variables of a layer, as its values are in order."""
+    """The variables of a layer, as its values are in order; None for an array that is no variable."""
     nnx = flax_nnx()
     by_path = {path: node for path, node in nnx.iter_graph(layer) if isinstance(node, nnx.Variable)}
-    return [by_path[path] for path, _ in nnx.to_flat_state(nnx.split(layer)[1])]
+    return [by_path.get(path) for path, _ in nnx.to_flat_state(nnx.split(layer)[1])]
 
 
-def _written(function: FlaxLayer, values: list[Any], x: Array, arguments: Arguments) -> tuple[int, ...]:
+def _written(
+    function: FlaxLayer, values: list[Any], arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[int, ...]:
     """Which of the variables a call writes to."""
 
     def after(values: list[Any]) -> list[Any]:
         whole = FlaxLayer(function.definition, function.structure, tuple(range(len(values))), function.name)
-        return whole([], values, (x, *arguments[0]), arguments[1])[1]
+        return whole([], values, arguments, named)[1]
 
     program = jax.make_jaxpr(after)(values).jaxpr
     pairs = enumerate(zip(program.invars, program.outvars, strict=True))
-    return tuple(i for i, (before, left) in pairs if before is not left)
+    return tuple(i for i, (before, left) in pairs if before is not _origin(program, left))
+
+
+def _origin(program: Any, variable: Any) -> Any:
+    """The variable of a program that an inner program (`jax.jit` in a layer) hands on as it is, or the variable."""
+    for equation in program.eqns:
+        inner = getattr(equation.params.get("jaxpr"), "jaxpr", None)
+        if equation.primitive.name in ("jit", "pjit") and inner is not None and variable in equation.outvars:
+            left = _origin(inner, inner.outvars[equation.outvars.index(variable)])
+            if left in inner.invars:
+                return _origin(program, equation.invars[inner.invars.index(left)])
+    return variable

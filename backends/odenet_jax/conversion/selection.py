@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 
 from odenet import ConversionError
@@ -16,6 +15,7 @@ from odenet_jax.conversion.containers import Container
 from odenet_jax.conversion.example import Sight, Watch, follows
 from odenet_jax.field.block_state import marked_as
 from odenet_jax.field.flax_modules import flax_nnx, is_flax
+from odenet_jax.field.trees import difference
 
 
 @dataclass(frozen=True)
@@ -125,23 +125,21 @@ def _apart(one: tuple[str, Any, Watch], other: tuple[str, Any, Watch], handed_on
         return f"{other[0]} gets another state than {one[0]} returned"
     if one[1] is other[1] and is_flax(one[1]):
         return f"{other[0]} is the same module of flax.nnx as {one[0]}"
-    if not _alike(one[1], other[1]):
-        return f"{other[0]} is a {name_of(other[1])} of another structure than {one[0]}"
+    if unlike := _unlike(one[1], other[1]):
+        return f"{other[0]} is a {name_of(other[1])} of another structure than {one[0]}: {unlike}"
     kinds = [sight.x.kind if sight.x else None for sight in (one[2].sights[0], other[2].sights[0])]
     if kinds[0] is not None and kinds[0] != kinds[1]:
         return f"{other[0]} is called with a state of another shape than {one[0]}"
     return None
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two layers differ in the values of their arrays alone."""
-    if type(one) is not type(other):
-        return False
-    if is_flax(one):
+def _unlike(one: Any, other: Any) -> str | None:
+    """What two layers differ in beside the values of their arrays; None for nothing."""
+    if type(one) is type(other) and is_flax(one):
         (first, values), (second, others) = (flax_nnx().split(layer) for layer in (one, other))
-        return first == second and _shapes(values) == _shapes(others)
-    (arrays, static), (others, fixed) = (eqx.partition(layer, eqx.is_array) for layer in (one, marked_as(other, one)))
-    return _shapes(arrays) == _shapes(others) and bool(eqx.tree_equal(static, fixed))
+        same = first == second and _shapes(values) == _shapes(others)
+        return None if same else "in their variables or attributes"
+    return difference(one, marked_as(other, one))
 
 
 def _shapes(tree: Any) -> Any:

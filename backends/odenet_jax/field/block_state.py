@@ -52,7 +52,8 @@ def put_back(blocks: Sequence[Any], state: eqx.nn.State, rows: eqx.nn.State) -> 
     for i, block in enumerate(blocks):
         row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
         for own, of_first in zip(_once(block), _once(blocks[0]), strict=True):
-            state = state.set(own, row.get(of_first))
+            # not `set`, which would refuse what was stacked where the entry began as a number: its type is weak
+            state = eqx.tree_at(lambda state, own=own: state.get(own), state, row.get(of_first))
     return state
 
 

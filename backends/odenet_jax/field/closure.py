@@ -14,6 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, Literal
 
 from odenet import UnsupportedError
+from odenet_jax.field.collectives import named_axes
 from odenet_jax.field.varying import alike, axes_of
 
 
@@ -31,8 +32,8 @@ class Converted(eqx.Module):
 
     @property
     def collective(self) -> bool:
-        """Whether it reads other rows of a `jax.vmap`, by the name of its axis."""
-        return "NamedAxisEffect" in {type(effect).__name__ for effect in self.jaxpr.effects}
+        """Whether it reads other rows of a `jax.vmap`, or its own row's index, by the name of its axis."""
+        return any(True for _ in named_axes(self.jaxpr))
 
     def __call__(self, *arguments: Any) -> Any:
         """The value of the function at these arguments."""

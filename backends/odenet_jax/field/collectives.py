@@ -13,19 +13,37 @@ def collective_axes(function: Callable[..., Any], *arguments: Any) -> set[str]:
 
     Axes that it maps over itself are not among them, nor is what asks for a row's own index alone.
     """
-    return {str(name) for name in _axes(jax.make_jaxpr(function)(*arguments).jaxpr)}
+    named = named_axes(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return {str(axis) for primitive, axis in named if primitive != "axis_index"}
 
 
-def _axes(program: Any) -> Iterator[Any]:
+def named_axes(program: Any) -> Iterator[tuple[str, Any]]:
+    """Each operation of a program, by name, that has to do with a named axis from outside of it, and the axis."""
     for equation in program.eqns:
-        names = {getattr(effect, "name", None) for effect in equation.effects} - {None}
-        inner = [getattr(subprogram, "jaxpr", subprogram) for subprogram in _programs(equation.params)]
-        if not names or equation.primitive.name == "axis_index":
+        params = equation.params
+        inner = [getattr(subprogram, "jaxpr", subprogram) for subprogram in _programs(params)]
+        if inner:  # a loop, a branch, a compiled function; or jax.shard_map, which has axes of its own
+            own = {*params.get("manual_axes", getattr(params.get("mesh"), "axis_names", ())), params.get("axis_name")}
+            yield from (pair for subprogram in inner for pair in named_axes(subprogram) if pair[1] not in own)
             continue
-        if inner:  # a loop, a branch, a compiled function: look for what in it has the effect
-            yield from (name for subprogram in inner for name in _axes(subprogram) if name in names)
-        else:
-            yield from names
+        # most of them have an effect; ppermute and pbroadcast do not, and name their axis
+        axes = params.get("axis_name", ())
+        names = {getattr(effect, "name", None) for effect in equation.effects}
+        names |= set(axes) if isinstance(axes, (tuple, list)) else {axes}
+        yield from ((equation.primitive.name, name) for name in names - {None})
+
+
+def has_rule_of_rows(program: Any) -> bool:
+    """Whether a function in the program has a rule of its own for rows of a `jax.vmap` (`jax.custom_batching`), which
+    may have them read each other."""
+    for equation in program.eqns:
+        if equation.primitive.name == "custom_vmap_call":
+            rule = getattr(equation.params["rule"], "rule", equation.params["rule"])
+            if not getattr(rule, "__qualname__", "").startswith("sequential_vmap."):  # of JAX, one row after another
+                return True
+        if any(has_rule_of_rows(getattr(inner, "jaxpr", inner)) for inner in _programs(equation.params)):
+            return True
+    return False
 
 
 def _programs(params: Any) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import equinox as eqx
+import jax
 
 from odenet import StateError
 
@@ -22,6 +23,14 @@ def is_flax(node: Any) -> bool:
     """Whether it is a module of flax.nnx."""
     nnx = flax_nnx()
     return nnx is not None and isinstance(node, nnx.Module)
+
+
+def of_another_trace(error: Exception) -> bool:
+    """Whether it is flax's error for a module that is written to, or handed on, by a transformation that was not handed
+    it."""
+    # by its name: the class stands in another place in other versions of flax
+    named = type(error).__name__ == "TraceContextError"
+    return named or (isinstance(error, ValueError) and "graph node from different trace level" in str(error))
 
 
 class FlaxBlock(eqx.Module):
@@ -38,15 +47,23 @@ class FlaxBlock(eqx.Module):
     def __call__(self, x: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
         """Its value, and its other variables after the call; these are the last of the arguments."""
         *others, state = arguments
+        before = jax.tree.leaves(self.weights)
         module = flax_nnx().merge(self.definition, self.weights, state)
         value = module(x, *others, **named)
-        definition, _, state = flax_nnx().split(module, flax_nnx().Param, ...)
+        definition, weights, state = flax_nnx().split(module, flax_nnx().Param, ...)
         if definition != self.definition:
             raise StateError(
                 f"a {type(module).__name__} sets itself up, or assigns attributes, when it is called: these would be "
                 "lost",
                 "modules whose attributes and variables a call leaves as they are, and their values as it likes",
                 "keep numbers in an nnx.Variable that is there from the start",
+            )
+        pairs = zip(jax.tree.leaves(weights), before, strict=True)
+        if any(one is not other for one, other in pairs):
+            raise StateError(
+                f"a {type(module).__name__} writes to its parameters (nnx.Param) when it is called: that would be lost",
+                "modules that write to other variables (nnx.BatchStat, nnx.Variable)",
+                "of nnx.WeightNorm and nnx.SpectralNorm, compute the weight in the module's own call",
             )
         return value, state
 

@@ -11,13 +11,15 @@ import jax
 import numpy as np
 
 from odenet import StateError
+from odenet_jax.field.flax_modules import of_another_trace
 
 _NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex, str)
 
 
 @contextlib.contextmanager
 def traced_arrays_forgotten() -> Iterator[None]:
-    """Raises StateError where a function reads an array that it kept, and that was traced in a call that is over."""
+    """Raises StateError where a function reads an array that it kept, and that was traced in a call that is over; or
+    writes on a module of flax.nnx that it closes over."""
     try:
         yield
     except jax.errors.UnexpectedTracerError as error:
@@ -27,6 +29,10 @@ def traced_arrays_forgotten() -> Iterator[None]:
             "functions of their arguments, of weights and of concrete arrays",
             "compute the array at each call, or before the solve and give it in weights; JAX's own words stand above",
         ) from error
+    except Exception as error:
+        if of_another_trace(error):
+            raise _wrote("a module of flax.nnx that the field closes over") from error
+        raise
 
 
 def modules_in(tree: Any) -> list[tuple[Any, list[Any], Any]]:
@@ -41,14 +47,18 @@ def require_unwritten(before: list[tuple[Any, list[Any], Any]]) -> None:
     for module, leaves, structure in before:
         after, of = jax.tree.flatten(module)
         if not (_same(leaves, after) and _equal(structure, of)):
-            raise StateError(
-                f"a {type(module).__name__} wrote on itself (running statistics, a count of random numbers, or an "
-                "attribute), which would be lost",
-                "modules that leave themselves as they are",
-                "blocks of flax.nnx: stack, state = ResidualStack.with_state(blocks), or odenet_jax.convert(model, "
-                "example=...), or model.eval() where that does it; of equinox: ResidualStack.stateful, and "
-                "stack(x, state=, key=)",
-            )
+            raise _wrote(f"a {type(module).__name__}")
+
+
+def _wrote(module: str) -> StateError:
+    return StateError(
+        f"{module} wrote on itself (running statistics, a count of random numbers, or an attribute), which would be "
+        "lost",
+        "modules that leave themselves as they are",
+        "blocks of flax.nnx: stack, state = ResidualStack.with_state(blocks), or odenet_jax.convert(model, "
+        "example=...), or model.eval() where that does it; of equinox: ResidualStack.stateful, and "
+        "stack(x, state=, key=)",
+    )
 
 
 def _equal(structure: Any, other: Any) -> bool:

@@ -18,6 +18,8 @@ from jax import lax
 from jax.core import Tracer
 
 from odenet import UnsupportedError
+from odenet.kit import require_finite_tree
+from odenet_jax.field import trees as trees  # registers
 
 Value = TypeVar("Value")
 
@@ -32,7 +34,9 @@ def eager() -> bool:
 
 
 def require_known(name: str, tree: Any) -> None:
-    """Raises UnsupportedError where a call that reads numbers of this tree is traced, or the tree is."""
+    """Raises UnsupportedError where a call that reads numbers of this tree is traced, or the tree is; StateError for a
+    tree that holds itself."""
+    require_finite_tree(f"what {name} is called with", tree)
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
     if traced or not (eager() or jax.config.jax_disable_jit):  # pyright: ignore[reportAttributeAccessIssue]
         raise UnsupportedError(

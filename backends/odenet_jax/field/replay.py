@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from odenet import Grid, Problem, ReversibleSolver, StateError
-from odenet.kit import StagedSolver, staged
+from odenet import Grid, InputError, Problem, ReversibleSolver, StateError
+from odenet.kit import StagedSolver, shown, staged
 
 Place = tuple[Any, float, bool, int | None]
 """An evaluation: step, position in it, whether of a reversed step, and which of the step's, where position leaves it
@@ -135,20 +135,31 @@ def block_context(
         made: the problem.
 
     Raises:
-        StateError: the state of fewer or more blocks.
+        StateError: the state of fewer or more blocks. InputError: what is no single random key.
     """
     if state is None and key is None:
         return None
+    if key is not None:
+        _require_key(key)
     count = max(order) + 1
-    if any(leaf.shape[:1] != (count,) for leaf in jax.tree.leaves(state)):
+    leaves = jax.tree.leaves(state)
+    if any(getattr(leaf, "shape", ())[:1] != (count,) for leaf in leaves):
         raise StateError(
-            f"a state with leaves of shapes {[leaf.shape for leaf in jax.tree.leaves(state)]} for {count} blocks",
+            f"a state of {[getattr(leaf, 'shape', shown(leaf)) for leaf in leaves]} for {count} blocks",
             f"leaves with a leading axis of {count}",
             "make blocks and state with ResidualStack.stateful",
         )
     assert isinstance(problem.grid, Grid)
     solver = staged(problem.solver, "blocks that are told a state or a key")
     return BlockContext(state, key, None, order, kind == "linear", solver, problem.grid.steps)
+
+
+def _require_key(key: Any) -> None:
+    kind, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = kind is not None and jax.dtypes.issubdtype(kind, jax.dtypes.prng_key)
+    if not (typed and shape == ()) and not (kind == jnp.uint32 and shape is not None and len(shape) == 1):
+        what = shown(key) if shape is None else f"an array of {kind} of shape {tuple(shape)}"
+        raise InputError(f"key={what}", "one random key, as of jax.random.key(0)", "jax.vmap for a key of each row")
 
 
 def call(
@@ -162,6 +173,8 @@ def call(
 ) -> tuple[Any, Any]:
     """The value of a block, and its new state (None where it has none); for `axis_name` see `ResidualStack`."""
     if axis_name is not None:
+        if any(leaf.ndim == 0 for leaf in jax.tree.leaves(arguments[0])):
+            raise StateError(f"axis_name={shown(axis_name)} and a state without an axis", "states of shape (rows, ...)")
         rows = next(leaf.shape[0] for leaf in jax.tree.leaves(arguments[0]))
         keys = None if key is None else jax.random.split(key, rows)
         mapped = eqx.filter_vmap(

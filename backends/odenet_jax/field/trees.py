@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
+import numpy as np
 
 from odenet import Depth, Gradients, Solution, Stats
-from odenet.kit import TREE_RULES
+from odenet.kit import TREE_CHILDREN, TREE_RULES, shown
 
 
 def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
@@ -20,6 +22,52 @@ def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
     return children, lambda leaves: jax.tree.unflatten(structure, leaves)
 
 
+def _children(node: Any) -> list[Any] | None:
+    """What a node of such a class holds, one level down."""
+    if isinstance(node, _LEAVES):
+        return None
+    inside = False
+
+    def is_leaf(_: Any) -> bool:
+        nonlocal inside
+        inside, before = True, inside
+        return before  # all but the node itself, which is asked about first
+
+    children, structure = jax.tree.flatten(node, is_leaf=is_leaf)
+    return None if jax.tree_util.treedef_is_leaf(structure) else children
+
+
+_LEAVES = (jax.Array, np.ndarray, np.generic, int, float, complex, str, type(None))
+
+
+def difference(one: Any, other: Any) -> str | None:
+    """What two modules differ in beside the values of their arrays, in words; None for nothing."""
+    if type(one) is not type(other):
+        return f"a {type(one).__name__} and a {type(other).__name__}"
+    (arrays, static), (others, fixed) = (eqx.partition(module, eqx.is_array) for module in (one, other))
+    try:
+        if jax.tree.structure(arrays) != jax.tree.structure(others):
+            return "in what they hold or in a static field"
+        same = bool(eqx.tree_equal(static, fixed))
+    except (TypeError, ValueError):
+        return "in a static field with values that cannot be compared, as arrays"
+    pairs = zip(_with_paths(arrays), jax.tree.leaves(others), strict=True)
+    for (path, leaf), beside in pairs:
+        if (leaf.shape, leaf.dtype) != (beside.shape, beside.dtype):
+            kinds = [f"{array.dtype}{list(array.shape)}" for array in (leaf, beside)]
+            return f"{path} is {kinds[0]} and {kinds[1]}"
+    if same:
+        return None
+    pairs = zip(_with_paths(static), jax.tree.leaves(fixed), strict=True)
+    unlike = [(path, leaf, beside) for (path, leaf), beside in pairs if not eqx.tree_equal(leaf, beside)]
+    return "".join(f"{path} is {shown(leaf)} and {shown(beside)}" for path, leaf, beside in unlike[:1]) or "in a field"
+
+
+def _with_paths(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
 def _depth(aux: tuple[Any, bool], children: Sequence[Any]) -> Depth:
     depth = object.__new__(Depth)  # no checks: JAX puts objects without a shape where leaves are
     for name, value in zip(("tree", "kind", "stacked"), (children[0], *aux), strict=True):
@@ -28,6 +76,7 @@ def _depth(aux: tuple[Any, bool], children: Sequence[Any]) -> Depth:
 
 
 TREE_RULES.append(_rule)
+TREE_CHILDREN.append(_children)
 jax.tree_util.register_dataclass(Gradients, ["y0", "weights"], [])
 jax.tree_util.register_pytree_node(Depth, lambda d: ((d.tree,), (d.kind, d.stacked)), _depth)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -48,21 +49,43 @@ def undivided(tree: Tree) -> Tree:
     Raises:
         UnsupportedError: one is made so.
     """
-    return jax.tree.map(_undivided_p.bind, tree)
+    return jax.tree.map(functools.partial(_undivided_p.bind, alone=False), tree)
+
+
+def alone(tree: Tree) -> Tree:
+    """The tree of arrays, no array of which may be made rows of a `jax.vmap`: for an adaptive solve of a function whose
+    rows may read each other by a rule of its own (`jax.custom_batching.custom_vmap`).
+
+    Raises:
+        UnsupportedError: one is made so.
+    """
+
+    def bound(leaf: Any) -> Any:
+        return _undivided_p.bind(leaf, alone=True) if isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree.map(bound, tree)
 
 
 _undivided_p = Primitive("odenet_undivided")
-_undivided_p.def_impl(lambda leaf: leaf)
-_undivided_p.def_abstract_eval(lambda leaf: leaf)
-mlir.register_lowering(_undivided_p, lambda context, leaf: [leaf])
-ad.deflinear2(_undivided_p, lambda cotangent, leaf: [cotangent])
+_undivided_p.def_impl(lambda leaf, alone: leaf)
+_undivided_p.def_abstract_eval(lambda leaf, alone: leaf)
+mlir.register_lowering(_undivided_p, lambda context, leaf, alone: [leaf])
+ad.deflinear2(_undivided_p, lambda cotangent, leaf, alone: [cotangent])
 
 
-def _rows(arguments: Any, axes: Any) -> Any:
+def _rows(arguments: Any, axes: Any, alone: bool) -> Any:
     ((leaf,), (axis,)) = arguments, axes
+    if alone:
+        raise UnsupportedError(
+            "jax.vmap of an adaptive solve whose field or event has a rule for rows of its own (a function of "
+            "jax.custom_batching.custom_vmap): rows may read each other by it, and each row would be at a time of its "
+            "own",
+            "equal steps; or a field without such a rule",
+            "give steps=N; or solve for all rows as one state, without jax.vmap around it",
+        )
     if _mesh(leaf) is not None and jax.typeof(leaf).sharding.spec[axis] is not None:
         raise _divided("a divided axis")
-    return _undivided_p.bind(leaf), axis
+    return _undivided_p.bind(leaf, alone=False), axis
 
 
 batching.primitive_batchers[_undivided_p] = _rows

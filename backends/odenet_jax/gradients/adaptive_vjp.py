@@ -22,14 +22,14 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
 from odenet import Event, GridError, InputError, Problem, Result, Span, UnsupportedError
-from odenet_jax.field.collectives import collective_axes
+from odenet_jax.field.collectives import collective_axes, has_rule_of_rows
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
 from odenet_jax.field.fingerprint import described
 from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.state import Layout, Leaves
-from odenet_jax.field.varying import alike, undivided
+from odenet_jax.field.varying import alike, alone, undivided
 from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
@@ -127,6 +127,8 @@ class DifferentiableSolve:
             zero, slot = jnp.zeros_like(t0), self.field.slot(self.weights, jnp.int32(0), self.field.intervals)
             axes = collective_axes(lambda t, y: self.field(t, y, zero, slot, self.weights), t0, y)
         of_event = set() if event is None else collective_axes(event.condition, t0, y)
+        programs = [self.field.program] + ([] if event is None else [jax.make_jaxpr(event.condition)(t0, y).jaxpr])
+        self.alone = any(program is not None and has_rule_of_rows(program) for program in programs)
         if axes and event is None:  # rows of one error, and so of the same steps
             axes -= collective_axes(lambda *leaves: allowed.norm(leaves), *(jnp.abs(leaf) for leaf in y0))
         if axes | of_event:
@@ -283,6 +285,8 @@ class DifferentiableSolve:
     def _solve(self, y0: Leaves, of: Any, times: Any, rest: Any, keep: Keep) -> AdaptiveResult:
         if keep != Keep() or rest[-1] is not None:  # then it writes to rows, and reads from them
             y0, of = undivided((y0, of))
+        if self.alone:
+            y0, of, rest = alone((y0, of, rest))
         run, allowed, event = self._run(of, rest)
         return AdaptiveLoop(run, self.span.control, allowed, event, keep).solve(y0, rest[-1])
 

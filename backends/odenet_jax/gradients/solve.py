@@ -118,7 +118,8 @@ def solve_with_context(
         probe: see `solve`.
         context: what blocks are told beside their input.
     """
-    if probe is not None and not isinstance(probe, Array) and real(probe) is None:
+    number = jnp.issubdtype(probe.dtype, jnp.number) if isinstance(probe, Array) else real(probe) is not None
+    if probe is not None and not number:
         raise InputError(f"probe={shown(probe)}, a {type(probe).__name__}", "a real number as an array of JAX, or None")
     adaptive = isinstance(ivp.grid, Span)
     require(backend, ivp.solver, ivp.gradient, adaptive=adaptive)

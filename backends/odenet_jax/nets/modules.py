@@ -38,10 +38,12 @@ from odenet.kit import (
     instance,
     kind_of_blocks,
     problem,
+    require_finite_tree,
     require_one_grid,
     several,
     shown,
     staged,
+    takes,
 )
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
@@ -49,6 +51,7 @@ from odenet_jax.field.block_state import gathered, holds_state, marked_as
 from odenet_jax.field.flax_modules import is_flax, parted
 from odenet_jax.field.replay import BlockContext, block_context, call
 from odenet_jax.field.state import flattened, repeated, stacked
+from odenet_jax.field.trees import difference
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
@@ -161,20 +164,18 @@ class ResidualStack(eqx.Module):
         self.t0, self.t1 = _plain(t0), _plain(t1)
         self.along = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         blocks = several("blocks", blocks)
+        require_finite_tree("blocks", blocks)
         if not all(callable(block) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "callables x -> f(x)")
         single = {id(block): block for block in blocks}
         places = {key: i for i, key in enumerate(single)}
         self.order = tuple(places[id(block)] for block in blocks)
         parts = [eqx.partition(block, eqx.is_array) for block in single.values()]
-        if not parts or any(
-            jax.tree.structure(arrays) != jax.tree.structure(parts[0][0]) or not eqx.tree_equal(static, parts[0][1])
-            for arrays, static in parts
-        ):
+        unlike = next(filter(None, (difference(blocks[0], block) for block in single.values())), None)
+        if not parts or unlike is not None:
             remedy = _STATEFUL if any(map(holds_state, single.values())) else ""
-            raise InputError(
-                f"{len(parts)} blocks of different structures", "at least one, all of one structure", remedy
-            )
+            what = f"{len(parts)} blocks of different structures" + ("" if unlike is None else f" ({unlike})")
+            raise InputError(what, "at least one, all of one structure", remedy)
         self.blocks = eqx.combine(jax.tree.map(lambda *leaves: stacked(leaves), *(a for a, _ in parts)), parts[0][1])
 
     @classmethod
@@ -216,6 +217,11 @@ class ResidualStack(eqx.Module):
         alike = [marked_as(block, blocks[0]) for block in blocks]
         if isinstance(state, eqx.nn.State):
             return cls(alike, **choices), gathered(blocks, state)
+        states = isinstance(state, (list, tuple)) and all(isinstance(each, eqx.nn.State) for each in state)
+        if not states or len(state) != len(blocks):
+            raise InputError(
+                f"state={shown(state)} of {len(blocks)} blocks", "an eqx.nn.State of all, or a list of one for each"
+            )
         rows = [gathered([block], own) for block, own in zip(blocks, state, strict=True)]
         alike_rows = [jax.tree.unflatten(jax.tree.structure(rows[0]), jax.tree.leaves(row)) for row in rows]
         return cls(alike, **choices), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *alike_rows)
@@ -224,6 +230,12 @@ class ResidualStack(eqx.Module):
     def depth(self) -> Depth:
         """The blocks along depth, their arrays stacked, for `odenet.theory`."""
         stack = self.blocks
+        if not any(map(eqx.is_array, jax.tree.leaves(stack))):
+            raise InputError(
+                f"{len(self.order)} blocks of a ResidualStack that hold no array",
+                "blocks with parameters",
+                "odenet_jax.solve(lambda t, y: block(y), x, steps=N)",
+            )
         if self.order != tuple(range(len(self.order))):
             arrays, static = eqx.partition(stack, eqx.is_array)
             stack = eqx.combine(jax.tree.map(lambda leaf: repeated(leaf, self.order), arrays), static)
@@ -342,6 +354,7 @@ class NeuralODE(eqx.Module):
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         if not callable(field):
             raise InputError(f"field is a {type(field).__name__}", "a callable field(t, y)")
+        takes(field, 2, "field", "a field that can be called as field(t, y)")
         concrete = isinstance(steps, jax.Array) and steps.ndim == 0 and not isinstance(steps, Tracer)
         self.field, self.steps = field, _plain(np.asarray(steps) if concrete else steps)
         default = "dopri5" if steps is None else "rk4"

@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 
 from odenet import InputError, PIDController
-from odenet.kit import tree_leaves
+from odenet.kit import shown, takes, tree_leaves
 from odenet_jax.field.state import Layout, Leaves, flattened, promoted
 
 Norm = Callable[[Leaves], Array]
@@ -74,8 +74,19 @@ def tolerance(control: PIDController, layout: Layout, like: Leaves) -> Tolerance
     norm = control.norm
     if callable(norm):
         of = norm
-        return Tolerance(rtol, atol, lambda leaves: of(layout.unflatten(leaves)), layout.time)
+        takes(of, 1, "norm", "a function that can be called as norm(tree of the scaled error)")
+        return Tolerance(rtol, atol, lambda leaves: _scalar(of(layout.unflatten(leaves))), layout.time)
     return Tolerance(rtol, atol, NORMS[norm], layout.time)
+
+
+def _scalar(size: Any) -> Any:
+    """Raises InputError unless a norm of the user returned a real number."""
+    kind = getattr(size, "dtype", None)
+    real = isinstance(size, (int, float)) if kind is None else jnp.issubdtype(kind, jnp.number) and kind.kind != "c"
+    if not real or getattr(size, "shape", ()) != ():
+        what = shown(size) if kind is None else f"{kind}{list(size.shape)}"
+        raise InputError(f"norm of a PIDController returned {what}", "a real number, of shape ()")
+    return size
 
 
 def _each(name: str, value: Any, layout: Layout, like: Leaves) -> tuple[Any, ...]:

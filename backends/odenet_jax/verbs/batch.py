@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from odenet import InputError
-from odenet.kit import array_of_numbers, shown
+from odenet.kit import array_of_numbers, shown, takes
 
 try:
     from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
@@ -82,6 +82,9 @@ def scalar(loss: Callable[..., Any] | None, outputs: Any, target: Any) -> Array:
     """
     if loss is not None and not callable(loss):
         raise InputError(f"loss={shown(loss)}, a {type(loss).__name__}", "loss(outputs, target), or None")
+    if loss is not None:
+        form = "loss(outputs), since there is no target" if target is None else "loss(outputs, target)"
+        takes(loss, 1 if target is None else 2, "loss", f"a function that can be called as {form}")
     value = (mean_loss if loss is None else loss)(*((outputs,) if target is None else (outputs, target)))
     if not isinstance(value, jax.Array) or value.shape != () or jnp.iscomplexobj(value):
         raise InputError(f"the loss returned {shown(value)}", "a real scalar array")

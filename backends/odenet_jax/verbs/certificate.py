@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import InputError
-from odenet.kit import shown, whole, yes_or_no
+from odenet.kit import require_finite_tree, shown, whole, yes_or_no
 from odenet_jax.conversion.run import probing
+from odenet_jax.field import trees as trees  # registers
 
 
 def certified_value_and_grad(
@@ -53,6 +54,7 @@ def certified_value_and_grad(
             return loss(*both, *arguments, **named)
 
     def value_and_grad(model: Any, *arguments: Any, **named: Any) -> tuple[Any, Any, Array]:
+        require_finite_tree("the arguments", (model, arguments, named))
         probe = jnp.zeros(() if rows is None else (rows,))
         value, (gradients, residual) = probed((model, probe), *arguments, **named)
         return value, gradients, residual.max()

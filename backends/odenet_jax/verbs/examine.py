@@ -122,8 +122,9 @@ class Probed(eqx.Module):
     Args:
         name: its path in the model.
         module: the solve.
-        residual: zero; its derivative is the sum of the reconstruction residuals of all solves.
-        solves: zero; its derivative is how many these are, the rows of a `vmap` each for itself.
+        residual: zero; its derivative is the sum of the reconstruction residuals of all solves, of the rows of a `vmap`
+            the largest.
+        solves: zero; its derivative is how many solves these are, the rows of a `vmap` being one.
         calls: how often it is called while the program is made, by name.
     """
 
@@ -137,14 +138,52 @@ class Probed(eqx.Module):
         """What the solve returns."""
         self.calls[self.name] += 1
         bound = inspect.signature(self.module.__call__).bind_partial(*arguments, **named).arguments
-        probe = {} if "probe" in bound else {"probe": self.residual}
+        residual, solves = of_rows((self.module, arguments, named), self.residual, self.solves)
+        probe = {} if "probe" in bound else {"probe": residual}
         leaves, structure = jax.tree.flatten(self.module(*arguments, **named, **probe))
         place = next(i for i, leaf in enumerate(leaves) if eqx.is_inexact_array(leaf))
-        leaves[place] = _tick(leaves[place], self.solves)
+        leaves[place] = _tick(leaves[place], solves)
         return jax.tree.unflatten(structure, leaves)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
+
+
+def of_rows(tree: Any, *zeros: Array) -> tuple[Array, ...]:
+    """Zeros, the derivative with respect to which is the largest over the rows of a `jax.vmap` that maps some array of
+    the tree: derivatives with respect to what is not mapped are summed over rows otherwise."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and leaf.size]
+    return tuple(_row(leaves, zero) for zero in zeros)
+
+
+@jax.custom_vjp
+def _row(leaves: list[Array], zero: Array) -> Array:
+    """The zero, for each row where one of the arrays has rows."""
+    numbers = (
+        jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for leaf in leaves
+    )
+    for number in numbers:
+        first = number.ravel()[0]
+        zero = jnp.where(first == first, zero, zero)
+    return zero
+
+
+def _row_back(leaves: list[Array], g: Array) -> tuple[None, Array]:
+    return None, _largest(g)
+
+
+_row.defvjp(lambda leaves, zero: (_row(leaves, zero), leaves), _row_back)
+
+
+@jax.custom_batching.custom_vmap
+def _largest(g: Array) -> Array:
+    """Itself; of rows the largest, for all of them."""
+    return g
+
+
+@_largest.def_vmap
+def _largest_of_rows(count: int, batched: Any, g: Array) -> tuple[Array, bool]:
+    return _largest(jnp.max(g, axis=0)), False
 
 
 @jax.custom_vjp

@@ -129,7 +129,9 @@ def _slope(value: Any, y: Leaves, single: bool, carried: Any, state_of: Rebuild)
 
 
 def _between(a: Any, b: Any, local: float) -> Any:
-    """Weights between two layers; what is no tensor is the same in both."""
+    """Weights between two layers, as `odenet.kit.blend` has them; what is no tensor is the same in both."""
+    if isinstance(a, Tensor) and not (a.is_floating_point() or a.is_complex()):
+        return b if local == 1 else a
     return (1 - local) * a + local * b if isinstance(a, Tensor) else a
 
 
