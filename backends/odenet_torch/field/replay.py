@@ -38,6 +38,7 @@ from odenet_torch.field.jumps import JUMPING, Watch
 from odenet_torch.field.looked import Looked, Names
 from odenet_torch.field.places import CachedResults
 from odenet_torch.field.reachable_objects import ReachableObjects
+from odenet_torch.field.shared_hooks import on_each_call
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import differences, looker, no_trace, put_back, reach
@@ -153,11 +154,8 @@ class Replay:
                 self.noticed.append(named)
                 self.before += self._look([named])
 
-        handle = nn.modules.module.register_module_forward_pre_hook(on_call)
-        try:
+        with on_each_call(on_call):
             yield
-        finally:
-            handle.remove()
 
     def first(self, key: Key, place: Place, evaluate: Callable[[], Leaves], y: Leaves = ()) -> Leaves:
         """An evaluation of the forward pass, at y."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from odenet import UnsupportedError
 from odenet_torch.field.called_modules import changed, indifferent
+from odenet_torch.field.shared_hooks import present
 from odenet_torch.field.stored_values import StoredValues, TensorStates
 from odenet_torch.field.surroundings import Surroundings, put_back, reach
 from odenet_torch.field.written_on import version
@@ -75,14 +76,7 @@ class Wiring:
 
     def require_unhooked(self) -> None:
         """Raises UnsupportedError for hooks on a module, which a graph would not, or not always, run."""
-        every = nn.modules.module
-        shared = (
-            every._global_forward_hooks,
-            every._global_forward_pre_hooks,
-            every._global_backward_hooks,
-            every._global_backward_pre_hooks,
-        )
-        if any(self.hooks) or any(shared):
+        if any(self.hooks) or present():
             raise UnsupportedError(
                 "compile with equal steps of modules that have hooks, which a graph does not run as they are",
                 "modules without forward and backward hooks",
@@ -185,6 +179,8 @@ class ForwardReads:
                 # of a buffer it does not matter whether it needs a gradient
                 if then != later and (n < len(wiring.parameters) or then[::2] != later[::2]):
                     kind = "parameter" if n < len(wiring.parameters) else "buffer"
+                    if then[::2] == later[::2]:
+                        raise changed(f"requires_grad of the parameter {wiring.names[id(tensor)]} was changed")
                     raise changed(f"the {kind} {wiring.names[id(tensor)]} was modified by an inplace operation")
             for around in self.around:
                 around.require_unwritten()
