@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from odenet_torch.field.called_modules import ClassOfModule, ModuleSnapshot, state
+from odenet_torch.field.called_modules import ClassOfModule, ModuleSnapshot, code_of, state
 from odenet_torch.field.field import unique
 from odenet_torch.field.knowledge import Knowledge, knowledge
 from odenet_torch.field.passing_values import PassingValues
@@ -44,6 +44,12 @@ class BlockContents:
         """Training flags as they are now."""
         return tuple([own["training"] for own in self.modules])
 
+    def runs_as_before(self) -> bool:
+        """Whether modes and classes are what they were."""
+        return self.flags() == self.training and self.classes == tuple(
+            [ClassOfModule.of(inner.module) for inner in self.classes]
+        )
+
     def states(self) -> list[Any]:
         """What tells whether parameters are what they were (see `called_modules.state`)."""
         return [state(x) for *_, x in self.parameters]
@@ -63,21 +69,14 @@ class BlockContents:
             reached = self.reach.current()
         return (
             reached
-            and self.flags() == self.training
-            and self.classes == tuple([ClassOfModule.of(inner.module) for inner in self.classes])
+            and self.runs_as_before()
             and all([owner.get(key) is tensor for owner, key, tensor in self.parameters])
         )
-
-    def _code(self) -> list[tuple[Any, str, Any]]:
-        """Where the method `forward` of each class stands."""
-        kinds = {inner.kind for inner in self.classes}
-        owners = {base for kind in kinds for base in kind.__mro__ if "forward" in vars(base)}
-        return [(vars(base), "forward", vars(base)["forward"]) for base in owners]
 
     def stored(self) -> StoredValues:
         """All of it that stands in dicts."""
         flags = [(own, "training", flag) for own, flag in zip(self.modules, self.training, strict=True)]
-        return StoredValues.joined([self.reach.stored, StoredValues((), (), self._code())], [*flags, *self.parameters])
+        return StoredValues.joined([self.reach.stored, StoredValues((), (), code_of(self.classes))], [*flags, *self.parameters])
 
 
 class StackContents:

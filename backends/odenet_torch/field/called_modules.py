@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +44,12 @@ class ClassOfModule(NamedTuple):
             raise changed(f"the method forward of {kind.__name__} in {name} was replaced")
         if self.leaf and not leaf:
             raise changed(f"a {kind.__name__} in {name} was given modules of its own")
+
+
+def code_of(classes: Iterable[ClassOfModule]) -> list[tuple[Any, str, Any]]:
+    """Where the method `forward` of each class stands, and what stands there."""
+    owners = {base for kind in {inner.kind for inner in classes} for base in kind.__mro__ if "forward" in vars(base)}
+    return [(vars(base), "forward", vars(base)["forward"]) for base in owners]
 
 
 @dataclass(frozen=True)

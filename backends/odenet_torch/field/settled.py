@@ -96,7 +96,7 @@ class SettledBlocks:
                 for around, known, states in self.blocks:
                     if roots is not None and id(around.root) not in roots:
                         continue
-                    if known.flags() != known.training or known.states() != states:
+                    if not known.runs_as_before() or known.states() != states:
                         known.as_called(around, states).require_unchanged((), moves=True)
                     around.require_unwritten()
                     if not around.untouched():

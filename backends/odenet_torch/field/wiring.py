@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from odenet import UnsupportedError
-from odenet_torch.field.called_modules import changed, indifferent
+from odenet_torch.field.called_modules import ClassOfModule, changed, code_of, indifferent
 from odenet_torch.field.shared_hooks import present
 from odenet_torch.field.stored_values import StoredValues, TensorStates
 from odenet_torch.field.surroundings import Surroundings, put_back, reach
@@ -38,6 +38,8 @@ class Wiring:
         roots = [*own, *(module for f in self.functions for module in reach(f).modules)]
         modules = {id(module): module for root in roots for module in root.modules()}.values()
         self.own = [vars(module) for module in modules]
+        self.classes = tuple(map(ClassOfModule.of, modules))
+        self.code = StoredValues((), (), code_of(self.classes))
         self.hooks = [own[key] for own in self.own for key in _HOOKS if key in own]
         slots: list[tuple[dict[str, Any], str, Any]] = []
         self.sized = []
@@ -70,6 +72,7 @@ class Wiring:
         """Whether all modules, parameters and buffers stand where they stood."""
         return (
             all(map(operator.is_, map(dict.get, self.owners, self.keys), self.values))
+            and self.code.stand()
             and [*map(len, self.sized)] == self.sizes
             and [parameter.requires_grad for parameter in self.parameters] == self.wanted
         )
@@ -168,6 +171,9 @@ class ForwardReads:
     def require_same(self) -> None:
         """Before the backward pass: raises GradientError if the field would not find what it found."""
         now, wiring = self.contents.states(), self.wiring
+        if not wiring.code.stand() or not self.contents.stands():
+            for inner in wiring.classes:
+                inner.require_same("a field")
         if now[0] != self.before[0]:
             raise changed("a module of the field was switched between train() and eval()", "the same mode")
         if now[1:] != self.before[1:]:
