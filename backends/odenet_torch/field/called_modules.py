@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
 
 from odenet import GradientError
 from odenet_torch.field.state import Leaves
@@ -17,6 +19,18 @@ from odenet_torch.field.written_on import changed as changed
 from odenet_torch.field.written_on import sampled, version
 
 Owned = tuple[nn.Module, str]
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Inside, a parametrized weight is computed where it is read, and not found in `parametrize.cached()`, where it may
+    have been put without a graph, or by a graph of torch.compile."""
+    before = parametrize._cache_enabled
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = before
 
 
 class ClassOfModule(NamedTuple):

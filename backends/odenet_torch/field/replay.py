@@ -29,6 +29,7 @@ from odenet_torch.field.called_modules import (
     indifferent,
     require_held,
     require_same,
+    uncached,
     within,
 )
 from odenet_torch.field.differentiating import unseen
@@ -272,21 +273,12 @@ class Replay:
     @contextlib.contextmanager
     def _forth(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._without_cache())
+            self.uncached = self.uncached or parametrize._cache_enabled > 0
+            stack.enter_context(uncached())
             for kind, enabled, dtype in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield
-
-    @contextlib.contextmanager
-    def _without_cache(self) -> Iterator[None]:
-        before = parametrize._cache_enabled
-        self.uncached = self.uncached or before > 0
-        parametrize._cache_enabled = 0
-        try:
-            yield
-        finally:
-            parametrize._cache_enabled = before
 
     def _calls(self, place: Place) -> list[Module]:
         return [*self.modules(*place), *self.noticed]

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 import torch._functorch.config as functorch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import InputError, UnsupportedError
+from odenet_torch.field.called_modules import uncached
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.seeded import seeded
@@ -125,9 +127,10 @@ class Graph:
         while True:
             try:
                 if mode in self.modes:
-                    value = self.compiled(*arguments)
+                    with uncached() if parametrize._cache_enabled else contextlib.nullcontext():
+                        value = self.compiled(*arguments)
                 else:
-                    with warnings.catch_warnings():
+                    with uncached(), warnings.catch_warnings():
                         # torch warns of itself as it compiles: that it asks states for their .grad, of its imports
                         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
                         warnings.simplefilter("ignore", DeprecationWarning)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from odenet import (
     Backprop,
+    GridError,
     InputError,
     PIDController,
     Problem,
@@ -199,6 +200,8 @@ class RowSteps:
                 return self._gated(time, y)
             with explained(t[0].item()):
                 return self._gated(time, y)
+        except GridError:
+            raise
         except Exception as error:
             if not self._takes_one_time(t, y):
                 raise
