@@ -56,6 +56,10 @@ class Tableau:
         for name in ("b", "c", "b_low"):
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(float(entry) for entry in values))
+        # a compiler that traces a step cannot follow a property into its first evaluation, which takes a lock
+        for name, member in vars(Tableau).items():
+            if isinstance(member, cached_property):
+                getattr(self, name)
 
     def _check_shapes(self) -> None:
         rows = self.a if isinstance(self.a, Sequence) else (self.a,)

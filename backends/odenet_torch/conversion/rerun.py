@@ -24,6 +24,7 @@ from odenet_torch.field.field import ends, unique
 from odenet_torch.field.passing_values import FoundValues
 from odenet_torch.field.replay import Key, Place, Replay, autocasts, hooks_its_state
 from odenet_torch.field.settled import SettledBlocks, contents, forget, settle_blocks
+from odenet_torch.field.shared_hooks import present
 from odenet_torch.field.surroundings import no_trace
 from odenet_torch.field.written_on import sampled, version, writes
 from odenet_torch.steps.direct import NotAsBeforeError
@@ -176,6 +177,7 @@ class Rerun:
             and self.settled.stand()
             and self.unwritten()
             and not _autocast(self.device)
+            and not present()
         )
 
     @contextlib.contextmanager

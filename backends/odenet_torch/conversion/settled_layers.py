@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odenet_torch.field.block_contents import BlockContents, StackContents
-from odenet_torch.field.called_modules import indifferent
+from odenet_torch.field.called_modules import ClassOfModule, indifferent
 from odenet_torch.field.knowledge import Knowledge, knowledge
 from odenet_torch.field.passing_values import FoundValues, PassingValues
 from odenet_torch.field.places import MISSING, Location
@@ -80,6 +80,7 @@ def settle_passing(layer: nn.Module, replay: Replay, late: bool) -> None:
     memo.passing[layer.training] = BlockContents(
         reached,
         tuple(map(vars, modules)),
+        tuple(map(ClassOfModule.of, modules)),
         tuple([module.training for module in modules]),
         tuple(parameters),
         dict(layer.named_parameters()),

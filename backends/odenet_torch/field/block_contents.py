@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from odenet_torch.field.called_modules import ModuleSnapshot, state
+from odenet_torch.field.called_modules import ClassOfModule, ModuleSnapshot, code_of, state
 from odenet_torch.field.field import unique
 from odenet_torch.field.knowledge import Knowledge, knowledge
 from odenet_torch.field.passing_values import PassingValues
@@ -25,6 +25,7 @@ class BlockContents:
     Args:
         reach: all that it can reach.
         modules: the attributes of itself and of the modules in it.
+        classes: of these.
         training: their flags.
         parameters: where each stands.
         named: the parameters by name, as in `BlockField.parameters`.
@@ -33,6 +34,7 @@ class BlockContents:
 
     reach: ReachableObjects
     modules: tuple[dict[str, Any], ...]
+    classes: tuple[ClassOfModule, ...]
     training: tuple[bool, ...]
     parameters: tuple[tuple[dict[str, Any], str, Tensor], ...]
     named: dict[str, Tensor]
@@ -41,6 +43,12 @@ class BlockContents:
     def flags(self) -> tuple[bool, ...]:
         """Training flags as they are now."""
         return tuple([own["training"] for own in self.modules])
+
+    def runs_as_before(self) -> bool:
+        """Whether modes and classes are what they were."""
+        return self.flags() == self.training and self.classes == tuple(
+            [ClassOfModule.of(inner.module) for inner in self.classes]
+        )
 
     def states(self) -> list[Any]:
         """What tells whether parameters are what they were (see `called_modules.state`)."""
@@ -51,7 +59,7 @@ class BlockContents:
         block: Any = around.root
         pairs = zip(self.parameters, states, strict=True)
         places: Any = tuple([((block, key), x, *then) for (_, key, x), then in pairs])
-        return ModuleSnapshot(around.name, block, self.training, places, ())
+        return ModuleSnapshot(around.name, block, self.classes, self.training, places, ())
 
     def still(self, block: nn.Module) -> bool:
         """Whether a block still is that."""
@@ -61,14 +69,14 @@ class BlockContents:
             reached = self.reach.current()
         return (
             reached
-            and self.flags() == self.training
+            and self.runs_as_before()
             and all([owner.get(key) is tensor for owner, key, tensor in self.parameters])
         )
 
     def stored(self) -> StoredValues:
         """All of it that stands in dicts."""
         flags = [(own, "training", flag) for own, flag in zip(self.modules, self.training, strict=True)]
-        return StoredValues.joined([self.reach.stored], [*flags, *self.parameters])
+        return StoredValues.joined([self.reach.stored, StoredValues((), (), code_of(self.classes))], [*flags, *self.parameters])
 
 
 class StackContents:

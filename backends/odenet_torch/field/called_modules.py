@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
 
 from odenet import GradientError
 from odenet_torch.field.state import Leaves
@@ -19,6 +21,51 @@ from odenet_torch.field.written_on import sampled, version
 Owned = tuple[nn.Module, str]
 
 
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Inside, a parametrized weight is computed where it is read, and not found in `parametrize.cached()`, where it may
+    have been put without a graph, or by a graph of torch.compile."""
+    before = parametrize._cache_enabled
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = before
+
+
+class ClassOfModule(NamedTuple):
+    """A module, and the code that it ran by."""
+
+    module: nn.Module
+    kind: type
+    forward: Any
+    leaf: bool
+    """Whether it had no modules in it."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> ClassOfModule:
+        """As it is now; a converted layer is what it was before."""
+        own = type(module)
+        kind = vars(own).get("_odenet_base", own)
+        return cls(module, kind, getattr(kind, "forward", None), not module._modules)
+
+    def require_same(self, name: str) -> None:
+        """Raises GradientError where the class was changed, as parametrizations do, or its code."""
+        _, kind, forward, leaf = self.of(self.module)
+        if kind is not self.kind:
+            raise changed(f"the class of a {self.kind.__name__} in {name} was changed to {kind.__name__}")
+        if forward != self.forward:
+            raise changed(f"the method forward of {kind.__name__} in {name} was replaced")
+        if self.leaf and not leaf:
+            raise changed(f"a {kind.__name__} in {name} was given modules of its own")
+
+
+def code_of(classes: Iterable[ClassOfModule]) -> list[tuple[Any, str, Any]]:
+    """Where the method `forward` of each class stands, and what stands there."""
+    owners = {base for kind in {inner.kind for inner in classes} for base in kind.__mro__ if "forward" in vars(base)}
+    return [(vars(base), "forward", vars(base)["forward"]) for base in owners]
+
+
 @dataclass(frozen=True)
 class ModuleSnapshot:
     """What a module held when it was called.
@@ -26,13 +73,15 @@ class ModuleSnapshot:
     Args:
         name: for messages.
         module: itself.
-        training: the flags of the module and of those in it.
+        classes: those of the module and of those in it.
+        training: their flags.
         parameters: with their versions, whether they want a gradient, and a sample of their values.
         buffers: those that matter to what the module returns, with their versions and samples of their values.
     """
 
     name: str
     module: nn.Module
+    classes: tuple[ClassOfModule, ...]
     training: tuple[bool, ...]
     parameters: tuple[tuple[Owned, Tensor, int, bool, Any], ...]
     buffers: tuple[tuple[Owned, Tensor, int, Any], ...]
@@ -50,7 +99,7 @@ class ModuleSnapshot:
                 if tensor is not None and not indifferent(inner):
                     buffers.append(((inner, key), tensor, version(tensor), sampled(tensor)))
         training = tuple([inner.training for inner in inside])
-        return cls(name, module, training, tuple(parameters), tuple(buffers))
+        return cls(name, module, tuple(map(ClassOfModule.of, inside)), training, tuple(parameters), tuple(buffers))
 
     def require_unchanged(self, copied: Collection[tuple[int, str]], moves: bool) -> None:
         """Looks whether it would return now what it returned then.
@@ -62,7 +111,10 @@ class ModuleSnapshot:
         Raises:
             GradientError: it would not.
         """
-        if tuple([inner.training for inner in within(self.module)]) != self.training:
+        for inner in self.classes:
+            inner.require_same(self.name)
+        # modules that were put in the places of these are not called when it runs again
+        if tuple([inner.module.training for inner in self.classes]) != self.training:
             raise changed(f"{self.name} was switched between train() and eval()", "the same mode")
         for (owner, key), tensor, before, requires_grad, values in self.parameters:
             if version(tensor) != before or sampled(tensor) != values:

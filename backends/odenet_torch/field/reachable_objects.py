@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odenet_torch.field import random_state
+from odenet_torch.field import random_state, shared_hooks
 from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.places import (
     OF_MODULES,
@@ -89,6 +89,7 @@ class ReachableObjects:
         self.hooks: list[dict[Any, Any]] = []
         """Of modules; those that were empty are looked into when they no longer are."""
         self.backward_hooks: list[dict[Any, Any]] = []
+        self._shared = [*shared_hooks.functions()]
         self._modules: list[nn.Module] = []
         self._inner: set[int] = set()
         # arguments are of no package themselves
@@ -135,6 +136,8 @@ class ReachableObjects:
 
     def current(self) -> bool:
         """Whether all of it still stands where it stood; it may say no where what stands there is equal."""
+        if self._shared != [*shared_hooks.functions()]:
+            return False
         return self.stored.stand() and (not self.others or all(p.same(contents) for p, contents in self.others))
 
     def without(self, removed: set[int], contents: list[dict[Any, Any]]) -> ReachableObjects:
@@ -216,6 +219,7 @@ class ReachableObjects:
             if key not in OF_MODULES or ("hook" in key and value):
                 yield f"{name}.{key}", value
         yield from self.kind(kind)
+        yield from (("", hook) for hook in shared_hooks.functions().values())
 
     def builtin(self, name: str, value: types.BuiltinMethodType) -> Iterable[tuple[str, Any]]:
         """A function that is not written in Python, of which only the generator that it draws from is looked at."""

@@ -29,6 +29,7 @@ from odenet_torch.field.called_modules import (
     indifferent,
     require_held,
     require_same,
+    uncached,
     within,
 )
 from odenet_torch.field.differentiating import unseen
@@ -38,6 +39,7 @@ from odenet_torch.field.jumps import JUMPING, Watch
 from odenet_torch.field.looked import Looked, Names
 from odenet_torch.field.places import CachedResults
 from odenet_torch.field.reachable_objects import ReachableObjects
+from odenet_torch.field.shared_hooks import on_each_call
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import differences, looker, no_trace, put_back, reach
@@ -153,11 +155,8 @@ class Replay:
                 self.noticed.append(named)
                 self.before += self._look([named])
 
-        handle = nn.modules.module.register_module_forward_pre_hook(on_call)
-        try:
+        with on_each_call(on_call):
             yield
-        finally:
-            handle.remove()
 
     def first(self, key: Key, place: Place, evaluate: Callable[[], Leaves], y: Leaves = ()) -> Leaves:
         """An evaluation of the forward pass, at y."""
@@ -274,21 +273,12 @@ class Replay:
     @contextlib.contextmanager
     def _forth(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._without_cache())
+            self.uncached = self.uncached or parametrize._cache_enabled > 0
+            stack.enter_context(uncached())
             for kind, enabled, dtype in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield
-
-    @contextlib.contextmanager
-    def _without_cache(self) -> Iterator[None]:
-        before = parametrize._cache_enabled
-        self.uncached = self.uncached or before > 0
-        parametrize._cache_enabled = 0
-        try:
-            yield
-        finally:
-            parametrize._cache_enabled = before
 
     def _calls(self, place: Place) -> list[Module]:
         return [*self.modules(*place), *self.noticed]

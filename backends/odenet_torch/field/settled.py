@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from odenet_torch.field import random_state
 from odenet_torch.field.block_contents import BlockContents, StackContents
+from odenet_torch.field.called_modules import ClassOfModule
 from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.passing_values import FoundValues
 from odenet_torch.field.replay import Replay
+from odenet_torch.field.shared_hooks import SharedHooks, present
 from odenet_torch.field.surroundings import Surroundings, put_back
 
 
@@ -36,6 +38,7 @@ class SettledBlocks:
     def __init__(self, stack: StackContents, device: torch.device) -> None:
         self.stack, self.device = stack, device
         self.random = random_state.state(device)
+        self.shared = SharedHooks()
         self.states, self.reads = stack.states(), stack.reads()
         self.passing: FoundValues | None = None
         """Of a single block: its passing values."""
@@ -88,11 +91,12 @@ class SettledBlocks:
         """
         moves, roots = False, None if blocks is None else set(map(id, blocks))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.shared.again())
             if roots is not None or not self.stand():
                 for around, known, states in self.blocks:
                     if roots is not None and id(around.root) not in roots:
                         continue
-                    if known.flags() != known.training or known.states() != states:
+                    if not known.runs_as_before() or known.states() != states:
                         known.as_called(around, states).require_unchanged((), moves=True)
                     around.require_unwritten()
                     if not around.untouched():
@@ -149,7 +153,7 @@ class Settled(SettledBlocks):
 
 def contents(blocks: tuple[nn.Module, ...], *, passing: bool = False) -> StackContents | None:
     """What settled blocks consist of; None where one is not settled."""
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+    if present():
         return None
     return StackContents.of(blocks, passing=passing)
 
@@ -189,7 +193,12 @@ def settle_blocks(blocks: Iterable[nn.Module], replay: Replay) -> None:
             continue
         flags = tuple([module.training for module in modules])
         known = BlockContents(
-            around.reach, tuple(map(vars, modules)), flags, tuple(places), dict(block.named_parameters())
+            around.reach,
+            tuple(map(vars, modules)),
+            tuple(map(ClassOfModule.of, modules)),
+            flags,
+            tuple(places),
+            dict(block.named_parameters()),
         )
         if (memo := knowledge(block)) is not None:
             memo.settled[block.training] = known

@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from odenet import UnsupportedError
-from odenet_torch.field.called_modules import changed, indifferent
+from odenet_torch.field.called_modules import ClassOfModule, changed, code_of, indifferent
+from odenet_torch.field.shared_hooks import present
 from odenet_torch.field.stored_values import StoredValues, TensorStates
 from odenet_torch.field.surroundings import Surroundings, put_back, reach
 from odenet_torch.field.written_on import version
@@ -37,6 +38,8 @@ class Wiring:
         roots = [*own, *(module for f in self.functions for module in reach(f).modules)]
         modules = {id(module): module for root in roots for module in root.modules()}.values()
         self.own = [vars(module) for module in modules]
+        self.classes = tuple(map(ClassOfModule.of, modules))
+        self.code = StoredValues((), (), code_of(self.classes))
         self.hooks = [own[key] for own in self.own for key in _HOOKS if key in own]
         slots: list[tuple[dict[str, Any], str, Any]] = []
         self.sized = []
@@ -69,20 +72,14 @@ class Wiring:
         """Whether all modules, parameters and buffers stand where they stood."""
         return (
             all(map(operator.is_, map(dict.get, self.owners, self.keys), self.values))
+            and self.code.stand()
             and [*map(len, self.sized)] == self.sizes
             and [parameter.requires_grad for parameter in self.parameters] == self.wanted
         )
 
     def require_unhooked(self) -> None:
         """Raises UnsupportedError for hooks on a module, which a graph would not, or not always, run."""
-        every = nn.modules.module
-        shared = (
-            every._global_forward_hooks,
-            every._global_forward_pre_hooks,
-            every._global_backward_hooks,
-            every._global_backward_pre_hooks,
-        )
-        if any(self.hooks) or any(shared):
+        if any(self.hooks) or present():
             raise UnsupportedError(
                 "compile with equal steps of modules that have hooks, which a graph does not run as they are",
                 "modules without forward and backward hooks",
@@ -181,6 +178,9 @@ class ForwardReads:
     def require_same(self) -> None:
         """Before the backward pass: raises GradientError if the field would not find what it found."""
         now, wiring = self.contents.states(), self.wiring
+        if not wiring.code.stand() or not self.contents.stands():
+            for inner in wiring.classes:
+                inner.require_same("a field")
         if now[0] != self.before[0]:
             raise changed("a module of the field was switched between train() and eval()", "the same mode")
         if now[1:] != self.before[1:]:
@@ -192,6 +192,8 @@ class ForwardReads:
                 # of a buffer it does not matter whether it needs a gradient
                 if then != later and (n < len(wiring.parameters) or then[::2] != later[::2]):
                     kind = "parameter" if n < len(wiring.parameters) else "buffer"
+                    if then[::2] == later[::2]:
+                        raise changed(f"requires_grad of the parameter {wiring.names[id(tensor)]} was changed")
                     raise changed(f"the {kind} {wiring.names[id(tensor)]} was modified by an inplace operation")
             for around in self.around:
                 around.require_unwritten()

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 import torch._functorch.config as functorch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import InputError, UnsupportedError
+from odenet_torch.field.called_modules import uncached
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.seeded import seeded
@@ -135,7 +137,8 @@ class Graph:
             filters: list[Any] = warnings.filters  # pyright: ignore[reportAssignmentType]
             filters[:0] = _OF_THE_COMPILER
             try:
-                value = self.compiled(*arguments)
+                with uncached() if parametrize._cache_enabled else contextlib.nullcontext():
+                    value = self.compiled(*arguments)
                 break
             except Exception as error:
                 if not _of_compiler(error):

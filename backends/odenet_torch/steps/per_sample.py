@@ -14,6 +14,7 @@ from torch import Tensor
 
 from odenet import (
     Backprop,
+    GridError,
     InputError,
     PIDController,
     Problem,
@@ -190,13 +191,34 @@ class RowSteps:
 
         Raises:
             GridError: times that float32 cannot tell apart, of a field that does not take others.
+            UnsupportedError: a field that takes one time alone.
         """
         self.calls += 1
         time = beside(t.to(self.layout.time), y[0])
-        if not self.wide:
-            return self._gated(time, y)
-        with explained(t[0].item()):
-            return self._gated(time, y)
+        try:
+            if not self.wide:
+                return self._gated(time, y)
+            with explained(t[0].item()):
+                return self._gated(time, y)
+        except GridError:
+            raise
+        except Exception as error:
+            if not self._takes_one_time(t, y):
+                raise
+            raise UnsupportedError(
+                f"per_sample=True with a field that takes one time, and not one of each row ({error})",
+                f"fields of a time of shape {tuple(time.shape)}, which has an entry a row and is to broadcast",
+                "write torch.where(t < c, a, b) for branches on t, and tensor operations for numbers made of it; or "
+                "take one step size for the whole batch (per_sample=False, or steps=N)",
+            ) from error
+
+    def _takes_one_time(self, t: Tensor, y: Leaves) -> bool:
+        """Whether the field, which has failed, returns a slope where the time is a number."""
+        try:
+            self.layout.evaluate(lambda y: self.field(t[0].to(self.layout.time), y), tuple(leaf.detach() for leaf in y))
+        except Exception:
+            return False
+        return True
 
     def _gated(self, time: Tensor, y: Leaves) -> Leaves:
         layout = self.layout
