@@ -17,6 +17,7 @@ from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import array_of_numbers, instance, real, several, takes, whole, within, yes_or_no
 from odenet._errors import Wording, shown
+from odenet._gradients import few_numbers
 from odenet._gradients.certified import (
     ALL_OF,
     BUCKETS,
@@ -35,6 +36,7 @@ from odenet._gradients.certified import (
     lasting,
     least_change,
     quiet,
+    scattered,
     signs,
 )
 from odenet._gradients.names import gradient, register_gradient
@@ -155,6 +157,7 @@ __all__ = [
     "combine",
     "compiling",
     "conformance",
+    "few_numbers",
     "floor",
     "gradient",
     "hermite",
@@ -180,6 +183,7 @@ __all__ = [
     "require_finite_tree",
     "require_one_grid",
     "resumed",
+    "scattered",
     "schedule",
     "seconds",
     "several",

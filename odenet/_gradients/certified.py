@@ -96,11 +96,16 @@ def lasting(drift: Any, least: Any, log: Callable[[Any], Any], arithmetic: Arith
 
 def signs(places: Integers) -> Integers:
     """+1 or -1 for each place, as if by chance: an integer array of either framework, and of 32 bits or more."""
+    return 1 - 2 * (scattered(places) & 1)
+
+
+def scattered(places: Integers) -> Integers:
+    """A number of 31 bits for each place, as if by chance: see `signs`."""
     mixed = places
     for _ in range(2):
         mixed = mixed * 0x45D9F3B & 0x7FFFFFFF
         mixed = mixed ^ (mixed >> 16)
-    return 1 - 2 * (mixed & 1)
+    return mixed
 
 
 class Alarm:

@@ -165,4 +165,4 @@ def test_no_number_is_read_on_the_host_in_the_forward_pass(monkeypatch):
     loss = solve(lambda t, y: torch.sin(y), y0, steps=30, gradient="checkpoint:bits=8").y1.sum()
     assert not reads
     loss.backward()
-    assert len(reads) == 1  # which chains restarted
+    assert len(reads) == 2  # which chains restarted, and what there is to say at the end

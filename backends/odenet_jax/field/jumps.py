@@ -15,41 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from odenet.kit import channel_axes
+from odenet.kit import few_numbers
 from odenet_jax.field.state import Leaves
 
+Level = few_numbers.Level
+APART, SMOOTH, SIZE, FEW = few_numbers.APART, few_numbers.SMOOTH, few_numbers.SIZE, few_numbers.FEW
+CENTRED, SPREAD, DIVIDED, JUMPING = few_numbers.CENTRED, few_numbers.SPREAD, few_numbers.DIVIDED, few_numbers.JUMPING
+may_vanish = few_numbers.may_vanish
 
-class _Level(NamedTuple):
-    """What an array is of the state; of several levels, the largest counts.
-
-    Attributes:
-        kind: one of `_APART` to `_JUMPING`.
-        number: of how many numbers each entry is made, where it is of few; a complex one counts as two.
-        groups: how often few numbers were put together; infinity where they are too few however often.
-    """
-
-    kind: int
-    number: int = 0
-    groups: float = math.inf
-
-
-_APART, _SMOOTH, _SIZE, _FEW, _CENTRED, _SPREAD, _DIVIDED, _JUMPING = (_Level(kind) for kind in range(8))
-"""No function of the state; one that has no jump that can be seen here; the size, or its square, of few of its numbers;
-a sum of few of them; what is left of these without their mean; the size of that; what was divided by one of these
-sizes; and a function that jumps."""
-
-_MOST = 4
-"""Numbers, normalised together, whose spread is too small too often (as in torch, where this was measured)."""
-_MOST_OF_SIZE = 3
-"""The same of numbers from which no mean is taken: their size is as small as the spread of one number more."""
-_NEAR_ZERO = 0.05
-"""A number that is added to a size, and is no larger, does not keep what is divided by it from jumping."""
 
 _ROUNDING = frozenset(("round", "floor", "ceil", "sign", "rem", "pure_callback", "io_callback", "ffi_call"))
 """What jumps, or may: nobody can see into a call."""
@@ -76,14 +55,12 @@ def jumps(program: Jaxpr, state: slice) -> bool:
         program: of the field.
         state: which of its arguments are the state.
     """
-    levels = [_APART] * len(program.invars)
-    levels[state] = [_SMOOTH] * len(levels[state])
+    levels = [APART] * len(program.invars)
+    levels[state] = [SMOOTH] * len(levels[state])
     inputs: list[Any] = program.invars[state]
     shapes = [atom.aval.shape for atom in inputs]
-    # 4 numbers (3, if no mean is taken from them) that are a whole row are normalised once a row, as in a narrow
-    # network's layer normalisation, and not in each of many groups
-    rows = {math.prod(shape) // max(shape[axis], 1) for shape in shapes for axis in channel_axes(len(shape))}
-    return any(level.kind >= _DIVIDED.kind and level.groups not in rows for level in _outputs(program, levels))
+    once = few_numbers.rows(shapes)
+    return any(level.kind >= DIVIDED.kind and level.groups not in once for level in _outputs(program, levels))
 
 
 def against(increment: Leaves, y: Leaves) -> Leaves:
@@ -95,14 +72,14 @@ def against(increment: Leaves, y: Leaves) -> Leaves:
     )
 
 
-def _outputs(program: Any, inputs: Sequence[_Level]) -> list[_Level]:
+def _outputs(program: Any, inputs: Sequence[Level]) -> list[Level]:
     """The levels of a program's results, from those of its arguments."""
     program = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    levels: dict[Any, _Level] = dict(zip(program.invars, inputs, strict=True))
+    levels: dict[Any, Level] = dict(zip(program.invars, inputs, strict=True))
     conjugates: dict[Any, Any] = {}
 
-    def level(atom: Any) -> _Level:
-        return _APART if isinstance(atom, Literal) else levels.get(atom, _APART)
+    def level(atom: Any) -> Level:
+        return APART if isinstance(atom, Literal) else levels.get(atom, APART)
 
     def squares(equation: Any) -> bool:
         one, *others = [atom if isinstance(atom, Literal) else conjugates.get(atom, atom) for atom in equation.invars]
@@ -112,14 +89,14 @@ def _outputs(program: Any, inputs: Sequence[_Level]) -> list[_Level]:
 
     for equation in program.eqns:
         read = [level(atom) for atom in equation.invars]
-        if max(read, default=_APART) > _APART:
+        if max(read, default=APART) > APART:
             if equation.primitive.name == "conj":
                 conjugates[equation.outvars[0]] = equation.invars[0]
             levels.update(zip(equation.outvars, _equation(equation, read, square=squares(equation)), strict=True))
     return [level(atom) for atom in program.outvars]
 
 
-def _equation(equation: Any, read: list[_Level], *, square: bool) -> list[_Level]:
+def _equation(equation: Any, read: list[Level], *, square: bool) -> list[Level]:
     """The levels of what an equation makes of what it reads; `square`: whether that is a size of its numbers."""
     name, count = equation.primitive.name, len(equation.outvars)
     if name in _CONTROL:
@@ -128,11 +105,11 @@ def _equation(equation: Any, read: list[_Level], *, square: bool) -> list[_Level
         return _chosen(read[0], [read[1:]])
     most = _normalised(name, equation, read, square=square)
     if name in _ROUNDING or (name in _PLACES and _inexact(equation.invars[0])):
-        return [_JUMPING] * count
+        return [JUMPING] * count
     if name in _ORDERS:  # sorted values move as the state does, and their places jump
-        return [most, *[_JUMPING] * (count - 1)]
+        return [most, *[JUMPING] * (count - 1)]
     if name == "lu":  # its pivots choose the order of arithmetic, and not its result
-        return [most, *[_APART] * (count - 1)]
+        return [most, *[APART] * (count - 1)]
     if name == "custom_linear_solve":
         return [most] * count
     inner = list(_programs(equation.params))
@@ -145,105 +122,88 @@ def _equation(equation: Any, read: list[_Level], *, square: bool) -> list[_Level
     if inside > most:
         return [inside] * count
     # whole numbers that become others: an index, a mask that multiplies
-    counted = any(of > _APART and not _inexact(atom) for of, atom in zip(read, equation.invars, strict=True))
+    counted = any(of > APART and not _inexact(atom) for of, atom in zip(read, equation.invars, strict=True))
     return [
-        _JUMPING if _inexact(result) and counted else _converted(name, equation, most, result)
+        JUMPING if _inexact(result) and counted else _converted(name, equation, most, result)
         for result in equation.outvars
     ]
 
 
-def _normalised(name: str, equation: Any, read: list[_Level], *, square: bool) -> _Level:
+def _normalised(name: str, equation: Any, read: list[Level], *, square: bool) -> Level:
     """The level of what an operation of arithmetic returns."""
     most = max(read)
-    if most.kind in (_APART.kind, _DIVIDED.kind, _JUMPING.kind):
+    if most.kind in (APART.kind, DIVIDED.kind, JUMPING.kind):
         return most
     if name in _REDUCTIONS or name == "dot_general":
         return _reduced(name, equation, read, square=square)
-    if square and most == _SMOOTH:
-        return _SIZE._replace(number=1 + _complex(equation.invars[0]))
+    if square and most == SMOOTH:
+        return SIZE._replace(number=1 + _complex(equation.invars[0]))
     last, exponent = read[-1], equation.invars[-1]
     power = equation.params["y"] if name == "integer_pow" else exponent.val if isinstance(exponent, Literal) else -1
-    if _may_vanish(last) and name == "div":
-        return _DIVIDED._replace(groups=last.groups)
-    if _may_vanish(read[0]) and (name in _INVERTING or (name in ("pow", "integer_pow") and not power > 0)):
-        return _DIVIDED._replace(groups=read[0].groups)
-    if name == "sub" and last.kind == _FEW.kind and read[0] > _APART:
-        # a mean of squares, less the mean's square, is the spread
-        return most._replace(kind=_SPREAD.kind if read[0].kind in (_SIZE.kind, _FEW.kind) else _CENTRED.kind)
-    if most.kind == _SIZE.kind and name in ("add", "add_any", "sub", "max"):
-        if all(level.kind == _SIZE.kind for level in read):
-            return _size(sum(level.number for level in read), equation.outvars[0].aval.size)
-        if any(isinstance(atom, Literal) and abs(atom.val) > _NEAR_ZERO for atom in equation.invars):
-            return _SMOOTH
-    alike = all(level.kind in (_APART.kind, most.kind) for level in read)
-    return most if alike and name in _KEEPING else _SMOOTH
+    if may_vanish(last) and name == "div":
+        return few_numbers.divided(last)
+    if may_vanish(read[0]) and (name in _INVERTING or (name in ("pow", "integer_pow") and not power > 0)):
+        return few_numbers.divided(read[0])
+    if name == "sub" and last.kind == FEW.kind and read[0] > APART:
+        return few_numbers.subtracted(most, read[0])
+    if most.kind == SIZE.kind and name in ("add", "add_any", "sub", "max"):
+        if all(level.kind == SIZE.kind for level in read):
+            return few_numbers.sized(sum(level.number for level in read), equation.outvars[0].aval.size)
+        if any(isinstance(atom, Literal) and abs(atom.val) > few_numbers.NEAR_ZERO for atom in equation.invars):
+            return SMOOTH
+    alike = all(level.kind in (APART.kind, most.kind) for level in read)
+    return most if alike and name in _KEEPING else SMOOTH
 
 
-def _may_vanish(level: _Level) -> bool:
-    return level.kind == _SPREAD.kind or (level.kind == _SIZE.kind and level.number <= _MOST_OF_SIZE)
-
-
-def _size(number: int, groups: float) -> _Level:
-    if number > _MOST:
-        return _SMOOTH
-    return _Level(_SIZE.kind, number, groups if number == _MOST_OF_SIZE else math.inf)
-
-
-def _reduced(name: str, equation: Any, read: list[_Level], *, square: bool) -> _Level:
+def _reduced(name: str, equation: Any, read: list[Level], *, square: bool) -> Level:
     """Of a sum, or a largest or least number, or a sum of products."""
     (shape, *_), most, result = [atom.aval.shape for atom in equation.invars], max(read), equation.outvars[0].aval.size
     if name == "dot_general":
-        ((axes, _), _), centred = equation.params["dimension_numbers"], all(of.kind == _CENTRED.kind for of in read)
+        ((axes, _), _), centred = equation.params["dimension_numbers"], all(of.kind == CENTRED.kind for of in read)
     else:
-        axes, centred = equation.params["axes"], most.kind in (_CENTRED.kind, _SPREAD.kind)
+        axes, centred = equation.params["axes"], most.kind in (CENTRED.kind, SPREAD.kind)
     # a named axis is one of devices, within whose program this is asked
     number = math.prod(shape[axis] if isinstance(axis, Integral) else int(lax.psum(1, axis)) for axis in axes)
-    square = square and most == _SMOOTH
+    square = square and most == SMOOTH
     if name == "dot_general" and not centred and not square:
-        return _SMOOTH
-    along = len(shape) - 1 in axes  # a row is normalised over its last axis, and a batch is not
-    if square or most.kind == _SIZE.kind:
-        return _size(number * max(most.number, 1 + _complex(equation.invars[0])), result if along else math.inf)
-    if number == 1:
-        return most
-    number *= most.number if most.kind in (_FEW.kind, _SPREAD.kind) else 1
-    if number > _MOST:
-        return _SMOOTH
-    groups = result if number == _MOST and along else math.inf
-    return _Level((_SPREAD if centred else _FEW).kind, number, groups)
+        return SMOOTH
+    # a row is normalised over its last axis, and a batch is not
+    groups = result if len(shape) - 1 in axes else math.inf
+    parts = 1 + _complex(equation.invars[0])
+    return few_numbers.reduced(most, number, groups, parts=parts, square=square, centred=centred)
 
 
-def _converted(name: str, equation: Any, most: _Level, result: Any) -> _Level:
+def _converted(name: str, equation: Any, most: Level, result: Any) -> Level:
     """Of a conversion to whole numbers, or to those of 8 bits, all values jump."""
     if name != "convert_element_type" or not _inexact(equation.invars[0]) or result.aval.dtype == bool:
         return most
-    return most if _inexact(result) and result.aval.dtype.itemsize > 1 else _JUMPING
+    return most if _inexact(result) and result.aval.dtype.itemsize > 1 else JUMPING
 
 
-def _chosen(by: _Level, columns: Sequence[Sequence[_Level]]) -> list[_Level]:
+def _chosen(by: Level, columns: Sequence[Sequence[Level]]) -> list[Level]:
     """Of values that one chooses among, each column from its candidates."""
-    chosen = by > _APART
-    by = by if by.kind >= _DIVIDED.kind else _APART
-    return [_JUMPING if chosen and max(column) == _APART else max(*column, by) for column in columns]
+    chosen = by > APART
+    by = by if by.kind >= DIVIDED.kind else APART
+    return [JUMPING if chosen and max(column) == APART else max(*column, by) for column in columns]
 
 
-def _cond(params: Any, read: list[_Level]) -> list[_Level]:
+def _cond(params: Any, read: list[Level]) -> list[Level]:
     branches = [_outputs(branch, read[1:]) for branch in params["branches"]]
     return _chosen(read[0], [*zip(*branches, strict=True)])
 
 
-def _scan(params: Any, read: list[_Level]) -> list[_Level]:
+def _scan(params: Any, read: list[Level]) -> list[Level]:
     consts, carried = params["num_consts"], params["num_carry"]
     return _repeated(params["jaxpr"], read[:consts], read[consts : consts + carried], read[consts + carried :])
 
 
-def _while(params: Any, read: list[_Level]) -> list[_Level]:
+def _while(params: Any, read: list[Level]) -> list[Level]:
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     return _repeated(params["body_jaxpr"], read[first:second], read[second:], [])
 
 
-def _repeated(body: Any, consts: list[_Level], carry: list[_Level], elements: list[_Level]) -> list[_Level]:
+def _repeated(body: Any, consts: list[Level], carry: list[Level], elements: list[Level]) -> list[Level]:
     """Of a loop: what one pass makes of its carry, the next one reads."""
     while True:
         outputs = _outputs(body, [*consts, *carry, *elements])

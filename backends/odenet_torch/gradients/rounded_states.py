@@ -8,25 +8,34 @@ Where a step makes a row less than half as large as its increment, which would b
 of that row restarts: the row itself is kept in the increment's place, z[n+1] = Q(y[n+1]), and its scale is negative.
 Going back, z[n] is then made from y[0] on by what is kept, without f: sums of n increments.
 
+Where f jumps, an error of the states tells little of that of the gradient (`odenet_torch.field.jumps`): each VJP is
+taken again, where the state is moved by as much as rounding may have moved it, and the certificate is what that
+changes.
+
 Where f sees y rounded to 16 bits and nothing but y (a state of half precision, and one stage), that is kept instead.
+
+Over 250 lines: what is kept, how it is decoded, and what it does to gradients are of one form.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from odenet import Checkpoint, Problem, Stats
 from odenet.kit import Leaves as AnyLeaves
+from odenet.kit import add, scattered, subtract
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import checkpoint
-from odenet_torch.gradients.adjoint import Adjoint, SavedStates, zeros
-from odenet_torch.gradients.certificate import jumping, sized_rows
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, read, standing, vjp, zeros
+from odenet_torch.gradients.certificate import StepErrors, certify, jumping, sized_rows
+from odenet_torch.gradients.compared_steps import magnitude
 from odenet_torch.gradients.stages import Steps
-from odenet_torch.gradients.sums import Sums
+from odenet_torch.gradients.sums import Parts, Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
 
 _KINDS = {8: torch.int8, 16: torch.int16}
@@ -124,36 +133,130 @@ class RoundedStates(Adjoint):
         y0, z = saved.states[0], ends
         starts = tuple(_real(leaf) for leaf in y0)
         restarted = restarts(scales)
+        jumps, change = jumping(run), _Change(sums, run.layout.device)
         g = gradients.get(run.grid.steps) or zeros(y0)
         for n in reversed(range(run.grid.steps)):
             z = tuple(map(_before, z, codes, scales, [n] * len(z)))
             if n in restarted:
                 z = tuple(map(_otherwise, z, starts, codes, scales, [n] * len(z)))
             y = tuple(_like(leaf, first) for leaf, first in zip(z, y0, strict=True)) if n else y0
-            g = checkpoint.Recomputation.step(run, n, y, g, gradients.get(n), sums)
+            moved = _moved(z, codes, scales, n) if n in jumps else None
+            if moved is None:
+                g = checkpoint.Recomputation.step(run, n, y, g, gradients.get(n), sums)
+            else:
+                other = _pulled(run, n, tuple(_like(leaf, first) for leaf, first in zip(moved, y0, strict=True)), g)
+                here = _pulled(run, n, y, g)
+                sums.add(*here[1:])
+                change.add(run, here, other)
+                g = add(here[0], gradients[n]) if n in gradients else here[0]
             yield n
-        self.stats.residual = self.certified(z, y0, ends, errors, bool(jumping(run))).to(run.layout.time)
+        self.certified(run, self.error(z, y0, ends, errors), change if jumps else None)
         return g
 
-    def certified(self, z: Leaves, y0: Leaves, ends: Leaves, errors: Leaves, jumps: bool) -> Tensor:
-        """The certificate: what the forward pass knows, and how far rounding has carried the backward pass from y0.
+    def error(self, z: Leaves, y0: Leaves, ends: Leaves, errors: Leaves) -> Tensor:
+        """What the forward pass knows, and how far rounding has carried the backward pass from y0."""
+        error = torch.zeros((), dtype=torch.float64, device=y0[0].device)
+        for leaf, first, end, known in zip(z, y0, ends, errors, strict=True):
+            start, axes = _real(first), rows(self.method, first)
+            drift = relative(leaf - start, sized_rows(start, end, axes), axes)
+            error = torch.maximum(error, (known + drift).to(error.dtype))
+        return error
 
-        Where f jumps, a part e of all jumps lies between two states that are a part e apart. On which side of these a
-        state is, is a matter of chance, whose error is the root of their part.
+    def certified(self, run: Run, certificate: Tensor, change: _Change | None) -> None:
+        """Leave the certificate in the stats, and say it if it is large.
+
+        Args:
+            run: the forward solve.
+            certificate: the largest error of a state.
+            change: what moving the states changes, where f jumps.
 
         Raises:
             GradientError: it is over the tolerance.
         """
-        certificate = torch.zeros((), dtype=torch.float64, device=y0[0].device)
-        for leaf, first, end, error in zip(z, y0, ends, errors, strict=True):
-            start, axes = _real(first), rows(self.method, first)
-            drift = relative(leaf - start, sized_rows(start, end, axes), axes)
-            certificate = torch.maximum(certificate, (error + drift).to(certificate.dtype))
-        certificate = certificate.sqrt() if jumps else certificate
-        tolerance = self.method.tolerance
-        if tolerance is not None and not (reached := float(certificate)) <= tolerance:
+        if change is not None:
+            # between two states that are a part e apart lies a part e of all jumps; on which side of these a state is,
+            # is a matter of chance, whose error is the root of their part: more than a change that may have met none
+            certificate = torch.maximum(certificate.sqrt(), change.relative().to(certificate.dtype))
+        errors, tolerance = StepErrors(run), self.method.tolerance
+        errors.add(certificate, -1)
+        worst = certify(self.stats, self.alarm if tolerance is None else None, errors, "rounded states")
+        if tolerance is not None and not (reached := float(worst)) <= tolerance:
             raise self.method.off(reached)
-        return certificate
+
+
+_Pulled = tuple[Leaves, Sequence[Tensor], Sequence[Tensor | None]]
+"""The costate before a step, the tensors that it reads, and what it adds to their gradients."""
+
+
+def _pulled(run: Run, n: int, y: Leaves, g: AnyLeaves) -> _Pulled:
+    since = mark(run)
+    at, explicit, stand = standing(run, n, y)
+    with torch.enable_grad():
+        _, outputs, cotangents = run.piece(n, at, stand, g)
+    part, weights, by_weights = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
+    return add(g, part), weights, by_weights
+
+
+class _Change:
+    """How much states that were moved have changed the backward pass: sums of squares over its steps.
+
+    Args:
+        sums: of the backward pass, of which those of weights that no lower step reads may be handed on before its end.
+        device: of the state.
+    """
+
+    def __init__(self, sums: Sums, device: torch.device) -> None:
+        self.sums = sums
+        self.of_costate = self.of_weights = torch.zeros((), dtype=torch.float64, device=device)
+        self.sizes: dict[Any, Tensor] = {}
+        """The squares of the gradients of weights, as far as they have come."""
+
+    def add(self, run: Run, here: _Pulled, moved: _Pulled) -> None:
+        """One step more: what it makes of its costate, and what from where the state was moved to."""
+        (costate, weights, by_weights), (other, others, by_others) = here, moved
+        costates = _square(costate, self.of_costate)
+        self.of_costate = self.of_costate + _part(_square(subtract(other, costate), costates), costates)
+        parts: Parts = {}
+        self.sums.collect(parts, others, by_others)
+        self.sums.collect(parts, weights, by_weights, -1.0)
+        self.of_weights = self.of_weights + _square(parts.values(), self.of_weights)
+        for weight in weights:
+            if (total := self.sums.total(weight)) is not None:
+                self.sizes[self.sums.place(weight)] = _square((total,), self.of_weights)
+
+    def relative(self) -> Tensor:
+        """The relative error of the gradients that a change of this size is, of y0's or of all weights'."""
+        sizes = sum(self.sizes.values(), torch.zeros_like(self.of_weights))
+        return torch.maximum(self.of_costate, _part(self.of_weights, sizes)).sqrt()
+
+
+def _part(square: Tensor, of: Tensor) -> Tensor:
+    return torch.where(of > 0, square / of, 0.0)
+
+
+def _square(leaves: Iterable[Tensor], like: Tensor) -> Tensor:
+    return magnitude(leaves, like.device).square()
+
+
+def _moved(z: Leaves, codes: Leaves, scales: Leaves, n: int) -> Leaves | None:
+    """The rounded leaves before step n, each number moved as if by chance by up to twice what it may have been rounded
+    by. None where none was: at t0, and where leaves are kept whole."""
+    if not n or all(code.is_floating_point() for code in codes):
+        return None
+    moved, place = [], 0
+    for leaf, code, scale in zip(z, codes, scales, strict=True):
+        if not code.is_floating_point():
+            # no random numbers are drawn for it, which the user's would be others after
+            places = torch.arange(place, place + leaf.numel(), device=leaf.device) + n * _APART
+            by = scattered(places).reshape(leaf.shape).to(leaf.dtype) / 2**30 - 1
+            leaf = leaf + by * scale[n - 1].to(leaf.dtype).abs()
+        moved.append(leaf)
+        place += leaf.numel()
+    return tuple(moved)
+
+
+_APART = 0x9E3779B1
+"""Places of one step are that far from those of the next."""
 
 
 def rows(method: Checkpoint, leaf: Tensor) -> tuple[int, ...]:

@@ -60,8 +60,10 @@ class Sums:
         return id(home), row
 
     def total(self, tensor: Tensor) -> Tensor | None:
-        """What was added up for a tensor so far, not of half precision."""
+        """What was added up for a tensor so far; in float32 for a row of half precision."""
         home, row = self.field.home(tensor)
+        if row is not None and row in (wide := self.rows.get(id(home), {})):
+            return wide[row]
         total = self.by_tensor.get(id(home))
         return total if total is None or row is None else total[row]
 
