@@ -22,7 +22,6 @@ from odenet._gradients.certified import (
     BUCKETS,
     DOUBTFUL,
     DRIFT,
-    ESTIMATED,
     FAR,
     FURTHER,
     SHARE,
@@ -37,6 +36,7 @@ from odenet._gradients.certified import (
     quiet,
     signs,
 )
+from odenet._gradients.local_error import CostateError, CostateStep, LocalError, local_error, sum_of_powers
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient, Method, Way
 from odenet._gradients.revolve import schedule
@@ -83,7 +83,6 @@ __all__ = [
     "BUCKETS",
     "DOUBTFUL",
     "DRIFT",
-    "ESTIMATED",
     "FAR",
     "FURTHER",
     "GROUPS",
@@ -105,6 +104,8 @@ __all__ = [
     "Check",
     "Compile",
     "Cost",
+    "CostateError",
+    "CostateStep",
     "Coupled",
     "Depth",
     "Evaluation",
@@ -116,6 +117,7 @@ __all__ = [
     "Kind",
     "Landing",
     "Leaves",
+    "LocalError",
     "Measurement",
     "Method",
     "NetSpec",
@@ -165,6 +167,7 @@ __all__ = [
     "lazily",
     "learning",
     "least_change",
+    "local_error",
     "made_reversible",
     "number",
     "places",
@@ -187,6 +190,7 @@ __all__ = [
     "solver",
     "staged",
     "subtract",
+    "sum_of_powers",
     "takes",
     "tree_flatten",
     "tree_leaves",

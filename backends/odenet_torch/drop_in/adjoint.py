@@ -154,9 +154,9 @@ class AdjointSolve:
                 self.accept(parts)
                 if step_back is not None:
                     step_back.add(step, parts[1:])
-                both = step.y1
                 if self.known_states is not None:
-                    self.known_states.step(None, both[1])
+                    self.known_states.step(step.h, both, None)
+                both = step.y1
             if step_back is not None:
                 step_back.finish(both[1])
             if self.steps_back is not None:
@@ -167,11 +167,11 @@ class AdjointSolve:
         (loop, graph), longest = self._loop(choice, start, end), 0.0
         for step in loop.steps(start, both):
             self.accept(weighed(step.slopes, loop.tableau.b, -step.h) if graph is None else graph.added)
-            both, longest = step.y1, max(longest, abs(step.h))
             if self.known_states is not None:
                 attempt = loop.trial if graph is None else graph.attempt
                 assert attempt is not None
-                self.known_states.step(attempt.error[1], both[1])
+                self.known_states.step(step.h, both, attempt)
+            both, longest = step.y1, max(longest, abs(step.h))
         # steps that end where the next time is are shorter than they might be
         self.size = longest * (1 if loop.tried > loop.n else 2) or None
         if loop.failed is not None:
@@ -296,7 +296,8 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         elif due is not None:
             rtol = None if way.reach is None else least(list(way.reach.rtol))
             end, by_y0 = ys[-1].to(kind), ctx.needs_input_grad[2]
-            back.known_states = KnownStates(flow, back.layout, rtol, by_y0, back.field, end, *due)
+            tableau = (FIXED if rtol is None else ADAPTIVE)[way.method].tableau
+            back.known_states = KnownStates(flow, back.layout, rtol, tableau, by_y0, back.field, end, *due)
         for i in reversed(range(1, len(times))):
             if timed:
                 time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)
