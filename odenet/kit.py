@@ -23,7 +23,6 @@ from odenet._gradients.certified import (
     BUCKETS,
     DOUBTFUL,
     DRIFT,
-    ESTIMATED,
     FAR,
     FURTHER,
     SHARE,
@@ -39,6 +38,7 @@ from odenet._gradients.certified import (
     scattered,
     signs,
 )
+from odenet._gradients.local_error import CostateError, CostateStep, LocalError, local_error, sum_of_powers
 from odenet._gradients.names import gradient, register_gradient
 from odenet._gradients.record import Cost, Gradient, Method, Way
 from odenet._gradients.revolve import schedule
@@ -86,7 +86,6 @@ __all__ = [
     "BUCKETS",
     "DOUBTFUL",
     "DRIFT",
-    "ESTIMATED",
     "FAR",
     "FURTHER",
     "GROUPS",
@@ -109,6 +108,8 @@ __all__ = [
     "Check",
     "Compile",
     "Cost",
+    "CostateError",
+    "CostateStep",
     "Coupled",
     "Depth",
     "Evaluation",
@@ -120,6 +121,7 @@ __all__ = [
     "Kind",
     "Landing",
     "Leaves",
+    "LocalError",
     "Measurement",
     "Method",
     "NetSpec",
@@ -170,6 +172,7 @@ __all__ = [
     "lazily",
     "learning",
     "least_change",
+    "local_error",
     "made_reversible",
     "number",
     "places",
@@ -193,6 +196,7 @@ __all__ = [
     "solver",
     "staged",
     "subtract",
+    "sum_of_powers",
     "takes",
     "tree_flatten",
     "tree_leaves",

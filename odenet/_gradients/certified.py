@@ -25,8 +25,6 @@ SHARE = 1e-3
 """What a first step changes is held against this part of what it is a change of, or more."""
 DRIFT = 1 / 3
 """How far a gradient is off beside how far y(t0), as integrated back, is: the state of no other step is off by more."""
-ESTIMATED = 1 / 3
-"""How far steps back are off beside their estimated errors in all: most of these are of a method of lower order."""
 ALL_OF = 4
 """Known states that are compared in any case, of one backward pass over an adaptive solve."""
 FURTHER = 1.5
@@ -236,8 +234,8 @@ def _drop_in_back(certificate: float, method: str, where: str) -> str:
 
 
 _REBUILT = (
-    "a state that is known was integrated back to one where the field has other derivatives, and the gradient by what "
-    "comes before it, that of y0 first of all, "
+    "a state that is known was integrated back to one where the field has other derivatives, or the steps back are too "
+    "long for the costate, and the gradient by what comes before, that of y0 first of all, "
 )
 
 

@@ -18,14 +18,14 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, Stats, UnsupportedError
-from odenet.kit import ESTIMATED, Alarm, AnySolver, add, trial
+from odenet.kit import Alarm, AnySolver, add, local_error, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.gradients.certificate import certify
 from odenet_jax.gradients.compared_steps import magnitude
 from odenet_jax.gradients.runtime_errors import raised
-from odenet_jax.gradients.way_back import Derivatives, WayBack, share_of
+from odenet_jax.gradients.way_back import Derivatives, WayBack
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
 from odenet_jax.steps.clock import TimePoint
 from odenet_jax.steps.fixed import read
@@ -40,7 +40,7 @@ REMEDY_OF_DROP_IN = "give a larger mxstep, or larger rtol and atol; or take oden
 
 class _CostateCarry(NamedTuple):
     """The state is y and its adjoint; `parts` is the integrand of the weights' gradient at the start of the step, and
-    `came` where the last step did start; `unresolved` what the errors of steps are of the adjoint, in all."""
+    `came` where the last step did start."""
 
     pace: LoopState
     state: Leaves
@@ -50,7 +50,6 @@ class _CostateCarry(NamedTuple):
     sums: Sums
     came: Array
     way: WayBack
-    unresolved: Array
 
 
 class AdaptiveCostate(BackwardPass):
@@ -122,9 +121,7 @@ class AdaptiveCostate(BackwardPass):
             first,
         )
         pace = start(line, size, finite(state, first))
-        carry = _CostateCarry(
-            pace, state, first, parts, output, sums, line.t0, WayBack.start(line.t0), jnp.zeros_like(line.t0)
-        )
+        carry = _CostateCarry(pace, state, first, parts, output, sums, line.t0, WayBack.start(line.t0))
 
         def step(carry: _CostateCarry) -> _CostateCarry:
             return self._step(run, line, allowed, result, gradients, carry)
@@ -134,7 +131,7 @@ class AdaptiveCostate(BackwardPass):
         here, evaluated = run.between(carry.came, line.t1), (carry.first, carry.parts)
         way = self._arrived(carry.way, here, allowed, y0, carry.state, y1, evaluated, True, last=True)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        error = jnp.maximum(way.certificate(carry.sums, by_y0=gradients.by_y0), ESTIMATED * carry.unresolved)
+        error = way.certificate(carry.sums, by_y0=gradients.by_y0)
         # gradients that are all zero are right, whatever was rebuilt for them; one that ended early is said otherwise
         read = jnp.stack([jnp.any(leaf != 0) for leaf in a]).any() & (carry.pace.outcome == CODE[Result.SUCCESS])
         error = jnp.where(read, error, jnp.zeros((), error.dtype))
@@ -184,8 +181,11 @@ class AdaptiveCostate(BackwardPass):
         accepted, now = judge(self.control, tableau.error_order, line, carry.pace, step, ratio)
         sums = AcceptedStepVJP.collect(here, accepted, carry.sums, by_weights)
         output, a = carry.output, attempt.y1[count:]
+        ends = carry.state[count:], a
+        slopes = attempt.slopes[0][count:], attempt.slopes[-1][count:]
+        way = carry.way.step(accepted, here.size, attempt.error[count:], ends, slopes, local_error(tableau))
         a, met = self._meet(line, gradients, output, step.t1, a, accepted)
-        y, way = attempt.y1[:count], carry.way
+        y = attempt.y1[:count]
         if gradients.ts is not None:  # where the forward solve is known, go on from there
             exact = read(result.ys, jnp.minimum(met + 1, gradients.ts.shape[0] - 1))
             evaluated = attempt.slopes[-1], integrands[-1]
@@ -202,12 +202,9 @@ class AdaptiveCostate(BackwardPass):
             first, parts = lax.cond(needed, renew, lambda: (first, parts))
         old = (carry.state, carry.first, carry.parts)
         state, first, parts = choose(accepted, (state, first, parts), old)
-        came, unresolved = jnp.where(accepted, carry.pace.t, carry.came), carry.unresolved
-        if self.resolve is not None:  # of a drop-in, which holds atol against the adjoint whatever the loss's size
-            off, of = (magnitude(leaves[count:], allowed.time) for leaves in (attempt.error, attempt.y1))
-            unresolved += jnp.where(accepted, share_of(off, of), 0)
+        came = jnp.where(accepted, carry.pace.t, carry.came)
         output = jnp.where(accepted, met, output)
-        return _CostateCarry(now, state, first, parts, output, sums, came, way, unresolved)
+        return _CostateCarry(now, state, first, parts, output, sums, came, way)
 
     def _arrived(
         self,

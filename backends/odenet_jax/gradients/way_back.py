@@ -6,6 +6,8 @@ derivatives of a linear field are the same at any state. So where a state is kno
 kept, `a^T df/dy` and `a^T df/dw` there are compared with those at what was integrated back in its place. What has
 drifted far has another way, too, on which it may meet no kink that the solution met, and at whose end units are as
 saturated: `a^T df/dy` is then compared with that half way to the state at t1 as well.
+
+What the steps themselves leave of the costate is added up along the way (`odenet.kit.CostateError`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from equinox.internal import unvmap_any
 from jax import Array, lax
 
-from odenet.kit import ALL_OF, FAR, FURTHER, lasting, subtract
+from odenet.kit import ALL_OF, FAR, FURTHER, CostateError, CostateStep, LocalError, lasting, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.compared_steps import magnitude
 from odenet_jax.steps.size_control import TRACED
@@ -43,6 +45,7 @@ class WayBack(NamedTuple):
         last, drift: of the state that was compared last, and how far it was off, relatively.
         largest, number: the largest of these, and how many there are.
         since: the time of the known state that was begun from.
+        steps: what the steps are off by.
     """
 
     off: Compared
@@ -51,12 +54,21 @@ class WayBack(NamedTuple):
     largest: Array
     number: Array
     since: Array
+    steps: CostateError
 
     @classmethod
     def start(cls, t: Array) -> WayBack:
         """At the end of the forward solve."""
         zero = jnp.zeros_like(t)
-        return cls(Compared(zero, zero), Compared(zero, zero), zero, zero, jnp.int32(0), t)
+        return cls(
+            Compared(zero, zero),
+            Compared(zero, zero),
+            zero,
+            zero,
+            jnp.int32(0),
+            t,
+            CostateError(zero, zero, zero, zero),
+        )
 
     def arrived(
         self,
@@ -116,7 +128,26 @@ class WayBack(NamedTuple):
             jnp.where(closely, jnp.maximum(drift, self.largest), self.largest),
             self.number + closely.astype(jnp.int32),
             jnp.where(reached, t, self.since),
+            self.steps,
         )
+
+    def step(
+        self, accepted: Array, h: Array, error: Leaves, ends: tuple[Leaves, Leaves], slopes: Any, method: LocalError
+    ) -> WayBack:
+        """The same after a step that was tried.
+
+        Args:
+            accepted: whether it was taken.
+            h: its size.
+            error: the estimate of its error in the costate.
+            ends: the costate at its ends.
+            slopes: those of the costate, of the first and the last stage.
+            method: of the steps.
+        """
+        kind = self.since.dtype
+        sizes = [magnitude(leaves, kind) for leaves in (*ends, *slopes, error)]
+        steps = self.steps.then(CostateStep(jnp.abs(h).astype(kind), *sizes), method, TRACED)
+        return self._replace(steps=choose(accepted, steps, self.steps))
 
     def certificate(self, weights: Any, *, by_y0: bool) -> Array:
         """The relative error of the gradient.
@@ -126,7 +157,8 @@ class WayBack(NamedTuple):
             by_y0: whether that of y0 is asked for.
         """
         by_weights = share_of(self.off.by_weights, magnitude(weights, self.since.dtype))
-        return jnp.maximum(by_weights, self.off.by_state) if by_y0 else by_weights
+        by_weights = jnp.maximum(by_weights, self.steps.of_weights(TRACED))
+        return jnp.maximum(by_weights, jnp.maximum(self.off.by_state, self.steps.off)) if by_y0 else by_weights
 
 
 def share_of(off: Array, of: Array) -> Array:

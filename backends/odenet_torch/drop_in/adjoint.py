@@ -27,12 +27,14 @@ from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled_function import Recalled
+from odenet_torch.drop_in.recording import lent_buffers, modules_of
 from odenet_torch.drop_in.step_back import StepsBack, by_steps, passes_due
 from odenet_torch.drop_in.way_back import KnownStates
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.raised import as_raised
+from odenet_torch.field.surroundings import no_trace
 from odenet_torch.gradients.adjoint import refuse_batches, require_finite, require_recording, unhooked
 from odenet_torch.gradients.way_back import least
 from odenet_torch.steps.graph import Choices
@@ -115,6 +117,16 @@ class AdjointSolve:
         slope.parts = tuple(rest if self.timed else [None, *rest])
         return slope
 
+    def rate(self, y0: Tensor, a: Tensor) -> Tensor:
+        """What costate a makes of the slope at the first time; it is no evaluation that a counter would see."""
+        flow = self.way.flow
+        original = flow.original
+        assert original is not None
+        time = torch.full((), flow.times[0], dtype=self.layout.time, device=self.layout.device)
+        with no_trace([original]), lent_buffers(modules_of(original)):
+            (slope,) = self.layout.evaluate(lambda y: flow.f(time, y), (y0.to(a.dtype),), start=True)
+        return (slope * a.conj()).sum().real
+
     def between(self, i: int, start: float, end: float, y: Tensor, a: Tensor, known: Tensor) -> Tensor:
         """The adjoint at time i, from the state and the adjoint at the time after it; the state is known there, too.
 
@@ -154,9 +166,9 @@ class AdjointSolve:
                 self.accept(parts)
                 if step_back is not None:
                     step_back.add(step, parts[1:])
-                both = step.y1
                 if self.known_states is not None:
-                    self.known_states.step(None, both[1])
+                    self.known_states.step(step.h, both, None)
+                both = step.y1
             if step_back is not None:
                 step_back.finish(both[1])
             if self.steps_back is not None:
@@ -167,11 +179,11 @@ class AdjointSolve:
         (loop, graph), longest = self._loop(choice, start, end), 0.0
         for step in loop.steps(start, both):
             self.accept(weighed(step.slopes, loop.tableau.b, -step.h) if graph is None else graph.added)
-            both, longest = step.y1, max(longest, abs(step.h))
             if self.known_states is not None:
                 attempt = loop.trial if graph is None else graph.attempt
                 assert attempt is not None
-                self.known_states.step(attempt.error[1], both[1])
+                self.known_states.step(step.h, both, attempt)
+            both, longest = step.y1, max(longest, abs(step.h))
         # steps that end where the next time is are shorter than they might be
         self.size = longest * (1 if loop.tried > loop.n else 2) or None
         if loop.failed is not None:
@@ -296,7 +308,8 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         elif due is not None:
             rtol = None if way.reach is None else least(list(way.reach.rtol))
             end, by_y0 = ys[-1].to(kind), ctx.needs_input_grad[2]
-            back.known_states = KnownStates(flow, back.layout, rtol, by_y0, back.field, end, *due)
+            tableau = (FIXED if rtol is None else ADAPTIVE)[way.method].tableau
+            back.known_states = KnownStates(flow, back.layout, rtol, tableau, by_y0, back.field, end, *due)
         for i in reversed(range(1, len(times))):
             if timed:
                 time = torch.full((), times[i], dtype=back.layout.time, device=ys.device)
@@ -305,6 +318,10 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
                 rates.append((rate * grads[i].conj()).sum().real)
             y, known = (ys[n].to(kind) for n in (i, i - 1))
             a = back.between(i - 1, times[i], times[i - 1], y, a + grads[i], known)
+        first = back.moved - sum(rates)
+        if timed and not isinstance(way.choice, Spacing):
+            # the same of the ODE, without what the state has drifted by in the quadrature; y0 is known
+            first = -back.rate(ys[0], a)
         a = a + grads[0]
         if back.steps_back is not None:
             back.steps_back.tell(way.method)
@@ -312,7 +329,6 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             back.known_states.tell(way.method, back.sums)
     g = None
     if timed:
-        first = back.moved - sum(rates)
         rest = reversed(rates) if ctx.end is None else [torch.zeros_like(first)] * (len(flow.times) - 1)
         g = torch.stack([first, *rest]).to(flow.t.dtype)
     return (None, g, a.to(flow.y0.dtype), *(total.to(p.dtype) for total, p in zip(back.sums, params, strict=True)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from odenet.kit import ESTIMATED, Alarm
+from odenet.kit import Alarm, Tableau, Trial, local_error
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.drop_in.compiled import AugmentedSlope
 from odenet_torch.drop_in.flow import OdeintProblem
@@ -16,8 +16,7 @@ from odenet_torch.drop_in.recording import lent_buffers, modules_of
 from odenet_torch.drop_in.step_back import Passes
 from odenet_torch.field.state import Layout
 from odenet_torch.field.surroundings import no_trace
-from odenet_torch.gradients.compared_steps import magnitude
-from odenet_torch.gradients.way_back import Derivatives, WayBack, share_of
+from odenet_torch.gradients.way_back import Derivatives, WayBack
 
 _ROUGH = 1e-3
 """Relative tolerance that steps without an estimate of their error are taken to have."""
@@ -33,6 +32,7 @@ class KnownStates:
         flow: of the solve.
         layout: of the state.
         rtol: relative tolerance of the backward steps; None for steps without an estimate of their error.
+        tableau: of these steps.
         by_y0: whether the gradient of y0 is asked for.
         field: slopes of state, adjoint and quadratures.
         end: the state at the last time.
@@ -45,6 +45,7 @@ class KnownStates:
         flow: OdeintProblem,
         layout: Layout,
         rtol: float | None,
+        tableau: Tableau,
         by_y0: bool,
         field: Callable[..., AugmentedSlope],
         end: Tensor,
@@ -53,17 +54,22 @@ class KnownStates:
     ) -> None:
         self.flow, self.layout, self.field, self.told, self.passes = flow, layout, field, told, passes
         self.end = end
-        self.way = WayBack(_ROUGH if rtol is None else rtol, layout.device, by_y0)
-        self.unresolved = torch.zeros((), device=layout.device)
-        """What the errors of steps are of the costate, in all."""
+        method = None if rtol is None else local_error(tableau)
+        self.way = WayBack(_ROUGH if rtol is None else rtol, layout.device, method, by_y0)
         self.steps = 0
 
-    def step(self, error: Tensor | None, a: Tensor) -> None:
-        """A step led to costate a, with this estimate of its error."""
+    def step(self, h: float, before: AnyLeaves, attempt: Trial | None) -> None:
+        """A step is taken.
+
+        Args:
+            h: its size.
+            before: state and costate at its beginning.
+            attempt: the step, if it has an estimate of its error.
+        """
         self.steps += 1
-        if error is not None:
-            off, of = (magnitude((leaf,), self.layout.device) for leaf in (error, a))
-            self.unresolved = self.unresolved + share_of(off, of)
+        if attempt is not None:
+            of_costate = attempt.error, before, attempt.y1, attempt.slopes[0], attempt.slopes[-1]
+            self.way.step(h, *(leaves[1:] for leaves in of_costate))
 
     def arrived(self, known: Tensor, both: AnyLeaves, start: float, end: float, *, last: bool) -> None:
         """A time is reached at which the state is known.
@@ -96,7 +102,6 @@ class KnownStates:
         """
         if not self.steps:  # a gradient of zero
             return
-        certificate = self.way.certificate(weights)
-        value = torch.maximum(certificate, ESTIMATED * self.unresolved.to(certificate)).item()
+        value = self.way.certificate(weights).item()
         self.passes.error = value if value == value else math.inf
         self.told.tell(value, "odeint_adjoint", method, self.steps, -1, of="drop-in back")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Problem, Solver, Stats
-from odenet.kit import AnySolver, add, combine, hermite, increment, positions
+from odenet.kit import AnySolver, add, combine, hermite, increment, local_error, positions
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
@@ -172,7 +172,9 @@ class AdaptiveCostate(Costate):
         y, t = states[forward.grid.steps], forward.grid.nodes[-1]
         a: AnyLeaves = zeros(y)
         self.proposed = self.end = None
-        self.way_back = WayBack(least(self.control(forward).rtol), forward.run.layout.device, self.by_y0)
+        solver, _ = self.method.backward(self.solver, 1)
+        rtol, device = least(self.control(forward).rtol), forward.run.layout.device
+        self.way_back = WayBack(rtol, device, local_error(solver.tableau), self.by_y0)
         for time, output, row in reversed(list(zip(forward.ts, outputs, rows, strict=True))):
             if not all(bool(torch.isfinite(leaf).all()) for leaf in output):
                 continue
@@ -225,6 +227,9 @@ class AdaptiveCostate(Costate):
         with torch.no_grad():
             for step in loop.steps(t, both):
                 quadrature.accept(step)
+                assert loop.trial is not None
+                of_costate = loop.trial.error, both, step.y1, step.slopes[0], step.slopes[-1]
+                self.way_back.step(step.h, *(leaves[count:] for leaves in of_costate))
                 both = step.y1
         self.proposed = loop.proposed
         if loop.failed is not None:

@@ -6,6 +6,8 @@ derivatives of a linear field are the same at any state. So where a state is kno
 kept, `a^T df/dy` and `a^T df/dw` there are compared with those at what was integrated back in its place. What has
 drifted far has another way, too, on which it may meet no kink that the solution met, and at whose end units are as
 saturated: `a^T df/dy` is then compared with that half way to the state at t1 as well.
+
+What the steps themselves leave of the costate is added up along the way (`odenet.kit.CostateError`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.kit import ALL_OF, FAR, FURTHER, lasting, subtract, tree_leaves
+from odenet.kit import ALL_OF, FAR, FURTHER, CostateError, CostateStep, LocalError, lasting, subtract, tree_leaves
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.gradients.compared_steps import difference, magnitude
 from odenet_torch.gradients.sums import Parts
@@ -33,16 +35,49 @@ class WayBack:
     Args:
         rtol: relative tolerance of the backward pass, the least of a state.
         device: of the state.
+        method: of its steps; None for one without an estimate of their error.
         by_y0: whether the gradient of y0 is asked for.
     """
 
-    def __init__(self, rtol: float, device: torch.device, by_y0: bool = True) -> None:
-        self.rtol, self.device, self.by_y0 = rtol, device, by_y0
+    def __init__(self, rtol: float, device: torch.device, method: LocalError | None, by_y0: bool = True) -> None:
+        self.rtol, self.device, self.method, self.by_y0 = rtol, device, method, by_y0
         self.off_by_state, self.off_by_weights = (torch.zeros((), device=device) for _ in range(2))
         """Of the costate, relatively; and of the gradient of weights, which a later loss has a smaller part in."""
         self.last: tuple[float, Tensor, Tensor] | None = None
         """Of the state that was compared last: how far it was off, and what that said."""
         self.largest, self.count = 0.0, 0
+        self.lengths: list[float] = []
+        self.sizes: list[Tensor] = []
+        """Of the costate at the ends of each step, of its slopes there, and of its error, as in a `CostateStep`."""
+        self.end: tuple[AnyLeaves, AnyLeaves, Tensor, Tensor] | None = None
+        """The costate and its slope where the last step ended, and their sizes."""
+
+    def step(
+        self, h: float, error: AnyLeaves, before: AnyLeaves, after: AnyLeaves, first: AnyLeaves, last: AnyLeaves
+    ) -> None:
+        """A step back is taken.
+
+        Args:
+            h: its size.
+            error: the estimate of its error in the costate.
+            before, after: the costate.
+            first, last: slopes of the costate, of the first and the last stage.
+        """
+        (one, slope), known = (before, first), self.end
+        size = known[2] if known and _same(known[0], one) else self._size(one)
+        size_of_slope = known[3] if known and _same(known[1], slope) else self._size(slope)
+        ends = self._size(after), self._size(last)
+        self.end = after, last, *ends
+        self.lengths.append(abs(h))
+        self.sizes += [size, ends[0], size_of_slope, ends[1], self._size(error)]
+
+    def by_steps(self) -> CostateError:
+        """What the steps are off by; one host read."""
+        total = CostateError()
+        if self.method is not None and self.lengths:
+            for h, sizes in zip(self.lengths, torch.stack(self.sizes).view(-1, 5).tolist(), strict=True):
+                total = total.then(CostateStep(h, *sizes), self.method)
+        return total
 
     def arrived(
         self,
@@ -97,11 +132,16 @@ class WayBack:
         Args:
             weights: their gradients.
         """
-        by_weights = share_of(self.off_by_weights, self._size(weights))
-        return torch.maximum(by_weights, self.off_by_state) if self.by_y0 else by_weights
+        by_weights, by_steps = share_of(self.off_by_weights, self._size(weights)), self.by_steps()
+        by_weights = by_weights.clamp(min=by_steps.of_weights())
+        return torch.maximum(by_weights, self.off_by_state.clamp(min=by_steps.off)) if self.by_y0 else by_weights
 
     def _size(self, leaves: Iterable[Tensor]) -> Tensor:
         return magnitude(leaves, self.device)
+
+
+def _same(some: AnyLeaves, others: AnyLeaves) -> bool:
+    return all(one is other for one, other in zip(some, others, strict=True))
 
 
 def share_of(off: Tensor, of: Tensor) -> Tensor:
