@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.modules import module as every
 from torch.nn.utils import parametrizations, parametrize
 
-import odenet
 from odenet import DiscreteAdjoint, GradientError
 from odenet_torch import NeuralODE, ResidualStack, convert, odeint, odeint_adjoint
 
