@@ -232,3 +232,11 @@ def test_fractions_are_kept_as_floats():
     half = Fraction(1, 2)
     made = Tableau(((), (Fraction(1),)), (half, half), (Fraction(0), Fraction(1)), 2)
     assert all(type(number) is float for number in (*made.b, *made.c, *made.a[1]))
+
+
+def test_a_tableau_is_made_with_all_that_is_derived_from_it():
+    """torch.compile cannot follow a property into its first evaluation, in the first solve of a process."""
+    heun = Tableau(((), (1,)), (0.5, 0.5), (0, 1), 2, (1, 0), 1)
+    own = vars(heun)
+    assert (own["error_weights"], own["error_order"], own["fsal"]) == ((-0.5, 0.5), 2, False)
+    assert (own["stages"], own["step_stages"]) == (2, 2)

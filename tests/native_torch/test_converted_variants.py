@@ -292,3 +292,20 @@ def test_a_warning_is_read_by_its_attributes_and_is_copied_and_pickled_with_them
         assert str(twin) == "text"
         assert (twin.certificate, twin.gradient, twin.step, twin.layer) == (0.7, "discrete-adjoint", 3, "Block")
     assert odenet.GradientWarning("text").step is None
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "checkpoint:bits=8", "discrete-adjoint"])
+def test_an_empty_batch_has_gradients_of_zero(gradient):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + 0.1 * torch.tanh(self.linear(x))
+
+    model = convert(nn.Sequential(Layer(), Layer()), example=torch.ones(2, 4), gradient=gradient)
+    y = model(torch.zeros(0, 4))
+    y.sum().backward()
+    assert y.shape == (0, 4)
+    assert all(not p.grad.any() for p in model.parameters())

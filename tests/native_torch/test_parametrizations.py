@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -130,3 +132,14 @@ def test_backprop_of_a_spectral_norm_in_training_is_that_of_the_steps_as_they_we
     odenet.solve(again, y0, **choices).y1.square().sum().backward()
     assert next(recorded, None) is None
     torch.testing.assert_close([weight.grad, module.bias.grad], [w.grad, b.grad], rtol=1e-11, atol=1e-13)
+
+
+def test_compiled_steps_compute_a_weight_that_is_cached_around_them():
+    def of(cached, **choices):
+        torch.manual_seed(0)
+        model = layers("weight_norm", gradient="checkpoint", **choices)
+        with parametrize.cached() if cached else contextlib.nullcontext():
+            model(torch.ones(2, 4)).square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    torch.testing.assert_close(of(True, compile={"backend": "eager"}), of(False))

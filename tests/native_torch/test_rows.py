@@ -171,3 +171,33 @@ def test_n_steps_of_an_nth_are_n_steps(n):
     for control in (PIDController(max_step=1 / n, first_step=1 / n), rows(max_step=1 / n, first_step=1 / n)):
         found = odenet.solve(lambda t, y: torch.ones_like(y), torch.zeros(1, 1), control=control)
         assert int(torch.as_tensor(found.stats.steps).max()) == n
+
+
+def looked_up(t, y):
+    return -y * [1.0, 2.0][int(t * 1.5)]
+
+
+def filled(t, y):
+    return -y * torch.full_like(y, t)
+
+
+def stacked(t, y):
+    return torch.stack([y[:, 1], -y[:, 0] * t], 1)
+
+
+@pytest.mark.parametrize(
+    "field", [lambda t, y: -y if t < 0.5 else y, lambda t, y: -y * math.sin(t), looked_up, filled, stacked]
+)
+def test_a_field_that_takes_one_time_is_refused_with_what_to_write(field):
+    y = torch.ones(3, 2, dtype=torch.float64)
+    odenet.solve(field, y, rtol=1e-3, atol=1e-3, control=PIDController(max_step=0.5))  # one step size for all
+    with pytest.raises(UnsupportedError, match=r"takes one time.*shape \(3, 1\).*torch\.where"):
+        odenet.solve(field, y, rtol=1e-3, atol=1e-3, control=rows())
+
+
+def test_what_a_field_raises_itself_comes_out_as_it_is():
+    def field(t, y):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        odenet.solve(field, torch.ones(3, 2), rtol=1e-3, control=rows())

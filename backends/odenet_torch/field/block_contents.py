@@ -76,7 +76,9 @@ class BlockContents:
     def stored(self) -> StoredValues:
         """All of it that stands in dicts."""
         flags = [(own, "training", flag) for own, flag in zip(self.modules, self.training, strict=True)]
-        return StoredValues.joined([self.reach.stored, StoredValues((), (), code_of(self.classes))], [*flags, *self.parameters])
+        return StoredValues.joined(
+            [self.reach.stored, StoredValues((), (), code_of(self.classes))], [*flags, *self.parameters]
+        )
 
 
 class StackContents:

@@ -265,7 +265,9 @@ def rows(method: Checkpoint, leaf: Tensor) -> tuple[int, ...]:
 
 
 def relative(defect: Tensor, y: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The largest |defect| / |y| of a row, Euclidean."""
+    """The largest |defect| / |y| of a row, Euclidean; 0 where there is no row."""
+    if not y.numel():
+        return y.new_zeros((), dtype=y.abs().dtype)
     sizes = torch.linalg.vector_norm(y, dim=axes) if axes else y.abs()
     wrong = torch.linalg.vector_norm(defect, dim=axes) if axes else defect.abs()
     return (wrong / sizes.clamp_min(torch.finfo(y.dtype).tiny)).amax()
