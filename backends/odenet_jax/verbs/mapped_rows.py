@@ -21,7 +21,7 @@ def of_rows(tree: Any, *zeros: Array) -> tuple[Array, ...]:
 def _row(leaves: list[Array], zero: Array) -> Array:
     """The zero, for each row where one of the arrays has rows."""
     numbers = (
-        jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for leaf in leaves
+        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf for leaf in leaves
     )
     for number in numbers:
         first = number.ravel()[0]
