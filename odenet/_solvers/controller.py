@@ -166,8 +166,7 @@ class PIDController:
 
 def _check_tolerance(name: str, value: Any) -> None:
     _tree.require_finite_tree(name, value)
-    leaves = _tree.leaves(value)
-    if not leaves:
+    if not (leaves := _tree.leaves(value)):
         raise InputError(f"{name}={shown(value)}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
         if hasattr(leaf, "shape") and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):

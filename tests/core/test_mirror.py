@@ -118,6 +118,7 @@ ALONE = {
         "field/block_state.py",  # eqx.nn.State, which is handed in and out
         "field/flax_modules.py",
         "field/collectives.py",  # named axes of vmap
+        "verbs/mapped_rows.py",  # certificates under vmap
         "field/closure.py",
         "field/fingerprint.py",  # programs that outlive a call
         "field/programs.py",
@@ -197,7 +198,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "nets/modules.py": (set(), {"Unseen"}),  # what an alarm knows a network of equinox by
     "conversion/attached.py": (
         {"Attached", "base_of", "plainly"},
-        {"Place", "all_detached", "is_attached", "name_of", "plain_call", "plain_class"},
+        {"Place", "all_detached", "is_attached", "name_of", "plain_call", "plain_class", "plain_copy"},
     ),
     "conversion/selection.py": ({"selection"}, {"runs", "single_layers"}),
     "verbs/examine.py": ({"coarsest", "unchanged"}, {"Probed", "changed", "mapped", "named"}),

@@ -156,7 +156,7 @@ def block_context(
 
 def _require_key(key: Any) -> None:
     kind, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = kind is not None and jax.dtypes.issubdtype(kind, jax.dtypes.prng_key)
+    typed = kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key)
     if not (typed and shape == ()) and not (kind == jnp.uint32 and shape is not None and len(shape) == 1):
         what = shown(key) if shape is None else f"an array of {kind} of shape {tuple(shape)}"
         raise InputError(f"key={what}", "one random key, as of jax.random.key(0)", "jax.vmap for a key of each row")
