@@ -171,7 +171,8 @@ class ContinuousAdjoint(Gradient):
     Of adaptive solves, rtol and atol bound the error of a backward step, and not how far y, as integrated back, drifts.
     Where y is known, at t0 and at the times that were kept, `a^T df/dy` and `a^T df/dw` are compared with those at what
     was integrated back: what their difference makes of the costate, or of the gradient of the weights, is the
-    certificate. It takes one to three VJPs of the field more, a few times in a backward pass.
+    certificate, or what the steps leave of the costate, if that is more (`odenet.kit.LocalError`). It takes one to
+    three VJPs of the field more, a few times in a backward pass.
 
     Args:
         solver: of the backward solve, a Runge-Kutta method; None takes that of the forward solve.
