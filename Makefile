@@ -10,7 +10,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
-# one thread a worker: two workers share two cores
+# one thread a worker: two workers share two cores. The tests of a file run in one of them (--dist loadfile): what
+# they have in common, such as a compiled program, is made once
 SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .PHONY: help compare test test-slow test-oldest test-architectures lint docs bench clean
@@ -45,7 +46,7 @@ compare: .venv/.run
 	$(BIN)/odenet compare $(ARGS)
 
 test: lint
-	$(SINGLE) $(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+	$(SINGLE) $(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: .venv/.test
 	$(BIN)/pytest -m slow $(ARGS)
@@ -59,7 +60,7 @@ test-slow: .venv/.test
 	@touch $@
 
 test-oldest: .venv-oldest/.made
-	$(SINGLE) .venv-oldest/bin/pytest -n 2 -m "not slow" tests/native_torch tests/native_jax tests/conformance $(ARGS)
+	$(SINGLE) .venv-oldest/bin/pytest -n 2 --dist loadfile -m "not slow" tests/native_torch tests/native_jax tests/conformance $(ARGS)
 
 # an environment of its own: torchvision fits one build of torch, which need not be the one that the constraints name
 .venv-architectures/.made: pyproject.toml

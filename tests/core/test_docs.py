@@ -33,6 +33,8 @@ FENCE = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOT
 SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 RELATIVE = 0.1  # how far a printed number may be from the page's: the last digit of two
 ABSOLUTE = 1e-12
+# a network of 1000 layers takes as long as all short pages; that memory is constant is in the tests of memory, too
+LONG = ("docs/thousand-layers.md",)
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ def _included(match: re.Match[str]) -> str:
     return (ROOT / match[1]).read_text(encoding="utf-8").rstrip("\n")
 
 
-def named(pages: list[Path]) -> list[object]:
-    """As parameters whose ids are the paths."""
-    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
+def named(pages: list[Path], waiting: tuple[str, ...] = ()) -> list[object]:
+    """As parameters whose ids are the paths; those that wait for `make test-slow` are marked so."""
+    names = {page: str(page.relative_to(ROOT)) for page in pages}
+    return [pytest.param(page, id=n, marks=pytest.mark.slow if n in waiting else ()) for page, n in names.items()]
 
 
 def languages(page: Path) -> set[str]:
@@ -123,7 +126,7 @@ def _same_word(one: str, other: str) -> bool:
         return one == other
 
 
-@pytest.mark.parametrize("page", named([page for page in PAGES if "python" in languages(page)]))
+@pytest.mark.parametrize("page", named([page for page in PAGES if "python" in languages(page)], LONG))
 def test_python_blocks_run_and_print_what_the_page_says(page, workplace, monkeypatch):
     if not page.name.startswith("add-a-"):  # what tests/foreign brings is on these pages alone
         monkeypatch.setattr(GRADIENTS, "_others", {})

@@ -8,6 +8,7 @@ import json
 import pytest
 from catalogue import CATALOGUE, PACKAGES
 from judge import BEGUN, LIMITED, METHODS, PROMISED, judged, verdict
+from quick import quick
 from table import PAGE, RESULTS, written
 
 FAST = ("gpt2", "llama", "mixtral", "vit", "bit", "convnext", "bert", "torch-prenorm-encoder")
@@ -20,11 +21,13 @@ FAST_CELLS = [
     if method not in (LIMITED, BEGUN) and (method != "checkpoint" or name in CHECKPOINTED)
 ]
 FAST_CELLS += [("gpt2", BEGUN), ("llama", BEGUN), ("convnext", LIMITED)]
+# `auto` begun otherwise is asked of gpt2, with little memory of convnext, and as it is of the six others
+WAITING = [("gpt2", "auto"), ("convnext", "auto"), ("llama", BEGUN)]
 HERE = [name for name, package in PACKAGES.items() if package in ("transformers", "torch")]
 GOOD = ("right", "said", "refused")
 
 
-@pytest.mark.parametrize(("network", "method"), FAST_CELLS)
+@pytest.mark.parametrize(("network", "method"), quick(FAST_CELLS, [cell for cell in FAST_CELLS if cell not in WAITING]))
 @pytest.mark.filterwarnings("ignore")  # of somebody else's code
 def test_a_gradient_is_right_refused_or_said_at_the_start(network, method):
     judgement = judged(network, "start", method)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from quick import pairwise
 from torch import Tensor, nn
 
 from odenet import InputError, UnsupportedError
@@ -139,9 +141,9 @@ def test_the_forward_is_the_model_s_own(make):
         torch.testing.assert_close(one, other)
 
 
-@MODELS
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
+@pytest.mark.parametrize(
+    ("make", "training", "gradient"), pairwise(itertools.product(STEPS, (False, True), ("backprop", "checkpoint")))
+)
 def test_exact_gradients_are_the_model_s_own(make, training, gradient):
     model, converted, example = made(make, torch.float64, gradient=gradient)
     expected = gradients(model.train(training), example)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+from quick import pairwise
 from torch import nn
 
 import odenet
@@ -31,17 +33,19 @@ def alone(field, y0, w, **choices):
     return of_w, of_y
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "bosh3", "dopri8"])
-@pytest.mark.parametrize("first_step", [None, 50.0])
+OVERFLOWING = {
+    "sinh": (lambda t, y, w: -w * torch.sinh(y), [[3.0], [30.0]]),
+    "logarithm": (lambda t, y, w: -w * y * torch.log(y), [[1.5], [40.0], [0.2]]),
+    "cube": (lambda t, y, w: -w * y.pow(3) / (1 + (-y).exp()), [[1.0], [60.0]]),
+}
+
+
 @pytest.mark.parametrize(
-    ("field", "y0"),
-    [
-        (lambda t, y, w: -w * torch.sinh(y), [[3.0], [30.0]]),
-        (lambda t, y, w: -w * y * torch.log(y), [[1.5], [40.0], [0.2]]),
-        (lambda t, y, w: -w * y.pow(3) / (1 + (-y).exp()), [[1.0], [60.0]]),
-    ],
+    ("name", "first_step", "solver"),
+    pairwise(itertools.product(OVERFLOWING, (None, 50.0), ("dopri5", "bosh3", "dopri8"))),
 )
-def test_a_rejected_step_that_overflowed_has_no_gradient(field, y0, first_step, solver):
+def test_a_rejected_step_that_overflowed_has_no_gradient(name, first_step, solver):
+    field, y0 = OVERFLOWING[name]
     control = rows(first_step=first_step)
     solution, w, y = gradients(field, y0, 1.0, lambda s: s.y1.sum(), control, solver=solver)
     assert solution.result is odenet.Result.SUCCESS
