@@ -354,6 +354,7 @@ class NeuralODE(eqx.Module):
         require_one_grid(steps, {"rtol": rtol, "atol": atol, "control": control})
         if not callable(field):
             raise InputError(f"field is a {type(field).__name__}", "a callable field(t, y)")
+        require_finite_tree("field", field)
         takes(field, 2, "field", "a field that can be called as field(t, y)")
         concrete = isinstance(steps, jax.Array) and steps.ndim == 0 and not isinstance(steps, Tracer)
         self.field, self.steps = field, _plain(np.asarray(steps) if concrete else steps)
