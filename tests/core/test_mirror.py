@@ -84,6 +84,7 @@ ALONE = {
         "field/stored_values.py",
         "steps/compiled.py",  # JAX compiles a solve whole
         "steps/graph.py",
+        "steps/shortcuts.py",
         "steps/seeded.py",
         "steps/strides.py",
         "steps/stride_patterns.py",
