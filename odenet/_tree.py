@@ -57,23 +57,25 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
 def require_finite_tree(name: str, tree: Any) -> None:
     """Raises StateError for a container that holds itself: walking it would not end, and in JAX breaks later walks."""
 
-    def walk(node: Any, above: frozenset[int]) -> None:
-        if not isinstance(node, (dict, tuple, list)):
-            children = next((inner for inner in (of(node) for of in CHILDREN) if inner is not None), ())
-        else:
-            children = node.values() if isinstance(node, dict) else node
-        if not children:
-            return
-        if id(node) in above:
-            where = "is" if node is tree else "has in it"
-            raise StateError(f"{name} {where} a {type(node).__name__} that holds itself", "trees, which end in leaves")
-        for child in children:
-            walk(child, above | {id(node)})
-
     try:
-        walk(tree, frozenset())
+        _require_no_cycle(name, tree, tree, frozenset())
     except RecursionError:
         raise StateError(f"{name} is nested too deep for Python to follow", "flatter trees") from None
+
+
+def _require_no_cycle(name: str, tree: Any, node: Any, above: frozenset[int]) -> None:
+    # not a function within the other: one that calls itself would hold the tree until it is collected
+    if not isinstance(node, (dict, tuple, list)):
+        children = next((inner for inner in (of(node) for of in CHILDREN) if inner is not None), ())
+    else:
+        children = node.values() if isinstance(node, dict) else node
+    if not children:
+        return
+    if id(node) in above:
+        where = "is" if node is tree else "has in it"
+        raise StateError(f"{name} {where} a {type(node).__name__} that holds itself", "trees, which end in leaves")
+    for child in children:
+        _require_no_cycle(name, tree, child, above | {id(node)})
 
 
 def leaf(tree: Any) -> bool:

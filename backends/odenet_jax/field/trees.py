@@ -24,7 +24,7 @@ def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
 
 def _children(node: Any) -> list[Any] | None:
     """What a node of such a class holds, one level down."""
-    if isinstance(node, _LEAVES):
+    if isinstance(node, _LEAVES) or hasattr(node, "__next__"):  # JAX warns of iterators
         return None
     inside = False
 

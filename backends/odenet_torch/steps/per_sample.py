@@ -14,8 +14,8 @@ from torch import Tensor
 
 from odenet import (
     Backprop,
-    GridError,
     InputError,
+    OdenetError,
     PIDController,
     Problem,
     Result,
@@ -200,7 +200,7 @@ class RowSteps:
                 return self._gated(time, y)
             with explained(t[0].item()):
                 return self._gated(time, y)
-        except GridError:
+        except OdenetError:
             raise
         except Exception as error:
             if not self._takes_one_time(t, y):
