@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from of_time import OfTime
 from torch import nn
 from torch.nn.modules import module as every
 from torch.nn.utils import parametrizations, parametrize
@@ -34,15 +35,6 @@ class Layer(nn.Module):
 
     def forward(self, x):
         return x + self.block(x)
-
-
-class OfTime(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, t, y):
-        return self.block(y)
 
 
 def blocks():

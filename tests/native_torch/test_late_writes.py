@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from of_time import OfTime
 from torch import Tensor, nn
 
 import odenet
@@ -71,15 +72,6 @@ LASTS = {
     "a Function, random": written_by(random_scale),
     "a Function": written_by(fixed_scale),
 }
-
-
-class OfTime(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, t, y):
-        return self.block(y)
 
 
 def stack(blocks, choices):

@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 import torch
+from of_time import OfTime
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -17,15 +18,6 @@ KINDS = {
     "orthogonal": parametrizations.orthogonal,
     "spectral_norm": lambda module: parametrizations.spectral_norm(module).eval(),
 }
-
-
-class OfTime(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, t, y):
-        return self.block(y)
 
 
 def block(kind):

@@ -29,11 +29,8 @@ class Converted(eqx.Module):
     consts: list[Array]
     inputs: Any = eqx.field(static=True)
     outputs: Any = eqx.field(static=True)
-
-    @property
-    def collective(self) -> bool:
-        """Whether it reads other rows of a `jax.vmap`, or its own row's index, by the name of its axis."""
-        return any(True for _ in named_axes(self.jaxpr))
+    collective: bool = eqx.field(static=True)
+    """Whether it reads other rows of a `jax.vmap`, or its own row's index, by the name of its axis."""
 
     def __call__(self, *arguments: Any) -> Any:
         """The value of the function at these arguments."""
@@ -202,4 +199,5 @@ def converted(function: Callable[..., Any], *examples: Any) -> Converted:
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
     if any(map(axes_of, closed.consts)):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*alike(examples, closed.consts))
-    return Converted(closed.jaxpr, closed.consts, jax.tree.structure(examples), jax.tree.structure(shape))
+    collective = any(True for _ in named_axes(closed.jaxpr))
+    return Converted(closed.jaxpr, closed.consts, jax.tree.structure(examples), jax.tree.structure(shape), collective)

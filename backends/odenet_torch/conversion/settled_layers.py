@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odenet_torch.field.block_contents import BlockContents, StackContents
-from odenet_torch.field.called_modules import ClassOfModule, indifferent
+from odenet_torch.field.called_modules import indifferent
 from odenet_torch.field.knowledge import Knowledge, knowledge
 from odenet_torch.field.passing_values import FoundValues, PassingValues
 from odenet_torch.field.places import MISSING, Location
@@ -77,15 +77,8 @@ def settle_passing(layer: nn.Module, replay: Replay, late: bool) -> None:
         (id(place), key) for place in reached.places for key in place.contents() if (id(place.entries), key) in slots
     }
     places |= {(id(place), key) for place in reached.places for owner, key, _ in buffers if place.entries is owner}
-    memo.passing[layer.training] = BlockContents(
-        reached,
-        tuple(map(vars, modules)),
-        tuple(map(ClassOfModule.of, modules)),
-        tuple([module.training for module in modules]),
-        tuple(parameters),
-        dict(layer.named_parameters()),
-        PassingValues([*slots.values()], buffers, places, late),
-    )
+    passing = PassingValues([*slots.values()], buffers, places, late)
+    memo.passing[layer.training] = BlockContents.of(reached, layer, modules, parameters, passing)
     if slots:
         memo.reach = None  # it holds what stood in them, with its graph
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,26 @@ class BlockContents:
     parameters: tuple[tuple[dict[str, Any], str, Tensor], ...]
     named: dict[str, Tensor]
     passing: PassingValues | None = None
+
+    @classmethod
+    def of(
+        cls,
+        reach: ReachableObjects,
+        block: nn.Module,
+        modules: Sequence[nn.Module],
+        parameters: Iterable[tuple[dict[str, Any], str, Tensor]],
+        passing: PassingValues | None = None,
+    ) -> BlockContents:
+        """Those of a block and the modules in it, as they are now."""
+        return cls(
+            reach,
+            tuple(map(vars, modules)),
+            tuple(map(ClassOfModule.of, modules)),
+            tuple([module.training for module in modules]),
+            tuple(parameters),
+            dict(block.named_parameters()),
+            passing,
+        )
 
     def flags(self) -> tuple[bool, ...]:
         """Training flags as they are now."""

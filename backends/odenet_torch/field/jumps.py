@@ -74,7 +74,7 @@ def _axes(name: str, args: Any, kwargs: Any, rank: int) -> set[int]:
     return {axis % max(rank, 1) for axis in (axes if isinstance(axes, (list, tuple)) else [axes])}
 
 
-def _reduced(name: str, level: Level, x: Tensor, axes: set[int], centred: bool, square: bool) -> Level:
+def _reduced(level: Level, x: Tensor, axes: set[int], centred: bool, square: bool) -> Level:
     """Of a sum, a largest or least number, or a norm."""
     number = math.prod(x.shape[axis] for axis in axes)
     groups = x.numel() // max(number, 1) if x.ndim - 1 in axes else math.inf
@@ -138,12 +138,12 @@ class Watch(TorchDispatchMode):
         second = args[1] if len(args) > 1 else None
         if name in _SUMS and not isinstance(second, Tensor):
             of = most.kind in (CENTRED.kind, SPREAD.kind)
-            return _reduced(name, most, first, _axes(name, args, kwargs, first.ndim), of, square=False)
+            return _reduced(most, first, _axes(name, args, kwargs, first.ndim), of, square=False)
         if name in _SPREADS:
-            return _reduced(name, SMOOTH, first, _axes(name, args, kwargs, first.ndim), centred=True, square=False)
+            return _reduced(SMOOTH, first, _axes(name, args, kwargs, first.ndim), centred=True, square=False)
         if name in _NORMS:
             of = most.kind in (CENTRED.kind, SPREAD.kind)
-            return _reduced(name, most, first, _axes(name, args, kwargs, first.ndim), of, square=most == SMOOTH)
+            return _reduced(most, first, _axes(name, args, kwargs, first.ndim), of, square=most == SMOOTH)
         power = second if name == "pow" and isinstance(second, (int, float)) else None
         same = (
             name in ("mul", *_PRODUCTS) and isinstance(second, Tensor) and self._origin(first) == self._origin(second)
@@ -152,7 +152,7 @@ class Watch(TorchDispatchMode):
             centred = self._of(first).kind == self._of(second).kind == CENTRED.kind
             if not (same or centred):
                 return SMOOTH
-            return _reduced(name, most, first, {first.ndim - 1}, centred, square=same and most == SMOOTH)
+            return _reduced(most, first, {first.ndim - 1}, centred, square=same and most == SMOOTH)
         if most == SMOOTH and (
             same or name in ("abs", "square") or (power is not None and power > 0 and power % 2 == 0)
         ):

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from odenet_torch.field import random_state
 from odenet_torch.field.block_contents import BlockContents, StackContents
-from odenet_torch.field.called_modules import ClassOfModule
 from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.passing_values import FoundValues
@@ -191,15 +190,7 @@ def settle_blocks(blocks: Iterable[nn.Module], replay: Replay) -> None:
             continue
         if not all(tensor.is_leaf for *_, tensor in places):
             continue
-        flags = tuple([module.training for module in modules])
-        known = BlockContents(
-            around.reach,
-            tuple(map(vars, modules)),
-            tuple(map(ClassOfModule.of, modules)),
-            flags,
-            tuple(places),
-            dict(block.named_parameters()),
-        )
+        known = BlockContents.of(around.reach, block, modules, places)
         if (memo := knowledge(block)) is not None:
             memo.settled[block.training] = known
 

@@ -148,7 +148,8 @@ class Graph:
                 self.renew()  # other modules under the same code, as in a function that makes fields
             finally:
                 for known in _OF_THE_COMPILER:
-                    filters.remove(known)
+                    with contextlib.suppress(ValueError):  # what ran may have emptied the list
+                        filters.remove(known)
         if not self.count:
             raise UnsupportedError(
                 "compile, and torch.compile is switched off (by TORCHDYNAMO_DISABLE, or a setting of torch._dynamo)",

@@ -1,0 +1,16 @@
+"""A block as a field."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class OfTime(nn.Module):
+    """`f(t, y) = block(y)`, in torch."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, t, y):
+        return self.block(y)
