@@ -72,3 +72,25 @@ def test_a_run_moves_what_it_draws_from_and_does_not_seed():
 
     assert random_state.moved(run, lambda: [x.getstate() for x in (own, seeded, other)]) == [0]
     assert len(runs) == 3
+
+
+@pytest.mark.parametrize("busy", [4, 100], ids=["with a free moment", "always"])
+def test_runs_longer_than_the_moments_between_another_thread_s_draws(busy, monkeypatch):
+    """More are made while somebody draws in the pauses, too: one run that moves nothing is enough."""
+    other, runs = random.Random(1), []
+
+    def run():
+        runs.append(None)
+        if len(runs) <= busy:
+            other.random()
+
+    monkeypatch.setattr(random_state.time, "sleep", lambda _: other.random())
+    moved = random_state.moved(run, lambda: [other.getstate()])
+    assert (moved, len(runs)) == (([], 5) if busy == 4 else ([0], random_state._RUNS))
+
+
+def test_what_nobody_draws_in_the_pauses_is_the_run_s(monkeypatch):
+    own, runs, pauses = random.Random(1), [], []
+    monkeypatch.setattr(random_state.time, "sleep", pauses.append)
+    assert random_state.moved(lambda: runs.append(own.random()), lambda: [own.getstate()]) == [0]
+    assert (len(runs), len(pauses)) == (3, 1)

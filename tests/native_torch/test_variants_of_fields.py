@@ -286,7 +286,7 @@ def test_numbers_that_another_thread_draws_are_not_the_field_s(use, gradient):
             torch.rand(3)
             random.random()
             np.random.rand()
-            over.wait(0.005)
+            over.wait(0.02)
 
     thread = threading.Thread(target=draw)
     thread.start()

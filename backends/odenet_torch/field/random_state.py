@@ -8,6 +8,7 @@ import pickle
 import random
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -70,8 +71,11 @@ def draws(run: Callable[[], Any], now: Callable[[], Any]) -> bool:
 
 
 def moved(run: Callable[[], Any], now: Callable[[], Sequence[Any]]) -> list[int]:
-    """Which of some generators a run moves: that one has moved may be the work of another thread, which does not move
-    it in each of three runs; and one that the run seeds is after each where it was after an earlier one.
+    """Which of some generators a run moves.
+
+    That one has moved may be the work of another thread. Three runs that all move it move it themselves, if nobody
+    does in a pause as long as a run; where somebody does, more runs are made, up to `_RUNS`, of which one that moves
+    nothing is enough. A generator that the run seeds is after each run where it was after an earlier one.
 
     Args:
         run: what may draw.
@@ -79,15 +83,26 @@ def moved(run: Callable[[], Any], now: Callable[[], Sequence[Any]]) -> list[int]
     """
     first = last = now()
     places: list[int] = []
-    for _ in range(3):
+    for n in range(_RUNS):
+        start = time.perf_counter()
         run()
+        took = time.perf_counter() - start
         current = now()
         several = enumerate(zip(current, last, first, strict=True))
         places = [place for place, (state, *earlier) in several if state not in earlier]
         last = current
         if not places:
             break
+        if n >= 2:
+            time.sleep(took)
+            current = now()
+            if not any(current[place] != last[place] for place in places):
+                break
+            last = current
     return places
+
+
+_RUNS = 16  # while other threads draw: one that draws so often that none of these is free of it cannot be told apart
 
 
 @contextlib.contextmanager
