@@ -94,6 +94,7 @@ ALONE = {
         "steps/direct.py",
         "field/side_results.py",
         "field/surroundings.py",
+        "field/storages.py",  # sparse tensors, whose numbers lie in several
         "field/written_on.py",
         "steps/events.py",  # in JAX in steps/dense.py
         "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there

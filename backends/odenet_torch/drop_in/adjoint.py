@@ -69,7 +69,19 @@ class AdjointProblem:
 
 
 def solve(way: AdjointProblem, params: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
-    """The time of the event and the states, differentiable by t, y0 and the parameters."""
+    """The time of the event and the states, differentiable by t, y0 and the parameters.
+
+    Raises:
+        UnsupportedError: a parameter is sparse: what it gets is in the norm of the error, as torchdiffeq has it.
+    """
+    for param in params:
+        if param.layout is not torch.strided:
+            raise UnsupportedError(
+                f"adjoint_params with a sparse tensor (torch.layout {param.layout}, shape {tuple(param.shape)})",
+                "dense tensors",
+                "make its values the parameter and the sparse tensor of them in func: "
+                "torch.sparse_coo_tensor(indices, values, size); or take odeint",
+            )
     if not torch.is_grad_enabled():
         return way.forth()
     event_t, ys = _OdeintAdjoint.apply(way, way.flow.t, way.flow.y0, *params)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet.kit import tree_leaves
+from odenet_torch.field.storages import storages
 
 
 class TooMuch(Exception):
@@ -40,9 +41,9 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and see what it made."""
         out = func(*args, **(kwargs or {}))
-        created = {id(s): s for s in (x.untyped_storage() for x in _tensors(out)) if id(s) not in self._known}
+        created = {id(s): s for x in _tensors(out) for s in storages(x) if id(s) not in self._known}
         if created:  # views and in-place operations give back what they were given
-            inputs = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
+            inputs = {id(s) for x in _tensors((args, kwargs)) for s in storages(x)}
             for key in created.keys() - inputs:
                 self._count(created[key])
         return out

@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odenet_torch.field.called_modules import state
@@ -55,6 +56,11 @@ class StoredValues:
 _VERSION, _WANTS = operator.attrgetter("_version"), operator.attrgetter("requires_grad")
 
 
+def _plain(tensor: Tensor) -> bool:
+    dense = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return dense and tensor.is_cpu and not tensor.is_inference()
+
+
 class TensorStates:
     """Tensors, of which `called_modules.state` tells whether they were written on: for all at once.
 
@@ -64,7 +70,7 @@ class TensorStates:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
-        self.counted = all(type(x) in (Tensor, nn.Parameter) and x.is_cpu and not x.is_inference() for x in tensors)
+        self.counted = all(map(_plain, tensors))
         self.addresses: list[int] = []
         self.windows: list[Any] | None = []
         """Two for each tensor; None where one has no memory of its own to look at."""

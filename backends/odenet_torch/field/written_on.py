@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
+from odenet_torch.field.storages import parts
 
 WINDOW = 64
 """Bytes that are looked at, at most, at the start of a tensor and in its middle."""
@@ -36,8 +37,8 @@ def sampled(tensor: Tensor) -> Any:
     known = _WINDOWS.get(id(tensor))
     try:
         address = tensor.data_ptr()
-    except RuntimeError:  # within a transform, or without memory
-        return None
+    except RuntimeError:  # within a transform, or without memory of its own
+        return None if tensor.layout is torch.strided else _sampled_values(tensor)
     if known is None or known[0]() is not tensor or known[1] != address:
         views = windows(tensor)
         if views is None:
@@ -47,6 +48,13 @@ def sampled(tensor: Tensor) -> Any:
         known = (weakref.ref(tensor, lambda _, windows=_WINDOWS: windows.pop(key, None)), address, *views)
         _WINDOWS[key] = known
     return known[2].raw + known[3].raw
+
+
+def _sampled_values(sparse: Tensor) -> Any:
+    try:
+        return [window.raw for part in parts(sparse)[:1] for window in windows(part) or ()]
+    except RuntimeError:  # within a transform
+        return None
 
 
 def windows(tensor: Tensor) -> tuple[Any, Any] | None:

@@ -27,6 +27,7 @@ from odenet_torch.field.late_writes import run_to_the_end
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import settle
 from odenet_torch.field.state import Leaves
+from odenet_torch.field.storages import storages
 from odenet_torch.gradients import accepted_steps, hookless
 from odenet_torch.gradients.adjoint import (
     KNOWN,
@@ -110,10 +111,10 @@ class Recomputation(Adjoint):
         """What the first evaluation saves tells how many states fit in `memory`."""
         if self.method.memory is None:
             return super().discover(run, y0, hooks)
-        storages: dict[int, int] = {}
+        sizes: dict[int, int] = {}
 
         def saved(tensor: Tensor) -> Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            sizes.update({storage.data_ptr(): storage.nbytes() for storage in storages(tensor)})
             return tensor.detach()
 
         if hookless.known(run.field):
@@ -129,10 +130,11 @@ class Recomputation(Adjoint):
             hookless.remember(run.field)
             raise hookless.unmeasured() from error
         for tensor in (*y0, *run.field.everything(run.grid.steps)):  # there anyway
-            storages.pop(tensor.untyped_storage().data_ptr(), None)
+            for storage in storages(tensor):
+                sizes.pop(storage.data_ptr(), None)
         state = sum(leaf.nbytes for leaf in y0)
         # of each stage: what f saves, the state it is evaluated at, and the cotangent of its slope
-        stages = run.solver.stages * (sum(storages.values()) + 2 * state)
+        stages = run.solver.stages * (sum(sizes.values()) + 2 * state)
         self.method = Checkpoint(states=self.method.affordable(state, stages))
         return first
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from odenet_torch.field import saved_tensors
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.state import Leaves
+from odenet_torch.field.storages import nbytes
 from odenet_torch.gradients.sums import Sums
 
 LEAST = 1 << 20
@@ -55,7 +56,7 @@ def stages(
         every: all of these, once each.
     """
     one_stage = [Stage(0, every)]
-    if sum(weight.nbytes for weight in every) < 2 * LEAST or not inspect.isgeneratorfunction(back):
+    if sum(nbytes(weight) for weight in every) < 2 * LEAST or not inspect.isgeneratorfunction(back):
         return one_stage
     lowest = {id(weight): n for n in reversed(range(steps)) for weight in read(n)}
     if len(lowest) < len(every):
@@ -66,7 +67,7 @@ def stages(
     result, group = [], []
     for n in reversed(range(steps)):
         group += by_step.get(n, ())
-        if n == 0 or sum(weight.nbytes for weight in group) >= LEAST:
+        if n == 0 or sum(nbytes(weight) for weight in group) >= LEAST:
             result.append(Stage(n, tuple(group)))
             group = []
     return result

@@ -14,6 +14,7 @@ from odenet.kit import Rebuild, tree_flatten, tree_map
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
+from odenet_torch.field.storages import nbytes
 from odenet_torch.field.wiring import Wiring
 
 Slot = tuple[str, int, torch.dtype | None]
@@ -171,9 +172,9 @@ def bytes_of_step(f: Field, function: Any, y0: Leaves) -> int:
     """Those of a state or of the weights of a step, whichever has more."""
     weights = 0
     if isinstance(f, BlockField):
-        weights = sum(parameter.nbytes for parameter in function.parameters())
+        weights = sum(nbytes(parameter) for parameter in function.parameters())
     elif f.depth is not None and f.depth.kind != "shared":
-        total = sum(leaf.nbytes for leaf in tree_flatten(f.depth.tree)[0] if isinstance(leaf, Tensor))
+        total = sum(nbytes(leaf) for leaf in tree_flatten(f.depth.tree)[0] if isinstance(leaf, Tensor))
         weights = total // f.depth.layers
     return max(weights, sum(leaf.nbytes for leaf in y0))
 
