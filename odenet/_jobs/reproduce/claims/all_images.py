@@ -17,7 +17,7 @@ from odenet._jobs.reproduce.claims.depth_accuracy import (
 )
 from odenet._jobs.reproduce.claims.depth_accuracy import draw as draw_curves
 from odenet._jobs.reproduce.controls import thresholds
-from odenet._jobs.reproduce.drawing import over_depth
+from odenet._jobs.reproduce.drawing import finish, over_depth
 from odenet._jobs.reproduce.reproduction import CurveCell, Point, Reproduction, Settings, values
 from odenet._jobs.reproduce.training import Recipe, network
 from odenet._jobs.reproduce.verdict import OverSeeds, Verdict, below, ones
@@ -56,8 +56,8 @@ def draw(points: Sequence[Point], figure: Figure) -> None:
     draw_curves(points, figure)
     axes = figure.axes[0]
     over_depth(axes, values(points, LONGER, ERROR), LONGER, 0, ":")
+    finish(axes, "test error", "Test error over depth")
     axes.set_yscale("linear")
-    axes.legend()
 
 
 def verdicts(points: Sequence[Point]) -> tuple[Verdict, ...]:
