@@ -56,7 +56,7 @@ def start(line: SolveTimes, size: Array, finite: Array) -> LoopState:
     outcome = jnp.where(moving & ~finite, CODE[Result.NONFINITE], CODE[Result.SUCCESS]).astype(jnp.int32)
     pace = LoopState(line.t0, size, (one, one), zero, zero, moving & finite, outcome)
     vanished = _vanished(line, pace) if line.sound is None else _vanished(line, pace) | ~line.sound
-    return _ended(pace, vanished, Result.STEP_TOO_SMALL)
+    return ended(pace, vanished, Result.STEP_TOO_SMALL)
 
 
 def propose(line: SolveTimes, pace: LoopState) -> Landing:
@@ -95,16 +95,16 @@ def judge(
         pace.outcome,
     )
     now = now._replace(alive=alive & (now.t != line.t1))
-    now = _ended(now, smallest & ~accepted, Result.NONFINITE)
-    now = _ended(now, _vanished(line, now), Result.STEP_TOO_SMALL)
-    return accepted, _ended(now, now.accepted + now.rejected >= control.max_steps, Result.MAX_STEPS)
+    now = ended(now, smallest & ~accepted, Result.NONFINITE)
+    now = ended(now, _vanished(line, now), Result.STEP_TOO_SMALL)
+    return accepted, ended(now, now.accepted + now.rejected >= control.max_steps, Result.MAX_STEPS)
 
 
 def _vanished(line: SolveTimes, pace: LoopState) -> Array:
     return ~(pace.t + line.sign * pace.size != pace.t) | ~jnp.isfinite(pace.size)
 
 
-def _ended(pace: LoopState, condition: Array, result: Result) -> LoopState:
+def ended(pace: LoopState, condition: Array, result: Result) -> LoopState:
     """The loop ended by a condition, if it goes on and the condition holds."""
     stopped = pace.alive & condition
     outcome = jnp.where(stopped, CODE[result], pace.outcome).astype(jnp.int32)
