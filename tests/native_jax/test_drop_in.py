@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ def test_the_gradient_by_the_first_time_does_not_drift_with_the_state(drop_in):
         return 1 + 0.9 * jnp.sin(3 * t)
 
     def loss(t, damping, until):
-        choices = {"rtol": 1e-6, "atol": 1e-9}
+        choices: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
         if drop_in:
             return odeint(lambda y, t, w: -w * rate(t) * y, y0, t, damping, **choices)[1:, 0].sum()
         choices |= {"t0": t[0], "gradient": "continuous-adjoint", "solver": "dopri5"}

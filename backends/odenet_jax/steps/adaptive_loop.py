@@ -1,4 +1,7 @@
-"""The loop with step-size control."""
+"""The loop with step-size control.
+
+Over 250 lines: one step, its outputs and its event read what the loop carries throughout.
+"""
 
 from __future__ import annotations
 
