@@ -22,7 +22,6 @@ from odenet_jax.steps.record import AdaptiveResult, Keep, Record, empty, kept
 from odenet_jax.steps.size_control import (
     CODE,
     LoopState,
-    ended,
     finite,
     first_size,
     judge,
@@ -86,7 +85,7 @@ class AdaptiveLoop:
         size = first_size(self.control, run.solver.increments, self.tolerance, line, begin.slope_at, y0, first)
         pace = start(line, size, finite(y0, first))
         if self.event is not None:
-            pace = ended(pace, self._watch().undefined(line.t0, y0), Result.EVENT_NAN)
+            pace = pace.ended(self._watch().undefined(line.t0, y0), Result.EVENT_NAN)
         record = empty(self.keep, run, y0, self.control.max_steps)
         rows: Leaves = ()
         if ts is not None:
@@ -225,7 +224,7 @@ class AdaptiveLoop:
         look = self._watch().look(at, t, h, y1, last.look.before)
         undefined = accepted & look.undefined
         tried = carry.pace._replace(rejected=carry.pace.rejected + 1)
-        pace = choose(undefined, ended(tried, undefined, Result.EVENT_NAN), pace)
+        pace = choose(undefined, tried.ended(undefined, Result.EVENT_NAN), pace)
         accepted &= ~undefined
         ends = look.happened.any() & accepted
         outcome = jnp.where(ends, CODE[Result.EVENT], pace.outcome).astype(jnp.int32)
