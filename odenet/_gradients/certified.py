@@ -25,6 +25,8 @@ SHARE = 1e-3
 """What a first step changes is held against this part of what it is a change of, or more."""
 DRIFT = 1 / 3
 """How far a gradient is off beside how far y(t0), as integrated back, is: the state of no other step is off by more."""
+DRIFT_OF_JUMPS = 3.0
+"""The same where f jumps (`few_numbers`): on the other side of one, a step has another gradient altogether."""
 ALL_OF = 4
 """Known states that are compared in any case, of one backward pass over an adaptive solve."""
 FURTHER = 1.5
@@ -205,7 +207,7 @@ def _first_step(certificate: float, method: str, where: str) -> str:
     consequence = _consequence(certificate)
     subject = "the gradient of that step is this far, relatively, from the exact one of the discrete network"
     if where.startswith(_AT_START):
-        subject = f"as integrated back, it is off by {certificate / DRIFT:.2g}, relatively"
+        subject = "as integrated back, it is so far off that a step from there has a gradient that is off by as much"
     return (
         f"The certificate of {method} is {certificate:.2g} ({where}): {subject}, and the whole gradient "
         f"{consequence}. What to do: take more steps, a solver of higher order, gradient='discrete-adjoint', or "

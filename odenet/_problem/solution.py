@@ -37,6 +37,10 @@ class Result(Enum):
         "the equations of an implicit step could not be solved: take smaller steps (a smaller first_step or max_step, "
         "tighter tolerances), or look for a jump in the field"
     )
+    EVENT_NAN = (
+        "an event's condition is NaN, so that it is not known whether it has changed: let it return a number wherever "
+        "the solve comes, its limit where there is one, and outside of its domain one of the sign that counts there"
+    )
 
     @property
     def happened(self) -> str:

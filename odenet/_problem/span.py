@@ -22,10 +22,11 @@ class Event:
     more in the same way, and the first part of that is bisected. Two changes of an entry within one part, there and
     back, are not seen: take more subintervals, or bound the steps by `PIDController(max_step=...)`.
 
-    An entry that is zero where the solve begins has no sign until it leaves zero, and NaN has no sign anywhere. A solve
-    that goes on from an event (a bounce) starts beside zero, on either side by rounding, and with `direction=0` may end
-    at once by the same crossing: name the direction of the crossing that counts, as in `direction=-1` for a height that
-    falls to the ground.
+    An entry that is zero where the solve begins has no sign until it leaves zero. One that is NaN, before any has
+    changed, ends the solve with `Result.EVENT_NAN`: what it was or will be is not known. A solve that goes on from an
+    event (a bounce) starts beside zero, on either side by rounding, and with `direction=0` may end at once by the same
+    crossing: name the direction of the crossing that counts, as in `direction=-1` for a height that falls to the
+    ground.
 
     Time and state of an event are differentiable (implicit function theorem; Chen, Amos, Nickel 2021). A boolean says
     nothing of the rate at which it is approached, so that their derivative is refused (torch: GradientError; JAX:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,43 @@ def test_the_first_change_in_a_step_ends_the_solve(thorough, name, solver):
     if kept is not None:
         np.testing.assert_allclose(np.asarray(solution.ys)[:, 0], kept, rtol=1e-11)
     assert int(solution.stats.steps) == 1
+
+
+# in steps of a quarter: a condition of the time, by the functions of torch or of jax.numpy, and where the solve stops
+UNDEFINED = {
+    "everywhere": (lambda t, xp: t * NAN, 0.0),
+    "at t0 alone": (lambda t, xp: xp.where(t == 0, NAN, t - 0.4), 0.0),
+    "beyond its root": (lambda t, xp: xp.sqrt(0.55 - t) - 0.01, 0.5),
+    "an entry, within a step": (lambda t, xp: xp.stack([t + 1, xp.where(abs(t - 0.35) < 0.05, NAN, 1), t + 1]), 0.25),
+    "before the root, in the same step": (lambda t, xp: xp.where(abs(t - 0.3) < 0.03, NAN, t - 0.45), 0.25),
+}
+
+
+def undefined(backend, of, **choices):
+    xp = importlib.import_module("torch" if backend == "torch" else "jax.numpy")
+    control = PIDController(1e-6, 1e-6, first_step=0.25, max_step=0.25, throw=choices.pop("throw", True))
+    return ended(backend, lambda t, y: of(t, xp), {"control": control, **choices}, "dopri5")
+
+
+@pytest.mark.parametrize("name", UNDEFINED)
+def test_a_condition_that_is_nan_before_it_has_changed_ends_the_solve_there(thorough, name):
+    of, stops = UNDEFINED[name]
+    with pytest.raises(odenet.SolveError, match=f"stopped at t={stops:g} .*condition is NaN"):
+        undefined(thorough, of)
+    solution = undefined(thorough, of, throw=False, ts=[0.0, 0.2, 0.45, 0.6])
+    assert solution.result is odenet.Result.EVENT_NAN
+    assert np.isnan(float(solution.event_t))
+    right = [t if t <= stops else NAN for t in (0.0, 0.2, 0.45, 0.6)]
+    np.testing.assert_allclose(np.asarray(solution.ys)[:, 0], right, atol=1e-12)
+    assert int(solution.stats.steps) == stops / 0.25
+
+
+def test_a_condition_that_is_nan_after_it_has_changed_does_not_matter(thorough):
+    solution = undefined(thorough, lambda t, xp: xp.sqrt(0.45 - t) - 0.05**0.5)
+    assert solution.result is odenet.Result.EVENT
+    assert float(solution.event_t) == pytest.approx(0.4, abs=1e-12)
+    begun = undefined(thorough, lambda t, xp: t * NAN, t1=0.0)
+    assert begun.result is odenet.Result.SUCCESS
 
 
 @pytest.mark.slow

@@ -409,6 +409,22 @@ class TestEvents:
         assert never.result is Result.SUCCESS
         assert np.isnan(never.event_t)
 
+    def test_a_row_whose_condition_is_nan_is_nan_and_leaves_the_others_as_they_are(self):
+        def time(level, t1):
+            rises = solve(
+                lambda t, y: jnp.ones(1), jnp.zeros(1), t1=t1, rtol=1e-6, event=lambda t, y: jnp.log(level) + y[0]
+            )
+            return rises.y1[0] + rises.event_t, (rises.outcome, rises.event_t)
+
+        levels = jnp.array([0.5, -1.0, 0.25])
+        found = jax.jit(jax.vmap(jax.value_and_grad(time, has_aux=True), (0, None)))(levels, 2.0)
+        (value, (outcome, t)), slope = found
+        assert [list(Result)[i] for i in outcome] == [Result.EVENT, Result.EVENT_NAN, Result.EVENT]
+        of_row = -jnp.log(levels)
+        np.testing.assert_allclose(t, of_row, rtol=1e-8)
+        np.testing.assert_allclose(value, 2 * of_row, rtol=1e-8)
+        np.testing.assert_allclose(slope, jnp.where(levels < 0, jnp.nan, -2 / levels), rtol=1e-8)
+
     @pytest.mark.slow
     def test_a_condition_that_reads_what_needs_a_gradient(self):
         def time(level):

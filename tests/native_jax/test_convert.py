@@ -269,6 +269,13 @@ def smoothed(model, x):
     return x
 
 
+def told(model, x):
+    for layer in model.layers:
+        x = layer(x)
+        jax.debug.callback(lambda x: None, x)
+    return x
+
+
 def apart(model, x):
     for layer in model.layers:
         x = jax.vmap(layer)(x[None])[0]
@@ -297,6 +304,7 @@ def numbered(model, x):
         (hidden, (Layer,) * N, "something else with the state after layer 0"),
         (scaled, (Layer,) * N, "something else with what layer 0 of a converted run of 4 Layer returned"),
         (smoothed, (Layer,) * N, "something else with what layer 0"),
+        (told, (Layer,) * N, "something else with the state after layer 0"),
         pytest.param(apart, (Layer,) * N, "something with a state between two layers", marks=SLOW),
         (numbered, (Layer,) * N, "called with 0.0, 0.1, 0.2"),
         (lambda model, x: x, (Layer,) * N, "not called on the example"),

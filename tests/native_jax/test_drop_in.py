@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import ode
 
+import odenet
 import odenet_jax
 from odenet import InputError, SolveError, UselessGradientWarning
 from odenet_jax import odeint
@@ -107,3 +108,31 @@ def test_a_state_that_is_integrated_back_to_elsewhere_is_said_to_be():
     jax.grad(loss, argnums=1)(y0, 3.0, 25.0)  # of w alone: right, whatever y0's would be
     with pytest.warns(UselessGradientWarning, match=r"gradient of odeint .* integrated back"):
         jax.block_until_ready(jax.grad(loss)(y0, 3.0, 45.0))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("drop_in", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_gradient_by_the_first_time_does_not_drift_with_the_state(drop_in):
+    """It is taken at y0, which is known: where the state is integrated back to, its slope is another one."""
+    t0, t, y0 = 0.1, np.array([0.5, 1.0]), np.array([1.0, -0.8])
+
+    def rate(t):
+        return 1 + 0.9 * jnp.sin(3 * t)
+
+    def loss(t, damping, until):
+        choices: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
+        if drop_in:
+            return odeint(lambda y, t, w: -w * rate(t) * y, y0, t, damping, **choices)[1:, 0].sum()
+        choices |= {"t0": t[0], "gradient": "continuous-adjoint", "solver": "dopri5"}
+        field = lambda t, y, w: -w * rate(t) * y  # noqa: E731
+        kept = odenet.solve(field, jnp.asarray(y0), damping, t1=1.0, ts=t, **choices).ys[1:, 0].sum()
+        falls = odenet.Event(lambda t, y: y[0] - until)
+        return kept + odenet.solve(field, jnp.asarray(y0), damping, t1=9.0, event=falls, **choices).event_t
+
+    gradient = jax.jit(jax.grad(loss))
+    for damping in (3.0, 12.0, 25.0):
+        decay = np.exp(-damping * (t - t0) + 0.3 * damping * (np.cos(3 * t) - np.cos(3 * t0)))
+        # the event is where y(0.5) is, and its time moves as much as the state there and the one at t0 fall alike
+        right = damping * rate(t0) * decay.sum() + (0 if drop_in else rate(t0) / rate(0.5))
+        found = gradient(jnp.asarray([t0, *t]), damping, decay[0])
+        assert float(found[0]) == pytest.approx(float(right), rel=1e-3)

@@ -82,8 +82,10 @@ class Pending(Refusing):
     def allowed(self) -> str:
         return "call the next layer with it" + (", and add what that returns" if self.run.adds else "")
 
+    @property
     def __jax_array__(self) -> NoReturn:
-        """Raises ConversionError, in functions of jax.numpy, too."""
+        """Raises ConversionError where JAX looks for it: functions of jax.numpy call it, all others refuse what has it
+        by an error of their own (`jax.nn.relu`, `jax.jit`, `jax.debug.callback`)."""
         self.refuse()
 
     def __add__(self, other: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The loop with step-size control."""
+"""The loop with step-size control.
+
+Over 250 lines: one step, its outputs and its event read what the loop carries throughout.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,17 @@ from odenet_jax.steps.accepted import AcceptedRun, SolveTimes
 from odenet_jax.steps.dense import EventBracket, Watch, between, slope_between
 from odenet_jax.steps.fixed import write
 from odenet_jax.steps.record import AdaptiveResult, Keep, Record, empty, kept
-from odenet_jax.steps.size_control import CODE, LoopState, finite, first_size, judge, propose, renewed, repeat, start
+from odenet_jax.steps.size_control import (
+    CODE,
+    LoopState,
+    finite,
+    first_size,
+    judge,
+    propose,
+    renewed,
+    repeat,
+    start,
+)
 from odenet_jax.steps.tolerance import Tolerance
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
@@ -71,6 +84,8 @@ class AdaptiveLoop:
         first = begin.slope(0, 0.0, y0)
         size = first_size(self.control, run.solver.increments, self.tolerance, line, begin.slope_at, y0, first)
         pace = start(line, size, finite(y0, first))
+        if self.event is not None:
+            pace = pace.ended(self._watch().undefined(line.t0, y0), Result.EVENT_NAN)
         record = empty(self.keep, run, y0, self.control.max_steps)
         rows: Leaves = ()
         if ts is not None:
@@ -101,7 +116,7 @@ class AdaptiveLoop:
             slopes, renewals = (*slopes, first), jnp.where(needed, renewals + 1, renewals)
         last_step = carry.last_step
         if last_step is not None:
-            now, last_step = self._look(now, last_step, carry, step.t1, attempt.y1, slopes, accepted)
+            accepted, now, last_step = self._look(now, last_step, carry, step.t1, attempt.y1, slopes, accepted)
         # behind a jump the next step begins with another slope; after the event, which looks at this step alone
         if line.jumps.shape[0]:
             needed = accepted & now.alive & jumped
@@ -179,7 +194,13 @@ class AdaptiveLoop:
         tableau = self.run.solver.increments
         slopes = (tuple(jnp.zeros_like(leaf) for leaf in y0),) * (tableau.stages + (not tableau.fsal))
         zero = jnp.zeros((), self.line.t0.dtype)
-        return LastStep(self.line.t0, y0, y0, slopes, EventBracket(before, zero, zero, jnp.zeros(before.shape, bool)))
+        return LastStep(
+            self.line.t0,
+            y0,
+            y0,
+            slopes,
+            EventBracket(before, zero, zero, jnp.zeros(before.shape, bool), jnp.zeros((), bool)),
+        )
 
     def _watch(self) -> Watch:
         assert self.event is not None
@@ -187,8 +208,9 @@ class AdaptiveLoop:
 
     def _look(
         self, pace: LoopState, last: LastStep, carry: _LoopCarry, t1: Array, y1: Leaves, slopes: Any, accepted: Any
-    ) -> tuple[LoopState, LastStep]:
-        """Where the loop is if an event in the step ends it, and what was seen of the last accepted step.
+    ) -> tuple[Any, LoopState, LastStep]:
+        """Whether the step is accepted, where the loop is if an event in it ends it, and what was seen of the last
+        accepted step. One in which a condition is NaN is not: the solve ends before it.
 
         A row that an event has ended stays in the loop until the slowest one is done, and none of its further passes is
         an accepted step: what has happened outlives them.
@@ -200,10 +222,14 @@ class AdaptiveLoop:
             return between(self.run.solver.increments, position, y, h, slopes)
 
         look = self._watch().look(at, t, h, y1, last.look.before)
+        undefined = accepted & look.undefined
+        tried = carry.pace._replace(rejected=carry.pace.rejected + 1)
+        pace = choose(undefined, tried.ended(undefined, Result.EVENT_NAN), pace)
+        accepted &= ~undefined
         ends = look.happened.any() & accepted
         outcome = jnp.where(ends, CODE[Result.EVENT], pace.outcome).astype(jnp.int32)
         pace = pace._replace(alive=pace.alive & ~ends, outcome=outcome)
-        return pace, choose(accepted, LastStep(t, y, y1, slopes, look), last)
+        return accepted, pace, choose(accepted, LastStep(t, y, y1, slopes, look), last)
 
     def _result(self, carry: _LoopCarry, ts: Array | None) -> AdaptiveResult:
         pace, output, ys, y1, end = carry.pace, carry.output, carry.ys, carry.y, carry.pace.t

@@ -130,12 +130,14 @@ class EventBracket(NamedTuple):
         before: the sign of each entry before the part in which the first of them changed.
         low, high: positions in the step at which that part begins and ends.
         happened: the entries that changed in it.
+        undefined: whether an entry was NaN before that.
     """
 
     before: Array
     low: Array
     high: Array
     happened: Array
+    undefined: Array
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,10 @@ class Watch:
         now = up.astype(jnp.int32) - down.astype(jnp.int32)
         return now if before is None else jnp.where(now == 0, before, now)
 
+    def undefined(self, t: Array, y: Leaves) -> Array:
+        """Whether an entry is NaN at a time since t0."""
+        return jnp.isnan(self.value(self.clock.time(t), y)).any()
+
     def happened(self, t: Array, y: Leaves, before: Array) -> Array:
         """Which entries have changed at a time since t0."""
         value = self.value(self.clock.time(t), y)
@@ -191,7 +197,7 @@ class Watch:
             before: the signs at its start.
         """
         zero, one = jnp.zeros((), t.dtype), jnp.ones((), t.dtype)
-        look = EventBracket(before, zero, zero, jnp.zeros(before.shape, bool))
+        look = EventBracket(before, zero, zero, jnp.zeros(before.shape, bool), jnp.zeros((), bool))
         look = self._first(at, t, h, look, jnp.asarray(self.event.positions(begun=False), t.dtype))
         return self._seen(look, one, t + h, y1)
 
@@ -242,7 +248,8 @@ class Watch:
         done = look.happened.any()
         happened = self.happened(t, y, look.before)
         before = jnp.where(happened.any(), look.before, self.signs(t, y, look.before))
-        here = EventBracket(before, look.high, position, happened)
+        undefined = look.undefined | (self.undefined(t, y) & ~happened.any())
+        here = EventBracket(before, look.high, position, happened, undefined)
         return jax.tree.map(lambda one, other: jnp.where(done, one, other), look, here)
 
 

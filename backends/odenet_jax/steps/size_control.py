@@ -46,6 +46,11 @@ class LoopState(NamedTuple):
     alive: Array
     outcome: Array
 
+    def ended(self, condition: Array, result: Result) -> LoopState:
+        """The loop ended by a condition, if it goes on and the condition holds."""
+        outcome = jnp.where(self.alive & condition, CODE[result], self.outcome).astype(jnp.int32)
+        return self._replace(alive=self.alive & ~condition, outcome=outcome)
+
 
 def start(line: SolveTimes, size: Array, finite: Array) -> LoopState:
     """Where a loop begins: not at all where the first slope is not finite, or there is no time to cross."""
@@ -56,7 +61,7 @@ def start(line: SolveTimes, size: Array, finite: Array) -> LoopState:
     outcome = jnp.where(moving & ~finite, CODE[Result.NONFINITE], CODE[Result.SUCCESS]).astype(jnp.int32)
     pace = LoopState(line.t0, size, (one, one), zero, zero, moving & finite, outcome)
     vanished = _vanished(line, pace) if line.sound is None else _vanished(line, pace) | ~line.sound
-    return _ended(pace, vanished, Result.STEP_TOO_SMALL)
+    return pace.ended(vanished, Result.STEP_TOO_SMALL)
 
 
 def propose(line: SolveTimes, pace: LoopState) -> Landing:
@@ -95,20 +100,13 @@ def judge(
         pace.outcome,
     )
     now = now._replace(alive=alive & (now.t != line.t1))
-    now = _ended(now, smallest & ~accepted, Result.NONFINITE)
-    now = _ended(now, _vanished(line, now), Result.STEP_TOO_SMALL)
-    return accepted, _ended(now, now.accepted + now.rejected >= control.max_steps, Result.MAX_STEPS)
+    now = now.ended(smallest & ~accepted, Result.NONFINITE)
+    now = now.ended(_vanished(line, now), Result.STEP_TOO_SMALL)
+    return accepted, now.ended(now.accepted + now.rejected >= control.max_steps, Result.MAX_STEPS)
 
 
 def _vanished(line: SolveTimes, pace: LoopState) -> Array:
     return ~(pace.t + line.sign * pace.size != pace.t) | ~jnp.isfinite(pace.size)
-
-
-def _ended(pace: LoopState, condition: Array, result: Result) -> LoopState:
-    """The loop ended by a condition, if it goes on and the condition holds."""
-    stopped = pace.alive & condition
-    outcome = jnp.where(stopped, CODE[result], pace.outcome).astype(jnp.int32)
-    return pace._replace(alive=pace.alive & ~condition, outcome=outcome)
 
 
 def first_size(

@@ -180,8 +180,15 @@ class ForwardSolve:
         watch = None
         if isinstance(event, Event):
             watch = Watch(event, self.run.layout, self.loop.tableau, self.t0, y)
+            if watch.undefined and self.t0 != self.t1:
+                self.loop.failed = Result.EVENT_NAN
+                return
         for step in self.loop.steps(self.t0, y, first):
             crossing = None if watch is None else watch.crossing(step)
+            if watch is not None and crossing is None and watch.undefined:  # the solve ends before this step
+                self.loop.n -= 1
+                self.loop.failed = Result.EVENT_NAN
+                return
             if crossing is not None:
                 self.event, self.entry = _moment(step, crossing.position), crossing.entry
                 yield step, crossing.position

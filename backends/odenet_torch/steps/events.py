@@ -106,8 +106,9 @@ class Watch:
         self.weights: dict[torch.dtype, Tensor] = {}
         """Of dense output at these parts of a step, by number type."""
         with torch.no_grad():
-            (now,) = self._values([t], [y])
-        self.before = [value if value == value else 0.0 for value in now]
+            (self.before,) = self._values([t], [y])
+        self.undefined = not all(value == value for value in self.before)
+        """Whether an entry has been NaN before one had changed."""
 
     def crossing(self, step: AcceptedStep) -> Crossing | None:
         """The first change within a step; None without one. One host read a step."""
@@ -115,7 +116,7 @@ class Watch:
         ends = step.ends if positions else ()
         with torch.no_grad():
             first = self._first(step, 0.0, positions, 1.0, ends)
-            if first is None:
+            if first is None or self.undefined:
                 return None
             low, high, entry = first
             ends = step.ends
@@ -141,6 +142,7 @@ class Watch:
             entries = self._changed(now)
             if entries:
                 return low, position, entries[0]
+            self.undefined |= not all(a == a for a in now)
             self.before = [b if a == 0 or a != a else a for b, a in zip(self.before, now, strict=True)]
             low = position
         return None
@@ -215,8 +217,8 @@ class Watch:
 
     def _unchanged(self, values: list[list[float]]) -> bool:
         """Whether all entries keep the sign that they had: what is seen of most steps at once."""
-        # where NaN comes first, least and most are NaN, and each value is looked at for itself
-        return all(
+        total = sum(map(sum, values))  # where one is NaN each is looked at for itself; so are infinities of both signs
+        return total == total and all(
             min(column) > 0 if before > 0 else before < 0 and max(column) < 0
             for before, column in zip(self.before, zip(*values, strict=True), strict=True)
         )
