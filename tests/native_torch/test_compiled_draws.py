@@ -169,7 +169,7 @@ def test_the_discrete_adjoint_misses_by_what_its_states_miss(graphs):
 def test_in_eval_mode_the_generator_stands_where_it_stood(graphs):
     """Graphs are handed seeds only where they draw."""
     _, choice = graphs
-    of = blocks(Drops)
+    of = blocks(Drops, 2)
     trained(of, "checkpoint", choice)
     for block in of:
         block.eval()
