@@ -279,9 +279,8 @@ PAIRS = [
     ("alf", "backprop"),
 ]
 # On JAX, where an entry is four programs to compile, each method, with the options that count otherwise. On torch each
-# method for solvers that differ in what they count (one stage, a last stage that is the next first one, four stages),
-# each solver for the method that runs steps again, and reversible solvers of those. The whole grid waits for
-# `make test-slow`.
+# method for solvers that differ in what they count (one stage, a last stage that is the next first one), solvers of
+# more stages for a method of each kind, and reversible solvers of those. The whole grid waits for `make test-slow`.
 FEW = [
     ("euler", "backprop"),
     ("euler", "checkpoint:segments=2"),
@@ -298,8 +297,8 @@ FEW = [
 MANY = [
     (solver, method)
     for solver, method in PAIRS
-    if solver in ("euler", "bosh3", "rk4")
-    or method == "discrete-adjoint"
+    if solver in ("euler", "bosh3")
+    or (solver in ("rk4", "dopri8") and method in ("backprop", "discrete-adjoint", "continuous-adjoint"))
     or solver in ("reversible-heun", "alf", "reversible:euler", "reversible:bosh3", "reversible:rk4")
 ]
 COUNTED = [
