@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import itertools
 from typing import Any
 
 import cases
 import numpy as np
 import pytest
 from cases import BACKENDS
+from quick import pairwise, quick
 
 import odenet
 from odenet import _tree
@@ -24,14 +25,6 @@ MENU = {  # the others: solver and kind of weights, so that each kind is seen
     "discrete-adjoint:tolerance=1e-4": ("euler", "shared"),
     "continuous-adjoint:interpolate=yes": ("rk38", "linear"),
 }
-
-
-def waiting(cases: Iterable[Any], but: Collection[Any]) -> list[Any]:
-    """Cases of which those in `but` are in the quick suite; the programs of the others wait for `make test-slow`."""
-    return [
-        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if case in but else pytest.mark.slow)
-        for case in cases
-    ]
 
 
 def loss(solution: odenet.Solution) -> Any:
@@ -62,9 +55,9 @@ def test_forward_is_that_of_a_numpy_loop(backend: str, solver: str) -> None:
         assert np.abs(leaf - expected).max() <= 1e-12 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("solver", waiting(odenet.SOLVERS, but=("euler", "heun", "midpoint")))
+@pytest.mark.parametrize("solver", quick(odenet.SOLVERS, ("heun",)))
 def test_backprop_gradients_agree(solver: str) -> None:
-    """Each kind of weights once in the quick suite: all solvers, which share one step, are in the test above."""
+    """All solvers, which share one step, are in the test above; each kind of weights is in the one below."""
     kind, layers = kind_for(solver)
     found = {name: _gradients(name, kind, layers, solver, "backprop") for name in BACKENDS}
     first, *rest = found.values()
@@ -79,7 +72,7 @@ KINDS = ("shared", "piecewise", "linear")
 PAIRS = [(gradient, kind) for gradient in GRADIENTS[1:] for kind in KINDS]
 
 
-@pytest.mark.parametrize(("gradient", "kind"), waiting(PAIRS, but=tuple(zip(GRADIENTS[1:], KINDS, strict=True))))
+@pytest.mark.parametrize(("gradient", "kind"), quick(PAIRS, tuple(zip(GRADIENTS[1:], KINDS, strict=True))))
 def test_adjoints_agree(gradient: str, kind: str) -> None:
     """Each method and each kind of weights once in the quick suite."""
     layers = {"shared": 1, "piecewise": 3, "linear": 4}[kind]
@@ -88,9 +81,11 @@ def test_adjoints_agree(gradient: str, kind: str) -> None:
         assert cases.relative(np.concatenate(found[0], axis=None), np.concatenate(other, axis=None)) <= 1e-10
 
 
-@pytest.mark.parametrize("gradient", waiting(MENU, but=[name for name in MENU if "adjoint" in name]))
+@pytest.mark.parametrize(
+    "gradient", quick(MENU, ["discrete-adjoint:predictor=extrapolate", "continuous-adjoint:interpolate=yes"])
+)
 def test_the_menu_agrees(gradient: str) -> None:
-    """Leaf by leaf; approximate methods are off by the same. Exact ones are held to backprop in test_table, too."""
+    """Leaf by leaf; approximate methods are off by the same. All are held to backprop in test_table, too."""
     solver, kind = MENU[gradient]
     layers = {"shared": 1, "piecewise": 3, "linear": 4}[kind]
     first, *rest = (_gradients(name, kind, layers, solver, gradient, ts=[0.5, 0.5, 1.0]) for name in BACKENDS)
@@ -102,7 +97,7 @@ def test_the_menu_agrees(gradient: str) -> None:
 REVERSIBLE = ("alf", "reversible:euler:coupling=0.9", "reversible-heun", "reversible:rk4")
 
 
-@pytest.mark.parametrize("solver", waiting(REVERSIBLE, but=("reversible:euler:coupling=0.9",)))
+@pytest.mark.parametrize("solver", quick(REVERSIBLE, ("reversible:euler:coupling=0.9",)))
 def test_reversible_solvers_agree(solver: str) -> None:
     """In the solution and, leaf by leaf, in the gradient, which is that of backprop; others are in test_table, too."""
     first, *rest = (_gradients(name, "linear", 4, solver, "reversible", ts=[0.5, 1.0]) for name in BACKENDS)
@@ -167,9 +162,15 @@ def test_every_kind_of_state(backend: str, state: str) -> None:
         assert np.abs(leaf - expected).max() <= (1e-6 if single else 1e-12) * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("state", ["float32", "complex128", "nested"])
-@pytest.mark.parametrize("gradient", GRADIENTS)
-def test_gradients_of_every_kind_of_state_agree(state: str, gradient: str) -> None:
+# each number type by a method of its own, and the nested state, whose leaves are of several shapes, by all
+@pytest.mark.parametrize(
+    ("gradient", "state"),
+    quick(
+        [(gradient, state) for state in ("float32", "complex128", "nested") for gradient in GRADIENTS],
+        [(GRADIENTS[1], "float32"), (GRADIENTS[0], "complex128"), *((name, "nested") for name in GRADIENTS)],
+    ),
+)
+def test_gradients_of_every_kind_of_state_agree(gradient: str, state: str) -> None:
     found = []
     for name in BACKENDS:
         with odenet.backend(name).prepare("float64", "cpu"):
@@ -197,8 +198,11 @@ def _jax_half(x: np.ndarray) -> Any:
     return jnp.asarray(x, jnp.bfloat16)
 
 
-@pytest.mark.parametrize("t1", [-1.0, 0.0, 2.5])
-@pytest.mark.parametrize("gradient", GRADIENTS[:2])
+@pytest.mark.parametrize(
+    ("backend", "t1", "gradient"),
+    pairwise(itertools.product(cases.BACKENDS, (-1.0, 0.0, 2.5), GRADIENTS[:2])),
+    indirect=["backend"],
+)
 def test_backward_and_empty_time(backend: str, t1: float, gradient: str) -> None:
     """Solving to t1 and back returns to the start up to the solver's error; an empty interval is the identity."""
     y0 = np.linspace(0.1, 1, 5)

@@ -133,10 +133,10 @@ def test_a_model_that_is_not_contractive_is_sent_to_checkpoint(backend: str) -> 
     assert "not contractive" in found.verdict
 
 
-def test_a_broken_method_is_detected(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_method_is_detected(thorough: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of the extrapolation with a wrong sign: nothing fails, and the gradient is wrong."""
     extrapolated = "discrete-adjoint:predictor=extrapolate"
-    whole, layers = model(backend, SMOOTH[:32]), [str(n) for n in range(32)]
+    whole, layers = model(thorough, SMOOTH[:32]), [str(n) for n in range(32)]
     right = odenet.check_gradients(whole, X, gradients=extrapolated).examinations[0]
     monkeypatch.setattr(DiscreteAdjoint, "continued", (2.0, 1.0))
     found = odenet.check_gradients(whole, X, gradients=["backprop", extrapolated], tolerance=3 * right.gradient_error)

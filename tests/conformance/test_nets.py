@@ -10,6 +10,7 @@ import cases
 import numpy as np
 import pytest
 from cases import BACKENDS
+from quick import quick
 
 import odenet
 
@@ -44,12 +45,10 @@ def evaluate(backend: str, name: str, solver: str = "heun", gradient: str = "bac
         return loaded.evaluate(model, *batch(spec))
 
 
-WAITING = ("conv",)  # what it has is in conv-32 and conv-shared
+WAITING = ("conv", "conv-32", "stages-none")  # what they have is in conv-shared, stages and conv-none-tanh
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in WAITING else ()) for name in SPECS]
-)
+@pytest.mark.parametrize("name", quick(SPECS, [name for name in SPECS if name not in WAITING]))
 def test_same_network_in_every_backend(name: str) -> None:
     first, *rest = (evaluate(backend, name) for backend in BACKENDS)
     assert set(first.gradients) == set(SPECS[name].shapes())
@@ -77,6 +76,9 @@ def test_gradient_is_that_of_finite_differences(backend: str) -> None:
     assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
 
 
+ADJOINTS = ("discrete-adjoint", "continuous-adjoint")
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_weights_travel_both_ways(backend: str, suffix: str, tmp_path: Path) -> None:
     spec = SPECS["conv"]
@@ -90,7 +92,15 @@ def test_weights_travel_both_ways(backend: str, suffix: str, tmp_path: Path) -> 
         assert (again[name] == array).all()
 
 
-@pytest.mark.parametrize("gradient", ["discrete-adjoint", "continuous-adjoint"])
+# each gradient for JAX is a program of four stages: that of the continuous adjoint is in test_compared_steps, too
+@pytest.mark.parametrize(
+    ("backend", "gradient"),
+    quick(
+        [(name, gradient) for name in BACKENDS for gradient in ADJOINTS],
+        [*(("torch", gradient) for gradient in ADJOINTS), ("jax", "discrete-adjoint")],
+    ),
+    indirect=["backend"],
+)
 def test_adjoints_on_the_small_residual_network(backend: str, gradient: str) -> None:
     found, exact = evaluate(backend, "conv-none-tanh", "rk4", gradient), evaluate(backend, "conv-none-tanh", "rk4")
     one, other = (np.concatenate([g[k].ravel() for k in sorted(g)]) for g in (found.gradients, exact.gradients))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from quick import quick
 
 import odenet
 from odenet import _tree
@@ -56,7 +58,12 @@ def test_a_field_gives_the_same_in_every_backend(backend, name):
     assert [leaf.dtype for leaf in _tree.leaves(state)] == [np.asarray(leaf).dtype for leaf in _tree.leaves(expected)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+RUNS = list(itertools.product(BACKENDS, ("float32", "float64")))  # each draws its figure, which takes longest
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"), quick(RUNS, [("torch", "float32"), ("jax", "float64")]), indirect=["backend"]
+)
 def test_the_solve_command_runs_by_it(backend, dtype, tmp_path):
     path = tmp_path / "runs.json"
     arguments = ["rotation", "--backend", backend, "--depth", "16,32", "--dtype", dtype]

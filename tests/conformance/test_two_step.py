@@ -10,6 +10,7 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
+from quick import quick
 
 import odenet
 from odenet import _tree
@@ -195,34 +196,33 @@ def gradient(backend: str, solver: str, method: str, dtype: str = "float64") -> 
 JAX_TOO = ("bdia:seed=5",)  # each is several programs to compile: the others wait for `make test-slow`
 
 
-def backends(solvers: tuple[str, ...]) -> list[Any]:
-    """Each solver for each backend."""
-    return [
-        pytest.param(name, solver, marks=() if name == "torch" or solver in JAX_TOO else pytest.mark.slow)
-        for name in cases.BACKENDS
-        for solver in solvers
-    ]
+EVERY = [
+    (backend, solver, method)
+    for backend in cases.BACKENDS
+    for solver in (*QUANTISED, *REAL, "alf", "reversible-heun", "reversible:heun")
+    for method in EXACT
+]
+QUICK = [
+    (backend, solver, method)
+    for backend, solver, method in EVERY
+    if backend == "torch" or (solver in JAX_TOO and method != "checkpoint")
+]
 
 
-@pytest.mark.parametrize(
-    ("backend", "solver"), backends((*QUANTISED, *REAL, "alf", "reversible-heun", "reversible:heun"))
-)
-def test_every_exact_method_has_the_gradient_of_backprop(backend: str, solver: str) -> None:
+@pytest.mark.parametrize(("backend", "solver", "method"), quick(EVERY, QUICK))
+def test_every_exact_method_has_the_gradient_of_backprop(backend: str, solver: str, method: str) -> None:
     """Straight through the rounding, where there is one; of complex and of real leaves."""
     expected, _ = gradient(backend, solver, "backprop")
-    for method in EXACT:
-        found, certificate = gradient(backend, solver, method)
-        for one, other in zip(found, expected, strict=True):
-            assert np.abs(one - other).max() <= 1e-11 * (1 + np.abs(other).max()), method
-        if method == "reversible":
-            if backend == "torch":  # a certificate of JAX's is asked for in another way
-                assert certificate == 0 if solver in QUANTISED else 0 < certificate < 1e-11
-            assert certificate is None or solver not in QUANTISED or certificate == 0
+    found, certificate = gradient(backend, solver, method)
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() <= 1e-11 * (1 + np.abs(other).max())
+    if method == "reversible":
+        if backend == "torch":  # a certificate of JAX's is asked for in another way
+            assert certificate == 0 if solver in QUANTISED else 0 < certificate < 1e-11
+        assert certificate is None or solver not in QUANTISED or certificate == 0
 
 
-@pytest.mark.parametrize(
-    "solver", [s if s in ("bdia:seed=5",) else pytest.param(s, marks=pytest.mark.slow) for s in QUANTISED]
-)
+@pytest.mark.parametrize("solver", quick(QUANTISED, JAX_TOO))
 def test_backends_agree(solver: str) -> None:
     first, *others = (gradient(name, solver, "reversible")[0] for name in cases.BACKENDS)
     for other in others:

@@ -1,19 +1,14 @@
-"""One of two processes of a run on Gloo: `python _rank.py RANK FILE`. Rank 0 prints what it found, as JSON.
+"""Halves of a batch in two processes, by DistributedDataParallel and a stack sharded as a whole by fully_shard.
 
-Run by test_transforms. Each entry is the largest difference of a parameter's gradient, relative to that of one process
-with the whole batch.
+Run by _stages.py. Blocks that are sharded one by one hold other tensors when they run again, which is an error of the
+solve.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -62,11 +57,10 @@ def apart(found, expected) -> float:
     return max(float((g - e).norm() / e.norm()) for g, e in pairs if e is not None)
 
 
-def main(rank: int, path: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+def in_parallel(rank: int, mesh: DeviceMesh) -> dict[str, float]:
+    """The largest difference of a parameter's gradient, relative to that of one process with the whole batch."""
     whole = torch.randn(8, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    mine, mesh, found = whole[4 * rank : 4 * rank + 4], init_device_mesh("cpu", (2,)), {}
+    mine, found = whole[4 * rank : 4 * rank + 4], {}
     for gradient in METHODS:
         expected = step(model(gradient), whole)
         found[f"DDP {gradient}"] = apart(step(DistributedDataParallel(model(gradient)), mine), expected)
@@ -76,12 +70,4 @@ def main(rank: int, path: str) -> None:
         if gradient in ("checkpoint", "discrete-adjoint"):
             kept = DistributedDataParallel(model(gradient, unused=True), find_unused_parameters=True)
             found[f"unused {gradient}"] = apart(step(kept, mine), step(model(gradient, unused=True), whole))
-    if rank == 0:
-        print(json.dumps(found), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # threads of Gloo that still run would end the interpreter with an abort, now and then
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    return found

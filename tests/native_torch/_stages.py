@@ -1,7 +1,7 @@
-"""One of two processes of a run on Gloo: `python _stages.py RANK FILE`. Rank 1 prints what it found, as JSON.
+"""Two processes on Gloo, of which one loads torch and forks: `python _stages.py FILE` prints what they found, as JSON.
 
-Run by test_processes. A deep stack in two halves by torch.distributed.pipelining, with each gradient method; and
-`gradient="auto"` under DistributedDataParallel and fully_shard.
+Run by test_processes. A deep stack in two halves by torch.distributed.pipelining, with each gradient method; each of
+them and `gradient="auto"` under DistributedDataParallel and fully_shard.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 import warnings
 
 import torch
 import torch.distributed as dist
+from _rank import in_parallel
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -110,14 +112,23 @@ def main(rank: int, path: str) -> None:
         every: list = [None, None]
         dist.all_gather_object(every, chosen)
         assert every[0] == every[1], every
+    found |= in_parallel(rank, mesh)
     both: list = [None, None]
     dist.all_gather_object(both, found)
     if rank == 1:
         print(json.dumps({name: max(each[name] for each in both) for name in found}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
-    os._exit(0)  # threads of Gloo that still run would end the interpreter with an abort, now and then
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    child, status = os.fork(), 0
+    try:
+        main(int(child != 0), sys.argv[1])
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if child:
+        status |= os.waitpid(child, 0)[1] != 0
+    sys.stderr.flush()
+    os._exit(status)  # threads of Gloo that still run would end the interpreter with an abort, now and then

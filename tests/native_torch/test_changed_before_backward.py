@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from quick import quick
 from torch import nn
 from torch.nn import init
 
@@ -62,9 +65,15 @@ def backward_hook(field):
     field.first.register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))
 
 
-@again
-@pytest.mark.parametrize("hook", [forward_hook, pre_hook, backward_hook])
-def test_a_hook_that_is_registered_after_the_forward_pass_is_not_called_for_it(hook, solve):
+HOOKS = (forward_hook, pre_hook, backward_hook)
+EACH = [(HOOKS[n % 3], name) for n, name in enumerate(AGAIN)]  # every way with a hook, every hook with several ways
+FIRST = [(hook, "checkpoint, equal") for hook in HOOKS]
+
+
+@pytest.mark.parametrize(("hook", "way"), quick(list(itertools.product(HOOKS, AGAIN)), {*EACH, *FIRST}))
+def test_a_hook_that_is_registered_after_the_forward_pass_is_not_called_for_it(hook, way):
+    solve = AGAIN[way]
+
     def register(field):
         hook(field)
         tables.extend([field.first._forward_hooks, field.first._backward_hooks, field.second._forward_pre_hooks])

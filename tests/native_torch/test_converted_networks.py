@@ -10,6 +10,7 @@ import io
 import pytest
 import torch
 import transformers
+from quick import quick
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -160,7 +161,8 @@ def off(one, other):
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# those of the others that are left are language models of layers like these, and in the tests below
+@pytest.mark.parametrize("name", quick(NETWORKS, ["mixtral", "mamba", "swin", "bert", "resnet", "densenet"]))
 def test_checkpoint_takes_layers_of_every_kind(name):
     plain, model, batch = made(NETWORKS[name][0], "checkpoint")
     (value, expected), (again, found) = gradient(plain, batch), gradient(model, batch)
@@ -171,7 +173,10 @@ def test_checkpoint_takes_layers_of_every_kind(name):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    quick(NETWORKS, ["mixtral", "mamba", "roberta-prelayernorm", "swin", "bert", "resnet", "densenet"]),
+)
 def test_the_discrete_adjoint_takes_residual_layers_and_no_others(name):
     make, residual = NETWORKS[name]
     if not residual:
@@ -186,11 +191,14 @@ def test_the_discrete_adjoint_takes_residual_layers_and_no_others(name):
         assert off(found, expected) < (1e-2 if name == "mixtral" else 1e-3)
 
 
-METHODS = pytest.mark.parametrize("method", ["checkpoint", "discrete-adjoint:iterations=12"])
+EXACT, ADJOINT = "checkpoint", "discrete-adjoint:iterations=12"
+METHODS = pytest.mark.parametrize("method", [EXACT, ADJOINT])
+# where the second does all that the first does, and more
+ADJOINT_FIRST = pytest.mark.parametrize("method", quick([EXACT, ADJOINT], [ADJOINT]))
 QUIETLY = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
 
 
-@METHODS
+@ADJOINT_FIRST
 def test_what_a_language_model_returns_beside_its_logits(method):
     """Hidden states, attentions and router logits, each once a layer and with its gradient; and it can be converted
     when it was called so before."""
@@ -213,7 +221,7 @@ def test_what_a_language_model_returns_beside_its_logits(method):
         assert off(found, expected) < (1e-6 if method == "checkpoint" else 1e-2)
 
 
-@METHODS
+@ADJOINT_FIRST
 def test_undoing_the_conversion(method):
     plain, model, batch = made(NETWORKS["llama"][0], method)
     kinds, attributes = [type(m) for m in plain.modules()], [set(vars(m)) for m in plain.modules()]
@@ -246,7 +254,7 @@ def test_undoing_the_conversion_for_another_solver():
     assert odenet.unconvert(model) is model
 
 
-@METHODS
+@pytest.mark.parametrize("method", quick([EXACT, ADJOINT], [EXACT]))  # files of the other: test_convert has them
 def test_copies_averages_and_files(method):
     plain, model, batch = made(NETWORKS["llama"][0], method)
     gradient(model, batch)
@@ -267,7 +275,7 @@ def test_copies_averages_and_files(method):
     model.load_state_dict(plain.state_dict())
 
 
-@METHODS
+@ADJOINT_FIRST
 def test_mixed_precision(method):
     plain, model, batch = made(NETWORKS["llama"][0], method)
     found = []

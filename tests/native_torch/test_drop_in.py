@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 import torchdiffeq
+from quick import pairwise
 from torch import nn
 
 import odenet_torch
@@ -21,7 +22,8 @@ ADAPTIVE = ["dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
 COARSE = {"fehlberg2": (1e-5, 1000), "adaptive_heun": (1e-4, 60)}
 FIXED = ["euler", "midpoint", "heun2", "heun3", "rk4"]
 DELEGATED = ["explicit_adams", "implicit_adams", "fixed_adams", "scipy_solver"]
-WAYS = pytest.mark.parametrize("way", ["odeint", "odeint_adjoint"])
+BOTH_WAYS = ("odeint", "odeint_adjoint")
+WAYS = pytest.mark.parametrize("way", BOTH_WAYS)
 DIRECTIONS = pytest.mark.parametrize("backward", [False, True], ids=["forth", "back"])
 BOTH = (torchdiffeq, odenet_torch)
 DOUBLE = torch.float64
@@ -88,9 +90,9 @@ def exact():
     return {backward: results(odenet_torch, "odeint", Field(), backward=backward, **tight) for backward in (0, 1)}
 
 
-@WAYS
-@DIRECTIONS
-@pytest.mark.parametrize("method", [*ADAPTIVE, "tsit5"])
+@pytest.mark.parametrize(
+    ("method", "backward", "way"), pairwise(itertools.product((*ADAPTIVE, "tsit5"), (False, True), BOTH_WAYS))
+)
 def test_adaptive_methods_and_their_gradients_are_within_tolerance(method, backward, way, exact):
     tolerance, factor = COARSE.get(method, (1e-6, 60))
     found = results(odenet_torch, way, Field(), backward=backward, method=method, rtol=tolerance, atol=tolerance)
@@ -134,10 +136,9 @@ GRIDS = {
 }
 
 
-@WAYS
-@DIRECTIONS
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize(
+    ("method", "grid", "backward", "way"), pairwise(itertools.product(FIXED, GRIDS, (False, True), BOTH_WAYS))
+)
 def test_fixed_methods_and_their_gradients_are_theirs_to_rounding(method, grid, backward, way):
     theirs, ours = (
         results(library, way, Field(), backward=backward, method=method, options=dict(GRIDS[grid])) for library in BOTH

@@ -71,11 +71,11 @@ ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun", "fehlberg2", "tsit5", "dopri8")
 CASES = [
     (odeint, "rk4", {"options": {"step_size": 0.3, "interp": "cubic"}, "moving": True}, Field),
     (odeint, "euler", {"options": {"step_size": 0.1, "perturb": True}}, Pair),
-    (odeint_adjoint, "rk4", {"options": {"step_size": 0.25}, "moving": True}, Field),
     (odeint_adjoint, "dopri5", {"moving": True}, Field),
     (odeint_adjoint, "heun3", {"times": [1.0, 0.5]}, Writes),
 ]
 ALL = [
+    (odeint_adjoint, "rk4", {"options": {"step_size": 0.25}, "moving": True}, Field),
     (odeint_adjoint, "bosh3", {}, Rotates),
     (odeint_adjoint, "dopri5", {"adjoint_options": {"norm": "seminorm"}, "adjoint_method": "bosh3"}, Pair),
     (odeint, "dopri5", {"moving": True}, Field),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from quick import pairwise
 from torch import nn
 
 import odenet
@@ -36,10 +38,14 @@ def closed(k):
 SLOPE = (closed(2 + 1e-6) - closed(2 - 1e-6)) / 2e-6
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-@pytest.mark.parametrize("choices", [{"steps": 50, "solver": "rk4"}, {"rtol": 1e-8, "atol": 1e-10}], ids=str)
-@pytest.mark.parametrize("method", METHODS)
-def test_gradients_of_a_hamiltonian_net(method, choices, recorded):
+STEPPING = {"equal": {"steps": 50, "solver": "rk4"}, "adaptive": {"rtol": 1e-8, "atol": 1e-10}}
+
+
+@pytest.mark.parametrize(
+    ("method", "stepping", "recorded"), pairwise(itertools.product(METHODS, STEPPING, (True, False)))
+)
+def test_gradients_of_a_hamiltonian_net(method, stepping, recorded):
+    choices = STEPPING[stepping]
     net, y0 = Oscillator(), torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=recorded)
     end = odenet.solve(net, y0, t1=1.0, gradient=method, **choices).y1
     (by,) = torch.autograd.grad(end.sum(), net.k)

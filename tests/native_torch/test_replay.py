@@ -157,8 +157,8 @@ def settled(model):
 @pytest.mark.parametrize(
     ("middle", "solver", "method"),
     [
-        pytest.param(middle, *pair, marks=() if middle != "BatchNorm" or pair in SOME_PAIRS else pytest.mark.slow)
-        for middle in MIDDLES  # one with every pair for what is drawn, one for what is written and read
+        pytest.param(middle, *pair, marks=() if middle == "Dropout" or pair in SOME_PAIRS else pytest.mark.slow)
+        for middle in MIDDLES  # one with every pair for what is drawn, and for make test-slow for what is written
         for pair in (ALL_PAIRS if middle in ("BatchNorm", "Dropout", "a buffer that matters") else SOME_PAIRS)
     ],
 )

@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+from quick import quick
 from torch import Tensor, nn
 
 from odenet import DtypeError, GradientError, StateError
@@ -157,8 +158,21 @@ CHANGES = {
 }
 
 
-@every
-@pytest.mark.parametrize("change", CHANGES)
+def part(cases):
+    """All cases of a checkpoint and of a discrete adjoint, and of each other method every fourth, for the quick suite;
+    each case is then met by several methods."""
+    rows = [(*method, case) for method in METHODS for case in cases]
+    most = [("euler", "checkpoint"), ("euler", "discrete-adjoint")]
+    taken = [
+        (*method, case)
+        for i, method in enumerate(METHODS)
+        for j, case in enumerate(cases)
+        if method in most or (i + j) % 4 == 0
+    ]
+    return quick(rows, taken)
+
+
+@pytest.mark.parametrize(("solver", "gradient", "change"), part(CHANGES))
 def test_what_changes_between_passes_is_met_as_in_a_first_pass(solver, gradient, change):
     net = primed(solver, gradient)
     torch.manual_seed(2)
@@ -213,8 +227,7 @@ SURPRISES = {
 }
 
 
-@every
-@pytest.mark.parametrize("surprise", SURPRISES)
+@pytest.mark.parametrize(("solver", "gradient", "surprise"), part(SURPRISES))
 def test_a_surprise_in_the_forward_pass_is_met_as_in_a_first_pass(solver, gradient, surprise):
     outcomes = []
     for known in (True, False):

@@ -1,15 +1,10 @@
-"""Solves under torch's own transformations: torch.func, vmap, second derivatives, copies, several processes."""
+"""Solves under torch's own transformations: torch.func, vmap, second derivatives and copies."""
 
 from __future__ import annotations
 
 import copy
 import io
-import json
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -205,27 +200,3 @@ def test_a_model_can_be_copied_pickled_and_loaded_after_a_backward_pass(x, solve
         for one, two in zip(found, grads, strict=True):
             assert (one is None and two is None) or torch.equal(one, two)
         assert all(torch.equal(one, two) for one, two in zip(twin.buffers(), model.buffers(), strict=True))
-
-
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="this torch has no FSDP on the CPU")
-def test_gradients_of_two_processes_are_those_of_one_with_the_whole_batch(tmp_path):
-    """DistributedDataParallel and a stack sharded as a whole by fully_shard, on Gloo, two training steps each.
-
-    Blocks that are sharded one by one hold other tensors when they run again, which is an error of the solve.
-    """
-    script, environment = Path(__file__).with_name("_rank.py"), {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error::UserWarning:odenet_torch", str(script), str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs[0][1][-2000:]
-    found = json.loads(outputs[0][0].splitlines()[-1])
-    assert len(found) == 2 * 6 + 2
-    assert max(found.values()) < 1e-13, found

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from judge import functional
+from quick import quick
 from torch import Tensor, nn
 
 import odenet
@@ -125,7 +126,14 @@ USES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Tensor], Callable
     "a layer shared later": (llama, plain, shared),
     "a hook inside a layer": (llama, plain, hooked),
 }
-FAST = ("generate in inference mode", "a cache with gradients", "LayerDrop set later", "a layer shared later")
+FAST = [  # each kind of use, by methods that run layers again as they were and from what they returned
+    ("generate in inference mode", "discrete-adjoint"),
+    ("a cache with gradients", "checkpoint"),
+    ("a cache with gradients", "discrete-adjoint"),
+    ("LayerDrop set later", "checkpoint:bits=8"),
+    ("a layer shared later", "checkpoint"),
+    ("a layer shared later", "discrete-adjoint"),
+]
 CACHES = ("a cache with gradients", "chunks")
 
 
@@ -140,11 +148,7 @@ def last_gradient(model: nn.Module, use: Callable[[Any], Tensor]) -> tuple[Tenso
     return loss.detach(), torch.cat([g.double().flatten() for g in leaves])
 
 
-CELLS = [
-    pytest.param(name, method, marks=() if name in FAST and method[0] in "cd" else pytest.mark.slow)
-    for name in USES
-    for method in METHODS
-]
+CELLS = quick([(name, method) for name in USES for method in METHODS], FAST)
 
 
 @pytest.mark.parametrize(("name", "method"), CELLS)

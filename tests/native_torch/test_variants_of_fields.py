@@ -2,6 +2,7 @@
 
 import enum
 import functools
+import itertools
 import random
 import threading
 import weakref
@@ -9,6 +10,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from quick import pairwise
 from torch import nn
 
 import odenet
@@ -177,9 +179,13 @@ def contained(container, blocks, gradient):
     return convert(model, example=Y.clone(), gradient=gradient) or model
 
 
-@pytest.mark.parametrize("mode", ["kept", "history", "counts", "rrelu", "dropout", "written"])
-@pytest.mark.parametrize("before", ["plain", "detached"])
-@pytest.mark.parametrize("container", ["stack", "node", "convert"])
+MODES = ("kept", "history", "counts", "rrelu", "dropout", "written")
+
+
+@pytest.mark.parametrize(
+    ("container", "before", "mode"),
+    pairwise(itertools.product(("stack", "node", "convert"), ("plain", "detached"), MODES)),
+)
 def test_a_block_whose_attribute_turns_a_branch_on_is_right_or_refused(container, before, mode):
     def results(gradient):
         torch.manual_seed(0)
