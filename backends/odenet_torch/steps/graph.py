@@ -217,7 +217,13 @@ def _effects(graph: Any) -> tuple[Effects, torch.fx.GraphModule | None]:
     without_numbers = next((mode for tensor in tensors if (mode := getattr(tensor, "fake_mode", None))), None)
 
     def copies() -> list[Any]:
-        return [example.detach().clone() if isinstance(example, Tensor) else example for example in examples]
+        # a number of a tensor that torch 2.6 has read, as of a float that changes, is known of that tensor alone
+        return [
+            example.detach().clone()
+            if isinstance(example, Tensor) and getattr(example, "item_memo", None) is None
+            else example
+            for example in examples
+        ]
 
     with without_numbers or contextlib.nullcontext():
         own = seeded(graph, copies())

@@ -29,7 +29,7 @@ from odenet import (
 )
 from odenet.kit import Tableau, Trial, interpolant, landing, number, trial
 from odenet_torch.field import random_state
-from odenet_torch.field.differentiating import record, transformed
+from odenet_torch.field.differentiating import listed, record, transformed
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, meta_state
 from odenet_torch.steps.dense import differentiable
@@ -97,7 +97,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
         random_state.restore(device, after_first)
         active = finite_rows(y, first)
         outcome = torch.where(active, outcome, _NONFINITE)
-        going, all_active = torch.stack([active.any(), active.all()]).tolist()
+        going, all_active = listed(torch.stack([active.any(), active.all()]))
         if going and not all_active and torch.is_grad_enabled():
             first = row_steps.slope(t, stand_ins(active, y))
     size = torch.zeros_like(t)
@@ -138,7 +138,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
             active = active & ~done & ~full
             flags = [active.any(), active.all(), good.any(), wild.any()]
             flags = torch.cat([torch.stack(flags), crossed.any(1)])
-            going, all_active, some, astray, *any_crossed = flags.tolist()  # the host read
+            going, all_active, some, astray, *any_crossed = listed(flags)  # the host read
         if not some:
             continue
         if astray and torch.is_grad_enabled():
@@ -311,7 +311,7 @@ def _field(problem: Problem, state_layout: Layout) -> Any:
 
 def _require_ended(span: Span, outcome: Tensor) -> None:
     if span.control.throw and bool((outcome != _SUCCESS).any()):
-        failed = outcome.nonzero().flatten().tolist()
+        failed = listed(outcome.nonzero().flatten())
         worst = list(Result)[int(outcome.max())]
         named = ", ".join(map(str, failed[:8]))
         raise SolveError(
