@@ -129,7 +129,7 @@ def test_a_file_on_standard_output_is_alone_there(tmp_path):
     kept = tmp_path / "kept"
     with kept.open("wb") as stream:  # a plain file behind the redirection: it must not be renamed over
         done = subprocess.run(
-            [sys.executable, "-m", "odenet", *SOLVE[:2], "--depth", "4", "--json", "/dev/fd/1"],
+            [sys.executable, "-m", "odenet", *SOLVE[:2], "--backend", "torch", "--depth", "4", "--json", "/dev/fd/1"],
             stdout=stream,
             stderr=subprocess.PIPE,
             text=True,
