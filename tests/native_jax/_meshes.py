@@ -170,6 +170,7 @@ def main(few: bool) -> None:
     for kind, method, closed, fixed in itertools.product(kinds, methods, ways, (False, True)):
         name = f"{kind}, {method}, {'closed over' if closed else 'weights'}, {'steps' if fixed else 'adaptive'}"
         chosen = {"gradient": method, "closed": closed, **({"steps": 4, "solver": "heun"} if fixed else {"rtol": 1e-5})}
+        # few: explicit meshes have the discrete adjoint, and devices by themselves have it with equal steps only
         if few and (method == "backprop") == (fixed or kind == "explicit"):
             continue
         try:
