@@ -36,7 +36,7 @@ settings.register_profile("odenet", deadline=None)
 settings.load_profile("odenet")
 
 
-# tracing makes many objects that live on: at Python's thresholds a tenth of the time goes into looking them through
+# tracing makes many objects that live on: at Python's thresholds looking them through is up to a tenth of the time
 gc.set_threshold(50_000, 20, 20)
 
 
