@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from quick import quick
 
 from odenet import FileError, InputError, NetSpec
 from odenet import gradient as gradient_named
@@ -294,7 +295,11 @@ def test_verdicts_pass_what_the_paper_says(name):
     assert all(each.passed for each in found), [each for each in found if not each.passed]
 
 
-@pytest.mark.parametrize("name", RIGHT)
+# whose verdicts are fits of many curves; that they refuse what is wrong is in their controls, too
+LONG = ("nonlinear-limit", "linear-limit", "implicit-regularization")
+
+
+@pytest.mark.parametrize("name", quick(RIGHT, [name for name in RIGHT if name not in LONG]))
 def test_every_verdict_can_fail(name):
     """Each verdict fails for some wrong data: of a curve with another order, or a hundred times as large or small."""
     passed, failed = {each.claim for each in judged(name)}, set()

@@ -282,7 +282,7 @@ OWN_WAY_BACK = [
     waiting("euler", "checkpoint:segments=3"),
     ("euler", "checkpoint:states=3"),
     ("euler", "discrete-adjoint:tolerance=0.001"),
-    ("euler", "continuous-adjoint:interpolate=yes"),
+    waiting("euler", "continuous-adjoint:interpolate=yes"),  # see `test_derivatives.py` for the method
     ("alf", "reversible"),
 ]
 
