@@ -36,6 +36,10 @@ settings.register_profile("odenet", deadline=None)
 settings.load_profile("odenet")
 
 
+# tracing makes many objects that live on: at Python's thresholds looking them through is up to a tenth of the time
+gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_objects_to_collect() -> None:
     """What the frameworks and earlier tests hold is not looked through again: jobs collect before each measurement."""

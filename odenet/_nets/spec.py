@@ -272,12 +272,12 @@ class NetSpec:
 
     def statistics(self) -> dict[str, tuple[int, ...]]:
         """Shape of every running statistic by name, beside `shapes`; there are some with batch normalisation."""
-        norms = [
-            name for name in self.shapes() if self.batch_normalised and ".norm" in name and name.endswith("weight")
-        ]
+        if not self.batch_normalised:
+            return {}
         return {
-            name.removesuffix("weight") + kind: self.shapes()[name]
-            for name in norms
+            name.removesuffix("weight") + kind: shape
+            for name, shape in self.shapes().items()
+            if ".norm" in name and name.endswith("weight")
             for kind in ("running_mean", "running_var")
         }
 

@@ -33,8 +33,16 @@ FENCE = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOT
 SNIPPET = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 RELATIVE = 0.1  # how far a printed number may be from the page's: the last digit of two
 ABSOLUTE = 1e-12
-# a network of 1000 layers takes as long as all short pages; that memory is constant is in the tests of memory, too
-LONG = ("docs/thousand-layers.md",)
+# each takes as long as many short pages, and shows what tests of its own hold to: memory that is constant, adaptive
+# solves, `auto`, the conversion of models, and the doctor
+LONG = (
+    "docs/thousand-layers.md",
+    "docs/tutorial.md",
+    "docs/how-to/solve-to-a-tolerance.md",
+    "docs/how-to/let-it-choose.md",
+    "docs/how-to/convert-a-model.md",
+    "docs/how-to/diagnose-gradients.md",
+)
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def test_the_core_step_converges_to_the_reference(name):
     assert 3.6 < math.log2(coarse / fine) < 4.5
 
 
+@pytest.mark.slow  # that the orbit closes is held to SciPy's code below
 def test_the_arenstorf_orbit_closes_with_a_method_of_order_eight():
     """rk4 would need far more steps. Python floats for the state: they are ten times as fast as NumPy's."""
     assert relative_error(run(ARENSTORF, "dopri8", 12288, ARENSTORF.y0), ARENSTORF.y0) < 1e-4

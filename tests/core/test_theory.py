@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
+from quick import quick
 
 import odenet
 from odenet import SOLVERS, Depth, DepthError, DiscreteAdjoint, InputError, _tree
@@ -122,7 +123,7 @@ def test_smoothness_is_of_layers_of_one_shape():
         smoothness(Depth.each([each[0], {"w": np.zeros(3), "activation": np.tanh}]))
 
 
-@pytest.mark.parametrize("n", [32, 64, 256])
+@pytest.mark.parametrize("n", [32, 64, pytest.param(256, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("method", "order"), [(PAPER, 1), (DiscreteAdjoint(), 2)])
 def test_the_predicted_error_is_the_measured_one(n, method, order):
     y0, depth = states(0), layers(n)
@@ -193,7 +194,9 @@ def test_the_estimates_are_near_what_is_known_of_tanh():
 
 
 @pytest.mark.skipif(len(NATIVE) < 2, reason="one backend")
-@pytest.mark.parametrize(("tool", "known"), [(distance, 1.0), (reconstruction, None)])
+@pytest.mark.parametrize(
+    ("tool", "known"), [(distance, 1.0), pytest.param(reconstruction, None, marks=pytest.mark.slow)]
+)
 def test_backends_agree(tool, known):
     choices = {"batched": True, "lipschitz": known}
     one, other = (tool(field, states(0), layers(6), backend=name, **choices) for name in NATIVE)
@@ -307,8 +310,10 @@ def jax_stack(n, along):
 STACKS = {"torch": torch_stack, "jax": jax_stack}
 
 
-@pytest.mark.parametrize("backend", [name for name in STACKS if importlib.util.find_spec(name)])
-@pytest.mark.parametrize("along", ["piecewise", "linear"])
+PLACES = [(name, along) for name in STACKS if importlib.util.find_spec(name) for along in ("piecewise", "linear")]
+
+
+@pytest.mark.parametrize(("backend", "along"), quick(PLACES, {*PLACES} - {("jax", "piecewise")}))
 def test_a_stack_is_its_field_with_its_depth(backend, along):
     stack, x = STACKS[backend](4, along)
     read = _registry.backend(backend).to_numpy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from quick import quick
 
 from odenet._backend import registry as _registry
 from odenet._jobs.data.sets import CHARACTERS, lines
@@ -92,7 +93,7 @@ def test_a_tied_start_is_the_identity_and_stays_smooth(backend):
     assert 8 * np.abs(np.diff(last.weights, axis=0)).max() < 2
 
 
-@BOTH
+@pytest.mark.parametrize("backend", quick(NATIVE, NATIVE[-1:]))
 def test_the_gradient_of_a_looped_transformer(backend):
     """By all weights, against central differences; and the memory-free one is another, and near with many loops."""
     weights, text = looped.start(0), lines("train", looped.BATCH, looped.LENGTH + 1, 0)

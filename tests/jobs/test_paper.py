@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from quick import quick
 
 from odenet import FileError, InputError, NetSpec
 from odenet import gradient as gradient_named
@@ -294,7 +295,11 @@ def test_verdicts_pass_what_the_paper_says(name):
     assert all(each.passed for each in found), [each for each in found if not each.passed]
 
 
-@pytest.mark.parametrize("name", RIGHT)
+# whose verdicts are fits of many curves; that they refuse what is wrong is in their controls, too
+LONG = ("nonlinear-limit", "linear-limit", "implicit-regularization")
+
+
+@pytest.mark.parametrize("name", quick(RIGHT, [name for name in RIGHT if name not in LONG]))
 def test_every_verdict_can_fail(name):
     """Each verdict fails for some wrong data: of a curve with another order, or a hundred times as large or small."""
     passed, failed = {each.claim for each in judged(name)}, set()
@@ -637,6 +642,8 @@ def test_what_is_trained_is_what_the_verdicts_read(claim, monkeypatch):
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(claim, "_QUICK", SHORTENED[claim])
+    if claim is adjoint_failure:
+        monkeypatch.setattr(claim, "BLOCKS", 4)  # of 22, which have the same points
     each, choices = claim.REPRODUCTION, replace(CHOICES, seeds=1)
     cells = each.cells(choices)
     least = {curve: min(cell.depth for cell in cells if cell.curve == curve) for curve in {c.curve for c in cells}}

@@ -479,7 +479,7 @@ def test_a_record_that_was_cut_short_is_gone_after_the_run_went_on(bench, tmp_pa
     assert {step for step, _ in events_of((tmp_path / events.NAME).read_bytes())} == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("certificate", [None, 0.1])
+@pytest.mark.parametrize("certificate", [pytest.param(None, marks=pytest.mark.slow), 0.1])
 def test_the_curve_shows_all_epochs_and_the_test_at_the_best(tmp_path, certificate):
     losses = (2.0, 1.0, 0.5)
     rows = tuple(

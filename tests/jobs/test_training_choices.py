@@ -198,7 +198,9 @@ def test_a_run_with_an_optimiser_of_torch_goes_on_bit_for_bit(optimizer, tmp_pat
     assert [row.lr for row in whole.rows] == [1.0, 0.1, 0.01]  # factors of its own rate
 
 
-@pytest.mark.parametrize("optimizer", ["owns:heavy,rate=0.05", "optax:adamw,learning_rate=1e-2"])
+@pytest.mark.parametrize(
+    "optimizer", ["owns:heavy,rate=0.05", pytest.param("optax:adamw,learning_rate=1e-2", marks=pytest.mark.slow)]
+)
 def test_a_run_with_a_transformation_for_jax_goes_on_bit_for_bit(optimizer, tmp_path, monkeypatch):
     _, whole = run(tmp_path / "whole", optimizer=optimizer, backend="jax")
     _, cut = interrupted(monkeypatch, tmp_path / "cut", optimizer=optimizer, backend="jax")

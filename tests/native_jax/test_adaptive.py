@@ -126,7 +126,7 @@ class TestSteps:
         both = solve(lambda t, y: (-y[0], y[1]), (jnp.ones(2, jnp.float32), jnp.ones(2)), rtol=1e-5)
         assert [leaf.dtype for leaf in both.ys] == [jnp.float32, jnp.float64]
 
-    @pytest.mark.parametrize("kind", ["piecewise", "linear"])
+    @pytest.mark.parametrize("kind", [*waiting("piecewise"), "linear"])
     def test_weights_along_depth_divide_the_time(self, kind):
         tree = {key: jnp.stack([leaf * (1 + 0.3 * i) for i in range(4)]) for key, leaf in weights().items()}
         count = 4 if kind == "piecewise" else 3
@@ -168,7 +168,7 @@ class TestOutputs:
     @pytest.mark.parametrize("solver", ["dopri5", *waiting("heun", "bosh3", "tsit5", "dopri8")])
     def test_the_order_of_dense_output(self, solver):
         order = interpolant(solver_named(solver).tableau).order
-        y0, errors, counts = jnp.array([1.0, 0.0]), [], (8, 16, 32)
+        y0, errors, counts = jnp.array([1.0, 0.0]), [], (8, 32)
         middles = jnp.linspace(0.0, 2.0, 257)
         for count in counts:  # all steps of one size
             control = PIDController(1e9, 1e9, first_step=2.0 / count, max_step=2.0 / count)
@@ -216,8 +216,11 @@ class TestOutputs:
 
 
 class TestGradients:
-    @pytest.mark.parametrize("solver", ["bosh3", *waiting("heun", "dopri5")])
-    def test_exact_over_the_accepted_steps(self, solver):
+    @pytest.mark.parametrize(
+        ("solver", "methods"),
+        [("bosh3", EXACT[::2]), *waiting(*((solver, EXACT) for solver in ("bosh3", "heun", "dopri5")))],
+    )
+    def test_exact_over_the_accepted_steps(self, solver, methods):
         tableau, control = solver_named(solver).tableau, PIDController(1e-4, 1e-6)
         nodes = solve(field, start(), weights(), t1=3.0, ts="all", solver=solver, control=control).ts
 
@@ -230,7 +233,7 @@ class TestGradients:
             return score(jax.lax.scan(step, (y0,), (nodes[:-1], nodes[1:]))[0][0][None])
 
         truth = jax.jit(jax.grad(replayed, argnums=(0, 1)))(start(), weights())
-        for method in EXACT:
+        for method in methods:
 
             def loss(y0, w, method=method):
                 return score(solve(field, y0, w, t1=3.0, solver=solver, gradient=method, control=control).ys)

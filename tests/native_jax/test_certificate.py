@@ -139,7 +139,9 @@ def test_a_class_token_among_many_other_rows_is_seen():
     assert off < 3 * certificate
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (5, 4), (2, 50, 30), (2, 4, 8, 8)])
+@pytest.mark.parametrize(
+    "shape", [(), (5, 4), (2, 4, 8, 8), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((5,), (2, 50, 30)))]
+)
 def test_a_row_that_is_wrong_shows_whatever_axis_holds_the_channels(shape):
     y = jnp.asarray(RNG.standard_normal(shape))
     assert relative((jnp.zeros_like(y),), (y,)) == 0

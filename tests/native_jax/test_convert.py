@@ -135,7 +135,7 @@ def plain(adds):
 @pytest.mark.parametrize(
     ("adds", "gradient", "near"),
     [
-        (True, "checkpoint", 1e-13),
+        pytest.param(True, "checkpoint", 1e-13, marks=SLOW),
         (True, RUN, 1e-13),
         (False, "discrete-adjoint:iterations=6", 1e-6),
         pytest.param(True, "backprop", 1e-13, marks=SLOW),

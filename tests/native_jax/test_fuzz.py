@@ -45,7 +45,7 @@ def clear(drawn: Call) -> None:
 
 def test_a_few_random_calls_are_right_or_refused():
     """Enough to see that the judge judges."""
-    found = judged(0, 24, JAX, SECONDS, clear)
+    found = judged(0, 12, JAX, SECONDS, clear)
     assert found["solved"]
     assert found["refused"]
 

@@ -58,7 +58,12 @@ def gradient_of(model, call):
 
 
 @pytest.mark.parametrize(
-    ("gradient", "tolerance"), [("backprop", 1e-12), ("checkpoint", 1e-12), ("discrete-adjoint", 0.02)]
+    ("gradient", "tolerance"),
+    [
+        ("checkpoint", 1e-12),
+        ("discrete-adjoint", 0.02),
+        pytest.param("backprop", 1e-12, marks=pytest.mark.slow),
+    ],
 )
 def test_heun_reads_the_next_block_whole(gradient, tolerance, x64):
     """They were those of block n at the end of step n, too: 0.43 off with integers, 0.12 with keys."""

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 from odenet import GradientError
 from odenet_jax import ResidualStack
 
 pytestmark = pytest.mark.usefixtures("x64")
-METHODS = ["backprop", pytest.param("discrete-adjoint", marks=pytest.mark.slow), "checkpoint"]
+METHODS = quick(["backprop", "discrete-adjoint", "checkpoint"], ["checkpoint"])
 
 
 class Router(eqx.Module):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import pairwise, quick
 
 import odenet
 from odenet import Depth
@@ -26,7 +28,10 @@ METHODS = [
 ]
 REVERSIBLE = ["reversible:heun", "reversible-heun", "alf"]
 EVERY = pytest.mark.parametrize("gradient", METHODS)
-KINDS = pytest.mark.parametrize("kind", ["shared", "piecewise", "linear"])
+SHAPES = ["shared", "piecewise", "linear"]
+LENGTHS = list(itertools.product(METHODS, SHAPES, [None, "all"]))
+# every method, with the kinds of weights and of outputs in turn
+IN_TURN = [(name, SHAPES[n % 3], (None, "all")[n % 2]) for n, name in enumerate(METHODS)]
 WIDTH = 32
 
 
@@ -64,9 +69,7 @@ def programs(program):
             yield from programs(sub)
 
 
-@EVERY
-@KINDS
-@pytest.mark.parametrize("ts", [None, "all"])
+@pytest.mark.parametrize(("gradient", "kind", "ts"), quick(LENGTHS, IN_TURN))
 def test_the_program_of_a_gradient_is_as_long_for_512_steps_as_for_8(gradient, kind, ts):
     """So is its compilation. Layers are as many as steps."""
     counts = []
@@ -78,9 +81,9 @@ def test_the_program_of_a_gradient_is_as_long_for_512_steps_as_for_8(gradient, k
     assert counts[0] > 20  # programs inside programs were seen
 
 
-@KINDS
-@pytest.mark.parametrize("gradient", ["backprop", "reversible"])
-@pytest.mark.parametrize("solver", REVERSIBLE)
+@pytest.mark.parametrize(
+    ("solver", "gradient", "kind"), pairwise(itertools.product(REVERSIBLE, ["backprop", "reversible"], SHAPES))
+)
 def test_so_is_that_of_reversible_solvers(solver, gradient, kind):
     counts = []
     for steps in (8, 512):
@@ -95,8 +98,13 @@ def temporaries(steps, gradient, kind, layers, solver="euler"):
     return program.compile().memory_analysis().temp_size_in_bytes
 
 
-@KINDS
-@pytest.mark.parametrize("gradient", ["discrete-adjoint", "continuous-adjoint"])
+@pytest.mark.parametrize(
+    ("gradient", "kind"),
+    quick(
+        itertools.product(["discrete-adjoint", "continuous-adjoint"], SHAPES),
+        [("discrete-adjoint", "linear"), ("continuous-adjoint", "piecewise")],
+    ),
+)
 def test_memory_of_the_adjoints_does_not_grow_with_depth(gradient, kind):
     few, many = (temporaries(steps, gradient, kind, 16) for steps in (64, 1024))
     assert many - few < 64 * WIDTH * 4  # a state; XLA may keep an index a step
@@ -106,7 +114,7 @@ def test_memory_of_the_adjoints_does_not_grow_with_depth(gradient, kind):
     "gradient",
     [
         "checkpoint:states=4",
-        "discrete-adjoint:iterations=3",
+        pytest.param("discrete-adjoint:iterations=3", marks=pytest.mark.slow),
         "discrete-adjoint:predictor=extrapolate:order=4",
         "discrete-adjoint:tolerance=1e-3",
     ],

@@ -52,7 +52,7 @@ def slopes(value, transform=jax.jit):
 @pytest.mark.parametrize(
     ("field", "gradient", "solver"),
     [
-        (overflows, "checkpoint:states=3", "euler"),
+        pytest.param(overflows, "checkpoint:states=3", "euler", marks=pytest.mark.slow),
         (starts_at_nan, odenet.Checkpoint(bits=16, tolerance=0.1), "euler"),
         (overflows, "discrete-adjoint:tolerance=1e-3", "euler"),
         (overflows, "reversible", "reversible-heun"),

@@ -45,7 +45,7 @@ def the_sum_of_rows(loss, transform, factors):
 @pytest.mark.parametrize(
     ("field", "transform", "factors"),
     [
-        (of_weights, under_checkpoint, (1, 1, 1)),
+        pytest.param(of_weights, under_checkpoint, (1, 1, 1), marks=pytest.mark.slow),
         (of_weights, under_cond, (1, 1, 2)),
         (of_none, under_checkpoint, (1, 1, 1)),
     ],

@@ -35,7 +35,7 @@ WAYS += [("heun", "checkpoint"), ("heun", "discrete-adjoint:iterations=4")]
 WAYS += [(solver, "reversible") for solver in ("reversible:heun", "alf", "reversible-heun")]
 SLOW = pytest.mark.slow
 # some wait for `make test-slow`: they differ from others in what has nothing to do with replay, or JAX itself goes back
-SOME = [way if i in (2, 3, 9) else pytest.param(*way, marks=SLOW) for i, way in enumerate(WAYS)]
+SOME = [way if i in (3, 9) else pytest.param(*way, marks=SLOW) for i, way in enumerate(WAYS)]
 
 
 class Block(eqx.Module):
@@ -324,7 +324,7 @@ def test_a_block_must_return_a_state_like_the_one_it_was_given():
         ResidualStack([Growing(jnp.ones(()))])(batch(), state=jnp.ones((1, 2)))
 
 
-@pytest.mark.parametrize("rows", [None, BATCH])
+@pytest.mark.parametrize("rows", [pytest.param(None, marks=SLOW), BATCH])
 def test_the_certificate_comes_out_of_a_training_step(rows):
     stack = ResidualStack([eqx.nn.Linear(WIDTH, WIDTH, key=key) for key in keys()], gradient="discrete-adjoint")
 

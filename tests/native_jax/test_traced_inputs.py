@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import odenet
 import odenet_jax
@@ -19,7 +20,7 @@ def decay(t, y):
     return -y
 
 
-@pytest.mark.parametrize("t0", [1.7e9, 2460000.5, 131072.01])
+@pytest.mark.parametrize("t0", quick([1.7e9, 2460000.5, 131072.01], [2460000.5]))
 def test_large_times_are_counted_from_t0(t0):
     one = jnp.ones((), jnp.float32)
     ts = [t0, t0 + 0.25, t0 + 1.5]

@@ -66,9 +66,9 @@ def distance(one, other):
 @pytest.mark.parametrize(
     ("gradient", "kind"),
     [
-        ("discrete-adjoint:iterations=6", "shared"),
         ("discrete-adjoint:iterations=6", "linear"),
         ("continuous-adjoint", "piecewise"),
+        waiting("discrete-adjoint:iterations=6", "shared"),
         waiting("discrete-adjoint:iterations=6", "piecewise"),
         waiting("continuous-adjoint", "shared"),
         waiting("continuous-adjoint", "linear"),
@@ -109,7 +109,7 @@ def test_vmap_over_states_is_a_loop_over_them(gradient):
     np.testing.assert_allclose(each, looped, rtol=1e-12, atol=1e-14)
 
 
-@EVERY
+@pytest.mark.parametrize("gradient", ["discrete-adjoint", waiting("backprop"), waiting("continuous-adjoint")])
 def test_vmap_over_weights_is_a_loop_over_them(gradient):
     many = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), stacked("linear"))
     each = jax.jit(jax.vmap(lambda weights: jax.grad(loss, 1)(start(), weights, gradient)))(many).tree["a"]
@@ -135,9 +135,9 @@ def test_grad_of_vmap_sums_over_the_batch(gradient):
     [
         waiting("euler", "checkpoint:segments=3"),  # the way back is JAX's own
         ("heun", "checkpoint:states=2"),
-        ("heun", "discrete-adjoint:anchors=3:tolerance=1e-12"),
+        waiting("heun", "discrete-adjoint:anchors=3:tolerance=1e-12"),
         ("euler", "discrete-adjoint:predictor=extrapolate:iterations=6"),
-        ("euler", "continuous-adjoint:interpolate=yes"),
+        waiting("euler", "continuous-adjoint:interpolate=yes"),
         waiting("reversible:euler", "reversible"),
         ("reversible-heun", "reversible"),
     ],
@@ -161,8 +161,15 @@ def test_transformations_commute(solver, gradient):
     assert distance(whole, exact) < (0.2 if "continuous" in gradient else 1e-5 if "iterations" in gradient else 1e-10)
 
 
-@ADJOINTS
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("gradient", "compiled"),
+    [
+        ("discrete-adjoint:iterations=6", True),
+        ("continuous-adjoint", False),
+        waiting("discrete-adjoint:iterations=6", False),
+        waiting("continuous-adjoint", True),
+    ],
+)
 def test_closures_get_their_gradients(gradient, compiled):
     def closed(scale, gradient):
         return jnp.sum(solve(lambda t, y: jnp.sin(scale * y), start(), steps=STEPS, gradient=gradient).y1)
@@ -176,7 +183,7 @@ def test_closures_get_their_gradients(gradient, compiled):
     assert found == pytest.approx(float(wrap(closed)(0.7, "backprop")), rel=NEAR[gradient])
 
 
-@ADJOINTS
+@pytest.mark.parametrize("gradient", ["discrete-adjoint:iterations=6", waiting("continuous-adjoint")])
 def test_closures_over_values_of_an_outer_transformation(gradient):
     """Weights that are computed from the differentiated value, closed over in a field that has weights of its own."""
 
@@ -221,7 +228,7 @@ def test_a_jitted_function_of_solutions_is_compiled_once():
     assert len(traced) == 1
 
 
-@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize("iterations", [waiting(1), 2])
 def test_the_probe_brings_the_certificate_out_of_grad(iterations):
     gradient = odenet.DiscreteAdjoint(iterations=iterations)
 
@@ -271,11 +278,11 @@ def test_the_probe_is_nothing_to_methods_that_rebuild_nothing(gradient):
 
 
 OWN_WAY_BACK = [
-    ("euler", "checkpoint"),
-    ("euler", "checkpoint:segments=3"),
+    waiting("euler", "checkpoint"),
+    waiting("euler", "checkpoint:segments=3"),
     ("euler", "checkpoint:states=3"),
     ("euler", "discrete-adjoint:tolerance=0.001"),
-    ("euler", "continuous-adjoint:interpolate=yes"),
+    waiting("euler", "continuous-adjoint:interpolate=yes"),  # see `test_derivatives.py` for the method
     ("alf", "reversible"),
 ]
 
@@ -341,9 +348,9 @@ def test_a_stack_is_the_loop_written_by_hand(solver):
 @pytest.mark.parametrize(
     ("solver", "gradient"),
     [
-        ("heun", "backprop"),
         ("euler", "discrete-adjoint"),
         ("heun", "continuous-adjoint"),
+        waiting("heun", "backprop"),
         waiting("euler", "backprop"),
         waiting("heun", "discrete-adjoint"),
         waiting("euler", "continuous-adjoint"),
@@ -360,7 +367,7 @@ def test_tied_blocks_get_the_sum_of_the_gradients_of_their_places(solver, gradie
     np.testing.assert_allclose(found, jnp.stack([parts[0] + parts[2] + parts[3], parts[1]]), rtol=1e-12, atol=1e-14)
 
 
-@ADJOINTS
+@pytest.mark.parametrize("gradient", ["discrete-adjoint:iterations=6", waiting("continuous-adjoint")])
 def test_equinox_modules_are_weights_and_integers_among_them_are_no_trouble(gradient):
     modules = Depth.each([Block(i) for i in range(4)])
 
@@ -389,7 +396,7 @@ def test_integers_along_depth_choose_what_each_layer_does(gradient):
     assert gradients.weights["sign"] is None
 
 
-@pytest.mark.parametrize("gradient", ["discrete-adjoint", "continuous-adjoint"])
+@pytest.mark.parametrize("gradient", [waiting("discrete-adjoint"), "continuous-adjoint"])
 def test_a_neural_ode_is_a_module(gradient):
     class Flow(eqx.Module):
         block: Block

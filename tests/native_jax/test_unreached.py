@@ -75,6 +75,7 @@ def test_the_gradient_is_nan_where_the_loss_is_and_others_are_right(name):
     assert (masked_rates[2] != 0) == reached
 
 
+@pytest.mark.slow
 def test_forward_mode_says_it_too():
     slope = jax.jit(jax.jvp, static_argnums=0)(lambda r: jax.vmap(solved, (0, None))(r, 1.0), (RATES,), (RATES,))[1]
     np.testing.assert_array_equal(np.isnan(slope[:, -1, 0]), [False, False, True])
