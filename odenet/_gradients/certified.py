@@ -23,10 +23,6 @@ BUCKETS = 8
 """Numbers kept of a row of y0 to know it again by: the root of their mean square difference is off by a quarter."""
 SHARE = 1e-3
 """What a first step changes is held against this part of what it is a change of, or more."""
-DRIFT = 1 / 3
-"""How far a gradient is off beside how far y(t0), as integrated back, is: the state of no other step is off by more."""
-DRIFT_OF_JUMPS = 3.0
-"""The same where f jumps (`few_numbers`): on the other side of one, a step has another gradient altogether."""
 ALL_OF = 4
 """Known states that are compared in any case, of one backward pass over an adaptive solve."""
 FURTHER = 1.5
@@ -43,6 +39,18 @@ one step, or what an adaptive solve integrated back."""
 
 _alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
 _quiet = threading.local()
+
+
+def drift_share(jumps: bool) -> float:
+    """How far a gradient is off beside how far a state that was integrated back is.
+
+    A third of it: the state of no other step is off by more. Three times as far where f jumps (`few_numbers`): a step
+    from the other side of a jump has another gradient altogether.
+
+    Args:
+        jumps: whether f was seen to jump.
+    """
+    return 3.0 if jumps else 1 / 3
 
 
 def channel_axes(rank: int) -> tuple[int, ...]:
@@ -201,13 +209,16 @@ def _measured(error: float, method: str, where: str) -> str:
     )
 
 
+_DRIFTED = "so far off that a step from there has a gradient that is off by as much"
+
+
 def _first_step(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
     consequence = _consequence(certificate)
     subject = "the gradient of that step is this far, relatively, from the exact one of the discrete network"
     if where.startswith(_AT_START):
-        subject = "as integrated back, it is so far off that a step from there has a gradient that is off by as much"
+        subject = f"as integrated back, it is {_DRIFTED}"
     return (
         f"The certificate of {method} is {certificate:.2g} ({where}): {subject}, and the whole gradient "
         f"{consequence}. What to do: take more steps, a solver of higher order, gradient='discrete-adjoint', or "
@@ -250,7 +261,7 @@ def _step_back(certificate: float, method: str, where: str) -> str:
     consequence = _consequence(certificate)
     subject = f"over one step ({where}), this far from that of odeint, relatively: {certificate:.2g}"
     if where.startswith(_AT_START):
-        subject = f"doubtful: a state, as integrated back, is off by {certificate / DRIFT:.2g}, relatively"
+        subject = f"doubtful ({certificate:.2g}): a state, as integrated back, is {_DRIFTED}"
     return (
         f"The gradient of {method} is {subject}; the whole gradient {consequence} for the network that these steps "
         "are. What to do: take odeint, whose gradient is exact; or more steps, or a method of higher order."

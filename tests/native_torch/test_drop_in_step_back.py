@@ -134,3 +134,15 @@ def test_fields_without_parameters_tuples_and_numbers():
     total = sum(leaf[-1].sum() for leaf in solve(lambda t, y: (-1.5 * y[0], y[1]), pair, t))
     with pytest.warns(GradientWarning):
         total.backward()
+
+
+@pytest.mark.parametrize(("method", "seed"), [("rk4", 1), ("heun2", 9)])
+def test_states_that_drift_count_for_more_where_two_numbers_are_normalised_together(method, seed):
+    """As in `test_compared_steps`: both compared steps look right, and a third of the drift is under 0.1."""
+
+    def pairs(h):
+        return torch.tanh(nn.functional.layer_norm(h.unflatten(-1, (-1, 2)), (2,)).flatten(-2))
+
+    error, certificate = said(Net(seed, 2.0, act=pairs), torch.linspace(0, 1, 9).double(), method=method)
+    assert error > 0.1
+    assert certificate > 0.1

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from of_time import OfTime
 from torch import nn
 
 import odenet
@@ -97,7 +98,7 @@ def test_the_look_changes_no_bit_of_the_gradient(monkeypatch, solver, option):
 def test_frozen_shared_and_unused_weights():
     block, spare = Block(), nn.Linear(3, 3)
     block.spare = spare
-    net = NeuralODE(Time(block), steps=6, t1=1.2, solver="euler", gradient=CONTINUOUS).double()
+    net = NeuralODE(OfTime(block), steps=6, t1=1.2, solver="euler", gradient=CONTINUOUS).double()
     error, certificate = compared(net, start())
     assert error / 3 < certificate < 4 * error
     for p in block.parameters():
@@ -110,15 +111,6 @@ def test_frozen_shared_and_unused_weights():
         p.requires_grad_(False)
     error, certificate = compared(net, start())
     assert error / 3 < certificate < 4 * error
-
-
-class Time(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, t, x):
-        return self.block(x)
 
 
 class Rounds(nn.Module):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odenet.kit import DOUBTFUL, DRIFT, SMALL, Alarm, alarm
+from odenet.kit import DOUBTFUL, SMALL, Alarm, alarm, drift_share
 from odenet_torch.drop_in import fixed
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.recording import lent_buffers, modules_of
 from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.jumps import jumps
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import no_trace
 from odenet_torch.gradients.compared_steps import error
@@ -133,8 +134,9 @@ class StepsBack:
         pairs = zip(torch.stack(off).tolist(), sizes, strict=True)
         drift = max(error / max(size, sys.float_info.min) for error, size in pairs)
         errors = [(one.value.item(), one.step) for one in self.compared.values() if one.value is not None]
+        share = drift_share(jumps(self.flow.original or self.flow.func))
         # NaN is the worst
-        value, step = max([(DRIFT * drift, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
+        value, step = max([(share * drift, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
         self.passes.error = value if value == value else math.inf
         self.told.tell(value, "odeint_adjoint", method, len(self.ends), step, of="step back")
 

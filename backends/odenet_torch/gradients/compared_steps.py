@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint
-from odenet.kit import DRIFT, DRIFT_OF_JUMPS, SHARE, SMALL, add, least_change, subtract
+from odenet.kit import SHARE, SMALL, add, drift_share, least_change, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import mark, read, standing, vjp
@@ -93,8 +93,7 @@ class ComparedSteps:
         exact, rebuilt, last = ([rows for rows, _ in sketch.rows] for sketch in (start, Sketch(y), Sketch(end)))
         size = functools.partial(magnitude, device=self.run.layout.device)
         off = size([one - other for one, other in zip(rebuilt, exact, strict=True)])
-        part = DRIFT_OF_JUMPS if jumping(self.run) else DRIFT
-        share = part * _ratio(off, size(exact), SMALL * size(last))
+        share = drift_share(bool(jumping(self.run))) * _ratio(off, size(exact), SMALL * size(last))
         return torch.where(size(self.a) == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
 
 
