@@ -45,8 +45,14 @@ help:
 compare: .venv/.run
 	$(BIN)/odenet compare $(ARGS)
 
-test: lint
-	$(SINGLE) $(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+# the type checker, one process of 45 s, runs beside the tests and says what it found after them
+test: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright > .venv/basedpyright.log 2>&1 & types=$$!; \
+		echo '$(SINGLE) $(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS)'; \
+		$(SINGLE) $(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS); tests=$$?; \
+		wait $$types; types=$$?; echo $(BIN)/basedpyright; cat .venv/basedpyright.log; exit $$((tests ? tests : types))
 
 test-slow: .venv/.test
 	$(BIN)/pytest -m slow $(ARGS)

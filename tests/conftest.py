@@ -31,6 +31,7 @@ def xla_flags() -> str:
 
 os.environ["ODENET_CACHE"] = "off"  # tests know nothing of earlier ones: those of the cache say where it is
 os.environ.setdefault("XLA_FLAGS", xla_flags())  # read when XLA is first asked for something; processes inherit it
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a stack for each operation of a program: 5 % of a test
 
 settings.register_profile("odenet", deadline=None)
 settings.load_profile("odenet")
