@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odenet.kit import DOUBTFUL, SMALL, Alarm, alarm, drift_share
+from odenet.kit import DOUBTFUL, DRIFT, SMALL, Alarm, alarm
 from odenet_torch.drop_in import fixed
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.drop_in.recording import lent_buffers, modules_of
@@ -134,7 +134,7 @@ class StepsBack:
         pairs = zip(torch.stack(off).tolist(), sizes, strict=True)
         drift = max(error / max(size, sys.float_info.min) for error, size in pairs)
         errors = [(one.value.item(), one.step) for one in self.compared.values() if one.value is not None]
-        share = drift_share(jumps(self.flow.original or self.flow.func))
+        share = 3.0 if jumps(self.flow.original or self.flow.func) else DRIFT
         # NaN is the worst
         value, step = max([(share * drift, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
         self.passes.error = value if value == value else math.inf
