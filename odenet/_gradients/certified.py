@@ -156,7 +156,8 @@ class Alarm:
             self._said.add(said)
         kind = UselessGradientWarning if useless else GradientWarning
         text = _TEXTS[of](certificate, method, _place(step, steps, layer))
-        warning = kind(text, certificate=certificate, gradient=gradient, step=step, layer=layer)
+        place = None if step == WHOLE else step
+        warning = kind(text, certificate=certificate, gradient=gradient, step=place, layer=layer)
         # without a registry of what was shown: Python would show a text once for all networks
         warnings.warn_explicit(warning, kind, "odenet", 1, registry=None)
 
@@ -208,7 +209,10 @@ def _measured(error: float, method: str, where: str) -> str:
     )
 
 
-_WHOLE = "the field jumps, as where few numbers are normalised together, so all steps are compared: it is so far from "
+_WHOLE = (
+    "the field jumps, as where few numbers are normalised together, so all steps are compared, and the gradient is as "
+    "far from "
+)
 _DRIFTED = "so far off that a step from there has a gradient that is off by as much"
 
 
@@ -220,7 +224,7 @@ def _first_step(certificate: float, method: str, where: str) -> str:
     if where.startswith(_AT_START):
         subject = f"as integrated back, it is {_DRIFTED}"
     elif where.startswith(_OVER_ALL):
-        subject = f"{_WHOLE}the gradient of the discrete adjoint, relatively, or that is itself as doubtful"
+        subject = f"{_WHOLE}that of the discrete adjoint, or that is itself as doubtful"
     return (
         f"The certificate of {method} is {certificate:.2g} ({where}): {subject}, and the whole gradient "
         f"{consequence}. What to do: take more steps, a solver of higher order, gradient='discrete-adjoint', or "

@@ -24,7 +24,7 @@ class NetworkGradient:
     of the others, and how far the state has drifted tells nothing of that. What the discrete adjoint rebuilds has a
     certificate of its own, which says whether the comparison is to be believed.
 
-    It takes two evaluations and a VJP of each step, and the memory of a second costate and of second gradients of
+    It takes three evaluations and a VJP of each step, and the memory of a second costate and of second gradients of
     weights.
 
     Args:

@@ -103,9 +103,7 @@ class ExactGradient:
         gradients: of the loss with respect to the states.
     """
 
-    def __init__(
-        self, steps: ForwardSteps, ys: Tensor, nodes: Sequence[Sequence[float]], gradients: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, steps: ForwardSteps, ys: Tensor, nodes: Sequence[Sequence[float]], gradients: Tensor) -> None:
         self.steps, self.ys, self.nodes, self.gradients = steps, ys, nodes, gradients
         (self.kind,) = steps.layout.carried
         self.g = torch.zeros_like(ys[-1], dtype=self.kind)

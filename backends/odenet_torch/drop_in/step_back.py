@@ -89,7 +89,7 @@ class StepsBack:
         ys: Tensor,
         params: Sequence[Tensor],
         layout: Layout,
-        gradients: Sequence[Tensor],
+        gradients: Tensor,
         told: Alarm,
         passes: Passes,
     ) -> None:

@@ -25,8 +25,8 @@ class NetworkGradient:
     of the others, and how far the state has drifted tells nothing of that. What the discrete adjoint rebuilds has a
     certificate of its own, which says whether the comparison is to be believed.
 
-    It takes two evaluations and a VJP of each step, and the memory of a second costate and of second gradients of those
-    weights that the step at t0 reads, too.
+    It takes three evaluations and a VJP of each step, and the memory of a second costate and of second gradients of
+    those weights that the step at t0 reads, too.
 
     Args:
         run: the forward solve.
