@@ -168,6 +168,10 @@ class ContinuousAdjoint(Gradient):
     comparison is over two of the `segment`s, whose ends both grids have, and the states between are kept while it
     runs; where these have more than 16 steps, the rebuilt y[0] alone is compared.
 
+    Where f jumps, as where two to four numbers are normalised together, two steps tell little: the whole gradient is
+    compared with that of the discrete adjoint, and a third of the certificate of that counts, too. It takes three
+    evaluations and a VJP of each step, and the memory of a second costate and of second gradients of weights.
+
     Of adaptive solves, rtol and atol bound the error of a backward step, and not how far y, as integrated back, drifts.
     Where y is known, at t0 and at the times that were kept, `a^T df/dy` and `a^T df/dw` are compared with those at what
     was integrated back: what their difference makes of the costate, or of the gradient of the weights, is the

@@ -88,7 +88,8 @@ class Stats:
         Above 0.1 there is a `GradientWarning`, too. NaN where states are not finite; None before a backward pass, or
         for a gradient method that reconstructs no states. With `checkpoint:bits=8` it is the largest relative error of
         a row of a stored state; with `continuous-adjoint` in equal steps the relative error of the first step's
-        gradient, compared with the exact one of that step, or a third of the error of y(t0) (`ContinuousAdjoint`).
+        gradient, compared with the exact one of that step, or a third of the error of y(t0); of fields that
+        jump, of the whole gradient, compared with the discrete adjoint's (`ContinuousAdjoint`).
         """
         residual = self.residual
         return None if residual is None else _on_host(lambda: float(residual), "Stats.certificate", "Stats.residual")

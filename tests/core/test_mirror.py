@@ -40,6 +40,7 @@ DROP_IN = {
     "compiled",
     "error",
     "events",
+    "exact_gradient",
     "fixed",
     "flow",
     "methods",

@@ -106,6 +106,32 @@ def test_a_compiled_program_says_it_when_it_runs():
     assert "and the whole gradient is useless" in str(said[0].message)
 
 
+def test_rows_of_a_field_that_jumps_say_the_worst_of_all_their_steps():
+    """Normalised in pairs: of no one step, with a certificate of each row, and of a row whose loss is nothing 0."""
+
+    def pairs(t, y, w):
+        u = (w @ y).reshape(2, 2)
+        u = u - u.mean(-1, keepdims=True)
+        return (u / jnp.sqrt((u**2).mean(-1, keepdims=True) + 0.05)).reshape(4)
+
+    def one(y0, factor, probe):
+        choices = {"t1": 2.0, "steps": 4, "gradient": CONTINUOUS, "probe": probe}
+        return factor * jnp.sum(solve(pairs, y0, W[0], **choices).y1 ** 2)
+
+    factors = jnp.array([1.0, 0.0, 1.0])
+    states = jnp.stack([Y0, Y0, 3 * Y0])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        each = jax.jit(jax.vmap(jax.grad(one, argnums=2)))(states, factors, jnp.zeros(3))
+        jax.effects_barrier()
+    assert each[0] > 0
+    assert each[1] == 0
+    (warning,) = said
+    assert warning.message.certificate == pytest.approx(float(each.max()), rel=1e-5)
+    assert warning.message.step is None
+    assert "over all 4 steps" in str(warning.message)
+
+
 @pytest.mark.parametrize("option", ["", ":interpolate=yes"])
 def test_the_look_changes_no_bit_of_the_gradient(monkeypatch, option):
     looked = jax.grad(lambda y0, w: loss_of(y0, w, option), argnums=(0, 1))(Y0, W)

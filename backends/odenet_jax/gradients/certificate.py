@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from odenet import Stats
-from odenet.kit import BUCKETS, DOUBTFUL, SMALL, Alarm, Certified, channel_axes, floor, signs
+from odenet.kit import BUCKETS, DOUBTFUL, SMALL, WHOLE, Alarm, Certified, channel_axes, floor, signs
 from odenet_jax.field.state import Leaves, promoted
 
 Tree = TypeVar("Tree")
@@ -194,9 +194,9 @@ def _for_all_rows(arguments: Any, axes: Any, *, tell: Callable[..., None]) -> tu
     places = [*zip(arguments, axes, strict=True)]
     rows = next(leaf.shape[axis] for leaf, axis in places if axis is not None)
     columns = [jnp.broadcast_to(leaf, (rows,)) if axis is None else leaf for leaf, axis in places]
-    # NaN, where there is one; by a mask, since rows may be divided over devices
+    # NaN, where there is one; by a mask, since rows may be divided over devices; no step is below WHOLE
     here = jnp.arange(rows) == jnp.argmax(columns[0])
-    return _certificate_p.bind(*(jnp.max(leaf, where=here, initial=-1) for leaf in columns), tell=tell), None
+    return _certificate_p.bind(*(jnp.max(leaf, where=here, initial=WHOLE) for leaf in columns), tell=tell), None
 
 
 batching.primitive_batchers[_certificate_p] = _for_all_rows

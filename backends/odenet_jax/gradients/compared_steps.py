@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
 from odenet import ContinuousAdjoint
-from odenet.kit import SHARE, SMALL, add, drift_share, least_change, subtract
+from odenet.kit import DRIFT, SHARE, SMALL, add, least_change, subtract
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.adjoint import descend, differentiated, vjp, zeros
@@ -165,9 +165,7 @@ class ComparedSteps:
             size: of the costate at the end of the first segment.
         """
         off = self.size(subtract(Sketch(y).rows, start.rows))
-        share = drift_share(self.run.field.jumps(y)) * _ratio(
-            off, self.size(start.rows), SMALL * self.size(Sketch(end).rows)
-        )
+        share = DRIFT * _ratio(off, self.size(start.rows), SMALL * self.size(Sketch(end).rows))
         return jnp.where(size == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
 
     def _exact(self, k: Any, y: Leaves, a: Leaves) -> Changes:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from odenet import ContinuousAdjoint, Problem, Span, Stats
-from odenet.kit import Alarm, AnySolver, add, alarm, combine, hermite, increment, positions
+from odenet.kit import WHOLE, Alarm, AnySolver, add, alarm, combine, hermite, increment, positions
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import BackwardPass
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
@@ -30,6 +30,7 @@ from odenet_jax.gradients.adjoint import (
 )
 from odenet_jax.gradients.certificate import Sketch, certify, worse
 from odenet_jax.gradients.compared_steps import Changes, ComparedSteps
+from odenet_jax.gradients.network_gradient import NetworkGradient
 from odenet_jax.steps.fixed import LoopObserver, Run, Solve, read
 
 Between = Callable[[float, Leaves], Leaves]
@@ -45,7 +46,7 @@ class Costate(Adjoint):
         self.solver = solver
 
     def sketch(self, y0: Leaves) -> Sketch | None:
-        return None if self.method.interpolate else Sketch(y0)
+        return Sketch(y0)
 
     def keeps(self, run: Run) -> Sequence[int]:
         return range(run.grid.steps) if self.method.interpolate else ()
@@ -60,7 +61,7 @@ class Costate(Adjoint):
         solver, steps = self.method.backward(self.solver, run.grid.steps)
         backward = dataclasses.replace(run, solver=solver, grid=dataclasses.replace(run.grid, steps=steps))
         meeting = OutputCotangents(run.grid, gradients.gradients, steps)
-        compared, furthest = ComparedSteps(run, self.method), None
+        compared, furthest, nothing = ComparedSteps(run, self.method), None, sums
         end: Any = saved.end
         if compared.several:
             end, (_, _, place), _ = saved.end
@@ -96,14 +97,17 @@ class Costate(Adjoint):
             return carry, compared.look(k, furthest, seen, carry[0], a, changes)
 
         (last,) = end
-        carry = (last, meeting.end(), sums)
-        if compared.steps:
+        carry, jumps = (last, meeting.end(), sums), run.field.jumps(last)
+        if compared.steps and not jumps:
             segments = steps // compared.back
             (y, a, sums), (worst, size) = descend(segment, segments, segments, (carry, compared.nothing()))
         else:
             y, a, sums = descend(alone, steps, steps, carry)
             worst, size = compared.nothing()[0], compared.size(a)
-        if saved.sketch is not None:
+        if jumps:
+            beside = NetworkGradient(run, self.stats, saved, last, gradients, nothing)
+            worst = worse(worst, beside.certificate(a, sums), WHOLE)
+        elif saved.sketch is not None and not self.method.interpolate:
             worst = worse(worst, compared.drift(saved.sketch, y, last, size), -1)
         residual, n = worst
         return a, sums, residual, (run.grid.steps, (none_unread(run, residual), n))

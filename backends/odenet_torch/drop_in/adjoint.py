@@ -316,7 +316,7 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         a = torch.zeros_like(ys[-1], dtype=kind)
         due = passes_due(flow)
         if due is not None and isinstance(way.choice, Spacing) and by_steps(flow):
-            back.steps_back = StepsBack(flow, ys, params, back.layout, *due)
+            back.steps_back = StepsBack(flow, ys, params, back.layout, grads, *due)
         elif due is not None:
             rtol = None if way.reach is None else least(list(way.reach.rtol))
             end, by_y0 = ys[-1].to(kind), ctx.needs_input_grad[2]
@@ -336,7 +336,7 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
             first = -back.rate(ys[0], a)
         a = a + grads[0]
         if back.steps_back is not None:
-            back.steps_back.tell(way.method)
+            back.steps_back.tell(way.method, a, back.sums)
         if back.known_states is not None:
             back.known_states.tell(way.method, back.sums)
     g = None

@@ -144,7 +144,8 @@ class Recalled:
             )
         if not named:
             sources += leaves
-        self.ready = tuple(x.detach() for x in _flat(t, flow.unpacked(y))), _detached(value)
+        if self.ready is None:  # not that of a later call, which is to tell whether it draws: it drew others
+            self.ready = tuple(x.detach() for x in _flat(t, flow.unpacked(y))), _detached(value)
         return unique((*params, *(tensor for tensor in sources if id(tensor) not in known)))
 
     def names(self, params: Sequence[Tensor], draws: bool) -> tuple[str, ...]:

@@ -12,21 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odenet.kit import DOUBTFUL, SMALL, Alarm, alarm, drift_share
+from odenet.kit import DOUBTFUL, DRIFT, SMALL, WHOLE, Alarm, alarm
 from odenet_torch.drop_in import fixed
+from odenet_torch.drop_in.exact_gradient import MOST, ExactGradient, ForwardSteps, nodes_between
 from odenet_torch.drop_in.flow import OdeintProblem
-from odenet_torch.drop_in.recording import lent_buffers, modules_of
-from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.jumps import jumps
-from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.surroundings import no_trace
+from odenet_torch.field.state import Layout
 from odenet_torch.gradients.compared_steps import error
 from odenet_torch.gradients.sums import Parts
 
 _EVERY = 16
 """One of so many backward passes of a function is compared, of the first ones more, and all while it is doubtful."""
-_MOST = 16
-"""Forward steps beside one backward step: of more, none is seen from the solution."""
+_DRIFT_OF_JUMPS = 3.0
+"""`DRIFT` where f jumps, and no more is known: a step from the other side of a jump has another gradient altogether."""
 
 
 @dataclass
@@ -72,13 +70,15 @@ class StepsBack:
 
     Two steps are compared, each where the state is known at which the backward steps arrive: the longest, and the one
     that changes the state most. Beside them, the state that was integrated back is held against the known one at each
-    time.
+    time. Of a function that jumps, which two steps tell little of, the whole gradient is compared, if its steps end
+    where the times are.
 
     Args:
         flow: of the solve, whose forward pass has been recorded.
         ys: its states at all times.
         params: that have a gradient.
         layout: of the state.
+        gradients: of the loss with respect to the states.
         told: who says it.
         passes: of the function.
     """
@@ -89,12 +89,24 @@ class StepsBack:
         ys: Tensor,
         params: Sequence[Tensor],
         layout: Layout,
+        gradients: Tensor,
         told: Alarm,
         passes: Passes,
     ) -> None:
         self.flow, self.ys, self.layout, self.told, self.passes = flow, ys, layout, told, passes
         assert flow.recording is not None
-        self.ends = flow.recording.ends
+        self.ends, self.forward = flow.recording.ends, ForwardSteps(flow, layout, params)
+        self.jumps = jumps(flow.original or flow.func)
+        nodes = nodes_between(flow, len(ys) - 1) if self.jumps else None
+        self.exact = None if nodes is None else ExactGradient(self.forward, ys, nodes, gradients)
+        self.compared: dict[int, StepBack] = {}
+        self.drifts: list[tuple[float, Tensor]] = []
+        if self.exact is None:
+            self._choose()
+
+    def _choose(self) -> None:
+        """The steps that are compared, and the sizes of the states."""
+        flow, ys = self.flow, self.ys
         steps = self._first_steps(len(ys) - 1)
         change = torch.linalg.vector_norm((ys[1:] - ys[:-1]).reshape(len(ys) - 1, -1), dim=1).tolist()
         apart = [abs(b - a) for a, b in itertools.pairwise(flow.times[: len(ys)])]
@@ -102,11 +114,10 @@ class StepsBack:
         most = [moved * min(h / length, 1.0) for moved, (_, h), length in zip(change, steps, apart, strict=True)]
         # equal steps differ by rounding
         longest = [round(h / max(h for _, h in steps), 3) for _, h in steps]
-        self.compared = {i: StepBack(self, *steps[i], i, params) for i in {most.index(max(most)), longest.index(1.0)}}
+        self.compared = {i: StepBack(self, *steps[i], i) for i in {most.index(max(most)), longest.index(1.0)}}
         sizes = torch.linalg.vector_norm(ys.reshape(len(ys), -1), dim=1).tolist()
         self.sizes = [max(size, SMALL * sizes[-1]) for size in sizes]
         """That the error of each state is held against."""
-        self.drifts: list[tuple[float, Tensor]] = []
 
     def _first_steps(self, count: int) -> list[tuple[int, float]]:
         """For each of so many intervals of times: the forward step at its start, and its size."""
@@ -120,25 +131,36 @@ class StepsBack:
 
     def arrived(self, i: int, y: Tensor) -> None:
         """Time i is reached, with state y."""
+        if self.exact is not None:
+            self.exact.over(i)
+            return
         self.drifts.append((self.sizes[i], torch.linalg.vector_norm(y - self.ys[i])))
 
-    def tell(self, method: str) -> None:
+    def tell(self, method: str, a: Tensor, totals: Sequence[Tensor]) -> None:
         """Say how far the gradient is off, if it is much.
 
         Args:
             method: of the backward pass.
+            a: the gradient by y0.
+            totals: those by parameters.
         """
-        if not self.drifts:  # a gradient of zero
+        if self.exact is not None:
+            value, step = self.exact.error(a, totals).item(), WHOLE
+        elif self.drifts:
+            value, step = self._worst()
+        else:  # a gradient of zero
             return
+        self.passes.error = value if value == value else math.inf
+        self.told.tell(value, "odeint_adjoint", method, len(self.ends), step, of="step back")
+
+    def _worst(self) -> tuple[float, int]:
         sizes, off = zip(*self.drifts, strict=True)
         pairs = zip(torch.stack(off).tolist(), sizes, strict=True)
         drift = max(error / max(size, sys.float_info.min) for error, size in pairs)
         errors = [(one.value.item(), one.step) for one in self.compared.values() if one.value is not None]
-        share = drift_share(jumps(self.flow.original or self.flow.func))
+        share = _DRIFT_OF_JUMPS if self.jumps else DRIFT
         # NaN is the worst
-        value, step = max([(share * drift, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
-        self.passes.error = value if value == value else math.inf
-        self.told.tell(value, "odeint_adjoint", method, len(self.ends), step, of="step back")
+        return max([(share * drift, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
 
 
 class StepBack:
@@ -149,13 +171,12 @@ class StepBack:
         step: the forward step.
         h: its size.
         interval: at whose start it begins.
-        params: see `StepsBack`.
     """
 
-    def __init__(self, steps: StepsBack, step: int, h: float, interval: int, params: Sequence[Tensor]) -> None:
-        self.flow, self.layout, self.params = steps.flow, steps.layout, params
+    def __init__(self, steps: StepsBack, step: int, h: float, interval: int) -> None:
+        self.forward, self.count = steps.forward, len(steps.ends)
         self.step, self.h, self.t = step, h, steps.flow.times[interval]
-        (kind,) = self.layout.carried
+        (kind,) = steps.layout.carried
         self.y = steps.ys[interval].to(kind)
         self.a: Tensor | None = None
         self.value: Tensor | None = None
@@ -181,35 +202,10 @@ class StepBack:
 
     def finish(self, after: Tensor) -> None:
         """The adjoint after the backward steps."""
-        recording, a = self.flow.recording, self.a
-        assert recording is not None
-        assert self.flow.original is not None
-        assert recording.tableau is not None
+        a = self.a
         assert a is not None
-        number = min(max(round(abs(self.end - self.t) / self.h), 1), _MOST)
+        number = min(max(round(abs(self.end - self.t) / self.h), 1), MOST)
         nodes = [self.t + (self.end - self.t) * i / number for i in range(number)]
-        grid = torch.tensor([*nodes, self.end], dtype=torch.float64, device=self.y.device)
-        y = self.y.detach().requires_grad_()
-
-        def evaluate(t: Tensor, y: Leaves) -> Leaves:
-            return self.layout.evaluate(lambda at: self.flow.f(t, at), y)
-
-        original = self.flow.original
-        # no evaluation of the solve: a counter of the user's does not see it
-        with no_trace([original]), lent_buffers(modules_of(original)), torch.enable_grad():
-            states: Leaves = (y,)
-            for step in fixed.steps(
-                evaluate, recording.tableau, states, grid, self.layout.time, recording.perturb, None, recording.anew()
-            ):
-                states = step.y1
-            moved = states[0] - y
-        exact: Sequence[Tensor | None] = [None] * (1 + len(self.params))
-        if moved.requires_grad:
-            # what f reads of a graph from outside is gone through again
-            exact = torch.autograd.grad(moved, (y, *self.params), a, allow_unused=True, retain_graph=True)
-        of_y = torch.zeros_like(y) if exact[0] is None else exact[0]
-        by_params: Parts = {
-            i: part.float() if part.dtype in HALF else part for i, part in enumerate(exact[1:]) if part is not None
-        }
+        of_y, by_params = self.forward.pulled(self.y, [*nodes, self.end], a)
         added = (after - a,), self.by_params
-        self.value = error((a,), ((of_y,), by_params), added, 1, len(recording.ends), y.device)
+        self.value = error((a,), ((of_y,), by_params), added, 1, self.count, self.y.device)

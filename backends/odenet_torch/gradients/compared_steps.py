@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint
-from odenet.kit import SHARE, SMALL, add, drift_share, least_change, subtract
+from odenet.kit import DRIFT, SHARE, SMALL, add, least_change, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import mark, read, standing, vjp
-from odenet_torch.gradients.certificate import SMALL_STATE, Sketch, jumping
+from odenet_torch.gradients.certificate import SMALL_STATE, Sketch
 from odenet_torch.gradients.sums import Parts, Sums
 from odenet_torch.steps.fixed import Run
 
@@ -93,7 +93,7 @@ class ComparedSteps:
         exact, rebuilt, last = ([rows for rows, _ in sketch.rows] for sketch in (start, Sketch(y), Sketch(end)))
         size = functools.partial(magnitude, device=self.run.layout.device)
         off = size([one - other for one, other in zip(rebuilt, exact, strict=True)])
-        share = drift_share(bool(jumping(self.run))) * _ratio(off, size(exact), SMALL * size(last))
+        share = DRIFT * _ratio(off, size(exact), SMALL * size(last))
         return torch.where(size(self.a) == 0, 0.0, share)  # a gradient of zero is right, whatever was rebuilt
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Problem, Solver, Stats
-from odenet.kit import AnySolver, add, combine, hermite, increment, local_error, positions
+from odenet.kit import WHOLE, AnySolver, add, combine, hermite, increment, local_error, positions
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
@@ -29,8 +29,9 @@ from odenet_torch.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, jumping
 from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
+from odenet_torch.gradients.network_gradient import NetworkGradient
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Parts, Sums
 from odenet_torch.gradients.way_back import Derivatives, WayBack, least, root_mean_square
@@ -89,6 +90,8 @@ class Costate(Adjoint):
         if self.moves is not None:
             segments |= {n // length for n in self.moves.step()}
         compared = ComparedSteps(run, self.method, sums, a)
+        beside = NetworkGradient(run, self.stats, saved, gradients, sums) if jumping(run) else None
+        segments = segments if beside is None else set[int]()
         running = False
         for n in reversed(range(steps)):
             if count and n % count == count - 1 and (k := n // count) in segments:
@@ -105,10 +108,13 @@ class Costate(Adjoint):
                 errors.add(compared.certificate(y), compared.first)
                 errors.worst()  # the next one is not that of the step below
                 running = False
+            if beside is not None:
+                beside.down_to(n * forward // steps)
             yield n * forward // steps
-        if not length:
-            compared = ComparedSteps(run, self.method, sums, a)
-        if saved.sketch is not None:
+        if beside is not None:
+            errors.add(beside.certificate(a), WHOLE)
+        elif saved.sketch is not None:
+            compared = compared if length else ComparedSteps(run, self.method, sums, a)
             errors.add(compared.drift(saved.sketch, y, saved.states[forward]), -1)
         certify(self.stats, self.alarm, errors, "first step")
         return a
