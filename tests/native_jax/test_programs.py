@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from quick import pairwise, quick
 
 import odenet
 from odenet import Depth
 from odenet_jax import solve
+from odenet_jax.field.handed_on import changed, handed_on
 
 METHODS = [
     "backprop",
@@ -231,3 +233,23 @@ def test_no_step_touches_the_weights_of_all_layers(gradient, kind):
     }
     assert made <= {"scatter-add", "scatter_add", "dynamic_update_slice", "pjit", "jit"}
     assert gradient == "backprop" or made
+
+
+def test_what_a_program_hands_on_is_told_from_what_it_computes():
+    """By calls, loops and branches, of which flax's transformations are made; a written argument is another one."""
+
+    def function(values):
+        a, b, c, d, e = values
+        a, b = jax.jit(lambda a, b: (b, a * 2))(a, b)  # (1, None)
+        c = jax.checkpoint(lambda c: (jnp.sin(c), c))(c)[1]
+        (c, _), d = lax.scan(lambda carry, row: ((carry[0], carry[1] + row), row), (c, 0.0), d)
+        e, _ = lax.while_loop(lambda loop: loop[1] < 3, lambda loop: (loop[0], loop[1] + a), (e, 0.0))
+        e = lax.cond(a > 0, lambda e: (e, e), lambda e: (e + 1, e), e)
+        return a, b, c, d, *e, jnp.float32(1)
+
+    one = jnp.float32(1)
+    program = jax.make_jaxpr(function)([one, one, one, jnp.ones(3), one])
+    assert handed_on(program) == [1, None, 2, 3, None, 4, None]
+    assert changed(lambda values: [values[0], values[0]], [one, one]) == (1,)
+    carries = jax.make_jaxpr(lambda a, b: lax.fori_loop(0, 2, lambda i, c: (c[1], c[0]), (a, b)))(one, one)
+    assert handed_on(carries) == [None, None]

@@ -14,6 +14,7 @@ from odenet import ConversionError
 from odenet_jax.conversion.arguments import Arguments, dynamic
 from odenet_jax.conversion.attached import name_of, plain_call, plain_copy
 from odenet_jax.field.flax_modules import flax_nnx, of_another_trace
+from odenet_jax.field.handed_on import changed
 
 
 @dataclass(frozen=True)
@@ -199,17 +200,4 @@ def _written(
         whole = FlaxLayer(function.definition, function.structure, tuple(range(len(values))), function.name)
         return whole([], values, arguments, named)[1]
 
-    program = jax.make_jaxpr(after)(values).jaxpr
-    pairs = enumerate(zip(program.invars, program.outvars, strict=True))
-    return tuple(i for i, (before, left) in pairs if before is not _origin(program, left))
-
-
-def _origin(program: Any, variable: Any) -> Any:
-    """The variable of a program that an inner program (`jax.jit` in a layer) hands on as it is, or the variable."""
-    for equation in program.eqns:
-        inner = getattr(equation.params.get("jaxpr"), "jaxpr", None)
-        if equation.primitive.name in ("jit", "pjit") and inner is not None and variable in equation.outvars:
-            left = _origin(inner, inner.outvars[equation.outvars.index(variable)])
-            if left in inner.invars:
-                return _origin(program, equation.invars[inner.invars.index(left)])
-    return variable
+    return changed(after, values)

@@ -21,7 +21,7 @@ from jax.extend.core import Jaxpr
 from odenet import Depth
 from odenet.kit import Kind, blend, check_alike
 from odenet_jax.field.jumps import jumps
-from odenet_jax.field.module_writes import modules_in, require_unwritten
+from odenet_jax.field.module_writes import with_unwritten_modules
 from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.state import HALF, Leaves, as_array, flattened, require_arrays, require_like, stacked
 
@@ -246,11 +246,7 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
         return jax.tree.unflatten(structure, picked)
 
     def along(t: Any, y: Any, weights: Weights, *context: Any) -> Any:
-        tree = tree_of(weights)
-        before = modules_in(tree)
-        value = function(t, y, tree, *context)
-        require_unwritten(before)
-        return value
+        return with_unwritten_modules(lambda tree: function(t, y, tree, *context), tree_of(weights))
 
     result = Field(along, depth.kind, depth.intervals or 1)
     others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 
 from odenet import StateError
+from odenet_jax.field.handed_on import changed, same
 
 
 def flax_nnx() -> Any:
@@ -47,25 +48,32 @@ class FlaxBlock(eqx.Module):
     def __call__(self, x: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
         """Its value, and its other variables after the call; these are the last of the arguments."""
         *others, state = arguments
-        before = jax.tree.leaves(self.weights)
-        module = flax_nnx().merge(self.definition, self.weights, state)
-        value = module(x, *others, **named)
-        definition, weights, state = flax_nnx().split(module, flax_nnx().Param, ...)
-        if definition != self.definition:
+        leaves, structure = jax.tree.flatten(self.weights)
+        read, state_structure = jax.tree.flatten(state)
+
+        def called(leaves: Any) -> tuple[Any, Any, Any, str]:
+            parts = jax.tree.unflatten(structure, leaves), jax.tree.unflatten(state_structure, read)
+            module = flax_nnx().merge(self.definition, *parts)
+            value = module(x, *others, **named)
+            definition, weights, after = flax_nnx().split(module, flax_nnx().Param, ...)
+            if definition != self.definition:
+                raise StateError(
+                    f"a {type(module).__name__} sets itself up, or assigns attributes, when it is called: these would "
+                    "be lost",
+                    "modules whose attributes and variables a call leaves as they are, and their values as it likes",
+                    "keep numbers in an nnx.Variable that is there from the start",
+                )
+            return value, jax.tree.leaves(weights), after, type(module).__name__
+
+        value, weights, after, name = called(leaves)
+        # flax's own transformations hand parameters on as other arrays, which the program alone tells from written ones
+        if not same(weights, leaves) and changed(lambda leaves: called(leaves)[1], leaves):
             raise StateError(
-                f"a {type(module).__name__} sets itself up, or assigns attributes, when it is called: these would be "
-                "lost",
-                "modules whose attributes and variables a call leaves as they are, and their values as it likes",
-                "keep numbers in an nnx.Variable that is there from the start",
-            )
-        pairs = zip(jax.tree.leaves(weights), before, strict=True)
-        if any(one is not other for one, other in pairs):
-            raise StateError(
-                f"a {type(module).__name__} writes to its parameters (nnx.Param) when it is called: that would be lost",
+                f"a {name} writes to its parameters (nnx.Param) when it is called: that would be lost",
                 "modules that write to other variables (nnx.BatchStat, nnx.Variable)",
                 "of nnx.WeightNorm and nnx.SpectralNorm, compute the weight in the module's own call",
             )
-        return value, state
+        return value, after
 
 
 def parted(module: Any) -> tuple[FlaxBlock, Any]:
