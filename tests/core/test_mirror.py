@@ -97,6 +97,7 @@ ALONE = {
         "field/storages.py",  # sparse tensors, whose numbers lie in several
         "field/written_on.py",
         "steps/events.py",  # in JAX in steps/dense.py
+        "steps/batched_condition.py",  # there vmap
         "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap
