@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-import types
 import os
+import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any

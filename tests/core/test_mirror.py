@@ -177,7 +177,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "steps/tolerance.py": ({"normed", "within"}, {"tolerance"}),
     "steps/size_control.py": (
-        {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside", "lead"},
+        {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside", "lead", "moments"},
         {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
     "steps/weighted_sum.py": ({"Buffered", "plus"}, {"choose", "gated"}),

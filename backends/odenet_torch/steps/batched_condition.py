@@ -1,9 +1,9 @@
-"""An event's condition at many places of a step in one call: torch.vmap of conditions that are arithmetic.
+"""An event's condition at many places of a step in one call: `torch.vmap` of conditions that are arithmetic.
 
-A condition is looked at in eight places of each step, whose calls would cost as much as the step. Calls of it can be one
-where it does nothing but compute: no branches, nothing that it writes or keeps, no names but numbers, tensors, torch and
-its functions. That is read from its byte code, once; the first batch is compared with calls one by one, and what torch
-cannot batch (or what is another value) is called one by one from then on.
+A condition is looked at in eight places of each step, whose calls would cost as much as the step. They can be one call
+where it does nothing but compute: no branches, nothing that it writes or keeps, no names but numbers, tensors and torch
+with its functions. That is read from its byte code, once. The first batch is compared with calls one by one; what torch
+cannot batch, or has another value, is called one by one from then on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
+import inspect
 import types
 import warnings
 import weakref
@@ -25,12 +26,14 @@ from odenet_torch.field.written_on import version
 _functorch: Any = getattr(torch._C, "_functorch", None)
 # of Python 3.11 to 3.14: reads of names and constants, operations, calls of attributes, and values put together
 _PLAIN = frozenset(
-    """BINARY_OP BINARY_SLICE BINARY_SUBSCR BUILD_LIST BUILD_SLICE BUILD_TUPLE CACHE CALL CALL_KW COMPARE_OP COPY_FREE_VARS
-    KW_NAMES LOAD_ATTR LOAD_CONST LOAD_DEREF LOAD_FAST LOAD_FAST_BORROW LOAD_FAST_BORROW_LOAD_FAST_BORROW LOAD_FAST_CHECK
-    LOAD_FAST_LOAD_FAST LOAD_GLOBAL LOAD_METHOD LOAD_SMALL_INT NOP PRECALL PUSH_NULL RESUME RETURN_CONST RETURN_VALUE
-    STORE_FAST STORE_FAST_LOAD_FAST UNARY_NEGATIVE UNARY_INVERT UNPACK_SEQUENCE""".split()
+    """BINARY_OP BINARY_SLICE BINARY_SUBSCR BUILD_LIST BUILD_SLICE BUILD_TUPLE CACHE CALL CALL_KW COMPARE_OP
+    COPY_FREE_VARS KW_NAMES LOAD_ATTR LOAD_CONST LOAD_DEREF LOAD_FAST LOAD_FAST_BORROW
+    LOAD_FAST_BORROW_LOAD_FAST_BORROW LOAD_FAST_CHECK LOAD_FAST_LOAD_FAST LOAD_GLOBAL LOAD_METHOD LOAD_SMALL_INT NOP
+    PRECALL PUSH_NULL RESUME RETURN_CONST RETURN_VALUE STORE_FAST STORE_FAST_LOAD_FAST UNARY_INVERT UNARY_NEGATIVE
+    UNPACK_SEQUENCE""".split()
 )
 _CLOSE = 1e-4  # roundings of a batch, as part of its largest value
+_OTHER = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
 _NUMBERS = frozenset((bool, int, float))
 _OF_TORCH = frozenset(("linalg", "stack", "cat", "pi"))  # beside what a tensor has, too
 _NOT_ARITHMETIC = frozenset(("backward", "register_hook", "retain_grad"))

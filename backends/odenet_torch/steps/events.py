@@ -1,4 +1,7 @@
-"""Where in a step an event's condition changes, found on dense output."""
+"""Where in a step an event's condition changes, found on dense output.
+
+Over 250 lines: the looks at a condition, one by one or together, and what follows from them share what was seen before.
+"""
 
 from __future__ import annotations
 
