@@ -186,11 +186,11 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
-        {"StepErrors", "jumping"},
+        {"StepErrors", "jumping", "norms", "joined", "together"},
         {"tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
-    "gradients/discrete_adjoint.py": ({"predicted"}, {"AdaptiveReversal"}),
+    "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "predicted"}, {"AdaptiveReversal"}),
     # blocks that are scanned are of one kind, and the drop-in for JAX has adaptive steps alone
     "gradients/compared_steps.py": ({"difference", "error", "kinds"}, set()),
     "gradients/way_back.py": ({"least", "root_mean_square"}, {"Compared"}),
