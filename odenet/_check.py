@@ -6,6 +6,7 @@ import inspect
 import math
 import numbers
 import os
+import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def several(name: str, value: Any, *single: type) -> list[Any]:
 
 def takes(function: Callable[..., Any], count: int, what: str, allowed: str) -> None:
     """Raises InputError, which calls the function `what`, unless it can be called with that many arguments."""
+    if _plainly_takes(function, count):
+        return
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # callables of an extension module may have none
@@ -75,6 +78,17 @@ def takes(function: Callable[..., Any], count: int, what: str, allowed: str) -> 
         signature.bind(*range(count))
     except TypeError as error:
         raise InputError(f"{what} takes {signature} ({error})", allowed) from None
+
+
+def _plainly_takes(function: Any, count: int) -> bool:
+    """Whether a plain function is seen to take so many arguments, without a signature made of it: that takes as long as
+    a step."""
+    if type(function) is not types.FunctionType or function.__dict__:  # which may name another signature
+        return False
+    code, defaults = function.__code__, function.__defaults__ or ()
+    most = math.inf if code.co_flags & inspect.CO_VARARGS else code.co_argcount
+    named = code.co_kwonlyargcount == len(function.__kwdefaults__ or ())
+    return named and code.co_argcount - len(defaults) <= count <= most
 
 
 def real(value: Any) -> float | None:

@@ -98,6 +98,7 @@ ALONE = {
         "field/storages.py",  # sparse tensors, whose numbers lie in several
         "field/written_on.py",
         "steps/events.py",  # in JAX in steps/dense.py
+        "steps/batched_condition.py",  # there vmap
         "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap
@@ -178,7 +179,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "steps/tolerance.py": ({"normed", "within"}, {"tolerance"}),
     "steps/size_control.py": (
-        {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside", "lead"},
+        {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside", "lead", "moments"},
         {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
     "steps/weighted_sum.py": ({"Buffered", "plus"}, {"choose", "gated"}),
@@ -187,11 +188,11 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
-        {"StepErrors", "jumping"},
+        {"StepErrors", "jumping", "norms", "joined", "together"},
         {"tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
-    "gradients/discrete_adjoint.py": ({"predicted"}, {"AdaptiveReversal"}),
+    "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "predicted"}, {"AdaptiveReversal"}),
     # blocks that are scanned are of one kind, and the drop-in for JAX has adaptive steps alone
     "gradients/compared_steps.py": ({"difference", "error", "kinds"}, set()),
     "gradients/way_back.py": ({"least", "root_mean_square"}, {"Compared"}),

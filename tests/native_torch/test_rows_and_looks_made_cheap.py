@@ -83,7 +83,7 @@ def test_rows_take_few_operations_a_step() -> None:
             stats = solve(lambda t, y: -y, y0, t1=t1, control=ROWS, ts=[t1 / 3, t1]).stats
         counts.append(seen.count)
         steps.append(int((stats.steps + stats.rejected).max()))
-    assert (counts[1] - counts[0]) / (steps[1] - steps[0]) < 200  # 175; 239 before sizes were multiplied once
+    assert (counts[1] - counts[0]) / (steps[1] - steps[0]) < 160  # 151; 175 before stages shared times and sizes
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,64 @@ def test_a_condition_that_writes_on_a_state_is_refused_wherever_it_does() -> Non
 
         with pytest.raises(StateError, match="wrote on the state"):
             solve(lambda t, y: 0 * y, torch.ones(2), t1=1.0, rtol=1e-6, atol=1e-6, event=condition)
+
+
+KEPT: list[Tensor] = []
+
+
+def remembering(t: Tensor, y: Tensor) -> Tensor:
+    KEPT.append(y)
+    return y.sum() - LEVEL
+
+
+LEVEL = 0.8
+
+
+@pytest.mark.parametrize(
+    ("condition", "together"),
+    [
+        (lambda t, y: y.sum() - LEVEL, True),
+        (lambda t, y: y < LEVEL / 2, True),
+        (lambda t, y: torch.stack([y[0] - LEVEL / 2, abs(t) + 1]), True),
+        (lambda t, y: y.sum() - LEVEL if t > 0 else 1.0, False),  # branches
+        (lambda t, y: float(y.sum()) - LEVEL, False),  # asks for numbers
+        (lambda t, y: y.sum() - sum([LEVEL]), False),  # calls what is not torch's
+        (lambda t, y: y.sum() - LEVEL + 0 * len(KEPT), False),
+        (lambda t, y: torch.add(y.sum(), -LEVEL, out=torch.empty(())), False),
+        (remembering, False),
+        # torch finds out that it cannot, or not with the same values
+        (lambda t, y: y[y > 0].sum() - LEVEL, False),
+        (lambda t, y: y.sum() - LEVEL + 0 * torch.bernoulli(y.abs().clamp(max=1)), False),
+    ],
+)
+def test_conditions_are_asked_at_all_places_at_once_where_they_only_compute(
+    condition: Callable[[Tensor, Tensor], Any], together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+
+    def solved() -> tuple[float | None, Any]:
+        found = solve(lambda t, y: -y, torch.ones(2, dtype=torch.float64), event=Event(condition), rtol=1e-9, atol=1e-9)
+        return None if found.event_t is None else found.event_t.item(), found.result
+
+    def counted(*arguments: Any) -> Any:
+        value = batched(*arguments)
+        calls.append(value is not None)
+        return value
+
+    from odenet_torch.steps import events
+
+    batched = events.batched
+    monkeypatch.setattr(events, "batched", counted)
+    for _ in range(2):  # the first time it is compared with single calls
+        together_t, result = solved()
+        assert any(calls) == together
+    if together:
+        assert all(calls)
+    monkeypatch.setattr(events, "arithmetic", lambda _: False)
+    count = len(calls)
+    alone_t, alone = solved()
+    assert len(calls) == count
+    assert result is alone
+    assert together_t == pytest.approx(alone_t, abs=1e-12, nan_ok=True)
+    assert all(type(y) is Tensor and y.shape == (2,) for y in KEPT)
+    KEPT.clear()

@@ -351,3 +351,21 @@ class Hooking(nn.Module):
         if x.requires_grad:
             x.register_hook(lambda g: 2 * g)
         return self.inner(x)
+
+
+def test_errors_of_layers_that_wait_for_others_are_in_the_certificate():
+    """Of a backward pass that stops half way, or has gone through fewer layers than are looked at at once."""
+    torch.manual_seed(0)
+    x = torch.randn(4, WIDTH, dtype=torch.float64)
+    layers = nn.Sequential(*(Layer() for _ in range(11))).double()
+    model = convert(layers, example=x, gradient="discrete-adjoint")
+    run, certificates = model[0].odenet_run, []
+    for _ in range(2):  # settled from the second pass on
+        for part in ("all", "upper half"):
+            states = [x.requires_grad_()]
+            for layer in model:
+                states.append(layer(states[-1]))
+            torch.autograd.grad(states[-1].square().mean(), states[0 if part == "all" else 6])
+            certificates.append(run.certificate)
+    assert certificates[2:] == pytest.approx(certificates[:2], rel=1e-9)
+    assert 0 < certificates[3] <= certificates[2]

@@ -15,6 +15,7 @@ from odenet_torch.conversion.layer import Arguments, decisions, kind_of
 from odenet_torch.field import random_state
 
 _REMEMBERED = 16  # ways of calling a layer
+_AS_IT_IS = contextlib.nullcontext()
 Step = Callable[[nn.Module, Tensor, Any], Tensor]
 
 
@@ -32,15 +33,19 @@ class CallMode:
     fresh: bool = True
     draws: bool | None = None
 
-    @contextlib.contextmanager
-    def noting(self, layer: nn.Module, states: dict[int, Any], device: Any) -> Iterator[None]:
+    def noting(self, layer: nn.Module, states: dict[int, Any], device: Any) -> contextlib.AbstractContextManager[None]:
         """Inside the layer runs; takes the random state at the start of each branch after the first."""
+        if len(self.branches) < 2 or self.draws is False:
+            return _AS_IT_IS
+        return self._noting(layer, states, device)
+
+    @contextlib.contextmanager
+    def _noting(self, layer: nn.Module, states: dict[int, Any], device: Any) -> Iterator[None]:
         handles = []
-        if len(self.branches) > 1 and self.draws is not False:
-            for index, branch in enumerate(self.branches):
-                if index and branch.start is not None:
-                    child = layer.get_submodule(branch.start)
-                    handles.append(child.register_forward_pre_hook(_note(states, index, device)))
+        for index, branch in enumerate(self.branches):
+            if index and branch.start is not None:
+                child = layer.get_submodule(branch.start)
+                handles.append(child.register_forward_pre_hook(_note(states, index, device)))
         try:
             yield
         finally:

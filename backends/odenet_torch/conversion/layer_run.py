@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from odenet import (
     Backprop,
@@ -27,7 +27,7 @@ from odenet.kit import solver as solver_named
 from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.field.field import Field, Stand
 from odenet_torch.field.state import layout
-from odenet_torch.gradients.certificate import StepErrors, certify
+from odenet_torch.gradients.certificate import Norms, StepErrors, certify, joined, together
 from odenet_torch.steps.fixed import Run
 
 _EULER = solver_named("euler")
@@ -50,8 +50,8 @@ class _Names(Field):
 
     depth = None
 
-    def __init__(self, errors: Sequence[tuple[int, str, Any]]) -> None:
-        self.names = {step: name for step, name, _ in errors}
+    def __init__(self, errors: Sequence[tuple[int, str]]) -> None:
+        self.names = dict(errors)
 
     def __call__(self, t: Any, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         raise AssertionError("layers are called by the model")
@@ -84,7 +84,11 @@ class LayerRun:
     ) -> None:
         self.steps, self.tolerance, self.why = steps, tolerance, why
         self.measured = measured or MeasuredError()
-        self.errors: list[tuple[int, str, torch.Tensor]] = []
+        self.errors: list[tuple[int, str]] = []
+        """The first step, and the layer, of each error that is known; the errors themselves are in `values`."""
+        self.values: list[Tensor] = []
+        self.waiting: list[Norms] = []
+        """Of the latest layers, whose errors are yet to be made of them: those of several at once."""
         self.count = 0  # of the steps of a chain
         self.plan: Plan | None = None
         """How the method was chosen, where the model was converted with `gradient="auto"`."""
@@ -110,6 +114,16 @@ class LayerRun:
         self.stats = Stats("torch", _EULER.label, record.label, self.steps, self.steps)
 
     @property
+    def stats(self) -> Stats:
+        """Of the passes so far."""
+        self._join()
+        return self._stats
+
+    @stats.setter
+    def stats(self, stats: Stats) -> None:
+        self._stats = stats
+
+    @property
     def solver(self) -> AnySolver:
         """Euler's method: the model itself."""
         return _EULER
@@ -125,27 +139,46 @@ class LayerRun:
 
     def forget(self) -> None:
         """A chain of layers begins."""
-        self.stats = dataclasses.replace(self.stats, residual=None)
-        self.errors, self.count = [], 0
+        self.stats = dataclasses.replace(self._stats, residual=None)
+        self.errors, self.values, self.waiting, self.count = [], [], [], 0
 
     def note(self, step: int, layer: nn.Module, stats: Stats) -> None:
         """A layer was gone back through, whose first branch is `step` in its chain."""
-        before = self.stats.residual
         if stats.residual is not None:
-            self.errors.append((step, type(layer).__name__, stats.residual))
+            self._join()
+            self.errors.append((step, type(layer).__name__))
             self.count = max(self.count, step + stats.steps)
-            self.stats.residual = stats.residual if before is None else torch.maximum(before, stats.residual)
+            self._add(stats.residual.reshape(1))
+
+    def note_norms(self, step: int, layer: nn.Module, of_layer: Norms, entries: int) -> None:
+        """The same of a layer of one branch, whose error is to be made of these norms; a state has so many entries."""
+        if self.waiting and [x.shape for x, *_ in self.waiting[0]] != [x.shape for x, *_ in of_layer]:
+            self._join()
+        self.errors.append((step, type(layer).__name__))
+        self.count = max(self.count, step + 1)
+        self.waiting.append(of_layer)
+        if len(self.waiting) >= together(of_layer, entries):
+            self._join()
+
+    def _join(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        if waiting:
+            self._add(joined(waiting))
+
+    def _add(self, errors: Tensor) -> None:
+        self.values.append(errors)
+        before, worst = self._stats.residual, errors.amax()
+        self._stats.residual = worst if before is None else torch.maximum(before, worst)
 
     def certify(self, alarm: Alarm | None) -> None:
         """The backward pass has come to where a chain began: what was noted is said if it is large."""
         if not self.errors:
             return
-        kind, _ = layout(self.errors[0][2])
+        self._join()
+        kind, _ = layout(self.values[0])
         grid = Grid(0.0, float(self.count), self.count, (self.count,))
         errors = StepErrors(Run(_Names(self.errors), kind, grid, staged(_EULER, "a converted model")))
-        errors.add_steps(
-            torch.stack([error.to(kind.time) for *_, error in self.errors]), [step for step, *_ in self.errors]
-        )
+        errors.add_steps(torch.cat([errors.to(kind.time) for errors in self.values]), [step for step, _ in self.errors])
         certify(self.stats, alarm, errors)
 
     @property

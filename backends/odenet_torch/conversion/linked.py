@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
 from odenet.kit import alarm, staged, subtract, tree_leaves, tree_map
@@ -36,7 +37,7 @@ from odenet_torch.field.raised import as_raised
 from odenet_torch.field.state import Layout, Leaves, layout
 from odenet_torch.field.written_on import version
 from odenet_torch.gradients.adjoint import SavedStates, Sums, _retained, refuse_second_derivatives, unhooked
-from odenet_torch.gradients.discrete_adjoint import Reversal
+from odenet_torch.gradients.discrete_adjoint import Reversal, alone
 from odenet_torch.gradients.stages import advance
 from odenet_torch.steps.direct import NotAsBeforeError
 from odenet_torch.steps.fixed import Run
@@ -114,6 +115,8 @@ class Branches(Field):
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        self.alone = False
+        """Whether there is one, whose step knows the state before it by itself (see `Reversal.alone`)."""
         self.last: dict[int, tuple[Tensor, Tensor]] = {}
         """Where each branch was evaluated last, and its value."""
 
@@ -132,7 +135,8 @@ class Branches(Field):
             value = branch(t, y)
         except RuntimeError as error:
             value = record(error, branch, t, y)
-        self.last[n] = y.detach(), value.detach()
+        if not self.alone:
+            self.last[n] = y.detach(), value.detach()
         return value
 
     def begin(self, y: Tensor) -> Tensor:
@@ -314,19 +318,31 @@ class Link:
             states = {} if self.x is None else self.states(run, leaves)
             if run.grid.steps != self.steps:  # the branches were not what the layer is
                 run, leaves = self.solve(y)
-            stats, sums = self.stats(), Sums(run.field)
-            saved = SavedStates(states | {self.steps: leaves}, ())
-            by_x = advance(Reversal(self.method, stats).back(run, saved, {self.steps: (g.to(leaves[0].dtype),)}, sums))
-            assert by_x is not None
-            (gx,) = by_x
-        if self.method == self.run.gradient:
-            self.run.note(self.index, self.rerun.layer, stats)
-            if self.before is None:
-                self.run.certify(self.alarm)
+            assert isinstance(run.field, Branches)
+            sums, wants = Sums(run.field), (g.to(leaves[0].dtype),)
+            # a batch of cotangents may have an error each
+            single = self.steps == 1 and run.direct is not None and self.method.tolerance is None
+            if single and not _functorch.is_legacy_batchedtensor(g):
+                run.field.alone = True
+                one = alone(self.method, run, states.get(0), leaves, wants, sums)
+                (gx,), rebuilt = one.g, one.y[0]
+                if self.method == self.run.gradient:
+                    self.run.note_norms(self.index, self.rerun.layer, one.norms, gx.numel())
+            else:
+                stats, saved = self.stats(), SavedStates(states | {self.steps: leaves}, ())
+                by_x = advance(Reversal(self.method, stats).back(run, saved, {self.steps: wants}, sums))
+                assert by_x is not None
+                (gx,), rebuilt = by_x, None
+                if self.method == self.run.gradient:
+                    self.run.note(self.index, self.rerun.layer, stats)
+        if self.method == self.run.gradient and self.before is None:
+            self.run.certify(self.alarm)
         before = None if self.before is None else self.before()
         if before is not None and before.y is None:
-            assert isinstance(run.field, Branches)
-            before.rebuilt = run.field.begin(leaves[0]) if self.x is None else self.begin()
+            if self.x is not None:
+                before.rebuilt = self.begin()
+            else:
+                before.rebuilt = run.field.begin(leaves[0]) if rebuilt is None else rebuilt
         gradients = [sums.gradient(id(tensor), tensor.dtype) for tensor in (*self.extras, *self.weights)]
         if not _retained():
             self.spent, self.x, self.y, self.after = True, None, None, None
@@ -384,6 +400,7 @@ class _LinkNode(torch.autograd.Function):
     @as_raised
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         link: Link = ctx.link
-        refuse_second_derivatives(link.method.label)
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            refuse_second_derivatives(link.method.label)
         gx, by_others = link.pull(gradients[0])
         return None, gx, *by_others

@@ -164,8 +164,9 @@ class Rerun:
 
     def once_more(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, it may run once more: the quickest way."""
-        if not self.untouched():
-            return self.again()
+        return self._as_it_is() if self.untouched() else self.again()
+
+    def _as_it_is(self) -> contextlib.AbstractContextManager[Any]:
         values = None if self.settled is None else self.settled.passing
         return _AS_IT_IS if values is None else values
 
@@ -184,7 +185,7 @@ class Rerun:
     def again(self) -> Iterator[None]:
         """Inside, it may run once more."""
         if self.untouched():
-            with self.once_more():
+            with self._as_it_is():
                 yield
             return
         with contextlib.ExitStack() as stack:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.places import ClosureCell
+from odenet_torch.field.reachable_objects import LIBRARIES
 from odenet_torch.field.surroundings import reach
 
 HALF = frozenset((torch.bfloat16, torch.float16))
@@ -150,6 +151,8 @@ def _held(function: Any) -> Iterator[Any]:
     if isinstance(function, functools.partial):
         values += (function.func, *function.args, *function.keywords.values())
     for value in (function, *values):
+        if type(value) is types.ModuleType and value.__name__.partition(".")[0] in LIBRARIES:
+            continue  # torch has 1500 names, and keeps no weights under one of them
         own = getattr(value, "__dict__", None)
         within = own if type(own) is dict and not isinstance(value, nn.Module) else value
         yield value

@@ -26,15 +26,18 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.jumps import jumps
 from odenet_torch.steps.fixed import Run
 
+Norms = list[tuple[Tensor, Tensor, int]]
+"""For each way to read rows: the norms of the rows of a defect and of a state, and the number of entries of a row."""
+
 
 def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
     """|defect| / |y| of the worst row of the worst leaf, a scalar on the device."""
-    errors = [(off.flatten() / _scale(sizes.flatten(), width)).amax() for off, sizes, width in _norms(defect, y)]
+    errors = [(off.flatten() / _scale(sizes.flatten(), width)).amax() for off, sizes, width in norms(defect, y)]
     return functools.reduce(torch.maximum, errors) if errors else torch.zeros(())
 
 
-def _norms(defect: AnyLeaves, y: AnyLeaves) -> list[tuple[Tensor, Tensor, int]]:
-    """For each way to read rows: the norms of the rows of the defect and of y, and the number of entries of a row."""
+def norms(defect: AnyLeaves, y: AnyLeaves) -> Norms:
+    """See `Norms`."""
     if len(y) == 1 and y[0].ndim == 2 and y[0].numel():  # the most, of which there are many in small networks
         norm = torch.linalg.vector_norm
         return [(norm(defect[0], 2, -1), norm(y[0], 2, -1), y[0].shape[1])]
@@ -49,14 +52,28 @@ def _read(defect: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, int]]:
     return readings if y.ndim > 1 else [*readings, (defect[..., None], y[..., None], -1)]
 
 
-def _joined(norms: Sequence[list[tuple[Tensor, Tensor, int]]]) -> Tensor:
+def joined(steps: Sequence[Norms]) -> Tensor:
     """The relative error of each of several steps, shape (steps,), in as many operations as that of one."""
     errors = []
-    for column in zip(*norms, strict=True):
+    for column in zip(*steps, strict=True):
         off, sizes, widths = zip(*column, strict=True)
-        above, below = (torch.stack(rows).reshape(len(norms), -1) for rows in (off, sizes))  # a state may be one row
+        above, below = (torch.stack(rows).reshape(len(steps), -1) for rows in (off, sizes))  # a state may be one row
         errors.append((above / _scale(below, widths[0])).amax(1))
-    return functools.reduce(torch.maximum, errors) if errors else torch.zeros(len(norms))
+    return functools.reduce(torch.maximum, errors) if errors else torch.zeros(len(steps))
+
+
+def together(of_one: Norms, entries: int) -> int:
+    """Of how many steps the norms are kept before they become errors: never as much as a state, since a network of any
+    depth is to need what a shallow one does.
+
+    Args:
+        of_one: those of one step.
+        entries: of a state.
+    """
+    if entries > SMALL_STATE:
+        return 1
+    kept = sum(off.numel() + sizes.numel() for off, sizes, _ in of_one)
+    return min(_NORMS_TOGETHER, entries // (2 * max(kept, 1)) + 1)
 
 
 def _norm(y: Tensor, axis: int = -1) -> Tensor:
@@ -162,7 +179,7 @@ class StepErrors:
         self.recent: list[Tensor] = []
         self.count = 0  # of their entries
         self.first = -1  # the step of the first of these, which the others follow downward
-        self.waiting: list[list[tuple[Tensor, Tensor, int]]] = []
+        self.waiting: list[Norms] = []
         self.entries = -1  # of a state
         self.together = 0  # steps whose norms become errors at once
 
@@ -192,11 +209,9 @@ class StepErrors:
             self.add(relative(defect, y), n)
             return
         self._count(n)
-        self.waiting.append(norms := _norms(defect, y))
+        self.waiting.append(latest := norms(defect, y))
         if not self.together:
-            kept = sum(off.numel() + sizes.numel() for off, sizes, _ in norms)
-            # never as much as a state: a network of any depth is to need what a shallow one does
-            self.together = min(_NORMS_TOGETHER, self.entries // (2 * max(kept, 1)) + 1)
+            self.together = together(latest, self.entries)
         if len(self.waiting) == self.together:
             self._join()
             if self.count >= _TOGETHER:
@@ -208,7 +223,7 @@ class StepErrors:
 
     def _join(self) -> None:
         if self.waiting:
-            self.recent.append(_joined(self.waiting))
+            self.recent.append(joined(self.waiting))
             self.waiting = []
 
     def add_steps(self, errors: Tensor, steps: Sequence[int]) -> None:

@@ -122,7 +122,9 @@ def magnitude(leaves: Iterable[Tensor], device: torch.device) -> Tensor:
     """The norm of all leaves together, in float64 where that is: squares of small numbers vanish in float32."""
     kind = torch.float32 if device.type == "mps" else torch.float64
     norms = [torch.linalg.vector_norm(_numbers(leaf), dtype=kind).to(device) for leaf in leaves]
-    return torch.linalg.vector_norm(torch.stack([torch.zeros((), dtype=kind, device=device), *norms]))
+    if len(norms) == 1:  # the most
+        return norms[0]
+    return torch.linalg.vector_norm(torch.stack(norms or [torch.zeros((), dtype=kind, device=device)]))
 
 
 def _numbers(leaf: Tensor) -> Tensor:

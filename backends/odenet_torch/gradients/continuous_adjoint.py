@@ -366,8 +366,15 @@ class Quadrature:
         for weight, low, slope in zip(tableau.b, tableau.error_weights or (), loop.trial.slopes, strict=True):
             for tensor, part in zip(*self.parts[id(slope)], strict=True):
                 if part is not None:
-                    error, size = totals.get(id(tensor), (torch.zeros_like(part), torch.zeros_like(part)))
-                    totals[id(tensor)] = error + h * low * part, size + h * weight * part
+                    before = totals.get(id(tensor))
+                    if before is None:
+                        totals[id(tensor)] = h * low * part, h * weight * part
+                    else:
+                        error, size = before
+                        totals[id(tensor)] = (
+                            torch.add(error, part, alpha=h * low) if low else error,
+                            torch.add(size, part, alpha=h * weight) if weight else size,
+                        )
         if not totals:
             return None
         atol = control.atol * unit

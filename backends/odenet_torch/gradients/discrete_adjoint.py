@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,11 +18,34 @@ from odenet_torch.field.jumps import against
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, jumping, relative, sized
+from odenet_torch.gradients.certificate import (
+    Norms,
+    Sketch,
+    StepErrors,
+    certify,
+    jumping,
+    norms,
+    relative,
+    sized,
+)
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
+
+
+class LoneStep(NamedTuple):
+    """What the backward pass of one step alone comes to know.
+
+    Args:
+        g: the gradient by the state before it.
+        y: that state, as it was rebuilt.
+        norms: of which its error is made, see `certificate.joined`.
+    """
+
+    g: AnyLeaves
+    y: Leaves
+    norms: Norms
 
 
 class Reversal(Adjoint):
@@ -87,6 +110,7 @@ class Reversal(Adjoint):
         single, h = direct.single, run.grid.size(n)  # of one stage, whose factor h is no node of the graph
         with torch.enable_grad():
             d = direct.slope(n, direct.places[0][0], at) if single else run.increment(n, (at,))[0]
+        single = single and h != 1.0  # as of a converted layer
         value = h * d.detach() if single else d.detach()
         if not d.requires_grad:  # the block depends on nothing
             return (value,), tuple(g)
@@ -119,6 +143,27 @@ class Reversal(Adjoint):
             if residuals[-1] <= tolerance:
                 return z
         raise self.method.stuck(f"step {n}", f"went from {residuals[0]:.1e} to {residuals[-1]:.1e}")
+
+
+def alone(method: DiscreteAdjoint, run: Run, start: Leaves | None, y: Leaves, g: AnyLeaves, sums: Sums) -> LoneStep:
+    """The backward pass of one step that is a solve of its own, as a converted layer is, whose state is one tensor and
+    that reads parameters of its own alone: its error is left to who adds up those of many.
+
+    Args:
+        method: without a tolerance.
+        run: that solve.
+        start: the state before the step, where it was kept.
+        y, g: the state after it, and the gradient by that.
+        sums: for gradients of weights.
+    """
+    z = predicted(method, run, 0, y, []) if start is None else start
+    d, g = Reversal.known_step(run, 0, z, g, sums)
+    before = subtract(y, d)
+    reference = y if start is None else sized(z, y)
+    if jumping(run):
+        reference = tuple(map(against, d, reference))
+    rebuilt = before if method.correct and start is None else z
+    return LoneStep(g, rebuilt, norms(subtract(before, z), reference))
 
 
 def predicted(method: DiscreteAdjoint, f: Any, n: int, y: Leaves, seen: Sequence[Leaves]) -> Leaves:

@@ -114,8 +114,9 @@ class Sums:
 def _added(before: Tensor | None, part: Tensor, factor: float) -> Tensor:
     """`before + factor part`; a second part makes it float32 where it is of half precision."""
     if part.dtype not in HALF:
-        part = part if factor == 1 else factor * part
-        return part if before is None else before + part
+        if before is None:
+            return part if factor == 1 else factor * part
+        return before + part if factor == 1 else torch.add(before, part, alpha=factor)
     if before is None:
         return part if factor == 1 else part.float().mul_(factor)
     return torch.add(before.float(), part, alpha=factor)

@@ -1,7 +1,11 @@
-"""Where in a step an event's condition changes, found on dense output."""
+"""Where in a step an event's condition changes, found on dense output.
+
+Over 250 lines: the looks at a condition, one by one or together, and what follows from them share what was seen before.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +16,12 @@ from torch import Tensor
 
 from odenet import Event, InputError, StateError
 from odenet.kit import Tableau, interpolant
-from odenet_torch.field.differentiating import listed
+from odenet_torch.field.differentiating import listed, transformed
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.batched_condition import arithmetic, batched
 from odenet_torch.steps.dense import between
-from odenet_torch.steps.size_control import AcceptedStep
+from odenet_torch.steps.size_control import AcceptedStep, moments
 
 
 def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
@@ -103,8 +108,10 @@ class Watch:
         self.tableau = tableau
         self.shape: torch.Size | None = None
         self.parts = event.positions()
-        self.weights: dict[torch.dtype, Tensor] = {}
-        """Of dense output at these parts of a step, by number type."""
+        # states that are handed over as they are, and read in no transform, may be so together
+        plain = layout.single and layout.dtypes == layout.carried and not transformed()
+        self.together = plain and len(self.parts) > 1 and arithmetic(event.condition)
+        """Whether one call of the condition does for all parts of a step."""
         with torch.no_grad():
             (self.before,) = self._values([t], [y])
         self.undefined = not all(value == value for value in self.before)
@@ -131,11 +138,13 @@ class Watch:
         """Between which of the positions the condition changes first, and which entry of it."""
         t, h = step.t, step.h
         times = [t + position * h for position in positions]
-        states = self._inside(step, positions, ends)
-        at = step.y1 if high == 1.0 else self._between(step, high, ends)
-        # the states inside are views of one tensor a leaf, whose writes torch counts together
-        apart = (*states[0], *at) if states and self._small(step) else None
-        values = self._values([*times, step.t1 if high == 1.0 else t + high * h], [*states, at], apart)
+        values = self._at_once(step, times, ends) if self.together and positions is self.parts else None
+        if values is None:
+            states = self._inside(step, positions, ends)
+            at = step.y1 if high == 1.0 else self._between(step, high, ends)
+            # the states inside are views of one tensor a leaf, whose writes torch counts together
+            apart = (*states[0], *at) if states and self._small(step) else None
+            values = self._values([*times, step.t1 if high == 1.0 else t + high * h], [*states, at], apart)
         if self._unchanged(values):
             return None
         for position, now in zip((*positions, high), values, strict=True):
@@ -146,6 +155,24 @@ class Watch:
             self.before = [b if a == 0 or a != a else a for b, a in zip(self.before, now, strict=True)]
             low = position
         return None
+
+    def _at_once(self, step: AcceptedStep, times: Sequence[float], ends: Sequence[Leaves]) -> list[list[float]] | None:
+        """The entries at the parts of a step and at its end, by one call of the condition."""
+        if not self._small(step):
+            return None
+        (inside,), (last,), layout, of = self._flat(step, self.parts, ends), step.y1, self.layout, self.event
+        states = torch.cat((inside, last.reshape(1, -1))).view(-1, *last.shape)
+        moments_of = moments((*times, step.t1), layout.time, layout.device)
+        entries = batched(
+            of.condition,
+            moments_of,
+            states,
+            lambda: condition_at(of, layout, moments_of.unbind(0), [(state,) for state in states.unbind(0)]),
+        )
+        if entries is None or entries.shape[1:] != self.shape or entries.is_complex():
+            self.together = False
+            return None
+        return listed(signed(entries).reshape(len(states), -1))
 
     def _bisected(self, step: AcceptedStep, low: float, high: float, entry: int, ends: Sequence[Leaves]) -> Crossing:
         tolerance = self.event.tolerance
@@ -171,28 +198,34 @@ class Watch:
             return []
         if not self._small(step):
             return [self._between(step, position, ends) for position in positions]
-        columns = [
+        return list(zip(*(rows.unbind(0) for rows in self._rows(step, positions, ends)), strict=True))
+
+    def _rows(self, step: AcceptedStep, positions: Sequence[float], ends: Sequence[Leaves]) -> Leaves:
+        """The leaves of the states at positions within the step, along a first axis."""
+        return tuple(
+            [rows.view(-1, *leaf.shape) for leaf, rows in zip(step.y, self._flat(step, positions, ends), strict=True)]
+        )
+
+    def _flat(self, step: AcceptedStep, positions: Sequence[float], ends: Sequence[Leaves]) -> list[Tensor]:
+        """The same with the entries of a state in one row."""
+        if step.rows is not None:
+            (leaf,) = step.y
+            weighed = [(leaf, step.rows)]
+        else:
+            weighed = [
+                (leaf, torch.stack(slopes).reshape(len(slopes), -1))
+                for leaf, *slopes in zip(step.y, *ends, strict=True)
+            ]
+        weights = _weights if positions is self.parts else _weights.__wrapped__
+        return [
             torch.addmm(
                 leaf.reshape(1, -1),
-                self._weights(positions, leaf),
-                torch.stack(slopes).reshape(len(slopes), -1),
+                weights(self.tableau, tuple(positions), leaf.dtype, leaf.device),
+                slopes,
                 alpha=step.h,
             )
-            .view(-1, *leaf.shape)
-            .unbind(0)
-            for leaf, *slopes in zip(step.y, *ends, strict=True)
+            for leaf, slopes in weighed
         ]
-        return list(zip(*columns, strict=True))
-
-    def _weights(self, positions: Sequence[float], like: Tensor) -> Tensor:
-        """The weights of dense output, one row a position."""
-        known = self.weights.get(like.dtype) if positions is self.parts else None
-        if known is None:
-            rows = [[weight or 0.0 for weight in interpolant(self.tableau).weights(at)] for at in positions]
-            known = torch.tensor(rows, dtype=like.dtype, device=like.device)
-            if positions is self.parts:
-                self.weights[like.dtype] = known
-        return known
 
     @staticmethod
     def _small(step: AcceptedStep) -> bool:
@@ -201,27 +234,37 @@ class Watch:
     def _values(
         self, times: Sequence[float], states: Sequence[Leaves], apart: Leaves | None = None
     ) -> list[list[float]]:
-        """The entries of the condition at each time: one host read."""
+        """The entries of the condition at each time: one host read where that is a device's."""
         layout = self.layout
-        moments = torch.tensor(times, dtype=layout.time, device=layout.device).unbind(0)
-        looks = condition_at(self.event, layout, moments, states, apart)
+        looks = condition_at(self.event, layout, moments(times, layout.time, layout.device).unbind(0), states, apart)
         if self.shape is None:
             self.shape = looks[0].shape
+        shape, on_host = self.shape, not transformed()
         for look in looks:
-            if look.shape != self.shape:
+            if look.shape != shape:
                 raise InputError(
-                    f"an event's condition had shape {tuple(self.shape)}, and now {tuple(look.shape)}",
+                    f"an event's condition had shape {tuple(shape)}, and now {tuple(look.shape)}",
                     "the same shape at all times",
                 )
+            on_host = on_host and look.is_cpu and look.dtype is not torch.bool
+        if on_host:  # nothing is to be waited for: each is read where it lies
+            if not shape:
+                return [[look.item()] for look in looks]
+            return [(look if look.ndim == 1 else look.reshape(-1)).tolist() for look in looks]
         return listed(signed(torch.stack(looks)).reshape(len(looks), -1))
 
     def _unchanged(self, values: list[list[float]]) -> bool:
         """Whether all entries keep the sign that they had: what is seen of most steps at once."""
-        total = sum(map(sum, values))  # where one is NaN each is looked at for itself; so are infinities of both signs
-        return total == total and all(
-            min(column) > 0 if before > 0 else before < 0 and max(column) < 0
-            for before, column in zip(self.before, zip(*values, strict=True), strict=True)
-        )
+        # where one is NaN each is looked at for itself; so are infinities of both signs
+        if len(self.before) == 1:
+            columns = [[value for (value,) in values]]
+        else:
+            columns = zip(*values, strict=True)
+        for before, column in zip(self.before, columns, strict=True):
+            total = sum(column)
+            if total != total or not (min(column) > 0 if before > 0 else before < 0 and max(column) < 0):
+                return False
+        return True
 
     def _changed(self, values: list[float]) -> list[int]:
         """The entries that have changed, in the direction that is watched."""
@@ -231,6 +274,13 @@ class Watch:
             if (rises and direction >= 0) or (falls and direction <= 0):
                 changed.append(i)
         return changed
+
+
+@functools.lru_cache(64)
+def _weights(tableau: Tableau, positions: tuple[float, ...], kind: torch.dtype, device: torch.device) -> Tensor:
+    """The weights of dense output, one row a position."""
+    rows = [[weight or 0.0 for weight in interpolant(tableau).weights(at)] for at in positions]
+    return torch.tensor(rows, dtype=kind, device=device)
 
 
 _SMALL = 1 << 15  # entries: beyond, the states within a step are computed one at a time

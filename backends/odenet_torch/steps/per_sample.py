@@ -5,6 +5,7 @@ Over 250 lines: one loop, whose every line is about rows in different states.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
     direction = 1.0 if t1 >= t0 else -1.0
     times = [t1] if span.ts is None else torch.as_tensor(span.ts).tolist()
     outs = [y if direction * time <= direction * t0 else _lost(y) for time in times]
-    row_steps = RowSteps(_field(problem, state_layout), state_layout, solver.tableau, wide=widened(state_layout))
+    row_steps = RowSteps(_field(problem, state_layout), state_layout, solver.tableau, kind, wide=widened(state_layout))
     stats = Stats("torch", solver.label, problem.gradient.label, 0, 0)
     control, order = span.control, solver.tableau.error_order
     tolerance = Tolerance(control, state_layout, y)
@@ -114,20 +115,21 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
     while going:
         with torch.no_grad():
             end, lands = landing(t, size, last, direction, spacing, ROWS)
-            h = torch.where(active, end - t, 0)
-            stuck = active & ((h == 0) | ~torch.isfinite(h))
-            outcome = torch.where(stuck, _TOO_SMALL, outcome)
-            active = active & ~stuck
+            h = end - t
+            length = h.abs()
+            moving = active & (length > 0) & (length < torch.inf)
+            outcome = torch.where(active & ~moving, _TOO_SMALL, outcome)
+            active = moving
             h = torch.where(active, h, 0)
         step = row_steps.attempt(t, y, h, first, None if all_active else active)
         with torch.no_grad():
             ratio = tolerance.ratio(step.error, y, step.y1).to(t)
             good, factor, past = control.judge(order, ratio, past, ROWS)
             if control.min_step is not None:
-                good = good | (torch.isfinite(ratio) & (h.abs() <= control.min_step * (1 + 1e-10)))
+                good = good | (torch.isfinite(ratio) & (length <= control.min_step * (1 + 1e-10)))
             good = good & active
             tried, accepted = tried + active, accepted + good
-            tried_size = torch.where(good, h.abs(), torch.minimum(h.abs(), size))  # as of one state: it must shrink
+            tried_size = torch.where(good, length, torch.minimum(length, size))  # as of one state: it must shrink
             size = torch.where(active, control.bounded(tried_size * factor, ROWS), size)
             before, after = direction * t, direction * end
             crossed = good & (targets > before) & (targets <= after)
@@ -176,6 +178,7 @@ class RowSteps:
         field: of time and state.
         layout: of the state.
         tableau: the method.
+        kind: number type of the times that steps add up in.
         calls: of the field so far.
         wide: whether times are wider than the state, see `odenet_torch.steps.resolution`.
     """
@@ -183,23 +186,38 @@ class RowSteps:
     field: Callable[[Tensor, Any], Any]
     layout: Layout
     tableau: Tableau
+    kind: torch.dtype
     calls: int = 0
     wide: bool = False
 
+    @functools.cached_property
+    def nodes(self) -> Tensor:
+        """Of the stages, as a column."""
+        return torch.tensor(self.tableau.c, dtype=self.kind, device=self.layout.device).unsqueeze(1)
+
     def slope(self, t: Tensor, y: Leaves) -> Leaves:
-        """The slopes of all rows, each at its time.
+        """The slopes of all rows, each at its time; raises what `at` raises."""
+        return self.at(t, beside(t.to(self.layout.time), y[0]), y)
+
+    def at(self, t: Tensor, time: Tensor, y: Leaves, alone: bool = False) -> Leaves:
+        """The slopes of all rows.
+
+        Args:
+            t: the time of each row.
+            time: the same as the field is called with it.
+            y: the state.
+            alone: whether nobody else reads it.
 
         Raises:
             GridError: times that float32 cannot tell apart, of a field that does not take others.
             UnsupportedError: a field that takes one time alone.
         """
         self.calls += 1
-        time = beside(t.to(self.layout.time), y[0])
         try:
             if not self.wide:
-                return self._gated(time, y)
+                return self._gated(time, y, alone)
             with explained(t[0].item()):
-                return self._gated(time, y)
+                return self._gated(time, y, alone)
         except OdenetError:
             raise
         except Exception as error:
@@ -220,7 +238,7 @@ class RowSteps:
             return False
         return True
 
-    def _gated(self, time: Tensor, y: Leaves) -> Leaves:
+    def _gated(self, time: Tensor, y: Leaves, alone: bool) -> Leaves:
         layout = self.layout
         recorded = torch.is_grad_enabled() and (transformed() or any(leaf.requires_grad for leaf in y))
         if not recorded:  # as at a y0 that needs no gradient: none comes back to it
@@ -228,7 +246,7 @@ class RowSteps:
             layout.memory.hold(slope)
             return slope
         gate = Gate()
-        y = gate.enter(*y)
+        y = gate.enter(*y, alone=alone)
         return gate.leave(*layout.evaluate(lambda y: self.field(time, y), y))
 
     def attempt(self, t: Tensor, y: Leaves, h: Tensor, first: Leaves, mask: Tensor | None) -> Trial:
@@ -242,7 +260,14 @@ class RowSteps:
             t, *rest = stand_ins(mask, (t, *y, *first))
             y, first = tuple(rest[: len(y)]), tuple(rest[len(y) :])
         tableau, memory = self.tableau, self.layout.memory
-        step = trial(tableau, lambda i, at: self.slope(t + tableau.c[i] * h, at), y, h, first, weigh_rows)
+        moments = t + self.nodes * h  # a row of times for each stage, made at once
+        times = moments.to(self.layout.time).reshape(len(moments), -1, *(1,) * (y[0].ndim - 1)).unbind(0)
+        last = tableau.stages - 1 if tableau.fsal else -1  # whose state is the end of the step
+
+        def stage(i: int, at: Leaves) -> Leaves:
+            return self.at(moments[i] if self.wide else t, times[i], at, alone=i != last)
+
+        step = trial(tableau, stage, y, h, first, functools.partial(weigh_rows, columns={}))
         slopes = step.slopes if tableau.fsal else (*step.slopes, self.slope(t + h, step.y1))
         memory.require_kept()
         memory.slopes[:] = memory.slopes[-1:]

@@ -21,17 +21,24 @@ def beside(row: Tensor, like: Tensor) -> Tensor:
     return row.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def weigh_rows(y: Leaves | None, h: Tensor, weights: Sequence[Any], slopes: Sequence[Leaves]) -> Leaves:
+Columns = dict[tuple[torch.dtype, int], Tensor]
+"""One number a row, to broadcast to leaves of a number type and of so many axes."""
+
+
+def weigh_rows(
+    y: Leaves | None, h: Tensor, weights: Sequence[Any], slopes: Sequence[Leaves], columns: Columns | None = None
+) -> Leaves:
     """`y + h sum_i weights[i] slopes[i]`, h and weights being numbers, or one a row.
 
-    Without y it is an error, of which nobody asks the derivative: it is not recorded.
+    Without y it is an error, of which nobody asks the derivative: it is not recorded. All sums with the same h may
+    share columns of it.
     """
     terms = [(w, k) for w, k in zip(weights, slopes, strict=False) if isinstance(w, Tensor) or w]
     assert terms
     plain = [(weight, slope) for weight, slope in terms if isinstance(weight, float)]
     if len(plain) == len(terms):
         with torch.no_grad() if y is None else contextlib.nullcontext():
-            return _scaled_sum(y, h, plain)
+            return _scaled_sum(y, h, plain, {} if columns is None else columns)
     total = y
     for weight, slope in terms:
         parts = tuple(beside((h * weight).to(k.real.dtype), k) * k for k in slope)
@@ -40,13 +47,14 @@ def weigh_rows(y: Leaves | None, h: Tensor, weights: Sequence[Any], slopes: Sequ
     return total
 
 
-def _scaled_sum(y: Leaves | None, h: Tensor, terms: Sequence[tuple[float, Leaves]]) -> Leaves:
+def _scaled_sum(y: Leaves | None, h: Tensor, terms: Sequence[tuple[float, Leaves]], columns: Columns) -> Leaves:
     """The same where weights are numbers: the size is multiplied once, and each slope takes one operation of four."""
     (weight, first), *rest = terms
-    columns = {like.real.dtype: h.to(like.real.dtype) for like in first}
     sums: list[Tensor] = []
     for i, total in enumerate(first):
-        size = beside(columns[total.real.dtype], total)
+        size = columns.get((total.dtype, total.ndim))
+        if size is None:
+            size = columns[total.dtype, total.ndim] = beside(h.to(total.real.dtype), total)
         total = total if weight == 1.0 else total * weight
         for factor, slope in rest:
             total = torch.add(total, slope[i], alpha=factor)
@@ -89,11 +97,19 @@ class Gate:
     """The slope's gradient, from which they are found where that is necessary."""
     hooked = False
 
-    def enter(self, *leaves: Tensor) -> Leaves:
-        """The state that the field is called with."""
+    def enter(self, *leaves: Tensor, alone: bool = False) -> Leaves:
+        """The state that the field is called with.
+
+        Args:
+            leaves: of the state.
+            alone: whether nobody else reads them, so that no view need be made.
+        """
         if transformed() or len(leaves) != 1:
             return (_Enter if transformed() else _EnterPlain).apply(self, *leaves)
         self.hooked = True
+        if alone:
+            leaves[0].register_hook(self._enter)
+            return leaves
         return _hooked(leaves[0], self._enter)
 
     def leave(self, *leaves: Tensor) -> Leaves:

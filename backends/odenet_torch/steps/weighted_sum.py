@@ -67,7 +67,7 @@ class Buffered:
         self.fsal = tableau.fsal
         self.inner = stages - 1 - self.fsal
         """Stages after the first that are not at the end of the step."""
-        slopes = y.new_empty(stages, entries)
+        self.matrix = slopes = y.new_empty(stages, entries)
         self.slopes = slopes.view(stages, *y.shape).unbind(0)
         self.before = [slopes[:i].t() for i in range(stages + 1)]
         self.a, self.last, self.error = _coefficients(tableau, y.dtype, y.device)

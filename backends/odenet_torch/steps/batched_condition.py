@@ -1,0 +1,144 @@
+"""An event's condition at many places of a step in one call: `torch.vmap` of conditions that are arithmetic.
+
+A condition is looked at in eight places of each step, whose calls would cost as much as the step. They can be one call
+where it does nothing but compute: no branches, nothing that it writes or keeps, no names but numbers, tensors and torch
+with its functions. That is read from its byte code, once. The first batch is compared with calls one by one; what torch
+cannot batch, or has another value, is called one by one from then on.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import inspect
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet_torch.field.written_on import version
+
+_functorch: Any = getattr(torch._C, "_functorch", None)
+# what `torch.vmap` is made of, which is nobody's promise: without one of them conditions are called one by one
+_NEEDED = (
+    "_vmap_increment_nesting",
+    "_vmap_decrement_nesting",
+    "_add_batch_dim",
+    "_remove_batch_dim",
+    "maybe_get_level",
+)
+_CAN_BATCH = all(hasattr(_functorch, name) for name in _NEEDED)
+# of Python 3.11 to 3.14: reads of names and constants, operations, calls of attributes, and values put together
+_PLAIN = frozenset(
+    """BINARY_OP BINARY_SLICE BINARY_SUBSCR BUILD_LIST BUILD_SLICE BUILD_TUPLE CACHE CALL CALL_KW COMPARE_OP
+    COPY_FREE_VARS KW_NAMES LOAD_ATTR LOAD_CONST LOAD_DEREF LOAD_FAST LOAD_FAST_BORROW
+    LOAD_FAST_BORROW_LOAD_FAST_BORROW LOAD_FAST_CHECK LOAD_FAST_LOAD_FAST LOAD_GLOBAL LOAD_METHOD LOAD_SMALL_INT NOP
+    PRECALL PUSH_NULL RESUME RETURN_CONST RETURN_VALUE STORE_FAST STORE_FAST_LOAD_FAST UNARY_INVERT UNARY_NEGATIVE
+    UNPACK_SEQUENCE""".split()
+)
+_CLOSE = 1e-4  # roundings of a batch, as part of its largest value
+_OTHER = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
+_NUMBERS = frozenset((bool, int, float))
+_OF_TORCH = frozenset(("linalg", "stack", "cat", "pi"))  # beside what a tensor has, too
+_NOT_ARITHMETIC = frozenset(("backward", "register_hook", "retain_grad"))
+_SEEN: weakref.WeakKeyDictionary[types.CodeType, bool] = weakref.WeakKeyDictionary()
+"""Codes that were called in a batch, and whether the values were the same."""
+
+
+def arithmetic(condition: Any) -> bool:
+    """Whether a condition is seen to do nothing but compute, of its arguments, numbers and tensors."""
+    if type(condition) is not types.FunctionType or condition.__defaults__ or condition.__kwdefaults__:
+        return False
+    names = _global_names(condition.__code__)
+    if names is None or not _CAN_BATCH or _SEEN.get(condition.__code__) is False:
+        return False
+    own = condition.__globals__
+    try:
+        values = [cell.cell_contents for cell in condition.__closure__ or ()]
+        values += [own[name] if name in own else getattr(builtins, name) for name in names]
+    except (ValueError, AttributeError):  # not assigned
+        return False
+    return all(map(_harmless, values))
+
+
+def _harmless(value: Any) -> bool:
+    return type(value) in _NUMBERS or type(value) in (Tensor, nn.Parameter) or value is torch or value is abs
+
+
+@functools.lru_cache(256)
+def _global_names(code: types.CodeType) -> frozenset[str] | None:
+    """The global names that code reads; None where it does something else than arithmetic."""
+    names: set[str] = set()
+    for instruction in dis.get_instructions(code):
+        name = instruction.argval
+        match instruction.opname:
+            case "LOAD_GLOBAL":
+                names.add(name)
+            case "LOAD_ATTR" | "LOAD_METHOD":
+                of_tensors = hasattr(Tensor, name) and not name.endswith("_") and name not in _NOT_ARITHMETIC
+                if not (of_tensors or name in _OF_TORCH):
+                    return None
+            case "BINARY_OP":
+                if instruction.argrepr.endswith("="):
+                    return None
+        if instruction.opname not in _PLAIN:
+            return None
+    # an argument `out=` is among the constants; generators and coroutines are not called as functions are
+    words = [word for c in code.co_consts for word in (c if isinstance(c, tuple) else (c,))]
+    simple = (
+        code.co_argcount == 2 and not code.co_kwonlyargcount and not code.co_cellvars and code.co_flags & 0x2AC == 0
+    )
+    return frozenset(names) if simple and "out" not in words else None
+
+
+def batched(
+    condition: Callable[[Any, Any], Any], times: Tensor, states: Tensor, plain: Callable[[], Sequence[Tensor]]
+) -> Tensor | None:
+    """The entries of an arithmetic condition, one row for each time; None where they cannot be had in one call.
+
+    Args:
+        condition: it.
+        times, states: where, along the first axis.
+        plain: the same by a call for each, for the first batch.
+    """
+    code = condition.__code__  # pyright: ignore[reportFunctionMemberAccess]
+    if code in _SEEN:
+        value = _mapped(condition, times, states)
+        if value is None:
+            _SEEN[code] = False
+        return value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an operation that torch can batch by a loop alone
+        value = _mapped(condition, times, states)
+    _SEEN[code] = value is not None and _same(value, plain())
+    return value if _SEEN[code] else None
+
+
+def _mapped(condition: Callable[[Any, Any], Any], times: Tensor, states: Tensor) -> Tensor | None:
+    """What `torch.vmap(condition)(times, states)` is, in a quarter of its time; None where that fails."""
+    count, versions = len(times), version(states) + version(times)
+    level = _functorch._vmap_increment_nesting(count, "error")
+    try:
+        value = condition(_functorch._add_batch_dim(times, 0, level), _functorch._add_batch_dim(states, 0, level))
+        if type(value) is not Tensor or _functorch.maybe_get_level(value) != level:
+            return None
+        value = _functorch._remove_batch_dim(value, level, count, 0)
+    except Exception:  # said where it is called in the usual way
+        return None
+    finally:
+        _functorch._vmap_decrement_nesting()
+    return value if version(states) + version(times) == versions else None
+
+
+def _same(value: Tensor, looks: Sequence[Tensor]) -> bool:
+    """Whether a batch has the values of single calls, but for rounding."""
+    if any(look.shape != value.shape[1:] or look.dtype is not value.dtype for look in looks) or value.is_complex():
+        return False
+    one, other = torch.stack([*looks]).double(), value.double()
+    largest = one.nan_to_num(0.0, 0.0, 0.0).abs().amax()
+    return torch.allclose(other, one, rtol=_CLOSE, atol=_CLOSE * float(largest), equal_nan=True)
