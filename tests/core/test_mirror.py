@@ -222,7 +222,16 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "field/state.py": (
         {"as_tensor", "meta_state", "require_times"},
         # JAX sorts the keys of dicts, and stacks layers
-        {"as_array", "flattened", "promoted", "repeated", "require_arrays", "require_like", "stacked"},
+        {
+            "as_array",
+            "flattened",
+            "promoted",
+            "repeated",
+            "require_arrays",
+            "require_like",
+            "require_no_reference",
+            "stacked",
+        },
     ),
     # running statistics are buffers here, arguments and results there
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),

@@ -196,7 +196,7 @@ def _written(
 ) -> tuple[int, ...]:
     """Which of the variables a call writes to."""
 
-    def after(values: list[Any]) -> list[Any]:
+    def after(values: Sequence[Any]) -> list[Any]:
         whole = FlaxLayer(function.definition, function.structure, tuple(range(len(values))), function.name)
         return whole([], values, arguments, named)[1]
 

@@ -15,6 +15,7 @@ from jax.extend.core import Jaxpr, Literal
 
 from odenet import UnsupportedError
 from odenet_jax.field.collectives import named_axes
+from odenet_jax.field.state import require_no_reference
 from odenet_jax.field.varying import alike, axes_of
 
 
@@ -199,5 +200,6 @@ def converted(function: Callable[..., Any], *examples: Any) -> Converted:
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
     if any(map(axes_of, closed.consts)):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*alike(examples, closed.consts))
+    require_no_reference("a function of the user (the field, a block or an event) closes over", closed.consts)
     collective = any(True for _ in named_axes(closed.jaxpr))
     return Converted(closed.jaxpr, closed.consts, jax.tree.structure(examples), jax.tree.structure(shape), collective)

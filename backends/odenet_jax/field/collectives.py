@@ -28,7 +28,8 @@ def named_axes(program: Any) -> Iterator[tuple[str, Any]]:
             continue
         # most of them have an effect; ppermute and pbroadcast do not, and name their axis
         axes = params.get("axis_name", ())
-        names = {getattr(effect, "name", None) for effect in equation.effects}
+        # by their class, which has no public name: other effects, as of what reads and writes a jax.Ref, are named, too
+        names = {effect.name for effect in equation.effects if type(effect).__name__ == "NamedAxisEffect"}
         names |= set(axes) if isinstance(axes, (tuple, list)) else {axes}
         yield from ((equation.primitive.name, name) for name in names - {None})
 

@@ -145,6 +145,7 @@ def as_array(name: str, leaf: Any) -> Array:
         DtypeError: JAX would make 64-bit numbers 32-bit in silence; or an array of what JAX has no number type for.
         StateError: an array that is deleted.
     """
+    require_no_reference(f"{name} is", [leaf])
     if isinstance(leaf, np.ndarray):
         array_of_numbers(name, leaf)
     if isinstance(leaf, np.ndarray) and jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
@@ -164,6 +165,18 @@ def as_array(name: str, leaf: Any) -> Array:
     except (TypeError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise DtypeError(f"{name} cannot become an array ({reason})", "numbers, NumPy arrays or JAX arrays") from error
+
+
+def require_no_reference(name: str, values: Sequence[Any]) -> None:
+    """Raises StateError for a mutable array among these: steps that run again would read what it holds by then."""
+    # by names: the class stands in other places in other versions of JAX, and what it is traced as in no public one
+    kinds = {type(leaf).__name__ for leaf in values} | {type(getattr(leaf, "aval", None)).__name__ for leaf in values}
+    if not kinds.isdisjoint(("Ref", "ArrayRef", "MutableArray", "AbstractRef")):
+        raise StateError(
+            f"{name} a jax.Ref (a mutable array)",
+            "arrays; references that the function makes itself, at each call",
+            "read it before the solve (ref[...]) and give the array in weights; write to it after the solve",
+        )
 
 
 def require_like(value: Any, y: Any) -> None:

@@ -50,7 +50,7 @@ from odenet.kit import solver as solver_named
 from odenet_jax.field.block_state import gathered, holds_state, marked_as
 from odenet_jax.field.flax_modules import is_flax, parted
 from odenet_jax.field.replay import BlockContext, block_context, call
-from odenet_jax.field.state import flattened, repeated, stacked
+from odenet_jax.field.state import flattened, repeated, require_no_reference, stacked
 from odenet_jax.field.trees import difference
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
@@ -165,6 +165,7 @@ class ResidualStack(eqx.Module):
         self.along = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         blocks = several("blocks", blocks)
         require_finite_tree("blocks", blocks)
+        require_no_reference("a block holds", [leaf for block in blocks for leaf in jax.tree.leaves(block)])
         if not all(callable(block) for block in blocks):
             raise InputError(f"blocks of {', '.join(type(block).__name__ for block in blocks)}", "callables x -> f(x)")
         single = {id(block): block for block in blocks}
