@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from odenet import GradientError, InputError
 from odenet_torch import NeuralODE, ResidualStack, convert, odeint_adjoint
 
 WIDTH = 4
@@ -58,7 +58,7 @@ SETTINGS = {
     "default device": lambda: torch.device("meta"),
     "default dtype": lambda: default_dtype(torch.bfloat16),
     "deterministic": deterministic,
-    "kernels": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "kernels": lambda: torch.backends.cudnn.flags(enabled=False),
     "attention": lambda: sdpa_kernel(SDPBackend.MATH),
 }
 
@@ -76,7 +76,7 @@ class Reading(nn.Module):
         for is_set in (
             torch.get_default_device().type == "meta",
             torch.are_deterministic_algorithms_enabled(),
-            torch.backends.mkldnn.enabled,
+            torch.backends.cudnn.enabled,
         ):
             scale *= 1.5 if is_set else 1.0
         hidden = torch.tanh(self.first(x)) * scale
@@ -123,37 +123,91 @@ USES = {
 }
 
 
-def gradients(use, setting, inside, passes):
-    """By the parameters, of the last of some passes, whose backward pass is inside of the setting or after it."""
+EXACT = {
+    "checkpoint": stack("backprop"),
+    "states": stack("backprop"),
+    "discrete adjoint": stack("backprop"),
+    "alf": field("backprop", solver="alf", steps=4),
+    "adaptive": field("backprop", rtol=1e-5, atol=1e-7),
+    "converted": lambda: nn.Sequential(Layer(), Layer()),
+    "converted, rounded": lambda: nn.Sequential(Layer(), Layer()),
+    "odeint_adjoint": field("backprop", solver="rk4", steps=8),
+}
+"""The same networks, by autograd."""
+
+
+def gradients(make, setting, passes=1):
+    """By the parameters that are read, of the last of some passes, whose backward pass is outside of the setting."""
     torch.manual_seed(0)
-    net = USES[use][0]()
+    net = make()
     x = torch.randn(3, WIDTH)
     for _ in range(passes):
         net.zero_grad()
-        with SETTINGS[setting]():
+        with setting():
             y = net(x)
-        parameters = [*net.parameters()]
-        if inside == "exact":  # the graph of the forward pass, by backprop
-            return torch.cat([g.flatten() for g in torch.autograd.grad(y.square().sum(), parameters)])
         y.square().sum().backward()
-    return torch.cat([p.grad.flatten() for p in parameters])
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None and p.grad.any()])
 
 
-def exact(use, setting):
-    """By backprop, of the same network."""
-    kept = USES[use]
-    makers = {
-        "checkpoint": stack("backprop"),
-        "states": stack("backprop"),
-        "discrete adjoint": stack("backprop"),
-        "alf": field("backprop", solver="alf", steps=4),
-        "adaptive": field("backprop", rtol=1e-5, atol=1e-7),
-        "converted": lambda: nn.Sequential(Layer(), Layer()),
-        "converted, rounded": lambda: nn.Sequential(Layer(), Layer()),
-        "odeint_adjoint": field("backprop", solver="rk4", steps=8),
-    }
-    try:
-        USES[use] = (makers[use], 0.0)
-        return gradients(use, setting, "exact", 1)
-    finally:
-        USES[use] = kept
+CASES = [
+    *((use, "function mode") for use in USES),
+    *((use, "default device") for use in USES),
+    *((use, setting) for use in ("checkpoint", "converted") for setting in SETTINGS if "de" not in setting),
+    *(("discrete adjoint", setting) for setting in ("dispatch mode", "default dtype", "deterministic", "kernels")),
+    *(("odeint_adjoint", setting) for setting in ("deterministic", "kernels")),
+    ("checkpoint", "default dtype"),
+    ("converted", "default dtype"),
+    ("converted, rounded", "dispatch mode"),
+]
+
+
+@pytest.mark.parametrize(("use", "setting"), CASES)
+def test_a_backward_pass_runs_steps_as_they_ran(use, setting):
+    wanted, (make, tolerance) = gradients(EXACT[use], SETTINGS[setting]), USES[use]
+    for passes in (1, 3):  # blocks are known from the second on
+        got = gradients(make, SETTINGS[setting], passes)
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
+    assert not torch._C._len_torch_function_stack()
+    assert not torch._C._len_torch_dispatch_stack()
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.backends.cudnn.enabled
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_field_that_asks_whether_gradients_are_recorded_is_refused(use, monkeypatch):
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, *arguments):
+            return torch.tanh(self.inner(arguments[-1])) * (0.1 if torch.is_grad_enabled() else 0.2)
+
+    class AskingLayer(Asking):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    monkeypatch.setitem(globals(), "Reading", Asking)
+    monkeypatch.setitem(globals(), "Layer", AskingLayer)
+    with pytest.raises((GradientError, InputError)):
+        USES[use][0]()(torch.randn(3, WIDTH))
+
+
+@pytest.mark.parametrize("use", USES)
+def test_recording_that_a_field_leaves_switched_on_is_for_itself(use, monkeypatch):
+    class Switching(Reading):
+        def forward(self, *arguments):
+            torch.set_grad_enabled(True)
+            return 0.1 * torch.tanh(self.first(arguments[-1]))
+
+    class SwitchingLayer(Switching):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    monkeypatch.setitem(globals(), "Reading", Switching)
+    monkeypatch.setitem(globals(), "Layer", SwitchingLayer)
+    (make, tolerance), wanted = USES[use], gradients(EXACT[use], contextlib.nullcontext)
+    got = gradients(make, contextlib.nullcontext)
+    assert (got - wanted).norm() <= tolerance * wanted.norm()
+    assert torch.is_grad_enabled()
