@@ -295,10 +295,15 @@ def require_recording(subject: str) -> None:
         )
 
 
+def several_at_once(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether these are batches of gradients (is_grads_batched=True, vectorize=True), whose values none can read."""
+    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
+    return any(g is not None and torch._C._dispatch_keys(g).has(batched) for g in gradients)
+
+
 def refuse_batches(gradients: Iterable[Tensor | None], gradient: str, instead: str = "gradient='backprop'") -> None:
     """Raises UnsupportedError where a backward pass is given several gradients at once, and has to look at each."""
-    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
-    if any(g is not None and torch._C._dispatch_keys(g).has(batched) for g in gradients):
+    if several_at_once(gradients):
         raise UnsupportedError(
             f"several backward passes at once (is_grads_batched=True, vectorize=True) through {gradient}",
             "one after the other",

@@ -36,7 +36,7 @@ from odenet_torch._entry import backend
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, SavedStates, Sums
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, Sums, several_at_once
 from odenet_torch.gradients.checkpoint import Recomputation
 from odenet_torch.gradients.profiles import Groups, measurable, profiles
 from odenet_torch.gradients.repeated_pass import ForwardSnapshot, Make, RepeatedPass
@@ -133,6 +133,8 @@ class AuditedPass:
         auditor = self.auditor
         try:
             if not auditor.due:  # another pass of the same backward pass was first
+                return None
+            if several_at_once(g):  # which cannot be measured; a later pass is
                 return None
             trial = RepeatedPass(self.make, self.field, self.before, run, y0, gradients)
             exact = trial.groups(g, [sums.so_far(tensor) for tensor in trial.tensors])
