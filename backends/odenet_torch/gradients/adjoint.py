@@ -20,7 +20,7 @@ from odenet import GradientError, ReversibleSolver, Stats, UnsupportedError
 from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field import saved_tensors
-from odenet_torch.field.differentiating import Hooks, unseen
+from odenet_torch.field.differentiating import Hooks, several_at_once, unseen
 from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
@@ -293,12 +293,6 @@ def require_recording(subject: str) -> None:
             "torch.no_grad() there, or none",
             "call backward() outside of torch.inference_mode()",
         )
-
-
-def several_at_once(gradients: Iterable[Tensor | None]) -> bool:
-    """Whether these are batches of gradients (is_grads_batched=True, vectorize=True), whose values none can read."""
-    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
-    return any(g is not None and torch._C._dispatch_keys(g).has(batched) for g in gradients)
 
 
 def refuse_batches(gradients: Iterable[Tensor | None], gradient: str, instead: str = "gradient='backprop'") -> None:

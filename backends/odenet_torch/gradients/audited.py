@@ -33,10 +33,11 @@ from odenet import (
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import Way, tree_leaves
 from odenet_torch._entry import backend
+from odenet_torch.field.differentiating import several_at_once
 from odenet_torch.field.field import Field, FunctionField
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
-from odenet_torch.gradients.adjoint import Adjoint, SavedStates, Sums, several_at_once
+from odenet_torch.gradients.adjoint import Adjoint, SavedStates, Sums
 from odenet_torch.gradients.checkpoint import Recomputation
 from odenet_torch.gradients.profiles import Groups, measurable, profiles
 from odenet_torch.gradients.repeated_pass import ForwardSnapshot, Make, RepeatedPass
