@@ -119,3 +119,18 @@ def test_a_call_that_is_refused_leaves_the_model_as_it_was(case, method):
     assert not any(key.startswith(("odenet", "_odenet")) for layer in back.layers for key in vars(layer))
     assert back.state_dict().keys() == plain.state_dict().keys()
     assert torch.equal(back(X), plain(X))
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "checkpoint:states=2", "checkpoint:bits=8", "auto"])
+def test_nested_states_are_refused_in_words(gradient):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + torch.tanh(self.linear(x))
+
+    rows = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+    with pytest.raises(ConversionError):
+        convert(nn.Sequential(Layer(), Layer()), example=rows, gradient=gradient)

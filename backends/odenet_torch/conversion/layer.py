@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odenet import ConversionError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.branches import PLAIN, Branch, traced, whole
 from odenet_torch.conversion.sums import added, in_place, version
@@ -146,8 +147,19 @@ def written_to(arguments: Arguments) -> str | None:
     return next((type(leaf).__name__ for leaf in tree_leaves(arguments) if not isinstance(leaf, _READ_ONLY)), None)
 
 
+def require_dense(value: Any) -> None:
+    """Raises ConversionError for a nested tensor, of which torch has few operations."""
+    if isinstance(value, Tensor) and value.is_nested:
+        raise ConversionError(
+            "a layer whose state is a nested tensor",
+            "dense tensors as states; other arguments may be nested",
+            "pad the state, and give the layers a mask; or convert other layers with where=",
+        )
+
+
 def difference(expected: Tensor, actual: Tensor) -> float:
     """The largest difference of two tensors, relative to the first one's largest entry; infinite for other shapes."""
+    require_dense(expected)
     if expected.shape != actual.shape:
         return float("inf")
     if torch.equal(expected, actual) or not expected.numel():

@@ -43,7 +43,7 @@ def cotangent(y: Tensor) -> Tensor:
 
 def square(gradients: Iterable[Tensor | None]) -> Tensor:
     """The sum of all squares, of float64 on the CPU or the device."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for g in gradients:
         if g is not None:
             size = torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))

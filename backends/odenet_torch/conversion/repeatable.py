@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from odenet import ConversionError, GradientError, OdenetError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
-from odenet_torch.conversion.layer import copied
+from odenet_torch.conversion.layer import copied, require_dense
 from odenet_torch.field import late_writes, random_state
 from odenet_torch.field.called_modules import require_same
 from odenet_torch.field.differentiating import refuses_hooks
@@ -47,6 +47,7 @@ def require_repeatable(layer: nn.Module, call: Call) -> None:
         GradientError: it does not, or it draws from a generator that is not torch's.
         ConversionError: it does not run outside of its model.
     """
+    require_dense(call.x)
     results = []
 
     def run() -> None:

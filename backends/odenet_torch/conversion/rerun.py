@@ -176,6 +176,7 @@ class Rerun:
             self.settled is not None
             and not self.draws
             and self.settled.stand()
+            and self.settled.settings.stand()
             and self.unwritten()
             and not _autocast(self.device)
             and not present()

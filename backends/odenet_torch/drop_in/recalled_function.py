@@ -109,7 +109,8 @@ class Recalled:
         t = torch.tensor(flow.times[0], dtype=torch.float64, device=y.device).to(flow.time_kind(y)).requires_grad_()
 
         def call() -> Any:
-            with torch.enable_grad():
+            recorded = not self.replay.unrecorded
+            with torch.set_grad_enabled(recorded):
                 at = flow.unpacked(y.clone())  # a copy, of which func may change what it likes
                 before = versions(_flat(at))
                 with flow.explained():
@@ -117,7 +118,7 @@ class Recalled:
                         value = self.func(t, at)
                     except RuntimeError as error:
                         value = record(error, self.func, t, at)
-                require_recorded(True)
+                require_recorded(recorded)
             # NumPy's writes are not counted: on the host the values are compared
             unwritten = y.device.type != "cpu" or all(map(torch.equal, _flat(at), _flat(flow.unpacked(y))))
             self.lends = versions(_flat(at)) != before or not unwritten

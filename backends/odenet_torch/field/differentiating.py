@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -157,3 +157,9 @@ def listed(values: Tensor) -> Any:
 def transformed() -> bool:
     """Whether a transform of torch.func, or forward differentiation, is active: its tensors have no memory to name."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def several_at_once(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether these are batches of gradients (is_grads_batched=True, vectorize=True), whose values none can read."""
+    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
+    return any(g is not None and torch._C._dispatch_keys(g).has(batched) for g in gradients)

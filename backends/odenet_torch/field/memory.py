@@ -72,13 +72,14 @@ class Memory:
         careful: whether something is to be copied, or to be found out yet.
         lends: whether f is handed copies of states, because it writes on them.
         takes: whether copies of slopes are taken, because f returns them in memory that it uses again.
+        switches: whether f switches the recording of gradients on, and leaves it so.
         slopes: those of the running step, with their versions when they were returned; one list all along.
     """
 
     def __init__(self, leaves: int) -> None:
         self.counted = leaves == 1 and not torch.is_inference_mode_enabled()
         self.count = _one if self.counted else versions
-        self.careful, self.lends, self.takes = True, False, False
+        self.careful, self.lends, self.takes, self.switches = True, False, False, False
         self.name = "the field"
         self.suspects: Sequence[nn.Module] = ()
         self.first: Leaves | None = None
@@ -132,7 +133,10 @@ class Memory:
             self.lends, lent = True, tuple(map(_copy, y))
             before, handed = self.count(lent), layout.call(lent)
             slope = layout.slope(f(handed), y)
-        require_recorded(recorded)
+        if torch.is_grad_enabled() != recorded:
+            require_recorded(recorded)
+            torch.set_grad_enabled(False)  # what f switched on is not for the steps that are to keep no graph
+            self.switches = True
         if not self.evaluated and any(k.layout is not torch.strided for k in slope):
             raise StateError(
                 f"the field returned a slope of layout {slope[0].layout}", "dense tensors", "return slope.to_dense()"
@@ -190,7 +194,7 @@ class Memory:
                 raise overwritten()
 
     def _settle(self) -> None:
-        self.careful = self.lends or self.takes or self.evaluated < 2 or bool(self.suspects)
+        self.careful = self.lends or self.takes or self.switches or self.evaluated < 2 or bool(self.suspects)
 
 
 def versions(leaves: Leaves) -> int:

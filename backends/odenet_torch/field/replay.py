@@ -113,6 +113,7 @@ class Replay:
         self.of_step: dict[int, set[int]] = {}
         self.random: dict[Key, list[Tensor]] = {}
         self.buffers: dict[Key, list[tuple[Owned, Tensor]]] = {}
+        self.unrecorded = False  # whether f is to run without recording of gradients, for a look
         self.uncached = False  # whether parametrize.cached() is active around the solve
         self.suspects: Sequence[Owned] = ()
         self.with_graph: list[Owned] = []
@@ -394,6 +395,16 @@ class Replay:
                     put_back([change for change in around.differences() if not isinstance(change[0], CachedResults)])
             yield
 
+    @contextlib.contextmanager
+    def _alone(self, place: Place) -> Iterator[None]:
+        """The same, with copies of the tensors that f has written on."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._once_more(place))
+            for _, root in self.roots(*place):
+                around = self.sides.around[id(root)]
+                stack.enter_context(around.copied([held for _, held in around.written_on()]))
+            yield
+
     def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the forward pass once more, with its random state, which is put back."""
         with unseen():
@@ -515,6 +526,22 @@ class Replay:
                 late_writes.remember(root, late, self.reached(root))
         self.looked |= {id(root): bool(late_writes.known(root, self.reached(root))) for _, root in roots}
 
+    def _require_same_unrecorded(
+        self, name: str, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]
+    ) -> None:
+        """Looks whether f is the same where no gradient is recorded, as steps of the forward pass may run.
+
+        Raises:
+            GradientError: it is not, as it asks torch.is_grad_enabled().
+        """
+        self.unrecorded = True
+        try:
+            with torch.no_grad():
+                again = self._quietly(key, place, evaluate)
+        finally:
+            self.unrecorded = False
+        require_same(name, out, again)
+
     def _check(
         self, key: Key, place: Place, fresh: Sequence[Root], out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
     ) -> None:
@@ -527,11 +554,7 @@ class Replay:
         name = fresh[0][0]
         watch, marks, operation = Watch(y), list[Any](), None
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._once_more(place))
-            for _, root in self.roots(*place):
-                around = self.sides.around[id(root)]
-                stack.enter_context(around.copied([held for _, held in around.written_on()]))
+        with self._alone(place):
             try:
                 with watch:
                     again, marks, operation = self._quietly(key, place, lambda: marked(evaluate, y))
@@ -544,6 +567,8 @@ class Replay:
         if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
             raise hooks_its_state(name)
         require_same(name, out, again)
+        with self._alone(place):  # after the look at what is kept, which it would replace
+            self._require_same_unrecorded(name, key, place, out, evaluate)
         for _, root in fresh:
             _FUNCTIONS.add(root, self.reached(root))
             if watch.jumps:

@@ -22,6 +22,7 @@ from odenet_torch.field.field import BlockField, unique
 from odenet_torch.field.knowledge import knowledge
 from odenet_torch.field.passing_values import FoundValues
 from odenet_torch.field.replay import Replay
+from odenet_torch.field.settings import Settings
 from odenet_torch.field.shared_hooks import SharedHooks, present
 from odenet_torch.field.surroundings import Surroundings, put_back
 
@@ -37,7 +38,7 @@ class SettledBlocks:
     def __init__(self, stack: StackContents, device: torch.device) -> None:
         self.stack, self.device = stack, device
         self.random = random_state.state(device)
-        self.shared = SharedHooks()
+        self.shared, self.settings = SharedHooks(), Settings()
         self.states, self.reads = stack.states(), stack.reads()
         self.passing: FoundValues | None = None
         """Of a single block: its passing values."""
@@ -90,6 +91,7 @@ class SettledBlocks:
         """
         moves, roots = False, None if blocks is None else set(map(id, blocks))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.settings.again())
             stack.enter_context(self.shared.again())
             if roots is not None or not self.stand():
                 for around, known, states in self.blocks:

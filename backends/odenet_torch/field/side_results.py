@@ -27,6 +27,7 @@ from odenet_torch.field.places import (
     WeakEntries,
 )
 from odenet_torch.field.reachable_objects import held_by
+from odenet_torch.field.settings import Settings
 from odenet_torch.field.shared_hooks import SharedHooks
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.surroundings import Difference, Surroundings, differences, full, put_back, tensors_in
@@ -49,7 +50,7 @@ class SideResults:
         self.cut = cut
         self.anew = cut
         """Whether the backward pass evaluates f with a graph and without: f then computes anew what it keeps."""
-        self.shared = SharedHooks()
+        self.shared, self.settings = SharedHooks(), Settings()
         self.around: dict[int, Surroundings] = {}
         self.of_step: dict[int, dict[int, None]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
@@ -170,6 +171,7 @@ class SideResults:
             GradientError: a tensor that f may read was written on since.
         """
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.settings.again())
             stack.enter_context(self.shared.again())
             stack.callback(self.append)
             # what several share, as the entries of a cache, is as the first of them found it: that comes last

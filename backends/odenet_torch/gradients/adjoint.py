@@ -20,7 +20,7 @@ from odenet import GradientError, ReversibleSolver, Stats, UnsupportedError
 from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field import saved_tensors
-from odenet_torch.field.differentiating import Hooks, unseen
+from odenet_torch.field.differentiating import Hooks, several_at_once, unseen
 from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
@@ -297,8 +297,7 @@ def require_recording(subject: str) -> None:
 
 def refuse_batches(gradients: Iterable[Tensor | None], gradient: str, instead: str = "gradient='backprop'") -> None:
     """Raises UnsupportedError where a backward pass is given several gradients at once, and has to look at each."""
-    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
-    if any(g is not None and torch._C._dispatch_keys(g).has(batched) for g in gradients):
+    if several_at_once(gradients):
         raise UnsupportedError(
             f"several backward passes at once (is_grads_batched=True, vectorize=True) through {gradient}",
             "one after the other",

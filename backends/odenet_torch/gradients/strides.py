@@ -34,6 +34,7 @@ from odenet import (
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, alarm, schedule, subtract
 from odenet_torch.field.replay import autocasts
+from odenet_torch.field.settings import Settings
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.wiring import ForwardReads
 from odenet_torch.gradients.accepted_steps import once
@@ -176,7 +177,7 @@ class Passage(Adjoint):
         strides = self.strides
         self.alarm = alarm(next(iter(run.field.functions()), None))
         self.looked = ForwardReads(strides.wiring, (tensor for stride in strides.list for tensor in stride.fixed))
-        self.autocast, drawn = autocasts(run.layout.device), random.getstate()
+        self.autocast, self.settings, drawn = autocasts(run.layout.device), Settings(), random.getstate()
         run = dataclasses.replace(run, surrounded=self.surrounded)
         every = strides.live
         if run.field.homes:
@@ -201,6 +202,7 @@ class Passage(Adjoint):
         if self.strides.shortcuts is not None:
             self.strides.shortcuts.compared.clear()  # others may have run in the meantime
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.settings.again())
             for kind, enabled, dtype in self.autocast:
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))

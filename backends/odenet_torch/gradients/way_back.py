@@ -156,4 +156,4 @@ def root_mean_square(leaves: Sequence[Tensor], device: torch.device) -> Tensor:
 
 def least(tolerance: Any) -> float:
     """The least number of a tree of tolerances."""
-    return min((float(torch.as_tensor(bound).min()) for bound in tree_leaves(tolerance)), default=0.0)
+    return min((float(torch.as_tensor(bound, device="cpu").min()) for bound in tree_leaves(tolerance)), default=0.0)

@@ -138,7 +138,8 @@ class Direct:
 def learn(field: Any, layout: Layout) -> None:
     """After a careful pass: what was seen of the blocks."""
     memory = layout.memory
-    if type(field) is BlockField and memory.evaluated > 1 and not (memory.lends or memory.takes or memory.suspects):
+    odd = memory.lends or memory.takes or memory.switches or memory.suspects
+    if type(field) is BlockField and memory.evaluated > 1 and not odd:
         for block in field.functions():
             # what many steps add to weights of half precision is added up in float32 by a field that looks at them
             if not any(p.dtype in HALF for p in block.parameters()):

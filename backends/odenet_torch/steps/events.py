@@ -63,7 +63,7 @@ def condition_at(
 
 def _entries(value: Any) -> Tensor:
     try:
-        entries = value if type(value) is Tensor else torch.as_tensor(value)
+        entries = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"an event's condition returned a {type(value).__name__} ({error})", _ALLOWED) from error
     if entries.is_complex() or not entries.numel():

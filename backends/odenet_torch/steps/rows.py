@@ -118,15 +118,20 @@ class Gate:
             return (_Leave if transformed() else _LeavePlain).apply(self, *leaves)
         return _hooked(leaves[0], self._leave)
 
-    def _leave(self, g: Tensor) -> None:
+    def _leave(self, g: Tensor | None) -> None:
+        if g is None:  # of what no loss reads
+            self.read = self.late = None
+            return
         # a second derivative comes to the entrance without the exit, and reads what the first one left
         if g.device.type == "cpu" and not (g.is_complex() or torch.is_grad_enabled() or transformed()):
             self.late = g
         else:
             self.read, self.late = _rows_read(g), None
 
-    def _enter(self, g: Tensor) -> Tensor | None:
+    def _enter(self, g: Tensor | None) -> Tensor | None:
         late, self.late = self.late, None
+        if g is None:
+            return None
         if late is not None:
             if _finite(g):
                 return None

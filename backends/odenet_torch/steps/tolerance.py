@@ -80,7 +80,7 @@ def normed(value: Any, rows: int | None = None) -> Tensor:
         InputError: neither one real number nor, of rows, one for each.
     """
     try:
-        size = torch.as_tensor(value)
+        size = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
         size = None
     of_rows = size is not None and rows is not None and size.shape == (rows,)
