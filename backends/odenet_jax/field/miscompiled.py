@@ -19,9 +19,9 @@ def warn(version: str) -> None:
     """
     if version in _WRONG:
         warnings.warn(
-            f"jaxlib {version} miscompiles products of many rows with a matrix that a compiled function closes over, on "
-            "CPUs: sums of them are several times too small (https://github.com/jax-ml/jax/issues/39103). What to do: "
-            "pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'",
+            f"jaxlib {version} miscompiles products of many rows with a matrix that a compiled function closes over, "
+            "on CPUs: sums of them are several times too small (https://github.com/jax-ml/jax/issues/39103). "
+            "What to do: pip install 'jax!=0.10.2' 'jaxlib!=0.10.2'",
             RuntimeWarning,
             stacklevel=2,
         )
