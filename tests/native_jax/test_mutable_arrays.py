@@ -77,6 +77,6 @@ def _ways(ref):
 
 @pytest.mark.parametrize("way", range(13))
 def test_a_reference_from_outside_of_a_function_is_refused(way):
-    """They were errors of NumPy or JAX; in compiled equal steps a count was written to again in the backward pass."""
+    """They were errors of NumPy or JAX, or ran, in compiled equal steps, where a step may run again."""
     with pytest.raises(StateError, match=r"jax\.Ref \(a mutable array\)"):
         list(_ways(jax.new_ref(jnp.array(2.0))))[way]()
