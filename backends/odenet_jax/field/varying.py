@@ -15,6 +15,8 @@ from jax.interpreters import ad, batching, mlir
 from odenet import UnsupportedError
 
 Tree = TypeVar("Tree")
+LOOPS_OF_DIVIDED_ROWS = jax.__version_info__ >= (0, 10, 2)
+"""Whether JAX can make a loop whose end is computed one over rows that an explicit mesh divides."""
 
 
 @contextlib.contextmanager

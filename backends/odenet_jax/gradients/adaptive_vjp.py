@@ -29,7 +29,7 @@ from odenet_jax.field.fingerprint import described
 from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.state import Layout, Leaves
-from odenet_jax.field.varying import alike, alone, undivided
+from odenet_jax.field.varying import LOOPS_OF_DIVIDED_ROWS, alike, alone, undivided
 from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
@@ -283,7 +283,8 @@ class DifferentiableSolve:
         return run, Tolerance(rtol, atol, norm, self.layout.time), event
 
     def _solve(self, y0: Leaves, of: Any, times: Any, rest: Any, keep: Keep) -> AdaptiveResult:
-        if keep != Keep() or rest[-1] is not None:  # then it writes to rows, and reads from them
+        # then it writes to rows, and reads from them
+        if keep != Keep() or rest[-1] is not None or not LOOPS_OF_DIVIDED_ROWS:
             y0, of = undivided((y0, of))
         if self.alone:
             y0, of, rest = alone((y0, of, rest))

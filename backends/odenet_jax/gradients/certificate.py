@@ -53,7 +53,8 @@ def worse(worst: Worst, error: Array, n: Any) -> Worst:
     """The worst so far with one more error, of step n; NaN is the worst there is."""
     error = error.astype(worst[0].dtype)
     new = ~(error <= worst[0]) & ~jnp.isnan(worst[0])
-    return jnp.where(new, error, worst[0]), jnp.where(new, n, worst[1]).astype(worst[1].dtype)
+    # by arithmetic: before 0.10.2 JAX cannot choose, for divided rows, between two numbers that are those of all rows
+    return jnp.where(new, error, worst[0]), (worst[1] + new * (n - worst[1])).astype(worst[1].dtype)
 
 
 def _larger(one: Array, other: Array) -> Array:

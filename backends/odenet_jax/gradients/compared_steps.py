@@ -64,7 +64,7 @@ class LargestMove:
         off, size = (lax.stop_gradient(jnp.stack(column)) for column in zip(*pairs, strict=True))
         move = _ratio_of_rows(off, size, self.weights)
         further = (move > largest) & (n >= self.first)
-        return (n + 1, jnp.where(further, move, largest), jnp.where(further, n, place)), None
+        return (n + 1, jnp.where(further, move, largest), place + further * (n - place)), None  # as in `worse`
 
     def _square(self, leaf: Array) -> Array:
         return jnp.sum(jnp.square(jnp.abs(leaf).astype(self.kind)))
