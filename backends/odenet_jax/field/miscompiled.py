@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from importlib import metadata
+
+import jaxlib
 
 # products with a matrix that a compiled function closes over: with 0.10.2 `jax.jit(lambda x: (x @ ones).sum())` is four
 # times too small for 1024 rows of 4 numbers, and rows of 3 numbers times any constant matrix are wrong from 16385 on
@@ -29,4 +30,4 @@ def warn(version: str) -> None:
 
 def warn_of_this() -> None:
     """The same of the version that is imported."""
-    warn(metadata.version("jaxlib"))
+    warn(str(vars(jaxlib).get("__version__")))
