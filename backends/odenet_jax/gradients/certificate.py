@@ -54,7 +54,8 @@ def worse(worst: Worst, error: Array, n: Any) -> Worst:
     error = error.astype(worst[0].dtype)
     new = ~(error <= worst[0]) & ~jnp.isnan(worst[0])
     # by arithmetic: before 0.10.2 JAX cannot choose, for divided rows, between two numbers that are those of all rows
-    return jnp.where(new, error, worst[0]), (worst[1] + new * (n - worst[1])).astype(worst[1].dtype)
+    place, kind = worst[1], worst[1].dtype
+    return jnp.where(new, error, worst[0]), place + new.astype(kind) * (jnp.asarray(n, kind) - place)
 
 
 def _larger(one: Array, other: Array) -> Array:

@@ -64,7 +64,8 @@ class LargestMove:
         off, size = (lax.stop_gradient(jnp.stack(column)) for column in zip(*pairs, strict=True))
         move = _ratio_of_rows(off, size, self.weights)
         further = (move > largest) & (n >= self.first)
-        return (n + 1, jnp.where(further, move, largest), place + further * (n - place)), None  # as in `worse`
+        place = place + further.astype(place.dtype) * (n - place)  # by arithmetic, as in `worse`
+        return (n + 1, jnp.where(further, move, largest), place), None
 
     def _square(self, leaf: Array) -> Array:
         return jnp.sum(jnp.square(jnp.abs(leaf).astype(self.kind)))
