@@ -186,7 +186,7 @@ class FirstOfRun(_LayerStandIn):
                         f"forward hooks on {name or type(inner).__name__} of a converted "
                         f"{type(layer.module).__name__}, while gradient={gradient.label!r} with solver="
                         f"{self.stack.solver.label!r} keeps no graph for what they are given",
-                        "hooks with solver='euler', or with gradient='checkpoint'",
+                        "hooks with gradient='checkpoint', or with solver='euler' and gradient='backprop'",
                         "remove the hooks, or take gradient='checkpoint'",
                     )
 
