@@ -13,6 +13,7 @@ from quick import quick
 
 from odenet import Depth, InputError, UnsupportedError
 from odenet_jax import ResidualStack, odeint, solve
+from odenet_jax.field.varying import LOOPS_OF_DIVIDED_ROWS
 
 
 @pytest.mark.parametrize("choices", [{"rtol": 1e-8}, {"steps": 64, "solver": "rk4"}], ids=["adaptive", "fixed"])
@@ -63,15 +64,13 @@ def test_a_function_of_other_arguments_is_refused_by_the_drop_in():
             odeint(func, jnp.ones(2), jnp.asarray([0.0, 1.0]), *args)
 
 
-DIVIDED = jax.__version_info__ >= (0, 10, 2)  # before, JAX knows no loop over rows of which each device has its own
-
-
 @pytest.mark.skipif(not hasattr(jax.sharding, "AxisType"), reason="this JAX has no explicit meshes")
 def test_rows_along_a_divided_axis_of_an_explicit_mesh_are_right_or_refused():
     mesh = jax.make_mesh((1,), ("rows",), (jax.sharding.AxisType.Explicit,))
     rows = jax.device_put(jnp.asarray([1.0, 2.0]), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
     with jax.set_mesh(mesh):
-        with contextlib.nullcontext() if DIVIDED else pytest.raises(UnsupportedError, match=r"jax\.vmap inside of"):
+        refused = pytest.raises(UnsupportedError, match=r"jax\.vmap inside of")
+        with contextlib.nullcontext() if LOOPS_OF_DIVIDED_ROWS else refused:
             last = jax.vmap(lambda y: solve(lambda t, y: -y, y, rtol=1e-5).y1)(rows)
             np.testing.assert_allclose(last, np.exp(-1.0) * np.asarray([1.0, 2.0]), rtol=1e-4)
         with pytest.raises(UnsupportedError, match=r"jax\.vmap inside of"):
@@ -99,7 +98,7 @@ def test_so_are_those_of_a_program_that_was_there_before_its_rows():
     mesh = jax.make_mesh((1,), ("rows",), (jax.sharding.AxisType.Explicit,))
     rows = jax.device_put(jnp.asarray([1.0, 2.0]), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
     with jax.set_mesh(mesh):
-        if DIVIDED:
+        if LOOPS_OF_DIVIDED_ROWS:
             last = jax.vmap(jax.jit(lambda y: decay(y, rtol=1e-5)))(rows)
             np.testing.assert_allclose(last, np.exp(-1.0) * np.asarray([1.0, 2.0]), rtol=1e-4)
         for program in LATER.values():

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
 from odenet.kit import alarm, staged, subtract, tree_leaves, tree_map
@@ -29,7 +28,7 @@ from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copie
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
 from odenet_torch.field import random_state
-from odenet_torch.field.differentiating import record
+from odenet_torch.field.differentiating import record, several_at_once
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.memory import written
@@ -116,7 +115,7 @@ class Branches(Field):
     def __init__(self, link: Link) -> None:
         self.link = link
         self.alone = False
-        """Whether there is one, whose step knows the state before it by itself (see `Reversal.alone`)."""
+        """Whether there is one, whose step knows the state before it by itself (see `discrete_adjoint.alone`)."""
         self.last: dict[int, tuple[Tensor, Tensor]] = {}
         """Where each branch was evaluated last, and its value."""
 
@@ -322,7 +321,7 @@ class Link:
             sums, wants = Sums(run.field), (g.to(leaves[0].dtype),)
             # a batch of cotangents may have an error each
             single = self.steps == 1 and run.direct is not None and self.method.tolerance is None
-            if single and not _functorch.is_legacy_batchedtensor(g):
+            if single and not several_at_once([g]):
                 run.field.alone = True
                 one = alone(self.method, run, states.get(0), leaves, wants, sums)
                 (gx,), rebuilt = one.g, one.y[0]
