@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.nn.functional import pad
 
 from odenet import Stats
 from odenet.kit import BUCKETS, SMALL, Alarm, Certified, channel_axes, floor, signs, subtract
 from odenet.kit import Leaves as AnyLeaves
+from odenet_torch.field.differentiating import several_at_once
 from odenet_torch.field.jumps import jumps
 from odenet_torch.steps.fixed import Run
 
@@ -279,7 +279,7 @@ def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors, of: Certified
 
 def _of_all_cotangents(pair: Tensor) -> Tensor:
     """The worst of a batch of cotangents, where `torch.autograd.grad(..., is_grads_batched=True)` has one."""
-    if not _functorch.is_legacy_batchedtensor(pair):
+    if not several_at_once([pair]):
         return pair
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
