@@ -10,6 +10,7 @@ from importlib import metadata
 import pytest
 from fake_backend import fake  # noqa: F401
 from hypothesis import settings
+from waiting import let_wait, waiting
 
 
 def xla_flags() -> str:
@@ -35,6 +36,13 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a stack for ea
 
 settings.register_profile("odenet", deadline=None)
 settings.load_profile("odenet")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests that `-m` leaves out are taken out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest tests that others stand for wait for the slow suite."""
+    if not any("::" in argument for argument in config.args):  # which asks for single tests
+        let_wait(items, waiting())
 
 
 # tracing makes many objects that live on: at Python's thresholds looking them through is up to a tenth of the time
