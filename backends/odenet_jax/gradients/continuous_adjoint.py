@@ -105,7 +105,7 @@ class Costate(Adjoint):
             y, a, sums = descend(alone, steps, steps, carry)
             worst, size = compared.nothing()[0], compared.size(a)
         if jumps:
-            beside = NetworkGradient(run, self.stats, saved, last, gradients, nothing)
+            beside = NetworkGradient.of_equal_steps(run, self.stats, saved, last, gradients, nothing)
             worst = worse(worst, beside.certificate(a, sums), WHOLE)
         elif saved.sketch is not None and not self.method.interpolate:
             worst = worse(worst, compared.drift(saved.sketch, y, last, size), -1)

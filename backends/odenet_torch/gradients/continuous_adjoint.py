@@ -188,8 +188,15 @@ class AdaptiveCostate(Costate):
                 a = self.between_outputs(forward, (t, y), (time, output), a, sums)
             y, t, a = output, time, add(a, row)
         a = self.between_outputs(forward, (t, y), (forward.t0, states[0]), a, sums)
-        errors = StepErrors(forward.run)
-        errors.add(self.way_back.certificate(sums.totals()), -1)
+        errors, run = StepErrors(forward.run), dataclasses.replace(forward.run, again=True)
+        if jumping(run):  # what is known at a few states tells nothing of the jumps between them
+            met, inside = accepted_steps.joined(forward, rows)
+            run = dataclasses.replace(run, inside=inside)
+            beside = NetworkGradient(run, self.stats, SavedStates(states, ()), met, sums)
+            beside.down_to(0)
+            errors.add(beside.certificate(a, by_y0=self.by_y0), WHOLE)
+        else:
+            errors.add(self.way_back.certificate(sums.totals()), -1)
         certify(self.stats, self.alarm, errors, "way back")
         return a
 
