@@ -161,8 +161,9 @@ class ContinuousAdjoint(Gradient):
     compared with the exact VJP of that step of the network, at the rebuilt state and with the costate that arrives at
     the end of the step. Two steps are: the first, and of the others the one in which the forward pass moved the state
     furthest, beside its size (that of a large block, or around a moment when the field is fast). The certificate is
-    the relative difference of the change of the costate or of the gradient of the weights, or a third of the relative
-    error of the rebuilt y[0] (a few sums of its rows are kept to know it by), whichever is largest. That takes two
+    the relative difference of the change of the costate or of the gradient of the weights, whichever is larger, and on
+    top of it a third of the relative error of the rebuilt y[0] (a few sums of its rows are kept to know it by): both
+    steps are compared at states as they were rebuilt. That takes two
     VJPs of a step more, and keeps no state; in torch, where blocks of several kinds alternate, the first step of each
     kind is compared, up to four, and one of the others. Where the backward pass has a step count of its own, the
     comparison is over two of the `segment`s, whose ends both grids have, and the states between are kept while it

@@ -222,7 +222,10 @@ def _first_step(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
     consequence = _consequence(certificate)
-    subject = "the gradient of that step is this far, relatively, from the exact one of the discrete network"
+    subject = (
+        "the gradient of that step, with what states are off by as integrated back, is this far, relatively, from the "
+        "exact one of the discrete network"
+    )
     if where.startswith(_AT_START):
         subject = f"as integrated back, it is {_DRIFTED}"
     elif where.startswith(_OVER_ALL):
@@ -272,7 +275,10 @@ def _step_back(certificate: float, method: str, where: str) -> str:
             "check the forward pass first; if it is finite, take odeint, whose gradient integrates nothing back."
         )
     consequence = _consequence(certificate)
-    subject = f"over one step ({where}), this far from that of odeint, relatively: {certificate:.2g}"
+    subject = (
+        f"over one step ({where}), with what states are off by as integrated back, this far from that of odeint, "
+        f"relatively: {certificate:.2g}"
+    )
     if where.startswith(_AT_START):
         subject = f"doubtful ({certificate:.2g}): a state, as integrated back, is {_DRIFTED}"
     elif where.startswith(_OVER_ALL):

@@ -173,7 +173,9 @@ class StepsBack:
         errors = [(one.value.item(), one.step) for one in self.compared.values() if one.value is not None]
         share = _DRIFT_OF_JUMPS if jumps(self.flow.original or self.flow.func) else DRIFT
         # NaN is the worst
-        return max([(share * drift, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
+        largest, step = max([(0.0, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
+        # steps are compared at states that are known: what others are off by comes on top of it
+        return share * drift + largest, -1 if share * drift > largest else step
 
 
 class StepBack:
