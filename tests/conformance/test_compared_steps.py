@@ -303,7 +303,12 @@ def test_what_is_off_is_said_once_and_what_is_useless_each_time(backend):
                 assert isinstance(warning.message, GradientWarning)
                 assert warning.message.certificate == pytest.approx(by_hand("euler", w / 8, 8), rel=1e-9)
                 assert 0 <= warning.message.step < 8  # steps that are all alike
-                words = ("gradient of that step", "integrated back", "exact one of the discrete network", "through 8 steps of euler")
+                words = (
+                    "gradient of that step",
+                    "integrated back",
+                    "exact one of the discrete network",
+                    "through 8 steps of euler",
+                )
                 assert all(word in str(warning.message) for word in (*words, "more steps", "'checkpoint'"))
 
 
