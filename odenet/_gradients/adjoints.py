@@ -161,8 +161,9 @@ class ContinuousAdjoint(Gradient):
     compared with the exact VJP of that step of the network, at the rebuilt state and with the costate that arrives at
     the end of the step. Two steps are: the first, and of the others the one in which the forward pass moved the state
     furthest, beside its size (that of a large block, or around a moment when the field is fast). The certificate is
-    the relative difference of the change of the costate or of the gradient of the weights, or a third of the relative
-    error of the rebuilt y[0] (a few sums of its rows are kept to know it by), whichever is largest. That takes two
+    the relative difference of the change of the costate or of the gradient of the weights, whichever is larger, and on
+    top of it a third of the relative error of the rebuilt y[0] (a few sums of its rows are kept to know it by): both
+    steps are compared at states as they were rebuilt. That takes two
     VJPs of a step more, and keeps no state; in torch, where blocks of several kinds alternate, the first step of each
     kind is compared, up to four, and one of the others. Where the backward pass has a step count of its own, the
     comparison is over two of the `segment`s, whose ends both grids have, and the states between are kept while it
@@ -176,7 +177,8 @@ class ContinuousAdjoint(Gradient):
     Where y is known, at t0 and at the times that were kept, `a^T df/dy` and `a^T df/dw` are compared with those at what
     was integrated back: what their difference makes of the costate, or of the gradient of the weights, is the
     certificate, or what the steps leave of the costate, if that is more (`odenet.kit.LocalError`). It takes one to
-    three VJPs of the field more, a few times in a backward pass.
+    three VJPs of the field more, a few times in a backward pass. Where f jumps, the certificate is the relative error
+    of the whole gradient beside the exact one of the accepted steps, which run again from 16 kept states.
 
     Args:
         solver: of the backward solve, a Runge-Kutta method; None takes that of the forward solve.

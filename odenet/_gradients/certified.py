@@ -31,6 +31,8 @@ ITERATIONS_BESIDE = 2
 There no multiple of the drift will do: where pairs were normalised, gradients were off by 0.4 at drifts of 0.002. What
 the discrete adjoint rebuilds is off by less, and its certificate, of which a third counts as of any state, says where
 it is not. With one iteration there were more alarms without cause, and with three as many as with two."""
+STATES_BESIDE = 16
+"""Kept of an adaptive solve whose field jumps, to run its steps again beside the continuous adjoint."""
 ALL_OF = 4
 """Known states that are compared in any case, of one backward pass over an adaptive solve."""
 FURTHER = 1.5
@@ -220,7 +222,10 @@ def _first_step(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
     consequence = _consequence(certificate)
-    subject = "the gradient of that step is this far, relatively, from the exact one of the discrete network"
+    subject = (
+        "the gradient of that step, with what states are off by as integrated back, is this far, relatively, from the "
+        "exact one of the discrete network"
+    )
     if where.startswith(_AT_START):
         subject = f"as integrated back, it is {_DRIFTED}"
     elif where.startswith(_OVER_ALL):
@@ -235,14 +240,19 @@ def _first_step(certificate: float, method: str, where: str) -> str:
 def _way_back(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
+    subject = f"{_REBUILT}{_consequence(certificate)}"
+    if where.startswith(_OVER_ALL):
+        subject = f"{_WHOLE}that of the steps that were accepted"
     return (
-        f"The certificate of {method} is {certificate:.2g}: {_REBUILT}{_consequence(certificate)}. What to do: take "
+        f"The certificate of {method} is {certificate:.2g}: {subject}. What to do: take "
         "gradient='checkpoint', which integrates nothing back; or smaller rtol and atol, or more times in ts."
     )
 
 
 def _drop_in_back(certificate: float, method: str, where: str) -> str:
     subject = f"{_REBUILT}{_consequence(certificate)}; or its adjoint is small beside the tolerance, and not resolved"
+    if where.startswith(_OVER_ALL):
+        subject = f"{_WHOLE}that of odeint"
     if certificate != certificate:
         subject = "NaN, or the solution is: a state is not finite"
     return (
@@ -265,7 +275,10 @@ def _step_back(certificate: float, method: str, where: str) -> str:
             "check the forward pass first; if it is finite, take odeint, whose gradient integrates nothing back."
         )
     consequence = _consequence(certificate)
-    subject = f"over one step ({where}), this far from that of odeint, relatively: {certificate:.2g}"
+    subject = (
+        f"over one step ({where}), with what states are off by as integrated back, this far from that of odeint, "
+        f"relatively: {certificate:.2g}"
+    )
     if where.startswith(_AT_START):
         subject = f"doubtful ({certificate:.2g}): a state, as integrated back, is {_DRIFTED}"
     elif where.startswith(_OVER_ALL):

@@ -9,6 +9,7 @@ import warnings
 import cases
 import numpy as np
 import pytest
+import torch
 from quick import quick
 
 import odenet
@@ -98,6 +99,41 @@ def test_c_times_the_loss_has_c_times_the_gradient(backend, seminorm):
             assert at == pytest.approx(certificate, rel=1e-3)
     for one, other in zip(by(1e-8)[0], exact, strict=True):
         assert one == pytest.approx(other, rel=0.02)
+
+
+def normalised(t, y, w):
+    """It jumps where two numbers meet: each is divided by how far it is from the other."""
+    centred = y - y.mean(-1)[..., None]
+    return w * centred / ((centred**2).mean(-1)[..., None] + 1e-4) ** 0.5 * (y + 0.5) - 12.0 * y
+
+
+# the state at t0, integrated back, is elsewhere; of one that is known on the way it is not
+@pytest.mark.parametrize(
+    ("backend", "choices"),
+    quick(
+        [(backend, choices) for backend in cases.BACKENDS for choices in ({}, {"ts": [0.3, 0.65, 1.0]})],
+        [("torch", {"ts": [0.3, 0.65, 1.0]}), *((backend, {}) for backend in cases.BACKENDS)],
+    ),
+)
+def test_of_a_field_that_jumps_it_is_the_error_beside_the_accepted_steps(backend, choices):
+    choices = {"loss": lambda s: (s.ys**2).sum(), "rtol": 1e-2, "atol": 1e-3, **choices}
+    exact, _, _ = measured(backend, normalised, "backprop", **choices)
+    parts, certificate, said = measured(backend, normalised, CONTINUOUS, **choices)
+    off = max(cases.relative(part, truth) for part, truth in zip(parts, exact, strict=True))
+    assert off > (0.01 if "ts" in choices else 0.1)
+    assert certificate == pytest.approx(off, rel=1e-9)
+    assert bool(said) == (off > 0.1)
+    assert all("all steps are compared" in str(warning) for warning in said)
+
+
+def test_of_a_field_that_jumps_the_gradient_of_weights_counts_alone_where_no_other_is_asked_for():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        y0, w = torch.tensor(Y0), torch.tensor(W, requires_grad=True)
+        solution = odenet.solve(normalised, y0, w, rtol=1e-2, atol=1e-3, solver="dopri5", gradient=CONTINUOUS)
+        solution.ys.square().sum().backward()
+    assert solution.stats.certificate < 0.1
+    assert not said
 
 
 STEPPING = ("fehlberg2", "bosh3", "tsit5", "dopri5")

@@ -191,7 +191,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "gradients/certificate.py": (
         {"StepErrors", "jumping", "norms", "joined", "together"},
-        {"tied", "worse"},
+        {"on_top", "tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
     "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "predicted"}, {"AdaptiveReversal"}),

@@ -35,7 +35,7 @@ def gradient(solve, net, t, seed=0, **choices):
 
 def said(net, t, **choices):
     """The true relative error of the gradient, and what was said of it; 0 for nothing."""
-    exact = gradient(odeint, net, t, method=choices["method"], options=choices.get("options"))
+    exact = gradient(odeint, net, t, **{key: value for key, value in choices.items() if "adjoint" not in key})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         off = gradient(odeint_adjoint, net, t, **choices) - exact
@@ -150,13 +150,17 @@ def pairs(h):
         (9, "irregular", {"method": "heun2"}),
         (0, "back in time", {"method": "euler", "adjoint_method": "midpoint"}),
         (2, "many steps between times", {"method": "midpoint", "options": {"step_size": 1 / 64}}),
+        # steps that follow the error, there, back, or both ways
+        (0, "one step", {"method": "dopri5", "rtol": 1e-2, "atol": 1e-3}),
+        (1, "one step", {"method": "bosh3", "rtol": 1e-2, "adjoint_method": "rk4", "adjoint_rtol": 1e-2}),
+        (1, "back in time", {"method": "euler", "adjoint_method": "dopri5", "adjoint_rtol": 1e-3}),
     ],
 )
 def test_where_two_numbers_are_normalised_together_it_is_the_error_of_the_whole_gradient(seed, times, choices):
     """Two steps tell little of it there, and what the state drifts by nothing."""
     net, (t, _) = Net(seed, 4.0, act=pairs), TIMES[times]
     back = {"adjoint_options": choices.get("options", {})}
-    exact = gradient(odeint, net, t, method=choices["method"], options=choices.get("options"))
+    exact = gradient(odeint, net, t, **{key: value for key, value in choices.items() if "adjoint" not in key})
     with pytest.warns(GradientWarning, match="all steps are compared") as told:
         off = gradient(odeint_adjoint, net, t, **choices, **back) - exact
     parts = [(off[place].norm() / exact[place].norm()).item() for place in (slice(24), slice(24, None))]
@@ -169,3 +173,23 @@ def test_two_numbers_that_are_normalised_together_where_times_lie_within_steps()
         error, certificate = said(Net(seed, 2.0, act=pairs), t, method="rk4", options=options)
         assert error > 0.1
         assert certificate > 0.1
+    # of steps that follow the error, a time divides the step that it lies in
+    error, certificate = said(Net(1, 4.0, act=pairs), t, method="dopri5", rtol=1e-4, atol=1e-5)
+    assert error > 0.1
+    assert error / 2 < certificate < 2 * error
+
+
+def test_what_states_have_drifted_by_comes_on_top_of_what_steps_are_off_by():
+    """The field rotates: the steps are compared at states that are known, and look right, by less than 0.1."""
+
+    class Rotating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            rate = torch.tensor([[0.0, 5.0], [-5.0, 0.0]], dtype=torch.float64)
+            self.rates = nn.Parameter(torch.block_diag(rate, rate))
+
+        def forward(self, t, y):
+            return y @ self.rates.T
+
+    error, certificate = said(Rotating(), torch.linspace(0, 1, 9).double(), method="heun2")
+    assert 0.1 < error < certificate < 2 * error

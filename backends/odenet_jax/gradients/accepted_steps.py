@@ -209,11 +209,14 @@ class RecomputedStates(BackwardPass):
 
     Args:
         rows: how many the forward pass keeps, given the run and y0.
+        room: how many are computed again at once, between two of these.
         again: see `BackwardPass`.
     """
 
-    def __init__(self, rows: int | Callable[[AcceptedRun, Leaves], int] = ROWS, *, again: bool = False) -> None:
-        self.rows = rows
+    def __init__(
+        self, rows: int | Callable[[AcceptedRun, Leaves], int] = ROWS, room: int = ROWS, *, again: bool = False
+    ) -> None:
+        self.rows, self.room = rows, room
         self.again = again
 
     def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
@@ -232,7 +235,7 @@ class RecomputedStates(BackwardPass):
         stretch, states = AcceptedStepVJP(run, result, gradients), result.record.states
         assert states is not None
         assert result.record.nodes is not None
-        room = min(ROWS, result.record.nodes.shape[0] - 1)
+        room = min(self.room, result.record.nodes.shape[0] - 1)
         empty = tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (room, *leaf.shape)) for leaf in y0)
 
         def segment(carry: Any) -> Any:

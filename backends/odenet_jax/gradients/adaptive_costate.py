@@ -18,12 +18,13 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Result, Stats, UnsupportedError
-from odenet.kit import Alarm, AnySolver, add, local_error, trial
+from odenet.kit import WHOLE, Alarm, AnySolver, add, local_error, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
 from odenet_jax.gradients.certificate import certify
 from odenet_jax.gradients.compared_steps import magnitude
+from odenet_jax.gradients.network_gradient import EXACT, NetworkGradient
 from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.gradients.way_back import Derivatives, WayBack
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes
@@ -80,7 +81,7 @@ class AdaptiveCostate(BackwardPass):
         return {name: value for name, value in vars(self).items() if name not in ("stats", "alarm")}
 
     def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
-        return Keep()
+        return EXACT.keep(run, y0, max_steps) if run.field.jumps(y0) else Keep()
 
     def back(
         self,
@@ -102,6 +103,9 @@ class AdaptiveCostate(BackwardPass):
                 "the times in ts",
                 "give ts, or take gradient='checkpoint'",
             )
+        beside = None
+        if run.field.jumps(y0):  # what is known at a few states tells nothing of the jumps between them
+            beside = NetworkGradient.of_accepted_steps(run, result, gradients, sums, y0, allowed)
         ts = jnp.zeros(0, run.layout.time) if gradients.ts is None else gradients.ts
         end, y1 = self._last_read(result, gradients)
         result = result._replace(y1=y1)
@@ -131,18 +135,21 @@ class AdaptiveCostate(BackwardPass):
         here, evaluated = run.between(carry.came, line.t1), (carry.first, carry.parts)
         way = self._arrived(carry.way, here, allowed, y0, carry.state, y1, evaluated, True, last=True)
         a, _ = self._meet(line, gradients, carry.output, line.t1, carry.state[count:])
-        error = way.certificate(carry.sums, by_y0=gradients.by_y0)
+        if beside is None:
+            error, place = way.certificate(carry.sums, by_y0=gradients.by_y0), -1
+        else:
+            error, place = beside.certificate(a, carry.sums, by_y0=gradients.by_y0), WHOLE
         # gradients that are all zero are right, whatever was rebuilt for them; one that ended early is said otherwise
         read = jnp.stack([jnp.any(leaf != 0) for leaf in a]).any() & (carry.pace.outcome == CODE[Result.SUCCESS])
         error = jnp.where(read, error, jnp.zeros((), error.dtype))
-        return a, carry.sums, error, (carry.pace, error)
+        return a, carry.sums, error, (carry.pace, error, jnp.int32(place))
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
         """The gradients, unless the backward solve could not go on."""
-        pace, error = trouble
+        pace, *worst = trouble
         gradients = ended(gradients, pace, drop_in=self.resolve is not None)
         of = "way back" if self.resolve is None else "drop-in back"
-        return certify(self.stats, self.alarm, pace.accepted, (error, jnp.int32(-1)), gradients, of)
+        return certify(self.stats, self.alarm, pace.accepted, (worst[0], worst[1]), gradients, of)
 
     @staticmethod
     def _last_read(result: AdaptiveResult, gradients: Cotangents) -> tuple[Array, Leaves]:

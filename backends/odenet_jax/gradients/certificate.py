@@ -49,6 +49,13 @@ def _vanishes(y: Array, later: Array, axes: tuple[int, ...] | None = None) -> Ar
     return largest <= float(jnp.finfo(later.dtype).eps) ** 0.5 * latest
 
 
+def on_top(worst: Worst, error: Array, n: Any) -> Worst:
+    """The worst so far with an error of step n that comes on top of the others, as it is of all of them; its place is
+    that of the larger part."""
+    total = worst[0] + error.astype(worst[0].dtype)
+    return total, worse(worst, error, n)[1]
+
+
 def worse(worst: Worst, error: Array, n: Any) -> Worst:
     """The worst so far with one more error, of step n; NaN is the worst there is."""
     error = error.astype(worst[0].dtype)

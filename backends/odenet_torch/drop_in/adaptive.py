@@ -45,6 +45,8 @@ def _solve(
     if flow.event_fn is None:
         forward_pass, leaves = forward(flow, solver, control, on, compile=compile)
         ys = to_outputs(forward_pass, forward_pass.run, run(flow, forward_pass, leaves))
+        if flow.recording is not None:
+            flow.recording.accepted = solver.tableau, forward_pass.grid.nodes
         return None, forward_pass.run.layout.returned(ys[0], 0)
     if 0.0 in flow.signs(flow.times[0], flow.y0):
         return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])

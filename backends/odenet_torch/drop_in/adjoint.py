@@ -28,7 +28,7 @@ from odenet_torch.drop_in.methods import ADAPTIVE, FIXED
 from odenet_torch.drop_in.options import Spacing
 from odenet_torch.drop_in.recalled_function import Recalled
 from odenet_torch.drop_in.recording import lent_buffers, modules_of
-from odenet_torch.drop_in.step_back import StepsBack, by_steps, passes_due
+from odenet_torch.drop_in.step_back import StepsBack, all_steps, by_steps, passes_due
 from odenet_torch.drop_in.way_back import KnownStates
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
@@ -148,6 +148,8 @@ class AdjointSolve:
         if not a.any():
             return a
         both = self._steps_between(i, start, end, y, a)
+        if self.steps_back is not None:
+            self.steps_back.arrived(i, both[0])
         if self.known_states is not None:
             self.known_states.arrived(known, both, start, end, last=i == 0)
         return both[1]
@@ -183,8 +185,6 @@ class AdjointSolve:
                 both = step.y1
             if step_back is not None:
                 step_back.finish(both[1])
-            if self.steps_back is not None:
-                self.steps_back.arrived(i, both[0])
             return both
         if choice.first_step is None and self.size is not None:
             choice = dataclasses.replace(choice, first_step=self.size)
@@ -315,8 +315,9 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         stack.enter_context(way.again.back())
         a = torch.zeros_like(ys[-1], dtype=kind)
         due = passes_due(flow)
-        if due is not None and isinstance(way.choice, Spacing) and by_steps(flow):
-            back.steps_back = StepsBack(flow, ys, params, back.layout, grads, *due)
+        nodes = None if due is None else all_steps(flow, len(ys) - 1)
+        if due is not None and (nodes is not None or (isinstance(way.choice, Spacing) and by_steps(flow))):
+            back.steps_back = StepsBack(flow, ys, params, back.layout, grads, nodes, *due)
         elif due is not None:
             rtol = None if way.reach is None else least(list(way.reach.rtol))
             end, by_y0 = ys[-1].to(kind), ctx.needs_input_grad[2]

@@ -76,14 +76,15 @@ class ForwardSteps:
         """The state after steps with these ends."""
         recording, states = self.flow.recording, (y,)
         assert recording is not None
-        assert recording.tableau is not None
+        tableau = recording.tableau if recording.accepted is None else recording.accepted[0]
+        assert tableau is not None
         grid = torch.tensor(nodes, dtype=torch.float64, device=y.device)
 
         def evaluate(t: Tensor, y: Leaves) -> Leaves:
             return self.layout.evaluate(lambda at: self.flow.f(t, at), y)
 
         for step in fixed.steps(
-            evaluate, recording.tableau, states, grid, self.layout.time, recording.perturb, None, recording.anew()
+            evaluate, tableau, states, grid, self.layout.time, recording.perturb, None, recording.anew()
         ):
             states = step.y1
         return states[0]
@@ -99,7 +100,7 @@ class ExactGradient:
     Args:
         steps: of the forward pass.
         ys: the states at all times.
-        nodes: for each interval of times, the ends of its steps (see `nodes_between`).
+        nodes: for each interval of times, the ends of its steps (see `nodes_between` and `accepted_between`).
         gradients: of the loss with respect to the states.
     """
 
@@ -145,6 +146,23 @@ def nodes_between(flow: OdeintProblem, count: int) -> list[list[float]] | None:
         if len(nodes) == 1 or abs(nodes[-1] - end) > _CLOSE * abs(nodes[-1] - nodes[-2]):
             return None
         intervals.append(nodes)
+    return intervals
+
+
+def accepted_between(flow: OdeintProblem, count: int) -> list[list[float]]:
+    """The same of the steps of an adaptive method. A time within a step divides it: a solve to that time, and on from
+    there, is as good by its tolerance."""
+    assert flow.recording is not None
+    assert flow.recording.accepted is not None
+    (_, ends), direction, n = flow.recording.accepted, flow.direction, 0
+    intervals: list[list[float]] = []
+    for start, end in itertools.pairwise(flow.times[: count + 1]):
+        nodes = [start]
+        while n < len(ends) and direction * ends[n] < direction * end:
+            if direction * ends[n] > direction * start:
+                nodes.append(ends[n])
+            n += 1
+        intervals.append([*nodes, end])
     return intervals
 
 

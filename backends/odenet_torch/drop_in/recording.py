@@ -42,6 +42,8 @@ class Recording:
         """Whether the field drew random numbers in its first evaluation."""
         self.tableau: Tableau | None = None
         """The tableau of the forward pass; None for an adaptive method."""
+        self.accepted: tuple[Tableau, list[float]] | None = None
+        """That of an adaptive method, and the ends of its steps."""
         self.perturb = False
         self.ends: list[tuple[float, float]] = []
         self.states: dict[tuple[int, int], list[Tensor]] = {}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odenet.kit import DOUBTFUL, DRIFT, SMALL, WHOLE, Alarm, alarm
+from odenet.kit import DOUBTFUL, DRIFT, SMALL, WHOLE, Alarm, Certified, alarm
 from odenet_torch.drop_in import fixed
-from odenet_torch.drop_in.exact_gradient import MOST, ExactGradient, ForwardSteps, nodes_between
+from odenet_torch.drop_in.exact_gradient import MOST, ExactGradient, ForwardSteps, accepted_between, nodes_between
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.field.jumps import jumps
 from odenet_torch.field.state import Layout
@@ -62,6 +62,17 @@ def by_steps(flow: OdeintProblem) -> bool:
     return flow.recording is not None and bool(flow.recording.ends) and flow.event_fn is None
 
 
+def all_steps(flow: OdeintProblem, count: int) -> list[list[float]] | None:
+    """The ends of the forward steps within each of so many intervals of times, of a function that jumps; None of
+    others, and where they are not known."""
+    recording = flow.recording
+    if recording is None or flow.event_fn is not None or not jumps(flow.original or flow.func):
+        return None
+    if recording.accepted is not None:
+        return accepted_between(flow, count)
+    return nodes_between(flow, count) if recording.ends else None
+
+
 class StepsBack:
     """What the backward pass of one solve comes to know of its error.
 
@@ -71,7 +82,7 @@ class StepsBack:
     Two steps are compared, each where the state is known at which the backward steps arrive: the longest, and the one
     that changes the state most. Beside them, the state that was integrated back is held against the known one at each
     time. Of a function that jumps, which two steps tell little of, the whole gradient is compared, if its steps end
-    where the times are.
+    where the times are, or follow its error.
 
     Args:
         flow: of the solve, whose forward pass has been recorded.
@@ -79,6 +90,7 @@ class StepsBack:
         params: that have a gradient.
         layout: of the state.
         gradients: of the loss with respect to the states.
+        nodes: of a function that jumps, see `all_steps`.
         told: who says it.
         passes: of the function.
     """
@@ -90,14 +102,14 @@ class StepsBack:
         params: Sequence[Tensor],
         layout: Layout,
         gradients: Tensor,
+        nodes: list[list[float]] | None,
         told: Alarm,
         passes: Passes,
     ) -> None:
         self.flow, self.ys, self.layout, self.told, self.passes = flow, ys, layout, told, passes
         assert flow.recording is not None
         self.ends, self.forward = flow.recording.ends, ForwardSteps(flow, layout, params)
-        self.jumps = jumps(flow.original or flow.func)
-        nodes = nodes_between(flow, len(ys) - 1) if self.jumps else None
+        self.count = len(self.ends) if nodes is None else sum(map(len, nodes)) - len(nodes)
         self.exact = None if nodes is None else ExactGradient(self.forward, ys, nodes, gradients)
         self.compared: dict[int, StepBack] = {}
         self.drifts: list[tuple[float, Tensor]] = []
@@ -151,16 +163,19 @@ class StepsBack:
         else:  # a gradient of zero
             return
         self.passes.error = value if value == value else math.inf
-        self.told.tell(value, "odeint_adjoint", method, len(self.ends), step, of="step back")
+        of: Certified = "drop-in back" if self.exact is not None and not self.ends else "step back"
+        self.told.tell(value, "odeint_adjoint", method, self.count, step, of=of)
 
     def _worst(self) -> tuple[float, int]:
         sizes, off = zip(*self.drifts, strict=True)
         pairs = zip(torch.stack(off).tolist(), sizes, strict=True)
         drift = max(error / max(size, sys.float_info.min) for error, size in pairs)
         errors = [(one.value.item(), one.step) for one in self.compared.values() if one.value is not None]
-        share = _DRIFT_OF_JUMPS if self.jumps else DRIFT
+        share = _DRIFT_OF_JUMPS if jumps(self.flow.original or self.flow.func) else DRIFT
         # NaN is the worst
-        return max([(share * drift, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
+        largest, step = max([(0.0, -1), *errors], key=lambda pair: (pair[0] != pair[0], pair[0]))
+        # steps are compared at states that are known: what others are off by comes on top of it
+        return share * drift + largest, -1 if share * drift > largest else step
 
 
 class StepBack:

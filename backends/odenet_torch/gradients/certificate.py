@@ -232,6 +232,14 @@ class StepErrors:
         places = torch.cat([self.pair[1:], self.pair.new_tensor(steps)])
         self.pair, self.fresh = torch.stack([value, places.take(index)]), False
 
+    def on_top(self, error: Tensor, n: int) -> None:
+        """One of step n that comes on top of the others, as it is of all of them: their sum is the largest; its place
+        is that of the larger part."""
+        largest, step = self.worst()
+        error = error.to(largest.dtype)
+        place = torch.where((error <= largest) | largest.isnan(), step, float(n))
+        self.pair, self.fresh = torch.stack([largest + error, place]), False
+
     def worst(self) -> Tensor:
         """The largest, NaN if there is one, and the step that it is of."""
         self._join()
