@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet_torch.field.written_on import version
+from odenet_torch.steps.size_control import moments
 
 _functorch: Any = getattr(torch._C, "_functorch", None)
 # what `torch.vmap` is made of, which is nobody's promise: without one of them conditions are called one by one
@@ -96,32 +97,68 @@ def _global_names(code: types.CodeType) -> frozenset[str] | None:
     return frozenset(names) if simple and "out" not in words else None
 
 
-def batched(
-    condition: Callable[[Any, Any], Any], times: Tensor, states: Tensor, plain: Callable[[], Sequence[Tensor]]
-) -> Tensor | None:
-    """The entries of an arithmetic condition, one row for each time; None where they cannot be had in one call.
+class BatchedCondition:
+    """An arithmetic condition, at all parts of a step in one call.
 
     Args:
         condition: it.
-        times, states: where, along the first axis.
-        plain: the same by a call for each, for the first batch.
+        parts: where in a step, from 0 to 1, the step's end left out.
+        weights: of dense output, one row a part.
+        y: a state, of one leaf.
+        time: number type of times.
+        alone: the same at times and states, stacked along a first axis, by a call for each: for the first batch.
     """
-    code = condition.__code__  # pyright: ignore[reportFunctionMemberAccess]
-    if code in _SEEN:
-        value = _mapped(condition, times, states)
+
+    def __init__(
+        self,
+        condition: Callable[[Any, Any], Any],
+        parts: Sequence[float],
+        weights: Tensor,
+        y: Tensor,
+        time: torch.dtype,
+        alone: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    ) -> None:
+        self.condition, self.parts, self.weights, self.alone = condition, parts, weights, alone
+        self.code: types.CodeType = condition.__code__  # pyright: ignore[reportFunctionMemberAccess]
+        self.checked = _SEEN.get(self.code, False)
+        # the states of a step, its end last, and their times: a condition that only computes keeps none of them
+        self.count = len(parts) + 1
+        self.rows = y.new_empty(self.count, y.numel())
+        self.inside, self.end = self.rows[:-1], self.rows[-1]
+        self.states = self.rows.view(self.count, *y.shape)
+        self.time, self.device = time, y.device
+
+    def entries(self, t: float, t1: float, y: Tensor, y1: Tensor, slopes: Tensor) -> Tensor | None:
+        """The condition's entries, one row a part of the step and one for its end; None where that can't be done.
+
+        Args:
+            t, t1: ends of the step.
+            y, y1: the states there.
+            slopes: those that dense output weighs, as rows.
+        """
+        h = t1 - t
+        torch.addmm(y.reshape(1, -1), self.weights, slopes, alpha=h, out=self.inside)
+        self.end.copy_(y1.reshape(-1))
+        times = moments([*[t + part * h for part in self.parts], t1], self.time, self.device)
+        if self.checked:
+            return self._refused(_mapped(self.condition, times, self.states))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an operation that torch can batch by a loop alone
+            value = _mapped(self.condition, times, self.states)
+        self.checked = value is not None and _same(value, self.alone(times, self.states))
+        _SEEN[self.code] = self.checked
+        return value if self.checked else None
+
+    def _refused(self, value: Tensor | None) -> Tensor | None:
+        """The same; what torch could not batch is not tried again."""
         if value is None:
-            _SEEN[code] = False
+            _SEEN[self.code] = False
         return value
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # an operation that torch can batch by a loop alone
-        value = _mapped(condition, times, states)
-    _SEEN[code] = value is not None and _same(value, plain())
-    return value if _SEEN[code] else None
 
 
 def _mapped(condition: Callable[[Any, Any], Any], times: Tensor, states: Tensor) -> Tensor | None:
     """What `torch.vmap(condition)(times, states)` is, in a quarter of its time; None where that fails."""
-    count, versions = len(times), version(states) + version(times)
+    count, before = states.shape[0], version(states) + version(times)
     level = _functorch._vmap_increment_nesting(count, "error")
     try:
         value = condition(_functorch._add_batch_dim(times, 0, level), _functorch._add_batch_dim(states, 0, level))
@@ -132,7 +169,7 @@ def _mapped(condition: Callable[[Any, Any], Any], times: Tensor, states: Tensor)
         return None
     finally:
         _functorch._vmap_decrement_nesting()
-    return value if version(states) + version(times) == versions else None
+    return value if version(states) + version(times) == before else None
 
 
 def _same(value: Tensor, looks: Sequence[Tensor]) -> bool:
