@@ -177,6 +177,42 @@ class Watch:
             return None
         return signed(entries).reshape(len(entries), -1).tolist()
 
+    def put_off(self, step: AcceptedStep) -> bool:
+        """Whether nothing changes between the ends of a step, so that what lies within may be looked at by `quiet`.
+
+        Only of a condition that is known to be the same in a batch. What lies within a step matters where it holds two
+        roots, or another even number of them.
+        """
+        of, before = self.together, self.before
+        if of is None or step.rows is None or of.most < 2 or not of.checked or not all(before):
+            return False
+        now = of.at(step.t1, step.y1[0])
+        if now.shape != self.shape:
+            return False
+        if now.ndim == 0 and now.dtype is not torch.bool:
+            return now.item() * before[0] > 0.0
+        return self._unchanged([signed(now).reshape(-1).tolist()])
+
+    def quiet(self, steps: Sequence[AcceptedStep]) -> int:
+        """How many of the steps that were put off, from the first one on, are known to have no change within."""
+        assert self.together is not None
+        entries = self.together.within(
+            [(step.t, step.t1, step.y[0], [slope for (slope,) in step.slopes]) for step in steps]
+        )
+        if entries is None or entries.shape[1:] != self.shape:
+            self.together = None
+            return 0
+        values = signed(entries).reshape(len(entries), -1).tolist()
+        if self._unchanged(values):
+            return len(steps)
+        parts = len(self.parts)
+        return next(i for i in range(len(steps)) if not self._unchanged(values[i * parts : (i + 1) * parts]))
+
+    @property
+    def most(self) -> int:
+        """How many steps may be put off together."""
+        return 0 if self.together is None else self.together.most
+
     def _alone(self, times: Tensor, states: Tensor) -> list[Tensor]:
         """The entries at times and states, by a call for each."""
         return condition_at(self.event, self.layout, times.unbind(0), [(state,) for state in states.unbind(0)])
