@@ -156,15 +156,15 @@ def test_conditions_are_asked_at_all_places_at_once_where_they_only_compute(
         found = solve(lambda t, y: -y, torch.ones(2, dtype=torch.float64), event=Event(condition), rtol=1e-9, atol=1e-9)
         return None if found.event_t is None else found.event_t.item(), found.result
 
-    def counted(*arguments: Any) -> Any:
-        value = batched(*arguments)
+    def counted(of: Any, *arguments: Any) -> Any:
+        value = batched(of, *arguments)
         calls.append(value is not None)
         return value
 
     from odenet_torch.steps import events
 
-    batched = events.batched
-    monkeypatch.setattr(events, "batched", counted)
+    batched = events.BatchedCondition.entries
+    monkeypatch.setattr(events.BatchedCondition, "entries", counted)
     for _ in range(2):  # the first time it is compared with single calls
         together_t, result = solved()
         assert any(calls) == together

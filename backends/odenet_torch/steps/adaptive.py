@@ -25,10 +25,12 @@ from odenet_torch.steps.events import Watch
 from odenet_torch.steps.fixed import Run
 from odenet_torch.steps.per_sample import solve_rows
 from odenet_torch.steps.resolution import explained, resolved, widened
-from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop, Evaluate, lead
+from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop, Evaluate, lead, moments
 from odenet_torch.steps.times import at_event, from_start, to_outputs
 from odenet_torch.steps.tolerance import Tolerance
+from odenet_torch.steps.watched_steps import watched
 
+_CODES = {result: code for code, result in enumerate(Result)}
 Back = Callable[["ForwardSolve", Leaves], Leaves]
 """A gradient method: the outputs' leaves with a leading time axis, differentiable in its way."""
 
@@ -166,8 +168,9 @@ class ForwardSolve:
         self._require_ended()
         self.row = len(outputs) - 1
         self.ts = outputs_due.times(grid, self.event)
-        lost = tuple(torch.full_like(leaf, torch.nan) for leaf in y)
-        return outputs + [lost] * (len(self.ts) - len(outputs)), states
+        if missing := len(self.ts) - len(outputs):
+            outputs += [tuple(torch.full_like(leaf, torch.nan) for leaf in y)] * missing
+        return outputs, states
 
     @property
     def outcome(self) -> Result:
@@ -177,23 +180,23 @@ class ForwardSolve:
     def _steps(self, y: Leaves, first: Leaves | None) -> Iterator[tuple[AcceptedStep, float | None]]:
         """The accepted steps, each with the position at which an event ended the solve (None: it did not)."""
         event = self.span.event
-        watch = None
-        if isinstance(event, Event):
-            watch = Watch(event, self.run.layout, self.loop.tableau, self.t0, y)
-            if watch.undefined and self.t0 != self.t1:
-                self.loop.failed = Result.EVENT_NAN
-                return
-        for step in self.loop.steps(self.t0, y, first):
-            crossing = None if watch is None else watch.crossing(step)
-            if watch is not None and crossing is None and watch.undefined:  # the solve ends before this step
-                self.loop.n -= 1
-                self.loop.failed = Result.EVENT_NAN
-                return
-            if crossing is not None:
-                self.event, self.entry = _moment(step, crossing.position), crossing.entry
-                yield step, crossing.position
-                return
-            yield step, None
+        steps = self.loop.steps(self.t0, y, first)
+        if not isinstance(event, Event):
+            yield from ((step, None) for step in steps)
+            return
+        watch = Watch(event, self.run.layout, self.loop.tableau, self.t0, y)
+        if watch.undefined and self.t0 != self.t1:
+            self.loop.failed = Result.EVENT_NAN
+            return
+        # what is kept of a step is kept before the field is called again, which might write on it
+        counted = self.run.layout.memory.counted
+        together = counted and self.dense is None and self.span.ts is None and self.loop.on is None
+        for step, crossing in watched(self.loop, watch, steps, together=together):
+            if crossing is None:
+                yield step, None
+                continue
+            self.event, self.entry = _moment(step, crossing.position), crossing.entry
+            yield step, crossing.position
 
     def _slack(self, step: AcceptedStep) -> float:
         """How far beyond the event a time in `ts` counts as that of the event, as a part of the step."""
@@ -262,13 +265,13 @@ def _solve_together(
     if forward.dense is not None:
         forward.dense.require_graph(problem.gradient.label, ys)
     ys, event = at_event(forward, run, ys)
-    ts = torch.tensor(forward.ts, dtype=state_layout.time, device=state_layout.device)
+    ts = moments(forward.ts, state_layout.time, state_layout.device)
     if forward.event is not None and problem.grid.ts is not None and not problem.grid.every:
         rows = [i for i in range(len(forward.ts)) if i != forward.row]  # the event's own state is no output
         ts, ys = ts[rows], tuple(leaf[rows] for leaf in ys)
     ys = to_outputs(forward, run, ys)
     ys = tuple(state_layout.returned(leaf, i) for i, leaf in enumerate(ys))
-    outcome = list(Result).index(forward.outcome)
+    outcome = _CODES[forward.outcome]
     return Solution(ts, state_layout.unflatten(ys), stats, outcome, event, forward.dense)
 
 

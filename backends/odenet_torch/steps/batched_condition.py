@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet_torch.field.written_on import version
+from odenet_torch.steps.size_control import moments
 
 _functorch: Any = getattr(torch._C, "_functorch", None)
 # what `torch.vmap` is made of, which is nobody's promise: without one of them conditions are called one by one
@@ -41,6 +42,8 @@ _PLAIN = frozenset(
     PRECALL PUSH_NULL RESUME RETURN_CONST RETURN_VALUE STORE_FAST STORE_FAST_LOAD_FAST UNARY_INVERT UNARY_NEGATIVE
     UNPACK_SEQUENCE""".split()
 )
+_WAITING = 8  # steps whose looks are put off, at most
+_ENTRIES = 1 << 17  # of their states, which are in memory together
 _CLOSE = 1e-4  # roundings of a batch, as part of its largest value
 _OTHER = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
 _NUMBERS = frozenset((bool, int, float))
@@ -96,35 +99,108 @@ def _global_names(code: types.CodeType) -> frozenset[str] | None:
     return frozenset(names) if simple and "out" not in words else None
 
 
-def batched(
-    condition: Callable[[Any, Any], Any], times: Tensor, states: Tensor, plain: Callable[[], Sequence[Tensor]]
-) -> Tensor | None:
-    """The entries of an arithmetic condition, one row for each time; None where they cannot be had in one call.
+@functools.lru_cache(256)
+def _reads_time(code: types.CodeType) -> bool:
+    """Whether code reads its first argument."""
+    time, names = code.co_varnames[0], [instruction.argval for instruction in dis.get_instructions(code)]
+    return any(time == name or (isinstance(name, tuple) and time in name) for name in names)
+
+
+class BatchedCondition:
+    """An arithmetic condition, at all parts of a step in one call, or at those of several steps.
 
     Args:
         condition: it.
-        times, states: where, along the first axis.
-        plain: the same by a call for each, for the first batch.
+        parts: where in a step, from 0 to 1, the step's end left out.
+        weights: of dense output, one row a part.
+        y: a state, of one leaf.
+        time: number type of times.
+        alone: the same at times and states, stacked along a first axis, by a call for each: for the first batch.
     """
-    code = condition.__code__  # pyright: ignore[reportFunctionMemberAccess]
-    if code in _SEEN:
-        value = _mapped(condition, times, states)
-        if value is None:
-            _SEEN[code] = False
+
+    def __init__(
+        self,
+        condition: Callable[[Any, Any], Any],
+        parts: Sequence[float],
+        weights: Tensor,
+        y: Tensor,
+        time: torch.dtype,
+        alone: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    ) -> None:
+        self.condition, self.parts, self.weights, self.alone = condition, parts, weights, alone
+        self.code: types.CodeType = condition.__code__  # pyright: ignore[reportFunctionMemberAccess]
+        self.checked = _SEEN.get(self.code, False)
+        """Whether the values of a batch were those of single calls."""
+        self.time, self.device, self.shape = time, y.device, y.shape
+        # in the place of times that it does not read
+        self.no_time = None if _reads_time(self.code) else y.new_zeros((), dtype=time)
+        self.most = min(_WAITING, _ENTRIES // (len(parts) * y.numel()))
+        """How many steps may wait for their looks, where that is more than one."""
+
+    def entries(self, t: float, t1: float, y: Tensor, y1: Tensor, slopes: Tensor) -> Tensor | None:
+        """The condition's entries, one row a part of the step and one for its end; None where that can't be done.
+
+        Args:
+            t, t1: ends of the step.
+            y, y1: the states there.
+            slopes: those that dense output weighs, as rows.
+        """
+        h = t1 - t
+        inside = torch.addmm(y.reshape(1, -1), self.weights, slopes, alpha=h)
+        states = torch.cat((inside, y1.reshape(1, -1))).view(-1, *self.shape)
+        times = self.no_time
+        if self.checked and times is not None:
+            return self._batch(times, states)
+        times = moments([*[t + part * h for part in self.parts], t1], self.time, self.device)
+        if self.checked:
+            return self._batch(times, states)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an operation that torch can batch by a loop alone
+            value = self._batch(times, states)
+        self.checked = _SEEN[self.code] = value is not None and _same(value, self.alone(times, states))
+        return value if self.checked else None
+
+    def at(self, t: float, y: Tensor) -> Any:
+        """The condition at one time and state."""
+        time = self.no_time
+        if time is None:
+            time = torch.full((), t, dtype=self.time, device=self.device)
+        return self.condition(time, y)
+
+    def within(self, steps: Sequence[tuple[float, float, Tensor, Sequence[Tensor]]]) -> Tensor | None:
+        """The entries at the parts of several steps, ends left out, one row for each; None as of `entries`.
+
+        Args:
+            steps: of each its ends, the state at the first, and the slopes that dense output weighs.
+        """
+        count, sizes = len(steps), [t1 - t for t, t1, *_ in steps]
+        h = torch.tensor(sizes, dtype=self.weights.dtype, device=self.device).view(count, 1, 1)
+        slopes = torch.stack([slope for *_, several in steps for slope in several]).view(count, len(steps[0][3]), -1)
+        starts = torch.stack([y for *_, y, _ in steps]).view(count, 1, -1)
+        states = torch.baddbmm(starts, h * self.weights, slopes).view(-1, *self.shape)
+        times = self.no_time
+        if times is None:
+            every = [t + part * h for (t, *_), h in zip(steps, sizes, strict=True) for part in self.parts]
+            times = moments(every, self.time, self.device)
+        return self._batch(times, states)
+
+    def _batch(self, times: Tensor, states: Tensor) -> Tensor | None:
+        value = _mapped(self.condition, times, states)
+        if value is None:  # it is not tried again
+            _SEEN[self.code] = False
         return value
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # an operation that torch can batch by a loop alone
-        value = _mapped(condition, times, states)
-    _SEEN[code] = value is not None and _same(value, plain())
-    return value if _SEEN[code] else None
 
 
 def _mapped(condition: Callable[[Any, Any], Any], times: Tensor, states: Tensor) -> Tensor | None:
-    """What `torch.vmap(condition)(times, states)` is, in a quarter of its time; None where that fails."""
-    count, versions = len(times), version(states) + version(times)
+    """What `torch.vmap(condition)(times, states)` is, in a quarter of its time; None where that fails.
+
+    A scalar in the place of times is handed over as it is.
+    """
+    count, before = states.shape[0], version(states) + version(times)
     level = _functorch._vmap_increment_nesting(count, "error")
     try:
-        value = condition(_functorch._add_batch_dim(times, 0, level), _functorch._add_batch_dim(states, 0, level))
+        time = _functorch._add_batch_dim(times, 0, level) if times.ndim else times
+        value = condition(time, _functorch._add_batch_dim(states, 0, level))
         if type(value) is not Tensor or _functorch.maybe_get_level(value) != level:
             return None
         value = _functorch._remove_batch_dim(value, level, count, 0)
@@ -132,7 +208,7 @@ def _mapped(condition: Callable[[Any, Any], Any], times: Tensor, states: Tensor)
         return None
     finally:
         _functorch._vmap_decrement_nesting()
-    return value if version(states) + version(times) == versions else None
+    return value if version(states) + version(times) == before else None
 
 
 def _same(value: Tensor, looks: Sequence[Tensor]) -> bool:

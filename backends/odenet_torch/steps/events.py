@@ -19,7 +19,7 @@ from odenet.kit import Tableau, interpolant
 from odenet_torch.field.differentiating import listed, transformed
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.steps.batched_condition import arithmetic, batched
+from odenet_torch.steps.batched_condition import BatchedCondition, arithmetic
 from odenet_torch.steps.dense import between
 from odenet_torch.steps.size_control import AcceptedStep, moments
 
@@ -108,42 +108,51 @@ class Watch:
         self.tableau = tableau
         self.shape: torch.Size | None = None
         self.parts = event.positions()
-        # states that are handed over as they are, and read in no transform, may be so together
-        plain = layout.single and layout.dtypes == layout.carried and not transformed()
-        self.together = plain and len(self.parts) > 1 and arithmetic(event.condition)
-        """Whether one call of the condition does for all parts of a step."""
+        self.small = sum([leaf.numel() for leaf in y]) <= _SMALL
         with torch.no_grad():
             (self.before,) = self._values([t], [y])
+        # states that are handed over as they are, and read in no transform, may be so together
+        self.together = None
+        """What calls the condition once for all parts of a step, where that can be done."""
+        plain = layout.single and layout.dtypes == layout.carried and self.small and not transformed()
+        if plain and len(self.parts) > 1 and arithmetic(event.condition):
+            of = _weights(tableau, self.parts, y[0].dtype, layout.device)
+            self.together = BatchedCondition(event.condition, self.parts, of, y[0], layout.time, self._alone)
         self.undefined = not all(value == value for value in self.before)
         """Whether an entry has been NaN before one had changed."""
 
     def crossing(self, step: AcceptedStep) -> Crossing | None:
         """The first change within a step; None without one. One host read a step."""
+        if not torch.is_grad_enabled():
+            return self._crossing(step)
+        with torch.no_grad():
+            return self._crossing(step)
+
+    def _crossing(self, step: AcceptedStep) -> Crossing | None:
         positions = self.parts if all(self.before) else self.event.positions(begun=False)
         ends = step.ends if positions else ()
-        with torch.no_grad():
-            first = self._first(step, 0.0, positions, 1.0, ends)
-            if first is None or self.undefined:
-                return None
-            low, high, entry = first
-            ends = step.ends
-            # of several changes within that part the first
-            finer = [low + (high - low) * part for part in self.parts]
-            low, high, entry = self._first(step, low, finer, high, ends) or first
-            return self._bisected(step, low, high, entry, ends)
+        first = self._first(step, 0.0, positions, 1.0, ends)
+        if first is None or self.undefined:
+            return None
+        low, high, entry = first
+        ends = step.ends
+        # of several changes within that part the first
+        finer = [low + (high - low) * part for part in self.parts]
+        low, high, entry = self._first(step, low, finer, high, ends) or first
+        return self._bisected(step, low, high, entry, ends)
 
     def _first(
         self, step: AcceptedStep, low: float, positions: Sequence[float], high: float, ends: Sequence[Leaves]
     ) -> tuple[float, float, int] | None:
         """Between which of the positions the condition changes first, and which entry of it."""
-        t, h = step.t, step.h
-        times = [t + position * h for position in positions]
-        values = self._at_once(step, times, ends) if self.together and positions is self.parts else None
+        values = self._at_once(step, ends) if self.together is not None and positions is self.parts else None
         if values is None:
+            t, h = step.t, step.h
+            times = [t + position * h for position in positions]
             states = self._inside(step, positions, ends)
             at = step.y1 if high == 1.0 else self._between(step, high, ends)
             # the states inside are views of one tensor a leaf, whose writes torch counts together
-            apart = (*states[0], *at) if states and self._small(step) else None
+            apart = (*states[0], *at) if states and self.small else None
             values = self._values([*times, step.t1 if high == 1.0 else t + high * h], [*states, at], apart)
         if self._unchanged(values):
             return None
@@ -156,23 +165,57 @@ class Watch:
             low = position
         return None
 
-    def _at_once(self, step: AcceptedStep, times: Sequence[float], ends: Sequence[Leaves]) -> list[list[float]] | None:
+    def _at_once(self, step: AcceptedStep, ends: Sequence[Leaves]) -> list[list[float]] | None:
         """The entries at the parts of a step and at its end, by one call of the condition."""
-        if not self._small(step):
+        assert self.together is not None
+        slopes = step.rows
+        if slopes is None:
+            slopes = torch.stack([slope for (slope,) in ends]).reshape(len(ends), -1)
+        entries = self.together.entries(step.t, step.t1, step.y[0], step.y1[0], slopes)
+        if entries is None or entries.shape[1:] != self.shape:
+            self.together = None
             return None
-        (inside,), (last,), layout, of = self._flat(step, self.parts, ends), step.y1, self.layout, self.event
-        states = torch.cat((inside, last.reshape(1, -1))).view(-1, *last.shape)
-        moments_of = moments((*times, step.t1), layout.time, layout.device)
-        entries = batched(
-            of.condition,
-            moments_of,
-            states,
-            lambda: condition_at(of, layout, moments_of.unbind(0), [(state,) for state in states.unbind(0)]),
+        return signed(entries).reshape(len(entries), -1).tolist()
+
+    def put_off(self, step: AcceptedStep) -> bool:
+        """Whether nothing changes between the ends of a step, so that what lies within may be looked at by `quiet`.
+
+        Only of a condition that is known to be the same in a batch. What lies within a step matters where it holds two
+        roots, or another even number of them.
+        """
+        of, before = self.together, self.before
+        if of is None or step.rows is None or of.most < 2 or not of.checked or not all(before):
+            return False
+        now = of.at(step.t1, step.y1[0])
+        if now.shape != self.shape:
+            return False
+        if now.ndim == 0 and now.dtype is not torch.bool:
+            return now.item() * before[0] > 0.0
+        return self._unchanged([signed(now).reshape(-1).tolist()])
+
+    def quiet(self, steps: Sequence[AcceptedStep]) -> int:
+        """How many of the steps that were put off, from the first one on, are known to have no change within."""
+        assert self.together is not None
+        entries = self.together.within(
+            [(step.t, step.t1, step.y[0], [slope for (slope,) in step.slopes]) for step in steps]
         )
-        if entries is None or entries.shape[1:] != self.shape or entries.is_complex():
-            self.together = False
-            return None
-        return listed(signed(entries).reshape(len(states), -1))
+        if entries is None or entries.shape[1:] != self.shape:
+            self.together = None
+            return 0
+        values = signed(entries).reshape(len(entries), -1).tolist()
+        if self._unchanged(values):
+            return len(steps)
+        parts = len(self.parts)
+        return next(i for i in range(len(steps)) if not self._unchanged(values[i * parts : (i + 1) * parts]))
+
+    @property
+    def most(self) -> int:
+        """How many steps may be put off together."""
+        return 0 if self.together is None else self.together.most
+
+    def _alone(self, times: Tensor, states: Tensor) -> list[Tensor]:
+        """The entries at times and states, by a call for each."""
+        return condition_at(self.event, self.layout, times.unbind(0), [(state,) for state in states.unbind(0)])
 
     def _bisected(self, step: AcceptedStep, low: float, high: float, entry: int, ends: Sequence[Leaves]) -> Crossing:
         tolerance = self.event.tolerance
@@ -196,18 +239,12 @@ class Watch:
         """The states at positions within the step: small ones by one product for all."""
         if not positions:
             return []
-        if not self._small(step):
+        if not self.small:
             return [self._between(step, position, ends) for position in positions]
         return list(zip(*(rows.unbind(0) for rows in self._rows(step, positions, ends)), strict=True))
 
     def _rows(self, step: AcceptedStep, positions: Sequence[float], ends: Sequence[Leaves]) -> Leaves:
         """The leaves of the states at positions within the step, along a first axis."""
-        return tuple(
-            [rows.view(-1, *leaf.shape) for leaf, rows in zip(step.y, self._flat(step, positions, ends), strict=True)]
-        )
-
-    def _flat(self, step: AcceptedStep, positions: Sequence[float], ends: Sequence[Leaves]) -> list[Tensor]:
-        """The same with the entries of a state in one row."""
         if step.rows is not None:
             (leaf,) = step.y
             weighed = [(leaf, step.rows)]
@@ -217,19 +254,17 @@ class Watch:
                 for leaf, *slopes in zip(step.y, *ends, strict=True)
             ]
         weights = _weights if positions is self.parts else _weights.__wrapped__
-        return [
-            torch.addmm(
-                leaf.reshape(1, -1),
-                weights(self.tableau, tuple(positions), leaf.dtype, leaf.device),
-                slopes,
-                alpha=step.h,
-            )
-            for leaf, slopes in weighed
-        ]
-
-    @staticmethod
-    def _small(step: AcceptedStep) -> bool:
-        return sum([leaf.numel() for leaf in step.y]) <= _SMALL
+        return tuple(
+            [
+                torch.addmm(
+                    leaf.reshape(1, -1),
+                    weights(self.tableau, tuple(positions), leaf.dtype, leaf.device),
+                    slopes,
+                    alpha=step.h,
+                ).view(-1, *leaf.shape)
+                for leaf, slopes in weighed
+            ]
+        )
 
     def _values(
         self, times: Sequence[float], states: Sequence[Leaves], apart: Leaves | None = None

@@ -267,10 +267,10 @@ class AdaptiveLoop:
     def _stage(self, t: float, t1: float, h: float) -> Stage:
         """The field at the stages of a step."""
         evaluate, values = self.evaluate, self._times(t, t1, h)
-        times = moments(values, self.time, self.device).unbind(0)
+        times = moments(values[1:], self.time, self.device).unbind(0)  # that of the first stage is known
 
         def stage(i: int, at: Leaves) -> Leaves:
-            return evaluate(times[i], i, values[i], at)
+            return evaluate(times[i - 1], i, values[i], at)
 
         return stage
 
@@ -279,13 +279,14 @@ class AdaptiveLoop:
         control = self.control
         with torch.no_grad():
             size_of = self.tolerance.sizes(y)
-            d0, d1 = listed(torch.stack([size_of(y), size_of(first)]))
+            sizes = size_of(y), size_of(first)
+            d0, d1 = [d.item() for d in sizes] if sizes[0].is_cpu else listed(torch.stack(sizes))
             size = min(control.trial(d0, d1), abs(stop - t))
             if not size:  # the slope is not finite
                 return 0.0
             at = weigh_leaves(y, direction * size, (1.0,), (first,))
             second = self.slope(t + direction * size, at, 1, t, stop)
-            change = weigh_leaves(second, -1.0, (1.0,), (first,))
+            change = tuple([torch.sub(late, early) for late, early in zip(second, first, strict=True)])
             d2 = float(size_of(change)) / size
         return control.first(self.tableau.error_order, size, d1, d2)
 

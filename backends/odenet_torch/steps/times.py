@@ -91,7 +91,7 @@ def at_event(forward: ForwardPass, run: Run, ys: Leaves) -> tuple[Leaves, Tensor
     span, t, layout = forward.span, forward.event, run.layout
     if span.event is None:
         return ys, None
-    time = torch.as_tensor(torch.nan if t is None else t, dtype=layout.time, device=layout.device)
+    time = torch.full((), torch.nan if t is None else t, dtype=layout.time, device=layout.device)
     if t is None or not torch.is_grad_enabled():
         return ys, time
     event, row = span.event, forward.row

@@ -52,6 +52,11 @@ class Tolerance:
 
     def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
         """The norm over what is allowed at y, of any value; made and asked where nothing is recorded."""
+        if self.plain and (positive := self.atol[0]) and isinstance(positive, float):
+            # the same numbers in fewer operations, for the norm of one leaf
+            (leaf,), (relative,) = y, self.rtol
+            most = leaf.abs().mul_(relative).add_(positive)
+            return lambda value: self.norm((value[0] / most,))
         allowed = [*_allowances((leaf.abs() for leaf in y), self.rtol, self.atol)]
         return lambda value: self.at_start(_over(value, allowed, self.atol, least=True))
 

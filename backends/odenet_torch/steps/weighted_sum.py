@@ -63,17 +63,18 @@ class Buffered:
 
     def __init__(self, tableau: Tableau, tolerance: Tolerance, y: Tensor) -> None:
         stages, entries = tableau.stages, y.numel()
-        self.tableau, self.shape = tableau, y.shape
         self.fsal = tableau.fsal
         self.inner = stages - 1 - self.fsal
         """Stages after the first that are not at the end of the step."""
         self.matrix = slopes = y.new_empty(stages, entries)
         self.slopes = slopes.view(stages, *y.shape).unbind(0)
-        self.before = [slopes[:i].t() for i in range(stages + 1)]
+        columns = slopes.t()
+        self.before = [columns.narrow(1, 0, i) for i in range(1, stages + 1)]
+        """The slopes of the first stages as columns, by how many there are, less one."""
         self.a, self.last, self.error = _coefficients(tableau, y.dtype, y.device)
         (rtol,), (atol,) = tolerance.rtol, tolerance.atol
         self.rtol = min(rtol, torch.finfo(y.dtype).max)  # a factor must be a number of the state's type
-        self.atol = y.new_tensor(atol)
+        self.atol = y.new_full((entries,), atol)
         self.scale = entries**-0.5
         self.sizes: tuple[Tensor, Tensor] | None = None
 
@@ -94,22 +95,23 @@ class Buffered:
     def trial(self, stage: Any, y: Leaves, h: float, first: Leaves) -> tuple[Trial, float]:
         """The step (see `odenet._solvers.step.trial`), without its error, and the error's ratio to what is allowed."""
         a, before, into, product = self.a, self.before, self.slopes, torch.addmv
-        flat, slopes = y[0].reshape(-1), [first]
+        (like,) = y
+        flat, slopes = like.reshape(-1), [first]
         into[0].copy_(first[0])
         i = 0
         for i in range(1, self.inner + 1):
             # new memory for each stage: the field may keep what it is given, or return it
-            slope = stage(i, (product(flat, before[i], a[i], alpha=h).view(self.shape),))
+            slope = stage(i, (product(flat, before[i - 1], a[i], alpha=h).view_as(like),))
             slopes.append(slope)
             into[i].copy_(slope[0])
-        flat1 = product(flat, before[len(slopes)], self.last, alpha=h)
-        y1 = (flat1.view(self.shape),)
+        flat1 = product(flat, before[len(slopes) - 1], self.last, alpha=h)
+        y1 = (flat1.view_as(like),)
         if self.fsal:
             slope = stage(i + 1, y1)
             slopes.append(slope)
             into[i + 1].copy_(slope[0])
         sizes = self.sizes
-        size = sizes[1] if sizes is not None and sizes[0] is y[0] else flat.abs()
+        size = sizes[1] if sizes is not None and sizes[0] is like else flat.abs()
         size1 = flat1.abs()
         self.sizes = y1[0], size1
         allowed = torch.add(self.atol, torch.maximum(size, size1), alpha=self.rtol)  # pyright: ignore[reportArgumentType]
