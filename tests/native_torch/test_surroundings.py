@@ -1,9 +1,15 @@
 """What f reads and leaves beside its arguments and its value: as by backprop, or refused by name."""
 
+import argparse
+import os
 import threading
+import types
+import weakref
 
 import pytest
+import settings_of_the_user as settings
 import torch
+from settings_of_the_user import read
 from torch import nn
 
 import odenet
@@ -104,6 +110,31 @@ def test_what_is_detached_is_no_such_loss_and_checks_leave_no_trace():
     (y.sum() + model.blocks[0].losses[0].sum()).backward()
 
 
+PARSED, BYTES, MANY = argparse.Namespace(scale=1.0), bytearray(b"\x01"), [1.0] * 5000
+VIEW = types.MappingProxyType(settings.table)
+OPTIONS = weakref.ref(settings.options)
+
+
+def outer_scale():
+    import settings_of_the_user as imported
+
+    gain = float(os.environ.get("ODENET_SCALE", "1")) * settings.options.scale * imported.scale * read()
+    return gain * settings.entries["scale"] * PARSED.scale * BYTES[0] * VIEW["scale"] * MANY[4500] * OPTIONS().deep[0]
+
+
+OUTSIDE = [
+    lambda x: os.environ.update(ODENET_SCALE=str(x)),
+    lambda x: setattr(settings, "scale", x),
+    lambda x: setattr(settings.options, "scale", x),
+    lambda x: setattr(settings.options, "deep", [x]),
+    lambda x: settings.entries.update(scale=x),
+    lambda x: setattr(PARSED, "scale", x),
+    lambda x: BYTES.__setitem__(0, int(x)),
+    lambda x: settings.table.update(scale=x),
+    lambda x: MANY.__setitem__(4500, x),
+]
+
+
 class Driven(nn.Module):
     factor = 1.0
 
@@ -112,8 +143,19 @@ class Driven(nn.Module):
         self.weight = nn.Parameter(torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3))
         self.graph, self.scale, self.options = torch.eye(3, dtype=torch.float64), 0.5, {"gain": 0.5, "list": [0.5]}
 
+    def method(self):
+        return 1.0
+
     def forward(self, t, y):
-        gain = SCALE * self.factor * self.scale * self.options["gain"] * self.options["list"][0]
+        gain = (
+            outer_scale()
+            * SCALE
+            * self.method()
+            * self.factor
+            * self.scale
+            * self.options["gain"]
+            * self.options["list"][0]
+        )
         return gain * torch.tanh(y @ self.weight) @ self.graph
 
 
@@ -128,8 +170,11 @@ REPLACED = [
     lambda field: field.options.update(gain=3.0),
     lambda field: field.options["list"].__setitem__(0, 3.0),
     lambda field: setattr(Driven, "factor", 3.0),
+    lambda field: setattr(Driven, "method", lambda self: 3.0),
     other_scale,
+    *((lambda field, put=put: put(3.0)) for put in OUTSIDE),
 ]
+METHOD = Driven.method
 WRITTEN = [
     lambda field: field.graph.mul_(3),
     lambda field: field.weight.data.mul_(3),
@@ -156,6 +201,8 @@ WAYS = {
 
 def gradient_after(way, change, closed):
     global SCALE
+    for put in OUTSIDE:
+        put(1.0)
     FIELD[:] = [field := Driven()]
     y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
     try:
@@ -164,7 +211,8 @@ def gradient_after(way, change, closed):
         change(field)
         loss.backward()
     finally:
-        SCALE, Driven.factor = 0.5, 1.0
+        SCALE, Driven.factor, Driven.method = 0.5, 1.0, METHOD
+        os.environ.pop("ODENET_SCALE", None)
     return field.weight.grad
 
 

@@ -90,6 +90,10 @@ def test_layers_of_torchscript_are_not_converted(gradient):
     model = nn.Sequential(*[torch.jit.script(Layer()) for _ in range(3)])
     with pytest.raises(ConversionError, match=r"Layer is compiled by torch\.jit"):
         convert(model, example=state().detach(), gradient=gradient)
+    model = nn.Sequential(*[Layer() for _ in range(3)])
+    model[1].linear = torch.jit.script(model[1].linear)
+    with pytest.raises(ConversionError, match=r"linear of Layer is compiled by torch\.jit"):
+        convert(model, example=state().detach(), gradient=gradient)
 
 
 def in_place(y):

@@ -23,7 +23,7 @@ from odenet_torch.conversion.layer_run import LayerRun, rounds
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.recomputed import lent, recomputed, recomputed_with_objects
 from odenet_torch.conversion.rounded import rounded
-from odenet_torch.gradients.adjoint import refuse_transforms
+from odenet_torch.gradients.adjoint import refuse_classes, refuse_transforms
 from odenet_torch.gradients.solve import require_not_strict
 from odenet_torch.steps.direct import NotAsBeforeError
 
@@ -122,6 +122,7 @@ def _recorded(layer: Any, plain: Callable[..., Any], args: tuple[Any, ...], kwar
     run: LayerRun = layer.odenet_run
     if torch._C._are_functorch_transforms_active():
         refuse_transforms(f"gradient={run.gradient.label!r}")
+    refuse_classes(args, f"gradient={run.gradient.label!r}")
     if written := written_to((args, kwargs)):
         if isinstance(run.gradient, DiscreteAdjoint) or rounds(run.gradient):
             raise lent(layer, written, "checkpoint")

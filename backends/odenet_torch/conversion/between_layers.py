@@ -60,6 +60,12 @@ class StateBetweenLayers(Tensor):
     def of(state: Tensor, between: str) -> StateBetweenLayers:
         """One that stands for a state; `between` says of what."""
         empty = torch.full((), torch.nan, dtype=state.dtype, device=state.device).expand(state.shape)
+        if type(empty) is not Tensor:  # a mode of torch has made it one of its own
+            raise ConversionError(
+                f"a converted run of layers, whose state is a {type(empty).__name__}: it cannot stand for another one",
+                "tensors with values; gradient='checkpoint'",
+                "export, or trace, the model as it was before convert(), or take gradient='checkpoint'",
+            )
         handed = empty.as_subclass(StateBetweenLayers)
         handed.state, handed.between = state, between
         return handed

@@ -20,6 +20,7 @@ from odenet_torch.conversion.segment import Segment
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
 from odenet_torch.field.late_writes import run_to_the_end
+from odenet_torch.gradients import hookless
 from odenet_torch.gradients.adjoint import require_recording
 
 _HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -34,7 +35,7 @@ def recomputed(layer: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...
     By torch's checkpoint (Chen et al. 2016), which runs the layer again from its arguments; of a settled layer by a
     `Segment`.
     """
-    if layer in _HOOKLESS:
+    if layer in _HOOKLESS or hookless.forbidden():
         return linked(layer, plain, args, kwargs, _EVERY_STATE)
     x, arguments = arguments_of(layer, args, kwargs)
     rerun = Rerun(layer, plain, x, arguments, state_name(layer, args), passing=True)

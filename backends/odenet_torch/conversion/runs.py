@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, InputError
@@ -58,7 +59,9 @@ def runs_of(model: nn.Module, where: str | None, example: Any, tolerance: float)
         for name, module in submodule(model, where).named_modules(prefix=where or "")
         if isinstance(module, CONTAINERS) and len(module) > 1
     ]
-    by_module = calls(model, [child for _, container in containers for child in container], example)
+    layers = [child for _, container in containers for child in container]
+    refuse_torchscript(layers)
+    by_module = calls(model, layers, example)
     runs: list[Run] = []
     reasons: list[InputError] = []
     inside: set[int] = set()
@@ -91,6 +94,19 @@ def no_run(where: str | None, reasons: list[InputError], residual: bool) -> Conv
         else "name another submodule with where="
         + ("; or take gradient='checkpoint', for any layers" if residual else ""),
     )
+
+
+def refuse_torchscript(layers: Iterable[nn.Module]) -> None:
+    """Raises ConversionError where a part of a layer is compiled by torch.jit: where its tensors stand is not Python's
+    to say."""
+    for layer in layers:
+        parts = [name for name, inner in layer.named_modules() if name and isinstance(inner, torch.jit.ScriptModule)]
+        if parts and not isinstance(layer, torch.jit.ScriptModule):
+            raise ConversionError(
+                f"{parts[0]} of {type(layer).__name__} is compiled by torch.jit (script or trace)",
+                "layers in Python",
+                "leave torch.jit out, or build the network from its blocks with ResidualStack",
+            )
 
 
 def submodule(model: nn.Module, where: str | None) -> nn.Module:

@@ -19,7 +19,7 @@ from odenet_torch.conversion.call_modes import CallMode, CallModes
 from odenet_torch.conversion.calls import Call, calls
 from odenet_torch.conversion.repeatable import alone
 from odenet_torch.conversion.residual import Modes, residual_branches
-from odenet_torch.conversion.runs import CONTAINERS, no_run, submodule
+from odenet_torch.conversion.runs import CONTAINERS, no_run, refuse_torchscript, submodule
 from odenet_torch.conversion.sums import in_place
 
 _LISTS = (*CONTAINERS, nn.ModuleDict)
@@ -74,6 +74,7 @@ def selection(
         if isinstance(module, _LISTS) and len(module) > residual  # one layer that is called in turn keeps its states
     ]
     modules = [child for _, container in lists for child in container.children()]
+    refuse_torchscript(modules)
     by_module = calls(model, modules, example)
     reasons: list[InputError] = []
     selected: list[list[Selected]] = []

@@ -20,7 +20,7 @@ from torch import Tensor
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
 from odenet.kit import real, shown, takes
 from odenet_torch.drop_in.recording import Recording
-from odenet_torch.field.differentiating import listed, record
+from odenet_torch.field.differentiating import listed, no_values, reading_values, record
 from odenet_torch.field.half_precision import Reads
 from odenet_torch.field.state import NUMBERS, Layout, Leaves, layout
 from odenet_torch.steps.events import signed
@@ -234,7 +234,10 @@ def flow(
         raise GridError(f"t has shape {tuple(t.shape)}", "a one-dimensional tensor of times")
     if (storage := _without_values(t)) is not None:
         raise GridError(f"t is {storage}", "a dense tensor of times")
-    times = tuple(listed(t))
+    with reading_values("times of torchdiffeq's calls", "NeuralODE or odenet.solve with t0, t1 and steps=N"):
+        times = tuple(listed(t))
+    if not all(isinstance(time, float) for time in times):  # symbols of an export
+        raise no_values("times of torchdiffeq's calls", "NeuralODE or odenet.solve with t0, t1 and steps=N")
     if not all(map(math.isfinite, times)):
         raise GridError(f"t={shown(list(times))}", "finite times")
     ahead = {late > early for early, late in itertools.pairwise(times)}

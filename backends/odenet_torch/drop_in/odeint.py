@@ -34,7 +34,7 @@ from odenet_torch.drop_in.recording import Recording
 from odenet_torch.drop_in.separate import Separate
 from odenet_torch.drop_in.words import named
 from odenet_torch.field.half_precision import Reads, slots
-from odenet_torch.gradients.adjoint import refuse_transforms
+from odenet_torch.gradients.adjoint import in_forward_mode, refuse_classes, refuse_transforms
 
 Func = Callable[[Tensor, Any], Any]
 Options = Mapping[str, Any] | None
@@ -159,6 +159,13 @@ def odeint_adjoint(
     checked = dataclasses.replace(checked, recording=recording)
     if torch.is_grad_enabled():
         refuse_transforms("odeint_adjoint", "odeint")
+        refuse_classes((checked.y0,), "odeint_adjoint", "odeint")
+        if in_forward_mode():
+            raise UnsupportedError(
+                "odeint_adjoint inside torch.autograd.forward_ad",
+                "odeint there",
+                "take odeint, which stores nothing for derivatives that are taken forwards",
+            )
         params = recording.first(lambda: again.first(checked, params, named=adjoint_params is not None))
     chosen = compiled_choices(compile)
     names = () if chosen is None else again.names(params, recording.draws)

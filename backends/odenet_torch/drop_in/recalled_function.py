@@ -16,8 +16,10 @@ from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.field.called_modules import ModuleSnapshot
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import ends, moved, now, unique
+from odenet_torch.field.knowledge import name_of
 from odenet_torch.field.memory import require_recorded, versions
 from odenet_torch.field.replay import Replay, hooks_its_state
+from odenet_torch.field.shared_hooks import untracked
 from odenet_torch.field.surroundings import reach
 from odenet_torch.field.written_on import version
 
@@ -34,7 +36,7 @@ class Recalled:
 
     def __init__(self, func: Callable[[Tensor, Any], Any], device: torch.device) -> None:
         self.func = func
-        self.name = getattr(func, "__name__", type(func).__name__)
+        self.name = name_of(func)
         roots = [(self.name, func)]
         modules = [(type(func).__name__, func)] if isinstance(func, nn.Module) else []
         self.replay = Replay(device, 1, lambda *_: modules, lambda *_: (), lambda *_: roots, cut=True)
@@ -113,7 +115,7 @@ class Recalled:
             with torch.set_grad_enabled(recorded):
                 at = flow.unpacked(y.clone())  # a copy, of which func may change what it likes
                 before = versions(_flat(at))
-                with flow.explained():
+                with flow.explained(), untracked():
                     try:
                         value = self.func(t, at)
                     except RuntimeError as error:

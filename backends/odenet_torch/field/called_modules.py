@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
 from odenet import GradientError
+from odenet_torch.field.differentiating import reading_values
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.written_on import changed as changed
 from odenet_torch.field.written_on import sampled, version
@@ -124,7 +125,7 @@ class ModuleSnapshot:
             if not moves and owner._parameters.get(key) is not tensor:
                 raise changed(f"{self.name}, which the field calls, was given another parameter {key}")
         for (owner, key), tensor, before, values in self.buffers:
-            same = owner._buffers.get(key) is tensor and version(tensor) == before and sampled(tensor) == values
+            same = buffer_of(owner, key) is tensor and version(tensor) == before and sampled(tensor) == values
             if not same and (id(owner), key) not in copied:
                 raise changed(f"the buffer {key} of {self.name} was changed")
 
@@ -168,7 +169,9 @@ def require_same(name: str, out: Leaves, again: Leaves) -> None:
             one, other = one.double(), other.double()
         apart = torch.linalg.vector_norm((one - other).flatten())
         size = torch.linalg.vector_norm(one.flatten())
-        if bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size):
+        with reading_values(f"the first pass of {name}, whose values are looked at,", "fields that have run before"):
+            off = bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size)
+        if off:
             raise GradientError(
                 f"{name} is not a function of its inputs: run again on the same ones, with the same random state "
                 f"and buffers, it is off by {float(apart / size):.1e} of its output",
@@ -176,6 +179,12 @@ def require_same(name: str, out: Leaves, again: Leaves) -> None:
                 "look for a counter, a generator of its own, or something it reads from outside; "
                 "or take gradient='backprop', which runs each block once",
             )
+
+
+def buffer_of(module: nn.Module, name: str) -> Tensor | None:
+    """The buffer of that name now; TorchScript has no dict of them."""
+    buffers = module._buffers
+    return buffers[name] if name in buffers else None
 
 
 def indifferent(module: nn.Module) -> bool:

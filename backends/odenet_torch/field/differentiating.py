@@ -163,3 +163,38 @@ def several_at_once(gradients: Iterable[Tensor | None]) -> bool:
     """Whether these are batches of gradients (is_grads_batched=True, vectorize=True), whose values none can read."""
     batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
     return any(g is not None and torch._C._dispatch_keys(g).has(batched) for g in gradients)
+
+
+def valueless() -> bool:
+    """Whether operations are recorded or counted with tensors that have no values (FakeTensorMode, make_fx, export)."""
+    keys: Any = getattr(torch._C, "_TorchDispatchModeKey")  # noqa: B009
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY))
+
+
+def fake() -> bool:
+    """Whether no tensor that is made has a value (FakeTensorMode)."""
+    return torch._C._get_dispatch_mode(getattr(torch._C, "_TorchDispatchModeKey").FAKE) is not None  # noqa: B009
+
+
+@contextlib.contextmanager
+def reading_values(subject: str, instead: str) -> Iterator[None]:
+    """Inside, values of tensors are read.
+
+    Raises:
+        UnsupportedError: they have none.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not valueless():
+            raise
+        raise no_values(subject, instead) from error
+
+
+def no_values(subject: str, instead: str) -> UnsupportedError:
+    """The error for tensors that have no values, where some are to be read."""
+    return UnsupportedError(
+        f"{subject} in torch.export, make_fx or FakeTensorMode, where tensors have no values to be read",
+        f"{instead} there",
+        f"take {instead}",
+    )

@@ -18,6 +18,7 @@ from odenet import Depth, GradientError, UnsupportedError
 from odenet.kit import blend, check_alike, require_finite_tree, tree_flatten, tree_leaves, tree_map
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.half_precision import Reads, slots
+from odenet_torch.field.knowledge import name_of
 from odenet_torch.field.saved_tensors import now as now
 from odenet_torch.field.state import as_tensor
 
@@ -142,7 +143,7 @@ class FunctionField(Field):
 
     def roots(self, n: int, position: float, steps: int) -> Sequence[tuple[str, Any]]:
         function = self.function
-        return [(getattr(function, "__name__", type(function).__name__), function)]
+        return [(name_of(function), function)]
 
     def functions(self) -> Iterable[Any]:
         return (self.function,)

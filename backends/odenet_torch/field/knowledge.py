@@ -10,6 +10,8 @@ import types
 import weakref
 from typing import Any
 
+from torch import nn
+
 KEY = "_odenet_known"
 """The attribute."""
 
@@ -56,3 +58,9 @@ def knowledge(owner: Any) -> Knowledge | None:
         except TypeError:
             return None
     return known
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, or of the class of an object, whose attributes may be made by code of the user's."""
+    own = None if isinstance(function, nn.Module) else getattr(function, "__name__", None)
+    return own if isinstance(own, str) else type(function).__name__

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from odenet import StateError
 from odenet.kit import tree_leaves
 from odenet_torch.field import random_state, saved_tensors
-from odenet_torch.field.differentiating import hooked
+from odenet_torch.field.differentiating import hooked, valueless
+from odenet_torch.field.knowledge import name_of
 from odenet_torch.field.saved_tensors import now
 from odenet_torch.field.written_on import version
 
@@ -89,7 +90,7 @@ class Memory:
     def suspect(self, modules: Iterable[Any]) -> None:
         """Modules that work in place somewhere, as blocks do whose activation does: each is looked at once."""
         modules = [*modules]
-        kinds = {getattr(m, "__name__", type(m).__name__) for m in modules}
+        kinds = {name_of(m) for m in modules}
         self.name = f"the field ({', '.join(sorted(kinds))})"
         known = [m for m in modules if isinstance(m, nn.Module) and m not in _CLEAN[m.training]]
         self.lends = any(module in _WRITES[module.training] for module in known)
@@ -250,6 +251,8 @@ def _copy(leaf: Tensor) -> Tensor:
 
 def _addresses(leaves: Leaves) -> set[int]:
     """Where they lie; nothing of those that lie nowhere, as tensors of torch.func do not."""
+    if valueless():
+        return set()
     try:
         return {leaf.data_ptr() for leaf in leaves if leaf.numel()}
     except RuntimeError:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import contextvars
 import copy
 import dis
 import functools
+import os
 import queue
 import sys
 import threading
@@ -26,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odenet_torch.field import random_state, shared_hooks
+from odenet_torch.field import outer_data, random_state, shared_hooks
 from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.places import (
     OF_MODULES,
@@ -46,7 +48,8 @@ from odenet_torch.field.places import (
 )
 from odenet_torch.field.stored_values import StoredValues
 
-_MANY = 4096  # entries of a container that is not looked into
+_MANY = 4096  # entries of a container, beyond which these are not looked into
+_MOST = 1 << 16  # beyond which it is no place to look at
 _LIMIT = 20_000  # values that are looked at
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, torch.dtype, torch.Size})
 _PLAIN: dict[type, Callable[[Any], Any]] = {
@@ -235,13 +238,23 @@ class ReachableObjects:
             return
         if type(value).__module__.startswith("odenet_torch.conversion"):
             yield from ((name, inner) for inner in own.values() if isinstance(inner, nn.Module))
-        elif _package(value) in self._packages or isinstance(value, _RECORDS):
+        elif self._belongs(_package(value)) or isinstance(value, _RECORDS) or outer_data.settings_of_library(value):
+            if isinstance(value, dict):
+                self.places.append(place := outer_data.StrangeEntries(name, value))
+                yield from ((f"{name}[{key!r}]", item) for key, item in place.contents().items())
+            elif isinstance(value, list):
+                self.places.append(outer_data.StrangeList(name, value))
+                yield from ((f"{name}[{i}]", item) for i, item in enumerate(list.__iter__(value)))
             self.places.append(MappingLocation(name, own))
             if slots := _slots(type(value)):
                 self.places.append(place := SlotAttributes(name, value, slots))
                 yield from ((f"{name}.{key}", item) for key, item in place.contents().items())
             yield from ((f"{name}.{key}", item) for key, item in own.items() if key != KEY)
             yield from self.kind(type(value))
+
+    def _belongs(self, package: str) -> bool:
+        """Whether a package is one that f is made of, or the user's own."""
+        return package in self._packages or (package not in LIBRARIES and outer_data.users_own(package))
 
     def kind(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a class, and what its code reads."""
@@ -252,7 +265,7 @@ class ReachableObjects:
                 continue
             self._seen.add(id(base))
             code, names = _members(base)
-            self.places.append(ClassAttributes(base, _data))
+            self.places.append(ClassAttributes(base, _all))
             own = vars(base)
             yield from ((f"{base.__name__}.{name}", own[name]) for name in names)
             yield from code
@@ -273,40 +286,49 @@ class ReachableObjects:
         yield from ((f"{name} (a default)", value) for value in (function.__kwdefaults__ or {}).values())
         if function.__dict__.keys() - {KEY}:
             yield name, function.__dict__
-        reads, writes, attributes, stored = _names(function.__code__)
+        reads, writes, attributes, stored, modules = _names(function.__code__)
         entries = function.__globals__
-        for key in reads:
-            value = entries.get(key)
-            owners = (getattr(value, "__self__", None), *random_state.named(attributes, value))
+        named = [(key, entries.get(key)) for key in reads]
+        named += [*_closed_over(function), *((key, sys.modules.get(key)) for key in modules)]
+        for key, value in named:
+            owners = (_bound_to(value), *random_state.named(attributes, value))
             yield from ((key, owner) for owner in owners if isinstance(owner, random_state.GENERATORS))
-            if isinstance(value, type) and _package(value) in self._packages:
+            if isinstance(value, type) and self._belongs(_package(value)):
                 yield from self.kind(value)
-            elif type(value) is types.ModuleType and _root(value.__name__) in self._packages:
+            elif type(value) is types.ModuleType and self._belongs(_root(value.__name__)):
                 yield from self.names(vars(value), attributes, stored)
+            elif value is not None:
+                yield from outer_data.named(value, attributes)
         yield from self.names(entries, reads, writes)
 
     def names(
         self, entries: dict[str, Any], reads: frozenset[str], writes: frozenset[str] = frozenset()
     ) -> Iterator[tuple[str, Any]]:
         """Names of a module of Python's that code reads or writes."""
-        names = frozenset(key for key in reads if _watched(entries.get(key, entries), entries)) | writes
+        names = frozenset(key for key in reads if self._watched(entries.get(key, entries), entries)) | writes
         if names:
             self.places.append(GlobalNames(entries, names))
             yield from ((key, entries[key]) for key in names if key in entries)
 
+    def _watched(self, value: Any, entries: dict[str, Any]) -> bool:
+        """Whether a global name stands for data, or for a function beside the one that reads it, or of the user's."""
+        if isinstance(value, types.FunctionType):
+            return value.__globals__ is entries or self._belongs(_root(value.__module__ or ""))
+        return value is not entries and not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type))
+
     def mapping(self, name: str, value: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
         """A dict and its entries."""
-        if len(value) > _MANY:
+        if len(value) > _MOST:
             return ()
         self.places.append(MappingEntries(name, value))
-        return ((f"{name}[{key!r}]", item) for key, item in value.items() if key != KEY)
+        return () if len(value) > _MANY else ((f"{name}[{key!r}]", item) for key, item in value.items() if key != KEY)
 
     def sequence(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """A list, deque or set, and its entries."""
-        if len(value) > _MANY:
+        if len(value) > _MOST:
             return ()
         self.places.append(CollectionLocation(name, value))
-        return ((f"{name}[{i}]", item) for i, item in enumerate(value))
+        return () if len(value) > _MANY else ((f"{name}[{i}]", item) for i, item in enumerate(value))
 
     def weak(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """A dict that holds its keys weakly."""
@@ -330,6 +352,20 @@ class ReachableObjects:
         """A function whose results are kept."""
         self.places.append(CachedResults(f"the cache of {value.__name__}", value))
         return ((name, value.__wrapped__),)
+
+    def buffer(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """Bytes, or numbers of C's, that are written on in place."""
+        self.places += outer_data.BufferContents.of(name, value)
+        return ()
+
+    def behind(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """What a reference or a view shows."""
+        return ((name, outer_data.behind(value)),)
+
+    def environment(self, name: str, value: os._Environ[str]) -> Iterable[tuple[str, Any]]:
+        """The variables of the environment."""
+        self.places.append(MappingEntries(name, getattr(value, "_data")))  # noqa: B009
+        return ()
 
     def generator(self, name: str, value: types.GeneratorType[Any, Any, Any]) -> Iterable[tuple[str, Any]]:
         """The variables of a generator."""
@@ -400,6 +436,10 @@ _WAYS: dict[type, Callable[[ReachableObjects, str, Any], Iterable[tuple[str, Any
     _CACHED: ReachableObjects.cache,
     **dict.fromkeys(random_state.GENERATORS, ReachableObjects.random_generator),
     types.GeneratorType: ReachableObjects.generator,
+    os._Environ: ReachableObjects.environment,
+    **dict.fromkeys(outer_data.BUFFERS, ReachableObjects.buffer),
+    **dict.fromkeys((weakref.ref, types.MappingProxyType, *outer_data.VIEWS), ReachableObjects.behind),
+    memoryview: ReachableObjects.buffer,
 }
 _CONTAINERS = {dict, list, set, tuple, collections.deque, collections.OrderedDict, collections.defaultdict}
 _ACCESS = ("__getitem__", "__setitem__", "__iter__", "keys", "items")
@@ -408,12 +448,15 @@ _INTO: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
 
 @functools.lru_cache(4096)
 def _names(code: types.CodeType) -> tuple[frozenset[str], ...]:
-    """The global names that code reads, and those that it writes; attributes of anything that it reads, and writes."""
-    by_use = reads, writes, attributes, stored = set[str](), set[str](), set[str](), set[str]()
+    """The global names that code reads, and those that it writes; attributes of anything that it reads, and writes; and
+    modules that it imports."""
+    by_use = reads, writes, attributes, stored, modules = set[str](), set[str](), set[str](), set[str](), set[str]()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
             (writes if instruction.opname == "STORE_GLOBAL" else reads).add(instruction.argval)
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR"):
+        elif instruction.opname == "IMPORT_NAME":
+            modules.add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM", "STORE_ATTR"):
             (stored if instruction.opname == "STORE_ATTR" else attributes).add(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -437,11 +480,17 @@ def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
                     yield name, entries[name]
 
 
-def _watched(value: Any, entries: dict[str, Any]) -> bool:
-    """Whether a global name stands for data, or for a function beside the one that reads it."""
-    if isinstance(value, types.FunctionType):
-        return value.__globals__ is entries
-    return value is not entries and not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type))
+def _bound_to(value: Any) -> Any:
+    """What a method is bound to; attributes of anything else are made by code of the user's."""
+    return value.__self__ if isinstance(value, (types.BuiltinMethodType, types.MethodType)) else None
+
+
+def _closed_over(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """The modules of Python's and the functions that a function closes over."""
+    for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # nothing yet
+            if isinstance(cell.cell_contents, (types.ModuleType, types.FunctionType, types.MethodType)):
+                yield free, cell.cell_contents
 
 
 _MEMBERS: weakref.WeakKeyDictionary[type, tuple[int, list[str], frozenset[str]]] = weakref.WeakKeyDictionary()
@@ -458,8 +507,9 @@ def _members(kind: type) -> tuple[list[tuple[str, Any]], frozenset[str]]:
     return [(f"{kind.__name__}.{key}", _code(own[key])) for key in known[1] if key in own], known[2]
 
 
-def _data(kind: type) -> frozenset[str]:
-    return _members(kind)[1]
+def _all(kind: type) -> frozenset[str]:
+    _, data = _members(kind)
+    return data.union(_MEMBERS[kind][1])
 
 
 def _is_data(value: Any) -> bool:

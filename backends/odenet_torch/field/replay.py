@@ -24,6 +24,7 @@ from odenet_torch.field import late_writes, random_state, saved_tensors
 from odenet_torch.field.called_modules import (
     ModuleSnapshot,
     Owned,
+    buffer_of,
     changed,
     held,
     indifferent,
@@ -32,14 +33,14 @@ from odenet_torch.field.called_modules import (
     uncached,
     within,
 )
-from odenet_torch.field.differentiating import unseen
+from odenet_torch.field.differentiating import fake, no_values, unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
 from odenet_torch.field.jumps import JUMPING, Watch
 from odenet_torch.field.looked import Looked, Names
 from odenet_torch.field.places import CachedResults
 from odenet_torch.field.reachable_objects import ReachableObjects
-from odenet_torch.field.shared_hooks import on_each_call
+from odenet_torch.field.shared_hooks import on_each_call, uncounted
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import differences, looker, no_trace, put_back, reach
@@ -302,7 +303,7 @@ class Replay:
     def _keep_changed(self, key: Key) -> None:
         kept = []
         for (module, name), buffer, before, value in self.before:
-            if module._buffers.get(name) is buffer and writes(buffer) == before:
+            if buffer_of(module, name) is buffer and writes(buffer) == before:
                 continue
             if value is None:
                 raise GradientError(
@@ -367,7 +368,7 @@ class Replay:
             yield
         finally:
             for module, name in self.suspects:
-                buffer = module._buffers.get(name)
+                buffer = buffer_of(module, name)
                 if buffer is not None and buffer.requires_grad:
                     self.with_graph.append((module, name))
             for (module, name), original in reversed(originals):
@@ -388,7 +389,7 @@ class Replay:
         What was looked at before, as another variant, finds what it found in its first run of this pass. At the very
         first look it finds what that has left, so that a block that counts is known for one.
         """
-        with no_trace([root for _, root in self._roots(place)]):
+        with no_trace([root for _, root in self._roots(place)]), uncounted():
             for _, root in self.roots(*place):
                 around = self.sides.around[id(root)]
                 if _FUNCTIONS.knows(root, around.reach):
@@ -407,7 +408,7 @@ class Replay:
 
     def _quietly(self, key: Key, place: Place, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the forward pass once more, with its random state, which is put back."""
-        with unseen():
+        with unseen(), uncounted():
             return self._replayed(key, place, evaluate)
 
     def _replayed(self, key: Key, place: Place, evaluate: Callable[[], Result]) -> Result:
@@ -552,6 +553,8 @@ class Replay:
                 or a hook, where that cannot be found.
         """
         name = fresh[0][0]
+        if fake():
+            raise no_values(f"the first pass of {name}, which is looked at by value,", "fields that have run before")
         watch, marks, operation = Watch(y), list[Any](), None
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
         with self._alone(place):

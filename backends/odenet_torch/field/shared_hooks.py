@@ -11,8 +11,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+_C: Any = torch._C  # its functions have no types
+_COUNTER = "torch.utils.flop_counter"
 _EVERY = nn.modules.module
 _HOOKS: tuple[dict[int, Any], ...] = (
     _EVERY._global_forward_pre_hooks,
@@ -27,6 +31,8 @@ _CHOICES: tuple[dict[int, Any], ...] = (
 _OURS: set[int] = set()
 """Those that odenet has put there itself, for as long as a pass takes, by the number of their handle."""
 _AS_IT_IS = contextlib.nullcontext()
+_TRACKER = "torch.utils.module_tracker"
+"""Of torch's, whose hooks count and change nothing: they are called as long as somebody counts."""
 
 
 @contextlib.contextmanager
@@ -41,28 +47,66 @@ def on_each_call(function: Callable[[nn.Module, Any], None]) -> Iterator[None]:
         _OURS.discard(handle.id)
 
 
+@contextlib.contextmanager
+def uncounted() -> Iterator[None]:
+    """Inside, modules are called for a look, of which nobody else is told who counts their calls or operations."""
+    modes = [_C._get_dispatch_stack_at(i) for i in range(_C._len_torch_dispatch_stack())]
+    if modes and all(type(mode).__module__ == _COUNTER for mode in modes):
+        with _disable_current_modes(), untracked():
+            yield
+    else:
+        with untracked():
+            yield
+
+
+@contextlib.contextmanager
+def untracked() -> Iterator[None]:
+    """Inside, a tracker of modules is not called: it would hook the states of single steps, which are leaves of
+    graphs that are gone back through alone."""
+    if not any(_HOOKS):
+        yield
+        return
+    counting = [{key: hook for key, hook in table.items() if _tracks(hook)} for table in _HOOKS]
+    for table, hooks in zip(_HOOKS, counting, strict=True):
+        _exchange(table, hooks, {})
+    try:
+        yield
+    finally:
+        for table, hooks in zip(_HOOKS, counting, strict=True):
+            _exchange(table, {}, hooks)
+
+
 def present() -> bool:
-    """Whether there are any, beside odenet's own."""
-    return any(_HOOKS) and any(table.keys() - _OURS for table in _HOOKS)
+    """Whether there are any, beside odenet's own and those that count."""
+    return any(_HOOKS) and bool(functions())
 
 
 def functions() -> dict[int, Any]:
-    """The hooks that there are now, beside odenet's own, by the number of their handle."""
-    return {key: hook for table in _HOOKS for key, hook in table.items() if key not in _OURS} if any(_HOOKS) else {}
+    """The hooks that there are now, beside odenet's own and those that count, by the number of their handle."""
+    return {key: hook for table in _HOOKS for key, hook in _of(table).items()} if any(_HOOKS) else {}
+
+
+def _of(table: dict[int, Any]) -> dict[int, Any]:
+    return {key: hook for key, hook in table.items() if key not in _OURS and not _tracks(hook)}
+
+
+def _tracks(hook: Any) -> bool:
+    return type(getattr(hook, "__self__", None)).__module__ == _TRACKER
 
 
 class SharedHooks:
     """The hooks that are there now."""
 
     def __init__(self) -> None:
-        self.before = [*map(dict, (*_HOOKS, *_CHOICES))] if present() else None
+        self.before = [*map(_of, _HOOKS), *map(dict, _CHOICES)] if present() else None
 
     def again(self) -> contextlib.AbstractContextManager[None]:
         """Inside, there are these; afterwards those that there are now."""
         if self.before is None and not present():
-            return _AS_IT_IS
+            return untracked() if any(_HOOKS) else _AS_IT_IS
         before = self.before or [{} for _ in (*_HOOKS, *_CHOICES)]
-        pairs = [(table, kept) for table, kept in zip((*_HOOKS, *_CHOICES), before, strict=True) if table != kept]
+        tables = zip((*_HOOKS, *_CHOICES), before, strict=True)
+        pairs = [(table, kept) for table, kept in tables if _of(table) != kept]
         return _swapped(pairs) if pairs else _AS_IT_IS
 
 

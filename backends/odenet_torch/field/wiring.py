@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from odenet import UnsupportedError
 from odenet_torch.field.called_modules import ClassOfModule, changed, code_of, indifferent
+from odenet_torch.field.knowledge import name_of
 from odenet_torch.field.shared_hooks import present
 from odenet_torch.field.stored_values import StoredValues, TensorStates
 from odenet_torch.field.surroundings import Surroundings, put_back, reach
@@ -149,7 +150,7 @@ class ForwardReads:
         rest = iter(arrays)
         return [
             Surroundings(
-                getattr(f, "__name__", type(f).__name__),
+                name_of(f),
                 f,
                 known,
                 [next(states)[::2] if isinstance(x, Tensor) else next(rest) for _, x in known.watched],

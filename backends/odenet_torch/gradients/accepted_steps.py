@@ -19,7 +19,9 @@ from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import (
     Adjoint,
     SavedStates,
+    in_forward_mode,
     own,
+    refuse_classes,
     refuse_second_derivatives,
     refuse_transforms,
     unhooked,
@@ -64,6 +66,9 @@ def solve(adjoint: Adjoint, forward: ForwardSolve, y0: Leaves) -> Leaves:
     if not torch.is_grad_enabled():
         return plain(forward, y0)
     refuse_transforms(f"gradient={adjoint.stats.gradient!r}")
+    refuse_classes(y0, f"gradient={adjoint.stats.gradient!r}")
+    if in_forward_mode():
+        return plain(forward, y0)
     y0 = own(y0)
     adjoint.alarm = alarm(next(iter(forward.run.field.functions()), None))
     field = forward.run.field.apart()

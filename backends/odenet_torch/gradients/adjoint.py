@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,9 @@ class Adjoint(ABC):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        refuse_classes(y0, f"gradient={self.stats.gradient!r}")
+        if in_forward_mode():
+            return stacked(run, loop(run, y0)[0])
         self.alarm = alarm(next(iter(run.field.functions()), None))
         if 0 in {*self.keeps(run), *run.grid.kept}:
             y0 = own(y0)
@@ -271,6 +275,35 @@ def refuse_transforms(gradient: str, instead: str = "gradient='backprop'") -> No
             f"{instead} there; every method with loss.backward() and torch.autograd.grad",
             f"take {instead} under torch.func.grad, vjp and jvp; under vmap, torch.no_grad() or a batch axis",
         )
+
+
+def refuse_classes(tensors: Iterable[Any], gradient: str, instead: str = "gradient='backprop'") -> None:
+    """Raises UnsupportedError where a state is of a class that changes what functions of torch do, and that its results
+    are of, too: autograd keeps their values, which are of no class of anybody's when steps run again."""
+    for tensor in tensors:
+        kind = type(tensor)
+        if kind is not Tensor and isinstance(tensor, Tensor) and _acts(kind) and _acts(type(tensor.detach() * 1)):
+            raise UnsupportedError(
+                f"{gradient} of a {kind.__name__}, a tensor whose class has a __torch_function__ of its own",
+                f"plain tensors; {instead} with any",
+                f"hand over tensor.as_subclass(torch.Tensor), or take {instead}",
+            )
+
+
+@functools.lru_cache(256)
+def _acts(kind: type) -> bool:
+    own = [vars(base)["__torch_function__"] for base in kind.__mro__ if "__torch_function__" in vars(base)]
+    disabled = own[0] is torch._C._disabled_torch_function_impl
+    return own[0] is not vars(Tensor)["__torch_function__"] and not disabled and not _ours(kind)
+
+
+def _ours(kind: type) -> bool:
+    return kind.__module__.startswith("odenet_torch.")
+
+
+def in_forward_mode() -> bool:
+    """Whether derivatives are taken forwards (`torch.autograd.forward_ad`), which stores nothing at any depth."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def refuse_second_derivatives(gradient: str) -> None:

@@ -33,10 +33,12 @@ from odenet_torch.gradients.adjoint import (
     KNOWN,
     Adjoint,
     SavedStates,
+    in_forward_mode,
     mark,
     own,
     pulled,
     read,
+    refuse_classes,
     refuse_transforms,
     require_known,
     require_recording,
@@ -64,6 +66,9 @@ class Recomputation(Adjoint):
         if not torch.is_grad_enabled():
             return stacked(run, loop(run, y0)[0])
         refuse_transforms(f"gradient={self.stats.gradient!r}")
+        refuse_classes(y0, f"gradient={self.stats.gradient!r}")
+        if in_forward_mode():
+            return stacked(run, loop(run, y0)[0])
         coupled = isinstance(run.solver, ReversibleSolver)  # carries more than y, and so is left to torch's checkpoint
         if run.direct is not None:
             if coupled or hooked():  # what the caller's hooks are to see is saved by torch's checkpoint alone

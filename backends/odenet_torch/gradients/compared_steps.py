@@ -204,6 +204,8 @@ _TOGETHER = 4
 
 
 def difference(one: Tensor | None, other: Tensor | None) -> Tensor:
+    if one is not None and other is not None and one.layout is not other.layout:  # of an embedding, one may be sparse
+        one, other = one.to_dense(), other.to_dense()
     difference = one if other is None else -other if one is None else one - other
     assert difference is not None
     return difference

@@ -33,6 +33,7 @@ from odenet import (
 from odenet.kit import AnySolver, Compile, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
+from odenet_torch.field.differentiating import valueless
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.raised import as_raised, leaves_a_checkpoint
 from odenet_torch.field.state import Leaves, layout, require_times
@@ -106,7 +107,7 @@ def solve_problem(ivp: Problem, field: Field | None = None, way: Way | None = No
     if ivp.compile is not None:
         ivp = dataclasses.replace(ivp, compile=(compilable if adaptive else strides.compilable)(ivp))
     if adaptive:
-        _require_eager(graph)
+        _require_eager(graph or valueless())
         return solve_adaptive(ivp, lambda stats: method(ivp, stats), field)
     assert isinstance(ivp.grid, Grid)
     assert isinstance(ivp.solver, StagedSolver)  # of a family that this backend runs
@@ -168,8 +169,8 @@ def _require_eager(graph: bool) -> None:
     """Raises UnsupportedError where a graph is recorded, which would have the steps of one example for every input."""
     if graph:
         raise UnsupportedError(
-            "steps that follow a tolerance in torch.export, torch.onnx or torch.jit.trace: how many there are depends "
-            "on the input, and a graph has a fixed number",
+            "steps that follow a tolerance in torch.export, torch.onnx, torch.jit.trace, make_fx or FakeTensorMode: "
+            "how many there are depends on the values of the input, and a graph has a fixed number",
             "equal steps in what is exported",
             "give steps=N in the place of rtol and atol; odenet.solve(...).stats.accepted says how many are enough",
         )

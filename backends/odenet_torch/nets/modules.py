@@ -142,8 +142,7 @@ class ResidualStack(_Solved):
         self.along: Kind = kind_of_blocks(along, staged(self.solver, "a ResidualStack").stages)
         self.blocks = nn.ModuleList(blocks)
         depth = Depth.each(blocks, self.along)  # checks their number
-        structures = [(type(block), [(n, p.shape) for n, p in block.named_parameters()]) for block in blocks]
-        if depth.kind == "linear" and any(structure != structures[0] for structure in structures):
+        if depth.kind == "linear" and any(_structure(block) != _structure(blocks[0]) for block in blocks):
             raise InputError(
                 f"{len(blocks)} blocks of different structures, to be interpolated",
                 "blocks of one class whose parameters have the same names and shapes",
@@ -370,6 +369,10 @@ class OdeNet(_Solved):
         solution = self.solve(make(self.gradient))
         self.stats = solution.stats
         return solution
+
+
+def _structure(block: nn.Module) -> tuple[type, list[tuple[str, torch.Size]]]:
+    return type(block), [(name, p.shape) for name, p in block.named_parameters()]
 
 
 def _register(module: nn.Module, path: list[str], tensor: Tensor) -> None:
