@@ -81,7 +81,6 @@ ALONE = {
         "field/settled.py",
         "field/passing_values.py",
         "conversion/settled_layers.py",
-        "field/settings.py",  # modes and defaults of torch, which JAX reads where it traces
         "field/shared_hooks.py",  # hooks on all modules, of which JAX has none
         "field/stored_values.py",
         "steps/compiled.py",  # JAX compiles a solve whole

@@ -1,5 +1,4 @@
-"""Which named axes a function reads other rows along: `jax.lax.pmean` and its like, BatchNorm under `jax.vmap`; and what rows
-of a `jax.vmap` have in common."""
+"""Which named axes a function reads other rows along: `jax.lax.pmean` and its like, BatchNorm under `jax.vmap`."""
 
 from __future__ import annotations
 
@@ -7,9 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import Array
-from jax.custom_batching import custom_vmap
 
 
 def collective_axes(function: Callable[..., Any], *arguments: Any) -> set[str]:
@@ -49,21 +45,6 @@ def has_rule_of_rows(program: Any) -> bool:
         if any(has_rule_of_rows(getattr(inner, "jaxpr", inner)) for inner in _programs(equation.params)):
             return True
     return False
-
-
-@custom_vmap
-def any_row(flag: Array) -> Array:
-    """Whether the flag is set in any row of the `jax.vmap`s that this is in: the same for all rows.
-
-    For what only some rows have to do: a loop or a branch that rows have in common is one loop, also where an explicit
-    mesh divides them, of whose rows' own loops JAX knows no sharding.
-    """
-    return flag
-
-
-@any_row.def_vmap
-def _any_of_rows(size: int, mapped: Any, flags: Array) -> tuple[Array, bool]:
-    return any_row(jnp.any(flags)), False
 
 
 def _programs(params: Any) -> Iterator[Any]:

@@ -158,7 +158,9 @@ class Reader:
         for equation, operands, kept in live(program, read):
             known_operands = tuple(map(known, operands))
             params = self._params(equation, kept)
-            lines.append((equation.primitive, known_operands, params, tuple(map(new, equation.outvars)), _context(equation)))
+            lines.append(
+                (equation.primitive, known_operands, params, tuple(map(new, equation.outvars)), _context(equation))
+            )
         results = program.outvars if read is None else [v for v, one in zip(program.outvars, read, strict=True) if one]
         return len(program.constvars), heads, tuple(lines), tuple(map(known, results))
 

@@ -22,15 +22,15 @@ def live(program: Any, read: Sequence[bool] | None = None) -> list[Live]:
     """
     results = program.outvars
     wanted = set(_variables(results if read is None else [v for v, one in zip(results, read, strict=True) if one]))
-    found: list[Live] = []
+    lines: list[Live] = []
     for equation in reversed(program.eqns):
         kept = [variable in wanted for variable in equation.outvars]
         if not (any(kept) or equation.effects):
             continue
         operands = _of_check(equation) if is_check(equation) else equation.invars
         wanted.update(_variables(operands))
-        found.append((equation, operands, kept))
-    return found[::-1]
+        lines.append((equation, operands, kept))
+    return lines[::-1]
 
 
 def is_check(equation: Any) -> bool:

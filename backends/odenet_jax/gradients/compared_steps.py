@@ -16,7 +16,6 @@ from jax.custom_batching import custom_vmap
 from odenet import ContinuousAdjoint
 from odenet.kit import DRIFT, SHARE, SMALL, add, least_change, subtract
 from odenet_jax.field.state import Leaves
-from odenet_jax.field.collectives import any_row
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.adjoint import descend, differentiated, vjp, zeros
 from odenet_jax.gradients.certificate import Sketch, Worst, worse
@@ -138,7 +137,7 @@ class ComparedSteps:
             return alike(seen, y, a, changes)
 
         # a branch and not a choice of two values under `jax.vmap` as well, whose rows may have other steps
-        return lax.cond(any_row(here), compared, skipped)
+        return lax.cond(_any_row(here), compared, skipped)
 
     def none(self, y: Leaves) -> Changes:
         """No changes so far."""
@@ -215,3 +214,14 @@ def magnitude(tree: Any, kind: Any) -> Array:
 def _ratio(off: Array, size: Array, least: Array) -> Array:
     """How large an error is beside what it is of, or beside the least that counts."""
     return off / jnp.maximum(jnp.maximum(size, least), jnp.finfo(off.dtype).tiny)
+
+
+@custom_vmap
+def _any_row(flag: Array) -> Array:
+    """Whether the flag is set in any row of the `jax.vmap`s that this is in: the same for all rows."""
+    return flag
+
+
+@_any_row.def_vmap
+def _any_of_rows(size: int, mapped: Any, flags: Array) -> tuple[Array, bool]:
+    return _any_row(jnp.any(flags)), False

@@ -25,12 +25,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from equinox.internal import unvmap_any
 from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import Checkpoint, Problem, Stats
 from odenet.kit import Alarm, add, alarm
-from odenet_jax.field.collectives import any_row
 from odenet_jax.field.state import HALF, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients import checkpoint
@@ -234,7 +234,7 @@ def _before(z: Array, start: Array, saved: Leaves, n: Any) -> Array:
         return jnp.where(scale < 0, 0, there) + code.astype(z.dtype) * jnp.abs(scale)
 
     # where no chain restarted in step n that is no step
-    there = lax.fori_loop(0, jnp.where(any_row(jnp.any(restart)), n, 0), on, alike(start, z, saved))
+    there = lax.fori_loop(0, jnp.where(unvmap_any(jnp.any(restart)), n, 0), on, alike(start, z, saved))
     return jnp.where(restart, there, z - code.astype(z.dtype) * scale.astype(z.dtype))
 
 
