@@ -163,7 +163,7 @@ def test_checks_of_checkify_are_those_of_the_whole_program(solver, gradient):
         return jnp.tanh(-w[0] * y)
 
     def loss(w, field=checked):
-        return jnp.sum(solve(field, Y0, w, solver=solver, gradient=gradient, **grid).y1)
+        return jnp.sum(solve(field, Y0.astype(float), w, solver=solver, gradient=gradient, **grid).y1)
 
     run = jax.jit(checkify.checkify(jax.grad(loss)))
     error, gradients = run((0.7, 2.0))

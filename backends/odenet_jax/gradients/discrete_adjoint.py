@@ -21,7 +21,7 @@ from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Alarm, add, alarm, combine, subtract
 from odenet_jax.field.jumps import against
 from odenet_jax.field.state import Leaves
-from odenet_jax.field.varying import alike
+from odenet_jax.field.varying import undivided
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import (
     Adjoint,
@@ -138,17 +138,15 @@ class Reversal(Adjoint):
             i, _, residual, _ = state
             return (i < limit) & ~(residual <= tolerance)
 
-        def closer(state: Any) -> Any:
+        def repeat(state: Any) -> Any:
             i, z, _, first = state
             after = subtract(y, run.increment(n, z))
             residual = relative(subtract(after, z), y).astype(first.dtype)
-            now = i + 1, after, residual, jnp.where(i == 0, residual, first)
-            # rows of a `jax.vmap` are in one loop; an explicit mesh divides a choice as what is chosen from
-            more = undone(state)
-            return jax.tree.map(lambda a, b: jnp.where(jnp.broadcast_to(more, a.shape), a, b), now, state)
+            return i + 1, after, residual, jnp.where(i == 0, residual, first)
 
         never = jnp.full((), jnp.inf, run.layout.time)
-        _, z, residual, first = repeat(undone, closer, alike((jnp.int32(0), z, never, never), y))
+        z = undivided(z, "gradient='discrete-adjoint:tolerance=...'")
+        _, z, residual, first = lax.while_loop(undone, repeat, (jnp.int32(0), z, never, never))
         new = ~(residual <= tolerance) & (trouble[0] < 0)
         return z, jax.tree.map(lambda now, before: jnp.where(new, now, before), (n, first, residual), trouble)
 
