@@ -17,7 +17,7 @@ import jax
 
 def _with_x64(value: bool) -> Any:
     if not hasattr(jax, "enable_x64"):  # JAX before 0.8
-        from jax.experimental import enable_x64
+        from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
         return enable_x64(value)
     return jax.enable_x64(value)
