@@ -82,7 +82,6 @@ ALONE = {
         "field/passing_values.py",
         "conversion/settled_layers.py",
         "field/outer_data.py",  # what code outside of the field changes: JAX has it in its trace
-        "field/settings.py",  # modes and defaults of torch, which JAX reads where it traces
         "field/shared_hooks.py",  # hooks on all modules, of which JAX has none
         "field/stored_values.py",
         "steps/compiled.py",  # JAX compiles a solve whole

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
-from odenet import Event, InputError, PIDController
+from odenet import Event, InputError, PIDController, StateError
 from odenet_jax import ResidualStack, convert, odeint, solve
 
 pytestmark = pytest.mark.usefixtures("x64")
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # of JAX before 0.8
 METHODS = ("backprop", "checkpoint", "discrete-adjoint", "continuous-adjoint")
 TOLERANCES = {"rtol": 1e-3, "atol": 1e-5}
 STATE = {"a": jnp.asarray([1.0, 0.5], jnp.float32), "b": jnp.asarray([0.3 + 0.1j], jnp.complex64)}
@@ -131,6 +133,75 @@ def test_the_gradient_of_a_time_that_was_not_reached():
     np.testing.assert_allclose(of_y0[0], exact, rtol=1e-3)
     np.testing.assert_allclose(of_t[0], -0.7 * 1.5 * exact, rtol=1e-2)
     np.testing.assert_allclose(jax.jit(jax.grad(masked))(Y0, jnp.asarray([0.2, 0.9, jnp.nan])), of_y0[0], rtol=1e-9)
+
+
+CHECKED = [
+    ("euler", "checkpoint"),
+    ("euler", "discrete-adjoint"),
+    ("dopri5", "continuous-adjoint"),
+    *(
+        pytest.param(*way, marks=pytest.mark.slow)
+        for way in (
+            ("euler", "checkpoint:bits=8"),
+            ("euler", "continuous-adjoint"),
+            ("reversible-heun", "reversible"),
+            ("dopri5", "backprop"),
+            ("dopri5", "checkpoint"),
+            ("dopri5", "discrete-adjoint"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("solver", "gradient"), CHECKED)
+def test_checks_of_checkify_are_those_of_the_whole_program(solver, gradient):
+    """Each trace of a check has a number and a trace back of its own, by which the field is no other."""
+    grid = {"steps": 3} if solver != "dopri5" else TOLERANCES
+
+    def checked(t, y, w):
+        checkify.check(jnp.all(y < w[1]), "too large: {y}", y=y.max())
+        return jnp.tanh(-w[0] * y)
+
+    def loss(w, field=checked):
+        return jnp.sum(solve(field, Y0.astype(float), w, solver=solver, gradient=gradient, **grid).y1)
+
+    run = jax.jit(checkify.checkify(jax.grad(loss)))
+    error, gradients = run((0.7, 2.0))
+    assert error.get() is None
+    np.testing.assert_allclose(
+        gradients[0], jax.grad(lambda w: loss(w, lambda t, y, w: jnp.tanh(-w[0] * y)))((0.7, 2.0))[0]
+    )
+    assert "too large: 1.0" in run((0.7, 0.9))[0].get()
+
+
+def test_a_check_hides_nothing_else_that_changes():
+    numbers = itertools.count(1.0)
+
+    def changing(t, y):
+        checkify.check(jnp.all(y < 9), "too large")
+        return -y * next(numbers)
+
+    with pytest.raises(StateError, match="another at each call"):
+        checkify.checkify(lambda y: solve(changing, y, steps=3).y1)(Y0)
+
+
+@pytest.mark.parametrize(("solver", "gradient"), CHECKED)
+def test_64_bits_around_a_solve_are_those_of_its_backward_pass(solver, gradient):
+    """The loss is differentiated when the context is over."""
+    grid = {"steps": 3} if solver != "dopri5" else TOLERANCES
+
+    def loss(w):
+        with enable_x64(True):
+            y0 = jnp.asarray([1.0, 0.5], jnp.float64)
+            end = solve(lambda t, y, w: -w.astype(y.dtype) * y, y0, w, solver=solver, gradient=gradient, **grid)
+            return end.y1.astype(jnp.float32).sum()
+
+    with enable_x64(False):
+        inside = jax.grad(loss)(jnp.float32(0.7))
+    assert inside.dtype == jnp.float32
+    np.testing.assert_allclose(inside, jax.grad(loss)(jnp.float32(0.7)), rtol=1e-6)  # 64 bits all the time
+    if gradient == "checkpoint" and solver == "euler":
+        np.testing.assert_allclose(inside, -1.5 * (1 - 0.7 / 3) ** 2, rtol=1e-6)
 
 
 def test_an_event_that_is_not_met_has_no_time():

@@ -79,6 +79,27 @@ def test_rows_along_a_divided_axis_of_an_explicit_mesh_are_right_or_refused():
             jax.vmap(jax.grad(lambda y: solve(lambda t, y: -y, y, rtol=1e-5).y1))(rows)
 
 
+@pytest.mark.skipif(not hasattr(jax.sharding, "AxisType"), reason="this JAX has no explicit meshes")
+def test_rows_of_equal_steps_that_have_loops_of_their_own_are_right_or_refused_there():
+    """The chain of the first row of rounded states restarts."""
+    y0 = jnp.asarray([[1e-4, 0.0], [2.0, 1.0], [0.1, -3.0], [1.0, 1.0]])
+    mesh = jax.make_mesh((1,), ("rows",), (jax.sharding.AxisType.Explicit,))
+    rows = jax.device_put(y0, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
+
+    def gradients(y0, gradient):
+        return jax.vmap(jax.grad(lambda y: jnp.sum(solve(attracted, y, steps=4, gradient=gradient).y1 ** 2)))(y0)
+
+    alone = gradients(y0, "checkpoint:bits=8")
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(gradients(rows, "checkpoint:bits=8"), alone, rtol=1e-5)
+        with pytest.raises(UnsupportedError, match=r"tolerance=.*jax\.vmap inside of"):
+            gradients(rows, "discrete-adjoint:tolerance=0.1")
+
+
+def attracted(t, y):
+    return jnp.tanh(1 - y)
+
+
 def decay(y, **choices):
     return solve(lambda t, y: -y, y, **choices).y1
 

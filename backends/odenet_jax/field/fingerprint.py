@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -23,6 +23,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from odenet.kit import Alarm
 from odenet_jax.field.closure import Converted
+from odenet_jax.field.live import is_check, live
 
 _OURS = ("jax", "jaxlib", "equinox", "odenet", "odenet_jax")
 """Packages whose functions read nothing that changes but their closures."""
@@ -134,8 +135,13 @@ class Reader:
             return ByIdentity(value)
         return self._object(value, kind)
 
-    def program(self, program: Any) -> Hashable:
-        """That of a jaxpr: what its variables are called is left out."""
+    def program(self, program: Any, read: Sequence[bool] | None = None) -> Hashable:
+        """That of a jaxpr: what its variables are called is left out, and what nothing reads.
+
+        Args:
+            program: see above.
+            read: which of its results are read; None for all.
+        """
         numbers: dict[Any, int] = {}
 
         def known(variable: Any) -> Hashable:
@@ -149,11 +155,23 @@ class Reader:
 
         heads = tuple(map(new, (*program.constvars, *program.invars)))
         lines = []
-        for equation in program.eqns:
-            read = tuple(map(known, equation.invars))
-            params = tuple((name, self.read(value)) for name, value in sorted(equation.params.items()))
-            lines.append((equation.primitive, read, params, tuple(map(new, equation.outvars)), _context(equation)))
-        return len(program.constvars), heads, tuple(lines), tuple(map(known, program.outvars))
+        for equation, operands, kept in live(program, read):
+            known_operands = tuple(map(known, operands))
+            params = self._params(equation, kept)
+            lines.append(
+                (equation.primitive, known_operands, params, tuple(map(new, equation.outvars)), _context(equation))
+            )
+        results = program.outvars if read is None else [v for v, one in zip(program.outvars, read, strict=True) if one]
+        return len(program.constvars), heads, tuple(lines), tuple(map(known, results))
+
+    def _params(self, equation: Any, kept: Sequence[bool]) -> Hashable:
+        if is_check(equation):
+            return equation.params["debug"]
+        whole = all(kept) or equation.primitive.name not in ("jit", "pjit")
+        return tuple(
+            (name, self.read(value) if whole or name != "jaxpr" else self.program(value.jaxpr, kept))
+            for name, value in sorted(equation.params.items())
+        )
 
     def _object(self, value: Any, kind: type) -> Hashable:
         if id(value) in self.open:  # what holds itself, by way of others

@@ -33,25 +33,29 @@ def divided_as_jax_can() -> Iterator[None]:
         raise _divided("a divided axis, or the field's own indexing; JAX's own words stand above") from error
 
 
-def _divided(where: str) -> UnsupportedError:
+def _divided(where: str, what: str = "an adaptive solve") -> UnsupportedError:
     return UnsupportedError(
-        "an adaptive solve on an explicit mesh, of which JAX does not know how a result is divided (jax.vmap along "
-        f"{where})",
+        f"{what} on an explicit mesh, of which JAX does not know how a result is divided (jax.vmap along {where})",
         "a solve of the divided array as a whole, or on a mesh of AxisType.Auto",
         "for rows with steps of their own call jax.vmap inside of jax.shard_map",
     )
 
 
-def undivided(tree: Tree) -> Tree:
+def undivided(tree: Tree, what: str = "an adaptive solve") -> Tree:
     """The tree of arrays, no array of which may be made rows of a `jax.vmap` along a divided axis of an explicit mesh.
 
     For a solve in a program that is there before `jax.vmap` comes to it (`jax.jit`, `jax.checkpoint`), whose indexing
-    JAX refuses in words of its own: those of the operation that reads a row of what was kept.
+    JAX refuses in words of its own: those of the operation that reads a row of what was kept. And for a loop of which
+    each row has a number of passes of its own.
+
+    Args:
+        tree: see above.
+        what: is refused, for the message.
 
     Raises:
         UnsupportedError: one is made so.
     """
-    return jax.tree.map(functools.partial(_undivided_p.bind, alone=False), tree)
+    return jax.tree.map(functools.partial(_undivided_p.bind, alone=False, what=what), tree)
 
 
 def alone(tree: Tree) -> Tree:
@@ -63,19 +67,19 @@ def alone(tree: Tree) -> Tree:
     """
 
     def bound(leaf: Any) -> Any:
-        return _undivided_p.bind(leaf, alone=True) if isinstance(leaf, jax.Array) else leaf
+        return _undivided_p.bind(leaf, alone=True, what="") if isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(bound, tree)
 
 
 _undivided_p = Primitive("odenet_undivided")
-_undivided_p.def_impl(lambda leaf, alone: leaf)
-_undivided_p.def_abstract_eval(lambda leaf, alone: leaf)
-mlir.register_lowering(_undivided_p, lambda context, leaf, alone: [leaf])
-ad.deflinear2(_undivided_p, lambda cotangent, leaf, alone: [cotangent])
+_undivided_p.def_impl(lambda leaf, **_: leaf)
+_undivided_p.def_abstract_eval(lambda leaf, **_: leaf)
+mlir.register_lowering(_undivided_p, lambda context, leaf, **_: [leaf])
+ad.deflinear2(_undivided_p, lambda cotangent, leaf, **_: [cotangent])
 
 
-def _rows(arguments: Any, axes: Any, alone: bool) -> Any:
+def _rows(arguments: Any, axes: Any, alone: bool, what: str) -> Any:
     ((leaf,), (axis,)) = arguments, axes
     if alone:
         raise UnsupportedError(
@@ -86,8 +90,8 @@ def _rows(arguments: Any, axes: Any, alone: bool) -> Any:
             "give steps=N; or solve for all rows as one state, without jax.vmap around it",
         )
     if _mesh(leaf) is not None and jax.typeof(leaf).sharding.spec[axis] is not None:
-        raise _divided("a divided axis")
-    return _undivided_p.bind(leaf, alone=False), axis
+        raise _divided("a divided axis", what)
+    return _undivided_p.bind(leaf, alone=False, what=what), axis
 
 
 batching.primitive_batchers[_undivided_p] = _rows

@@ -28,6 +28,7 @@ from odenet_jax.field.field import field as field_along
 from odenet_jax.field.fingerprint import described
 from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.repeatable import repeatable
+from odenet_jax.field.settings import Settings
 from odenet_jax.field.state import Layout, Leaves
 from odenet_jax.field.varying import LOOPS_OF_DIVIDED_ROWS, alike, alone, undivided
 from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
@@ -354,6 +355,7 @@ class DifferentiableSolve:
             way: the gradient method, as it is for this solve.
         """
         at_once, for_way_back = self.passes(keep)
+        settings = Settings()
 
         @jax.custom_jvp
         def plain(y0: Leaves, of: Any, times: Any, rest: Any, probe: Array) -> SolveOutputs:
@@ -375,7 +377,7 @@ class DifferentiableSolve:
                 return (outputs, for_back), _unmoved((outputs, for_back))
             t0, t1, ts = (value if ask else None for value, ask in _times(times, differentiated, structure))
             moving(self.field, t0, t1, ts)
-            rule = Derivative(self.steps(keep, structure, differentiated), way)
+            rule = Derivative(self.steps(keep, structure, differentiated), way, settings)
             carried = carry(
                 rule,
                 (leaves, rest, outputs[:4], for_back),
@@ -388,8 +390,8 @@ class DifferentiableSolve:
             (outputs, _), (moved, _) = derivative(primals, tangents)
             return outputs, moved
 
-        keeping.defjvp(derivative, symbolic_zeros=True)
-        plain.defjvp(visible, symbolic_zeros=True)
+        keeping.defjvp(settings.kept(derivative), symbolic_zeros=True)
+        plain.defjvp(settings.kept(visible), symbolic_zeros=True)
         return plain
 
 
@@ -400,19 +402,24 @@ class Derivative(Linear):
     Args:
         steps: it, as of any solve of the same programs.
         way: the gradient method, which tells what is to be said of this solve.
+        settings: what JAX was set to around it.
     """
 
     steps: SolveDerivative
     way: BackwardPass
+    settings: Settings
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
-        return self.steps.forward(residuals, tangents)
+        with self.settings.restored():
+            return self.steps.forward(residuals, tangents)
 
     def backward(self, residuals: Any, cotangents: Any) -> Any:
-        return self.steps.picked(self.way.settled(*self.steps.back(residuals, cotangents)))
+        with self.settings.restored():
+            return self.steps.picked(self.way.settled(*self.steps.back(residuals, cotangents)))
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
-        return self.steps.second(residuals, cotangents)
+        with self.settings.restored():
+            return self.steps.second(residuals, cotangents)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from odenet.kit import Alarm, add
 from odenet_jax.field.field import Weights
 from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.replay import BlockContext, Replay
+from odenet_jax.field.settings import Settings
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients.certificate import Sketch
@@ -171,7 +172,8 @@ class Adjoint(ABC):
         def network(y0: Leaves, of: Any, rest: Any, probe: Array) -> Any:
             return at_once(y0, of, rest)
 
-        network.defvjp(there, refusing)
+        settings = Settings()
+        network.defvjp(settings.kept(there), settings.kept(refusing))
         return network
 
 

@@ -21,6 +21,7 @@ from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import Alarm, add, alarm, combine, subtract
 from odenet_jax.field.jumps import against
 from odenet_jax.field.state import Leaves
+from odenet_jax.field.varying import undivided
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import (
     Adjoint,
@@ -144,6 +145,7 @@ class Reversal(Adjoint):
             return i + 1, after, residual, jnp.where(i == 0, residual, first)
 
         never = jnp.full((), jnp.inf, run.layout.time)
+        z = undivided(z, "gradient='discrete-adjoint:tolerance=...'")
         _, z, residual, first = lax.while_loop(undone, repeat, (jnp.int32(0), z, never, never))
         new = ~(residual <= tolerance) & (trouble[0] < 0)
         return z, jax.tree.map(lambda now, before: jnp.where(new, now, before), (n, first, residual), trouble)

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from equinox.internal import unvmap_any
 from jax import Array, lax
 from jax.core import Tracer
 
@@ -233,7 +234,7 @@ def _before(z: Array, start: Array, saved: Leaves, n: Any) -> Array:
         return jnp.where(scale < 0, 0, there) + code.astype(z.dtype) * jnp.abs(scale)
 
     # where no chain restarted in step n that is no step
-    there = lax.fori_loop(0, jnp.where(jnp.any(restart), n, 0), on, alike(start, z, saved))
+    there = lax.fori_loop(0, jnp.where(unvmap_any(jnp.any(restart)), n, 0), on, alike(start, z, saved))
     return jnp.where(restart, there, z - code.astype(z.dtype) * scale.astype(z.dtype))
 
 
