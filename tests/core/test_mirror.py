@@ -100,6 +100,7 @@ ALONE = {
         "field/written_on.py",
         "steps/events.py",  # in JAX in steps/dense.py
         "steps/batched_condition.py",  # there vmap
+        "steps/watched_steps.py",  # there the loop is one program, which looks as it steps
         "steps/moving_grid.py",  # times of equal steps that need a gradient, which are refused there
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap

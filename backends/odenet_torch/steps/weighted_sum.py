@@ -74,7 +74,7 @@ class Buffered:
         self.a, self.last, self.error = _coefficients(tableau, y.dtype, y.device)
         (rtol,), (atol,) = tolerance.rtol, tolerance.atol
         self.rtol = min(rtol, torch.finfo(y.dtype).max)  # a factor must be a number of the state's type
-        self.atol = y.new_full((entries,), atol)
+        self.atol = y.new_full((entries,), atol)  # pyright: ignore[reportArgumentType]
         self.scale = entries**-0.5
         self.sizes: tuple[Tensor, Tensor] | None = None
 
