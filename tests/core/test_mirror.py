@@ -240,11 +240,13 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "nets/blocks.py": (set(), {"Ordinary", "by_running"}),
     "gradients/adjoint.py": (
         {
+            "in_forward_mode",
             "mark",
             "own",
             "pulled",
             "read",
             "refuse_batches",
+            "refuse_classes",
             "refuse_second_derivatives",
             "refuse_transforms",
             "require_finite",

@@ -5,13 +5,14 @@ Over 250 lines: one small class for each kind of place.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import operator
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any
 
 import torch
@@ -212,7 +213,11 @@ class ContextValue(Location):
         return {} if value is MISSING else {None: value}
 
     def put(self, key: Any, value: Any) -> None:
-        self.variable.set(None if value is MISSING else value)  # none can be unset again
+        if value is MISSING:  # none can be unset again
+            value = None
+            with contextlib.suppress(LookupError):
+                value = Context().run(self.variable.get)  # in a context of nobody's it has its default
+        self.variable.set(value)
 
 
 class CachedResults(Location):

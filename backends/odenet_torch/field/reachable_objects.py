@@ -379,7 +379,7 @@ class ReachableObjects:
             case types.MethodType():
                 return (name, value.__self__), (name, value.__func__)
             case functools.partial():
-                parts = (value.func, *value.args, *value.keywords.values())
+                parts = (value.func, *value.args, value.keywords)
             case _:
                 parts = value if len(value) <= _MANY else ()
         return ((f"{name}[{i}]", part) for i, part in enumerate(parts))

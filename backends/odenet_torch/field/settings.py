@@ -29,7 +29,6 @@ def _deterministic() -> tuple[bool, bool]:
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (_deterministic, _set_deterministic),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (_C._get_cudnn_enabled, _C._set_cudnn_enabled),
     (_C._get_mkldnn_enabled, _C._set_mkldnn_enabled),
     # of attention, whose kernels save different tensors
