@@ -130,6 +130,7 @@ ALONE = {
         "verbs/mapped_rows.py",  # certificates under vmap
         "field/closure.py",
         "field/fingerprint.py",  # programs that outlive a call
+        "field/live.py",  # of programs that are compared
         "field/programs.py",
         "field/repeatable.py",  # a function is traced once
         "field/trees.py",
