@@ -167,15 +167,15 @@ class BatchedCondition:
             time = torch.full((), t, dtype=self.time, device=self.device)
         return self.condition(time, y)
 
-    def within(self, steps: Sequence[tuple[float, float, Tensor, Sequence[Tensor]]]) -> Tensor | None:
+    def within(self, steps: Sequence[tuple[float, float, Tensor, Tensor]]) -> Tensor | None:
         """The entries at the parts of several steps, ends left out, one row for each; None as of `entries`.
 
         Args:
-            steps: of each its ends, the state at the first, and the slopes that dense output weighs.
+            steps: of each its ends, the state at the first, and the slopes that dense output weighs, as rows.
         """
         count, sizes = len(steps), [t1 - t for t, t1, *_ in steps]
         h = torch.tensor(sizes, dtype=self.weights.dtype, device=self.device).view(count, 1, 1)
-        slopes = torch.stack([slope for *_, several in steps for slope in several]).view(count, len(steps[0][3]), -1)
+        slopes = torch.stack([rows for *_, rows in steps])
         starts = torch.stack([y for *_, y, _ in steps]).view(count, 1, -1)
         states = torch.baddbmm(starts, h * self.weights, slopes).view(-1, *self.shape)
         times = self.no_time

@@ -196,9 +196,7 @@ class Watch:
     def quiet(self, steps: Sequence[AcceptedStep]) -> int:
         """How many of the steps that were put off, from the first one on, are known to have no change within."""
         assert self.together is not None
-        entries = self.together.within(
-            [(step.t, step.t1, step.y[0], [slope for (slope,) in step.slopes]) for step in steps]
-        )
+        entries = self.together.within([(step.t, step.t1, step.y[0], step.rows) for step in steps])
         if entries is None or entries.shape[1:] != self.shape:
             self.together = None
             return 0

@@ -52,7 +52,7 @@ class Tolerance:
 
     def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
         """The norm over what is allowed at y, of any value; made and asked where nothing is recorded."""
-        if self.plain and (positive := self.atol[0]) and isinstance(positive, float):
+        if self.plain and isinstance(positive := self.atol[0], float) and positive:
             # the same numbers in fewer operations, for the norm of one leaf
             (leaf,), (relative,) = y, self.rtol
             most = leaf.abs().mul_(relative).add_(positive)

@@ -35,7 +35,7 @@ def watched(
     def looked() -> tuple[list[Looked], bool]:
         """The steps that wait, up to a change, and whether there is one."""
         ready: list[Looked] = []
-        if any(_writes(step) != writes for step, _, writes in waiting):
+        if any(step.y[0]._version != writes for step, _, writes in waiting):
             raise overwritten()
         quiet = watch.quiet([step for step, *_ in waiting]) if waiting else 0
         for i, (step, counts, _) in enumerate(waiting):
@@ -58,8 +58,9 @@ def watched(
             yield from ready
             return
         if step is not None and later:
-            step.rows = None  # they are those of the next step by then
-            waiting.append((step, _counts(loop), _writes(step)))
+            assert step.rows is not None
+            step.rows = step.rows.clone()  # by then they would be those of the next step
+            waiting.append((step, _counts(loop), step.y[0]._version))
             if len(waiting) < watch.most:
                 continue
             step = None
@@ -79,11 +80,6 @@ def watched(
         yield step, crossing
         if crossing is not None:
             return
-
-
-def _writes(step: AcceptedStep) -> int:
-    """How often a state and the slopes of a step, of one leaf, were written on."""
-    return step.y[0]._version + sum([slope._version for (slope,) in step.slopes])
 
 
 def _counts(loop: AdaptiveLoop) -> _Counts:
