@@ -254,7 +254,7 @@ class ReachableObjects:
 
     def _belongs(self, package: str) -> bool:
         """Whether a package is one that f is made of, or the user's own."""
-        return package in self._packages or (package not in LIBRARIES and outer_data.users_own(package))
+        return package in self._packages or _users_own(package)
 
     def kind(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a class, and what its code reads."""
@@ -289,7 +289,7 @@ class ReachableObjects:
         reads, writes, attributes, stored, modules = _names(function.__code__)
         entries = function.__globals__
         named = [(key, entries.get(key)) for key in reads]
-        named += [*_closed_over(function), *((key, sys.modules.get(key)) for key in modules)]
+        named += [*_closed_over(function), *((key, sys.modules.get(key)) for key in modules if _users_own(_root(key)))]
         for key, value in named:
             owners = (_bound_to(value), *random_state.named(attributes, value))
             yield from ((key, owner) for owner in owners if isinstance(owner, random_state.GENERATORS))
@@ -311,9 +311,10 @@ class ReachableObjects:
             yield from ((key, entries[key]) for key in names if key in entries)
 
     def _watched(self, value: Any, entries: dict[str, Any]) -> bool:
-        """Whether a global name stands for data, or for a function beside the one that reads it, or of the user's."""
+        """Whether a global name stands for data, or for a function beside the one that reads it, or of the user's: those
+        of a large library of networks lead to all of it."""
         if isinstance(value, types.FunctionType):
-            return value.__globals__ is entries or self._belongs(_root(value.__module__ or ""))
+            return value.__globals__ is entries or _users_own(_root(value.__module__ or ""))
         return value is not entries and not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type))
 
     def mapping(self, name: str, value: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
@@ -478,6 +479,11 @@ def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
             for name in sorted(_names(function.__code__)[0]):
                 if name in entries and isinstance(entries[name], _DATA):
                     yield name, entries[name]
+
+
+def _users_own(package: str) -> bool:
+    """Whether a package is the user's own, and no library."""
+    return package not in LIBRARIES and outer_data.users_own(package)
 
 
 def _bound_to(value: Any) -> Any:
