@@ -311,8 +311,8 @@ class ReachableObjects:
             yield from ((key, entries[key]) for key in names if key in entries)
 
     def _watched(self, value: Any, entries: dict[str, Any]) -> bool:
-        """Whether a global name stands for data, or for a function beside the one that reads it, or of the user's: those
-        of a large library of networks lead to all of it."""
+        """Whether a global name stands for data, or for a function beside the one that reads it, or of the user's own:
+        those of a library of networks lead to all of it."""
         if isinstance(value, types.FunctionType):
             return value.__globals__ is entries or _users_own(_root(value.__module__ or ""))
         return value is not entries and not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type))
