@@ -72,7 +72,10 @@ class ProcessWorkers(WorkerPool):
 
     def _made(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+            self.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(max(1, (cores() or 1) // self.workers),),
         )
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -251,6 +254,12 @@ def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; what it means is the main one's to decide."""
+def _begin(threads: int) -> None:
+    """In a new process, before a framework is imported.
+
+    Ctrl-C reaches every process of a terminal; what it means is the main one's to decide. Processes with a thread for
+    each core wait for one another: two of them on two cores took ten times as long as one.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))
