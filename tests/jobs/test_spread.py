@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from rich.console import Console
 from unit_work import Numbers, here, squares
@@ -40,6 +41,7 @@ from odenet._jobs.train.job import train
 from odenet._jobs.train.plan import TrainingPlan
 from odenet._jobs.train.seeds import TrainedSeeds, train_seeds
 from odenet._jobs.work_precision.results import SolvePlan, WorkPrecision
+from odenet._report.machine import cores
 from odenet._solvers.names import solver
 from odenet._test_problems.named import problem_named
 
@@ -63,6 +65,16 @@ def spread(executor, folder, count=8, **plan):
 
 def whole(found, count=8, without=()):
     return sorted(found) == [(number, number**2) for number in range(count) if number not in without]
+
+
+def test_processes_share_the_cores(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    workers = pool("processes:2")
+    try:
+        assert workers.submit(torch.get_num_threads).result() == max(1, (cores() or 1) // 2)
+    finally:
+        workers.close()
 
 
 def test_processes_do_again_what_a_lost_worker_had(tmp_path):

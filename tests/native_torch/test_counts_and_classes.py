@@ -3,6 +3,7 @@ forwards: right, or refused in words."""
 
 import pytest
 import torch
+from of_time import Layer, OfTime
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -35,24 +36,6 @@ def block_class():
                 return None
 
     return Block
-
-
-class Layer(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, x):
-        return x + self.block(x)
-
-
-class OfTime(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, t, y):
-        return self.block(y)
 
 
 class DropIn(OfTime):

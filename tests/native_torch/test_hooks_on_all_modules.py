@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from of_time import OfTime
+from of_time import Layer, OfTime
 from torch import nn
 from torch.nn.modules import module as every
 from torch.nn.utils import parametrizations, parametrize
@@ -26,15 +26,6 @@ class Block(nn.Module):
 
     def forward(self, x):
         return 0.1 * self.second(torch.tanh(self.first(x)))
-
-
-class Layer(nn.Module):
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, x):
-        return x + self.block(x)
 
 
 def blocks():

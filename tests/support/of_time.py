@@ -1,4 +1,4 @@
-"""A block as a field."""
+"""A block as a field, and as a residual layer."""
 
 from __future__ import annotations
 
@@ -14,3 +14,14 @@ class OfTime(nn.Module):
 
     def forward(self, t, y):
         return self.block(y)
+
+
+class Layer(nn.Module):
+    """`x + block(x)`."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return x + self.block(x)

@@ -14,8 +14,9 @@ from odenet import ConversionError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.branches import PLAIN, Branch, traced, whole
 from odenet_torch.conversion.sums import added, in_place, version
+from odenet_torch.field.outer_data import LIBRARIES
 from odenet_torch.field.places import OF_MODULES
-from odenet_torch.field.reachable_objects import LIBRARIES, data_of_class
+from odenet_torch.field.reachable_objects import data_of_class
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of a layer other than its state: positional and keyword arguments."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from odenet_torch.conversion.branches import PLAIN
 from odenet_torch.conversion.layer import Arguments
 from odenet_torch.conversion.sums import version
-from odenet_torch.field.reachable_objects import LIBRARIES
+from odenet_torch.field.outer_data import LIBRARIES
 from odenet_torch.field.surroundings import reach
 
 _AS_THEY_ARE = (*PLAIN, complex, bytes, type(None), type, enum.Enum, torch.dtype, torch.device, torch.Size, range)

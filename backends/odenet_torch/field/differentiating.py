@@ -167,13 +167,17 @@ def several_at_once(gradients: Iterable[Tensor | None]) -> bool:
 
 def valueless() -> bool:
     """Whether operations are recorded or counted with tensors that have no values (FakeTensorMode, make_fx, export)."""
-    keys: Any = getattr(torch._C, "_TorchDispatchModeKey")  # noqa: B009
-    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY))
+    return fake() or _in_mode("PROXY")
 
 
 def fake() -> bool:
     """Whether no tensor that is made has a value (FakeTensorMode)."""
-    return torch._C._get_dispatch_mode(getattr(torch._C, "_TorchDispatchModeKey").FAKE) is not None  # noqa: B009
+    return _in_mode("FAKE")
+
+
+def _in_mode(key: str) -> bool:
+    keys: Any = getattr(torch._C, "_TorchDispatchModeKey")  # noqa: B009
+    return torch._C._get_dispatch_mode(getattr(keys, key)) is not None
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from odenet_torch.field.differentiating import transformed
+from odenet_torch.field.outer_data import LIBRARIES
 from odenet_torch.field.places import ClosureCell
-from odenet_torch.field.reachable_objects import LIBRARIES
 from odenet_torch.field.surroundings import reach
 
 HALF = frozenset((torch.bfloat16, torch.float16))

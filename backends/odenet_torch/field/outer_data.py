@@ -20,8 +20,10 @@ from typing import Any
 
 from torch import nn
 
-from odenet_torch.field.places import MISSING, Location
+from odenet_torch.field.places import MISSING, Location, MappingEntries
 
+LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
+"""Packages that are known to be nobody's own, wherever they lie."""
 INSTALLED = ("site-packages", "dist-packages")
 _C_DATA: type = ctypes.c_double.__mro__[2]
 BUFFERS = (bytearray, array.array, _C_DATA)
@@ -33,8 +35,8 @@ _BY_IMPORTING = ("modules", "path", "meta_path", "path_importer_cache")
 
 
 def users_own(package: str) -> bool:
-    """Whether a package, or a module that is in none, is the user's own: no library that was installed."""
-    module = sys.modules.get(package)
+    """Whether a package, or a module that is in none, is the user's own: no library."""
+    module = None if package in LIBRARIES else sys.modules.get(package)
     return module is not None and _own(module)
 
 
@@ -104,24 +106,17 @@ class BufferContents(Location):
                 view[:] = value
 
 
-class StrangeEntries(Location):
+class StrangeEntries(MappingEntries):
     """The entries of a dict whose class has an access of its own, which is not gone through."""
 
-    def __init__(self, name: str, entries: dict[Any, Any]) -> None:
-        super().__init__(name)
-        self.own = entries
-
     def contents(self) -> dict[Any, Any]:
-        return dict(dict.items(self.own))
+        return dict(dict.items(self.entries))
 
     def put(self, key: Any, value: Any) -> None:
         if value is MISSING:
-            dict.pop(self.own, key, None)
+            dict.pop(self.entries, key, None)
         else:
-            dict.__setitem__(self.own, key, value)
-
-    def called(self, key: Any) -> str:
-        return f"{self.name}[{key!r}]".removeprefix(".")
+            dict.__setitem__(self.entries, key, value)
 
 
 class StrangeList(Location):

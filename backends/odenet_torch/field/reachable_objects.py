@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from odenet_torch.field import outer_data, random_state, shared_hooks
 from odenet_torch.field.knowledge import KEY
+from odenet_torch.field.outer_data import LIBRARIES, users_own
 from odenet_torch.field.places import (
     OF_MODULES,
     CachedResults,
@@ -58,7 +59,6 @@ _PLAIN: dict[type, Callable[[Any], Any]] = {
     **dict.fromkeys((type, types.ModuleType, types.BuiltinFunctionType), lambda value: value.__name__),
 }
 _DATA = (bool, int, float, complex, str, list, dict, set, tuple, Tensor, np.ndarray)
-LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "numpy", "odenet", "odenet_torch"}
 _RECORDS = (
     types.SimpleNamespace,
     collections.ChainMap,
@@ -254,7 +254,7 @@ class ReachableObjects:
 
     def _belongs(self, package: str) -> bool:
         """Whether a package is one that f is made of, or the user's own."""
-        return package in self._packages or _users_own(package)
+        return package in self._packages or users_own(package)
 
     def kind(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a class, and what its code reads."""
@@ -289,7 +289,10 @@ class ReachableObjects:
         reads, writes, attributes, stored, modules = _names(function.__code__)
         entries = function.__globals__
         named = [(key, entries.get(key)) for key in reads]
-        named += [*_closed_over(function), *((key, sys.modules.get(key)) for key in modules if _users_own(_root(key)))]
+        named += [
+            *_closed_over(function),
+            *((key, sys.modules.get(key)) for key in modules if users_own(_root(key))),
+        ]
         for key, value in named:
             owners = (_bound_to(value), *random_state.named(attributes, value))
             yield from ((key, owner) for owner in owners if isinstance(owner, random_state.GENERATORS))
@@ -314,7 +317,7 @@ class ReachableObjects:
         """Whether a global name stands for data, or for a function beside the one that reads it, or of the user's own:
         those of a library of networks lead to all of it."""
         if isinstance(value, types.FunctionType):
-            return value.__globals__ is entries or _users_own(_root(value.__module__ or ""))
+            return value.__globals__ is entries or users_own(_root(value.__module__ or ""))
         return value is not entries and not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, type))
 
     def mapping(self, name: str, value: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
@@ -479,11 +482,6 @@ def data_of_class(kind: type) -> Iterator[tuple[str, Any]]:
             for name in sorted(_names(function.__code__)[0]):
                 if name in entries and isinstance(entries[name], _DATA):
                     yield name, entries[name]
-
-
-def _users_own(package: str) -> bool:
-    """Whether a package is the user's own, and no library."""
-    return package not in LIBRARIES and outer_data.users_own(package)
 
 
 def _bound_to(value: Any) -> Any:

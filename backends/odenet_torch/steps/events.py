@@ -9,7 +9,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -196,7 +196,8 @@ class Watch:
     def quiet(self, steps: Sequence[AcceptedStep]) -> int:
         """How many of the steps that were put off, from the first one on, are known to have no change within."""
         assert self.together is not None
-        entries = self.together.within([(step.t, step.t1, step.y[0], step.rows) for step in steps])
+        held = [(step.t, step.t1, step.y[0], cast("Tensor", step.rows)) for step in steps]  # `put_off` has seen to that
+        entries = self.together.within(held)
         if entries is None or entries.shape[1:] != self.shape:
             self.together = None
             return 0
