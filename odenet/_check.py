@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
 import os
+import traceback
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +69,52 @@ def several(name: str, value: Any, *single: type) -> list[Any]:
 
 
 def takes(function: Callable[..., Any], count: int, what: str, allowed: str) -> None:
-    """Raises InputError, which calls the function `what`, unless it can be called with that many arguments."""
-    if _plainly_takes(function, count):
-        return
+    """Raises InputError, which calls the function `what`, unless it can be called with that many arguments.
+
+    What a decorator wrote in Python takes is what it says itself: `functools.wraps` gives it the signature of what it
+    wraps, which it may call with fewer arguments.
+    """
+    if not _plainly_takes(function, count):
+        _bind(function, count, what, allowed, through=not isinstance(_code(function), types.FunctionType))
+
+
+def called(function: Callable[..., Any], arguments: Sequence[Any], what: str, allowed: str) -> Any:
+    """What the function returns.
+
+    Raises:
+        InputError: what it wraps cannot be called with that many arguments, and was not.
+    """
     try:
-        signature = inspect.signature(function)
+        return function(*arguments)
+    except TypeError as error:
+        inside = getattr(_code(inspect.unwrap(_code(inspect.unwrap(function)))), "__code__", None)
+        if all(frame.f_code is not inside for frame, _ in traceback.walk_tb(error.__traceback__)):
+            _bind(function, len(arguments), what, allowed, through=True)
+        raise
+
+
+def _bind(function: Callable[..., Any], count: int, what: str, allowed: str, *, through: bool) -> None:
+    try:
+        signature = inspect.signature(function, follow_wrapped=through)
     except (TypeError, ValueError):  # callables of an extension module may have none
         return
     try:
         signature.bind(*range(count))
     except TypeError as error:
         raise InputError(f"{what} takes {signature} ({error})", allowed) from None
+
+
+def _code(function: Any) -> Any:
+    """The function of Python, or of an extension module, that runs where this is called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, types.MethodType):
+        return _code(function.__func__)
+    return (
+        function
+        if isinstance(function, types.FunctionType)
+        else inspect.getattr_static(type(function), "__call__", None)
+    )
 
 
 def _plainly_takes(function: Any, count: int) -> bool:

@@ -15,7 +15,7 @@ from odenet._backend.interface import Arrays, Backend, Evaluation, Gradients, Me
 from odenet._backend.registry import require
 from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
-from odenet._check import array_of_numbers, instance, real, several, takes, whole, within, yes_or_no
+from odenet._check import array_of_numbers, called, instance, real, several, takes, whole, within, yes_or_no
 from odenet._errors import Wording, shown
 from odenet._gradients import few_numbers
 from odenet._gradients.certified import (
@@ -159,6 +159,7 @@ __all__ = [
     "array_of_numbers",
     "bits_in_byte",
     "blend",
+    "called",
     "channel_axes",
     "check_alike",
     "checked_state",

@@ -55,6 +55,7 @@ ALONE = {
     # modules that change as they run, torch's random state; models that somebody wrote with them; torchdiffeq's calls
     ONE: {
         "field/called_modules.py",
+        "field/arguments.py",
         "field/memory.py",
         "field/knowledge.py",
         "field/random_state.py",

@@ -14,13 +14,14 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from odenet import ContinuousAdjoint, DtypeError, GridError, InputError, PIDController, Solution, StateError, Stats
-from odenet.kit import Alarm, alarm, problem, real, shown, takes
+from odenet.kit import Alarm, alarm, called, problem, real, shown, takes
 from odenet_jax.drop_in.words import speaking
 from odenet_jax.field.state import flattened
 from odenet_jax.gradients.adaptive import solve_adaptive
 from odenet_jax.gradients.adaptive_costate import AdaptiveCostate
 
 _MOST = 2**31 - 1  # steps are counted in int32
+_FUNC = "a function that can be called as func(y, t, *args)"
 
 
 @speaking("odeint")
@@ -61,7 +62,7 @@ def odeint(
     """
     if not callable(func):
         raise InputError(f"func is a {type(func).__name__}", "a function func(y, t, *args)")
-    takes(func, 2 + len(args), "func", "a function that can be called as func(y, t, *args)")
+    takes(func, 2 + len(args), "func", _FUNC)
     try:
         t = t if isinstance(t, np.ndarray) else jnp.asarray(t)  # float64 times of NumPy are not rounded
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -87,7 +88,7 @@ def odeint(
         # as there: steps of low precision would be rejected
         with jax.default_matmul_precision("highest"):
             state = unravel(y)
-            slope = func(state, t, *jax.tree.unflatten(structure, leaves))
+            slope = called(func, (state, t, *jax.tree.unflatten(structure, leaves)), "func", _FUNC)
         _require_alike(slope, state)
         return ravel_pytree(slope)[0].astype(y.dtype)
 

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr
 
 from odenet import Depth
-from odenet.kit import Kind, blend, check_alike
+from odenet.kit import Kind, blend, called, check_alike
 from odenet_jax.field.jumps import jumps
 from odenet_jax.field.module_writes import with_unwritten_modules
 from odenet_jax.field.repeatable import repeatable
@@ -226,8 +226,11 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
         DtypeError: float64 NumPy weights while JAX has 64-bit numbers switched off.
         DepthError: layers that cannot be stacked.
     """
+    form = "field(t, y), since there are no weights" if depth is None else "field(t, y, w), since there are weights"
+    allowed = f"a field that can be called as {form}"
+
     if depth is None:
-        return Field(lambda t, y, weights: function(t, y), "shared", 1), Weights([], [])
+        return Field(lambda t, y, weights: called(function, (t, y), "field", allowed), "shared", 1), Weights([], [])
     one = depth.tree if depth.kind == "shared" or depth.stacked else depth.tree[0]
     leaves, structure = flattened(one, "weights")
     if not (depth.kind == "shared" or depth.stacked):
@@ -246,7 +249,9 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
         return jax.tree.unflatten(structure, picked)
 
     def along(t: Any, y: Any, weights: Weights, *context: Any) -> Any:
-        return with_unwritten_modules(lambda tree: function(t, y, tree, *context), tree_of(weights))
+        return with_unwritten_modules(
+            lambda tree: called(function, (t, y, tree, *context), "field", allowed), tree_of(weights)
+        )
 
     result = Field(along, depth.kind, depth.intervals or 1)
     others = [leaf for leaf, grad in zip(arrays, inexact, strict=True) if _is_array(leaf) and not grad]

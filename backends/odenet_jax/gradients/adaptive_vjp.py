@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
 from odenet import Event, GridError, InputError, Problem, Result, Span, UnsupportedError
+from odenet.kit import takes
 from odenet_jax.field.collectives import collective_axes, has_rule_of_rows
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
@@ -613,12 +613,7 @@ def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
         InputError: it cannot be called with a time and a state, or what it returns is no array.
     """
     allowed = "a condition(t, y) that returns a real number or a boolean, or an array of them"
-    try:
-        inspect.signature(function).bind("t", "y")
-    except ValueError:  # callables of an extension module may have no signature
-        pass
-    except TypeError as error:
-        raise InputError(f"an event's condition takes {inspect.signature(function)} ({error})", allowed) from None
+    takes(function, 2, "an event's condition", allowed)
 
     def checked(t: Any, y: Any) -> Array:
         value = function(t, y)

@@ -35,6 +35,7 @@ from odenet.kit import (
     BACKWARD_FAULTS,
     AnySolver,
     Kind,
+    called,
     instance,
     kind_of_blocks,
     problem,
@@ -55,6 +56,8 @@ from odenet_jax.field.trees import difference
 from odenet_jax.gradients.solve import solve_problem, solve_with_context
 from odenet_jax.nets.blocks import Ordinary, enter, field, leave
 from odenet_jax.nets.counting import CountingField
+
+_FIELD = "a field that can be called as field(t, y)"
 
 
 class _Owner:
@@ -356,7 +359,7 @@ class NeuralODE(eqx.Module):
         if not callable(field):
             raise InputError(f"field is a {type(field).__name__}", "a callable field(t, y)")
         require_finite_tree("field", field)
-        takes(field, 2, "field", "a field that can be called as field(t, y)")
+        takes(field, 2, "field", _FIELD)
         concrete = isinstance(steps, jax.Array) and steps.ndim == 0 and not isinstance(steps, Tracer)
         self.field, self.steps = field, _plain(np.asarray(steps) if concrete else steps)
         default = "dopri5" if steps is None else "rk4"
@@ -393,7 +396,9 @@ class NeuralODE(eqx.Module):
         """The state at t1; for `probe` see `odenet_jax.solve`."""
         choices = {"t0": self.t0, "t1": self.t1, "solver": self.solver, "gradient": self.gradient}
         choices |= {"steps": self.steps} | self.settings.choices
-        ivp = problem(self.unseen.method(lambda _, t, y, field: field(t, y)), x, self.field, **choices)
+        ivp = problem(
+            self.unseen.method(lambda _, t, y, field: called(field, (t, y), "field", _FIELD)), x, self.field, **choices
+        )
         return solve_problem(ivp, probe).y1
 
 

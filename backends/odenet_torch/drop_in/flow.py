@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
-from odenet.kit import real, shown, takes
+from odenet.kit import called, real, shown, takes
 from odenet_torch.drop_in.recording import Recording
+from odenet_torch.field.arguments import require_arguments
 from odenet_torch.field.differentiating import listed, no_values, reading_values, record
 from odenet_torch.field.half_precision import Reads
 from odenet_torch.field.state import NUMBERS, Layout, Leaves, layout
@@ -109,9 +110,6 @@ class OdeintProblem:
                 value = self.reads.evaluate(lambda _: self.func(t, state), (), self.func)
         except RuntimeError as error:
             value = record(error, self.func, t, state)
-        except TypeError:
-            takes(self.func, 2, "func", "a function that can be called as func(t, y)")
-            raise
         self.require_slope(value, y)
         return value if self.shapes is None else torch.cat([part.reshape(-1) for part in value])
 
@@ -142,11 +140,7 @@ class OdeintProblem:
         """
         assert self.event_fn is not None
         time = torch.as_tensor(t, device=y.device).to(self.time_kind(y))
-        try:
-            value = self.event_fn(time, self.unpacked(y))
-        except TypeError:
-            takes(self.event_fn, 2, "event_fn", "a function that can be called as event_fn(t, y)")
-            raise
+        value = called(self.event_fn, (time, self.unpacked(y)), "event_fn", "a function event_fn(t, y)")
         try:
             row = torch.as_tensor(value).reshape(-1)
         except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -212,6 +206,10 @@ def flow(
     """
     if not callable(func):
         raise InputError(f"func is a {type(func).__name__}", "a function func(t, y)")
+    if isinstance(func, nn.Module):
+        require_arguments(func, "ty", {}, "func", "a function func(t, y)")
+    else:
+        takes(func, 2, "func", "a function func(t, y)")
     if event_fn is not None and not callable(event_fn):
         raise InputError(f"event_fn is a {type(event_fn).__name__}", "a function event_fn(t, y), or None")
     shapes = None

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from odenet import Depth, GradientError, UnsupportedError
 from odenet.kit import blend, check_alike, require_finite_tree, tree_flatten, tree_leaves, tree_map
+from odenet_torch.field.arguments import require_arguments
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.half_precision import Reads, slots
 from odenet_torch.field.knowledge import name_of
 from odenet_torch.field.saved_tensors import now as now
 from odenet_torch.field.state import as_tensor
 
+_BLOCKS = "blocks that can be called as block(x), with what the network is given beside x"
 Stand = Mapping[int, Tensor]
 """Tensors that stand in for explicit weights, by `id` of the weight: fresh leaves to take a VJP with respect to."""
 
@@ -126,6 +128,10 @@ class FunctionField(Field):
     def __init__(self, function: Callable[..., Any], depth: Depth | None) -> None:
         if depth is not None and depth.kind == "linear" and not depth.stacked:
             check_alike(depth.tree)
+        if isinstance(function, nn.Module):
+            arguments = "ty" if depth is None else "tyw"
+            form = f"field({', '.join(arguments)})"
+            require_arguments(function, arguments, {}, "field", f"a module that can be called as {form}")
         self.function = function
         # of a compiled step: what it calls, the module whose weights that reads, and how, where it is not `reads`
         self.traced, self.module, self.inner = function, function, None
@@ -293,6 +299,9 @@ class BlockField(Field):
                     return block(y, *arguments, **named)
                 except RuntimeError as error:
                     return record(error, lambda _, at: block(at, *arguments, **named), None, y)
+                except TypeError:
+                    require_arguments(block, (y, *arguments), named, "a block", _BLOCKS)
+                    raise
             return torch.func.functional_call(block, self.parameters[id(block)], (y, *arguments), named)
         if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             raise _not_traced(local)
