@@ -177,7 +177,9 @@ def _checked(first: float | None, last: float | None, ts: Any) -> Any:
         try:
             known = ts.tolist()
         except TypeError:  # traced
-            return ts
+            if ts.shape[0]:
+                return ts
+            known = []
         except (RuntimeError, AttributeError) as error:  # torch: sparse, on meta, or under vmap; JAX: random keys
             raise unlisted(ts) from error
         times = [number("ts", t) for t in known]

@@ -233,3 +233,38 @@ def test_what_a_layer_puts_back_at_its_end_is_put_back_in_the_way_back(kind, len
                 one.tensor.tolist(),
                 one.array.tolist(),
             )
+
+
+class Overwrites(nn.Module):
+    """Writes on its state after a product that saves it for the gradient of its weights alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.3, -0.2], [0.1, 0.4]]))
+
+    def forward(self, *arguments):
+        y = arguments[-1]
+        slope = torch.tanh(y @ self.weight)
+        return y.copy_(slope)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "checkpoint:segments=2", "checkpoint:states=2", "discrete-adjoint"])
+@pytest.mark.parametrize("what", ["field", "block", "weights"])
+def test_what_was_looked_at_with_frozen_weights_is_looked_at_again(what, gradient):
+    """What a graph saves depends on what needs a gradient: the first pass, with frozen weights, sees nothing wrong."""
+    x, module = torch.tensor([[1.0, 0.5]]), Overwrites()
+    stack = ResidualStack([module, module], gradient=gradient)
+
+    def run():
+        if what == "block":
+            return stack(x)
+        field, weights = (
+            (module, None) if what == "field" else (lambda t, y, w: y.copy_(torch.tanh(y @ w)), module.weight)
+        )
+        return odenet.solve(field, x, weights, steps=4, gradient=gradient).y1
+
+    module.requires_grad_(False)
+    run()
+    module.requires_grad_(True)
+    with pytest.raises(odenet.GradientError, match="writes in place on a tensor that autograd has saved"):
+        run().sum().backward()

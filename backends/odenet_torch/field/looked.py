@@ -113,7 +113,10 @@ class Names:
 
 
 def variant(reached: ReachableObjects) -> tuple[int, int]:
-    """What tells it from others of the same code: flags, words and signs of numbers; and with these the numbers."""
+    """What tells it from others of the same code: flags, words and signs of numbers; and with these the numbers.
+
+    Also which tensors need a gradient: a graph saves for them what it does not save where they are frozen.
+    """
     if reached.variant is None:
         fine, coarse = [], []
         for name, kind, value in reached.plain:
@@ -125,14 +128,17 @@ def variant(reached: ReachableObjects) -> tuple[int, int]:
                 coarse.append((*told, _sign(value) if number else value))
         reached.variant, reached.plain = (hash(tuple(coarse)), hash(tuple(fine))), []
     flags = [x for _, x in reached.watched if type(x) is Tensor and x.ndim == 0 and x.is_cpu and not x.requires_grad]
-    if not flags:
-        return reached.variant
+    recorded = (
+        *reached.handed,
+        *[x.requires_grad for _, x in reached.watched if isinstance(x, Tensor)],
+        *[x.requires_grad for module in reached.modules for x in module.parameters()],
+    )
     try:
         values = [x.item() for x in flags]
     except RuntimeError:  # of a transform
-        return reached.variant
+        values = []
     coarse, fine = reached.variant
-    return hash((coarse, *map(_sign, values))), hash((fine, *map(repr, values)))
+    return hash((coarse, recorded, *map(_sign, values))), hash((fine, *map(repr, values)))
 
 
 def _sign(value: Any) -> Any:

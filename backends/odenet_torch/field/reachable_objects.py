@@ -81,6 +81,8 @@ class ReachableObjects:
         self.places: list[Location] = []
         self.watched: list[tuple[str, Tensor | np.ndarray]] = []
         """Tensors and arrays, which may be written on."""
+        self.handed: tuple[bool, ...] = ()
+        """Of a function: which of the weights that it is handed need a gradient."""
         self.generators: list[Any] = []
         """Of random numbers."""
         self.codes: set[types.CodeType] = set()

@@ -166,6 +166,11 @@ class Replay:
         self.before = self._look([*modules, *self.noticed])
         new = [(name, module, held(module)) for name, module in modules if id(module) not in self.snapshots]
         met = self.sides.begin(key[0], roots)
+        if met:
+            needed = tuple([x.requires_grad for x in self.handed(key[0], self.steps)])
+            for around in met:
+                if not isinstance(around.root, nn.Module):
+                    around.reach.handed = needed
         generators = [x for _, root in roots for x in self.sides.around[id(root)].reach.generators]
         before, outside = [*map(random_state.of, generators)], random_state.outside()
         out = evaluate()
@@ -206,7 +211,7 @@ class Replay:
                 latest = functools.partial(self._require_forgetful, key, place, root, _values(out), evaluate)
                 self.leaving[id(root[1])] = latest
         if not self.sides.cut and key[0] not in self.late:
-            self._look_for_late(key, place, out, evaluate)
+            self._look_for_late(key, place, out, evaluate, y)
         if met:
             self.sides.look(met, y, lambda: self._quietly(key, place, evaluate))
             if self.sides.cut and key in self.buffers:
@@ -502,7 +507,7 @@ class Replay:
         if moved:
             raise _drawn(roots[0][0], generators[moved[0]])
 
-    def _look_for_late(self, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]) -> None:
+    def _look_for_late(self, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves], y: Leaves) -> None:
         """Whether a step's kernels may write on what they have saved; a field is run once more where it is not known.
 
         Raises:
@@ -510,16 +515,16 @@ class Replay:
         """
         roots = self._roots(place)
         if not self.looked.keys() >= {id(root) for _, root in roots}:
-            self._look_once(key, place, roots, out, evaluate)
+            self._look_once(key, place, roots, out, evaluate, y)
         if key in self.random or any([self.looked[id(root)] for _, root in roots]):
             self.late.add(key[0])
 
     def _look_once(
-        self, key: Key, place: Place, roots: Sequence[Root], out: Leaves, evaluate: Callable[[], Leaves]
+        self, key: Key, place: Place, roots: Sequence[Root], out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
     ) -> None:
         fresh = [root for root in roots if late_writes.known(root[1], self.reached(root[1])) is None]
         if fresh:
-            with self._once_more(place):
+            with self._once_more(place), recorded(y):
                 held = looker([reach(root) for _, root in roots])
                 again, late = late_writes.watched(fresh[0][0], lambda: self._replayed(key, place, evaluate), held)
             require_same(fresh[0][0], out, again)
