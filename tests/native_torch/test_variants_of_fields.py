@@ -495,3 +495,49 @@ def test_rows_that_are_normalized_each_by_itself_are_right(alone):
     together = solve(ALONE[alone], y0, control=control).y1
     each = [solve(lambda t, y: ALONE[alone](t, y[None])[0], row, rtol=1e-8, atol=1e-9).y1 for row in y0]
     torch.testing.assert_close(together, torch.stack(each), rtol=1e-6, atol=1e-8)
+
+
+class ComparedByEntry:
+    """Compares as arrays of NumPy, and data frames, do; its attributes are asked for by one name alone."""
+
+    def __init__(self, scale):
+        object.__setattr__(self, "T", scale)
+
+    def __eq__(self, other):
+        return np.array([True, False])
+
+    def __getattr__(self, name):
+        raise ValueError(name)
+
+    __hash__ = object.__hash__
+
+
+ARRAY = np.diag([0.3, 0.4, 0.5, 0.6])
+ODD = ComparedByEntry(0.3)
+
+
+class OfClass(nn.Module):
+    odd = ODD
+
+    def forward(self, t, y):
+        return torch.tanh(y) * self.odd.T
+
+
+def of_global_array(t, y):
+    return torch.tanh(y @ torch.from_numpy(ARRAY.T))
+
+
+def of_global_object(t, y):
+    return torch.tanh(y) * ODD.T
+
+
+@pytest.mark.parametrize("grid", [{"steps": 8, "solver": "rk4"}, {"rtol": 1e-8, "atol": 1e-8}])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("read", [of_global_array, of_global_object, OfClass()])
+def test_attributes_of_what_compares_by_entry_are_read(read, gradient, grid):
+    """`ARRAY.T` in a field: whether that is a module of random numbers is no question to the array."""
+    expected, got = (
+        torch.autograd.grad(solve(read, y := Y.clone().requires_grad_(), gradient=g, **grid).y1.square().sum(), y)[0]
+        for g in ("backprop", gradient)
+    )
+    assert torch.allclose(got, expected, rtol=1e-3)

@@ -40,7 +40,7 @@ class Recall(Replay):
     def _check(self, *looked: Any, **named: Any) -> None:
         return
 
-    def _look_for_late(self, key: Key, place: Place, *looked: Any) -> None:
+    def _look_for_late(self, key: Key, place: Place, *looked: Any, **named: Any) -> None:
         (_, layer), *_ = self.roots(*place)
         if late_writes.known(layer, self.reached(layer)) is not False:  # in another mode it was not looked at
             self.late.add(key[0])

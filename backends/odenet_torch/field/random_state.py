@@ -163,7 +163,9 @@ GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.G
 
 def named(names: frozenset[str], module: object) -> Iterator[Any]:
     """The generators that code draws from which reads attributes of these names, of Python's or NumPy's module."""
-    functions = vars(np.random if module is np else module) if module in (random, np, np.random) else {}
+    # by identity: what is compared with an array of NumPy is compared with each of its entries
+    drawing = any(module is known for known in (random, np, np.random))
+    functions = vars(np.random if module is np else module) if drawing else {}
     for name in names & functions.keys():
         yield getattr(functions[name], "__self__", None)
 

@@ -531,7 +531,9 @@ def _is_code(value: Any) -> bool:
 
 
 def _code(value: Any) -> Any:
-    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    if isinstance(value, property):
+        return value.fget
+    return value.__func__ if isinstance(value, (classmethod, staticmethod, types.MethodType)) else value
 
 
 def _package(value: object) -> str:

@@ -205,7 +205,7 @@ class Surroundings:
     def _replaced(self, change: Difference) -> bool:
         """Whether f put something in the place of what it had put there before; no count, and no further entry."""
         place, key, before, now = change
-        if (id(place), key) not in self.own or MISSING in (before, now):
+        if (id(place), key) not in self.own or before is MISSING or now is MISSING:
             return False
         return not (isinstance(now, int) or _longer(before, now))
 
