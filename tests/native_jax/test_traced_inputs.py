@@ -59,6 +59,8 @@ def test_traced_times_out_of_order_or_outside_are_nan_and_the_others_right():
         found = solve(jnp.array(ts), 2.0)
         assert (np.isnan(found) | (abs(found - np.exp(-np.array(ts))) < 1e-5)).all()
     assert np.isnan(solve(jnp.array([0.5, 1.0]), jnp.nan)).all()
+    with pytest.raises(GridError, match="ts is empty"):
+        solve(jnp.zeros(0), 2.0)
 
 
 def test_rows_that_read_each_other_are_refused_unless_one_norm_makes_their_steps_the_same():
