@@ -57,7 +57,9 @@ NETWORKS = {
 
 def exported(net, x, strict=False):
     batch = torch.export.Dim("batch", min=2, max=64)
-    return torch.export.export(net, (x,), dynamic_shapes=({0: batch},), strict=strict).module()
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: batch},), strict=strict)
+    # as ONNX does next: an operation that asks for a value is in the graph until then
+    return program.run_decompositions({}).module()
 
 
 def traced(net, x):

@@ -167,7 +167,7 @@ def several_at_once(gradients: Iterable[Tensor | None]) -> bool:
 
 def valueless() -> bool:
     """Whether operations are recorded or counted with tensors that have no values (FakeTensorMode, make_fx, export)."""
-    return fake() or _in_mode("PROXY")
+    return fake() or _in_mode("PROXY") or torch.compiler.is_compiling()
 
 
 def fake() -> bool:
