@@ -211,6 +211,8 @@ class FunctionField(Field):
             return record(error, self.function, *arguments)
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        if self.depth is None:
+            return ()
         leaves = (leaf for layer in self.layers(n, steps) for leaf in tree_leaves(self.trees[layer]))
         return unique(leaf for leaf in leaves if id(leaf) in self.homes or _differentiable(leaf))
 
