@@ -19,6 +19,7 @@ from odenet.kit import blend, check_alike, require_finite_tree, tree_flatten, tr
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.half_precision import Reads, slots
 from odenet_torch.field.knowledge import name_of
+from odenet_torch.field.saved_tensors import LEAF
 from odenet_torch.field.saved_tensors import now as now
 from odenet_torch.field.state import as_tensor
 
@@ -358,8 +359,9 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
     """
     leaves, older = ends(outputs, since)
     if older:
+        by = type(older[0]).__name__
         raise GradientError(
-            f"the field reads a tensor that was computed outside of it (by {older[0].name()}) and needs a gradient",
+            f"the field reads a tensor that was computed outside of it (by {by}) and needs a gradient",
             "tensors passed as weights, and parameters",
             "pass that tensor in weights, compute it inside the field, or take gradient='backprop'",
         )
@@ -380,9 +382,8 @@ def ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], lis
     visited = set(stack)
     while stack:
         node = stack.pop()
-        leaf = getattr(node, "variable", None)  # only AccumulateGrad, the end of a graph, has one
-        if leaf is not None:
-            leaves[id(leaf)] = leaf
+        if type(node).__name__ == LEAF:
+            leaves[id(node.variable)] = node.variable
             continue
         if node._sequence_nr() < since:
             older.append(node)
