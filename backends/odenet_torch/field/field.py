@@ -357,7 +357,7 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
         GradientError: the graph goes on into one that was recorded before, so that f reads a tensor that was computed
             elsewhere: recomputing f alone could not give that computation its gradient.
     """
-    leaves, older = ends(outputs, since)
+    found, older = _walked(outputs, since)
     if older:
         by = type(older[0]).__name__
         raise GradientError(
@@ -365,8 +365,9 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
             "tensors passed as weights, and parameters",
             "pass that tensor in weights, compute it inside the field, or take gradient='backprop'",
         )
-    expected = {id(tensor) for tensor in known}
-    return tuple(leaf for leaf in leaves if id(leaf) not in expected)
+    for tensor in known:
+        found.pop(id(tensor), None)
+    return tuple(found.values())
 
 
 def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
@@ -376,23 +377,30 @@ def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
 
 def ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], list[Any]]:
     """Where a graph ends: at leaves, and at nodes that were recorded before."""
+    found, older = _walked(outputs, since)
+    return tuple(found.values()), older
+
+
+def _walked(outputs: Iterable[Tensor], since: int) -> tuple[dict[int, Tensor], list[Any]]:
+    """See `ends`; the leaves by their `id`."""
     leaves: dict[int, Tensor] = {}
     older: list[Any] = []
-    stack: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    # each is asked for its node once: torch makes an object of Python's for it, which is gone when nobody holds it
+    stack: list[Any] = [node for output in outputs if (node := output.grad_fn) is not None]
     visited = set(stack)
     while stack:
         node = stack.pop()
         if type(node).__name__ == LEAF:
-            leaves[id(node.variable)] = node.variable
-            continue
-        if node._sequence_nr() < since:
+            leaf = node.variable
+            leaves[id(leaf)] = leaf
+        elif node._sequence_nr() < since:
             older.append(node)
-            continue
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                stack.append(following)
-    return tuple(leaves.values()), older
+        else:
+            for following, _ in node.next_functions:
+                if following is not None and following not in visited:
+                    visited.add(following)
+                    stack.append(following)
+    return leaves, older
 
 
 def moved(module: nn.Module, parameters: Mapping[str, Tensor]) -> bool:

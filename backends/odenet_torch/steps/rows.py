@@ -14,6 +14,7 @@ from torch import Tensor
 from odenet.kit import Arithmetic
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
+from odenet_torch.steps.weighted_sum import product
 
 
 def beside(row: Tensor, like: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def _scaled_sum(y: Leaves | None, h: Tensor, terms: Sequence[tuple[float, Leaves
         size = columns.get((total.dtype, total.ndim))
         if size is None:
             size = columns[total.dtype, total.ndim] = beside(h.to(total.real.dtype), total)
-        total = total if weight == 1.0 else total * weight
+        total = total if weight == 1.0 else product(weight, total)
         for factor, slope in rest:
             total = torch.add(total, slope[i], alpha=factor)
         sums.append(size * total if y is None else y[i] + size * total)

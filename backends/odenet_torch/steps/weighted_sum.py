@@ -37,20 +37,25 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
     plus = torch.add if torch.is_grad_enabled() else Tensor.add_
     sums: list[Tensor] = []
     for i, k in enumerate(first):
-        zero = _ZERO.get(k.dtype) if type(k) is Tensor and k.is_cpu else None
-        total = weight * k if zero is None else torch.add(zero, k, alpha=weight)
+        total = product(weight, k)
         for factor, slope in terms:
             total = plus(total, slope[i], alpha=factor)
         sums.append(total if y is None else y[i] + total)  # the sum is rounded onto y once
     return tuple(sums)
 
 
+def product(factor: float, leaf: Tensor) -> Tensor:
+    """`factor * leaf`."""
+    zero = _ZERO.get(leaf.dtype) if type(leaf) is Tensor and leaf.is_cpu else None
+    return factor * leaf if zero is None else torch.add(zero, leaf, alpha=factor)
+
+
 with torch.inference_mode(False):
     _ZERO = {kind: torch.tensor(-0.0, dtype=kind, device="cpu") for kind in (torch.float32, torch.float64)}
-"""What a product is added to by `torch.add`, which rounds it to itself: -0.0 leaves zeros of both signs as they are.
+"""What a product is added to, which is rounded to itself: -0.0 leaves zeros of both signs as they are.
 
 A number of Python's beside a tensor in float32 is made a tensor in float64, and that one in float32, which takes twice
-as long as to multiply a small state; `alpha` is handed over as it is.
+as long as to multiply a small state (`tolerance.beside`); `alpha` is handed over as it is.
 """
 
 
