@@ -14,7 +14,7 @@ from torch import Tensor
 from odenet.kit import Arithmetic
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
-from odenet_torch.steps.weighted_sum import product
+from odenet_torch.steps.scalars import product
 
 
 def beside(row: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from odenet import InputError, PIDController
 from odenet.kit import shown, tree_leaves, tree_same_shape
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.scalars import beside
 
 _Each = tuple["float | Tensor", ...]
 
@@ -152,23 +152,6 @@ def _some(absolute: float | Tensor) -> bool:
 
 LEAST = 1e-37
 """Below, a number may be zero in float32."""
-
-
-def beside(bounds: _Each, leaves: Leaves) -> _Each:
-    """The same, to be calculated with beside these leaves.
-
-    Of a number of Python's beside a tensor in float32, torch makes a tensor in float64, and of that one in float32, in
-    each operation, which takes twice as long as the operation on a small state.
-    """
-    pairs = zip(bounds, leaves, strict=True)
-    return tuple([_scalar(b, leaf.real.dtype) if isinstance(b, float) and leaf.is_cpu else b for b, leaf in pairs])
-
-
-@functools.lru_cache(256)
-def _scalar(value: float, kind: torch.dtype) -> Tensor:
-    # by NumPy, so that no mode of torch has a part in what is kept
-    with torch.inference_mode(False), np.errstate(over="ignore"):
-        return torch.from_numpy(np.array(value, np.float64 if kind == torch.float64 else np.float32))
 
 
 def _each(name: str, value: Any, layout: Layout, like: Leaves) -> _Each:

@@ -16,6 +16,7 @@ from torch import Tensor
 from odenet.kit import Tableau, Trial, weigh
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
+from odenet_torch.steps.scalars import product
 from odenet_torch.steps.tolerance import Tolerance
 
 _SMALL = 1 << 15  # entries: beyond, the products are bound by memory and sums of two are as fast
@@ -42,21 +43,6 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
             total = plus(total, slope[i], alpha=factor)
         sums.append(total if y is None else y[i] + total)  # the sum is rounded onto y once
     return tuple(sums)
-
-
-def product(factor: float, leaf: Tensor) -> Tensor:
-    """`factor * leaf`."""
-    zero = _ZERO.get(leaf.dtype) if type(leaf) is Tensor and leaf.is_cpu else None
-    return factor * leaf if zero is None else torch.add(zero, leaf, alpha=factor)
-
-
-with torch.inference_mode(False):
-    _ZERO = {kind: torch.tensor(-0.0, dtype=kind, device="cpu") for kind in (torch.float32, torch.float64)}
-"""What a product is added to, which is rounded to itself: -0.0 leaves zeros of both signs as they are.
-
-A number of Python's beside a tensor in float32 is made a tensor in float64, and that one in float32, which takes twice
-as long as to multiply a small state (`tolerance.beside`); `alpha` is handed over as it is.
-"""
 
 
 @functools.lru_cache(maxsize=64)
