@@ -334,7 +334,7 @@ class Quadrature:
             slope = run.layout.evaluate(lambda y: field.field(t, y, layer, position, field.count, stand), at)
         captured = field.field.read(layer, field.count)
         part, weights, by_weights = vjp(captured, 0, slope, at, explicit, stand, both[count:], since)
-        slopes = (*(k.detach() for k in slope), *(-p for p in part))
+        slopes = (*[k.detach() for k in slope], *[-p for p in part])
         self.parts[id(slopes)] = weights, by_weights
         self.slopes.append(slopes)
         return slopes
