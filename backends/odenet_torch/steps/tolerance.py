@@ -51,11 +51,6 @@ class Tolerance:
             allowed = allowances(_sizes(y, y1), self.relative, self.absolute)
             return self.norm(over(error, allowed, self.some))
 
-    def size(self, value: Leaves, y: Leaves) -> Tensor:
-        """The norm of a value over what is allowed at y."""
-        with torch.no_grad():
-            return self.sizes(y)(value)
-
     def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
         """The norm over what is allowed at y, of any value; made and asked where nothing is recorded."""
         if self.plain and self.some[0]:
