@@ -106,6 +106,7 @@ ALONE = {
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap
         "steps/rows.py",
+        "steps/scalars.py",  # there a number is of the type of the array beside it
         "steps/independence.py",
         "steps/resolution.py",  # float64 beside a float32 state
         *(f"conversion/{name}.py" for name in CONVERSION),
@@ -182,7 +183,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         },
         {"Times", "moving", "of_times"},
     ),
-    "steps/tolerance.py": ({"normed", "within"}, {"tolerance"}),
+    "steps/tolerance.py": ({"allowances", "normed", "over", "within"}, {"tolerance"}),
     "steps/size_control.py": (
         {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside", "lead", "moments"},
         {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},

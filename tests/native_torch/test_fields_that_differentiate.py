@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import odenet
-from odenet import GridError, UnsupportedError
-from odenet_torch import NeuralODE, ResidualStack, odeint, odeint_adjoint
+from odenet import GradientError, GridError, UnsupportedError
+from odenet_torch import NeuralODE, ResidualStack, odeint, odeint_adjoint, solve
 
 METHODS = (
     "checkpoint",
@@ -213,3 +213,42 @@ def test_other_transforms_of_an_adaptive_solve() -> None:
         return solution.event_t
 
     torch.testing.assert_close(torch.func.grad(stopped)(y), torch.tensor([y[0] ** -2, 0.0], dtype=y.dtype))
+
+
+class Scaled(torch.autograd.Function):
+    """k x, with what torch's own nodes have under the same names on its context."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: Tensor) -> Tensor:
+        """Writes on its context as a user may."""
+        ctx.variable, ctx.name = k, "scaled"
+        ctx.save_for_backward(x)
+        return k * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """By what stands there."""
+        return ctx.variable * g, (ctx.saved_tensors[0] * g).sum()
+
+
+@pytest.mark.parametrize("choice", [{"steps": 8}, {"rtol": 1e-6, "atol": 1e-6}], ids=["equal", "adaptive"])
+@pytest.mark.parametrize("gradient", ["checkpoint", "discrete-adjoint", "continuous-adjoint"])
+def test_what_a_function_writes_on_its_context_is_no_leaf_of_the_graph(gradient: Any, choice: Any) -> None:
+    torch.manual_seed(0)
+    weight, y0 = torch.randn(3, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    found = []
+    for scaled in (Scaled.apply, torch.mul):
+        leaves = [weight.clone().requires_grad_(), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)]
+
+        def field(t: Any, y: Tensor, leaves: Any = leaves, scaled: Any = scaled) -> Tensor:
+            return scaled(torch.tanh(y @ leaves[0]), leaves[1])
+
+        solve(field, y0, gradient=gradient, **choice).y1.square().sum().backward()
+        found.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+def test_a_node_that_was_recorded_before_is_called_by_its_class() -> None:
+    outer = Scaled.apply(torch.ones(3), torch.tensor(0.7, requires_grad=True))
+    with pytest.raises(GradientError, match=r"computed outside of it \(by ScaledBackward\)"):
+        solve(lambda t, y: y * outer, torch.ones(3), steps=2, gradient="discrete-adjoint")

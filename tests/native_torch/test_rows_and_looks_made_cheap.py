@@ -178,3 +178,20 @@ def test_conditions_are_asked_at_all_places_at_once_where_they_only_compute(
     assert together_t == pytest.approx(alone_t, abs=1e-12, nan_ok=True)
     assert all(type(y) is Tensor and y.shape == (2,) for y in KEPT)
     KEPT.clear()
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_hook_of_the_field_on_its_state_stands_beside_that_of_the_gate(removed: bool) -> None:
+    seen: list[Tensor] = []
+    y0 = torch.tensor([[1.0], [0.0]], dtype=torch.float64, requires_grad=True)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        if y.requires_grad:
+            handle = y.register_hook(lambda g: seen.append(g))
+            if removed:
+                handle.remove()
+        return y.sqrt()  # whose derivative at zero is infinite
+
+    solve(field, y0, control=ROWS).y1[0].sum().backward()
+    assert bool(seen) is not removed
+    torch.testing.assert_close(y0.grad, torch.tensor([[1.5], [0.0]], dtype=torch.float64), rtol=1e-6, atol=1e-12)

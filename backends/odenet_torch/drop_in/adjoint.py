@@ -9,7 +9,6 @@ Over 250 lines: the problem, its backward pass and the node of autograd read eac
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -186,9 +185,8 @@ class AdjointSolve:
             if step_back is not None:
                 step_back.finish(both[1])
             return both
-        if choice.first_step is None and self.size is not None:
-            choice = dataclasses.replace(choice, first_step=self.size)
         (loop, graph), longest = self._loop(choice, start, end), 0.0
+        loop.proposed = self.size if choice.first_step is None else None
         for step in loop.steps(start, both):
             self.accept(weighed(step.slopes, loop.tableau.b, -step.h) if graph is None else graph.added)
             if self.known_states is not None:

@@ -161,8 +161,10 @@ def transformed() -> bool:
 
 def several_at_once(gradients: Iterable[Tensor | None]) -> bool:
     """Whether these are batches of gradients (is_grads_batched=True, vectorize=True), whose values none can read."""
-    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
-    return any(g is not None and torch._C._dispatch_keys(g).has(batched) for g in gradients)
+    return any(g is not None and torch._C._dispatch_keys(g).has(_BATCHED) for g in gradients)
+
+
+_BATCHED = torch._C._dispatch_key_parse("Batched")  # torch.autograd has vmap of its own, which torch.func denies
 
 
 def valueless() -> bool:

@@ -20,6 +20,7 @@ from odenet_torch.field.arguments import require_arguments
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.half_precision import Reads, slots
 from odenet_torch.field.knowledge import name_of
+from odenet_torch.field.saved_tensors import LEAF
 from odenet_torch.field.saved_tensors import now as now
 from odenet_torch.field.state import as_tensor
 
@@ -217,6 +218,8 @@ class FunctionField(Field):
             return record(error, self.function, *arguments)
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
+        if self.depth is None:
+            return ()
         leaves = (leaf for layer in self.layers(n, steps) for leaf in tree_leaves(self.trees[layer]))
         return unique(leaf for leaf in leaves if id(leaf) in self.homes or _differentiable(leaf))
 
@@ -363,15 +366,17 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
         GradientError: the graph goes on into one that was recorded before, so that f reads a tensor that was computed
             elsewhere: recomputing f alone could not give that computation its gradient.
     """
-    leaves, older = ends(outputs, since)
+    found, older = _walked(outputs, since)
     if older:
+        by = type(older[0]).__name__
         raise GradientError(
-            f"the field reads a tensor that was computed outside of it (by {older[0].name()}) and needs a gradient",
+            f"the field reads a tensor that was computed outside of it (by {by}) and needs a gradient",
             "tensors passed as weights, and parameters",
             "pass that tensor in weights, compute it inside the field, or take gradient='backprop'",
         )
-    expected = {id(tensor) for tensor in known}
-    return tuple(leaf for leaf in leaves if id(leaf) not in expected)
+    for tensor in known:
+        found.pop(id(tensor), None)
+    return tuple(found.values())
 
 
 def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
@@ -381,24 +386,30 @@ def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
 
 def ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], list[Any]]:
     """Where a graph ends: at leaves, and at nodes that were recorded before."""
+    found, older = _walked(outputs, since)
+    return tuple(found.values()), older
+
+
+def _walked(outputs: Iterable[Tensor], since: int) -> tuple[dict[int, Tensor], list[Any]]:
+    """See `ends`; the leaves by their `id`."""
     leaves: dict[int, Tensor] = {}
     older: list[Any] = []
-    stack: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    # each is asked for its node once: torch makes an object of Python's for it, which is gone when nobody holds it
+    stack: list[Any] = [node for output in outputs if (node := output.grad_fn) is not None]
     visited = set(stack)
     while stack:
         node = stack.pop()
-        leaf = getattr(node, "variable", None)  # only AccumulateGrad, the end of a graph, has one
-        if leaf is not None:
+        if type(node).__name__ == LEAF:
+            leaf = node.variable
             leaves[id(leaf)] = leaf
-            continue
-        if node._sequence_nr() < since:
+        elif node._sequence_nr() < since:
             older.append(node)
-            continue
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                stack.append(following)
-    return tuple(leaves.values()), older
+        else:
+            for following, _ in node.next_functions:
+                if following is not None and following not in visited:
+                    visited.add(following)
+                    stack.append(following)
+    return leaves, older
 
 
 def moved(module: nn.Module, parameters: Mapping[str, Tensor]) -> bool:

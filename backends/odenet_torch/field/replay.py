@@ -295,8 +295,10 @@ class Replay:
         buffers = []
         for _, module in modules:
             for inner in within(module):
+                if not inner._buffers:  # the most
+                    continue
                 if indifferent(inner):
-                    self.moving = self.moving or bool(inner._buffers)
+                    self.moving = True
                     continue
                 copy = inner not in _STEADY[inner.training]
                 for name, buffer in inner._buffers.items():

@@ -17,6 +17,9 @@ from odenet_torch.field.written_on import changed, version
 
 WRITTEN = "modified by an inplace operation"
 """What torch says of them."""
+LEAF = "AccumulateGrad"
+"""The class of the nodes that a graph ends at. What these have, `variable`, a node of an `autograd.Function` may have,
+too: it is the context on which the function writes what it likes, under any name."""
 _MANY = 2048  # nodes of a graph that are looked at
 
 
@@ -51,14 +54,14 @@ def written(outputs: Iterable[Tensor], since: int) -> str | None:
     visited = set(stack)
     while stack and len(visited) < _MANY:
         node = stack.pop()
-        if hasattr(node, "variable") or node._sequence_nr() < since:
+        if type(node).__name__ == LEAF or node._sequence_nr() < since:
             continue
         for name in _saved_by(type(node)):
             try:
                 getattr(node, name)
             except RuntimeError as error:
                 if WRITTEN in str(error):
-                    return node.name().removesuffix("0").removesuffix("Backward")
+                    return type(node).__name__.removesuffix("0").removesuffix("Backward")
         for following, _ in node.next_functions:
             if following is not None and following not in visited:
                 visited.add(following)

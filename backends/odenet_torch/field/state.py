@@ -79,7 +79,13 @@ class Layout:
             StateError: another tree or other shapes than the state's.
             DtypeError: a number type that would widen the state's.
         """
-        leaves: Sequence[Any] = (value,) if self.single and isinstance(value, Tensor) else self._leaves(value, like)
+        leaves: Sequence[Any]
+        if self.single and isinstance(value, Tensor):
+            if value.shape == like[0].shape and value.dtype is self.carried[0]:  # the most
+                return (value,)
+            leaves = (value,)
+        else:
+            leaves = self._leaves(value, like)
         if any(k.shape != y.shape for k, y in zip(leaves, like, strict=True)):
             raise StateError(
                 f"the field returned shapes {[tuple(k.shape) for k in leaves]} for a state of shapes "

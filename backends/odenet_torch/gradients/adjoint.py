@@ -248,15 +248,16 @@ def vjp(
     pairs = [(d, g) for d, g in zip(outputs, cotangent, strict=True) if d.requires_grad]
     if not pairs:  # f depends on nothing that has a gradient
         return zeros(y), (), ()
+    inputs = (*y, *fresh, *captured)
     if since != KNOWN:
-        require_known(n, [d for d, _ in pairs], (*y, *fresh, *captured), since)
+        require_known(n, [d for d, _ in pairs], inputs, since)
     if len(pairs) == 1 and type(outputs[0]) is Tensor:
         ((output, g),) = pairs
-        gradients = pulled(output, (*y, *fresh, *captured), g)
+        gradients = pulled(output, inputs, g)
     else:
         outputs, cotangents = zip(*pairs, strict=True)
-        gradients = torch.autograd.grad(outputs, [*y, *fresh, *captured], cotangents, allow_unused=True)
-    part = tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(y, gradients[: len(y)], strict=True))
+        gradients = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+    part = tuple([torch.zeros_like(leaf) if g is None else g for leaf, g in zip(y, gradients[: len(y)], strict=True)])
     return part, (*explicit, *captured), gradients[len(y) :]
 
 

@@ -39,7 +39,7 @@ from odenet_torch.steps.accepted import AcceptedField
 from odenet_torch.steps.adaptive import Back, ForwardSolve
 from odenet_torch.steps.fixed import Run, Solve, loop
 from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop
-from odenet_torch.steps.tolerance import Tolerance, scaled
+from odenet_torch.steps.tolerance import LEAST, Tolerance, allowances, over
 from odenet_torch.steps.weighted_sum import plus
 
 Between = Callable[[float, Leaves], Leaves]
@@ -180,8 +180,8 @@ class AdaptiveCostate(Costate):
         a: AnyLeaves = zeros(y)
         self.proposed = self.end = None
         solver, _ = self.method.backward(self.solver, 1)
-        rtol, device = least(self.control(forward).rtol), forward.run.layout.device
-        self.way_back = WayBack(rtol, device, local_error(solver.tableau), self.by_y0)
+        self.control, device = self._control(forward.span.control), forward.run.layout.device
+        self.way_back = WayBack(least(self.control.rtol), device, local_error(solver.tableau), self.by_y0)
         for time, output, row in reversed(list(zip(forward.ts, outputs, rows, strict=True))):
             if not all(bool(torch.isfinite(leaf).all()) for leaf in output):
                 continue
@@ -201,12 +201,13 @@ class AdaptiveCostate(Costate):
         certify(self.stats, self.alarm, errors, "way back")
         return a
 
-    def control(self, forward: ForwardSolve) -> PIDController:
-        """That of the backward steps."""
+    def _control(self, forward: PIDController) -> PIDController:
+        """That of the backward steps, whose first size is not that of the forward steps."""
         method = self.method
         tolerances = {name: getattr(method, name) for name in ("rtol", "atol") if getattr(method, name) is not None}
-        # steps go on as long as they were before an output
-        return dataclasses.replace(forward.span.control, first_step=self.proposed, **tolerances)
+        if forward.first_step is None and not tolerances:
+            return forward
+        return dataclasses.replace(forward, first_step=None, **tolerances)
 
     def between_outputs(
         self, forward: ForwardSolve, start: tuple[float, Leaves], known: tuple[float, Leaves], a: AnyLeaves, sums: Sums
@@ -218,7 +219,7 @@ class AdaptiveCostate(Costate):
         self.end = y if self.end is None else self.end
         method, count = self.method, len(y)
         solver, _ = method.backward(self.solver, 1)
-        control = self.control(forward)
+        control = self.control
         sign = 1 if end >= t else -1
         stops = sorted((s for s in forward.loop.stops if sign * t < sign * s < sign * end), key=lambda s: sign * s)
         quadrature = Quadrature(dataclasses.replace(forward.run, again=True), count, sums)
@@ -235,6 +236,7 @@ class AdaptiveCostate(Costate):
             layout.time,
             [*stops, end],
             forward.loop.jumps,
+            proposed=self.proposed,  # steps go on as long as they were before an output
         )
         quadrature.loop = loop
         both: AnyLeaves = (*y, *a)
@@ -277,27 +279,31 @@ class Doubled(Tolerance):
         super().__init__(control, layout, y)
         of = self.norm
         self.count = count = len(y)
-        self.device, self.rtol, self.plain = layout.device, self.rtol * 2, False
+        self.device, self.plain, self.relative = layout.device, False, self.relative * 2
         self.norm = lambda leaves: torch.maximum(of(leaves[:count]), of(leaves[count:]))
 
     def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
         magnitudes = [leaf.abs() for leaf in y]
-        atol = self._absolute(self._unit(magnitudes))
-        return lambda value: self.at_start(scaled(value, magnitudes, self.rtol, atol, least=True))
+        allowed, some = self._allowed(magnitudes, self._unit(magnitudes))
+        return lambda value: self.at_start(over(value, allowed, some, least=True))
 
     def ratio(self, error: Leaves, y: Leaves, y1: Leaves) -> Tensor:
         with torch.no_grad():
             magnitudes = [torch.maximum(one.abs(), other.abs()) for one, other in zip(y, y1, strict=True)]
             unit = self._unit(magnitudes)
-            ratio_of_both = self.norm(scaled(error, magnitudes, self.rtol, self._absolute(unit)))
+            ratio_of_both = self.norm(over(error, *self._allowed(magnitudes, unit)))
         more = None if self.also is None else self.also(unit)
         return ratio_of_both if more is None else torch.maximum(ratio_of_both, more.to(ratio_of_both))
 
     def _unit(self, magnitudes: Sequence[Tensor]) -> Tensor:
         return root_mean_square(magnitudes[self.count :], self.device)
 
-    def _absolute(self, unit: Tensor) -> tuple[float | Tensor, ...]:
-        return (*self.atol, *(bound * unit for bound in self.atol))
+    def _allowed(self, magnitudes: Sequence[Tensor], unit: Tensor) -> tuple[list[Tensor], Sequence[bool]]:
+        """What is allowed of the entries of each leaf, and whether that is more than zero everywhere."""
+        absolute = (*self.absolute, *(bound * unit for bound in self.atol))
+        least = unit.item() if unit.is_cpu else 0.0  # on a device a look would be a wait
+        small = [isinstance(bound, float) and bound * least > LEAST for bound in self.atol]
+        return [*allowances(magnitudes, self.relative, absolute)], (*self.some, *small)
 
 
 class Quadrature:
@@ -319,16 +325,16 @@ class Quadrature:
         """The slope of y and of its adjoint; the weights' is remembered by it."""
         run, field, count = self.run, self.run.field, self.count
         assert isinstance(field, AcceptedField)
-        layer = field.grid.place(time)[0]
+        layer, position = field.grid.place(time)
         since = now()
         explicit = field.field.explicit(layer, field.count)
         stand = {id(weight): weight.detach().requires_grad_() for weight in explicit}
-        at = tuple(leaf.detach().requires_grad_() for leaf in both[:count])
+        at = tuple([leaf.detach().requires_grad_() for leaf in both[:count]])
         with torch.enable_grad():
-            slope = run.layout.evaluate(lambda y: field.at(t, time, y, stand), at)
+            slope = run.layout.evaluate(lambda y: field.field(t, y, layer, position, field.count, stand), at)
         captured = field.field.read(layer, field.count)
         part, weights, by_weights = vjp(captured, 0, slope, at, explicit, stand, both[count:], since)
-        slopes = (*(k.detach() for k in slope), *(-p for p in part))
+        slopes = (*[k.detach() for k in slope], *[-p for p in part])
         self.parts[id(slopes)] = weights, by_weights
         self.slopes.append(slopes)
         return slopes

@@ -50,7 +50,8 @@ class Sums:
         """Add `factor` times each gradient that is there to `parts`, which are no part of these."""
         for tensor, gradient in zip(tensors, gradients, strict=True):
             if gradient is not None:
-                part = factor * (gradient.float() if gradient.dtype in HALF else gradient)
+                part = gradient.float() if gradient.dtype in HALF else gradient
+                part = part if factor == 1 else factor * part
                 place = self.place(tensor)
                 parts[place] = parts[place] + part if place in parts else part
 

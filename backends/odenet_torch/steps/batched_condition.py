@@ -174,7 +174,7 @@ class BatchedCondition:
             steps: of each its ends, the state at the first, and the slopes that dense output weighs, as rows.
         """
         count, sizes = len(steps), [t1 - t for t, t1, *_ in steps]
-        h = torch.tensor(sizes, dtype=self.weights.dtype, device=self.device).view(count, 1, 1)
+        h = moments(sizes, self.weights.dtype, self.device).view(count, 1, 1)
         slopes = torch.stack([rows for *_, rows in steps])
         starts = torch.stack([y for *_, y, _ in steps]).view(count, 1, -1)
         states = torch.baddbmm(starts, h * self.weights, slopes).view(-1, *self.shape)

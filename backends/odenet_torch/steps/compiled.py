@@ -25,7 +25,7 @@ from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.graph import Choices, Graph, anchor, checked, entered, require_no_transform
 from odenet_torch.steps.size_control import AdaptiveLoop
-from odenet_torch.steps.tolerance import within
+from odenet_torch.steps.tolerance import NAMED, within
 
 _KEPT: weakref.WeakKeyDictionary[Any, dict[Hashable, Graph]] = weakref.WeakKeyDictionary()
 
@@ -60,7 +60,8 @@ class CompiledSteps:
         self.recorded = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in (*y, *first))
         self.linear = field.depth is not None and field.depth.kind == "linear"
         tolerance = loop.tolerance
-        self.norm = tolerance.norm if tolerance.named is None else None
+        named = None if tolerance.named is None else NAMED[tolerance.named]
+        self.norm = tolerance.norm if named is None else None
         self.rtol, self.atol = (
             tuple(
                 torch.as_tensor(number, dtype=leaf.real.dtype, device=leaf.device)
@@ -74,7 +75,7 @@ class CompiledSteps:
         key = (loop.tableau, tolerance.named, self.linear, memory.lends, memory.takes, kinds, tree, str(choices), *more)
         kept = _KEPT.setdefault(owner, {})
         if key not in kept:
-            kept[key] = Graph(_step(loop.tableau, layout, self.linear, None if self.norm else tolerance.norm), choices)
+            kept[key] = Graph(_step(loop.tableau, layout, self.linear, named), choices)
         self.graph, self.before = kept[key], kept[key].count
         self.last: Leaves | None = None
 

@@ -55,10 +55,13 @@ def require_independent(
     place = torch.arange(rows, device=device)
     odd, late = place % 2 == 1, place >= rows // 2
     with torch.no_grad():
-        near, far = tuple(map(_moved, y)), tuple(2 * leaf.roll(1, 0) - leaf for leaf in y)
+        near, far = None, tuple([2 * leaf.roll(1, 0) - leaf for leaf in y])
         differences: list[Tensor] = []
-        turns = [(odd, near), (~odd, near), (late, far), (~late, far)]
-        for rows_kept, moved in turns if known is None else [(odd, far), (~odd, far)]:
+        turns = [(odd, far), (~odd, far)]
+        if known is None:
+            near = tuple(map(_moved, y))
+            turns = [(odd, near), (~odd, near), (late, far), (~late, far)]
+        for rows_kept, moved in turns:
             try:
                 again = evaluate(torch.where(rows_kept, t, later), choose_rows(rows_kept, y, moved))
             except (ArithmeticError, AssertionError, RuntimeError, ValueError):

@@ -287,9 +287,10 @@ def _first_size(
     if control.first_step is not None:
         size = torch.full_like(t, control.first_step)
     else:
-        d0, d1 = tolerance.size(y, y).to(t), tolerance.size(first, y).to(t)
+        size_of = tolerance.sizes(y)
+        d0, d1 = size_of(y).to(t), size_of(first).to(t)
         tested = control.trial(d0, d1, ROWS).clamp(max=whole)
-        d2 = tolerance.size(change(tested), y).to(t) / tested.clamp(min=torch.finfo(t.dtype).tiny)
+        d2 = size_of(change(tested)).to(t) / tested.clamp(min=torch.finfo(t.dtype).tiny)
         size = control.first(order, tested, d1, d2, ROWS)
     return control.bounded(size.clamp(max=whole), ROWS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import math
@@ -14,6 +15,7 @@ from torch import Tensor
 from odenet.kit import Arithmetic
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
+from odenet_torch.steps.scalars import product
 
 
 def beside(row: Tensor, like: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def _scaled_sum(y: Leaves | None, h: Tensor, terms: Sequence[tuple[float, Leaves
         size = columns.get((total.dtype, total.ndim))
         if size is None:
             size = columns[total.dtype, total.ndim] = beside(h.to(total.real.dtype), total)
-        total = total if weight == 1.0 else total * weight
+        total = total if weight == 1.0 else product(weight, total)
         for factor, slope in rest:
             total = torch.add(total, slope[i], alpha=factor)
         sums.append(size * total if y is None else y[i] + size * total)
@@ -108,7 +110,7 @@ class Gate:
             return (_Enter if transformed() else _EnterPlain).apply(self, *leaves)
         self.hooked = True
         if alone:
-            leaves[0].register_hook(self._enter)
+            _hook(leaves[0], self._enter)
             return leaves
         return _hooked(leaves[0], self._enter)
 
@@ -151,8 +153,19 @@ def _hooked(leaf: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Leaves:
     """A view of the leaf, whose gradient the hook is told: the leaf itself may be a parameter, or used again."""
     view = leaf.view_as(leaf)
     if view.requires_grad:
-        view.register_hook(hook)
+        _hook(view, hook)
     return (view,)
+
+
+def _hook(leaf: Tensor, hook: Callable[[Tensor], Tensor | None]) -> None:
+    """`leaf.register_hook(hook)` without a handle to remove it by, which takes most of its time."""
+    node = leaf.grad_fn
+    if node is None or type(leaf) is not Tensor or leaf._backward_hooks is not None:
+        leaf.register_hook(hook)
+        return
+    leaf._backward_hooks = hooks = collections.OrderedDict[int, Any]()
+    node._register_hook_dict(leaf)  # pyright: ignore[reportAttributeAccessIssue]
+    hooks[-1] = hook  # the numbers of handles begin at zero
 
 
 class _Passing(torch.autograd.Function):

@@ -121,7 +121,8 @@ class AdaptiveLoop:
         memory: of the slopes that the step holds, where these are the field's own.
         on: who is told of steps; None in all but the drop-in for torchdiffeq, whose users may watch them.
         compiled: what makes the trial steps of a state and its slope, where they are compiled.
-        proposed: size of the step after the last one accepted; None before there is one.
+        proposed: size of the step after the last one accepted. Before there is one, that of the first step, where it
+            is known, or None.
     """
 
     evaluate: Evaluate
@@ -175,7 +176,7 @@ class AdaptiveLoop:
         stop = self.stops[place]
         if first is None:
             first = self.slope(t, y, 0, t, stop)
-        size = control.first_step or self._first_size(t, y, first, direction, stop)
+        size = self.proposed or control.first_step or self._first_size(t, y, first, direction, stop)
         size = control.bounded(min(size, abs(self.stops[-1] - t)))
         past: Past = (1.0, 1.0)
         graph, fast = None, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from odenet import InputError, PIDController
 from odenet.kit import shown, tree_leaves, tree_same_shape
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.steps.scalars import beside
 
 _Each = tuple["float | Tensor", ...]
 
@@ -31,8 +32,11 @@ class Tolerance:
     def __init__(self, control: PIDController, layout: Layout, like: Leaves) -> None:
         self.rtol = _each("rtol", control.rtol, layout, like)
         self.atol = _each("atol", control.atol, layout, like)
+        self.relative, self.absolute = beside(self.rtol, like), beside(self.atol, like)
+        self.some = tuple(map(_some, self.atol))
+        """Of each leaf whether something is allowed of entries that are zero."""
         self.rows = control.per_sample
-        self.norm = self._norm(control, layout)
+        self.norm = self._norm(control, layout, like)
         self.named = None if callable(control.norm) else control.norm
         self.plain = control.norm == "rms" and len(like) == 1 and not self.rows and not like[0].is_complex()
 
@@ -43,35 +47,35 @@ class Tolerance:
             error: of the step.
             y, y1: the states at both ends of the step.
         """
-        return within(self.norm, error, y, y1, self.rtol, self.atol)
-
-    def size(self, value: Leaves, y: Leaves) -> Tensor:
-        """The norm of a value over what is allowed at y."""
         with torch.no_grad():
-            return self.sizes(y)(value)
+            allowed = allowances(_sizes(y, y1), self.relative, self.absolute)
+            return self.norm(over(error, allowed, self.some))
 
     def sizes(self, y: Leaves) -> Callable[[Leaves], Tensor]:
         """The norm over what is allowed at y, of any value; made and asked where nothing is recorded."""
-        if self.plain and isinstance(positive := self.atol[0], float) and positive:
+        if self.plain and self.some[0]:
             # the same numbers in fewer operations, for the norm of one leaf
-            (leaf,), (relative,) = y, self.rtol
-            most = leaf.abs().mul_(relative).add_(positive)
+            (leaf,), (relative,), (absolute,) = y, self.relative, self.absolute
+            most = leaf.abs().mul_(relative).add_(absolute)
             return lambda value: self.norm((value[0] / most,))
-        allowed = [*_allowances((leaf.abs() for leaf in y), self.rtol, self.atol)]
-        return lambda value: self.at_start(_over(value, allowed, self.atol, least=True))
+        allowed, some = [*allowances((leaf.abs() for leaf in y), self.rtol, self.atol)], [*map(_some, self.atol)]
+        return lambda value: self.at_start(over(value, allowed, some, least=True))
 
     def at_start(self, ratios: Leaves) -> Tensor:
         """The norm of entries over what is allowed, before the first step."""
         return self.norm(ratios)
 
-    def _norm(self, control: PIDController, layout: Layout) -> Callable[[Leaves], Tensor]:
+    def _norm(self, control: PIDController, layout: Layout, like: Leaves) -> Callable[[Leaves], Tensor]:
         if callable(control.norm):
             of = control.norm
             rows = self.rows
             return lambda leaves: normed(of(layout.unflatten(leaves)), len(leaves[0]) if rows else None)
         if self.rows:
             return {"rms": _rms_rows, "mixed": _mixed_rows, "max": _max_rows}[control.norm]
-        return {"rms": _rms, "mixed": _mixed, "max": _max}[control.norm]
+        if control.norm == "rms" and len(like) == 1:
+            (root,) = beside((like[0].numel() ** 0.5,), like)
+            return lambda leaves: torch.linalg.vector_norm(leaves[0]) / root
+        return NAMED[control.norm]
 
 
 def normed(value: Any, rows: int | None = None) -> Tensor:
@@ -98,31 +102,51 @@ def normed(value: Any, rows: int | None = None) -> Tensor:
 def within(norm: Callable[[Leaves], Tensor], error: Leaves, y: Leaves, y1: Leaves, rtol: _Each, atol: _Each) -> Tensor:
     """The norm of the error of a step over what is allowed; the arguments are those of a `Tolerance`."""
     with torch.no_grad():
-        sizes = (torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y1, strict=True))
-        return norm(scaled(error, sizes, rtol, atol))
+        return norm(scaled(error, _sizes(y, y1), rtol, atol))
 
 
-def scaled(value: Leaves, sizes: Iterable[Tensor], rtol: _Each, atol: _Each, *, least: bool = False) -> Leaves:
-    """Entries over what is allowed. With atol=0 none is allowed of an entry that is zero: no error is none too many,
-    and with `least`, for the first step, such an entry says nothing."""
-    return _over(value, _allowances(sizes, rtol, atol), atol, least=least)
+def _sizes(y: Leaves, y1: Leaves) -> Iterator[Tensor]:
+    return (torch.maximum(a.abs(), b.abs()) for a, b in zip(y, y1, strict=True))
 
 
-def _allowances(sizes: Iterable[Tensor], rtol: _Each, atol: _Each) -> Iterator[Tensor]:
+def scaled(value: Leaves, sizes: Iterable[Tensor], rtol: _Each, atol: _Each) -> Leaves:
+    """Entries over what is allowed."""
+    return over(value, allowances(sizes, rtol, atol), [*map(_some, atol)])
+
+
+def allowances(sizes: Iterable[Tensor], rtol: _Each, atol: _Each) -> Iterator[Tensor]:
     """What is allowed of the entries of each leaf, by their sizes."""
     for size, relative, absolute in zip(sizes, rtol, atol, strict=True):
         yield absolute + relative * size
 
 
-def _over(value: Leaves, allowances: Iterable[Tensor], atol: _Each, *, least: bool = False) -> Leaves:
-    """See `scaled`."""
+def over(value: Leaves, allowances: Iterable[Tensor], some: Sequence[bool], *, least: bool = False) -> Leaves:
+    """Entries over what is allowed. Where none is allowed of an entry that is zero, no error is none too many, and with
+    `least`, for the first step, such an entry says nothing.
+
+    Args:
+        value: the entries.
+        allowances: what is allowed of each.
+        some: of each leaf whether that is more than zero everywhere.
+        least: see above.
+    """
     ratios: list[Tensor] = []
-    for leaf, allowed, absolute in zip(value, allowances, atol, strict=True):
-        scaled = leaf.abs() / allowed
-        if not (isinstance(absolute, float) and absolute > 0):
-            scaled = torch.where((allowed == 0) & (least | (leaf == 0)), 0, scaled)
+    for leaf, allowed, positive in zip(value, allowances, some, strict=True):
+        size = leaf.abs()
+        scaled = size / allowed
+        if not positive:
+            scaled.masked_fill_((allowed if least else torch.maximum(allowed, size)) == 0, 0)
         ratios.append(scaled)
     return tuple(ratios)
+
+
+def _some(absolute: float | Tensor) -> bool:
+    """Whether something is allowed of an entry that is zero: of a tensor that is not known."""
+    return isinstance(absolute, float) and absolute > LEAST
+
+
+LEAST = 1e-37
+"""Below, a number may be zero in float32."""
 
 
 def _each(name: str, value: Any, layout: Layout, like: Leaves) -> _Each:
@@ -184,6 +208,10 @@ def _mixed(leaves: Leaves) -> Tensor:
 def _max(leaves: Leaves) -> Tensor:
     kind = _widest(leaves)
     return torch.stack([leaf.amax().to(kind) for leaf in leaves]).amax()
+
+
+NAMED = {"rms": _rms, "mixed": _mixed, "max": _max}
+"""Norms of a state, by their names."""
 
 
 def _rms_rows(leaves: Leaves) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from odenet.kit import Tableau, Trial, weigh
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
+from odenet_torch.steps.scalars import product
 from odenet_torch.steps.tolerance import Tolerance
 
 _SMALL = 1 << 15  # entries: beyond, the products are bound by memory and sums of two are as fast
@@ -37,7 +38,7 @@ def weigh_leaves(y: Leaves | None, h: Any, weights: Sequence[Any], slopes: Seque
     plus = torch.add if torch.is_grad_enabled() else Tensor.add_
     sums: list[Tensor] = []
     for i, k in enumerate(first):
-        total = weight * k
+        total = product(weight, k)
         for factor, slope in terms:
             total = plus(total, slope[i], alpha=factor)
         sums.append(total if y is None else y[i] + total)  # the sum is rounded onto y once
@@ -89,7 +90,7 @@ class Buffered:
             and 0 < y[0].numel() <= _SMALL
             and type(y[0]) is Tensor
             and all(isinstance(bound, float) for bound in (*tolerance.rtol, *tolerance.atol))
-            and bool(tolerance.atol[0] > 0)  # else an entry may have nothing allowed
+            and tolerance.some[0]  # else an entry may have nothing allowed
         )
 
     def trial(self, stage: Any, y: Leaves, h: float, first: Leaves) -> tuple[Trial, float]:
