@@ -132,6 +132,7 @@ ALONE = {
         "field/fingerprint.py",  # programs that outlive a call
         "field/linearity.py",  # of rules that the program of a pullback shows
         "field/live.py",  # of programs that are compared
+        "field/pieces.py",
         "field/programs.py",
         "field/repeatable.py",  # a function is traced once
         "field/rules.py",

@@ -23,6 +23,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from odenet.kit import few_numbers
+from odenet_jax.field.pieces import apart
 from odenet_jax.field.rules import declares, inexact, pullback
 from odenet_jax.field.state import Leaves
 
@@ -52,8 +53,9 @@ _SQUARES = frozenset(("square", "abs"))
 def jumps(program: Jaxpr, state: slice) -> bool:
     """Whether what a program returns jumps with its state.
 
-    A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants: most others
-    are one function in pieces, as ReLU is. Rounding that reaches no result does not count.
+    A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants, and where
+    pieces are known not to meet: most others are one function, as ReLU is. Rounding that reaches no result does not
+    count.
 
     Args:
         program: of the field.
@@ -64,7 +66,8 @@ def jumps(program: Jaxpr, state: slice) -> bool:
     inputs: list[Any] = program.invars[state]
     shapes = [atom.aval.shape for atom in inputs]
     once = few_numbers.rows(shapes)
-    return any(level.kind >= DIVIDED.kind and level.groups not in once for level in _outputs(program, levels))
+    levels = _outputs(program, levels)
+    return any(level.kind >= DIVIDED.kind and level.groups not in once for level in levels) or apart(program, state)
 
 
 def against(increment: Leaves, y: Leaves) -> Leaves:
