@@ -23,6 +23,8 @@ _APART = 1e-3
 """Sides of a place that are less apart, beside one and their size, approximate one function."""
 _STEP = 1e-9
 """How far the sides of a place are from it, beside one and its size."""
+_TRIED = (0.3, -0.7)
+"""Where two numbers of the state are held to be equal."""
 
 
 @dataclass(eq=False)
@@ -125,18 +127,25 @@ def _places(condition: Node, depth: int = 0) -> Iterator[tuple[Node, Values, Val
             yield from _places(node, depth + 1)
     if condition.name not in ("gt", "ge", "lt", "le"):
         return
-    one, other = condition.inputs
-    if one.moving == other.moving:
+    one, other = map(_bare, condition.inputs)
+    if one.moving and other.moving:  # a largest number, or a k-th one: they are equal somewhere
+        alone = _value(other, {id(one): 0.3}) is None and _value(one, {id(other): 0.3}) is None
+        for value in _TRIED if alone else ():
+            yield one, *({id(one): side, id(other): value} for side in _sides(value))
         return
     number, constant = (one, other) if one.moving else (other, one)
     value = _value(constant, {})
     if value is None or not math.isfinite(value):
         return
-    sides = [value + sign * _STEP * (1 + abs(value)) for sign in (-1, 1)]
-    yield number, *({id(number): side} for side in sides)
+    yield number, *({id(number): side} for side in _sides(value))
     if number.name == "abs":  # on either side of zero
+        of = _bare(number.inputs[0])
         for sign in (-1, 1):
-            yield number, *({id(number): side, id(number.inputs[0]): sign * side} for side in sides)
+            yield number, *({id(number): side, id(of): sign * side} for side in _sides(value))
+
+
+def _sides(value: float) -> list[float]:
+    return [value + sign * _STEP * (1 + abs(value)) for sign in (-1, 1)]
 
 
 def _apart(choice: Node, number: Node, before: Values, after: Values) -> bool:
