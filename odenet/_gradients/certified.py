@@ -212,8 +212,8 @@ def _measured(error: float, method: str, where: str) -> str:
 
 
 _WHOLE = (
-    "the field jumps, as where few numbers are normalised together, so all steps are compared, and the gradient is as "
-    "far from "
+    "the field jumps, as where few numbers are normalised together, or a rule of its own clips or adds to what it is "
+    "given backward, so all steps are compared, and the gradient is as far from "
 )
 _DRIFTED = "so far off that a step from there has a gradient that is off by as much"
 
@@ -253,6 +253,8 @@ def _drop_in_back(certificate: float, method: str, where: str) -> str:
     subject = f"{_REBUILT}{_consequence(certificate)}; or its adjoint is small beside the tolerance, and not resolved"
     if where.startswith(_OVER_ALL):
         subject = f"{_WHOLE}that of odeint"
+        if certificate == float("inf"):
+            subject = "the field jumps, or has a rule of its own backward, and its steps are too many to be compared"
     if certificate != certificate:
         subject = "NaN, or the solution is: a state is not finite"
     return (

@@ -132,9 +132,12 @@ ALONE = {
         "verbs/mapped_rows.py",  # certificates under vmap
         "field/closure.py",
         "field/fingerprint.py",  # programs that outlive a call
+        "field/linearity.py",  # of rules that the program of a pullback shows
         "field/live.py",  # of programs that are compared
+        "field/pieces.py",
         "field/programs.py",
         "field/repeatable.py",  # a function is traced once
+        "field/rules.py",
         "field/trees.py",
         "field/varying.py",
         "gradients/adaptive.py",
@@ -161,7 +164,7 @@ NAMES = {
 }
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
-    "field/jumps.py": ({"Watch"}, set()),  # looked for when a block runs here, in its program there
+    "field/jumps.py": ({"Watch"}, {"subprograms"}),  # looked for when a block runs here, in its program there
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
     "steps/dense.py": (

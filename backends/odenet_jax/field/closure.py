@@ -61,15 +61,15 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Sequence[Any]) -> list[Any]:
         if name == "pvary":
             outputs: Any = [alike(atom, axes=equation.params["axes"]) for atom in inputs]
         elif all(axes_of(array) == axes_of(atom.aval) for array, atom in zip(inputs, equation.invars, strict=True)):
-            outputs = _bound(equation, inputs)
+            outputs = evaluated(equation, inputs)
         else:
             again = _AGAIN.get(name)
-            outputs = (_bound if again is None else again)(equation, alike(inputs))
+            outputs = (evaluated if again is None else again)(equation, alike(inputs))
         environment.update(zip(equation.outvars, outputs, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
 
 
-def _bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+def evaluated(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """One equation's values: those of a program that has no other."""
     # a variable for each input: an equation may read one twice, or a number
     like = jax.make_jaxpr(lambda *inputs: [inputs[0]] * len(equation.outvars))(*inputs).jaxpr

@@ -21,6 +21,7 @@ from jax.extend.core import Jaxpr
 from odenet import Depth
 from odenet.kit import Kind, blend, called, check_alike
 from odenet_jax.field.jumps import jumps
+from odenet_jax.field.linearity import linear
 from odenet_jax.field.module_writes import with_unwritten_modules
 from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.state import HALF, Leaves, as_array, flattened, require_arrays, require_like, stacked
@@ -113,6 +114,11 @@ class Field:
     def jumps(self, y: Leaves) -> bool:
         """Whether it jumps with its state, whose leaves these are (see `odenet_jax.field.jumps`)."""
         return self.program is not None and jumps(self.program, slice(1, 1 + len(y)))
+
+    def compared_whole(self, y: Leaves) -> bool:
+        """Whether what is known at a few states and steps tells nothing of a gradient along other steps: the field
+        jumps between them, or its pullback is not linear (see `odenet_jax.field.linearity`)."""
+        return self.jumps(y) or (self.program is not None and not linear(self.program))
 
     def slots(self, weights: Weights, steps: int) -> Slot | None:
         """The weights of all steps, stacked to be scanned over and differentiated by JAX in O(steps); None if shared.

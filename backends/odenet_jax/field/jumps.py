@@ -12,8 +12,9 @@ Over 250 lines: one walk over a program, and what it asks of each kind of operat
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -22,12 +23,16 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from odenet.kit import few_numbers
+from odenet_jax.field.pieces import apart
+from odenet_jax.field.rules import declares, inexact, pullback
 from odenet_jax.field.state import Leaves
 
 Level = few_numbers.Level
 APART, SMOOTH, SIZE, FEW = few_numbers.APART, few_numbers.SMOOTH, few_numbers.SIZE, few_numbers.FEW
 CENTRED, SPREAD, DIVIDED, JUMPING = few_numbers.CENTRED, few_numbers.SPREAD, few_numbers.DIVIDED, few_numbers.JUMPING
 may_vanish = few_numbers.may_vanish
+Walk = Callable[[Any, Sequence[Level]], list[Level]]
+"""From a program and the levels of its arguments to those of its results."""
 
 
 _ROUNDING = frozenset(("round", "floor", "ceil", "sign", "rem", "pure_callback", "io_callback", "ffi_call"))
@@ -48,8 +53,9 @@ _SQUARES = frozenset(("square", "abs"))
 def jumps(program: Jaxpr, state: slice) -> bool:
     """Whether what a program returns jumps with its state.
 
-    A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants: most others
-    are one function in pieces, as ReLU is. Rounding that reaches no result does not count.
+    A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants, and where
+    pieces are known not to meet: most others are one function, as ReLU is. Rounding that reaches no result does not
+    count.
 
     Args:
         program: of the field.
@@ -60,7 +66,8 @@ def jumps(program: Jaxpr, state: slice) -> bool:
     inputs: list[Any] = program.invars[state]
     shapes = [atom.aval.shape for atom in inputs]
     once = few_numbers.rows(shapes)
-    return any(level.kind >= DIVIDED.kind and level.groups not in once for level in _outputs(program, levels))
+    levels = _outputs(program, levels)
+    return any(level.kind >= DIVIDED.kind and level.groups not in once for level in levels) or apart(program, state)
 
 
 def against(increment: Leaves, y: Leaves) -> Leaves:
@@ -72,8 +79,8 @@ def against(increment: Leaves, y: Leaves) -> Leaves:
     )
 
 
-def _outputs(program: Any, inputs: Sequence[Level]) -> list[Level]:
-    """The levels of a program's results, from those of its arguments."""
+def _outputs(program: Any, inputs: Sequence[Level], *, rules: bool = True) -> list[Level]:
+    """The levels of a program's results, from those of its arguments; `rules`: also of how it is differentiated."""
     program = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     levels: dict[Any, Level] = dict(zip(program.invars, inputs, strict=True))
     conjugates: dict[Any, Any] = {}
@@ -92,19 +99,22 @@ def _outputs(program: Any, inputs: Sequence[Level]) -> list[Level]:
         if max(read, default=APART) > APART:
             if equation.primitive.name == "conj":
                 conjugates[equation.outvars[0]] = equation.invars[0]
-            levels.update(zip(equation.outvars, _equation(equation, read, square=squares(equation)), strict=True))
+            levels.update(
+                zip(equation.outvars, _equation(equation, read, square=squares(equation), rules=rules), strict=True)
+            )
     return [level(atom) for atom in program.outvars]
 
 
-def _equation(equation: Any, read: list[Level], *, square: bool) -> list[Level]:
+def _equation(equation: Any, read: list[Level], *, square: bool, rules: bool) -> list[Level]:
     """The levels of what an equation makes of what it reads; `square`: whether that is a size of its numbers."""
     name, count = equation.primitive.name, len(equation.outvars)
+    outputs = functools.partial(_outputs, rules=rules)
     if name in _CONTROL:
-        return _CONTROL[name](equation.params, read)
+        return _CONTROL[name](equation.params, read, outputs)
     if name == "select_n":
         return _chosen(read[0], [read[1:]])
     most = _normalised(name, equation, read, square=square)
-    if name in _ROUNDING or (name in _PLACES and _inexact(equation.invars[0])):
+    if name in _ROUNDING or (name in _PLACES and inexact(equation.invars[0])):
         return [JUMPING] * count
     if name in _ORDERS:  # sorted values move as the state does, and their places jump
         return [most, *[JUMPING] * (count - 1)]
@@ -112,21 +122,29 @@ def _equation(equation: Any, read: list[Level], *, square: bool) -> list[Level]:
         return [most, *[APART] * (count - 1)]
     if name == "custom_linear_solve":
         return [most] * count
-    inner = list(_programs(equation.params))
+    if rules and declares(equation) and _goes_back_by_jumps(equation, read):
+        return [JUMPING] * count
+    inner = list(subprograms(equation.params))
     aligned = [program for program in inner if len(program.invars) == len(read) and len(program.outvars) == count]
     if aligned:
-        return _outputs(aligned[0], read)
-    inside = max(
-        (max(_outputs(program, [most] * len(program.invars)), default=most) for program in inner), default=most
-    )
+        return outputs(aligned[0], read)
+    inside = max((max(outputs(program, [most] * len(program.invars)), default=most) for program in inner), default=most)
     if inside > most:
         return [inside] * count
     # whole numbers that become others: an index, a mask that multiplies
-    counted = any(of > APART and not _inexact(atom) for of, atom in zip(read, equation.invars, strict=True))
+    counted = any(of > APART and not inexact(atom) for of, atom in zip(read, equation.invars, strict=True))
     return [
-        JUMPING if _inexact(result) and counted else _converted(name, equation, most, result)
+        JUMPING if inexact(result) and counted else _converted(name, equation, most, result)
         for result in equation.outvars
     ]
+
+
+def _goes_back_by_jumps(equation: Any, read: list[Level]) -> bool:
+    """Whether a derivative of the user's jumps with the state: one that rounds, where the function itself does not."""
+    back = pullback(equation)
+    levels = [min(level, SMOOTH) for level in read]
+    levels += [SMOOTH] * (len(back.invars) - len(read))
+    return JUMPING in _outputs(back, levels, rules=False)
 
 
 def _normalised(name: str, equation: Any, read: list[Level], *, square: bool) -> Level:
@@ -175,9 +193,9 @@ def _reduced(name: str, equation: Any, read: list[Level], *, square: bool) -> Le
 
 def _converted(name: str, equation: Any, most: Level, result: Any) -> Level:
     """Of a conversion to whole numbers, or to those of 8 bits, all values jump."""
-    if name != "convert_element_type" or not _inexact(equation.invars[0]) or result.aval.dtype == bool:
+    if name != "convert_element_type" or not inexact(equation.invars[0]) or result.aval.dtype == bool:
         return most
-    return most if _inexact(result) and result.aval.dtype.itemsize > 1 else JUMPING
+    return most if inexact(result) and result.aval.dtype.itemsize > 1 else JUMPING
 
 
 def _chosen(by: Level, columns: Sequence[Sequence[Level]]) -> list[Level]:
@@ -187,26 +205,26 @@ def _chosen(by: Level, columns: Sequence[Sequence[Level]]) -> list[Level]:
     return [JUMPING if chosen and max(column) == APART else max(*column, by) for column in columns]
 
 
-def _cond(params: Any, read: list[Level]) -> list[Level]:
-    branches = [_outputs(branch, read[1:]) for branch in params["branches"]]
+def _cond(params: Any, read: list[Level], outputs: Walk) -> list[Level]:
+    branches = [outputs(branch, read[1:]) for branch in params["branches"]]
     return _chosen(read[0], [*zip(*branches, strict=True)])
 
 
-def _scan(params: Any, read: list[Level]) -> list[Level]:
+def _scan(params: Any, read: list[Level], outputs: Walk) -> list[Level]:
     consts, carried = params["num_consts"], params["num_carry"]
-    return _repeated(params["jaxpr"], read[:consts], read[consts : consts + carried], read[consts + carried :])
+    return _repeated(outputs, params["jaxpr"], read[:consts], read[consts : consts + carried], read[consts + carried :])
 
 
-def _while(params: Any, read: list[Level]) -> list[Level]:
+def _while(params: Any, read: list[Level], outputs: Walk) -> list[Level]:
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
-    return _repeated(params["body_jaxpr"], read[first:second], read[second:], [])
+    return _repeated(outputs, params["body_jaxpr"], read[first:second], read[second:], [])
 
 
-def _repeated(body: Any, consts: list[Level], carry: list[Level], elements: list[Level]) -> list[Level]:
+def _repeated(walk: Walk, body: Any, consts: list[Level], carry: list[Level], elements: list[Level]) -> list[Level]:
     """Of a loop: what one pass makes of its carry, the next one reads."""
     while True:
-        outputs = _outputs(body, [*consts, *carry, *elements])
+        outputs = walk(body, [*consts, *carry, *elements])
         after = [max(pair) for pair in zip(carry, outputs[: len(carry)], strict=True)]
         if after == carry:
             return [*after, *outputs[len(carry) :]]
@@ -216,21 +234,16 @@ def _repeated(body: Any, consts: list[Level], carry: list[Level], elements: list
 _CONTROL = {"cond": _cond, "scan": _scan, "while": _while}
 
 
-def _programs(value: Any) -> Iterator[Any]:
+def subprograms(value: Any) -> Iterator[Any]:
     """The programs within an equation's parameters."""
     if isinstance(value, (Jaxpr, ClosedJaxpr)):
         yield value.jaxpr if isinstance(value, ClosedJaxpr) else value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _programs(item)
+            yield from subprograms(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _programs(item)
-
-
-def _inexact(atom: Any) -> bool:
-    dtype = getattr(atom.aval, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+            yield from subprograms(item)
 
 
 def _complex(atom: Any) -> bool:

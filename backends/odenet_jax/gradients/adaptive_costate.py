@@ -36,6 +36,8 @@ from odenet_jax.steps.tolerance import NORMS, Tolerance, scaled
 from odenet_jax.steps.weighted_sum import choose, weigh_leaves
 
 REMEDY = "take gradient='checkpoint', which solves nothing backward; or a larger max_steps, looser rtol and atol for it"
+MOST_COMPARED = 2**14
+"""Steps of the drop-in, whose number has no bound that a buffer could have: more are not compared, which is said."""
 REMEDY_OF_DROP_IN = "give a larger mxstep, or larger rtol and atol; or take odenet.solve with gradient='checkpoint'"
 
 
@@ -81,7 +83,10 @@ class AdaptiveCostate(BackwardPass):
         return {name: value for name, value in vars(self).items() if name not in ("stats", "alarm")}
 
     def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
-        return EXACT.keep(run, y0, max_steps) if run.field.jumps(y0) else Keep()
+        if not run.field.compared_whole(y0):
+            return Keep()
+        keep = EXACT.keep(run, y0, max_steps)
+        return keep if self.resolve is None else dataclasses.replace(keep, most=MOST_COMPARED)
 
     def back(
         self,
@@ -104,8 +109,9 @@ class AdaptiveCostate(BackwardPass):
                 "give ts, or take gradient='checkpoint'",
             )
         beside = None
-        if run.field.jumps(y0):  # what is known at a few states tells nothing of the jumps between them
+        if run.field.compared_whole(y0):
             beside = NetworkGradient.of_accepted_steps(run, result, gradients, sums, y0, allowed)
+        taken = result.pace.accepted
         ts = jnp.zeros(0, run.layout.time) if gradients.ts is None else gradients.ts
         end, y1 = self._last_read(result, gradients)
         result = result._replace(y1=y1)
@@ -139,6 +145,8 @@ class AdaptiveCostate(BackwardPass):
             error, place = way.certificate(carry.sums, by_y0=gradients.by_y0), -1
         else:
             error, place = beside.certificate(a, carry.sums, by_y0=gradients.by_y0), WHOLE
+            if self.resolve is not None:
+                error = jnp.where(taken > MOST_COMPARED, jnp.inf, error)
         # gradients that are all zero are right, whatever was rebuilt for them; one that ended early is said otherwise
         read = jnp.stack([jnp.any(leaf != 0) for leaf in a]).any() & (carry.pace.outcome == CODE[Result.SUCCESS])
         error = jnp.where(read, error, jnp.zeros((), error.dtype))

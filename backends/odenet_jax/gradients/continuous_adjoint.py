@@ -97,14 +97,14 @@ class Costate(Adjoint):
             return carry, compared.look(k, furthest, seen, carry[0], a, changes)
 
         (last,) = end
-        carry, jumps = (last, meeting.end(), sums), run.field.jumps(last)
-        if compared.steps and not jumps:
+        carry, whole = (last, meeting.end(), sums), run.field.compared_whole(last)
+        if compared.steps and not whole:
             segments = steps // compared.back
             (y, a, sums), (worst, size) = descend(segment, segments, segments, (carry, compared.nothing()))
         else:
             y, a, sums = descend(alone, steps, steps, carry)
             worst, size = compared.nothing()[0], compared.size(a)
-        if jumps:
+        if whole:
             beside = NetworkGradient.of_equal_steps(run, self.stats, saved, last, gradients, nothing)
             worst = worse(worst, beside.certificate(a, sums), WHOLE)
         elif saved.sketch is not None and not self.method.interpolate:
