@@ -52,6 +52,10 @@ class Adjoint(ABC):
         """What the backward pass is to be given of the state at t0, if that is not kept."""
         return None
 
+    def last(self, y: Leaves) -> Leaves | None:
+        """What the backward pass is to be given of the state at t1, if that is not kept; the caller may write on it."""
+        return None
+
     def keeps(self, run: Run) -> Iterable[int]:
         """The indices of the states that the backward pass is to be given, beside those that the user keeps."""
         return (run.grid.steps,)
@@ -184,11 +188,13 @@ class SavedStates:
         states: by index, exactly as they were; what is taken out of it is freed.
         pair: what a reversible solver needs for the backward pass, or rounded states are made of.
         sketch: see `Adjoint.sketch`.
+        last: see `Adjoint.last`.
     """
 
     states: dict[int, Leaves]
     pair: tuple[Leaves, ...]
     sketch: Sketch | None = None
+    last: Leaves | None = None
 
 
 def own(y0: Leaves) -> Leaves:
@@ -400,6 +406,7 @@ class _FixedStepSolve(torch.autograd.Function):
             run.replay.finish()
         ctx.run, ctx.adjoint, ctx.count, ctx.course = run, adjoint, count, course
         ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
+        ctx.last = adjoint.last(states[run.grid.steps]) if run.grid.steps in states else None
         weights = tensors[count + (course is not None) :]
         # a reversible solver's y(t1) is in its pair
         keeps = {*adjoint.keeps(run)}
@@ -426,7 +433,7 @@ class _FixedStepSolve(torch.autograd.Function):
         if not _retained():
             ctx.inner = {}  # so that a backward pass can free what it has used
         saved = SavedStates(
-            inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]), ctx.sketch
+            inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]), ctx.sketch, ctx.last
         )
         del inner
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]

@@ -1,0 +1,123 @@
+"""The states that a backward pass knows, held against those that the same steps reach when they run again.
+
+On the host each kept state is compared as soon as it is reached again, and what is off is an error. Numbers on a device
+are not waited for: there one state of `EVERY` is compared, and what is off is said when the device has worked it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from odenet import Stats
+from odenet.kit import alarm
+from odenet_torch.field.differentiating import valueless
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.state import Leaves
+from odenet_torch.field.witness import (
+    ENTRIES,
+    EVERY,
+    OFF,
+    OFF_HALF,
+    ROUNDINGS,
+    looks,
+    require_reached,
+    sample,
+    sampled_as,
+    turns,
+)
+from odenet_torch.gradients.certificate import ErrorReport, StepErrors
+from odenet_torch.steps.fixed import Run
+
+
+def off(run: Run) -> float:
+    """How far steps that run again may be off (see `field.witness`)."""
+    kinds = {*run.layout.dtypes, *run.layout.carried}
+    casts = run.replay is not None and any(enabled for _, enabled, _ in run.replay.autocast)
+    return OFF if kinds.isdisjoint(HALF) and not casts else OFF_HALF
+
+
+def name(run: Run, n: int) -> str:
+    """What step n runs, for messages."""
+    roots = run.field.roots(n, 0.0, run.grid.steps)
+    return roots[0][0] if roots else "the field"
+
+
+class KnownEnds:
+    """Of one backward pass.
+
+    Args:
+        run: the solve, in its backward pass.
+        stats: of the solve.
+        last: the last state that is known, or a sample of it.
+        n: its index; None for that at t1.
+        rounded: of states that are known as they were rounded: by how much, leaf by leaf, that after a step may be off.
+            What is never the same to the last bit is compared in one of `EVERY` steps.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stats: Stats,
+        last: Leaves | None,
+        n: int | None = None,
+        rounded: Callable[[int, Leaves], Iterable[float]] | None = None,
+    ) -> None:
+        self.run, self.stats, self.rounded = run, stats, rounded
+        self.last = run.grid.steps if n is None else n
+        self.off: float | None = None
+        self.kept: dict[int, Leaves] = {}
+        self.waits = self.blind = False
+        self.turn = -1 if rounded is None else turns()
+        self.errors: StepErrors | None = None
+        if last is not None:
+            if not looks(last):
+                self.waits, self.turn = True, turns()
+                self.blind = not all(type(leaf) is Tensor for leaf in last) or valueless()
+            self.keep(self.last, last)
+
+    def keep(self, n: int, y: Leaves) -> None:
+        """The state after step n - 1 is known."""
+        if self.turn < 0 or ((n % EVERY == self.turn or n == self.last) and not self.blind):
+            alone = len(y) == 1 and y[0].numel() <= ENTRIES  # the most
+            self.kept[n] = y if alone else sample(y)
+
+    def knows(self, n: int) -> bool:
+        """Whether the state after step n is to be held against what is reached."""
+        return n + 1 in self.kept
+
+    def reached(self, n: int, y: Leaves, z: Leaves) -> None:
+        """Steps as far as step n have run again, from y to z.
+
+        Raises:
+            GradientError: z is another state than it was.
+        """
+        kept = self.kept.pop(n + 1, None)
+        if kept is None or (len(z) == 1 and not self.waits and torch.equal(z[0], kept[0])):  # the most
+            return
+        if self.off is None:
+            self.off = off(self.run)
+        if self.waits:
+            self._note(n, y, z, kept)
+        else:
+            rounded = None if self.rounded is None else self.rounded(n, kept)
+            require_reached(z, kept, y, name(self.run, n), self.off, rounded)
+
+    def _note(self, n: int, y: Leaves, z: Leaves, kept: Leaves) -> None:
+        errors = []
+        for leaf, known, first in zip(sampled_as(kept, z), kept, sampled_as(kept, y), strict=True):
+            leaf, known, first = (x.detach().flatten() for x in (leaf, known, first))
+            apart, moved, size = (torch.linalg.vector_norm(x) for x in (leaf - known, known - first, known))
+            least = ROUNDINGS * torch.finfo(known.dtype).eps * size
+            errors.append(((apart - least).clamp(min=0) / moved).nan_to_num(0.0, posinf=1.0))
+        self.errors = self.errors or StepErrors(self.run)
+        self.errors.add(torch.stack(errors).amax(), n)
+
+    def over(self) -> None:
+        """The backward pass is over: what a device has compared is said once it is known."""
+        if self.errors is not None:
+            told = alarm(next(iter(self.run.field.functions()), None))
+            if told is not None:
+                ErrorReport(told, self.stats, self.run, self.errors.worst(), "run again").settle()
