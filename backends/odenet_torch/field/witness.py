@@ -14,12 +14,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from ctypes import string_at
 
 import torch
 from torch import Tensor
 
 from odenet import GradientError
+from odenet.kit import scattered
 from odenet_torch.field.differentiating import valueless
 from odenet_torch.field.state import Leaves
 
@@ -29,7 +31,7 @@ OFF_HALF = 0.1
 """The same where a field computes in 16 bits."""
 ROUNDINGS = 16
 """Of a state, by which it may be missed in any case."""
-ENTRIES = 1 << 12
+ENTRIES = 1 << 10
 """Of a leaf that are looked at, at most: every so many along its axes."""
 EVERY = 8
 """Where a look costs something, one of so many steps has it, other ones in each pass."""
@@ -37,9 +39,9 @@ EVERY = 8
 _passes = itertools.count()
 
 
-def turns() -> int:
-    """A number for each pass: which of its steps have their turn to be looked at."""
-    return next(_passes) % EVERY
+def turns(of: int = EVERY) -> int:
+    """A number below that for each pass, as if by chance: which of its steps have their turn to be looked at."""
+    return scattered(next(_passes)) % of
 
 
 def sample(leaves: Leaves, *, own: bool = False) -> Leaves:
@@ -92,7 +94,7 @@ def require_reached(
     start: Leaves,
     name: str,
     off: float = OFF,
-    rounded: Iterable[float] | None = None,
+    rounded: Callable[[int], float] | None = None,
 ) -> None:
     """Looks whether steps that ran again have reached what they had reached.
 
@@ -102,26 +104,62 @@ def require_reached(
         start: the state that they began at.
         name: what has run again, for a message.
         off: of what they add, see `OFF`.
-        rounded: by how much each leaf that was kept is known to be off.
+        rounded: by how much a leaf that was kept may be off, by its place.
 
     Raises:
         GradientError: they have reached another state.
     """
-    more = rounded or itertools.repeat(0.0)
-    for leaf, known, first, by in zip(sampled_as(kept, again), kept, sampled_as(kept, start), more, strict=False):
-        if torch.equal(leaf, known):
-            continue
-        leaf, known, first = (_of_numbers(x) for x in (leaf, known, first))
-        apart, moved, size = (float(torch.linalg.vector_norm(x)) for x in (leaf - known, known - first, known))
-        least = ROUNDINGS * torch.finfo(known.dtype).eps * size + by
-        if not apart <= off * moved + least and math.isfinite(size):  # what is not finite is said elsewhere
-            how = f"{apart / moved:.1e} of what it adds" if moved else "anything, where it had added nothing"
-            raise unlike(name, f"misses the state that it had reached by {how}")
+    with torch.no_grad():
+        for i, (leaf, known) in enumerate(zip(sampled_as(kept, again), kept, strict=True)):
+            if torch.equal(leaf, known):
+                continue
+            first = sampled_as(kept, start)[i]
+            if not (known.is_floating_point() or known.is_complex()):
+                leaf, known, first = leaf.double(), known.double(), first.double()
+            apart = float(torch.linalg.vector_norm(leaf - known))
+            moved, size = (float(torch.linalg.vector_norm(x)) for x in (known - first, known))
+            most = off * moved + ROUNDINGS * torch.finfo(known.dtype).eps * size
+            if apart <= most or not math.isfinite(size):  # what is not finite is said elsewhere
+                continue
+            if rounded is None or not apart <= most + rounded(i):
+                how = f"{apart / moved:.1e} of what it adds" if moved else "anything, where it had added nothing"
+                raise unlike(name, f"misses the state that it had reached by {how}")
 
 
-def _of_numbers(leaf: Tensor) -> Tensor:
-    leaf = leaf.detach().flatten()
-    return leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.double()
+def glimpse(tensor: Tensor) -> Glimpse | None:
+    """Some bytes of a tensor of real numbers on the host, and what they are numbers of; None of any other: a third of a
+    microsecond."""
+    if tensor.dtype not in _KINDS or type(tensor) is not Tensor or not (tensor.is_cpu and tensor.is_contiguous()):
+        return None
+    try:
+        address, size = tensor.data_ptr(), tensor.nbytes
+    except RuntimeError:  # within a transform, or without memory
+        return None
+    if not address:
+        return None
+    part, middle = min(size, GLIMPSE), size // 2 // tensor.itemsize * tensor.itemsize
+    return string_at(address, part) + string_at(address + min(middle, size - part), part), tensor.dtype
+
+
+def require_same_glimpse(again: Glimpse | None, known: Glimpse, name: str, off: float | None = None) -> None:
+    """Looks whether what a block computes within itself is what it was.
+
+    Raises:
+        GradientError: it is not.
+    """
+    if again is None or again == known:
+        return
+    one, other = (torch.frombuffer(bytearray(data), dtype=kind).double() for data, kind in (again, known))
+    apart, size = (float(torch.linalg.vector_norm(x)) for x in (one - other, other))
+    most = off or (OFF if known[1].itemsize > 2 else OFF_HALF)
+    if not apart <= most * size and math.isfinite(size):
+        raise unlike(name, f"is off by {apart / size if size else math.inf:.1e} of what it had computed within itself")
+
+
+Glimpse = tuple[bytes, torch.dtype]
+_KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+GLIMPSE = 256
+"""Bytes that are looked at, at most, at the start of a tensor and in its middle."""
 
 
 def unlike(name: str, how: str) -> GradientError:

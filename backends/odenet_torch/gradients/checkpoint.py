@@ -95,12 +95,14 @@ class Recomputation(Adjoint):
         """By torch's checkpoint, which hooks into what autograd saves."""
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
         states, since, due = {0: y0}, now(), turns()
+        ends: dict[int, KnownEnds] = {}
         run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
             carried = _begun(run, y0)
             for first, end in self.method.parts(run.grid.steps):
                 due -= end - first
-                segment = Segment(run, replay, first, end, self.stats, due < 0 or end == run.grid.steps < EVERY)
+                alone = end == run.grid.steps < EVERY
+                segment = Segment(run, replay, first, end, self.stats, ends, due < 0 or alone)
                 due = due if due >= 0 else EVERY - 1
                 within, carried = segment(carried)
                 states |= within
@@ -304,6 +306,7 @@ class Segment:
     first: int
     end: int
     stats: Stats
+    ends: dict[int, KnownEnds]
     due: bool = False
 
     def __post_init__(self) -> None:
@@ -342,9 +345,21 @@ class Segment:
         if not self.run.again:
             self.last = sample(y, own=self.end == self.run.grid.steps)
         elif self.last is not None:
-            ends = KnownEnds(self.run, self.stats, self.last, self.end)
-            ends.reached(self.end - 1, start, y)
-            ends.over()
+            ends = self.ends_of_pass()
+            with torch.no_grad():
+                ends.look(self.end - 1, start, y, self.last)
+
+    def ends_of_pass(self) -> KnownEnds:
+        """What the running backward pass compares, over all segments."""
+        task = torch._C._current_graph_task_id()
+        ends = self.ends.get(task)
+        if ends is None:
+            ends = KnownEnds(self.run, self.stats, None)
+            if task == -1:  # somebody looks at what is saved
+                return ends
+            self.ends[task] = ends
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.ends.pop(task).over())
+        return ends
 
     def __enter__(self) -> None:
         """While the steps run again, as often as a graph is gone back through."""

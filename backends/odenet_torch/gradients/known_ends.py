@@ -6,7 +6,7 @@ are not waited for: there one state of `EVERY` is compared, and what is off is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from odenet_torch.field.witness import (
     turns,
 )
 from odenet_torch.gradients.certificate import ErrorReport, StepErrors
+from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.fixed import Run
 
 
@@ -53,8 +54,8 @@ class KnownEnds:
         stats: of the solve.
         last: the last state that is known, or a sample of it.
         n: its index; None for that at t1.
-        rounded: of states that are known as they were rounded: by how much, leaf by leaf, that after a step may be off.
-            What is never the same to the last bit is compared in one of `EVERY` steps.
+        rounded: of states that are known as they were rounded: by how much that after a step may be off, given the
+            step, which leaf it is, and what is kept of it.
     """
 
     def __init__(
@@ -63,24 +64,27 @@ class KnownEnds:
         stats: Stats,
         last: Leaves | None,
         n: int | None = None,
-        rounded: Callable[[int, Leaves], Iterable[float]] | None = None,
+        rounded: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> None:
         self.run, self.stats, self.rounded = run, stats, rounded
         self.last = run.grid.steps if n is None else n
         self.off: float | None = None
         self.kept: dict[int, Leaves] = {}
-        self.waits = self.blind = False
-        self.turn = -1 if rounded is None else turns()
+        self.waits: bool | None = None
+        self.turn, self.of = -1, EVERY
+        if rounded is not None or isinstance(run.grid, Accepted):
+            # never the same to the last bit, so that a look costs some operations: the first step, the last, and one
+            self.of = max(self.last, 1)
+            self.turn = turns(self.of)
         self.errors: StepErrors | None = None
         if last is not None:
             if not looks(last):
                 self.waits, self.turn = True, turns()
-                self.blind = not all(type(leaf) is Tensor for leaf in last) or valueless()
             self.keep(self.last, last)
 
     def keep(self, n: int, y: Leaves) -> None:
         """The state after step n - 1 is known."""
-        if self.turn < 0 or ((n % EVERY == self.turn or n == self.last) and not self.blind):
+        if self.turn < 0 or n % self.of == self.turn or n in (1, self.last):
             alone = len(y) == 1 and y[0].numel() <= ENTRIES  # the most
             self.kept[n] = y if alone else sample(y)
 
@@ -89,28 +93,38 @@ class KnownEnds:
         return n + 1 in self.kept
 
     def reached(self, n: int, y: Leaves, z: Leaves) -> None:
-        """Steps as far as step n have run again, from y to z.
+        """Steps as far as step n have run again, from y to z; it is looked at if the state there is known.
 
         Raises:
             GradientError: z is another state than it was.
         """
         kept = self.kept.pop(n + 1, None)
-        if kept is None or (len(z) == 1 and not self.waits and torch.equal(z[0], kept[0])):  # the most
+        if kept is not None:
+            self.look(n, y, z, kept)
+
+    def look(self, n: int, y: Leaves, z: Leaves, kept: Leaves) -> None:
+        """The same, with what is known of the state there."""
+        if self.waits is None:
+            self.waits = not looks(kept)
+        if not self.waits and len(z) == 1 and torch.equal(z[0], kept[0]):  # the most
             return
         if self.off is None:
             self.off = off(self.run)
-        if self.waits:
+        if not self.waits:
+            rounded = self.rounded
+            by = None if rounded is None else lambda i: float(rounded(n, i, kept[i]))
+            require_reached(z, kept, y, name(self.run, n), self.off, by)
+        elif all(type(leaf) is Tensor for leaf in kept) and not valueless():
             self._note(n, y, z, kept)
-        else:
-            rounded = None if self.rounded is None else self.rounded(n, kept)
-            require_reached(z, kept, y, name(self.run, n), self.off, rounded)
 
     def _note(self, n: int, y: Leaves, z: Leaves, kept: Leaves) -> None:
         errors = []
-        for leaf, known, first in zip(sampled_as(kept, z), kept, sampled_as(kept, y), strict=True):
+        for i, (leaf, known, first) in enumerate(zip(sampled_as(kept, z), kept, sampled_as(kept, y), strict=True)):
             leaf, known, first = (x.detach().flatten() for x in (leaf, known, first))
             apart, moved, size = (torch.linalg.vector_norm(x) for x in (leaf - known, known - first, known))
             least = ROUNDINGS * torch.finfo(known.dtype).eps * size
+            if self.rounded is not None:
+                least = least + self.rounded(n, i, known)
             errors.append(((apart - least).clamp(min=0) / moved).nan_to_num(0.0, posinf=1.0))
         self.errors = self.errors or StepErrors(self.run)
         self.errors.add(torch.stack(errors).amax(), n)

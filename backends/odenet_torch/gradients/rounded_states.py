@@ -135,8 +135,8 @@ class RoundedStates(Adjoint):
         starts = tuple(_real(leaf) for leaf in y0)
         restarted = restarts(scales)
 
-        def rounded(n: int, kept: Leaves) -> Iterable[float]:
-            return [_rounded(*of, n) for of in zip(kept, codes, scales, strict=True)]
+        def rounded(n: int, i: int, kept: Tensor) -> Tensor:
+            return _rounded(kept, codes[i], scales[i], n)
 
         last = tuple([_like(leaf, first) for leaf, first in zip(z, y0, strict=True)])
         known = KnownEnds(run, self.stats, last, rounded=rounded)
@@ -307,13 +307,12 @@ def _otherwise(z: Tensor, start: Tensor, codes: Tensor, scales: Tensor, n: int) 
     return torch.where(scales[n] < 0, there, z)
 
 
-def _rounded(kept: Tensor, codes: Tensor, scales: Tensor, n: int) -> float:
+def _rounded(kept: Tensor, codes: Tensor, scales: Tensor, n: int) -> Tensor:
     """By how much a leaf after step n, or a sample of it, may be off together with that before it."""
     if codes.is_floating_point():
-        kind = torch.finfo(codes.dtype).eps
-        return kind * float(torch.linalg.vector_norm(kept))
-    units = sum(scales[i].to(torch.float64).square().expand(codes.shape[1:]).sum() for i in (n, max(n - 1, 0)))
-    return float(units * kept.numel() / max(codes[n].numel(), 1)) ** 0.5
+        return torch.finfo(codes.dtype).eps * torch.linalg.vector_norm(kept)
+    units = scales[max(n - 1, 0) : n + 1].square().expand(-1, *codes.shape[1:]).sum(dtype=torch.float64)
+    return (units * kept.numel() / max(codes[n].numel(), 1)).sqrt()
 
 
 def _real(leaf: Tensor) -> Tensor:
