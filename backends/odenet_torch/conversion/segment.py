@@ -68,7 +68,7 @@ class Segment:
     def pack(self, tensor: Tensor) -> int:
         """In the place of a tensor that the first run saves: how many it has saved before."""
         self.kinds.append((tensor.shape, tensor.dtype))
-        if not self.over and tensor.is_contiguous() and not (tensor.is_leaf and tensor.requires_grad):
+        if not self.over and not tensor.is_leaf and tensor.is_contiguous():
             self.last = len(self.kinds) - 1, tensor
         return len(self.kinds) - 1
 

@@ -82,7 +82,12 @@ def sampled_as(kept: Leaves, leaves: Leaves) -> Leaves:
 
 def looks(leaves: Sequence[Tensor]) -> bool:
     """Whether values of these can be read without waiting for a device."""
-    return all([type(leaf) in _PLAIN and leaf.device.type == "cpu" for leaf in leaves]) and not valueless()
+    return all([leaf.device.type == "cpu" for leaf in leaves]) and ordinary(leaves)
+
+
+def ordinary(leaves: Sequence[Tensor]) -> bool:
+    """Whether these have values, and are of no class of somebody's."""
+    return all([type(leaf) in _PLAIN for leaf in leaves]) and not valueless()
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -153,6 +153,12 @@ class Recomputation(Adjoint):
     def last(self, y: Leaves) -> Leaves | None:
         return sample(y, own=True)
 
+    def look(self, run: Run, y0: Leaves, states: dict[int, Leaves], last: Leaves | None) -> None:
+        ends, steps = KnownEnds(run, self.stats, last), run.grid.steps
+        if steps in states:
+            ends.reached(steps - 1, y0, states[steps])
+        ends.over()
+
     def again_from(self, first: int) -> int:
         """A schedule, and a segment, run again from a kept state below."""
         return first if self.method == Checkpoint() else 0

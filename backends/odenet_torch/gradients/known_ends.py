@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from odenet import Stats
-from odenet.kit import alarm
-from odenet_torch.field.differentiating import valueless
+from odenet.kit import DOUBTFUL, alarm
+from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.witness import (
@@ -23,6 +23,7 @@ from odenet_torch.field.witness import (
     OFF_HALF,
     ROUNDINGS,
     looks,
+    ordinary,
     require_reached,
     sample,
     sampled_as,
@@ -114,7 +115,7 @@ class KnownEnds:
             rounded = self.rounded
             by = None if rounded is None else lambda i: float(rounded(n, i, kept[i]))
             require_reached(z, kept, y, name(self.run, n), self.off, by)
-        elif all(type(leaf) is Tensor for leaf in kept) and not valueless():
+        elif ordinary(kept):
             self._note(n, y, z, kept)
 
     def _note(self, n: int, y: Leaves, z: Leaves, kept: Leaves) -> None:
@@ -135,3 +136,40 @@ class KnownEnds:
             told = alarm(next(iter(self.run.field.functions()), None))
             if told is not None:
                 ErrorReport(told, self.stats, self.run, self.errors.worst(), "run again").settle()
+
+
+def add_strayed(
+    errors: StepErrors,
+    n: int,
+    rebuilt: Leaves,
+    known: Leaves,
+    last: Leaves,
+    defect: AnyLeaves | None = None,
+    *,
+    of_rebuilt: bool = False,
+) -> None:
+    """Hold the first state that is rebuilt, from the last one, against what was kept of it: what f does now against
+    what it did.
+
+    An error of a rebuilt state is held against the state; that of a field against what the field adds, which may be
+    little beside it. So a state that is missed by more than a tenth of what was added since is an error of that size.
+    What the prediction misses by itself, which is known from its defect, is less than about the square of that.
+
+    Args:
+        errors: of the backward pass, where it is added.
+        n: the step that was gone back.
+        rebuilt: the state before it.
+        known: a sample of that in the forward pass.
+        last: the state at t1.
+        defect: of the prediction, see `Reversal`; None where f is evaluated where it was.
+        of_rebuilt: whether it is the rebuilt state's own, which then may be off by as much.
+    """
+    for i, (leaf, kept, end) in enumerate(zip(*(sampled_as(known, x) for x in (rebuilt, known, last)), strict=True)):
+        parts = [leaf - kept, end - kept, end]
+        if defect is not None:
+            parts.append(sampled_as(known, defect)[i])
+        apart, moved, size, *missed = torch.linalg.vector_norm(torch.stack(parts).flatten(1), dim=1).unbind()
+        part = (apart - ROUNDINGS * torch.finfo(end.dtype).eps * size) / moved
+        if missed:
+            part = part - (1.5 * missed[0] / moved if of_rebuilt else 3 * (missed[0] / moved).square())
+        errors.add(torch.where(part > DOUBTFUL, part, 0.0), n)
