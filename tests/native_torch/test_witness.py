@@ -11,6 +11,7 @@ import sys
 import types
 import warnings
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -77,12 +78,17 @@ PAIRS = [(gradient, CAUSES[n % 4]) for n, gradient in enumerate((*CHECKPOINTS, *
 
 
 class Block(nn.Module):
-    def __init__(self, read, last=True):
+    def __init__(self, read):
         super().__init__()
         self.inner, self.outer, self.read = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), read
 
     def forward(self, y):
         return self.outer(torch.tanh(self.inner(y) * self.read()))
+
+
+class OfTime(Block):
+    def forward(self, t, y):
+        return super().forward(y)
 
 
 class Residual(Block):
@@ -112,7 +118,7 @@ def noticed(loss, cause):
 def solved(read, solver, gradient, steps, length=1.0):
     torch.manual_seed(0)
     w, y = (0.7 * torch.randn(WIDTH, WIDTH)).requires_grad_(), torch.randn(3, WIDTH).requires_grad_()
-    choices = {"steps": STEPS} if steps == "equal" else {"rtol": 1e-4, "atol": 1e-6}
+    choices: Any = {"steps": STEPS} if steps == "equal" else {"rtol": 1e-4, "atol": 1e-6}
     field = lambda t, y, w: torch.tanh(y @ w * read())  # noqa: E731
     return odenet.solve(field, y, w, t1=length, solver=solver, gradient=gradient, **choices).y1.square().sum()
 
@@ -154,14 +160,25 @@ def test_converted_layers_that_have_become_others_are_noticed(gradient, passes, 
     assert noticed(loss, cause)
 
 
+@pytest.mark.parametrize("choices", [{"rtol": 1e-4, "atol": 1e-6}, {"method": "rk4", "options": {"step_size": 0.05}}])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_function_of_the_drop_in_that_has_become_another_one_is_noticed(passes, choices, monkeypatch):
+    torch.manual_seed(0)
+    cause = patched(monkeypatch)
+    block, ts = OfTime(cause.read), torch.tensor([0.0, 0.5, 1.0])
+    for _ in range(passes):
+        y = torch.randn(3, WIDTH)
+        loss = odenet_torch.odeint_adjoint(block, y, ts, **choices)[-1].square().sum()
+    assert noticed(loss, cause)
+
+
 @pytest.mark.parametrize("gradient", CHECKPOINTS)
 def test_one_block_of_many_is_noticed(gradient, monkeypatch):
     """Of whole states all are compared; of rounded ones the first and the last."""
     torch.manual_seed(0)
     cause = patched(monkeypatch)
-    place = 0 if "bits" in gradient or "segments" in gradient else 4
-    reads = [cause.read if n == place else float for n in range(STEPS)]
-    blocks = [Block(read if read is cause.read else lambda: 1.0) for read in reads]
+    place = 0 if "bits" in gradient else 4
+    blocks = [Block(cause.read if n == place else lambda: 1.0) for n in range(STEPS)]
     net = odenet_torch.ResidualStack(blocks, gradient=gradient)
     for _ in range(2):
         loss = net(torch.randn(3, WIDTH)).square().sum()
@@ -195,11 +212,12 @@ def test_what_is_the_same_is_not_doubted(solver, gradient, steps, kind):
     torch.manual_seed(0)
     block = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(0.3 if steps == "equal" else 0.0)).to(kind)
     x = (1e3 * torch.randn(WIDTH, 300, dtype=kind)).T.requires_grad_()  # more entries than are looked at
-    choices = {"steps": 3} if steps == "equal" else {"control": PIDController(1e-2, 1e-2)}
+    choices: Any = {"steps": 3} if steps == "equal" else {"control": PIDController(1e-2, 1e-2)}
     with warnings.catch_warnings():
         warnings.simplefilter("error", GradientWarning)
         y = odenet.solve(lambda t, y: block(y), x, t1=1e-3, solver=solver, gradient=gradient, **choices).y1
         y.float().sum().backward()
+    assert x.grad is not None
     assert x.grad.isfinite().all()
 
 

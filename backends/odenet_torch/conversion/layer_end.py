@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +33,15 @@ class LayerEnd:
         # somebody may write on it, as x += f(x) does
         return None if leaf is None or not looks((leaf,)) else cls(sample((leaf,), own=True))
 
-    def require(self, name: str, x: Any, out: Any, rounded: float = 0.0) -> None:
+    def require(self, name: str, x: Any, out: Any, nearby: Callable[[], Any] | None = None) -> None:
         """Looks whether the layer returns the same once more.
 
         Args:
             name: of the layer.
             x: what it was called with first: where it adds to that, what it adds has to be the same.
             out: what it returns now.
-            rounded: by which part x is known to be off.
+            nearby: where x is rounded: what the layer returns as far from there again as rounding may have moved it,
+                which is asked for if it returns something else.
 
         Raises:
             GradientError: it returns something else.
@@ -50,10 +53,13 @@ class LayerEnd:
         start = x.detach() if adds else torch.zeros_like(leaf)
         casts = leaf.dtype in HALF or torch.is_autocast_enabled("cpu")
 
-        def by(_: int) -> float:
-            return 3 * rounded * max(float(torch.linalg.vector_norm(y)) for y in (start, leaf.detach()))
+        def rounded(_: int) -> float:
+            assert nearby is not None
+            other = _first(nearby())
+            return math.inf if other is None else 3 * float(torch.linalg.vector_norm(other - leaf))
 
-        require_reached((leaf,), self.kept, (start,), name, OFF_HALF if casts else OFF, by if rounded else None)
+        off = OFF_HALF if casts else OFF
+        require_reached((leaf,), self.kept, (start,), name, off, None if nearby is None else rounded)
 
 
 def _first(out: Any) -> Tensor | None:

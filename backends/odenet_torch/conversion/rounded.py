@@ -10,6 +10,7 @@ follow each other, and none of them is off by more than one rounding.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from odenet import Checkpoint, Stats
-from odenet.kit import alarm, tree_flatten, tree_leaves, tree_map
+from odenet.kit import alarm, signs, tree_flatten, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.call_modes import CallModes
 from odenet_torch.conversion.layer import arguments_of, copied, state_name
@@ -181,8 +182,10 @@ class RoundedLink:
             out = self.rerun.repeat(lambda: self.rerun.call(copied(x), arguments))
             leaves = tree_leaves(out)
             if self.end is not None:
-                rounded = 0.0 if self.state is None else float(self.state.error)
-                self.end.require(type(self.rerun.layer).__name__, x, out, rounded)
+                nearby = None
+                if self.state is not None:
+                    nearby = functools.partial(self._nearby, x, float(self.state.error))
+                self.end.require(type(self.rerun.layer).__name__, x, out, nearby)
             outputs = [leaves[i] for i in self.indices]
             pairs = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None and y.requires_grad]
             sources: list[Any] = [*((x,) if self.rounds else ()), *self.extras, *self.weights]
@@ -190,6 +193,14 @@ class RoundedLink:
                 return [None] * len(sources)
             ys, gs = zip(*pairs, strict=True)
             return [*torch.autograd.grad(ys, sources, gs, allow_unused=True)]
+
+    def _nearby(self, x: Tensor, error: float) -> Any:
+        """What the layer returns at another state, as far from x as x is from the one that was rounded."""
+        places = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+        away = error * float(torch.linalg.vector_norm(x.detach())) / max(x.numel(), 1) ** 0.5
+        other = x.detach() + away * signs(places).to(x.dtype)
+        arguments = copied(self.arguments)
+        return self.rerun.repeat(lambda: self.rerun.call(other, arguments))
 
     def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The gradients by x where that is rounded, by the given tensors and by the weights."""

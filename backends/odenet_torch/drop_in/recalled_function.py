@@ -1,10 +1,12 @@
-"""The function of a solve whose backward pass calls it again: as it was, and with all that it reads."""
+"""The function of a solve whose backward pass calls it again: as it was, and with all that it reads.
+
+Over 250 lines: what is noted of the function, found again and compared is of one object.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -231,16 +233,15 @@ class Recalled:
         if self.known is None:
             return
         (t, known), func = self.known, self.func
-        if self.elsewhere:
-            func = functools.partial(torch.func.functional_call, self.func, self.parameters)
 
-            def call(t: Tensor, y: Any) -> Any:
-                return func((t, y))  # pyright: ignore[reportCallIssue]
-        else:
-            call = func
+        def call(y: Any) -> Any:
+            if self.elsewhere and isinstance(func, nn.Module):
+                return torch.func.functional_call(func, self.parameters, (t, y))
+            return func(t, y)
+
         y = y0.detach().clone().requires_grad_()
         with torch.enable_grad(), no_trace([self.func]), lent_buffers(modules_of(self.func)), flow.explained():
-            value = self.replay.again((0, False, 0.0), _PLACE, 1, lambda: call(t, flow.unpacked(y)))
+            value = self.replay.again((0, False, 0.0), _PLACE, 1, lambda: call(flow.unpacked(y)))
         slopes = tuple([x.detach() for x in _flat(value) if isinstance(x, Tensor)])
         off = OFF_HALF if y0.dtype in HALF or torch.is_autocast_enabled("cpu") else OFF
         require_reached(slopes, known, tuple(map(torch.zeros_like, slopes)), self.name, off)
