@@ -67,10 +67,11 @@ class Segment:
 
     def pack(self, tensor: Tensor) -> int:
         """In the place of a tensor that the first run saves: how many it has saved before."""
+        place = len(self.kinds)
         self.kinds.append((tensor.shape, tensor.dtype))
-        if not self.over and not tensor.is_leaf and tensor.is_contiguous():
-            self.last = len(self.kinds) - 1, tensor
-        return len(self.kinds) - 1
+        if not tensor.is_leaf and tensor.is_contiguous():
+            self.last = place, tensor
+        return place
 
     def unpack(self, place: int) -> Tensor:
         """What a backward pass is given in the place of a number."""

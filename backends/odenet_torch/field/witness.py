@@ -33,7 +33,7 @@ ROUNDINGS = 16
 """Of a state, by which it may be missed in any case."""
 ENTRIES = 1 << 10
 """Of a leaf that are looked at, at most: every so many along its axes."""
-EVERY = 8
+EVERY = 16
 """Where a look costs something, one of so many steps has it, other ones in each pass."""
 
 _passes = itertools.count()
@@ -142,8 +142,10 @@ def glimpse(tensor: Tensor) -> Glimpse | None:
         return None
     if not address:
         return None
-    part, middle = min(size, GLIMPSE), size // 2 // tensor.itemsize * tensor.itemsize
-    return string_at(address, part) + string_at(address + min(middle, size - part), part), tensor.dtype
+    if size <= 2 * GLIMPSE:
+        return string_at(address, size), tensor.dtype
+    middle = address + size // 2 // tensor.itemsize * tensor.itemsize
+    return string_at(address, GLIMPSE) + string_at(middle, GLIMPSE), tensor.dtype
 
 
 def require_same_glimpse(again: Glimpse | None, known: Glimpse, name: str, off: float | None = None) -> None:

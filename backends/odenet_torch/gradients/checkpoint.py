@@ -28,7 +28,7 @@ from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import settle
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.storages import storages
-from odenet_torch.field.witness import EVERY, sample, turns
+from odenet_torch.field.witness import ENTRIES, EVERY, sample, turns
 from odenet_torch.gradients import accepted_steps, hookless
 from odenet_torch.gradients.adjoint import (
     KNOWN,
@@ -170,7 +170,8 @@ class Recomputation(Adjoint):
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         assert not isinstance(run.solver, ReversibleSolver), "left to torch's checkpoint: it carries more than y"
         known, steps = saved.states, run.grid.steps
-        ends = KnownEnds(run, self.stats, known.get(steps) or saved.last)
+        small = len(known[0]) == 1 and known[0][0].numel() <= ENTRIES and not isinstance(run.grid, Accepted)
+        ends = KnownEnds(run, self.stats, known.get(steps) or saved.last, small)
         if isinstance(run.grid, Accepted):
             if self.method == Checkpoint():
                 return (yield from self.all_states(run, known, gradients, sums, ends))

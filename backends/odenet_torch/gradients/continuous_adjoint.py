@@ -133,10 +133,12 @@ class Costate(Adjoint):
 
         What an integration of low order misses by itself is told by a step forward from there.
         """
-        n, defect = run.grid.steps - 1, None
-        if min(run.solver.order, solver.order) < _FINE:
-            defect = subtract(end, run.after(n, y))
-        add_strayed(errors, n, y, known, end, defect, of_rebuilt=True)
+        n, rough = run.grid.steps - 1, min(run.solver.order, solver.order) < _FINE
+
+        def defect() -> AnyLeaves:
+            return subtract(end, run.after(n, y))
+
+        add_strayed(errors, n, y, known, end, defect if rough else None, of_rebuilt=True)
 
     def between(self, run: Run, n: int, states: dict[int, Leaves]) -> Between:
         """y within step n of the forward solve: the kept states, and the cubic Hermite interpolant between them."""

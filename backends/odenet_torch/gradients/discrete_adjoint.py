@@ -80,7 +80,7 @@ class Reversal(Adjoint):
                 reference = tuple(map(against, d, reference))
             errors.add_difference(before, z, reference, n)
             if n == steps - 1 and saved.known is not None:
-                add_strayed(errors, n, before, saved.known, y, subtract(before, z))
+                add_strayed(errors, n, before, saved.known, y, functools.partial(subtract, before, z))
             y = before if method.correct and n not in saved.states else z
             if n in gradients:
                 g = add(g, gradients[n])

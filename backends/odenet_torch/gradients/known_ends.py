@@ -6,7 +6,8 @@ are not waited for: there one state of `EVERY` is compared, and what is off is s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.witness import (
-    ENTRIES,
     EVERY,
     OFF,
     OFF_HALF,
@@ -54,7 +54,7 @@ class KnownEnds:
         run: the solve, in its backward pass.
         stats: of the solve.
         last: the last state that is known, or a sample of it.
-        n: its index; None for that at t1.
+        small: whether states are one small tensor, as most are: it is kept as it is, and compared at once.
         rounded: of states that are known as they were rounded: by how much that after a step may be off, given the
             step, which leaf it is, and what is kept of it.
     """
@@ -64,11 +64,11 @@ class KnownEnds:
         run: Run,
         stats: Stats,
         last: Leaves | None,
-        n: int | None = None,
+        small: bool = False,
         rounded: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> None:
         self.run, self.stats, self.rounded = run, stats, rounded
-        self.last = run.grid.steps if n is None else n
+        self.last = run.grid.steps
         self.off: float | None = None
         self.kept: dict[int, Leaves] = {}
         self.waits: bool | None = None
@@ -78,16 +78,18 @@ class KnownEnds:
             self.of = max(self.last, 1)
             self.turn = turns(self.of)
         self.errors: StepErrors | None = None
+        self.small = small
         if last is not None:
             if not looks(last):
-                self.waits, self.turn = True, turns()
+                self.waits, self.turn, self.small = True, turns(), False
             self.keep(self.last, last)
 
     def keep(self, n: int, y: Leaves) -> None:
         """The state after step n - 1 is known."""
-        if self.turn < 0 or n % self.of == self.turn or n in (1, self.last):
-            alone = len(y) == 1 and y[0].numel() <= ENTRIES  # the most
-            self.kept[n] = y if alone else sample(y)
+        if self.small:
+            self.kept[n] = y
+        elif self.turn < 0 or n % self.of == self.turn or n in (1, self.last):
+            self.kept[n] = sample(y)
 
     def knows(self, n: int) -> bool:
         """Whether the state after step n is to be held against what is reached."""
@@ -100,15 +102,13 @@ class KnownEnds:
             GradientError: z is another state than it was.
         """
         kept = self.kept.pop(n + 1, None)
-        if kept is not None:
+        if kept is not None and not (self.small and torch.equal(z[0], kept[0])):
             self.look(n, y, z, kept)
 
     def look(self, n: int, y: Leaves, z: Leaves, kept: Leaves) -> None:
         """The same, with what is known of the state there."""
         if self.waits is None:
             self.waits = not looks(kept)
-        if not self.waits and len(z) == 1 and torch.equal(z[0], kept[0]):  # the most
-            return
         if self.off is None:
             self.off = off(self.run)
         if not self.waits:
@@ -144,7 +144,7 @@ def add_strayed(
     rebuilt: Leaves,
     known: Leaves,
     last: Leaves,
-    defect: AnyLeaves | None = None,
+    defect: Callable[[], AnyLeaves] | None = None,
     *,
     of_rebuilt: bool = False,
 ) -> None:
@@ -161,15 +161,25 @@ def add_strayed(
         rebuilt: the state before it.
         known: a sample of that in the forward pass.
         last: the state at t1.
-        defect: of the prediction, see `Reversal`; None where f is evaluated where it was.
+        defect: of the prediction, see `Reversal`, which is asked for where it matters; None where f is evaluated where
+            it was.
         of_rebuilt: whether it is the rebuilt state's own, which then may be off by as much.
     """
+    waits = not looks(known)
     for i, (leaf, kept, end) in enumerate(zip(*(sampled_as(known, x) for x in (rebuilt, known, last)), strict=True)):
-        parts = [leaf - kept, end - kept, end]
+        apart, moved, size = _sizes([leaf - kept, end - kept, end], waits)
+        off = apart - ROUNDINGS * torch.finfo(end.dtype).eps * size
+        if not waits and (not off > DOUBTFUL * moved or not moved):
+            continue
+        part = off / moved
         if defect is not None:
-            parts.append(sampled_as(known, defect)[i])
-        apart, moved, size, *missed = torch.linalg.vector_norm(torch.stack(parts).flatten(1), dim=1).unbind()
-        part = (apart - ROUNDINGS * torch.finfo(end.dtype).eps * size) / moved
-        if missed:
-            part = part - (1.5 * missed[0] / moved if of_rebuilt else 3 * (missed[0] / moved).square())
+            (missed,) = _sizes([sampled_as(known, defect())[i]], waits)
+            part = part - (1.5 * missed / moved if of_rebuilt else 3 * (missed / moved) ** 2)
+        part = torch.as_tensor(part, dtype=errors.pair.dtype, device=end.device)
         errors.add(torch.where(part > DOUBTFUL, part, 0.0), n)
+
+
+def _sizes(parts: Sequence[Tensor], waits: bool) -> Sequence[Any]:
+    """Their norms: numbers, or where these would be waited for, scalars of the device."""
+    norms = torch.linalg.vector_norm(torch.stack(parts).reshape(len(parts), -1), dim=1)
+    return norms.unbind() if waits else norms.tolist()
