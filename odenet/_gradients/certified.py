@@ -45,9 +45,11 @@ SMALL = 0.1
 """The least size of y(t0), in sizes of y(t1), that its error is held against: a solve may begin at zero."""
 
 Integers = TypeVar("Integers", bound=Any)
-Certified = Literal["states", "rounded states", "gradient", "first step", "step back", "way back", "drop-in back"]
+Certified = Literal[
+    "states", "rounded states", "gradient", "first step", "step back", "way back", "drop-in back", "run again"
+]
 """What an alarm is told the size of an error of: rebuilt states, those kept in few bits, the whole gradient, that of
-one step, or what an adaptive solve integrated back."""
+one step, what an adaptive solve integrated back, or steps that have run again and do something else."""
 
 _alarms: weakref.WeakKeyDictionary[Any, Alarm] = weakref.WeakKeyDictionary()
 _quiet = threading.local()
@@ -291,6 +293,18 @@ def _step_back(certificate: float, method: str, where: str) -> str:
     )
 
 
+def _run_again(certificate: float, method: str, where: str) -> str:
+    if certificate != certificate:
+        return _message(certificate, method, where)
+    return (
+        f"The field is not what it was in the forward pass: run again by {method} from a state that is known, it "
+        f"misses what it added by {certificate:.2g} of that ({where}), and the gradient {_consequence(certificate)}. "
+        "What to do: look for what it reads from outside and that has changed since (a patched function, a file, a "
+        "setting, a clock, a random number); call backward() before it changes; or take gradient='backprop', which "
+        "runs it once."
+    )
+
+
 _BY_TOLERANCE = {"way back", "drop-in back"}
 _TEXTS: dict[Certified, Callable[[float, str, str], str]] = {
     "states": _message,
@@ -300,6 +314,7 @@ _TEXTS: dict[Certified, Callable[[float, str, str], str]] = {
     "way back": _way_back,
     "drop-in back": _drop_in_back,
     "step back": _step_back,
+    "run again": _run_again,
 }
 
 

@@ -21,6 +21,7 @@ CONVERSION = {
     "converted",
     "layer",
     "layer_run",
+    "layer_end",
     "lent_objects",
     "linked",
     "measured",
@@ -99,6 +100,8 @@ ALONE = {
         "field/surroundings.py",
         "field/storages.py",  # sparse tensors, whose numbers lie in several
         "field/written_on.py",
+        "field/witness.py",  # whether what runs again is what it was, which a trace cannot cease to be
+        "gradients/known_ends.py",
         "steps/events.py",  # in JAX in steps/dense.py
         "steps/batched_condition.py",  # there vmap
         "steps/watched_steps.py",  # there the loop is one program, which looks as it steps
@@ -197,7 +200,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
-        {"StepErrors", "jumping", "norms", "joined", "together"},
+        {"ErrorReport", "StepErrors", "jumping", "norms", "joined", "together"},
         {"on_top", "tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),

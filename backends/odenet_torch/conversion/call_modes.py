@@ -71,6 +71,7 @@ class CallModes:
         self.place = place
         self.known: dict[Any, CallMode] = {}
         self.calls = 0  # with rounded states
+        self.recomputed = 0  # calls of the layer that were to run again, as one that is not settled
 
     def of(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallMode:
         """That of a call with these arguments beside the state."""
@@ -91,7 +92,12 @@ class CallModes:
         self.known[_key(layer, mode, arguments)] = way
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place, "known": {}, "calls": 0}  # made code, which cannot be pickled and is made again
+        return {
+            "place": self.place,
+            "known": {},
+            "calls": 0,
+            "recomputed": 0,
+        }  # made code, which cannot be pickled and is made again
 
 
 def described(layer: Any) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from odenet import ConversionError, DiscreteAdjoint
 from odenet_torch.conversion.call_modes import described
 from odenet_torch.conversion.layer import Arguments, arguments_of, copied, state_name
+from odenet_torch.conversion.layer_end import LayerEnd
 from odenet_torch.conversion.lent_objects import LentObjects, UnknownObjectError
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.rerun import Rerun
@@ -20,12 +21,15 @@ from odenet_torch.conversion.segment import Segment
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import checkpointed, hooked, refuses_hooks
 from odenet_torch.field.late_writes import run_to_the_end
+from odenet_torch.field.witness import turns
 from odenet_torch.gradients import hookless
 from odenet_torch.gradients.adjoint import require_recording
 
 _HOOKLESS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Layers that call torch.func inside, which refuses to run under the hooks of torch's checkpoint."""
 _EVERY_STATE = DiscreteAdjoint(anchors=1)
+_FIRST = 4
+"""Calls of a layer, the first ones, that all run to their end once more, which is compared."""
 _NOTHING = contextlib.nullcontext()
 
 
@@ -125,6 +129,10 @@ class _Recomputation:
     ) -> None:
         self.rerun, self.again = rerun, again
         self.once: Any = x, arguments
+        self.end: LayerEnd | None = None
+        layer: Any = rerun.layer
+        layer._odenet_ways.recomputed += 1
+        self.due = layer._odenet_ways.recomputed <= _FIRST or turns() == 0
 
     def checkpointed(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns, by torch's checkpoint, which keeps these arguments for the other runs."""
@@ -142,10 +150,14 @@ class _Recomputation:
         if self.once is None:
             args, kwargs = _apart((args, kwargs)) if self.again is None else self.again()
             out = rerun.repeat(lambda: rerun.plain(*args, **kwargs))
+            if self.end is not None:
+                self.end.require(type(rerun.layer).__name__, args[0] if args else None, out)
         else:
             (x, (own, named)), self.once = self.once, None  # not copied: what the layer adds to a list is the caller's
             out = rerun.first(x, self._runs(own, named))
-        if rerun.late:
+            if rerun.late or self.due:
+                self.end = LayerEnd.of(out)
+        if rerun.late or self.due:
             run_to_the_end()
         return out
 

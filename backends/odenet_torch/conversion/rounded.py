@@ -10,6 +10,7 @@ follow each other, and none of them is off by more than one rounding.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from odenet import Checkpoint, Stats
-from odenet.kit import alarm, tree_flatten, tree_leaves, tree_map
+from odenet.kit import alarm, signs, tree_flatten, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.call_modes import CallModes
 from odenet_torch.conversion.layer import arguments_of, copied, state_name
+from odenet_torch.conversion.layer_end import LayerEnd
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.measured import LayerErrors, apart, cotangent, due, square, watched
 from odenet_torch.conversion.rerun import Rerun, spent
@@ -28,6 +30,7 @@ from odenet_torch.field.differentiating import unseen
 from odenet_torch.field.field import now, unique
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.raised import as_raised
+from odenet_torch.field.witness import turns
 from odenet_torch.gradients.adjoint import _retained, refuse_batches, refuse_second_derivatives, unhooked
 from odenet_torch.gradients.rounded_states import Chain, relative, rows
 
@@ -101,6 +104,7 @@ def rounded(
     own = (x,) if state is not None else ()
     weights = rerun.weights([leaves[i] for i in indices], (*own, *extras), since)
     link = RoundedLink(rerun, layer.odenet_run, method, x, first, state, arguments, extras, weights, indices)
+    link.end = LayerEnd.of(out) if link.begins or turns() == 0 else None
     if state is not None:
         link.measure(x, state.state(), [leaves[i] for i in indices])
     for i, leaf in zip(
@@ -141,6 +145,7 @@ class RoundedLink:
     ) -> None:
         self.rerun, self.run, self.method = rerun, run, method
         self.state, self.weights, self.indices = state, weights, indices
+        self.end: LayerEnd | None = None
         self.rounds = state is not None
         self.errors: tuple[Tensor, Tensor] | None = None
         # without a graph: what computed an argument is the business of the argument's own node
@@ -174,7 +179,13 @@ class RoundedLink:
             if self.rounds:
                 x = x.detach().requires_grad_()
             arguments = copied(self.arguments)
-            leaves = tree_leaves(self.rerun.repeat(lambda: self.rerun.call(copied(x), arguments)))
+            out = self.rerun.repeat(lambda: self.rerun.call(copied(x), arguments))
+            leaves = tree_leaves(out)
+            if self.end is not None:
+                nearby = None
+                if self.state is not None:
+                    nearby = functools.partial(self._nearby, x, float(self.state.error))
+                self.end.require(type(self.rerun.layer).__name__, x, out, nearby)
             outputs = [leaves[i] for i in self.indices]
             pairs = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None and y.requires_grad]
             sources: list[Any] = [*((x,) if self.rounds else ()), *self.extras, *self.weights]
@@ -182,6 +193,14 @@ class RoundedLink:
                 return [None] * len(sources)
             ys, gs = zip(*pairs, strict=True)
             return [*torch.autograd.grad(ys, sources, gs, allow_unused=True)]
+
+    def _nearby(self, x: Tensor, error: float) -> Any:
+        """What the layer returns at another state, as far from x as x is from the one that was rounded."""
+        places = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+        away = error * float(torch.linalg.vector_norm(x.detach())) / max(x.numel(), 1) ** 0.5
+        other = x.detach() + away * signs(places).to(x.dtype)
+        arguments = copied(self.arguments)
+        return self.rerun.repeat(lambda: self.rerun.call(other, arguments))
 
     def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The gradients by x where that is rounded, by the given tensors and by the weights."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from odenet import GradientError
 from odenet_torch.conversion.rerun import Rerun
 from odenet_torch.field.differentiating import hooked
+from odenet_torch.field.witness import Glimpse, glimpse, require_same_glimpse
 from odenet_torch.gradients.adjoint import require_recording
 from odenet_torch.steps.direct import NotAsBeforeError
 
@@ -39,6 +40,10 @@ class Segment:
         self.rerun, self.again = rerun, again
         self.kinds: list[tuple[torch.Size, torch.dtype]] = []
         """Of what was saved, in order."""
+        self.last: tuple[int, Tensor] | None = None
+        """During the first run: the last tensor that it saved and that is of its own making, and its place."""
+        self.witness: tuple[int, Glimpse] | None = None
+        """The same afterwards: what it held."""
         self.over = False  # whether the first run is
         self.task = -1
         self.saved: dict[int, Tensor] = {}
@@ -53,13 +58,20 @@ class Segment:
         """The first run, whose results are those of the layer."""
         with torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack):
             out = self.rerun.first(x, run)
+        if self.last is not None:  # now, as a kernel may write on what it has saved
+            place, tensor = self.last
+            seen, self.last = glimpse(tensor), None
+            self.witness = None if seen is None else (place, seen)
         self.over = True
         return out
 
     def pack(self, tensor: Tensor) -> int:
         """In the place of a tensor that the first run saves: how many it has saved before."""
+        place = len(self.kinds)
         self.kinds.append((tensor.shape, tensor.dtype))
-        return len(self.kinds) - 1
+        if not tensor.is_leaf and tensor.is_contiguous():
+            self.last = place, tensor
+        return place
 
     def unpack(self, place: int) -> Tensor:
         """What a backward pass is given in the place of a number."""
@@ -75,7 +87,7 @@ class Segment:
         """What the first run saved, as a further one saves it.
 
         Raises:
-            GradientError: it saves something else.
+            GradientError: it saves something else, or other numbers.
         """
         require_recording("gradient='checkpoint'")
         saved: list[Tensor] = []
@@ -100,6 +112,9 @@ class Segment:
                 "layers that do the same for the same",
                 "look for something that it reads from outside; or take gradient='backprop'",
             )
+        if self.witness is not None:
+            place, seen = self.witness
+            require_same_glimpse(glimpse(saved[place]), seen, type(self.rerun.layer).__name__)
         return saved
 
 

@@ -39,6 +39,9 @@ from odenet_torch.gradients.way_back import least
 from odenet_torch.steps.graph import Choices
 from odenet_torch.steps.size_control import AdaptiveLoop, StepCallbacks
 
+_MANY = 16
+"""Steps beside which one more evaluation is little."""
+
 
 @dataclass(frozen=True)
 class AdjointProblem:
@@ -313,8 +316,11 @@ def _pulled(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         stack.enter_context(way.again.back())
         a = torch.zeros_like(ys[-1], dtype=kind)
         due = passes_due(flow)
+        recording, stepped = flow.recording, isinstance(way.choice, Spacing)
+        if due is not None or not stepped or (recording is not None and len(recording.ends) >= _MANY):
+            way.again.require_known(flow, ys[0].to(flow.y0.dtype))
         nodes = None if due is None else all_steps(flow, len(ys) - 1)
-        if due is not None and (nodes is not None or (isinstance(way.choice, Spacing) and by_steps(flow))):
+        if due is not None and (nodes is not None or (stepped and by_steps(flow))):
             back.steps_back = StepsBack(flow, ys, params, back.layout, grads, nodes, *due)
         elif due is not None:
             rtol = None if way.reach is None else least(list(way.reach.rtol))

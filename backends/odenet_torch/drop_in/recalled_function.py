@@ -1,4 +1,7 @@
-"""The function of a solve whose backward pass calls it again: as it was, and with all that it reads."""
+"""The function of a solve whose backward pass calls it again: as it was, and with all that it reads.
+
+Over 250 lines: what is noted of the function, found again and compared is of one object.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ from torch import Tensor, nn
 from odenet import GradientError, UnsupportedError
 from odenet.kit import tree_map
 from odenet_torch.drop_in.flow import OdeintProblem
+from odenet_torch.drop_in.recording import lent_buffers, modules_of
 from odenet_torch.field.called_modules import ModuleSnapshot
 from odenet_torch.field.differentiating import record
 from odenet_torch.field.field import ends, moved, now, unique
+from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.knowledge import name_of
 from odenet_torch.field.memory import require_recorded, versions
 from odenet_torch.field.replay import Replay, hooks_its_state
 from odenet_torch.field.shared_hooks import untracked
-from odenet_torch.field.surroundings import reach
+from odenet_torch.field.surroundings import no_trace, reach
+from odenet_torch.field.witness import OFF, OFF_HALF, looks, require_reached, sample
 from odenet_torch.field.written_on import version
 
 _PLACE = (0, 0.0, 1)  # all evaluations are of the same func
@@ -50,6 +56,8 @@ class Recalled:
         self.buffers = {id(b): version(b) for module in reach(func).modules for b in module.buffers()}
         self.elsewhere = False
         self.ready: tuple[tuple[Tensor, ...], Any] | None = None
+        self.known: tuple[Tensor, tuple[Tensor, ...]] | None = None
+        """The first time, and a sample of the slope at y0 there."""
         self.snapshots: list[ModuleSnapshot] = []
         self.lends = False
         """Whether func is handed copies of states, because it writes on them."""
@@ -149,6 +157,8 @@ class Recalled:
             sources += leaves
         if self.ready is None:  # not that of a later call, which is to tell whether it draws: it drew others
             self.ready = tuple(x.detach() for x in _flat(t, flow.unpacked(y))), _detached(value)
+            slopes = tuple([x.detach() for x in _flat(value) if isinstance(x, Tensor)])
+            self.known = (t.detach(), sample(slopes, own=True)) if looks(slopes) else None
         return unique((*params, *(tensor for tensor in sources if id(tensor) not in known)))
 
     def names(self, params: Sequence[Tensor], draws: bool) -> tuple[str, ...]:
@@ -213,6 +223,28 @@ class Recalled:
                 yield
             finally:
                 self.elsewhere = False
+
+    def require_known(self, flow: OdeintProblem, y0: Tensor) -> None:
+        """Looks, in `back`, whether the slope at y0 is what it was; no evaluation that a counter would see.
+
+        Raises:
+            GradientError: it is another one.
+        """
+        if self.known is None:
+            return
+        (t, known), func = self.known, self.func
+
+        def call(y: Any) -> Any:
+            if self.elsewhere and isinstance(func, nn.Module):
+                return torch.func.functional_call(func, self.parameters, (t, y))
+            return func(t, y)
+
+        y = y0.detach().clone().requires_grad_()
+        with torch.enable_grad(), no_trace([self.func]), lent_buffers(modules_of(self.func)), flow.explained():
+            value = self.replay.again((0, False, 0.0), _PLACE, 1, lambda: call(flow.unpacked(y)))
+        slopes = tuple([x.detach() for x in _flat(value) if isinstance(x, Tensor)])
+        off = OFF_HALF if y0.dtype in HALF or torch.is_autocast_enabled("cpu") else OFF
+        require_reached(slopes, known, tuple(map(torch.zeros_like, slopes)), self.name, off)
 
 
 def recalled(flow: OdeintProblem) -> tuple[OdeintProblem, Recalled]:

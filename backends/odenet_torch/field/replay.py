@@ -126,6 +126,8 @@ class Replay:
         self.looked: dict[int, bool] = {}  # by `id` of what f is made of: whether it may do as follows
         self.late: set[int] = set()
         """Steps that may write on what they have saved, and so are to run to their end (see `late_writes`)."""
+        self.checked: set[int] = set()
+        """Steps in which a part of f ran for the first time in its life."""
         self.before: list[tuple[Owned, Tensor, Any, Tensor | None]] = []
         self.last = random_state.state(device)
         self.autocast = autocasts(device)
@@ -202,6 +204,7 @@ class Replay:
                     fresh.insert(0, (name, module))
             self.of_step.setdefault(key[0], set()).add(id(module))
         if fresh:
+            self.checked.add(key[0])
             self._check(key, place, fresh, out, evaluate, y)
         for root in roots:
             if self.sides.evaluations[id(root[1])] == 2:

@@ -16,6 +16,7 @@ from odenet_torch.field import saved_tensors
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
+from odenet_torch.field.witness import ordinary, sample
 from odenet_torch.gradients.adjoint import (
     Adjoint,
     SavedStates,
@@ -114,6 +115,9 @@ class _AcceptedStepsSolve(torch.autograd.Function):
         ctx.forward, ctx.adjoint, ctx.count = forward, adjoint, count
         ctx.indices = tuple(states)
         ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
+        last, forward.last = forward.last, None
+        known = None if last is None else adjoint.known_of(last)
+        ctx.known = sample(known, own=True) if known is not None and ordinary(known) else None
         ctx.weights = tuple(id(tensor) for tensor in tensors[count:])
         ctx.kinds = tuple(tensor.dtype for tensor in tensors[count:])
         stacked = _stacked(outputs)
@@ -150,11 +154,12 @@ class _AcceptedStepsSolve(torch.autograd.Function):
         run.replay.steps = run.grid.steps
         with run.replay.back(), unhooked(run.field.everything(1)):
             if ctx.adjoint.reads_outputs:
+                ctx.adjoint.slope = ctx.known
                 g = ctx.adjoint.back_accepted(forward, states, groups[len(ctx.indices) :], rows, sums)
             else:
                 met, inside = joined(forward, rows)
                 run = dataclasses.replace(run, inside=inside)
-                g = advance(ctx.adjoint.back(run, SavedStates(states, (), ctx.sketch), met, sums))
+                g = advance(ctx.adjoint.back(run, SavedStates(states, (), ctx.sketch, known=ctx.known), met, sums))
                 assert g is not None
         needs = zip(ctx.weights, ctx.kinds, ctx.needs_input_grad[4 + count :], strict=True)
         return (None, None, None, None, *g, *(sums.gradient(key, kind) if want else None for key, kind, want in needs))

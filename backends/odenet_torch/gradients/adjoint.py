@@ -27,11 +27,13 @@ from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import Settled, settle
 from odenet_torch.field.state import Leaves
+from odenet_torch.field.witness import ordinary, sample
 from odenet_torch.gradients.certificate import Sketch
 from odenet_torch.gradients.stages import BackwardSweep, RecordedSweep, StageChain, Way, chain, stages
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.direct import Direct, NotAsBeforeError, NotSettledError
 from odenet_torch.steps.fixed import Run, loop, stacked
+from odenet_torch.steps.size_control import AcceptedStep
 
 KNOWN = -1
 
@@ -51,6 +53,16 @@ class Adjoint(ABC):
     def sketch(self, y0: Leaves) -> Sketch | None:
         """What the backward pass is to be given of the state at t0, if that is not kept."""
         return None
+
+    def last(self, y: Leaves) -> Leaves | None:
+        """What the backward pass is to be given of the state at t1, if that is not kept; the caller may write on it."""
+        return None
+
+    def look(self, run: Run, y0: Leaves, states: dict[int, Leaves], last: Leaves | None) -> None:  # noqa: B027
+        """All steps have run again, to states by index, of which the last is known by this."""
+
+    back_by = 0
+    """How many steps before t1 the state is of which the backward pass is given a sample, to know the field by."""
 
     def keeps(self, run: Run) -> Iterable[int]:
         """The indices of the states that the backward pass is to be given, beside those that the user keeps."""
@@ -81,7 +93,19 @@ class Adjoint(ABC):
         Returns:
             The states that are wanted, by index, and groups of a tensor for each leaf of y0 (see `SavedStates`).
         """
-        return loop(run, y0, self.keeps(run))
+        return loop(run, y0, (*self.keeps(run), self.witness(run)) if self.back_by else self.keeps(run))
+
+    def witness(self, run: Run) -> int:
+        """The index of the state of which a sample is kept (see `back_by`)."""
+        return max(run.grid.steps - self.back_by, 0)
+
+    def witnessed(self, run: Run, states: dict[int, Leaves]) -> Leaves | None:
+        """That state, among those of the forward pass, as the backward pass comes to it."""
+        return states.get(self.witness(run)) if self.back_by else None
+
+    def known_of(self, last: AcceptedStep) -> Leaves | None:
+        """Of the last accepted step, what the backward pass is given a sample of, to know the field by."""
+        return last.y if self.back_by == 1 else None
 
     @abstractmethod
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Way:
@@ -184,11 +208,15 @@ class SavedStates:
         states: by index, exactly as they were; what is taken out of it is freed.
         pair: what a reversible solver needs for the backward pass, or rounded states are made of.
         sketch: see `Adjoint.sketch`.
+        last: see `Adjoint.last`.
+        known: of the state that is kept as a witness, a sample (see `Adjoint.back_by`).
     """
 
     states: dict[int, Leaves]
     pair: tuple[Leaves, ...]
     sketch: Sketch | None = None
+    last: Leaves | None = None
+    known: Leaves | None = None
 
 
 def own(y0: Leaves) -> Leaves:
@@ -401,6 +429,9 @@ class _FixedStepSolve(torch.autograd.Function):
             run.replay.finish()
         ctx.run, ctx.adjoint, ctx.count, ctx.course = run, adjoint, count, course
         ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
+        ctx.last = adjoint.last(states[run.grid.steps]) if run.grid.steps in states else None
+        known = adjoint.witnessed(run, states)
+        ctx.known = sample(known) if known is not None and ordinary(known) else None
         weights = tensors[count + (course is not None) :]
         # a reversible solver's y(t1) is in its pair
         keeps = {*adjoint.keeps(run)}
@@ -427,7 +458,11 @@ class _FixedStepSolve(torch.autograd.Function):
         if not _retained():
             ctx.inner = {}  # so that a backward pass can free what it has used
         saved = SavedStates(
-            inner | dict(zip(ctx.states, groups, strict=False)), tuple(groups[len(ctx.states) :]), ctx.sketch
+            inner | dict(zip(ctx.states, groups, strict=False)),
+            tuple(groups[len(ctx.states) :]),
+            ctx.sketch,
+            ctx.last,
+            ctx.known,
         )
         del inner
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
@@ -478,7 +513,9 @@ def _recorded(ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, .
     else:
         y0, weights = course.y0, course.every
     with ctx.run.settled.back():
-        outputs = stacked(ctx.run, loop(ctx.run, y0)[0])
+        states, _ = loop(ctx.run, y0)
+        ctx.adjoint.look(ctx.run, y0, states, ctx.last)
+        outputs = stacked(ctx.run, states)
         derivatives = torch.autograd.grad(outputs, [*y0, *weights], gradients, create_graph=True, allow_unused=True)
     way = RecordedSweep(derivatives[: len(y0)], dict(zip(map(id, weights), derivatives[len(y0) :], strict=True)))
     if course is not None:

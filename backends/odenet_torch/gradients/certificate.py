@@ -281,7 +281,7 @@ def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors, of: Certified
     pair = _of_all_cotangents(errors.worst())
     stats.residual = pair[0]
     if alarm is not None:
-        _ErrorReport(alarm, stats, errors.run, pair, of).settle()
+        ErrorReport(alarm, stats, errors.run, pair, of).settle()
     return pair[0]
 
 
@@ -295,12 +295,12 @@ def _of_all_cotangents(pair: Tensor) -> Tensor:
     return pairs[pairs[:, 0].argmax()]  # NaN, where there is one
 
 
-_waiting: list[_ErrorReport] = []
+_waiting: list[ErrorReport] = []
 """What a device has not worked out yet."""
 
 
 @dataclass(eq=False)
-class _ErrorReport:
+class ErrorReport:
     """A certificate on its way to the host."""
 
     alarm: Alarm

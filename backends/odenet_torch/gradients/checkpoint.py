@@ -28,6 +28,7 @@ from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import settle
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.storages import storages
+from odenet_torch.field.witness import ENTRIES, EVERY, sample, turns
 from odenet_torch.gradients import accepted_steps, hookless
 from odenet_torch.gradients.adjoint import (
     KNOWN,
@@ -45,6 +46,7 @@ from odenet_torch.gradients.adjoint import (
     standing,
     zeros,
 )
+from odenet_torch.gradients.known_ends import KnownEnds
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
@@ -92,12 +94,17 @@ class Recomputation(Adjoint):
     def recorded(self, run: Run, y0: Leaves) -> Leaves:
         """By torch's checkpoint, which hooks into what autograd saves."""
         run = dataclasses.replace(run, replay=(replay := Replay.of(run.field, run.layout, run.grid.steps)))
-        states, since = {0: y0}, now()
+        states, since, due = {0: y0}, now(), turns()
+        ends: dict[int, KnownEnds] = {}
         run.field.recorded(run.layout.device, run.grid.steps)
         with replay.forth(), replay.notice():
             carried = _begun(run, y0)
             for first, end in self.method.parts(run.grid.steps):
-                within, carried = Segment(run, replay, first, end)(carried)
+                due -= end - first
+                alone = end == run.grid.steps < EVERY
+                segment = Segment(run, replay, first, end, self.stats, ends, due < 0 or alone)
+                due = due if due >= 0 else EVERY - 1
+                within, carried = segment(carried)
                 states |= within
                 replay.sides.clear()
                 if first == 0:
@@ -143,6 +150,15 @@ class Recomputation(Adjoint):
         self.method = Checkpoint(states=self.method.affordable(state, stages))
         return first
 
+    def last(self, y: Leaves) -> Leaves | None:
+        return sample(y, own=True)
+
+    def look(self, run: Run, y0: Leaves, states: dict[int, Leaves], last: Leaves | None) -> None:
+        ends, steps = KnownEnds(run, self.stats, last), run.grid.steps
+        if steps in states:
+            ends.reached(steps - 1, y0, states[steps])
+        ends.over()
+
     def again_from(self, first: int) -> int:
         """A schedule, and a segment, run again from a kept state below."""
         return first if self.method == Checkpoint() else 0
@@ -153,45 +169,60 @@ class Recomputation(Adjoint):
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         assert not isinstance(run.solver, ReversibleSolver), "left to torch's checkpoint: it carries more than y"
-        known = saved.states
+        known, steps = saved.states, run.grid.steps
+        small = len(known[0]) == 1 and known[0][0].numel() <= ENTRIES and not isinstance(run.grid, Accepted)
+        ends = KnownEnds(run, self.stats, known.get(steps) or saved.last, small)
         if isinstance(run.grid, Accepted):
             if self.method == Checkpoint():
-                return (yield from self.all_states(run, known, gradients, sums))
-            count = min(self.method.states or self.method.segments or 1, run.grid.steps)
+                return (yield from self.all_states(run, known, gradients, sums, ends))
+            count = min(self.method.states or self.method.segments or 1, steps)
             self.method = Checkpoint(states=max(count, 1))
             known = self.again(run, known[0])
         if self.method.states is None:
-            return (yield from self.segments(run, known, gradients, sums))
-        g = gradients.get(run.grid.steps) or zeros(known[0])
-        for turn in schedule(run.grid.steps, self.method.states).turns:
+            return (yield from self.segments(run, known, gradients, sums, ends))
+        g, start = gradients.get(steps) or zeros(known[0]), known[0]
+        # those of accepted steps are of the backward pass itself
+        forward = () if isinstance(run.grid, Accepted) else schedule(steps, self.method.states).forward
+        for turn in schedule(steps, self.method.states).turns:
             y = known[turn.origin]
+            start = y if forward else start
             for n in range(turn.origin, turn.step):
                 y = run.after(n, y)
                 if n + 1 in turn.keep:
                     known[n + 1] = y
-            g = self.step(run, turn.step, y, g, gradients.get(turn.step), sums)
-            known.pop(turn.step, None)
+            g = self.step(run, turn.step, y, g, gradients.get(turn.step), sums, ends, start)
+            if (kept := known.pop(turn.step, None)) is not None and turn.step in forward:
+                ends.keep(turn.step, kept)
             yield turn.step
+        ends.over()
         return g
 
-    def segments(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def segments(
+        self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums, ends: KnownEnds
+    ) -> Steps:
         """Back from segment to segment, whose first states are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for first, end in reversed(self.method.parts(run.grid.steps)):
+            start = known[first]
             for n in range(first, end - 1):
                 known[n + 1] = run.after(n, known[n])
             for n in reversed(range(first, end)):
-                g = self.step(run, n, known.pop(n), g, gradients.get(n), sums)
+                g = self.step(run, n, known.pop(n), g, gradients.get(n), sums, ends, start)
                 yield n
+            ends.keep(first, start)
+        ends.over()
         return g
 
-    def all_states(self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
+    def all_states(
+        self, run: Run, known: dict[int, Leaves], gradients: dict[int, AnyLeaves], sums: Sums, ends: KnownEnds
+    ) -> Steps:
         """The backward pass where all states are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for n in reversed(range(run.grid.steps)):
-            known.pop(n + 1)
-            g = self.step(run, n, known[n], g, gradients.get(n), sums)
+            ends.keep(n + 1, known.pop(n + 1))
+            g = self.step(run, n, known[n], g, gradients.get(n), sums, ends, known[n])
             yield n
+        ends.over()
         return g
 
     def again(self, run: Run, y: Leaves) -> dict[int, Leaves]:
@@ -206,19 +237,34 @@ class Recomputation(Adjoint):
         return known
 
     @staticmethod
-    def step(run: Run, n: int, y: Leaves, g: AnyLeaves, met: AnyLeaves | None, sums: Sums) -> Leaves:
+    def step(
+        run: Run,
+        n: int,
+        y: Leaves,
+        g: AnyLeaves,
+        met: AnyLeaves | None,
+        sums: Sums,
+        ends: KnownEnds,
+        start: Leaves,
+    ) -> Leaves:
         """The cotangent at the start of step n, the gradient `met` of the loss by y[n] itself included.
+
+        Where it ends is held against what is known of that, as reached from `start`.
 
         The step is `y + D(y)` as in the forward pass, and what was added up so far enters as cotangents of y and of the
         weights themselves: autograd then adds in the order of backprop, to the last bit.
         """
         if run.settled is not None and run.settled.once(run.grid.steps) and met is None:
-            return Recomputation.known_step(run, n, y, g, sums)
+            return Recomputation.known_step(run, n, y, g, sums, ends, start)
         since = mark(run)
         at, explicit, stand = standing(run, n, y)
         with torch.enable_grad():
-            d, outputs, cotangents = run.piece(n, at, stand, g)
-            z = add(at, d)
+            if n in run.inside:
+                d, outputs, cotangents = run.piece(n, at, stand, g)
+                z, inside = add(at, d), [*zip(outputs[len(d) :], cotangents[len(d) :], strict=True)]
+            else:
+                z, inside = run.after(n, at, stand=stand), []
+        ends.reached(n, start, z)
         captured = read(run, n)
         reads, weights = (*stand.values(), *captured), (*explicit, *captured)
         if since != KNOWN:
@@ -227,7 +273,6 @@ class Recomputation(Adjoint):
         once = {sums.place(weight): (leaf, weight) for leaf, weight in zip(reads, weights, strict=True)}
         exact = [(leaf, weight) for leaf, weight in once.values() if weight.dtype not in HALF]
         so_far = [(leaf, total) for leaf, weight in exact if (total := sums.total(weight)) is not None]
-        inside = zip(outputs[len(d) :], cotangents[len(d) :], strict=True)
         pairs = [*zip(z, g, strict=True), *inside, *(zip(at, met, strict=True) if met is not None else ()), *so_far]
         outputs, cotangents = zip(*pairs, strict=True)
         gradients = torch.autograd.grad(outputs, [*at, *reads], cotangents, allow_unused=True)
@@ -243,11 +288,12 @@ class Recomputation(Adjoint):
         return gradients[: len(at)]
 
     @staticmethod
-    def known_step(run: Run, n: int, y: Leaves, g: AnyLeaves, sums: Sums) -> Leaves:
+    def known_step(run: Run, n: int, y: Leaves, g: AnyLeaves, sums: Sums, ends: KnownEnds, start: Leaves) -> Leaves:
         """The same where the step reads parameters of its own alone: nothing was added up for them so far."""
         at, weights = y[0].detach().requires_grad_(), read(run, n)
         with torch.enable_grad():
             (z,) = run.after(n, (at,))
+        ends.reached(n, start, (z,))
         gradients = pulled(z, (at, *weights), g[0])
         sums.by_tensor.update((id(x), part) for x, part in zip(weights, gradients[1:], strict=True) if part is not None)
         assert gradients[0] is not None
@@ -256,15 +302,23 @@ class Recomputation(Adjoint):
 
 @dataclasses.dataclass
 class Segment:
-    """Steps first..end-1, of which torch keeps nothing but the first state, and runs again in the backward pass."""
+    """Steps first..end-1, of which torch keeps nothing but the first state, and runs again in the backward pass.
+
+    Torch ends that as soon as all is saved. To the end, which is then held against what it was, run segments that are
+    `due`, those of blocks that run for the first time, and those that have to.
+    """
 
     run: Run
     replay: Replay
     first: int
     end: int
+    stats: Stats
+    ends: dict[int, KnownEnds]
+    due: bool = False
 
     def __post_init__(self) -> None:
         self.since = now()
+        self.last: Leaves | None = None
 
     def __call__(self, carried: Carried) -> tuple[dict[int, Leaves], Carried]:
         """The states after these steps that are wanted, the last among them, and what is carried then."""
@@ -273,11 +327,13 @@ class Segment:
 
         def steps(*flat: Tensor) -> list[Tensor]:
             carried, states = _grouped(flat, count), []
+            start = carried[0]
             for n in range(self.first, self.end):
                 carried = _advanced(self.run, n, carried)
                 if n + 1 in kept:
                     states += carried[0]
-            if not self.replay.late.isdisjoint(range(self.first, self.end)):
+            if self.due or not (self.replay.late | self.replay.checked).isdisjoint(range(self.first, self.end)):
+                self._ended(start, carried[0])
                 run_to_the_end()
             return [*states, *(leaf for leaves in carried for leaf in leaves)]
 
@@ -290,6 +346,27 @@ class Segment:
         )
         groups = _grouped(outputs, count)
         return dict(zip((*kept, self.end), groups, strict=False)), groups[len(kept) :]
+
+    def _ended(self, start: Leaves, y: Leaves) -> None:
+        """The steps have led from a state to another one: the first time, or once more."""
+        if not self.run.again:
+            self.last = sample(y, own=self.end == self.run.grid.steps)
+        elif self.last is not None:
+            ends = self.ends_of_pass()
+            with torch.no_grad():
+                ends.look(self.end - 1, start, y, self.last)
+
+    def ends_of_pass(self) -> KnownEnds:
+        """What the running backward pass compares, over all segments."""
+        task = torch._C._current_graph_task_id()
+        ends = self.ends.get(task)
+        if ends is None:
+            ends = KnownEnds(self.run, self.stats, None)
+            if task == -1:  # somebody looks at what is saved
+                return ends
+            self.ends[task] = ends
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.ends.pop(task).over())
+        return ends
 
     def __enter__(self) -> None:
         """While the steps run again, as often as a graph is gone back through."""

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from odenet import ContinuousAdjoint, GradientError, PIDController, Problem, Solver, Stats
-from odenet.kit import WHOLE, AnySolver, add, combine, hermite, increment, local_error, positions
+from odenet.kit import DOUBTFUL, WHOLE, AnySolver, add, combine, hermite, increment, local_error, positions, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
+from odenet_torch.field.witness import sampled_as
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import (
     Adjoint,
@@ -31,6 +32,7 @@ from odenet_torch.gradients.adjoint import (
 )
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, jumping
 from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
+from odenet_torch.gradients.known_ends import add_strayed
 from odenet_torch.gradients.network_gradient import NetworkGradient
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Parts, Sums
@@ -42,6 +44,8 @@ from odenet_torch.steps.size_control import AcceptedStep, AdaptiveLoop
 from odenet_torch.steps.tolerance import LEAST, Tolerance, allowances, over
 from odenet_torch.steps.weighted_sum import plus
 
+_FINE = 3
+"""Of a method whose steps back miss less than a tenth of what the step forward adds, where those steps are of use."""
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""
 
@@ -50,6 +54,7 @@ class Costate(Adjoint):
     """The augmented system (y, a), backward from t1, by a solver and a step count of its own."""
 
     by_steps = False
+    back_by = 1
 
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats) -> None:
         super().__init__(stats)
@@ -70,7 +75,7 @@ class Costate(Adjoint):
         if self.method.compared(run.grid.steps) < 2 or (first := self.always(run)) == run.grid.steps:
             return super().forth(run, y0)
         self.moves = LargestMove(run, y0, first)
-        return loop(run, y0, self.keeps(run), self.moves.add)
+        return loop(run, y0, (*self.keeps(run), self.witness(run)), self.moves.add)
 
     def always(self, run: Run) -> int:
         """How many steps from t0 on are compared whatever the state does: the first one of each kind, or a segment."""
@@ -92,7 +97,7 @@ class Costate(Adjoint):
         compared = ComparedSteps(run, self.method, sums, a)
         beside = NetworkGradient(run, self.stats, saved, gradients, sums) if jumping(run) else None
         segments = segments if beside is None else set[int]()
-        running = False
+        running, end = False, y
         for n in reversed(range(steps)):
             if count and n % count == count - 1 and (k := n // count) in segments:
                 compared, running = ComparedSteps(run, self.method, sums, a, k), True
@@ -101,6 +106,8 @@ class Costate(Adjoint):
             y, a = add(y, d[: len(y)]), add(a, d[len(y) :])
             if running:
                 compared.changed(d[len(y) :])
+            if saved.known is not None and n * forward == (forward - 1) * steps:
+                self.add_strayed(errors, run, y, saved.known, end, solver)
             if n in meets:
                 y = saved.states.get(meets[n], y)
                 a = add(a, gradients[meets[n]]) if meets[n] in gradients else a
@@ -119,6 +126,19 @@ class Costate(Adjoint):
             errors.on_top(compared.drift(saved.sketch, y, saved.states[forward]), -1)
         certify(self.stats, self.alarm, errors, "first step")
         return a
+
+    @staticmethod
+    def add_strayed(errors: StepErrors, run: Run, y: Leaves, known: Leaves, end: Leaves, solver: Solver) -> None:
+        """Hold the state before the last step, as it was integrated back, against what is known of it.
+
+        What an integration of low order misses by itself is told by a step forward from there.
+        """
+        n, rough = run.grid.steps - 1, min(run.solver.order, solver.order) < _FINE
+
+        def defect() -> AnyLeaves:
+            return subtract(end, run.after(n, y))
+
+        add_strayed(errors, n, y, known, end, defect if rough else None, of_rebuilt=True)
 
     def between(self, run: Run, n: int, states: dict[int, Leaves]) -> Between:
         """y within step n of the forward solve: the kept states, and the cubic Hermite interpolant between them."""
@@ -170,6 +190,13 @@ class AdaptiveCostate(Costate):
     proposed: float | None = None
     end: Leaves | None = None
     """The state where the backward pass began."""
+    slope: Leaves | None = None
+    """A sample of that at t1 in the forward pass, where that has evaluated it in its last step."""
+    changed: Tensor | None = None
+    """By which part of it the slope there is another one now."""
+
+    def known_of(self, last: AcceptedStep) -> Leaves | None:
+        return last.slopes[-1] if last.loop.tableau.fsal else None
 
     def back_accepted(
         self, forward: ForwardSolve, states: dict[int, Leaves], outputs: list[Leaves], rows: list[Leaves], sums: Sums
@@ -178,7 +205,7 @@ class AdaptiveCostate(Costate):
         refuse_batches((leaf for row in rows for leaf in row), f"gradient={self.stats.gradient!r}")
         y, t = states[forward.grid.steps], forward.grid.nodes[-1]
         a: AnyLeaves = zeros(y)
-        self.proposed = self.end = None
+        self.proposed = self.end = self.changed = None
         solver, _ = self.method.backward(self.solver, 1)
         self.control, device = self._control(forward.span.control), forward.run.layout.device
         self.way_back = WayBack(least(self.control.rtol), device, local_error(solver.tableau), self.by_y0)
@@ -198,6 +225,8 @@ class AdaptiveCostate(Costate):
             errors.add(beside.certificate(a, by_y0=self.by_y0), WHOLE)
         else:
             errors.add(self.way_back.certificate(sums.totals()), -1)
+        if self.changed is not None:
+            errors.add(torch.where(self.changed > DOUBTFUL, self.changed, 0.0), len(forward.grid.nodes) - 2)
         certify(self.stats, self.alarm, errors, "way back")
         return a
 
@@ -242,6 +271,8 @@ class AdaptiveCostate(Costate):
         both: AnyLeaves = (*y, *a)
         with torch.no_grad():
             for step in loop.steps(t, both):
+                if self.slope is not None and t == forward.grid.nodes[-1] and self.changed is None:
+                    self.changed = _changed(step.slopes[0][:count], self.slope)
                 quadrature.accept(step)
                 assert loop.trial is not None
                 of_costate = loop.trial.error, both, step.y1, step.slopes[0], step.slopes[-1]
@@ -262,6 +293,12 @@ class AdaptiveCostate(Costate):
 
         self.way_back.arrived(exact, y, self.end, a, abs(end - t), derivatives, last=end == forward.t0)
         return a
+
+
+def _changed(slope: Leaves, known: Leaves) -> Tensor:
+    """By which part of it a slope is another one than it was, of which a sample is known."""
+    pairs = zip(sampled_as(known, slope), known, strict=True)
+    return torch.stack([torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(y) for x, y in pairs]).amax()
 
 
 class Doubled(Tolerance):

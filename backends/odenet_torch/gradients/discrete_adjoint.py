@@ -28,6 +28,7 @@ from odenet_torch.gradients.certificate import (
     relative,
     sized,
 )
+from odenet_torch.gradients.known_ends import add_strayed
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
@@ -55,6 +56,8 @@ class Reversal(Adjoint):
         super().__init__(stats)
         self.method = method
 
+    back_by = 1
+
     def keeps(self, run: Run) -> Iterable[int]:
         return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
 
@@ -76,6 +79,8 @@ class Reversal(Adjoint):
             if n in jumps:
                 reference = tuple(map(against, d, reference))
             errors.add_difference(before, z, reference, n)
+            if n == steps - 1 and saved.known is not None:
+                add_strayed(errors, n, before, saved.known, y, functools.partial(subtract, before, z))
             y = before if method.correct and n not in saved.states else z
             if n in gradients:
                 g = add(g, gradients[n])

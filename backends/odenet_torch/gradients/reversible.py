@@ -18,6 +18,7 @@ from odenet.kit import add
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative, sized
+from odenet_torch.gradients.known_ends import add_strayed
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -35,26 +36,35 @@ class Retrace(Adjoint):
     def __init__(self, solver: ReversibleSolver, stats: Stats) -> None:
         super().__init__(stats)
         self.solver = solver
+        self.kept: AnyLeaves | None = None
 
     def sketch(self, y0: Leaves) -> Sketch | None:
         """States that are rounded to a grid begin elsewhere."""
         return None if self.solver.rounds else Sketch(y0)
+
+    back_by = 2
+    """A solver of two steps carries the state before the last, and evaluates f for that before it."""
 
     def keeps(self, run: Run) -> Iterable[int]:
         return ()
 
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
         """Behind the pair stands the side information of each step, in bytes."""
-        solver, bits = self.solver, self.solver.side_bits
-        if not bits:
-            return super().forth(run, y0)
+        solver, bits, at = self.solver, self.solver.side_bits, self.witness(run)
         sides: list[Leaves] = []
 
         def on_step(n: int, pair: tuple[AnyLeaves, ...]) -> None:
-            sides.append(tuple(packed(leaf, bits) for leaf in solver.side(run, pair)))
+            if n == at:
+                self.kept = solver.kept(pair)[0]
+            if bits:
+                sides.append(tuple(packed(leaf, bits) for leaf in solver.side(run, pair)))
 
         states, pair = loop(run, y0, self.keeps(run), on_step)
         return states, (*pair, *sides)
+
+    def witnessed(self, run: Run, states: dict[int, Leaves]) -> AnyLeaves | None:
+        kept, self.kept = self.kept, None
+        return kept
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         solver, h, steps, pair = self.solver, run.grid.size(0), run.grid.steps, saved.pair
@@ -62,7 +72,7 @@ class Retrace(Adjoint):
         pair, sides = (pair[:-steps], pair[-steps:]) if bits else (pair, ())
         zero = zeros(pair[0])
         pull = StepVJPs(run, sums)
-        g = solver.cotangents(gradients.get(steps, zero), zero)
+        g, errors, last = solver.cotangents(gradients.get(steps, zero), zero), StepErrors(run), pair[0]
         for n in reversed(range(steps)):
             if bits:
                 pair = (
@@ -72,9 +82,10 @@ class Retrace(Adjoint):
             pair, g = solver.back(pull, n, h, steps, pair, g)
             if n in gradients:
                 g = (add(g[0], gradients[n]), *g[1:])
+            if n == self.witness(run) and saved.known is not None:
+                add_strayed(errors, n, pair[0], saved.known, last)
             yield n
         y, defect, gradient = solver.origin(pull, h, pair, g)
-        errors = StepErrors(run)
         errors.add(relative(defect, sized(y, saved.pair[0])), -1)
         if saved.sketch is not None:
             errors.add(saved.sketch.error(y, saved.pair[0]), -1)

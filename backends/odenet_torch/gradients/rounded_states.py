@@ -34,6 +34,7 @@ from odenet_torch.gradients import checkpoint
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, read, standing, vjp, zeros
 from odenet_torch.gradients.certificate import StepErrors, certify, jumping, sized_rows
 from odenet_torch.gradients.compared_steps import magnitude
+from odenet_torch.gradients.known_ends import KnownEnds
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Parts, Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -133,6 +134,12 @@ class RoundedStates(Adjoint):
         y0, z = saved.states[0], ends
         starts = tuple(_real(leaf) for leaf in y0)
         restarted = restarts(scales)
+
+        def rounded(n: int, i: int, kept: Tensor) -> Tensor:
+            return _rounded(kept, codes[i], scales[i], n)
+
+        last = tuple([_like(leaf, first) for leaf, first in zip(z, y0, strict=True)])
+        known = KnownEnds(run, self.stats, last, rounded=rounded)
         jumps, change = jumping(run), _Change(sums, run.layout.device)
         g = gradients.get(run.grid.steps) or zeros(y0)
         for n in reversed(range(run.grid.steps)):
@@ -142,14 +149,16 @@ class RoundedStates(Adjoint):
             y = tuple(_like(leaf, first) for leaf, first in zip(z, y0, strict=True)) if n else y0
             moved = _moved(z, codes, scales, n) if n in jumps else None
             if moved is None:
-                g = checkpoint.Recomputation.step(run, n, y, g, gradients.get(n), sums)
+                g = checkpoint.Recomputation.step(run, n, y, g, gradients.get(n), sums, known, y)
             else:
                 other = _pulled(run, n, tuple(_like(leaf, first) for leaf, first in zip(moved, y0, strict=True)), g)
-                here = _pulled(run, n, y, g)
+                here = _pulled(run, n, y, g, known)
                 sums.add(*here[1:])
                 change.add(run, here, other)
                 g = add(here[0], gradients[n]) if n in gradients else here[0]
+            known.keep(n, y)
             yield n
+        known.over()
         self.certified(run, self.error(z, y0, ends, errors), change if jumps else None)
         return g
 
@@ -188,11 +197,13 @@ _Pulled = tuple[Leaves, Sequence[Tensor], Sequence[Tensor | None]]
 """The costate before a step, the tensors that it reads, and what it adds to their gradients."""
 
 
-def _pulled(run: Run, n: int, y: Leaves, g: AnyLeaves) -> _Pulled:
+def _pulled(run: Run, n: int, y: Leaves, g: AnyLeaves, known: KnownEnds | None = None) -> _Pulled:
     since = mark(run)
     at, explicit, stand = standing(run, n, y)
     with torch.enable_grad():
-        _, outputs, cotangents = run.piece(n, at, stand, g)
+        d, outputs, cotangents = run.piece(n, at, stand, g)
+    if known is not None and known.knows(n):
+        known.reached(n, y, add(y, tuple(leaf.detach() for leaf in d)))
     part, weights, by_weights = vjp(read(run, n), n, outputs, at, explicit, stand, cotangents, since)
     return add(g, part), weights, by_weights
 
@@ -294,6 +305,14 @@ def _otherwise(z: Tensor, start: Tensor, codes: Tensor, scales: Tensor, n: int) 
     for code, kept in zip(codes[:n], scales[:n].to(z.dtype), strict=True):
         there = torch.where(kept < 0, 0, there) + code * kept.abs()
     return torch.where(scales[n] < 0, there, z)
+
+
+def _rounded(kept: Tensor, codes: Tensor, scales: Tensor, n: int) -> Tensor:
+    """By how much a leaf after step n, or a sample of it, may be off together with that before it."""
+    if codes.is_floating_point():
+        return torch.finfo(codes.dtype).eps * torch.linalg.vector_norm(kept)
+    units = scales[max(n - 1, 0) : n + 1].square().expand(-1, *codes.shape[1:]).sum(dtype=torch.float64)
+    return (units * kept.numel() / max(codes[n].numel(), 1)).sqrt()
 
 
 def _real(leaf: Tensor) -> Tensor:

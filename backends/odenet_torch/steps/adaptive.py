@@ -114,6 +114,8 @@ class ForwardSolve:
     event: float | None = None
     entry: int = 0
     row: int = -1
+    last: AcceptedStep | None = None
+    """The last step, until its backward pass has taken what it keeps of that."""
 
     @property
     def grid(self) -> Accepted:
@@ -164,7 +166,7 @@ class ForwardSolve:
                 if n and not keep(n) and n not in {at for at, position in grid.places if not position}:
                     del states[n]
                 states[n + 1] = step.y1
-            y = step.y1
+            y, self.last = step.y1, step
         self._require_ended()
         self.row = len(outputs) - 1
         self.ts = outputs_due.times(grid, self.event)

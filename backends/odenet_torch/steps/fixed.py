@@ -65,7 +65,7 @@ class Run:
             return ((-size if reverse else size) * direct.slope(n, direct.places[reverse][0], y[0]),)
         return increment(self.solver.increments, self._stage(n, reverse, stand), y, -size if reverse else size, plus)
 
-    def after(self, n: int, y: Leaves, *, reverse: bool = False) -> Leaves:
+    def after(self, n: int, y: Leaves, *, reverse: bool = False, stand: Stand | None = None) -> Leaves:
         """y and its increment (see `increment`), added up: of a method of one stage in one operation a leaf."""
         size, direct = self.grid.size(n), self.direct
         size = -size if reverse else size
@@ -73,8 +73,8 @@ class Run:
             leaf = y[0]
             return (torch.add(leaf, direct.slope(n, direct.places[reverse][0], leaf), alpha=size),)
         if self.solver.increments.step_stages > 1:
-            return add(y, self.increment(n, y, reverse=reverse))
-        slopes = self._stage(n, reverse, None)(0, y)
+            return add(y, self.increment(n, y, reverse=reverse, stand=stand))
+        slopes = self._stage(n, reverse, stand)(0, y)
         return tuple([plus(leaf, size, k) for leaf, k in zip(y, slopes, strict=True)])
 
     def piece(self, n: int, y: Leaves, stand: Stand, g: AnyLeaves) -> tuple[Leaves, Leaves, AnyLeaves]:

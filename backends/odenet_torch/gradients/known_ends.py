@@ -1,0 +1,185 @@
+"""The states that a backward pass knows, held against those that the same steps reach when they run again.
+
+On the host each kept state is compared as soon as it is reached again, and what is off is an error. Numbers on a device
+are not waited for: there one state of `EVERY` is compared, and what is off is said when the device has worked it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet import Stats
+from odenet.kit import DOUBTFUL, alarm
+from odenet.kit import Leaves as AnyLeaves
+from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.state import Leaves
+from odenet_torch.field.witness import (
+    EVERY,
+    OFF,
+    OFF_HALF,
+    ROUNDINGS,
+    looks,
+    ordinary,
+    require_reached,
+    sample,
+    sampled_as,
+    turns,
+)
+from odenet_torch.gradients.certificate import ErrorReport, StepErrors
+from odenet_torch.steps.accepted import Accepted
+from odenet_torch.steps.fixed import Run
+
+
+def off(run: Run) -> float:
+    """How far steps that run again may be off (see `field.witness`)."""
+    kinds = {*run.layout.dtypes, *run.layout.carried}
+    casts = run.replay is not None and any(enabled for _, enabled, _ in run.replay.autocast)
+    return OFF if kinds.isdisjoint(HALF) and not casts else OFF_HALF
+
+
+def name(run: Run, n: int) -> str:
+    """What step n runs, for messages."""
+    roots = run.field.roots(n, 0.0, run.grid.steps)
+    return roots[0][0] if roots else "the field"
+
+
+class KnownEnds:
+    """Of one backward pass.
+
+    Args:
+        run: the solve, in its backward pass.
+        stats: of the solve.
+        last: the last state that is known, or a sample of it.
+        small: whether states are one small tensor, as most are: it is kept as it is, and compared at once.
+        rounded: of states that are known as they were rounded: by how much that after a step may be off, given the
+            step, which leaf it is, and what is kept of it.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stats: Stats,
+        last: Leaves | None,
+        small: bool = False,
+        rounded: Callable[[int, int, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.run, self.stats, self.rounded = run, stats, rounded
+        self.last = run.grid.steps
+        self.off: float | None = None
+        self.kept: dict[int, Leaves] = {}
+        self.waits: bool | None = None
+        self.turn, self.of = -1, EVERY
+        if rounded is not None or isinstance(run.grid, Accepted):
+            # never the same to the last bit, so that a look costs some operations: the first step, the last, and one
+            self.of = max(self.last, 1)
+            self.turn = turns(self.of)
+        self.errors: StepErrors | None = None
+        self.small = small
+        if last is not None:
+            if not looks(last):
+                self.waits, self.turn, self.small = True, turns(), False
+            self.keep(self.last, last)
+
+    def keep(self, n: int, y: Leaves) -> None:
+        """The state after step n - 1 is known."""
+        if self.small:
+            self.kept[n] = y
+        elif self.turn < 0 or n % self.of == self.turn or n in (1, self.last):
+            self.kept[n] = sample(y)
+
+    def knows(self, n: int) -> bool:
+        """Whether the state after step n is to be held against what is reached."""
+        return n + 1 in self.kept
+
+    def reached(self, n: int, y: Leaves, z: Leaves) -> None:
+        """Steps as far as step n have run again, from y to z; it is looked at if the state there is known.
+
+        Raises:
+            GradientError: z is another state than it was.
+        """
+        kept = self.kept.pop(n + 1, None)
+        if kept is not None and not (self.small and torch.equal(z[0], kept[0])):
+            self.look(n, y, z, kept)
+
+    def look(self, n: int, y: Leaves, z: Leaves, kept: Leaves) -> None:
+        """The same, with what is known of the state there."""
+        if self.waits is None:
+            self.waits = not looks(kept)
+        if self.off is None:
+            self.off = off(self.run)
+        if not self.waits:
+            rounded = self.rounded
+            by = None if rounded is None else lambda i: float(rounded(n, i, kept[i]))
+            require_reached(z, kept, y, name(self.run, n), self.off, by)
+        elif ordinary(kept):
+            self._note(n, y, z, kept)
+
+    def _note(self, n: int, y: Leaves, z: Leaves, kept: Leaves) -> None:
+        errors = []
+        for i, (leaf, known, first) in enumerate(zip(sampled_as(kept, z), kept, sampled_as(kept, y), strict=True)):
+            leaf, known, first = (x.detach().flatten() for x in (leaf, known, first))
+            apart, moved, size = (torch.linalg.vector_norm(x) for x in (leaf - known, known - first, known))
+            least = ROUNDINGS * torch.finfo(known.dtype).eps * size
+            if self.rounded is not None:
+                least = least + self.rounded(n, i, known)
+            errors.append(((apart - least).clamp(min=0) / moved).nan_to_num(0.0, posinf=1.0))
+        self.errors = self.errors or StepErrors(self.run)
+        self.errors.add(torch.stack(errors).amax(), n)
+
+    def over(self) -> None:
+        """The backward pass is over: what a device has compared is said once it is known."""
+        if self.errors is not None:
+            told = alarm(next(iter(self.run.field.functions()), None))
+            if told is not None:
+                ErrorReport(told, self.stats, self.run, self.errors.worst(), "run again").settle()
+
+
+def add_strayed(
+    errors: StepErrors,
+    n: int,
+    rebuilt: Leaves,
+    known: Leaves,
+    last: Leaves,
+    defect: Callable[[], AnyLeaves] | None = None,
+    *,
+    of_rebuilt: bool = False,
+) -> None:
+    """Hold the first state that is rebuilt, from the last one, against what was kept of it: what f does now against
+    what it did.
+
+    An error of a rebuilt state is held against the state; that of a field against what the field adds, which may be
+    little beside it. So a state that is missed by more than a tenth of what was added since is an error of that size.
+    What the prediction misses by itself, which is known from its defect, is less than about the square of that.
+
+    Args:
+        errors: of the backward pass, where it is added.
+        n: the step that was gone back.
+        rebuilt: the state before it.
+        known: a sample of that in the forward pass.
+        last: the state at t1.
+        defect: of the prediction, see `Reversal`, which is asked for where it matters; None where f is evaluated where
+            it was.
+        of_rebuilt: whether it is the rebuilt state's own, which then may be off by as much.
+    """
+    waits = not looks(known)
+    for i, (leaf, kept, end) in enumerate(zip(*(sampled_as(known, x) for x in (rebuilt, known, last)), strict=True)):
+        apart, moved, size = _sizes([leaf - kept, end - kept, end], waits)
+        off = apart - ROUNDINGS * torch.finfo(end.dtype).eps * size
+        if not waits and (not off > DOUBTFUL * moved or not moved):
+            continue
+        part = off / moved
+        if defect is not None:
+            (missed,) = _sizes([sampled_as(known, defect())[i]], waits)
+            part = part - (1.5 * missed / moved if of_rebuilt else 3 * (missed / moved) ** 2)
+        part = torch.as_tensor(part, dtype=errors.pair.dtype, device=end.device)
+        errors.add(torch.where(part > DOUBTFUL, part, 0.0), n)
+
+
+def _sizes(parts: Sequence[Tensor], waits: bool) -> Sequence[Any]:
+    """Their norms: numbers, or where these would be waited for, scalars of the device."""
+    norms = torch.linalg.vector_norm(torch.stack(parts).reshape(len(parts), -1), dim=1)
+    return norms.unbind() if waits else norms.tolist()
