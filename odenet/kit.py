@@ -17,7 +17,7 @@ from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import array_of_numbers, instance, real, several, takes, whole, within, yes_or_no
 from odenet._errors import Wording, shown
-from odenet._gradients import few_numbers
+from odenet._gradients import few_numbers, switches
 from odenet._gradients.certified import (
     ALL_OF,
     BUCKETS,
@@ -203,6 +203,7 @@ __all__ = [
     "staged",
     "subtract",
     "sum_of_powers",
+    "switches",
     "takes",
     "tree_flatten",
     "tree_leaves",

@@ -61,18 +61,18 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Sequence[Any]) -> list[Any]:
         if name == "pvary":
             outputs: Any = [alike(atom, axes=equation.params["axes"]) for atom in inputs]
         elif all(axes_of(array) == axes_of(atom.aval) for array, atom in zip(inputs, equation.invars, strict=True)):
-            outputs = _bound(equation, inputs)
+            outputs = bound(equation, inputs)
         else:
             again = _AGAIN.get(name)
-            outputs = (_bound if again is None else again)(equation, alike(inputs))
+            outputs = (bound if again is None else again)(equation, alike(inputs))
         environment.update(zip(equation.outvars, outputs, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
 
 
-def _bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+def bound(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """One equation's values: those of a program that has no other."""
     # a variable for each input: an equation may read one twice, or a number
-    like = jax.make_jaxpr(lambda *inputs: [inputs[0]] * len(equation.outvars))(*inputs).jaxpr
+    like = jax.make_jaxpr(lambda *inputs: [0.0] * len(equation.outvars))(*inputs).jaxpr
     alone = equation.replace(invars=like.invars)
     program = like.replace(eqns=[alone], outvars=equation.outvars, effects=equation.effects)
     return jax.core.eval_jaxpr(program, (), *inputs)

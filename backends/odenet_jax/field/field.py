@@ -20,6 +20,7 @@ from jax.extend.core import Jaxpr
 
 from odenet import Depth
 from odenet.kit import Kind, blend, check_alike
+from odenet_jax.field import switches
 from odenet_jax.field.jumps import jumps
 from odenet_jax.field.module_writes import with_unwritten_modules
 from odenet_jax.field.repeatable import repeatable
@@ -101,6 +102,7 @@ class Field:
         collective: whether it reads other rows of a `jax.vmap`, by the name of its axis (known once it is hoisted).
         program: of it, whose arguments are t, the leaves of y and others (known once it is hoisted).
         key: what it computes, once it is hoisted outside of `jax.jit` and if that can be told (see `field.programs`).
+        fixed: the constants of its program, None for those that are being traced.
     """
 
     function: Callable[..., Any]
@@ -109,10 +111,14 @@ class Field:
     collective: bool = False
     program: Jaxpr | None = None
     key: Hashable | None = None
+    fixed: Sequence[Any] = dataclasses.field(default=(), compare=False)
 
     def jumps(self, y: Leaves) -> bool:
-        """Whether it jumps with its state, whose leaves these are (see `odenet_jax.field.jumps`)."""
-        return self.program is not None and jumps(self.program, slice(1, 1 + len(y)))
+        """Whether it jumps with its state, whose leaves these are (see `jumps`; and `switches`, where it compares)."""
+        if self.program is None:
+            return False
+        state = slice(1, 1 + len(y))
+        return jumps(self.program, state) or switches.jumps(self.program, state, self.fixed)
 
     def slots(self, weights: Weights, steps: int) -> Slot | None:
         """The weights of all steps, stacked to be scanned over and differentiated by JAX in O(steps); None if shared.
@@ -216,6 +222,8 @@ class Field:
 
         key = key and (key, tuple(places), self.kind, self.intervals)
         hoisted = dataclasses.replace(self, function=rebuilt, collective=pure.collective, program=pure.jaxpr, key=key)
+        fixed = tuple(None if isinstance(leaf, Tracer) else leaf for leaf in pure.consts)
+        hoisted = dataclasses.replace(hoisted, fixed=fixed)
         return hoisted, Weights(weights.inexact, weights.other, widened(closed), constants)
 
 

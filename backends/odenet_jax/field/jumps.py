@@ -48,8 +48,8 @@ _SQUARES = frozenset(("square", "abs"))
 def jumps(program: Jaxpr, state: slice) -> bool:
     """Whether what a program returns jumps with its state.
 
-    A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants: most others
-    are one function in pieces, as ReLU is. Rounding that reaches no result does not count.
+    A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants: others
+    may be one function in pieces, as ReLU is (see `switches`). Rounding that reaches no result does not count.
 
     Args:
         program: of the field.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from odenet import GradientError
-from odenet_torch.field import late_writes, random_state, saved_tensors
+from odenet_torch.field import late_writes, random_state, saved_tensors, switches
 from odenet_torch.field.called_modules import (
     ModuleSnapshot,
     Owned,
@@ -572,9 +572,14 @@ class Replay:
         require_same(name, out, again)
         with self._alone(place):  # after the look at what is kept, which it would replace
             self._require_same_unrecorded(name, key, place, out, evaluate)
+            # the last look, since what an evaluation elsewhere leaves is not to be looked at
+            jump = watch.jumps or (
+                (watch.compares or watch.reads)
+                and switches.jumps(y, lambda: self._quietly(key, place, evaluate), hidden=watch.reads)
+            )
         for _, root in fresh:
             _FUNCTIONS.add(root, self.reached(root))
-            if watch.jumps:
+            if jump:
                 JUMPING.add(root, self.reached(root))
 
 
