@@ -44,6 +44,11 @@ class Field(ABC):
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         """The slope at `position` in [0, 1] of step n of `steps`."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether all steps have the same weights."""
+        return self.depth is None or self.depth.kind == "shared"
+
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
         """The differentiable tensors handed to f in step n, once each."""
         return ()
