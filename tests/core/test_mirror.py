@@ -74,6 +74,7 @@ ALONE = {
         "gradients/stages.py",  # nodes of autograd
         "field/escapes.py",  # of nodes of autograd
         "field/late_writes.py",
+        "field/dynamo.py",  # which traces Python code: what JAX compiles it is given
         "field/saved_tensors.py",
         "field/places.py",
         "field/reachable_objects.py",
@@ -222,7 +223,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"autocasts", "hooks_its_state"},
         {"BlockContext", "after", "block_context", "call"},
     ),  # torch modules hold it themselves
-    "gradients/solve.py": ({"recorded", "require_not_strict"}, {"solve_with_context"}),
+    "gradients/solve.py": ({"recorded"}, {"solve_with_context"}),
     "field/state.py": (
         {"as_tensor", "meta_state", "require_times"},
         # JAX sorts the keys of dicts, and stacks layers

@@ -120,6 +120,12 @@ class Field:
         state = slice(1, 1 + len(y))
         return jumps(self.program, state) or switches.jumps(self.program, state, self.fixed)
 
+    def together(self, y: Leaves) -> bool:
+        """Whether the steps of a field that jumps count together: they share their weights, and it does not divide by
+        what may vanish, where one of them may be off by any amount."""
+        assert self.program is not None
+        return self.kind == "shared" and not jumps(self.program, slice(1, 1 + len(y)), by_division=True)
+
     def slots(self, weights: Weights, steps: int) -> Slot | None:
         """The weights of all steps, stacked to be scanned over and differentiated by JAX in O(steps); None if shared.
 

@@ -45,7 +45,7 @@ _INVERTING = frozenset(("rsqrt", "log"))
 _SQUARES = frozenset(("square", "abs"))
 
 
-def jumps(program: Jaxpr, state: slice) -> bool:
+def jumps(program: Jaxpr, state: slice, *, by_division: bool = False) -> bool:
     """Whether what a program returns jumps with its state.
 
     A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants: others
@@ -54,13 +54,15 @@ def jumps(program: Jaxpr, state: slice) -> bool:
     Args:
         program: of the field.
         state: which of its arguments are the state.
+        by_division: whether by one by what may vanish: no part of a step bounds what is off there.
     """
     levels = [APART] * len(program.invars)
     levels[state] = [SMOOTH] * len(levels[state])
     inputs: list[Any] = program.invars[state]
     shapes = [atom.aval.shape for atom in inputs]
     once = few_numbers.rows(shapes)
-    return any(level.kind >= DIVIDED.kind and level.groups not in once for level in _outputs(program, levels))
+    kinds = (DIVIDED.kind,) if by_division else (DIVIDED.kind, JUMPING.kind)
+    return any(level.kind in kinds and level.groups not in once for level in _outputs(program, levels))
 
 
 def against(increment: Leaves, y: Leaves) -> Leaves:

@@ -95,7 +95,7 @@ class Reversal(Adjoint):
         steps, method, (end,) = run.grid.steps, self.method, saved.end
         y = end
         jumping = run.field.jumps(y)
-        path = Path.begun(y) if jumping and run.field.kind == "shared" else None
+        path = Path.begun(y) if jumping and run.field.together(y) else None
         buffers = [(saved.states, kept_rows(self.keeps(run), steps))] if saved.states else []
         if gradients.rows is not None and saved.ys is not None:
             buffers.append((saved.ys, gradients.rows))
@@ -254,7 +254,7 @@ class AdaptiveReversal(BackwardPass):
     ) -> tuple[Leaves, Sums, Array, Any]:
         stretch, anchors, method = AcceptedStepVJP(run, result, gradients), result.record.states, self.method
         jumping = run.field.jumps(y0)
-        begun = Path.begun(y0) if jumping and run.field.kind == "shared" else None
+        begun = Path.begun(y0) if jumping and run.field.together(y0) else None
 
         def alive(state: Any) -> Array:
             return state[0] >= 0

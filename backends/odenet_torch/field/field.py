@@ -34,6 +34,8 @@ class Field(ABC):
     """
 
     depth: Depth | None
+    shared = False
+    """Whether all steps are known to have the same weights."""
     captured: tuple[Tensor, ...] = ()
     reads: Reads | None = None
     """Of weights that many evaluations read, where autograd adds up what these add to the gradients."""
@@ -43,11 +45,6 @@ class Field(ABC):
     @abstractmethod
     def __call__(self, t: Tensor, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         """The slope at `position` in [0, 1] of step n of `steps`."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether all steps have the same weights."""
-        return self.depth is None or self.depth.kind == "shared"
 
     def explicit(self, n: int, steps: int) -> tuple[Tensor, ...]:
         """The differentiable tensors handed to f in step n, once each."""
@@ -134,7 +131,7 @@ class FunctionField(Field):
         self.function = function
         # of a compiled step: what it calls, the module whose weights that reads, and how, where it is not `reads`
         self.traced, self.module, self.inner = function, function, None
-        self.depth = depth
+        self.depth, self.shared = depth, depth is None or depth.kind == "shared"
         # as in BlockField
         self.parameters: dict[str, Tensor] = (
             dict(function.named_parameters()) if isinstance(function, nn.Module) else {}

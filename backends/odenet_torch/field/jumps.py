@@ -27,6 +27,8 @@ CENTRED, SPREAD, DIVIDED = few_numbers.CENTRED, few_numbers.SPREAD, few_numbers.
 
 JUMPING = Looked()
 """Parts of fields that were seen to jump."""
+DIVIDING = Looked()
+"""Those of them that divide by what may vanish: no part of a step bounds what is off there."""
 
 _OPERATIONS = frozenset(
     "round floor ceil trunc frac remainder fmod floor_divide sign sgn heaviside argmax argmin topk argsort kthvalue "
@@ -91,13 +93,14 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         jumps: whether there was one.
+        divides: whether one was a division by what may vanish.
         compares: whether something was compared that depends on y: `field.switches` tells whether it jumps there.
         reads: whether the program has come to know a number that does, which it may compare itself.
     """
 
     def __init__(self, y: Leaves) -> None:
         super().__init__()
-        self.jumps = self.compares = self.reads = False
+        self.jumps = self.divides = self.compares = self.reads = False
         self.depends = {id(leaf): leaf for leaf in y}  # kept alive, so that no id is taken again
         self.levels = {id(leaf): SMOOTH for leaf in y}
         self.origins: dict[int, int] = {}  # of views, by `id`: the tensor whose numbers they are
@@ -120,6 +123,7 @@ class Watch(TorchDispatchMode):
             rounded = name == "div" and (kwargs or {}).get("rounding_mode") is not None
             if converted or counted or indexed or divided or rounded or name in _OPERATIONS:
                 self.jumps = True
+            self.divides |= divided
             self.compares |= any(x.dtype == torch.bool for x in results)
             self.reads |= name == "_local_scalar_dense" and any(x.dtype != torch.bool for x in read)
             self.depends.update((id(x), x) for x in results)
@@ -203,6 +207,11 @@ def _whole(x: Tensor) -> bool:
 def jumps(root: Any, reached: ReachableObjects | None = None) -> bool:
     """Whether a part of a field was seen to jump (see `Looked.some`)."""
     return JUMPING.some(root, reached)
+
+
+def divides(root: Any, reached: ReachableObjects | None = None) -> bool:
+    """Whether it was seen to jump by a division."""
+    return DIVIDING.some(root, reached)
 
 
 def against(increment: Tensor, y: Tensor) -> Tensor:

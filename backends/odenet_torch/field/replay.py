@@ -36,7 +36,7 @@ from odenet_torch.field.called_modules import (
 from odenet_torch.field.differentiating import fake, no_values, unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
-from odenet_torch.field.jumps import JUMPING, Watch
+from odenet_torch.field.jumps import DIVIDING, JUMPING, Watch
 from odenet_torch.field.looked import Looked, Names
 from odenet_torch.field.places import CachedResults
 from odenet_torch.field.reachable_objects import ReachableObjects
@@ -581,6 +581,8 @@ class Replay:
             _FUNCTIONS.add(root, self.reached(root))
             if jump:
                 JUMPING.add(root, self.reached(root))
+            if watch.divides:
+                DIVIDING.add(root, self.reached(root))
 
 
 def _values(out: Leaves) -> Leaves:

@@ -15,7 +15,7 @@ from torch import Tensor
 from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import DRIFTED, WHOLE, add, combine, subtract
 from odenet.kit import Leaves as AnyLeaves
-from odenet_torch.field.jumps import against
+from odenet_torch.field.jumps import against, divides
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
@@ -68,6 +68,12 @@ class Path:
         return relative(off, self.all)
 
 
+def counted_together(run: Run) -> bool:
+    """Whether the steps of a field that jumps count together. Where it divides by what may vanish, one of them may be
+    off by any amount."""
+    return run.field.shared and not jumping(run, divides)
+
+
 class LoneStep(NamedTuple):
     """What the backward pass of one step alone comes to know.
 
@@ -101,7 +107,7 @@ class Reversal(Adjoint):
         d = y
         known = run.settled is not None and run.settled.once(steps)
         jumps = jumping(run)  # their errors are held against increments
-        path = Path() if jumps and run.field.shared else None
+        path = Path() if jumps and counted_together(run) else None
         for n in reversed(range(steps)):
             z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
             d, g = (self.known_step if known else self.step)(run, n, z, g, sums)
