@@ -36,6 +36,8 @@ class Field(ABC):
     depth: Depth | None
     shared = False
     """Whether all steps are known to have the same weights."""
+    calls = True
+    """Whether it calls its modules, and not their parts alone."""
     captured: tuple[Tensor, ...] = ()
     reads: Reads | None = None
     """Of weights that many evaluations read, where autograd adds up what these add to the gradients."""

@@ -30,6 +30,7 @@ from odenet_torch.field.called_modules import (
     indifferent,
     require_held,
     require_same,
+    require_whole,
     uncached,
     within,
 )
@@ -91,6 +92,9 @@ class Replay:
             thread has drawn in the meantime is then told from that.
     """
 
+    calls = True
+    """Whether f calls its modules, with their hooks, and not their parts alone."""
+
     def __init__(
         self,
         device: torch.device,
@@ -133,7 +137,9 @@ class Replay:
     @classmethod
     def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False, exact: bool = False) -> Replay:
         """The record of a forward pass that is about to begin."""
-        return cls(layout.device, steps, field.modules, field.handed, field.roots, cut, exact)
+        replay = cls(layout.device, steps, field.modules, field.handed, field.roots, cut, exact)
+        replay.calls = field.calls
+        return replay
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
         """Tensors that f reads in a step, and that must not be written on before the backward pass."""
@@ -170,6 +176,7 @@ class Replay:
         before, outside = [*map(random_state.of, generators)], random_state.outside()
         out = evaluate()
         for name, module, parameters in new:
+            require_whole(name, module, itself=self.calls)
             require_held(name, module, parameters)
         drawn = random_state.outside() != outside
         if drawn or (before and before != [*map(random_state.of, generators)]):
@@ -192,6 +199,8 @@ class Replay:
         ]
         for name, module in (*modules, *self.noticed):
             if id(module) not in self.snapshots:
+                if not modules:  # it was noticed
+                    require_whole(name, module)
                 self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
                 if not _FUNCTIONS.has(module, self.reached(module)):
                     fresh.insert(0, (name, module))
