@@ -160,7 +160,7 @@ NAMES = {
 }
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
-    "field/jumps.py": ({"Watch"}, set()),  # looked for when a block runs here, in its program there
+    "field/jumps.py": ({"Watch", "divides"}, set()),  # looked for when a block runs here, in its program there
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
     "steps/dense.py": (
@@ -197,7 +197,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"on_top", "tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
-    "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "predicted"}, {"AdaptiveReversal"}),
+    "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "counted_together", "predicted"}, {"AdaptiveReversal"}),
     # blocks that are scanned are of one kind, and the drop-in for JAX has adaptive steps alone
     "gradients/compared_steps.py": ({"difference", "error", "kinds"}, set()),
     "gradients/way_back.py": ({"least", "root_mean_square"}, {"Compared"}),

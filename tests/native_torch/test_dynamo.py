@@ -74,7 +74,9 @@ def gradients(call, of, x):
     return [p.grad for p in of.parameters()]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own
 @pytest.mark.filterwarnings("ignore:torch.compile does not look into")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a")  # of odenet.solve, which finds its backend
 @pytest.mark.parametrize("kind", [*SOLVES, *NETWORKS])
 def test_a_program_with_a_solve_is_compiled_around_it(kind):
     net, x = network(kind)
@@ -88,8 +90,8 @@ def test_a_program_with_a_solve_is_compiled_around_it(kind):
     found = gradients(torch.compile(net, backend=backend), net, x)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
-    # before the solve, and after it: none of the solve, nor of its looks at the field
-    assert sum("linear" in str(graph.graph) for graph in graphs) == 2
+    # before the solve, and after it, where there is any: none of the solve, nor of its looks at the field
+    assert sum("linear" in str(graph.graph) for graph in graphs) == (0 if "closure" in kind else 2)
     assert len(graphs) <= 3
 
 
