@@ -17,12 +17,13 @@ from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import array_of_numbers, called, instance, real, several, takes, whole, within, yes_or_no
 from odenet._errors import Wording, shown
-from odenet._gradients import few_numbers
+from odenet._gradients import few_numbers, switches
 from odenet._gradients.certified import (
     ALL_OF,
     BUCKETS,
     DOUBTFUL,
     DRIFT,
+    DRIFTED,
     FAR,
     FURTHER,
     ITERATIONS_BESIDE,
@@ -89,6 +90,7 @@ __all__ = [
     "BUCKETS",
     "DOUBTFUL",
     "DRIFT",
+    "DRIFTED",
     "FAR",
     "FURTHER",
     "GROUPS",
@@ -204,6 +206,7 @@ __all__ = [
     "staged",
     "subtract",
     "sum_of_powers",
+    "switches",
     "takes",
     "tree_flatten",
     "tree_leaves",

@@ -31,6 +31,9 @@ ITERATIONS_BESIDE = 2
 There no multiple of the drift will do: where pairs were normalised, gradients were off by 0.4 at drifts of 0.002. What
 the discrete adjoint rebuilds is off by less, and its certificate, of which a third counts as of any state, says where
 it is not. With one iteration there were more alarms without cause, and with three as many as with two."""
+DRIFTED = 2
+"""How often what the rebuilt y(t0) is off by counts beside what the steps of a field that jumps are off by: the states
+between drift as well, and by how much is known at t0 alone."""
 STATES_BESIDE = 16
 """Kept of an adaptive solve whose field jumps, to run its steps again beside the continuous adjoint."""
 ALL_OF = 4

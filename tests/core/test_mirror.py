@@ -76,6 +76,7 @@ ALONE = {
         "gradients/stages.py",  # nodes of autograd
         "field/escapes.py",  # of nodes of autograd
         "field/late_writes.py",
+        "field/dynamo.py",  # which traces Python code: what JAX compiles it is given
         "field/saved_tensors.py",
         "field/places.py",
         "field/reachable_objects.py",
@@ -137,7 +138,6 @@ ALONE = {
         "field/fingerprint.py",  # programs that outlive a call
         "field/linearity.py",  # of rules that the program of a pullback shows
         "field/live.py",  # of programs that are compared
-        "field/pieces.py",
         "field/programs.py",
         "field/repeatable.py",  # a function is traced once
         "field/rules.py",
@@ -167,7 +167,8 @@ NAMES = {
 }
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
-    "field/jumps.py": ({"Watch"}, {"subprograms"}),  # looked for when a block runs here, in its program there
+    # looked for when a block runs here, in its program there
+    "field/jumps.py": ({"Watch", "divides"}, {"subprograms"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
     "steps/dense.py": (
@@ -204,7 +205,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"on_top", "tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
-    "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "predicted"}, {"AdaptiveReversal"}),
+    "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "counted_together", "predicted"}, {"AdaptiveReversal"}),
     # blocks that are scanned are of one kind, and the drop-in for JAX has adaptive steps alone
     "gradients/compared_steps.py": ({"difference", "error", "kinds"}, set()),
     "gradients/way_back.py": ({"least", "root_mean_square"}, {"Compared"}),
@@ -230,7 +231,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"autocasts", "hooks_its_state"},
         {"BlockContext", "after", "block_context", "call"},
     ),  # torch modules hold it themselves
-    "gradients/solve.py": ({"recorded", "require_not_strict"}, {"solve_with_context"}),
+    "gradients/solve.py": ({"recorded"}, {"solve_with_context"}),
     "field/state.py": (
         {"as_tensor", "meta_state", "require_times"},
         # JAX sorts the keys of dicts, and stacks layers

@@ -1,18 +1,19 @@
 """Halves of a batch in two processes, by DistributedDataParallel and a stack sharded as a whole by fully_shard.
 
-Run by _stages.py. Blocks that are sharded one by one hold other tensors when they run again, which is an error of the
-solve.
+Run by _stages.py. Fields that are sharded by themselves are refused.
 """
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from odenet_torch import ResidualStack
+import odenet
+from odenet_torch import NeuralODE, ResidualStack, odeint_adjoint
 
 METHODS = {
     "backprop": "euler",
@@ -44,6 +45,38 @@ def model(gradient: str, unused: bool = False) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 3), stack, nn.Linear(3, 2)).double()
 
 
+class Timed(Block):
+    def forward(self, t, x):
+        return super().forward(x)
+
+
+def by_blocks(gradient: str, mesh: DeviceMesh) -> nn.Module:
+    network = model(gradient)
+    for block in network[1].blocks:
+        fully_shard(block, mesh=mesh)
+    return network
+
+
+def within(gradient: str, mesh: DeviceMesh) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), NeuralODE(fully_shard(Timed(False), mesh=mesh), steps=4, gradient=gradient))
+
+
+class Solve(nn.Module):
+    def __init__(self, gradient: str, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.gradient, self.field = gradient, fully_shard(Timed(False), mesh=mesh)
+
+    def forward(self, x):
+        y, times = x[:, :3].float(), torch.tensor([0.0, 1.0])
+        if self.gradient == "drop-in":
+            return odeint_adjoint(self.field, y, times, method="euler")
+        return odenet.solve(lambda t, y: self.field(t, y), y, steps=4, gradient=self.gradient).y1
+
+
+REFUSED = [*((make, way) for make in (by_blocks, within, Solve) for way in METHODS if way != "backprop")]
+REFUSED = [(make, way) for make, way in REFUSED if make is by_blocks or METHODS[way] == "euler"]
+
+
 def step(of: nn.Module, x: torch.Tensor) -> list[torch.Tensor | None]:
     """Gradients of the second of two training steps."""
     for _ in range(2):
@@ -70,4 +103,8 @@ def in_parallel(rank: int, mesh: DeviceMesh) -> dict[str, float]:
         if gradient in ("checkpoint", "discrete-adjoint"):
             kept = DistributedDataParallel(model(gradient, unused=True), find_unused_parameters=True)
             found[f"unused {gradient}"] = apart(step(kept, mine), step(model(gradient, unused=True), whole))
+    for make, gradient in (*REFUSED, (Solve, "drop-in")):
+        net = make(gradient, mesh).to(mine.dtype if make is by_blocks else torch.float32)
+        with pytest.raises(odenet.GradientError, match="sharded by itself"):
+            net(mine if make is by_blocks else mine.float()).sum().backward()
     return found

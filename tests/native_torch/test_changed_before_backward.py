@@ -169,3 +169,23 @@ def test_sparse_gradients_of_an_embedding_by_odeint_adjoint():
         return field.table.weight.grad
 
     torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-12, atol=0)
+
+
+@again
+def test_parameters_may_be_swapped_for_others_when_all_is_over(solve):
+    """As a module's conversion does, which torch refuses of what something holds a weak reference to."""
+    field, y0 = Field(), torch.randn(3, 4)
+    solve(field, y0).sum().backward()
+    field.zero_grad()
+    for parameter in field.parameters():
+        torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach() / 2))
+    found, expected = [], []
+    for into, way in (
+        (found, solve),
+        (expected, lambda f, y: odeint(f, y, torch.tensor(TIMES), rtol=1e-8, atol=1e-10)[-1]),
+    ):
+        way(field, y0).square().sum().backward()
+        into += [p.grad.clone() for p in field.parameters()]
+        field.zero_grad()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

@@ -72,7 +72,7 @@ def _evaluate(jaxpr: Any, consts: Any, arguments: Sequence[Any]) -> list[Any]:
 def evaluated(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """One equation's values: those of a program that has no other."""
     # a variable for each input: an equation may read one twice, or a number
-    like = jax.make_jaxpr(lambda *inputs: [inputs[0]] * len(equation.outvars))(*inputs).jaxpr
+    like = jax.make_jaxpr(lambda *inputs: [0.0] * len(equation.outvars))(*inputs).jaxpr
     alone = equation.replace(invars=like.invars)
     program = like.replace(eqns=[alone], outvars=equation.outvars, effects=equation.effects)
     return jax.core.eval_jaxpr(program, (), *inputs)

@@ -20,6 +20,7 @@ from jax.extend.core import Jaxpr
 
 from odenet import Depth
 from odenet.kit import Kind, blend, called, check_alike
+from odenet_jax.field import switches
 from odenet_jax.field.jumps import jumps
 from odenet_jax.field.linearity import linear
 from odenet_jax.field.module_writes import with_unwritten_modules
@@ -102,6 +103,7 @@ class Field:
         collective: whether it reads other rows of a `jax.vmap`, by the name of its axis (known once it is hoisted).
         program: of it, whose arguments are t, the leaves of y and others (known once it is hoisted).
         key: what it computes, once it is hoisted outside of `jax.jit` and if that can be told (see `field.programs`).
+        fixed: the constants of its program, None for those that are being traced.
     """
 
     function: Callable[..., Any]
@@ -110,10 +112,20 @@ class Field:
     collective: bool = False
     program: Jaxpr | None = None
     key: Hashable | None = None
+    fixed: Sequence[Any] = dataclasses.field(default=(), compare=False)
 
     def jumps(self, y: Leaves) -> bool:
-        """Whether it jumps with its state, whose leaves these are (see `odenet_jax.field.jumps`)."""
-        return self.program is not None and jumps(self.program, slice(1, 1 + len(y)))
+        """Whether it jumps with its state, whose leaves these are (see `jumps`; and `switches`, where it compares)."""
+        if self.program is None:
+            return False
+        state = slice(1, 1 + len(y))
+        return jumps(self.program, state) or switches.jumps(self.program, state, self.fixed)
+
+    def together(self, y: Leaves) -> bool:
+        """Whether the steps of a field that jumps count together: they share their weights, and it does not divide by
+        what may vanish, where one of them may be off by any amount."""
+        assert self.program is not None
+        return self.kind == "shared" and not jumps(self.program, slice(1, 1 + len(y)), by_division=True)
 
     def compared_whole(self, y: Leaves) -> bool:
         """Whether what is known at a few states and steps tells nothing of a gradient along other steps: the field
@@ -222,6 +234,8 @@ class Field:
 
         key = key and (key, tuple(places), self.kind, self.intervals)
         hoisted = dataclasses.replace(self, function=rebuilt, collective=pure.collective, program=pure.jaxpr, key=key)
+        fixed = tuple(None if isinstance(leaf, Tracer) else leaf for leaf in pure.consts)
+        hoisted = dataclasses.replace(hoisted, fixed=fixed)
         return hoisted, Weights(weights.inexact, weights.other, widened(closed), constants)
 
 

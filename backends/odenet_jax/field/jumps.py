@@ -23,7 +23,6 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from odenet.kit import few_numbers
-from odenet_jax.field.pieces import apart
 from odenet_jax.field.rules import declares, inexact, pullback
 from odenet_jax.field.state import Leaves
 
@@ -50,24 +49,24 @@ _INVERTING = frozenset(("rsqrt", "log"))
 _SQUARES = frozenset(("square", "abs"))
 
 
-def jumps(program: Jaxpr, state: slice) -> bool:
+def jumps(program: Jaxpr, state: slice, *, by_division: bool = False) -> bool:
     """Whether what a program returns jumps with its state.
 
-    A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants, and where
-    pieces are known not to meet: most others are one function, as ReLU is. Rounding that reaches no result does not
-    count.
+    A choice among values (`jnp.where`, `lax.cond`) by a comparison counts where all of these are constants: others
+    may be one function in pieces, as ReLU is (see `switches`). Rounding that reaches no result does not count.
 
     Args:
         program: of the field.
         state: which of its arguments are the state.
+        by_division: whether by one by what may vanish: no part of a step bounds what is off there.
     """
     levels = [APART] * len(program.invars)
     levels[state] = [SMOOTH] * len(levels[state])
     inputs: list[Any] = program.invars[state]
     shapes = [atom.aval.shape for atom in inputs]
     once = few_numbers.rows(shapes)
-    levels = _outputs(program, levels)
-    return any(level.kind >= DIVIDED.kind and level.groups not in once for level in levels) or apart(program, state)
+    kinds = (DIVIDED.kind,) if by_division else (DIVIDED.kind, JUMPING.kind)
+    return any(level.kind in kinds and level.groups not in once for level in _outputs(program, levels))
 
 
 def against(increment: Leaves, y: Leaves) -> Leaves:

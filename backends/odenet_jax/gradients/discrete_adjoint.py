@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import DiscreteAdjoint, Problem, Stats
-from odenet.kit import Alarm, add, alarm, combine, subtract
+from odenet.kit import DRIFTED, WHOLE, Alarm, add, alarm, combine, subtract
 from odenet_jax.field.jumps import against
 from odenet_jax.field.state import Leaves
 from odenet_jax.field.varying import undivided
@@ -46,6 +46,35 @@ Trouble = tuple[Array, Array, Array]
 """The step that could not be undone to the tolerance (-1: none), its first residual and its last."""
 
 
+class Path(NamedTuple):
+    """What all steps together are off by, beside what they add, entry by entry.
+
+    Where steps share their weights the gradient is a sum over them, in which one that adds little counts for little,
+    however large its error is beside that. Layers have gradients of their own, and the worst one counts.
+    """
+
+    off: Leaves
+    all: Leaves
+
+    @classmethod
+    def begun(cls, y: Leaves) -> Path:
+        """Before the first step."""
+        sizes = tuple(map(jnp.zeros_like, map(jnp.abs, y)))
+        return cls(sizes, sizes)
+
+    def then(self, defect: Leaves, reference: Leaves) -> Path:
+        """One more step: how far it is off, and what that is held against."""
+        return self.more(defect)._replace(all=add(self.all, reference))
+
+    def more(self, defect: Leaves) -> Path:
+        """What a known state tells."""
+        return self._replace(off=add(self.off, tuple(map(jnp.abs, defect))))
+
+    def error(self) -> Array:
+        """Of all steps, a scalar."""
+        return relative(self.off, self.all)
+
+
 class Reversal(Adjoint):
     """Backward from y[N], a step at a time."""
 
@@ -66,12 +95,13 @@ class Reversal(Adjoint):
         steps, method, (end,) = run.grid.steps, self.method, saved.end
         y = end
         jumping = run.field.jumps(y)
+        path = Path.begun(y) if jumping and run.field.together(y) else None
         buffers = [(saved.states, kept_rows(self.keeps(run), steps))] if saved.states else []
         if gradients.rows is not None and saved.ys is not None:
             buffers.append((saved.ys, gradients.rows))
 
         def step(n: Any, carry: Any, *, early: bool) -> Any:
-            y, g, sums, worst, increments, trouble, share = carry
+            y, g, sums, worst, increments, trouble, share, path = carry
             here = run.at(n)
             predict = functools.partial(self.predict, here, n, y, increments, trouble, early=early)
             known, exact = jnp.array(False), y
@@ -85,25 +115,32 @@ class Reversal(Adjoint):
             before = subtract(y, d)
             # where y[n] is known, its own increment taken back from a rebuilt y[n+1] misses it by what that is off
             of = tuple(jnp.where(known, *pair) for pair in zip(sized(z, y), y, strict=True)) if buffers else y
-            worst = worse(worst, relative(subtract(before, z), against(d, of) if jumping else of), n)
+            if path is None:
+                worst = worse(worst, relative(subtract(before, z), against(d, of) if jumping else of), n)
+            else:
+                path = path.then(subtract(before, z), against(d, of))
             after = before if method.correct else z
             y = tuple(jnp.where(known, *pair) for pair in zip(z, after, strict=True)) if buffers else after
             share = relative(y, against(d, y)).astype(share.dtype) if jumping else share
             g = gradients.join(n, add(g, part))
             increments = (d, *increments[:-1]) if increments else ()
-            return y, g, collect(here, n, sums, by_reads), worst, increments, trouble, share
+            return y, g, collect(here, n, sums, by_reads), worst, increments, trouble, share, path
 
         zero = jnp.zeros((), run.layout.time)
         increments = (zeros(y),) * method.order if method.extrapolates else ()
         trouble = (jnp.int32(-1), zero, zero)
-        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), increments, trouble, jnp.ones_like(zero))
+        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), increments, trouble, jnp.ones_like(zero), path)
         early = min(method.order, steps) if method.extrapolates else steps
         carry = descend(functools.partial(step, early=True), steps, early, carry)
         if early < steps:
             carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
-        y, g, sums, worst, _, trouble, share = carry
+        y, g, sums, worst, _, trouble, share, path = carry
         assert saved.sketch is not None
-        residual, n = worse(worst, saved.sketch.error(y, end).astype(share.dtype) * share, -1)
+        drift = saved.sketch.error(y, end).astype(share.dtype)
+        if path is None:
+            residual, n = worse(worst, drift * share, -1)
+        else:  # the states between have drifted as well
+            residual, n = worse(worst, path.more(tuple(DRIFTED * drift * leaf for leaf in y)).error(), WHOLE)
         # gradients that are all zero are right, whatever was rebuilt for them
         trouble = (none_unread(run, trouble[0] + 1) - 1, *trouble[1:])
         return g, sums, residual, (trouble, steps, (none_unread(run, residual), n))
@@ -217,37 +254,47 @@ class AdaptiveReversal(BackwardPass):
     ) -> tuple[Leaves, Sums, Array, Any]:
         stretch, anchors, method = AcceptedStepVJP(run, result, gradients), result.record.states, self.method
         jumping = run.field.jumps(y0)
+        begun = Path.begun(y0) if jumping and run.field.together(y0) else None
 
         def alive(state: Any) -> Array:
             return state[0] >= 0
 
         def step(state: Any) -> Any:
-            n, y, g, output, sums, worst, trouble, scale = state
+            n, y, g, output, sums, worst, trouble, scale, path = state
             go, place = alive(state), jnp.maximum(n, 0)
             z, undone = self.fixed.predict(run.at(place), place, y, (), trouble, early=True)
             d, g, output, sums = stretch.step(place, go, z, g, output, sums)
             before = subtract(y, d)
-            error = relative(subtract(before, z), against(d, y) if jumping else y)
-            worst = choose(go, worse(worst, error, place), worst)
+            if path is None:
+                error = relative(subtract(before, z), against(d, y) if jumping else y)
+                worst = choose(go, worse(worst, error, place), worst)
+            else:
+                path = choose(go, path.then(subtract(before, z), against(d, y)), path)
             y = choose(go, before if method.correct else z, y)
             if anchors is not None:
                 row = place // (method.anchors or 1) - 1
                 known = go & (place > 0) & (place % (method.anchors or 1) == 0) & (row < anchors.starts.shape[0])
                 exact = read(anchors.rows, jnp.maximum(row, 0))
                 of = sized(exact, result.last)
-                error = relative(subtract(y, exact), against(d, of) if jumping else of)
-                worst = choose(known, worse(worst, error, place), worst)
+                if path is None:
+                    error = relative(subtract(y, exact), against(d, of) if jumping else of)
+                    worst = choose(known, worse(worst, error, place), worst)
+                else:
+                    path = choose(known, path.more(subtract(y, exact)), path)
                 y = choose(known, exact, y)
             scale = choose(go, against(d, y), scale) if jumping else scale
-            return jnp.where(go, n - 1, n), y, g, output, sums, worst, choose(go, undone, trouble), scale
+            return jnp.where(go, n - 1, n), y, g, output, sums, worst, choose(go, undone, trouble), scale, path
 
         g, output = stretch.start()
         zero = jnp.zeros((), run.layout.time)
         worst, trouble = (zero, jnp.int32(-1)), (jnp.int32(-1), zero, zero)
         scale = tuple(map(jnp.abs, sized(y0, result.last)))
-        state = (result.pace.accepted - 1, result.last, g, output, sums, worst, trouble, scale)
-        _, y, g, output, sums, worst, trouble, scale = repeat(alive, step, state)
-        worst = worse(worst, relative(subtract(y, y0), scale), -1)
+        state = (result.pace.accepted - 1, result.last, g, output, sums, worst, trouble, scale, begun)
+        _, y, g, output, sums, worst, trouble, scale, path = repeat(alive, step, state)
+        if path is None:
+            worst = worse(worst, relative(subtract(y, y0), scale), -1)
+        else:
+            worst = worse(worst, path.more(subtract(y, y0)).error(), WHOLE)
         return stretch.finish(g, output), sums, worst[0], (trouble, result.pace.accepted, worst)
 
     def settled(self, gradients: Any, trouble: Any) -> Any:

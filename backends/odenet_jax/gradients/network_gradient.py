@@ -35,7 +35,7 @@ class NetworkGradient:
         kind: number type of times.
         g: the gradient at t0.
         sums: the gradients of weights.
-        residual: how far states are off at which these were taken.
+        residual: what these are off by, by how far states are off at which they were taken.
     """
 
     def __init__(self, kind: Any, g: Leaves, sums: Sums, residual: Array) -> None:
@@ -60,7 +60,8 @@ class NetworkGradient:
         saved = dataclasses.replace(saved, states=(), end=(end,))
         reversal = Reversal(DiscreteAdjoint(iterations=ITERATIONS_BESIDE), stats, None)
         g, sums, residual, _ = reversal.back(run, saved, gradients, sums)
-        return cls(run.layout.time, g, sums, residual)
+        # that of all steps together is as large as the error is
+        return cls(run.layout.time, g, sums, residual if run.field.together(end) else DRIFT * residual)
 
     @classmethod
     def of_accepted_steps(
@@ -84,7 +85,7 @@ class NetworkGradient:
         sizes = [self._size(g), self._size(self.sums)]
         pairs = zip(off, sizes, strict=True)
         errors = [part / jnp.maximum(size, jnp.finfo(size.dtype).tiny) for part, size in pairs]
-        error = jnp.max(jnp.stack([*errors, DRIFT * self.residual.astype(self.kind)]))
+        error = jnp.max(jnp.stack([*errors, self.residual.astype(self.kind)]))
         # a gradient of zero is right, whatever was rebuilt
         return jnp.where(jnp.any(jnp.stack(off + sizes) != 0), error, 0.0)
 

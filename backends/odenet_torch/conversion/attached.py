@@ -23,8 +23,8 @@ from odenet_torch.conversion.layer_run import LayerRun, rounds
 from odenet_torch.conversion.linked import linked
 from odenet_torch.conversion.recomputed import lent, recomputed, recomputed_with_objects
 from odenet_torch.conversion.rounded import rounded
+from odenet_torch.field.dynamo import require_breaks
 from odenet_torch.gradients.adjoint import refuse_classes, refuse_transforms
-from odenet_torch.gradients.solve import require_not_strict
 from odenet_torch.steps.direct import NotAsBeforeError
 
 _here = threading.local()
@@ -41,7 +41,7 @@ class Attached(nn.Module if TYPE_CHECKING else object):
         if isinstance(self.odenet_run.gradient, Backprop) or _plainly():
             return plain(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         if torch.compiler.is_dynamo_compiling():
-            require_not_strict()
+            require_breaks()
         return _recorded(self, plain, args, kwargs)  # pyright: ignore[reportCallIssue]
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -17,6 +17,7 @@ from odenet.kit import tree_leaves
 from odenet_torch.conversion.between_layers import StateBetweenLayers
 from odenet_torch.conversion.calls import check_unchanged, leaving_no_trace
 from odenet_torch.conversion.layer import Arguments, Layer, arguments_of, marks, same, written_to
+from odenet_torch.gradients.adjoint import refuse_transforms
 from odenet_torch.nets.modules import ResidualStack
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -166,6 +167,8 @@ class FirstOfRun(_LayerStandIn):
         for step in self.steps:
             step.bind(arguments)
         if not written and any(layer.fresh for layer in self.run):
+            if torch._C._are_functorch_transforms_active() and not isinstance(self.stack.gradient, Backprop):
+                refuse_transforms(f"gradient={self.stack.gradient.label!r}")  # what is compared has no values there
             self._check(x, arguments)
         self.stack.training = self.training
         state = self.stack(x, *arguments[0], **arguments[1])

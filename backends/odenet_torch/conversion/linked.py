@@ -111,6 +111,7 @@ class Branches(Field):
     """The branches of a layer as the steps of one run."""
 
     depth = None
+    calls = False
 
     def __init__(self, link: Link) -> None:
         self.link = link

@@ -33,6 +33,7 @@ from odenet_torch.drop_in.recalled_function import recalled
 from odenet_torch.drop_in.recording import Recording
 from odenet_torch.drop_in.separate import Separate
 from odenet_torch.drop_in.words import named
+from odenet_torch.field.dynamo import untraced
 from odenet_torch.field.half_precision import Reads, slots
 from odenet_torch.gradients.adjoint import in_forward_mode, refuse_classes, refuse_transforms
 
@@ -41,6 +42,7 @@ Options = Mapping[str, Any] | None
 Outcome = tuple[Tensor | None, Tensor]
 
 
+@untraced
 @named
 def odeint(
     func: Func,
@@ -91,6 +93,7 @@ def odeint(
     return _returned(checked, _solver(checked, method or "dopri5", chosen, rtol, atol, compile)())
 
 
+@untraced
 @named
 def odeint_adjoint(
     func: Func,
@@ -189,6 +192,7 @@ def odeint_adjoint(
     return _returned(checked, (event_t, ys))
 
 
+@untraced
 @named
 def odeint_event(
     func: Func,
@@ -236,6 +240,7 @@ def odeint_event(
     return event_t, tuple(torch.cat([leaf[:-1], end.unsqueeze(0)]) for leaf, end in pairs)
 
 
+@untraced
 @named
 def odeint_dense(
     func: Func,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -151,6 +152,31 @@ def require_held(name: str, module: nn.Module, before: dict[int, tuple[type, Ten
                     "modules that have their parameters before the solve",
                     "call the field once before, under torch.no_grad(); or take gradient='backprop'",
                 )
+
+
+def require_whole(name: str, module: nn.Module, *, itself: bool = True) -> None:
+    """Looks whether a module that is to run again is sharded by itself, or has a part that is (`fully_shard`).
+
+    It gathers its weights for each call, and hooks of its own average their gradients over processes when autograd has
+    them: not where they are handed over by a backward pass of ours, and each process would go on with its own.
+
+    Args:
+        name: for messages.
+        module: itself.
+        itself: whether it is called, with its hooks, and not its parts alone.
+
+    Raises:
+        GradientError: it is.
+    """
+    sharding: Any = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(sharding, "FSDPModule", None)  # since torch 2.6
+    if kind is not None and any(isinstance(inner, kind) for inner in within(module)[not itself :]):
+        raise GradientError(
+            f"{name} is sharded by itself, or in parts, by fully_shard, and is to run again: the gradients of its "
+            "weights would not be averaged over processes",
+            "fully_shard of the network as a whole, or of converted layers",
+            "shard what stands around the solve, or take gradient='backprop'",
+        )
 
 
 def state(parameter: Tensor) -> tuple[int, bool, Any]:

@@ -37,6 +37,10 @@ class Field(ABC):
     """
 
     depth: Depth | None
+    shared = False
+    """Whether all steps are known to have the same weights."""
+    calls = True
+    """Whether it calls its modules, and not their parts alone."""
     captured: tuple[Tensor, ...] = ()
     reads: Reads | None = None
     """Of weights that many evaluations read, where autograd adds up what these add to the gradients."""
@@ -136,7 +140,7 @@ class FunctionField(Field):
         self.function = function
         # of a compiled step: what it calls, the module whose weights that reads, and how, where it is not `reads`
         self.traced, self.module, self.inner = function, function, None
-        self.depth = depth
+        self.depth, self.shared = depth, depth is None or depth.kind == "shared"
         # as in BlockField
         self.parameters: dict[str, Tensor] = (
             dict(function.named_parameters()) if isinstance(function, nn.Module) else {}

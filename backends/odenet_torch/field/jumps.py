@@ -27,16 +27,20 @@ CENTRED, SPREAD, DIVIDED = few_numbers.CENTRED, few_numbers.SPREAD, few_numbers.
 
 JUMPING = Looked()
 """Parts of fields that were seen to jump."""
+DIVIDING = Looked()
+"""Those of them that divide by what may vanish: no part of a step bounds what is off there."""
 
 _OPERATIONS = frozenset(
     "round floor ceil trunc frac remainder fmod floor_divide sign sgn heaviside argmax argmin topk argsort kthvalue "
-    "mode searchsorted bucketize multinomial bernoulli quantize_per_tensor fake_quantize_per_tensor_affine_cachemask "
+    "mode searchsorted bucketize histc histogram histogramdd bincount multinomial bernoulli quantize_per_tensor "
+    "fake_quantize_per_tensor_affine_cachemask "
     "fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine".split()
 )
 _INDEXED = frozenset(
     "gather scatter scatter_add scatter_reduce index index_select index_put index_add index_copy index_fill take "
     "embedding one_hot".split()
 )  # that jump where the index depends on the state, as that of a largest entry does
+_ARITHMETIC = frozenset("add sub mul div pow".split())  # that jump where they meet a count
 _VIEWS = frozenset(
     "view _unsafe_view reshape permute transpose t unsqueeze squeeze expand detach alias clone contiguous".split()
 )
@@ -89,11 +93,14 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         jumps: whether there was one.
+        divides: whether one was a division by what may vanish.
+        compares: whether something was compared that depends on y: `field.switches` tells whether it jumps there.
+        reads: whether the program has come to know a number that does, which it may compare itself.
     """
 
     def __init__(self, y: Leaves) -> None:
         super().__init__()
-        self.jumps = False
+        self.jumps = self.divides = self.compares = self.reads = False
         self.depends = {id(leaf): leaf for leaf in y}  # kept alive, so that no id is taken again
         self.levels = {id(leaf): SMOOTH for leaf in y}
         self.origins: dict[int, int] = {}  # of views, by `id`: the tensor whose numbers they are
@@ -112,8 +119,13 @@ class Watch(TorchDispatchMode):
             indexed = name in _INDEXED and any(x.dtype in (torch.int64, torch.int32) for x in read)
             level = self._level(name, args, kwargs or {}, read)
             divided = level.kind == DIVIDED.kind and level.groups not in self.once
-            if converted or indexed or divided or name in _OPERATIONS:
+            counted = name in _ARITHMETIC and results[0].is_floating_point() and any(map(_whole, read))
+            rounded = name == "div" and (kwargs or {}).get("rounding_mode") is not None
+            if converted or counted or indexed or divided or rounded or name in _OPERATIONS:
                 self.jumps = True
+            self.divides |= divided
+            self.compares |= any(x.dtype == torch.bool for x in results)
+            self.reads |= name == "_local_scalar_dense" and any(x.dtype != torch.bool for x in read)
             self.depends.update((id(x), x) for x in results)
             self.levels.update((id(x), level) for x in results)
             if name in _SPREADS and len(results) == 2 and level.kind == SPREAD.kind:  # and a mean
@@ -188,9 +200,18 @@ class Watch(TorchDispatchMode):
         self.depends.clear()  # who looks for graphs that are left is not to find those
 
 
+def _whole(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
 def jumps(root: Any, reached: ReachableObjects | None = None) -> bool:
     """Whether a part of a field was seen to jump (see `Looked.some`)."""
     return JUMPING.some(root, reached)
+
+
+def divides(root: Any, reached: ReachableObjects | None = None) -> bool:
+    """Whether it was seen to jump by a division."""
+    return DIVIDING.some(root, reached)
 
 
 def against(increment: Tensor, y: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from odenet import GradientError
-from odenet_torch.field import late_writes, random_state, saved_tensors
+from odenet_torch.field import late_writes, random_state, saved_tensors, switches
 from odenet_torch.field.called_modules import (
     ModuleSnapshot,
     Owned,
@@ -30,13 +30,14 @@ from odenet_torch.field.called_modules import (
     indifferent,
     require_held,
     require_same,
+    require_whole,
     uncached,
     within,
 )
 from odenet_torch.field.differentiating import fake, no_values, unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
-from odenet_torch.field.jumps import JUMPING, Watch
+from odenet_torch.field.jumps import DIVIDING, JUMPING, Watch
 from odenet_torch.field.looked import Looked, Names
 from odenet_torch.field.places import CachedResults
 from odenet_torch.field.reachable_objects import ReachableObjects
@@ -91,6 +92,9 @@ class Replay:
             thread has drawn in the meantime is then told from that.
     """
 
+    calls = True
+    """Whether f calls its modules, with their hooks, and not their parts alone."""
+
     def __init__(
         self,
         device: torch.device,
@@ -135,7 +139,9 @@ class Replay:
     @classmethod
     def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False, exact: bool = False) -> Replay:
         """The record of a forward pass that is about to begin."""
-        return cls(layout.device, steps, field.modules, field.handed, field.roots, cut, exact)
+        replay = cls(layout.device, steps, field.modules, field.handed, field.roots, cut, exact)
+        replay.calls = field.calls
+        return replay
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
         """Tensors that f reads in a step, and that must not be written on before the backward pass."""
@@ -177,6 +183,7 @@ class Replay:
         before, outside = [*map(random_state.of, generators)], random_state.outside()
         out = evaluate()
         for name, module, parameters in new:
+            require_whole(name, module, itself=self.calls)
             require_held(name, module, parameters)
         drawn = random_state.outside() != outside
         if drawn or (before and before != [*map(random_state.of, generators)]):
@@ -199,6 +206,8 @@ class Replay:
         ]
         for name, module in (*modules, *self.noticed):
             if id(module) not in self.snapshots:
+                if not modules:  # it was noticed
+                    require_whole(name, module)
                 self.snapshots[id(module)] = ModuleSnapshot.now(name, module)
                 if not _FUNCTIONS.has(module, self.reached(module)):
                     fresh.insert(0, (name, module))
@@ -582,10 +591,17 @@ class Replay:
         require_same(name, out, again)
         with self._alone(place):  # after the look at what is kept, which it would replace
             self._require_same_unrecorded(name, key, place, out, evaluate)
+            # the last look, since what an evaluation elsewhere leaves is not to be looked at
+            jump = watch.jumps or (
+                (watch.compares or watch.reads)
+                and switches.jumps(y, lambda: self._quietly(key, place, evaluate), hidden=watch.reads)
+            )
         for _, root in fresh:
             _FUNCTIONS.add(root, self.reached(root))
-            if watch.jumps:
+            if jump:
                 JUMPING.add(root, self.reached(root))
+            if watch.divides:
+                DIVIDING.add(root, self.reached(root))
 
 
 def _values(out: Leaves) -> Leaves:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import weakref
 from typing import Any
 
 import torch
@@ -14,8 +13,11 @@ from odenet_torch.field.storages import parts
 
 WINDOW = 64
 """Bytes that are looked at, at most, at the start of a tensor and in its middle."""
-_WINDOWS: dict[int, tuple[Any, int, Any, Any]] = {}
-"""By `id` of a tensor: a reference to it, the address of its memory, and two windows on that."""
+_WINDOWS: dict[int, tuple[int, int, Any, Any]] = {}
+"""By `id` of a tensor: the address and the size of its memory, which are all that two windows on it depend on. No weak
+reference: torch swaps no tensors that have one, as `Module.to` does with parameters of classes of their own."""
+_MOST = 1 << 16
+"""Tensors that are remembered; then all are forgotten."""
 
 
 def version(tensor: Tensor) -> int:
@@ -39,14 +41,13 @@ def sampled(tensor: Tensor) -> Any:
         address = tensor.data_ptr()
     except RuntimeError:  # within a transform, or without memory of its own
         return None if tensor.layout is torch.strided else _sampled_values(tensor)
-    if known is None or known[0]() is not tensor or known[1] != address:
+    if known is None or known[0] != address or known[1] != tensor.nbytes:
         views = windows(tensor)
         if views is None:
             return address if tensor.is_cuda else None
-        key = id(tensor)
-        # bound early: the last of these are called when modules have been cleared
-        known = (weakref.ref(tensor, lambda _, windows=_WINDOWS: windows.pop(key, None)), address, *views)
-        _WINDOWS[key] = known
+        if len(_WINDOWS) >= _MOST:
+            _WINDOWS.clear()
+        known = _WINDOWS[id(tensor)] = (address, tensor.nbytes, *views)
     return known[2].raw + known[3].raw
 
 

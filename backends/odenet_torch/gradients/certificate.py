@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,12 +113,12 @@ def _largest(leaf: Tensor, axes: tuple[int, ...] | None) -> Tensor:
     return torch.linalg.vector_norm(leaf, math.inf, axes, keepdim=axes is not None)
 
 
-def jumping(run: Run) -> frozenset[int]:
-    """The steps in which f was seen to jump (see `field.jumps`)."""
+def jumping(run: Run, by: Callable[..., bool] = jumps) -> frozenset[int]:
+    """The steps in which f was seen to jump, or to divide (see `field.jumps`)."""
     replay, steps = run.replay, range(run.grid.steps)
 
     def jump(root: Any) -> bool:  # as it was before the forward pass
-        return jumps(root, None if replay is None else replay.reached(root))
+        return by(root, None if replay is None else replay.reached(root))
 
     if replay is not None and any(jump(module) for _, module in replay.noticed):
         return frozenset(steps)

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from odenet import DiscreteAdjoint, Problem, Stats
+from odenet.kit import DRIFTED, WHOLE, add, combine, subtract
 from odenet.kit import Leaves as AnyLeaves
-from odenet.kit import add, combine, subtract
-from odenet_torch.field.jumps import against
+from odenet_torch.field.jumps import against, divides
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
@@ -33,6 +34,45 @@ from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.adaptive import Back
 from odenet_torch.steps.fixed import Run, Solve
+
+
+class Path:
+    """What all steps together are off by, beside what they add, entry by entry.
+
+    Where steps share their weights the gradient is a sum over them, in which one that adds little counts for little,
+    however large its error is beside that. Layers have gradients of their own, and the worst one counts.
+    """
+
+    def __init__(self) -> None:
+        self.off: AnyLeaves = ()
+        self.all: AnyLeaves = ()
+
+    def add(self, defect: AnyLeaves, reference: AnyLeaves) -> None:
+        """One more step: how far it is off, and what that is held against."""
+        off = tuple(leaf.abs() for leaf in defect)
+        self.off = add(self.off, off) if self.off else off
+        self.all = add(self.all, reference) if self.all else reference
+
+    def error(self, y: AnyLeaves, drift: Tensor | None) -> Tensor:
+        """Of all steps, a scalar.
+
+        Args:
+            y: the rebuilt state at t0.
+            drift: its relative error, where that is not among those of the steps. It has grown on the way, where states
+                are not known: it counts twice.
+        """
+        off = (
+            self.off
+            if drift is None
+            else tuple(a + DRIFTED * drift * b.abs() for a, b in zip(self.off, y, strict=True))
+        )
+        return relative(off, self.all)
+
+
+def counted_together(run: Run) -> bool:
+    """Whether the steps of a field that jumps count together. Where it divides by what may vanish, one of them may be
+    off by any amount."""
+    return run.field.shared and not jumping(run, divides)
 
 
 class LoneStep(NamedTuple):
@@ -70,6 +110,7 @@ class Reversal(Adjoint):
         d = y
         known = run.settled is not None and run.settled.once(steps)
         jumps = jumping(run)  # their errors are held against increments
+        path = Path() if jumps and counted_together(run) else None
         for n in reversed(range(steps)):
             z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
             d, g = (self.known_step if known else self.step)(run, n, z, g, sums)
@@ -78,7 +119,10 @@ class Reversal(Adjoint):
             reference = sized(z, y) if n in saved.states else y
             if n in jumps:
                 reference = tuple(map(against, d, reference))
-            errors.add_difference(before, z, reference, n)
+            if path is None:
+                errors.add_difference(before, z, reference, n)
+            else:
+                path.add(subtract(before, z), reference)
             if n == steps - 1 and saved.known is not None:
                 add_strayed(errors, n, before, saved.known, y, functools.partial(subtract, before, z))
             y = before if method.correct and n not in saved.states else z
@@ -87,9 +131,11 @@ class Reversal(Adjoint):
             if method.extrapolates:
                 increments = [d, *increments[: method.order - 1]]
             yield n
-        if saved.sketch is not None:
-            error = saved.sketch.error(y, saved.states[steps])
-            errors.add(error * relative(y, tuple(map(against, d, y))) if jumps else error, -1)
+        drift = None if saved.sketch is None else saved.sketch.error(y, saved.states[steps])
+        if path is not None:
+            errors.add(path.error(y, drift), WHOLE)
+        elif drift is not None:
+            errors.add(drift * relative(y, tuple(map(against, d, y))) if jumps else drift, -1)
         worst = certify(self.stats, self.alarm, errors)
         if method.tolerance is not None:
             if not float(worst) <= method.tolerance:

@@ -14,7 +14,7 @@ from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.gradients.adjoint import SavedStates, read
 from odenet_torch.gradients.checkpoint import Recomputation
 from odenet_torch.gradients.compared_steps import difference, magnitude
-from odenet_torch.gradients.discrete_adjoint import Reversal
+from odenet_torch.gradients.discrete_adjoint import Reversal, counted_together
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.fixed import Run
@@ -41,7 +41,7 @@ class NetworkGradient:
     """
 
     def __init__(self, run: Run, stats: Stats, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> None:
-        self.stats, self.sums, self.exact = dataclasses.replace(stats), sums, Sums(run.field)
+        self.run, self.stats, self.sums, self.exact = run, dataclasses.replace(stats), sums, Sums(run.field)
         self.rebuilds = not isinstance(run.grid, Accepted)
         method = (
             Reversal(DiscreteAdjoint(iterations=ITERATIONS_BESIDE), self.stats)
@@ -91,5 +91,7 @@ class NetworkGradient:
         errors = off / sizes.clamp_min(torch.finfo(off.dtype).tiny)
         error = errors.max()
         if self.rebuilds:
-            error = torch.maximum(error, DRIFT * self.stats.residual.to(off))
+            # that of all steps together is as large as the error is
+            share = 1.0 if counted_together(self.run) else DRIFT
+            error = torch.maximum(error, share * self.stats.residual.to(off))
         return torch.where((off + sizes).any(), error, 0.0)  # a gradient of zero is right, whatever was rebuilt

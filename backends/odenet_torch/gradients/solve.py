@@ -34,6 +34,7 @@ from odenet.kit import AnySolver, Compile, StagedSolver, Way, problem, require
 from odenet_torch._entry import backend
 from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import valueless
+from odenet_torch.field.dynamo import untraced
 from odenet_torch.field.field import BlockField, Field, FunctionField
 from odenet_torch.field.raised import as_raised, leaves_a_checkpoint
 from odenet_torch.field.state import Leaves, layout, require_times
@@ -48,6 +49,7 @@ from odenet_torch.steps.resolution import resolved
 State = TypeVar("State")
 
 
+@untraced
 def solve(
     field: Callable[[Any, Any, Any], Any] | Callable[[Any, Any], Any],
     y0: State,
@@ -88,6 +90,7 @@ def solve(
     )
 
 
+@untraced
 @as_raised
 def solve_problem(ivp: Problem, field: Field | None = None, way: Way | None = None) -> Solution:
     """The solution of a problem.
@@ -141,28 +144,6 @@ def recorded() -> bool:
 def _compiling_without_dynamo() -> bool:
     """Whether torch 2.6 exports without dynamo: what says so later says there that it compiles."""
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-
-
-@torch.compiler.assume_constant_result  # so that dynamo calls it as it traces, and what it raises ends the tracing
-def require_not_strict() -> None:
-    """Of what dynamo does not look into, to be called where dynamo traces.
-
-    Raises:
-        UnsupportedError: it traces for torch.export, and what it does not look into is then an error of its own. Torch
-            before 2.9 wraps it in an error of dynamo's, with the same text.
-    """
-    if torch.__version__ >= "2.8":
-        exporting = torch.compiler.is_exporting()
-    else:
-        from torch._dynamo.symbolic_convert import InstructionTranslator  # which alone knows it there
-
-        exporting = InstructionTranslator.current_tx().export
-    if exporting:
-        raise UnsupportedError(
-            "torch.export(..., strict=True) of a solve, into which dynamo does not look",
-            "strict=False, the default since torch 2.8, which runs the solve and records its operations",
-            "give strict=False to torch.export.export",
-        )
 
 
 def _require_eager(graph: bool) -> None:

@@ -47,8 +47,9 @@ from odenet.kit import (
 )
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
+from odenet_torch.field.dynamo import require_breaks
 from odenet_torch.field.field import BlockField, Field
-from odenet_torch.gradients.solve import recorded, require_not_strict, solve_problem
+from odenet_torch.gradients.solve import recorded, solve_problem
 from odenet_torch.nets.blocks import Weights, enter, field, leave
 from odenet_torch.nets.counting import CountingField
 from odenet_torch.nets.watched import Watched
@@ -64,7 +65,7 @@ def _call(method: Callable[..., Any], *arguments: Any) -> Any:
 
 def _uncompiled(method: Callable[..., Any], *arguments: Any) -> Any:
     if torch.compiler.is_dynamo_compiling():
-        require_not_strict()
+        require_breaks()
     return _call(method, *arguments)
 
 

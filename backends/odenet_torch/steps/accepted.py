@@ -85,7 +85,7 @@ class AcceptedField(Field):
         self.field = field
         self.grid = grid
         self.count = grid.count
-        self.depth = field.depth
+        self.depth, self.shared = field.depth, field.shared
 
     def capture(self, tensors: Iterable[Tensor]) -> None:
         self.field.capture(tensors)

@@ -36,7 +36,7 @@ class Stretched(Field):
         self.grid = grid
         self.ends = grid.moving[:2]
         self.length = grid.t1 - grid.t0
-        self.depth = field.depth
+        self.depth, self.shared = field.depth, field.shared
         self.tensors = unique(end for end in self.ends if moves(end))
 
     @property
