@@ -110,6 +110,7 @@ ALONE = {
         "steps/adaptive.py",  # a Python loop that keeps what is wanted as it goes
         "steps/per_sample.py",  # in JAX that is vmap
         "steps/rows.py",
+        "steps/gate.py",
         "steps/scalars.py",  # there a number is of the type of the array beside it
         "steps/independence.py",
         "steps/resolution.py",  # float64 beside a float32 state

@@ -34,9 +34,10 @@ from odenet_torch.field.differentiating import listed, record, transformed
 from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, meta_state
 from odenet_torch.steps.dense import differentiable
+from odenet_torch.steps.gate import Gate
 from odenet_torch.steps.independence import refuse_batch_statistics, require_independent
 from odenet_torch.steps.resolution import explained, resolved, widened
-from odenet_torch.steps.rows import ROWS, Gate, beside, choose_rows, finite_rows, stand_ins, weigh_rows
+from odenet_torch.steps.rows import ROWS, beside, choose_rows, finite_rows, stand_ins, weigh_rows
 from odenet_torch.steps.tolerance import Tolerance
 
 _SUCCESS, _NONFINITE, _MAX_STEPS, _TOO_SMALL = (
