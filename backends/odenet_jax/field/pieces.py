@@ -131,21 +131,28 @@ def _places(condition: Node, depth: int = 0) -> Iterator[tuple[Node, Values, Val
     if one.moving and other.moving:  # a largest number, or a k-th one: they are equal somewhere
         alone = _value(other, {id(one): 0.3}) is None and _value(one, {id(other): 0.3}) is None
         for value in _TRIED if alone else ():
-            yield one, *({id(one): side, id(other): value} for side in _sides(value))
+            before, after = _sides(value)
+            yield one, {id(one): before, id(other): value}, {id(one): after, id(other): value}
         return
     number, constant = (one, other) if one.moving else (other, one)
     value = _value(constant, {})
-    if value is None or not math.isfinite(value):
+    if not number.moving or value is None or not math.isfinite(value):
         return
-    yield number, *({id(number): side} for side in _sides(value))
+    before, after = _sides(value)
+    yield number, {id(number): before}, {id(number): after}
     if number.name == "abs":  # on either side of zero
         of = _bare(number.inputs[0])
         for sign in (-1, 1):
-            yield number, *({id(number): side, id(of): sign * side} for side in _sides(value))
+            yield (
+                number,
+                {id(number): before, id(of): sign * before},
+                {id(number): after, id(of): sign * after},
+            )
 
 
-def _sides(value: float) -> list[float]:
-    return [value + sign * _STEP * (1 + abs(value)) for sign in (-1, 1)]
+def _sides(value: float) -> tuple[float, float]:
+    step = _STEP * (1 + abs(value))
+    return value - step, value + step
 
 
 def _apart(choice: Node, number: Node, before: Values, after: Values) -> bool:
