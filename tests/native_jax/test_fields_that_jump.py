@@ -13,6 +13,7 @@ from jax import lax
 
 import odenet
 from odenet_jax import NeuralODE, ResidualStack, convert
+from odenet_jax.field import switches
 from odenet_jax.field.jumps import jumps
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -113,7 +114,7 @@ CODES = jax.random.normal(jax.random.key(1), (6, WIDTH))
 
 def jumping(function):
     program = jax.make_jaxpr(function)(jnp.ones((3, WIDTH)))
-    return jumps(program.jaxpr, slice(0, 1))
+    return jumps(program.jaxpr, slice(0, 1)) or switches.jumps(program.jaxpr, slice(0, 1), program.consts)
 
 
 def test_what_jumps_and_what_does_not():
