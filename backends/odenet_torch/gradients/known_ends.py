@@ -179,7 +179,7 @@ def add_strayed(
         errors.add(torch.where(part > DOUBTFUL, part, 0.0), n)
 
 
-def _sizes(parts: Sequence[Tensor], waits: bool) -> Sequence[Any]:
+def _sizes(parts: list[Tensor], waits: bool) -> Sequence[Any]:
     """Their norms: numbers, or where these would be waited for, scalars of the device."""
     norms = torch.linalg.vector_norm(torch.stack(parts).reshape(len(parts), -1), dim=1)
     return norms.unbind() if waits else norms.tolist()
