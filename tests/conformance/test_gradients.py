@@ -327,7 +327,11 @@ def test_counts_are_the_cost_model(backend: str, solver: str, method: str) -> No
     if backend == "jax" and OLD_JAX and method in ("backprop", "checkpoint:segments=2"):
         pytest.skip("JAX 0.5 leaves the callbacks that count out of a loop that it differentiates")
     cost = odenet.gradient(method).cost(odenet.solver(solver), 5)
-    assert counts(backend, solver, method) == (cost.f_forward, cost.f_backward, cost.vjp)
+    forward, backward, vjps = counts(backend, solver, method)
+    assert (forward, vjps) == (cost.f_forward, cost.vjp)
+    # torch asks by one step forward whether f is what it was, where an integration back of low order cannot tell
+    look = backend == "torch" and method.startswith("continuous-adjoint") and odenet.solver(solver).order < 3
+    assert cost.f_backward <= backward <= cost.f_backward + look * odenet.solver(solver).stages
 
 
 @pytest.mark.parametrize("solver", ["euler", "rk4"])

@@ -237,7 +237,7 @@ class Recalled:
         def call(y: Any) -> Any:
             if self.elsewhere and isinstance(func, nn.Module):
                 return torch.func.functional_call(func, self.parameters, (t, y))
-            return func(t, y)
+            return func(t, tree_map(torch.clone, y))  # which it may write on
 
         y = y0.detach().clone().requires_grad_()
         with torch.enable_grad(), no_trace([self.func]), lent_buffers(modules_of(self.func)), flow.explained():

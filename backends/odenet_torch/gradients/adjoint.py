@@ -93,15 +93,23 @@ class Adjoint(ABC):
         Returns:
             The states that are wanted, by index, and groups of a tensor for each leaf of y0 (see `SavedStates`).
         """
-        return loop(run, y0, (*self.keeps(run), self.witness(run)) if self.back_by else self.keeps(run))
+        return loop(run, y0, self.kept_states(run))
+
+    def kept_states(self, run: Run) -> Iterable[int]:
+        """The indices of the states that the forward pass hands on: y0 is there, be it for a witness alone."""
+        n = self.witness(run) if self.back_by else 0
+        return (*self.keeps(run), n) if n else self.keeps(run)
 
     def witness(self, run: Run) -> int:
         """The index of the state of which a sample is kept (see `back_by`)."""
         return max(run.grid.steps - self.back_by, 0)
 
-    def witnessed(self, run: Run, states: dict[int, Leaves]) -> Leaves | None:
+    def witnessed(self, run: Run, states: dict[int, Leaves], y0: Leaves) -> Leaves | None:
         """That state, among those of the forward pass, as the backward pass comes to it."""
-        return states.get(self.witness(run)) if self.back_by else None
+        if not self.back_by:
+            return None
+        n = self.witness(run)
+        return states.get(n) if n else y0
 
     def known_of(self, last: AcceptedStep) -> Leaves | None:
         """Of the last accepted step, what the backward pass is given a sample of, to know the field by."""
@@ -430,8 +438,8 @@ class _FixedStepSolve(torch.autograd.Function):
         ctx.run, ctx.adjoint, ctx.count, ctx.course = run, adjoint, count, course
         ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
         ctx.last = adjoint.last(states[run.grid.steps]) if run.grid.steps in states else None
-        known = adjoint.witnessed(run, states)
-        ctx.known = sample(known) if known is not None and ordinary(known) else None
+        known = adjoint.witnessed(run, states, y0 := tensors[:count])
+        ctx.known = sample(known, own=known is y0) if known is not None and ordinary(known) else None
         weights = tensors[count + (course is not None) :]
         # a reversible solver's y(t1) is in its pair
         keeps = {*adjoint.keeps(run)}
@@ -454,17 +462,15 @@ class _FixedStepSolve(torch.autograd.Function):
         count_saved = len(tensors) - len(ctx.weights)
         saved = [leaf.detach() for leaf in tensors[:count_saved]]  # y0 among them may need a gradient
         groups = [tuple(saved[i : i + count]) for i in range(0, len(saved), count)]
-        inner = dict(ctx.inner)
-        if not _retained():
-            ctx.inner = {}  # so that a backward pass can free what it has used
         saved = SavedStates(
-            inner | dict(zip(ctx.states, groups, strict=False)),
+            ctx.inner | dict(zip(ctx.states, groups, strict=False)),
             tuple(groups[len(ctx.states) :]),
             ctx.sketch,
             ctx.last,
             ctx.known,
         )
-        del inner
+        if not _retained():
+            ctx.inner, ctx.last, ctx.known = {}, None, None  # so that a backward pass can free what it has used
         carried = [g.to(kind) for g, kind in zip(gradients, run.layout.carried, strict=True)]
         by_index = dict(zip(run.grid.kept, zip(*carried, strict=True), strict=True))
         course: StageChain | None = ctx.course

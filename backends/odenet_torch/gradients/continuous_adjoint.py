@@ -75,7 +75,7 @@ class Costate(Adjoint):
         if self.method.compared(run.grid.steps) < 2 or (first := self.always(run)) == run.grid.steps:
             return super().forth(run, y0)
         self.moves = LargestMove(run, y0, first)
-        return loop(run, y0, (*self.keeps(run), self.witness(run)), self.moves.add)
+        return loop(run, y0, self.kept_states(run), self.moves.add)
 
     def always(self, run: Run) -> int:
         """How many steps from t0 on are compared whatever the state does: the first one of each kind, or a segment."""

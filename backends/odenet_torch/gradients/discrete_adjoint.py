@@ -124,7 +124,7 @@ class Reversal(Adjoint):
             else:
                 path.add(subtract(before, z), reference)
             if n == steps - 1 and saved.known is not None:
-                add_strayed(errors, n, before, saved.known, y, functools.partial(subtract, before, z))
+                add_strayed(errors, n, before, saved.known, y, subtract(before, z))
             y = before if method.correct and n not in saved.states else z
             if n in gradients:
                 g = add(g, gradients[n])

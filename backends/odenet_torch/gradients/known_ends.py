@@ -144,7 +144,7 @@ def add_strayed(
     rebuilt: Leaves,
     known: Leaves,
     last: Leaves,
-    defect: Callable[[], AnyLeaves] | None = None,
+    defect: AnyLeaves | Callable[[], AnyLeaves] | None = None,
     *,
     of_rebuilt: bool = False,
 ) -> None:
@@ -161,19 +161,22 @@ def add_strayed(
         rebuilt: the state before it.
         known: a sample of that in the forward pass.
         last: the state at t1.
-        defect: of the prediction, see `Reversal`, which is asked for where it matters; None where f is evaluated where
-            it was.
+        defect: of the prediction, see `Reversal`; a function where it takes an evaluation, which is asked for where it
+            matters; None where f is evaluated where it was.
         of_rebuilt: whether it is the rebuilt state's own, which then may be off by as much.
     """
     waits = not looks(known)
     for i, (leaf, kept, end) in enumerate(zip(*(sampled_as(known, x) for x in (rebuilt, known, last)), strict=True)):
-        apart, moved, size = _sizes([leaf - kept, end - kept, end], waits)
+        # what memory this takes does not depend on what is found: a training that is resumed counts the same
+        known_defect = [] if defect is None or callable(defect) else [sampled_as(known, defect)[i]]
+        apart, moved, size, *missing = _sizes([leaf - kept, end - kept, end, *known_defect], waits)
         off = apart - ROUNDINGS * torch.finfo(end.dtype).eps * size
         if not waits and (not off > DOUBTFUL * moved or not moved):
             continue
         part = off / moved
-        if defect is not None:
-            (missed,) = _sizes([sampled_as(known, defect())[i]], waits)
+        if callable(defect):
+            missing = _sizes([sampled_as(known, defect())[i]], waits)
+        for missed in missing:
             part = part - (1.5 * missed / moved if of_rebuilt else 3 * (missed / moved) ** 2)
         part = torch.as_tensor(part, dtype=errors.pair.dtype, device=end.device)
         errors.add(torch.where(part > DOUBTFUL, part, 0.0), n)

@@ -62,7 +62,7 @@ class Retrace(Adjoint):
         states, pair = loop(run, y0, self.keeps(run), on_step)
         return states, (*pair, *sides)
 
-    def witnessed(self, run: Run, states: dict[int, Leaves]) -> AnyLeaves | None:
+    def witnessed(self, run: Run, states: dict[int, Leaves], y0: Leaves) -> AnyLeaves | None:
         kept, self.kept = self.kept, None
         return kept
 

@@ -73,7 +73,7 @@ class Tolerance:
         if self.rows:
             return {"rms": _rms_rows, "mixed": _mixed_rows, "max": _max_rows}[control.norm]
         if control.norm == "rms" and len(like) == 1:
-            (root,) = beside((like[0].numel() ** 0.5,), like)
+            (root,) = beside((max(like[0].numel(), 1) ** 0.5,), like)  # of no number it is 0
             return lambda leaves: torch.linalg.vector_norm(leaves[0]) / root
         return NAMED[control.norm]
 

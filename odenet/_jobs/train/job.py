@@ -213,6 +213,8 @@ def _finish(
     with _telling(messages), watch(messages, plan.epochs, learnt.steps) as progress:
         for epoch in range(run.epoch + 1, plan.epochs + 1):
             row = _epoch(trainer, plan, epoch, learnt, chosen_by, progress)
+            if run.rows and plan.device == "cpu":  # of the first step of a run, and not of the one that went on with it
+                row = replace(row, peak_bytes=run.rows[0].peak_bytes)
             require_same()
             run = run.saved(out, row, trainer.state())
             events.add(out, row)
