@@ -137,7 +137,6 @@ ALONE = {
         "verbs/mapped_rows.py",  # certificates under vmap
         "field/closure.py",
         "field/fingerprint.py",  # programs that outlive a call
-        "field/linearity.py",  # of rules that the program of a pullback shows
         "field/live.py",  # of programs that are compared
         "field/programs.py",
         "field/repeatable.py",  # a function is traced once
@@ -169,6 +168,10 @@ NAMES = {
 IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions of all arrays there
     "_backend.py": ({"TorchBackend"}, {"JaxBackend"}),
     # looked for when a block runs here, in its program there
+    "field/linearity.py": (
+        {"HookWatch", "Pullback", "declares", "hooks_a_module", "keeping_gradients", "pullback", "uneven"},
+        {"Part"},
+    ),
     "field/jumps.py": ({"Watch", "divides"}, {"subprograms"}),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
@@ -202,7 +205,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
-        {"ErrorReport", "StepErrors", "jumping", "norms", "joined", "together"},
+        {"ErrorReport", "StepErrors", "compared_whole", "jumping", "norms", "joined", "together"},
         {"on_top", "tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),

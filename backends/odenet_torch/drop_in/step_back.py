@@ -17,6 +17,7 @@ from odenet_torch.drop_in import fixed
 from odenet_torch.drop_in.exact_gradient import MOST, ExactGradient, ForwardSteps, accepted_between, nodes_between
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.field.jumps import jumps
+from odenet_torch.field.linearity import uneven
 from odenet_torch.field.state import Layout
 from odenet_torch.gradients.compared_steps import error
 from odenet_torch.gradients.sums import Parts
@@ -63,10 +64,10 @@ def by_steps(flow: OdeintProblem) -> bool:
 
 
 def all_steps(flow: OdeintProblem, count: int) -> list[list[float]] | None:
-    """The ends of the forward steps within each of so many intervals of times, of a function that jumps; None of
-    others, and where they are not known."""
+    """The ends of the forward steps within each of so many intervals of times, of a function that jumps, or whose
+    pullback is not linear; None of others, and where they are not known."""
     recording = flow.recording
-    if recording is None or flow.event_fn is not None or not jumps(flow.original or flow.func):
+    if recording is None or flow.event_fn is not None or not (jumps(of := flow.original or flow.func) or uneven(of)):
         return None
     if recording.accepted is not None:
         return accepted_between(flow, count)

@@ -10,21 +10,37 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet_torch.field.saved_tensors import SavedTensor, now, written
+from odenet_torch.field.linearity import HookWatch, declares
+from odenet_torch.field.saved_tensors import SavedTensor, nodes, now, written
 from odenet_torch.field.side_results import recorded
 from odenet_torch.field.state import Leaves
 
 
-def marked(evaluate: Callable[[], Leaves], y: Leaves) -> tuple[Leaves, list[weakref.ref[SavedTensor]], str | None]:
-    """What an evaluation at y returns, without its graph, and marks of all that the graph has saved.
+class Marked(NamedTuple):
+    """An evaluation, whose graph was looked at and let go.
 
-    Also the operation of whose saved tensors one was written on (see `saved_tensors.written`).
+    Args:
+        out: what it has returned.
+        marks: of all that the graph has saved.
+        operation: of whose saved tensors one was written on (see `saved_tensors.written`).
+        declares: whether there is a backward, or a hook, of the user's (see `field.linearity`).
     """
+
+    out: Leaves
+    marks: list[weakref.ref[SavedTensor]]
+    operation: str | None
+    declares: bool
+
+
+def marked(evaluate: Callable[[], Leaves], y: Leaves) -> Marked:
+    """An evaluation at y."""
+    hooks = HookWatch()
     marks: list[weakref.ref[SavedTensor]] = []
     since = now()
 
@@ -32,9 +48,11 @@ def marked(evaluate: Callable[[], Leaves], y: Leaves) -> tuple[Leaves, list[weak
         marks.append(weakref.ref(saved := SavedTensor(tensor)))
         return saved
 
-    with recorded(y), torch.autograd.graph.saved_tensors_hooks(pack, SavedTensor.read):
+    with recorded(y), torch.autograd.graph.saved_tensors_hooks(pack, SavedTensor.read), hooks:
         out = evaluate()
-    return tuple(leaf.detach() for leaf in out), marks, written(out, since)
+    found = [*nodes(out, since)]
+    values = tuple(leaf.detach() for leaf in out)
+    return Marked(values, marks, written(found), hooks.found or declares(found))
 
 
 def require_gone(name: str, marks: list[weakref.ref[SavedTensor]]) -> None:

@@ -93,6 +93,7 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         jumps: whether there was one.
+        rounds: whether one rounded, or sorted.
         divides: whether one was a division by what may vanish.
         compares: whether something was compared that depends on y: `field.switches` tells whether it jumps there.
         reads: whether the program has come to know a number that does, which it may compare itself.
@@ -100,7 +101,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, y: Leaves) -> None:
         super().__init__()
-        self.jumps = self.divides = self.compares = self.reads = False
+        self.jumps = self.rounds = self.divides = self.compares = self.reads = False
         self.depends = {id(leaf): leaf for leaf in y}  # kept alive, so that no id is taken again
         self.levels = {id(leaf): SMOOTH for leaf in y}
         self.origins: dict[int, int] = {}  # of views, by `id`: the tensor whose numbers they are
@@ -121,7 +122,9 @@ class Watch(TorchDispatchMode):
             divided = level.kind == DIVIDED.kind and level.groups not in self.once
             counted = name in _ARITHMETIC and results[0].is_floating_point() and any(map(_whole, read))
             rounded = name == "div" and (kwargs or {}).get("rounding_mode") is not None
-            if converted or counted or indexed or divided or rounded or name in _OPERATIONS:
+            if rounded or name in _OPERATIONS or (converted and read[0].dtype != torch.bool):
+                self.rounds = True
+            if converted or counted or indexed or divided or self.rounds:
                 self.jumps = True
             self.divides |= divided
             self.compares |= any(x.dtype == torch.bool for x in results)

@@ -66,7 +66,8 @@ def watched(name: str, evaluate: Callable[[], Any], held: Callable[[], list[dict
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, SavedTensor.read):
         out = evaluate()
-    operation = saved_tensors.written([x for x in tree_leaves(out) if isinstance(x, Tensor)], since)
+    found = saved_tensors.nodes([x for x in tree_leaves(out) if isinstance(x, Tensor)], since)
+    operation = saved_tensors.written(found)
     if operation is not None:
         raise saved_tensors.refusal(name, operation)
     # memory may be given back, as fully_shard does with gathered weights: nothing is there to be read

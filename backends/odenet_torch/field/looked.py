@@ -42,6 +42,9 @@ class Looked:
         self._modules: weakref.WeakKeyDictionary[Any, _Variants] = weakref.WeakKeyDictionary()
         self._functions: collections.OrderedDict[frozenset[Any], _Variants] = collections.OrderedDict()
 
+    def __bool__(self) -> bool:
+        return bool(self._functions or self._modules)
+
     def has(self, root: Any, reached: ReachableObjects | None = None) -> bool:
         """Whether it was looked at as it is; no where it has neither code nor weak references.
 

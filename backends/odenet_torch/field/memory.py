@@ -147,7 +147,7 @@ class Memory:
                 f"the field returned a slope on {slope[0].device} for a state on {y[0].device}",
                 "the device of the state",
             )
-        if since is not None and (operation := saved_tensors.written(slope, since)) is not None:
+        if since is not None and (operation := saved_tensors.written(saved_tensors.nodes(slope, since))) is not None:
             raise saved_tensors.refusal(self.name, operation)
         wrote = self.count(lent) != before
         for at, leaf in zip(tree_leaves(handed), y, strict=True):

@@ -383,7 +383,9 @@ class ReachableObjects:
         parts: Iterable[Any]
         match value:
             case types.MethodType():
-                return (name, value.__self__), (name, value.__func__)
+                owner = value.__self__  # a class by itself is not looked into, but that whose `apply` f calls is
+                code = self.kind(owner) if isinstance(owner, type) and self._belongs(_package(owner)) else ()
+                return (name, owner), (name, value.__func__), *code
             case functools.partial():
                 parts = (value.func, *value.args, value.keywords)
             case _:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from odenet import GradientError
-from odenet_torch.field import late_writes, random_state, saved_tensors, switches
+from odenet_torch.field import late_writes, linearity, random_state, saved_tensors, switches
 from odenet_torch.field.called_modules import (
     ModuleSnapshot,
     Owned,
@@ -574,18 +574,20 @@ class Replay:
         name = fresh[0][0]
         if fake():
             raise no_values(f"the first pass of {name}, which is looked at by value,", "fields that have run before")
-        watch, marks, operation = Watch(y), list[Any](), None
+        watch, seen = Watch(y), None
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
         with self._alone(place):
             try:
                 with watch:
-                    again, marks, operation = self._quietly(key, place, lambda: marked(evaluate, y))
+                    seen = self._quietly(key, place, lambda: marked(evaluate, y))
+                again = seen.out
             except RuntimeError:  # it takes derivatives with torch.func, or cannot be recorded at a leaf
                 with torch.no_grad():
                     again = self._quietly(key, place, evaluate)
-        if operation is not None:
-            raise saved_tensors.refusal(name, operation)
-        require_gone(name, marks)
+        if seen is not None:
+            if seen.operation is not None:
+                raise saved_tensors.refusal(name, seen.operation)
+            require_gone(name, seen.marks)
         if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
             raise hooks_its_state(name)
         require_same(name, out, again)
@@ -596,9 +598,17 @@ class Replay:
                 (watch.compares or watch.reads)
                 and switches.jumps(y, lambda: self._quietly(key, place, evaluate), hidden=watch.reads)
             )
+        modules = [inner for _, root in fresh for outer in self.reached(root).modules for inner in outer.modules()]
+        back = linearity.Pullback(linear=True, jumps=False)
+        if seen is not None and (seen.declares or linearity.hooks_a_module(modules)):
+            handed = self.handed(key[0], self.steps)
+            with self._alone(place), linearity.keeping_gradients(modules):
+                back = self._quietly(key, place, lambda: linearity.pullback(evaluate, y, handed))
         for _, root in fresh:
             _FUNCTIONS.add(root, self.reached(root))
-            if jump:
+            if not back.linear:
+                linearity.UNEVEN.add(root, self.reached(root))
+            if jump or back.jumps:
                 JUMPING.add(root, self.reached(root))
             if watch.divides:
                 DIVIDING.add(root, self.reached(root))

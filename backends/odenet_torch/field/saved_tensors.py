@@ -6,7 +6,7 @@ Torch says so in the backward pass only, in an error of its own that names neith
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -46,26 +46,30 @@ def now() -> int:
     return _autograd._get_sequence_nr()  # the number of the operation that is recorded next
 
 
-def written(outputs: Iterable[Tensor], since: int) -> str | None:
-    """The operation whose saved tensor was written on, in the part of a graph that was recorded after `since` (see
-    `now`); None where there is none.
-    """
+def nodes(outputs: Iterable[Tensor], since: int) -> Iterator[Any]:
+    """The nodes of the part of a graph that was recorded after `since` (see `now`), without leaves."""
     stack: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
     visited = set(stack)
     while stack and len(visited) < _MANY:
         node = stack.pop()
         if type(node).__name__ == LEAF or node._sequence_nr() < since:
             continue
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in visited:
+                visited.add(following)
+                stack.append(following)
+
+
+def written(found: Iterable[Any]) -> str | None:
+    """The operation whose saved tensor was written on, among nodes of a graph; None where there is none."""
+    for node in found:
         for name in _saved_by(type(node)):
             try:
                 getattr(node, name)
             except RuntimeError as error:
                 if WRITTEN in str(error):
                     return type(node).__name__.removesuffix("0").removesuffix("Backward")
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                stack.append(following)
     return None
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from odenet import Stats
-from odenet.kit import BUCKETS, SMALL, Alarm, Certified, channel_axes, floor, signs, subtract
+from odenet.kit import BUCKETS, SMALL, WHOLE, Alarm, Certified, channel_axes, floor, signs, subtract
 from odenet.kit import Leaves as AnyLeaves
+from odenet_torch.field import linearity
 from odenet_torch.field.differentiating import several_at_once
 from odenet_torch.field.jumps import jumps
 from odenet_torch.steps.fixed import Run
@@ -127,6 +128,12 @@ def jumping(run: Run, by: Callable[..., bool] = jumps) -> frozenset[int]:
     return frozenset(n for n in steps if any(jump(root) for _, root in run.field.roots(n, 0.0, len(steps))))
 
 
+def compared_whole(run: Run) -> bool:
+    """Whether what is known at a few states and steps tells nothing of a gradient along other steps: f jumps between
+    them, or its pullback is not linear."""
+    return bool(jumping(run) or (linearity.UNEVEN and jumping(run, linearity.uneven)))
+
+
 class Sketch:
     """What is kept of a state to tell later by how much another one differs from it: a few sums of each row.
 
@@ -184,8 +191,10 @@ class StepErrors:
         self.together = 0  # steps whose norms become errors at once
 
     def add(self, error: Tensor, n: int) -> None:
-        """One more, of step n; -1 is the state at t0."""
+        """One more, of step n; -1 is the state at t0, and `WHOLE`, which is below none, is all steps."""
         self._join()
+        if n == WHOLE and self.count:
+            self.worst()
         self._count(n)
         self.recent.append(error.reshape(1))
         if self.count >= _TOGETHER:

@@ -30,7 +30,7 @@ from odenet_torch.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, jumping
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, compared_whole
 from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
 from odenet_torch.gradients.known_ends import add_strayed
 from odenet_torch.gradients.network_gradient import NetworkGradient
@@ -95,7 +95,7 @@ class Costate(Adjoint):
         if self.moves is not None:
             segments |= {n // length for n in self.moves.step()}
         compared = ComparedSteps(run, self.method, sums, a)
-        beside = NetworkGradient(run, self.stats, saved, gradients, sums) if jumping(run) else None
+        beside = NetworkGradient(run, self.stats, saved, gradients, sums) if compared_whole(run) else None
         segments = segments if beside is None else set[int]()
         running, end = False, y
         for n in reversed(range(steps)):
@@ -217,7 +217,7 @@ class AdaptiveCostate(Costate):
             y, t, a = output, time, add(a, row)
         a = self.between_outputs(forward, (t, y), (forward.t0, states[0]), a, sums)
         errors, run = StepErrors(forward.run), dataclasses.replace(forward.run, again=True)
-        if jumping(run):  # what is known at a few states tells nothing of the jumps between them
+        if compared_whole(run):  # what is known at a few states tells nothing of all
             met, inside = accepted_steps.joined(forward, rows)
             run = dataclasses.replace(run, inside=inside)
             beside = NetworkGradient(run, self.stats, SavedStates(states, ()), met, sums)
