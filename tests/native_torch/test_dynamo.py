@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import odenet
+import odenet_jax
 import odenet_torch
 from odenet_torch import NeuralODE, ResidualStack, convert, odeint, odeint_adjoint
 
@@ -29,6 +30,7 @@ class Layer(nn.Module):
         return x + torch.tanh(self.inner(x))
 
 
+assert odenet_jax.solve  # loaded: its rules of trees are asked about tensors, too
 TIMES = torch.tensor([0.0, 1.0])
 EQUAL = {"steps": 2, "gradient": "checkpoint"}
 SOLVES = {

@@ -16,6 +16,8 @@ from odenet.kit import TREE_CHILDREN, TREE_RULES, shown
 
 def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
     """A class that JAX knows (an equinox module, say) opened by JAX."""
+    if _of_torch(node):
+        return None
     children, structure = jax.tree.flatten(node)
     if jax.tree_util.treedef_is_leaf(structure):
         return None
@@ -24,7 +26,7 @@ def _rule(node: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
 
 def _children(node: Any) -> list[Any] | None:
     """What a node of such a class holds, one level down."""
-    if isinstance(node, _LEAVES) or hasattr(node, "__next__"):  # JAX warns of iterators
+    if isinstance(node, _LEAVES) or _of_torch(node) or hasattr(node, "__next__"):  # JAX warns of iterators
         return None
     inside = False
 
@@ -35,6 +37,12 @@ def _children(node: Any) -> list[Any] | None:
 
     children, structure = jax.tree.flatten(node, is_leaf=is_leaf)
     return None if jax.tree_util.treedef_is_leaf(structure) else children
+
+
+def _of_torch(node: Any) -> bool:
+    """Whether it is torch's, which JAX is not asked about: dynamo, as it traces a solve's checks of trees, fails at
+    what is not Python."""
+    return type(node).__module__.partition(".")[0] == "torch"
 
 
 _LEAVES = (jax.Array, np.ndarray, np.generic, int, float, complex, str, type(None))
