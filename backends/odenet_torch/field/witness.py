@@ -25,7 +25,7 @@ from odenet.kit import scattered
 from odenet_torch.field.differentiating import valueless
 from odenet_torch.field.state import Leaves
 
-OFF = 0.02
+OFF = 0.005
 """Of what steps add to a state: a state that is missed by more was reached by other steps."""
 OFF_HALF = 0.1
 """The same where a field computes in 16 bits."""

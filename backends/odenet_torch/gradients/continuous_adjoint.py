@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -19,7 +20,7 @@ from odenet.kit import DOUBTFUL, WHOLE, AnySolver, add, combine, hermite, increm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.witness import sampled_as
+from odenet_torch.field.witness import looks, sampled_as, unlike
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import (
     Adjoint,
@@ -32,7 +33,7 @@ from odenet_torch.gradients.adjoint import (
 )
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, compared_whole
 from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
-from odenet_torch.gradients.known_ends import add_strayed
+from odenet_torch.gradients.known_ends import add_strayed, allowed, name
 from odenet_torch.gradients.network_gradient import NetworkGradient
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Parts, Sums
@@ -273,6 +274,14 @@ class AdaptiveCostate(Costate):
             for step in loop.steps(t, both):
                 if self.slope is not None and t == forward.grid.nodes[-1] and self.changed is None:
                     self.changed = _changed(step.slopes[0][:count], self.slope)
+                    # the same state and time; at a jump in time it may be that on its other side
+                    if (
+                        looks(self.slope)
+                        and not forward.loop.jumps
+                        and allowed(forward.run) < float(self.changed) < math.inf
+                    ):
+                        how = f"has a slope that is off by {float(self.changed):.1e} of it"
+                        raise unlike(name(forward.run, len(forward.grid.nodes) - 2), how)
                 quadrature.accept(step)
                 assert loop.trial is not None
                 of_costate = loop.trial.error, both, step.y1, step.slopes[0], step.slopes[-1]

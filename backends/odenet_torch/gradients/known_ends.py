@@ -6,6 +6,7 @@ are not waited for: there one state of `EVERY` is compared, and what is off is s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,13 +29,14 @@ from odenet_torch.field.witness import (
     sample,
     sampled_as,
     turns,
+    unlike,
 )
 from odenet_torch.gradients.certificate import ErrorReport, StepErrors
 from odenet_torch.steps.accepted import Accepted
 from odenet_torch.steps.fixed import Run
 
 
-def off(run: Run) -> float:
+def allowed(run: Run) -> float:
     """How far steps that run again may be off (see `field.witness`)."""
     kinds = {*run.layout.dtypes, *run.layout.carried}
     casts = run.replay is not None and any(enabled for _, enabled, _ in run.replay.autocast)
@@ -110,7 +112,7 @@ class KnownEnds:
         if self.waits is None:
             self.waits = not looks(kept)
         if self.off is None:
-            self.off = off(self.run)
+            self.off = allowed(self.run)
         if not self.waits:
             rounded = self.rounded
             by = None if rounded is None else lambda i: float(rounded(n, i, kept[i]))
@@ -147,6 +149,7 @@ def add_strayed(
     defect: AnyLeaves | Callable[[], AnyLeaves] | None = None,
     *,
     of_rebuilt: bool = False,
+    exact: bool = False,
 ) -> None:
     """Hold the first state that is rebuilt, from the last one, against what was kept of it: what f does now against
     what it did.
@@ -164,6 +167,11 @@ def add_strayed(
         defect: of the prediction, see `Reversal`; a function where it takes an evaluation, which is asked for where it
             matters; None where f is evaluated where it was.
         of_rebuilt: whether it is the rebuilt state's own, which then may be off by as much.
+        exact: whether only rounding keeps the rebuilt state from being the known one: then, on the host, the rule of
+            `field.witness` holds.
+
+    Raises:
+        GradientError: it is not, beside that rule.
     """
     waits = not looks(known)
     for i, (leaf, kept, end) in enumerate(zip(*(sampled_as(known, x) for x in (rebuilt, known, last)), strict=True)):
@@ -171,9 +179,13 @@ def add_strayed(
         known_defect = [] if defect is None or callable(defect) else [sampled_as(known, defect)[i]]
         apart, moved, size, *missing = _sizes([leaf - kept, end - kept, end, *known_defect], waits)
         off = apart - ROUNDINGS * torch.finfo(end.dtype).eps * size
-        if not waits and (not off > DOUBTFUL * moved or not moved):
+        refused = exact and not waits
+        most = allowed(errors.run) if refused else DOUBTFUL
+        if not waits and (not off > most * moved or not moved):
             continue
         part = off / moved
+        if refused and math.isfinite(part):  # what is not is said by the certificate
+            raise unlike(name(errors.run, n), f"misses the state that it had reached by {part:.1e} of what it adds")
         if callable(defect):
             missing = _sizes([sampled_as(known, defect())[i]], waits)
         for missed in missing:

@@ -83,7 +83,7 @@ class Retrace(Adjoint):
             if n in gradients:
                 g = (add(g[0], gradients[n]), *g[1:])
             if n == self.witness(run) and saved.known is not None:
-                add_strayed(errors, n, pair[0], saved.known, last)
+                add_strayed(errors, n, pair[0], saved.known, last, exact=True)
             yield n
         y, defect, gradient = solver.origin(pull, h, pair, g)
         errors.add(relative(defect, sized(y, saved.pair[0])), -1)
