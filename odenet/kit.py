@@ -21,6 +21,7 @@ from odenet._gradients import few_numbers, switches
 from odenet._gradients.certified import (
     ALL_OF,
     BUCKETS,
+    CHANGED,
     DOUBTFUL,
     DRIFT,
     DRIFTED,
@@ -88,6 +89,7 @@ __all__ = [
     "ALL_OF",
     "BACKWARD_FAULTS",
     "BUCKETS",
+    "CHANGED",
     "DOUBTFUL",
     "DRIFT",
     "DRIFTED",

@@ -296,15 +296,20 @@ def _step_back(certificate: float, method: str, where: str) -> str:
     )
 
 
+CHANGED = (
+    "look for what it reads from outside and that has changed since (a patched function, a file, a setting, a clock, a "
+    "random number); call backward() before it changes; or take gradient='backprop', which runs it once"
+)
+"""What to do about a field that runs again as another one."""
+
+
 def _run_again(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return _message(certificate, method, where)
     return (
         f"The field is not what it was in the forward pass: run again by {method} from a state that is known, it "
         f"misses what it added by {certificate:.2g} of that ({where}), and the gradient {_consequence(certificate)}. "
-        "What to do: look for what it reads from outside and that has changed since (a patched function, a file, a "
-        "setting, a clock, a random number); call backward() before it changes; or take gradient='backprop', which "
-        "runs it once."
+        f"What to do: {CHANGED}."
     )
 
 

@@ -51,6 +51,14 @@ def passed_on(function):
     return field
 
 
+def passed_on_whole(function):
+    @functools.wraps(function)
+    def called(*arguments):
+        return function(*arguments)
+
+    return called
+
+
 @pytest.mark.parametrize("wrapper", [WithTime, with_time, passed_on, lambda f: functools.partial(with_time(f))])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("one", ONES)
@@ -65,6 +73,13 @@ def test_conditions_of_events_too(one):
     event = odenet.Event(with_time(lambda y: y[0] - 0.5))
     solution = odenet.solve(with_time(decay), ONES[one](), **GRIDS["adaptive"], event=event)
     assert float(solution.event_t) == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("one", ONES)
+def test_a_condition_whose_wrapper_passes_all_on_is_refused_in_words(one):
+    event = odenet.Event(passed_on_whole(lambda y: y[0] - 0.5))
+    with pytest.raises(odenet.InputError, match=r"an event's condition takes .*Allowed: a condition"):
+        odenet.solve(with_time(decay), ONES[one](), **GRIDS["adaptive"], event=event)
 
 
 def test_functions_of_the_drop_ins_too():
@@ -111,14 +126,14 @@ def test_a_network_of_the_state_alone_is_refused_in_words(kind, call, grid):
         CALLS[call](field, one, GRIDS[grid])
 
 
-class OfTime(nn.Module):
+class TakesTime(nn.Module):
     def forward(self, t, x):
         return x
 
 
 def test_blocks_that_take_a_time_are_refused_in_words():
-    net = odenet_torch.ResidualStack([OfTime(), OfTime()])
-    with pytest.raises(odenet.InputError, match=re.escape("a block is a OfTime, which takes (t, x)")):
+    net = odenet_torch.ResidualStack([TakesTime(), TakesTime()])
+    with pytest.raises(odenet.InputError, match=re.escape("a block is a TakesTime, which takes (t, x)")):
         net(torch.ones(2))
 
 

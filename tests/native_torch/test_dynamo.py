@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from of_time import Layer, OfTime
 from torch import nn
 
 import odenet
@@ -12,22 +13,8 @@ import odenet_torch
 from odenet_torch import NeuralODE, ResidualStack, convert, odeint, odeint_adjoint
 
 
-class Field(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(4, 4)
-
-    def forward(self, t, y):
-        return torch.tanh(self.inner(y))
-
-
-class Layer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return x + torch.tanh(self.inner(x))
+def block():
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh())
 
 
 assert odenet_jax.solve  # loaded: its rules of trees are asked about tensors, too
@@ -42,10 +29,12 @@ SOLVES = {
 }
 NETWORKS = {
     "stack": lambda: ResidualStack([nn.Linear(4, 4), nn.Linear(4, 4)], gradient="checkpoint"),
-    "ode": lambda: NeuralODE(Field(), steps=2, gradient="discrete-adjoint"),
-    "adaptive": lambda: NeuralODE(Field(), rtol=1e-3, gradient="continuous-adjoint"),
+    "ode": lambda: NeuralODE(OfTime(block()), steps=2, gradient="discrete-adjoint"),
+    "adaptive": lambda: NeuralODE(OfTime(block()), rtol=1e-3, gradient="continuous-adjoint"),
     "converted": lambda: convert(
-        nn.Sequential(Layer(), Layer()), gradient="checkpoint", example=torch.randn(2, 4, requires_grad=True)
+        nn.Sequential(Layer(block()), Layer(block())),
+        gradient="checkpoint",
+        example=torch.randn(2, 4, requires_grad=True),
     ),
 }
 
@@ -57,7 +46,7 @@ class Around(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
         self.solve = SOLVES.get(kind)
-        self.inner = Field() if self.solve else NETWORKS[kind]()
+        self.inner = OfTime(block()) if self.solve else NETWORKS[kind]()
 
     def forward(self, x):
         x = torch.relu(self.first(x))

@@ -4,12 +4,12 @@ hooks store. Under checkpoint they have the numbers of the plain model, and leav
 from __future__ import annotations
 
 import gc
-import sys
 import warnings
 import weakref
 
 import pytest
 import torch
+from python_calls import python_calls
 from torch import Tensor, nn
 
 from odenet import GradientError
@@ -394,18 +394,3 @@ def test_a_settled_layer_is_compared_in_few_calls():
             outcome(model)
         calls = python_calls(lambda model=model: loss(model, x()).backward())
         assert calls < 500 * LAYERS, (kind, calls)
-
-
-def python_calls(run) -> int:
-    count = 0
-
-    def note(frame, event, argument):
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(note)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return count

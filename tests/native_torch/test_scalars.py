@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from python_calls import python_calls
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -86,22 +85,6 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def calls(run: Callable[[], object]) -> int:
-    """Of functions of Python's."""
-    count = 0
-
-    def note(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(note)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return count
-
-
 def test_a_step_back_of_the_continuous_adjoint_takes_few_operations_and_calls() -> None:
     torch.manual_seed(0)
     net, y0 = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)), torch.randn(3, 4)
@@ -122,7 +105,7 @@ def test_a_step_back_of_the_continuous_adjoint_takes_few_operations_and_calls() 
         count = len(evaluations)
         hook.remove()
         loss = output().y1.sum()
-        found.append((count, seen.count, calls(lambda loss=loss: loss.backward())))
+        found.append((count, seen.count, python_calls(lambda loss=loss: loss.backward())))
     (few, operations, called), (many, more_operations, more_called) = found
     evaluations_more = many - few
     assert evaluations_more > 20

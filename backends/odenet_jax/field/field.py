@@ -233,9 +233,10 @@ class Field:
             return jax.tree.unflatten(structure, picked)(t, y, Weights(w.inexact, w.other), *context)
 
         key = key and (key, tuple(places), self.kind, self.intervals)
-        hoisted = dataclasses.replace(self, function=rebuilt, collective=pure.collective, program=pure.jaxpr, key=key)
         fixed = tuple(None if isinstance(leaf, Tracer) else leaf for leaf in pure.consts)
-        hoisted = dataclasses.replace(hoisted, fixed=fixed)
+        hoisted = dataclasses.replace(
+            self, function=rebuilt, collective=pure.collective, program=pure.jaxpr, key=key, fixed=fixed
+        )
         return hoisted, Weights(weights.inexact, weights.other, widened(closed), constants)
 
 
@@ -248,7 +249,6 @@ def field(function: Callable[..., Any], depth: Depth | None) -> tuple[Field, Wei
     """
     form = "field(t, y), since there are no weights" if depth is None else "field(t, y, w), since there are weights"
     allowed = f"a field that can be called as {form}"
-
     if depth is None:
         return Field(lambda t, y, weights: called(function, (t, y), "field", allowed), "shared", 1), Weights([], [])
     one = depth.tree if depth.kind == "shared" or depth.stacked else depth.tree[0]

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
 from odenet import Event, GridError, InputError, Problem, Result, Span, UnsupportedError
-from odenet.kit import takes
+from odenet.kit import called
 from odenet_jax.field.collectives import collective_axes, has_rule_of_rows
 from odenet_jax.field.field import Weights
 from odenet_jax.field.field import field as field_along
@@ -613,10 +613,9 @@ def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
         InputError: it cannot be called with a time and a state, or what it returns is no array.
     """
     allowed = "a condition(t, y) that returns a real number or a boolean, or an array of them"
-    takes(function, 2, "an event's condition", allowed)
 
     def checked(t: Any, y: Any) -> Array:
-        value = function(t, y)
+        value = called(function, (t, y), "an event's condition", allowed)
         try:
             return jnp.asarray(value)
         except (TypeError, ValueError, OverflowError) as error:

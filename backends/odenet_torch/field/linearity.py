@@ -20,6 +20,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
+from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.jumps import Watch
 from odenet_torch.field.looked import Looked
 from odenet_torch.field.reachable_objects import ReachableObjects
@@ -128,7 +129,7 @@ def linear(outputs: Sequence[Tensor], edges: Sequence[GradientEdge], watch: _Rul
     one, other = [x.detach().cos() for x in outputs], [(3 * x.detach() + 1).sin() for x in outputs]
     whole = pulled([a + b for a, b in zip(one, other, strict=True)])
     apart = _OF_HALVES if torch.float16 in watch.dtypes else _APART
-    size = max(_SMALL, *(_ROUNDINGS * torch.finfo(x).eps for x in watch.dtypes & {torch.float16, torch.bfloat16}), 0.0)
+    size = max(_SMALL, *(_ROUNDINGS * torch.finfo(x).eps for x in watch.dtypes & HALF), 0.0)
     small, large, turned = pulled(one, 1 / apart), pulled(other, apart), pulled(one, -1.0)
     for a, b, c, minus in zip(whole, small, large, turned, strict=True):
         pairs = ((_sum(b, c), a), (minus, b))

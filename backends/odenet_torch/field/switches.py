@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from odenet.kit import switches, tree_leaves
+from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
 
-_HALVES = frozenset((torch.bfloat16, torch.float16))
 _LONGER = 4
 """How many times as many operations may run elsewhere as at the state itself: a loop may not end there."""
 
@@ -36,7 +36,7 @@ class _Look(TorchDispatchMode):
             raise _TooLongError
         for x in tree_leaves(out):
             if isinstance(x, Tensor):
-                self.halves |= x.dtype in _HALVES
+                self.halves |= x.dtype in HALF
                 if x.dtype == torch.bool:
                     self.sides.append(zlib.crc32(x.detach().cpu().numpy().tobytes()))
         return out

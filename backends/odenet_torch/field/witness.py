@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet.kit import scattered
+from odenet.kit import CHANGED, scattered
 from odenet_torch.field.differentiating import valueless
 from odenet_torch.field.state import Leaves
 
@@ -174,6 +174,5 @@ def unlike(name: str, how: str) -> GradientError:
     return GradientError(
         f"{name} is not what it was in the forward pass: run again from the same state, it {how}",
         "the same values in the forward and the backward pass",
-        "look for what it reads from outside and that has changed since (a patched function, a file, a setting, a "
-        "clock, a random number); call backward() before it changes; or take gradient='backprop', which runs it once",
+        CHANGED,
     )

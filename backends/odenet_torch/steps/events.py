@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odenet import Event, InputError, StateError
-from odenet.kit import Tableau, interpolant
+from odenet.kit import Tableau, called, interpolant
 from odenet_torch.field.differentiating import listed, transformed
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
@@ -51,7 +51,11 @@ def condition_at(
     """
     leaves = tuple(itertools.chain.from_iterable(states)) if apart is None else apart
     before, call, of = versions(leaves), layout.call, event.condition
-    entries = [_entries(of(t, call(y))) for t, y in zip(times, states, strict=True)]
+    try:
+        entries = [_entries(of(t, call(y))) for t, y in zip(times, states, strict=True)]
+    except TypeError:  # once more, to tell whether it is one of the call itself
+        called(of, (times[0], call(states[0])), "an event's condition", "a condition(t, y)")
+        raise
     if versions(leaves) != before:
         raise StateError(
             "an event's condition wrote on the state that it was given",
