@@ -13,6 +13,7 @@ import warnings
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from quick import quick
@@ -239,3 +240,80 @@ def test_a_state_may_be_missed_by_rounding_and_by_a_part_of_what_is_added():
     for wrong in (end + 0.01 * added, end * torch.nan):
         with pytest.raises(GradientError, match="f is not what it was in the forward pass"):
             witness.require_reached((wrong,), (end,), (start,), "f")
+
+
+def spreads(y):
+    """Of pairs of numbers, divided by how far these are apart."""
+    pairs = y.reshape(*y.shape[:-1], -1, 2)
+    pairs = pairs - pairs.mean(-1, keepdim=True)
+    return (pairs / (pairs.square().mean(-1, keepdim=True) + 1e-5).sqrt()).reshape(y.shape)
+
+
+UNSTEADY = {
+    "spreads": spreads,
+    "rounded": lambda y: (3 * y).round() / 3,
+    "sign": torch.sign,
+    "compared": lambda y: torch.where(y > 0.2, y, 0.5 - y),
+    "steep": lambda y: torch.tanh(30 * y),
+}
+
+
+class Unsteady(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.inner, self.outer = (nn.Linear(12, 12, bias=False, dtype=torch.float64) for _ in range(2))
+        self.kind = UNSTEADY[kind]
+
+    def forward(self, y):
+        return self.outer(torch.tanh(self.kind(self.inner(y))))
+
+
+class UnsteadyLayer(Unsteady):
+    def forward(self, y):
+        return y + super().forward(y)
+
+
+def without_doubt(net, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradientWarning)
+        net(x).square().sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["rounded", "sign"])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_step_that_jumps_elsewhere_from_a_rounded_state_is_no_sign_of_another_field(solver, kind, monkeypatch):
+    for seed in (0, 1, 6, 8):
+        torch.manual_seed(seed)
+        blocks, x = [Unsteady(kind) for _ in range(6)], torch.randn(8, 12, dtype=torch.float64)
+        for turn in range(6):
+            monkeypatch.setattr(known_ends, "turns", lambda of, turn=turn: turn % of)
+            without_doubt(odenet_torch.ResidualStack(blocks, solver=solver, gradient="checkpoint:bits=8"), x)
+
+
+def test_a_step_that_amplifies_the_rounding_of_a_state_is_no_sign_of_another_field(monkeypatch):
+    rng = np.random.default_rng(3)
+    weights, y0 = rng.uniform(-0.3, 0.3, (8, 2, 12, 12)), torch.from_numpy(rng.standard_normal((8, 12)))
+    for turn in range(8):
+        monkeypatch.setattr(known_ends, "turns", lambda of, turn=turn: turn % of)
+        without_doubt(
+            lambda x: (
+                odenet.solve(
+                    lambda t, y, w: torch.tanh(spreads(y @ w[0])) @ w[1],
+                    x,
+                    odenet.Depth(torch.from_numpy(weights).requires_grad_(), "piecewise"),
+                    t1=8.0,
+                    steps=8,
+                    gradient="checkpoint:bits=8",
+                ).y1
+            ),
+            y0,
+        )
+
+
+@pytest.mark.parametrize("kind", UNSTEADY)
+def test_a_rounded_layer_that_jumps_elsewhere_is_not_taken_for_another_one(kind):
+    for seed in range(6):
+        torch.manual_seed(seed)
+        x = torch.randn(8, 12, dtype=torch.float64)
+        layers = nn.Sequential(*(UnsteadyLayer(kind) for _ in range(6)))
+        without_doubt(odenet_torch.convert(layers, example=x, gradient="checkpoint:bits=8"), x)

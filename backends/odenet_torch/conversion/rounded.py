@@ -6,11 +6,12 @@ elsewhere (a loss in an attribute, what a hook keeps) holds its own part of the 
 
 The states themselves are rounded, not their increments as in a solve with small steps: layers need not be residual, nor
 follow each other, and none of them is off by more than one rounding.
+
+Over 250 lines: a state, the call of a layer that keeps it, and the node that stands for that call are of one form.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from odenet import Checkpoint, Stats
-from odenet.kit import alarm, signs, tree_flatten, tree_leaves, tree_map
+from odenet.kit import alarm, tree_flatten, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.call_modes import CallModes
 from odenet_torch.conversion.layer import arguments_of, copied, state_name
@@ -104,9 +105,10 @@ def rounded(
     own = (x,) if state is not None else ()
     weights = rerun.weights([leaves[i] for i in indices], (*own, *extras), since)
     link = RoundedLink(rerun, layer.odenet_run, method, x, first, state, arguments, extras, weights, indices)
-    link.end = LayerEnd.of(out) if link.begins or turns() == 0 else None
+    end = LayerEnd.of(out) if link.begins or turns() == 0 else None
     if state is not None:
         link.measure(x, state.state(), [leaves[i] for i in indices])
+    link.end = end  # since now: until here it is what it was
     for i, leaf in zip(
         indices, _RoundedNode.apply(link, [leaves[i] for i in indices], *own, *extras, *weights), strict=True
     ):
@@ -148,6 +150,8 @@ class RoundedLink:
         self.end: LayerEnd | None = None
         self.rounds = state is not None
         self.errors: tuple[Tensor, Tensor] | None = None
+        self.strayed = 0.0
+        """By which part of what the layer adds it does something else at the rounded state, where it jumps."""
         # without a graph: what computed an argument is the business of the argument's own node
         apart = {id(tensor): tensor.detach().requires_grad_() for tensor in extras}
         self.extras = tuple(apart.values())
@@ -178,14 +182,10 @@ class RoundedLink:
         with self.rerun.again(), unhooked(self.weights), torch.enable_grad():
             if self.rounds:
                 x = x.detach().requires_grad_()
-            arguments = copied(self.arguments)
-            out = self.rerun.repeat(lambda: self.rerun.call(copied(x), arguments))
+            out = self._again(x)
             leaves = tree_leaves(out)
             if self.end is not None:
-                nearby = None
-                if self.state is not None:
-                    nearby = functools.partial(self._nearby, x, float(self.state.error))
-                self.end.require(type(self.rerun.layer).__name__, x, out, nearby)
+                self._held(self.end, x, out)
             outputs = [leaves[i] for i in self.indices]
             pairs = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None and y.requires_grad]
             sources: list[Any] = [*((x,) if self.rounds else ()), *self.extras, *self.weights]
@@ -194,13 +194,21 @@ class RoundedLink:
             ys, gs = zip(*pairs, strict=True)
             return [*torch.autograd.grad(ys, sources, gs, allow_unused=True)]
 
-    def _nearby(self, x: Tensor, error: float) -> Any:
-        """What the layer returns at another state, as far from x as x is from the one that was rounded."""
-        places = torch.arange(x.numel(), device=x.device).reshape(x.shape)
-        away = error * float(torch.linalg.vector_norm(x.detach())) / max(x.numel(), 1) ** 0.5
-        other = x.detach() + away * signs(places).to(x.dtype)
+    def _held(self, end: LayerEnd, x: Any, out: Any) -> None:
+        """Hold what the layer returns at this x against what it did at the one that was rounded.
+
+        Raises:
+            GradientError: it is another layer.
+        """
+        name = type(self.rerun.layer).__name__
+        if self.state is None:
+            end.require(name, x, out)
+        else:
+            self.strayed = end.strayed(name, x.detach(), out, self._again, float(self.state.error))
+
+    def _again(self, x: Tensor) -> Any:
         arguments = copied(self.arguments)
-        return self.rerun.repeat(lambda: self.rerun.call(other, arguments))
+        return self.rerun.repeat(lambda: self.rerun.call(copied(x), arguments))
 
     def pull(self, cotangents: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """The gradients by x where that is rounded, by the given tensors and by the weights."""
@@ -219,10 +227,14 @@ class RoundedLink:
         if self.state is not None:
             stats = Stats("torch", solver_named("euler").label, self.method.label, 1, 1, residual=self.state.error)
             self.run.note(self.index, layer, stats)
-            errors = None
-            if self.errors is not None:
+            errors, measured = None, self.errors
+            if self.strayed:
+                squared = torch.tensor(min(self.strayed, 1.0) ** 2, dtype=torch.float64)
+                by_state, by_weights = (torch.maximum(x, squared.to(x)) for x in measured or (squared, squared))
+                measured = by_state, by_weights
+            if measured is not None:
                 sizes = square(gradients[1 + len(self.extras) :]), square(gradients[:1] if self.begins else ())
-                errors = LayerErrors(type(layer).__name__, *self.errors, *sizes)
+                errors = LayerErrors(type(layer).__name__, *measured, *sizes)
             self.run.measured.note(self.method.label, errors)
         if self.begins:
             self.run.certify(self.alarm)

@@ -31,6 +31,9 @@ OFF_HALF = 0.1
 """The same where a field computes in 16 bits."""
 ROUNDINGS = 16
 """Of a state, by which it may be missed in any case."""
+LIKELY = 3
+"""Where a state is rounded: what one move by as much as rounding may have moved it changes, is more than a part of so
+many of what another such move does."""
 ENTRIES = 1 << 10
 """Of a leaf that are looked at, at most: every so many along its axes."""
 EVERY = 16
@@ -94,12 +97,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def require_reached(
-    again: Leaves,
-    kept: Leaves,
-    start: Leaves,
-    name: str,
-    off: float = OFF,
-    rounded: Callable[[int], float] | None = None,
+    again: Leaves, kept: Leaves, start: Leaves, name: str, off: float = OFF, *rounded: Callable[[int], float]
 ) -> None:
     """Looks whether steps that ran again have reached what they had reached.
 
@@ -109,11 +107,18 @@ def require_reached(
         start: the state that they began at.
         name: what has run again, for a message.
         off: of what they add, see `OFF`.
-        rounded: by how much a leaf that was kept may be off, by its place.
+        rounded: by how much a leaf may be off as well, by its place; each is asked for if what was allowed so far is
+            not enough.
 
     Raises:
         GradientError: they have reached another state.
     """
+    if part := missed(again, kept, start, off, *rounded):
+        raise unlike(name, missing(part))
+
+
+def missed(again: Leaves, kept: Leaves, start: Leaves, off: float, *rounded: Callable[[int], float]) -> float:
+    """By how much of what they add the same steps have missed their end, if that is more than allowed; else 0."""
     with torch.no_grad():
         for i, (leaf, known) in enumerate(zip(sampled_as(kept, again), kept, strict=True)):
             if torch.equal(leaf, known):
@@ -126,9 +131,15 @@ def require_reached(
             most = off * moved + ROUNDINGS * torch.finfo(known.dtype).eps * size
             if apart <= most or not math.isfinite(size):  # what is not finite is said elsewhere
                 continue
-            if rounded is None or not apart <= most + rounded(i):
-                how = f"{apart / moved:.1e} of what it adds" if moved else "anything, where it had added nothing"
-                raise unlike(name, f"misses the state that it had reached by {how}")
+            if not any(apart <= (most := most + more(i)) for more in rounded):
+                return apart / moved if moved else math.inf
+    return 0.0
+
+
+def missing(part: float) -> str:
+    """For a message: by how much the end of steps was missed, of what they add."""
+    how = f"{part:.1e} of what it adds" if math.isfinite(part) else "anything, where it had added nothing"
+    return f"misses the state that it had reached by {how}"
 
 
 def glimpse(tensor: Tensor) -> Glimpse | None:

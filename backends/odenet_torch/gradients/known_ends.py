@@ -6,8 +6,10 @@ are not waited for: there one state of `EVERY` is compared, and what is off is s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +22,14 @@ from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.witness import (
     EVERY,
+    LIKELY,
     OFF,
     OFF_HALF,
     ROUNDINGS,
     looks,
+    missed,
+    missing,
     ordinary,
-    require_reached,
     sample,
     sampled_as,
     turns,
@@ -49,6 +53,30 @@ def name(run: Run, n: int) -> str:
     return roots[0][0] if roots else "the field"
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """What rounding may have changed of states that are known as they were rounded.
+
+    Args:
+        by: by how much the state after a step may be off itself, given the step, which leaf it is, and what is kept of
+            it.
+        nearby: where a step leads from a state that is about as far from the known one as that is from the true one.
+        chance: steps in which f jumps, so that on which side of that they end is a matter of chance. A miss there is
+            the size of an error of the gradient, and no sign that f is another one.
+    """
+
+    by: Callable[[int, int, Tensor], Tensor]
+    nearby: Callable[[int], Leaves]
+    chance: frozenset[int]
+
+    def away(self, n: int, z: Leaves, kept: Leaves) -> list[Tensor]:
+        """By how much more step n, which ends at z, may miss its end, because it began at a rounded state."""
+        with torch.no_grad():
+            ends = sampled_as(kept, self.nearby(n))
+            pairs = zip(ends, sampled_as(kept, z), strict=True)
+            return [LIKELY * torch.linalg.vector_norm(other - leaf) for other, leaf in pairs]
+
+
 class KnownEnds:
     """Of one backward pass.
 
@@ -57,17 +85,11 @@ class KnownEnds:
         stats: of the solve.
         last: the last state that is known, or a sample of it.
         small: whether states are one small tensor, as most are: it is kept as it is, and compared at once.
-        rounded: of states that are known as they were rounded: by how much that after a step may be off, given the
-            step, which leaf it is, and what is kept of it.
+        rounded: of states that are known as they were rounded, what that has changed.
     """
 
     def __init__(
-        self,
-        run: Run,
-        stats: Stats,
-        last: Leaves | None,
-        small: bool = False,
-        rounded: Callable[[int, int, Tensor], Tensor] | None = None,
+        self, run: Run, stats: Stats, last: Leaves | None, small: bool = False, rounded: Rounded | None = None
     ) -> None:
         self.run, self.stats, self.rounded = run, stats, rounded
         self.last = run.grid.steps
@@ -80,6 +102,8 @@ class KnownEnds:
             self.of = max(self.last, 1)
             self.turn = turns(self.of)
         self.errors: StepErrors | None = None
+        self.strayed: list[Tensor] = []
+        """By what parts of what they add steps have missed their ends that are a matter of chance."""
         self.small = small
         if last is not None:
             if not looks(last):
@@ -113,24 +137,39 @@ class KnownEnds:
             self.waits = not looks(kept)
         if self.off is None:
             self.off = allowed(self.run)
-        if not self.waits:
-            rounded = self.rounded
-            by = None if rounded is None else lambda i: float(rounded(n, i, kept[i]))
-            require_reached(z, kept, y, name(self.run, n), self.off, by)
-        elif ordinary(kept):
-            self._note(n, y, z, kept)
+        if self.waits:
+            if ordinary(kept):
+                self._note(n, y, z, kept)
+            return
+        allowances = [] if self.rounded is None else self._rounded(self.rounded, n, z, kept)
+        part = missed(z, kept, y, self.off, *allowances)
+        if not part:
+            return
+        if self.rounded is None or n not in self.rounded.chance:
+            raise unlike(name(self.run, n), missing(part))
+        self.strayed.append(torch.tensor(part, dtype=torch.float64))
+
+    @staticmethod
+    def _rounded(rounded: Rounded, n: int, z: Leaves, kept: Leaves) -> list[Callable[[int], float]]:
+        nearby = functools.cache(lambda: rounded.away(n, z, kept))
+        return [lambda i: float(rounded.by(n, i, kept[i])), lambda i: float(nearby()[i])]
 
     def _note(self, n: int, y: Leaves, z: Leaves, kept: Leaves) -> None:
-        errors = []
+        errors, rounded = [], self.rounded
+        away = [] if rounded is None else rounded.away(n, z, kept)
         for i, (leaf, known, first) in enumerate(zip(sampled_as(kept, z), kept, sampled_as(kept, y), strict=True)):
             leaf, known, first = (x.detach().flatten() for x in (leaf, known, first))
             apart, moved, size = (torch.linalg.vector_norm(x) for x in (leaf - known, known - first, known))
             least = ROUNDINGS * torch.finfo(known.dtype).eps * size
-            if self.rounded is not None:
-                least = least + self.rounded(n, i, known)
+            if rounded is not None:
+                least = least + rounded.by(n, i, known) + away[i]
             errors.append(((apart - least).clamp(min=0) / moved).nan_to_num(0.0, posinf=1.0))
+        worst = torch.stack(errors).amax()
+        if rounded is not None and n in rounded.chance:
+            self.strayed.append(worst)
+            return
         self.errors = self.errors or StepErrors(self.run)
-        self.errors.add(torch.stack(errors).amax(), n)
+        self.errors.add(worst, n)
 
     def over(self) -> None:
         """The backward pass is over: what a device has compared is said once it is known."""
@@ -188,8 +227,8 @@ def add_strayed(
             raise unlike(name(errors.run, n), f"misses the state that it had reached by {part:.1e} of what it adds")
         if callable(defect):
             missing = _sizes([sampled_as(known, defect())[i]], waits)
-        for missed in missing:
-            part = part - (1.5 * missed / moved if of_rebuilt else 3 * (missed / moved) ** 2)
+        for each in missing:
+            part = part - (1.5 * each / moved if of_rebuilt else 3 * (each / moved) ** 2)
         part = torch.as_tensor(part, dtype=errors.pair.dtype, device=end.device)
         errors.add(torch.where(part > DOUBTFUL, part, 0.0), n)
 

@@ -34,7 +34,7 @@ from odenet_torch.gradients import checkpoint
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, read, standing, vjp, zeros
 from odenet_torch.gradients.certificate import StepErrors, certify, jumping, sized_rows
 from odenet_torch.gradients.compared_steps import magnitude
-from odenet_torch.gradients.known_ends import KnownEnds
+from odenet_torch.gradients.known_ends import KnownEnds, Rounded
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Parts, Sums
 from odenet_torch.steps.fixed import Run, Solve, loop
@@ -135,23 +135,29 @@ class RoundedStates(Adjoint):
         starts = tuple(_real(leaf) for leaf in y0)
         restarted = restarts(scales)
 
-        def rounded(n: int, i: int, kept: Tensor) -> Tensor:
+        def by(n: int, i: int, kept: Tensor) -> Tensor:
             return _rounded(kept, codes[i], scales[i], n)
 
-        last = tuple([_like(leaf, first) for leaf, first in zip(z, y0, strict=True)])
-        known = KnownEnds(run, self.stats, last, rounded=rounded)
+        def like(leaves: Leaves) -> Leaves:
+            return tuple([_like(leaf, first) for leaf, first in zip(leaves, y0, strict=True)])
+
+        def nearby(n: int) -> Leaves:
+            moved = _moved(z, codes, scales, n)
+            return run.after(n, like(z if moved is None else moved))
+
         jumps, change = jumping(run), _Change(sums, run.layout.device)
+        known = KnownEnds(run, self.stats, like(z), rounded=Rounded(by, nearby, jumps))
         g = gradients.get(run.grid.steps) or zeros(y0)
         for n in reversed(range(run.grid.steps)):
             z = tuple(map(_before, z, codes, scales, [n] * len(z)))
             if n in restarted:
                 z = tuple(map(_otherwise, z, starts, codes, scales, [n] * len(z)))
-            y = tuple(_like(leaf, first) for leaf, first in zip(z, y0, strict=True)) if n else y0
+            y = like(z) if n else y0
             moved = _moved(z, codes, scales, n) if n in jumps else None
             if moved is None:
                 g = checkpoint.Recomputation.step(run, n, y, g, gradients.get(n), sums, known, y)
             else:
-                other = _pulled(run, n, tuple(_like(leaf, first) for leaf, first in zip(moved, y0, strict=True)), g)
+                other = _pulled(run, n, like(moved), g)
                 here = _pulled(run, n, y, g, known)
                 sums.add(*here[1:])
                 change.add(run, here, other)
@@ -159,7 +165,7 @@ class RoundedStates(Adjoint):
             known.keep(n, y)
             yield n
         known.over()
-        self.certified(run, self.error(z, y0, ends, errors), change if jumps else None)
+        self.certified(run, self.error(z, y0, ends, errors), change if jumps else None, known.strayed)
         return g
 
     def error(self, z: Leaves, y0: Leaves, ends: Leaves, errors: Leaves) -> Tensor:
@@ -171,13 +177,14 @@ class RoundedStates(Adjoint):
             error = torch.maximum(error, (known + drift).to(error.dtype))
         return error
 
-    def certified(self, run: Run, certificate: Tensor, change: _Change | None) -> None:
+    def certified(self, run: Run, certificate: Tensor, change: _Change | None, strayed: Sequence[Tensor] = ()) -> None:
         """Leave the certificate in the stats, and say it if it is large.
 
         Args:
             run: the forward solve.
             certificate: the largest error of a state.
             change: what moving the states changes, where f jumps.
+            strayed: by what parts steps have missed their ends there.
 
         Raises:
             GradientError: it is over the tolerance.
@@ -185,7 +192,8 @@ class RoundedStates(Adjoint):
         if change is not None:
             # between two states that are a part e apart lies a part e of all jumps; on which side of these a state is,
             # is a matter of chance, whose error is the root of their part: more than a change that may have met none
-            certificate = torch.maximum(certificate.sqrt(), change.relative().to(certificate.dtype))
+            parts = [certificate.sqrt(), change.relative(), *strayed]
+            certificate = torch.stack([part.to(certificate) for part in parts]).amax()
         errors, tolerance = StepErrors(run), self.method.tolerance
         errors.add(certificate, -1)
         worst = certify(self.stats, self.alarm if tolerance is None else None, errors, "rounded states")
