@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -65,8 +66,13 @@ class Event:
             begun: whether all entries have a sign. One that has none gets it soon after the step's start, so that an
                 entry that begins at zero and comes back to it within the first part is met there.
         """
-        parts = tuple(i / self.subintervals for i in range(1, self.subintervals))
+        parts = _parts(self.subintervals)
         return parts if begun else (_SOON, *parts)
+
+
+@functools.lru_cache(16)
+def _parts(count: int) -> tuple[float, ...]:
+    return tuple(i / count for i in range(1, count))
 
 
 _SOON = 2.0**-10

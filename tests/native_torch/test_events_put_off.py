@@ -12,6 +12,7 @@ from torch import Tensor
 
 import odenet
 from odenet import Event, PIDController, Result
+from odenet_torch.steps.batched_condition import BatchedCondition
 from odenet_torch.steps.events import Watch
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -124,6 +125,33 @@ def test_a_condition_that_is_nan_within_a_step_ends_the_solve_before_it(both):
     solution, later = both(advancing, hollow, control={"throw": False})
     assert later > 3
     assert (solution.result, solution.stats.steps) == (Result.EVENT_NAN, 3)
+
+
+@pytest.mark.parametrize("k", range(1, STEPS, 3))
+def test_a_condition_that_was_far_from_its_root_is_looked_at_where_it_jumps(both, k):
+    at = k / 10 + 0.03
+    solution, _ = both(advancing, lambda t, y: 10.0 - 20.0 * (y[0] > at))
+    assert solution.event_t.item() == pytest.approx(at, abs=1e-9)
+    assert solution.stats.steps == k + 1
+    solution, _ = both(advancing, lambda t, y: 10.0 + 1e-3 * (at - y[0]).sqrt(), control={"throw": False})
+    assert (solution.result, solution.stats.steps) == (Result.EVENT_NAN, k)
+    solution, _ = both(advancing, lambda t, y: 10.0 + y[0])
+    assert solution.result is Result.SUCCESS
+
+
+def far(level: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda t, y: y[0] - level
+
+
+def test_the_ends_of_steps_are_looked_at_together_where_the_condition_is_far_from_its_root(monkeypatch):
+    calls, at = [], BatchedCondition.at
+    monkeypatch.setattr(BatchedCondition, "at", lambda of, t, y: calls.append(t) or at(of, t, y))
+    with torch.no_grad():
+        for level, fewest, most in ((1e6, 2, 2), (2.05, 5, STEPS + 1)):
+            for _ in range(2):  # the first time it is compared with single calls
+                calls.clear()
+                solved(advancing, far(level))
+            assert fewest <= len(calls) <= most
 
 
 @pytest.mark.parametrize(

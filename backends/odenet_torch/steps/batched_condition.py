@@ -106,6 +106,11 @@ def _reads_time(code: types.CodeType) -> bool:
     return any(time == name or (isinstance(name, tuple) and time in name) for name in names)
 
 
+@functools.lru_cache(16)
+def _zero(time: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=time, device=device)
+
+
 class BatchedCondition:
     """An arithmetic condition, at all parts of a step in one call, or at those of several steps.
 
@@ -133,7 +138,7 @@ class BatchedCondition:
         """Whether the values of a batch were those of single calls."""
         self.time, self.device, self.shape = time, y.device, y.shape
         # in the place of times that it does not read
-        self.no_time = None if _reads_time(self.code) else y.new_zeros((), dtype=time)
+        self.no_time = None if _reads_time(self.code) else _zero(time, y.device)
         self.most = min(_WAITING, _ENTRIES // (len(parts) * y.numel()))
         """How many steps may wait for their looks, where that is more than one."""
 
@@ -161,26 +166,30 @@ class BatchedCondition:
         return value if self.checked else None
 
     def at(self, t: float, y: Tensor) -> Any:
-        """The condition at one time and state."""
+        """The condition at one time and state, of one whose batches were looked at."""
         time = self.no_time
         if time is None:
             time = torch.full((), t, dtype=self.time, device=self.device)
         return self.condition(time, y)
 
-    def within(self, steps: Sequence[tuple[float, float, Tensor, Tensor]]) -> Tensor | None:
-        """The entries at the parts of several steps, ends left out, one row for each; None as of `entries`.
+    def within(self, steps: Sequence[tuple[float, float, Tensor, Tensor]], y: Tensor) -> Tensor | None:
+        """The entries at the parts of several steps, and then those at the ends of all; None as of `entries`.
 
         Args:
-            steps: of each its ends, the state at the first, and the slopes that dense output weighs, as rows.
+            steps: one after the other, of each its ends, the state at the second, and the slopes that dense output
+                weighs, as rows.
+            y: where the first begins.
         """
         count, sizes = len(steps), [t1 - t for t, t1, *_ in steps]
         h = moments(sizes, self.weights.dtype, self.device).view(count, 1, 1)
         slopes = torch.stack([rows for *_, rows in steps])
-        starts = torch.stack([y for *_, y, _ in steps]).view(count, 1, -1)
-        states = torch.baddbmm(starts, h * self.weights, slopes).view(-1, *self.shape)
+        ends = torch.stack([y, *(y1 for *_, y1, _ in steps)]).view(count + 1, 1, -1)
+        inside = torch.baddbmm(ends[:-1], h * self.weights, slopes)
+        states = torch.cat((inside.view(-1, y.numel()), ends[1:, 0])).view(-1, *self.shape)
         times = self.no_time
         if times is None:
             every = [t + part * h for (t, *_), h in zip(steps, sizes, strict=True) for part in self.parts]
+            every += [t1 for _, t1, *_ in steps]
             times = moments(every, self.time, self.device)
         return self._batch(times, states)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -113,8 +114,6 @@ class Watch:
         self.shape: torch.Size | None = None
         self.parts = event.positions()
         self.small = sum([leaf.numel() for leaf in y]) <= _SMALL
-        with torch.no_grad():
-            (self.before,) = self._values([t], [y])
         # states that are handed over as they are, and read in no transform, may be so together
         self.together = None
         """What calls the condition once for all parts of a step, where that can be done."""
@@ -122,8 +121,21 @@ class Watch:
         if plain and len(self.parts) > 1 and arithmetic(event.condition):
             of = _weights(tableau, self.parts, y[0].dtype, layout.device)
             self.together = BatchedCondition(event.condition, self.parts, of, y[0], layout.time, self._alone)
+        self.before = self._first_values(t, y)
+        scalar = self.shape is not None and not self.shape
+        self.known = (t, self.before[0], math.inf) if scalar else None
+        """Of a condition that is one number, where it was last known: the time, its value, and how fast it changed."""
         self.undefined = not all(value == value for value in self.before)
         """Whether an entry has been NaN before one had changed."""
+
+    def _first_values(self, t: float, y: Leaves) -> list[float]:
+        with torch.no_grad():
+            if self.together is not None and self.together.checked:
+                entries = self.together.at(t, y[0])
+                if type(entries) is Tensor and not entries.ndim and entries.dtype is not torch.bool:
+                    self.shape = entries.shape
+                    return [entries.item()]
+            return self._values([t], [y])[0]
 
     def crossing(self, step: AcceptedStep) -> Crossing | None:
         """The first change within a step; None without one. One host read a step."""
@@ -185,31 +197,42 @@ class Watch:
         """Whether nothing changes between the ends of a step, so that what lies within may be looked at by `quiet`.
 
         Only of a condition that is known to be the same in a batch. What lies within a step matters where it holds two
-        roots, or another even number of them.
+        roots, or another even number of them. A condition that is far from its root, beside how it has changed so far,
+        is not looked at: `quiet` has the ends of steps, too.
         """
         of, before = self.together, self.before
         if of is None or step.rows is None or of.most < 2 or not of.checked or not all(before):
             return False
+        known = self.known
+        if known is not None and abs(known[1]) > _FAR * known[2] * abs(step.t1 - known[0]):
+            return True
         now = of.at(step.t1, step.y1[0])
         if now.shape != self.shape:
             return False
         if now.ndim == 0 and now.dtype is not torch.bool:
-            return now.item() * before[0] > 0.0
+            value = now.item()
+            if known is not None and step.t1 != known[0]:
+                self.known = step.t1, value, abs((value - known[1]) / (step.t1 - known[0]))
+            return value * before[0] > 0.0
         return self._unchanged([signed(now).reshape(-1).tolist()])
 
     def quiet(self, steps: Sequence[AcceptedStep]) -> int:
-        """How many of the steps that were put off, from the first one on, are known to have no change within."""
+        """How many of the steps that were put off, from the first one on, are known to have no change."""
         assert self.together is not None
-        held = [(step.t, step.t1, step.y[0], cast("Tensor", step.rows)) for step in steps]  # `put_off` has seen to that
-        entries = self.together.within(held)
+        held = [(step.t, step.t1, step.y1[0], cast("Tensor", step.rows)) for step in steps]  # `put_off` has seen to it
+        entries = self.together.within(held, steps[0].y[0])
         if entries is None or entries.shape[1:] != self.shape:
             self.together = None
             return 0
         values = signed(entries).reshape(len(entries), -1).tolist()
         if self._unchanged(values):
             return len(steps)
-        parts = len(self.parts)
-        return next(i for i in range(len(steps)) if not self._unchanged(values[i * parts : (i + 1) * parts]))
+        parts, inside = len(self.parts), len(self.parts) * len(steps)
+
+        def changes(i: int) -> bool:
+            return not self._unchanged([*values[i * parts : (i + 1) * parts], values[inside + i]])
+
+        return next(filter(changes, range(len(steps))))
 
     @property
     def most(self) -> int:
@@ -321,4 +344,5 @@ def _weights(tableau: Tableau, positions: tuple[float, ...], kind: torch.dtype, 
     return torch.tensor(rows, dtype=kind, device=device)
 
 
+_FAR = 10.0  # times as far from its root as it would come by then if it went on as before
 _SMALL = 1 << 15  # entries: beyond, the states within a step are computed one at a time

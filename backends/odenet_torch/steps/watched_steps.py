@@ -1,8 +1,9 @@
 """The accepted steps of a solve with an event, each looked at before anything is made of it.
 
 What lies within steps is looked at for several of them together, since a look costs little more for eight steps than
-for one. The ends of steps are looked at as they come, so that a solve goes on beyond its event only where the condition
-changes there and back within a step: at most seven steps, which are then as if they had never been taken.
+for one. The ends of steps are looked at as they come, but where the condition is far from its root, so that a solve
+goes on beyond its event only where the condition changes there and back within a step, or much faster than before: at
+most seven steps, which are then as if they had never been taken.
 """
 
 from __future__ import annotations
