@@ -173,6 +173,32 @@ def test_a_function_of_the_drop_in_that_has_become_another_one_is_noticed(passes
     assert noticed(loss, cause)
 
 
+@pytest.mark.parametrize("rows", [3, 600])
+@pytest.mark.parametrize(("solver", "steps"), [("euler", 40), ("heun", 8), ("rk4", 8), ("rk4", 1)])
+def test_a_field_that_has_changed_by_little_is_refused_by_a_continuous_adjoint(solver, steps, rows):
+    """Its step back misses the known state by itself; a step forward from there does not."""
+    torch.manual_seed(0)
+    scale, w = np.ones(1 << 17), (0.4 * torch.randn(WIDTH, WIDTH)).requires_grad_()
+    numbers, y = torch.from_numpy(scale), torch.randn(rows, WIDTH)
+    solve = lambda: (  # noqa: E731
+        odenet.solve(
+            lambda t, y, w: torch.tanh(y @ w * numbers[7777]),
+            y,
+            w,
+            solver=solver,
+            gradient="continuous-adjoint",
+            steps=steps,
+        )
+        .y1.square()
+        .sum()
+    )
+    solve().backward()
+    loss = solve()
+    scale[7777] = 1.04
+    with pytest.raises(GradientError, match="not what it was in the forward pass"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("gradient", CHECKPOINTS)
 def test_one_block_of_many_is_noticed(gradient, monkeypatch):
     """Of whole states all are compared; of rounded ones the first and the last."""

@@ -47,17 +47,18 @@ def turns(of: int = EVERY) -> int:
     return scattered(next(_passes)) % of
 
 
-def sample(leaves: Leaves, *, own: bool = False) -> Leaves:
+def sample(leaves: Leaves, *, own: bool = False, whole: int = ENTRIES) -> Leaves:
     """Some entries of a state, to know it again by; itself where it is small.
 
     Args:
         leaves: of the state.
         own: whether in memory of its own, because somebody may write on the state.
+        whole: of so many entries a leaf is kept whole.
     """
     parts = []
     for leaf in leaves:
         part = leaf.detach()
-        if part.numel() > ENTRIES:
+        if part.numel() > whole:
             part = part[_every(part.shape)].clone()
         elif own:
             part = part.clone()
