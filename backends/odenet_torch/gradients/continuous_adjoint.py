@@ -20,7 +20,7 @@ from odenet.kit import DOUBTFUL, WHOLE, AnySolver, add, combine, hermite, increm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.witness import looks, missed, require_reached, sampled_as, unlike
+from odenet_torch.field.witness import amplified, looks, missed, require_reached, sampled_as, unlike
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import (
     Adjoint,
@@ -296,6 +296,9 @@ class AdaptiveCostate(Costate):
                         looks(self.slope)
                         and not forward.loop.jumps
                         and allowed(forward.run) < float(self.changed) < math.inf
+                        and not _amplified(
+                            step.slopes[0], self.slope, y, lambda at: loop.slope(t, (*at, *a), 0, t, end)
+                        )
                     ):
                         how = f"has a slope that is off by {float(self.changed):.1e} of it"
                         raise unlike(name(forward.run, len(forward.grid.nodes) - 2), how)
@@ -325,6 +328,13 @@ def _changed(slope: Leaves, known: Leaves) -> Tensor:
     """By which part of it a slope is another one than it was, of which a sample is known."""
     pairs = zip(sampled_as(known, slope), known, strict=True)
     return torch.stack([torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(y) for x, y in pairs]).amax()
+
+
+def _amplified(slope: Leaves, known: Leaves, y: Leaves, run: Callable[[Leaves], Leaves]) -> bool:
+    """Whether a slope is another one by no more than rounding may be amplified."""
+    most = amplified(lambda y: sampled_as(known, run(y)[: len(known)]), y)
+    triples = zip(sampled_as(known, slope[: len(known)]), known, most, strict=True)
+    return all(float(torch.linalg.vector_norm(one - other)) <= off for one, other, off in triples)
 
 
 class Doubled(Tolerance):
