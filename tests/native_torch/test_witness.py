@@ -173,6 +173,32 @@ def test_a_function_of_the_drop_in_that_has_become_another_one_is_noticed(passes
     assert noticed(loss, cause)
 
 
+@pytest.mark.parametrize("rows", [3, 600])
+@pytest.mark.parametrize(("solver", "steps"), [("euler", 40), ("heun", 8), ("rk4", 8), ("rk4", 1)])
+def test_a_field_that_has_changed_by_little_is_refused_by_a_continuous_adjoint(solver, steps, rows):
+    """Its step back misses the known state by itself; a step forward from there does not."""
+    torch.manual_seed(0)
+    scale, w = np.ones(1 << 17), (0.4 * torch.randn(WIDTH, WIDTH)).requires_grad_()
+    numbers, y = torch.from_numpy(scale), torch.randn(rows, WIDTH)
+    solve = lambda: (  # noqa: E731
+        odenet.solve(
+            lambda t, y, w: torch.tanh(y @ w * numbers[7777]),
+            y,
+            w,
+            solver=solver,
+            gradient="continuous-adjoint",
+            steps=steps,
+        )
+        .y1.square()
+        .sum()
+    )
+    solve().backward()
+    loss = solve()
+    scale[7777] = 1.04
+    with pytest.raises(GradientError, match="not what it was in the forward pass"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("gradient", CHECKPOINTS)
 def test_one_block_of_many_is_noticed(gradient, monkeypatch):
     """Of whole states all are compared; of rounded ones the first and the last."""
@@ -317,3 +343,49 @@ def test_a_rounded_layer_that_jumps_elsewhere_is_not_taken_for_another_one(kind)
         x = torch.randn(8, 12, dtype=torch.float64)
         layers = nn.Sequential(*(UnsteadyLayer(kind) for _ in range(6)))
         without_doubt(odenet_torch.convert(layers, example=x, gradient="checkpoint:bits=8"), x)
+
+
+def rough(y):
+    """Many times as sensitive as a state is exact; under another grad mode by kernels that add in another order."""
+    return torch.sin(1e6 * (y.flip(-1) @ MIXED.flip(0) if torch.is_grad_enabled() else y @ MIXED))
+
+
+MIXED = torch.randn(12, 12, generator=torch.Generator().manual_seed(0)) / 4
+AMPLIFIED = [way for way in WAYS if "bits" not in way[1]]
+
+
+def refusal(net, x):
+    try:
+        without_doubt(net, x)
+    except odenet.OdenetError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("solver", "gradient", "steps"), quick(AMPLIFIED, AMPLIFIED[::3]))
+def test_a_field_that_amplifies_rounding_is_not_taken_for_another_one(solver, gradient, steps):
+    choices: Any = {"steps": 4} if steps == "equal" else {"control": PIDController(0.3, 0.3, max_steps=40)}
+    for seed in range(3):
+        x = torch.randn(4, 12, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+        def solved(x, of=choices):
+            return odenet.solve(lambda t, y: rough(y), x, solver=solver, gradient=gradient, **of).y1
+
+        said = refusal(solved, x)
+        assert "not what it was" not in said
+        assert "not a function" not in said
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "discrete-adjoint", "continuous-adjoint"])
+@pytest.mark.parametrize("steps", [{"steps": 4, "solver": "rk4"}, {"rtol": 1e-3, "atol": 1e-4}])
+def test_a_field_at_its_fixed_point_whose_kernels_depend_on_the_grad_mode_is_the_same_one(gradient, steps):
+    """Without gradients a transformer in evaluation takes another way, which adds in another order."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True).eval()
+    x = torch.randn(4, 5, 16)
+    with torch.no_grad():
+        layer.linear2.weight *= 0.1
+        for _ in range(100):
+            x = 0.5 * layer(x)
+    solve = lambda x: odenet.solve(lambda t, y: 0.5 * layer(y) - y, x, gradient=gradient, **steps).y1  # noqa: E731
+    assert refusal(solve, x.requires_grad_()) == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -184,20 +184,25 @@ def state(parameter: Tensor) -> tuple[int, bool, Any]:
     return version(parameter), parameter.requires_grad, sampled(parameter)
 
 
-def require_same(name: str, out: Leaves, again: Leaves) -> None:
+def require_same(name: str, out: Leaves, again: Leaves, amplified: Callable[[], Sequence[float]] | None = None) -> None:
     """Looks whether a module gave the same when it ran again.
+
+    Args:
+        name: of it.
+        out, again: what it gave.
+        amplified: by how much that may be off by rounding (see `field.witness`); asked for where it is not the same.
 
     Raises:
         GradientError: it did not.
     """
-    for one, other in ((one.detach(), other.detach()) for one, other in zip(out, again, strict=True)):
+    for i, (one, other) in enumerate(zip(map(_value, out), map(_value, again), strict=True)):
         if not (one.is_floating_point() or one.is_complex()):
             one, other = one.double(), other.double()
         apart = torch.linalg.vector_norm((one - other).flatten())
         size = torch.linalg.vector_norm(one.flatten())
         with reading_values(f"the first pass of {name}, whose values are looked at,", "fields that have run before"):
             off = bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size)
-        if off:
+        if off and not (amplified is not None and float(apart) <= amplified()[i]):
             raise GradientError(
                 f"{name} is not a function of its inputs: run again on the same ones, with the same random state "
                 f"and buffers, it is off by {float(apart / size):.1e} of its output",
@@ -205,6 +210,10 @@ def require_same(name: str, out: Leaves, again: Leaves) -> None:
                 "look for a counter, a generator of its own, or something it reads from outside; "
                 "or take gradient='backprop', which runs each block once",
             )
+
+
+def _value(leaf: Tensor) -> Tensor:
+    return leaf.detach()
 
 
 def buffer_of(module: nn.Module, name: str) -> Tensor | None:

@@ -45,6 +45,7 @@ from odenet_torch.field.shared_hooks import on_each_call, uncounted
 from odenet_torch.field.side_results import Root, SideResults, recorded
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.field.surroundings import differences, looker, no_trace, put_back, reach
+from odenet_torch.field.witness import amplified
 from odenet_torch.field.written_on import sampled, version, writes
 
 Result = TypeVar("Result")
@@ -547,7 +548,7 @@ class Replay:
         self.looked |= {id(root): bool(late_writes.known(root, self.reached(root))) for _, root in roots}
 
     def _require_same_unrecorded(
-        self, name: str, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves]
+        self, name: str, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
     ) -> None:
         """Looks whether f is the same where no gradient is recorded, as steps of the forward pass may run.
 
@@ -558,9 +559,23 @@ class Replay:
         try:
             with torch.no_grad():
                 again = self._quietly(key, place, evaluate)
+                require_same(name, out, again, self._amplified(key, place, evaluate, y))
         finally:
             self.unrecorded = False
-        require_same(name, out, again)
+
+    def _amplified(
+        self, key: Key, place: Place, evaluate: Callable[[], Leaves], y: Leaves, alone: Any = _AS_IT_IS
+    ) -> Callable[[], Sequence[float]]:
+        """By how much f may be off by rounding, if that is asked for."""
+
+        def value(at: Leaves) -> Leaves:
+            return _values(self._quietly(key, place, lambda: switches.elsewhere(y, at, evaluate)))
+
+        def off() -> Sequence[float]:
+            with alone:
+                return amplified(value, y)
+
+        return off
 
     def _check(
         self, key: Key, place: Place, fresh: Sequence[Root], out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
@@ -590,9 +605,9 @@ class Replay:
             require_gone(name, seen.marks)
         if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
             raise hooks_its_state(name)
-        require_same(name, out, again)
+        require_same(name, out, again, self._amplified(key, place, evaluate, y, self._alone(place)))
         with self._alone(place):  # after the look at what is kept, which it would replace
-            self._require_same_unrecorded(name, key, place, out, evaluate)
+            self._require_same_unrecorded(name, key, place, out, evaluate, y)
             # the last look, since what an evaluation elsewhere leaves is not to be looked at
             jump = watch.jumps or (
                 (watch.compares or watch.reads)

@@ -97,6 +97,12 @@ def jumps(y: Leaves, evaluate: Callable[[], Leaves], *, hidden: bool) -> bool:
     return switches.jumps(lambda place: look(place) if place.s else start, width, least=least, hidden=hidden)
 
 
+def elsewhere(y: Leaves, at: Leaves, evaluate: Callable[[], Leaves]) -> Leaves:
+    """What an evaluation at y is with another state in its place; without a gradient."""
+    with torch.no_grad(), _Look(y, at, None):
+        return evaluate()
+
+
 def _moved(y: Leaves, place: switches.Place) -> Leaves:
     """The state at a place: in a direction by chance, of its own size, or of 1 for one of zeros."""
     if not place.s:

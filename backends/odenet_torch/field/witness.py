@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from odenet import GradientError
-from odenet.kit import CHANGED, scattered
+from odenet.kit import CHANGED, scattered, signs
 from odenet_torch.field.differentiating import valueless
+from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.state import Leaves
 
 OFF = 0.005
@@ -47,17 +48,18 @@ def turns(of: int = EVERY) -> int:
     return scattered(next(_passes)) % of
 
 
-def sample(leaves: Leaves, *, own: bool = False) -> Leaves:
+def sample(leaves: Leaves, *, own: bool = False, whole: int = ENTRIES) -> Leaves:
     """Some entries of a state, to know it again by; itself where it is small.
 
     Args:
         leaves: of the state.
         own: whether in memory of its own, because somebody may write on the state.
+        whole: of so many entries a leaf is kept whole.
     """
     parts = []
     for leaf in leaves:
         part = leaf.detach()
-        if part.numel() > ENTRIES:
+        if part.numel() > whole:
             part = part[_every(part.shape)].clone()
         elif own:
             part = part.clone()
@@ -134,6 +136,33 @@ def missed(again: Leaves, kept: Leaves, start: Leaves, off: float, *rounded: Cal
             if not any(apart <= (most := most + more(i)) for more in rounded):
                 return apart / moved if moved else math.inf
     return 0.0
+
+
+def amplified(run: Callable[[Leaves], Leaves], y: Leaves) -> list[float]:
+    """By how much what is computed of a state may be off, for each leaf of it, because f amplifies rounding.
+
+    Under another grad mode other kernels run, which add in another order; where what f adds is a small difference of
+    large numbers, as at a fixed point, or f jumps, or is steep, that may be more than a part of what it adds.
+
+    Args:
+        run: computes it, without gradients. What is not the same when it runs once more has no such excuse.
+        y: the state.
+    """
+    with torch.no_grad():
+        once, nearby, again = run(y), run(tuple(map(_nudged, y))), run(y)
+        if not all(map(torch.equal, once, again)):
+            return [0.0] * len(once)
+        pairs = zip(once, nearby, strict=True)
+        return [LIKELY * float(torch.linalg.vector_norm((other - one).flatten())) for one, other in pairs]
+
+
+def _nudged(leaf: Tensor) -> Tensor:
+    """As far from a leaf as rounding may move it. What has 16 bits stays: there more is allowed in any case."""
+    if not (leaf.is_floating_point() or leaf.is_complex()) or leaf.dtype in HALF or not leaf.numel():
+        return leaf
+    places = torch.arange(leaf.numel(), device=leaf.device).reshape(leaf.shape)
+    size = ROUNDINGS * torch.finfo(leaf.dtype).eps * torch.linalg.vector_norm(leaf.detach()) / leaf.numel() ** 0.5
+    return leaf.detach() + size * signs(places).to(leaf.dtype)
 
 
 def missing(part: float) -> str:

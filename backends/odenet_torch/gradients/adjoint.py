@@ -27,7 +27,7 @@ from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.settled import Settled, settle
 from odenet_torch.field.state import Leaves
-from odenet_torch.field.witness import ordinary, sample
+from odenet_torch.field.witness import ENTRIES, ordinary, sample
 from odenet_torch.gradients.certificate import Sketch
 from odenet_torch.gradients.stages import BackwardSweep, RecordedSweep, StageChain, Way, chain, stages
 from odenet_torch.gradients.sums import Sums
@@ -63,6 +63,8 @@ class Adjoint(ABC):
 
     back_by = 0
     """How many steps before t1 the state is of which the backward pass is given a sample, to know the field by."""
+    known_whole = ENTRIES
+    """Of so many entries it is given the whole of a leaf."""
 
     def keeps(self, run: Run) -> Iterable[int]:
         """The indices of the states that the backward pass is to be given, beside those that the user keeps."""
@@ -439,7 +441,9 @@ class _FixedStepSolve(torch.autograd.Function):
         ctx.sketch = None if 0 in states else adjoint.sketch(tensors[:count])
         ctx.last = adjoint.last(states[run.grid.steps]) if run.grid.steps in states else None
         known = adjoint.witnessed(run, states, y0 := tensors[:count])
-        ctx.known = sample(known, own=known is y0) if known is not None and ordinary(known) else None
+        ctx.known = None
+        if known is not None and ordinary(known):
+            ctx.known = sample(known, own=known is y0, whole=adjoint.known_whole)
         weights = tensors[count + (course is not None) :]
         # a reversible solver's y(t1) is in its pair
         keeps = {*adjoint.keeps(run)}

@@ -155,6 +155,7 @@ class Recomputation(Adjoint):
 
     def look(self, run: Run, y0: Leaves, states: dict[int, Leaves], last: Leaves | None) -> None:
         ends, steps = KnownEnds(run, self.stats, last), run.grid.steps
+        ends.since = 0
         if steps in states:
             ends.reached(steps - 1, y0, states[steps])
         ends.over()
@@ -186,6 +187,7 @@ class Recomputation(Adjoint):
         for turn in schedule(steps, self.method.states).turns:
             y = known[turn.origin]
             start = y if forward else start
+            ends.since = turn.origin if forward else 0
             for n in range(turn.origin, turn.step):
                 y = run.after(n, y)
                 if n + 1 in turn.keep:
@@ -203,7 +205,7 @@ class Recomputation(Adjoint):
         """Back from segment to segment, whose first states are known."""
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for first, end in reversed(self.method.parts(run.grid.steps)):
-            start = known[first]
+            start, ends.since = known[first], first
             for n in range(first, end - 1):
                 known[n + 1] = run.after(n, known[n])
             for n in reversed(range(first, end)):
@@ -220,6 +222,7 @@ class Recomputation(Adjoint):
         g = gradients.get(run.grid.steps) or zeros(known[0])
         for n in reversed(range(run.grid.steps)):
             ends.keep(n + 1, known.pop(n + 1))
+            ends.since = n
             g = self.step(run, n, known[n], g, gradients.get(n), sums, ends, known[n])
             yield n
         ends.over()

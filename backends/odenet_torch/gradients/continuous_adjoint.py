@@ -20,7 +20,7 @@ from odenet.kit import DOUBTFUL, WHOLE, AnySolver, add, combine, hermite, increm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.field import now
 from odenet_torch.field.state import Layout, Leaves
-from odenet_torch.field.witness import looks, sampled_as, unlike
+from odenet_torch.field.witness import amplified, looks, missed, require_reached, sampled_as, unlike
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import (
     Adjoint,
@@ -31,7 +31,7 @@ from odenet_torch.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, compared_whole
+from odenet_torch.gradients.certificate import SMALL_STATE, Sketch, StepErrors, certify, compared_whole
 from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
 from odenet_torch.gradients.known_ends import add_strayed, allowed, name
 from odenet_torch.gradients.network_gradient import NetworkGradient
@@ -47,6 +47,8 @@ from odenet_torch.steps.weighted_sum import plus
 
 _FINE = 3
 """Of a method whose steps back miss less than a tenth of what the step forward adds, where those steps are of use."""
+_MANY = 32
+"""Steps, of which one more forward takes less than a hundredth of a pass."""
 Between = Callable[[float, Leaves], Leaves]
 """y at a position of the step, given the slope at its end."""
 
@@ -56,6 +58,7 @@ class Costate(Adjoint):
 
     by_steps = False
     back_by = 1
+    known_whole = SMALL_STATE
 
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats) -> None:
         super().__init__(stats)
@@ -132,14 +135,28 @@ class Costate(Adjoint):
     def add_strayed(errors: StepErrors, run: Run, y: Leaves, known: Leaves, end: Leaves, solver: Solver) -> None:
         """Hold the state before the last step, as it was integrated back, against what is known of it.
 
-        What an integration of low order misses by itself is told by a step forward from there.
+        What the integration misses by itself is not told apart from another f until that is asked for: if the whole
+        state is known, the step forward from there ends where it did, or f is another one; of a sample, a step forward
+        from the rebuilt state tells how much an integration of low order misses.
+
+        Raises:
+            GradientError: the step forward from the known state ends elsewhere.
         """
-        n, rough = run.grid.steps - 1, min(run.solver.order, solver.order) < _FINE
+        n, order = run.grid.steps - 1, min(run.solver.order, solver.order)
 
         def defect() -> AnyLeaves:
             return subtract(end, run.after(n, y))
 
-        add_strayed(errors, n, y, known, end, defect if rough else None, of_rebuilt=True)
+        if not (looks(known) and all(leaf.shape == kept.shape for leaf, kept in zip(y, known, strict=True))):
+            add_strayed(errors, n, y, known, end, defect if order < _FINE else None, of_rebuilt=True)
+            return
+        # a step back by Euler's method misses by more than a changed f may: of few steps one more is no small part
+        part = missed(y, known, end, DOUBTFUL if order == 1 and n < _MANY else allowed(run))
+        if not part:
+            return
+        require_reached(run.after(n, known), end, known, name(run, n), allowed(run))
+        if order >= _FINE and DOUBTFUL < part < math.inf:
+            errors.add(torch.tensor(part, dtype=errors.pair.dtype), n)
 
     def between(self, run: Run, n: int, states: dict[int, Leaves]) -> Between:
         """y within step n of the forward solve: the kept states, and the cubic Hermite interpolant between them."""
@@ -279,6 +296,9 @@ class AdaptiveCostate(Costate):
                         looks(self.slope)
                         and not forward.loop.jumps
                         and allowed(forward.run) < float(self.changed) < math.inf
+                        and not _amplified(
+                            step.slopes[0], self.slope, y, lambda at: loop.slope(t, (*at, *a), 0, t, end)
+                        )
                     ):
                         how = f"has a slope that is off by {float(self.changed):.1e} of it"
                         raise unlike(name(forward.run, len(forward.grid.nodes) - 2), how)
@@ -308,6 +328,13 @@ def _changed(slope: Leaves, known: Leaves) -> Tensor:
     """By which part of it a slope is another one than it was, of which a sample is known."""
     pairs = zip(sampled_as(known, slope), known, strict=True)
     return torch.stack([torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(y) for x, y in pairs]).amax()
+
+
+def _amplified(slope: Leaves, known: Leaves, y: Leaves, run: Callable[[Leaves], Leaves]) -> bool:
+    """Whether a slope is another one by no more than rounding may be amplified."""
+    most = amplified(lambda y: sampled_as(known, run(y)[: len(known)]), y)
+    triples = zip(sampled_as(known, slope[: len(known)]), known, most, strict=True)
+    return all(float(torch.linalg.vector_norm(one - other)) <= off for one, other, off in triples)
 
 
 class Doubled(Tolerance):

@@ -16,6 +16,7 @@ from odenet import Problem, ReversibleSolver, Stats
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add
 from odenet_torch.field.state import Leaves
+from odenet_torch.field.witness import amplified, sampled_as
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative, sized
 from odenet_torch.gradients.known_ends import add_strayed
@@ -83,7 +84,8 @@ class Retrace(Adjoint):
             if n in gradients:
                 g = (add(g[0], gradients[n]), *g[1:])
             if n == self.witness(run) and saved.known is not None:
-                add_strayed(errors, n, pair[0], saved.known, last, exact=True)
+                amplifies = None if bits else functools.partial(self._amplified, pull, saved.pair, n, saved.known)
+                add_strayed(errors, n, pair[0], saved.known, last, exact=True, amplifies=amplifies)
             yield n
         y, defect, gradient = solver.origin(pull, h, pair, g)
         errors.add(relative(defect, sized(y, saved.pair[0])), -1)
@@ -91,6 +93,20 @@ class Retrace(Adjoint):
             errors.add(saved.sketch.error(y, saved.pair[0]), -1)
         certify(self.stats, self.alarm, errors)
         return gradient
+
+    def _amplified(self, pull: StepVJPs, last: tuple[AnyLeaves, ...], n: int, known: Leaves) -> list[float]:
+        """By how much the state before step n may be off, as rebuilt from the pair at t1, by rounding."""
+        run, none, count = pull.run, zeros(last[0]), len(last[0])
+        values = _StepValues(run, pull.sums)
+
+        def rebuilt(flat: Leaves) -> Leaves:
+            pair: Any = tuple([flat[i : i + count] for i in range(0, len(flat), count)])
+            g = self.solver.cotangents(none, none)
+            for k in reversed(range(n, run.grid.steps)):
+                pair, g = self.solver.back(values, k, run.grid.size(0), run.grid.steps, pair, g)
+            return sampled_as(known, pair[0])
+
+        return amplified(rebuilt, tuple([leaf for leaves in last for leaf in leaves]))
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,16 @@ class StepVJPs:
         part, weights, by_weights = vjp(read(self.run, n), n, value, at, explicit, stand, cotangent, since)
         self.sums.add(weights, by_weights)
         return tuple(leaf.detach() for leaf in value), part
+
+
+class _StepValues(StepVJPs):
+    """Evaluations alone, whatever the cotangents."""
+
+    def slope(self, n: int, position: float, y: Leaves, cotangent: AnyLeaves) -> tuple[Leaves, Leaves]:
+        return self.run.slope(n, position, y), tuple(cotangent)
+
+    def increment(self, n: int, y: Leaves, cotangent: AnyLeaves, *, reverse: bool = False) -> tuple[Leaves, Leaves]:
+        return self.run.increment(n, y, reverse=reverse), tuple(cotangent)
 
 
 def fixed(problem: Problem, stats: Stats) -> Solve:
