@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
-from odenet import Event, GridError, InputError, Problem, Result, Span, UnsupportedError
+from odenet import Event, GradientError, GridError, InputError, Problem, Result, Span, UnsupportedError
 from odenet.kit import called
 from odenet_jax.field.collectives import collective_axes, has_rule_of_rows
 from odenet_jax.field.field import Weights
@@ -30,12 +30,13 @@ from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.settings import Settings
 from odenet_jax.field.state import Layout, Leaves
-from odenet_jax.field.varying import LOOPS_OF_DIVIDED_ROWS, alike, alone, undivided
+from odenet_jax.field.varying import LOOPS_OF_DIVIDED_ROWS, alike, alone, together, undivided
 from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward, with_rows
 from odenet_jax.gradients.plain_steps import Gate, most_steps, plain_steps
+from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.gradients.unreached import reached
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes, line
 from odenet_jax.steps.adaptive_loop import AdaptiveLoop
@@ -52,7 +53,7 @@ from odenet_jax.steps.clock import (
     still,
 )
 from odenet_jax.steps.dense import Watch, without_rate
-from odenet_jax.steps.record import AdaptiveResult, Keep
+from odenet_jax.steps.record import MOST_KEPT, AdaptiveResult, Keep
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
@@ -411,15 +412,38 @@ class Derivative(Linear):
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
         with self.settings.restored():
-            return self.steps.forward(residuals, tangents)
+            return _whole(residuals[3], self.steps.forward(residuals, tangents))
 
     def backward(self, residuals: Any, cotangents: Any) -> Any:
-        with self.settings.restored():
-            return self.steps.picked(self.way.settled(*self.steps.back(residuals, cotangents)))
+        with self.settings.restored(), together():
+            found = self.way.settled(*self.steps.back(residuals, cotangents))
+            return _whole(residuals[3], self.steps.picked(found))
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         with self.settings.restored():
-            return self.steps.second(residuals, cotangents)
+            return _whole(residuals[3], self.steps.second(residuals, cotangents))
+
+
+def _whole(solve: AdaptiveResult, derivative: Any) -> Any:
+    """The derivative, which is that of all steps.
+
+    Raises:
+        GradientError: there were more than whose times are kept; a compiled program raises a RuntimeError of this
+            message when it runs. Of rows of a `jax.vmap` those with more are NaN.
+    """
+    nodes, accepted = solve.record.nodes, solve.pace.accepted
+    if nodes is None or nodes.shape[0] <= MOST_KEPT:  # all that the controller allows for
+        return derivative
+    error = GradientError(
+        f"a derivative of a solve of more than {MOST_KEPT} steps",
+        f"at most {MOST_KEPT}, whose times are kept for it",
+        "take looser rtol and atol; or solve in several parts, each from the end of the one before",
+    )
+    if isinstance(accepted, Tracer):
+        return raised(derivative, accepted > MOST_KEPT, error, by_row=True)
+    if int(accepted) > MOST_KEPT:
+        raise error
+    return derivative
 
 
 @dataclass(frozen=True, eq=False)
@@ -488,6 +512,14 @@ class SolveDerivative:
             return self._by_solves(residuals, cotangents)
         if not way.again:
             raise UnsupportedError(f"a second derivative through gradient={label!r}", "first derivatives", REMEDY)
+        allowed = self.whole.span.control.max_steps
+        if isinstance(residuals[3].pace.accepted, Tracer) and allowed > MOST_KEPT:
+            raise UnsupportedError(
+                f"a second derivative of an adaptive solve with max_steps={allowed} inside of jax.jit or jax.vmap, "
+                "where the number of steps is not known: room would be made for all of them",
+                f"max_steps of at most {MOST_KEPT}",
+                "give control=odenet.PIDController(rtol, atol, max_steps=...) with no more steps than the solve takes",
+            )
         return self._again(True, most_steps(residuals[3]))(residuals, cotangents)
 
     @functools.cached_property

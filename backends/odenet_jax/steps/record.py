@@ -13,6 +13,10 @@ from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import write
 from odenet_jax.steps.size_control import LoopState
 
+MOST_KEPT = 2**22
+"""The most steps whose times are kept, 16 MiB in float32. A controller that allows for more (`max_steps=2**31 - 1`, for
+any number of them) would have a buffer of 8 GiB, whatever a solve takes."""
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -31,7 +35,7 @@ class Keep:
     rows: int = 0
     every: int | None = None
     dense: int = 0
-    most: int = 2**31 - 2
+    most: int = MOST_KEPT
 
 
 class States(NamedTuple):
