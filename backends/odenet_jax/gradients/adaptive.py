@@ -22,7 +22,7 @@ from odenet_jax.gradients.adaptive_vjp import DifferentiableSolve
 from odenet_jax.gradients.unreached import reached
 from odenet_jax.steps.clock import Parts, spelled
 from odenet_jax.steps.dense import Dense
-from odenet_jax.steps.record import MOST_KEPT, AdaptiveResult, Keep
+from odenet_jax.steps.record import AdaptiveResult, Keep
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.weighted_sum import choose
 
@@ -57,8 +57,9 @@ def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], p
         first, _ = solver.solve(leaves, None, Keep(nodes=True), None, differentiable=False)
         steps = known(first.pace.accepted)
         if steps is not None:
-            if span.every and steps > MOST_KEPT:
-                raise InputError(f"ts='all' of a solve of {steps} steps", f"at most {MOST_KEPT}", "give times")
+            assert first.record.nodes is not None
+            if span.every and steps > (most := first.record.nodes.shape[0] - 1):
+                raise InputError(f"ts='all' of a solve of {steps} steps", f"at most {most}", "give times")
             dense = max(steps, 1) if span.dense else 0
         elif span.every:
             raise InputError(
@@ -69,7 +70,6 @@ def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], p
         else:
             _require_room(dense, problem, leaves)
         if span.every:
-            assert first.record.nodes is not None
             nodes = first.record.nodes[:steps] if steps else None
     result, event = solver.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
     if nodes is not None:

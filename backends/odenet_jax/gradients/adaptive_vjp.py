@@ -53,7 +53,7 @@ from odenet_jax.steps.clock import (
     still,
 )
 from odenet_jax.steps.dense import Watch, without_rate
-from odenet_jax.steps.record import MOST_KEPT, AdaptiveResult, Keep
+from odenet_jax.steps.record import AdaptiveResult, Keep
 from odenet_jax.steps.size_control import CODE
 from odenet_jax.steps.times import Times, moving, of_times
 from odenet_jax.steps.tolerance import Tolerance, tolerance
@@ -412,38 +412,38 @@ class Derivative(Linear):
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
         with self.settings.restored():
-            return _whole(residuals[3], self.steps.forward(residuals, tangents))
+            return self._whole(residuals[3], self.steps.forward(residuals, tangents))
 
     def backward(self, residuals: Any, cotangents: Any) -> Any:
         with self.settings.restored(), together():
             found = self.way.settled(*self.steps.back(residuals, cotangents))
-            return _whole(residuals[3], self.steps.picked(found))
+            return self._whole(residuals[3], self.steps.picked(found))
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         with self.settings.restored():
-            return _whole(residuals[3], self.steps.second(residuals, cotangents))
+            return self._whole(residuals[3], self.steps.second(residuals, cotangents))
 
+    def _whole(self, solve: AdaptiveResult, derivative: Any) -> Any:
+        """The derivative, which is that of all steps.
 
-def _whole(solve: AdaptiveResult, derivative: Any) -> Any:
-    """The derivative, which is that of all steps.
-
-    Raises:
-        GradientError: there were more than whose times are kept; a compiled program raises a RuntimeError of this
-            message when it runs. Of rows of a `jax.vmap` those with more are NaN.
-    """
-    nodes, accepted = solve.record.nodes, solve.pace.accepted
-    if nodes is None or nodes.shape[0] <= MOST_KEPT:  # all that the controller allows for
+        Raises:
+            GradientError: there were more than whose times are kept; a compiled program raises a RuntimeError of this
+                message when it runs. Of rows of a `jax.vmap` those with more are NaN.
+        """
+        if self.way.resolve is not None or not self.steps.bounded(solve):  # a drop-in says so by its certificate
+            return derivative
+        assert solve.record.nodes is not None
+        most, accepted = solve.record.nodes.shape[0] - 1, solve.pace.accepted
+        error = GradientError(
+            f"a derivative of a solve of more than {most} steps",
+            f"at most {most}, whose times are kept for it",
+            "take looser rtol and atol; or solve in several parts, each from the end of the one before",
+        )
+        if isinstance(accepted, Tracer):
+            return raised(derivative, accepted > most, error, by_row=True)
+        if int(accepted) > most:
+            raise error
         return derivative
-    error = GradientError(
-        f"a derivative of a solve of more than {MOST_KEPT} steps",
-        f"at most {MOST_KEPT}, whose times are kept for it",
-        "take looser rtol and atol; or solve in several parts, each from the end of the one before",
-    )
-    if isinstance(accepted, Tracer):
-        return raised(derivative, accepted > MOST_KEPT, error, by_row=True)
-    if int(accepted) > MOST_KEPT:
-        raise error
-    return derivative
 
 
 @dataclass(frozen=True, eq=False)
@@ -460,6 +460,11 @@ class SolveDerivative:
     keep: Keep
     structure: Any
     differentiated: tuple[bool, ...]
+
+    def bounded(self, result: AdaptiveResult) -> bool:
+        """Whether the times of fewer steps are kept for the backward pass than the controller allows for."""
+        nodes = result.record.nodes
+        return nodes is not None and nodes.shape[0] <= self.whole.span.control.max_steps
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
         """The tangents of the solve, where the method has forward mode."""
@@ -512,12 +517,11 @@ class SolveDerivative:
             return self._by_solves(residuals, cotangents)
         if not way.again:
             raise UnsupportedError(f"a second derivative through gradient={label!r}", "first derivatives", REMEDY)
-        allowed = self.whole.span.control.max_steps
-        if isinstance(residuals[3].pace.accepted, Tracer) and allowed > MOST_KEPT:
+        if isinstance(residuals[3].pace.accepted, Tracer) and self.bounded(residuals[3]):
             raise UnsupportedError(
-                f"a second derivative of an adaptive solve with max_steps={allowed} inside of jax.jit or jax.vmap, "
-                "where the number of steps is not known: room would be made for all of them",
-                f"max_steps of at most {MOST_KEPT}",
+                f"a second derivative of an adaptive solve with max_steps={self.whole.span.control.max_steps}, inside "
+                "of jax.jit or jax.vmap, where the number of steps is not known: room would be made for all of them",
+                f"max_steps of at most {most_steps(residuals[3])}",
                 "give control=odenet.PIDController(rtol, atol, max_steps=...) with no more steps than the solve takes",
             )
         return self._again(True, most_steps(residuals[3]))(residuals, cotangents)
