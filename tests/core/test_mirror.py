@@ -207,7 +207,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "gradients/certificate.py": (
         {"ErrorReport", "StepErrors", "compared_whole", "jumping", "norms", "joined", "together"},
-        {"on_top", "tied", "worse"},
+        {"on_top", "root", "tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
     "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "counted_together", "predicted"}, {"AdaptiveReversal"}),

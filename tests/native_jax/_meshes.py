@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from functools import cache
+from functools import cache, partial
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"  # read once
 
@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from odenet import Depth, Event, UnsupportedError
+from odenet import Depth, Event, InputError, UnsupportedError
 from odenet_jax import solve
 
 METHODS = ("backprop", "checkpoint", "discrete-adjoint", "continuous-adjoint")
@@ -161,8 +161,55 @@ def spread_rows(few: bool) -> None:
 KINDS = ("explicit", "shard_map", "auto", "single", "pmap", "eager shard_map", "shard_map without checks")
 
 
+def apart() -> None:
+    """Arrays on two devices that no mesh joins, and arrays that are no longer there, are refused in words."""
+    here, there = (jax.device_put(ROWS, device) for device in jax.devices()[:2])
+    chosen = ({"steps": 4, "gradient": "backprop"}, {"steps": 4, "gradient": "checkpoint"}, {"rtol": 1e-3})
+    ways = (({"y0": here, "weights": there}, lambda t, y, w: -w * y), ({"y0": here}, lambda t, y: -there * y))
+    for way, (choices, field) in itertools.product(chosen, ways):
+        run = partial(solve, field, **choices, **way)
+        try:
+            jax.grad(lambda y, run=run: run(y0=y).y1.sum())(here)
+            print(f"not refused: arrays on two devices, {way}")
+        except InputError as error:
+            if "lie on several devices" not in str(error):
+                raise
+
+
+@jax.custom_vjp
+def summed(x):
+    """A sum over devices whose backward pass is none, as in layers whose weights are divided."""
+    return lax.psum(x, "parts")
+
+
+summed.defvjp(lambda x: (summed(x), None), lambda _, g: (g,))
+
+
+def divided_weights() -> None:
+    """Fields that are a `jax.shard_map` themselves, over weights of which each device has a part."""
+    mesh = jax.make_mesh((2,), ("parts",), axis_types=(AxisType.Auto,))
+    weights = jnp.asarray(np.linspace(-1, 1, 4).reshape(2, 2), jnp.float32)
+
+    def field(t, y, w, add=summed):
+        def part(y, w):
+            return jnp.tanh(add(y @ w))
+
+        over = partial(jax.shard_map, mesh=mesh, in_specs=(P(None, "parts"), P("parts")), out_specs=P())
+        return over(part, check_vma=add is not summed)(y, w)
+
+    def gradient(of, method):
+        choices = {"rtol": 1e-4} if method == "continuous-adjoint" else {"steps": 12, "solver": "heun"}
+        return jax.jit(jax.grad(lambda w: (solve(of, ROWS, w, **choices, gradient=method).y1 ** 2).sum()))(weights)
+
+    by_jax = partial(field, add=lambda x: lax.psum(x, "parts"))
+    for method, of in itertools.product(("discrete-adjoint:iterations=3", "continuous-adjoint"), (field, by_jax)):
+        np.testing.assert_allclose(gradient(of, method), gradient(of, "backprop"), rtol=2e-2)
+
+
 def main(few: bool) -> None:
     """Compares: a few combinations, or all."""
+    apart()
+    divided_weights()
     spread_rows(few)
     kinds, methods, ways = (
         (KINDS[:2], ("backprop", "discrete-adjoint"), (False,)) if few else (KINDS, METHODS, (False, True))

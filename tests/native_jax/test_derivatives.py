@@ -155,3 +155,34 @@ def test_a_gradient_of_a_gradient_through_the_drop_in(x64):
     at = START, jnp.array([0.3, -0.7]), jnp.array([0.0, 0.4, 1.0])
     for one, other in zip(*(jax.jit(of(each))(*at) for each in (odeint, theirs)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@jax.custom_vjp
+def _turned(w, y):
+    """A function that JAX has no tangents of."""
+    return jnp.tanh(w @ y)
+
+
+_turned.defvjp(lambda w, y: (jnp.tanh(w @ y), (w, y)), lambda of, g: jax.vjp(lambda w, y: jnp.tanh(w @ y), *of)[1](g))
+
+
+def test_the_time_of_an_event_where_the_field_has_a_backward_pass_alone():
+    def met(w, turned, gradient):
+        found = solve(
+            lambda t, y, w: turned(w, y),
+            jnp.asarray(START),
+            w,
+            t1=5.0,
+            rtol=1e-6,
+            atol=1e-6,
+            gradient=gradient,
+            event=Event(lambda t, y: y[1] + 0.3),
+        )
+        return found.event_t + found.y1.sum()
+
+    for gradient in ("checkpoint", "continuous-adjoint"):
+        there, expected = (
+            jax.jit(jax.grad(met), static_argnums=(1, 2))(jnp.asarray(MIX), turned, gradient)
+            for turned in (_turned, lambda w, y: jnp.tanh(w @ y))
+        )
+        np.testing.assert_allclose(there, expected, rtol=1e-4)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import contextvars
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
+from jax import lax
+
+Value = TypeVar("Value")
+_NONE: Mapping[str, int] = types.MappingProxyType({})
+_SIZES: contextvars.ContextVar[Mapping[str, int]] = contextvars.ContextVar("odenet_sizes_of_axes", default=_NONE)
+"""Of the axes of meshes, of each `jax.shard_map` within a field that is being looked into."""
 
 
 def collective_axes(function: Callable[..., Any], *arguments: Any) -> set[str]:
@@ -45,6 +53,29 @@ def has_rule_of_rows(program: Any) -> bool:
         if any(has_rule_of_rows(getattr(inner, "jaxpr", inner)) for inner in _programs(equation.params)):
             return True
     return False
+
+
+def within(equation: Any, function: Callable[..., Value], *arguments: Any) -> Value:
+    """`function(*arguments)`, which looks into an equation; of a `jax.shard_map` the axes of its mesh have names there.
+
+    To JAX they have not: it knows of them while it traces that program itself.
+    """
+    if equation.primitive.name != "shard_map":
+        return function(*arguments)
+    context = contextvars.copy_context()
+    context.run(_SIZES.set, {**_SIZES.get(), **equation.params["mesh"].shape})
+    return context.run(function, *arguments)
+
+
+def devices(axis: Any) -> int:
+    """The size of a named axis: of a mesh (see `within`), or of one that JAX knows of where this is asked."""
+    size = _SIZES.get().get(axis)
+    return int(lax.psum(1, axis)) if size is None else size
+
+
+def axis_sizes() -> list[tuple[Any, int]]:
+    """Of the axes that have names by `within`, for `jax.make_jaxpr`."""
+    return [*_SIZES.get().items()]
 
 
 def _programs(params: Any) -> Iterator[Any]:

@@ -19,10 +19,10 @@ from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from odenet.kit import few_numbers
+from odenet_jax.field.collectives import devices, within
 from odenet_jax.field.rules import declares, inexact, pullback
 from odenet_jax.field.state import Leaves
 
@@ -108,6 +108,7 @@ def _equation(equation: Any, read: list[Level], *, square: bool, rules: bool) ->
     """The levels of what an equation makes of what it reads; `square`: whether that is a size of its numbers."""
     name, count = equation.primitive.name, len(equation.outvars)
     outputs = functools.partial(_outputs, rules=rules)
+    outputs = functools.partial(within, equation, outputs)
     if name in _CONTROL:
         return _CONTROL[name](equation.params, read, outputs)
     if name == "select_n":
@@ -140,7 +141,8 @@ def _equation(equation: Any, read: list[Level], *, square: bool, rules: bool) ->
 
 def _goes_back_by_jumps(equation: Any, read: list[Level]) -> bool:
     """Whether a derivative of the user's jumps with the state: one that rounds, where the function itself does not."""
-    back = pullback(equation)
+    if (back := pullback(equation)) is None:
+        return True
     levels = [min(level, SMOOTH) for level in read]
     levels += [SMOOTH] * (len(back.invars) - len(read))
     return JUMPING in _outputs(back, levels, rules=False)
@@ -179,8 +181,7 @@ def _reduced(name: str, equation: Any, read: list[Level], *, square: bool) -> Le
         ((axes, _), _), centred = equation.params["dimension_numbers"], all(of.kind == CENTRED.kind for of in read)
     else:
         axes, centred = equation.params["axes"], most.kind in (CENTRED.kind, SPREAD.kind)
-    # a named axis is one of devices, within whose program this is asked
-    number = math.prod(shape[axis] if isinstance(axis, Integral) else int(lax.psum(1, axis)) for axis in axes)
+    number = math.prod(shape[axis] if isinstance(axis, Integral) else devices(axis) for axis in axes)
     square = square and most == SMOOTH
     if name == "dot_general" and not centred and not square:
         return SMOOTH

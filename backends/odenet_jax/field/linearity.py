@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
+from odenet_jax.field.collectives import within
 from odenet_jax.field.jumps import subprograms
 from odenet_jax.field.rules import declares, inexact, pullback
 
@@ -47,12 +48,13 @@ def linear(program: Any) -> bool:
     """Whether the pullback of a program is linear, as far as can be seen: JAX's own always is."""
     for equation in program.eqns:
         if declares(equation, linear=False):
-            back = pullback(equation)
+            if (back := pullback(equation)) is None:
+                return False
             given = sum(map(inexact, equation.outvars))
             parts = [Part.FIXED] * (len(back.invars) - given) + [Part.LINEAR] * given
             if not all(part in (Part.ZERO, Part.LINEAR) for part in _outputs(back, parts)):
                 return False
-        elif not all(map(linear, subprograms(equation.params))):
+        elif not within(equation, lambda params: all(map(linear, subprograms(params))), equation.params):
             return False
     return True
 

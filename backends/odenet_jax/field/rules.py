@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr
 
 from odenet_jax.field.closure import evaluated
+from odenet_jax.field.collectives import axis_sizes
 from odenet_jax.field.varying import alike, axes_of
 
 _BACKWARD = ("custom_vjp_call", "linear_call")
@@ -21,9 +22,10 @@ def declares(equation: Any, *, linear: bool = True) -> bool:
     return equation.primitive.name.startswith(_BACKWARD + (_FORWARD if linear else ()))
 
 
-def pullback(equation: Any) -> Jaxpr:
+def pullback(equation: Any) -> Jaxpr | None:
     """What JAX goes back through such an operation by: of its arguments and, after these, of the gradients by its
-    inexact results, to those by its inexact arguments."""
+    inexact results, to those by its inexact arguments. None where JAX cannot trace it by itself, as one of a
+    `jax.shard_map` that asks over which axes its arrays vary: it may be anything."""
     atoms, results = equation.invars, [n for n, atom in enumerate(equation.outvars) if inexact(atom)]
     moves = [inexact(atom) for atom in atoms]
 
@@ -41,7 +43,13 @@ def pullback(equation: Any) -> Jaxpr:
         return jax.vjp(function, moving)[1](cotangents)[0]
 
     examples = [_like(atom) for atom in atoms], [_like(equation.outvars[n]) for n in results]
-    return jax.make_jaxpr(back)(*examples).jaxpr
+    sizes = axis_sizes()
+    try:
+        return jax.make_jaxpr(back, axis_env=sizes or None)(*examples).jaxpr
+    except Exception:
+        if not sizes:
+            raise
+        return None
 
 
 def inexact(atom: Any) -> bool:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from odenet import UnsupportedError
+from odenet import InputError, OdenetError, UnsupportedError
 
 Tree = TypeVar("Tree")
 LOOPS_OF_DIVIDED_ROWS = jax.__version_info__ >= (0, 10, 2)
@@ -20,13 +20,35 @@ LOOPS_OF_DIVIDED_ROWS = jax.__version_info__ >= (0, 10, 2)
 
 
 @contextlib.contextmanager
-def divided_as_jax_can() -> Iterator[None]:
-    """Raises UnsupportedError where JAX does not know how an explicit mesh divides a result.
+def together() -> Iterator[None]:
+    """What JAX says of arrays that it cannot compute with together, in words of a solve.
 
-    That is so of an index which `jax.vmap` makes an array along a divided axis: rows have steps of their own.
+    JAX is asked, by its errors: where an array lies is not known of those that are being differentiated.
+
+    Raises:
+        UnsupportedError: JAX does not know how an explicit mesh divides a result. That is so of an index which
+            `jax.vmap` makes an array along a divided axis: rows have steps of their own.
+        InputError: arrays on several devices, or one that is no longer there.
     """
     try:
         yield
+    except OdenetError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        if "incompatible devices" in str(error):
+            raise InputError(
+                "y0, weights and what the field reads (or the gradient that came back) lie on several devices",
+                "arrays that lie on one device, or are divided over one mesh",
+                "move them with jax.device_put; JAX's own words, which name two of them, stand above",
+            ) from error
+        if "has been deleted" in str(error):
+            raise InputError(
+                "y0, weights or what the field reads is an array that has been deleted",
+                "arrays that are kept until the solve, and its gradient, are done",
+                "do not read what was given to a function of jax.jit(..., donate_argnums=...); JAX's own words stand "
+                "above",
+            ) from error
+        raise
     except Exception as error:
         if type(error).__name__ != "ShardingTypeError":  # its class has no public name
             raise

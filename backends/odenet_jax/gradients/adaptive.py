@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from odenet.kit import shown
 from odenet_jax.field.module_writes import traced_arrays_forgotten
 from odenet_jax.field.state import Leaves, layout
 from odenet_jax.field.trees import Counted
-from odenet_jax.field.varying import divided_as_jax_can
+from odenet_jax.field.varying import together
 from odenet_jax.gradients.accepted_steps import BackwardPass
 from odenet_jax.gradients.adaptive_vjp import DifferentiableSolve
 from odenet_jax.gradients.unreached import reached
@@ -29,7 +30,7 @@ _MOST = 2**31 - 1
 
 
 @traced_arrays_forgotten()
-@divided_as_jax_can()
+@together()
 def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], probe: Array | None = None) -> Solution:
     """The solution of an adaptive problem.
 
@@ -56,6 +57,9 @@ def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], p
         first, _ = solver.solve(leaves, None, Keep(nodes=True), None, differentiable=False)
         steps = known(first.pace.accepted)
         if steps is not None:
+            assert first.record.nodes is not None
+            if span.every and steps > (most := first.record.nodes.shape[0] - 1):
+                raise InputError(f"ts='all' of a solve of {steps} steps", f"at most {most}", "give times")
             dense = max(steps, 1) if span.dense else 0
         elif span.every:
             raise InputError(
@@ -63,14 +67,36 @@ def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], p
                 "times",
                 "give the times, or dense=True and evaluate Solution.at",
             )
+        else:
+            _require_room(dense, problem, leaves)
         if span.every:
-            assert first.record.nodes is not None
             nodes = first.record.nodes[:steps] if steps else None
     result, event = solver.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
     if nodes is not None:
         ts = jax.vmap(solver.line.clock.time)(nodes)
     with jax.debug_nans(False):  # NaN stands for what there is not; one of a computation has been met by now
         return _solution(problem, solver, result, event, None if ts is None else jnp.asarray(ts, state_layout.time))
+
+
+def _require_room(steps: int, problem: Problem, y0: Leaves) -> None:
+    """Raises InputError where dense output of as many steps would not fit in any memory there is."""
+    assert isinstance(problem.solver, Solver)
+    a_step = sum(leaf.nbytes for leaf in y0) * (problem.solver.tableau.stages + 2)
+    room = _memory()
+    if steps * a_step > room:
+        raise InputError(
+            f"dense=True with max_steps={steps} inside of jax.jit or jax.vmap, where the number of steps is not known: "
+            f"{steps * a_step / 2**30:.3g} GiB are to be kept",
+            f"what fits in memory: max_steps={room // a_step} makes the {room / 2**30:.3g} GiB that there are",
+            "give control=odenet.PIDController(rtol, atol, max_steps=...) with no more steps than the solve takes; or "
+            "give ts",
+        )
+
+
+def _memory() -> int:
+    """The bytes of the device that programs run on where nothing else is said; of a CPU those of the machine."""
+    of_device = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return of_device or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def known(number: Array) -> Any:

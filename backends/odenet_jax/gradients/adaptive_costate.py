@@ -22,7 +22,7 @@ from odenet.kit import WHOLE, Alarm, AnySolver, add, local_error, trial
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import AcceptedStepVJP, BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint import Sums, vjp
-from odenet_jax.gradients.certificate import certify
+from odenet_jax.gradients.certificate import certify, root
 from odenet_jax.gradients.compared_steps import magnitude
 from odenet_jax.gradients.network_gradient import EXACT, NetworkGradient
 from odenet_jax.gradients.runtime_errors import raised
@@ -355,7 +355,7 @@ class _Doubled(Tolerance):
         )
         if self.in_units:
             a = sizes[count : 2 * count]
-            unit = magnitude(a, self.time) / max(sum(leaf.size for leaf in a), 1) ** 0.5
+            unit = magnitude(a, self.time) / root(max(sum(leaf.size for leaf in a), 1))
             of_adjoint = zip(atol[count:], sizes[count:], strict=True)
             atol = (*atol[:count], *(bound * unit.astype(leaf.dtype) for bound, leaf in of_adjoint))
         parts = scaled(value, sizes, rtol, atol, least)

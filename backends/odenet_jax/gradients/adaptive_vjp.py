@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
-from odenet import Event, GridError, InputError, Problem, Result, Span, UnsupportedError
+from odenet import Event, GradientError, GridError, InputError, Problem, Result, Span, UnsupportedError
 from odenet.kit import called
 from odenet_jax.field.collectives import collective_axes, has_rule_of_rows
 from odenet_jax.field.field import Weights
@@ -30,12 +30,13 @@ from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.settings import Settings
 from odenet_jax.field.state import Layout, Leaves
-from odenet_jax.field.varying import LOOPS_OF_DIVIDED_ROWS, alike, alone, undivided
+from odenet_jax.field.varying import LOOPS_OF_DIVIDED_ROWS, alike, alone, together, undivided
 from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint_again import adjoint_again
 from odenet_jax.gradients.flow import meeting, passing
 from odenet_jax.gradients.linear_map import REMEDY, Linear, carry, refuse_forward, with_rows
 from odenet_jax.gradients.plain_steps import Gate, most_steps, plain_steps
+from odenet_jax.gradients.runtime_errors import raised
 from odenet_jax.gradients.unreached import reached
 from odenet_jax.steps.accepted import Accepted, AcceptedRun, SolveTimes, line
 from odenet_jax.steps.adaptive_loop import AdaptiveLoop
@@ -411,15 +412,38 @@ class Derivative(Linear):
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
         with self.settings.restored():
-            return self.steps.forward(residuals, tangents)
+            return self._whole(residuals[3], self.steps.forward(residuals, tangents))
 
     def backward(self, residuals: Any, cotangents: Any) -> Any:
-        with self.settings.restored():
-            return self.steps.picked(self.way.settled(*self.steps.back(residuals, cotangents)))
+        with self.settings.restored(), together():
+            found = self.way.settled(*self.steps.back(residuals, cotangents))
+            return self._whole(residuals[3], self.steps.picked(found))
 
     def second(self, residuals: Any, cotangents: Any) -> Any:
         with self.settings.restored():
-            return self.steps.second(residuals, cotangents)
+            return self._whole(residuals[3], self.steps.second(residuals, cotangents))
+
+    def _whole(self, solve: AdaptiveResult, derivative: Any) -> Any:
+        """The derivative, which is that of all steps.
+
+        Raises:
+            GradientError: there were more than whose times are kept; a compiled program raises a RuntimeError of this
+                message when it runs. Of rows of a `jax.vmap` those with more are NaN.
+        """
+        if self.way.resolve is not None or not self.steps.bounded(solve):  # a drop-in says so by its certificate
+            return derivative
+        assert solve.record.nodes is not None
+        most, accepted = solve.record.nodes.shape[0] - 1, solve.pace.accepted
+        error = GradientError(
+            f"a derivative of a solve of more than {most} steps",
+            f"at most {most}, whose times are kept for it",
+            "take looser rtol and atol; or solve in several parts, each from the end of the one before",
+        )
+        if isinstance(accepted, Tracer):
+            return raised(derivative, accepted > most, error, by_row=True)
+        if int(accepted) > most:
+            raise error
+        return derivative
 
 
 @dataclass(frozen=True, eq=False)
@@ -436,6 +460,11 @@ class SolveDerivative:
     keep: Keep
     structure: Any
     differentiated: tuple[bool, ...]
+
+    def bounded(self, result: AdaptiveResult) -> bool:
+        """Whether the times of fewer steps are kept for the backward pass than the controller allows for."""
+        nodes = result.record.nodes
+        return nodes is not None and nodes.shape[0] <= self.whole.span.control.max_steps
 
     def forward(self, residuals: Any, tangents: Any) -> Any:
         """The tangents of the solve, where the method has forward mode."""
@@ -488,6 +517,13 @@ class SolveDerivative:
             return self._by_solves(residuals, cotangents)
         if not way.again:
             raise UnsupportedError(f"a second derivative through gradient={label!r}", "first derivatives", REMEDY)
+        if isinstance(residuals[3].pace.accepted, Tracer) and self.bounded(residuals[3]):
+            raise UnsupportedError(
+                f"a second derivative of an adaptive solve with max_steps={self.whole.span.control.max_steps}, inside "
+                "of jax.jit or jax.vmap, where the number of steps is not known: room would be made for all of them",
+                f"max_steps of at most {most_steps(residuals[3])}",
+                "give control=odenet.PIDController(rtol, atol, max_steps=...) with no more steps than the solve takes",
+            )
         return self._again(True, most_steps(residuals[3]))(residuals, cotangents)
 
     @functools.cached_property

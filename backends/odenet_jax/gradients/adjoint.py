@@ -23,7 +23,7 @@ from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.replay import BlockContext, Replay
 from odenet_jax.field.settings import Settings
 from odenet_jax.field.state import Leaves
-from odenet_jax.field.varying import alike
+from odenet_jax.field.varying import alike, together
 from odenet_jax.gradients.certificate import Sketch
 from odenet_jax.gradients.linear_map import REMEDY, reverse_only
 from odenet_jax.steps.fixed import Carried, LoopObserver, Run, kept_rows, loop_in_place, read
@@ -155,6 +155,7 @@ class Adjoint(ABC):
             outputs, (saved, context) = for_way_back(y0, of, rest)
             return outputs, (saved, of, (*rest[:2], context))
 
+        @together()
         def back(residuals: Any, gradients: Leaves) -> tuple[Leaves, Any, Array]:
             g, sums, residual, trouble = way_back(residuals, gradients)
             return self.settled((g, sums, residual), trouble)

@@ -18,6 +18,7 @@ from jax.interpreters import batching, mlir
 from odenet import Stats
 from odenet.kit import BUCKETS, DOUBTFUL, SMALL, WHOLE, Alarm, Certified, channel_axes, floor, signs
 from odenet_jax.field.state import Leaves, promoted
+from odenet_jax.gradients.runtime_errors import for_export
 
 Tree = TypeVar("Tree")
 Worst = tuple[Array, Array]
@@ -70,6 +71,11 @@ def _larger(one: Array, other: Array) -> Array:
     return jnp.maximum(one.astype(kind), other.astype(kind))
 
 
+def root(count: Any) -> Any:
+    """The square root of a number of entries, which may be a symbol (`jax.export.symbolic_shape`)."""
+    return count**0.5 if isinstance(count, int) else jnp.sqrt(jnp.asarray(count, jnp.float32))
+
+
 def _readings(defect: Array, y: Array) -> list[tuple[Array, Array, int]]:
     readings = [(defect, y, axis) for axis in channel_axes(y.ndim)]
     # of one axis, they may be channels of one row or rows of one channel
@@ -113,7 +119,7 @@ class Sketch:
         errors: list[Array] = []
         for (leaf, axis), sums, (last, _) in zip(self._places(y), self.rows, self._places(end), strict=True):
             sizes = jnp.linalg.norm(sums, axis=-1)
-            later = SMALL / max(sizes.size, 1) ** 0.5 * jnp.linalg.norm(last.ravel())
+            later = SMALL / root(max(sizes.size, 1)) * jnp.linalg.norm(last.ravel())
             scale = _scale(sizes, leaf.shape[axis])
             scale = jnp.where(_vanishes(sums, last), jnp.maximum(scale, later), scale)
             errors.append(jnp.max(jnp.linalg.norm(_sketched(leaf, axis) - sums, axis=-1) / scale))
@@ -212,7 +218,7 @@ batching.primitive_batchers[_certificate_p] = _for_all_rows
 
 
 def _in_a_program(context: Any, *arguments: Any, tell: Callable[..., None]) -> Any:
-    exported = getattr(context.module_context.lowering_parameters, "for_export", False)
+    exported = for_export(context)
 
     def program(error: Array, *others: Array) -> Array:
         if not exported:

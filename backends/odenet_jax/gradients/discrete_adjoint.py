@@ -11,7 +11,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -35,9 +34,10 @@ from odenet_jax.gradients.adjoint import (
     zeros,
 )
 from odenet_jax.gradients.certificate import Sketch, certify, relative, sized, tied, worse
+from odenet_jax.gradients.runtime_errors import checked
 from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
-from odenet_jax.steps.record import AdaptiveResult, Keep
+from odenet_jax.steps.record import MOST_KEPT, AdaptiveResult, Keep
 from odenet_jax.steps.size_control import repeat
 from odenet_jax.steps.tolerance import Tolerance
 from odenet_jax.steps.weighted_sum import choose
@@ -210,9 +210,8 @@ class Reversal(Adjoint):
             return gradients
         stuck = [str(self.method.stuck("a step", f"is about {size}")) for size in _SIZES]
         grown = [str(self.method.grown(f"about {size}")) for size in _SIZES]
-        # by way of a number: what passes through error_if itself loses its sharding over devices
-        zero = eqx.branched_error_if(jnp.zeros(()), n >= 0, _size(last), stuck)
-        zero = eqx.branched_error_if(zero, ~(certificate <= method.tolerance), _size(certificate), grown)
+        zero = checked(n >= 0, stuck, _size(last))
+        zero += checked(~(certificate <= method.tolerance) & (n < 0), grown, _size(certificate))
         # whichever gradients are wanted: where only those of weights are, that of the state is never worked out
         *leading, residual = gradients
         return *tied(zero, leading), residual
@@ -241,7 +240,9 @@ class AdaptiveReversal(BackwardPass):
 
     def keep(self, run: AcceptedRun, y0: Leaves, max_steps: int) -> Keep:
         anchors = self.method.anchors
-        return Keep(nodes=True) if anchors is None else Keep(True, max(1, max_steps // anchors), anchors)
+        return (
+            Keep(nodes=True) if anchors is None else Keep(True, max(1, min(max_steps, MOST_KEPT) // anchors), anchors)
+        )
 
     def back(
         self,

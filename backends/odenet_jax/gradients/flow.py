@@ -86,6 +86,10 @@ def _(condition: Condition, slope: Slope, primals: Any, tangents: Any) -> tuple[
     def value(at: Array, y: Leaves, reads: Any, holds: Any) -> Array:
         return condition(at, passing(slope, at, still, y, reads, fixed[0]), holds, fixed[1])
 
-    _, rate = jax.jvp(lambda at: value(at, y, reads, holds), (at,), (jnp.ones_like(at),))
+    # how fast it changes, by the field itself: a tangent of the field's would be asked of rules that have none
+    # (jax.custom_vjp), and that of the slope that the field has on the solution is the same, however often
+    here = passing(slope, at, still, y, reads, fixed[0])
+    along = (jnp.ones_like(at), tuple(slope(at, here, reads, fixed[0])))
+    _, rate = jax.jvp(lambda at, y: condition(at, y, holds, fixed[1]), (at, here), along)
     _, change = jax.jvp(lambda *moving: value(at, *moving), (y, reads, holds), (by_y, by_reads, by_holds))
     return at, -(change / jnp.where(rate == 0, 1, rate)).astype(t.dtype)

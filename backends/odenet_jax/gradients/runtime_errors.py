@@ -1,9 +1,13 @@
-"""Errors that only a run of a compiled program can find."""
+"""Errors that only a run of a compiled program can find.
+
+The program calls its host to raise them. One that `jax.export` made has no host: JAX refuses to write it to a file, or
+to lower it for several platforms, in words of its own. There NaN stands for the error.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -23,6 +27,7 @@ Tree = TypeVar("Tree")
 
 def raised(tree: Tree, wrong: Array, error: GradientError, *, by_row: bool = False) -> Tree:
     """The tree of inexact arrays; a program that reads any of them raises a RuntimeError of that message where `wrong`.
+    One that `jax.export` made has NaN.
 
     The check is on every array: JAX leaves out what nothing reads, and with it a check on the gradient of a y0 whose
     gradient nobody asks for.
@@ -31,24 +36,79 @@ def raised(tree: Tree, wrong: Array, error: GradientError, *, by_row: bool = Fal
         tree, wrong, error: see above.
         by_row: of rows of a `jax.vmap` those that are wrong are NaN, and the others none the worse for them.
     """
-    message = str(error)
-
-    def checked(wrong: Array) -> Array:
-        return eqx.error_if(jnp.zeros(()), wrong, message)
-
+    messages = (str(error),)
     # by way of a number: what passes through error_if itself loses its sharding over devices
-    zero = (_by_row(checked) if by_row else checked)(wrong)
+    zero = _by_row(messages)(wrong) if by_row else checked(wrong, messages)
     return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
 
 
-def _by_row(checked: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    function = custom_vmap(checked)
+def checked(wrong: Array, messages: Sequence[str], which: Any = 0) -> Array:
+    """Zero, which a program that raises a RuntimeError where `wrong` has: or NaN there, if `jax.export` made it.
+
+    Args:
+        wrong: a boolean.
+        messages: of the error.
+        which: of the messages, an index.
+    """
+    return _checked_p.bind(wrong, jnp.asarray(which, jnp.int32), messages=tuple(messages))
+
+
+def _by_row(messages: Sequence[str]) -> Callable[[Array], Array]:
+    function = custom_vmap(lambda wrong: checked(wrong, messages))
 
     @function.def_vmap
     def _(size: int, batched: Any, wrong: Array) -> tuple[Array, bool]:
         return jnp.where(wrong, jnp.nan, jnp.zeros(())), True
 
     return function
+
+
+_checked_p = Primitive("odenet_checked")
+
+
+@_checked_p.def_impl
+def _by_host(wrong: Array, which: Array, *, messages: tuple[str, ...]) -> Array:
+    return eqx.branched_error_if(jnp.zeros((), jnp.float32), wrong, which, messages)
+
+
+@_checked_p.def_abstract_eval
+def _one_number(wrong: Any, which: Any, *, messages: tuple[str, ...]) -> Any:
+    return wrong.update(dtype=jnp.dtype(jnp.float32))
+
+
+def _checked_rows(arguments: Any, axes: Any, *, messages: tuple[str, ...]) -> tuple[Array, None]:
+    """The error of any row of a `jax.vmap`."""
+    (wrong, which), (by_row, of_rows) = arguments, axes
+    if by_row is not None and of_rows is not None:
+        which = jnp.where(wrong, which, 0)  # both are scalars: their only axis is that of rows
+    wrong, which = (leaf if axis is None else leaf.max(axis) for leaf, axis in ((wrong, by_row), (which, of_rows)))
+    return _checked_p.bind(wrong, which, messages=messages), None
+
+
+batching.primitive_batchers[_checked_p] = _checked_rows
+ad.primitive_jvps[_checked_p] = lambda primals, tangents, *, messages: (
+    value := _checked_p.bind(*primals, messages=messages),
+    ad.Zero.from_primal_value(value),  # pyright: ignore[reportAttributeAccessIssue]
+)
+
+
+def for_export(context: Any) -> bool:
+    """Whether a program is being lowered for `jax.export`, which has no host to call when it runs."""
+    return getattr(context.module_context.lowering_parameters, "for_export", False)
+
+
+def _checked_in_a_program(context: Any, *arguments: Any, messages: tuple[str, ...]) -> Any:
+    exported = for_export(context)
+
+    def program(wrong: Array, which: Array) -> Array:
+        if exported:
+            return jnp.where(wrong, jnp.float32(jnp.nan), jnp.float32(0))
+        return _by_host(wrong, which, messages=messages)
+
+    return mlir.lower_fun(program, multiple_results=False)(context, *arguments)
+
+
+mlir.register_lowering(_checked_p, _checked_in_a_program)
 
 
 def without_gradient(tree: Any, sources: Any, error: GradientError) -> Any:

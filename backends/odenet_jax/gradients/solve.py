@@ -36,6 +36,7 @@ from odenet_jax.field.field import field as field_along
 from odenet_jax.field.module_writes import traced_arrays_forgotten
 from odenet_jax.field.replay import BlockContext, Replay
 from odenet_jax.field.state import layout
+from odenet_jax.field.varying import together
 from odenet_jax.gradients.adaptive import solve_adaptive
 from odenet_jax.gradients.runtime_errors import without_gradient
 from odenet_jax.steps.fixed import Run
@@ -108,6 +109,7 @@ def solve_problem(ivp: Problem, probe: Array | None = None) -> Solution:
 
 
 @traced_arrays_forgotten()
+@together()
 def solve_with_context(
     ivp: Problem, probe: Array | None = None, context: BlockContext | None = None
 ) -> tuple[Solution, Any]:

@@ -13,6 +13,10 @@ from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import write
 from odenet_jax.steps.size_control import LoopState
 
+MOST_KEPT = 2**22
+"""The most steps whose times are kept, 16 MiB in float32. A controller that allows for more (`max_steps=2**31 - 1`, for
+any number of them) would have a buffer of 8 GiB, however few a solve takes."""
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -24,7 +28,7 @@ class Keep:
         every: keep every K-th state after y0. None keeps as many as there is room for, evenly: when it is full, every
             second one goes.
         dense: of how many steps what dense output reads; 0 for none.
-        most: the times of how many steps; those of later ones are not kept.
+        most: the times of how many steps at most (and of `MOST_KEPT`); those of later ones are not kept.
     """
 
     nodes: bool = False
@@ -93,7 +97,7 @@ def empty(keep: Keep, run: AcceptedRun, y0: Leaves, max_steps: int) -> Record:
         return tuple(jnp.broadcast_to(jnp.zeros_like(leaf), (count, *leaf.shape)) for leaf in y0)  # sharded like y0
 
     t0, tableau = run.line.t0, run.solver.increments
-    nodes = jnp.zeros(min(max_steps, keep.most) + 1, t0.dtype).at[0].set(t0) if keep.nodes else None
+    nodes = jnp.zeros(min(max_steps, keep.most, MOST_KEPT) + 1, t0.dtype).at[0].set(t0) if keep.nodes else None
     states = None
     if keep.rows:
         states = States(jnp.full(keep.rows, -1, jnp.int32), jnp.int32(keep.every or 1), rows(keep.rows))
