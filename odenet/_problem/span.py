@@ -22,7 +22,8 @@ class Event:
     more in the same way, and the first part of that is bisected. Two changes of an entry within one part, there and
     back, are not seen: take more subintervals, or bound the steps by `PIDController(max_step=...)`.
 
-    An entry that is zero where the solve begins has no sign until it leaves zero. One that is NaN, before any has
+    An entry that is zero where the solve begins has no sign until it leaves zero; where it stays there and then becomes
+    a whole number at once, as in `where(y > 1, 1.0, 0.0)`, it is read as a boolean is. One that is NaN, before any has
     changed, ends the solve with `Result.EVENT_NAN`: what it was or will be is not known. A solve that goes on from an
     event (a bounce) starts beside zero, on either side by rounding, and with `direction=0` may end at once by the same
     crossing: name the direction of the crossing that counts, as in `direction=-1` for a height that falls to the
@@ -67,6 +68,15 @@ class Event:
         """
         parts = tuple(i / self.subintervals for i in range(1, self.subintervals))
         return parts if begun else (_SOON, *parts)
+
+
+def flag(value: float) -> bool:
+    """Whether an entry that has rested at exactly zero is a flag that is set now: 0 for false, a whole number for true.
+
+    A condition that is continuous leaves zero by little, and has no sign before; one such as `where(y > 1, 1.0, 0.0)`,
+    or `(y > 1).float()`, has changed.
+    """
+    return value != 0 and not value % 1
 
 
 _SOON = 2.0**-10

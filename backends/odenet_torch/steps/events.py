@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odenet import Event, InputError, StateError
-from odenet.kit import Tableau, called, interpolant
+from odenet.kit import Tableau, called, flag, interpolant
 from odenet_torch.field.differentiating import listed, transformed
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
@@ -115,6 +115,8 @@ class Watch:
         self.small = sum([leaf.numel() for leaf in y]) <= _SMALL
         with torch.no_grad():
             (self.before,) = self._values([t], [y])
+        self.resting = [False] * len(self.before)
+        """Which entries have been exactly zero at each look, and at more than one: see `odenet.kit.flag`."""
         # states that are handed over as they are, and read in no transform, may be so together
         self.together = None
         """What calls the condition once for all parts of a step, where that can be done."""
@@ -165,6 +167,7 @@ class Watch:
             if entries:
                 return low, position, entries[0]
             self.undefined |= not all(a == a for a in now)
+            self.resting = [b == 0 == a for b, a in zip(self.before, now, strict=True)]
             self.before = [b if a == 0 or a != a else a for b, a in zip(self.before, now, strict=True)]
             low = position
         return None
@@ -309,6 +312,8 @@ class Watch:
         direction, changed = self.event.direction, []
         for i, (before, now) in enumerate(zip(self.before, values, strict=True)):
             rises, falls = before < 0 <= now, before > 0 >= now  # false where one of them is NaN
+            if self.resting[i] and flag(now):
+                rises, falls = now > 0, now < 0
             if (rises and direction >= 0) or (falls and direction <= 0):
                 changed.append(i)
         return changed
