@@ -145,7 +145,7 @@ def number(name: str, value: Any) -> float | None:
     if type(plain) is float and math.isfinite(plain):
         return plain
     refused = GridError(f"{name}={shown(value)} is no number", "a finite number, or a scalar of the framework")
-    if getattr(value, "shape", ()) != ():
+    if shape_of(value) != ():
         raise refused
     if hasattr(value, "item"):
         try:
@@ -171,6 +171,14 @@ def number(name: str, value: Any) -> float | None:
     if not math.isfinite(real):
         raise GridError(f"{name}={real}", "a finite number")
     return real
+
+
+def shape_of(value: Any) -> Any:
+    """The shape of an array, () of what is none, None of one that has several (torch: nested tensors)."""
+    try:
+        return getattr(value, "shape", ())
+    except RuntimeError:
+        return None
 
 
 def unlisted(ts: Any) -> GridError:

@@ -256,7 +256,7 @@ class Watch:
             weighed = [(leaf, step.rows)]
         else:
             weighed = [
-                (leaf, torch.stack(slopes).reshape(len(slopes), -1))
+                (leaf, torch.stack(slopes).reshape(len(slopes), leaf.numel()))
                 for leaf, *slopes in zip(step.y, *ends, strict=True)
             ]
         weights = _weights if positions is self.parts else _weights.__wrapped__
@@ -267,7 +267,7 @@ class Watch:
                     weights(self.tableau, tuple(positions), leaf.dtype, leaf.device),
                     slopes,
                     alpha=step.h,
-                ).view(-1, *leaf.shape)
+                ).view(len(positions), *leaf.shape)
                 for leaf, slopes in weighed
             ]
         )
@@ -279,6 +279,8 @@ class Watch:
         layout = self.layout
         looks = condition_at(self.event, layout, moments(times, layout.time, layout.device).unbind(0), states, apart)
         if self.shape is None:
+            if looks[0].is_meta or looks[0].is_nested or looks[0].layout is not torch.strided:
+                raise InputError("an event's condition returned a tensor whose values cannot be read", _ALLOWED)
             self.shape = looks[0].shape
         shape, on_host = self.shape, not transformed()
         for look in looks:
