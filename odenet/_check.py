@@ -42,6 +42,8 @@ def array_of_numbers(name: str, array: Any) -> None:
     """Raises DtypeError for an array of NumPy that holds words or objects, which no framework has."""
     if array.dtype.kind not in "biufcV":  # V: bfloat16 and others of ml_dtypes
         raise DtypeError(f"{name} is an array of {array.dtype}", "arrays of numbers", "take x.astype(float)")
+    if hasattr(array, "mask"):
+        raise InputError(f"{name} is a masked array, whose mask no framework has", "plain arrays", "take x.filled(0)")
 
 
 def path(name: str, value: Any) -> Path:

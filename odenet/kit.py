@@ -54,7 +54,7 @@ from odenet._problem.depth import Depth, Kind, blend, check_alike, kind_of_block
 from odenet._problem.grid import Grid
 from odenet._problem.problem import Compile, Problem, compiling, problem, require_one_grid
 from odenet._problem.solution import Result, Solution, Stats
-from odenet._problem.span import Event, Span, number
+from odenet._problem.span import Event, Span, flag, number
 from odenet._solvers.controller import Arithmetic, Landing, Past, PIDController, landing, resumed
 from odenet._solvers.family import AnySolver, StagedSolver
 from odenet._solvers.interpolant import hermite, interpolant
@@ -171,6 +171,7 @@ __all__ = [
     "compiling",
     "conformance",
     "few_numbers",
+    "flag",
     "floor",
     "gradient",
     "hermite",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -12,7 +13,7 @@ from typing import Any
 
 from odenet import _tree
 from odenet._errors import GridError, shown
-from odenet._problem.span import number, unlisted
+from odenet._problem.span import number, shape_of, unlisted
 
 _CLOSE = 2.0**-22  # of the largest time: how far a time in `ts` may lie from its grid point, a few roundings of float32
 _WITHIN = 1e-6, 1e-2  # of a step: that much is always allowed, and more than that never
@@ -89,7 +90,7 @@ def grid(t0: Any, t1: Any, steps: Any, ts: Any = None) -> Grid:
     first, last = _time("t0", t0), _time("t1", t1)
     try:
         count = operator.index(steps)
-        if isinstance(steps, bool):
+        if isinstance(steps, bool) or str(getattr(steps, "dtype", "")).endswith("bool"):
             raise TypeError
     except (TypeError, ValueError, RuntimeError):  # of torch: on the meta device
         raise GridError(
@@ -119,7 +120,10 @@ def _time(name: str, value: Any) -> float:
     Raises:
         GridError: what is no finite number, or not known yet (in JAX: traced).
     """
-    known = number(name, value.reshape(()) if getattr(value, "shape", ()) == (1,) else value)
+    if shape_of(value) == (1,):
+        with contextlib.suppress(RuntimeError):  # torch: a sparse one, which is refused below
+            value = value.reshape(())
+    known = number(name, value)
     if known is None:
         raise GridError(
             f"{name}={shown(value)} is no number that is known before the solve",

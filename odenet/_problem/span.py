@@ -23,7 +23,8 @@ class Event:
     more in the same way, and the first part of that is bisected. Two changes of an entry within one part, there and
     back, are not seen: take more subintervals, or bound the steps by `PIDController(max_step=...)`.
 
-    An entry that is zero where the solve begins has no sign until it leaves zero. One that is NaN, before any has
+    An entry that is zero where the solve begins has no sign until it leaves zero; where it stays there and then becomes
+    a whole number at once, as in `where(y > 1, 1.0, 0.0)`, it is read as a boolean is. One that is NaN, before any has
     changed, ends the solve with `Result.EVENT_NAN`: what it was or will be is not known. A solve that goes on from an
     event (a bounce) starts beside zero, on either side by rounding, and with `direction=0` may end at once by the same
     crossing: name the direction of the crossing that counts, as in `direction=-1` for a height that falls to the
@@ -73,6 +74,15 @@ class Event:
 @functools.lru_cache(16)
 def _parts(count: int) -> tuple[float, ...]:
     return tuple(i / count for i in range(1, count))
+
+
+def flag(value: float) -> bool:
+    """Whether an entry that has rested at exactly zero is a flag that is set now: 0 for false, a whole number for true.
+
+    A condition that is continuous leaves zero by little, and has no sign before; one such as `where(y > 1, 1.0, 0.0)`,
+    or `(y > 1).float()`, has changed.
+    """
+    return value != 0 and not value % 1
 
 
 _SOON = 2.0**-10
@@ -141,7 +151,7 @@ def number(name: str, value: Any) -> float | None:
     if type(plain) is float and math.isfinite(plain):
         return plain
     refused = GridError(f"{name}={shown(value)} is no number", "a finite number, or a scalar of the framework")
-    if getattr(value, "shape", ()) != ():
+    if shape_of(value) != ():
         raise refused
     if hasattr(value, "item"):
         try:
@@ -167,6 +177,14 @@ def number(name: str, value: Any) -> float | None:
     if not math.isfinite(real):
         raise GridError(f"{name}={real}", "a finite number")
     return real
+
+
+def shape_of(value: Any) -> Any:
+    """The shape of an array, () of what is none, None of one that has several (torch: nested tensors)."""
+    try:
+        return getattr(value, "shape", ())
+    except RuntimeError:
+        return None
 
 
 def unlisted(ts: Any) -> GridError:

@@ -169,7 +169,12 @@ def _check_tolerance(name: str, value: Any) -> None:
     if not (leaves := _tree.leaves(value)):
         raise InputError(f"{name}={shown(value)}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
-        if hasattr(leaf, "shape") and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
+        kind = str(getattr(leaf, "dtype", ""))
+        if kind and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
+            if "bool" in kind or "complex" in kind or getattr(leaf, "is_nested", False):
+                raise InputError(
+                    f"{name} is a {type(leaf).__name__} of {kind}", "numbers of at least 0, or arrays of them"
+                )
             continue  # arrays are the backend's
         if not _is_number(leaf) or not 0 <= leaf < math.inf:
             raise InputError(f"{name}={shown(value)}", "numbers of at least 0, or arrays of them")
@@ -195,6 +200,7 @@ def _number(name: str, value: Any, above: float, most: float = math.inf) -> None
 def _times(name: str, values: Any) -> tuple[float, ...]:
     """Times of `step_t` or `jump_t` as floats, sorted."""
     try:
+        values = values if isinstance(values, (str, bytes, dict)) else list(values)
         if isinstance(values, (str, bytes, dict)) or any(isinstance(t, (str, bytes)) for t in values):
             raise TypeError
         times = tuple(sorted(float(t) for t in values))
@@ -202,6 +208,12 @@ def _times(name: str, values: Any) -> tuple[float, ...]:
         raise GridError(f"{name}={shown(values)}", "a list or 1-d array of times known before the solve") from error
     if not all(map(math.isfinite, times)):
         raise GridError(f"{name}={times}", "finite times")
+    if any(getattr(t, "requires_grad", False) for t in values):  # of torch
+        raise GridError(
+            f"{name} has a time that needs a gradient",
+            "times that need none: steps end there, and do not move with them",
+            "take time.detach(); or solve up to that time and on from it, whose t1 and t0 may need one",
+        )
     return times
 
 

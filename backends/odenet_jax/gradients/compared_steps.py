@@ -102,8 +102,11 @@ class ComparedSteps:
     def __init__(self, run: Run, method: ContinuousAdjoint) -> None:
         self.run = run
         self.steps, self.back = method.segment(run.grid.steps)
-        # where rows of a `jax.vmap` read each other, they cannot have a step of their own
-        self.several = method.compared(run.grid.steps) > 1 and not run.field.collective
+        # where rows read each other, on one device or on several, all of them have to take the same branch at the same
+        # step: the last one is compared in the place of the one that moves the state furthest
+        several, collective = method.compared(run.grid.steps) > 1, run.field.collective
+        self.several = several and not collective
+        self.last = run.grid.steps // self.steps - 1 if several and collective else 0
 
     def observer(self) -> LargestMove | None:
         """What is to be made of the states of the forward pass."""
@@ -127,7 +130,7 @@ class ComparedSteps:
             a: the costate at its end.
             changes: what the backward pass has made of it.
         """
-        here = k == 0 if furthest is None else (k == 0) | (k == furthest)
+        here = (k == 0) | (k == (self.last if furthest is None else furthest))
 
         def compared() -> Comparison:
             error = jnp.where(here, self.certificate(k, y, a, changes), 0)

@@ -72,7 +72,8 @@ Condition = Callable[[Array, Leaves, Any, Any], Array]
 def meeting(condition: Condition, slope: Slope, t: Array, y: Leaves, reads: Any, holds: Any, fixed: Any) -> Array:
     """The time at which the solution that passes y at t meets a condition, for a t at which it does: t itself.
 
-    Its derivatives are those of the implicit function theorem (Chen, Amos, Nickel 2021); the first t is a constant.
+    Its derivatives are those of the implicit function theorem (Chen, Amos, Nickel 2021), NaN where the condition does
+    not change along the solution; the first t is a constant.
     """
     return t
 
@@ -92,4 +93,7 @@ def _(condition: Condition, slope: Slope, primals: Any, tangents: Any) -> tuple[
     along = (jnp.ones_like(at), tuple(slope(at, here, reads, fixed[0])))
     _, rate = jax.jvp(lambda at, y: condition(at, y, holds, fixed[1]), (at, here), along)
     _, change = jax.jvp(lambda *moving: value(at, *moving), (y, reads, holds), (by_y, by_reads, by_holds))
-    return at, -(change / jnp.where(rate == 0, 1, rate)).astype(t.dtype)
+    # where the condition does not change along the solution, as a number that is made of a boolean, no derivative is
+    # known; a factor, since the transpose of a choice would drop the NaN
+    lost = sum([leaf.real.sum() for leaf in by_y], jnp.zeros((), t.dtype)) * jnp.where(rate == 0, jnp.nan, 0)
+    return at, (lost - change / jnp.where(rate == 0, 1, rate)).astype(t.dtype)

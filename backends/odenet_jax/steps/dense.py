@@ -170,11 +170,16 @@ class Watch:
         return entries.reshape(-1)
 
     def signs(self, t: Array, y: Leaves, before: Array | None = None) -> Array:
-        """Of the condition at a time since t0, 1 and -1 for true and false; those before where it is zero or NaN."""
+        """Of the condition at a time since t0, 1 and -1 for true and false; those before where it is zero or NaN.
+
+        One that has no sign yet, and is zero once more, is at rest (see `odenet.kit.flag`).
+        """
         value = self.value(self.clock.time(t), y)
         up, down = (value, ~value) if value.dtype == bool else (value > 0, value < 0)
         now = up.astype(jnp.int32) - down.astype(jnp.int32)
-        return now if before is None else jnp.where(now == 0, before, now)
+        if before is None:
+            return now
+        return jnp.where(now == 0, jnp.where((before == 0) & (value == 0), _AT_REST, before), now)
 
     def undefined(self, t: Array, y: Leaves) -> Array:
         """Whether an entry is NaN at a time since t0."""
@@ -184,7 +189,10 @@ class Watch:
         """Which entries have changed at a time since t0."""
         value = self.value(self.clock.time(t), y)
         up, down = (value, ~value) if value.dtype == bool else (value >= 0, value <= 0)  # NaN is neither
-        rises, falls = (before < 0) & up, (before > 0) & down
+        rises, falls = (before < 0) & up, (before == 1) & down
+        if value.dtype != bool:
+            set_now = (before == _AT_REST) & jnp.isfinite(value) & (value == jnp.round(value))  # `odenet.kit.flag`
+            rises, falls = rises | (set_now & (value > 0)), falls | (set_now & (value < 0))
         return {0: rises | falls, 1: rises, -1: falls}[self.event.direction]
 
     def look(self, at: Callable[[Array], Leaves], t: Array, h: Array, y1: Leaves, before: Array) -> EventBracket:
@@ -265,4 +273,5 @@ def _(primals: Any, tangents: Any) -> Any:
     return primals, (jnp.stack([leaf.real.sum() for leaf in lost]).sum().astype(primals[0].dtype), lost)
 
 
+_AT_REST = 2
 _ALLOWED = "a real number or a boolean, or an array of them"

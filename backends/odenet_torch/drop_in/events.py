@@ -7,7 +7,7 @@ from torch import Tensor
 
 from odenet_torch.drop_in.flow import OdeintProblem
 from odenet_torch.field.state import Leaves
-from odenet_torch.steps.times import WithoutRate, crossing, moved
+from odenet_torch.steps.times import WithoutRate, crossing, flat, moved
 
 
 def linked(flow: OdeintProblem, event_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,10 +21,7 @@ def linked(flow: OdeintProblem, event_t: Tensor, y: Tensor) -> tuple[Tensor, Ten
     event_t = event_t.detach()
     if not torch.is_grad_enabled():
         return event_t, y
-    if flow.event(event_t, y.detach()).dtype is torch.bool:
-        event_t, y = WithoutRate.apply(event_t, y)
-        return event_t, y
-    entry = _entry(flow, event_t, y)
+    entry = 0 if flow.event(event_t, y.detach()).dtype is torch.bool else _entry(flow, event_t, y)
 
     def met(time: Tensor, at: Leaves) -> Tensor:
         return flow.event(time, at[0])[entry]
@@ -32,6 +29,9 @@ def linked(flow: OdeintProblem, event_t: Tensor, y: Tensor) -> tuple[Tensor, Ten
     def slope(time: Tensor, at: Leaves) -> Leaves:
         return (flow.f(time, at[0]),)
 
+    if flat(met, slope, event_t, (y,)):
+        event_t, y = WithoutRate.apply(event_t, y)
+        return event_t, y
     by = crossing(met, slope, event_t, (y,))
     if by is None:
         return event_t, y

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from odenet import DtypeError, GridError, InputError, NonFiniteError, StateError
 from odenet.kit import called, real, shown, takes
@@ -189,6 +190,10 @@ def described(value: Any) -> str:
 
 def _without_values(tensor: Tensor) -> str | None:
     """Where the values of a tensor are that is not dense, or has none; None for one that is and has."""
+    if is_lazy(tensor):
+        return "that has no shape yet, a parameter of a lazy module"
+    if tensor.is_nested:
+        return "nested, of several shapes"
     if tensor.is_meta:
         return "on the meta device, without values"
     return None if tensor.layout is torch.strided else f"in the layout {tensor.layout}"
@@ -228,10 +233,10 @@ def flow(
         raise GridError(f"t is a {type(t).__name__}", "a one-dimensional tensor of times")
     if not t.is_floating_point():
         raise DtypeError(f"t is {t.dtype}", "a tensor of floats", "t.to(torch.float32)")
-    if t.ndim != 1 or not len(t):
-        raise GridError(f"t has shape {tuple(t.shape)}", "a one-dimensional tensor of times")
     if (storage := _without_values(t)) is not None:
         raise GridError(f"t is {storage}", "a dense tensor of times")
+    if t.ndim != 1 or not len(t):
+        raise GridError(f"t has shape {tuple(t.shape)}", "a one-dimensional tensor of times")
     with reading_values("times of torchdiffeq's calls", "NeuralODE or odenet.solve with t0, t1 and steps=N"):
         times = tuple(listed(t))
     if not all(isinstance(time, float) for time in times):  # symbols of an export

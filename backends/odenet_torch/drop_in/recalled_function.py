@@ -125,7 +125,7 @@ class Recalled:
                 before = versions(_flat(at))
                 with flow.explained(), untracked():
                     try:
-                        value = self.func(t, at)
+                        value = self.func(t.clone(), at)
                     except RuntimeError as error:
                         value = record(error, self.func, t, at)
                 require_recorded(recorded)

@@ -13,8 +13,8 @@ from odenet_torch.drop_in.flow import OdeintProblem
 class Separate(nn.Module):
     """Func with slopes that are checked, and with no memory in common with torchdiffeq.
 
-    Its loops keep states and slopes as they are and check no shape: a func that writes on y, or returns each slope in
-    the same tensor, or one that broadcasts, would be solved wrong without an error.
+    Its loops keep times, states and slopes as they are and check no shape: a func that writes on t or y, or returns
+    each slope in the same tensor, or one that broadcasts, would be solved wrong without an error.
 
     Args:
         problem: with the caller's func, whose callbacks are called as well.
@@ -35,5 +35,5 @@ class Separate(nn.Module):
             DtypeError: it returned complex numbers for a real state.
         """
         state = y if isinstance(y, Tensor) else torch.cat([part.reshape(-1) for part in y])
-        (slope,) = self.layout.evaluate(lambda at: self.problem.f(t, at), (state,), start=True)
+        (slope,) = self.layout.evaluate(lambda at: self.problem.f(t.clone(), at), (state,), start=True)
         return self.problem.unpacked(slope.to(state.dtype, copy=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -366,6 +367,9 @@ def unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
 def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
     """The leaves, beside `known`, that a graph recorded after `since` (see `now`) ends at.
 
+    One that the evaluation made for itself and let go (`y.detach().requires_grad_()`, of which an energy is
+    differentiated) is none: nobody is left who could ask for its gradient, and each evaluation makes another one.
+
     Raises:
         GradientError: the graph goes on into one that was recorded before, so that f reads a tensor that was computed
             elsewhere: recomputing f alone could not give that computation its gradient.
@@ -380,7 +384,20 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
         )
     for tensor in known:
         found.pop(id(tensor), None)
-    return tuple(found.values())
+    return tuple([found[key] for key in found if sys.getrefcount(found[key]) > _references_of_a_graph()])
+
+
+@functools.cache
+def _references_of_a_graph() -> int:
+    """How often a leaf is referred to that `_walked` has found and nobody but its graph holds.
+
+    Measured, since it depends on the release of torch whether what C++ holds counts.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        output = torch.zeros((), device="cpu", requires_grad=True) * 1
+    found, _ = _walked([output], 0)
+    (key,) = found
+    return sys.getrefcount(found[key])
 
 
 def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:

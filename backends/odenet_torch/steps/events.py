@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from odenet import Event, InputError, StateError
-from odenet.kit import Tableau, called, interpolant
+from odenet.kit import Tableau, called, flag, interpolant
 from odenet_torch.field.differentiating import listed, transformed
 from odenet_torch.field.memory import versions
 from odenet_torch.field.state import Layout, Leaves
@@ -122,6 +122,8 @@ class Watch:
             of = _weights(tableau, self.parts, y[0].dtype, layout.device)
             self.together = BatchedCondition(event.condition, self.parts, of, y[0], layout.time, self._alone)
         self.before = self._first_values(t, y)
+        self.resting = [False] * len(self.before)
+        """Which entries have been exactly zero at each look, and at more than one: see `odenet.kit.flag`."""
         scalar = self.shape is not None and not self.shape
         self.known = (t, self.before[0], math.inf) if scalar else None
         """Of a condition that is one number, where it was last known: the time, its value, and how fast it changed."""
@@ -177,6 +179,7 @@ class Watch:
             if entries:
                 return low, position, entries[0]
             self.undefined |= not all(a == a for a in now)
+            self.resting = [b == 0 == a for b, a in zip(self.before, now, strict=True)]
             self.before = [b if a == 0 or a != a else a for b, a in zip(self.before, now, strict=True)]
             low = position
         return None
@@ -276,7 +279,7 @@ class Watch:
             weighed = [(leaf, step.rows)]
         else:
             weighed = [
-                (leaf, torch.stack(slopes).reshape(len(slopes), -1))
+                (leaf, torch.stack(slopes).reshape(len(slopes), leaf.numel()))
                 for leaf, *slopes in zip(step.y, *ends, strict=True)
             ]
         weights = _weights if positions is self.parts else _weights.__wrapped__
@@ -287,7 +290,7 @@ class Watch:
                     weights(self.tableau, tuple(positions), leaf.dtype, leaf.device),
                     slopes,
                     alpha=step.h,
-                ).view(-1, *leaf.shape)
+                ).view(len(positions), *leaf.shape)
                 for leaf, slopes in weighed
             ]
         )
@@ -299,6 +302,8 @@ class Watch:
         layout = self.layout
         looks = condition_at(self.event, layout, moments(times, layout.time, layout.device).unbind(0), states, apart)
         if self.shape is None:
+            if looks[0].is_meta or looks[0].is_nested or looks[0].layout is not torch.strided:
+                raise InputError("an event's condition returned a tensor whose values cannot be read", _ALLOWED)
             self.shape = looks[0].shape
         shape, on_host = self.shape, not transformed()
         for look in looks:
@@ -332,6 +337,8 @@ class Watch:
         direction, changed = self.event.direction, []
         for i, (before, now) in enumerate(zip(self.before, values, strict=True)):
             rises, falls = before < 0 <= now, before > 0 >= now  # false where one of them is NaN
+            if self.resting[i] and flag(now):
+                rises, falls = now > 0, now < 0
             if (rises and direction >= 0) or (falls and direction <= 0):
                 changed.append(i)
         return changed

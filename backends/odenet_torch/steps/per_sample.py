@@ -303,8 +303,19 @@ def _check(problem: Problem, span: Span, y: Leaves) -> None:
             "backprop",
             "take one step size for the whole batch, or gradient='backprop'",
         )
-    if span.event is not None or span.dense or span.every or span.stops:
-        raise UnsupportedError("event, dense, ts='all', step_t or jump_t with per_sample=True", "times in ts")
+    unknown = {
+        "event": span.event is not None,
+        "dense=True": span.dense,
+        "ts='all'": span.every,
+        "step_t": bool(span.control.step_t),
+        "jump_t": bool(span.control.jump_t),
+    }
+    if any(unknown.values()):
+        raise UnsupportedError(
+            f"{', '.join(name for name, given in unknown.items() if given)} with per_sample=True",
+            "times in ts",
+            "solve without per_sample, with steps for all rows, or row by row",
+        )
     if problem.weights is not None and problem.weights.kind != "shared":
         raise UnsupportedError("weights that change with depth with per_sample=True", "shared weights, or steps=N")
     if any(leaf.is_meta for leaf in y):

@@ -100,7 +100,7 @@ def at_event(forward: ForwardPass, run: Run, ys: Leaves) -> tuple[Leaves, Tensor
     def met(time: Tensor, y: Leaves) -> Tensor:
         return condition(event, layout, time, y)[forward.entry]
 
-    if met(time, y).dtype is torch.bool:
+    if flat(met, slope(run, t), time, y):
         time, *y = WithoutRate.apply(time, *y)
     else:
         by = crossing(met, slope(run, t), time, y)
@@ -111,8 +111,19 @@ def at_event(forward: ForwardPass, run: Run, ys: Leaves) -> tuple[Leaves, Tensor
     return ys, time
 
 
+def flat(met: Callable[[Tensor, Leaves], Tensor], f: Slope, time: Tensor, y: Leaves) -> bool:
+    """Whether a condition says nothing of how fast it is approached: a boolean, or a number that is made of one.
+
+    One that depends on the time alone has a rate; it moves with nothing that the state depends on.
+    """
+    value = met(time, y)
+    if value.dtype is torch.bool:
+        return True
+    return not differentiable(value) and any(map(differentiable, y)) and not bool(_rate(met, time, y, f))
+
+
 class WithoutRate(torch.autograd.Function):
-    """Time and state of an event whose condition is a boolean, which says nothing of how fast it is approached."""
+    """Time and state of an event whose condition is `flat`."""
 
     @staticmethod
     def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
@@ -122,8 +133,9 @@ class WithoutRate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         if any(bool(g.any()) for g in gradients):  # NaN is true
             raise GradientError(
-                "the time, or the state, of an event whose condition is a boolean has no derivative",
-                "a condition that is a real number",
+                "the time, or the state, of an event whose condition is a boolean, or a number without a graph (as that of "
+                "(y < 0).float() or y.detach()), has no derivative",
+                "a condition that is a real number and changes with the state",
                 "write y < 0 as the number y, with direction=-1",
             )
         return gradients
@@ -239,8 +251,8 @@ def _rate(met: Callable[[Tensor, Leaves], Tensor], time: Tensor, y: Leaves, f: S
         with torch.enable_grad():
             at = tuple(leaf.detach().requires_grad_() for leaf in still)
             value = met(at[0], at[1:])
-        parts = torch.autograd.grad(value, at, allow_unused=True)
-    terms = [(g.conj() * k).real.sum().double() for g, k in zip(parts, along, strict=True) if g is not None]
+        parts = torch.autograd.grad(value, at, allow_unused=True) if value.requires_grad else ()
+    terms = [(g.conj() * k).real.sum().double() for g, k in zip(parts, along, strict=False) if g is not None]
     return torch.stack(terms).sum().detach() if terms else torch.zeros((), dtype=torch.float64)
 
 
