@@ -16,6 +16,7 @@ from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import DRIFTED, WHOLE, add, combine, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.jumps import against, divides
+from odenet_torch.field.kinks import KINKED
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
@@ -111,6 +112,8 @@ class Reversal(Adjoint):
         known = run.settled is not None and run.settled.once(steps)
         jumps = jumping(run)  # their errors are held against increments
         path = Path() if jumps and counted_together(run) else None
+        if KINKED and not jumps:
+            errors.shares = []
         for n in reversed(range(steps)):
             z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
             d, g = (self.known_step if known else self.step)(run, n, z, g, sums)
