@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -24,9 +24,10 @@ from odenet import (
 from odenet.kit import Alarm, AnySolver, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
+from odenet_torch.conversion.call_modes import WAYS
 from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.field.field import Field, Stand
-from odenet_torch.field.kinks import KINKED
+from odenet_torch.field.kinks import kinked
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.certificate import Norms, StepErrors, certify, joined, together
 from odenet_torch.steps.fixed import Run
@@ -54,8 +55,8 @@ class _Layers(Field):
     def __init__(self, errors: Sequence[tuple[int, nn.Module]]) -> None:
         self.layers = dict(errors)
 
-    def functions(self) -> Iterable[Any]:
-        return self.layers.values()
+    def seen(self, by: Callable[..., bool]) -> bool | None:
+        return any(vars(layer)[WAYS].kinked for layer in self.layers.values()) if by is kinked else None
 
     def __call__(self, t: Any, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         raise AssertionError("layers are called by the model")
@@ -94,7 +95,7 @@ class LayerRun:
         self.waiting: list[Norms] = []
         """Of the latest layers, whose errors are yet to be made of them: those of several at once."""
         self.shares: list[Tensor] | None = None
-        """Of layers with kinks, see `StepErrors.shares`."""
+        """Of layers one of which has kinks, see `StepErrors.shares`."""
         self.count = 0  # of the steps of a chain
         self.plan: Plan | None = None
         """How the method was chosen, where the model was converted with `gradient="auto"`."""
@@ -147,12 +148,14 @@ class LayerRun:
         """A chain of layers begins."""
         self.stats = dataclasses.replace(self._stats, residual=None)
         self.errors, self.values, self.waiting, self.count = [], [], [], 0
-        self.shares = [] if KINKED else None
+        self.shares = None
 
-    def note(self, step: int, layer: nn.Module, stats: Stats) -> None:
-        """A layer was gone back through, whose first branch is `step` in its chain."""
+    def note(self, step: int, layer: nn.Module, stats: Stats, shares: list[Tensor] | None = None) -> None:
+        """A layer was gone back through, whose first branch is `step` in its chain; `shares` is as in `StepErrors`."""
         if stats.residual is not None:
             self._join()
+            if shares:
+                self.shares = [*(self.shares or ()), *shares]
             self.errors.append((step, layer))
             self.count = max(self.count, step + stats.steps)
             self._add(stats.residual.reshape(1))
@@ -163,6 +166,8 @@ class LayerRun:
             self._join()
         self.errors.append((step, layer))
         self.count = max(self.count, step + 1)
+        if self.shares is None and vars(layer)[WAYS].kinked:
+            self.shares = []
         self.waiting.append(of_layer)
         if len(self.waiting) >= together(of_layer, entries):
             self._join()

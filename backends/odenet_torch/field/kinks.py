@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from odenet_torch.field.jumps import jumps
+from odenet_torch.field.jumps import Watch
 from odenet_torch.field.looked import Looked
+from odenet_torch.field.reachable_objects import ReachableObjects
 
 KINKED = Looked()
 """Parts of fields that were seen to have a kink."""
-OPERATIONS = frozenset(
+_OPERATIONS = frozenset(
     "relu leaky_relu _prelu_kernel prelu rrelu_with_noise rrelu_with_noise_functional threshold hardtanh hardswish "
     "hardsigmoid softshrink abs clamp clamp_min clamp_max maximum minimum fmax fmin max min amax amin aminmax cummax "
     "cummin median nanmedian sort max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d".split()
 )
 
 
-def kinked(roots: list[Any]) -> bool:
-    """Whether a part of a field has a kink, and none jumps: what is off there is held against something else."""
-    return any(map(KINKED.some, roots)) and not any(map(jumps, roots))
+def kinked(root: Any, reached: ReachableObjects | None = None) -> bool:
+    """Whether a part of a field was seen to have a kink (see `Looked.some`)."""
+    return KINKED.some(root, reached)
+
+
+def within(watch: Watch) -> bool:
+    """Whether an evaluation that was looked at has a kink. What it compares is taken for one where it does not jump."""
+    return watch.compares or not _OPERATIONS.isdisjoint(watch.names)

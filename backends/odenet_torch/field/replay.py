@@ -610,7 +610,7 @@ class Replay:
                 linearity.UNEVEN.add(root, self.reached(root))
             if jump or back.jumps:
                 JUMPING.add(root, self.reached(root))
-            if watch.compares or not kinks.OPERATIONS.isdisjoint(watch.names):
+            if kinks.within(watch):
                 kinks.KINKED.add(root, self.reached(root))
             if watch.divides:
                 DIVIDING.add(root, self.reached(root))

@@ -126,6 +126,9 @@ def _largest(leaf: Tensor, axes: tuple[int, ...] | None) -> Tensor:
 def jumping(run: Run, by: Callable[..., bool] = jumps) -> frozenset[int]:
     """The steps in which f was seen to jump, or to divide (see `field.jumps`)."""
     replay, steps = run.replay, range(run.grid.steps)
+    known = run.field.seen(by)
+    if known is not None:
+        return frozenset(steps) if known else frozenset()
 
     def jump(root: Any) -> bool:  # as it was before the forward pass
         return by(root, None if replay is None else replay.reached(root))
@@ -359,7 +362,7 @@ class ErrorReport:
         value, n, *share = self.pair.tolist()
         step, count, of = int(n), self.run.grid.steps, self.of
         of_kinks = KINKS * share[0] ** 0.5 if share else 0.0
-        if value <= DOUBTFUL < of_kinks and kinked([*self.run.field.functions()]):
+        if value <= DOUBTFUL < of_kinks and jumping(self.run, kinked) and not jumping(self.run):
             value, of = of_kinks, "kinks"
             self.stats.residual = self.pair.new_tensor(value)
         names = () if step < 0 else self.run.field.modules(step, 0.0, count)
