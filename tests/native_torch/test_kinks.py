@@ -25,9 +25,7 @@ class Residual(nn.Module):
 def made(seed, activation, increment):
     """Five branches, each of which adds a part of its state, and a state."""
     torch.manual_seed(seed)
-    branches = [
-        nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 128), activation(), nn.Linear(128, 64)) for _ in range(5)
-    ]
+    branches = [nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 128), activation(), nn.Linear(128, 64)) for _ in range(5)]
     x = torch.randn(16, 64)
     with torch.no_grad():
         for branch in branches:
@@ -65,7 +63,7 @@ def looked(make, seed, activation, increment, solver, method):
 
 @pytest.mark.parametrize(
     ("make", "solver", "increment"),
-    [(stacked, "euler", 0.2), (stacked, "heun", 0.34), (converted, "euler", 0.2)],
+    [(stacked, "euler", 0.2), (stacked, "heun", 0.27), (converted, "euler", 0.2)],
 )
 def test_what_kinks_leave_of_a_gradient_is_said_and_smooth_blocks_are_left_alone(make, solver, increment):
     off, said = zip(*[looked(make, s, nn.ReLU, increment, solver, "discrete-adjoint") for s in range(3)], strict=True)
