@@ -7,7 +7,6 @@ Available: known, and its framework is installed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import Any
 
 from odenet import _tree
@@ -21,7 +20,17 @@ from odenet._solvers.family import AnySolver
 GROUP = "odenet.backends"
 
 
-@cache
+_scanned: list[tuple[dict[str, BackendEntry], dict[str, OdenetError]]] = []
+_loaded: dict[str, Backend] = {}
+# not by functools.cache, which programs that trace Python look through, and so meet what reads the entry points
+
+
+def forget() -> None:
+    """Read the announcements, and load backends, anew when they are asked for next."""
+    _scanned.clear()
+    _loaded.clear()
+
+
 def _scan() -> tuple[dict[str, BackendEntry], dict[str, OdenetError]]:
     """The entries that could be read, and what is wrong with the others: one broken package must not stop the rest."""
     entries: dict[str, BackendEntry] = {}
@@ -32,17 +41,18 @@ def _scan() -> tuple[dict[str, BackendEntry], dict[str, OdenetError]]:
         except OdenetError as error:
             broken[point.name] = error
     # those that a user gets without asking come first
-    return dict(sorted(entries.items(), key=lambda item: not item[1].array_modules)), broken
+    _scanned[:] = [(dict(sorted(entries.items(), key=lambda item: not item[1].array_modules)), broken)]
+    return _scanned[0]
 
 
 def known() -> dict[str, BackendEntry]:
     """Every announced backend by name. Looking costs no framework import."""
-    return _scan()[0]
+    return (_scanned[0] if _scanned else _scan())[0]
 
 
 def broken() -> dict[str, OdenetError]:
     """What is wrong with the announcements that could not be read, by name; asking for one of them raises it."""
-    return _scan()[1]
+    return (_scanned[0] if _scanned else _scan())[1]
 
 
 def available() -> dict[str, BackendEntry]:
@@ -66,11 +76,11 @@ when_loaded: list[Callable[[Backend], object]] = []
 """What is done with each announced backend as it is loaded: a job of the command line adds to it."""
 
 
-@cache
-def _loaded(name: str) -> Backend:
+def _load(name: str) -> Backend:
     loaded = known()[name].load()
     for act in when_loaded:
         act(loaded)
+    _loaded[name] = loaded
     return loaded
 
 
@@ -82,9 +92,9 @@ def backend(name: str | BackendEntry) -> Backend:
         BackendUnavailableError: its framework is not installed; the message says what to install.
     """
     if not isinstance(name, BackendEntry):
-        return _loaded(entry(name).name)
+        name = entry(name)
     if known().get(name.name) is name:
-        return _loaded(name.name)
+        return _loaded[name.name] if name.name in _loaded else _load(name.name)
     if id(name) not in _UNANNOUNCED:
         _UNANNOUNCED[id(name)] = name, name.load()
     return _UNANNOUNCED[id(name)][1]

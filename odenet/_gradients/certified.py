@@ -17,6 +17,11 @@ from odenet._solvers.controller import FLOATS, Arithmetic
 
 DOUBTFUL = 0.1
 """A certificate above this is said, once for each network and method."""
+KINKS = 0.65
+"""How far a gradient is off where a block has kinks, as ReLU has, beside the square root of how far a rebuilt state is.
+
+A unit on the other side of its kink has another derivative altogether, and as large a part of the units is as of the
+state. Of all rows together, not of the worst one: it is all units that count. Said where that is above `DOUBTFUL`."""
 USELESS = 0.5
 """A certificate above this is said in every backward pass."""
 BUCKETS = 8
@@ -49,7 +54,7 @@ SMALL = 0.1
 
 Integers = TypeVar("Integers", bound=Any)
 Certified = Literal[
-    "states", "rounded states", "gradient", "first step", "step back", "way back", "drop-in back", "run again"
+    "states", "kinks", "rounded states", "gradient", "first step", "step back", "way back", "drop-in back", "run again"
 ]
 """What an alarm is told the size of an error of: rebuilt states, those kept in few bits, the whole gradient, that of
 one step, what an adaptive solve integrated back, or steps that have run again and do something else."""
@@ -194,6 +199,15 @@ def _message(certificate: float, method: str, where: str) -> str:
     )
 
 
+def _kinks(certificate: float, method: str, where: str) -> str:
+    return (
+        f"The certificate of {method} is {certificate:.2g}: rebuilt states have a relative error of "
+        f"{(certificate / KINKS) ** 2:.2g} ({where}), so that about as many units are on the other side of their kinks "
+        f"(of ReLU, of a largest number), and the gradient {_consequence(certificate)}. What to do: take "
+        "gradient='checkpoint', which is exact; or smaller steps, more iterations where h Lip(f) < 1, or anchors."
+    )
+
+
 def _rounded(certificate: float, method: str, where: str) -> str:
     if certificate != certificate:
         return (
@@ -316,6 +330,7 @@ def _run_again(certificate: float, method: str, where: str) -> str:
 _BY_TOLERANCE = {"way back", "drop-in back"}
 _TEXTS: dict[Certified, Callable[[float, str, str], str]] = {
     "states": _message,
+    "kinks": _kinks,
     "rounded states": _rounded,
     "gradient": _measured,
     "first step": _first_step,

@@ -13,8 +13,7 @@ from odenet._backend import registry
 
 def forget() -> None:
     """What the registry remembers of announced and loaded backends."""
-    registry._scan.cache_clear()
-    registry._loaded.cache_clear()
+    registry.forget()
 
 
 @contextlib.contextmanager

@@ -114,6 +114,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBackend]:
         "absent": _entry("absent", None, framework="a_framework_that_nobody_has"),
     }
     monkeypatch.setattr(_registry, "known", lambda: entries)
-    _registry._loaded.cache_clear()
+    _registry.forget()
     yield made
-    _registry._loaded.cache_clear()
+    _registry.forget()

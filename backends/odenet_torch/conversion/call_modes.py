@@ -14,6 +14,8 @@ from odenet_torch.conversion.branches import Branch, traced
 from odenet_torch.conversion.layer import Arguments, decisions, kind_of
 from odenet_torch.field import random_state
 
+WAYS = "_odenet_ways"
+"""The attribute of a converted layer that holds its `CallModes`."""
 _REMEMBERED = 16  # ways of calling a layer
 _AS_IT_IS = contextlib.nullcontext()
 Step = Callable[[nn.Module, Tensor, Any], Tensor]
@@ -65,10 +67,11 @@ class CallModes:
 
     Args:
         place: the name of the layer in the model.
+        kinked: whether it was seen to have kinks, or to jump, when it was converted.
     """
 
-    def __init__(self, place: str = "") -> None:
-        self.place = place
+    def __init__(self, place: str = "", kinked: bool = False) -> None:
+        self.place, self.kinked = place, kinked
         self.known: dict[Any, CallMode] = {}
         self.calls = 0  # with rounded states
         self.recomputed = 0  # calls of the layer that were to run again, as one that is not settled
@@ -94,6 +97,7 @@ class CallModes:
     def __getstate__(self) -> dict[str, Any]:
         return {
             "place": self.place,
+            "kinked": self.kinked,
             "known": {},
             "calls": 0,
             "recomputed": 0,

@@ -35,7 +35,7 @@ from odenet_torch.conversion.layer import written_to
 from odenet_torch.conversion.layer_run import LayerRun, layerwise, rounds
 from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.conversion.planned import take_fastest
-from odenet_torch.conversion.repeatable import require_repeatable
+from odenet_torch.conversion.repeatable import has_kinks, require_repeatable
 from odenet_torch.conversion.runs import Place, Run, runs_of
 from odenet_torch.conversion.selection import selection
 from odenet_torch.field.knowledge import KEY
@@ -208,6 +208,8 @@ def _attach(model: nn.Module, where: str | None, example: Any, gradient: Gradien
             for layer in run:
                 if gradient != Backprop() and not written_to(layer.calls[0].arguments):
                     require_repeatable(layer.module, layer.calls[0])
+                    if residual:
+                        layer.kinked = has_kinks(layer.module, layer.calls[0])
     once = any(written_to(call.arguments) for run in runs for layer in run for call in layer.calls)
     attached: dict[int, nn.Module] = {}  # one may stand at several places
     measured = MeasuredError()

@@ -24,8 +24,10 @@ from odenet import (
 from odenet.kit import Alarm, AnySolver, staged
 from odenet.kit import gradient as gradient_named
 from odenet.kit import solver as solver_named
+from odenet_torch.conversion.call_modes import WAYS
 from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.field.field import Field, Stand
+from odenet_torch.field.kinks import kinked
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.certificate import Norms, StepErrors, certify, joined, together
 from odenet_torch.steps.fixed import Run
@@ -45,19 +47,22 @@ def rounds(gradient: Gradient) -> TypeGuard[Checkpoint]:
     return isinstance(gradient, Checkpoint) and gradient.bits is not None
 
 
-class _Names(Field):
-    """A field that tells the names of layers, for messages."""
+class _Layers(Field):
+    """A field that tells which layers there are, by their first steps, for messages."""
 
     depth = None
 
-    def __init__(self, errors: Sequence[tuple[int, str]]) -> None:
-        self.names = dict(errors)
+    def __init__(self, errors: Sequence[tuple[int, nn.Module]]) -> None:
+        self.layers = dict(errors)
+
+    def seen(self, by: Callable[..., bool]) -> bool | None:
+        return any(vars(layer)[WAYS].kinked for layer in self.layers.values()) if by is kinked else None
 
     def __call__(self, t: Any, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         raise AssertionError("layers are called by the model")
 
     def modules(self, n: int, position: float, steps: int) -> Sequence[Any]:
-        return [(self.names[n], None)] if n in self.names else ()
+        return [(type(self.layers[n]).__name__, None)] if n in self.layers else ()
 
 
 class LayerRun:
@@ -84,11 +89,13 @@ class LayerRun:
     ) -> None:
         self.steps, self.tolerance, self.why = steps, tolerance, why
         self.measured = measured or MeasuredError()
-        self.errors: list[tuple[int, str]] = []
+        self.errors: list[tuple[int, nn.Module]] = []
         """The first step, and the layer, of each error that is known; the errors themselves are in `values`."""
         self.values: list[Tensor] = []
         self.waiting: list[Norms] = []
         """Of the latest layers, whose errors are yet to be made of them: those of several at once."""
+        self.shares: list[Tensor] | None = None
+        """Of layers one of which has kinks, see `StepErrors.shares`."""
         self.count = 0  # of the steps of a chain
         self.plan: Plan | None = None
         """How the method was chosen, where the model was converted with `gradient="auto"`."""
@@ -141,12 +148,15 @@ class LayerRun:
         """A chain of layers begins."""
         self.stats = dataclasses.replace(self._stats, residual=None)
         self.errors, self.values, self.waiting, self.count = [], [], [], 0
+        self.shares = None
 
-    def note(self, step: int, layer: nn.Module, stats: Stats) -> None:
-        """A layer was gone back through, whose first branch is `step` in its chain."""
+    def note(self, step: int, layer: nn.Module, stats: Stats, shares: list[Tensor] | None = None) -> None:
+        """A layer was gone back through, whose first branch is `step` in its chain; `shares` is as in `StepErrors`."""
         if stats.residual is not None:
             self._join()
-            self.errors.append((step, type(layer).__name__))
+            if shares:
+                self.shares = [*(self.shares or ()), *shares]
+            self.errors.append((step, layer))
             self.count = max(self.count, step + stats.steps)
             self._add(stats.residual.reshape(1))
 
@@ -154,8 +164,10 @@ class LayerRun:
         """The same of a layer of one branch, whose error is to be made of these norms; a state has so many entries."""
         if self.waiting and [x.shape for x, *_ in self.waiting[0]] != [x.shape for x, *_ in of_layer]:
             self._join()
-        self.errors.append((step, type(layer).__name__))
+        self.errors.append((step, layer))
         self.count = max(self.count, step + 1)
+        if self.shares is None and vars(layer)[WAYS].kinked:
+            self.shares = []
         self.waiting.append(of_layer)
         if len(self.waiting) >= together(of_layer, entries):
             self._join()
@@ -163,7 +175,7 @@ class LayerRun:
     def _join(self) -> None:
         waiting, self.waiting = self.waiting, []
         if waiting:
-            self._add(joined(waiting))
+            self._add(joined(waiting, self.shares))
 
     def _add(self, errors: Tensor) -> None:
         self.values.append(errors)
@@ -177,7 +189,8 @@ class LayerRun:
         self._join()
         kind, _ = layout(self.values[0])
         grid = Grid(0.0, float(self.count), self.count, (self.count,))
-        errors = StepErrors(Run(_Names(self.errors), kind, grid, staged(_EULER, "a converted model")))
+        errors = StepErrors(Run(_Layers(self.errors), kind, grid, staged(_EULER, "a converted model")))
+        errors.shares = self.shares
         errors.add_steps(torch.cat([errors.to(kind.time) for errors in self.values]), [step for step, _ in self.errors])
         certify(self.stats, alarm, errors)
 

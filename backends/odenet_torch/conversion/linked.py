@@ -31,6 +31,7 @@ from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import record, several_at_once
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.kinks import kinked
 from odenet_torch.field.memory import written
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.state import Layout, Leaves, layout
@@ -138,6 +139,9 @@ class Branches(Field):
         if not self.alone:
             self.last[n] = y.detach(), value.detach()
         return value
+
+    def seen(self, by: Callable[..., bool]) -> bool | None:
+        return self.link.rerun.layer._odenet_ways.kinked if by is kinked else None
 
     def begin(self, y: Tensor) -> Tensor:
         """The state before the layer as the backward pass from `y` found it."""
@@ -330,11 +334,12 @@ class Link:
                     self.run.note_norms(self.index, self.rerun.layer, one.norms, gx.numel())
             else:
                 stats, saved = self.stats(), SavedStates(states | {self.steps: leaves}, ())
-                by_x = advance(Reversal(self.method, stats).back(run, saved, {self.steps: wants}, sums))
+                reversal = Reversal(self.method, stats)
+                by_x = advance(reversal.back(run, saved, {self.steps: wants}, sums))
                 assert by_x is not None
                 (gx,), rebuilt = by_x, None
                 if self.method == self.run.gradient:
-                    self.run.note(self.index, self.rerun.layer, stats)
+                    self.run.note(self.index, self.rerun.layer, stats, reversal.shares)
         if self.method == self.run.gradient and self.before is None:
             self.run.certify(self.alarm)
         before = None if self.before is None else self.before()

@@ -13,9 +13,10 @@ from odenet import ConversionError, GradientError, OdenetError
 from odenet.kit import tree_leaves
 from odenet_torch.conversion.calls import Call, in_mode, leaving_no_trace
 from odenet_torch.conversion.layer import copied, require_dense
-from odenet_torch.field import late_writes, random_state
+from odenet_torch.field import kinks, late_writes, random_state
 from odenet_torch.field.called_modules import require_same
 from odenet_torch.field.differentiating import refuses_hooks
+from odenet_torch.field.jumps import Watch
 from odenet_torch.field.surroundings import looker, reach
 
 
@@ -66,6 +67,29 @@ def require_repeatable(layer: nn.Module, call: Call) -> None:
                 "take torch.rand in its place, or gradient='backprop'",
             )
     require_same(type(layer).__name__, *results[:2])
+
+
+def has_kinks(layer: nn.Module, call: Call) -> bool:
+    """Whether a layer has kinks in training, or jumps (see `odenet_torch.field.kinks`); no where it cannot be looked
+    at.
+
+    Args:
+        layer: one that is repeatable.
+        call: of it.
+    """
+    x = copied(call.x)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return False
+    args, kwargs = copied(call.arguments)
+    drawn, watch = random_state.state(x.device), Watch((x,))
+    try:
+        with in_mode(layer, True), leaving_no_trace([layer]), watch:
+            layer(x, *args, **kwargs)
+    except Exception:  # whatever it does where it is looked at
+        return False
+    finally:
+        random_state.restore(x.device, drawn)
+    return watch.jumps or kinks.within(watch)
 
 
 def _watched(layer: nn.Module, call: Call) -> Any:

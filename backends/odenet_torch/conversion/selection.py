@@ -35,6 +35,7 @@ class Selected:
         calls: of it, on the example.
         why: why it cannot be undone; None where it can.
         branches: of one that can.
+        kinked: see `CallModes`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Selected:
     calls: list[Call]
     why: InputError | None = None
     branches: Modes = field(default_factory=dict)
+    kinked: bool = False
 
     @property
     def steps(self) -> int:
@@ -50,7 +52,7 @@ class Selected:
 
     def ways(self) -> CallModes:
         """Its branches, called as on the example."""
-        ways = CallModes(self.name)
+        ways = CallModes(self.name, self.kinked)
         for mode, branches in self.branches.items():
             ways.add(self.module, mode, self.calls[0].arguments, CallMode(branches, fresh=False))
         return ways

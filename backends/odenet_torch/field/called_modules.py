@@ -56,10 +56,15 @@ class ClassOfModule(NamedTuple):
         _, kind, forward, leaf = self.of(self.module)
         if kind is not self.kind:
             raise changed(f"the class of a {self.kind.__name__} in {name} was changed to {kind.__name__}")
-        if forward != self.forward:
+        if forward != self.forward and _made_of(forward) is not _made_of(self.forward):
             raise changed(f"the method forward of {kind.__name__} in {name} was replaced")
         if self.leaf and not leaf:
             raise changed(f"a {kind.__name__} in {name} was given modules of its own")
+
+
+def _made_of(method: Any) -> Any:
+    """A `functools.partialmethod`, which makes another function each time that a class is asked for it; else itself."""
+    return getattr(method, "__partialmethod__", getattr(method, "_partialmethod", method))
 
 
 def code_of(classes: Iterable[ClassOfModule]) -> list[tuple[Any, str, Any]]:

@@ -64,6 +64,11 @@ class Field(ABC):
         """The functions and modules that f consists of, once each."""
         return ()
 
+    def seen(self, by: Callable[..., bool]) -> bool | None:
+        """Whether some of it is so (`jumps.jumps`, `jumps.divides`, `kinks.kinked`), where that is known without asking
+        for each part."""
+        return None
+
     def everything(self, steps: int) -> tuple[Tensor, ...]:
         """All tensors that a gradient goes to in some step, once each: stacks instead of their rows."""
         return unique(

@@ -96,12 +96,14 @@ class Watch(TorchDispatchMode):
         rounds: whether one rounded, or sorted.
         divides: whether one was a division by what may vanish.
         compares: whether something was compared that depends on y: `field.switches` tells whether it jumps there.
+        names: of all operations on what does.
         reads: whether the program has come to know a number that does, which it may compare itself.
     """
 
     def __init__(self, y: Leaves) -> None:
         super().__init__()
         self.jumps = self.rounds = self.divides = self.compares = self.reads = False
+        self.names = set[str]()
         self.depends = {id(leaf): leaf for leaf in y}  # kept alive, so that no id is taken again
         self.levels = {id(leaf): SMOOTH for leaf in y}
         self.origins: dict[int, int] = {}  # of views, by `id`: the tensor whose numbers they are
@@ -113,6 +115,7 @@ class Watch(TorchDispatchMode):
         if read:
             results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
             name = func._schema.name.removeprefix("aten::").removesuffix("_")
+            self.names.add(name)
             if name.endswith("_like") or name.startswith("new_"):  # of the shape alone, as what dropout draws into
                 return out
             # a mask that multiplies, or a number that becomes an index

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from odenet import GradientError
-from odenet_torch.field import late_writes, linearity, random_state, saved_tensors, switches
+from odenet_torch.field import kinks, late_writes, linearity, random_state, saved_tensors, switches
 from odenet_torch.field.called_modules import (
     ModuleSnapshot,
     Owned,
@@ -625,6 +625,8 @@ class Replay:
                 linearity.UNEVEN.add(root, self.reached(root))
             if jump or back.jumps:
                 JUMPING.add(root, self.reached(root))
+            if kinks.within(watch):
+                kinks.KINKED.add(root, self.reached(root))
             if watch.divides:
                 DIVIDING.add(root, self.reached(root))
 

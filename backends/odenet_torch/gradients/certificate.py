@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from odenet import Stats
-from odenet.kit import BUCKETS, SMALL, WHOLE, Alarm, Certified, channel_axes, floor, signs, subtract
+from odenet.kit import BUCKETS, DOUBTFUL, KINKS, SMALL, WHOLE, Alarm, Certified, channel_axes, floor, signs, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field import linearity
 from odenet_torch.field.differentiating import several_at_once
 from odenet_torch.field.jumps import jumps
+from odenet_torch.field.kinks import kinked
 from odenet_torch.steps.fixed import Run
 
 Norms = list[tuple[Tensor, Tensor, int]]
@@ -53,13 +54,21 @@ def _read(defect: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, int]]:
     return readings if y.ndim > 1 else [*readings, (defect[..., None], y[..., None], -1)]
 
 
-def joined(steps: Sequence[Norms]) -> Tensor:
-    """The relative error of each of several steps, shape (steps,), in as many operations as that of one."""
+def joined(steps: Sequence[Norms], shares: list[Tensor] | None = None) -> Tensor:
+    """The relative error of each of several steps, shape (steps,), in as many operations as that of one.
+
+    Args:
+        steps: what they are made of.
+        shares: where kinks count, that of all rows of a step together is added to this, for each leaf.
+    """
     errors = []
     for column in zip(*steps, strict=True):
         off, sizes, widths = zip(*column, strict=True)
         above, below = (torch.stack(rows).reshape(len(steps), -1) for rows in (off, sizes))  # a state may be one row
         errors.append((above / _scale(below, widths[0])).amax(1))
+        if shares is not None:
+            norm = torch.linalg.vector_norm
+            shares.append((norm(above, 2, 1) / norm(below, 2, 1).clamp_min(torch.finfo(below.dtype).tiny)).amax())
     return functools.reduce(torch.maximum, errors) if errors else torch.zeros(len(steps))
 
 
@@ -117,6 +126,9 @@ def _largest(leaf: Tensor, axes: tuple[int, ...] | None) -> Tensor:
 def jumping(run: Run, by: Callable[..., bool] = jumps) -> frozenset[int]:
     """The steps in which f was seen to jump, or to divide (see `field.jumps`)."""
     replay, steps = run.replay, range(run.grid.steps)
+    known = run.field.seen(by)
+    if known is not None:
+        return frozenset(steps) if known else frozenset()
 
     def jump(root: Any) -> bool:  # as it was before the forward pass
         return by(root, None if replay is None else replay.reached(root))
@@ -189,6 +201,8 @@ class StepErrors:
         self.waiting: list[Norms] = []
         self.entries = -1  # of a state
         self.together = 0  # steps whose norms become errors at once
+        self.shares: list[Tensor] | None = None
+        """Where kinks count (see `odenet_torch.field.kinks`), how far all rows of a step together are off."""
 
     def add(self, error: Tensor, n: int) -> None:
         """One more, of step n; -1 is the state at t0, and `WHOLE`, which is below none, is all steps."""
@@ -215,7 +229,10 @@ class StepErrors:
         if self.entries < 0:  # the same for all steps
             self.entries = sum(leaf.numel() for leaf in y)
         if self.entries > SMALL_STATE or self.run.grid.steps == 1:  # alone, as of a converted layer
-            self.add(relative(defect, y), n)
+            if self.shares is None:
+                self.add(relative(defect, y), n)
+            else:
+                self.add(joined([norms(defect, y)], self.shares), n)
             return
         self._count(n)
         self.waiting.append(latest := norms(defect, y))
@@ -232,7 +249,7 @@ class StepErrors:
 
     def _join(self) -> None:
         if self.waiting:
-            self.recent.append(joined(self.waiting))
+            self.recent.append(joined(self.waiting, self.shares))
             self.waiting = []
 
     def add_steps(self, errors: Tensor, steps: Sequence[int]) -> None:
@@ -287,7 +304,11 @@ def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors, of: Certified
     """
     for report in [*_waiting]:
         report.settle()
-    pair = _of_all_cotangents(errors.worst())
+    pair = errors.worst()
+    if errors.shares:
+        shares = [share.to(pair) for share in errors.shares]
+        pair = torch.cat([pair, torch.stack(shares).amax().reshape(1)])
+    pair = _of_all_cotangents(pair)
     stats.residual = pair[0]
     if alarm is not None:
         ErrorReport(alarm, stats, errors.run, pair, of).settle()
@@ -310,7 +331,8 @@ _waiting: list[ErrorReport] = []
 
 @dataclass(eq=False)
 class ErrorReport:
-    """A certificate on its way to the host."""
+    """A certificate on its way to the host: the largest error, its step, and where kinks count how far all rows of a
+    step are off."""
 
     alarm: Alarm
     stats: Stats
@@ -337,11 +359,15 @@ class ErrorReport:
                 return
             with contextlib.suppress(ValueError):  # another thread may have said it
                 _waiting.remove(self)
-        value, n = self.pair.tolist()
-        step, count = int(n), self.run.grid.steps
+        value, n, *share = self.pair.tolist()
+        step, count, of = int(n), self.run.grid.steps, self.of
+        of_kinks = KINKS * share[0] ** 0.5 if share else 0.0
+        if value <= DOUBTFUL < of_kinks and jumping(self.run, kinked) and not jumping(self.run):
+            value, of = of_kinks, "kinks"
+            self.stats.residual = self.pair.new_tensor(value)
         names = () if step < 0 else self.run.field.modules(step, 0.0, count)
         layer = names[0][0] if names else ""
-        self.alarm.tell(value, self.stats.gradient, self.stats.solver, count, step, layer, self.of)
+        self.alarm.tell(value, self.stats.gradient, self.stats.solver, count, step, layer, of)
 
 
 @atexit.register

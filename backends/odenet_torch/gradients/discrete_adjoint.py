@@ -16,6 +16,7 @@ from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import DRIFTED, WHOLE, add, combine, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.jumps import against, divides
+from odenet_torch.field.kinks import KINKED, kinked
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
@@ -97,6 +98,8 @@ class Reversal(Adjoint):
         self.method = method
 
     back_by = 1
+    shares: list[Tensor] | None = None
+    """Of the last backward pass, see `StepErrors.shares`."""
 
     def keeps(self, run: Run) -> Iterable[int]:
         return (*run.grid.kept, run.grid.steps, *self.method.anchored(run.grid.steps))
@@ -111,6 +114,9 @@ class Reversal(Adjoint):
         known = run.settled is not None and run.settled.once(steps)
         jumps = jumping(run)  # their errors are held against increments
         path = Path() if jumps and counted_together(run) else None
+        kinks = run.field.seen(kinked)
+        if (KINKED if kinks is None else kinks) and not jumps:
+            errors.shares = self.shares = []
         for n in reversed(range(steps)):
             z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
             d, g = (self.known_step if known else self.step)(run, n, z, g, sums)
