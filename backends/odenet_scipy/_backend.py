@@ -142,7 +142,8 @@ def _walk(path: Path, slope: Vector, ivp: Problem, span: Span, end: float, tree:
             path.result = Result.NONFINITE
             return
         if event is not None:
-            event_time = _crossing(lambda t: event.entries(t, tree(piece(t)), np.asarray), *path.ends[-2:], event)  # noqa: B023
+            last, now = path.ends[-2:]
+            event_time = _crossing(lambda t: event.entries(t, tree(piece(t)), np.asarray), last, now, event)  # noqa: B023
             if event_time is not None and math.isnan(event_time):
                 path.result = Result.EVENT_NAN
                 return
