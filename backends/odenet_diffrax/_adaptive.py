@@ -142,14 +142,13 @@ def _controller(
 def _event(event: Event, state_layout: Layout, leaves: Leaves, t0: Array) -> diffrax.Event:
     """Theirs, a function for each entry of the condition, whose root Newton's method finds on the dense output."""
 
-    def entry(i: int) -> Callable[..., Array]:
-        return lambda t, y, args, **_: jnp.ravel(
-            jnp.asarray(event.condition(t, state_layout.call(y)), state_layout.time)
-        )[i]
+    def entries(t: Any, y: Any) -> Array:
+        return jnp.ravel(event.entries(t, state_layout.call(y), jnp.asarray, numbers_on="diffrax"))
 
-    shape = jax.eval_shape(
-        lambda t, y: jnp.ravel(jnp.asarray(event.condition(t, state_layout.call(y)))), t0, leaves
-    ).shape
+    def entry(i: int) -> Callable[..., Array]:
+        return lambda t, y, args, **_: entries(t, y)[i].astype(state_layout.time)
+
+    shape = jax.eval_shape(entries, t0, leaves).shape
     exact = event.tolerance or 64 * float(jnp.finfo(state_layout.time).eps)
     return diffrax.Event(
         [entry(i) for i in range(shape[0])],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -141,19 +142,26 @@ def _walk(path: Path, slope: Vector, ivp: Problem, span: Span, end: float, tree:
             path.result = Result.NONFINITE
             return
         if event is not None:
-            event_time = _crossing(lambda t: event.condition(t, tree(piece(t))), path.ends[-2], path.ends[-1], event)  # noqa: B023
+            last, now = path.ends[-2:]
+            event_time = _crossing(lambda t: event.entries(t, tree(piece(t)), np.asarray), last, now, event)  # noqa: B023
+            if event_time is not None and math.isnan(event_time):
+                path.result = Result.EVENT_NAN
+                return
             if event_time is not None:
                 path.event_t, path.result = event_time, Result.EVENT
                 return
 
 
 def _crossing(value: Callable[[float], Any], start: float, end: float, event: Any) -> float | None:
-    """The first time at which an entry of the condition changes sign."""
+    """The first time at which an entry of the condition changes sign; NaN where one is NaN, and it is not known."""
 
     def at(t: float) -> np.ndarray:
-        return np.ravel(np.asarray(value(t), float))
+        entries = np.ravel(value(t))
+        return entries * 2.0 - 1.0 if entries.dtype == bool else entries.astype(float)
 
     before, after = at(start), at(end)
+    if np.isnan([*before, *after]).any():
+        return math.nan
     changed = [i for i in range(len(before)) if before[i] * after[i] <= 0 and before[i] != 0]
     entries = [i for i in changed if event.direction in (0, np.sign(after[i] - before[i]))]
     exact = event.tolerance or 4 * np.finfo(float).eps * max(abs(start), abs(end))

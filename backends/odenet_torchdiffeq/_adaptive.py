@@ -30,6 +30,8 @@ ADAPTIVE = {"heun": "adaptive_heun", "fehlberg2": "fehlberg2", "bosh3": "bosh3",
 """Their name of each of our solvers."""
 
 _ENDS = {"max_num_steps": Result.MAX_STEPS, "underflow": Result.STEP_TOO_SMALL, "non-finite": Result.NONFINITE}
+_EVENT_NAN = "an event's condition is NaN"
+_ENDS[_EVENT_NAN] = Result.EVENT_NAN
 """The beginnings of torchdiffeq's assertion messages, and the results that they mean."""
 
 
@@ -136,11 +138,14 @@ def _until(
     torchdiffeq goes on until there is one: t1 is made an event, too.
     """
     assert span.event is not None
-    condition = span.event.condition
+    event = span.event
 
     def event_or_end(tau: Tensor, y: Any) -> Tensor:
         leaves = system.leaves(y)
-        value = torch.as_tensor(condition(system.sign * tau, system.layout.call(leaves)))
+        at = system.layout.call(leaves)
+        value = event.entries(system.sign * tau, at, torch.as_tensor, numbers_on="torchdiffeq")
+        if bool(value.isnan().any()):  # which torchdiffeq would follow to its largest number of steps
+            raise AssertionError(_EVENT_NAN)
         return torch.cat([value.reshape(-1).to(leaves[0].abs()), (end - tau).reshape(1).to(leaves[0].abs())])
 
     event_t, states = torchdiffeq.odeint_event(system, y0, start, event_fn=event_or_end, odeint_interface=interface)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from odenet._check import real, takes, whole, within
-from odenet._errors import GridError, InputError, shown
+from odenet._check import called, real, takes, whole, within
+from odenet._errors import GridError, InputError, UnsupportedError, shown
 from odenet._solvers.controller import PIDController
 
 
@@ -59,6 +59,38 @@ class Event:
         if self.tolerance is not None:
             object.__setattr__(self, "tolerance", within("tolerance", self.tolerance, 0.0, of="an event"))
         whole("subintervals", self.subintervals, most=_PARTS, of="an event")
+
+    def entries(self, t: Any, y: Any, as_array: Callable[[Any], Any], *, numbers_on: str = "") -> Any:
+        """The condition at a time and state, as an array of real numbers or booleans.
+
+        Args:
+            t, y: where.
+            as_array: an array of what the condition returned.
+            numbers_on: a backend that looks for the zero of a number, and would place the change of a boolean wrongly.
+
+        Raises:
+            InputError: it returned neither; or it cannot be called so. UnsupportedError: booleans, which this backend
+                has not.
+        """
+        value = called(self.condition, (t, y), "an event's condition", "a condition(t, y)")
+        allowed = "a real number or a boolean, or an array of them"
+        try:
+            entries = as_array(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"an event's condition returned a {type(value).__name__} ({error})", allowed) from error
+        kind = str(entries.dtype).rpartition(".")[2]
+        if not kind.startswith(("float", "bfloat", "int", "uint", "bool")) or 0 in entries.shape:
+            raise InputError(
+                f"an event's condition returned a {type(value).__name__} of {kind} and shape {tuple(entries.shape)}",
+                allowed,
+            )
+        if numbers_on and kind.startswith("bool"):
+            raise UnsupportedError(
+                f"an event's condition that is a boolean, on backend {numbers_on}, which looks for a zero",
+                "a real number there; booleans on backends torch, jax and scipy",
+                "write y < 0 as the number y",
+            )
+        return entries
 
     def positions(self, *, begun: bool = True) -> tuple[float, ...]:
         """Where in a step, from 0 to 1, the condition is looked at, the step's end left out.

@@ -53,3 +53,30 @@ def test_a_condition_that_cannot_be_used_is_refused_by_name(thorough):
         ended(thorough, lambda t: t)
     with pytest.raises(odenet.InputError, match="subintervals"):
         odenet.Event(lambda t, y: y, subintervals=0)
+
+
+@pytest.mark.parametrize("peer", ["scipy", "torchdiffeq", "diffrax"])
+def test_what_a_condition_returns_is_right_or_refused_on_every_peer(peer):
+    """A cosine is below zero from pi / 2 on; a peer looks for the zeros of numbers, and may not take anything else."""
+    pytest.importorskip(peer)
+
+    def end(condition, t1=2.0):
+        y0 = (np.array(1.0), np.array(0.0))
+        choices = {"gradient": "backprop", "rtol": 1e-5, "atol": 1e-5, "backend": peer}
+        return odenet.solve(lambda t, y: (y[1], -y[0]), y0, t1=t1, event=odenet.Event(condition), **choices)
+
+    right = pytest.approx(math.pi / 2, abs=1e-3)
+    with odenet.backend(peer).prepare("float64", "cpu"):
+        assert float(end(lambda t, y: y[0]).event_t) == right
+        for t1 in (1.6, 2.0):  # torchdiffeq missed one near the end, and diffrax was late
+            if peer == "scipy":
+                assert float(end(lambda t, y: y[0] < 0, t1).event_t) == right
+                continue
+            with pytest.raises(odenet.UnsupportedError, match="boolean"):
+                end(lambda t, y: y[0] < 0, t1)
+        for unfit in (lambda t, y: None, lambda t, y: "no", lambda t, y: 1j * y[0], lambda t, y: []):
+            with pytest.raises(odenet.InputError, match="an event's condition returned"):
+                end(unfit)
+        if peer != "diffrax":  # which compiles a solve for it, and gives no reason of its own
+            with pytest.raises(odenet.SolveError, match="condition is NaN"):
+                end(lambda t, y: y[0] * math.nan)

@@ -551,3 +551,32 @@ def test_calls_that_the_run_cannot_answer_are_refused():
     model.call = lambda i, layer, x: layer(x, MASK)  # a trace takes the other way at isinstance(mask, Tensor)
     with pytest.raises(InputError, match="converted, 3 Layer gives an output that is off by"):
         model(x)
+
+
+class Observing(nn.Module):
+    """As of quantization-aware training: a buffer that is empty until the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("largest", torch.zeros(0))
+
+    def forward(self, x):
+        if self.training and not self.largest.numel():
+            self.largest.resize_(x.shape[-1])
+            self.largest.copy_(x.detach().abs().amax(0))
+        return x + 0.1 * torch.tanh(self.inner(x))
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "discrete-adjoint:iterations=9"])
+def test_layers_whose_observers_make_room_for_their_first_batch(gradient):
+    torch.manual_seed(0)
+    plain, x = nn.Sequential(Observing(), Observing()), torch.randn(4, WIDTH)
+    model = convert(copy.deepcopy(plain), example=x, gradient=gradient)
+    assert not any(layer.largest.numel() for layer in model)  # the example left nothing
+    for one in (plain, model, plain, model):
+        one.zero_grad()
+        one(x).square().sum().backward()
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model[1].largest, plain[1].largest)

@@ -1,6 +1,8 @@
 """Counts of operations, tensors of classes of their own, tensors without values, and derivatives that are taken
 forwards: right, or refused in words."""
 
+import functools
+
 import pytest
 import torch
 from of_time import Layer, OfTime
@@ -10,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from odenet import UnsupportedError
+from odenet import GradientError, UnsupportedError
 from odenet_torch import NeuralODE, ResidualStack, convert, odeint_adjoint
 
 DEPTH, WIDTH = 4, 3
@@ -186,3 +188,36 @@ def test_tensors_without_values(way):
             shape()
     else:
         assert shape() == state().shape
+
+
+class OfHalf(nn.Module):
+    """Whose class makes another function each time that it is asked for its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def scaled(self, factor, y):
+        return factor * torch.tanh(self.inner(y))
+
+    forward = functools.partialmethod(scaled, 0.5)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "checkpoint:states=2", "discrete-adjoint:iterations=20"])
+def test_a_partial_method_as_forward_is_what_it_was(gradient):
+    found = []
+    for method in ("backprop", gradient):
+        torch.manual_seed(0)
+        stack, x = ResidualStack([OfHalf() for _ in range(4)], gradient=method), torch.randn(3, 4)
+        stack(x).square().sum().backward()
+        found.append([p.grad for p in stack.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    y = stack(x)
+    before = vars(OfHalf)["forward"]
+    OfHalf.forward = functools.partialmethod(OfHalf.scaled, 0.4)
+    try:
+        with pytest.raises(GradientError, match="replaced"):
+            y.sum().backward()
+    finally:
+        OfHalf.forward = before

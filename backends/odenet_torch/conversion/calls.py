@@ -182,6 +182,8 @@ def leaving_no_trace(modules: Sequence[nn.Module], recorded: bool = False) -> It
                     hooks_of.update(before)
             for (module, key, buffer), value in zip(buffers, values, strict=True):
                 with torch.no_grad():
+                    if buffer.shape != value.shape:  # an observer of quantization makes room for its first batch
+                        buffer.resize_(value.shape)
                     module._buffers[key] = buffer.copy_(value)
 
 

@@ -53,16 +53,16 @@ class _Layers(Field):
     depth = None
 
     def __init__(self, errors: Sequence[tuple[int, nn.Module]]) -> None:
-        self.layers = dict(errors)
+        self.by_step = dict(errors)
 
     def seen(self, by: Callable[..., bool]) -> bool | None:
-        return any(vars(layer)[WAYS].kinked for layer in self.layers.values()) if by is kinked else None
+        return any(vars(layer)[WAYS].kinked for layer in self.by_step.values()) if by is kinked else None
 
     def __call__(self, t: Any, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         raise AssertionError("layers are called by the model")
 
     def modules(self, n: int, position: float, steps: int) -> Sequence[Any]:
-        return [(type(self.layers[n]).__name__, None)] if n in self.layers else ()
+        return [(type(self.by_step[n]).__name__, None)] if n in self.by_step else ()
 
 
 class LayerRun:

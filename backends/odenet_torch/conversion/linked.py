@@ -23,7 +23,7 @@ from odenet import ConversionError, DiscreteAdjoint, GradientError, Grid, Stats
 from odenet.kit import alarm, staged, subtract, tree_leaves, tree_map
 from odenet.kit import solver as solver_named
 from odenet_torch.conversion.branches import Branch
-from odenet_torch.conversion.call_modes import CallMode, described
+from odenet_torch.conversion.call_modes import WAYS, CallMode, described
 from odenet_torch.conversion.layer import Arguments, arguments_of, coarse, copied, difference, state_name, state_of
 from odenet_torch.conversion.layer_run import LayerRun
 from odenet_torch.conversion.rerun import FIRST, Rerun, spent
@@ -141,7 +141,7 @@ class Branches(Field):
         return value
 
     def seen(self, by: Callable[..., bool]) -> bool | None:
-        return self.link.rerun.layer._odenet_ways.kinked if by is kinked else None
+        return vars(self.link.rerun.layer)[WAYS].kinked if by is kinked else None
 
     def begin(self, y: Tensor) -> Tensor:
         """The state before the layer as the backward pass from `y` found it."""

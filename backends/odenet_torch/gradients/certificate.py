@@ -32,9 +32,13 @@ Norms = list[tuple[Tensor, Tensor, int]]
 """For each way to read rows: the norms of the rows of a defect and of a state, and the number of entries of a row."""
 
 
-def relative(defect: AnyLeaves, y: AnyLeaves) -> Tensor:
-    """|defect| / |y| of the worst row of the worst leaf, a scalar on the device."""
-    errors = [(off.flatten() / _scale(sizes.flatten(), width)).amax() for off, sizes, width in norms(defect, y)]
+def relative(defect: AnyLeaves, y: AnyLeaves, shares: list[Tensor] | None = None) -> Tensor:
+    """|defect| / |y| of the worst row of the worst leaf, a scalar on the device; `shares` is as for `joined`."""
+    rows = norms(defect, y)
+    errors = [(off.flatten() / _scale(sizes.flatten(), width)).amax() for off, sizes, width in rows]
+    if shares is not None:
+        norm = torch.linalg.vector_norm
+        shares.extend([norm(off) / norm(sizes) for off, sizes, _ in rows])
     return functools.reduce(torch.maximum, errors) if errors else torch.zeros(())
 
 
@@ -68,7 +72,7 @@ def joined(steps: Sequence[Norms], shares: list[Tensor] | None = None) -> Tensor
         errors.append((above / _scale(below, widths[0])).amax(1))
         if shares is not None:
             norm = torch.linalg.vector_norm
-            shares.append((norm(above, 2, 1) / norm(below, 2, 1).clamp_min(torch.finfo(below.dtype).tiny)).amax())
+            shares.append((norm(above, 2, 1) / norm(below, 2, 1)).amax())
     return functools.reduce(torch.maximum, errors) if errors else torch.zeros(len(steps))
 
 
@@ -229,10 +233,7 @@ class StepErrors:
         if self.entries < 0:  # the same for all steps
             self.entries = sum(leaf.numel() for leaf in y)
         if self.entries > SMALL_STATE or self.run.grid.steps == 1:  # alone, as of a converted layer
-            if self.shares is None:
-                self.add(relative(defect, y), n)
-            else:
-                self.add(joined([norms(defect, y)], self.shares), n)
+            self.add(relative(defect, y, self.shares), n)
             return
         self._count(n)
         self.waiting.append(latest := norms(defect, y))
@@ -307,7 +308,8 @@ def certify(stats: Stats, alarm: Alarm | None, errors: StepErrors, of: Certified
     pair = errors.worst()
     if errors.shares:
         shares = [share.to(pair) for share in errors.shares]
-        pair = torch.cat([pair, torch.stack(shares).amax().reshape(1)])
+        # a state of zeros that is right has no relative error
+        pair = torch.cat([pair, torch.stack(shares).nan_to_num(0.0).amax().reshape(1)])
     pair = _of_all_cotangents(pair)
     stats.residual = pair[0]
     if alarm is not None:
