@@ -32,8 +32,8 @@ DIVIDING = Looked()
 
 _OPERATIONS = frozenset(
     "round floor ceil trunc frac remainder fmod floor_divide sign sgn heaviside argmax argmin topk argsort kthvalue "
-    "mode searchsorted bucketize histc histogram histogramdd bincount multinomial bernoulli quantize_per_tensor "
-    "fake_quantize_per_tensor_affine_cachemask "
+    "mode hardshrink searchsorted bucketize histc histogram histogramdd bincount multinomial bernoulli "
+    "quantize_per_tensor fake_quantize_per_tensor_affine_cachemask "
     "fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine".split()
 )
 _INDEXED = frozenset(
@@ -125,7 +125,8 @@ class Watch(TorchDispatchMode):
             divided = level.kind == DIVIDED.kind and level.groups not in self.once
             counted = name in _ARITHMETIC and results[0].is_floating_point() and any(map(_whole, read))
             rounded = name == "div" and (kwargs or {}).get("rounding_mode") is not None
-            if rounded or name in _OPERATIONS or (converted and read[0].dtype != torch.bool):
+            replaced = name == "threshold" and args[1] != args[2]  # by another number than the threshold
+            if rounded or replaced or name in _OPERATIONS or (converted and read[0].dtype != torch.bool):
                 self.rounds = True
             if converted or counted or indexed or divided or self.rounds:
                 self.jumps = True
