@@ -389,3 +389,31 @@ def test_a_field_at_its_fixed_point_whose_kernels_depend_on_the_grad_mode_is_the
             x = 0.5 * layer(x)
     solve = lambda x: odenet.solve(lambda t, y: 0.5 * layer(y) - y, x, gradient=gradient, **steps).y1  # noqa: E731
     assert refusal(solve, x.requires_grad_()) == ""
+
+
+def test_a_field_in_16_bits_whose_kernels_depend_on_the_grad_mode_is_the_same_one():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True).eval().to(torch.bfloat16)
+    x = torch.randn(4, 5, 16, dtype=torch.bfloat16, requires_grad=True)
+    assert refusal(lambda x: odenet.solve(lambda t, y: layer(y), x, steps=3, gradient="checkpoint").y1, x) == ""
+
+
+@pytest.mark.parametrize(
+    ("solver", "gradient"),
+    quick(
+        [("euler", "checkpoint"), ("euler", "checkpoint:segments=2"), ("alf", "reversible")],
+        [("euler", "checkpoint"), ("alf", "reversible")],
+    ),
+)
+def test_a_field_of_compiled_steps_that_has_become_another_one_is_noticed(solver, gradient):
+    torch.manual_seed(0)
+    scale, w, y = (
+        np.ones(1 << 18, np.float32),
+        (0.5 * torch.randn(WIDTH, WIDTH)).requires_grad_(),
+        torch.randn(3, WIDTH),
+    )
+    numbers = torch.from_numpy(scale)
+    choices: Any = {"steps": 6, "solver": solver, "gradient": gradient, "compile": {"backend": "aot_eager"}}
+    solve = lambda: odenet.solve(lambda t, y, w: torch.tanh(y @ w * numbers[7777]), y, w, **choices).y1  # noqa: E731
+    assert refusal(lambda _: solve(), y) == ""
+    assert noticed(solve().square().sum(), Cause(None, lambda: scale.__setitem__(7777, 2.0)))

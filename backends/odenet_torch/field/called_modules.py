@@ -189,13 +189,21 @@ def state(parameter: Tensor) -> tuple[int, bool, Any]:
     return version(parameter), parameter.requires_grad, sampled(parameter)
 
 
-def require_same(name: str, out: Leaves, again: Leaves, amplified: Callable[[], Sequence[float]] | None = None) -> None:
+def require_same(
+    name: str,
+    out: Leaves,
+    again: Leaves,
+    amplified: Callable[[], Sequence[float]] | None = None,
+    *,
+    halves: bool = False,
+) -> None:
     """Looks whether a module gave the same when it ran again.
 
     Args:
         name: of it.
         out, again: what it gave.
         amplified: by how much that may be off by rounding (see `field.witness`); asked for where it is not the same.
+        halves: whether it computes in 16 bits, of whatever type its output is.
 
     Raises:
         GradientError: it did not.
@@ -206,7 +214,8 @@ def require_same(name: str, out: Leaves, again: Leaves, amplified: Callable[[], 
         apart = torch.linalg.vector_norm((one - other).flatten())
         size = torch.linalg.vector_norm(one.flatten())
         with reading_values(f"the first pass of {name}, whose values are looked at,", "fields that have run before"):
-            off = bool(apart > torch.finfo(one.dtype).eps ** 0.5 * size)
+            eps = torch.finfo(torch.bfloat16 if halves else one.dtype).eps
+            off = bool(apart > eps**0.5 * size)
         if off and not (amplified is not None and float(apart) <= amplified()[i]):
             raise GradientError(
                 f"{name} is not a function of its inputs: run again on the same ones, with the same random state "

@@ -37,6 +37,7 @@ from odenet_torch.field.called_modules import (
 from odenet_torch.field.differentiating import fake, no_values, unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
+from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.jumps import DIVIDING, JUMPING, Watch
 from odenet_torch.field.looked import Looked, Names
 from odenet_torch.field.places import CachedResults
@@ -136,12 +137,14 @@ class Replay:
         self.before: list[tuple[Owned, Tensor, Any, Tensor | None]] = []
         self.last = random_state.state(device)
         self.autocast = autocasts(device)
+        self.halves = False  # whether f is handed states in 16 bits, and may compute in these
 
     @classmethod
     def of(cls, field: Field, layout: Layout, steps: int, *, cut: bool = False, exact: bool = False) -> Replay:
         """The record of a forward pass that is about to begin."""
         replay = cls(layout.device, steps, field.modules, field.handed, field.roots, cut, exact)
         replay.calls = field.calls
+        replay.halves = not HALF.isdisjoint(layout.dtypes)
         return replay
 
     def watch(self, tensors: Iterable[Tensor], step: int = _EVERY) -> None:
@@ -465,7 +468,7 @@ class Replay:
                 again = self._quietly(key, place, evaluate)
         finally:
             put_back(differences(places, now))
-        require_same(root[0], out, again)
+        self._require_same(root[0], out, again)
         return True
 
     def require_steady(
@@ -482,7 +485,7 @@ class Replay:
                 random_state.restore(self.device, self.random[key])
             again = evaluate()
             random_state.restore(self.device, state)
-        require_same(name, out, again)
+        self._require_same(name, out, again)
 
     def finish(self, outputs: Iterable[Tensor] = ()) -> None:
         """The forward pass has ended, with these outputs and their graph.
@@ -542,10 +545,17 @@ class Replay:
             with self._once_more(place), recorded(y):
                 held = looker([reach(root) for _, root in roots])
                 again, late = late_writes.watched(fresh[0][0], lambda: self._replayed(key, place, evaluate), held)
-            require_same(fresh[0][0], out, again)
+            self._require_same(fresh[0][0], out, again)
             for _, root in fresh:
                 late_writes.remember(root, late, self.reached(root))
         self.looked |= {id(root): bool(late_writes.known(root, self.reached(root))) for _, root in roots}
+
+    def _require_same(
+        self, name: str, out: Leaves, again: Leaves, off: Callable[[], Sequence[float]] | None = None
+    ) -> None:
+        """See `require_same`."""
+        casts = any([enabled for _, enabled, _ in self.autocast])
+        require_same(name, out, again, off, halves=self.halves or casts)
 
     def _require_same_unrecorded(
         self, name: str, key: Key, place: Place, out: Leaves, evaluate: Callable[[], Leaves], y: Leaves
@@ -559,7 +569,7 @@ class Replay:
         try:
             with torch.no_grad():
                 again = self._quietly(key, place, evaluate)
-                require_same(name, out, again, self._amplified(key, place, evaluate, y))
+                self._require_same(name, out, again, self._amplified(key, place, evaluate, y))
         finally:
             self.unrecorded = False
 
@@ -605,7 +615,7 @@ class Replay:
             require_gone(name, seen.marks)
         if hooks != [len(leaf._backward_hooks or ()) for leaf in y]:
             raise hooks_its_state(name)
-        require_same(name, out, again, self._amplified(key, place, evaluate, y, self._alone(place)))
+        self._require_same(name, out, again, self._amplified(key, place, evaluate, y, self._alone(place)))
         with self._alone(place):  # after the look at what is kept, which it would replace
             self._require_same_unrecorded(name, key, place, out, evaluate, y)
             # the last look, since what an evaluation elsewhere leaves is not to be looked at

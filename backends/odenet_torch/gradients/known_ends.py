@@ -109,6 +109,8 @@ class KnownEnds:
         """By what parts of what they add steps have missed their ends that are a matter of chance."""
         self.since: int | None = None
         """The step that begins at the state from which steps run again; None where they cannot run apart."""
+        self.over_again: Callable[[int, int, Leaves], Leaves] = self._over_again
+        """From the state before one step to that after another one."""
         self.small = small
         if last is not None:
             if not looks(last):
@@ -160,13 +162,15 @@ class KnownEnds:
             return []
 
         def added(start: Leaves) -> Leaves:
-            end = start
-            for k in range(first, n + 1):
-                end = self.run.after(k, end)
-            return sampled_as(kept, subtract(end, start))
+            return sampled_as(kept, subtract(self.over_again(first, n, start), start))
 
         off = functools.cache(lambda: amplified(added, y))
         return [lambda i: off()[i]]
+
+    def _over_again(self, first: int, last: int, y: Leaves) -> Leaves:
+        for n in range(first, last + 1):
+            y = self.run.after(n, y)
+        return y
 
     @staticmethod
     def _rounded(rounded: Rounded, n: int, z: Leaves, kept: Leaves) -> list[Callable[[int], float]]:

@@ -37,10 +37,12 @@ from odenet_torch.field.replay import autocasts
 from odenet_torch.field.settings import Settings
 from odenet_torch.field.state import Leaves
 from odenet_torch.field.wiring import ForwardReads
+from odenet_torch.field.witness import ENTRIES, OFF_HALF, sample
 from odenet_torch.gradients.accepted_steps import once
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, own, zeros
 from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, relative, sized
 from odenet_torch.gradients.discrete_adjoint import predicted
+from odenet_torch.gradients.known_ends import KnownEnds, add_strayed
 from odenet_torch.gradients.stages import Steps
 from odenet_torch.gradients.sums import Sums
 from odenet_torch.steps.fixed import Run, stacked
@@ -219,7 +221,7 @@ class Passage(Adjoint):
     def forth(self, run: Run, y0: Leaves) -> tuple[dict[int, Leaves], tuple[Leaves, ...]]:
         self.wide: dict[int, Tensor] = {}
         self.strides.strict = True
-        y0, wanted = tuple([leaf.detach() for leaf in y0]), {*run.grid.kept, *self.keeps(run)}
+        y0, wanted = tuple([leaf.detach() for leaf in y0]), {*run.grid.kept, *self.kept_states(run)}
         if 0 in wanted:
             y0 = own(y0)
         y = tuple([leaf.contiguous() for leaf in y0])
@@ -265,43 +267,74 @@ class Recomputation(Passage):
             return [stride.first for stride in self.strides.list]
         return [first for first, _ in self.method.parts(run.grid.steps)]
 
+    def last(self, y: Leaves) -> Leaves | None:
+        return sample(y, own=True)
+
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         known, steps, at = saved.states, run.grid.steps, self.strides.at
-        g: AnyLeaves = _laid(gradients.get(steps) or zeros(next(iter(known.values()))))
+        one = next(iter(known.values()))
+        g: AnyLeaves = _laid(gradients.get(steps) or zeros(one))
+        small = len(one) == 1 and one[0].numel() <= ENTRIES
+        ends = KnownEnds(run, self.stats, known.get(steps) or saved.last, small)
+        ends.over_again = self._over_again
+        if any(enabled for _, enabled, _ in self.autocast):
+            ends.off = OFF_HALF
         if self.method.states is not None:
-            for turn in schedule(steps, self.method.states).turns:
-                y = _laid(known[turn.origin])
+            turns = schedule(steps, self.method.states)
+            for turn in turns.turns:
+                y = start = _laid(known[turn.origin])
                 for n in range(turn.origin, turn.step):
                     y = self._over(at[n], y)
                     if n + 1 in turn.keep:
                         known[n + 1] = y
-                g = self._pull(at[turn.step], y, g, gradients, sums)
-                known.pop(turn.step, None)
+                ends.since = turn.origin
+                g = self._pull(at[turn.step], y, g, gradients, sums, ends, start)
+                if (kept := known.pop(turn.step, None)) is not None and turn.step in turns.forward:
+                    ends.keep(turn.step, kept)
                 yield turn.step
+            ends.over()
             return g
         firsts = self._firsts(run)
         for first, end in reversed([*zip(firsts, [*firsts[1:], steps], strict=True)]):
             segment = [stride for stride in self.strides.list if first <= stride.first < end]
-            states = [_laid(known.pop(first))]
+            states, ends.since = [start := _laid(known.pop(first))], first
             for stride in segment[:-1]:
                 states.append(self._over(stride, states[-1]))
             for stride in reversed(segment):
-                g = self._pull(stride, states.pop(), g, gradients, sums)
+                g = self._pull(stride, states.pop(), g, gradients, sums, ends, start)
                 yield stride.first
+            ends.keep(first, start)
+        ends.over()
         return g
 
     def _over(self, stride: Stride, y: Leaves) -> Leaves:
         return self.strides.run("forth", forth, stride, self.live(stride), (y,))[0]
 
-    def _pull(self, stride: Stride, y: Leaves, g: AnyLeaves, gradients: dict[int, AnyLeaves], sums: Sums) -> AnyLeaves:
-        (g,) = self.pulled("pull", _pull, stride, sums, y, _laid(g))
+    def _over_again(self, first: int, last: int, y: Leaves) -> Leaves:
+        for stride in self.strides.list:
+            if first <= stride.first <= last:
+                y = self._over(stride, _laid(y))
+        return y
+
+    def _pull(
+        self,
+        stride: Stride,
+        y: Leaves,
+        g: AnyLeaves,
+        gradients: dict[int, AnyLeaves],
+        sums: Sums,
+        ends: KnownEnds,
+        start: Leaves,
+    ) -> AnyLeaves:
+        g, end = self.pulled("pull", _pull, stride, sums, y, _laid(g))
+        ends.reached(stride.end - 1, start, end)
         return _met(gradients, stride.first, g)
 
 
 def _pull(kind: Kind) -> Any:
     count, trees = kind.count, kind.trees
 
-    def stride_pull(stride: Any, numbers: Any, live: Live, y: Leaves, g: Leaves) -> tuple[Leaves, Live]:
+    def stride_pull(stride: Any, numbers: Any, live: Live, y: Leaves, g: Leaves) -> tuple[Leaves, Leaves, Live]:
         inside = Inside("plan", trees, stride, numbers, live)
 
         def over(y: Leaves, live: Live) -> Leaves:
@@ -309,9 +342,10 @@ def _pull(kind: Kind) -> Any:
                 y = add(y, inside.increment(n, y, live))
             return y
 
-        vjp: Any = torch.func.vjp(over, y, live)[1]
+        pulled: Any = torch.func.vjp(over, y, live)
+        end, vjp = pulled
         below, parts = vjp(g)
-        return _contiguous(below), parts
+        return _contiguous(below), _contiguous(end), parts
 
     return stride_pull
 
@@ -409,17 +443,24 @@ class Retrace(Passage):
     """`reversible.Retrace` by strides."""
 
     method: Reversible
+    back_by = 1
 
     def keeps(self, run: Run) -> Iterable[int]:
         return ()
+
+    def witness(self, run: Run) -> int:
+        return self.strides.list[-1].first
 
     def back(self, run: Run, saved: SavedStates, gradients: dict[int, AnyLeaves], sums: Sums) -> Steps:
         solver, pair = run.solver, contiguous(saved.pair)
         assert isinstance(solver, ReversibleSolver)
         zero = zeros(pair[0])
         g = contiguous(solver.cotangents(gradients.get(run.grid.steps, zero), zero))
+        errors, last = StepErrors(run), pair[0]
         for stride in reversed(self.strides.list):
             pair, g = self.pulled("retrace", _retrace, stride, sums, pair, g)
+            if saved.known is not None and stride.first == self.witness(run):
+                add_strayed(errors, stride.first, pair[0], saved.known, last)
             if stride.first in gradients:
                 g = (add(g[0], _laid(gradients[stride.first])), *g[1:])
             yield stride.first
@@ -428,7 +469,6 @@ class Retrace(Passage):
             y, defect, gradient = self.pulled("origin", _origin, first, sums, pair, g)
         else:
             y, defect, gradient = solver.origin(_no_field, run.grid.size(0), pair, g)
-        errors = StepErrors(run)
         errors.add(relative(defect, sized(y, saved.pair[0])), -1)
         certify(self.stats, self.alarm, errors)
         return gradient
