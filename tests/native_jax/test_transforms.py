@@ -307,6 +307,10 @@ def test_forward_mode_through_an_adjoint_is_an_error_and_through_backprop_is_rig
 
     with pytest.raises(UnsupportedError, match=r"forward mode.*backprop"):
         jax.jvp(lambda x: final(x, gradient), (1.0,), (1.0,))
+    # rows of tangents, which are refused before JAX refuses the rule of the solve
+    for function in (jax.jacfwd(jax.jit(final, static_argnums=1)), jax.jit(jax.jacfwd(final), static_argnums=1)):
+        with pytest.raises(UnsupportedError, match=r"forward mode.*backprop"):
+            jax.make_jaxpr(function, static_argnums=1)(1.0, gradient)
     _, tangent = jax.jvp(lambda x: final(x, "backprop"), (1.0,), (1.0,))
     assert tangent == pytest.approx(float(jax.grad(final)(1.0, "backprop")), rel=1e-12)
 

@@ -131,7 +131,7 @@ def _look_at(program: Jaxpr, state: slice, levels: Sequence[float | None]) -> bo
         for n in floating if place.s else ():
             size = float(np.linalg.norm(moved[n])) / max(moved[n].size, 1) ** 0.5
             way = place.s * (size or 1.0) * _normal(moved[n], ways)
-            moved[n] = moved[n] + way.astype(moved[n].dtype)
+            moved[n] = np.asarray(moved[n]) + way.astype(moved[n].dtype)  # by NumPy: JAX would trace the sum
         try:
             with jax.ensure_compile_time_eval():
                 out, sides = jax.device_get(run(moved))

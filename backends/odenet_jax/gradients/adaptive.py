@@ -70,7 +70,8 @@ def solve_adaptive(problem: Problem, methods: Callable[[Stats], BackwardPass], p
         else:
             _require_room(dense, problem, leaves)
         if span.every:
-            nodes = first.record.nodes[:steps] if steps else None
+            kept = first.record.nodes
+            nodes = kept[:steps] if steps and kept is not None else None
     result, event = solver.solve(leaves, ts, Keep(dense=dense), probe, differentiable=True, offsets=nodes)
     if nodes is not None:
         ts = jax.vmap(solver.line.clock.time)(nodes)

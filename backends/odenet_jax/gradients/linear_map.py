@@ -208,7 +208,7 @@ def reverse_only(tree: Tree, gradient: str) -> Tree:
 
     @identity.defjvp
     def rule(primals: Any, tangents: Any) -> Any:
-        return primals[0], _reverse.bind(tangents[0], gradient=gradient)
+        return primals[0], _reverse.bind(tangents[0], jax.lax.stop_gradient(primals[0]), gradient=gradient)
 
     return jax.tree.map(lambda leaf: identity(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, tree)
 
@@ -221,14 +221,24 @@ def refuse_forward(gradient: str, *, drop_in: bool = False) -> None:
 
 
 @_reverse.def_impl
-def _refused(tangent: Any, *, gradient: str) -> Any:
+def _refused(tangent: Any, value: Any, *, gradient: str) -> Any:
     refuse_forward(gradient)
 
 
-_reverse.def_abstract_eval(lambda tangent, **_: tangent)
+def _reverse_rows(values: Any, axes: Any, *, gradient: str) -> tuple[Any, Any]:
+    """Tangents of rows where the values have none are those of `jax.jacfwd`: under `jax.jit` JAX would go on to refuse
+    the solve's `custom_vjp` in words of its own, before this is run. In reverse mode rows have both."""
+    by_tangent, by_value = axes
+    if by_tangent is not None and by_value is None:
+        refuse_forward(gradient)
+    return _reverse.bind(*values, gradient=gradient), by_tangent
+
+
+_reverse.def_abstract_eval(lambda tangent, value, **_: tangent)
 mlir.register_lowering(_reverse, mlir.lower_fun(_refused, multiple_results=False))
-ad.deflinear2(_reverse, lambda cotangent, _, **__: [cotangent])
-batching.primitive_batchers[_reverse] = lambda values, axes, **parameters: (
-    _reverse.bind(*values, **parameters),
-    axes[0],
+ad.primitive_jvps[_reverse] = lambda primals, tangents, *, gradient: (
+    _reverse.bind(*primals, gradient=gradient),
+    tangents[0] if type(tangents[0]) is ad.Zero else _reverse.bind(tangents[0], primals[1], gradient=gradient),
 )
+ad.primitive_transposes[_reverse] = lambda cotangent, *_, **__: [cotangent, None]
+batching.primitive_batchers[_reverse] = _reverse_rows
