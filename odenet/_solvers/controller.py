@@ -170,7 +170,7 @@ def _check_tolerance(name: str, value: Any) -> None:
         raise InputError(f"{name}={shown(value)}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
         kind = str(getattr(leaf, "dtype", ""))
-        if kind and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
+        if (kind or hasattr(leaf, "shape")) and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
             if "bool" in kind or "complex" in kind or getattr(leaf, "is_nested", False):
                 raise InputError(
                     f"{name} is a {type(leaf).__name__} of {kind}", "numbers of at least 0, or arrays of them"
@@ -203,12 +203,13 @@ def _times(name: str, values: Any) -> tuple[float, ...]:
         values = values if isinstance(values, (str, bytes, dict)) else list(values)
         if isinstance(values, (str, bytes, dict)) or any(isinstance(t, (str, bytes)) for t in values):
             raise TypeError
-        times = tuple(sorted(float(t) for t in values))
+        moving = any(getattr(t, "requires_grad", False) for t in values)  # of torch
+        times = () if moving else tuple(sorted(float(t) for t in values))
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise GridError(f"{name}={shown(values)}", "a list or 1-d array of times known before the solve") from error
     if not all(map(math.isfinite, times)):
         raise GridError(f"{name}={times}", "finite times")
-    if any(getattr(t, "requires_grad", False) for t in values):  # of torch
+    if moving:
         raise GridError(
             f"{name} has a time that needs a gradient",
             "times that need none: steps end there, and do not move with them",

@@ -155,3 +155,15 @@ def test_a_gradient_of_a_gradient_through_the_drop_in(x64):
     at = START, jnp.array([0.3, -0.7]), jnp.array([0.0, 0.4, 1.0])
     for one, other in zip(*(jax.jit(of(each))(*at) for each in (odeint, theirs)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("condition", [lambda t, y: (y < 0.7) * 1.0, lambda t, y: jnp.sign(y - 0.7)])
+def test_an_event_whose_condition_is_flat_has_no_derivative(condition):
+    """NaN, as of a boolean: nothing tells how fast it is approached."""
+
+    def met(y):
+        found = solve(lambda t, y: -y, y, t1=2.0, rtol=1e-6, event=Event(condition))
+        return found.event_t, found.y1
+
+    by_reverse, by_forward = jax.grad(lambda y: met(y)[0]), jax.jvp(met, (1.0,), (1.0,))[1]
+    assert np.isnan([by_reverse(1.0), *by_forward]).all()
