@@ -3,6 +3,8 @@
 Only `+ * / **` and the three operations of an `Arithmetic`: the same lines decide about Python floats (torch, one host
 read a step), about a tensor of step sizes (one a sample) and about traced numbers (JAX's while loop).
 
+Over 250 lines: the options of a controller stand beside what they mean to it, with their checks.
+
 Soderlind 2003, "Digital filters in adaptive time-stepping"; Hairer, Norsett, Wanner I, section II.4.
 """
 
@@ -170,11 +172,11 @@ def _check_tolerance(name: str, value: Any) -> None:
         raise InputError(f"{name}={shown(value)}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
         kind = str(getattr(leaf, "dtype", ""))
-        if (kind or hasattr(leaf, "shape")) and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
-            if "bool" in kind or "complex" in kind or getattr(leaf, "is_nested", False):
-                raise InputError(
-                    f"{name} is a {type(leaf).__name__} of {kind}", "numbers of at least 0, or arrays of them"
-                )
+        if (
+            "bool" in kind or "complex" in kind or getattr(leaf, "is_nested", False)
+        ):  # nested: of torch, without a shape
+            raise InputError(f"{name} is a {type(leaf).__name__} of {kind}", "numbers of at least 0, or arrays")
+        if hasattr(leaf, "shape") and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
             continue  # arrays are the backend's
         if not _is_number(leaf) or not 0 <= leaf < math.inf:
             raise InputError(f"{name}={shown(value)}", "numbers of at least 0, or arrays of them")
@@ -210,11 +212,8 @@ def _times(name: str, values: Any) -> tuple[float, ...]:
     if not all(map(math.isfinite, times)):
         raise GridError(f"{name}={times}", "finite times")
     if moving:
-        raise GridError(
-            f"{name} has a time that needs a gradient",
-            "times that need none: steps end there, and do not move with them",
-            "take time.detach(); or solve up to that time and on from it, whose t1 and t0 may need one",
-        )
+        remedy = "take time.detach(); or solve up to that time and on from it, whose t1 and t0 may need one"
+        raise GridError(f"{name} has a time that needs a gradient", "times that need none, of which steps know", remedy)
     return times
 
 
