@@ -3,6 +3,8 @@
 Only `+ * / **` and the three operations of an `Arithmetic`: the same lines decide about Python floats (torch, one host
 read a step), about a tensor of step sizes (one a sample) and about traced numbers (JAX's while loop).
 
+Over 250 lines: the options of a controller stand beside what they mean to it, with their checks.
+
 Soderlind 2003, "Digital filters in adaptive time-stepping"; Hairer, Norsett, Wanner I, section II.4.
 """
 
@@ -170,11 +172,11 @@ def _check_tolerance(name: str, value: Any) -> None:
         raise InputError(f"{name}={shown(value)}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
         kind = str(getattr(leaf, "dtype", ""))
-        if kind and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
-            if "bool" in kind or "complex" in kind or getattr(leaf, "is_nested", False):
-                raise InputError(
-                    f"{name} is a {type(leaf).__name__} of {kind}", "numbers of at least 0, or arrays of them"
-                )
+        if (
+            "bool" in kind or "complex" in kind or getattr(leaf, "is_nested", False)
+        ):  # nested: of torch, without a shape
+            raise InputError(f"{name} is a {type(leaf).__name__} of {kind}", "numbers of at least 0, or arrays")
+        if hasattr(leaf, "shape") and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
             continue  # arrays are the backend's
         if not _is_number(leaf) or not 0 <= leaf < math.inf:
             raise InputError(f"{name}={shown(value)}", "numbers of at least 0, or arrays of them")
@@ -203,17 +205,15 @@ def _times(name: str, values: Any) -> tuple[float, ...]:
         values = values if isinstance(values, (str, bytes, dict)) else list(values)
         if isinstance(values, (str, bytes, dict)) or any(isinstance(t, (str, bytes)) for t in values):
             raise TypeError
-        times = tuple(sorted(float(t) for t in values))
+        moving = any(getattr(t, "requires_grad", False) for t in values)  # of torch
+        times = () if moving else tuple(sorted(float(t) for t in values))
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise GridError(f"{name}={shown(values)}", "a list or 1-d array of times known before the solve") from error
     if not all(map(math.isfinite, times)):
         raise GridError(f"{name}={times}", "finite times")
-    if any(getattr(t, "requires_grad", False) for t in values):  # of torch
-        raise GridError(
-            f"{name} has a time that needs a gradient",
-            "times that need none: steps end there, and do not move with them",
-            "take time.detach(); or solve up to that time and on from it, whose t1 and t0 may need one",
-        )
+    if moving:
+        remedy = "take time.detach(); or solve up to that time and on from it, whose t1 and t0 may need one"
+        raise GridError(f"{name} has a time that needs a gradient", "times that need none, of which steps know", remedy)
     return times
 
 

@@ -55,6 +55,7 @@ def test_a_condition_that_cannot_be_used_is_refused_by_name(thorough):
         odenet.Event(lambda t, y: y, subintervals=0)
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("peer", ["scipy", "torchdiffeq", "diffrax"])
 def test_what_a_condition_returns_is_right_or_refused_on_every_peer(peer):
     """A cosine is below zero from pi / 2 on; a peer looks for the zeros of numbers, and may not take anything else."""
@@ -80,3 +81,30 @@ def test_what_a_condition_returns_is_right_or_refused_on_every_peer(peer):
         if peer != "diffrax":  # which compiles a solve for it, and gives no reason of its own
             with pytest.raises(odenet.SolveError, match="condition is NaN"):
                 end(lambda t, y: y[0] * math.nan)
+=======
+FLAGS = {
+    "of floats": lambda t, y: (y > 0.3) * 1.0,
+    "of whole numbers": lambda t, y: (y > 0.3) * 1,
+    "downwards": lambda t, y: (y > 0.3) * -1.0,
+    "a staircase": lambda t, y: y // 0.3,
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_number_that_is_made_of_a_boolean_ends_the_solve_where_it_changes(thorough, name):
+    """It is zero, and then one: it has been neither above nor below zero before."""
+    solution = ended(thorough, FLAGS[name])
+    assert solution.result is odenet.Result.EVENT
+    assert float(solution.event_t) == pytest.approx(0.3, abs=1e-12)
+
+
+def test_of_a_number_that_is_made_of_a_boolean_the_direction_counts(thorough):
+    event = odenet.Event(FLAGS["of floats"], direction=-1)
+    assert ended(thorough, event).result is odenet.Result.SUCCESS
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0**10])
+def test_a_continuous_condition_that_begins_at_zero_has_no_sign_before(thorough, scale):
+    """2^10 y is a whole number at each look."""
+    assert ended(thorough, lambda t, y: scale * y).result is odenet.Result.SUCCESS
+>>>>>>> h3

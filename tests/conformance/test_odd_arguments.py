@@ -8,6 +8,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from torch.nn import UninitializedParameter
 
 import odenet
 from odenet import DtypeError, GridError, InputError, SolveError
@@ -110,3 +111,39 @@ def test_an_event_that_never_occurs_while_nothing_moves(size):
     y0, never = torch.full((2,), size, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
     with pytest.raises(SolveError, match="event_fn"):
         odeint_event(decay, y0, never, event_fn=lambda t, y: y[0] - 0.8, odeint_interface=odeint)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "value",
+    [lambda: torch.ones(1).to_sparse(), lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])],
+    ids=["sparse", "nested"],
+)
+@pytest.mark.parametrize("name", ["t0", "t1", "rtol", "atol"])
+def test_options_without_one_value_are_refused(name, value):
+    grid = {"steps": 4} if name.startswith("t") else {"rtol": 1e-3}
+    with pytest.raises(InputError, match=name):
+        odenet.solve(decay, torch.ones(2), **{**grid, name: value()})
+    if name == "t0":
+        with pytest.raises(InputError, match="t is"):
+            odeint(decay, torch.ones(2), value())
+
+
+def test_options_of_another_kind_are_refused():
+    for name, value in {"rtol": torch.tensor(True), "atol": torch.tensor(1e-3j), "steps": torch.tensor(True)}.items():
+        with pytest.raises(InputError, match=name):
+            odenet.solve(decay, torch.ones(2), **{name: value})
+    for verb, y0 in ((odenet.solve, np.ma.array([1.0, 2.0], mask=[False, True])), (odeint, UninitializedParameter())):
+        more = {"steps": 4, "backend": "torch"} if verb is odenet.solve else {"t": torch.tensor([0.0, 1.0])}
+        with pytest.raises(InputError, match=r"masked|lazy"):
+            verb(decay, y0, **more)
+
+
+@pytest.mark.parametrize("choice", ["event", "dense", "ts", "step_t", "jump_t"])
+def test_what_rows_of_their_own_steps_cannot_have_is_named(choice):
+    control = {choice: [0.5]} if choice.endswith("_t") else {}
+    more = {"event": {"event": lambda t, y: y}, "dense": {"dense": True}, "ts": {"ts": "all"}}.get(choice, {})
+    with pytest.raises(odenet.UnsupportedError, match=rf"^{choice}[^,]* with per_sample"):
+        odenet.solve(
+            decay, torch.ones(2, 1), control=odenet.PIDController(rtol=1e-3, per_sample=True, **control), **more
+        )

@@ -187,6 +187,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
             "WithoutRate",
             "at_event",
             "crossing",
+            "flat",
             "from_start",
             "moved",
             "moves",

@@ -218,3 +218,18 @@ def _of_row(model, probe, x, i):
         factor = jnp.linspace(0.2, 2.0, len(x))[i]
         return eqx.tree_at(lambda stack: stack.blocks.a, model.stack, factor * model.stack.blocks.a)(x[0], probe=probe)
     return model.stack(x[i], probe=probe)
+
+
+def test_rows_that_read_each_other_are_said_as_those_of_one_state(x64):
+    """All of the error is in the last step, where the solution grows."""
+
+    def alone(y):
+        return odenet.solve(
+            lambda t, y: jnp.tanh(y) + jax.lax.pmean(y**2, "rows"), y, gradient="continuous-adjoint", **by
+        )
+
+    by = {"t1": 0.5, "steps": 8, "solver": "heun"}
+    y0 = jnp.array([[1.0, 2.0], [3.0, 0.5], [0.3, 1.0]])
+    ((category, text),) = said_by(jax.grad(lambda y: (jax.vmap(alone, axis_name="rows")(y).y1 ** 2).sum()), y0)
+    assert category is odenet.UselessGradientWarning
+    assert "step 7 of 8" in text

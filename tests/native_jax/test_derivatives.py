@@ -157,6 +157,7 @@ def test_a_gradient_of_a_gradient_through_the_drop_in(x64):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+<<<<<<< HEAD
 @jax.custom_vjp
 def _turned(w, y):
     """A function that JAX has no tangents of."""
@@ -186,3 +187,15 @@ def test_the_time_of_an_event_where_the_field_has_a_backward_pass_alone():
             for turned in (_turned, lambda w, y: jnp.tanh(w @ y))
         )
         np.testing.assert_allclose(there, expected, rtol=1e-4)
+=======
+@pytest.mark.parametrize("condition", [lambda t, y: (y < 0.7) * 1.0, lambda t, y: jnp.sign(y - 0.7)])
+def test_an_event_whose_condition_is_flat_has_no_derivative(condition):
+    """NaN, as of a boolean: nothing tells how fast it is approached."""
+
+    def met(y):
+        found = solve(lambda t, y: -y, y, t1=2.0, rtol=1e-6, event=Event(condition))
+        return found.event_t, found.y1
+
+    by_reverse, by_forward = jax.grad(lambda y: met(y)[0]), jax.jvp(met, (1.0,), (1.0,))[1]
+    assert np.isnan([by_reverse(1.0), *by_forward]).all()
+>>>>>>> h3

@@ -139,3 +139,16 @@ def test_a_counter_of_the_users_counts_both_ways():
     net = Counting()
     gradient(odeint_adjoint, net, T, method="euler")
     assert net.calls == 8
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4", "dopri5", "explicit_adams", "implicit_adams", "scipy_solver"])
+@pytest.mark.parametrize("call", [odeint, functools.partial(odeint_adjoint, adjoint_params=())])
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")  # by torchdiffeq
+def test_a_func_may_write_on_the_time_that_it_is_given(call, method):
+    def writes(t, y):
+        t.add_(0.3)
+        return torch.tanh(y) * t
+
+    y0 = torch.tensor([1.0, 0.5])
+    right = call(lambda t, y: torch.tanh(y) * (t + 0.3), y0, T, method=method)
+    assert torch.equal(call(writes, y0, T, method=method), right)

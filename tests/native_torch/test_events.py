@@ -121,3 +121,41 @@ def test_the_drop_in_refuses_the_gradient_of_a_booleans_time(interface):
     )
     with pytest.raises(GradientError, match="boolean"):
         event_t.backward()
+
+
+FLAT = {
+    "float": lambda t, y: (y < 0.25).float(),
+    "where": lambda t, y: torch.where(y < 0.25, -1.0, 1.0),
+    "detached": lambda t, y: y.detach() - 0.25,
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_the_gradient_of_an_event_whose_condition_has_no_graph_is_refused(name):
+    field = Decay()
+    start, choices = torch.ones(1), {"t1": 5.0, "rtol": 1e-5, "event": FLAT[name]}
+    solution = odenet.solve(lambda t, y: field(t, y), start, **choices)
+    for result in (solution.event_t, solution.y1.sum()):
+        with pytest.raises(GradientError, match="without a graph"):
+            result.backward(retain_graph=True)
+    if name != "float":  # at zero where torchdiffeq's call begins: that is its event
+        event_t, _ = odeint_event(field, start, torch.tensor(0.0), event_fn=FLAT[name])
+        with pytest.raises(GradientError, match="without a graph"):
+            event_t.backward()
+
+
+def test_an_event_of_the_time_alone_has_the_gradient_of_a_fixed_time():
+    field = Decay()
+    odenet.solve(lambda t, y: field(t, y), torch.ones(1), rtol=1e-6, event=lambda t, y: t - 0.5).y1.sum().backward()
+    assert field.rate.grad.item() == pytest.approx(-0.5 * math.exp(-1.0), rel=1e-4)
+
+
+@pytest.mark.parametrize("made", [torch.zeros(1, device="meta"), torch.ones(1).to_sparse()])
+def test_a_condition_without_values_is_refused_in_words(made):
+    with pytest.raises(odenet.InputError, match="cannot be read"):
+        rises(lambda t, y: made)
+
+
+def test_an_event_over_an_empty_batch_is_that_of_the_time():
+    event_t, _ = odeint_event(lambda t, y: -y, torch.ones(0, 3), torch.tensor(0.0), event_fn=lambda t, y: t - 0.5)
+    assert event_t.item() == pytest.approx(0.5)

@@ -252,3 +252,42 @@ def test_a_node_that_was_recorded_before_is_called_by_its_class() -> None:
     outer = Scaled.apply(torch.ones(3), torch.tensor(0.7, requires_grad=True))
     with pytest.raises(GradientError, match=r"computed outside of it \(by ScaledBackward\)"):
         solve(lambda t, y: y * outer, torch.ones(3), steps=2, gradient="discrete-adjoint")
+
+
+class Detached(Energy):
+    """As `Energy`, of a copy that the field makes of its state: a leaf of the evaluation's own."""
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = y.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.net(at).sum(), at, create_graph=True)
+        return slope.flip(-1) - y
+
+
+@pytest.mark.parametrize(
+    ("method", "choices"),
+    [(m, FIXED) for m in METHODS] + [(m, ADAPTIVE) for m in METHODS if "segments" not in m],
+)
+def test_a_leaf_that_the_field_makes_for_itself_is_none_that_it_closes_over(method: str, choices: Any) -> None:
+    found = []
+    for gradient in ("backprop", method):
+        field = Detached("")
+        y = torch.tensor([[0.5, -0.3], [1.0, 0.2]], dtype=torch.float64, requires_grad=True)
+        solve(field, y, gradient=gradient, **choices).y1.square().sum().backward()
+        found.append(
+            torch.cat([y.grad.flatten(), *(p.grad.flatten() for p in field.parameters() if p.grad is not None)])
+        )
+    assert torch.allclose(*found, rtol=0.0, atol=2e-3 * found[0].norm().item())
+
+
+def test_a_leaf_that_is_kept_is_one_that_the_field_closes_over() -> None:
+    kept: list[Tensor] = []
+    net = Energy("").net
+
+    def keeps(t: Tensor, y: Tensor) -> Tensor:
+        kept.append(y.detach().requires_grad_())
+        return torch.tanh(kept[-1]) * net(y)
+
+    y = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(GradientError):
+        solve(keeps, y, gradient="checkpoint:states=2", **FIXED).y1.sum().backward()

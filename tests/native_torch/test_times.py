@@ -262,3 +262,13 @@ def test_what_has_no_derivative_by_a_time_refuses_one():
             odenet.solve(field, torch.ones(3, 1), control=rows, **times)
     with pytest.raises(odenet.UnsupportedError, match=r"with respect to a time.*torchdiffeq"):
         odenet.solve(field, torch.ones(3), t1=t1, steps=4, backend="torchdiffeq")
+
+
+@pytest.mark.parametrize("name", ["jump_t", "step_t"])
+@pytest.mark.filterwarnings("error")
+def test_times_of_steps_that_need_a_gradient_are_refused(name):
+    """It is not zero, and steps that end there do not give it."""
+    at = torch.tensor(0.4, requires_grad=True)
+    for times in ([at], torch.stack([at, 2 * at])):
+        with pytest.raises(odenet.GridError, match="needs a gradient"):
+            odenet.PIDController(rtol=1e-6, **{name: times})

@@ -190,7 +190,7 @@ def require_like(value: Any, y: Any) -> None:
 def require_arrays(value: Any) -> None:
     """Raises StateError for a slope with a leaf that is no array; called before JAX is asked to trace it."""
     for leaf in jax.tree.leaves(value):
-        if not isinstance(leaf, (jax.Array, np.ndarray)):
+        if not isinstance(leaf, (jax.Array, np.ndarray)) or isinstance(leaf, np.ma.MaskedArray):
             # a builtin's name: JAX has a float of its own
             kind = next((kind for kind in type(leaf).__mro__ if kind.__module__ == "builtins"), type(leaf))
             name = type(leaf).__name__ if kind is object else kind.__name__

@@ -163,9 +163,10 @@ class Watch:
         value = self.event.condition(t, self.layout.call(y))
         try:
             entries = jnp.asarray(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"an event's condition returned a {type(value).__name__} ({error})", _ALLOWED) from error
-        if jnp.iscomplexobj(entries) or not entries.size:
+        real = any(jnp.issubdtype(entries.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+        if not real or not entries.size:
             raise InputError(f"an event's condition of shape {entries.shape} and {entries.dtype}", _ALLOWED)
         return entries.reshape(-1)
 

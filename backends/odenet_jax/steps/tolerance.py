@@ -105,7 +105,10 @@ def _each(name: str, value: Any, layout: Layout, like: Leaves) -> tuple[Any, ...
     bounds: list[Any] = []
     for bound, leaf in zip(leaves, like, strict=True):
         if not _is_array(bound):
-            bounds.append(float(bound))
+            try:
+                bounds.append(float(bound))
+            except TypeError:  # a shape without numbers
+                raise InputError(f"{name} holds a {type(bound).__name__}", "real numbers of at least 0") from None
             continue
         if not any(jnp.issubdtype(bound.dtype, kind) for kind in (jnp.floating, jnp.integer)):
             raise InputError(f"{name} holds an array of {bound.dtype}", "real numbers of at least 0")

@@ -316,6 +316,7 @@ class _SideResult(torch.autograd.Function):
             f"the gradient of {ctx.place}: a tensor that the field kept beside what it returned, in a forward pass "
             "that keeps no graph",
             "losses of what the solve returns",
-            "take gradient='backprop', or with equal steps gradient='checkpoint' (every step, or segments=), where "
-            "such a tensor has its gradient; make it part of the state; or detach() it",
+            "take gradient='backprop' (odeint in the place of odeint_adjoint), or with equal steps "
+            "gradient='checkpoint' (every step, or segments=), where such a tensor has its gradient; make it part of "
+            "the state; or detach() it",
         )

@@ -144,6 +144,8 @@ def layout(y0: Any) -> tuple[Layout, Leaves]:
 def _tensor(path: str, leaf: Any) -> Tensor:
     tensor = leaf
     if not isinstance(leaf, Tensor):
+        if isinstance(leaf, np.ma.MaskedArray):
+            array_of_numbers(f"y0 {path}", leaf)
         try:
             plain = float(leaf) if type(leaf) is int else leaf
             plain = np.asarray(plain, order="C") if isinstance(plain, np.ndarray) else plain

@@ -133,8 +133,8 @@ class WithoutRate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         if any(bool(g.any()) for g in gradients):  # NaN is true
             raise GradientError(
-                "the time, or the state, of an event whose condition is a boolean, or a number without a graph (as that of "
-                "(y < 0).float() or y.detach()), has no derivative",
+                "the time, or the state, of an event whose condition is a boolean, or a number without a graph (as is "
+                "that of (y < 0).float() or y.detach()), has no derivative",
                 "a condition that is a real number and changes with the state",
                 "write y < 0 as the number y, with direction=-1",
             )
