@@ -55,7 +55,6 @@ def test_a_condition_that_cannot_be_used_is_refused_by_name(thorough):
         odenet.Event(lambda t, y: y, subintervals=0)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("peer", ["scipy", "torchdiffeq", "diffrax"])
 def test_what_a_condition_returns_is_right_or_refused_on_every_peer(peer):
     """A cosine is below zero from pi / 2 on; a peer looks for the zeros of numbers, and may not take anything else."""
@@ -81,7 +80,8 @@ def test_what_a_condition_returns_is_right_or_refused_on_every_peer(peer):
         if peer != "diffrax":  # which compiles a solve for it, and gives no reason of its own
             with pytest.raises(odenet.SolveError, match="condition is NaN"):
                 end(lambda t, y: y[0] * math.nan)
-=======
+
+
 FLAGS = {
     "of floats": lambda t, y: (y > 0.3) * 1.0,
     "of whole numbers": lambda t, y: (y > 0.3) * 1,
@@ -107,4 +107,3 @@ def test_of_a_number_that_is_made_of_a_boolean_the_direction_counts(thorough):
 def test_a_continuous_condition_that_begins_at_zero_has_no_sign_before(thorough, scale):
     """2^10 y is a whole number at each look."""
     assert ended(thorough, lambda t, y: scale * y).result is odenet.Result.SUCCESS
->>>>>>> h3

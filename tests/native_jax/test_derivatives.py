@@ -157,7 +157,6 @@ def test_a_gradient_of_a_gradient_through_the_drop_in(x64):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-<<<<<<< HEAD
 @jax.custom_vjp
 def _turned(w, y):
     """A function that JAX has no tangents of."""
@@ -187,7 +186,8 @@ def test_the_time_of_an_event_where_the_field_has_a_backward_pass_alone():
             for turned in (_turned, lambda w, y: jnp.tanh(w @ y))
         )
         np.testing.assert_allclose(there, expected, rtol=1e-4)
-=======
+
+
 @pytest.mark.parametrize("condition", [lambda t, y: (y < 0.7) * 1.0, lambda t, y: jnp.sign(y - 0.7)])
 def test_an_event_whose_condition_is_flat_has_no_derivative(condition):
     """NaN, as of a boolean: nothing tells how fast it is approached."""
@@ -198,4 +198,3 @@ def test_an_event_whose_condition_is_flat_has_no_derivative(condition):
 
     by_reverse, by_forward = jax.grad(lambda y: met(y)[0]), jax.jvp(met, (1.0,), (1.0,))[1]
     assert np.isnan([by_reverse(1.0), *by_forward]).all()
->>>>>>> h3
