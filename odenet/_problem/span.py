@@ -1,4 +1,7 @@
-"""The times of an adaptive solve, whose steps are the solver's own choice, and events that end it."""
+"""The times of an adaptive solve, whose steps are the solver's own choice, and events that end it.
+
+Over 250 lines: half of it says what an event's condition means, and checks it and the times.
+"""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},
     ),
     "gradients/certificate.py": (
-        {"ErrorReport", "StepErrors", "compared_whole", "jumping", "norms", "joined", "together"},
+        {"anywhere", "ErrorReport", "StepErrors", "compared_whole", "jumping", "norms", "joined", "together"},
         {"on_top", "root", "tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),

@@ -208,7 +208,9 @@ def reverse_only(tree: Tree, gradient: str) -> Tree:
 
     @identity.defjvp
     def rule(primals: Any, tangents: Any) -> Any:
-        return primals[0], _reverse.bind(tangents[0], jax.lax.stop_gradient(primals[0]), gradient=gradient)
+        # not the value itself, which would be kept for the backward pass: one number, which is of rows where that is
+        value = jnp.sum(jax.lax.stop_gradient(primals[0]))
+        return primals[0], _reverse.bind(tangents[0], value, gradient=gradient)
 
     return jax.tree.map(lambda leaf: identity(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, tree)
 

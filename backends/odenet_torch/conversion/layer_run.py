@@ -27,7 +27,7 @@ from odenet.kit import solver as solver_named
 from odenet_torch.conversion.call_modes import WAYS
 from odenet_torch.conversion.measured import MeasuredError
 from odenet_torch.field.field import Field, Stand
-from odenet_torch.field.kinks import kinked
+from odenet_torch.field.kinks import kinked, perhaps
 from odenet_torch.field.state import layout
 from odenet_torch.gradients.certificate import Norms, StepErrors, certify, joined, together
 from odenet_torch.steps.fixed import Run
@@ -56,7 +56,7 @@ class _Layers(Field):
         self.by_step = dict(errors)
 
     def seen(self, by: Callable[..., bool]) -> bool | None:
-        return any(vars(layer)[WAYS].kinked for layer in self.by_step.values()) if by is kinked else None
+        return any(vars(layer)[WAYS].kinked for layer in self.by_step.values()) if by in (kinked, perhaps) else None
 
     def __call__(self, t: Any, y: Any, n: int, position: float, steps: int, stand: Stand | None = None) -> Any:
         raise AssertionError("layers are called by the model")

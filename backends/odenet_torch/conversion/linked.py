@@ -31,7 +31,7 @@ from odenet_torch.field import random_state
 from odenet_torch.field.differentiating import record, several_at_once
 from odenet_torch.field.field import Field, Stand, now, unique
 from odenet_torch.field.half_precision import HALF
-from odenet_torch.field.kinks import kinked
+from odenet_torch.field.kinks import kinked, perhaps
 from odenet_torch.field.memory import written
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.state import Layout, Leaves, layout
@@ -141,7 +141,7 @@ class Branches(Field):
         return value
 
     def seen(self, by: Callable[..., bool]) -> bool | None:
-        return vars(self.link.rerun.layer)[WAYS].kinked if by is kinked else None
+        return vars(self.link.rerun.layer)[WAYS].kinked if by in (kinked, perhaps) else None
 
     def begin(self, y: Tensor) -> Tensor:
         """The state before the layer as the backward pass from `y` found it."""

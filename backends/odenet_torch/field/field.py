@@ -65,8 +65,8 @@ class Field(ABC):
         return ()
 
     def seen(self, by: Callable[..., bool]) -> bool | None:
-        """Whether some of it is so (`jumps.jumps`, `jumps.divides`, `kinks.kinked`), where that is known without asking
-        for each part."""
+        """Whether some of it is so (`jumps.jumps`, `kinks.kinked`, ...), where that is known without asking for
+        each part."""
         return None
 
     def everything(self, steps: int) -> tuple[Tensor, ...]:

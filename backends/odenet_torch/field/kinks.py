@@ -27,6 +27,11 @@ def kinked(root: Any, reached: ReachableObjects | None = None) -> bool:
     return KINKED.some(root, reached)
 
 
+def perhaps(root: Any, reached: ReachableObjects | None = None) -> bool:
+    """Whether some variant of it was, which costs less to tell."""
+    return bool(KINKED) and KINKED.knows(root, reached)
+
+
 def within(watch: Watch) -> bool:
     """Whether an evaluation that was looked at has a kink. What it compares is taken for one where it does not jump."""
     return watch.compares or not _OPERATIONS.isdisjoint(watch.names)

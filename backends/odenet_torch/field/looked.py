@@ -58,7 +58,7 @@ class Looked:
         coarse, fine = variant(reached or reach(root))
         return coarse in known.coarse and (fine in known.fine or len(known.fine) >= _FINE)
 
-    def knows(self, root: Any, reached: ReachableObjects) -> bool:
+    def knows(self, root: Any, reached: ReachableObjects | None) -> bool:
         """Whether it was looked at, be it as another variant."""
         return self._known(root, reached)[0] is not None
 

@@ -128,8 +128,8 @@ def missed(again: Leaves, kept: Leaves, start: Leaves, off: float, *rounded: Cal
             first = sampled_as(kept, start)[i]
             if not (known.is_floating_point() or known.is_complex()):
                 leaf, known, first = leaf.double(), known.double(), first.double()
-            apart = float(torch.linalg.vector_norm(leaf - known))
-            moved, size = (float(torch.linalg.vector_norm(x)) for x in (known - first, known))
+            parts = torch.stack([leaf - known, known - first, known]).reshape(3, -1)
+            apart, moved, size = torch.linalg.vector_norm(parts, dim=1).tolist()
             most = off * moved + ROUNDINGS * torch.finfo(known.dtype).eps * size
             if apart <= most or not math.isfinite(size):  # what is not finite is said elsewhere
                 continue

@@ -129,19 +129,28 @@ def _largest(leaf: Tensor, axes: tuple[int, ...] | None) -> Tensor:
 
 def jumping(run: Run, by: Callable[..., bool] = jumps) -> frozenset[int]:
     """The steps in which f was seen to jump, or to divide (see `field.jumps`)."""
-    replay, steps = run.replay, range(run.grid.steps)
-    known = run.field.seen(by)
-    if known is not None:
-        return frozenset(steps) if known else frozenset()
-
-    def jump(root: Any) -> bool:  # as it was before the forward pass
-        return by(root, None if replay is None else replay.reached(root))
-
-    if replay is not None and any(jump(module) for _, module in replay.noticed):
-        return frozenset(steps)
-    if not any(map(jump, run.field.functions())):
+    steps, jump = range(run.grid.steps), _asked(run, by)
+    if not anywhere(run, by):
         return frozenset()
+    if run.field.seen(by) or (run.replay is not None and any(jump(module) for _, module in run.replay.noticed)):
+        return frozenset(steps)
     return frozenset(n for n in steps if any(jump(root) for _, root in run.field.roots(n, 0.0, len(steps))))
+
+
+def anywhere(run: Run, by: Callable[..., bool]) -> bool:
+    """Whether f was, in any step: with the first part that was so this is known."""
+    known, jump = run.field.seen(by), _asked(run, by)
+    if known is not None:
+        return known
+    if run.replay is not None and any(jump(module) for _, module in run.replay.noticed):
+        return True
+    return any(map(jump, run.field.functions()))
+
+
+def _asked(run: Run, by: Callable[..., bool]) -> Callable[[Any], bool]:
+    """About a part of f as it was before the forward pass."""
+    replay = run.replay
+    return lambda root: by(root, None if replay is None else replay.reached(root))
 
 
 def compared_whole(run: Run) -> bool:

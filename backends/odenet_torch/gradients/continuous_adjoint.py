@@ -31,7 +31,7 @@ from odenet_torch.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_torch.gradients.certificate import SMALL_STATE, Sketch, StepErrors, certify, compared_whole
+from odenet_torch.gradients.certificate import Sketch, StepErrors, certify, compared_whole
 from odenet_torch.gradients.compared_steps import ComparedSteps, LargestMove, kinds
 from odenet_torch.gradients.known_ends import add_strayed, allowed, name
 from odenet_torch.gradients.network_gradient import NetworkGradient
@@ -47,6 +47,8 @@ from odenet_torch.steps.weighted_sum import plus
 
 _FINE = 3
 """Of a method whose steps back miss less than a tenth of what the step forward adds, where those steps are of use."""
+_WHOLE = 1 << 11
+"""Entries: so small a state, of up to 16 KiB, is kept whole to know f by."""
 _MANY = 32
 """Steps, of which one more forward takes less than a hundredth of a pass."""
 Between = Callable[[float, Leaves], Leaves]
@@ -58,7 +60,7 @@ class Costate(Adjoint):
 
     by_steps = False
     back_by = 1
-    known_whole = SMALL_STATE
+    known_whole = _WHOLE
 
     def __init__(self, method: ContinuousAdjoint, solver: AnySolver, stats: Stats) -> None:
         super().__init__(stats)

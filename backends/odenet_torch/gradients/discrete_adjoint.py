@@ -16,7 +16,7 @@ from odenet import DiscreteAdjoint, Problem, Stats
 from odenet.kit import DRIFTED, WHOLE, add, combine, subtract
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field.jumps import against, divides
-from odenet_torch.field.kinks import KINKED, kinked
+from odenet_torch.field.kinks import KINKED, perhaps
 from odenet_torch.field.state import Leaves
 from odenet_torch.gradients import accepted_steps
 from odenet_torch.gradients.adjoint import Adjoint, SavedStates, mark, pulled, read, standing, vjp, zeros
@@ -24,6 +24,7 @@ from odenet_torch.gradients.certificate import (
     Norms,
     Sketch,
     StepErrors,
+    anywhere,
     certify,
     jumping,
     norms,
@@ -114,8 +115,7 @@ class Reversal(Adjoint):
         known = run.settled is not None and run.settled.once(steps)
         jumps = jumping(run)  # their errors are held against increments
         path = Path() if jumps and counted_together(run) else None
-        kinks = run.field.seen(kinked)
-        if (KINKED if kinks is None else kinks) and not jumps:
+        if not jumps and (KINKED or run.field.seen(perhaps)) and anywhere(run, perhaps):
             errors.shares = self.shares = []
         for n in reversed(range(steps)):
             z = saved.states[n] if n in saved.states else self.predict(run, n, y, increments)
