@@ -165,4 +165,5 @@ def test_no_number_is_read_on_the_host_in_the_forward_pass(monkeypatch):
     loss = solve(lambda t, y: torch.sin(y), y0, steps=30, gradient="checkpoint:bits=8").y1.sum()
     assert not reads
     loss.backward()
-    assert len(reads) == 2  # which chains restarted, and what there is to say at the end
+    # which chains restarted, what there is to say at the end, and on the host up to three ends that are looked at
+    assert 2 + 2 <= len(reads) <= 2 + 3
