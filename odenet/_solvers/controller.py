@@ -172,9 +172,8 @@ def _check_tolerance(name: str, value: Any) -> None:
         raise InputError(f"{name}={shown(value)}", "a number, or a tree like the state of numbers or arrays")
     for leaf in leaves:
         kind = str(getattr(leaf, "dtype", ""))
-        if (
-            "bool" in kind or "complex" in kind or getattr(leaf, "is_nested", False)
-        ):  # nested: of torch, without a shape
+        nested = getattr(leaf, "is_nested", False)  # of torch, without a shape
+        if nested or "bool" in kind or "complex" in kind:
             raise InputError(f"{name} is a {type(leaf).__name__} of {kind}", "numbers of at least 0, or arrays")
         if hasattr(leaf, "shape") and not hasattr(leaf, "encode") and not hasattr(leaf, "decode"):
             continue  # arrays are the backend's

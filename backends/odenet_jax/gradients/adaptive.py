@@ -95,9 +95,12 @@ def _require_room(steps: int, problem: Problem, y0: Leaves) -> None:
 
 
 def _memory() -> int:
-    """The bytes of the device that programs run on where nothing else is said; of a CPU those of the machine."""
+    """The bytes of the device that programs run on where nothing else is said; of a CPU those of the machine, where it
+    tells (Windows does not)."""
     of_device = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    return of_device or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if of_device or not hasattr(os, "sysconf"):
+        return of_device or 2**62
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def known(number: Array) -> Any:
