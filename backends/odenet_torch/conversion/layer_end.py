@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.kit import signs, tree_leaves
+from odenet.kit import tree_leaves
 from odenet_torch.field import switches
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.jumps import Watch
 from odenet_torch.field.state import Leaves
-from odenet_torch.field.witness import LIKELY, OFF, OFF_HALF, looks, missed, missing, sample, unlike
+from odenet_torch.field.witness import LIKELY, OFF, OFF_HALF, looks, missed, missing, moved_by, sample, unlike
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ class LayerEnd:
         """
 
         def away(_: int) -> float:
-            places = torch.arange(x.numel(), device=x.device).reshape(x.shape)
-            size = error * float(torch.linalg.vector_norm(x)) / max(x.numel(), 1) ** 0.5
-            other, leaf = _first(again(x + size * signs(places).to(x.dtype))), _first(out)
+            other, leaf = _first(again(moved_by(x, error))), _first(out)
             if other is None or leaf is None:
                 return math.inf
             return LIKELY * float(torch.linalg.vector_norm(other - leaf))
@@ -93,8 +91,7 @@ def _jumps(x: Tensor, run: Callable[[Tensor], Any]) -> bool:
             run(x)
     except RuntimeError:  # it goes back through itself: what it does then is not to be seen
         return True
-    compares = watch.compares or watch.reads
-    return watch.jumps or (compares and switches.jumps((x,), lambda: _numbers(run(x)), hidden=watch.reads))
+    return switches.seen_to_jump(watch, (x,), lambda: _numbers(run(x)))
 
 
 def _numbers(out: Any) -> Leaves:

@@ -619,10 +619,7 @@ class Replay:
         with self._alone(place):  # after the look at what is kept, which it would replace
             self._require_same_unrecorded(name, key, place, out, evaluate, y)
             # the last look, since what an evaluation elsewhere leaves is not to be looked at
-            jump = watch.jumps or (
-                (watch.compares or watch.reads)
-                and switches.jumps(y, lambda: self._quietly(key, place, evaluate), hidden=watch.reads)
-            )
+            jump = switches.seen_to_jump(watch, y, lambda: self._quietly(key, place, evaluate))
         modules = [inner for _, root in fresh for outer in self.reached(root).modules for inner in outer.modules()]
         back = linearity.Pullback(linear=True, jumps=False)
         if seen is not None and (seen.declares or linearity.hooks_a_module(modules)):

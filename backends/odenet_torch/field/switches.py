@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from odenet.kit import switches, tree_leaves
 from odenet_torch.field.half_precision import HALF
+from odenet_torch.field.jumps import Watch
 from odenet_torch.field.state import Leaves
 
 _LONGER = 4
@@ -95,6 +96,12 @@ def jumps(y: Leaves, evaluate: Callable[[], Leaves], *, hidden: bool) -> bool:
     width = max(2.0**-26, *(32 * torch.finfo(leaf.dtype).eps for leaf in y))
     least = switches.COARSE if halves else switches.LEAST
     return switches.jumps(lambda place: look(place) if place.s else start, width, least=least, hidden=hidden)
+
+
+def seen_to_jump(watch: Watch, y: Leaves, evaluate: Callable[[], Leaves]) -> bool:
+    """Whether a block jumps that has run once under a watch; see `jumps`."""
+    compares = watch.compares or watch.reads
+    return watch.jumps or (compares and jumps(y, evaluate, hidden=watch.reads))
 
 
 def elsewhere(y: Leaves, at: Leaves, evaluate: Callable[[], Leaves]) -> Leaves:

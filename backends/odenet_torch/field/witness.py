@@ -160,8 +160,13 @@ def _nudged(leaf: Tensor) -> Tensor:
     """As far from a leaf as rounding may move it. What has 16 bits stays: there more is allowed in any case."""
     if not (leaf.is_floating_point() or leaf.is_complex()) or leaf.dtype in HALF or not leaf.numel():
         return leaf
+    return moved_by(leaf, ROUNDINGS * torch.finfo(leaf.dtype).eps)
+
+
+def moved_by(leaf: Tensor, part: float) -> Tensor:
+    """As far from a leaf as a part of its norm, by numbers of one size and of signs as if by chance."""
     places = torch.arange(leaf.numel(), device=leaf.device).reshape(leaf.shape)
-    size = ROUNDINGS * torch.finfo(leaf.dtype).eps * torch.linalg.vector_norm(leaf.detach()) / leaf.numel() ** 0.5
+    size = part * torch.linalg.vector_norm(leaf.detach()) / leaf.numel() ** 0.5
     return leaf.detach() + size * signs(places).to(leaf.dtype)
 
 
