@@ -202,7 +202,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"AcceptedStep", "AdaptiveLoop", "CompiledTrials", "StepCallbacks", "beside", "lead", "moments"},
         {"LoopState", "finite", "first_size", "judge", "propose", "renewed", "repeat", "start"},
     ),
-    "steps/weighted_sum.py": ({"Buffered", "plus"}, {"choose", "gated"}),
+    "steps/weighted_sum.py": ({"Buffered", "SlopeRows", "plus"}, {"choose", "gated"}),
     "gradients/accepted_steps.py": (
         {"joined", "once", "plain", "solve"},
         {"AcceptedStepVJP", "Cotangents", "RecomputedStates", "BackwardPass", "piece"},

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import Event, PIDController, UnsupportedError
 from odenet_torch import solve
+from odenet_torch.steps import weighted_sum
 
 ROWS = PIDController(rtol=1e-8, atol=1e-8, per_sample=True)
 
@@ -195,3 +196,36 @@ def test_a_hook_of_the_field_on_its_state_stands_beside_that_of_the_gate(removed
     solve(field, y0, control=ROWS).y1[0].sum().backward()
     assert bool(seen) is not removed
     torch.testing.assert_close(y0.grad, torch.tensor([[1.5], [0.0]], dtype=torch.float64), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("event", [None, lambda t, y: y.sum() - 1e3, lambda t, y: y.sum() - 3.0])
+@torch.no_grad()
+def test_solves_at_once_do_not_share_the_rows_that_are_kept_between_solves(event: Any) -> None:
+    """One solve inside of another's field, and a field that fails: each has the rows of its slopes for itself."""
+
+    def inner(y: Tensor) -> Tensor:
+        return solve(lambda t, y: -y, y, t1=0.5, rtol=1e-6, atol=1e-6, event=event).y1
+
+    def failing(t: Tensor, y: Tensor) -> Tensor:
+        if t > 0.5:
+            raise ZeroDivisionError
+        return y
+
+    y0 = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    choices: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6, "event": event}
+    expected = [solve(field, y0, t1=1.0, **choices).y1 for field in (lambda t, y: y.sin() + 1, lambda t, y: y)]
+    exact = torch.exp(torch.tensor(-0.5, dtype=torch.float64))
+    outer = solve(lambda t, y: 1 + (inner(y) / exact).sin(), y0, t1=1.0, **choices).y1
+    torch.testing.assert_close(outer, expected[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ZeroDivisionError):
+        solve(failing, y0, t1=1.0, **choices)
+    torch.testing.assert_close(solve(lambda t, y: y, y0, t1=1.0, **choices).y1, expected[1], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_the_rows_that_are_kept_between_solves_are_few() -> None:
+    for entries in range(1, 30):
+        solve(lambda t, y: -y, torch.ones(entries), t1=1.0, rtol=1e-3)
+    assert len(weighted_sum._spare) <= 8
+    solve(lambda t, y: -y, torch.ones(1 << 14), t1=1.0, rtol=1e-3)
+    assert all(rows.matrix.numel() < 1 << 14 for rows in weighted_sum._spare.values())

@@ -14,8 +14,8 @@ import functools
 import inspect
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,21 +49,34 @@ _OTHER = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | in
 _NUMBERS = frozenset((bool, int, float))
 _OF_TORCH = frozenset(("linalg", "stack", "cat", "pi"))  # beside what a tensor has, too
 _NOT_ARITHMETIC = frozenset(("backward", "register_hook", "retain_grad"))
-_SEEN: weakref.WeakKeyDictionary[types.CodeType, bool] = weakref.WeakKeyDictionary()
-"""Codes that were called in a batch, and whether the values were the same."""
+
+
+@dataclass
+class _Code:
+    """What is known of the byte code of conditions.
+
+    Args:
+        names: the global names that it reads; None where it does something else than arithmetic.
+        reads_time: whether it reads its first argument.
+        agrees: whether the values of a batch were those of single calls; None before there was one.
+    """
+
+    names: frozenset[str] | None
+    reads_time: bool
+    agrees: bool | None = None
 
 
 def arithmetic(condition: Any) -> bool:
     """Whether a condition is seen to do nothing but compute, of its arguments, numbers and tensors."""
     if type(condition) is not types.FunctionType or condition.__defaults__ or condition.__kwdefaults__:
         return False
-    names = _global_names(condition.__code__)
-    if names is None or not _CAN_BATCH or _SEEN.get(condition.__code__) is False:
+    code = _known(condition.__code__)
+    if code.names is None or not _CAN_BATCH or code.agrees is False:
         return False
     own = condition.__globals__
     try:
         values = [cell.cell_contents for cell in condition.__closure__ or ()]
-        values += [own[name] if name in own else getattr(builtins, name) for name in names]
+        values += [own[name] if name in own else getattr(builtins, name) for name in code.names]
     except (ValueError, AttributeError):  # not assigned
         return False
     return all(map(_harmless, values))
@@ -74,6 +87,11 @@ def _harmless(value: Any) -> bool:
 
 
 @functools.lru_cache(256)
+def _known(code: types.CodeType) -> _Code:
+    names = _global_names(code)
+    return _Code(names, names is not None and _reads_time(code))
+
+
 def _global_names(code: types.CodeType) -> frozenset[str] | None:
     """The global names that code reads; None where it does something else than arithmetic."""
     names: set[str] = set()
@@ -99,7 +117,6 @@ def _global_names(code: types.CodeType) -> frozenset[str] | None:
     return frozenset(names) if simple and "out" not in words else None
 
 
-@functools.lru_cache(256)
 def _reads_time(code: types.CodeType) -> bool:
     """Whether code reads its first argument."""
     time, names = code.co_varnames[0], [instruction.argval for instruction in dis.get_instructions(code)]
@@ -117,7 +134,7 @@ class BatchedCondition:
     Args:
         condition: it.
         parts: where in a step, from 0 to 1, the step's end left out.
-        weights: of dense output, one row a part.
+        weights: of dense output, one row a part, and one for the step's end.
         y: a state, of one leaf.
         time: number type of times.
         alone: the same at times and states, stacked along a first axis, by a call for each: for the first batch.
@@ -133,12 +150,12 @@ class BatchedCondition:
         alone: Callable[[Tensor, Tensor], Sequence[Tensor]],
     ) -> None:
         self.condition, self.parts, self.weights, self.alone = condition, parts, weights, alone
-        self.code: types.CodeType = condition.__code__  # pyright: ignore[reportFunctionMemberAccess]
-        self.checked = _SEEN.get(self.code, False)
+        self.code = _known(condition.__code__)  # pyright: ignore[reportFunctionMemberAccess]
+        self.checked = self.code.agrees or False
         """Whether the values of a batch were those of single calls."""
         self.time, self.device, self.shape = time, y.device, y.shape
         # in the place of times that it does not read
-        self.no_time = None if _reads_time(self.code) else _zero(time, y.device)
+        self.no_time = None if self.code.reads_time else _zero(time, y.device)
         self.most = min(_WAITING, _ENTRIES // (len(parts) * y.numel()))
         """How many steps may wait for their looks, where that is more than one."""
 
@@ -151,7 +168,7 @@ class BatchedCondition:
             slopes: those that dense output weighs, as rows.
         """
         h = t1 - t
-        inside = torch.addmm(y.reshape(1, -1), self.weights, slopes, alpha=h)
+        inside = torch.addmm(y.reshape(1, -1), self.weights[:-1], slopes, alpha=h)
         states = torch.cat((inside, y1.reshape(1, -1))).view(-1, *self.shape)
         times = self.no_time
         if self.checked and times is not None:
@@ -162,7 +179,7 @@ class BatchedCondition:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # an operation that torch can batch by a loop alone
             value = self._batch(times, states)
-        self.checked = _SEEN[self.code] = value is not None and _same(value, self.alone(times, states))
+        self.checked = self.code.agrees = value is not None and _same(value, self.alone(times, states))
         return value if self.checked else None
 
     def at(self, t: float, y: Tensor) -> Any:
@@ -173,7 +190,9 @@ class BatchedCondition:
         return self.condition(time, y)
 
     def within(self, steps: Sequence[tuple[float, float, Tensor, Tensor]], y: Tensor) -> Tensor | None:
-        """The entries at the parts of several steps, and then those at the ends of all; None as of `entries`.
+        """The entries at the parts of several steps, each followed by that of its end; None as of `entries`.
+
+        Ends are where dense output has them, which is where the steps have them but for rounding.
 
         Args:
             steps: one after the other, of each its ends, the state at the second, and the slopes that dense output
@@ -183,20 +202,19 @@ class BatchedCondition:
         count, sizes = len(steps), [t1 - t for t, t1, *_ in steps]
         h = moments(sizes, self.weights.dtype, self.device).view(count, 1, 1)
         slopes = torch.stack([rows for *_, rows in steps])
-        ends = torch.stack([y, *(y1 for *_, y1, _ in steps)]).view(count + 1, 1, -1)
-        inside = torch.baddbmm(ends[:-1], h * self.weights, slopes)
-        states = torch.cat((inside.view(-1, y.numel()), ends[1:, 0])).view(-1, *self.shape)
+        begins = torch.stack([y, *(y1 for *_, y1, _ in steps[:-1])]).view(count, 1, -1)
+        states = torch.baddbmm(begins, h * self.weights, slopes).view(-1, *self.shape)
         times = self.no_time
         if times is None:
-            every = [t + part * h for (t, *_), h in zip(steps, sizes, strict=True) for part in self.parts]
-            every += [t1 for _, t1, *_ in steps]
+            parts = (*self.parts, 1.0)
+            every = [t + part * h for (t, *_), h in zip(steps, sizes, strict=True) for part in parts]
             times = moments(every, self.time, self.device)
         return self._batch(times, states)
 
     def _batch(self, times: Tensor, states: Tensor) -> Tensor | None:
         value = _mapped(self.condition, times, states)
         if value is None:  # it is not tried again
-            _SEEN[self.code] = False
+            self.code.agrees = False
         return value
 
 

@@ -119,7 +119,7 @@ class Watch:
         """What calls the condition once for all parts of a step, where that can be done."""
         plain = layout.single and layout.dtypes == layout.carried and self.small and not transformed()
         if plain and len(self.parts) > 1 and arithmetic(event.condition):
-            of = _weights(tableau, self.parts, y[0].dtype, layout.device)
+            of = _weights(tableau, (*self.parts, 1.0), y[0].dtype, layout.device)
             self.together = BatchedCondition(event.condition, self.parts, of, y[0], layout.time, self._alone)
         self.before = self._first_values(t, y)
         self.resting = [False] * len(self.before)
@@ -230,10 +230,10 @@ class Watch:
         values = signed(entries).reshape(len(entries), -1).tolist()
         if self._unchanged(values):
             return len(steps)
-        parts, inside = len(self.parts), len(self.parts) * len(steps)
+        looks = len(self.parts) + 1
 
         def changes(i: int) -> bool:
-            return not self._unchanged([*values[i * parts : (i + 1) * parts], values[inside + i]])
+            return not self._unchanged(values[i * looks : (i + 1) * looks])
 
         return next(filter(changes, range(len(steps))))
 

@@ -74,7 +74,8 @@ class AcceptedStep:
         slopes: of all stages; `ends` has the slope at t1 among them.
         end: the slope at t1, once it is evaluated.
         is_last: whether the solve ends with it.
-        rows: `ends` of a state of one leaf as rows of a matrix, where there is one; valid until the next step is tried.
+        rows: `ends` of a state of one leaf as rows of a matrix, where there is one; valid until the next step is tried
+            or the solve ends.
     """
 
     n: int
@@ -163,6 +164,21 @@ class AdaptiveLoop:
             t, y: where to begin.
             first: the slope there, if it is known.
         """
+        fits = self.compiled is None and Buffered.fits(self.tolerance, y)
+        fast = Buffered(self.tableau, self.tolerance, y[0]) if fits else None
+        try:
+            yield from self._steps(t, y, first, fast)
+        finally:
+            if fast is not None:
+                fast.slopes.give_back()
+
+    def _steps(self, t: float, y: Leaves, first: Leaves | None, fast: Buffered | None) -> Iterator[AcceptedStep]:
+        """See `steps`.
+
+        Args:
+            t, y, first: of it.
+            fast: what makes the trial steps of a small state.
+        """
         control, tableau, order = self.control, self.tableau, self.tableau.error_order
         stages, fsal = tableau.stages - 1, tableau.fsal
         if t == self.stops[-1]:
@@ -179,14 +195,12 @@ class AdaptiveLoop:
         size = self.proposed or control.first_step or self._first_size(t, y, first, direction, stop)
         size = control.bounded(min(size, abs(self.stops[-1] - t)))
         past: Past = (1.0, 1.0)
-        graph, fast = None, None
+        graph = None
         if self.compiled is not None:
             if self.memory is not None and self.memory.evaluated < 2:
                 self.slope(t, y, 0, t, stop)  # it is known after two evaluations where the field writes
             graph = self.compiled(y, first)
             y = graph.enter(y)
-        elif Buffered.fits(self.tolerance, y):
-            fast = Buffered(tableau, self.tolerance, y[0])
         while True:
             if self.tried >= control.max_steps or (self.tried in _LOOKS and self._endless(begin, t)):
                 self.failed = Result.MAX_STEPS
@@ -229,7 +243,7 @@ class AdaptiveLoop:
             if accepted:
                 # the caller works with the step, and may evaluate the slope at its end, before the loop goes on: the
                 # next size has to be known by then, since the caller may stop here
-                rows = fast.matrix if fast is not None and fsal else None
+                rows = fast.slopes.matrix if fast is not None and fsal else None
                 last = t1 == self.stops[-1]
                 step = AcceptedStep(self.n, t, t1, y, attempt.y1, attempt.slopes, self, None, last, rows)
                 self.n += 1

@@ -5,6 +5,7 @@ Small states are bound by the number of operations, so that what autograd does n
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 from collections.abc import Sequence
@@ -53,6 +54,47 @@ def _coefficients(tableau: Tableau, kind: torch.dtype, device: torch.device) -> 
     return a, a[-1] if tableau.fsal else torch.tensor(tableau.b, **of), torch.tensor(tableau.error_weights, **of)
 
 
+class SlopeRows:
+    """The slopes of a step as the rows of one matrix.
+
+    A solve of a small state spends some percent of its time on the views of it. They are kept for the next solve of
+    such a state, as long as nobody else takes them.
+
+    Args:
+        stages: of the method.
+        y: the state.
+        kept_as: what the next solve asks for, where they are kept.
+    """
+
+    def __init__(self, stages: int, y: Tensor, kept_as: Any) -> None:
+        self.kept_as = kept_as
+        self.matrix = slopes = y.new_empty(stages, y.numel())
+        self.rows = slopes.view(stages, *y.shape).unbind(0)
+        columns = slopes.t()
+        self.before = [columns.narrow(1, 0, i) for i in range(1, stages + 1)]
+        """The slopes of the first stages as columns, by how many there are, less one."""
+
+    @classmethod
+    def take(cls, stages: int, y: Tensor) -> SlopeRows:
+        """Rows for nobody else, until they are given back."""
+        if y.numel() > _KEPT_ENTRIES or not y.is_cpu:  # elsewhere what was queued may still write on them
+            return cls(stages, y, None)
+        kept_as = stages, y.shape, y.dtype, torch.is_inference_mode_enabled()
+        return _spare.pop(kept_as, None) or cls(stages, y, kept_as)
+
+    def give_back(self) -> None:
+        """Another solve may have them."""
+        if self.kept_as is not None:
+            _spare[self.kept_as] = self
+            if len(_spare) > _KEPT:
+                _spare.popitem(last=False)
+
+
+_spare: collections.OrderedDict[Any, SlopeRows] = collections.OrderedDict()
+_KEPT = 8
+_KEPT_ENTRIES = 1 << 12  # of a state: of larger ones the time of a few views is no part
+
+
 class Buffered:
     """Steps of a state that is one small real tensor, without autograd: slopes are the rows of one buffer.
 
@@ -67,11 +109,7 @@ class Buffered:
         self.fsal = tableau.fsal
         self.inner = stages - 1 - self.fsal
         """Stages after the first that are not at the end of the step."""
-        self.matrix = slopes = y.new_empty(stages, entries)
-        self.slopes = slopes.view(stages, *y.shape).unbind(0)
-        columns = slopes.t()
-        self.before = [columns.narrow(1, 0, i) for i in range(1, stages + 1)]
-        """The slopes of the first stages as columns, by how many there are, less one."""
+        self.slopes = SlopeRows.take(stages, y)
         self.a, self.last, self.error = _coefficients(tableau, y.dtype, y.device)
         (rtol,), (atol,) = tolerance.rtol, tolerance.atol
         self.rtol = min(rtol, torch.finfo(y.dtype).max)  # a factor must be a number of the state's type
@@ -95,7 +133,7 @@ class Buffered:
 
     def trial(self, stage: Any, y: Leaves, h: float, first: Leaves) -> tuple[Trial, float]:
         """The step (see `odenet._solvers.step.trial`), without its error, and the error's ratio to what is allowed."""
-        a, before, into, product = self.a, self.before, self.slopes, torch.addmv
+        a, before, into, product = self.a, self.slopes.before, self.slopes.rows, torch.addmv
         (like,) = y
         flat, slopes = like.reshape(-1), [first]
         into[0].copy_(first[0])
