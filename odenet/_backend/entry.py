@@ -36,6 +36,8 @@ class BackendEntry:
         adaptive: names of further solvers, with tolerances.
         networks: whether it builds networks of a `NetSpec` and examines modules.
         compiles: whether its solves compile their steps where they are asked to (`compile=True`).
+        environment: variables that a job of the command line sets, where they are unset, before the framework is
+            imported.
         base: another backend, whose arrays it takes. Such a backend is used where it is named, and owns no arrays.
 
     Raises:
@@ -54,6 +56,7 @@ class BackendEntry:
     adaptive: tuple[str, ...] = ()
     networks: bool = False
     compiles: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
     base: BackendEntry | None = None
 
     def __post_init__(self) -> None:

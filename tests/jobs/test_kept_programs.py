@@ -16,11 +16,15 @@ from odenet._jobs.cells.programs import folder, shorten
 from odenet_jax.verbs import on_disk
 
 COMPARE = ["compare", "--backend", "jax", "--solver", "euler", "--gradient", "checkpoint", "--depth", "4"]
+VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
 SMALL = ["--batch", "8", "--block", "mlp", "--repeats", "1", "--out"]
 
 
+_OF_A_USER = ("ODENET", "JAX_COMP", "XDG", "TF_CPP")  # set by a user, or by JAX where it is imported
+
+
 def python(*arguments, **environment):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ODENET", "JAX_COMP", "XDG"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_USER)}
     found = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=False, env={**kept, **environment}
     )
@@ -31,15 +35,15 @@ def python(*arguments, **environment):
 TWICE = """
 import sys
 from pathlib import Path
-import jax
 from odenet._jobs.cli import main
 *words, cache, one, two = sys.argv[1:]
 for out in (one, two):
-    jax.clear_caches()
     try:
         main([*words, out])
     except SystemExit as end:
         assert not end.code
+    import jax  # not before: a job says what XLA is to report
+    jax.clear_caches()
     Path(out, "kept").write_text(" ".join(sorted(path.name for path in Path(cache).rglob("*-cache"))))
 """
 
@@ -58,13 +62,14 @@ def test_a_job_takes_the_programs_of_the_job_before_and_says_how_long_they_were_
     if apart:
         kept = []
         for out in (one, two):
-            said = python("-m", "odenet", *COMPARE, *SMALL, str(out), ODENET_CACHE=str(cache)).stderr
+            said = python("-m", "odenet", *COMPARE, *SMALL, str(out), ODENET_CACHE=str(cache), XLA_FLAGS="").stderr
             assert "compiled programs" not in said
             kept.append({path.name for path in cache.rglob("*-cache")})
     else:
         said = python("-c", TWICE, *COMPARE, *SMALL, *map(str, (cache, one, two)), ODENET_CACHE=str(cache)).stderr
         assert "compiled programs" not in said
         kept = [set((out / "kept").read_text().split()) for out in (one, two)]
+    assert "AOT" not in said  # XLA's loader of programs, for each that another process has compiled
     there, then = kept
     assert any("value_and_grad" in name or "loss" in name for name in there)
     assert cache.stat().st_mode & 0o077 == 0
@@ -84,6 +89,14 @@ def backend(asked):
 
     Compiling.__abstractmethods__ = frozenset()
     return Compiling()
+
+
+@pytest.mark.parametrize(("cache", "before", "then"), [("", None, "3"), ("", "0", "0"), ("off", None, None)])
+def test_what_a_backend_wants_in_the_environment_is_set_where_nobody_did(cache, before, then, monkeypatch):
+    monkeypatch.setattr(programs.registry, "when_loaded", [])
+    monkeypatch.setattr(os, "environ", {"ODENET_CACHE": cache} | ({} if before is None else {VARIABLE: before}))
+    programs.keep_programs()
+    assert os.environ.get(VARIABLE) == then
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_and_no_more(tmp_path, monkeypatch, capsys):
@@ -160,7 +173,8 @@ def test_a_backend_that_is_loaded_in_a_job_is_bounded_at_once(monkeypatch, tmp_p
 
 
 def test_odenet_as_a_library_sets_nothing(tmp_path):
-    code = "import odenet, odenet_jax; odenet_jax.backend.load(); odenet._backend.registry.backend('jax'); import jax; "
+    code = "import os, odenet, odenet_jax; odenet_jax.backend.load(); odenet._backend.registry.backend('jax'); "
+    code += f"import jax; assert os.environ.get('{VARIABLE}') != '3'; "
     python("-c", f"{code}assert jax.config.jax_compilation_cache_dir is None", ODENET_CACHE=str(tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 

@@ -38,7 +38,11 @@ def folder() -> Path | None:
 
 
 def keep_programs() -> None:
-    """Let every backend that is loaded from now on keep its programs."""
+    """Let every backend that is loaded from now on keep its programs, in the environment that it wants for that."""
+    if folder() is not None:
+        for entry in registry.known().values():
+            for name, value in entry.environment.items():
+                os.environ.setdefault(name, value)
     if _keep not in registry.when_loaded:
         registry.when_loaded.append(_keep)
 
