@@ -256,6 +256,7 @@ class ContinuousAdjoint(Gradient):
             evaluations + slopes + segments * (2 * length - 1) * solver.stages,
             evaluations + segments * length * solver.stages,
             states,
+            look=solver.stages,
         )
 
     def estimate(self, certificate: float | None, steps: int) -> float | None:

@@ -22,6 +22,8 @@ class Cost:
         vjp: vector-Jacobian products of the field.
         states: states of the size of y kept between forward and backward pass.
         rounded: states kept beside these in fewer bits.
+        look: field evaluations that the backward pass may have beyond `f_backward`, where a state is missed by more
+            than rounding: they tell what its steps back are off by from a field that has changed.
     """
 
     f_forward: int
@@ -29,6 +31,7 @@ class Cost:
     vjp: int
     states: int
     rounded: int = 0
+    look: int = 0
 
     @property
     def kept(self) -> str:

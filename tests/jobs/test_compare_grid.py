@@ -9,7 +9,7 @@ from odenet import BackendUnavailableError, DepthError, FileError, GradientError
 from odenet._backend import registry as _registry
 from odenet._jobs.cells.grid import GridPlan
 from odenet._jobs.cells.results import OK
-from odenet._jobs.compare.measure import measure
+from odenet._jobs.compare.measure import _of_model, measure
 from odenet._jobs.compare.results import COLUMNS, MeasuredGradient
 from odenet._report.difference import cosine_distance, largest, relative
 from odenet._report.rows import from_json, to_json
@@ -163,6 +163,14 @@ def test_a_row_says_how_far_the_cell_is_off():
         assert paper.backward_seconds == pytest.approx(0.02)
         assert rows[backend, "heun", "backprop", 8].gradient_error == 0
     assert rows["other", "heun", "backprop", 8].forward_difference == pytest.approx(1e-9, rel=1e-3)
+
+
+@pytest.mark.parametrize(("beyond", "same"), [(0, True), (2, True), (1, False), (4, False), (-2, False)])
+def test_one_step_that_tells_whether_the_field_has_changed_is_of_the_cost_model(beyond, same):
+    cost = gradient("continuous-adjoint").cost(solver("heun"), 16)
+    counts = cost.f_forward, cost.f_backward + beyond, cost.vjp
+    assert _of_model(counts, cost) is same
+    assert _of_model(counts, replace(cost, look=0)) is (beyond == 0)
 
 
 def test_numbers_that_are_not_finite_are_no_result(fake, monkeypatch):
