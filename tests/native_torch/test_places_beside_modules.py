@@ -341,6 +341,40 @@ def test_what_a_block_computes_once_and_keeps_has_its_gradient(kind, gradient):
     assert_right(kind, gradient)
 
 
+class Named(collections.namedtuple("Named", "x")):
+    """A tuple that can hold an attribute, by which it is seen to live: there are no weak references to tuples."""
+
+    def __init__(self, *_):
+        self.mark = Mark()
+
+
+class Mark:
+    pass
+
+
+@pytest.mark.parametrize("wrapped", [lambda x: x, Named], ids=["tensor", "tuple"])
+@pytest.mark.parametrize("gradient", [CHECKPOINT, *OTHERS])
+def test_what_a_cache_knows_by_its_id_lives_as_long_as_its_entry(gradient, wrapped):
+    """Otherwise another tensor is given its `id`, and is taken for it: by chance, once in some hundred runs."""
+    seen, memory = {}, {}
+
+    class Keeping(Block):
+        def forward(self, x):
+            key, h = wrapped(x), torch.tanh(self.inner(x))
+            seen[id(key)] = weakref.ref(key.mark if isinstance(key, Named) else key)
+            memory[id(key)] = key, h
+            return self.out(h)
+
+    model = ResidualStack([Keeping() for _ in range(DEPTH)], solver="euler", gradient=gradient)
+    y = model(torch.linspace(-1, 1, 3 * WIDTH).view(3, WIDTH).requires_grad_())
+    for _ in range(2):
+        assert memory
+        assert all(seen[key]() is not None for key in memory)
+        if y.requires_grad:
+            y.sum().backward()
+            y = y.detach()
+
+
 @pytest.mark.parametrize("gradient", [CHECKPOINT, *OTHERS])
 @pytest.mark.parametrize("kind", LENT)
 def test_what_a_block_changes_for_the_time_of_its_run_is_put_back(kind, gradient):

@@ -271,19 +271,23 @@ def _name(difference: Difference) -> str:
     return place.called(difference[1])
 
 
-def _cut(value: Any, known: set[int], name: str) -> Any:
+def _cut(value: Any, known: set[int], name: str, held: tuple[Any, ...] = ()) -> Any:
     """The tensors in a value, but for those that are known, as ones whose gradient is an error.
+
+    What these take the place of lives as long as they do: a cache may know it by its `id`, which would be given to
+    another object if nobody held it.
 
     Args:
         value: any.
         known: tensors, and what was looked into, by `id`.
         name: of its place.
+        held: what else is no longer there, because the value is a part of it.
     """
     if isinstance(value, Tensor):
         if id(value) in known or not (value.is_floating_point() or value.is_complex()):
             return value
         with torch.enable_grad():
-            return _SideResult.apply(torch.empty(0, requires_grad=True), value.detach(), name)
+            return _SideResult.apply(torch.empty(0, requires_grad=True), value.detach(), name, (value, *held))
     if id(value) in known:
         return value
     if not isinstance(value, (tuple, str, int, float)):
@@ -295,7 +299,9 @@ def _cut(value: Any, known: set[int], name: str) -> Any:
         value[:] = [_cut(item, known, name) for item in value]
         return value
     if isinstance(value, tuple):
-        items = [_cut(item, known, name) for item in value]
+        items = [_cut(item, known, name, (value, *held)) for item in value]
+        if all(new is item for new, item in zip(items, value, strict=True)):
+            return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     for place in held_by(value):
         for key, item in place.contents().items():
@@ -306,8 +312,9 @@ def _cut(value: Any, known: set[int], name: str) -> Any:
 
 class _SideResult(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _: Tensor, value: Tensor, name: str) -> Tensor:
+    def forward(ctx: Any, _: Tensor, value: Tensor, name: str, held: tuple[Any, ...]) -> Tensor:
         ctx.place = name  # a node has a method `name`
+        ctx.held = held
         return value.view_as(value)
 
     @staticmethod
