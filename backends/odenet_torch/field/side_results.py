@@ -272,7 +272,7 @@ def _name(difference: Difference) -> str:
 
 
 def _cut(value: Any, known: set[int], name: str, held: tuple[Any, ...] = ()) -> Any:
-    """The tensors in a value, but for those that are known, as ones whose gradient is an error.
+    """The tensors in a value, but for leaves and those that are known, as ones whose gradient is an error.
 
     What these take the place of lives as long as they do: a cache may know it by its `id`, which would be given to
     another object if nobody held it.
@@ -284,7 +284,8 @@ def _cut(value: Any, known: set[int], name: str, held: tuple[Any, ...] = ()) -> 
         held: what else is no longer there, because the value is a part of it.
     """
     if isinstance(value, Tensor):
-        if id(value) in known or not (value.is_floating_point() or value.is_complex()):
+        own = value.is_leaf and value.requires_grad  # a parameter: what asks for its gradient, finds it there
+        if own or id(value) in known or not (value.is_floating_point() or value.is_complex()):
             return value
         with torch.enable_grad():
             return _SideResult.apply(torch.empty(0, requires_grad=True), value.detach(), name, (value, *held))
