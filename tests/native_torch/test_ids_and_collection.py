@@ -301,3 +301,42 @@ def test_a_block_may_keep_its_parameter_elsewhere(gradient):
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     assert all(block.kept["weight"] is block.linear.weight for block in one.blocks)
+
+
+class Logs(nn.Module):
+    """Keeps a loss and a constant of each evaluation, under keys that are others each time."""
+
+    def __init__(self, key):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.key, self.losses, self.count = nn.Linear(3, 3), key, {}, 0
+
+    def forward(self, x):
+        h = torch.tanh(self.linear(x))
+        self.count += 1
+        if self.key is None:
+            setattr(self, f"loss{self.count}", h.square().sum())
+        else:
+            self.losses[self.key(self.count, x)] = h.square().sum()
+        self.losses[f"constant {self.count}"] = torch.full((), 2.0)
+        return h
+
+    def kept(self):
+        own = [value for name, value in vars(self).items() if name.startswith("loss") and name != "losses"]
+        own += [value for key, value in self.losses.items() if not isinstance(key, str)]
+        return own, [value for key, value in self.losses.items() if isinstance(key, str)]
+
+
+@pytest.mark.parametrize("gradient", ["discrete-adjoint:iterations=20", "checkpoint:bits=16"])
+@pytest.mark.parametrize("key", [lambda n, _: n, lambda n, x: (id(x), n), None], ids=["count", "id", "name"])
+def test_what_later_evaluations_keep_under_keys_of_their_own_is_not_taken_for_a_constant(key, gradient):
+    """That of the first evaluation alone was looked for, so that further ones had no gradient, and nothing said so."""
+    blocks = [Logs(key), Logs(key)]
+    stack = ResidualStack(blocks, solver="rk4", gradient=gradient)
+    y = stack(torch.linspace(-1, 1, 6).view(2, 3))
+    losses, constants = blocks[0].kept()
+    assert len(losses) == len(constants) > 1
+    (y.sum() * sum(constants)).backward(retain_graph=True)
+    for loss in losses:
+        with pytest.raises(GradientError, match="kept beside"):
+            (y.sum() + loss).backward(retain_graph=True)
